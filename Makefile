@@ -1,14 +1,14 @@
-# Each target first installs what it needs into .venv, and again when pyproject.toml has changed.
+# Each target first installs the packages that it needs into .venv. It installs them again if pyproject.toml has changed.
 PYTHON ?= python3
 PORT ?= 8000
 HOST ?= 127.0.0.1
 BIN := .venv/bin
-# The build of PyTorch to install, such as TORCH=cpu or TORCH=cu128. Empty: the default of the package index.
+# The build of PyTorch to install, such as TORCH=cpu or TORCH=cu128. If it is empty, the package index chooses the build.
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-# Tests run in parallel: idle threads of one test must not occupy the cores of another. They start many processes, which
-# need not compile this project each time, even where the environment forbids bytecode files.
+# OMP_WAIT_POLICY: tests run in parallel, so idle threads of one test must not occupy the cores of another.
+# PYTHONDONTWRITEBYTECODE: bytecode files are allowed, so that the many processes of the tests need not compile this project.
 PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: help serve test quick check docs report train data evaluate profile bench bench-protocols bench-imported bench-replicas bench-cluster \
@@ -131,7 +131,7 @@ clean: ## remove the virtual environments and generated files
 .venv/audit: EXTRA := [audit]
 .venv/mutants: EXTRA := [mutants]
 .venv/profile: EXTRA := [profile]
-# Targets that an installation satisfies as well.
+# Other targets that the installation for a target also satisfies.
 .venv/train: ALSO := .venv/serve
 .venv/test: ALSO := .venv/serve .venv/train
 .venv/profile: ALSO := .venv/serve .venv/train

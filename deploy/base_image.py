@@ -1,4 +1,4 @@
-"""Make the base image of ``make image-check`` where no registry can be reached."""
+"""Make a base image for ``make image-check`` on machines that cannot reach an image registry."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from deploy.containers import Buildah, run
 
 BASE_IMAGE = "localhost/quartet-base"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-# Shared libraries of CPython and PyTorch, and the certificates for downloads during the build.
+# Shared libraries that CPython and PyTorch need, and the certificates for downloads during the build.
 DEBIAN_PACKAGES = (
     "ca-certificates,passwd,libbz2-1.0,libffi8,libgomp1,liblzma5,libreadline8t64,libsqlite3-0,libssl3t64,zlib1g"
 )
-# Not needed by the service; python:slim has none of them either.
+# The service does not need these files. The image python:slim does not contain them either.
 UNUSED_DEBIAN = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists")
 UNUSED_PYTHON = ("test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "site-packages", "config-*")
 
@@ -34,7 +34,7 @@ def make_base(suite: str, mirror: str) -> None:
             shutil.rmtree(root / name, ignore_errors=True)
         copy_python(Path(sys.base_prefix), root / "usr" / "local")
         run("chroot", str(root), "ldconfig")
-        if Path(CERTIFICATES).exists():  # this machine may trust further certificates, for example a proxy's
+        if Path(CERTIFICATES).exists():  # this machine may trust more certificates, such as that of a proxy
             shutil.copyfile(CERTIFICATES, root / CERTIFICATES.lstrip("/"))
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         environment = f"ENV PATH={path} SSL_CERT_FILE={CERTIFICATES}"
@@ -43,7 +43,7 @@ def make_base(suite: str, mirror: str) -> None:
 
 
 def copy_python(prefix: Path, target: Path) -> None:
-    """Copy the interpreter, its library and pip from ``prefix`` to ``target``."""
+    """Copy the Python interpreter, its standard library and pip from the folder ``prefix`` to ``target``."""
     version = f"python{sysconfig.get_python_version()}"
     library = target / "lib" / version
     ignored = shutil.ignore_patterns("__pycache__", *UNUSED_PYTHON)

@@ -1,4 +1,4 @@
-"""Build the container image and run it, with Docker or with buildah and chroot."""
+"""Build the container image and run it, either with Docker or with buildah and chroot."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ EXIT_SECONDS = 45.0  # docker-compose.yml's stop_grace_period
 
 
 class CheckError(Exception):
-    """The image, or a step of the check, is faulty."""
+    """A check of the image failed, or a command that the check needs failed."""
 
 
 def run(*command: str, timeout: float | None = None, check: bool = True) -> str:
-    """Run a command. Returns what it wrote to standard output.
+    """Run a command, and return what it wrote to standard output.
 
     Raises:
         CheckError: the command failed.
@@ -36,21 +36,21 @@ def run(*command: str, timeout: float | None = None, check: bool = True) -> str:
 
 
 class Container(Protocol):
-    """A running container of the image. The service listens on ``port`` of this machine."""
+    """A running container of the image. Its service listens on ``port`` of this machine."""
 
     port: int
 
     def is_healthy(self) -> bool:
-        """Run the image's health check."""
+        """Return whether the image's health check succeeds."""
 
     def succeeds(self, *command: str) -> bool:
-        """Run a command in the container. Returns whether its exit status is 0."""
+        """Run a command in the container, and return whether its exit status is 0."""
 
     def stop(self) -> int:
-        """Send SIGTERM. Returns the exit status."""
+        """Send SIGTERM to the service, and return its exit status."""
 
     def output(self) -> str:
-        """The last lines that the service wrote."""
+        """Return the last lines that the service wrote."""
 
 
 def free_port() -> int:
@@ -62,7 +62,7 @@ def free_port() -> int:
 
 @dataclass
 class Docker:
-    """Builds and runs with Docker."""
+    """Builds and runs the image with Docker."""
 
     tool = "docker"
 
@@ -108,14 +108,14 @@ class DockerContainer:
 
 @dataclass
 class Buildah:
-    """Builds with buildah, and runs the image's file system with chroot."""
+    """Builds the image with buildah, and runs its service with chroot."""
 
     tool = "buildah"
-    # Neither overlay file systems nor user namespaces are available everywhere, for example inside a container.
+    # vfs needs neither overlay file systems nor user namespaces, which may be missing inside a container.
     storage = ("buildah", "--storage-driver", "vfs")
 
     def build(self, options: Sequence[str]) -> None:
-        # The Docker format keeps the health check; the OCI format has none.
+        # The Docker format keeps the health check. The OCI format cannot contain one.
         limits = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=96000:96000")
         run(
             *self.storage,
@@ -148,7 +148,7 @@ class Buildah:
 
     @contextmanager
     def _mounted(self) -> Iterator[Path]:
-        """The image's file system."""
+        """Mount the image's file system, and yield its folder."""
         name = run(*self.storage, "from", "--pull=false", IMAGE).strip()
         try:
             yield Path(run(*self.storage, "mount", name).strip())
@@ -157,7 +157,7 @@ class Buildah:
             run(*self.storage, "rm", name, check=False)
 
 
-# Mounts the root file system read-only, as ``docker run --read-only`` does, and then becomes the given command.
+# A shell script that mounts the file system read-only, as ``docker run --read-only`` does, and then runs a command.
 ENTER = """
 set -e
 mount --bind "$1" "$1"

@@ -1,4 +1,4 @@
-"""Forward requests to an application in another process, and return its ASGI messages. Does not depend on Ray."""
+"""Forward requests to an application in another process, and return its ASGI messages. This module does not use Ray."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ FORWARDED_SCOPE = (
     "root_path",
     "headers",
 )
-MAX_QUEUED_MESSAGES = 64  # of one response, until they are sent
-MAX_HELD_BYTES = 2**20  # of a response, held back so that another replica can be tried if this one dies
-MAX_TRIES = 2  # of a repeatable request: the request itself may be what ends its replica
+MAX_QUEUED_MESSAGES = 64  # limit for the unsent messages of a response
+MAX_HELD_BYTES = 2**20  # bytes of a response that are held back, so that another replica can be tried if this one dies
+MAX_TRIES = 2  # of a repeatable request; few, because the request itself may crash the replicas
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 TWICE_DEAD = f"{MAX_TRIES} replicas died while they answered this request"
 UNSURE = "the replica died while it answered; check whether it made the change before you repeat the request"
@@ -42,7 +42,7 @@ END: Message = {"type": "end"}
 
 
 class RemoteResponse(Protocol):
-    """An asynchronous iterator over lists of ASGI messages that can be cancelled."""
+    """A response as an asynchronous iterator over lists of ASGI messages. It can be cancelled."""
 
     def __aiter__(self) -> AsyncIterator[list[Message]]: ...
 
@@ -50,7 +50,7 @@ class RemoteResponse(Protocol):
 
 
 class HostedApp:
-    """An application without a socket, which its owner starts, calls and stops."""
+    """An application that does not listen on a socket. Its owner starts it, sends it requests and stops it."""
 
     def __init__(self, app: FastAPI) -> None:
         self.app = app
@@ -64,7 +64,7 @@ class HostedApp:
         await self._lifespan.__aexit__(None, None, None)
 
     async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[list[Message], None]:
-        """Yield lists of ASGI messages of the response. Close the generator to cancel the request."""
+        """Answer a request. Yields lists of ASGI messages. Closing the generator cancels the request."""
         queue: asyncio.Queue[Message] = asyncio.Queue(MAX_QUEUED_MESSAGES)
         cancelled = asyncio.Event()
         task = asyncio.create_task(self._run(scope, body, queue, cancelled))
@@ -81,7 +81,7 @@ class HostedApp:
                     return
         finally:
             cancelled.set()
-            while not queue.empty():  # so that no sender waits for space
+            while not queue.empty():  # make space, so that no sender waits
                 queue.get_nowait()
 
     async def _run(self, scope: Scope, body: bytes, queue: asyncio.Queue[Message], cancelled: asyncio.Event) -> None:
@@ -106,12 +106,12 @@ class HostedApp:
 class ForwardedResponse(Response):
     """The response of a replica in another process.
 
-    ``call`` sends the request to a replica. If it raises an error of ``replica_errors`` before the response has
-    started, another replica is tried if the request is repeatable. ``call`` raises ``overload_error`` if all replicas
-    are full. A body of more than ``max_body_bytes``, or with a pause of more than ``pause_seconds``, is rejected as
-    soon as that is known.
+    ``call`` sends the request to a replica, and raises ``overload_error`` if all replicas are full. If it raises one of
+    ``replica_errors`` before anything was sent to the client, a repeatable request is sent to another replica. A body
+    is rejected as soon as it has more than ``max_body_bytes``, or pauses for more than ``pause_seconds``.
 
-    A stream starts with its first event. Other responses start when they are complete, or after ``MAX_HELD_BYTES``.
+    A stream is sent to the client from its first event on. Any other response is held back until it is complete or has
+    more than ``MAX_HELD_BYTES``.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ForwardedResponse(Response):
         self.overload_error = overload_error
         self.streamed = False
         self.started = False  # whether the client has received anything
-        self.complete = False  # whether all has been sent: a later death of the replica does not matter
+        self.complete = False  # whether everything has been sent; the replica may then die
         self.held: list[Message] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,7 +194,7 @@ class ForwardedResponse(Response):
                 for message in messages:
                     await self._pass_on(message, send)
         except BaseException:
-            if not disconnected.is_set():  # otherwise the cancellation above caused it
+            if not disconnected.is_set():  # if disconnected, the cancellation above caused the error
                 raise
         finally:
             watcher.cancel()
@@ -203,7 +203,7 @@ class ForwardedResponse(Response):
 
 
 def render_metrics(by_replica: Mapping[str, Iterable[Metric]]) -> bytes:
-    """The metrics of several replicas in Prometheus' text format, with the label ``replica``."""
+    """Return the metrics of all replicas in Prometheus' text format. The label ``replica`` tells them apart."""
     families: dict[str, Metric] = {}
     for replica, metrics in by_replica.items():
         for metric in metrics:
@@ -220,7 +220,7 @@ def render_metrics(by_replica: Mapping[str, Iterable[Metric]]) -> bytes:
 
 
 def is_repeatable(scope: Scope) -> bool:
-    """Return whether a request changes nothing, so that it can be sent again if its outcome is unknown."""
+    """Return whether a request changes nothing, so that it may be sent again if its outcome is unknown."""
     path = scope["path"]
     computes = path.startswith("/v2/models/") or any(path in task.paths for task in TASKS.values())
     return computes or scope["method"] in SAFE_METHODS

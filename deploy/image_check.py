@@ -1,11 +1,12 @@
 """Build the container image, run it as a deployment would, and check it: ``make image-check``.
 
-The container runs read-only as the image's user. The check waits for the image's health check, sends one request to
-each model, sends SIGTERM and expects exit status 0. It prints the size of the image and how long each step took.
+The container runs with a read-only file system and the user of the image. The check waits until the health check of
+the image succeeds, sends one request to each model, sends SIGTERM and expects exit status 0. It prints the size of the
+image and the duration of each step.
 
-Docker builds and runs the image if it is installed. Without Docker, buildah builds it and chroot runs it; this needs
-root. Where no registry can be reached, ``--make-base`` makes the base image from Debian packages and from the Python
-that runs this script.
+If Docker is installed, it builds and runs the image. Otherwise buildah builds it and chroot runs it, which needs root.
+If no image registry can be reached, ``--make-base`` makes the base image from Debian packages and the Python that runs
+this script.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from deploy.base_image import BASE_IMAGE, make_base
 from deploy.containers import ROOT, Buildah, CheckError, Container, Docker, run
 
 PHOTO = ROOT / "tests" / "images" / "cifar10" / "0013-horse.png"
-MAX_GIGABYTES = 1.2  # uncompressed, with PyTorch for CPUs
+MAX_GIGABYTES = 1.2  # limit of the uncompressed image with PyTorch for CPUs
 READY_SECONDS = 120.0
 
 
 @contextmanager
 def wheel_options(folder: Path) -> Iterator[list[str]]:
-    """Build options that let the build install PyTorch from the wheels in ``folder``."""
+    """Yield options with which the build installs PyTorch from the wheels in ``folder``."""
     with tempfile.TemporaryDirectory() as scratch:
         pins = [re.sub(r"^([^-]+)-([^-+]+).*", r"\1==\2", wheel.name) for wheel in folder.glob("*.whl")]
         (Path(scratch) / "constraints.txt").write_text("\n".join(pins) + "\n")
@@ -46,7 +47,7 @@ def wheel_options(folder: Path) -> Iterator[list[str]]:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, description: str) -> float:
-    """Wait for ``condition``. Returns how many seconds it took.
+    """Wait until ``condition`` is true, and return how many seconds this took.
 
     Raises:
         CheckError: the condition is still false after ``seconds`` seconds.
@@ -60,7 +61,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, description: str) 
 
 
 def send_requests(client: httpx.Client) -> list[str]:
-    """Send one request to each model. Returns the names of the models.
+    """Send one request to each model, and return the names of the models.
 
     Raises:
         CheckError: a request failed.
@@ -79,7 +80,7 @@ def send_requests(client: httpx.Client) -> list[str]:
             raise CheckError(f"{model['id']} is {model['state']}: {model['broken']}")
         path, body = bodies[model["task"]]
         name = {"model": model["id"]}
-        if model["task"] == "classify":  # its options are query parameters
+        if model["task"] == "classify":  # this endpoint takes options as query parameters
             response = client.post(path, params=name, json=body)
         else:
             response = client.post(path, json={**body, **name})
@@ -92,7 +93,7 @@ def send_requests(client: httpx.Client) -> list[str]:
 
 
 def check_compose_file() -> None:
-    """Let a Compose implementation read docker-compose.yml with all profiles.
+    """Check docker-compose.yml, with all profiles, by an installed implementation of Compose.
 
     Raises:
         CheckError: the file is invalid, or no implementation is installed.

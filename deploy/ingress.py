@@ -1,4 +1,4 @@
-"""The work of an ingress before it forwards a request. Does not depend on Ray."""
+"""What an ingress does before it forwards a request: check the key and find the task. This module does not use Ray."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from app.tasks import TASKS
 
 REPOSITORY = "/v2/repository/models/"
 MODEL_PREFIXES = ("/v2/models/", REPOSITORY)
-SCAN_SECONDS = 1.0  # how long a request waits for a scan of the store; a stalled file system takes longer
-PUBLIC_BODY_BYTES = 64 * 1024  # of a body that needs no key
+SCAN_SECONDS = 1.0  # longest time that a request waits for a scan of the store, which may stall
+PUBLIC_BODY_BYTES = 64 * 1024  # limit for bodies of requests that need no key
 
 ForwardTo = Callable[[TaskName | None, int], ASGIApp]
 
 
 class IngressApp:
-    """ASGI application: check the key, find the task, then call ``forward_to(task, max_body_bytes)``.
+    """An ASGI application that checks the key, finds the task, and runs the app ``forward_to(task, max_body_bytes)``.
 
-    The key is checked before the body is read. The replicas check it again and count rate limits. ``own`` maps paths
-    to applications that answer in this process.
+    The key is checked before the body is read. The replicas check the key again and apply the rate limits. ``own`` maps
+    paths to applications that answer in this process.
 
     Raises:
         SettingsError: a key file, the admin key or a trusted host cannot be used.
@@ -83,10 +83,10 @@ class IngressApp:
 
 
 class ModelTasks:
-    """The task of each model in the store.
+    """Finds the task of each model in the store.
 
-    Each card is read once. The store is scanned on a thread when an unknown model is named, at most once in
-    ``poll_seconds``; 0: only once.
+    Each card is read once. When a request is for an unknown model, a thread scans the store, but at most once in
+    ``poll_seconds``, or only once in all if this is 0.
     """
 
     def __init__(self, folder: Path, poll_seconds: float) -> None:
@@ -96,7 +96,7 @@ class ModelTasks:
         self._read: set[tuple[str, int]] = set()  # versions whose card has been read
         self._disk = DiskThread("cards")
         self._scan: asyncio.Task[None] | None = None  # the scan that is in progress
-        self._scanned_at = -math.inf  # start of the last scan, on time.monotonic's clock
+        self._scanned_at = -math.inf  # start of the last scan, as time.monotonic()
 
     async def find(self, name: str) -> TaskName | None:
         """Return the task of a model, or None for an unknown model."""
@@ -112,18 +112,18 @@ class ModelTasks:
     def _end_scan(self, scan: asyncio.Task[None]) -> None:
         self._scan = None
         if not scan.cancelled():
-            scan.exception()  # a store that cannot be read; the replicas report it
+            scan.exception()  # ignore errors: the replicas report a store that cannot be read
 
     def _read_cards(self) -> None:
         for name, number in store.all_versions(self._folder):
             if (name, number) not in self._read:
-                with suppress(StoreError):  # read again in the next scan; the replicas report the error
+                with suppress(StoreError):  # the next scan reads the card again; the replicas report the error
                     self._tasks[name] = store.read_card(self._folder / name / str(number)).task
                     self._read.add((name, number))
 
 
 async def task_of_path(path: str, find: Callable[[str], Awaitable[TaskName | None]]) -> TaskName | None:
-    """The task of a request, or None if any replica can answer. ``find`` returns the task of a model."""
+    """Return the task of a request, or None if any replica can answer it. ``find`` returns the task of a model."""
     for prefix in MODEL_PREFIXES:
         if path.startswith(prefix):
             return await find(path.removeprefix(prefix).split("/")[0].split("@")[0])

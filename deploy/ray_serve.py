@@ -3,10 +3,11 @@
     serve run deploy.ray_serve:app                       # the default groups below
     serve deploy deploy/ray_serve.yaml                   # your own groups on a running cluster
 
-Each replica is a complete service without a socket. Ray places and restarts replicas, routes to the least busy one,
-scales them by waiting and running requests, and lets a replica drain before it stops. Replicas are grouped by task, so
-that long texts do not delay images. An ingress checks keys and forwards requests to the groups. If a replica dies
-before its response has started, the ingress sends a request that changes nothing to another replica, once.
+Each replica is a complete service that does not listen on a socket. Ray places replicas on machines, restarts them,
+and routes each request to a replica with few requests. It adjusts the number of replicas to the waiting and running
+requests, and lets a replica finish its requests before it stops. Replicas are grouped by task, so that long texts do
+not delay images. An ingress checks keys and forwards requests to the groups. If a replica dies before its response has
+started, the ingress sends the request to another replica, but only once, and only if the request changes nothing.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ REPLICA_ERRORS = (
     ReplicaUnavailableError,
 )
 METRICS_SECONDS = 5.0  # timeout for collecting the metrics of all replicas
-REPORT_SECONDS = 2.0  # between two reports of waiting and running requests; Ray's default of 10 s is too slow
-LOOK_BACK_SECONDS = 10.0  # over which these reports are averaged; Ray's default is 30 s
+REPORT_SECONDS = 2.0  # interval of the reports of waiting and running requests; Ray's default of 10 s is too slow
+LOOK_BACK_SECONDS = 10.0  # time over which these reports are averaged; Ray's default is 30 s
 LOGGING = {"enable_access_log": False}  # replicas write their own access log
 
 
 class Group(BaseModel):
-    """Replicas for some tasks.
+    """A group of replicas for some tasks.
 
-    Ray starts replicas up to ``max_replicas`` while more than ``target_requests`` wait or run in each on average.
-    ``settings`` are QUARTET_ variables in lower case, without the prefix.
+    While more than ``target_requests`` requests wait or run in each replica on average, Ray starts more replicas, up to
+    ``max_replicas``. ``settings`` are QUARTET_ variables in lower case, without the prefix.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -65,7 +66,7 @@ class Group(BaseModel):
 
 
 class Layout(BaseModel):
-    """Groups of replicas; each task belongs to one. ``ingresses``: number of processes that forward requests."""
+    """The groups of replicas. Each task belongs to one group. ``ingresses`` is the number of processes that forward."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -86,7 +87,7 @@ class Replica:
         await self.hosted.start()
 
     async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[list[Message], None]:
-        """Yield the response's ASGI messages; see ``HostedApp.answer``."""
+        """Answer a request. Yields lists of ASGI messages, see ``HostedApp.answer``."""
         answer = self.hosted.answer(scope, body)
         try:
             async for messages in answer:
@@ -95,13 +96,13 @@ class Replica:
             await answer.aclose()
 
     async def metrics(self) -> tuple[str, list[Metric]]:
-        """The name of this replica and its metrics."""
+        """Return the name of this replica and its metrics."""
         self.registry.report()
         context = serve.get_replica_context()
         return f"{context.deployment}-{context.replica_id.unique_id}", list(self.registry.observers.registry.collect())
 
     async def check_health(self) -> None:
-        """Raise if the engine hangs or a network cannot recover; Ray then replaces the replica."""
+        """Raise RuntimeError if the engine hangs or a network cannot recover. Ray then replaces the replica."""
         if self.registry.recovery.failure:
             raise RuntimeError(self.registry.recovery.failure)
         silence = self.registry.executor.stalled_seconds()
@@ -109,12 +110,12 @@ class Replica:
             raise RuntimeError(f"the engine has not answered for {silence:.0f} s")
 
     async def __del__(self) -> None:
-        """Ray calls this after the last request."""
+        """Stop the service. Ray calls this method after the last request."""
         await self.hosted.stop()
 
 
 class AppResponse(Response):
-    """A response that an ASGI application sends."""
+    """A response that an ASGI application creates."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__()
@@ -125,10 +126,10 @@ class AppResponse(Response):
 
 
 class Ingress:
-    """Forwards requests to groups. ``tasks`` maps tasks to groups; the first group answers all other requests."""
+    """Forwards requests to groups. ``tasks`` maps tasks to groups. The first group answers requests without a task."""
 
     def __init__(self, tasks: dict[str, str], environment: dict[str, str], groups: dict[str, DeploymentHandle]) -> None:
-        os.environ.update(environment)  # this may be another machine
+        os.environ.update(environment)  # this process may run on another machine
         settings = Settings()
         self.tasks = tasks
         self.pause_seconds = settings.body_seconds
@@ -144,7 +145,7 @@ class Ingress:
         return ForwardedResponse(call, max_body_bytes, self.pause_seconds, REPLICA_ERRORS, BackPressureError)
 
     async def _show_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = Response(await self._metrics(), media_type=CONTENT_TYPE_LATEST)  # of all replicas together
+        response = Response(await self._metrics(), media_type=CONTENT_TYPE_LATEST)  # metrics of all replicas
         await response(scope, receive, send)
 
     async def _metrics(self) -> bytes:
@@ -156,15 +157,15 @@ class Ingress:
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
-    """Build the application for the arguments of a ``Layout``. All replicas get this process's QUARTET_ variables.
+    """Build the application from the fields of a ``Layout``. All replicas get the QUARTET_ variables of this process.
 
     Raises:
         SettingsError: a variable is invalid.
-        ValueError: a task is in no group or in two.
+        ValueError: a task is in no group or in several groups.
     """
     layout, settings = Layout.model_validate(arguments), Settings()
     tasks = [(task, name) for name, group in layout.groups.items() for task in group.tasks]
-    if "infer" not in dict(tasks):  # imported networks without a task go to the first group, unless a group names them
+    if "infer" not in dict(tasks):  # by default, the first group serves imported networks without a task
         tasks.append(("infer", next(iter(layout.groups))))
     if sorted(task for task, _ in tasks) != sorted(TASKS):
         raise ValueError(f"groups have the tasks {sorted(task for task, _ in tasks)}; each task must be in one group")
@@ -191,7 +192,7 @@ def _group(name: str, group: Group, shared: dict[str, str], settings: Settings) 
         name=name,
         ray_actor_options={"num_cpus": group.cpus, "num_gpus": group.gpus},
         logging_config=LOGGING,
-        max_ongoing_requests=max(1, int(4 * group.target_requests)),  # batches can fill while another replica starts
+        max_ongoing_requests=max(1, int(4 * group.target_requests)),  # fills batches while another replica starts
         max_queued_requests=settings.queue_rows,
         autoscaling_config={
             "min_replicas": group.min_replicas,

@@ -46,8 +46,8 @@ class ImportedForecaster(TaskPredictor):
 
     Options on the card:
         input: name of the tensor with the series, [N, context] or [N, context, 1].
-        output: name of the tensor with the forecasts: [N, horizon], or with quantiles [N, horizon, quantiles] or
-            [N, quantiles, horizon].
+        output: name of the tensor with the forecasts: [N, horizon] or [N, horizon, 1]; with quantiles,
+            [N, horizon, quantiles] or [N, quantiles, horizon].
         context: number of values that the network reads; by default, the length of the input tensor.
         quantiles: levels of the quantiles in ascending order, which include 0.5; by default, there are no quantiles.
         standardise: whether the service scales each window to mean 0 and deviation 1, and scales the forecast back.
