@@ -147,7 +147,7 @@ class Keyring:
         self._check, self._checked_at = None, time.monotonic()
 
     def find(self, key: str) -> ApiKey | None:
-        """Return the entry of ``key``, or None. All entries are compared in full, so the time reveals nothing."""
+        """Return the entry of ``key``, or None. All entries are compared, so the time does not depend on the key."""
         sent, match = digest(key), None
         for known in self._keys:
             if hmac.compare_digest(known.digest, sent):

@@ -1,4 +1,4 @@
-"""Build the application, and serve it with ``python -m app.main``. The import of this module alone builds nothing."""
+"""Build the application, and serve it with ``python -m app.main``. Importing this module does not build it."""
 
 from __future__ import annotations
 

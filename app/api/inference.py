@@ -1,6 +1,6 @@
 """The steps that all inference requests share.
 
-These are: set the deadline, read the body, find the model, check its queue, parse, compute, build the response.
+In order: set the deadline, read the body, find the model, check its queue, parse, compute, and build the response.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Response models of the native endpoints, of ``/v1/models`` and of ``/health``, for the OpenAPI document.
+"""Response models of the service's own endpoints, including ``/v1/models`` and ``/health``, for the OpenAPI document.
 
 The endpoints do not use these models to build their answers; tests validate real answers against them.
 """

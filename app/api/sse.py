@@ -1,4 +1,4 @@
-"""Server-sent events."""
+"""Send a response as server-sent events."""
 
 from __future__ import annotations
 

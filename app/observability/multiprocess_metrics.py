@@ -87,7 +87,7 @@ def merge_ended(process: int) -> None:
 
 
 def rewrite_own_files(is_current: Callable[[Mapping[str, str]], bool]) -> None:
-    """Remove all metrics from the files of this process whose labels are not current.
+    """Remove the metrics with outdated labels from the files of this process.
 
     The caller must create all metrics again afterwards, so that they read their counts from the new files.
     """

@@ -39,7 +39,7 @@ MAX_PIPELINED = 128  # requests that wait for the response to an earlier one on 
 
 
 class State(Enum):
-    """What the next byte of a connection belongs to."""
+    """The part of a request to which the next byte of a connection belongs."""
 
     HEAD = "head"  # a request line or headers; also the state of an idle connection
     BODY = "body"

@@ -1,4 +1,4 @@
-"""The supervisor is the process that listens, and distributes connections among worker processes.
+"""The supervisor is a process that listens, and that distributes connections among worker processes.
 
 Each worker has an event loop, its own engines and its own core. The supervisor passes each connection to the worker
 with the least work. If workers shared a socket, they would get connections at random, and would keep them for a long

@@ -125,7 +125,7 @@ class Watchdog:
 
 
 class ListeningServer(Server):
-    """A server with its own socket. It prints its address after start-up, because the system chooses the port for 0.
+    """A server with its own socket. It prints its address after start-up, because the system may choose the port.
 
     ``watchdog`` ends the process if the engine hangs. Workers need no watchdog, because the supervisor watches them.
     """

@@ -169,7 +169,7 @@ def _add_steps(start: datetime, frequency: str, steps: int) -> datetime:
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """Return the routes under ``/v1/timeseries``, with the limits of the settings."""
+    """Return the routes under ``/v1/timeseries``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1/timeseries", tags=["KServe time series"], responses=ERROR_RESPONSES)
     forecast_request = native.request_model(settings)
     endpoint = JsonEndpoint(

@@ -1,4 +1,4 @@
-"""API keys and rate limits. Both are required only if ``QUARTET_KEYS_FILE`` is set."""
+"""API keys and rate limits. They apply only if ``QUARTET_KEYS_FILE`` is set."""
 
 from __future__ import annotations
 

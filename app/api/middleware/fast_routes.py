@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from app.api.errors import error_response
 from app.errors import QuartetError
 
-PARAMETER_POSITIONS = {3: "name", 5: "version"}  # parts of paths such as /v2/models/NAME/versions/NUMBER/infer
+PARAMETER_POSITIONS = {3: "name", 5: "version"}  # their places in /v2/models/NAME/versions/NUMBER/infer
 IGNORED_INPUTS = {  # inputs that FastAPI's router passes to an endpoint, but the fast path does not
     "query_params": "query parameters",
     "header_params": "header parameters",

@@ -176,14 +176,14 @@ def _decode_json(content: bytes, max_commas: int) -> InferenceRequest:
 
 
 def _decode_raw(content: bytes, only_input: TensorSpec | None) -> DecodedRequest:
-    """Decode a body without JSON. It is one row of the only input. The outputs of such a request are binary."""
+    """Decode a body without JSON, which contains one row of the only input. The outputs will all be binary."""
     if only_input is None or only_input.shape.count(-1) > 2:  # rows and one other dimension may vary
         raise BadValue("a body without JSON is for models with one input that varies in no more than one dimension")
     name, datatype, row_shape = only_input.name, only_input.datatypes[0], list(only_input.shape[1:])
     if datatype == "BYTES":
         tensor = np.array([content], dtype=object)
     else:
-        step_bytes = abs(math.prod(row_shape)) * np.dtype(NUMPY[datatype]).itemsize  # with size 1 instead of -1
+        step_bytes = abs(math.prod(row_shape)) * np.dtype(NUMPY[datatype]).itemsize  # -1 counts as 1
         steps, remainder = divmod(len(content), step_bytes)
         if remainder or (-1 not in row_shape and steps != 1):
             expected = f"a multiple of {step_bytes:,}" if -1 in row_shape else f"{step_bytes:,}"

@@ -89,7 +89,7 @@ def _encode_binary(array: np.ndarray, datatype: str) -> bytes:
 def _top_classes(array: np.ndarray, class_count: Any, spec: TensorSpec) -> np.ndarray:
     """Return the ``class_count`` largest values of each row of ``array`` [N, classes].
 
-    The result [N, class_count] has texts such as ``value:index:label``.
+    The result [N, class_count] has texts of the form ``value:index:label``.
     """
     order = np.argsort(-array, axis=1, kind="stable")[:, :class_count]
     rows = [

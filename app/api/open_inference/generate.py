@@ -117,7 +117,7 @@ def _native_body(
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """Return the routes ``generate`` and ``generate_stream`` of text models, with the limits of the settings."""
+    """Return the routes ``generate`` and ``generate_stream`` for texts. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
     text_request = generate_text.request_model(settings)
     limit = max_json_bytes(settings.max_body_bytes, generate_text.BYTES_PER_CHARACTER * settings.max_prompt_characters)

@@ -92,7 +92,7 @@ def tensors_engine(model: LoadedModel) -> Engine:
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """Return the route ``infer`` of every model, with the limits of the settings."""
+    """Return the route ``infer`` of every model. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
     limits = RequestModels.build(settings)
     binary = {"application/octet-stream": {"schema": BINARY}}

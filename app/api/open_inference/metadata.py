@@ -25,7 +25,7 @@ CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # all others are TYPE_ with the 
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """Return the routes ``/v2/models`` and those of one model, with the limits of the settings."""
+    """Return the routes ``/v2/models`` and those of one model. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
     _add_names(routes, registry)
     _add_descriptions(routes, registry, settings)

@@ -1,6 +1,6 @@
-"""Describe each task as a model with tensors as inputs and outputs, and convert tensors to and from engine items.
+"""Describe each task as a model with input and output tensors, and convert tensors to and from items for the engine.
 
-The engine items are the same as in the task's endpoint under ``/v1``, so both endpoints give the same results.
+The items are the same as in the task's endpoint under ``/v1``, so both endpoints give the same results.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ class CompletionInference(Inference[TextGenerator]):
         return json_response({**self.head, "choices": choices, "usage": self._usage()})
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Yield an event for each new part of a choice. If requested, a last event has the numbers of characters."""
+        """Yield an event for each new part of a choice. If requested, a last event has the usage in characters."""
         include_usage = bool(self.body.stream_options and self.body.stream_options.include_usage)
         no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
 
@@ -192,7 +192,7 @@ class CompletionInference(Inference[TextGenerator]):
         return characters if self.body.logprobs is None else VALUES_PER_LOG_PROB * characters
 
     def _choice(self, index: int, start: int, new: str, finished: bool) -> dict[str, Any]:
-        """Return choice ``index`` with the characters ``new`` at position ``start``. Position 0 follows the echo."""
+        """Return choice ``index`` with the characters ``new`` at position ``start``. The echo precedes position 0."""
         choice = self.choices[index]
         echo = choice.echo if start == 0 else ""
         log_probs = None if self.body.logprobs is None else self._log_probs(choice, echo, start, new)
@@ -325,7 +325,7 @@ def _sampling_options(body: CompletionRequest, predictor: TextGenerator) -> Call
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """Return the route ``/v1/completions``, with the limits of the settings."""
+    """Return the route ``/v1/completions``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
     text_request = generate_text.request_model(settings)
     max_prompt = settings.max_prompt_characters

@@ -106,7 +106,7 @@ class ImageGenerationInference(Inference[ImageSampler]):
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """Return the route ``/v1/images/generations``, with the limits of the settings."""
+    """Return the route ``/v1/images/generations``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
     body_model = with_limits(ImageGenerationRequest, n={"le": settings.max_samples})
     endpoint = JsonEndpoint(

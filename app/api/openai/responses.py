@@ -10,7 +10,7 @@ from app.api.responses import ResponseModel
 
 
 class CompletionLogprobs(ResponseModel):
-    """One entry for each character of the text."""
+    """Log-probabilities. Each list has one entry for each character of the text."""
 
     tokens: list[str]
     token_logprobs: list[float | None]

@@ -65,7 +65,7 @@ class ClassifyRequest(RequestBody):
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """Return the route ``/v1/images/classify``, with the limits of the settings."""
+    """Return the route ``/v1/images/classify``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     body_model = with_limits(ClassifyRequest, images={"max_length": settings.max_images})
     reader = BodyReader(settings.max_body_bytes, settings.body_seconds, registry.parse_executor)

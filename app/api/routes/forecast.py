@@ -92,12 +92,12 @@ class ForecastRequest(InferenceBody):
 
 
 def request_model(settings: Settings) -> type[ForecastRequest]:
-    """Return the body model with the limits of the settings."""
+    """Return the model of the body, with the limits in ``settings``."""
     return with_limits(ForecastRequest, horizon={"le": settings.max_horizon}, h={"le": settings.max_horizon})
 
 
 def parse_size(body: ForecastRequest) -> int:
-    """Return the cost of parsing the series, in values. Parsing fills the gaps of each series and searches a season."""
+    """Return the cost of parsing the series, in values. Parsing fills gaps in each series and looks for a season."""
     is_list = bool(body.values) and isinstance(body.values[0], list)
     lengths = [len(series) for series in body.values if isinstance(series, list)] if is_list else [len(body.values)]
     return sum(VALUES_PER_SERIES + length for length in lengths)
@@ -203,7 +203,7 @@ class ForecastInference(Inference[AnyForecaster]):
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """Return the route ``/v1/series/forecast``, with the limits of the settings."""
+    """Return the route ``/v1/series/forecast``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     body_model = request_model(settings)
     endpoint = JsonEndpoint(

@@ -83,7 +83,7 @@ def encode_images(pixels: np.ndarray) -> list[str]:
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """Return the route ``/v1/images/sample``, with the limits of the settings."""
+    """Return the route ``/v1/images/sample``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     body_model = with_limits(GenerateImagesRequest, count={"le": settings.max_samples})
     endpoint = JsonEndpoint(

@@ -64,7 +64,7 @@ class GenerateTextRequest(InferenceBody):
 
 
 def request_model(settings: Settings) -> type[GenerateTextRequest]:
-    """Return the body model with the limits of the settings."""
+    """Return the model of the body, with the limits in ``settings``."""
     return with_limits(
         GenerateTextRequest,
         prompt={"max_length": settings.max_prompt_characters},
@@ -158,7 +158,7 @@ class TextInference(Inference[TextGenerator]):
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """Return the route ``/v1/text/continue``, with the limits of the settings."""
+    """Return the route ``/v1/text/continue``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     body_model = request_model(settings)
     endpoint = JsonEndpoint(
