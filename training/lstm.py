@@ -251,7 +251,7 @@ def residuals(forecaster: WindowForecaster, series: datasets.Sine, start: int, e
 
 
 def evaluate_sine(forecaster: WindowForecaster, validation: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Return the metrics on the last fifth of the sine or on the range ``validation``, also with other noise there."""
+    """Return the metrics on the last fifth of the sine or the range ``validation``, with given and with new noise."""
     series = datasets.sine()
     start, end = validation or (series.split, len(series.values))
     split = f"{end - start} values for validation" if validation else f"the last {end - start} values of the series"

@@ -33,7 +33,7 @@ def is_planned(options: Options) -> bool:
 def describe(card: dict[str, Any], steps: int, how: str = "after which the twin was best") -> dict[str, Any]:
     """Return the card of weights that were trained again for ``steps`` steps on all data.
 
-    Its metrics stay those of the twin, and their descriptions say so. ``how``: text on the origin of this number.
+    Its metrics stay those of the twin, and their descriptions say so. ``how``: text that explains ``steps``.
     """
     metrics = {
         name: metric if name.startswith(COMPARED) else {**metric, "split": f"{metric['split']}; measured on a twin"}

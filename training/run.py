@@ -193,8 +193,9 @@ class Run:
         os.replace(self.folder / "state.tmp", self._checkpoint)
 
     def steps(self, total: int | Callable[[], int]) -> Iterator[int]:
-        """Yield the remaining steps with a progress bar, each with its own random seed; ``total`` may change.
+        """Yield the remaining steps with a progress bar, each with its own random seed.
 
+        ``total``: the number of steps, or a function that returns it and may change it during training.
         Ctrl-C finishes the current step, writes a checkpoint and exits with the command that resumes the run.
         """
         interrupted = False

@@ -15,7 +15,7 @@ from training.run import Run, permutation, save_figure
 
 
 def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
-    """Shift images [N, C, S, S] up and to the left by ``shifts`` [2, N, 1], and mirror those with ``mirrored`` [N, 1].
+    """Shift images [N, C, S, S] up and left by ``shifts`` [2, N, 1]; mirror them where ``mirrored`` [N, 1] is true.
 
     Edges are filled by reflection. The result is in channels-last memory format.
     """
@@ -52,7 +52,7 @@ def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 @torch.inference_mode()
 def fit_temperatures(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
-    """Fit both temperatures of the network on held-out images. Both must be 1 before."""
+    """Fit both temperatures of the network on held-out images. Both must be 1 before the call."""
     network.eval()
     parts = images.split(250)
     logits, tta_logits = (torch.cat([forward(part) for part in parts]) for forward in (network, network.views))

@@ -100,8 +100,8 @@ class ImageDataset:
 
         The part depends on a hash of the image or of its group, from 0 to 1: below 0.15 is for testing, below 0.3 for
         validation. So the parts are the same in every run, and no image moves from training to another part when images
-        are added. A class without an image for testing or validation gives its image with the lowest hash.
-        Parts that the user chose are kept. If the user chose no test or validation part, the hash selects one.
+        are added. A class without an image for testing or validation gives this part its image with the lowest hash.
+        Parts that the user chose are kept. If the user chose no test or validation part, the hash selects this part.
         """
         part_of = self._parts_by_hash()
         parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
@@ -134,7 +134,7 @@ class ImageDataset:
         shares = [part for part in ("test", "val") if part not in given]
         part_of: dict[str, str] = {}
         classes: dict[str, list[str]] = {}
-        divisible = not self.multi_label and not self.groups  # otherwise a unit may belong to several classes
+        divisible = not self.multi_label and not self.groups  # otherwise a key may belong to several classes
         for index, label in enumerate(self.label_names):
             unit = self._unit(index)
             own = unit.partition("\0")[0]

@@ -60,7 +60,10 @@ def largest_side(path: Path) -> int:
 
 
 def _groups(path: Path, files: list[Path], pattern: str) -> list[str]:
-    """Return the group of each file: the text of the first regex group, or the whole match without one; or ""."""
+    """Return the group of each file: the text of the pattern's first group or, without groups, of the whole match.
+
+    Files without a match get the group "".
+    """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -128,7 +131,7 @@ def _deduplicate(
     }
     classes = sorted(readable)
     unread = Counter(label for image in listed for label in image.labels if label not in readable)
-    if classes:  # otherwise the first file's error says more
+    if classes:  # if no file could be read, the error of the first file says more
         unreadable = (
             f"class {label}: none of its {count:,} files could be read" for label, count in sorted(unread.items())
         )

@@ -1,7 +1,7 @@
-"""Lists of image files with their labels: folders, file names or CSV files.
+"""List image files with their labels, which come from folders, file names or CSV files.
 
 FOLDER/LABEL/...               a sub-folder for each class
-FOLDER/train/LABEL/...         the caller's own split into train, val and test; val or test may be missing
+FOLDER/train/LABEL/...         the user's own split into train, val and test; val or test may be missing
 FOLDER/cat.0.jpg               labels in the names of the files
 FILE.csv                       columns path and label; for several labels of an image, columns path and labels,
                                or path and a column of 0 and 1 for each label
@@ -23,7 +23,7 @@ PATH_COLUMNS = ("path", "file", "filename", "image")  # possible headers of the 
 LABEL_COLUMNS = ("label", "class", "category")  # possible headers of the column with labels
 SEVERAL_COLUMNS = ("labels", "tags", "classes", "categories")  # possible headers of a column with several labels
 PART_COLUMNS = ("split", "part", "subset")  # possible headers of the column with the part
-SEPARATORS = re.compile(r"[|;,]|\s+")  # of several labels in a cell
+SEPARATORS = re.compile(r"[|;,]|\s+")  # between several labels in a cell
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "no": False, "yes": True}
 PARTS = {
     **{"train": "train", "training": "train"},

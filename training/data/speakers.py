@@ -27,7 +27,7 @@ SECTION = 120_000  # characters of text in which a speaker keeps a name; about t
 def training_text(characters: Tensor, vocabulary: Sequence[str], share: float, seed: int) -> texts.TrainingText:
     """Return a training text from vocabulary indices [N], in which a share of the speakers is renamed.
 
-    If ``share`` is 0, the text stays as it is. Otherwise it raises DataError as ``RenamedSpeakers`` does.
+    If ``share`` is 0, the text is the same in every epoch. Raises DataError as ``RenamedSpeakers`` does.
     """
     if not share:
         return texts.FixedText(characters)

@@ -132,7 +132,7 @@ def _hold_out(characters: Tensor, length: int, places: int) -> tuple[Tensor, lis
 def hold_out_windows(characters: Tensor, share: float, places: int) -> tuple[Tensor, list[Tensor], int]:
     """Split as ``hold_out`` does, but hold out MIN_WINDOWS to MAX_WINDOWS windows. Also return the window length.
 
-    If ``share`` of a text is less than MIN_WINDOWS windows, up to MAX_SHARE is held out. If that is too little, too,
+    If ``share`` of a text is less than MIN_WINDOWS windows, up to MAX_SHARE is held out. If this is still too little,
     the windows are shorter than WINDOW. With ``share`` 0, nothing is held out.
     """
     _check_places(places)

@@ -2,8 +2,8 @@
 
 ``structural`` simulates exponential smoothing models. ``synthetic`` draws random sums of trends, seasons, slow waves,
 shifts and noise of many kinds. The components of these sums follow KernelSynth of Chronos (Ansari et al. 2024): they
-are periodic, linear, smooth or white, and are added and multiplied. They are drawn as sums of sine waves instead of
-from a Gaussian process, which costs a thousandth of the time.
+are periodic, linear, smooth or white, and are added and multiplied. KernelSynth draws them from a Gaussian process. In
+this module, they are sums of sine waves, which take a thousandth of the time.
 """
 
 from __future__ import annotations

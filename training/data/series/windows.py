@@ -108,7 +108,7 @@ class WindowSampler:
     def _gather(
         self, sources: Tensor, seasons: Tensor, series: Tensor, origins: Tensor, past: Tensor, end: Tensor
     ) -> Batch:
-        """Return the ``past`` values before each origin, and the values from there up to ``end``. Arguments are [N]."""
+        """Return the ``past`` values before each origin, and those from the origin to ``end``. Arguments are [N]."""
         positions = origins.unsqueeze(1) + torch.arange(-self.context, self.horizon)
         inside = positions.clamp(min=0).minimum(self.lengths[series].unsqueeze(1) - 1)
         known = (positions >= (origins - past).unsqueeze(1)) & (positions < end.unsqueeze(1))
@@ -118,7 +118,7 @@ class WindowSampler:
         return Batch(windows[:, : self.context], seasons, windows[:, self.context :], weights)
 
     def _mix(self, batch: Batch, partners: Batch, generator: Generator) -> Batch:
-        """Replace the first windows by weighted means of themselves and their partners, both normalised.
+        """Replace the first windows of a batch by weighted means with their partners, after both are normalised.
 
         This is TSMixup of Chronos (Ansari et al. 2024).
         """

@@ -21,7 +21,7 @@ ID_NAME = re.compile(
 SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, -99.9, -999.9, -9999.9, 999.9, 9999.9, -200.0)
 FLAGS = {"true", "false", "yes", "no", "y", "n", "ja", "nein", "oui", "non", "si", "sí", "0", "1", "none"}
 MAX_GROUP_COLUMNS = 3
-MIN_FILL = 0.5  # without --group, half of the groups must have rows at this share of their steps
+MIN_FILL = 0.5  # smallest share of steps with a row in half of the groups; if it is less, columns are not groups
 MAX_TEXT_SHARE = 0.1  # largest share of texts in a column of numbers
 
 
@@ -164,7 +164,7 @@ def group_columns(
 ) -> list[str]:
     """Return the columns that name the series of each row, so that no series has the same time stamp twice.
 
-    Return [] if no time stamp occurs twice, or if ``optional`` and no columns separate the rows of a time stamp.
+    Return [] if no time stamp occurs twice or, with ``optional``, if no columns separate rows with the same time stamp.
 
     Raises:
         DataError: no columns or several sets of columns separate these rows, or a column may be a part of the time.
@@ -261,7 +261,7 @@ def _counted(cells: pd.Series) -> bool:
 
 
 def _complete(frame: pd.DataFrame, times: pd.Series, names: list[str]) -> bool:
-    """Return whether no group has a time stamp twice, and half of the groups have rows at MIN_FILL of their steps."""
+    """Return whether no group has a time stamp twice, and half of the groups have at least three rows and few gaps."""
     keys = pd.DataFrame({**{name: frame[name] for name in names}, "(time)": times})
     if keys.duplicated().any() or frame[names].isna().any().any():
         return False

@@ -188,7 +188,7 @@ def _read_text(path: Path, content: bytes, encoding: str | None) -> Sheet:
         raise DataError(f"{path} is empty")
     lines = text.splitlines(keepends=True)
     remarks: list[str] = []
-    if match := re.match(r"sep=(.)\s*$", lines[0]):  # written by Excel
+    if match := re.match(r"sep=(.)\s*$", lines[0]):  # Excel writes such a line
         delimiter: str | None = match[1]
         lines[0] = "\n"
     else:

@@ -35,10 +35,10 @@ NICE_STEPS = np.array(  # usual steps of sensors, whose time stamps may have jit
 )
 MAX_JITTER = 0.3  # largest distance of a time stamp from its step, as a share of the step
 MAX_HOLES = 0.4  # largest share of steps without a time stamp; with more, the times are irregular
-MAX_HOLES_TO_DECIDE = 0.1  # the same share, for choosing between two readings of the same cells
+MAX_HOLES_TO_DECIDE = 0.1  # a stricter limit, for choosing between several readings of the same cells
 MIN_AUTOCORRELATION = 0.3  # smallest autocorrelation at the lag of a season
-MIN_AUTOCORRELATION_OF_TWO = 0.5  # the same, if all series are shorter than three seasons
-# The autocorrelation at a season must exceed the mean half a season before and after by this. Random walks do not.
+MIN_AUTOCORRELATION_OF_TWO = 0.5  # smallest autocorrelation if all series are shorter than three seasons
+# By which the autocorrelation at a season must exceed its mean at 0.5 and 1.5 seasons. Random walks do not reach this.
 MIN_PROMINENCE = 0.1
 
 
@@ -101,7 +101,7 @@ def is_regular(reading: Reading) -> bool:
 
 
 def _whole(name: str, step: int, positions: list[np.ndarray]) -> Grid:
-    """Return a grid of counted steps. If times occur on every second or third step only, the step becomes longer."""
+    """Return a grid from step numbers. If times occur at every second step only, for example, the step is doubled."""
     unit = int(np.gcd.reduce(np.concatenate([np.diff(own) for own in positions]))) or 1
     if unit > 1:
         origin = next(own[0] for own in positions if len(own))
@@ -235,7 +235,8 @@ def season(series: Sequence[np.ndarray], usual: Sequence[int] | None) -> int:
     """Return the season length of the series in steps; 1 if they have no season.
 
     Candidates are the ``usual`` seasons of the time step or, if ``usual`` is None, all lags from 2 to MAX_SEASON. The
-    shortest candidate wins whose autocorrelation, averaged over up to 50 series, is at least 90 % of the strongest one.
+    candidate with the highest autocorrelation, averaged over up to 50 series, wins. A shorter candidate wins if it
+    reaches 90 % of this autocorrelation.
     """
     candidates = [lag for lag in (range(2, 401) if usual is None else usual) if lag <= MAX_SEASON]
     known_values = [values[~np.isnan(values)] for values in series[:50]]

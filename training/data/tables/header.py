@@ -19,7 +19,7 @@ from training.data.tables.files import Sheet
 from training.data.tables.numbers import is_missing
 
 MAX_HEADER_ROWS = 3
-MAX_TITLE_ROWS = 30  # rows above the header
+MAX_TITLE_ROWS = 30  # largest number of rows above the header
 MAX_TOTALS = 0.1  # largest share of rows with totals
 UNIT_NAME = re.compile(
     r"[\[(].{1,12}[\])]|%|°.?|(k|M|G|m|c|µ)?(W|Wh|g|l|L|m|s|Pa|V|A|Hz|bar|t)\b.{0,4}|[A-Z]{3}|yyyy.*|dd.*|[€$£]"
@@ -47,7 +47,7 @@ class Body:
     remarks: list[str]
 
     def error(self, problem: str) -> DataError:
-        """Return the error that rejects the table because of a problem."""
+        """Return an error that says what the problem of the table is."""
         return DataError(f"{self.path}{' ' if problem.startswith('has ') else ': '}{problem}")
 
 
@@ -181,7 +181,10 @@ def _is_data(kinds: Sequence[str]) -> bool:
 def _with_numbers(
     path: Path, rows: Sequence[tuple[int, list[Any]]], kinds: Sequence[Sequence[str]], remarks: list[str]
 ) -> tuple[list[str], list[Any], list[tuple[int, list[Any]]]]:
-    """Decide whether a first row with numbers or dates holds names (such as years) or values; return as ``_detect``."""
+    """Decide whether a first row with numbers or dates holds names, such as years, or values.
+
+    Return the same as ``_detect``.
+    """
     first, below = kinds[0], kinds[1 : 1 + SAMPLE_ROWS]
     numbers_in_first = [cell for cell, own in zip(rows[0][1], first, strict=True) if own == "n"]
     columns = range(len(first))
@@ -247,7 +250,7 @@ def _joined(rows: Sequence[Sequence[Any]]) -> list[str]:
 def _aligned(
     path: Path, below: Sequence[tuple[int, list[Any]]], names: list[str], titles: list[Any], delimiter: str
 ) -> tuple[list[tuple[int, list[Any]]], list[str], list[Any]]:
-    """Return rows of the length of the header, names and titles.
+    """Return the rows, cut or padded to the length of the header, and the names and titles of the columns.
 
     R writes row numbers without a name in the header. Such a header gets an empty first name.
 
@@ -298,7 +301,7 @@ def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
         elif filled == 0:
             dropped.append((row, ""))
     totals = [row for row, text in dropped if TOTAL.fullmatch(text)]
-    if len(totals) > max(3, MAX_TOTALS * len(frame)):  # so many that the word names a series
+    if len(totals) > max(3, MAX_TOTALS * len(frame)):  # so many that total is the name of a series
         dropped = [(row, text) for row, text in dropped if row not in set(totals)]
     for row, text in dropped:
         if text:

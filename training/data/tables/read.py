@@ -51,6 +51,7 @@ class ReadOptions:
         resample: longer time step to which rows are combined, such as "D".
         by_rows: whether each row is a series.
         season: season length in steps.
+        sheet, encoding: the sheet of an Excel file; the encoding of a text file.
         decimal: decimal sign, "." or ",".
         header: row number of the column names; 0 if the file has none.
         missing: cells that stand for a missing value, or "none".
@@ -160,7 +161,7 @@ def _usable(body: Body, time: TimeColumn, values: Sequence[str]) -> TimeColumn:
     """Drop the rows without a time stamp. Their other cells must be empty, except in rows of totals.
 
     Raises:
-        DataError: a row without a time stamp has other cells and no totals.
+        DataError: a row without a time stamp has other cells, and is not a row of totals.
     """
     times = time.reading.times
     for row in body.frame.index[times.isna()]:
@@ -182,7 +183,10 @@ def _usable(body: Body, time: TimeColumn, values: Sequence[str]) -> TimeColumn:
 
 
 def _labels(body: Body, groups: Sequence[str], unpivoted: bool) -> pd.Series:
-    """Return the name of the series of each row: its cells in the columns ``groups``; the file name or "" without."""
+    """Return the name of the series of each row: its cells in the columns ``groups``, joined by spaces.
+
+    Without ``groups``, the name is that of the file if the table was unpivoted, otherwise "".
+    """
     if not groups:
         return pd.Series(body.path.name.split(".")[0] if unpivoted else "", index=body.frame.index, dtype=object)
     frame = body.frame[list(groups)]

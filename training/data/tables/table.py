@@ -1,4 +1,4 @@
-"""Series read from a table, and their form for training."""
+"""The series of a table, and their preparation for training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from app.store import HolidayCalendar
 
-MAX_GAP = 3  # longest gap that is interpolated, in values; one season if a season is longer
+MAX_GAP = 3  # longest gap that is interpolated, in values; the season length if that is longer
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def describe(table: Table) -> dict[str, Any]:
 
 
 def to_json_lines(table: Table) -> str:
-    """Return one line with a JSON object per series: name, start and values."""
+    """Return lines with a JSON object for each series: name, start and values."""
     records = (
         {"name": series.name, "start": series.start, "values": series.values.tolist()} for series in table.series
     )

@@ -168,7 +168,7 @@ def _clock_column(frame: pd.DataFrame, date: str, readings: list[Reading]) -> st
 
 
 def _parts(frame: pd.DataFrame, candidates: Sequence[str]) -> list[str] | None:
-    """Return columns that form time stamps together: the year and month (day, hour), quarter or week; None without."""
+    """Return the columns of year and month (also day and hour), year and quarter, or year and week; None if missing."""
     roles: dict[str, str] = {}
     for name in candidates:
         roles.setdefault(role(name), name)
@@ -314,7 +314,7 @@ def _counter(cells: pd.Series) -> Reading | None:
 def _from_numbers(
     body: Body, candidates: Sequence[str], columns: Sequence[str], pattern: str | None
 ) -> TimeColumn | None:
-    """Find time stamps in a column of numbers that has the name of a time; return None if there are none.
+    """Find time stamps in a column of numbers with a name such as year; return None if there are none.
 
     Raises:
         DataError: numbers in a column with another name, or texts, may be time stamps.
@@ -356,7 +356,7 @@ def _from_numbers(
 
 
 def in_utc(column: TimeColumn, remarks: list[str]) -> TimeColumn:
-    """Convert times with a zone to UTC. The zone of local midnights is ignored, because summer time shifts them."""
+    """Convert times with a zone to UTC. If all are midnights, ignore the zone, because summer time would shift them."""
     reading = column.reading
     if reading.offsets is None:
         return column

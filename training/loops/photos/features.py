@@ -1,4 +1,4 @@
-"""Compute image features, the input of the last layer of a pretrained network, once, and keep them on disk."""
+"""Compute image features once and keep them on disk. They are the input of a pretrained network's last layer."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from training.evaluation.calibration import fit_temperature
 
-PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # factors of the squared weights
+PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # factors of squared weights, strong to weak
 FOLDS = 5
 MAX_STEPS = 60  # of L-BFGS for one penalty; each fit starts from the weights of the next stronger penalty
 MIN_DEVIATION = 1e-3
@@ -37,8 +37,8 @@ class LinearHead:
 class Choice:
     """The penalty with the lowest loss in cross-validation.
 
-    ``temperature``: its best temperature. ``logits`` [N, classes]: of each image, from the head that was fitted to the
-    other folds, divided by the temperature. ``losses``: loss of each penalty.
+    ``temperature``: the best one for this penalty. ``logits`` [N, classes]: of each image, from the head that was
+    fitted to the other folds, divided by the temperature. ``losses``: the loss of each penalty.
     """
 
     penalty: float

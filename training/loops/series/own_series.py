@@ -119,8 +119,8 @@ def read(options: Options, horizon: int) -> OwnSeries:
 def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version) -> store.SeriesTraits:
     """Return the traits of the series: season, kind of values, effects of covariates, and yearly pattern.
 
-    The effects of covariates are additive or proportional, and the yearly pattern is removed or not: the base version
-    decides by the lower validation loss.
+    The effects of covariates are additive or proportional, and the yearly pattern is removed or kept, whichever gives
+    the base version the lower validation loss.
     """
     values = np.concatenate([split.series.values[split.series.known] for split in splits])
     integer = bool((values % 1 == 0).all())

@@ -56,7 +56,10 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
 
 
 def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) -> WindowSampler:
-    """Return a sampler of windows of each series up to its end, without the covariates' effect and yearly pattern."""
+    """Return a sampler of windows from the values of each series before its end in ``ends``.
+
+    The effect of covariates and the yearly pattern are removed from the values.
+    """
     parts = [(split.series, end) for split, end in zip(own.splits, ends, strict=True)]
     pasts = [series.values[:end] for series, end in parts]
     if own.traits.known:
