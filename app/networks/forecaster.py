@@ -29,7 +29,7 @@ SLOPE_RIDGE = 0.1  # added to the variance of the ages, so that the slope of a s
 MAX_CANDIDATE = 1000.0  # largest distance of a classical forecast from the naive one, in scales
 PROFILE_DECAY, PROFILE_RIDGE = 0.9, 0.3  # weight of a season relative to the next one; pull of the profile towards 0
 SHORT_SERIES = 4  # number of values of a series whose intervals are twice as wide
-MAX_STEPS, MAX_SMOOTHINGS = 100_000, 100  # of the context and of the horizon; of the timescales
+MAX_STEPS, MAX_SMOOTHINGS = 100_000, 100  # limit of the context and of the horizon; limit of the timescales
 MIN_SCALE = 1e-305  # smaller scales count as 0, because products with them would not be exact
 
 
@@ -215,7 +215,7 @@ def _mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _at(x: Tensor, known: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the values of x [N, context] at positions [N, ...], and whether each exists and is known."""
+    """Return the values of x [N, context] at positions [N, ...], and a mask of those that exist and are known."""
     inside = positions.clamp(min=0).flatten(1)
     values = x.gather(1, inside).view_as(positions)
     return values, (positions >= 0) & known.gather(1, inside).view_as(positions)
@@ -326,7 +326,7 @@ class Forecaster(nn.Module):
 
 
 def _never_narrower(widths: Tensor, seasons: Tensor) -> Tensor:
-    """Raise widths [N, horizon, QUANTILES] to the maximum of the same position in all earlier seasons.
+    """Return widths [N, horizon, QUANTILES], none smaller than those at the same position of earlier seasons.
 
     Looking 1, 2, 4 ... seasons back in turn covers all earlier seasons.
     """

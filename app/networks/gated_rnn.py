@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from app.networks.rnn import Packed, merge_norm, packable
 
 KERNEL = 4  # characters; width of the convolution
-MAX_TIMESCALE = 128  # characters; the initial gates forget within 1 to MAX_TIMESCALE characters
+MAX_TIMESCALE = 128  # characters; longest timescale on which the initial gates forget
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LinearRecurrence(torch.autograd.Function):
 
 
 def recur(inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
-    """Compute ``LinearRecurrence`` without gradients. Splitting a text into several calls does not change a bit."""
+    """Compute ``LinearRecurrence`` without gradients. The result is bit-identical if a text is split into calls."""
     states = inputs.new_empty(inputs.shape)
     for t in range(inputs.shape[1]):
         state = torch.lerp(state, inputs[:, t], gates[:, t], out=states[:, t])
@@ -91,7 +91,7 @@ class GatedBlock(nn.Module):
             self.write.bias.zero_()
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """x [N, T, width] and state [N, KERNEL, width] -> the output [N, T, width], the last state."""
+        """x [N, T, width] and state [N, KERNEL, width] -> the output [N, T, width], the final state."""
         width = x.shape[-1]
         gate, inputs, output_gates = self.read(self.norm(x)).split(self.split, dim=-1)
         extended = torch.cat([state[:, 1:], inputs[..., :width].to(x.dtype)], dim=1)
@@ -137,7 +137,7 @@ class GatedRNN(nn.Module):
         return self.head.weight.new_zeros(rows, self.sizes.layers, KERNEL, self.sizes.hidden)
 
     def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N, T], state [N, layers, KERNEL, hidden] -> logits [N, T, vocabulary], the last state."""
+        """characters [N, T], state [N, layers, KERNEL, hidden] -> logits [N, T, vocabulary], the final state."""
         x, states = self.embedding_dropout(self.embedding(characters)), []  # [N, T, hidden]
         for block, before in zip(self.blocks, state.unbind(1), strict=True):
             x, after = block(x, before)
@@ -195,8 +195,8 @@ class GatedSteps:
     def read_many(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Read T characters of each of N texts: characters [N, T], state [N, layers, KERNEL, hidden].
 
-        Returns the hidden values [N, T, hidden] and the last state. They are bit-identical however a text is split into
-        calls, if ``Packed`` rounds each row independently of the other rows.
+        Returns the hidden values [N, T, hidden] and the final state. They are bit-identical however a text is split
+        into calls, if ``Packed`` rounds each row independently of the other rows.
         """
         rows, count = characters.shape
         width, flat = self.width, characters.flatten()

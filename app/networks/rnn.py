@@ -43,7 +43,7 @@ class CharacterRNN(nn.Module):
         return self.head.weight.new_zeros(rows, self.sizes.layers, self.sizes.hidden)
 
     def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary], the last state."""
+        """characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary], the final state."""
         outputs, last = self.rnn(self.embedding(characters), state.transpose(0, 1).contiguous())  # [N, T, hidden]
         return self.head(outputs), last.transpose(0, 1)
 
@@ -108,7 +108,10 @@ class Steps:
         self.head = Packed(network.head.weight, network.head.bias, "none") if pack else network.head
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Read characters [N] from state [N, layers, hidden]. Returns hidden values [N, hidden] and the next state."""
+        """Read one character of each of N texts: characters [N], state [N, layers, hidden].
+
+        Returns the hidden values [N, hidden], from which ``logits`` computes the logits, and the next state.
+        """
         below, states = self.first[characters], []
         for layer, before in zip(self.layers, state.unbind(1), strict=True):
             below = layer(below, before)
@@ -156,7 +159,7 @@ class StackedRNN(nn.Module):
         return self.head.weight.new_zeros(rows, self.sizes.layers, self.sizes.hidden)
 
     def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary], the last state."""
+        """characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary], the final state."""
         x, states = self.embedding(characters), []  # [N, T, hidden]
         for norm, rnn, gain, before in zip(self.norms, self.rnns, self.gain, state.unbind(1), strict=True):
             outputs, last = rnn(norm(x), before.unsqueeze(0).contiguous())
@@ -193,7 +196,10 @@ class StackedSteps:
         self.head = Packed(weight, shift, "none") if pack else partial(F.linear, weight=weight, bias=shift)
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Read characters [N] from state [N, layers, hidden]. Returns hidden values [N, hidden] and the next state."""
+        """Read one character of each of N texts: characters [N], state [N, layers, hidden].
+
+        Returns the hidden values [N, hidden], from which ``logits`` computes the logits, and the next state.
+        """
         x, states = self.embedding[characters], []
         for i, (layer, before) in enumerate(zip(self.layers, state.unbind(1), strict=True)):
             below = F.layer_norm(x, self.width) if i else self.first[characters]

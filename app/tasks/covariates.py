@@ -27,7 +27,7 @@ def differences(values: Array, inputs: Array, season: int, known: KnownCovariate
     """Return the parts of the regression of values [T] on inputs [T + ahead, K].
 
     The parts are the regressors [T + ahead, K], and the seasonal differences of the regressors [D, K] and of the values
-    [D], which have no level and no season. A regressor is a covariate, standardised. If ``known.proportional``, it is
+    [D], which have no level and no season. A regressor is a standardised covariate. If ``known.proportional``, it is
     multiplied by the usual value at its position in the season. The values are divided by their mean absolute value.
     """
     count = len(values)

@@ -41,8 +41,8 @@ NORMAL_SCORES = np.array([-1.0, 0.0, 1.0])
 class QuantileForecast:
     """A forecast on the scale of its series: mean [horizon], median [horizon], and quantiles [horizon, Q].
 
-    ``scores`` [Q] are the normal scores of the quantiles in ascending order: their distances from the median, in
-    standard deviations, if errors were normal. One score is 0. ``non_negative`` and ``integer`` hold for all values.
+    ``scores`` [Q] are the distances of the quantiles from the median in standard deviations, if errors were normal.
+    They ascend, and one is 0. ``non_negative`` means that no value is negative, ``integer`` that all are integers.
     """
 
     mean: np.ndarray
@@ -302,7 +302,7 @@ class WindowForecaster:
             raise StoreError(f"{version.label}: residuals must be a list of standard deviations, one per step ahead")
         self.card = card
         self.device = device
-        self.residuals = np.maximum.accumulate(np.array(card.residuals))  # errors must not shrink with the distance
+        self.residuals = np.maximum.accumulate(np.array(card.residuals))  # errors must not decrease from step to step
         self.network = version.network().to(device)
         self.latency = LatencyModel(0.0, 0.0)
         self.minimum: int = self.network.sizes.window

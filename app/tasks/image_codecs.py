@@ -128,7 +128,10 @@ class ImageDecoder:
         return image if turn is None else image.transpose(turn)
 
     def _box(self, width: int, height: int) -> tuple[float, float, float, float] | None:
-        """Return the part of an image to resize, or None for all of it. The rest is cropped, if ``resize`` is not 0."""
+        """Return the part of an image that is resized to [side, side], or None for the whole image if ``resize`` is 0.
+
+        Resizing this part has the same effect as resizing the whole image to ``resize`` and then cropping its centre.
+        """
         if not self.resize:
             return None
         shorter = min(width, height)
@@ -174,7 +177,10 @@ def _tile(image: Image.Image) -> int:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return the operation that turns a decoded image upright, or None. Other EXIF tags may be damaged."""
+    """Return the operation that turns a decoded image upright, or None if there is none.
+
+    Only the EXIF tag of the orientation is read, because other tags may be damaged.
+    """
     return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
 
 

@@ -44,7 +44,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 @cache
 def _bfloat16_is_faster() -> bool:
-    """Time a convolution in both precisions, because some processors with bfloat16 instructions are slow with them.
+    """Time a convolution in both precisions, because bfloat16 is slower on some processors that support it.
 
     The network ``cifar10-whitened`` takes 0.5 times the float32 time on an AMD EPYC, and 1.5 times the float32 time on
     an Intel Xeon without AMX.
@@ -56,7 +56,7 @@ def _bfloat16_is_faster() -> bool:
             x, weight = (
                 torch.ones(8, 320, 7, 7, dtype=dtype),
                 torch.ones(320, 320, 3, 3, dtype=dtype),
-            )  # no random numbers
+            )  # constants, so that no random numbers are drawn
             x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
             calls[dtype] = partial(F.conv2d, x, weight, padding=1)
         for _ in range(TIMING_ROUNDS):

@@ -6,7 +6,7 @@ import numpy as np
 
 SEASONS = (4, 7, 12, 24, 52, 168)  # quarters, days of a week, months, hours of a day, weeks, hours of a week
 MAX_VALUES = 1344  # only this many values at the end of a series are analysed: eight weeks of hours
-DIVISOR_RATIO = 0.7  # a divisor of the best season is preferred if its strength is at least this share
+DIVISOR_RATIO = 0.7  # a divisor of the best season is preferred if it has this share of its strength
 CONSTANT, STRAIGHT = 1e-13, 1e-9  # spreads of rounding errors, relative to the largest value and to the spread
 # Thresholds of the autocorrelation in standard deviations (one-sided tests). They are low, because to miss a season
 # harms a forecast more than to assume a wrong one.
@@ -14,7 +14,8 @@ SIGNIFICANCE, UNUSUAL_SIGNIFICANCE = 1.0, 1.645
 YEAR_HARMONICS = 3
 MIN_YEARS = 2  # smallest length, in years, of a series whose yearly pattern is estimated
 MAX_SEASON = 168  # values; longest season that is detected
-# A season outside SEASONS needs higher values, because among so many candidates some are strong by chance.
+# A season outside SEASONS needs a higher prominence and autocorrelation, because among so many candidates some are
+# strong by chance.
 MIN_PROMINENCE, UNUSUAL_MIN_PROMINENCE, UNUSUAL_MIN_CORRELATION = 0.15, 0.25, 0.5
 
 

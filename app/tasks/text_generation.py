@@ -18,7 +18,7 @@ from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, check_finite, pad
 from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs
 
-PREFILL_SECONDS = 0.002  # longest prefill in a step, so that texts can soon join and leave
+PREFILL_SECONDS = 0.002  # longest prefill in a step, so that other texts do not wait long
 PREFILL_SHARE = 1.0  # longest prefill while texts are generated, relative to the time of their step
 MAX_PREFILL = 256  # characters of a prompt that are read in a step
 BLOCK_SIZES = (2, 3, 5, 7, 12, 32)  # numbers of characters read at once that ``warm_up`` tries

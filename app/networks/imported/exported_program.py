@@ -126,7 +126,7 @@ class ExportedProgram:
         tensors: the weights by key, and the graph under ``GRAPH``.
 
     Raises:
-        ValueError: the graph is wrong, calls an operator that is not allowed, or does not fit the weights.
+        ValueError: the graph is invalid, calls an operator that is not allowed, or does not fit the weights.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:

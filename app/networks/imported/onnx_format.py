@@ -21,7 +21,7 @@ FUNCTION_NODE, FUNCTION_DOMAIN = 7, 10
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 LOOPS = ("Loop",)  # a Loop may run forever; a Scan ends, because its input has a fixed size
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}){0,4}")
-MAX_DEPTH = 32  # of nested graphs
+MAX_DEPTH = 32  # largest nesting depth of graphs
 VALUES_PER_BYTE = 4  # at most; reached by types with 2 bits
 
 Field = tuple[int, int | memoryview]

@@ -148,9 +148,10 @@ class TensorPredictor:
 
 
 class TaskPredictor(TensorPredictor):
-    """Base class of predictors that run an imported network for a task. An item is one of the task, or ``TensorRows``.
+    """Base class of predictors that run an imported network for a task, and for requests of tensors.
 
-    The options in ``sizes`` on the card say how the task uses the tensors.
+    An item is an input of the task, or ``TensorRows``. ``options`` in the card's ``sizes`` say how the task uses the
+    tensors.
     """
 
     def __init__(self, version: Version, device: torch.device) -> None:

@@ -81,7 +81,7 @@ class ByteContinuation(Continuation):
         return self.written
 
     def add(self, character: str) -> None:
-        """Append a byte. The text ends before a stop string, or at its maximum length."""
+        """Append a byte. Finish the text before a stop string, or at its maximum length."""
         self.written += 1
         ends = self.written == len(self.uniforms)
         text = self.text + self.decoder.decode(character.encode("latin-1"), final=ends)
@@ -129,7 +129,7 @@ class _CharacterNetwork:
             raise self.tensors.mismatch(spec.name, expected)
 
     def _with_unknown(self, logits: np.ndarray) -> Tensor:
-        """Append a column for ``<unk>`` to logits [N, V]. Its value does not matter: ``<unk>`` is never generated."""
+        """Append a column for ``<unk>`` to logits [N, V]. Its value has no effect, as ``<unk>`` is never generated."""
         return torch.from_numpy(np.pad(logits, ((0, 0), (0, 1))))
 
 
