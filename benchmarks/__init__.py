@@ -1,1 +1,1 @@
-"""Benchmarks of speed and reliability. Each module is a program that prints Markdown tables and a line of JSON."""
+"""Benchmarks of accuracy, speed and reliability. Most modules are programs that print Markdown tables and JSON."""

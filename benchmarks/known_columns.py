@@ -1,11 +1,11 @@
-"""Measure the gain of known columns: hires of bicycles with the weather, tuned with and without it.
+"""Measure how much known columns help: forecast the hires of bicycles with and without the weather.
 
     python -m pip install --no-deps "ISLP>=0.6"
     python -m benchmarks.known_columns [--hourly] [--seeds N]
 
-The table is that of Fanaee-T and Gama (2014) for 2011, as the package ISLP ships it. Each network is tuned on the
-training part, selected on the validation part, and measured once on the test part. The weather of the horizon is the
-measured one, not a forecast.
+The data are those of Fanaee-T and Gama (2014) for 2011, as shipped in the package ISLP. Each network is tuned on the
+training part, selected on the validation part, and measured once on the test part. The weather within the horizon is
+the measured weather, not a forecast.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ FOLDER = Path("runs/known-columns")
 
 
 def read_hours() -> pd.DataFrame:
-    """Hires, weather and working days of each hour of 2011. Exits with a message if ISLP is missing."""
-    spec = find_spec("ISLP")  # importing it would need its dependencies
+    """Return hires, weather and working days for each hour of 2011. Exit with a message if ISLP is missing."""
+    spec = find_spec("ISLP")  # not imported, because an import would need its dependencies
     if spec is None or not spec.submodule_search_locations:
         sys.exit('ISLP is missing; type: python -m pip install --no-deps "ISLP>=0.6"')
     table = pd.read_csv(Path(next(iter(spec.submodule_search_locations))) / "data" / "Bikeshare.csv")
@@ -38,7 +38,7 @@ def read_hours() -> pd.DataFrame:
 
 
 def write_table(hourly: bool) -> Path:
-    """Write the table of hours or days to FOLDER."""
+    """Write a table with one row per hour or per day to FOLDER; return its path."""
     table = read_hours()
     if not hourly:
         sums = dict.fromkeys(("temp", "hum", "windspeed", "rain"), "mean")
@@ -50,7 +50,7 @@ def write_table(hourly: bool) -> Path:
 
 
 def train(path: Path, hourly: bool, known: bool, seed: int) -> dict[str, float]:
-    """Tune with one seed; return the metrics of the test."""
+    """Tune a network with one seed; return its metrics on the test part."""
     season = "24" if hourly else "7"
     name = f"{path.stem}-{'known' if known else 'plain'}-{seed}"
     options = ["--column", "bikers", "--season", season, "--horizon", season, "--name", name, "--seed", str(seed)]

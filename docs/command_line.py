@@ -1,4 +1,4 @@
-"""The reference of the command line, from the parsers of the commands and from the Makefile."""
+"""Write the reference of the command line from the parsers of the commands and from the Makefile."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COMMANDS = {
         "benchmarks.reliability.attack",
     ),
 }
-OF_THE_MACHINE = {"--threads": "number of cores", "--device": "cuda if available, else cpu"}  # defaults
+OF_THE_MACHINE = {"--threads": "number of cores", "--device": "cuda if available, else cpu"}  # default texts
 
 HEAD = """# Command line
 
@@ -51,7 +51,7 @@ Generated from the commands' parsers and the Makefile by `make docs`. `python -m
 
 
 class Parsed(Exception):
-    """Carries a command's parser out of its ``main``."""
+    """Raised to stop the ``main`` of a command and to carry its parser out of it."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self.parser = parser
@@ -86,7 +86,7 @@ def targets() -> str:
 
 
 def describe(parser: argparse.ArgumentParser, name: str, level: int = 3) -> Iterator[str]:
-    """A section for a command, with a table for each group of options, and one for each of its own commands."""
+    """Yield the section of a command: a table for each group of options, and a section for each subcommand."""
     yield f"\n{'#' * level} {name}\n\n"
     for paragraph in (parser.description or "").strip().split("\n\n") if parser.description else ():
         yield f"{paragraph}\n\n" if paragraph.startswith("    ") else f"{flat(paragraph)}\n\n"

@@ -159,14 +159,14 @@ def error_page() -> str:
 
 
 def described(error: type[errors.QuartetError]) -> str:
-    """The first paragraph of the docstring of an error."""
+    """Return the first paragraph of the docstring of an error."""
     if error is errors.QuartetError:
         return "An unexpected error. The log has the traceback."
     return sentence(error.__dict__.get("__doc__"))
 
 
 def type_name(annotation: Any) -> str:
-    """An annotation in words, such as ``list[str] or None``."""
+    """Return an annotation in words, such as ``list[str] or None``."""
     text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
     text = re.sub(r"\b(?:typing|types|app\.[\w.]+)\.", "", text).replace("NoneType", "None")
     return text.replace(" | ", " or ").replace("Literal", "one of ")
@@ -190,7 +190,10 @@ def card() -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Each generated file and its text. The pages state the defaults, whatever the environment says."""
+    """Return the path and the text of each generated file.
+
+    The environment variables of the settings are ignored, so that the pages state the defaults.
+    """
     plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     with patch.dict(os.environ, plain, clear=True):
         return _pages()

@@ -1,4 +1,4 @@
-"""The reference of the HTTP API, from the OpenAPI document."""
+"""Write the reference of the HTTP API from the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.main import create_app
 from app.settings import Settings
 from docs.markdown import code, sentence, table
 
-LONGEST_EXAMPLE = 400  # characters; longer ones are in the OpenAPI document
+LONGEST_EXAMPLE = 400  # characters; longer examples are only in the OpenAPI document
 Schema = dict[str, Any]
 
 HEAD = """# HTTP API
@@ -31,7 +31,7 @@ serves the document at `/openapi.json`.
 
 
 def openapi() -> Schema:
-    """The document of a service with an admin key."""
+    """Return the OpenAPI document of a service that has an admin key."""
     document: Schema = create_app(Settings(admin_key=SecretStr("k" * 32))).openapi()
     return document
 
@@ -54,7 +54,7 @@ def page() -> str:
 
 
 def anchor(heading: str) -> str:
-    """The anchor that GitHub gives to a heading."""
+    """Return the anchor that GitHub gives to a heading."""
     characters = "".join(char for char in heading.lower() if char.isalnum() or char in " -_")
     return characters.replace(" ", "-")
 
@@ -64,10 +64,10 @@ def summary(operation: Schema) -> str:
 
 
 def describe(operation: Schema, document: Schema) -> Iterator[str]:
-    """Description, parameters, body and responses of one operation."""
+    """Yield the description, parameters, body and responses of one operation."""
     if operation.get("description"):
         yield f"{operation['description'].strip()}\n"
-    # the head of the page describes the parameters that operations share
+    # The head of the page describes the parameters that operations share.
     if parameters := [parameter for parameter in operation.get("parameters", []) if "$ref" not in parameter]:
         rows = [
             (
@@ -122,7 +122,7 @@ def response_types(response: Schema, document: Schema) -> Iterator[str]:
 
 
 def resolve(schema: Schema, document: Schema) -> Schema:
-    """The schema itself, where it is a reference."""
+    """Return the schema that a reference refers to. Return any other schema unchanged."""
     while "$ref" in schema:
         target: Any = document
         for part in schema["$ref"].removeprefix("#/").split("/"):
@@ -132,7 +132,7 @@ def resolve(schema: Schema, document: Schema) -> Schema:
 
 
 def fields(schema: Schema, document: Schema) -> str:
-    """A table of the fields of an object; those of objects within it follow as ``outer.inner``."""
+    """Return a table of the fields of an object. The fields of objects inside it have names such as ``outer.inner``."""
     rows = list(field_rows(schema, document, ""))
     headers = ("field", "type", "default", "description")
     return table(headers, rows)
@@ -154,7 +154,7 @@ def shown(value: Any) -> str:
 
 
 def nested(field: Schema, document: Schema) -> tuple[Schema | None, str]:
-    """The object in a field or in its list, and the mark of a list."""
+    """Return the object in a field or in its list, and "[]" for a list. The object is None if there is none."""
     for choice in (field, *(resolve(option, document) for option in field.get("anyOf", ()))):
         if choice.get("properties"):
             return choice, ""
@@ -176,7 +176,7 @@ LIMITS = {
 
 
 def kind(schema: Schema, document: Schema) -> str:
-    """A schema's type in words."""
+    """Return the type of a schema in words."""
     schema = resolve(schema, document)
     choices = schema.get("anyOf") or schema.get("oneOf")
     if choices:

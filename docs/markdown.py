@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> str:
-    """A table with a row for each item. Columns named in ``numbers`` are aligned to the right."""
+    """Return a Markdown table. The columns whose heads are in ``numbers`` are aligned to the right."""
     lines = [f"| {' | '.join(heads)} |", f"|{'|'.join('--:' if head in numbers else '---' for head in heads)}|"]
     lines += ["|" + "|".join(f" {text} " if (text := cell(value)) else " " for value in row) + "|" for row in rows]
     return "\n".join(lines) + "\n"
@@ -18,11 +18,11 @@ def cell(value: object) -> str:
 
 
 def code(value: object) -> str:
-    """A value as code; nothing for an empty one."""
+    """Return a value as Markdown code, or an empty text for an empty value."""
     return f"`{value}`" if value not in ("", None) else ""
 
 
 def sentence(text: str | None) -> str:
-    """The first paragraph of a docstring in Markdown."""
+    """Return the first paragraph of a docstring in Markdown."""
     paragraph = (text or "").strip().split("\n\n", 1)[0]
     return " ".join(paragraph.split()).replace("``", "`")

@@ -83,7 +83,7 @@ SECTIONS = {
 
 
 class KeyFigure(NamedTuple):
-    """A row of the README's table. ``source`` is a path and the place in it; ``read`` gives the value."""
+    """A row of the README's table. ``read`` returns the value, and ``show`` turns it into text."""
 
     label: str
     read: Callable[[], float]
@@ -92,12 +92,15 @@ class KeyFigure(NamedTuple):
 
 
 def metric(name: str, key: str) -> Callable[[], float]:
-    """A figure of the newest card of a model."""
+    """Return a function that reads a metric from the newest card of a model."""
     return lambda: cards()[name][-1].metrics[key].value
 
 
 def result(path: str, title: str, column: str, **cells: object) -> Callable[[], float]:
-    """The cell in ``column`` of the only row of a table of ``benchmarks/results/{path}.json`` with these ``cells``."""
+    """Return a function that reads a number from the table ``title`` in ``benchmarks/results/{path}.json``.
+
+    The number is in ``column`` of the only row in which the given columns have the values ``cells``.
+    """
 
     def read() -> float:
         (source,) = [each for each in load(RESULTS / f"{path}.json")["tables"] if each["title"] == title]
@@ -184,7 +187,7 @@ def load(path: Path) -> Any:
 
 
 def cards() -> dict[str, list[store.Card]]:
-    """The cards of all versions by name, oldest first."""
+    """Return the cards of all versions by model name, the oldest version first."""
     cards: dict[str, list[store.Card]] = {}
     for name, number in store.all_versions(STORE):
         cards.setdefault(name, []).append(store.read_card(STORE / name / str(number)))
@@ -192,7 +195,7 @@ def cards() -> dict[str, list[store.Card]]:
 
 
 def numbers(columns: dict[str, Any], rows: list[list[Any]]) -> str:
-    """A Markdown table. ``columns`` maps names to decimals: "g" for all of the value's, None for text."""
+    """Return a Markdown table. ``columns`` maps names to the number of decimals, "g" (all decimals) or None (text)."""
     shown = [[show(value, form) for value, form in zip(row, columns.values(), strict=True)] for row in rows]
     return table(list(columns), shown, [name for name, form in columns.items() if form is not None])
 
@@ -206,7 +209,7 @@ def show(value: Any, form: Any) -> str:
 
 
 def models() -> Iterator[str]:
-    """The figures of each card."""
+    """Yield a section with the figures of each card."""
     for name, versions in cards().items():
         for card in reversed(versions):
             yield f"\n### {name}@{card.version}\n\n{card.title}. Trained by `{card.command}` in {card.minutes:g} minutes "
@@ -232,7 +235,7 @@ def speeds() -> str:
 
 
 def run(path: Path) -> Iterator[str]:
-    """One file of results as a section."""
+    """Yield the section for one file of results."""
     content = load(path)
     yield f"\n### {content['title']}\n\n"
     command = content["command"]
@@ -247,7 +250,7 @@ def run(path: Path) -> Iterator[str]:
 
 
 def page() -> str:
-    """The text of docs/measurements.md."""
+    """Return the text of docs/measurements.md."""
     parts = [HEAD, *models(), SPEED_HEAD, "\n", speeds()]
     for folder, text in SECTIONS.items():
         parts.append(f"\n## {folder.capitalize()}\n\n{text}\n")
@@ -257,7 +260,7 @@ def page() -> str:
 
 
 def key_figures() -> str:
-    """The README's table."""
+    """Return the README's table of key figures."""
     rows: list[list[Any]] = [
         [figure.label, figure.show(figure.read()), f"`{figure.command}`"] for figure in KEY_FIGURES
     ]
@@ -265,7 +268,7 @@ def key_figures() -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Each file that is generated, and its text."""
+    """Return the path and the text of each generated file."""
     readme = KEY_FIGURES_BLOCK.sub(lambda match: match[1] + key_figures() + match[2], README.read_text("utf-8"))
     return {PAGE: page(), README: readme}
 

@@ -1,1 +1,1 @@
-"""Accuracy on public data, beyond the metrics on the model cards."""
+"""Benchmarks of accuracy on public data, in addition to the metrics on the model cards."""

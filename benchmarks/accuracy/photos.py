@@ -1,10 +1,11 @@
-"""Measure classifiers for photographs on CIFAR-10, enlarged to 224 pixels: few images for each class, three seeds.
+"""Measure classifiers for photographs that are trained on few images of each class.
 
     python -m benchmarks.accuracy.photos --no-flip      # 10, 50 and 500 images for each class: ten minutes on one core
     python -m benchmarks.accuracy.photos --images 10 --seeds 1
 
-The last layer is fitted as in ``python -m training.cnn --images FOLDER --tail-epochs 0``, to the features that the
-service computes. Features are kept in ``--runs``, so a second run takes a minute.
+The images are those of CIFAR-10, enlarged to 224 pixels. The training images are chosen at random, three times by
+default. Only the last layer is fitted, as in ``python -m training.cnn --images FOLDER --tail-epochs 0``. Its inputs are
+the features that the service computes. They are stored in ``--runs``, so a second run takes only a minute.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from training.loops.photos.features import FeatureCache
 
 SIDE = 224  # pixels
 TEST_IMAGES = 1000
-POOL = 15_500  # training images from which those of each seed are drawn
+POOL = 15_500  # number of training images, from the first, from which each seed draws its images
 
 
 def enlarged(images: Tensor) -> Tensor:
-    """Enlarge uint8 images [N, 3, 32, 32] to [N, 3, 224, 224], as the service reads files of 224 pixels."""
+    """Enlarge uint8 images [N, 3, 32, 32] to [N, 3, 224, 224]. The result stands for image files of this size."""
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     pixels = [np.array(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for picture in pictures]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 
 def drawn(labels: Tensor, count: int, seed: int) -> Tensor:
-    """The indices of ``count`` random images of each class."""
+    """Return the indices of ``count`` random images of each class, sorted by class."""
     generator = torch.Generator().manual_seed(seed)
     classes = [(labels == label).nonzero().flatten() for label in range(int(labels.max()) + 1)]
     return torch.cat([own[torch.randperm(len(own), generator=generator)[:count]] for own in classes])
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             names = [f"cifar10-train-{index}" for index in indices.tolist()]
             kinds = ["plain"] if options.no_flip else ["plain", "mirrored"]
             views = [features(cifar.train_images[indices], names, view) for view in kinds]
-            folds = torch.arange(len(indices)) % linear_head.FOLDS  # the images of each class are in a row
+            folds = torch.arange(len(indices)) % linear_head.FOLDS  # sorted by class, so each fold has all classes
             choice = linear_head.choose(views, targets, folds, 10)
             head = linear_head.fit_chosen(views, targets, 10, choice)
             accuracies.append((head(test).argmax(dim=1) == truth).double().mean().item())

@@ -1,8 +1,9 @@
-"""Competing servers: how to install, start and call them. All serve the workshop's CNN, mosec also texts and forecasts.
+"""Competing servers: how to install, start and call them. All serve the workshop's CNN.
 
-Each server has a file here that follows its documentation, and an environment that is created on first use. All use
-batches of up to 64. Except for the variants of mosec and Triton, they use one worker and no batching delay where
-possible. This file also runs in those environments, so it imports no other packages.
+Mosec also serves texts and forecasts. Each server has a module here that follows the server's documentation, and a
+virtual environment that is created on first use. All classify images in batches of up to 64. They use one worker and
+no batching delay if possible; only the variants of mosec and Triton differ. This file also runs in the servers'
+environments, so it imports no packages that must be installed.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ INSTALL_SECONDS = 1200
 
 @dataclass(frozen=True)
 class Peer:
-    """A server. ``convert`` converts its answer to Quartet's format.
+    """How to install, start and call one competing server.
 
-    ``paths`` maps Quartet's paths to those of the server. ``request`` makes its JSON for an image; None: it takes the
-    same bodies as Quartet. ``python`` creates its environment.
+    ``paths`` maps Quartet's paths to the server's paths. ``request`` returns the server's JSON for an image file. If it
+    is None, the server takes the same bodies as Quartet. ``convert`` converts the server's answer to Quartet's format.
+    ``python`` is the interpreter that creates the environment.
     """
 
     packages: Sequence[str]
@@ -48,14 +50,14 @@ def text(picture: bytes) -> str:
 
 
 def tensor(picture: bytes) -> Any:
-    """A tensor in the format of the Open Inference Protocol."""
+    """Return an image file as a tensor in the format of the Open Inference Protocol."""
     parameters = {"content_type": "base64"}
     data = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": [text(picture)], "parameters": parameters}
     return {"inputs": [data]}
 
 
 def mosec(workers: int, wait: int) -> Peer:
-    """mosec with ``workers`` processes for each route and ``wait`` milliseconds to fill a batch."""
+    """Return mosec with ``workers`` processes for each route. It waits ``wait`` milliseconds to fill a batch."""
     paths = {CLASSIFY: "/classify", "/v1/series/forecast": "/forecast", "/v1/text/continue": "/text"}
     environment = {"PEER_WORKERS": str(workers), "PEER_WAIT": str(wait)}
     command = ["-m", "benchmarks.peers.mosec_server"]
@@ -64,10 +66,9 @@ def mosec(workers: int, wait: int) -> Peer:
 
 
 def triton(workers: int) -> Peer:
-    """Triton with ``workers`` Python processes.
+    """Return Triton with ``workers`` Python processes.
 
-    PyTriton comes with a Python interpreter, whose standard library must be of the same version, such as Debian's
-    3.11.2.
+    PyTriton contains a Python interpreter. It needs a standard library of the same version, such as Debian's 3.11.2.
     """
     return Peer(
         ["nvidia-pytriton==0.7.0"],
@@ -122,11 +123,11 @@ PEERS = {
 
 
 class NotInstallable(Exception):
-    """The server cannot be installed here; the message has the reason."""
+    """Raised if a server cannot be installed here. The message has the reason."""
 
 
 def install(name: str, folder: Path) -> Path:
-    """Install a server if necessary. Return the Python of its environment. Raises NotInstallable."""
+    """Install a server if necessary; return the Python interpreter of its environment. Raises NotInstallable."""
     home = folder / name.partition("-")[0]  # variants of a server share its environment
     python, done = home / "bin" / "python", home / "installed"
     if not done.exists():

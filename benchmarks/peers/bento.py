@@ -1,4 +1,4 @@
-"""BentoML: one worker, adaptive batching."""
+"""The workshop's CNN in BentoML, with one worker and adaptive batching."""
 
 # mypy: disable-error-code="import-not-found, untyped-decorator"
 from __future__ import annotations

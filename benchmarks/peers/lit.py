@@ -1,7 +1,7 @@
-"""LitServe: one worker; a batch contains all queued requests."""
+"""The workshop's CNN in LitServe, with one worker. A batch contains all queued requests."""
 
 # mypy: disable-error-code="import-not-found, misc"
-# No postponed annotations: LitServe evaluates the annotation of the request.
+# Annotations are not postponed, because LitServe evaluates the annotation of the request.
 
 import os
 from typing import Any

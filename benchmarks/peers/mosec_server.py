@@ -1,7 +1,7 @@
-"""mosec: one queue in a front end written in Rust, ``PEER_WORKERS`` Python processes for each route, dynamic batching.
+"""The workshop's CNN, forecasts and texts in mosec, with ``PEER_WORKERS`` Python processes for each route.
 
-A request waits up to ``PEER_WAIT`` milliseconds for a batch. All tasks are batched, also the texts: those of one batch
-are generated together.
+A front end written in Rust queues the requests and forms batches. A request waits up to ``PEER_WAIT`` milliseconds for
+a batch. Texts are batched too: the texts of one batch are generated together.
 """
 
 # mypy: disable-error-code="import-not-found, misc"

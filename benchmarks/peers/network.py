@@ -1,4 +1,4 @@
-"""The networks of all other servers: the newest versions in the store, called eagerly as in ``plain.py``."""
+"""The networks of all competing servers: the newest versions in the store, called eagerly as in ``plain.py``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Forecaster:
         self.network, _ = load(name)
 
     def predict(self, histories: Sequence[Sequence[float]], horizon: int) -> list[dict[str, Any]]:
-        """Forecast ``horizon`` values of each history. Returns one answer per history, in Quartet's format."""
+        """Forecast ``horizon`` values after each history. Return one answer per history, in Quartet's format."""
         network = self.network
         window = torch.tensor([values[-network.sizes.window :] for values in histories])
         with torch.inference_mode():
@@ -79,7 +79,7 @@ class TextGenerator:
         self.indices = {character: index for index, character in enumerate(self.vocabulary)}
 
     def predict(self, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Continue prompts of equal length together. Returns one answer per body, in Quartet's format."""
+        """Continue prompts of the same length together. Return one answer per body, in Quartet's format."""
         lengths = {len(body["prompt"]) for body in bodies}
         answers: list[dict[str, Any]] = [{}] * len(bodies)
         for length in lengths:

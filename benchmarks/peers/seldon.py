@@ -1,4 +1,4 @@
-"""MLServer: one process, adaptive batching with a delay of 1 ms, the shortest that it supports."""
+"""The workshop's CNN in MLServer, with one process. The batching delay is 1 ms, the shortest that MLServer supports."""
 
 # mypy: disable-error-code="import-not-found, misc"
 from __future__ import annotations

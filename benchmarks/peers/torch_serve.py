@@ -1,6 +1,7 @@
-"""TorchServe: one worker, batching with a delay of 1 ms. Needs Java 17.
+"""The workshop's CNN in TorchServe, with one worker and a batching delay of 1 ms. Needs Java 17.
 
-TorchServe's worker loads this file from its archive as the handler. The file also packs the archive and starts it.
+As a program, this file packs itself into a model archive and starts TorchServe. TorchServe's worker then loads the file
+from the archive as the request handler.
 """
 
 from __future__ import annotations

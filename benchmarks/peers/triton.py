@@ -1,4 +1,7 @@
-"""NVIDIA Triton through PyTriton: ``PEER_WORKERS`` Python processes, dynamic batching without delay."""
+"""The workshop's CNN in NVIDIA Triton, through PyTriton.
+
+It uses ``PEER_WORKERS`` Python processes, and dynamic batching without delay.
+"""
 
 # mypy: disable-error-code="import-not-found, untyped-decorator"
 from __future__ import annotations

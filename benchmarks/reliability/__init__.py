@@ -1,1 +1,1 @@
-"""Long runs, faults, overload and determinism."""
+"""Benchmarks of reliability: long runs, faults, overload and determinism."""

@@ -4,11 +4,11 @@
     python -m benchmarks.reliability.attack --seconds 3 --only trailers,bombs
     python -m benchmarks.reliability.attack --save benchmarks/results/reliability/attack.json
 
-For each attack, the latency of the normal client is measured alone, during the attack, and again ten seconds after its
+For each attack, the latency of the normal client is measured before the attack, during it, and ten seconds after its
 end. The attackers run in a process of lower priority, because they use the same cores. The exit status is 1 if
 
-- the 99th percentile during an attack is more than 5 times that alone,
-- it is more than twice that alone ten seconds after the attack,
+- the 99th percentile of the latency during an attack is more than 5 times its value before,
+- the 99th percentile after an attack is more than twice its value before,
 - the normal client gets an error,
 - or the memory (PSS of all processes) exceeds the limit of docker-compose.yml.
 """
@@ -45,13 +45,13 @@ from benchmarks.support.load import Answer, Request, call, percentile
 from benchmarks.support.servers import ROOT, Server
 
 CALLERS = 2  # connections of the normal client
-MAX_RATIO = 5.0  # p99 during an attack divided by p99 alone
-MAX_RATIO_AFTER = 2.0  # the same after the attack, on a machine with other programs
+MAX_RATIO = 5.0  # limit of the p99 during an attack, divided by the p99 before
+MAX_RATIO_AFTER = 2.0  # limit of the p99 after an attack, divided by the p99 before; allows for other programs
 RECOVERY_SECONDS = 10.0
 MEMORY_LIMIT = 2048.0  # MiB, mem_limit in docker-compose.yml
 SAMPLE_SECONDS = 0.5
-START_SECONDS = 1.0  # until the attack has begun
-NICENESS = 10  # of the attackers
+START_SECONDS = 1.0  # time until an attack has full effect
+NICENESS = 10  # gives the attackers' process a lower priority
 CLASSIFY, INFER = "/v1/images/classify", "/v2/models/series-lstm/infer"
 GET = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -73,7 +73,7 @@ def image_file(pixels: np.ndarray, kind: str) -> bytes:
 
 @cache
 def large_images() -> list[bytes]:
-    """Images with 49 million pixels: a PNG of one colour, and a JPEG of noise."""
+    """Return images with 49 million pixels: a PNG of one colour, and a JPEG of noise."""
     noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
     return [image_file(np.zeros((7000, 7000), np.uint8), "PNG"), image_file(np.tile(noise, (10, 10, 1)), "JPEG")]
 
@@ -86,7 +86,7 @@ def bombs() -> list[bytes]:
 
 @cache
 def large_bodies() -> list[bytes]:
-    """JSON and forms near the limits of bytes, values, fields and depth."""
+    """Return requests with JSON near the limits of bytes, values, fields and depth."""
     values = json.dumps({"values": [0.1234567890123456] * 100_000}).encode()
     encoded = base64.b64encode(large_images()[1]).decode()
     scored = json.dumps({"prompt": "a" * 4000, "echo": True, "logprobs": 5, "max_tokens": 0}).encode()
@@ -100,7 +100,7 @@ def large_bodies() -> list[bytes]:
 
 
 async def drip(writer: asyncio.StreamWriter, drop: bytes, seconds: float = 1.0) -> None:
-    """Send a few bytes at intervals until the service closes the connection."""
+    """Send ``drop`` at intervals until the service closes the connection."""
     while not writer.is_closing():
         writer.write(drop)
         await writer.drain()
@@ -108,7 +108,7 @@ async def drip(writer: asyncio.StreamWriter, drop: bytes, seconds: float = 1.0) 
 
 
 async def pour(writer: asyncio.StreamWriter, part: bytes) -> None:
-    """Send without end until the service closes the connection."""
+    """Send ``part`` again and again, without a pause, until the service closes the connection."""
     while not writer.is_closing():
         writer.write(part)
         await writer.drain()
@@ -179,7 +179,7 @@ async def header_tricks(streams: Streams, number: int) -> None:
 
 
 def exchange(requests: Callable[[], Sequence[bytes]]) -> Callable[[Streams, int], Awaitable[None]]:
-    """Send one request after the other on a connection, and read the responses."""
+    """Return an attack that sends one request after the other on a connection, and reads each response."""
 
     async def send(streams: Streams, number: int) -> None:
         reader, writer = streams
@@ -194,7 +194,7 @@ def exchange(requests: Callable[[], Sequence[bytes]]) -> Callable[[Streams, int]
 
 @dataclass(frozen=True)
 class Attack:
-    """``connections`` run ``act`` again and again, each on a new connection."""
+    """A kind of attack: ``connections`` attackers run ``act`` again and again, each time on a new connection."""
 
     title: str
     connections: int
@@ -217,11 +217,11 @@ ATTACKS = {
 }
 
 
-PREPARED = {"bombs": (bombs,), "images": (large_images,), "json": (large_bodies,)}  # data that take seconds to make
+PREPARED = {"bombs": (bombs,), "images": (large_images,), "json": (large_bodies,)}  # make data, which takes seconds
 
 
 async def run_attack(attack: Attack, port: int, seconds: float) -> None:
-    """Attack for ``seconds``."""
+    """Run an attack on the service at ``port`` for ``seconds``."""
 
     async def attacker(number: int) -> None:
         while True:
@@ -244,7 +244,7 @@ async def run_attack(attack: Attack, port: int, seconds: float) -> None:
 
 
 def attack_in_process(name: str, port: int, seconds: float, pipe: Connection) -> None:
-    """Run in a separate process: prepare the data, wait for the start, then attack."""
+    """Prepare the data, wait for the start signal, then attack. This runs in a separate process."""
     os.nice(NICENESS)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 10_000), hard))
@@ -256,7 +256,7 @@ def attack_in_process(name: str, port: int, seconds: float, pipe: Connection) ->
 
 
 def normal_requests() -> list[Request]:
-    """A picture, a forecast and a short text."""
+    """Return the requests of the normal client: a picture, a forecast and a short text."""
     picture = next((ROOT / "tests" / "images" / "cifar10").glob("*.png")).read_bytes()
     values = json.loads((ROOT / "docs" / "sine.json").read_text())["values"]
     return [
@@ -302,19 +302,22 @@ async def memory_peak(server: Server, seconds: float) -> float:
 
 
 def p99(answers: Sequence[Answer]) -> float:
-    """Return the 99th percentile in milliseconds. Unanswered requests count with the time until they failed."""
+    """Return the 99th percentile of the latency in milliseconds.
+
+    An unanswered request counts with the time until it failed.
+    """
     return 1000 * percentile([answer.seconds for answer in answers], 0.99)
 
 
 async def measure(server: Server, name: str, seconds: float) -> Row:
-    """Measure the normal client alone, during an attack, and after it."""
+    """Measure the normal client before an attack, during it, and after it."""
     attack, requests, spawn = ATTACKS[name], normal_requests(), multiprocessing.get_context("spawn")
     pipe, other_end = spawn.Pipe()
     process = spawn.Process(
         target=attack_in_process, args=(name, server.port, seconds + START_SECONDS, other_end), daemon=True
     )
     process.start()
-    other_end.close()  # otherwise the end of the process is not noticed
+    other_end.close()  # otherwise ``pipe.recv`` does not notice the end of the process
     await asyncio.to_thread(pipe.recv)
     alone, _ = await call(server.port, requests, CALLERS, seconds)
     pipe.send("start")
@@ -332,7 +335,7 @@ async def measure(server: Server, name: str, seconds: float) -> Row:
 
 
 def results(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the rows as a file for ``benchmarks/results/``."""
+    """Return the rows in the format of the files in ``benchmarks/results/``."""
     columns = {"attack": None, "connections": "g", "p99 alone, ms": 1, "during the attack": 1, "ratio": 1}
     columns |= {"after 10 s": 1, "failed normal requests": "g", "largest PSS, MiB": "g"}
     return {

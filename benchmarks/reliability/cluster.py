@@ -1,15 +1,15 @@
-"""A Ray cluster of two nodes on this machine: its answers equal a single service's; nodes and replicas are killed.
+"""Test a Ray cluster of two nodes on this machine: compare its answers with a service's; kill nodes and replicas.
 
     python -m benchmarks.reliability.cluster                     # all parts, about six minutes; needs the extra [ray]
     python -m benchmarks.reliability.cluster --only node --callers 32    # one part
 
-same      each endpoint through the cluster and from a single service: equal bytes, streams with equal text
-replica   a replica is killed under load: statuses of the answers, and seconds until two replicas run again
-node      a node with all its processes is killed under load
-scaling   one replica becomes two when requests wait, and one again under two streams: statuses of the answers
-drain     two replicas become one while both generate long texts: number of finished texts
+same      send each request to the cluster and to a single service; the bytes, or the texts of streams, must be equal
+replica   kill a replica under load; print the statuses of the answers, and the seconds until two replicas run again
+node      kill a node with all its processes under load; print the same
+scaling   let one replica become two when requests wait, and one again under two streams; print the same
+drain     reduce two replicas to one while both generate long texts; print the number of finished texts
 
-Status 0 is an incomplete answer or a refused connection.
+Status 0 means an incomplete answer or a refused connection.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TIMEOUT_SECONDS = 240.0  # for each wait
 APPLICATION, GROUP = "quartet", "all"
 FIXED = {"min_replicas": 2, "max_replicas": 2, "target_requests": 64}
 ONE = {"min_replicas": 1, "max_replicas": 1, "target_requests": 64}
-LONG = 1000  # characters of the texts that run while their replica is drained
+LONG = 1000  # length in characters of the texts that run while their replica is drained
 SCALED = {"min_replicas": 1, "max_replicas": 2, "target_requests": 8, "upscale_seconds": 1, "downscale_seconds": 3}
 
 
@@ -78,7 +78,7 @@ def requests() -> list[Request]:
 
 
 def content(body: bytes) -> object:
-    """Return an answer without ids and times; for a stream its text."""
+    """Return the content of an answer without ids and times. For a stream, return its texts by index."""
     events = re.findall(rb"^data: (\{.*\})\r?$", body, re.MULTILINE)
     if events:
         parsed = [json.loads(text) for text in events]
@@ -92,7 +92,7 @@ def content(body: bytes) -> object:
 
 
 async def differences(port: int, plain: int) -> list[str]:
-    """Return the paths whose answers differ between the cluster and a single service."""
+    """Return one line for each request to which the cluster (``port``) and a single service (``plain``) differ."""
     differing = []
     for request in requests():
         proxied, direct = await load.send(port, request), await load.send(plain, request)
@@ -111,7 +111,7 @@ def replicas() -> int:
 
 
 async def wait_until(condition: Callable[[], bool]) -> float:
-    """Return the seconds until the condition holds. Raises TimeoutError."""
+    """Wait until the condition holds; return the seconds. Raises TimeoutError after TIMEOUT_SECONDS."""
     started = time.perf_counter()
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while not await asyncio.to_thread(condition):  # noqa: ASYNC110  # Ray has no event for this
@@ -120,7 +120,7 @@ async def wait_until(condition: Callable[[], bool]) -> float:
 
 
 def victim() -> int:
-    """Return the process of one replica."""
+    """Return the process id of one replica."""
     for pid, _ in stats():
         with suppress(OSError):  # the process has ended
             if (
@@ -133,7 +133,7 @@ def victim() -> int:
 
 
 async def under_load(port: int, work: str, callers: int, change: Callable[[], Any]) -> str:
-    """Return the statuses of the answers during a change of the cluster."""
+    """Send requests while ``change`` changes the cluster. Return a text with the statuses of the answers."""
     workloads = works(ROOT / "models_store")
     streams = [request for request in requests() if b'"stream"' in request.body]
     selected = workloads["cnn"].requests if work == "cnn" else streams
@@ -157,7 +157,7 @@ async def under_load(port: int, work: str, callers: int, change: Callable[[], An
 
 
 async def drained(port: int, texts: int = 16) -> str:
-    """Return the outcomes of long streams while one of two replicas is drained."""
+    """Drain one of two replicas while long streams run. Return a text with the outcomes of the streams."""
     long = {"model": "shakespeare-rnn", "prompt": "a", "max_characters": LONG, "stream": True}
     selected = [Request("/v1/text/continue", json.dumps({**long, "seed": seed}).encode()) for seed in range(texts)]
     tasks = [asyncio.create_task(load.send(port, request)) for request in selected]
@@ -175,7 +175,7 @@ async def drained(port: int, texts: int = 16) -> str:
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """Start two nodes. The second one holds only replicas and can be removed."""
+    """Run a cluster of two nodes in a ``with`` block. The second node has only replicas, so it can be removed."""
     os.environ["PYTHONPATH"] = str(ROOT)  # for the processes of both nodes
     os.environ.setdefault("QUARTET_STORE", str(ROOT / "models_store"))
     node = {"num_cpus": 4, "object_store_memory": 100 * 2**20}

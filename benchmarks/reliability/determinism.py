@@ -3,9 +3,9 @@
     python -m benchmarks.reliability.determinism                 # 2,000 requests, with 1 and with 64 callers
     python -m benchmarks.reliability.determinism --requests 200 --callers 16
 
-Texts, streams, images and rejections must be equal bit by bit, probabilities and forecasts up to 1e-4; the table also
-counts how many of these are equal bit by bit. The program prints a table and a JSON line. The exit status is 1 if an
-answer differs.
+Texts, streams, generated images and error answers must be equal bit by bit. Probabilities and forecasts may differ by
+1e-4; the table also counts how many of them are equal bit by bit. The program prints a table and a JSON line. The exit
+status is 1 if an answer differs.
 """
 
 from __future__ import annotations

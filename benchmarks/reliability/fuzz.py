@@ -16,9 +16,10 @@ from pathlib import Path
 from benchmarks.support import servers
 from benchmarks.support.servers import ROOT
 
-# Checks that the document cannot satisfy: names of models, formats of files, empty bodies that mean the defaults.
+# The document cannot satisfy these checks. It does not describe which models exist, which files are valid images, and
+# that an empty body stands for the defaults.
 EXCLUDED_CHECKS = ("positive_data_acceptance", "negative_data_rejection")
-# Callers may set a deadline that has passed before the request is read; then 504 is right.
+# A caller may set a deadline that passes before the request is read. Then 504 is the right answer.
 CONFIGURATION = """
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", "504"]

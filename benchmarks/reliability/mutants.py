@@ -1,12 +1,12 @@
-"""Mutation tests: mutmut changes the code in small ways, and a test should fail for each change.
+"""Mutation tests: mutmut makes small changes to the code, and a test should fail for each change.
 
     make mutants ARGS="app.engine.fair_queue*"
     make mutants ARGS="--sample 150 --tests tests/store app.store*"     # 150 random changes, tested with one folder
 
-``[tool.mutmut]`` in pyproject.toml lists the modules and tests. Prints the changes that no test found, and the score of
-each module: the share of its changes for which a test failed or did not end. The exit status is 1 below ``MIN_SCORE``.
-Use an idle machine: when other programs make the tests slow, more of them do not end in time.
-docs/explanation/testing.md explains the changes that no test can find.
+``[tool.mutmut]`` in pyproject.toml lists the modules and tests. The program prints the changes that no test found, and
+the score of each module. The score is the share of changes for which a test failed or did not end in time. The exit
+status is 1 if a score is below ``MIN_SCORE``. Use an idle machine. If other programs make the tests slow, more tests do
+not end in time, and the score is too high. docs/explanation/testing.md explains the changes that no test can find.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 RESULTS = Path("mutants")
-MIN_SCORE = 85.0  # per cent, of each module, or of a sample
-SURVIVED, NO_TESTS, TIMED_OUT = (0,), (5, 33), (-24, 24, 36, 152, 255)  # mutmut's exit codes; others: a test failed
-SMALLEST_MODULE = "app.engine.futures*"  # its few changes are run to let mutmut list those of all modules
+MIN_SCORE = 85.0  # per cent, for each module or for a sample
+SURVIVED, NO_TESTS, TIMED_OUT = (0,), (5, 33), (-24, 24, 36, 152, 255)  # mutmut's exit codes; all others: a test failed
+SMALLEST_MODULE = "app.engine.futures*"  # running its few changes makes mutmut list the changes of all modules
 Z = 1.96  # standard deviations of a 95 % interval
 RUN = """
 import sys
@@ -37,17 +37,20 @@ cli()
 
 
 def run(tests: str, names: Sequence[str]) -> None:
-    """Run mutmut on the changes that fit ``names``, or on all. ``tests`` replaces the tests in pyproject.toml."""
+    """Run mutmut on the changes that match ``names``; if there are no names, on all changes.
+
+    ``tests`` replaces the tests in pyproject.toml, unless it is empty.
+    """
     subprocess.run([sys.executable, "-c", RUN, tests, "run", "--max-children", "1", *names], check=True)
 
 
 def found(exit_code: int) -> bool:
-    """Return whether a test found a change."""
+    """Return whether a test found the change with this exit code of mutmut."""
     return exit_code not in (*SURVIVED, *NO_TESTS)
 
 
 def results() -> dict[str, dict[str, int | None]]:
-    """Return mutmut's exit code of each change by module; None if the change was not tried."""
+    """Return the exit code of each change by module and name. It is None if the change was not tested."""
     return {
         str(path.relative_to(RESULTS)).removesuffix(".meta"): json.loads(path.read_text())["exit_code_by_key"]
         for path in sorted(RESULTS.rglob("*.py.meta"))
@@ -55,7 +58,7 @@ def results() -> dict[str, dict[str, int | None]]:
 
 
 def draw(size: int, patterns: Sequence[str]) -> list[str]:
-    """Return the names of ``size`` random changes that fit the patterns: the same in each run."""
+    """Return the names of ``size`` random changes that match the patterns. Each run draws the same names."""
     names = sorted(name for codes in results().values() for name in codes)
     fitting = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns or ["*"])]
     return random.Random(0).sample(fitting, min(size, len(fitting)))
@@ -75,13 +78,13 @@ def interval(percentage: float, size: int) -> tuple[float, float]:
 
 
 def show(name: str) -> str:
-    """Return the difference that a change makes."""
+    """Return the lines that a change removes and adds."""
     shown = subprocess.run([sys.executable, "-m", "mutmut", "show", name], capture_output=True, text=True, check=True)
     return "\n".join(line for line in shown.stdout.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---"))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run mutmut on the changes that fit the patterns, or on all."""
+    """Run mutmut on the changes that match the patterns, or on all, and print the results. Return the exit status."""
     parser = argparse.ArgumentParser(prog="mutants", description="Run mutation tests.")
     parser.add_argument("patterns", nargs="*", help="names of changes, such as app.store*; default: all")
     parser.add_argument("--sample", type=int, metavar="N", help="run N random changes, and print a 95 %% interval")

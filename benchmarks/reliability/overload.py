@@ -1,14 +1,17 @@
-"""Overload test: ten times the load that the service can handle.
+"""Overload test: send ten times the load that the service can handle.
 
     python -m benchmarks.reliability.overload
     python -m benchmarks.reliability.overload --seconds 3 --times 10 --rounds 1
 
-Callers first wait for their answers (1x). Then requests are sent at a multiple of that rate, whether or not answers
-arrive; then callers wait for their answers again. The service must reject the surplus immediately. The program prints
-a table of medians and a JSON line of all rounds: answers per second, rejections, the latency of both, and other
-failures. Goodput counts the answers during the load without its first seconds, in which the slots fill. The senders use
-the same cores, so the table also shows how many of them the service used. The exit status is 1 if goodput for each core
-that the service used falls below 90 % of its value before, or if rejections take 20 ms.
+First, each caller sends its next request when the previous one is answered (1x). Then requests are sent at a multiple
+of that rate, without waiting for answers. The service must reject the surplus immediately. At the end, callers wait for
+their answers again.
+
+The program prints a table of medians and a JSON line with all rounds. They contain the goodput (answers per second),
+rejections, other failures, and the latency of answers and of rejections. Goodput leaves out the first seconds of a
+load, in which the slots fill. The senders use the same cores as the service, so the table also shows how many cores the
+service used. The exit status is 1 if the goodput per used core falls below 90 % of its value before the overload, or if
+the 99th percentile of the rejections reaches 20 ms.
 """
 
 from __future__ import annotations
@@ -29,14 +32,14 @@ from benchmarks.support.servers import ROOT, Server
 
 CALLERS = 32  # callers that wait for answers: enough to keep the service busy
 QUEUE = 64  # rows; small, so that the queue fills
-MIN_GOODPUT = 0.9  # share of the goodput before the overload, during it and after it
-MAX_REJECTION_MS = 20.0  # 99th percentile
+MIN_GOODPUT = 0.9  # smallest goodput during and after the overload, as a share of the goodput before it
+MAX_REJECTION_MS = 20.0  # limit of the 99th percentile
 FILL_SECONDS = 2.0  # until the slots are in use
 REQUEST = Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 400, "n": 4, "seed": 1}')
 
 
 async def paced(port: int, rate: float, seconds: float) -> list[Answer]:
-    """Send requests at a rate, each on a free or a new connection. Return the answers."""
+    """Send requests at a constant rate, each on a free or a new connection. Return the answers."""
     idle: list[Connection] = []
     answers: list[Answer] = []
 
@@ -60,7 +63,7 @@ async def paced(port: int, rate: float, seconds: float) -> list[Answer]:
 
 
 def figures(answers: Sequence[Answer], started: float, end: float, cores: float) -> dict[str, float]:
-    """Return the figures of one load from its start to its end, in which the service used ``cores`` cores."""
+    """Return the figures of one load from its start to its end. ``cores``: number of cores that the service used."""
     latencies = [answer.seconds for answer in answers if answer.status == 200]
     completed = [answer for answer in answers if answer.status == 200 and started + FILL_SECONDS < answer.ended <= end]
     rejections = [answer.seconds for answer in answers if answer.status == 429]
@@ -76,7 +79,7 @@ def figures(answers: Sequence[Answer], started: float, end: float, cores: float)
 
 
 async def measure(server: Server, seconds: float, times: float, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Alternate both loads, then repeat the first."""
+    """Alternate the normal load and the overload, then repeat the normal load. Return the figures by load."""
 
     async def closed() -> dict[str, float]:
         started, used = time.perf_counter(), server.cpu_seconds()

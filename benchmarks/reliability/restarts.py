@@ -1,12 +1,14 @@
-"""Rolling restart under load: services behind nginx are restarted in turn; then a worker is killed.
+"""Restart the services behind nginx one after the other under load. Then kill a worker of a single service.
 
     python -m benchmarks.reliability.restarts                           # four services, two rounds; needs nginx
     python -m benchmarks.reliability.restarts --rounds 1 --callers 4
 
 Callers send requests of all kinds (``mix``) and compare each answer with an earlier answer to the same request. Long
-streams do not finish before a stop: they must end with an error event. Then the same callers use one service of two
-workers without a proxy, and one of its workers is killed with SIGKILL. The exit status is 1 if a request failed, if a
-stream ended without a final event, or if the kill cost more than the requests of the killed worker.
+streams cannot finish before their service stops, so they must end with an error event. Then the callers use one service
+with two workers and without a proxy, and one of its workers is killed with SIGKILL.
+
+The exit status is 1 if a restart made a request fail, a stream end without a final event, or a service exit with an
+error. It is also 1 if the kill lost more requests than the worker had connections, or if its replacement was slow.
 """
 
 from __future__ import annotations
@@ -39,23 +41,27 @@ STOP_SECONDS = 2  # grace period of a service; the long streams take longer
 MAX_REPLACEMENT_SECONDS = 5.0  # until another worker answers in place of a killed one
 STOP_TIMEOUT = 60.0  # seconds for a service to end
 DIFFERENT_REQUESTS = 200  # number of different requests, sent repeatedly
-LOAD_SECONDS = 3.0  # load before the first stop, between two stops, and before and after the kill
+LOAD_SECONDS = 3.0  # duration of the load before the first stop, between two stops, and before and after the kill
 LONG = Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 4000, "stream": true}')
 
 
 @dataclass
 class Outcomes:
-    """Outcomes of the requests: ``right``, ``announced`` (a stream), ``lost`` (no answer), ``wrong``, or a status."""
+    """Counts of the outcomes of all requests.
+
+    Outcomes are ``right``, ``announced`` (a stream ended with an error event), ``lost`` (no answer), ``wrong``, or a
+    status.
+    """
 
     sent: Counter[str] = field(default_factory=Counter)
-    streams: Counter[str] = field(default_factory=Counter)  # the long streams
-    ended: list[tuple[str, Answer]] = field(default_factory=list)  # the requests counted in ``sent``
+    streams: Counter[str] = field(default_factory=Counter)  # outcomes of the long streams
+    ended: list[tuple[str, Answer]] = field(default_factory=list)  # outcome and answer of the requests in ``sent``
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"stop": [], "start": []})
     statuses: Counter[int] = field(default_factory=Counter)  # exit statuses of the services
 
 
 def proxy_file(folder: Path, port: int, upstreams: Sequence[int]) -> Path:
-    """Write deploy/nginx.conf for services on this machine to a folder, and return its path."""
+    """Write a copy of deploy/nginx.conf for services on this machine to a folder, and return its path."""
     text = (ROOT / "deploy" / "nginx.conf").read_text().replace("listen 8080", f"listen 127.0.0.1:{port}")
     first, *others = re.findall(r"^ *server quartet-\d+:8000.*\n", text, re.MULTILINE)
     for line in others:
@@ -69,7 +75,7 @@ def proxy_file(folder: Path, port: int, upstreams: Sequence[int]) -> Path:
 
 @contextmanager
 def nginx(folder: Path, port: int, upstreams: Sequence[int]) -> Iterator[None]:
-    """Start nginx in front of running services."""
+    """Run nginx in front of running services during a ``with`` block."""
     file = proxy_file(folder, port, upstreams)
     command = ["nginx", "-e", "stderr", "-p", str(folder), "-c", str(file), "-g", "daemon off;"]
     proxy = Server("nginx", command, port, folder / "nginx.log")
@@ -81,7 +87,7 @@ def nginx(folder: Path, port: int, upstreams: Sequence[int]) -> Iterator[None]:
 
 
 def outcome(request: mix.MixRequest, answer: Answer, expected: Any) -> str:
-    """Classify an answer; see ``Outcomes``."""
+    """Return the outcome of an answer; see ``Outcomes``."""
     if answer.status == 0:
         return "lost"
     if mix.same(request.kind, mix.read(request, answer), expected):
@@ -92,7 +98,7 @@ def outcome(request: mix.MixRequest, answer: Answer, expected: Any) -> str:
 
 
 def stream_end(answer: Answer) -> str:
-    """Classify the end of a stream: ``finished``, ``announced`` (an error event), ``cut off``, ``lost`` or a status."""
+    """Return how a stream ended: ``finished``, ``announced`` (an error event), ``cut off``, ``lost`` or a status."""
     if answer.status != 200:
         return str(answer.status) if answer.status else "lost"
     if not answer.body.rstrip(b"0\r\n").endswith(b"data: [DONE]"):
@@ -104,7 +110,10 @@ def stream_end(answer: Answer) -> str:
 async def running_callers(
     port: int, requests: Sequence[mix.MixRequest], expected: Sequence[Any], outcomes: Outcomes, callers: int
 ) -> AsyncIterator[None]:
-    """Run ``callers`` callers during the block, and one long stream for every four of them; wait for their answers."""
+    """Run ``callers`` callers during a ``with`` block, and one long stream for every four of them.
+
+    At the end, wait for the answers to their last requests.
+    """
     stop = asyncio.Event()
 
     async def mixed(seed: int) -> None:
@@ -179,10 +188,10 @@ def connections(worker: int, port: int) -> int:
 
 
 async def replaced(server: Server, before: Collection[int]) -> float:
-    """Return the seconds until a process that is not in ``before`` answers on a new connection."""
+    """Return the seconds until a process that is not in ``before`` answers on a new connection, or infinity."""
     started = time.perf_counter()
     while time.perf_counter() - started < STOP_TIMEOUT:
-        connection = await mix.usable_connection(None, server.port)  # assigned to the least busy worker
+        connection = await mix.usable_connection(None, server.port)  # goes to the least busy worker
         await connection.send(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         result = any(connections(pid, server.port) for pid in server.pids() if pid not in before)
         _close(connection)

@@ -4,13 +4,16 @@
     python -m benchmarks.reliability.soak --minutes 1 --callers 8
     python -m benchmarks.reliability.soak --minutes 6 --swap 0     # without version changes
 
-Callers send requests of all kinds (``mix.KINDS`` has the proportions). Other callers disconnect during answers, and new
-versions are published while the oldest are removed. Each answer is compared with the answer to the same request without
-load. The exit status is 1 if an answer was wrong or a resource grew.
+Callers send requests of all kinds (``mix.KINDS`` has the proportions). Another caller disconnects during each of its
+answers. New versions are published, and the oldest ones are removed. Each answer is compared with the answer to the
+same request without load. The exit status is 1 if an answer was wrong or a resource grew.
 
-The table shows the memory of all processes (PSS, MiB) at the start of each fifth and at the end, and its slope over
-the requests after the first fifth; file descriptors and threads after a fifth and at the end; the latency of
-classification in the second and the last fifth.
+The time of the test is divided into fifths. The table shows
+
+- the memory of all processes (PSS, MiB) at the start of each fifth and at the end,
+- the growth of the memory per 10,000 requests after the first fifth,
+- the file descriptors and threads after the first fifth and at the end,
+- the latency of classification in the second and the last fifth.
 """
 
 from __future__ import annotations
@@ -35,17 +38,17 @@ from benchmarks.support import mix, servers
 from benchmarks.support.load import Connection, Request, connect, percentile
 from benchmarks.support.servers import ROOT, Server
 
-SAMPLE_SECONDS = 2.0  # between two samples of the processes
+SAMPLE_SECONDS = 2.0  # between two samples of the processes' resources
 SWAPPED_MODEL = "sine-lstm"
 DIFFERENT_REQUESTS = 400  # number of different requests, sent repeatedly
 MAX_GROWTH = 1.0  # MiB per 10,000 requests
-MAX_SLOWDOWN = 1.5  # latency at the end divided by latency at the start, on a machine with other programs
+MAX_SLOWDOWN = 1.5  # latency at the end divided by that at the start; other programs on the machine cause some slowdown
 LONG = Request("/v1/text/continue", b'{"prompt": "a", "max_characters": 4000, "n": 4, "stream": true}')
 
 
 @dataclass
 class Observations:
-    """Counts of the answers, and samples of the processes."""
+    """Counts of the answers, and samples of the processes' resources."""
 
     sent: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -81,7 +84,7 @@ async def call(
 
 
 async def disconnect(port: int, observations: Observations, deadline: float) -> None:
-    """Disconnect during each answer until ``deadline``."""
+    """Send long requests until ``deadline``, and disconnect during each answer."""
     while time.monotonic() < deadline:
         connection: Connection = await connect(port)
         task = asyncio.create_task(connection.send(LONG.bytes()))
@@ -93,7 +96,7 @@ async def disconnect(port: int, observations: Observations, deadline: float) -> 
 
 
 async def swap(folder: Path, observations: Observations, deadline: float, every: float) -> None:
-    """Every ``every`` seconds publish the same weights as a new version and remove the oldest; 0 means never."""
+    """Publish the same weights as a new version every ``every`` seconds (0: never), and remove the oldest version."""
     for number in count(1) if every else ():
         await asyncio.sleep(min(every, max(0.0, deadline - time.monotonic())))
         if time.monotonic() >= deadline:
@@ -109,7 +112,7 @@ async def swap(folder: Path, observations: Observations, deadline: float, every:
 
 
 async def sample(server: Server, observations: Observations, deadline: float) -> None:
-    """Sample the processes regularly."""
+    """Record the memory, file descriptors and threads of the processes regularly until ``deadline``."""
     while time.monotonic() < deadline:
         await asyncio.sleep(SAMPLE_SECONDS)
         folders = [Path(f"/proc/{pid}") for pid in server.pids()]

@@ -1,4 +1,4 @@
-"""Compare a classifier's forward pass as served with other CPU runtimes, in alternation.
+"""Compare the forward pass of a served classifier with other CPU runtimes, in alternation.
 
     python -m benchmarks.speed.forwards                                   # both CIFAR-10 networks
     python -m benchmarks.speed.forwards cifar10-whitened --rows 64 --threads 2
@@ -34,19 +34,23 @@ MEASUREMENT_SECONDS = 0.3
 
 
 def eager(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """Single precision, layer by layer."""
+    """Return the forward pass in single precision, layer by layer."""
     return network.forward
 
 
 def halved(network: Any, example: Tensor, threads: int) -> Forward:
-    """The large convolutions in bfloat16. Raises AttributeError for a network without support for it."""
+    """Return the forward pass with the large convolutions in bfloat16.
+
+    Raises AttributeError for a network that does not support bfloat16.
+    """
     network.halve()
     return network.forward
 
 
 def folded(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """Batch norm folded into the convolution before it. Max-pooling between them is allowed: the factors are positive.
+    """Return the forward pass with each batch norm folded into the convolution before it.
 
+    Max-pooling between convolution and batch norm is allowed, because the factors of the batch norm are positive.
     Raises TypeError for a network without batch norm.
     """
     if not isinstance(network, WhitenedNet):
@@ -61,13 +65,13 @@ def folded(network: Classifier, example: Tensor, threads: int) -> Forward:
 
 
 def frozen(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """TorchScript: traced, frozen, and optimised for inference."""
+    """Return the network as a TorchScript graph that is traced, frozen, and optimised for inference."""
     graph = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(network, example)))
     return lambda images: graph(images)
 
 
 def compiled(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """torch.compile with frozen weights."""
+    """Return the network compiled by torch.compile with frozen weights."""
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
@@ -77,7 +81,7 @@ def compiled(network: Classifier, example: Tensor, threads: int) -> Forward:
 
 
 def onnxruntime(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """ONNX Runtime, as exported by torch."""
+    """Return the network exported by torch to ONNX, and run by ONNX Runtime."""
     import onnxruntime
 
     with torch.enable_grad():  # without gradients, LeNet uses operators that ONNX does not have
@@ -92,7 +96,7 @@ def onnxruntime(network: Classifier, example: Tensor, threads: int) -> Forward:
 
 
 def openvino(network: Classifier, example: Tensor, threads: int, precision: str = "f32") -> Forward:
-    """OpenVINO, as it reads torch's modules."""
+    """Return the network converted by OpenVINO from a TorchScript trace."""
     import openvino
 
     with torch.enable_grad():
@@ -103,7 +107,7 @@ def openvino(network: Classifier, example: Tensor, threads: int, precision: str 
 
 
 def openvino_bfloat16(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """OpenVINO in bfloat16."""
+    """Return the network in OpenVINO with bfloat16."""
     return openvino(network, example, threads, "bf16")
 
 

@@ -1,9 +1,9 @@
-"""The workshop's CNN as a .pt2 file and as an ONNX file, next to the native version.
+"""Measure the workshop's CNN as an imported .pt2 file and as an imported ONNX file, next to the native version.
 
     python -m benchmarks.speed.imported                                  # about two minutes
 
 The service runs as ``make serve`` starts it. Each round measures every version once, in rotating order. "Time" is the
-native version's rate divided by the other's: the relative time of a request.
+relative time of a request: the native version's rate divided by the rate of the version.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def request(model: str) -> Request:
 
 
 async def largest_difference(server: Server) -> dict[str, float]:
-    """Return the largest difference of a probability from that of the native version."""
+    """Return, for each imported version, the largest difference of a probability from the native version."""
     answers = {}
     for model in (NATIVE, *FILES):
         answer = await load.send(server.port, request(model))
@@ -69,7 +69,7 @@ async def largest_difference(server: Server) -> dict[str, float]:
 
 
 async def measure(server: Server, results: Results, options: argparse.Namespace, callers: int, turn: int) -> None:
-    """Measure each version once."""
+    """Measure each version once with ``callers`` callers. The order depends on the number ``turn`` of the round."""
     generator = load.wrk if load.has_wrk() else load.measure
     for model, message in rotated([(model, request(model)) for model in (NATIVE, *FILES)], turn):
         progress(f"{callers} callers, round {turn + 1} of {options.rounds}: {model}")

@@ -1,10 +1,11 @@
-"""The measured training loops: the workshop's and ours.
+"""The training loops that ``benchmarks.speed.training`` measures: those of the workshop, and ours.
 
-Each loop is an endless generator: it takes a training step and yields the number of samples in the step. A sample is an
-image (for the GAN: a real one), or a window with the character or value after it. The workshop's loops are the
-specified ones, corrected: its batches, optimisers and losses, a loader without worker processes, a new window for every
-sample. Ours are the steps of ``training/`` with their presets. Both use networks of the same sizes and the same data.
-Progress bars, validation, sample sheets and saved states are not measured.
+Each loop is an endless generator. It trains for one step, and yields the number of samples in the step. A sample is an
+image (for the GAN, a real image), or a window with the character or value after it. The workshop's loops follow its
+specification, with corrections. They use its batches, optimisers and losses, a loader without worker processes, and a
+new window for every sample. Our loops are the steps of ``training/`` with the workshop presets. Workshop and our loops
+use the same data, and networks of the same sizes. Progress bars, validation, sample sheets and saved states are not
+measured.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ LSTM_READ = LSTM.window + LSTM.horizon - 1  # values that our loop reads for a w
 
 @dataclass(frozen=True)
 class Side:
-    """One loop. ``values_read``: values read from the data for a sample; ``limit``: profile on one core (AVX-512)."""
+    """One loop. ``values_read`` is the number of values that it reads from the data for each sample.
+
+    ``limit`` says which operations take most of the time, by a profile on one core with AVX-512.
+    """
 
     loop: Callable[[], Loop]
     limit: str
@@ -58,7 +62,7 @@ class Pair:
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Images as in torchvision's data sets: each array becomes a PIL image, which is then transformed."""
+    """Images as in torchvision's data sets. Each access turns an array into a PIL image and then transforms it."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.arrays = images.permute(0, 2, 3, 1).squeeze(-1).contiguous().numpy()  # [N, S, S, 3] or [N, S, S]
@@ -83,7 +87,7 @@ def workshop_lenet() -> nn.Module:
 
 
 def steps(total: int) -> Iterator[int]:
-    """Yield step numbers endlessly. As in ``Run.steps``, the random numbers depend on the seed and the step."""
+    """Yield step numbers endlessly. As in ``Run.steps``, each step has its own random seed."""
     while True:
         for step in range(total):
             torch.manual_seed(derive_seed(SEED, "step", step))

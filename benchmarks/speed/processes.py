@@ -3,9 +3,9 @@
     python -m benchmarks.speed.processes            # one process of 1 thread, one of 2, two of 1: about four minutes
     python -m benchmarks.speed.processes --only cnn --seconds 1 --rounds 1
 
-The training steps on own data are measured with the "own" presets, all layouts with the same batch: two processes take
-half of it each and average their gradients over gloo. Images, characters and series are random. Reading, validation and
-saving are not measured.
+The measured steps are those of training on your own data, with the "own" presets. All layouts use the same batch: each
+of two processes takes half of it, and they average their gradients over gloo. Images, characters and series are random.
+Reading, validation and saving are not measured.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Work:
 
 
 def images() -> Step:
-    """Train the CNN on colour images of 32 x 32 pixels in ten classes, from random weights."""
+    """Return a step that trains the CNN on colour images of 32 x 32 pixels in ten classes, from random weights."""
     config = CNN_OWN
     network = WhitenedNet(WhitenedNetSizes(10, widths=(config.first_width, config.later_width, config.later_width)))
     trainer = cnn_finetune.FinetuneTrainer(config, network, "cpu", pretrained=False)
@@ -56,7 +56,7 @@ def images() -> Step:
 
 
 def characters() -> Step:
-    """Train the stack of Elman layers."""
+    """Return a step that trains the stack of Elman layers."""
     config = RNN_OWN
     trainer = language_model.Trainer(language_model.new_network(config, VOCABULARY), config)
     characters = torch.randint(VOCABULARY, (config.batch, config.bptt + 1))
@@ -65,7 +65,7 @@ def characters() -> Step:
 
 
 def series() -> Step:
-    """Train the forecaster with three members on series of season 12."""
+    """Return a step that trains the forecaster with all its members on series of season 12."""
     sizes = ForecasterSizes()
     values = list(torch.randn(20, 400, dtype=torch.float64))
     sampler = WindowSampler([Source(values, 12, 12, 1.0)], sizes.context, sizes.horizon)
@@ -121,7 +121,7 @@ def speed(name: str, seconds: float, count: int, threads: int) -> float:
 
 
 def measure(name: str, seconds: float, rounds: int) -> list[Speed]:
-    """Alternate all layouts, so that disturbances affect all."""
+    """Measure all layouts in alternation, so that disturbances affect all of them."""
     rounds_of_speeds = [[speed(name, seconds, *layout) for layout in LAYOUTS] for _ in range(rounds)]
     return [
         Speed(statistics.median(speeds), min(speeds), max(speeds)) for speeds in zip(*rounds_of_speeds, strict=True)
@@ -129,7 +129,7 @@ def measure(name: str, seconds: float, rounds: int) -> list[Speed]:
 
 
 def row(name: str, result: Sequence[Speed]) -> str:
-    """Return a row: two processes compared with one process of one thread and of two threads."""
+    """Return a row of the table. It compares two processes with one process of one thread and of two threads."""
     one, threads, two = result
     cells = [f"{speeds.median:,.0f} ({speeds.minimum:,.0f}–{speeds.maximum:,.0f})" for speeds in result]
     ratios = [f"{two.median / base.median:.2f}" for base in (one, threads)]

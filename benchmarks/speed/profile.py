@@ -3,8 +3,8 @@
     python -m benchmarks.speed.profile                                  # about a minute
     python -m benchmarks.speed.profile --only cnn,forecast --callers 64
 
-One worker with one thread is sampled by py-spy under load. Each sample is a stack of calls. It counts for the layer of
-its innermost call that is in ``LAYERS``: the time of a library function counts for the layer that called it.
+py-spy samples one worker with one thread under load. Each sample is a stack of calls. It counts for the layer of the
+innermost call that is listed in ``LAYERS``. The time of other library functions counts for the layer that called them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WAITING = (
     "_worker (concurrent/futures/thread.py",
     "._work (app/store/disk_thread.py",
 )
-# The beginnings of file names, as py-spy prints them, by layer.
+# For each layer, the beginnings of its file names, as py-spy prints them.
 LAYERS = {
     "HTTP": ("uvicorn/", "app/server/"),
     "ASGI and middleware": ("starlette/", "fastapi/", "app/api/"),
@@ -50,7 +50,7 @@ LAYERS = {
 
 
 def layer(stack: str) -> str:
-    """Return the layer of a stack: ``function (file:line)`` separated by ``;``, the innermost call last."""
+    """Return the layer of a stack. Its calls are ``function (file:line)``, separated by ``;``, the innermost last."""
     for call in reversed(stack.split(";")):
         file = call.rpartition("(")[2]
         matches = [(len(start), name) for name, starts in LAYERS.items() for start in starts if file.startswith(start)]

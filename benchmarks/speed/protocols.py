@@ -1,11 +1,11 @@
-"""The cost of each protocol: the same work through it and through the native endpoint.
+"""Measure the cost of each protocol: send the same work through it and through the native endpoint.
 
     python -m benchmarks.speed.protocols                                 # about three minutes
     python -m benchmarks.speed.protocols --only forecast --callers 32    # one kind of work
 
-The service runs as ``make serve`` starts it. Each round measures every protocol once, in rotating order; the load is
-that of ``benchmarks.speed.serving``. "Time" is the native endpoint's rate divided by the protocol's: the relative time
-of a request under full load.
+The service runs as ``make serve`` starts it. Each round measures every protocol once, in rotating order. The load is
+generated as in ``benchmarks.speed.serving``. "Time" is the relative time of a request under full load: the rate of the
+native endpoint divided by the rate of the protocol.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.support.servers import ROOT, Server
 NATIVE = "native"
 CNN, RNN, LSTM, GAN = "cifar10-lenet", "shakespeare-rnn@1", "sine-lstm", "mnist-gan"
 CHARACTERS, HORIZON, DIGITS = 60, 48, 16
-LONG = ("text", "stream")  # answers may be unfinished at the end: measured with our own generator
+LONG = ("text", "stream")  # answers may be unfinished at the end, so our own generator measures them
 
 ProtocolRequests = dict[str, Request]  # protocol -> the request of the workload in that protocol
 
@@ -62,7 +62,7 @@ def tensors(model: str, name: str, datatype: str, values: np.ndarray, **paramete
 
 
 def works() -> dict[str, ProtocolRequests]:
-    """Return the workloads, each with its request in every protocol that supports it, the native one first."""
+    """Return the workloads. Each has one request for every protocol that supports it, the native one first."""
     picture = (ROOT / "tests/images/cifar10/0013-horse.png").read_bytes()
     pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).transpose(2, 0, 1)[None]
     values = json.loads((ROOT / "docs/sine.json").read_text())["values"]

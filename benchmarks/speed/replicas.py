@@ -1,11 +1,11 @@
-"""Ray Serve with one and two replicas, compared with one and two workers of the service.
+"""Compare one and two replicas under Ray Serve with one and two workers of the service.
 
     python -m benchmarks.speed.replicas                          # the table; needs the extra [ray]
     python -m benchmarks.speed.replicas --only cnn --callers 64  # one kind of work
     python -m benchmarks.speed.replicas --kill --seconds 20      # kill a replica under load and count the answers
 
-Every process computes with one thread. Ray's cost is its proxy and the ingress. Its gain is a second machine, which
-this benchmark does not show. Figures and conditions are those of ``benchmarks.speed.serving``.
+Each process computes with one thread. Ray adds the cost of its proxy and the ingress. In return, it can use several
+machines, which this benchmark does not show. The figures and the conditions are those of ``benchmarks.speed.serving``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TASKS = ["classify", "continue", "forecast", "sample"]
 
 
 def replicas(folder: Path, store: Path, count: int) -> Server:
-    """Start replicas for all tasks on a separate Ray cluster."""
+    """Return a server that is a separate Ray cluster with ``count`` replicas for all tasks."""
     port, name = free_port(), f"ray x{count}"
     group = {"tasks": TASKS, "min_replicas": count, "max_replicas": count, "target_requests": 64}
     config = {
@@ -54,7 +54,7 @@ def replicas(folder: Path, store: Path, count: int) -> Server:
 
 
 def replica_processes(server: Server) -> list[int]:
-    """Return the processes of the group's replicas."""
+    """Return the process ids of the replicas."""
     own = set(server.pids())
     result = []
     for pid, _ in stats():
@@ -70,7 +70,7 @@ def replica_processes(server: Server) -> list[int]:
 async def kill_replica(
     server: Server, work: str, callers: int, seconds: float, folder: Path
 ) -> collections.Counter[int]:
-    """Count the statuses of the answers while a replica is killed; 0 means no answer."""
+    """Kill a replica under load. Return how many answers had each status; 0 means no answer."""
     task = asyncio.create_task(load.call(server.port, works(folder)[work].requests, callers, seconds))
     await asyncio.sleep(seconds / 3)
     process = replica_processes(server)[0]

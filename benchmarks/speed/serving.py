@@ -1,4 +1,4 @@
-"""Measure the service under load, in alternation with a plain FastAPI server with the same networks.
+"""Measure the service under load, in alternation with a plain FastAPI server that has the same networks.
 
     python -m benchmarks.speed.serving                                       # everything, about twenty minutes
     python -m benchmarks.speed.serving --only cnn --callers 1,64 --seconds 2 # one kind of work, short
@@ -7,17 +7,18 @@
     python -m benchmarks.speed.serving --only large --layouts 1x1 --servers ours  # large requests beside small ones
     python -m benchmarks.speed.serving --only photos --layouts 2x1,1x1       # photographs of 0.1 to 50 megapixels
 
-The last command needs a core for the callers: if the workers use all cores, the 99th percentile is the time for which
-the system runs another process.
+The last command needs a free core for the callers. If the workers use all cores, the 99th percentile only shows for how
+long the system runs another process.
 
-Each round measures every server once for each number of callers, in rotating order. The other servers are stopped
-(SIGSTOP) meanwhile. Callers run on the same machine and keep their connections; each sends its next request when the
-previous one is answered. ``wrk`` generates the load where it is installed; our own generator measures texts and
-streams. First, every server must give the same answers as Quartet. "In process" is the network called eagerly on whole
-batches without a server: decoding, forward pass, encoding. Quartet ("ours") runs as ``make serve`` starts it.
+Each round measures every server once for each number of callers, in rotating order. Meanwhile, the other servers are
+suspended (SIGSTOP). Callers run on the same machine and keep their connections. Each sends its next request when the
+previous one is answered. ``wrk`` generates the load if it is installed; our own generator measures texts and streams.
+Before a workload is measured, every server must give the same answers as Quartet. "In process" is the work without a
+server: decoding, forward pass and encoding of whole batches in one process. Quartet ("ours") runs as ``make serve``
+starts it.
 
-The table shows medians over the rounds. CPU is the CPU seconds of all processes of a server per second. Memory is PSS
-(shared pages count once) or RSS of all its processes.
+The table shows medians over the rounds. CPU is the CPU seconds per second of all processes of a server. Memory is the
+PSS (shared pages count once) or the RSS of all its processes.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ SERVERS = ("ours", "plain", "plain2")
 VERSIONS = ("torch", "fastapi", "uvicorn", "uvloop", "httptools", "pillow", "numpy")
 PLAINS = (("plain", 1), ("plain2", 2))  # names and processes
 SHIPPED_RNN = "shakespeare-rnn"
-IDLE_LOAD = 0.5  # load average of an idle machine
+IDLE_LOAD = 0.5  # highest load average of an idle machine
 Item = TypeVar("Item")
 
 
@@ -83,7 +84,7 @@ class Plan:
 
 @contextmanager
 def started(servers_to_start: Sequence[Server]) -> Iterator[list[Server]]:
-    """Start servers and pause them. All their processes are stopped at the end."""
+    """Start servers and suspend them during a ``with`` block. Stop all their processes at the end."""
     ready = []
     try:
         for server in servers_to_start:
@@ -115,7 +116,7 @@ def resumed(server: Server) -> Iterator[None]:
 
 
 async def measured(server: Server, work: Work, callers: int, seconds: float) -> dict[str, load.Figures]:
-    """Measure one server. Return the figures of each part of the workload, and the CPU and memory of the whole."""
+    """Measure one server. Return the figures of each part of the workload, with the CPU and memory of the server."""
     with resumed(server):
         await work.warm_up(server, callers)
         cpu, started_at = server.cpu_seconds(), time.perf_counter()
@@ -150,7 +151,7 @@ async def usable_servers(running: Sequence[Server], name: str, work: Work) -> li
 
 
 async def compare(plan: Plan, name: str, work: Work, running: Sequence[Server]) -> None:
-    """Measure all cells of one workload."""
+    """Measure one workload on each server with each number of callers, and add the figures to the results."""
     running = await usable_servers(running, name, work)
     bodies = [request.body for request in work.requests]
     processes = {limit.name: limits.Process(limit, plan.store, bodies) for limit in work.limits}
@@ -199,7 +200,7 @@ async def starts(plan: Plan, shipped: Path, factories: Sequence[Callable[[], Ser
 
 
 def check_all_ready(server: Server, shipped: Path) -> None:
-    """Raises SystemExit if a server is ready without all versions that stay in memory."""
+    """Raise SystemExit if a server is ready before it has loaded all versions that stay in memory."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health/ready") as answer:
         models = json.load(answer)["models"]
     expected = [
@@ -212,7 +213,7 @@ def check_all_ready(server: Server, shipped: Path) -> None:
 
 
 def server_factories(options: argparse.Namespace, folder: Path, networks: Path) -> list[Callable[[], Server]]:
-    """Return a factory for each selected server, Quartet first: the others are compared with it."""
+    """Return a factory for each selected server. Quartet is first, because the others are compared with it."""
     factories: list[Callable[[], Server]] = []
     if "ours" in options.servers:
         factories += [partial(servers.ours, folder, networks, layout) for layout in options.layouts or [""]]
@@ -223,7 +224,7 @@ def server_factories(options: argparse.Namespace, folder: Path, networks: Path) 
 
 
 def installed(options: argparse.Namespace, folder: Path, networks: Path) -> list[Server]:
-    """Return the selected competitors, installed if necessary."""
+    """Install the selected competitors if necessary; return their servers."""
     competitors = []
     for name in options.peers:
         progress(f"installing {name}")
@@ -235,7 +236,7 @@ def installed(options: argparse.Namespace, folder: Path, networks: Path) -> list
 
 
 def two_workers(folder: Path, networks: Path) -> Server:
-    """Quartet with two workers, one core each."""
+    """Return Quartet with two workers, each with one thread."""
     server = servers.ours(folder, networks, "2x1")
     return replace(server, name=report.TWO_WORKERS)
 
@@ -328,7 +329,7 @@ def conditions(options: argparse.Namespace, rnn: str) -> dict[str, Any]:
 
 
 def finite(content: Any) -> Any:
-    """Replace NaN by None, for JSON."""
+    """Return the content with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list):
@@ -337,7 +338,7 @@ def finite(content: Any) -> Any:
 
 
 def save(path: Path, arguments: list[str], setting: dict[str, Any], results: Results) -> None:
-    """Write the tables for ``make report``. The title and the notes of an existing file stay."""
+    """Write the tables for ``make report``. Keep the title and the notes of an existing file."""
     position = arguments.index("--save")
     command = shlex.join(
         ["python", "-m", "benchmarks.speed.serving", *arguments[:position], *arguments[position + 2 :]]

@@ -3,9 +3,9 @@
     python -m benchmarks.speed.training                             # all four networks, about four minutes
     python -m benchmarks.speed.training --only rnn --seconds 1      # one network, short
 
-The loops are in ``benchmarks/speed/loops.py``. Windows overlap: our loops read each character or value once and learn
-from each; the workshop reads a whole window for one target. The values read per second are printed below the table.
-The quality that a network learns is on the model cards.
+The loops are in ``benchmarks/speed/loops.py``. The windows of texts and series overlap. Our loops read each character
+or value once and predict the next one each time; the workshop's loops read a whole window to predict one value. The
+values read per second are therefore printed below the table. The model cards state how well the networks learn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from training.run import configure_cpu
 
 @dataclass(frozen=True)
 class Speed:
-    """Samples per second of each round."""
+    """Samples per second over all rounds."""
 
     median: float
     minimum: float
@@ -39,7 +39,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Result:
-    """``ratio`` compares the medians in samples per second, ``read_ratio`` in values read per second."""
+    """The speeds of both loops of a network.
+
+    ``ratio`` is our median divided by the workshop's in samples per second, ``read_ratio`` in values read per second.
+    """
 
     samples: str
     workshop: Speed
@@ -49,7 +52,7 @@ class Result:
 
 
 def speed(loop: Loop, seconds: float) -> float:
-    """Return samples per second over whole steps that take at least ``seconds``."""
+    """Return the samples per second, measured over complete steps for at least ``seconds``."""
     samples, started = 0, time.perf_counter()
     while True:
         samples += next(loop)
@@ -59,7 +62,7 @@ def speed(loop: Loop, seconds: float) -> float:
 
 
 def serve_measurements(name: str, side: str, threads: int, pipe: Connection) -> None:
-    """Run one loop in a separate process: for each number of seconds received, measure and send the speed."""
+    """Receive durations in seconds. For each, measure one loop and send its speed. Runs in a separate process."""
     if side == "ours":
         configure_cpu(threads)
     torch.set_num_threads(threads)
@@ -71,13 +74,13 @@ def serve_measurements(name: str, side: str, threads: int, pipe: Connection) -> 
 
 
 def measure(name: str, seconds: float, rounds: int, threads: int) -> Result:
-    """Alternate both loops, so that disturbances affect both."""
+    """Measure both loops of a network in alternation, so that disturbances affect both."""
     pair, spawn = PAIRS[name], multiprocessing.get_context("spawn")
     pipes = []
     for side in ("workshop", "ours"):
         own_end, worker_end = spawn.Pipe()
         spawn.Process(target=serve_measurements, args=(name, side, threads, worker_end), daemon=True).start()
-        worker_end.close()  # otherwise the death of the process is not noticed
+        worker_end.close()  # otherwise ``recv`` does not notice the end of the process
         pipes.append(own_end)
 
     def request_speed(pipe: Connection) -> float:
@@ -98,7 +101,7 @@ def measure(name: str, seconds: float, rounds: int, threads: int) -> Result:
 
 
 def rows(name: str, result: Result) -> str:
-    """Return two rows of the table."""
+    """Return the two rows of a network in the table."""
     pair = PAIRS[name]
     sides = (("workshop", pair.workshop, result.workshop, ""), ("ours", pair.ours, result.ours, f"{result.ratio:.1f}"))
     return "\n".join(
@@ -109,7 +112,7 @@ def rows(name: str, result: Result) -> str:
 
 
 def remarks(results: dict[str, Result]) -> list[str]:
-    """Return the values read per second where they differ from samples per second."""
+    """Return a line with the values read per second for each network where these are not the samples per second."""
     lines = []
     for name, result in results.items():
         pair = PAIRS[name]

@@ -1,6 +1,6 @@
-"""Upper limits: the same work in one process without a server, the network called eagerly on whole batches.
+"""Upper limits: the same work in one process without a server. The network is called eagerly on whole batches.
 
-A server can reach this rate at best, if everything besides the network costs nothing.
+A server reaches this rate only if receiving requests, forming batches and sending answers cost nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Batch = Callable[[], object]  # computes one batch
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit. ``work`` names a function of this module; ``rows`` is the number of requests in a batch."""
+    """One upper limit. ``work`` is a key of WORKS. ``rows`` is the number of requests in a batch."""
 
     work: str
     model: str
@@ -47,7 +47,7 @@ def newest(folder: Path, model: str) -> store.Version:
 
 
 def classify(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
-    """Decode, run the forward pass, and encode the five most probable labels as JSON."""
+    """Return a function that decodes images, classifies them, and encodes the five most probable labels as JSON."""
     network, labels = version.network(), version.card.labels or []
     contents = [bodies[i % len(bodies)] for i in range(rows)]
 
@@ -64,7 +64,7 @@ def classify(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batc
 
 
 def text(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
-    """Process prompts of equal length in one call, then sample one character per step."""
+    """Return a function that reads prompts of the same length in one call, and then samples one character per step."""
     network, vocabulary = version.network(), version.card.vocabulary or []
     requested = [orjson.loads(bodies[i % len(bodies)]) for i in range(rows)]
     prompts = torch.tensor([[vocabulary.index(character) for character in body["prompt"]] for body in requested])
@@ -83,7 +83,7 @@ def text(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
 
 
 def forecast(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
-    """Parse the bodies, forecast all steps in one call, and encode the means as JSON."""
+    """Return a function that parses the bodies, forecasts all steps in one call, and encodes the means as JSON."""
     network: Any = version.network()
     contents = [bodies[i % len(bodies)] for i in range(rows)]
 
@@ -97,7 +97,7 @@ def forecast(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batc
 
 
 def sample(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
-    """Generate images, and encode each as PNG and base64."""
+    """Return a function that generates images, and encodes each image as PNG and base64."""
     network: Any = version.network()
     images = sum(orjson.loads(bodies[i % len(bodies)])["count"] for i in range(rows))
 
@@ -117,7 +117,7 @@ WORKS = {"classify": classify, "text": text, "forecast": forecast, "sample": sam
 
 
 def serve_measurements(limit: Limit, folder: Path, bodies: Sequence[bytes], pipe: Connection) -> None:
-    """Run in a separate process: for each number of seconds received, measure and send the requests per second."""
+    """Receive durations in seconds. For each, measure and send the requests per second. Runs in a separate process."""
     torch.set_num_threads(limit.threads)
     torch.set_grad_enabled(False)
     batch = WORKS[limit.work](newest(folder, limit.model), limit.rows, bodies)
@@ -140,11 +140,11 @@ class Process:
             target=serve_measurements, args=(limit, folder, bodies, worker_end), daemon=True
         )
         self.process.start()
-        worker_end.close()  # otherwise the end of the process is not noticed
+        worker_end.close()  # otherwise ``recv`` does not notice the end of the process
         self.measure(0.2)
 
     def measure(self, seconds: float) -> float:
-        """Return requests per second over whole batches that take at least ``seconds``."""
+        """Return the requests per second, measured over complete batches for at least ``seconds``."""
         self.pipe.send(seconds)
         rate: float = self.pipe.recv()
         return rate

@@ -1,7 +1,7 @@
-"""Load generators: each caller sends its next request when the previous one is answered.
+"""Load generators. Each caller sends its next request when the previous one is answered.
 
-``wrk`` is used where it is installed. Our own generator records when each part of an answer arrived; it measures
-streams and long answers.
+``wrk`` is used if it is installed. Our own generator records when each part of an answer arrived. Streams and long
+answers are always measured with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Figures = dict[str, float]
 
 ANSWER_TIMEOUT = 60.0  # seconds for one answer under load
 FIRST_ANSWER_TIMEOUT = 20.0  # seconds for the first answer of a server
-# Sends the bodies in rotation. Prints percentiles in microseconds: wrk's own report rounds them.
+# Sends the bodies in rotation. Prints percentiles in microseconds, because wrk's own report rounds them.
 SCRIPT = """
 local bodies, i = {}, 0
 function init(args)
@@ -47,7 +47,7 @@ end
 class Request:
     """A POST request.
 
-    ``kind`` is its Content-Type; ``length`` is the size of the JSON part of a binary request in bytes.
+    ``kind`` is its Content-Type. ``length`` is the size of the JSON part in bytes, if tensors in binary form follow it.
     """
 
     path: str
@@ -64,9 +64,9 @@ class Request:
 
 @dataclass
 class Answer:
-    """An answer.
+    """An answer to a request. Status 0 means that there was no complete answer.
 
-    ``chunks`` are the received parts of the body with their times (``perf_counter``). Status 0: no answer.
+    ``chunks`` are the received parts of the body with their arrival times (``perf_counter``).
     """
 
     started: float
@@ -86,7 +86,7 @@ class Answer:
 class Connection(asyncio.Protocol):
     """One caller's keep-alive connection.
 
-    It parses a minimum of HTTP, because it shares the machine with the server.
+    It parses only the necessary parts of HTTP, because it uses the same cores as the server.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Connection(asyncio.Protocol):
         self.complete: asyncio.Future[None] | None = None
         self.answer = Answer(math.nan)
         self.head = self.tail = b""
-        self.remaining = -1  # bytes of the body; -1: chunked
+        self.remaining = -1  # bytes of the body that have not arrived; -1: chunked
         self.closes = False  # whether the server closes the connection after this answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -150,7 +150,7 @@ async def connect(port: int) -> Connection:
 
 
 async def send(port: int, request: Request) -> Answer:
-    """Send one request on a new connection."""
+    """Send one request on a new connection; return the answer."""
     connection = await connect(port)
     answer = await connection.send(request.bytes(), FIRST_ANSWER_TIMEOUT)
     if connection.transport:
@@ -159,7 +159,7 @@ async def send(port: int, request: Request) -> Answer:
 
 
 async def call(port: int, requests: Sequence[Request], callers: int, seconds: float) -> tuple[list[Answer], float]:
-    """Send requests for ``seconds``. Return all answers, including late ones, and the end of the period."""
+    """Send requests for ``seconds``. Return all answers, also those after the end of this time, and the end."""
     raw, index, answers = [request.bytes() for request in requests], count(), []
     connections = [await connect(port) for _ in range(callers)]
     end = time.perf_counter() + seconds
@@ -179,7 +179,7 @@ async def call(port: int, requests: Sequence[Request], callers: int, seconds: fl
 
 
 def percentile(values: Sequence[float], part: float) -> float:
-    """Return the percentile ``part`` (0 to 1) by nearest rank; NaN for no values."""
+    """Return the percentile ``part`` (0 to 1) by nearest rank, or NaN if there are no values."""
     return sorted(values)[math.ceil(part * len(values)) - 1] if values else math.nan
 
 
@@ -191,8 +191,8 @@ def percentiles(prefix: str, seconds: Sequence[float]) -> Figures:
 def summary(answers: Sequence[Answer], end: float, seconds: float) -> Figures:
     """Return requests per second, latencies and errors.
 
-    A request that was still running at the end counts in part, by the share of its time before the end. Otherwise long
-    requests that run in step would all count or not at all.
+    A request that was still running at the end counts in part: by the share of its duration that lies before the end.
+    Otherwise, all or none of the long requests that run at the same time would count.
     """
     successful = [answer for answer in answers if answer.status == 200]
     parts = [(min(answer.ended, end) - answer.started) / answer.seconds for answer in successful]
@@ -206,7 +206,7 @@ def stream_summary(answers: Sequence[Answer], end: float, seconds: float) -> Fig
     for answer in answers:
         times = [arrival for arrival, _ in arrivals(answer)]
         if not times or not answer.body.rstrip(b"0\r\n").endswith(b"data: [DONE]"):
-            incomplete += answer.status == 200  # other statuses are counted as errors already
+            incomplete += answer.status == 200  # ``summary`` counts the other statuses as errors
             continue
         firsts.append(times[0] - answer.started)
         gaps += [later - earlier for earlier, later in pairwise(times)]
@@ -219,7 +219,7 @@ def stream_summary(answers: Sequence[Answer], end: float, seconds: float) -> Fig
 def arrivals(answer: Answer) -> list[tuple[float, str]]:
     """Return the arrival time and value of each character of a stream.
 
-    Lines without ``data:`` are sizes of HTTP chunks. An event is never split over two chunks.
+    Lines without ``data:`` are the sizes of HTTP chunks. An event is never split over two chunks.
     """
     characters: list[tuple[float, str]] = []
     rest = b""
@@ -243,9 +243,9 @@ async def measure_streams(port: int, requests: Sequence[Request], callers: int, 
 
 
 async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:
-    """Measure with ``wrk``, one thread.
+    """Measure with ``wrk`` on one thread.
 
-    It runs for whole seconds and ignores requests that are unfinished at the end.
+    ``wrk`` runs for whole seconds and ignores requests that are unfinished at the end.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -19,9 +19,9 @@ KINDS = {  # kind: weight in the mix
     **{"complete": 4, "infer": 4, "timeseries": 4},  # the other protocols
 }
 EXACT = ("continue", "sample", "stream", "bad", "complete")  # compared bit by bit; other kinds up to TOLERANCE
-# These fields differ between equal answers.
+# These fields differ even if two answers are otherwise equal.
 VARYING_FIELDS = ("version", "model_version", "system_fingerprint", "id", "created", "created_at")
-TOLERANCE = 1e-4  # absolute and relative tolerance: batches of another size round differently
+TOLERANCE = 1e-4  # absolute and relative; batches of different sizes round differently
 PROMPTS = ("ROMEO:\n", "First Citizen:\nBefore we proceed", "To be, or not", "\n", "KING HENRY:\nOnce more")
 INVALID = (
     Request("/v1/text/continue", b'{"temperature": -1}'),
@@ -100,14 +100,14 @@ def read(request: MixRequest, answer: Answer) -> Any:
 
 
 def _plain(content: Any) -> Any:
-    """Remove the fields that differ between equal answers."""
+    """Return the content without VARYING_FIELDS."""
     if isinstance(content, dict):
         return {key: _plain(value) for key, value in content.items() if key not in VARYING_FIELDS}
     return [_plain(each) for each in content] if isinstance(content, list) else content
 
 
 def same(kind: str, result: Any, expected: Any) -> bool:
-    """Return whether two answers are equal: bit by bit, or up to TOLERANCE."""
+    """Return whether two answers are equal: bit by bit for kinds in EXACT, up to TOLERANCE for other kinds."""
     if kind in EXACT:
         return bool(result == expected)
     if isinstance(result, dict) and isinstance(expected, dict):

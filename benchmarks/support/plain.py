@@ -1,9 +1,9 @@
-"""A plain FastAPI server as in a good tutorial: one handler per task calls the network eagerly, one request at a time.
+"""A plain FastAPI server as in a good tutorial. Each handler calls the network eagerly for one request at a time.
 
     QUARTET_STORE=models_store uvicorn benchmarks.support.plain:app --workers 1
 
-It serves the newest version of each model in the store. Requests and answers have Quartet's format; nothing is checked.
-``PLAIN_THREADS`` sets torch's threads per process; by default torch chooses.
+It serves the newest version of each model in the store. Requests and answers have Quartet's format. Only the types of
+the inputs are checked. ``PLAIN_THREADS`` is the number of torch threads per process; by default torch chooses it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Medians over rounds as Markdown tables, and targets with the measured figures."""
+"""Write medians over rounds as Markdown tables, and compare the measured figures with targets."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ START = "start"
 
 @dataclass
 class Results:
-    """``cells`` maps workload -> server -> callers (0: none) -> the figures of each round.
+    """The measured figures. ``cells`` maps workload -> server -> callers (0: none) -> the figures of each round.
 
-    ``ours`` names the server that represents Quartet if several layouts were measured.
+    ``ours`` is the name of the server that represents Quartet in ratios and targets.
     """
 
     cells: dict[str, dict[str, dict[int, list[Figures]]]] = field(default_factory=dict)
 
     ours: str = OURS
-    titles: dict[str, str] = field(default_factory=dict)  # of the measured workloads
+    titles: dict[str, str] = field(default_factory=dict)  # titles of the measured workloads
 
     def add(self, work: str, server: str, callers: int, figures: Figures) -> None:
         self.cells.setdefault(work, {}).setdefault(server, {}).setdefault(callers, []).append(figures)
@@ -42,7 +42,7 @@ class Results:
 
 
 def part_name(server: str, part: str) -> str:
-    """Return the name of a part of a server's workload in the results."""
+    """Return the name that the results use for a server and a part of a workload."""
     return f"{server}: {part}" if part else server
 
 
@@ -50,7 +50,7 @@ class Column(NamedTuple):
     key: str
     header: str
     digits: int = 0
-    total: bool = False  # sum over rounds instead of the median
+    total: bool = False  # whether to show the sum over rounds instead of the median
 
 
 LATENCIES = [Column("p50", "p50 ms", 1), Column("p95", "p95 ms", 1), Column("p99", "p99 ms", 1)]
@@ -93,7 +93,7 @@ def cell(results: Results, work: str, server: str, callers: int, column: Column)
 
 
 def figure(results: Results, work: str, server: str, callers: int, column: Column) -> float:
-    """Return the figure of a cell; NaN for an empty one."""
+    """Return the figure of a cell, or NaN for an empty cell."""
     if column.key == "ratio":
         key = TABLES.get(work, COLUMNS)[0].key
         base = part_name(PLAIN, server.partition(": ")[2])
@@ -106,7 +106,7 @@ def figure(results: Results, work: str, server: str, callers: int, column: Colum
 
 
 def as_json(results: Results, work: str, title: str) -> dict[str, Any]:
-    """Return the table of a workload as benchmarks/results/ stores it: the decimals of each column, and the rows."""
+    """Return the table of a workload for benchmarks/results/: the columns with their decimals, and the rows."""
     first, *others = TABLES.get(work, COLUMNS)
     decimals = {"server": None, "callers": 0, first.header: first.digits, "min": first.digits, "max": first.digits}
     rows: list[list[Any]] = []
@@ -133,7 +133,7 @@ def rounded(value: float, digits: int) -> float | None:
 
 @dataclass(frozen=True)
 class Target:
-    """A target. ``must`` and ``aim`` are lower limits, or upper limits if ``is_maximum`` is set."""
+    """A target for a figure. ``must`` and ``aim`` are lower limits, or upper limits if ``is_maximum`` is set."""
 
     text: str
     must: float
@@ -162,7 +162,7 @@ def over_plain(work: str, callers: int, key: str) -> Callable[[Results], float]:
 
 
 def of_limit(work: str, callers: int, limit: str) -> Callable[[Results], float]:
-    """Return the throughput in per cent of a limit's."""
+    """Return a function that computes the throughput in per cent of the throughput of an upper limit."""
     key = "per_second"
     return lambda result: (
         100 * ratio(result.median(work, result.ours, callers, key), result.median(work, limit, 0, key))
@@ -174,7 +174,7 @@ def first_character(streams: int) -> Callable[[Results], float]:
 
 
 def slowdown(work: str, callers: int, other: str) -> Callable[[Results], float]:
-    """Return the p99 of classification beside other requests, divided by its p99 alone."""
+    """Return a function that computes the p99 of classification beside other requests, divided by its p99 alone."""
 
     def measured(result: Results) -> float:
         beside, alone = (
@@ -246,7 +246,7 @@ def targets(evaluated: Sequence[tuple[Target, float]]) -> str:
 
 
 def targets_as_json(evaluated: Sequence[tuple[Target, float]]) -> dict[str, Any]:
-    """Return the table of measured targets as benchmarks/results/ stores it."""
+    """Return the table of the measured targets for benchmarks/results/."""
     rows = []
     for target, measured in ((target, measured) for target, measured in evaluated if not math.isnan(measured)):
         sign = "≤" if target.is_maximum else "≥"

@@ -20,20 +20,21 @@ from benchmarks.support.load import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
-STARTED = 19  # index of the start time in ``stats``: a process id may be reused, but not with the same start time
+STARTED = 19  # index of the start time in ``stats``. It distinguishes processes, because process ids may be reused
 PORTS = count(20000 + os.getpid() % 1000 * 8, 8)
 IDLE_SECONDS = 1.0  # a server without CPU use for this time is idle
 STOP_SECONDS = 1.0
 
 
 class StartFailed(Exception):
-    """The server exited or did not answer in time. The message holds the last lines of its log."""
+    """Raised if a server exits or does not answer in time. The message has the last lines of its log."""
 
 
 def free_port() -> int:
-    """Return a free port whose four successors are free too: some servers use them.
+    """Return a free port. The next four ports are free too, because some servers use them.
 
-    The ports are below the kernel's ephemeral range. Each call returns another one, because a server may start later.
+    The ports are below the kernel's range of ephemeral ports. Each call returns a different port, because the server
+    may start later.
     """
     for port in PORTS:
         with ExitStack() as stack:
@@ -48,10 +49,10 @@ def free_port() -> int:
 
 @dataclass
 class Server:
-    """A server command in its own session, so that all its processes can be found.
+    """A server. It runs in a separate session, so that all its processes can be found.
 
-    ``ready`` is the path of its readiness check. ``adapt`` converts one of our requests to the server's format,
-    ``convert`` its answer to ours. A competitor supports only ``works``; None: all workloads.
+    ``ready`` is the path of its readiness check. ``adapt`` converts a request from Quartet's format to the server's,
+    and ``convert`` converts its answer to Quartet's format. ``works`` are the supported workloads; None means all.
     """
 
     name: str
@@ -112,7 +113,7 @@ class Server:
             return False
 
     def pids(self) -> list[int]:
-        """Return all processes of its session, and children that started a session of their own."""
+        """Return the ids of all processes in its session, and of their children in other sessions."""
         if not self.process:
             return []
         processes, result = {pid: (int(fields[1]), int(fields[3])) for pid, fields in stats()}, {self.process.pid}
@@ -139,7 +140,7 @@ class Server:
                 return
 
     def memory(self) -> dict[str, float]:
-        """Return the MiB of all its processes. ``pss`` counts shared pages once, ``rss`` once per process."""
+        """Return the memory of all its processes in MiB. ``pss`` counts shared pages once, ``rss`` once per process."""
         kilobytes = {"pss": 0, "rss": 0}
         for pid in self.pids():
             try:
@@ -151,7 +152,7 @@ class Server:
         return {key: value / 1024 for key, value in kilobytes.items()}
 
     def pause(self) -> None:
-        """Stop all its processes with SIGSTOP, so that they do not disturb another measurement."""
+        """Suspend all its processes with SIGSTOP, so that they do not disturb another measurement."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -168,7 +169,7 @@ class Server:
             return
         self.resume()
         own = set(self.pids())
-        # Listed before the processes lose their parent.
+        # Listed now, because the processes lose their parent when the server ends.
         processes = {(pid, fields[STARTED]) for pid, fields in stats() if pid in own}
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -183,7 +184,7 @@ class Server:
 
 
 def stats() -> list[tuple[int, list[str]]]:
-    """Return each process's id and the fields after its name in ``/proc/<pid>/stat`` (proc(5))."""
+    """Return the id of each process, and the fields after its name in ``/proc/<pid>/stat`` (see proc(5))."""
     result = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -196,9 +197,9 @@ def stats() -> list[tuple[int, list[str]]]:
 
 
 def ours(folder: Path, store: Path, layout: str = "") -> Server:
-    """Quartet as ``make serve`` starts it.
+    """Return a server that runs Quartet as ``make serve`` does.
 
-    ``layout`` is workers x threads, such as 2x1; empty: chosen by the settings.
+    ``layout`` is workers x threads, such as 2x1. If it is empty, the settings decide.
     """
     port = free_port()
     environment = {"QUARTET_PORT": str(port), "QUARTET_STORE": str(store)}
@@ -209,7 +210,10 @@ def ours(folder: Path, store: Path, layout: str = "") -> Server:
 
 
 def plain(folder: Path, store: Path, workers: int) -> Server:
-    """The server of ``plain.py``: torch's default threads for one worker, otherwise cores divided by workers."""
+    """Return the server of ``plain.py``.
+
+    A single worker uses torch's default number of threads. Several workers divide the cores between them.
+    """
     port = free_port()
     environment = {"QUARTET_STORE": str(store)}
     if workers > 1:

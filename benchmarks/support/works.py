@@ -25,11 +25,11 @@ from benchmarks.support.limits import Limit, newest
 from benchmarks.support.load import Answer, Figures, Request
 from benchmarks.support.servers import ROOT, Server
 
-RNN = "bench-rnn"  # 2 x 512 with random weights, in the benchmark's own store
-PHOTO = "bench-photo"  # EfficientNet-Lite0 with random weights, in the benchmark's own store
+RNN = "bench-rnn"  # 2 layers of 512 units with random weights, in the benchmark's copy of the store
+PHOTO = "bench-photo"  # EfficientNet-Lite0 with random weights, in the benchmark's copy of the store
 WEAK = (PHOTO, "cifar10-lenet", "mnist-judge")
 CHARACTERS = 200
-PROMPT = 32  # characters
+PROMPT = 32  # length in characters
 HORIZON = 48
 DIGITS = 16
 SINGLE = 8  # callers per task in the mixed load
@@ -42,7 +42,7 @@ BESIDE = "images beside "
 BESIDE_TEXTS = f"{TEXTS} texts"
 BESIDE_DIGITS = f"{LARGE_CALLERS} requests of {LARGE:,} digits"
 
-Check = Callable[[Any, Any], bool]  # (answer, Quartet's answer to the same request)
+Check = Callable[[Any, Any], bool]  # (answer, Quartet's answer to the same request) -> whether the answer is right
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class Work:
     check: Check
     limits: Sequence[Limit] = ()
     callers: Sequence[int] = ()
-    long: bool = False  # whether unfinished answers count in part
+    long: bool = False  # whether answers that are unfinished at the end count in part
     streamed: bool = False
 
     @property
     def rnn(self) -> bool:
-        """Whether the workload uses the benchmark's own network."""
+        """Return whether the workload uses the benchmark's RNN."""
         return any(RNN.encode() in request.body for request in self.requests)
 
     async def measure(self, server: Server, callers: int, seconds: float) -> dict[str, Figures]:
-        """Measure. Return the figures of each part of the workload by its name."""
+        """Measure a server. Return the figures of each part of the workload by the name of the part."""
         return {"": await self.once(server, callers, seconds)}
 
     async def once(self, server: Server, callers: int, seconds: float) -> Figures:
@@ -75,7 +75,10 @@ class Work:
         return [server.adapt(request) for request in self.requests]
 
     def read(self, server: Server, answer: Answer) -> Any:
-        """Return the content of an answer; a stream's text in the form of an answer without streaming."""
+        """Return the content of an answer. The content of a stream has the form of an answer without streaming.
+
+        Raises ValueError for an error or an incomplete stream.
+        """
         if answer.status != 200:
             raise ValueError(f"status {answer.status}: {answer.body[:300]!r}")
         if self.streamed:
@@ -90,7 +93,10 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Beside(Work):
-    """Classification alone, then beside ``other`` with its own number of callers. ``name`` is the part of the other."""
+    """Classification alone, then while ``other_callers`` callers send the workload ``other``.
+
+    ``name`` is the name of the other workload in the results.
+    """
 
     other: Work
     other_callers: int
@@ -144,7 +150,7 @@ def whole_text(answer: Any, ours: Any) -> bool:
 
 
 def same_forecast(answer: Any, ours: Any) -> bool:
-    """Compare means up to single precision."""
+    """Return whether all means agree up to 0.001, which allows for rounding in single precision."""
     mean, expected = (each["results"][0]["mean"] for each in (answer, ours))
     return len(mean) == HORIZON and all(abs(a - b) < 1e-3 for a, b in zip(mean, expected, strict=True))
 
@@ -167,9 +173,9 @@ def prompts(model: str, stream: bool = False) -> list[Request]:
 
 
 def works(folder: Path) -> dict[str, Work]:
-    """Return the workloads for the networks of a store, in their order.
+    """Return the workloads for the networks in a store, by name.
 
-    A store without a strong CNN has no such row.
+    If the store has no CNN for the workload ``strong``, this workload is missing.
     """
     pictures = [path.read_bytes() for path in sorted((ROOT / "tests/images/cifar10").glob("*.png"))]
     values = json.loads((ROOT / "docs/sine.json").read_text())["values"]
@@ -235,7 +241,7 @@ def works(folder: Path) -> dict[str, Work]:
 
 
 def beside(images: Sequence[Request], others: Sequence[Work], large: Work) -> dict[str, Work]:
-    """Return the workloads that classify beside others: texts and all tasks, and large requests."""
+    """Return two workloads that classify images: ``mixed`` beside other tasks, ``large`` beside large requests."""
     return {
         "mixed": Mixed(
             "mixed load",
@@ -286,7 +292,7 @@ def large_photo(megapixels: float) -> bytes:
 
 
 def strong_cnn(folder: Path) -> str | None:
-    """Return the name of a colour image classifier other than the workshop's, or None."""
+    """Return the name of the first image classifier in the store that is not in WEAK, or None."""
     for name in dict.fromkeys(name for name, _ in store.all_versions(folder)):
         if name not in WEAK and newest(folder, name).card.task == "classify":
             return name
@@ -294,7 +300,7 @@ def strong_cnn(folder: Path) -> str | None:
 
 
 def prepare(shipped: Path, folder: Path) -> tuple[Path, str]:
-    """Copy the shipped store, add the benchmark's networks, and return the folder and a description of the RNN."""
+    """Copy the shipped store and add the benchmark's networks. Return the new store and a description of the RNN."""
     target = folder / "store"
     shutil.copytree(shipped, target)
     model = newest(shipped, "shakespeare-rnn").card
