@@ -109,7 +109,7 @@ class RnnConfig:
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     clip: Annotated[float, "largest norm of the gradient"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
-    dropout: Annotated[float, "dropout probability"]  # see training/loops/elman_recurrence.py
+    dropout: Annotated[float, "dropout probability"]  # see training/loops/text/elman_recurrence.py
     reset_state: Annotated[float, "share of streams whose state is reset to zero at a step, as it is for served texts"]
     unknown: Annotated[float, "share of characters replaced by <unk>, so that it stands for any character"]
     rename: Annotated[float, "share of the speakers who get an invented name, other ones in each epoch; for plays"]

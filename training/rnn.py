@@ -30,8 +30,8 @@ from training.data import datasets, texts
 from training.data.speakers import training_text
 from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples, measure, measure_held_out
 from training.loops import distributed
-from training.loops.distillation import Teachers
-from training.loops.language_model import fit, fit_again, new_network
+from training.loops.text.distillation import Teachers
+from training.loops.text.language_model import fit, fit_again, new_network
 from training.options import Options, Part, base_version, parse_options
 from training.run import Run
 

@@ -27,9 +27,9 @@ from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 from training import cnn, lstm
 from training.configs import CNN_WORKSHOP, GAN_WORKSHOP, LSTM_WORKSHOP, RNN_WORKSHOP
 from training.data import datasets, texts
-from training.loops import language_model
 from training.loops.classifier import AveragedTrainer
 from training.loops.gan import workshop_trainer
+from training.loops.text import language_model
 from training.run import cosine_schedule, derive_seed, permutation
 
 Loop = Iterator[int]  # samples of each step

@@ -27,7 +27,8 @@ from app.networks.forecaster import Forecaster, ForecasterSizes
 from benchmarks.speed.training import hardware
 from training.configs import CNN_OWN, LSTM_OWN, RNN_OWN
 from training.data.series.windows import Source, WindowSampler
-from training.loops import cnn_finetune, distributed, forecaster, language_model
+from training.loops import cnn_finetune, distributed, forecaster
+from training.loops.text import language_model
 from training.run import configure_cpu
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1))  # (processes, threads of each)

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import nn
 from training.loops import distributed as processes
-from training.loops.elman_recurrence import dropout
+from training.loops.text.elman_recurrence import dropout
 
 torch.set_num_threads(1)
 processes.initialize("cpu")

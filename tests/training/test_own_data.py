@@ -31,10 +31,11 @@ from training.configs import CNN_OWN, RNN_OWN
 from training.data import image_folders, shapes, texts
 from training.data.datasets import DataError
 from training.evaluation import evaluate, generation
-from training.loops import cnn_finetune, gan_finetune, language_model, time_budget
+from training.loops import cnn_finetune, gan_finetune, time_budget
 from training.loops import gan as gan_loop
 from training.loops.best_weights import BestWeights
 from training.loops.series import tuning
+from training.loops.text import language_model
 
 WHITENED: dict[str, Any] = {"widths": [8, 8, 8], "label_smoothing": 0.2}
 TEXT = "".join(f"line {i}: to be, or not to be, that is the question {i * i}\n" for i in range(300))

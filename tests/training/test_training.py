@@ -32,11 +32,11 @@ from training.configs import CnnConfig
 from training.data import datasets, texts
 from training.evaluation import evaluate, generation, language_model, speed
 from training.evaluation.calibration import fit_temperature
-from training.loops import elman_recurrence
 from training.loops.airbench import Lookahead, triangular_schedule
 from training.loops.classifier import augment
-from training.loops.distillation import Teachers
 from training.loops.gan import recalibrate_batchnorm
+from training.loops.text import elman_recurrence
+from training.loops.text.distillation import Teachers
 
 IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
 TINY = {

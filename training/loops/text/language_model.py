@@ -24,9 +24,10 @@ from app.tasks.precision import fast_bfloat16
 from training.configs import RnnConfig
 from training.data.texts import WINDOW, TrainingText
 from training.evaluation.language_model import window_loss
-from training.loops import distributed, elman_recurrence, time_budget
+from training.loops import distributed, time_budget
 from training.loops.best_weights import BestWeights
-from training.loops.distillation import Teachers
+from training.loops.text import elman_recurrence
+from training.loops.text.distillation import Teachers
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 MIN_STEPS_PER_VALIDATION, MAX_VALIDATIONS = 50, 30  # with --minutes
