@@ -41,7 +41,7 @@ COMMANDS = {
         "benchmarks.reliability.attack",
     ),
 }
-OF_THE_MACHINE = {"--threads": "number of cores", "--device": "cuda if available, else cpu"}  # default texts
+OF_THE_MACHINE = {"--threads": "number of cores", "--device": "cuda if available, else cpu"}  # shown as defaults
 
 HEAD = """# Command line
 

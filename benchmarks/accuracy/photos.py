@@ -29,7 +29,7 @@ from training.loops.photos.features import FeatureCache
 
 SIDE = 224  # pixels
 TEST_IMAGES = 1000
-POOL = 15_500  # number of training images, from the first, from which each seed draws its images
+POOL = 15_500  # each seed draws its images from the first POOL training images
 
 
 def enlarged(images: Tensor) -> Tensor:

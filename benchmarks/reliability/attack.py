@@ -217,7 +217,7 @@ ATTACKS = {
 }
 
 
-PREPARED = {"bombs": (bombs,), "images": (large_images,), "json": (large_bodies,)}  # make data, which takes seconds
+PREPARED = {"bombs": (bombs,), "images": (large_images,), "json": (large_bodies,)}  # called before an attack
 
 
 async def run_attack(attack: Attack, port: int, seconds: float) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks.support import servers
 from benchmarks.support.servers import ROOT
 
-# The document cannot satisfy these checks. It does not describe which models exist, which files are valid images, and
-# that an empty body stands for the defaults.
+# The document cannot satisfy these checks. It does not say which models exist, which files are valid images, or that an
+# empty body stands for the defaults.
 EXCLUDED_CHECKS = ("positive_data_acceptance", "negative_data_rejection")
 # A caller may set a deadline that passes before the request is read. Then 504 is the right answer.
 CONFIGURATION = """

@@ -34,7 +34,7 @@ CALLERS = 32  # callers that wait for answers: enough to keep the service busy
 QUEUE = 64  # rows; small, so that the queue fills
 MIN_GOODPUT = 0.9  # smallest goodput during and after the overload, as a share of the goodput before it
 MAX_REJECTION_MS = 20.0  # limit of the 99th percentile
-FILL_SECONDS = 2.0  # until the slots are in use
+FILL_SECONDS = 2.0  # time until all slots are in use
 REQUEST = Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 400, "n": 4, "seed": 1}')
 
 

@@ -38,7 +38,7 @@ from benchmarks.support.servers import ROOT, Server
 
 SERVICES = 4
 STOP_SECONDS = 2  # grace period of a service; the long streams take longer
-MAX_REPLACEMENT_SECONDS = 5.0  # until another worker answers in place of a killed one
+MAX_REPLACEMENT_SECONDS = 5.0  # longest time until another worker answers in place of a killed one
 STOP_TIMEOUT = 60.0  # seconds for a service to end
 DIFFERENT_REQUESTS = 200  # number of different requests, sent repeatedly
 LOAD_SECONDS = 3.0  # duration of the load before the first stop, between two stops, and before and after the kill
@@ -182,7 +182,7 @@ def connections(worker: int, port: int) -> int:
     count = 0
     with suppress(FileNotFoundError):  # the process has ended
         for descriptor in Path(f"/proc/{worker}/fd").iterdir():
-            with suppress(OSError):  # closed meanwhile
+            with suppress(OSError):  # the descriptor was closed meanwhile
                 count += os.readlink(descriptor).removeprefix("socket:[").removesuffix("]") in established
     return count
 
@@ -191,7 +191,7 @@ async def replaced(server: Server, before: Collection[int]) -> float:
     """Return the seconds until a process that is not in ``before`` answers on a new connection, or infinity."""
     started = time.perf_counter()
     while time.perf_counter() - started < STOP_TIMEOUT:
-        connection = await mix.usable_connection(None, server.port)  # goes to the least busy worker
+        connection = await mix.usable_connection(None, server.port)  # a new connection goes to the least busy worker
         await connection.send(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         result = any(connections(pid, server.port) for pid in server.pids() if pid not in before)
         _close(connection)

@@ -56,7 +56,7 @@ from benchmarks.support.works import Work, prepare, prompts, works
 WORKS = ("start", "cnn", "strong", "photo", "text", "streams", "forecast", "sample", "mixed", "large", "photos")
 SERVERS = ("ours", "plain", "plain2")
 VERSIONS = ("torch", "fastapi", "uvicorn", "uvloop", "httptools", "pillow", "numpy")
-PLAINS = (("plain", 1), ("plain2", 2))  # names and processes
+PLAINS = (("plain", 1), ("plain2", 2))  # names and numbers of processes
 SHIPPED_RNN = "shakespeare-rnn"
 IDLE_LOAD = 0.5  # highest load average of an idle machine
 Item = TypeVar("Item")

@@ -275,7 +275,7 @@ def photo(seed: int) -> bytes:
 
 @cache
 def large_photo(megapixels: float) -> bytes:
-    """Return a JPEG file of 4:3 with blurred colours and the noise of a camera: 12 megapixels have 2.8 MB."""
+    """Return a JPEG file of 4:3 with blurred colours and the noise of a camera. At 12 megapixels, it has 2.8 MB."""
     width = int((megapixels * 1e6 * 4 / 3) ** 0.5)
     height = width * 3 // 4
     generator = np.random.default_rng(0)

@@ -16,9 +16,9 @@ from training.options import Part
 from training.run import metric
 
 MIN_PAST = 8  # values before the first origin
-TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24  # size of the test part of each series
-VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # size of the validation part of each series
-MAX_PAST = 1500  # largest number of values that a forecaster receives (four years of days); more change little
+TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24  # the test part of a series: this share of it, but at most so many horizons
+VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # the validation part, in the same way
+MAX_PAST = 1500  # largest number of values that a forecaster receives (four years of days); more would change little
 DECIMALS = {"mase": 3, "quantile_loss": 3, "coverage_95": 3}
 
 Forecast = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]  # pasts, season, horizon -> forecasts
@@ -74,7 +74,8 @@ def longest_horizon(table: Table) -> int:
 def split(table: Table, horizon: int) -> list[Split]:
     """Split all usable series. For each series that is left out, add the reason to the table's remarks.
 
-    The training part must hold one season, one horizon and two more values, and must not repeat exactly.
+    The training part must hold one season, one horizon and two more values. Its values must not repeat exactly in each
+    season.
 
     Raises:
         DataError: no series is usable.
@@ -114,7 +115,7 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> O
     Origins are skipped if no value in their horizon is known.
 
     Raises:
-        DataError: no origin is left.
+        DataError: no origin has a known value in its horizon.
     """
     past, actual, scales, places, covariates = [], [], [], [], []
     for number, parts in enumerate(splits):
@@ -163,7 +164,7 @@ def metrics(origins: Origins, forecast: Forecast) -> dict[str, float]:
 
 
 def card_metrics(origins: Origins, methods: dict[str, Forecast], part: Part = "test") -> dict[str, Any]:
-    """Return the metrics of several methods for a model card. A method's key in ``methods`` is its metrics' prefix."""
+    """Return the metrics of several methods for a model card. The keys of ``methods`` are prefixes of the metrics."""
     horizon = origins.actual.shape[1]
     values = "held out of training" if part == "test" else "for validation"
     description = (

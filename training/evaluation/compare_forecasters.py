@@ -99,7 +99,7 @@ def statsforecast(model_name: str) -> Forecast:
 def served(
     forecaster: GlobalForecaster, detect: bool, past: Sequence[np.ndarray], season: int, horizon: int
 ) -> list[QuantileForecast]:
-    """Return the forecasts as the service computes them. If ``detect`` is true, it detects the season."""
+    """Return the forecasts as the service computes them. If ``detect`` is true, the forecaster detects the season."""
     return forecast_series(forecaster, list(past), None if detect else season, horizon)
 
 

@@ -120,9 +120,9 @@ def script_of(card: store.Card) -> Script:
 
 
 def own_data(card: store.Card, models: Path) -> Any:
-    """Return the caller's own data that a version was trained on; None for a built-in data set.
+    """Return the user's own data that a version was trained on, or None for a built-in data set.
 
-    Raises DataError when the data are no longer there, and EvaluationError for an unknown training script.
+    Raises DataError if the data are no longer there, and EvaluationError for an unknown training script.
     """
     if not any(":" in name for name in card.data):
         return None
@@ -148,7 +148,7 @@ def measure(version: store.Version, models: Path, device: str, own: Any = None) 
 
 
 def sha256_of(name: str, models: Path, own: Any = None) -> str:
-    """Return the sha256 of a data set, of own data, or of the weights of a reference classifier."""
+    """Return the SHA-256 of a data set, of the user's own data, or of the weights of a reference classifier."""
     if ":" in name:
         return str(own.sha256)
     if "@" in name:
@@ -159,7 +159,7 @@ def sha256_of(name: str, models: Path, own: Any = None) -> str:
 
 
 def hardware(device: str) -> str:
-    """Return the name of the processor, as cards state it."""
+    """Return the name of the processor in the form that cards use."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
 
 
@@ -200,9 +200,9 @@ def compare(card: store.Card, measured: dict[str, Any], now_on: str) -> list[str
 
 
 def check(version: store.Version, models: Path, device: str) -> list[str]:
-    """Measure a version again and return one line per metric; lines of wrong metrics or data end with a cross.
+    """Measure a version again and return one line per metric. Lines of wrong metrics or data end with a cross.
 
-    Raises DataError when the caller's own data are no longer there, and EvaluationError for an unknown training script.
+    Raises DataError if the user's own data are no longer there, and EvaluationError for an unknown training script.
     """
     own = own_data(version.card, models)
     changed = [name for name, sha256 in version.card.data.items() if sha256_of(name, models, own) != sha256]

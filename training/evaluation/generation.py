@@ -71,7 +71,7 @@ def extract_features(classifier: ImageClassifier, images: Tensor) -> Tensor:
 def evaluated_latents(sampler: ImageSampler, images: datasets.Images) -> LatentBatch:
     """Return the latents of the evaluated samples, drawn with seed 0.
 
-    If the generator takes labels, they are the labels of randomly drawn training images.
+    If the generator takes labels, it receives those of randomly drawn training images.
     """
     latents = sampler.parse(SAMPLES, None, 0)
     if latents.classes is None:
@@ -153,7 +153,7 @@ def seen_floor(classifier: ImageClassifier, images: datasets.Images, real_featur
 
 
 def load_reference_classifier(models: Path, device: str, version: int | None = None) -> ImageClassifier:
-    """Load the reference classifier from the store, by default its active version. Exit with a message without one."""
+    """Load the reference classifier from the store, by default its active version. Exit if the store has none."""
     name = REFERENCE_CLASSIFIER
     if not models.exists() or name not in rollout.stored_versions(models):
         raise SystemExit(f"{name} is not in {models}: run `python -m training.cnn --preset digits` first")

@@ -64,7 +64,7 @@ def measure(generator: TextGenerator, text: Text, limit: int = MAX_TEST_CHARACTE
 
 
 def measure_held_out(network: Any, parts: Sequence[Tensor], window: int) -> dict[str, Any]:
-    """Return the loss on held-out parts, each with characters [N]. Without parts, there are no metrics."""
+    """Return the loss on held-out parts, each with characters [N]. The result is empty if there are no parts."""
     if not parts or not len(parts[0]):
         return {}
     split = f"{sum(map(len, parts)):,} characters for validation, in windows of {window} from a zero state"

@@ -27,7 +27,7 @@ def metrics_of(
 ) -> dict[str, Any]:
     """Return the metrics of the probabilities [N, classes] for the images with these indices [N].
 
-    Without images, there are no metrics.
+    The result is empty if there are no images.
     """
     if not len(indices):
         return {}
@@ -93,7 +93,7 @@ def average_precision(probability: Tensor, present: Tensor) -> Tensor:
 def best_thresholds(probability: Tensor, present: Tensor) -> list[float]:
     """Return for each label the threshold with the highest F1 on probabilities [N, classes].
 
-    If 0.5 is among the best thresholds, it is chosen, for example for a label that no image has.
+    If 0.5 is among the best thresholds, it is chosen. This is so for a label that no image has.
     """
     candidates = torch.cat([torch.tensor([0.5]), torch.arange(0.05, 1.0, 0.05)]).to(probability.dtype)
     predicted = probability.unsqueeze(0) >= candidates.view(-1, 1, 1)  # [candidates, N, classes]

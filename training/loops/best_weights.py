@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class BestWeights:
-    """Keeps the weights that had the lowest validation loss so far, this loss, and the number of steps until then.
+    """Keeps the weights with the lowest validation loss so far, this loss, and the number of steps until then.
 
     A network soon overfits a small data set. Its last weights may therefore be worse than earlier ones.
     """

@@ -147,7 +147,7 @@ def _use_one_thread() -> None:
 
 
 class Trainer:
-    """Trains all members together, each on its own windows. Several processes share every batch between them."""
+    """Trains all members together, each on its own windows. Each process trains on a part of every batch."""
 
     def __init__(
         self, network: Forecaster, sampler: WindowSampler, config: ForecasterFinetuneConfig, seed: int, device: str
@@ -164,7 +164,7 @@ class Trainer:
         samples = [self._sample(number, step) for number in range(len(self.network.members))]
         sums, weights = self.loss_module([batch for batch, _ in samples], [mask for _, mask in samples])
         total_weights = distributed.sum_over_ranks(weights.detach()).clamp(min=1)
-        # DistributedDataParallel averages the gradients. Their sum is needed: multiply by the number of processes.
+        # DistributedDataParallel averages the gradients. Their sum is needed, so multiply by the number of processes.
         loss = (sums / total_weights).mean() * distributed.world_size()
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad()
@@ -185,8 +185,8 @@ class Trainer:
 def pretrain(run: Run, config: ForecasterConfig) -> Any:
     """Train an ensemble from scratch; return the network with averaged weights.
 
-    ``config.held_out`` is the share of the steps, from the start, that train without the last horizon of every series.
-    The remaining steps train on all values.
+    The first steps, a share of ``config.held_out``, train without the last horizon of every series. The remaining steps
+    train on all values.
     """
     sizes = ForecasterSizes(
         hidden=config.hidden, layers=config.layers, members=config.members, smoothings=config.smoothings

@@ -114,7 +114,7 @@ class GanTrainer:
         betas = (config.beta1, beta2)
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
-        # Called after the average is copied, so that the average keeps plain batch norms: only process 0 runs it.
+        # Called after the average is made, so that its batch norms need no other process. Only process 0 runs it.
         self.parallel_generator = distributed.data_parallel(self.generator)
         self.discriminator_loss = distributed.data_parallel(DiscriminatorLoss(self.discriminator, config))
 
@@ -145,7 +145,7 @@ class GanTrainer:
         return d_loss
 
     def generator_step(self, fake: Tensor, labels: Tensor | None) -> Tensor:
-        """Train the generator so that the discriminator takes its images for real ones; return g_loss."""
+        """Train the generator so that the discriminator classifies its images as real; return g_loss."""
         self.discriminator.requires_grad_(False)  # this step needs no gradients of the discriminator's weights
         logits, class_logits = score(self.discriminator, fake, labels)
         loss = g_loss = F.softplus(-logits).mean()

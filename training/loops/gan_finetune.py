@@ -116,7 +116,7 @@ class Reference:
 
 
 def reference(options: Options, dataset: ImageDataset) -> Reference:
-    """Return the real images for the evaluation, with limits that fit the options."""
+    """Return the real images for the evaluation. With ``--minutes``, the work of the evaluation is limited."""
     steps, minutes = generation.LABEL_CLASSIFIER_STEPS, options.minutes
     if minutes is None:
         return Reference(dataset, steps, len(dataset.labels), options.part)

@@ -42,7 +42,7 @@ class StepBudget:
         self.end = 0.0  # time of the monotonic clock at which training ends
 
     def __call__(self) -> int:
-        """Return the number of steps. From time to time, plan it again."""
+        """Return the number of steps, and plan it again from time to time."""
         step = self.run.step
         if self.seconds is None:
             return self.steps
@@ -50,7 +50,7 @@ class StepBudget:
             self.first_step = step
             begun = self.run.options.started + self.seconds - self.finish_seconds
             self.end = begun if step == 0 else time.monotonic() + self.seconds - self.finish_seconds - self.run.seconds
-        elif step == self.first_step + 1 and self.clock is None:  # start the clock now: the first step is slower
+        elif step == self.first_step + 1 and self.clock is None:  # the clock starts after the first step, a slow one
             self.clock, self.next_plan = (time.monotonic(), step), step + 1
         elif step >= self.next_plan > 0 and step < FREEZE_SHARE * self.steps:
             self.steps = distributed.from_rank_zero(lambda: self._planned(step))
@@ -80,7 +80,7 @@ def plan(
     Args:
         run: the run. Its folder stores the plan as budget.json.
         default: the number of steps without ``--minutes``.
-        start_dummy_run: returns a function that trains a copy of the network for the step with a given number.
+        start_dummy_run: returns a function that takes the number of a step, and trains a copy of the network for it.
         rehearse: runs the final evaluation once on an untrained network, to measure its time. Returns the seconds of
             the parts that it skips; see ``Run.rehearse``.
         refit: whether half of the training time is kept for a second training on all data; see ``training.refit``.

@@ -112,6 +112,6 @@ def _fit(past: np.ndarray, model: dict[str, Any], start: np.ndarray | None, chec
 
     check()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # not needed: a fit that does not converge has a high AICc
+        warnings.simplefilter("ignore")  # fits that do not converge need no warning: their AICc is high
         fitted = ETSModel(pd.Series(past), initialization_method="heuristic", **model)
         return fitted.fit(start_params=start, disp=False, maxiter=MAX_ITERATIONS, callback=check)

@@ -108,7 +108,7 @@ class References:
 def references(splits: Sequence[Split], season: int, horizon: int, seconds: float) -> References:
     """Return at most MAX_WINDOWS test windows, and their forecasts by seasonal naive and ETS.
 
-    If all series have more windows, only evenly spaced series are used. ``seconds`` is the time limit of ETS.
+    If all series together have more windows, only some series are used. ``seconds`` is the time limit of ETS.
     """
     stride, chosen = 1, list(splits)
     origins = backtest.origins(chosen, season, horizon, "test")
