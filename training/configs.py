@@ -112,11 +112,11 @@ class RnnConfig:
     dropout: Annotated[float, "dropout probability"]  # see training/loops/text/elman_recurrence.py
     reset_state: Annotated[float, "share of streams whose state is reset to zero at a step, as it is for served texts"]
     unknown: Annotated[float, "share of characters replaced by <unk>, so that it stands for any character"]
-    rename: Annotated[float, "share of the speakers who get an invented name, other ones in each epoch; for plays"]
-    distill: Annotated[float, "weight of the predictions of --teachers in the loss; the text has the rest"]
     validation: Annotated[float, "share of the training text held out for validation"]
-    places: Annotated[int, "parts of the text held out for validation; 1: its middle, to hold out whole chapters"]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]  # not for character-rnn
+    rename: Annotated[float, "share of speakers with an invented name, a new one in each epoch; for plays"] = 0.0
+    distill: Annotated[float, "weight of the predictions of --teachers in the loss; the text has the rest"] = 0.7
+    places: Annotated[int, "parts of the text held out for validation; 1: its middle, to hold out whole chapters"] = 10
 
 
 @dataclass(frozen=True)
@@ -286,10 +286,7 @@ RNN_WORKSHOP = RnnConfig(
     dropout=0.05,
     reset_state=0.05,
     unknown=0.002,
-    rename=0.0,
-    distill=0.7,
     validation=0.0,
-    places=10,
     bfloat16=0,
 )
 RNN_STRONG = RnnConfig(
@@ -306,10 +303,7 @@ RNN_STRONG = RnnConfig(
     dropout=0.38,
     reset_state=0.03,
     unknown=0.002,
-    rename=0.0,
-    distill=0.7,
     validation=0.02,
-    places=10,
     bfloat16=1,
 )
 RNN_GATED = RnnConfig(
@@ -322,15 +316,13 @@ RNN_GATED = RnnConfig(
     learning_rate=2e-3,
     weight_decay=0.1,
     clip=1.0,
-    ema_decay=0.999,
+    ema_decay=0.99,
     dropout=0.35,
-    reset_state=0.03,
+    reset_state=0.3,
     unknown=0.002,
-    rename=0.0,
-    distill=0.7,
     validation=0.02,
-    places=10,
     bfloat16=1,
+    rename=0.6,
 )
 RNN_OWN = RnnConfig(
     kind="stacked-rnn",
@@ -346,10 +338,7 @@ RNN_OWN = RnnConfig(
     dropout=0.2,
     reset_state=0.03,
     unknown=0.002,
-    rename=0.0,
-    distill=0.7,
     validation=0.05,
-    places=10,
     bfloat16=1,
 )
 RNN_PRESETS = {"workshop": RNN_WORKSHOP, "strong": RNN_STRONG, "gated": RNN_GATED, "own": RNN_OWN}

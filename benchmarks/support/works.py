@@ -202,18 +202,7 @@ def works(folder: Path) -> dict[str, Work]:
     if strong:
         layouts = limits("classify", strong, (1, 1), (32, 1), (32, 2))
         works["strong"] = Work(f"{strong}, one 32x32 PNG", images(strong), same_label, layouts)
-    works["photo"] = Work(
-        "EfficientNet-Lite0 with random weights, one 224x224 JPEG",
-        [Request(f"/v1/images/classify?model={PHOTO}", photo(seed), "image/jpeg") for seed in range(10)],
-        same_label,
-    )
-    works["photos"] = PhotoSizes(
-        f"{strong or cnn}, one JPEG photograph",
-        [Request(f"/v1/images/classify?model={strong or cnn}", photo(0), "image/jpeg")],
-        same_label,
-        callers=[16],
-        model=strong or cnn,
-    )
+    works |= photographs(strong or cnn)
     text = Work(
         f"text, {PROMPT} characters in, {CHARACTERS} out",
         prompts(RNN),
@@ -238,6 +227,17 @@ def works(folder: Path) -> dict[str, Work]:
     )
     works |= {"text": text, "streams": streams, "forecast": forecast, "sample": sample}
     return works | beside(images(cnn), [text, forecast, sample], Work("large", draw(LARGE), whole_digits))
+
+
+def photographs(model: str) -> dict[str, Work]:
+    """Return the workloads that classify JPEG files: 224 pixels by EfficientNet-Lite0, and all sizes by ``model``."""
+
+    def photos(name: str) -> list[Request]:
+        return [Request(f"/v1/images/classify?model={name}", photo(seed), "image/jpeg") for seed in range(10)]
+
+    one_size = Work("EfficientNet-Lite0 with random weights, one 224x224 JPEG", photos(PHOTO), same_label)
+    all_sizes = PhotoSizes(f"{model}, one JPEG photograph", photos(model), same_label, callers=[16], model=model)
+    return {"photo": one_size, "photos": all_sizes}
 
 
 def beside(images: Sequence[Request], others: Sequence[Work], large: Work) -> dict[str, Work]:

@@ -83,7 +83,7 @@ def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 *(f"W,{','.join(map(str, row.tolist()))}" for row in rows),
             ]
             (folder / "m4" / f"{kind}-{part}.csv").write_text("\n".join(lines))
-    (folder / "tinyshakespeare.txt").write_text("to be, or not to be: that is the question\n" * 200)
+    (folder / "tinyshakespeare.txt").write_text("HAMLET:\nto be, or not to be: that is the question\n\n" * 200)
     monkeypatch.setenv("QUARTET_DATA_DIR", str(folder))
     monkeypatch.setattr(datasets, "SHA256", {})
     monkeypatch.setattr(generation, "SAMPLES", 200)
