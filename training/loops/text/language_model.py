@@ -1,7 +1,6 @@
 """Training loop of the character-level language models: truncated backpropagation through time.
 
-The text is read by ``batch`` streams in parallel, ``bptt`` characters per step. Each stream carries its state on to the
-next step.
+``batch`` streams read the text in parallel, ``bptt`` characters per step. Each stream keeps its state between steps.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99), "gated-rnn":
 
 
 def new_network(config: RnnConfig, vocabulary_size: int) -> Any:
-    """A network with random weights."""
+    """Return a network with random weights."""
     sizes = {"vocabulary": vocabulary_size, "hidden": config.hidden, "layers": config.layers}
     network = build(config.kind, sizes)
     for name, weight in network.named_parameters():
@@ -49,9 +48,10 @@ def new_network(config: RnnConfig, vocabulary_size: int) -> Any:
 
 
 def parameter_groups(network: nn.Module, config: RnnConfig) -> list[dict[str, Any]]:
-    """Parameter groups for the optimizer.
+    """Return the parameter groups for the optimizer.
 
-    In a stack, weight decay applies to weight matrices only, without the recurrent ones, the gain and the kernels.
+    For a stack or a gated network, weight decay applies only to weight matrices. Recurrent matrices, gains and
+    convolution kernels have no weight decay.
     """
     if config.kind == "character-rnn":
         return [{"params": list(network.parameters()), "weight_decay": config.weight_decay}]
@@ -64,7 +64,7 @@ def parameter_groups(network: nn.Module, config: RnnConfig) -> list[dict[str, An
 
 
 class LossModule(nn.Module):
-    """The mean cross-entropy per character, as one module for DistributedDataParallel."""
+    """Computes the mean cross-entropy per character, as one module for DistributedDataParallel."""
 
     def __init__(self, network: CharacterRNN | StackedRNN | GatedRNN, config: RnnConfig) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class LossModule(nn.Module):
 
 
 class Dropout(nn.Module):
-    """``elman_recurrence.dropout`` as a module: faster than ``nn.Dropout`` on the CPU."""
+    """Applies ``elman_recurrence.dropout``, which is faster than ``nn.Dropout`` on the CPU."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Dropout(nn.Module):
 
 
 def set_dropout(network: GatedRNN, probability: float) -> None:
-    """Drop outputs of each half of a block and before the head, and a quarter as many of the embedding."""
+    """Set the dropout of a network. The embedding gets a quarter of ``probability``, all other places the whole."""
     for block in network.blocks:
         assert isinstance(block, GatedBlock)
         block.dropout = Dropout(probability)
@@ -114,7 +114,7 @@ def set_dropout(network: GatedRNN, probability: float) -> None:
 
 
 class Trainer:
-    """A network, its moving average, its optimizer and its teachers; several processes share every batch."""
+    """Holds a network, its moving average, its optimizer and its teachers. Several processes can share each batch."""
 
     def __init__(self, network: Any, config: RnnConfig, device: str = "cpu", teachers: Teachers | None = None) -> None:
         self.config, self.teachers = config, teachers
@@ -156,12 +156,22 @@ def fit(
     refit: bool = False,
     teachers: Teachers | None = None,
 ) -> tuple[Any, tuple[int, int]]:
-    """Train a network.
+    """Train a network on a text.
 
-    Returns the averaged network, the number of steps after which it was reached, and the number of all steps.
+    Args:
+        run: the run, which stores checkpoints and metrics.
+        config: the hyperparameters.
+        train: the text.
+        validation: the characters [N] of each part that is held out.
+        network: the network with its initial weights.
+        keep_best: return the averaged weights with the lowest validation loss, because small texts are soon memorised.
+        window: the length in characters of an evaluation window.
+        rehearse: runs the final evaluation on an untrained network; ``--minutes`` needs its duration.
+        refit: whether ``fit_again`` will follow, which takes as long.
+        teachers: networks from whose predictions the network learns as well.
 
-    ``keep_best``: return the averaged weights with the lowest validation loss, because small texts are soon memorised.
-    ``rehearse``: evaluates a network as at the end, for ``--minutes``; ``refit``: ``fit_again`` follows.
+    Returns:
+        the averaged network, the number of steps after which its weights were reached, and the number of all steps.
     """
     device = run.options.device
     steps_per_epoch = count_steps(config, train.length)
@@ -212,7 +222,10 @@ def fit_again(
     total: int,
     teachers: Teachers | None = None,
 ) -> Any:
-    """Train on the whole text for the first ``steps`` of ``total`` steps; returns the averaged network."""
+    """Train on the whole text and return the averaged network.
+
+    The training ends after ``steps`` steps. Its learning rate falls as in a training with ``total`` steps.
+    """
     trainer = Trainer(network, _averaged(config, total), run.options.device, teachers)
     run.begin_refit()
     _begin(run, trainer)
@@ -237,12 +250,12 @@ def _teacher_state(number: int) -> str:
 
 
 def _averaged(config: RnnConfig, steps: int) -> RnnConfig:
-    """The config with an average that covers at most 5 % of the steps."""
+    """Return the config with a moving average that covers at most 5 % of the steps."""
     return dataclasses.replace(config, ema_decay=max(0.0, min(config.ema_decay, 1 - 20 / steps)))
 
 
 def _train_step(run: Run, trainer: Trainer, train: TrainingText, step: int, total: int) -> Tensor:
-    """Train one of ``total`` steps with the state of the run; returns the loss."""
+    """Train one step with the states of the run, update them, and return the loss. ``total``: number of all steps."""
     config = trainer.config
     epoch, step_of_epoch = divmod(step, count_steps(config, train.length))
     characters = batch_at(train.characters(epoch), config, run.options.seed, epoch, step_of_epoch)
@@ -263,7 +276,7 @@ def _train_step(run: Run, trainer: Trainer, train: TrainingText, step: int, tota
 
 
 def count_steps(config: RnnConfig, characters: int) -> int:
-    """The number of steps in which all streams read the text once. Exits with a message if it is too short for one."""
+    """Return the number of steps per epoch. Exits with a message if the text is too short for one step."""
     stream_length = characters // config.batch
     steps_per_epoch = (stream_length - 1) // config.bptt
     if not steps_per_epoch:
@@ -275,7 +288,7 @@ def count_steps(config: RnnConfig, characters: int) -> int:
 
 
 def batch_at(train: Tensor, config: RnnConfig, seed: int, epoch: int, step: int) -> Tensor:
-    """The characters [batch, bptt + 1] of a step; the streams start at other places in every epoch."""
+    """Return the characters [batch, bptt + 1] of a step. The streams start at different places in each epoch."""
     offset = derive_seed(seed, "offset", epoch) % len(train)
     starts = offset + torch.arange(config.batch).unsqueeze(1) * (len(train) // config.batch) + step * config.bptt
     return train[(starts + torch.arange(config.bptt + 1)) % len(train)].long()
