@@ -1,10 +1,10 @@
-"""The service. It answers requests with the networks that ``training/`` has published to ``models_store/``."""
+"""The service. It answers requests with the networks in the model store, trained by ``training/`` or imported."""
 
 import os
 import signal
 
-# Start no threads for numpy's matrix products. The service does not use them, and a process with threads cannot fork
-# workers safely.
+# Do not let numpy start threads for matrix products. The service does not need these threads, and a process with
+# threads cannot fork workers safely.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Open stdin, stdout and stderr if they are closed. Otherwise a file or connection could get descriptor 0, 1 or 2, and

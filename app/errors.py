@@ -14,7 +14,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 class QuartetError(Exception):
-    """Base class of all errors. ``param`` is the name of the wrong field, if there is one."""
+    """Base class of these errors. ``param`` is the name of the wrong field, parameter or header, if there is one."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -30,7 +30,7 @@ class QuartetError(Exception):
 
 
 class BadValue(QuartetError):
-    """A value is not allowed. The message states the name, the value and what is allowed."""
+    """A part of the request is invalid. The message usually states its name, its value and what is allowed."""
 
     status = 400
     type = "invalid_request_error"
@@ -38,7 +38,7 @@ class BadValue(QuartetError):
 
 
 class NotFound(QuartetError):
-    """The path or the object does not exist."""
+    """The path, model, version or file does not exist."""
 
     status = 404
     type = "invalid_request_error"
@@ -63,13 +63,13 @@ class RetiredModel(NotFound):
 
 
 class UnloadedModel(NotFound):
-    """The model has been unloaded. It answers no requests until it is loaded again."""
+    """The model has been unloaded. It answers no requests until it is loaded, or one of its versions is activated."""
 
     code = "model_unloaded"
 
 
 class Unauthorized(QuartetError):
-    """The API key is wrong. The message never contains the key."""
+    """The API key is unknown, or the admin key is wrong or missing. The message never contains a key."""
 
     status = 401
     type = "authentication_error"
@@ -86,7 +86,7 @@ class MissingKey(Unauthorized):
 
 
 class Conflict(QuartetError):
-    """The current state of the store or of its models does not allow the request."""
+    """The current state of the store, or a setting of the service, does not allow the request."""
 
     status = 409
     type = "invalid_request_error"
@@ -94,7 +94,7 @@ class Conflict(QuartetError):
 
 
 class StoreNotWritable(QuartetError):
-    """The store cannot be written: it is read-only, or its disk is full."""
+    """The store cannot be written, for example because it is read-only or its disk is full."""
 
     status = 507
     code = "store_not_writable"
@@ -119,7 +119,7 @@ class MethodNotAllowed(QuartetError):
 
 
 class NotEnabled(QuartetError):
-    """The feature is not enabled for this caller."""
+    """The feature is not enabled in this service."""
 
     status = 403
     type = "permission_error"
@@ -143,7 +143,7 @@ class NotAnImage(QuartetError):
 
 
 class Overloaded(QuartetError):
-    """The queue of the model is full, or all requests together would hold too much memory.
+    """A queue is full, or all requests together would hold too much memory.
 
     ``retry_after`` is the estimated number of seconds after which a new attempt can succeed.
     """
@@ -161,7 +161,7 @@ class Overloaded(QuartetError):
 
 
 class LimitReached(Overloaded):
-    """The API key has reached its rate limit. ``retry_after`` is the number of seconds until it may be used again."""
+    """The API key has reached its rate limit. ``retry_after`` is the number of seconds until the key may be used."""
 
     code = "rate_limit_exceeded"
 
@@ -193,7 +193,7 @@ class OutOfMemory(QuartetError):
 
 
 class NotReady(QuartetError):
-    """The service is starting, is stopping, or has no valid model for the task."""
+    """The service is starting or stopping, or has no valid model for the request."""
 
     status = 503
     type = "overloaded_error"
@@ -212,7 +212,7 @@ class CallerGone(QuartetError):
 
 
 class TimedOut(QuartetError):
-    """The deadline of the request passed before its result was ready."""
+    """The result of the request was not ready in time."""
 
     status = 504
     type = "server_error"
@@ -241,7 +241,10 @@ def inference_error(message: str, error: Exception) -> QuartetError:
 
 
 def quote_value(value: object, max_length: int = 60) -> str:
-    """Return a caller's value in quotes for an error message: one line, cut to about ``max_length`` characters."""
+    """Return a value that a caller sent, as one line of text for an error message.
+
+    A long string is cut to ``max_length`` characters. The text of another long value has about twice as many.
+    """
     if isinstance(value, str) and len(value) > max_length:
         return f"{value[:max_length]!r}… ({len(value):,} characters)"
     text = repr(value) if isinstance(value, str | int | float | None) else _SHORT.repr(value)

@@ -43,7 +43,7 @@ NAME = r"[a-z0-9][a-z0-9-]{0,63}"
 
 
 class KeysError(Exception):
-    """The key file is invalid. The message names the line and never contains a key."""
+    """The key file is invalid or cannot be read. The message never contains a key."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Keyring:
         return state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino
 
     def reload(self) -> None:
-        """Read the file now if it has changed."""
+        """Read the file now if it has changed or the last read failed."""
         stamp = self._stamp()
         if stamp == self._read_stamp and not self._problem:
             return

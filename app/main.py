@@ -1,4 +1,7 @@
-"""Build the application, and serve it with ``python -m app.main``. Importing this module does not build it."""
+"""Build the application, and serve it with ``python -m app.main``.
+
+Importing this module does not build the application.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ from app.serving.loader import PreparedModels
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 
-NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # of FastAPI; ``RequestTelemetry`` replaces it
+NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # FastAPI's; ``RequestTelemetry`` replaces it
 OLDEST_TORCH = "2.6"  # the same as in pyproject.toml
 REPORT_SECONDS = 0.5
 SUMMARY = "Trained PyTorch networks for images, text and series behind one HTTP service"
@@ -132,8 +135,9 @@ def _routes(routers: Sequence[APIRouter]) -> list[BaseRoute]:
 def _middleware(
     inner: ASGIApp, settings: Settings, counters: Storage | None, metrics: Metrics, log: AccessLog
 ) -> RequestTelemetry:
-    """Wrap ``inner`` in the middleware that all requests pass. FastAPI's own middleware is further inside, and requests
-    to the busiest routes skip it.
+    """Wrap ``inner`` in the middleware that all requests pass.
+
+    FastAPI's own middleware is inside ``inner``, and requests to the busiest routes skip it.
     """
     protected = with_api_keys(inner, settings, counters, errors.error_response, metrics.on_rate_limited)
     trusted = trusted_hosts(cors(protected, settings), settings, errors.error_response)

@@ -1,4 +1,4 @@
-"""The settings. They come from environment variables with the prefix ``QUARTET_``. Errors name the wrong variable."""
+"""The settings. They come from environment variables with the prefix ``QUARTET_``. Errors name the invalid variable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SettingsError(SystemExit):
-    """A setting is wrong. This error is a SystemExit, so the process ends with its message and without a traceback."""
+    """The service cannot start with these settings.
+
+    This error is a SystemExit, so the process ends with its message and without a traceback.
+    """
 
 
 class Settings(BaseSettings):

@@ -1,6 +1,7 @@
 """Direct access to the connection of a request, which is faster than ASGI messages.
 
-Only the service's own HTTP server offers it. On other servers and in test clients, endpoints use ASGI messages.
+Only the service's own HTTP server offers direct access. On other servers, and in test clients, endpoints use ASGI
+messages.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Connection(Protocol):
     on_disconnect: Callable[[], None] | None
 
     def take_body(self) -> bytes | None:
-        """Return the body if all of it has arrived, otherwise None. Call this instead of the first ``receive``."""
+        """Return the whole body, or None if ``receive`` must be used. Call this before the first ``receive``."""
 
 
 def connection(request: Request) -> Connection | None:

@@ -16,7 +16,7 @@ from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, quote_value
 
 DEADLINE = "quartet.deadline"  # key in the ASGI scope: the request's deadline, in event-loop time
-DISCONNECT_CHECK_SECONDS = 0.02  # without a ``Connection``, a request is checked for a disconnect after this time
+DISCONNECT_CHECK_SECONDS = 0.02  # without a ``Connection``, disconnects are noticed only after this time
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,9 +55,10 @@ def _parse_seconds(text: str) -> float:
 async def run_before_deadline(
     request: Request, executor: Executor, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
 ) -> R:
-    """Call ``function`` on the event loop if ``size`` is small, otherwise on a thread until the request's deadline.
+    """Call ``function`` on the event loop if ``size`` is small, otherwise on a thread of ``executor``.
 
-    The body of the request must have been read. Errors of ``function`` are passed on.
+    The wait for the thread ends at the request's deadline. The body of the request must have been read. Errors of
+    ``function`` are passed on.
 
     Raises:
         Overloaded: too many calls wait for a thread.

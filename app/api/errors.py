@@ -58,9 +58,9 @@ def unknown_field(name: str, known: Iterable[str]) -> BadValue:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
-    """Return the first of pydantic's errors as a sentence with the field, its value and the allowed values."""
+    """Return the first of pydantic's errors as a ``BadValue`` that states the field, its value and what is allowed."""
     first = errors[0]
-    path = [str(part) for part in first["loc"] if part not in ("query", "one", "many")]  # the last two are union tags
+    path = [str(part) for part in first["loc"] if part not in ("query", "one", "many")]  # one, many: union tags
     param = ".".join(path)[:MAX_PARAM_LENGTH] or None  # a client may have sent a field name of any length
     message = re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", first["msg"])
     if first["type"] == "missing":

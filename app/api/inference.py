@@ -1,6 +1,7 @@
 """The steps that all inference requests share.
 
-In order: set the deadline, read the body, find the model, check its queue, parse, compute, and build the response.
+The steps are: set the deadline, read the body, find the model, check its queue, parse, compute, and build the response.
+Some endpoints find the model and check its queue before they read the body.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ async def resolve_model(
 class InferenceBody(RequestBody):
     """A JSON body with an optional model name.
 
-    Each subclass declares the field ``model`` itself, so that it comes at the right place among the fields.
+    Each subclass declares the field ``model`` itself, so that the OpenAPI document lists it at the right place.
     """
 
     if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class InferenceBody(RequestBody):
 
 
 class Inference(Generic[P]):
-    """One request for a known model version. Subclasses define the steps in which endpoints differ.
+    """An inference request whose model version is known. Subclasses define the steps in which endpoints differ.
 
     ``run_inference`` calls ``parse``, the engine and ``respond``, in this order. Steps with a size of up to
     ``INLINE_SIZE`` values run on the event loop. Larger steps run on a thread.
@@ -92,7 +93,7 @@ class Inference(Generic[P]):
 async def run_inference(request: Request, registry: Registry, inference: Inference[Any], deadline: float) -> Response:
     """Parse a request, run it on the engine and return the response.
 
-    The caller must have read the body and admitted the rows to the queue.
+    The caller must have read the body and checked the queue with the engine's ``admit``.
 
     Raises:
         BadValue, Overloaded, NotReady, InferenceFailed, OutOfMemory: from the steps and the engine.

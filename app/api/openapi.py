@@ -88,7 +88,7 @@ WITH_TIMEOUT = {"parameters": [REQUEST_TIMEOUT]}  # ``openapi_extra`` of an endp
 
 
 def schemas_of(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """Return the JSON schemas of a model and of the models in it, by name. They refer to each other as components."""
+    """Return the JSON schemas of a Pydantic class and of the classes it contains, by class name."""
     schema = model.model_json_schema(ref_template=REFERENCE)
     return {**schema.pop("$defs", {}), model.__name__: schema}
 
@@ -101,15 +101,15 @@ def request_body(
     form: dict[str, Any] | None = None,
     others: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return ``openapi_extra`` for an endpoint that reads its JSON body itself, until the request's deadline.
+    """Return ``openapi_extra`` for an endpoint that reads its JSON body itself, and that has a deadline.
 
     An empty body counts as ``{}``, so the body is required only if ``model`` has required fields.
 
     Args:
-        model: the model of the JSON body.
-        example: a body with which a request succeeds.
-        query: the model of the query parameters.
-        form: the schema of a multipart form, with its name as title. The document lists it before the JSON body.
+        model: the Pydantic class of the JSON body.
+        example: a JSON body with which a request succeeds.
+        query: the Pydantic class of the query parameters.
+        form: the schema of a multipart form, with a title. The document lists the form before the JSON body.
         others: further media types with their schemas.
     """
     schemas, content = schemas_of(model), {}
@@ -143,13 +143,13 @@ def query_parameters(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def error_document(description: str, headers: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return an error response to add to a document that is already complete."""
+    """Return the description of an error response, to add to a document that ``complete`` has already changed."""
     content = {"application/json": {"schema": {"$ref": REFERENCE.format(model="ErrorBody")}}}
     return {"description": description, "headers": REQUEST_ID_HEADER | (headers or {}), "content": content}
 
 
 def install(app: FastAPI) -> None:
-    """Complete the document that FastAPI makes; see ``complete``."""
+    """Replace FastAPI's OpenAPI document by the result of ``complete``, and encode it as JSON only once."""
     build = app.openapi
     app.openapi = cache(lambda: complete(build()))  # type: ignore[method-assign]  # as FastAPI documents it
     content = cache(lambda: orjson.dumps(app.openapi()))  # FastAPI would encode it again for each request

@@ -25,7 +25,7 @@ from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TooLarge, TooSlow, quote_value
 from app.store.disk_thread import DiskThread
 
-BYTES_PER_VALUE = 5  # processing this many bytes or pixels takes as long as one value
+BYTES_PER_VALUE = 5  # processing this many bytes or pixels takes as long as processing one value
 JSON_BYTES = 64 * 1024  # allowed for a JSON body, besides its prompt or values
 EXTRA_COMMAS = 64  # allowed in a JSON body, besides those of its prompt or values
 MAX_FIELDS = 2000  # in all objects of a JSON body together
@@ -42,13 +42,13 @@ Model = TypeVar("Model", bound="RequestBody")
 
 
 class RequestBody(BaseModel):
-    """A JSON body. Unknown fields are rejected, and no value is converted to another type."""
+    """A JSON body. Unknown fields are rejected. Values are not converted, for example from text to number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def with_limits(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
-    """Return a subclass of ``model`` with further constraints on some fields. The OpenAPI document shows them too."""
+    """Return a subclass of the Pydantic class ``model`` that has further constraints on some fields."""
     fields: dict[str, Any] = {}
     for name, limit in limits.items():
         info = model.model_fields[name]
@@ -57,7 +57,7 @@ def with_limits(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
 
 
 def max_json_bytes(max_body_bytes: int, content_bytes: int) -> int:
-    """Return the size limit of a JSON body whose prompt or values take up to ``content_bytes``."""
+    """Return the largest allowed size of a JSON body, of which ``content_bytes`` are for the prompt or the values."""
     return min(max_body_bytes, JSON_BYTES + content_bytes)
 
 
@@ -66,7 +66,7 @@ async def read_body(request: Request, limit: int, pause_seconds: float, codings:
 
     Raises:
         BadValue: the body has another content coding.
-        TooLarge, TooSlow, CallerGone: as in ``read_raw_body``.
+        TooLarge, TooSlow, CallerGone, Overloaded: as in ``read_raw_body``.
     """
     coding = header(request, b"content-encoding", "identity")
     if coding != "identity" and coding.lower() not in codings:
@@ -82,6 +82,7 @@ async def read_raw_body(request: Request, limit: int, pause_seconds: float) -> b
         TooLarge: the body is longer than ``limit`` bytes. Raised as soon as this is known.
         TooSlow: no byte arrived for ``pause_seconds``, or the deadline passed.
         CallerGone: the client disconnected.
+        Overloaded: all requests together would hold too much memory.
     """
     server = connection(request)
     if server and (body := server.take_body()) is not None:
@@ -115,7 +116,7 @@ async def spool_body(request: Request, disk: DiskThread, file: IO[bytes], limit:
 
     Raises:
         TooLarge, TooSlow, CallerGone: as in ``read_body``. There is no deadline.
-        OSError: the disk is full.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     _check_content_length(request, limit)
     length, chunk, more_body = 0, bytearray(), True
@@ -176,15 +177,14 @@ class BodyReader:
 async def read_json(
     request: Request, model: type[Model], reader: BodyReader, max_commas: int, queries: Collection[str] = ()
 ) -> Model:
-    """Return a JSON body as a model. Its Content-Type is ignored.
+    """Return a JSON body as an instance of the Pydantic class ``model``. The Content-Type header is ignored.
 
-    ``max_commas`` limits the commas in the body, and so the cost of parsing. ``queries`` are the allowed query
-    parameters.
+    ``max_commas`` limits the commas in the body, and so the cost of parsing. ``queries`` are the names of the allowed
+    query parameters.
 
     Raises:
-        BadValue: the body does not fit the model, or a query parameter is not allowed.
-        TooLarge, TooSlow, CallerGone: as in ``read_body``.
-        Overloaded, TimedOut: as in ``run_before_deadline``.
+        BadValue: the body does not fit ``model``, or a query parameter is not allowed.
+        TooLarge, TooSlow, CallerGone, Overloaded, TimedOut: as in ``read_body`` or ``run_before_deadline``.
     """
     if request.scope["query_string"]:
         for name in request.query_params:
@@ -228,7 +228,7 @@ def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) 
         raise BadValue(f"the body is {quote_value(body)}; it should be an object")
     colons = content.count(b":")  # including those inside strings
     if colons > max_fields or colons > _count_fields(body):
-        if (colons := _count_colons(content)) > max_fields:  # too many, because validation reports each wrong field
+        if (colons := _count_colons(content)) > max_fields:  # limited, because validation reports each wrong field
             raise BadValue(f"the body has {colons:,} fields; allowed are {max_fields:,}")
         if colons > _count_fields(body):  # the parser keeps the last of several fields with the same name
             _reject_duplicates(content)
@@ -250,7 +250,7 @@ def _count_fields(value: Any) -> int:
 
 
 def validate(fields: dict[str, Any], model: type[Model]) -> Model:
-    """Return the fields as a model. Raises BadValue."""
+    """Return ``fields`` as an instance of the Pydantic class ``model``. Raises BadValue."""
     for name in fields:  # checked before pydantic, which would report each of a million unknown fields
         if name not in model.model_fields:
             raise unknown_field(name, model.model_fields)
@@ -286,10 +286,10 @@ class FormField(NamedTuple):
 
 
 async def read_form(request: Request, reader: BodyReader, max_files: int) -> list[FormField]:
-    """Return the fields of a multipart body. Files stay in memory, because the size of the body is limited.
+    """Return the fields of a multipart body, with at most ``max_files`` files and as many texts. Files stay in memory.
 
     Raises:
-        BadValue: the body is not a form, has another charset than UTF-8, or more than ``max_files`` files or texts.
+        BadValue: the body is not a form, its charset is not UTF-8 or ASCII, or it has too many files or texts.
         TooLarge, TooSlow, CallerGone, Overloaded, TimedOut: as in ``read_json``.
     """
     content_type = header(request, b"content-type")

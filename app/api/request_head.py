@@ -37,7 +37,10 @@ def header(request: Request, name: bytes, default: str = "") -> str:
 
 
 def read_query(request: Request, model: type[Query]) -> Query:
-    """Return the query parameters as a model. Other requests may share it, so do not change it. Raises BadValue."""
+    """Return the query parameters as an instance of the Pydantic class ``model``. Raises BadValue.
+
+    Other requests may get the same instance, so do not change it.
+    """
     query_string: bytes = request.scope["query_string"]
     if len(query_string) > CACHED_QUERY_BYTES:
         return _parse_query(query_string, model)

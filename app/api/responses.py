@@ -1,6 +1,6 @@
-"""Response models of the service's own endpoints, including ``/v1/models`` and ``/health``, for the OpenAPI document.
+"""Response schemas of the service's own endpoints, including ``/v1/models`` and ``/health``, for the OpenAPI document.
 
-The endpoints do not use these models to build their answers; tests validate real answers against them.
+The endpoints do not use these classes to build their answers; tests validate real answers against them.
 """
 
 from __future__ import annotations
@@ -212,7 +212,10 @@ def with_model(model: LoadedModel, **rest: Any) -> dict[str, Any]:
 def success_response(
     model: type[BaseModel], content: dict[str, Any] | None = None, description: str = "Success"
 ) -> dict[int | str, dict[str, Any]]:
-    """Return ``responses`` for an endpoint that answers 200 with JSON of ``model`` or a media type in ``content``."""
+    """Return ``responses`` for an endpoint that answers 200.
+
+    The answer is JSON in the form of the Pydantic class ``model``, or has one of the media types in ``content``.
+    """
     return {200: {"model": model, "content": content or {}, "description": description}}
 
 

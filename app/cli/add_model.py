@@ -1,4 +1,4 @@
-"""The command ``python -m app.models add``: import a trained network."""
+"""The command ``python -m app.models add``, which imports a trained network."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, command: Sequence[str] | None = None) -> Card:
     """Import the file ``args.file`` and return the card of the new version. Raises StoreError.
 
-    ``command`` is the command line for the model card, by default that of this process.
+    The model card records ``command``, the arguments of ``python -m app.models``, by default those of this process.
     """
     allowed = TASK_OPTIONS[args.task]
     known = {name for names in TASK_OPTIONS.values() for name in names}

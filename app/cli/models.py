@@ -216,7 +216,7 @@ def _diff(args: argparse.Namespace) -> None:
 
 
 def _change(first: Any, second: Any) -> str:
-    """Return the difference of two values as text, or an empty text for equal values."""
+    """Return the difference of two numbers as text. Other values give ``differs``, and equal values an empty text."""
     if first == second:
         return ""
     if all(isinstance(value, int | float) for value in (first, second)):

@@ -17,7 +17,7 @@ current_caller: ContextVar[str | None] = ContextVar("caller", default=None)
 class AdmissionControl:
     """Limits the rows that wait in the queue ``name`` to ``max_rows`` and reports rejections to ``observer``.
 
-    While ``closed`` is true, all new requests are rejected. It is set at shutdown.
+    While ``closed`` is true, all new requests are rejected. The engine sets ``closed`` at shutdown.
     """
 
     def __init__(self, name: str, observer: EngineObserver | None, max_rows: int) -> None:
@@ -32,8 +32,8 @@ class AdmissionControl:
     def admit(self, rows: int, rows_per_second: float) -> None:
         """Raise an error unless ``rows`` more rows may join the queue now.
 
-        An empty queue accepts any request. With API keys, a key may not have more waiting rows than there are free
-        rows. A single key can thus use half of the queue, and two keys can use a third each (dynamic threshold;
+        An empty queue accepts any request. With API keys, the waiting rows of one key may not outnumber the free places
+        of the queue. A single key can thus use half of the queue, and two keys can use a third each (dynamic threshold;
         Choudhury and Hahne 1998).
 
         Raises:

@@ -1,7 +1,7 @@
 """Dynamic batching for requests that need one forward pass.
 
-There is no batching delay. A request starts immediately when its model is idle. The requests that arrive while a batch
-runs form the next batch, up to the maximum number of rows.
+There is no batching delay. If the model is idle, a request is submitted to the executor immediately. The requests that
+arrive while a batch runs form the next batch, up to the maximum number of rows.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class Batcher(Generic[Item, Result]):
                 try:
                     self._next_batch()
                     await self._run(self._running)
-                except Exception as error:  # an error outside ``predict``: answer the callers, who would wait forever
+                except Exception as error:  # an error outside ``predict``; the callers would wait forever
                     self._fail(self._running or [*self._queue], f"{self.name} failed", error)
                 parts = [part for entry in self._running if (part := entry.next_part())]
                 if self._queue or parts:
@@ -200,7 +200,7 @@ class Batcher(Generic[Item, Result]):
             self._running = []
 
     def _fail(self, entries: Sequence[QueueEntry[Item, Result]], message: str, error: Exception) -> None:
-        """Answer the entries with an error, and report the error. Never raises, even if the observer does."""
+        """Fail the entries with an error, and report the error. Never raises, even if the observer does."""
         for entry in entries:
             set_exception(entry.future, inference_error(message, error))
         self.circuit_breaker.record_failure()
@@ -211,8 +211,8 @@ class Batcher(Generic[Item, Result]):
         """Move the next batch from the queue to ``_running``: the first entry, and as many more entries as fit.
 
         For ``SHARING_SECONDS`` after a small item of any model, a batch has at most one part of a large item.
-        Otherwise several parts of one item may fill a batch, which is faster. Entries that are done, for example
-        cancelled, are dropped.
+        Otherwise a batch may have several parts of the same item, so that the item is finished sooner. Entries that are
+        done, for example cancelled, are dropped.
         """
         batch = self._running = []
         rows, has_part = 0, False

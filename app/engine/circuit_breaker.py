@@ -1,4 +1,4 @@
-"""Circuit breaker: detects a network that fails on every input."""
+"""A circuit breaker, which detects a network that fails on every input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class CircuitBreaker:
     """Counts the consecutive failures of a network, and opens after ``FAILURE_THRESHOLD`` failures.
 
     While the breaker is open, the process reports that it is not ready, so that requests go to another process.
-    ``failed_recoveries`` counts how often the network failed when it was tried again after ``RESET_SECONDS``.
+    ``failed_recoveries`` counts how often the network failed when it was tried again after ``RESET_SECONDS``. A success
+    sets it to 0.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class CircuitBreaker:
         self._last_failure = 0.0
 
     def record_failure(self) -> None:
-        """Count a failure of an input that was computed alone."""
+        """Count a failure of the engine, or of the network on an input that was computed alone."""
         now = time.monotonic()
         if self._failures >= FAILURE_THRESHOLD and now - self._last_failure >= RESET_SECONDS:
             self.failed_recoveries += 1

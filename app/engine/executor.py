@@ -1,7 +1,7 @@
 """Run blocking functions on threads, or inline on the event loop when they are short.
 
 All engines of a process share one executor with one thread, so they take turns. A switch to a thread costs 30 to 100
-microseconds each way, and more while both threads want the GIL. Short jobs therefore run inline.
+microseconds each way, and more while thread and event loop compete for the GIL. Short jobs therefore run inline.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ class Ticket:
 
 
 class Executor:
-    """A thread pool with a first-in, first-out queue. Each engine submits one job at a time.
+    """A thread pool with a queue of jobs. Each engine submits one job at a time.
 
     A job that is expected to take at most ``inline_seconds`` seconds may run on the event loop instead. If
-    ``max_waiting`` is above 0, at most that many jobs wait, and callers with API keys share the queue fairly. If it is
-    0, the queue has no limit. On Linux, ``niceness`` is added to the niceness of each thread.
+    ``max_waiting`` is above 0, ``run`` rejects jobs when that many wait, and callers with API keys share the queue
+    fairly. If ``max_waiting`` is 0, the queue has no limit and is first-in, first-out. On Linux, ``niceness`` is added
+    to the niceness of each thread.
     """
 
     def __init__(
@@ -84,7 +85,10 @@ class Executor:
         return await self.run_admitted(function, *args, **kwargs)
 
     async def run_admitted(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the last job of a request that was already admitted. Unlike ``run``, never reject the job."""
+        """Run a job of a request that was already admitted.
+
+        Unlike ``run``, never reject the job, however many jobs wait.
+        """
         loop = asyncio.get_running_loop()
 
         def finish(future: Future[R]) -> None:
@@ -104,7 +108,7 @@ class Executor:
         return await asyncio.wrap_future(future)
 
     async def _acquire(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait for a free thread."""
+        """Wait for a free thread, and reserve it."""
         if self._free_threads:
             self._free_threads -= 1
             return
@@ -153,10 +157,11 @@ class Executor:
     async def run_timed(
         self, expected_seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> tuple[R, float]:
-        """Run the function inline if ``expected_seconds`` is short and no thread is busy, otherwise on a thread.
+        """Run the function inline if it is expected to be short and no thread is busy, otherwise on a thread.
 
-        Returns the result and the running time of the function in seconds, without the time in the queue. After an
-        inline job of more than ``INLINE_OVERRUN_SECONDS``, all jobs run on threads for ``NO_INLINE_SECONDS``.
+        Short means that ``expected_seconds`` is at most the executor's ``inline_seconds``. Returns the result and the
+        running time of the function in seconds, without the time in the queue. After an inline job of more than
+        ``INLINE_OVERRUN_SECONDS``, this method uses only threads for ``NO_INLINE_SECONDS``.
         """
 
         def measured() -> tuple[R, float]:
@@ -176,15 +181,15 @@ class Executor:
     async def yield_to_requests() -> None:
         """Let requests that arrived during an inline batch proceed before the next batch.
 
-        Such a request has ``REQUEST_STAGES`` stages, each of which needs an iteration of the event loop. With a single
-        iteration between two batches, it would wait for one batch at each stage.
+        A request has ``REQUEST_STAGES`` stages, and each stage needs an iteration of the event loop. With a single
+        iteration between two batches, the request would wait for one batch at each stage.
         """
         for _ in range(REQUEST_STAGES):
             await asyncio.sleep(0)
 
     @property
     def busy(self) -> bool:
-        """Whether a thread is running a job. It counts as busy even if the caller of the job has left."""
+        """Whether a thread is running a job. The thread is busy until the job ends, even if its caller has left."""
         return self._free_threads < self._thread_count
 
     def stalled_seconds(self) -> float:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
-MAX_IDLE_CALLERS = 256  # if there are more start times than this, those of idle callers are dropped
+MAX_IDLE_CALLERS = 256  # with more virtual starts than this, the outdated ones of idle callers are dropped
 
 
 class Queued(Protocol):
@@ -75,7 +75,7 @@ class FairQueue(Generic[Item]):
         return item
 
     def discard(self, item: Item) -> None:
-        """Remove an item if it is queued. It does not count towards the share of its caller."""
+        """Remove an item if it is queued. A removed item does not count towards the share of its caller."""
         queue = self._queues.get(item.caller)
         if queue is not None:
             with suppress(ValueError):
@@ -83,7 +83,7 @@ class FairQueue(Generic[Item]):
             self._forget_idle(item.caller)
 
     def _forget_idle(self, caller: str | None) -> None:
-        """Drop the queue of a caller if it is empty. Also drop start times of idle callers if there are too many."""
+        """Drop the queue of a caller if it is empty. Also drop outdated virtual starts if there are too many."""
         if self._queues[caller]:
             return
         del self._queues[caller]

@@ -47,7 +47,7 @@ class BatchMember(Protocol):
 
 
 class EngineObserver(Protocol):
-    """Receives the measurements of one version's engines. Each member is a ``BatchMember``."""
+    """Receives the measurements of one version's engines. The items of ``members`` are ``BatchMember`` objects."""
 
     @property
     def key(self) -> VersionKey:
@@ -66,7 +66,7 @@ class EngineObserver(Protocol):
         """Record that the first character of a text was generated ``seconds`` seconds after the text was queued."""
 
     def on_inter_token(self, seconds: float) -> None:
-        """Record that a text is finished. ``seconds`` is its mean time between two characters."""
+        """Record the mean time between two characters of a finished text, in seconds."""
 
     def on_rejected(self, reason: str) -> None:
         """Record that a request was rejected before queueing. ``reason`` is ``queue_full`` or ``stopping``."""

@@ -1,7 +1,7 @@
 """Decide which texts of a text engine run, which wait, and which are preempted.
 
-The scheduler starts no asyncio tasks and does not read the clock. Its methods take the current time as ``now``, on
-``time.monotonic``'s clock.
+The scheduler starts no asyncio tasks and does not read the clock. Methods that need the current time take it as
+``now``, on ``time.monotonic``'s clock.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from app.engine.futures import set_exception
 from app.engine.observer import RequestTrace
 
 PREEMPT_AFTER = 1.0  # seconds that a text runs before it may be preempted
-# A text is preempted for a shorter text only if it has more than this many times as many remaining characters.
+# A text is preempted for a shorter waiting text only if its number of remaining characters is more than this many times
+# that of the shorter text.
 PREEMPT_RATIO = 4
 PREEMPT_CHECK_INTERVAL = 0.05  # seconds between two searches for texts to preempt
 
@@ -64,7 +65,7 @@ class TextSequence(Generic[Text]):
     notified_at: float = 0.0  # when ``updated`` was last set
 
     def fail(self, error: Exception) -> None:
-        """Answer the text with an error, unless it is done."""
+        """End the text with an error, unless it is already done."""
         set_exception(self.future, error)
         if self.updated:
             self.updated.set()
@@ -75,9 +76,9 @@ class Scheduler(Generic[Text]):
 
     A text normally runs until it is finished or cancelled. When all slots are in use, a text that has run for
     ``PREEMPT_AFTER`` seconds may be preempted: it returns to the queue, and a waiting text gets its slot. There are two
-    reasons. An API key with more than an equal share of the slots gives slots to keys with less. And a much shorter
-    text replaces a long one. Texts of one key and similar length never replace each other, because they finish sooner
-    if they run one after the other.
+    reasons. First, an API key with more than an equal share of the slots gives slots to keys with less. Second, a much
+    shorter text replaces a long one. Texts of one key and similar length never replace each other, because on average
+    they finish sooner if they run one after the other.
     """
 
     def __init__(self, max_running: int, admission: AdmissionControl) -> None:
@@ -145,7 +146,7 @@ class Scheduler(Generic[Text]):
     def _share_slots(self, now: float, started: list[TextSequence[Text]]) -> None:
         """Replace running texts of keys with more than an equal share of the slots by waiting texts of other keys.
 
-        The other keys have less than an equal share, and get at most that share.
+        The keys of these waiting texts have less than an equal share before, and at most an equal share afterwards.
         """
         slots = Counter(sequence.caller for sequence in self.running)
         waiting = self.waiting.callers()

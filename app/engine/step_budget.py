@@ -7,14 +7,15 @@ used. Several short steps in one round save event-loop iterations. All functions
 from __future__ import annotations
 
 STEP_BUDGET = 0.001  # seconds that a round lasts by default
-# Minimum in seconds while requests are rejected. To reject requests after every single step would take too much time.
+# Shortest budget in seconds while requests are rejected. Requests are rejected between rounds, and with shorter rounds
+# the rejections would take too much of the time.
 STEP_BUDGET_REJECTING = 0.012
 LONG_GAP = 0.006  # seconds; after a longer gap between two rounds, the next round lasts as long as the gap
 MAX_STEP_BUDGET = 0.05  # seconds that a round lasts at most, however long the gap was
 
 
 def is_long(gap: float) -> bool:
-    """Return whether other work took a long time between two rounds. ``gap`` is that time in seconds."""
+    """Return whether other work took long between two rounds. ``gap`` is the duration of that work in seconds."""
     return gap > LONG_GAP
 
 
@@ -23,8 +24,9 @@ def step_budget(normal_budget: float, gap: float, rejecting: bool) -> float:
 
     ``gap`` is the time in seconds that other models and the event loop have used since the last round. After a long
     gap, the round lasts as long as the gap, up to ``MAX_STEP_BUDGET``. Texts then get half of the computing time. With
-    rounds of normal length, they would get only a hundredth of it beside long batches of other models. ``rejecting``
-    says whether requests were rejected since the last round.
+    rounds of normal length, they would get only a hundredth of it beside long batches of other models. With
+    ``rejecting``, which means that requests were rejected since the last round, the result is at least
+    ``STEP_BUDGET_REJECTING``.
     """
     budget = min(gap, MAX_STEP_BUDGET) if is_long(gap) else normal_budget
     return max(budget, STEP_BUDGET_REJECTING) if rejecting else budget
@@ -33,7 +35,7 @@ def step_budget(normal_budget: float, gap: float, rejecting: bool) -> float:
 def expected_seconds(step_seconds: float, gap: float) -> float:
     """Return the expected duration of a round in seconds. The executor runs short rounds on the event loop.
 
-    It is the duration of one step, ``step_seconds``, or ``MAX_STEP_BUDGET`` if other work took a long time since the
-    last round. ``gap`` is that time in seconds.
+    The expected duration is ``step_seconds``, the duration of one step. After a long gap, it is ``MAX_STEP_BUDGET``.
+    ``gap`` is the time in seconds that other models and the event loop have used since the last round.
     """
     return MAX_STEP_BUDGET if is_long(gap) else step_seconds

@@ -30,7 +30,7 @@ NOTIFY_INTERVAL = 0.0002
 class TextEngine(Generic[Text]):
     """Generates texts with one model. It holds the queue of waiting texts and the list of running texts.
 
-    ``step`` runs on ``executor``. It generates one character of each given text, or reads a part of its prompt. If it
+    ``step`` runs on ``executor``. For each given text, it generates one character or reads a part of the prompt. If it
     raises an error, it must leave the texts unchanged. ``step_seconds`` maps a number of texts to the expected duration
     of a step in seconds. At most ``max_running`` texts run at the same time, and at most ``queue_rows`` texts wait. A
     round normally lasts ``normal_budget`` seconds.
@@ -137,7 +137,7 @@ class TextEngine(Generic[Text]):
                     if self._schedule():
                         await self._advance(self._scheduler.running)
                         self._complete()
-                except Exception as error:  # an error outside ``step``: answer the callers, who would wait forever
+                except Exception as error:  # an error outside ``step``; the callers would wait forever
                     self._fail(self._scheduler.running or [*self._scheduler.waiting], f"{self.name} failed", error)
                 await self._executor.yield_to_requests()
         finally:
@@ -147,7 +147,7 @@ class TextEngine(Generic[Text]):
             self._reporter.flush()
 
     def _fail(self, sequences: Sequence[TextSequence[Text]], message: str, error: Exception) -> None:
-        """Answer the texts with an error, and report the error. Never raises, even if the observer does."""
+        """Fail the texts with an error, and report the error. Never raises, even if the observer does."""
         for sequence in sequences:
             sequence.fail(inference_error(message, error))
         self.circuit_breaker.record_failure()
@@ -212,7 +212,7 @@ class TextEngine(Generic[Text]):
         return time.perf_counter() - self._round_ended_at - (self._executor.text_seconds - self._text_seconds)
 
     def _complete(self) -> None:
-        """Return the texts that the last round finished, and notify the consumers of streamed texts."""
+        """Hand the finished texts to their callers, and notify the consumers of streamed texts."""
         now = time.monotonic()
         self._reporter.first_tokens(now)
         for sequence in self._scheduler.running:
@@ -226,7 +226,7 @@ class TextEngine(Generic[Text]):
             self._reporter.flush()
 
     def _notify(self, now: float) -> None:
-        """Notify the consumers of streamed texts after the first round, at the end, and at an interval in between.
+        """Notify the consumer of each streamed text after its first round, at its end, and at an interval in between.
 
         The interval grows with the number of streamed texts, because it would cost more than a round to wake every
         consumer and write to every socket after each round.

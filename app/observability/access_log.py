@@ -20,10 +20,11 @@ FLUSH_CHARACTERS = 3500  # less than a memory page, so that lines of several pro
 
 
 class AccessLog:
-    """Collects one line per request and writes them a few times a second.
+    """Collects one line per request, and writes the collected lines a few times a second.
 
-    ``log_format`` is ``text`` or ``json``; ``json`` adds the request's engine times, in seconds. Lines do not pass
-    through ``logging`` one by one, because that takes four to eight times as long as formatting them here.
+    ``log_format`` is ``text`` or ``json``. A ``json`` line also has the model version and the engine times in seconds.
+    Lines do not pass through ``logging`` one by one, because that takes four to eight times as long as formatting them
+    here.
     """
 
     def __init__(self, log_format: str = "text") -> None:
@@ -35,7 +36,7 @@ class AccessLog:
 
     @log_errors
     def __call__(self, method: str, path: str, route: str, status: int, seconds: float, trace: RequestTrace) -> None:
-        """Add the line of a request. Call this on an event loop."""
+        """Add the line of a request. Call this on a thread with a running event loop."""
         if not access.isEnabledFor(logging.INFO):
             return
         if not self._lines:

@@ -37,7 +37,7 @@ def log_in_background() -> None:
 
 
 def log_without_waiting() -> None:
-    """Drop records of the root logger that stderr does not accept immediately. Use this in a process that will fork."""
+    """From now on, drop records of the root logger that stderr does not accept at once. Use this before forking."""
     _replace_handlers(lambda: StderrHandler(wait=False))
 
 
@@ -51,9 +51,9 @@ def _replace_handlers(create: Callable[[], logging.Handler]) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one line of JSON with the same keys as the access log.
+    """Formats a record as one line of JSON. The keys of time, level and logger are the same as in the access log.
 
-    The package python-json-logger would need overrides for these keys, the time and the traceback.
+    The package python-json-logger would need overrides for the keys, the time and the traceback.
     """
 
     def format(self, record: logging.LogRecord) -> str:

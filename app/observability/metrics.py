@@ -28,14 +28,15 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 VERSION_LABELS = ("model", "version")
 REJECTION_REASONS = ("queue_full", "stopping")
-STALE_VERSIONS_PER_SWEEP = 8  # removed together, because removal rewrites the files of all metrics
+# Metrics are deleted for at least this many removed versions at a time, because a deletion rewrites all metrics files.
+STALE_VERSIONS_PER_SWEEP = 8
 
 
 class Metrics:
     """The metrics of one process, in seconds, rows and bytes. Most gauges are summed over all workers.
 
-    Metrics of a removed version are no longer shown. They take about 70 KiB in each worker, and are deleted for several
-    versions at a time.
+    The metrics of one version take about 70 KiB in each worker. Those of a removed version are no longer shown, and are
+    deleted later, together with those of other removed versions.
     """
 
     def __init__(self, tracer: Tracer | None = None) -> None:
@@ -130,7 +131,7 @@ class Metrics:
                 self._forget(gone)
 
     def _forget(self, gone: set[VersionKey]) -> None:
-        """Delete the metrics of the removed versions ``gone``, from memory or from the files of this process."""
+        """Delete the metrics of the removed versions ``gone``, from memory and from any files of this process."""
         for key in gone:
             del self._by_version[key]
         if is_shared():
@@ -154,7 +155,7 @@ class Metrics:
                 self.rejected.remove(model, str(version), reason)
 
     def _is_current(self, labels: Mapping[str, str]) -> bool:
-        """Return whether a metric with these labels is shown. It is if it has no version, or a current one."""
+        """Return whether a metric with these labels is shown. Metrics of removed versions are hidden."""
         return (
             self._current is None
             or "version" not in labels
@@ -170,7 +171,9 @@ class Metrics:
         return await self._read(seconds, generate_latest, self)
 
     async def totals(self, seconds: float) -> dict[tuple[str, str, str], float]:
-        """Return the counts and sums of all workers, by metric, model and version.
+        """Return the value of each metric that has a version, by metric, model and version, summed over all workers.
+
+        Histograms have values for their count and sum, but not for their buckets.
 
         Raises:
             TimedOut: the files of the workers could not be read within ``seconds``.
@@ -184,7 +187,7 @@ class Metrics:
             raise TimedOut(f"the metrics of all workers could not be read within {seconds:g} seconds") from None
 
     def _totals(self) -> dict[tuple[str, str, str], float]:
-        """Return the counts and sums of all workers, by metric, model and version."""
+        """Compute the result of ``totals``."""
         totals: dict[tuple[str, str, str], float] = defaultdict(float)
         for family in self.collect():
             for sample in family.samples:

@@ -1,4 +1,4 @@
-"""ASGI middleware that gives every request an id, a trace, metrics, a line in the access log, and a span."""
+"""ASGI middleware that gives every request an id, a trace, metrics, a line in the access log, and optionally a span."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class RequestTelemetry:
             self._on_end(scope, status, time.perf_counter() - started, trace)
 
     def on_refused(self, path: str, error: QuartetError, request_id: str) -> None:
-        """Record a request that the HTTP server rejected: it was not valid HTTP, or its head was too large."""
+        """Record a request that the HTTP server rejected, for example because it was not valid HTTP."""
         self.metrics.on_response("unknown", "OTHER", error.status, 0.0, error.code)
         self.log("-", path or "-", "unknown", error.status, 0.0, RequestTrace(request_id, error_code=error.code))
 
@@ -116,7 +116,7 @@ def _method(scope: MutableMapping[str, Any]) -> str:
 
 
 def _route(scope: MutableMapping[str, Any]) -> str:
-    """Return the path pattern of the route. The paths that clients send would make too many different labels."""
+    """Return the path pattern of the route, for use as a label. The actual paths would give too many labels."""
     return getattr(scope.get("route"), "path", None) or "unknown"
 
 

@@ -24,8 +24,9 @@ DEAD = 0  # in file names, the process id that stands for all processes that hav
 def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
     """Make a shared folder for the metrics of all processes that are forked from now on.
 
-    The context manager yields a function to call with the process id of a worker that has ended. It merges the files
-    of this worker. The folder is in memory (/dev/shm) if possible, because a container's disk may be read-only.
+    The context manager yields a function to call with the process id of a worker that has ended. The function merges
+    the files of this worker with those of earlier ended workers. The folder is in memory (/dev/shm) if possible,
+    because a container's disk may be read-only.
 
     Raises:
         OSError: no folder can be created.

@@ -1,6 +1,7 @@
 """OpenTelemetry traces of requests and batches.
 
-A request has one span for all of it, one for its time in the queue and one for its computation. A batch has one span.
+A request has one span for its whole duration. For each batch with rows of the request, it also has one span for the
+time in the queue and one for the computation. A batch has one span. Texts that are reported together count as a batch.
 OpenTelemetry is imported only if ``QUARTET_OTLP_ENDPOINT`` is set.
 """
 
@@ -62,7 +63,7 @@ class Tracer:
     def computed(self, model: str, version: int, members: Sequence[BatchMember]) -> None:
         """Record a finished batch. The batch gets a span with links to its requests.
 
-        Each request gets a span for its time in the queue and a span for its computation.
+        Each request in the batch gets a span for its time in the queue and a span for its computation.
         """
         traced: dict[RequestTrace, list[BatchMember]] = {}
         for member in members:
@@ -100,7 +101,9 @@ class Tracer:
 
 
 def create_tracer(address: str) -> Tracer | None:
-    """Return a tracer for the OTLP collector at ``address``, such as ``http://localhost:4318``, or None if it is empty.
+    """Return a tracer for the OTLP collector at ``address``, such as ``http://localhost:4318``.
+
+    If ``address`` is empty, return None.
 
     Raises:
         SettingsError: OpenTelemetry is not installed.
@@ -124,5 +127,5 @@ def create_tracer(address: str) -> Tracer | None:
 
 
 def _nanoseconds(monotonic: float, offset: int) -> int:
-    """Convert a ``time.monotonic`` time in seconds to nanoseconds since the epoch."""
+    """Convert ``time.monotonic`` seconds to nanoseconds since the epoch. ``offset`` is the difference of the clocks."""
     return int(monotonic * 1e9) + offset

@@ -29,11 +29,11 @@ STALLED_WRITE_BYTES = 64 * 1024
 FIELD_BYTES = 32  # added to the size of each field's name and value, as in HTTP/2 (RFC 9113, 6.5.2)
 HEAD_BYTES = 64 * 1024  # limit of request line and headers, as in h11; httptools has no limit
 TRAILER_BYTES = 64 * 1024  # limit of the fields after a chunked body
-FRAMING_BYTES = 512 * 1024  # limit of chunk sizes and extensions in a body, besides one byte for each byte of the body
+FRAMING_BYTES = 512 * 1024  # chunk sizes and extensions may have this many bytes more than the body itself
 DRAIN_BYTES = 64 * 2**20  # limit of the rest of a body after its request was answered
 SLICE_BYTES = 16 * 1024  # parsed at a time
 SMALL_SLICE_BYTES = 1024  # parsed at a time while the chunks are small; takes about 0.2 ms
-SMALL_SLICE_SECONDS = 0.001  # time from one such slice to the next, so that they take a fifth of the event loop's time
+SMALL_SLICE_SECONDS = 0.001  # from one small slice to the next, so that they take a fifth of the event loop's time
 SMALL_CHUNK_BYTES = 16  # chunks are small if they have fewer bytes than this on average, with their size lines
 MAX_PIPELINED = 128  # requests that wait for the response to an earlier one on the same connection
 
@@ -57,7 +57,7 @@ LOWEST_LIMIT = min(STATE_BYTES.values())
 
 
 class HeadTooLarge(QuartetError):
-    """The request line, the headers and the trailers have more than 64 KiB."""
+    """The request line, the headers and the trailers together have more than 64 KiB."""
 
     status = 431
     type = "invalid_request_error"
@@ -104,9 +104,9 @@ class CoalescingTransport:
 class BoundedHttpProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with limits on bytes and time in each state, and on the time of unread responses.
 
-    A time limit runs only while the client has to send. It does not run while a request of the connection is being
-    answered, except in ``TRAILER``. The application limits the bytes of a body and the pauses in it. It finds this
-    object in the scope of the running request, as its ``Connection``.
+    The time limit of a state applies only while the client has to send. It does not apply while a request of the
+    connection is being answered, except in ``TRAILER``. The application limits the bytes of a body and the pauses in
+    it. The application finds this object in the scope of the running request, as its ``Connection``.
     """
 
     delayed: ClassVar[set[BoundedHttpProtocol]] = set()  # connections of this process that have ``unparsed`` bytes
@@ -170,7 +170,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.chunks == chunks != self.chunks_with_data and self.state is not State.TRAILER:
             self._enter(State.TRAILER)  # the last size was 0, because neither data nor a size line has followed it
             self.state_bytes = length
-        if self.state_bytes > LOWEST_LIMIT and self.state_bytes > STATE_BYTES[self.state]:  # the first one is faster
+        if self.state_bytes > LOWEST_LIMIT and self.state_bytes > STATE_BYTES[self.state]:  # the first test is faster
             self._on_too_many_bytes()
         elif self.state_timer is None and (self.state is State.TRAILER or not self._is_answering()):
             self._start_state_timer()
@@ -192,7 +192,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         cycle.scope[CONNECTION] = self  # type: ignore[literal-required]
 
     def take_body(self) -> bytes | None:
-        """Return the body of the running request, or None if it is incomplete. Ten times as fast as ``receive()``."""
+        """Return the body of the running request. This is ten times as fast as ``receive()``.
+
+        Return None if the body is incomplete, or can no longer be received.
+        """
         cycle: RequestResponseCycle = self.running
         if cycle.more_body or cycle.disconnected or cycle.response_complete or cycle.waiting_for_100_continue:
             return None
@@ -226,7 +229,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._stop_write_timer()
 
     def _start_write_timer(self, unsent: int) -> None:
-        """Close the connection later if the client reads too little: unsent bytes use memory and delay a stop."""
+        """Close the connection later if the client reads too little, because unsent bytes use memory and delay exit."""
 
         def check() -> None:
             if (remaining := self._unsent_bytes()) <= max(0, unsent - STALLED_WRITE_BYTES):
@@ -303,7 +306,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.chunks_with_data = self.chunks
         if self.state is State.BODY and not self.transport.is_closing():
             self.state_bytes -= 2 * len(body)
-            self.cycle.body += body  # from here like uvicorn's method but twice as fast, because chunks may be small
+            self.cycle.body += body  # from here like uvicorn, but twice as fast; chunks may be small and many
             if len(self.cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
             self.cycle.message_event.set()
@@ -361,18 +364,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._reject(BadValue(f"the request is not valid HTTP: {msg.strip()}"))
 
     def _reject(self, error: QuartetError) -> None:
-        """Answer the earlier requests of the connection, or send ``error`` if there are none. Then close it."""
+        """Let the earlier requests be answered, or send ``error`` if there are none. Then close the connection."""
         if self.transport.is_closing():
             return
         if self._is_answering():
             if self.pipeline and self.cycle is self.pipeline[0][0] and self.cycle.more_body:
-                self.pipeline.popleft()  # the error is in its body
+                self.pipeline.popleft()  # the error is in the body of this waiting request
             last = self.pipeline[0][0] if self.pipeline else self.running
             if last is not self.cycle or not last.more_body or last.response_started:
                 last.keep_alive = False
                 self.flow.pause_reading()
                 return
-            self._disconnect()  # the error is in its body
+            self._disconnect()  # the error is in the body of the running request
         elif self.state in (State.TRAILER, State.DRAIN):  # the request already has a response
             self._close()
             return

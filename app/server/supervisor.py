@@ -1,8 +1,8 @@
 """The supervisor is a process that listens, and that distributes connections among worker processes.
 
-Each worker has an event loop, its own engines and its own core. The supervisor passes each connection to the worker
-with the least work. If workers shared a socket, they would get connections at random, and would keep them for a long
-time (keep-alive). The supervisor replaces workers that die or hang, and stops all workers when it is stopped.
+Each worker has its own event loop and its own engines. The supervisor passes each connection to the worker with the
+least work. If workers shared a socket, they would get connections at random, and would keep them for a long time
+(keep-alive). The supervisor replaces workers that die or hang, and stops all workers when it is stopped.
 
 This module uses no threads, no event loop and no torch, because the supervisor forks.
 """
@@ -31,11 +31,11 @@ RELEASE_MESSAGE = b"s"  # asks a worker to close one of its connections after th
 BACKLOG = 2048
 TICK_SECONDS = 0.25
 PAUSE_SECONDS = 2.0  # a longer time between two ticks means that the process was stopped, for example by SIGSTOP
-START_SECONDS = 60.0  # for a replaced worker to become ready
+START_SECONDS = 60.0  # the least time that a new worker gets to become ready when it replaces another
 MAX_PENDING_SECONDS = 5.0  # a connection is closed if no worker accepts it for this long
 REBALANCE_SECONDS = 5.0  # how long one worker may have many more connections than another
 BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)  # while a worker is forked
-RESTART_DELAYS = (0.1, 10.0)  # seconds before a worker that died early is replaced: first and longest
+RESTART_DELAYS = (0.1, 10.0)  # first and longest delay, in seconds, before a worker that died early is replaced
 
 
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ class WorkerProcess:
     sent: deque[socket.socket] = field(default_factory=deque)  # connections not yet reported as received
 
     def load(self) -> tuple[bool, int, int]:
-        """Return a sort key; the lowest gets the next connection. Unwell workers are last, because they seem idle."""
+        """Return a sort key. The worker with the lowest key gets the next connection; unwell workers come last."""
         return self.unwell, self.busy, self.connections
 
 
@@ -179,7 +179,7 @@ class Supervisor:
         self._work(channel)
 
     def _receive(self, worker: WorkerProcess) -> bool:
-        """Read status lines of a worker. Returns whether there may be more.
+        """Read status lines of a worker. Returns whether there may be more lines.
 
         The lines are ``ready``, ``stopping``, ``busy N`` or ``unwell N`` (N running requests), ``got N`` (N connections
         were received) and ``left N`` (N connections have ended).
@@ -221,7 +221,7 @@ class Supervisor:
         worker.sent.clear()
 
     def _accept_when_ready(self) -> None:
-        """Listen when all workers are ready, so that the first connections are distributed among all of them."""
+        """Listen once all workers are ready, so that all get some of the first connections. Then accept connections."""
         ready = [worker for worker in self._workers if worker.ready]
         if not self._serving and len(ready) == self._count:
             self._listener.listen(BACKLOG)
@@ -256,7 +256,7 @@ class Supervisor:
                 return
 
     def _offer_again(self) -> None:
-        """Send pending connections to workers again, because the queues of the workers may have room now."""
+        """Try again to send pending connections to workers, because the queues of the workers may have room now."""
         while self._pending:
             connection, deadline = self._pending[0]
             if not self._hand_over(connection, [worker for worker in self._workers if worker.ready]):
@@ -357,7 +357,7 @@ class Supervisor:
                     self._kill()
 
     def _stop(self) -> None:
-        """Stop accepting connections, and let the workers drain."""
+        """Stop accepting connections, and let the workers finish their requests."""
         self._stopping = time.monotonic()
         self._stop_accepting()
         self._listener.close()

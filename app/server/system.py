@@ -50,7 +50,7 @@ def single_arena() -> None:
     """Let all later threads allocate memory from one glibc arena. By default threads have arenas of their own.
 
     Free memory of one arena cannot be used by another. A single arena saves 45 to 85 MiB for two workers. Threads of
-    this service rarely wait for its lock.
+    this service rarely wait for the lock of the arena.
     """
     with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)

@@ -157,7 +157,7 @@ class ListeningServer(Server):
 
 
 def listen_at(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to the address in the settings.
+    """Return a socket that is bound to ``host`` and ``port``, but does not listen yet.
 
     Raises:
         SettingsError: the address cannot be used.
@@ -201,7 +201,7 @@ def announce(listener: socket.socket, settings: Settings) -> None:
 
 
 class WorkerServer(Server):
-    """A server that receives connections over ``channel`` and reports its status there; see the supervisor."""
+    """A server that receives connections over ``channel`` and reports its status there; see ``Supervisor``."""
 
     def __init__(self, app: FastAPI, settings: Settings, channel: socket.socket) -> None:
         super().__init__(app, settings)
@@ -225,7 +225,7 @@ class WorkerServer(Server):
         asyncio.get_running_loop().add_reader(self._channel, self._accept_all)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Finish running requests on SIGTERM. Ignore further signals, because only the supervisor kills a worker.
+        """Finish running requests on SIGTERM. Later signals change nothing, because only the supervisor kills workers.
 
         SIGINT is ignored, because a terminal sends it to all processes, and the supervisor handles it.
         """
@@ -252,7 +252,7 @@ class WorkerServer(Server):
         await super().shutdown(sockets)
 
     def _send_status(self, *lines: str) -> None:
-        """Send status lines, and the numbers of connections that were received and have ended since the last report."""
+        """Send status lines, and how many connections were received and how many have ended since the last report."""
         received, closed = self._received, self._closed
         with contextlib.suppress(OSError):
             self._channel.send("".join(f"{line}\n" for line in (*lines, f"got {received}", f"left {closed}")).encode())
@@ -271,7 +271,7 @@ class WorkerServer(Server):
             self._send_status()
 
     def _accept(self) -> bool:
-        """Receive one message: new connections, or a request to close some. Returns whether there was one."""
+        """Receive messages, which bring new connections or ask to close some. Returns whether there were any."""
         loop = asyncio.get_running_loop()
         try:
             content, descriptors, _, _ = socket.recv_fds(self._channel, 256, 16)

@@ -1,4 +1,4 @@
-"""Response models of KServe's time series protocol, for the OpenAPI document."""
+"""Response schemas of KServe's time series protocol, for the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def _forecast_start(series: TimeSeriesInput, param: str) -> str | None:
 
 
 def _add_steps(start: datetime, frequency: str, steps: int) -> datetime:
-    """Return the time that is ``steps`` steps later.
+    """Return the time that is ``steps`` steps later than ``start``.
 
     Steps of months, quarters or years from the last day of a month lead to the last day of a month.
     """

@@ -1,1 +1,1 @@
-"""ASGI middleware: API keys, body limits, CORS, and the fast path to the busiest routes."""
+"""ASGI middleware: host names, CORS, API keys, memory limits, and the fast path to the busiest routes."""

@@ -30,7 +30,7 @@ log = logging.getLogger("quartet")
 PUBLIC_PATHS = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
 PUBLIC_PREFIXES = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
-STORAGE_RETRY_SECONDS = 5.0  # after a storage error, requests are not counted for this time: each try may take a second
+STORAGE_RETRY_SECONDS = 5.0  # requests are not counted for this time after a storage error; a try may take a second
 
 
 class ApiKeys:
@@ -99,7 +99,7 @@ def is_public(path: str) -> bool:
 
 
 def sent_key(scope: Scope) -> str | None:
-    """Return the key in the headers of a request, a bearer token or ``x-api-key``, or None without a key."""
+    """Return the API key that a request has sent as a bearer token or in ``x-api-key``, or None without a key."""
     headers = dict(scope["headers"])
     scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
@@ -186,7 +186,7 @@ async def close_storage(storage: Storage) -> None:
 
 
 def load_keyring(settings: Settings) -> Keyring | None:
-    """Return the keys of the key file, or None without a key file.
+    """Return the keyring of the key file, or None without a key file.
 
     Raises:
         SettingsError: the key file cannot be used.

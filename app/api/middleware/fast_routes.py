@@ -85,7 +85,7 @@ class FastRoutes:
         get_scope = {**scope, "method": "GET"}
 
         async def send_with_route(message: Message) -> None:
-            scope["route"] = get_scope.get("route")  # already now: the metrics count a request before its answer ends
+            scope["route"] = get_scope.get("route")  # before sending, because the metrics may then count the request
             await send(message)
 
         try:

@@ -21,7 +21,7 @@ SLOTS = 8192  # enough for the largest key file with a few limits per key
 
 
 def _lock_file() -> IO[bytes]:
-    """Open a file that is only used as a lock. It is in memory if possible: a container's disk may be read-only."""
+    """Open a file that is only used as a lock. If possible it is in memory, because the disk may be read-only."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("quartet-counts"), "wb")
     return tempfile.TemporaryFile()

@@ -79,8 +79,9 @@ def is_local(name: str) -> bool:
 def trusted_hosts(app: ASGIApp, settings: Settings, failure: Callable[[QuartetError], ASGIApp]) -> ASGIApp:
     """Wrap the application in ``TrustedHosts`` unless all names are allowed.
 
-    If ``QUARTET_TRUSTED_HOSTS`` is empty, all names are allowed in two cases. If clients need API keys, a foreign page
-    has no key. If the service uses TLS, a browser does not accept the certificate for the name of the page.
+    If ``QUARTET_TRUSTED_HOSTS`` is empty, all names are allowed in two cases. In the first case, clients need API keys,
+    which a foreign page does not have. In the second case, the service uses TLS, and a browser does not accept its
+    certificate for the name of the page.
 
     Raises:
         SettingsError: a name is malformed.

@@ -40,7 +40,7 @@ Datatype = Literal[
 
 
 def _check_parameter(value: object) -> object:
-    """Reject a value of another type with one message. Pydantic would give one message for each type of the union."""
+    """Reject a value of a wrong type with a single message. Pydantic would give a message for each allowed type."""
     if type(value) not in (str, int, float, bool):
         raise PydanticCustomError("parameter", "Input should be a text, a number or a boolean")
     return value
@@ -87,10 +87,11 @@ class DecodedRequest:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a model. In ``shape``, -1 marks a dimension that varies; the first dimension counts rows.
+    """An input or output of a model.
 
-    Inputs may have any of ``datatypes``; metadata and responses use the first one. ``labels`` has one name for each
-    index of the last dimension.
+    In ``shape``, -1 marks a dimension that varies. The first dimension counts rows, unless the model is an imported
+    network without a batch dimension. Inputs may have any of ``datatypes``; metadata and responses use the first one.
+    If ``labels`` is not empty, it has one name for each index of the last dimension.
     """
 
     name: str

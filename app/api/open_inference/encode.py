@@ -15,7 +15,7 @@ from app.errors import BadValue, quote_value
 
 
 def requested_outputs(body: InferenceRequest, specs: Mapping[str, TensorSpec]) -> dict[str, Parameters]:
-    """Return the parameters of each requested output by name. Without a list of outputs, all are requested.
+    """Return the parameters of each requested output by name. A request without a list of outputs gets all of them.
 
     Raises:
         BadValue: an output or a parameter is wrong.

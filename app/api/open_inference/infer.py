@@ -44,7 +44,7 @@ VALUE_BYTES = 26  # largest size of a value in JSON; a binary value has at most 
 
 
 class TensorInference(Inference[Any]):
-    """Computes the outputs of a tensor model. ``limit`` is the largest size, in bytes, of the decompressed body."""
+    """Computes the output tensors of a model. ``limit`` is the largest size, in bytes, of the decompressed body."""
 
     def __init__(
         self, model: LoadedModel, tensors: TensorModel, content: bytes, coding: str, json_length: str, limit: int

@@ -47,7 +47,7 @@ PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  
 
 @dataclass(frozen=True)
 class RequestModels:
-    """The settings, and the body models of endpoints under ``/v1``, which validate the parameters of a request."""
+    """The settings, and two Pydantic classes of bodies under ``/v1``, which validate the parameters of a request."""
 
     settings: Settings
     text_request: type[generate_text.GenerateTextRequest]
@@ -318,7 +318,7 @@ MODELS: dict[TaskName, Callable[[LoadedModel[Any], RequestModels], TensorModel]]
 
 
 def tensor_model(model: LoadedModel, limits: RequestModels) -> TensorModel:
-    """Return the tensor model of a version. An imported network uses its own tensors for every task."""
+    """Return an object that describes the tensors of a version. An imported network always uses its own tensors."""
     make = ImportedTensors if is_imported(model.card.kind) else MODELS[model.card.task]
     return make(model, limits)
 

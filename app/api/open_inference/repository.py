@@ -2,10 +2,10 @@
 
 The store records which models are unloaded. Therefore a model stays unloaded in all processes that use the store, and
 after a restart. An unloaded model is not loaded on demand, because any request or ``is_model_ready`` would then undo
-the decision.
+the decision to unload it.
 
-Other processes apply a change within a moment. The index, the readiness check of a model, and requests for an unloaded
-model read the store first, so that they never miss a change.
+Other processes apply a change at their next scan of the store. The index, the readiness check of a model, and requests
+for an unloaded model read the store first, so that they do not wait for this scan.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
         responses=success_response(RepositoryIndex, description="The versions in the store"),
     )
     async def index(request: Request) -> Response:
-        """List all versions in the store with their state. `reason` says why a version is unavailable."""
+        """List all versions except retired ones, with their state. `reason` says why a version is unavailable."""
         body = await _read_body(request, IndexRequest, settings)
         await registry.refresh(request.scope[DEADLINE])
         versions = [version for version in registry.versions() if version.state is VersionState.READY or not body.ready]
@@ -123,7 +123,7 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
 
 
 async def _change(request: Request, registry: Registry, change: Callable[[], Rollout]) -> None:
-    """Change the store, and apply the change in this process. Raises Conflict, and the errors of ``on_store``."""
+    """Change the store, and apply the change in this process. Raises Conflict, TimedOut, and errors of ``on_store``."""
     if not registry.settings.store_poll_seconds:
         raise Conflict("QUARTET_STORE_POLL_SECONDS is 0: this service reads its store only at the start")
     await on_store(change)
@@ -142,7 +142,10 @@ def _check(parameters: dict[str, Any]) -> None:
 
 
 async def _read_body(request: Request, model: type[B], settings: Settings) -> B:
-    """Return a JSON body, which may be empty. Raises BadValue, and the errors of ``read_body``."""
+    """Set the request's deadline, and return its JSON body as an instance of the Pydantic class ``model``.
+
+    The body may be empty. Raises BadValue, and the errors of ``read_body``.
+    """
     set_deadline(request, settings.request_seconds)
     content = await read_body(request, max_json_bytes(settings.max_body_bytes, 0), settings.body_seconds)
     try:
@@ -154,7 +157,7 @@ async def _read_body(request: Request, model: type[B], settings: Settings) -> B:
 def _entry(registry: Registry, version: VersionStatus) -> dict[str, str]:
     """Return the entry of a version in the index.
 
-    A version that is loaded on demand is listed as unavailable, because Triton has no state for it.
+    A version that the first request will load is listed as unavailable, because Triton has no state for it.
     """
     reason = version.reason
     if version.state in (VersionState.UNLOADED, VersionState.LOADING):

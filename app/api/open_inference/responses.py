@@ -1,4 +1,4 @@
-"""Response models of the Open Inference Protocol V2, for the OpenAPI document."""
+"""Response schemas of the Open Inference Protocol V2, for the OpenAPI document."""
 
 from __future__ import annotations
 

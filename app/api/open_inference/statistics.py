@@ -32,7 +32,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         responses=success_response(StatisticsResponse, description="Statistics of each version in memory"),
     )
     async def all_statistics() -> Response:
-        """Get the number of requests and the waiting and computing time of each model."""
+        """Get the number of requests and the waiting and computing time of each version in memory."""
         totals = await metrics.totals(registry.settings.request_seconds)
         return json_response({"model_stats": [_statistics(model, totals) for model in registry.models()]})
 
@@ -46,7 +46,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         responses=success_response(StatisticsResponse, description="Statistics of the model"),
     )
     async def statistics(request: Request, name: SeriesModel) -> Response:
-        """Get the number of requests and the waiting and computing time of one model."""
+        """Get the number of requests and the waiting and computing time of one version of a model."""
         deadline = set_deadline(request, registry.settings.request_seconds)
         model = await model_in_path(registry, request, name, deadline)
         totals = await metrics.totals(registry.settings.request_seconds)
@@ -59,7 +59,7 @@ def _statistics(model: LoadedModel, totals: dict[tuple[str, str, str], float]) -
     """Return the statistics of a version, including metrics of the model that are not separated by version.
 
     ``queue`` counts how often rows of a request left the queue. ``compute_infer`` counts batches, or for text models
-    steps of the engine. ``inference_count`` counts rows, or for text models texts. The times of inputs and outputs are
+    rounds of the engine. ``inference_count`` counts rows, or for text models texts. The times of inputs and outputs are
     not measured and always 0.
     """
 

@@ -36,7 +36,7 @@ from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextGenerator, memory_bytes
 from app.tasks.token_sampling import LogProbs, SamplingOptions
 
-VALUES_PER_LOG_PROB = 80  # encoding a character with its log-probabilities takes as long as this many values
+VALUES_PER_LOG_PROB = 80  # encoding a character with its log-probabilities takes as long as encoding this many values
 VALUES_PER_PART = 1000  # log-probabilities that are encoded at a time
 MIN_TOP_P = 1e-12  # replaces a top_p of 0; then only the most probable character can be drawn
 MAX_BIASES = 1000
@@ -87,7 +87,10 @@ class CompletionRequest(InferenceBody):
 
 @dataclass(frozen=True)
 class CompletionChoice:
-    """A text of the response. ``echo`` is the prompt if it is repeated; ``prompt_log_probs`` belong to ``echo``."""
+    """A text of the response.
+
+    ``echo`` is the prompt if the response repeats the prompt, otherwise empty. ``prompt_log_probs`` belong to ``echo``.
+    """
 
     text: Continuation
     prompt: str

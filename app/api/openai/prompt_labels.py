@@ -25,8 +25,8 @@ MAX_COUNT = 10**5  # images of one label; larger numbers are replaced by this on
 def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[str, int]]:
     """Return each label in a prompt with its number of images. Without labels, as in "digits", the list is empty.
 
-    A number before a plural is a count, as in "three sevens" or "2 cats". Any other number is a label, or one label for
-    each of its digits, as in "42". ``model`` is the model's name for error messages.
+    A number before a plural or a unit is a count, as in "three sevens" or "2 dozen cats". Any other number is a label,
+    or one label for each of its digits, as in "42". ``model`` is the model's name for error messages.
 
     Raises:
         BadValue: a word is not a label, a number or an ignored word.

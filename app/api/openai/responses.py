@@ -1,4 +1,4 @@
-"""Response models of the OpenAI-compatible endpoints, for the OpenAPI document."""
+"""Response schemas of the OpenAI-compatible endpoints, for the OpenAPI document."""
 
 from __future__ import annotations
 

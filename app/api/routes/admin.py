@@ -1,4 +1,4 @@
-"""Endpoints for the commands of ``python -m app.models``. They need the admin key, and exist only if one is set."""
+"""Endpoints for most commands of ``python -m app.models``. They need the admin key, and exist only if it is set."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def admin_key(settings: Settings) -> str | None:
     """Return the admin key from the settings or its file, or None if there is none.
 
     Raises:
-        SettingsError: both are set, the file cannot be read, or the key is too short or not plain ASCII.
+        SettingsError: both are set, the file cannot be read, or the key is too short or not printable ASCII.
     """
     if settings.admin_key and settings.admin_key_file:
         raise SettingsError("QUARTET_ADMIN_KEY and QUARTET_ADMIN_KEY_FILE are both set; set one of them")
@@ -200,7 +200,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
     async def activate(name: ModelName, request: Request) -> Response:
         """Use a version for all requests that name no version, or (as a canary) for a share of them.
 
-        All processes apply the change within two seconds.
+        By default, all processes apply the change within two seconds.
         """
         set_deadline(request, settings.request_seconds)
         body = await read_json(request, Activation, reader, MAX_COMMAS)

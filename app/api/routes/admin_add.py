@@ -1,6 +1,6 @@
 """Import a trained network over HTTP.
 
-The command ``python -m app.models add`` runs in a separate process. So a file that exhausts the memory or crashes the
+The command ``python -m app.models add`` runs in a separate process. So a file that exhausts the memory or crashes that
 process does not harm the service.
 """
 
@@ -42,7 +42,7 @@ FILES = ("labels", "vocabulary")  # sent as text in the query, but read from fil
 
 
 class AddQuery(BaseModel):
-    """The options of the command. The items of a list are separated by commas."""
+    """The options of the command. Commas separate the items of a list, except in ``labels`` and ``vocabulary``."""
 
     model_config = ConfigDict(extra="forbid")
 

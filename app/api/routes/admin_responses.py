@@ -1,4 +1,4 @@
-"""Response models of ``/v1/admin``, for the OpenAPI document."""
+"""Response schemas of ``/v1/admin``, for the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -81,8 +81,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         """Return the most probable labels of one or several images.
 
         Send a multipart form with one or several files named `file`, JSON with images in base64, or the bytes of one
-        image file. PNG, JPEG, WebP, GIF (first frame), BMP and TIFF files of any size and orientation are allowed. The
-        service scales the whole image to the size that the model reads.
+        image file. PNG, JPEG, WebP, GIF (first frame), BMP and TIFF files of any shape and orientation are allowed, up
+        to `QUARTET_MAX_PIXELS` pixels. The service scales each image to the size that the model reads.
         """
         deadline = set_deadline(request, settings.request_seconds)
         query = read_query(request, ClassifyQuery)
@@ -189,7 +189,7 @@ class ClassifyInference(Inference[ImageClassifier]):
         return self.predictor.open(file.content, self.max_pixels, file.param)
 
     def _open_small(self) -> list[Image.Image]:
-        """Open the images if decoding all of them is as fast as a switch of threads. Otherwise return an empty list."""
+        """Return the opened images if decoding all of them takes no longer than a thread switch, otherwise none."""
         if sum(len(file.content) for file in self.files) <= SMALL_BYTES and all(
             is_simple_image(file.content) for file in self.files
         ):
@@ -229,7 +229,7 @@ def _top_labels(
 
 
 async def _explain(request: Request, registry: Registry, inference: ClassifyInference, deadline: float) -> Response:
-    """Classify the images, and add a heat map of each one. Raises TooLarge, and the errors of ``run_inference``."""
+    """Classify the images, and add a heat map of each one. Raises TooLarge and what ``run_inference`` raises."""
     executor, explainer = registry.parse_executor, inference.model.explainer
     if explainer is None:
         raise BadValue(f"explain is true; {inference.model.card.name} is imported and cannot explain", "explain")
@@ -245,7 +245,7 @@ async def _explain(request: Request, registry: Registry, inference: ClassifyInfe
 
 
 def _check_total_pixels(inference: ClassifyInference) -> None:
-    """Raise TooLarge if all images together exceed the pixel limit of one image. The response contains all of them."""
+    """Raise TooLarge if all images together exceed the pixel limit of one image. One response contains all of them."""
     sizes = [inference.open(file).size for file in inference.files]
     if (total := sum(width * height for width, height in sizes)) > inference.max_pixels:
         raise TooLarge(

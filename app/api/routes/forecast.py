@@ -92,7 +92,7 @@ class ForecastRequest(InferenceBody):
 
 
 def request_model(settings: Settings) -> type[ForecastRequest]:
-    """Return the model of the body, with the limits in ``settings``."""
+    """Return the Pydantic class of the body, with the limits in ``settings``."""
     return with_limits(ForecastRequest, horizon={"le": settings.max_horizon}, h={"le": settings.max_horizon})
 
 
@@ -154,9 +154,9 @@ def level_name(level: float) -> str:
 def forecast_results(
     model: LoadedModel[AnyForecaster], items: Sequence[Any], outputs: Sequence[Any], body: ForecastRequest
 ) -> list[dict[str, Any]]:
-    """Return the forecast of each series: the mean, the median, and the interval bounds of each level, all [horizon].
+    """Return the forecast of each series: the mean, the median, the interval bounds of each level, and the seasonality.
 
-    ``body`` has the levels, and says whether the results are rounded.
+    The mean, the median and each bound are [horizon]. ``body`` has the levels, and says whether results are rounded.
     """
     results = []
     for item, output in zip(items, outputs, strict=True):

@@ -64,7 +64,7 @@ class GenerateTextRequest(InferenceBody):
 
 
 def request_model(settings: Settings) -> type[GenerateTextRequest]:
-    """Return the model of the body, with the limits in ``settings``."""
+    """Return the Pydantic class of the body, with the limits in ``settings``."""
     return with_limits(
         GenerateTextRequest,
         prompt={"max_length": settings.max_prompt_characters},
@@ -81,8 +81,8 @@ def start_texts(
 ) -> tuple[list[Continuation], list[str]]:
     """Return the texts that a request asks for, and the characters of the prompt that the network does not know.
 
-    The texts have not been started. ``make_options`` makes the sampling options of each text. ``prompt_log_probs``
-    records the log-probabilities of the prompt.
+    The texts are not yet submitted to the engine. ``make_options`` makes the sampling options of each text.
+    ``prompt_log_probs`` records the log-probabilities of the prompt.
     """
     prompt, unknown = predictor.parse(body.prompt)
     prompt.log_probs = prompt_log_probs
