@@ -27,7 +27,7 @@ from app.networks.imported.exported_program import GRAPH, graph_tensor
 from app.store import UNKNOWN_CHARACTER, Card, TaskName, TensorSpec, Version
 from app.tasks import TASKS, speed
 
-TOLERANCE = 1e-4  # allowed difference between a batch and a single row, relative to the largest output
+TOLERANCE = 1e-4  # allowed difference between the outputs of a row alone and in a batch, relative to the largest output
 LOW_PRECISION_TOLERANCE = 2e-2  # the same for outputs in float16
 TEST_SIZE = 16  # size of each varying dimension in the runs that check a network
 MIDDLE_ROWS = 8  # a batch of this many rows is timed too, besides one row and a full batch
@@ -36,7 +36,7 @@ DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float3
 
 @dataclass(frozen=True)
 class Description:
-    """Information that the file does not contain, such as the name, the task and the origin of the model."""
+    """Information about a model that its file does not contain, such as the name, the task and the origin."""
 
     name: str
     title: str = ""
@@ -147,7 +147,7 @@ class Draft:
         return cls(card, tensors)
 
     def version(self) -> Version:
-        """Return the version. Raises StoreError if the card is invalid, for example the name of the model."""
+        """Return the version. Raises StoreError if the card is invalid, for example if the name is not allowed."""
         known = {"version": 1, "weights_sha256": ""}
         card = store.parse_card(store.card_text({**self.card, **known}), f"the card of {self.card['name']!r}")
         return Version(Path(card.name) / "1", card, self.tensors)
@@ -234,7 +234,7 @@ def _batch_symbol(inputs: Sequence[InputSpec]) -> str | None:
 
 
 def _random_arrays(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed: int) -> dict[str, np.ndarray]:
-    """Return random inputs: normally distributed floats; other types are 0 or 1, to serve as indices or texts."""
+    """Return random inputs. Floats are normally distributed. Other values are 0 or 1, to serve as indices or texts."""
     generator = np.random.default_rng(seed)
     return {
         name: generator.standard_normal(shape).astype(dtypes[name])
@@ -258,7 +258,7 @@ def _computes_rows(
     for row in range(rows):
         try:
             single = run({name: array[row : row + 1] for name, array in inputs.items()})
-        except Exception:  # torch raises many classes
+        except Exception:  # torch raises exceptions of many classes
             return False
         for name, output in outputs.items():
             if output.ndim < 1 or len(output) != rows or single[name].shape != (1, *output.shape[1:]):

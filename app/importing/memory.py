@@ -15,9 +15,9 @@ from app.networks.imported.exported_program import DTYPES, ExportedProgram
 from app.store import Version
 
 MAX_RUN_BYTES = 2 * 2**30  # limit for all values that a run holds at the same time, without the weights
-USUAL_ROWS = 16  # a batch of this many rows should fit; sizes without a stated maximum are limited accordingly
-LARGEST_SIZE = 2**20  # of a dimension
-MAX_ROWS = 1024  # of a batch
+USUAL_ROWS = 16  # sizes without a stated maximum are limited so that a batch of this many rows fits into memory
+LARGEST_SIZE = 2**20  # largest size of a dimension
+MAX_ROWS = 1024  # largest number of rows of a batch
 
 
 class MemoryLimit:
@@ -37,9 +37,10 @@ class MemoryLimit:
     def fit(
         self, shapes: dict[str, list[int | str]], ranges: Mapping[str, tuple[int, int | None]], batch: str | None
     ) -> ImportedSizes:
-        """Return the sizes of the program, with maxima that fit into memory. ``batch`` is the size that counts rows.
+        """Return the sizes of the program, with maxima that fit into memory.
 
-        ``shapes`` are the shapes of the inputs. ``ranges`` are the smallest and largest values that the program allows.
+        ``shapes`` are the shapes of the inputs. ``ranges`` has, for each varying size, the smallest and largest value
+        that the program allows. ``batch`` is the name of the size that counts rows, or None.
 
         Raises:
             BadProgram: a run with the smallest sizes does not fit, or a step cannot be computed from shapes.
@@ -73,7 +74,7 @@ class MemoryLimit:
             return False
 
     def peak_bytes(self, sizes: ImportedSizes, rows: int) -> int:
-        """Return the peak memory of a run in bytes, without the weights, for ``rows`` rows of the largest sizes.
+        """Return the peak memory in bytes, without the weights, of a run on ``rows`` rows with the largest sizes.
 
         Raises:
             BadProgram: a step cannot be computed from shapes, for example because its size depends on values.
@@ -93,7 +94,7 @@ class MemoryLimit:
             try:
                 with LargestResult() as inner:
                     step.run(values, keep=True)
-            except Exception as error:  # torch raises many classes
+            except Exception as error:  # torch raises exceptions of many classes
                 reason = str(error).strip().partition("\n")[0][:200]
                 raise BadProgram(f"operator {step.target!r} cannot be computed from shapes alone: {reason}") from error
             for tensor in _tensors([values[slot] for slot in step.written]):
@@ -132,9 +133,9 @@ def _tensors(item: Any) -> Iterable[Tensor]:
 
 
 def check_memory(version: Version) -> None:
-    """Check how much memory a version needs that was imported on another machine.
+    """Check that the runs of a version that another machine imported fit into ``MAX_RUN_BYTES``.
 
-    Only exported programs are checked; other networks and ONNX models need no check.
+    Only exported programs are checked, because onnxruntime itself limits the memory of ONNX models.
 
     Raises:
         StoreError: the network is invalid, or its runs may need more than ``MAX_RUN_BYTES``.

@@ -63,7 +63,10 @@ def _tensor(path: Path) -> Tensor:
 
 
 def read_inputs(tensors: Mapping[str, Tensor]) -> list[InputSpec]:
-    """Return the inputs of an ONNX model. Raises BadProgram if an input or output is not a tensor of a known type."""
+    """Return the inputs of an ONNX model.
+
+    Raises BadProgram if the model is invalid, or if an input or output is not a tensor of a known type.
+    """
     try:
         network = OnnxNetwork(tensors)
     except ValueError as error:

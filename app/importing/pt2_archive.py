@@ -58,7 +58,7 @@ class Program:
 
 
 def read_pt2(file: IO[bytes], max_bytes: int) -> Program:
-    """Read a ``.pt2`` file. Its entries, and its weights, may have at most ``max_bytes`` bytes in total.
+    """Read a ``.pt2`` file. Its entries may have at most ``max_bytes`` bytes in total, and so may its weights.
 
     Raises:
         BadProgram, BadArchive: the file is invalid, too large, or contains pickles or native code.

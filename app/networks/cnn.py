@@ -71,7 +71,7 @@ class LeNet(Classifier):
         self.fc3 = nn.Linear(sizes.hidden[1], sizes.classes)
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> maps [N, 16, 10, 10] of the last convolution."""
+        """pixels [N, channels, image, image], 0 to 255 -> maps [N, conv[1], 10, 10] of the last convolution."""
         x = scaled(pixels, self.fc3.weight.dtype)
         # ReLU after pooling gives the same values with a quarter of the work.
         x = F.relu(halved(convolved(self.conv1, x)))  # [N, 6, 14, 14]
@@ -129,7 +129,7 @@ class DigitNet(Classifier):
         self.fc2 = nn.Linear(sizes.features, sizes.classes)
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> maps [N, 64, 14, 14] of the last convolution."""
+        """pixels [N, channels, image, image], 0 to 255 -> maps [N, conv[1], 14, 14] of the last convolution."""
         return self.convolutions[:-1](scaled(pixels, self.fc2.weight.dtype))
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -187,14 +187,14 @@ class Group(nn.Module):
 
 
 class WhitenedNet(Classifier):
-    """The network of airbench94 and 95 (Jordan 2024, arXiv 2404.00498): its first layer whitens patches of 2x2 pixels.
+    """The network of airbench94 and 95 (Jordan 2024, arXiv 2404.00498). Its first layer whitens patches of 2x2 pixels.
 
     The layer ``whiten`` has fixed filters and their negatives. The logits no longer contain the effect of label
     smoothing. ``temperature`` (for one view of an image) and ``views_temperature`` (for six views) are fitted after
     training, so that the softmax of the logits gives calibrated probabilities.
     """
 
-    order = torch.channels_last  # in any other format each call copies the weights: 40 % slower for one image
+    order = torch.channels_last  # in any other format each call copies the weights, which is 40 % slower for one image
     mean: Tensor
     deviation: Tensor
     temperature: Tensor
@@ -218,7 +218,7 @@ class WhitenedNet(Classifier):
         self.register_buffer("views_temperature", torch.ones(()))
 
     def halve(self) -> None:
-        """Convert the six large convolutions to bfloat16, in which the layers between them then compute as well.
+        """Convert the six large convolutions to bfloat16. The layers between them then also compute in bfloat16.
 
         On a CPU with bfloat16 instructions this halves time and memory. Pixels, whitening, batch-norm statistics and
         head stay in float32. Converting them too would not be faster, and would triple the error.

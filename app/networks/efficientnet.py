@@ -33,7 +33,11 @@ class EfficientNetSizes:
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's padding "SAME". With stride 2, the right and lower edge may get more zeros."""
+    """A convolution with TensorFlow's padding "SAME".
+
+    With stride 2, the right edge may get one column of zeros more than the left edge, and the lower edge one row more
+    than the upper edge.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         padding = (kernel - 1) // 2 if stride == 1 else 0
@@ -60,7 +64,7 @@ class Block(nn.Module):
         self.residual = stride == 1 and channels_in == channels_out
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, in, H, W] -> [N, out, H / stride, W / stride]."""
+        """x [N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)]."""
         inner = x if self.expand is None else F.relu6(self.expand(x))
         result = self.project(F.relu6(self.depthwise(inner)))
         return x + result if self.residual else result
@@ -69,7 +73,7 @@ class Block(nn.Module):
 class EfficientNetLite(Classifier):
     """EfficientNet-Lite: EfficientNet (Tan and Le 2019) with ReLU6 and without squeeze-and-excitation.
 
-    The batch norms are merged into the convolutions. The network computes the same function in less time.
+    The batch norms are merged into the convolutions, so the network computes the same function in less time.
     """
 
     order = torch.channels_last

@@ -21,15 +21,15 @@ from torch.nn import functional as F
 
 QUANTILES = (0.025, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975)
 MEDIAN = QUANTILES.index(0.5)
-CHANNELS = 4  # per value: distance from the level on two scales, seasonal difference, whether it is known
+CHANNELS = 4  # per value: distance from the level on two scales, seasonal difference, whether the value is known
 YEAR, YEARS = 52, 5  # series without a season are also compared with the same week of 5 earlier years
 FLOOR = 0.01  # smallest scale relative to the spread; needed if each season repeats the previous one
 SHORTEST, LONGEST = 0.7, 200.0  # timescales of exponential smoothing, in time steps
 SLOPE_RIDGE = 0.1  # added to the variance of the ages, so that the slope of a single value is 0
 MAX_CANDIDATE = 1000.0  # largest distance of a classical forecast from the naive one, in scales
 PROFILE_DECAY, PROFILE_RIDGE = 0.9, 0.3  # weight of a season relative to the next one; pull of the profile towards 0
-SHORT_SERIES = 4  # number of values of a series whose intervals are twice as wide
-MAX_STEPS, MAX_SMOOTHINGS = 100_000, 100  # limit of the context and of the horizon; limit of the timescales
+SHORT_SERIES = 4  # the intervals of a series with this number of values are twice as wide
+MAX_STEPS, MAX_SMOOTHINGS = 100_000, 100  # limit of context and horizon; limit of the number of timescales
 MIN_SCALE = 1e-305  # smaller scales count as 0, because products with them would not be exact
 
 
@@ -98,7 +98,7 @@ class Reader(nn.Module):
 
         Args:
             values: float64 [N, context], with NaN before the first value of a series.
-            seasons: int64 [N], the number of values per season, which must not exceed the length of the series.
+            seasons: int64 [N], the number of values per season. Each series must be longer than its season.
         """
         known = ~values.isnan()
         x = values.nan_to_num(0.0)
@@ -275,8 +275,8 @@ class Forecaster(nn.Module):
     """One network for all series. It averages the quantiles of its members, which are trained with different seeds.
 
     ``widening`` [2, horizon] stretches the distance of each quantile from the median, for series without and with a
-    season. It is 1 in networks with ``smoothings``. Their intervals are wider for short series instead, because these
-    networks learned from simulated series, and real series change more.
+    season. It is 1 in networks with ``smoothings``. The intervals of these networks are wider for short series instead,
+    because these networks learned from simulated series, and real series change more.
     """
 
     widening: Tensor
@@ -291,9 +291,10 @@ class Forecaster(nn.Module):
         self.register_buffer("widening", torch.ones(2, sizes.horizon))
 
     def forward(self, values: Tensor, seasons: Tensor) -> Tensor:
-        """values float64 [N, context], NaN before the first value, seasons int64 [N] -> [N, horizon, QUANTILES].
+        """values float64 [N, context], seasons int64 [N] -> quantiles float64 [N, horizon, QUANTILES].
 
-        Each series must be longer than its season. The quantiles are float64, on the scale of the series.
+        The values before the first one of a series are NaN. Each series must be longer than its season. The quantiles
+        are on the scale of the series.
         """
         reading = self.read(values, seasons)
         errors = torch.stack([member(reading) for member in self.members]).mean(0).double()

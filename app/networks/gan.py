@@ -148,9 +148,7 @@ class ConditionalDiscriminator(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, grey: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """grey values [N, channels, 28, 28] in [-1, 1], labels [N] -> logits [N] of being real, and class logits
-        [N, classes].
-        """
+        """grey [N, channels, H, W] in [-1, 1], labels [N] -> logits [N] of being real, class logits [N, classes]."""
         x = F.leaky_relu(self.conv1(grey), 0.2)  # [N, 32, 14, 14]
         x = F.leaky_relu(self.conv2(x), 0.2)  # [N, 64, 7, 7]
         x = F.leaky_relu(self.conv3(x), 0.2)  # [N, 128, 4, 4]
@@ -160,7 +158,7 @@ class ConditionalDiscriminator(nn.Module):
 
 
 def as_pixels(grey: Tensor) -> Tensor:
-    """Values in [-1, 1] -> uint8 pixels, 0 to 255. Raises ArithmeticError for NaN, which would become black pixels."""
+    """Values in [-1, 1] -> uint8 pixels, 0 to 255. Raises ArithmeticError if a value is not finite, such as NaN."""
     if not bool(grey.sum().isfinite()):
         raise ArithmeticError("grey values are not finite")
     return ((grey + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,8 +1,8 @@
 """A character RNN with gated linear recurrences. It can read many characters of a text at once.
 
-The recurrence is that of minGRU (Feng et al. 2024, arXiv 2410.01201): its gate depends on the input and not on the
-state, so all matrix products of a text are computed together. Only an elementwise loop runs over its characters.
-The convolution and the gates are those of Griffin (De et al. 2024, arXiv 2402.19427).
+The recurrence is that of minGRU (Feng et al. 2024, arXiv 2410.01201). Its gate depends on the input and not on the
+state, so each matrix product is computed for all characters of a text at once. Only an elementwise loop runs over the
+characters. The convolution and the gates are those of Griffin (De et al. 2024, arXiv 2402.19427).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class LinearRecurrence(torch.autograd.Function):
 
 
 def recur(inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
-    """Compute ``LinearRecurrence`` without gradients. The result is bit-identical if a text is split into calls."""
+    """Compute ``LinearRecurrence`` without gradients. The bits do not depend on how a text is split into calls."""
     states = inputs.new_empty(inputs.shape)
     for t in range(inputs.shape[1]):
         state = torch.lerp(state, inputs[:, t], gates[:, t], out=states[:, t])
@@ -68,8 +68,8 @@ class GatedBlock(nn.Module):
     """A recurrent part and a feed-forward part, computed in parallel as in GPT-J, gated by SiLU and added to the input.
 
     One matrix product computes the inputs of both parts, and another one computes their outputs. ``layers`` is the
-    number of blocks of the network. The initial output weights shrink with it, so that the sum of the outputs of all
-    blocks is no larger than the input of the first.
+    number of blocks of the network. The more blocks, the smaller are the initial output weights, so that the sum of the
+    outputs of all blocks is no larger than the input of the first block.
     """
 
     def __init__(self, width: int, expansion: int, layers: int) -> None:
@@ -175,9 +175,9 @@ class GatedSteps:
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Read one character of each of N texts: characters [N], state [N, layers, KERNEL, hidden].
 
-        Returns the hidden values [N, hidden], from which ``logits`` computes the logits, and the next state. They are
-        bit-identical to those of ``read_many``. This method uses fewer operations, because with few texts these take as
-        long as the matrix products.
+        Returns the hidden values [N, hidden], from which ``logits`` computes the logits, and the next state. Under the
+        condition that ``read_many`` states, both methods give bit-identical results. This method calls fewer
+        operations, because with few texts the elementwise operations take as long as the matrix products.
         """
         x, after = self.embedding[characters], torch.empty_like(state)
         for i, (read, kernel, newest_first, write) in enumerate(self.blocks):

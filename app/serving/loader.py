@@ -45,10 +45,10 @@ class LoadedModel(Generic[P]):
     card: Card
     predictor: P
     engine: Engine
-    explainer: Batcher[Any, Any] | None = None  # computes ``predictor.explain`` in batches, if the task can explain
-    tensors: Batcher[Any, Any] | None = None  # computes requests with tensors, for imported text models
+    explainer: Batcher[Any, Any] | None = None  # computes ``predictor.explain`` in batches, if it exists
+    tensors: Batcher[Any, Any] | None = None  # computes requests that consist of tensors, for imported text models
     bytes: int = 0  # size of the weights
-    last_used_at: float = 0.0  # time of the last request, on time.monotonic's clock
+    last_used_at: float = 0.0  # time of the last request or of loading, on time.monotonic's clock
 
     @property
     def id(self) -> str:
@@ -67,7 +67,7 @@ class LoadFailure:
 
     Attributes:
         name: the name of the model, or a path in the store if ``version`` is 0.
-        version: the version number; 0 for a file that does not belong to a version.
+        version: the version number; 0 for a file or folder that does not belong to a version.
         reason: the error message.
         files: sizes and modification times of the version's files when they were read. If they change, the version is
             loaded again.
@@ -198,7 +198,7 @@ def max_rows(settings: Settings, task: Task[Any]) -> int:
 
 
 def _is_transient(error: Exception) -> bool:
-    """Return whether loading may succeed later, because memory or files were unavailable only for a moment."""
+    """Return whether loading may succeed later, because memory or a file may be unavailable only for a moment."""
     return any(
         is_out_of_memory(cause) or (isinstance(cause, OSError) and not isinstance(cause, PERMANENT_ERRORS))
         for cause in (error, error.__cause__)
@@ -206,7 +206,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 def file_stamps(folder: Path, name: str, number: int) -> FileStamps:
-    """Return the sizes and modification times of a version's files. Missing files are left out."""
+    """Return the sizes and modification times of a version's card and weights. A missing file is left out."""
     stamps = []
     for file in (CARD, WEIGHTS):
         with contextlib.suppress(OSError):

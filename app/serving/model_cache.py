@@ -19,7 +19,7 @@ LoadTask = asyncio.Task[LoadedModel | LoadFailure]
 class VersionState(Enum):
     """The state of a version in this process. Each version has exactly one state."""
 
-    UNLOADED = "unloaded"  # in the store but not in memory; loaded when a request needs it
+    UNLOADED = "unloaded"  # in the store but not in memory
     LOADING = "loading"
     READY = "ready"  # in memory
     FAILED = "failed"  # cannot be loaded, for example because its files are damaged
@@ -51,8 +51,8 @@ class ModelLoading(NotReady):
 class ModelCache:
     """Stores an entry for each version that is loading, ready or failed. A version without an entry is unloaded.
 
-    The weights of all ready versions should have at most ``max_bytes`` bytes, where 0 means no limit. Above the limit,
-    the least recently used versions are evicted.
+    The weights of all ready versions should have at most ``max_bytes`` bytes in total, where 0 means no limit. Above
+    this limit, ``add`` evicts the least recently used versions.
     """
 
     def __init__(self, observers: ObserverFactory, max_bytes: int = 0) -> None:
@@ -101,7 +101,7 @@ class ModelCache:
         return sum(model.bytes for model in self.models())
 
     def set_loading(self, name: str, number: int, task: LoadTask) -> None:
-        """Record that ``task`` loads a version. If the task ends without a result, the version is unloaded again."""
+        """Record that ``task`` loads a version. If the task ends without a result, the state becomes unloaded again."""
         key = name, number
         self._entries[key] = task
 
@@ -113,7 +113,7 @@ class ModelCache:
 
     def set_failed(self, failure: LoadFailure) -> None:
         """Record that a version could not be loaded."""
-        self._entries.pop((failure.name, failure.version), None)  # keeps the failures in order of time
+        self._entries.pop((failure.name, failure.version), None)  # so that the new entry is the last one
         self._entries[failure.name, failure.version] = failure
 
     def reset_failed(self, name: str, number: int) -> None:

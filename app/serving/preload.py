@@ -35,5 +35,5 @@ def preload(settings: Settings) -> PreparedModels:
             with contextlib.suppress(Exception):
                 prepared[key] = PreparedModel.load(settings, device, *key)
     gc.collect()
-    gc.freeze()  # otherwise garbage collection in a worker would write to each object, which copies its memory
+    gc.freeze()  # otherwise garbage collection in a worker would write to each object, and copy the shared memory
     return prepared

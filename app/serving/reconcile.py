@@ -1,7 +1,7 @@
-"""Determine the desired versions of each model, and what to load, publish and evict to reach this state.
+"""Determine which versions of each model should be served, and which versions to load, publish and evict for this.
 
-To publish a version set means to use it for requests. A version is resident if it stays in memory without requests:
-the active, canary and previous version of each model are resident. All functions are pure.
+To publish a version set means to use it for requests. A resident version stays in memory even without requests. The
+active, canary and previous version of each model are resident. All functions are pure.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def versions_to_load(
 ) -> list[VersionKey]:
     """Return the resident versions that are not in memory and should be loaded now, most important first.
 
-    The most important resident version of each model comes before all other versions. In both groups, the models in
-    ``defaults`` (names) come first. ``loaded`` maps each version in memory to its size in bytes.
+    The list begins with the most important resident version of each model. The other resident versions follow. In both
+    parts, the models in ``defaults`` (names) come first. ``loaded`` maps each version in memory to its size in bytes.
 
     If the memory limit ``max_bytes`` is not 0, a version is loaded only if it is the active version of a default model,
     replaces an active version in memory, or fits beside the versions in memory. ``weights_bytes`` maps each version in
@@ -81,8 +81,8 @@ def sets_to_publish(
 ) -> Iterable[VersionSet]:
     """Yield the version sets that can serve requests now, because no active or canary version in them is ``pending``.
 
-    ``pending`` are the versions that are still to be loaded. A model that was unloaded before is published at once,
-    because until then no version of it answers requests.
+    ``pending`` are the versions that are still to be loaded. If no version of a model answers requests now, because the
+    model was unloaded, its new set is yielded even if a version in it is pending.
     """
     for name, version_set in desired.items():
         current = published.get(name)
@@ -114,14 +114,14 @@ def versions_to_replace(
     is_resident: Callable[[VersionKey], bool],
     now: float,
 ) -> list[LoadedModel]:
-    """Return the versions to evict from memory before a version that a request asks for is loaded.
+    """Return the versions to evict from memory, to make room for a version that a request asks for.
 
-    ``others`` are the versions that may be evicted. Of these, first ``surplus`` versions that are not resident are
-    chosen, and then further ones until the weights have ``surplus_bytes`` bytes in total. The least recently used
-    versions come first. ``now`` is the current time on ``time.monotonic``'s clock.
+    ``others`` are the versions that may be evicted. First, ``surplus`` of them that are not resident are chosen. Then
+    further ones are chosen until the weights of the chosen versions have ``surplus_bytes`` bytes in total. The least
+    recently used versions are chosen first. ``now`` is the current time on ``time.monotonic``'s clock.
 
     Raises:
-        TooManyVersions: one of these versions is in use, or fewer than ``surplus`` can be evicted.
+        TooManyVersions: a chosen version is in use, or fewer than ``surplus`` versions can be evicted.
     """
     models = sorted(others, key=lambda model: model.last_used_at)
     on_demand = [model for model in models if not is_resident((model.card.name, model.card.version))]

@@ -19,8 +19,8 @@ MAX_FAILED_RECOVERIES = 3
 class RecoveryMonitor:
     """Sets ``failure`` when a network has failed to recover ``MAX_FAILED_RECOVERIES`` times and fails on a dummy input.
 
-    The network could compute this dummy input when the version was loaded. If it fails now, the network is broken.
-    Otherwise only the inputs of callers make it fail.
+    The network could compute the dummy input when the version was loaded. If the network fails on the dummy input now,
+    it is broken. Otherwise only the inputs of callers make the network fail.
     """
 
     def __init__(self, models: Callable[[], Sequence[LoadedModel]], executor: Executor) -> None:

@@ -1,7 +1,7 @@
 """Decide for one process which version serves a request and which versions are in memory.
 
-Loading is a reconciler: after each scan of the store, the registry determines the desired versions, loads those that
-are missing, and evicts versions that are not needed any more.
+After each scan of the store, the registry determines the desired versions, loads those that are missing, and evicts
+versions that are not needed any more.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ PARSE_NICENESS = 5  # so that decoding large images and unpacking bodies does no
 class Registry:
     """Resolves requests to model versions and keeps the desired versions in memory.
 
-    The active, canary and previous version of each model stay in memory. Other versions are loaded on demand. A damaged
-    version never keeps others from serving.
+    The active, canary and previous version of each model stay in memory if ``settings.model_bytes`` allows it. Other
+    versions are loaded on demand. A damaged version never keeps other versions from serving.
 
     ``prepared`` are versions that were loaded before this process was forked.
 
@@ -59,7 +59,7 @@ class Registry:
         self.parse_executor = Executor(
             "parse", settings.parse_threads, max_waiting=settings.queue_rows, niceness=PARSE_NICENESS
         )
-        self.load_executor = Executor("load")  # its thread has a low priority after the first load beside requests
+        self.load_executor = Executor("load")  # its thread gets a low priority when it loads while requests are served
         check_store(settings.store)
         self.cache = ModelCache(observers, settings.model_bytes)
         self.loader = Loader(settings, observers, self.executor, self.device, prepared or {})
@@ -82,8 +82,8 @@ class Registry:
     def resolve(self, task: Task[P], model: str | None, request_id: str = "") -> LoadedModel[P]:
         """Return the version that serves a request.
 
-        ``model`` is a name, ``name@version``, or None for the task's default model. While a canary is tested,
-        ``request_id`` decides between it and the active version.
+        ``model`` is a name, ``name@version``, or None for the task's default model. Without a version number,
+        ``request_id`` decides between the active version and the canary, if there is one.
 
         Raises:
             UnknownModel: no such model or version.
@@ -196,7 +196,7 @@ class Registry:
         """Return the content of a picture of a version. ``file`` is one of the names that ``pictures`` returns.
 
         Raises:
-            NotFound: the file was removed.
+            NotFound: the file cannot be read, for example because it was removed.
             TimedOut: the store has not answered within ``request_seconds``.
         """
         path = self.settings.store / card.name / str(card.version) / file
@@ -216,7 +216,7 @@ class Registry:
     def versions(self) -> list[VersionStatus]:
         """Return the state of each version that is served, in memory or failed, or whose model is unloaded.
 
-        The list is sorted by name and number. It contains retired versions only until they are evicted.
+        The list is sorted by name and number. It contains a retired version only while it is in memory or failed.
         """
         reasons = {(failure.name, failure.version): failure.reason for failure in self.failures if failure.version}
         ready = {(model.card.name, model.card.version) for model in self.cache.models()}
@@ -248,7 +248,7 @@ class Registry:
     async def recheck(self, name: str, deadline: float) -> None:
         """Scan the store if another process has loaded or unloaded this model since the last scan.
 
-        The check reads only one small file. A scan reads the whole store, which would delay running texts.
+        The check reads only one small file. A scan reads the whole store, which would delay texts being generated.
 
         Raises:
             TimedOut: the scan has not ended before ``deadline``, in event-loop time.
@@ -261,7 +261,7 @@ class Registry:
             await self.refresh(deadline)
 
     async def refresh(self, deadline: float) -> None:
-        """Scan the store now, and start to load and evict versions accordingly.
+        """Scan the store now, unless polling is off, and start to load and evict versions accordingly.
 
         Raises:
             TimedOut: ``deadline``, in event-loop time, has passed.
@@ -303,7 +303,7 @@ class Registry:
             self._publish()
 
     def _publish(self) -> None:
-        """Use the desired version sets if no load of an active or canary version is pending. Keep the other sets."""
+        """Use the desired version set of each model if ``sets_to_publish`` yields it. Otherwise keep the old set."""
         desired = self._desired()
         for name in self.version_sets.keys() - desired.keys():
             del self.version_sets[name]

@@ -26,7 +26,7 @@ def is_unloaded(folder: Path, name: str) -> bool | None:
 
 @dataclass(frozen=True)
 class VersionFiles:
-    """The files of a version besides its card.
+    """Properties of the files in a version's folder, besides the content of the card.
 
     Attributes:
         changed_ns: modification time of the folder, in ns since the epoch; 0 if it cannot be read.
@@ -42,7 +42,7 @@ class VersionFiles:
     def read(cls, folder: Path, key: VersionKey, known: VersionFiles | None) -> VersionFiles:
         """Read the modification time, the size of the weights, and the names of the pictures.
 
-        The names are copied from ``known`` if the folder has not changed.
+        The names of the pictures are copied from ``known`` if the folder has not changed.
         """
         changed_ns = 0
         with contextlib.suppress(OSError):
@@ -69,9 +69,10 @@ class StoreSnapshot:
     def scan(cls, folder: Path, previous: StoreSnapshot, failed: Mapping[VersionKey, LoadFailure]) -> StoreSnapshot:
         """Read the store. ``previous`` is the last snapshot, and ``failed`` are the versions that could not be loaded.
 
-        Cards in ``previous`` are not read again, because a version never changes. If a folder or rollout file cannot be
-        read, its state in ``previous`` is kept. A failed version is put into ``retry`` if its files have changed,
-        because they may have been copied only in part, or if its ``retry_at`` has passed.
+        Cards in ``previous`` are not read again, because a version never changes. If the folder of a model or a rollout
+        file cannot be read, its content in ``previous`` is kept. A failed version is put into ``retry`` if its files
+        have changed (before, they may have been copied only in part), if its ``retry_at`` has passed, or if its card is
+        not in the store any more.
         """
         snapshot = cls()
         for name in store.model_names(folder):
@@ -115,9 +116,9 @@ class StoreSnapshot:
 def worker_bytes(folder: Path, max_bytes: int = 0) -> int:
     """Estimate the memory of a worker in bytes, without the memory that workers share.
 
-    The estimate is twice the weights of the versions that stay in memory, because some weights are copied when they are
-    prepared for computing, plus 100 MiB that torch needs (measured). ``max_bytes`` limits the weights. 0 means no
-    limit.
+    The estimate is 100 MiB for torch (measured), plus twice the weights of the versions that stay in memory. The factor
+    is 2 because some weights are copied when they are prepared for computing. ``max_bytes`` limits the weights in
+    memory. 0 means no limit.
     """
     weights = 0
     for name, stored in rollout.stored_versions(folder).items():

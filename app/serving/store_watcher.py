@@ -53,7 +53,7 @@ class StoreWatcher:
                 failure.log()
 
     async def is_unloaded(self, name: str) -> bool | None:
-        """Return whether a model is unloaded now, or None if its rollout file is not read within ``CHECK_SECONDS``."""
+        """Return whether a model is unloaded now, or None if its rollout cannot be read in ``CHECK_SECONDS``."""
         try:
             return await self._check_disk.run_within(CHECK_SECONDS, is_unloaded, self._folder, name)
         except TimeoutError:

@@ -21,8 +21,8 @@ class VersionSet:
     name: str
     numbers: tuple[int, ...]  # versions that requests may ask for: not retired, and not known to be damaged
     retired: tuple[int, ...]
-    active: int | None  # serves requests that give no version
-    previous: int | None  # becomes active after a rollback
+    active: int | None  # serves requests without a version number, except the share of the canary
+    previous: int | None  # becomes active after a rollback if there is no canary
     canary: int | None = None
     share: float = 0.0  # of the canary in the requests without a version number, in per cent
     unloaded: tuple[int, ...] = ()  # versions of an unloaded model, served when it is loaded again
@@ -69,7 +69,7 @@ class VersionSet:
     def version_for(self, request_id: str) -> int | None:
         """Return the version that serves a request without a version number, or None if no version is active.
 
-        The same request id always gets the same version.
+        The same request id always gets the same version of a set.
         """
         if self.canary is None:
             return self.active
@@ -81,7 +81,8 @@ class VersionSet:
 def resolve_name(version_sets: Mapping[str, VersionSet], model: str, request_id: str, param: str) -> VersionKey:
     """Return the model name and the version number for ``model``, which is ``name`` or ``name@version``.
 
-    ``request_id`` decides between the active version and the canary. Errors contain ``param``, the name of the field.
+    If ``model`` gives no version, ``request_id`` decides between the active version and the canary. Errors contain
+    ``param``, the name of the field.
 
     Raises:
         UnknownModel: no such model or version.

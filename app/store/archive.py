@@ -1,7 +1,7 @@
 """Export a version as a zip archive of the files in its folder, and import it into another store.
 
-An imported archive may contain only the files that a version has. Links, paths and archives with too many bytes are
-rejected. The version is verified before it becomes visible.
+An imported archive may contain only the files that a version has. Links, entries in folders, and archives with too
+many bytes are rejected. The version is verified before it becomes visible.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from app.store.rollout import RolloutRefused, check_version, shorten, stored_ver
 PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PICTURES = 32
 MAX_CARD_BYTES = 4 * 2**20  # a card with a long vocabulary takes a few thousand bytes
-MAX_DIRECTORY_BYTES = 2**16  # enough for about 40 entries
+MAX_DIRECTORY_BYTES = 2**16  # more than enough for the allowed 34 entries
 END_BYTES, LOCATOR_BYTES, ZIP64_END_BYTES = 22, 20, 56  # the end records of zip and zip64 (APPNOTE.TXT 4.3.14 to 16)
 CHUNK_BYTES = 2**20
 ENCRYPTED = 0x1  # flag bit
@@ -34,7 +34,7 @@ DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.e
 
 
 class BadArchive(StoreError):
-    """The file is not the archive of a version. The message states which entry is wrong."""
+    """The file is not the archive of a version. The message states what is wrong."""
 
 
 class _Sink:
@@ -126,7 +126,7 @@ def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> No
         return  # not a zip archive; ``zipfile`` raises an error when it opens the file
     sizes = list(struct.unpack_from("<I", tail, end + 12))
     locator = end - LOCATOR_BYTES
-    if tail[max(0, locator) : end].startswith(b"PK\6\7"):  # zip64: the end record is before the locator or elsewhere
+    if tail[max(0, locator) : end].startswith(b"PK\6\7"):  # zip64: its record is before the locator or at its offset
         sizes = []
         (offset,) = struct.unpack_from("<Q", tail, locator + 8)
         file.seek(min(offset, length))

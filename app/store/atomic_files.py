@@ -1,4 +1,4 @@
-"""Change files and folders atomically: a killed process leaves the old or the new content, never a part of it."""
+"""Change files and folders atomically. If the process is killed, the old or the new content remains, never a mix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SCRATCH = ".publish-"  # prefix of scratch folders; readers skip names that begin with a dot
-LEFT_OVER = 60.0  # an unlocked scratch folder is stale after this many seconds; a new one is not locked at once
+LEFT_OVER = 60.0  # an unlocked scratch folder older than this many seconds is stale; a new one is unlocked for a moment
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def file_lock(folder: Path, wait: bool = True) -> Iterator[None]:
 def scratch_folder(store: Path) -> Iterator[Path]:
     """Make a folder in the store that readers ignore, and remove it afterwards.
 
-    Also remove scratch folders of killed processes. They are recognised because they are not locked any more.
+    Also remove the scratch folders that killed processes have left. These folders are not locked any more.
     """
     for stale in store.glob(f"{SCRATCH}*"):
         with contextlib.suppress(OSError):
@@ -71,7 +71,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to the disk, so that a later rename cannot become durable before its content."""
+    """Flush a file or folder to the disk. Otherwise a later rename might reach the disk before the content does."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -21,7 +21,7 @@ UNKNOWN_CHARACTER = "<unk>"
 
 
 class StoreError(Exception):
-    """A version or file of the store is invalid. The message states the file, key, value and expected value."""
+    """A version or file of the store is invalid. The message states the place and the problem."""
 
 
 class StrictModel(BaseModel):
@@ -63,7 +63,7 @@ class TensorSpec(StrictModel):
 class Metric(StrictModel):
     """A measured value on a ``split`` of the data. ``decimals`` is the number of its decimal places.
 
-    A new measurement may differ by one in the last decimal place.
+    A new measurement that differs by at most one in the last decimal place confirms the value.
     """
 
     value: Annotated[float, Field(strict=False)]
@@ -111,7 +111,7 @@ class KnownCovariates(StrictModel):
 
     If there is a ``calendar``, the service itself computes the last column: the number of holidays in each time step.
     ``proportional`` says whether effects are relative to the usual value at the same position in the season. Otherwise
-    they are relative to the mean value.
+    they are relative to the mean absolute value of the series.
     """
 
     columns: Annotated[list[KnownColumn], Field(min_length=1)]
@@ -147,7 +147,8 @@ class Card(StrictModel):
     """The content of ``card.json``: everything needed to use the weights, and how they were trained.
 
     ``kind`` is the key of the network in ``KINDS``. ``command`` is the command that trained or imported the network.
-    Only imported networks have ``licence`` and ``source``.
+    ``licence`` and ``source`` are given for an imported network, and for a network whose training started with
+    pretrained weights from outside this project.
     """
 
     name: ModelName

@@ -83,7 +83,7 @@ def size(folder: Path, name: str, number: int) -> int:
 
 
 def verify(folder: Path) -> Iterator[dict[str, Any]]:
-    """Check every file and version of the store. Yields one row for each; ``problem`` is empty if it is valid."""
+    """Check the defaults, rollouts and versions in the store. Yields a row for each; ``problem`` is empty if valid."""
     yield _check("defaults.json", lambda: store.read_defaults(folder))
     for name, numbers in stored_versions(folder).items():
         yield _check(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))
@@ -103,7 +103,7 @@ COMPARED_KEYS = ("task", "kind", "title", "created", "seed", "command", "commit"
 
 
 def diff(folder: Path, name: str, first: int, second: int) -> list[dict[str, Any]]:
-    """Compare two versions. Returns one row for each metric, size, data set and key, even if both values are equal.
+    """Compare two versions. Returns a row for each metric, size, data set and other property, even if both are equal.
 
     Raises VersionNotFound, and StoreError for an invalid version.
     """

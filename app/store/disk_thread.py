@@ -14,10 +14,10 @@ R = TypeVar("R")
 
 
 class DiskThread:
-    """Runs functions that access files one after the other, on a separate thread.
+    """Runs functions that access files, one at a time, on a separate thread.
 
     A file system that does not answer, such as a network volume, blocks only this thread. Neither the event loop nor
-    the exit of the process waits for the thread. It starts when there is a job, and ends when no more jobs wait.
+    the exit of the process waits for the thread. The thread starts when there is a job, and ends when no jobs wait.
     """
 
     def __init__(self, name: str) -> None:
@@ -65,7 +65,7 @@ class DiskThread:
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
-    if future.done():  # its caller has left
+    if future.done():  # the caller does not wait any more
         return
     if error:
         future.set_exception(error)

@@ -5,7 +5,7 @@ replaced by one rename, so every process sees either the old or the new rollout.
 
     active      the version that serves requests without a version number; null means the newest valid version that is
                 not retired
-    previous    the version that was active before; ``rollback`` activates it
+    previous    the version that was active before; ``rollback`` activates it if there is no canary
     canary      a version that serves a share of the requests without a version number, in per cent
     retired     versions that are not served any more, even to requests with their number; their files stay
     unloaded    true if no version is served until the model is loaded or a version is activated
@@ -71,8 +71,8 @@ class Rollout(StrictModel):
     def previous_versions(self, active: int | None, numbers: Iterable[int]) -> list[int]:
         """Return the versions that ``rollback`` may activate, best first.
 
-        If ``active.json`` gives the number of the active version, this is only the previous version. Otherwise, these
-        are all versions older than ``active`` that are not retired.
+        If ``active.json`` gives the number of the active version, this is at most one version: ``previous``. Otherwise,
+        these are all versions older than ``active`` that are not retired.
         """
         if self.active is not None:
             return [] if self.previous is None else [self.previous]
@@ -159,7 +159,8 @@ def activate(models: Path, name: str, version: int | Literal["newest"], share: f
 
     Raises:
         VersionNotFound: the model or the version does not exist.
-        RolloutRefused: the version is retired, or the share is wrong.
+        RolloutRefused: the version is retired, the share is out of range, or "newest" or the active version should
+            become the canary.
         StoreError: the version is invalid.
     """
     if not 0 < share <= 100:
@@ -190,7 +191,7 @@ def rollback(models: Path, name: str) -> Rollout:
 
     While ``active`` is null, the previous version is the newest valid version that is older than the active one. After
     a rollback to the previous version, a second rollback undoes the first. Raises VersionNotFound, and RolloutRefused
-    if there is no previous version.
+    if there is no valid previous version.
     """
     return _change(models, name, "rollback", lambda old: _rolled_back(models, name, old))
 

@@ -42,7 +42,7 @@ DTYPES = (
     torch.uint8,
     torch.bool,
 )
-REPEATED = ("layers", "members")  # sizes that are a number of modules, each of which has its own weights
+REPEATED = ("layers", "members")  # sizes that count modules; each module has its own weights
 PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 
 
@@ -62,7 +62,10 @@ class SkipInit(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Version:
-    """A verified version: its card is valid, and its weights are finite and have the hash on the card."""
+    """A verified version. Its card is valid, and its weights have the hash on the card.
+
+    The weights are finite, except those of imported networks, which may contain infinity and NaN.
+    """
 
     folder: Path
     card: Card
@@ -77,7 +80,7 @@ class Version:
         """Return the network with its weights, in evaluation mode.
 
         Raises:
-            StoreError: the kind is unknown, or the weights do not fit the sizes.
+            StoreError: the kind is unknown, the card has another task, or the weights do not fit the sizes.
         """
         card = self.card
         if card.kind not in KINDS:
@@ -96,7 +99,7 @@ class Version:
                 expected = {
                     key: tuple(tensor.shape) for key, tensor in build(card.kind, card.sizes).state_dict().items()
                 }
-        except Exception as error:  # torch and Python raise many classes for wrong sizes
+        except Exception as error:  # torch and Python raise exceptions of many classes for wrong sizes
             raise StoreError(f"{self.label}/{CARD}: sizes {card.sizes} do not make a {card.kind}: {error}") from error
         actual = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
         for key in sorted(expected.keys() | actual.keys()):
@@ -122,7 +125,7 @@ class Version:
 
 
 def model_names(store: Path) -> list[str]:
-    """Return the names of all folders in the store, sorted. Their content is not checked."""
+    """Return the sorted names of all folders in the store, except hidden ones. Their content is not checked."""
     return sorted(path.name for path in store.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
@@ -218,7 +221,7 @@ def publish(
 ) -> Version:
     """Publish the next version of the model ``card["name"]`` and return it.
 
-    The model becomes the default model of its task if the task has no default yet; ``infer`` never has one.
+    The model becomes the default model of its task if the task has none yet. The task ``infer`` never has a default.
 
     Args:
         card: all keys of Card except ``version`` and ``weights_sha256``.
@@ -255,9 +258,9 @@ def card_text(content: Mapping[str, Any]) -> bytes:
 def place(store: Path, folder: Path) -> bool:
     """Verify a version in a scratch folder ``.../name/number`` and move it into the store by one rename.
 
-    The model becomes the default model of its task if the task has no default yet; ``infer`` never has one. Returns
-    False if a version with this number has been published in the meantime, otherwise True. Raises StoreError for an
-    invalid version.
+    The model becomes the default model of its task if the task has none yet. The task ``infer`` never has a default.
+    Returns False if a version with this number has been published in the meantime, otherwise True. Raises StoreError
+    for an invalid version.
     """
     name, number = folder.parent.name, folder.name
     version = read_version(folder.parent.parent, name, int(number))
@@ -287,7 +290,7 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def encode_weights(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return the content of the weights file that would be published."""
+    """Return the content of a weights file with these tensors."""
     return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
 
 

@@ -1,8 +1,8 @@
 """The tasks of the service, such as classifying images, and the predictors that run networks for them.
 
 A predictor turns the input of a request into tensors, and the output of a network into results. ``TASKS`` lists all
-tasks. The API, the deployments and the trainings read this table instead of keeping lists of their own. ``KINDS`` in
-``app.networks`` assigns each kind of network to a task.
+tasks. The API, the deployments and the training programs read this table instead of keeping separate lists. ``KINDS``
+in ``app.networks`` assigns each kind of network to a task.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Predictor(Protocol):
         """Compute a batch of ``rows`` dummy rows."""
 
     def warm_up(self, rows: int) -> None:
-        """Choose the precision, and measure the duration of batches of 1 to ``rows`` rows."""
+        """Measure the duration of batches of 1 to ``rows`` rows. Some predictors first choose the precision."""
 
 
 class BatchPredictor(Predictor, Protocol):
@@ -76,7 +76,7 @@ class SplittingPredictor(BatchPredictor, Protocol):
 
 
 class TextPredictor(Predictor, Protocol):
-    """A predictor that ``TextEngine`` runs. One call of ``step`` adds one token to each text."""
+    """A predictor that ``TextEngine`` runs. Repeated calls of ``step`` generate texts token by token."""
 
     max_prompt_seconds: float  # limit of the time to read a prompt; infinite by default
 
@@ -84,7 +84,7 @@ class TextPredictor(Predictor, Protocol):
         """Add one token to each text whose prompt has been read, and read the next part of all other prompts."""
 
     def dummy_texts(self, rows: int, characters: int) -> Sequence[Any]:
-        """Return ``rows`` dummy texts of ``characters`` characters each for ``step``."""
+        """Return ``rows`` dummy texts for ``step``, each of which takes ``characters`` steps."""
 
 
 P = TypeVar("P", bound=Predictor)
@@ -96,7 +96,7 @@ class Task(Generic[P]):
 
     Attributes:
         name: the value of ``task`` on model cards.
-        predictor: function that makes the predictor of a version: ``predictor(version, device, **options)``.
+        predictor: function ``(version, device, **options)`` that returns the predictor of a version.
         engine: "batch" for a ``BatchPredictor``, "text" for a ``TextPredictor``.
         unit: the unit of the throughput on a card, such as "image".
         paths: the HTTP paths that serve only this task.
@@ -118,7 +118,7 @@ class Task(Generic[P]):
         """Return the predictor of a version.
 
         For an imported network, ``options`` are ignored. Its predictor has the same methods as the other predictors of
-        the task.
+        the task, except ``explain``.
         """
         if is_imported(version.card.kind):
             return cast(P, IMPORTED[self.name](version, device))

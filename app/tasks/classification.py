@@ -59,7 +59,7 @@ class ImageClassifier(ImageDecoder):
         """Return the probabilities [classes] of each image, and a heat map [h, w], 0 to 1, for its most likely class.
 
         The heat map is computed by Grad-CAM (Selvaraju et al. 2017). It is the positive part of the sum of the feature
-        maps, each weighted by the mean gradient of the score of the class.
+        maps, each weighted by the mean gradient of the score of the class. Its maximum is scaled to 1.
         """
         pixels = torch.stack(list(items)).to(self.device)
         with torch.no_grad():

@@ -15,7 +15,7 @@ import numpy as np
 from app.errors import BadValue, quote_value
 from app.store import HolidayCalendar, KnownCovariates
 
-PRIOR_VALUES = 10  # weight of the coefficients found in training, as a number of values of a series
+PRIOR_VALUES = 10  # weight of the coefficients found in training: they count as much as this many values of a series
 PROFILE_SEASONS = 8  # number of seasons that are averaged to get the usual values of a season
 MAX_DEVIATION = 100.0  # standard deviations of a covariate; larger deviations are clipped
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 7 * 86400}  # seconds
@@ -24,11 +24,12 @@ Array = np.ndarray
 
 
 def differences(values: Array, inputs: Array, season: int, known: KnownCovariates) -> tuple[Array, Array, Array]:
-    """Return the parts of the regression of values [T] on inputs [T + ahead, K].
+    """Return the arrays for the regression of values [T] on inputs [T + ahead, K].
 
-    The parts are the regressors [T + ahead, K], and the seasonal differences of the regressors [D, K] and of the values
-    [D], which have no level and no season. A regressor is a standardised covariate. If ``known.proportional``, it is
-    multiplied by the usual value at its position in the season. The values are divided by their mean absolute value.
+    They are the regressors [T + ahead, K], and the changes of the regressors [T - season, K] and of the values
+    [T - season] from one season to the next. A regressor is a standardised covariate. If ``known.proportional`` is
+    true, it is multiplied by the usual absolute value at its position in the season. The values are divided by their
+    mean absolute value.
     """
     count = len(values)
     largest = np.abs(values).max() or 1.0  # scale first, so that no sum overflows
@@ -50,7 +51,7 @@ def covariate_effect(values: Array, inputs: Array, season: int, known: KnownCova
     """Return the effect [T + ahead] of covariates [T + ahead, K] on values [T] and on the steps after them.
 
     The coefficients are fitted to the values by ridge regression, which pulls them towards the coefficients found in
-    training with the weight PRIOR_VALUES. A covariate that is constant within the values therefore has an effect, too.
+    training with the weight PRIOR_VALUES. Even a covariate that is constant within the values therefore has an effect.
     """
     effects, inputs_change, change = differences(values, inputs, season, known)
     prior = np.array([column.coefficient for column in known.columns])
@@ -124,7 +125,7 @@ def read_covariates(
         name: name of the model in error messages.
         known: the covariates that the model needs, or None if it takes none.
         covariates: for each column, a list of values or, if ``many``, a list of such lists, one for each series.
-        start: time of the first value: one time for all series, or a list with one time for each series.
+        start: time of the first value of all series, or a list with one such time for each series.
         lengths: number of values of each series.
         horizon: steps to forecast.
         many: whether the request has a list of series.

@@ -1,6 +1,6 @@
 """Forecasting: compute forecasts and prediction intervals of series of numbers.
 
-``GlobalForecaster`` forecasts any series. ``WindowForecaster`` forecasts one kind, with the workshop's network.
+``GlobalForecaster`` forecasts any series. ``WindowForecaster`` runs ``SeriesLSTM``, which is for one kind of series.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ NORMAL_SCORES = np.array([-1.0, 0.0, 1.0])
 class QuantileForecast:
     """A forecast on the scale of its series: mean [horizon], median [horizon], and quantiles [horizon, Q].
 
-    ``scores`` [Q] are the distances of the quantiles from the median in standard deviations, if errors were normal.
-    They ascend, and one is 0. ``non_negative`` means that no value is negative, ``integer`` that all are integers.
+    ``scores`` [Q] are the quantiles of the standard normal distribution at the same levels. They ascend, and one is 0.
+    ``non_negative`` means that the bounds of intervals are at least 0, ``integer`` that they are rounded to integers.
     """
 
     mean: np.ndarray
@@ -84,11 +84,11 @@ def like_series(x: np.ndarray, non_negative: bool, integer: bool = False) -> np.
 
 @dataclass(frozen=True)
 class SeriesWindow:
-    """A parsed series: its last values [context], NaN before the first one, its season, and the steps to forecast.
+    """A parsed series: its last values [context] with NaN before the first, its season, and the steps to forecast.
 
-    ``gap`` is the number of missing values at the end. ``horizon`` includes them, but the result does not. ``added``
-    [horizon - gap] is the yearly pattern plus the effect of covariates. It is added to the forecast, which is then made
-    ``non_negative`` or ``integer``.
+    ``gap`` is the number of missing values at the end, limited to MAX_GAP. ``horizon`` includes the gap, which the
+    result omits. ``added`` [horizon - gap] is the yearly pattern plus the effect of covariates. It is added to the
+    forecast, which is then made ``non_negative`` or ``integer``.
     """
 
     values: np.ndarray
@@ -139,9 +139,9 @@ def read_window(
 ) -> SeriesWindow:
     """Prepare the last ``context`` values of a series for a network that forecasts any series.
 
-    Missing values are filled, missing values at the end are forecast, and extreme outliers count as missing. If a
-    series is not longer than its season, the season is ignored. Only the last ``MAX_READ`` values are used, unless all
-    of them are missing.
+    Missing values at the end are forecast, and those between known values are filled. Extreme outliers count as missing.
+    If a series is not longer than its season, the season is ignored. Only the last ``MAX_READ`` values are used, unless
+    all of them are missing.
 
     Args:
         values: None marks a missing value.
@@ -291,9 +291,9 @@ class ScaledSeries:
 
 
 class WindowForecaster:
-    """Predictor for the workshop's series LSTM.
+    """Predictor for ``SeriesLSTM``.
 
-    ``residuals`` are the measured standard deviations of its errors for each step ahead, divided by the scale.
+    ``residuals`` are the measured standard deviations of the forecast errors for each step ahead, divided by the scale.
     """
 
     def __init__(self, version: Version, device: torch.device) -> None:
@@ -335,7 +335,7 @@ class WindowForecaster:
         return float(unit.mean() * largest), float(unit.std(ddof=1) * largest)
 
     def predict(self, items: Sequence[ScaledSeries]) -> list[np.ndarray]:
-        """Return the forecast [horizon] of each item. It is both mean and median, as errors are symmetric."""
+        """Return the forecast [horizon] of each item. It is mean and median, as errors are assumed symmetric."""
         with torch.inference_mode():
             location = np.array([item.location for item in items])
             scale = np.array([item.scale for item in items])

@@ -77,7 +77,7 @@ class ImageDecoder:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         except MemoryError:
             raise
-        except Exception as error:  # Pillow raises many classes for damaged files
+        except Exception as error:  # Pillow raises exceptions of many classes for damaged files
             raise NotAnImage(f"{param}: its {len(content):,} bytes are not an image; {allowed}", param) from error
         width, height = image.size
         if width * height > max_pixels:
@@ -170,14 +170,14 @@ def _scans(content: bytes) -> int:
 
 
 def _tile(image: Image.Image) -> int:
-    """Return the number of pixels in each tile of a TIFF, which is decoded as a whole; 0 if it has no tiles."""
+    """Return the number of pixels in a tile of a TIFF; 0 if there are no tiles. Each tile is decoded as a whole."""
     tags = getattr(image, "tag_v2", {})
     sides = [tags.get(tag) for tag in TILE]
     return math.prod(side for side in sides if isinstance(side, int)) if all(sides) else 0
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return the operation that turns a decoded image upright, or None if there is none.
+    """Return the operation that turns a decoded image upright, or None if it is upright already.
 
     Only the EXIF tag of the orientation is read, because other tags may be damaged.
     """
@@ -196,7 +196,10 @@ def _factor(image: Image.Image) -> float | None:
 
 
 def _in_bytes(image: Image.Image, factor: float) -> Image.Image:
-    """Convert an image to 8 bits per channel, in bands, because intermediate values take four times the memory."""
+    """Convert an image to 8 bits per channel by multiplying it by ``factor``.
+
+    The work is done in bands, because intermediate values take four times the memory of the result.
+    """
     shades = np.asarray(image)
     result = np.empty(shades.shape, np.uint8)
     rows = max(1, BAND // max(1, shades.shape[1]))
@@ -209,7 +212,7 @@ def _in_bytes(image: Image.Image, factor: float) -> Image.Image:
 def overlay_heat_map(image: Image.Image, heat: np.ndarray) -> bytes:
     """Return a PNG file that shows a heat map [h, w], 0 to 1, over an opened image, which is turned upright.
 
-    The file has the size of the image. Working in bands takes the memory of two images instead of four.
+    The picture has as many pixels as the image. Working in bands takes the memory of two images instead of four.
     """
     image.load()
     turn = _turn(image)

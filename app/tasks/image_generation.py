@@ -75,7 +75,7 @@ class ImageSampler:
         return np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
 
     def names(self, item: LatentBatch) -> list[str | None]:
-        """Return the label of each image."""
+        """Return the label of each image, or None for each image if there are no labels."""
         return [None] * len(item) if item.classes is None else [self.labels[index] for index in item.classes]
 
     def walk(self, count: int, label: str | None, seed: int, walk_to: int) -> LatentBatch:

@@ -1,4 +1,4 @@
-"""A model of the time that a batch takes, which is measured when a version is loaded."""
+"""A model of the time that a batch takes. It is fitted to measurements when a version is loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LatencyModel:
 
     @classmethod
     def measure(cls, compute: Callable[[int], object], rows: int) -> LatencyModel:
-        """Warm up with batches of 1, 2, 4 ... ``rows`` rows, and fit the model to the smallest and the largest."""
+        """Warm up with batches of 1, 2, 4 ... ``rows`` rows, and fit the model to the first and the last batch size."""
         sizes = [1]
         while sizes[-1] < rows:
             sizes.append(min(2 * sizes[-1], rows))

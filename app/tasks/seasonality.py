@@ -6,8 +6,8 @@ import numpy as np
 
 SEASONS = (4, 7, 12, 24, 52, 168)  # quarters, days of a week, months, hours of a day, weeks, hours of a week
 MAX_VALUES = 1344  # only this many values at the end of a series are analysed: eight weeks of hours
-DIVISOR_RATIO = 0.7  # a divisor of the best season is preferred if it has this share of its strength
-CONSTANT, STRAIGHT = 1e-13, 1e-9  # spreads of rounding errors, relative to the largest value and to the spread
+DIVISOR_RATIO = 0.7  # a divisor of the best season is preferred if its strength is at least this share of the best
+CONSTANT, STRAIGHT = 1e-13, 1e-9  # rounding errors: largest relative spread of a constant series and of a line
 # Thresholds of the autocorrelation in standard deviations (one-sided tests). They are low, because to miss a season
 # harms a forecast more than to assume a wrong one.
 SIGNIFICANCE, UNUSUAL_SIGNIFICANCE = 1.0, 1.645
@@ -60,7 +60,7 @@ def _autocorrelation(x: np.ndarray) -> np.ndarray:
 def _peaks(correlation: np.ndarray) -> list[int]:
     """Return the lags of local maxima of the autocorrelation that are not close to a season in ``SEASONS``.
 
-    Only lags of which the series contains at least three are returned.
+    Lags above ``MAX_SEASON`` or above a third of the length of the series are left out.
     """
     count = len(correlation)
     unbiased = correlation * count / (count - np.arange(count))
@@ -70,7 +70,10 @@ def _peaks(correlation: np.ndarray) -> list[int]:
 
 
 def _strength(correlation: np.ndarray, season: int, usual: bool = True) -> float:
-    """Return the unbiased autocorrelation at a season; 0 if it is not significant or not prominent enough."""
+    """Return the unbiased autocorrelation at a season; 0 if it is not significant, prominent or strong enough.
+
+    ``usual`` says whether the season is in ``SEASONS``. Other seasons have stricter thresholds.
+    """
     count = len(correlation)
     before = np.square(correlation[1:season]).sum()
     significance = SIGNIFICANCE if usual else UNUSUAL_SIGNIFICANCE
@@ -89,8 +92,8 @@ def _strength(correlation: np.ndarray, season: int, usual: bool = True) -> float
 def fill_missing(values: np.ndarray, season: int) -> np.ndarray:
     """Replace NaN in values [T].
 
-    If ``season`` is 1, missing values are interpolated linearly. Otherwise they are interpolated after the usual
-    deviation at each position of the season has been subtracted, and the deviation is then added.
+    If ``season`` is 1, missing values are interpolated linearly. Otherwise, the usual deviation from the
+    moving average at each position of the season is subtracted before the interpolation, and added afterwards.
     """
     known = np.flatnonzero(~np.isnan(values))
     positions = np.arange(len(values))
@@ -106,7 +109,7 @@ def fill_missing(values: np.ndarray, season: int) -> np.ndarray:
 def yearly_pattern(values: np.ndarray, year: float, ahead: int) -> np.ndarray:
     """Return the yearly pattern [T + ahead] of values [T] and of the steps after them. A year has ``year`` values.
 
-    It is a Fourier series with YEAR_HARMONICS terms, fitted together with a linear trend (Harvey and Shephard 1993).
+    It is a Fourier series with YEAR_HARMONICS harmonics, fitted along with a linear trend (Harvey and Shephard 1993).
     """
     steps = np.arange(len(values) + ahead)
     angles = 2 * np.pi * np.outer(steps, np.arange(1, YEAR_HARMONICS + 1)) / year

@@ -1,4 +1,4 @@
-"""Measure the speed of a predictor on one thread, which is the field ``speed`` of a model card."""
+"""Measure the speed of a predictor on one thread, for the field ``speed`` of a model card."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def median_seconds(compute: Callable[[], Any]) -> float:
 
 
 def round_figure(value: float) -> float:
-    """Round to three significant digits, because repeated measurements differ by more than that."""
+    """Round to three significant digits, because further digits differ from measurement to measurement."""
     return float(f"{value:.3g}")

@@ -20,7 +20,7 @@ from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOpti
 
 PREFILL_SECONDS = 0.002  # longest prefill in a step, so that other texts do not wait long
 PREFILL_SHARE = 1.0  # longest prefill while texts are generated, relative to the time of their step
-MAX_PREFILL = 256  # characters of a prompt that are read in a step
+MAX_PREFILL = 256  # largest number of characters of a prompt that are read in a step
 BLOCK_SIZES = (2, 3, 5, 7, 12, 32)  # numbers of characters read at once that ``warm_up`` tries
 UNIFORMS_AHEAD = 64  # steps for which a batch holds random numbers
 
@@ -30,7 +30,8 @@ class Prompt:
     """A prompt. If several texts continue it, the network reads it only once.
 
     ``characters`` [T] are indices. ``state`` is the network's state after the first ``read`` characters. The last
-    character is read in the first step of each text. ``log_probs`` records all characters except the first.
+    character is read in the first step of each text. ``log_probs`` records the log-probabilities of all characters
+    except the first.
     """
 
     characters: np.ndarray
@@ -239,7 +240,7 @@ class TextGenerator:
                 self._decode(decoding, [prompt for prompt in prompts if prompt.unread])
 
     def _prefill(self, prompts: list[Prompt], seconds: float) -> None:
-        """Read the same number of characters of each prompt, limited by the time and by the shortest prompt."""
+        """Read the same number of characters of each prompt, limited by the time and by the shortest unread part."""
         recording = any(prompt.log_probs for prompt in prompts)
         if self.reads_many:
             max_count = self.prefill_latency.rows_within(seconds) // len(prompts)
@@ -308,7 +309,7 @@ class TextGenerator:
             options.apply(logits)
         sampled = batch.sampler(logits, batch.uniforms[batch.steps_done])
         prompt_log_probs = self._prompt_log_probs(prompts, hidden[count:]) if prompts else None
-        # No text has changed up to here, so a step that failed can be repeated.
+        # No text has changed up to here, so a step that fails before this line can be repeated.
         if options:
             options.record(sampled, log_probs)
         if prompts:

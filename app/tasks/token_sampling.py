@@ -55,8 +55,9 @@ class Sampler:
 class LogProbs:
     """Recorded log-probabilities of the tokens of one text, and of the ``top`` most likely tokens at each position.
 
-    They are those of the network, before temperature, bias and penalties. ``<unk>`` is never generated, so its
-    probability is 0, and the other probabilities sum to 1. At least the first ``max_tokens`` tokens are recorded.
+    The log-probabilities are those of the network, before temperature, bias and penalties. ``<unk>`` is never
+    generated, so its probability is 0, and the other probabilities sum to 1. Only the first ``max_tokens`` tokens are
+    recorded.
     """
 
     top: int
@@ -81,8 +82,8 @@ class LogProbs:
 class SamplingOptions:
     """Options that few texts use: bias, penalties and log-probabilities.
 
-    ``bias`` [V] is added to the logits. ``presence`` is subtracted once for each token that the text already contains,
-    ``frequency`` once for each of its occurrences (OpenAI's definitions).
+    ``bias`` [V] is added to the logits. From the logit of each token that was generated before, ``presence`` is
+    subtracted once, and ``frequency`` once for each time the token was generated (OpenAI's definitions).
     """
 
     bias: np.ndarray
@@ -101,7 +102,7 @@ class HasOptions(Protocol):
 
 
 class OptionRows:
-    """The options of the M texts that have any, in a batch of N texts. No row depends on another row."""
+    """The options of the M texts that have options, in a batch of N texts. No row depends on another row."""
 
     def __init__(self, texts: Sequence[HasOptions]) -> None:
         pairs = [(row, text.options) for row, text in enumerate(texts) if text.options]

@@ -1,4 +1,4 @@
-"""What all imported networks share: their signature, and the interface through which the tasks run them."""
+"""The signature of imported networks, and the interface through which the tasks run them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ImportedSizes:
             ``2*name``, or ``?`` if any size is allowed.
         ranges: the smallest and the largest value of each variable size.
         batched: whether the first dimension of all inputs and outputs counts rows that do not affect each other.
-        max_rows: number of rows of the largest batch that fits into the memory limit set at the import.
+        max_rows: largest number of rows in one run. For an exported program, a run of this size fits into memory.
         options: settings that tell the task how to use the network, such as the names of its tensors.
     """
 
@@ -55,7 +55,7 @@ class ImportedSizes:
         return shapes
 
     def problem(self, shapes: Mapping[str, Sequence[int]]) -> tuple[str, str] | None:
-        """Return the name of the first input with a wrong shape, and a text that says what is expected; else None."""
+        """Return the first input with a wrong shape and a text that says what is expected; None if all shapes fit."""
         sizes: dict[str, int] = {}
         for name, expected in self.inputs.items():
             shape = shapes[name]
@@ -89,7 +89,7 @@ class ImportedNetwork(Protocol):
         """Move the network to a device."""
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Return the outputs by name. Raises RuntimeError, ValueError or IndexError if the inputs are unsuitable."""
+        """Return the outputs by name. Raises RuntimeError, ValueError, IndexError or TypeError for unsuitable inputs."""
 
     def versions(self) -> list[int]:
         """Return numbers that change when the network changes its own weights."""

@@ -12,10 +12,10 @@ A graph is a JSON object:
     nodes    list of {"op": "aten.linear.default", "args": [...], "kwargs": {...}, "outputs": "linear"}
     outputs  list of [name of the output, value]
 
-``outputs`` of a node is the name of its result. If it has several results, ``outputs`` is a list of their names, with
-null for an unused result, and a nested list for a result that is a list. An argument is a JSON value, or one of the
-objects ``{"value": name}``, ``{"dtype": "float32"}``, ``{"memory_format": "channels_last"}`` and ``{"device": ""}``,
-which is the device of the program.
+``outputs`` of a node is the name of its result. If the node has several results, ``outputs`` is a list of their names,
+with null for an unused result, and a nested list for a result that is a list. An argument is a JSON value, or one of
+the objects ``{"value": name}``, ``{"dtype": "float32"}``, ``{"memory_format": "channels_last"}`` and
+``{"device": ""}``. The last one stands for the device of the program.
 """
 
 from __future__ import annotations

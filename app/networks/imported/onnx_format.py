@@ -1,4 +1,4 @@
-"""Check an ONNX file before ``onnxruntime`` reads it, by parsing the wire format of protocol buffers (onnx.proto).
+"""Check an ONNX file before ``onnxruntime`` reads it. The check parses the file as a protocol buffer (onnx.proto).
 
 The check rejects custom operators, loops, sparse tensors, tensors that claim more values than the file holds, and
 external data outside the folder of the model. onnxruntime would read external data from any path, or even from an
@@ -22,7 +22,7 @@ DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 LOOPS = ("Loop",)  # a Loop may run forever; a Scan ends, because its input has a fixed size
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}){0,4}")
 MAX_DEPTH = 32  # largest nesting depth of graphs
-VALUES_PER_BYTE = 4  # at most; reached by types with 2 bits
+VALUES_PER_BYTE = 4  # largest number of values in a byte, reached by types with 2 bits
 
 Field = tuple[int, int | memoryview]
 

@@ -78,7 +78,7 @@ class OnnxNetwork:
             self._session = runtime.InferenceSession(
                 self._tensors[MODEL].numpy().tobytes(), options, providers=providers
             )
-        except Exception as error:  # onnxruntime raises a different class for each status
+        except Exception as error:  # onnxruntime raises exceptions of a different class for each status
             raise ValueError(f"onnxruntime cannot read the model: {str(error)[:300]}") from error
         self.inputs = [each.name for each in self._session.get_inputs()]
         self.outputs = {each.name: each for each in self._session.get_outputs()}
@@ -98,7 +98,7 @@ class OnnxNetwork:
         """Return the outputs by name. Raises RuntimeError for inputs that the model cannot read."""
         try:
             results = self._session.run(None, dict(inputs))
-        except Exception as error:  # a different class for each status
+        except Exception as error:  # onnxruntime raises exceptions of many classes
             message = str(error).rpartition("Status Message: ")[2]
             raise RuntimeError("it needs too much memory" if OUT_OF_ARENA in message else message) from error
         return dict(zip(self.outputs, results, strict=True))

@@ -111,7 +111,7 @@ class ImportedForecaster(TaskPredictor):
     ) -> ImportedWindow:
         """Prepare a series for ``predict``.
 
-        Missing values (None) are interpolated linearly. With the option ``seasons``, ``read_window`` fills them.
+        Missing values (None) are interpolated linearly or, with the option ``seasons``, filled by ``read_window``.
 
         Raises:
             BadValue: the series is too short or has no value, the horizon is too long, or the network does not take

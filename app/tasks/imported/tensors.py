@@ -14,7 +14,7 @@ from app.networks.imported import Arrays, ImportedNetwork, ImportedSizes
 from app.store import CARD, StoreError, TensorSpec, Version
 from app.tasks.latency_model import LatencyModel
 
-DUMMY_SIZE = 16  # of a variable dimension, in batches that are only run to measure the time
+DUMMY_SIZE = 16  # size of a variable dimension, in batches that are only run to measure the time
 INPUT_ERRORS = (ValueError, IndexError, RuntimeError, TypeError)  # raised by a network that cannot read its input
 
 
@@ -57,7 +57,9 @@ class TensorPredictor:
         return TensorRows(ordered, len(next(iter(ordered.values()))) if self.sizes.batched else 1)
 
     def predict(self, items: Sequence[TensorRows]) -> list[dict[str, np.ndarray]]:
-        """Return the outputs of each item. Items with equal shapes are batched, if the network has a batch dimension.
+        """Return the outputs of each item.
+
+        If the network has a batch dimension, items are batched if only their numbers of rows differ.
 
         Raises:
             BadValue: the network cannot read an input.
@@ -85,7 +87,7 @@ class TensorPredictor:
         ]
 
     def run_rows(self, inputs: Arrays, rows: int) -> dict[str, np.ndarray]:
-        """Compute ``rows`` rows in batches that fit into memory. Raises BadValue if the network cannot read them."""
+        """Run all ``rows`` rows, in batches that fit into memory. Raises BadValue if the network cannot read them."""
         step = self.sizes.max_rows
         if rows <= step:
             return self._run(inputs)
@@ -202,7 +204,7 @@ class TaskPredictor(TensorPredictor):
         return [next(results[isinstance(item, TensorRows)]) for item in items]
 
     def predict_task(self, items: Sequence[Any]) -> Sequence[Any]:
-        """Return the result of the task for each item, which is never ``TensorRows``."""
+        """Return the result of the task for each item. No item is ``TensorRows``."""
         raise NotImplementedError
 
     def rows(self, item: Any) -> int:
