@@ -139,7 +139,7 @@ def read_window(
 ) -> SeriesWindow:
     """Prepare the last ``context`` values of a series for a network that forecasts any series.
 
-    Missing values at the end are forecast, and those between known values are filled. Extreme outliers count as missing.
+    Missing values at the end are forecast. Those between known values are filled. Extreme outliers count as missing.
     If a series is not longer than its season, the season is ignored. Only the last ``MAX_READ`` values are used, unless
     all of them are missing.
 

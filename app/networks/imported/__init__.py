@@ -89,7 +89,7 @@ class ImportedNetwork(Protocol):
         """Move the network to a device."""
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Return the outputs by name. Raises RuntimeError, ValueError, IndexError or TypeError for unsuitable inputs."""
+        """Return the outputs by name. Raises ValueError, IndexError, RuntimeError or TypeError for unfit inputs."""
 
     def versions(self) -> list[int]:
         """Return numbers that change when the network changes its own weights."""
