@@ -1,6 +1,6 @@
 """The errors that a caller can receive. Each kind of error is a class with an HTTP status, a type and a code.
 
-``type`` and ``code`` are fields of OpenAI's error body. OpenAI's clients raise exceptions that have them as attributes.
+``type`` and ``code`` are fields of OpenAI's error body. OpenAI's clients raise exceptions with these two attributes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 class QuartetError(Exception):
-    """Base class of these errors. ``param`` is the name of the wrong field, parameter or header, if there is one."""
+    """Base class of all errors for callers. ``param`` is the name of the wrong field or header, if there is one."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"

@@ -1,1 +1,1 @@
-"""The HTTP endpoints of all protocols. Each one parses a request, submits it to an engine and builds the response."""
+"""The HTTP endpoints of all protocols. For inference, they parse requests, run an engine and build responses."""

@@ -27,7 +27,7 @@ from app.tasks import Task
 async def resolve_model(
     request: Request, registry: Registry, task: Task[P], name: str | None, deadline: float
 ) -> LoadedModel[P]:
-    """Return the loaded model version that answers a request. Waits until ``deadline`` if it is still being loaded.
+    """Return the loaded model version that answers a request. Waits for a version that is still being loaded.
 
     While a new version serves a share of the requests (as a canary), the request id selects the version. So requests
     with the same ``x-request-id`` get the same version.

@@ -61,7 +61,7 @@ class QueueEntry(Generic[Item, Result]):
     rows_left: int = 0  # rows of this part and all following parts
 
     def next_part(self) -> QueueEntry[Item, Result] | None:
-        """Return the next part, or None if there is no next part or if it was cancelled, for example after an error."""
+        """Return the next part, or None if there is no next part or its future is done, for example after an error."""
         part = self.following
         return None if part is None or part.future.done() else part
 
@@ -279,7 +279,7 @@ class Batcher(Generic[Item, Result]):
         return results
 
     async def close(self, seconds: float) -> None:
-        """Reject new requests and finish the accepted ones. After ``seconds`` seconds, fail those that are left."""
+        """Reject new requests and finish the accepted ones. Fail the requests left after ``seconds`` seconds."""
         self._admission.closed = True
         if self._drain_task:
             await asyncio.wait([self._drain_task], timeout=seconds)

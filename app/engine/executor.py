@@ -34,7 +34,7 @@ R = TypeVar("R")
 def lower_priority(niceness: int) -> None:
     """Add ``niceness`` to the niceness of the current thread, on Linux only.
 
-    The change is permanent, because only root may raise a priority again.
+    The change is permanent, because only root may raise a priority.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()

@@ -37,7 +37,7 @@ class SteppableText(Protocol):
 
     @property
     def remaining(self) -> int:
-        """The largest number of characters still to process: those of the prompt to read, and those to generate."""
+        """The largest number of characters still to be read or generated."""
 
 
 Text = TypeVar("Text", bound=SteppableText)

@@ -1,7 +1,7 @@
 """Determine how long one round of a text engine may last.
 
 A round is one job on the executor. It takes a step for all running texts, and further steps until its time budget is
-used. Several short steps in one round save event-loop iterations. All functions here are pure.
+used or a text is finished. Several short steps in one round save event-loop iterations. All functions here are pure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def step_budget(normal_budget: float, gap: float, rejecting: bool) -> float:
 
     ``gap`` is the time in seconds that other models and the event loop have used since the last round. After a long
     gap, the round lasts as long as the gap, up to ``MAX_STEP_BUDGET``. Texts then get half of the computing time. With
-    rounds of normal length, they would get only a hundredth of it beside long batches of other models. With
+    rounds of normal length, texts would get only a hundredth of the time beside long batches of other models. With
     ``rejecting``, which means that requests were rejected since the last round, the result is at least
     ``STEP_BUDGET_REJECTING``.
     """

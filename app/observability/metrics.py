@@ -35,7 +35,7 @@ STALE_VERSIONS_PER_SWEEP = 8
 class Metrics:
     """The metrics of one process, in seconds, rows and bytes. Most gauges are summed over all workers.
 
-    The metrics of one version take about 70 KiB in each worker. Those of a removed version are no longer shown, and are
+    The metrics of one version take about 70 KiB in each worker. The metrics of a removed version are hidden. They are
     deleted later, together with those of other removed versions.
     """
 
@@ -49,7 +49,7 @@ class Metrics:
         self._create()
 
     def _create(self) -> None:
-        """Create all metrics. With shared files, they continue from this process's earlier counts."""
+        """Create all metrics. If they are in shared files, they continue from the earlier counts of this process."""
         self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:

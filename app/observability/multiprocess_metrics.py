@@ -1,4 +1,4 @@
-"""Metrics of several worker processes. Each process counts in its own files in a shared folder; a reader sums them."""
+"""Metrics of several worker processes. Each process counts in its own files in a shared folder; a reader sums all."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class Supervisor:
         return WorkerProcess(process, own_end)
 
     def _delay_restart(self, now: float) -> None:
-        """Delay the next start of a worker. The delay doubles each time."""
+        """Delay the next start of a worker. The delay doubles each time, up to a maximum."""
         self._start_after = now + self._restart_delay
         self._restart_delay = min(self._restart_delay * 2, RESTART_DELAYS[1])
 

@@ -1,4 +1,4 @@
-"""Call the busiest endpoints without FastAPI's router, because the router takes more time than most of them."""
+"""Call the busiest endpoints without FastAPI's router, because the router takes more time than most endpoints."""
 
 from __future__ import annotations
 

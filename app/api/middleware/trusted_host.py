@@ -1,6 +1,6 @@
 """Reject requests that address the service by a host name that is not allowed.
 
-A web page can let its own name point to an address of this machine or network (DNS rebinding). The browser then takes
+A web page can let its host name point to an address of this machine or network (DNS rebinding). The browser then takes
 the service for a part of that page, and lets the page send requests and read the responses. The ``Host`` header of
 these requests still contains the name of the page, so the service can recognise them.
 """

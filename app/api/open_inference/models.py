@@ -1,6 +1,6 @@
 """Describe each task as a model with input and output tensors, and convert tensors to and from items for the engine.
 
-The items are the same as in the task's endpoint under ``/v1``, so both endpoints give the same results.
+The items are the same as those of the task's endpoint under ``/v1``. Therefore both endpoints give the same results.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class ClassifierTensors:
 class TextTensors:
     """Tensors of a text model: ``prompt`` [N] -> ``text`` [N] and ``log_probabilities`` [N, vocabulary].
 
-    ``text`` is the continuation. The log-probabilities are those of its first character.
+    ``text`` is the continuation. The log-probabilities are those of the first character of ``text``.
     """
 
     def __init__(self, model: LoadedModel[TextGenerator], limits: RequestModels) -> None:
@@ -266,7 +266,7 @@ class GeneratorTensors:
 
 
 class ImportedTensors:
-    """Tensors of an imported network, which are its own inputs and outputs."""
+    """Tensors of an imported network. They are the inputs and outputs of the network itself."""
 
     def __init__(self, model: LoadedModel[TensorPredictor], limits: RequestModels) -> None:
         self.predictor: TensorPredictor = getattr(model.predictor, "tensors", model.predictor)

@@ -36,7 +36,7 @@ def add_routes(routes: APIRouter, method: str, path: str, **options: Any) -> Cal
 
 
 async def model_in_path(registry: Registry, request: Request, name: str, deadline: float) -> LoadedModel:
-    """Return the model version in the path of a request. Waits until ``deadline`` if it is still being loaded.
+    """Return the model version in the path of a request. Waits for a version that is still being loaded.
 
     Raises:
         UnknownModel, RetiredModel, UnloadedModel: the version is not served.

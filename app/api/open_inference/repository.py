@@ -110,7 +110,7 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
         **guarded,
     )
     async def unload(request: Request, name: OptionalModel) -> Response:
-        """Stop serving all versions of a model until it is loaded again. Running requests are still answered.
+        """Stop serving a model until it is loaded, or a version is activated. Running requests are still answered.
 
         The default model of a task cannot be unloaded; the status is then 409.
         """

@@ -1,4 +1,4 @@
-"""OpenAI's image generation: ``/v1/images/generations``. A prompt contains labels, such as "three sevens and a 2"."""
+"""OpenAI's image generation: ``/v1/images/generations``. A prompt can name labels, such as "three sevens and a 2"."""
 
 from __future__ import annotations
 

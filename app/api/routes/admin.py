@@ -183,7 +183,7 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
         responses=success_response(StoreVerification, description="One row for each file or version"),
     )
     async def verify() -> Response:
-        """Read all versions again. Check hashes and sizes, and that all weights are finite."""
+        """Read the files of all versions. Check hashes and sizes, and that all weights are finite."""
         return json_response({"data": await on_store(lambda: list(catalogue.verify(store)))})
 
 
@@ -226,7 +226,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
         responses=success_response(StoredVersions, description="The versions of the model, after the change"),
     )
     async def retire(name: ModelName, request: Request) -> Response:
-        """Stop serving a version, also for requests that name its number. Its files stay; `undo` serves it again."""
+        """Stop serving a version, even for requests that name its number. Its files stay; `undo` serves it again."""
         set_deadline(request, settings.request_seconds)
         body = await read_json(request, Retirement, reader, MAX_COMMAS)
         await on_store(lambda: rollout.retire(store, name, body.version, body.undo))

@@ -94,7 +94,7 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
     async def add_model(request: Request) -> Response:
         """Publish a `.pt2` file of `torch.export.save`, or an ONNX file, as a version.
 
-        An ONNX file with external data can be sent as a ZIP archive of both.
+        An ONNX file and its external data can be sent together as a ZIP archive.
         Nothing in the file is unpickled or evaluated. The network is checked and measured, which takes some seconds.
         """
         query = read_query(request, AddQuery)
