@@ -156,7 +156,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | Airbench
 
 
 def image_side(options: Options) -> int:
-    """Return the side length to which images of the user are resized. Raises DataError."""
+    """Return the side length to which images of the user are resized. Raises DataError if --from is not usable."""
     path: Path = options.data_options["images"]
     side: int | None = options.data_options["size"]
     origin: str | None = options.data_options["origin"]
@@ -168,7 +168,7 @@ def image_side(options: Options) -> int:
 
 
 def read_dataset(options: Options, side: int) -> ImageDataset:
-    """Read the images of the user, and skip classes with too few images. Raises DataError."""
+    """Read the images of the user, and skip classes with too few images. Raises DataError if they cannot be used."""
     path: Path = options.data_options["images"]
     dataset = keep_trainable(read(path, side, group=options.data_options["group"]), path)
     if dataset.multi_label and side <= SMALL_SIDE:

@@ -91,7 +91,7 @@ class ConditionalGanConfig(GanConfig):
     """A GAN with labels: the discriminator also classifies images."""
 
     real_class_loss_weight: Annotated[float, "weight of the discriminator's loss on the classes of real images"]
-    # Small, so that the generator does not draw the clearest images only:
+    # This weight is small, so that the generator does not draw only the clearest images.
     class_loss_weight: Annotated[float, "weight of the generator's loss on the classes of its images"]
 
 

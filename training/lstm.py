@@ -235,7 +235,10 @@ def one_step_forecasts(forecaster: WindowForecaster, series: datasets.Sine, star
 def free_running_forecasts(
     forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return forecasts from each origin in [start, end - 50], and actual and noiseless values: each [origins, 50]."""
+    """Return the forecasts from each origin in [start, end - 50], and the actual and noiseless values of these steps.
+
+    Each of the three arrays is [origins, 50].
+    """
     values = series.values.tolist()
     origins = range(start, end - FREE_RUNNING_STEPS + 1)
     forecasts = np.stack(forecaster.predict([forecaster.parse(values[:i], FREE_RUNNING_STEPS) for i in origins]))
@@ -244,14 +247,20 @@ def free_running_forecasts(
 
 
 def residuals(forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int) -> list[float]:
-    """Return the root mean squared error of each of 50 steps ahead on the values [start, end), divided by the scale."""
+    """Return the root mean squared error of each of 50 steps ahead on the values [start, end).
+
+    The errors are divided by the scale of the network.
+    """
     forecasts, actual, _ = free_running_forecasts(forecaster, series, start, end)
     scale = float(forecaster.network.scale)
     return [round(float(error), 4) for error in np.sqrt(np.mean((forecasts - actual) ** 2, axis=0)) / scale]
 
 
 def evaluate_sine(forecaster: WindowForecaster, validation: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Return the metrics on the last fifth of the sine or the range ``validation``, with given and with new noise."""
+    """Return the metrics on the last fifth of the sine or, if given, on the range ``validation``.
+
+    One of the metrics is a mean over series with other noise.
+    """
     series = datasets.sine()
     start, end = validation or (series.split, len(series.values))
     split = f"{end - start} values for validation" if validation else f"the last {end - start} values of the series"

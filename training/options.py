@@ -48,9 +48,10 @@ class Options:
 
     @property
     def part(self) -> Part:
-        """The part of the data on which networks are measured: with --no-publish, the test part is not read.
+        """The part of the data on which networks are measured.
 
-        --backtest needs the test part in any case.
+        It is the test part with --backtest or if the network is published. With --no-publish alone, it is the
+        validation part, and the test part is not read.
         """
         return "test" if self.publish or self.data_options.get("backtest") else "validation"
 
@@ -113,7 +114,7 @@ def parse_options(
 
 
 def _process_age() -> float:
-    """Return the seconds since this process started; 0 if the system does not tell."""
+    """Return the seconds since this process started; 0 if the system does not state them."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -251,8 +252,8 @@ def _minutes(text: str) -> float:
 def base_version(options: Options, kinds: Sequence[str], default: str = "") -> store.Version | None:
     """Return the published version given by ``--version`` or ``--from``; None for ``--from scratch``.
 
-    NAME means the active version, NAME@VERSION any version. If the folder of ``--store`` does not have it, it is taken
-    from the shipped models.
+    NAME stands for the active version of a model, NAME@VERSION for the given version. If the folder of ``--store`` does
+    not have the version, it is taken from the shipped models.
 
     Raises:
         DataError: the version does not exist, is damaged, or its network kind is not one of ``kinds``.

@@ -18,7 +18,10 @@ HEAD = "| time | model | data | first metric | commit | command |\n|---|---|---|
 
 
 def record(runs: Path, card: Mapping[str, Any], own_data: bool) -> None:
-    """Append the measurement with the metrics of ``card``. Prints a warning if the log cannot be written."""
+    """Append a line with the first metric of ``card`` to the log. Prints a warning if the log cannot be written.
+
+    ``own_data``: whether the metrics are those on data of a user.
+    """
     name, metric = next(iter(card["metrics"].items()), ("none", {"value": 0.0, "decimals": 0}))
     data = ", ".join(name for name in card["data"] if "@" not in name)
     figure = f"{name} {metric['value']:.{metric['decimals']}f}"

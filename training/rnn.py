@@ -37,7 +37,7 @@ from training.run import Run
 
 KINDS = ("character-rnn", "stacked-rnn", "gated-rnn")
 REHEARSED_CHARACTERS = 8192  # test characters that are measured once, to estimate the time of the test for --minutes
-TEST_CHARACTERS_PER_MINUTE = 50_000  # per minute of --minutes, at most, so that training gets most of the time
+TEST_CHARACTERS_PER_MINUTE = 50_000  # at most, for each minute of --minutes; so training gets most of the time
 FINETUNE_FACTOR = 0.3  # factor of the learning rate with --from
 OPTIONS: dict[str, dict[str, Any]] = {
     "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "text files and folders, joined in this order"},

@@ -75,7 +75,7 @@ class Run:
         tensors: further tensors of a checkpoint, which are divided among the processes along the first dimension.
         refitting: whether the second training, on all data, has begun; see ``begin_refit``.
 
-    ``data``: the digest of the user's data, if the run trains on such. A run is resumed only with the same config and
+    ``data``: the digest of the user's data, or None for public data. A run is resumed only with the same config and
     data.
     """
 
@@ -136,8 +136,8 @@ class Run:
     def begin_refit(self) -> None:
         """Begin the second training, on all data. It has its own steps, log and checkpoint.
 
-        Call this after the last step of the first training. If the run is resumed later, no steps are left in the first
-        training, so that the second one goes on.
+        Call this after the last step of the first training. If the run is resumed later, the first training has no
+        steps left, and the second one is continued.
         """
         self.refitting, self.step, self._loaded = True, 0, False
         self.tracked, self.tensors, self.latest_metrics = {}, {}, {}
@@ -193,7 +193,7 @@ class Run:
         os.replace(self.folder / "state.tmp", self._checkpoint)
 
     def steps(self, total: int | Callable[[], int]) -> Iterator[int]:
-        """Yield the remaining steps with a progress bar, each with its own random seed.
+        """Yield the number of each remaining step, and show a progress bar. Each step has its own random seed.
 
         ``total``: the number of steps, or a function that returns it and may change it during training.
         Ctrl-C finishes the current step, writes a checkpoint and exits with the command that resumes the run.
@@ -262,7 +262,8 @@ class Run:
     def rehearse(self, evaluate: Callable[[], float]) -> float:
         """Run ``evaluate`` once to measure its time, and return the seconds. Nothing is printed or published.
 
-        ``evaluate`` may call ``finish``. It returns the seconds to add for the part of the evaluation that it omits.
+        ``evaluate`` may call ``finish``. If it omits a part of the evaluation, it returns the seconds that this part
+        would take; they are added.
         """
         start, self.rehearsing = time.monotonic(), True
         with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
@@ -332,7 +333,7 @@ class Run:
     ) -> None:
         """Print the metrics, and publish if ``publish`` and the options allow it.
 
-        Card and weights are written to the run folder too: card.json and weights.safetensors.
+        The card (card.json) and the weights (model.safetensors) are also written to the run folder.
         """
         card = {"name": self.options.name, **card, **self.provenance()}
         card["speed"] = speed.measure(

@@ -1,12 +1,12 @@
-"""Test a Ray cluster of two nodes on this machine: compare its answers with a service's; kill nodes and replicas.
+"""Test a Ray cluster of two nodes on this machine: compare its answers with those of a service, and kill its parts.
 
     python -m benchmarks.reliability.cluster                     # all parts, about six minutes; needs the extra [ray]
     python -m benchmarks.reliability.cluster --only node --callers 32    # one part
 
 same      send each request to the cluster and to a single service; the bytes, or the texts of streams, must be equal
 replica   kill a replica under load; print the statuses of the answers, and the seconds until two replicas run again
-node      kill a node with all its processes under load; print the same
-scaling   let one replica become two when requests wait, and one again under two streams; print the same
+node      kill a node with all its processes under load; print the same figures as for replica
+scaling   let one replica become two when requests wait, and one again under two streams; print these figures too
 drain     reduce two replicas to one while both generate long texts; print the number of finished texts
 
 Status 0 means an incomplete answer or a refused connection.
@@ -92,7 +92,7 @@ def content(body: bytes) -> object:
 
 
 async def differences(port: int, plain: int) -> list[str]:
-    """Return one line for each request to which the cluster (``port``) and a single service (``plain``) differ."""
+    """Return a line for each request that the cluster (``port``) and one service (``plain``) answer differently."""
     differing = []
     for request in requests():
         proxied, direct = await load.send(port, request), await load.send(plain, request)

@@ -31,9 +31,9 @@ from benchmarks.support.load import Answer, Connection, Request, call, percentil
 from benchmarks.support.servers import ROOT, Server
 
 CALLERS = 32  # callers that wait for answers: enough to keep the service busy
-QUEUE = 64  # rows; small, so that the queue fills
+QUEUE = 64  # capacity of the queue in rows; small, so that it fills
 MIN_GOODPUT = 0.9  # smallest goodput during and after the overload, as a share of the goodput before it
-MAX_REJECTION_MS = 20.0  # limit of the 99th percentile
+MAX_REJECTION_MS = 20.0  # limit of the 99th percentile of the time until a rejection
 FILL_SECONDS = 2.0  # time until all slots are in use
 REQUEST = Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 400, "n": 4, "seed": 1}')
 

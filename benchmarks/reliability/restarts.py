@@ -38,7 +38,7 @@ from benchmarks.support.servers import ROOT, Server
 
 SERVICES = 4
 STOP_SECONDS = 2  # grace period of a service; the long streams take longer
-MAX_REPLACEMENT_SECONDS = 5.0  # longest time until another worker answers in place of a killed one
+MAX_REPLACEMENT_SECONDS = 5.0  # longest time until a new worker answers in place of a killed one
 STOP_TIMEOUT = 60.0  # seconds for a service to end
 DIFFERENT_REQUESTS = 200  # number of different requests, sent repeatedly
 LOAD_SECONDS = 3.0  # duration of the load before the first stop, between two stops, and before and after the kill
@@ -110,7 +110,7 @@ def stream_end(answer: Answer) -> str:
 async def running_callers(
     port: int, requests: Sequence[mix.MixRequest], expected: Sequence[Any], outcomes: Outcomes, callers: int
 ) -> AsyncIterator[None]:
-    """Run ``callers`` callers during a ``with`` block, and one long stream for every four of them.
+    """Run ``callers`` callers during a ``with`` block and, for every four of them, a caller of long streams.
 
     At the end, wait for the answers to their last requests.
     """
@@ -202,7 +202,7 @@ async def replaced(server: Server, before: Collection[int]) -> float:
 
 
 async def kill(server: Server, callers: int) -> dict[str, Any]:
-    """Kill one of two workers under load. Return the lost requests and the seconds until two workers run again."""
+    """Kill one of two workers under load. Return the lost requests and the seconds until a new worker answers."""
     requests, outcomes = mix.requests(DIFFERENT_REQUESTS, 0), Outcomes()
     expected = await mix.answers(server.port, requests, 1)
     async with running_callers(server.port, requests, expected, outcomes, callers):

@@ -124,7 +124,7 @@ RUNTIMES: dict[str, Callable[[Classifier, Tensor, int], Forward]] = {
 
 
 def milliseconds_per_call(forward: Forward, images: Tensor) -> float:
-    """Return the milliseconds of one call."""
+    """Return the mean milliseconds of a call."""
     calls, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < MEASUREMENT_SECONDS:
         forward(images)

@@ -4,7 +4,7 @@
     python -m benchmarks.speed.replicas --only cnn --callers 64  # one kind of work
     python -m benchmarks.speed.replicas --kill --seconds 20      # kill a replica under load and count the answers
 
-Each process computes with one thread. Ray adds the cost of its proxy and the ingress. In return, it can use several
+Each process computes with one thread. Ray adds the cost of its proxy and the ingress. In return, Ray can use several
 machines, which this benchmark does not show. The figures and the conditions are those of ``benchmarks.speed.serving``.
 """
 

@@ -1,6 +1,7 @@
-"""Upper limits: the same work in one process without a server. The network is called eagerly on whole batches.
+"""Upper limits of the throughput: one process does the work of a server without receiving requests.
 
-A server reaches this rate only if receiving requests, forming batches and sending answers cost nothing.
+The process calls the network eagerly on whole batches. A server reaches the same rate only if receiving requests,
+forming batches and sending answers cost nothing.
 """
 
 from __future__ import annotations

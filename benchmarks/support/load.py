@@ -159,7 +159,7 @@ async def send(port: int, request: Request) -> Answer:
 
 
 async def call(port: int, requests: Sequence[Request], callers: int, seconds: float) -> tuple[list[Answer], float]:
-    """Send requests for ``seconds``. Return all answers, also those after the end of this time, and the end."""
+    """Send requests for ``seconds``. Return all answers, also later ones, and the time when sending ended."""
     raw, index, answers = [request.bytes() for request in requests], count(), []
     connections = [await connect(port) for _ in range(callers)]
     end = time.perf_counter() + seconds
@@ -191,8 +191,8 @@ def percentiles(prefix: str, seconds: Sequence[float]) -> Figures:
 def summary(answers: Sequence[Answer], end: float, seconds: float) -> Figures:
     """Return requests per second, latencies and errors.
 
-    A request that was still running at the end counts in part: by the share of its duration that lies before the end.
-    Otherwise, all or none of the long requests that run at the same time would count.
+    A request that was still running at the end counts as a fraction, the share of its duration before the end.
+    Otherwise, of long requests that run at the same time, either all or none would count.
     """
     successful = [answer for answer in answers if answer.status == 200]
     parts = [(min(answer.ended, end) - answer.started) / answer.seconds for answer in successful]

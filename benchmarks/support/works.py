@@ -47,7 +47,7 @@ Check = Callable[[Any, Any], bool]  # (answer, Quartet's answer to the same requ
 
 @dataclass(frozen=True)
 class Work:
-    """A workload. ``callers`` are the default numbers of callers."""
+    """A workload. ``callers`` are its numbers of callers. If it is empty, the command line gives the numbers."""
 
     title: str
     requests: Sequence[Request]

@@ -34,7 +34,7 @@ URLS = {
     "airline-passengers.csv": "https://raw.githubusercontent.com/jbrownlee/Datasets/master/airline-passengers.csv",
 }
 
-# Digests of the files; for images, of the four tensors in order
+# SHA-256 of each file or, for images, of the four tensors in order
 SHA256 = {
     "cifar10": "9048fcbac9c08a64d57a7c5a5a66750a974ad4eab380914df129f7e223d823df",
     "mnist": "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b",
@@ -110,7 +110,8 @@ class Series:
 class Collection:
     """Series with the same season length.
 
-    ``season``: in values. ``past``: the past of each series, float64 [T]. ``future``: of all series, [N, horizon].
+    ``season``: in values. ``past``: the past values of each series, float64 [T]. ``future``: the future values of all
+    series, [N, horizon].
     """
 
     name: str

@@ -52,7 +52,7 @@ def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 @torch.inference_mode()
 def fit_temperatures(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
-    """Fit both temperatures of the network on held-out images. Both must be 1 before the call."""
+    """Fit the temperatures of the network, without and with test-time augmentation. Both must be 1 before the call."""
     network.eval()
     parts = images.split(250)
     logits, tta_logits = (torch.cat([forward(part) for part in parts]) for forward in (network, network.views))
@@ -69,7 +69,7 @@ def served_probabilities(classifier: ImageClassifier, images: Tensor) -> Tensor:
 def plot_samples(
     path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor, beside: str = ""
 ) -> Path:
-    """Plot up to 24 images with their predictions, wrong ones in red.
+    """Plot up to 24 images with their predictions. The titles of wrong predictions are red.
 
     ``beside``: second line of the title of wrong predictions. Its field {truth} is replaced by the true class.
     """

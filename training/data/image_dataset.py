@@ -30,8 +30,9 @@ class ImageDataset:
         labels: indices [N] into ``classes``; with several labels for each image, booleans [N, classes].
         digests: sha256 of the pixels of each image, sorted; duplicates are removed.
         skipped: one line for each skipped file or class.
-        parts: the part that the user chose for each image: train, val, test or ""; empty if no part was chosen.
-        groups: the group of each image; a group is never divided between parts. Empty without groups.
+        parts: for each image, the part that the user chose: "train", "val" or "test", or "" if the user chose none.
+            Empty if the user chose no part for any image.
+        groups: the group of each image. A group is never divided between parts. Empty if there are no groups.
     """
 
     name: str
@@ -98,10 +99,12 @@ class ImageDataset:
     def split(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the indices of the images for training, validation and testing.
 
-        The part depends on a hash of the image or of its group, from 0 to 1: below 0.15 is for testing, below 0.3 for
-        validation. So the parts are the same in every run, and no image moves from training to another part when images
-        are added. A class without an image for testing or validation gives this part its image with the lowest hash.
-        Parts that the user chose are kept. If the user chose no test or validation part, the hash selects this part.
+        The part depends on a hash of the image or of its group, from 0 to 1. Images with a hash below 0.15 are for
+        testing, and those from 0.15 to 0.3 for validation. So the parts are the same in every run, and no image moves
+        from training to another part when images are added. If a class has no image for testing or for validation, its
+        image with the lowest hash is used for this part. With groups or several labels, this rule holds for all images
+        together. Parts that the user chose are kept. If the user chose no test or no validation part, the hash selects
+        its images.
         """
         part_of = self._parts_by_hash()
         parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
@@ -123,7 +126,7 @@ class ImageDataset:
         return torch.tensor([fold_of[self._unit(index)] for index in indices.tolist()])
 
     def _unit(self, index: int) -> str:
-        """Return the key of an image: its group, or its digest without a group. Images with one key stay together."""
+        """Return the key of an image: its group, or else its digest. Images with the same key stay in the same part."""
         group = self.groups[index] if self.groups else ""
         own = self.parts[index] if self.parts else ""
         return f"{own}\0{group or self.digests[index]}"
@@ -158,7 +161,7 @@ def _position(unit: str) -> float:
 
 
 def keep_trainable(dataset: ImageDataset, path: Path, classes: int = 2) -> ImageDataset:
-    """Skip the classes with too few images. Raises DataError if fewer than ``classes`` are left."""
+    """Skip the classes with too few images. Raises DataError if fewer than ``classes`` classes are left."""
     few = [count < MIN_IMAGES_PER_CLASS for count in dataset.counts]
     names = ", ".join(
         f"{name} ({count})" for name, count, small in zip(dataset.classes, dataset.counts, few, strict=True) if small

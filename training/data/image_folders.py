@@ -23,18 +23,22 @@ from training.data.image_lists import ListedImage, list_images
 from training.loops import distributed
 
 MAX_PIXELS = 10**8  # images with more pixels are skipped
-SIZED_FILES = 200  # sample of files; the sizes of their images decide between small and large networks
+SIZED_FILES = 200  # number of files whose image sizes decide between small and large networks
 
 
 def read(path: Path, side: int, channels: int = 3, name: str = "", group: str | None = None) -> ImageDataset:
-    """Read all images of a folder or CSV file and resize them to ``side`` pixels. Raises DataError.
+    """Read all images of a folder or CSV file, and resize them to ``side`` pixels.
 
     Args:
         path: a folder or CSV file; see ``training.data.image_lists``.
         side: height and width in pixels.
         channels: 1 for grey, 3 for colours.
-        name: the class of all images in a folder without sub-folders; if empty, the names of the files hold the labels.
+        name: the class of all images in a folder without sub-folders. If it is empty, the labels come from file names
+            such as cat.0.jpg or, if the files have no such names, from the name of the folder.
         group: a regular expression. Images are in the same part of a split if it finds the same text in their paths.
+
+    Raises:
+        DataError: ``path`` or ``group`` cannot be used, or no file is an image.
     """
     listed = list_images(path, name)
     groups = _groups(path, [image.path for image in listed.images], group) if group else []
@@ -60,7 +64,7 @@ def largest_side(path: Path) -> int:
 
 
 def _groups(path: Path, files: list[Path], pattern: str) -> list[str]:
-    """Return the group of each file: the text of the pattern's first group or, without groups, of the whole match.
+    """Return the group of each file: the text that the pattern finds or, if it has (...), the text in the first (...).
 
     Files without a match get the group "".
     """
@@ -77,7 +81,7 @@ def _groups(path: Path, files: list[Path], pattern: str) -> list[str]:
 
 
 def _decode_all(files: list[Path], side: int, channels: int) -> list[Tensor | str]:
-    """Return the pixels of each file, or an error message."""
+    """Return, for each file, its pixels or an error message."""
     decoder = ImageDecoder(channels, side)
 
     def decode(file: Path) -> Tensor | str:

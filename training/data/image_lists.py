@@ -58,9 +58,10 @@ class ImageList:
 
 
 def list_images(path: Path, name: str = "") -> ImageList:
-    """List the images of a folder or CSV file. Raises DataError.
+    """List the images of a folder or CSV file. Raises DataError if there are none, or if their labels are unclear.
 
-    ``name``: the class of all images in a folder without sub-folders. If it is empty, file names hold the labels.
+    ``name``: the class of all images in a folder without sub-folders. If it is empty, the labels come from file names
+    such as cat.0.jpg or, if the files have no such names, from the name of the folder.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist")
@@ -93,7 +94,11 @@ def _loose(path: Path) -> list[Path]:
 
 
 def _parts(path: Path) -> dict[Path, str]:
-    """Return the part of each sub-folder; empty unless all sub-folders have names of parts, and one is for training."""
+    """Return the part of each sub-folder.
+
+    The result is empty unless there are at least two sub-folders, all have names of parts, and one is for training.
+    Raises DataError if two sub-folders are the same part.
+    """
     folders = [entry for entry in _entries(path) if entry.is_dir()]
     parts = {folder: PARTS.get(folder.name.lower(), "") for folder in folders}
     if len(parts) < 2 or not all(parts.values()) or "train" not in parts.values():
@@ -107,7 +112,7 @@ def _parts(path: Path) -> dict[Path, str]:
     names = [folder.name for folder, part in parts.items()]
     if len(set(parts.values())) < len(names):
         raise DataError(f"{path} holds {', '.join(names)}, two of which are the same part; merge them")
-    order = ("test", "val", "train")  # of an image in two parts, the first one is kept
+    order = ("test", "val", "train")  # an image in two parts stays in the first of them
     return dict(sorted(parts.items(), key=lambda item: order.index(item[1])))
 
 
@@ -154,7 +159,10 @@ def _list_flat(path: Path, files: list[Path], name: str, skipped: list[str]) -> 
 
 
 def _shared_sub_folders(folders: list[Path]) -> list[str]:
-    """Return the names of sub-folders that all folders have; empty if fewer than two, or if a folder holds images."""
+    """Return the names of the sub-folders that all ``folders`` have in common.
+
+    The result is empty if there are fewer than two such names, or if one of ``folders`` holds images.
+    """
     entries = [list(folder.iterdir()) for folder in folders]
     if len(folders) < 2 or any(entry.suffix.lower() in SUFFIXES for within in entries for entry in within):
         return []
@@ -207,7 +215,7 @@ class _Table:
             self.file_at, self.label_at, self.part_at = 0, 1, -1
 
     def _flag_columns(self) -> dict[int, str]:
-        """Return the positions and names of columns with only 0 and 1; empty if there are fewer than two."""
+        """Return the positions and names of the columns of 0 and 1 (or no and yes); empty if fewer than two."""
         columns = {
             index: title.strip()
             for index, title in enumerate(self.rows[0])
@@ -218,7 +226,7 @@ class _Table:
         return columns if len(columns) > 1 else {}
 
     def images(self) -> Iterator[ListedImage]:
-        """Yield the images of the rows. Rows without a path or a label are skipped."""
+        """Yield the images of the rows. Rows without a path or a label, or with an unknown part, are skipped."""
         for number, row in enumerate(self.rows, 1):
             if not row or (number == 1 and self.known):
                 continue

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIDE = 48  # of the images, in pixels
+SIDE = 48  # side length of the images in pixels
 FULL_TURN = 2 * np.pi
 
 

@@ -24,7 +24,7 @@ from training.loops import distributed
 MIN_CHARACTERS = 10_000  # smallest length of a text, so that its test part holds three evaluation windows
 MIN_KNOWN_SHARE = 0.5  # share of a text's characters that the vocabulary of the base network must cover
 WINDOW = 256  # characters of an evaluation window, as in nanoGPT, so that losses are comparable
-MIN_WINDOWS, MAX_WINDOWS = 20, 400  # number of validation windows that decide which weights are kept
+MIN_WINDOWS, MAX_WINDOWS = 20, 400  # limits for the number of validation windows, which decide on the kept weights
 MAX_SHARE = 0.15  # largest share of the training part that is held out to reach MIN_WINDOWS
 COUNTED = 10**7  # characters that are counted at once, to limit the memory
 
@@ -32,7 +32,7 @@ COUNTED = 10**7  # characters that are counted at once, to limit the memory
 class TrainingText(Protocol):
     """A training text that may differ between epochs."""
 
-    length: int  # characters that are read in an epoch
+    length: int  # number of characters that training reads in an epoch
 
     def characters(self, epoch: int) -> Tensor:
         """Return the vocabulary indices int32 [N] of the text of an epoch."""
@@ -133,7 +133,7 @@ def hold_out_windows(characters: Tensor, share: float, places: int) -> tuple[Ten
     """Split as ``hold_out`` does, but hold out MIN_WINDOWS to MAX_WINDOWS windows. Also return the window length.
 
     If ``share`` of a text is less than MIN_WINDOWS windows, up to MAX_SHARE is held out. If this is still too little,
-    the windows are shorter than WINDOW. With ``share`` 0, nothing is held out.
+    the windows are shorter than WINDOW. If ``share`` is 0, nothing is held out.
     """
     _check_places(places)
     if not share:
@@ -184,7 +184,7 @@ def check_known(base: store.Version, text: str) -> None:
 
 
 def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Version) -> Any:
-    """Copy the weights of ``base`` into ``network``. Characters that ``base`` does not know get those of ``<unk>``."""
+    """Copy the weights of ``base`` into ``network``; return it. Unknown characters get the weights of ``<unk>``."""
     base_vocabulary = base.card.vocabulary or []
     index = {character: i for i, character in enumerate(base_vocabulary)}
     rows = torch.tensor([index.get(character, len(base_vocabulary) - 1) for character in vocabulary])
@@ -196,7 +196,7 @@ def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Versio
 
 
 def _files(paths: Sequence[Path], encoding: str | None) -> list[Path]:
-    """Return the files in ``paths``, and those in its folders. Raises DataError for a folder without texts."""
+    """Return the files in ``paths``, and the texts in its folders. Raises DataError for a folder without texts."""
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():

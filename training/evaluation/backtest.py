@@ -1,4 +1,7 @@
-"""Backtests of forecasts: each series is split into three parts, and forecast from many origins near its end."""
+"""Backtests: split each series into parts for training, validation and testing, and measure forecasts.
+
+Forecasts start at many origins in the validation and test parts, which are at the end of each series.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ from training.options import Part
 from training.run import metric
 
 MIN_PAST = 8  # values before the first origin
-TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24  # the test part of a series: this share of it, but at most so many horizons
-VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # the validation part, in the same way
+# The test part of a series is this share of it, but at most this number of horizons long.
+TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24
+VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # the same for the validation part
 MAX_PAST = 1500  # largest number of values that a forecaster receives (four years of days); more would change little
 DECIMALS = {"mase": 3, "quantile_loss": 3, "coverage_95": 3}
 
@@ -26,7 +30,10 @@ Forecast = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]  #
 
 @dataclass(frozen=True)
 class Split:
-    """The parts of a series: values [0, validation) for training, [validation, test) for validation, then the test."""
+    """The parts of a series.
+
+    Values [0, ``validation``) are for training, [``validation``, ``test``) for validation, and the rest for testing.
+    """
 
     series: Series
     validation: int
@@ -43,8 +50,8 @@ class Origins:
         mase_scale: the MASE scale [N] of each origin's series.
         season: number of steps in a season.
         series: number of series that the origins come from.
-        places: for each origin, the index of its split and the position in the series.
-        covariates: known columns [T + horizon, K] of each past and its horizon.
+        places: for each origin, the index of its split and its position in the series.
+        covariates: for each origin, the known columns [T + horizon, K] of its past and its horizon.
     """
 
     past: list[np.ndarray]
@@ -74,8 +81,8 @@ def longest_horizon(table: Table) -> int:
 def split(table: Table, horizon: int) -> list[Split]:
     """Split all usable series. For each series that is left out, add the reason to the table's remarks.
 
-    The training part must hold one season, one horizon and two more values. Its values must not repeat exactly in each
-    season.
+    The training part must hold one horizon and, in addition, one season and two values, or MIN_PAST values if these are
+    more. Its values must not repeat exactly in each season.
 
     Raises:
         DataError: no series is usable.
@@ -110,7 +117,7 @@ def split(table: Table, horizon: int) -> list[Split]:
 
 
 def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> Origins:
-    """Return all origins of a part. They are one horizon apart for testing, and a quarter of one for validation.
+    """Return all origins of a part. They are one horizon apart for testing, and a quarter of it for validation.
 
     Origins are skipped if no value in their horizon is known.
 
@@ -139,7 +146,8 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> O
 def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:
     """Return forecasts that repeat the last season.
 
-    Each forecast is a normal distribution. Its deviation grows with the square root of the number of seasons ahead.
+    Each forecast is a normal distribution. Its standard deviation grows with the square root of the number of seasons
+    ahead.
     """
     forecasts = []
     for values in past:

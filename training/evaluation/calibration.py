@@ -31,9 +31,10 @@ def classification_metrics(probability: Tensor, labels: Tensor, split: str) -> d
 def calibrated_metrics(
     probability: Tensor, temperature: float, labels: Tensor, split: str, suffix: str
 ) -> dict[str, Any]:
-    """Return the metrics of probabilities [N, classes], with the Brier score and the values before temperature scaling.
+    """Return the ``classification_metrics`` of probabilities [N, classes], the Brier score, and values before scaling.
 
-    ``temperature`` is the one that scaled the probabilities. ``suffix`` is appended to the names of the metrics.
+    The values before scaling are the likelihood and the calibration error without ``temperature``, by which the logits
+    of the probabilities were divided. ``suffix`` is appended to the names of the metrics.
     """
     metrics = classification_metrics(probability, labels, split)
     squared_error = (probability - F.one_hot(labels, probability.shape[1])).square().sum(dim=1)

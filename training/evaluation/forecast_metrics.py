@@ -47,9 +47,10 @@ def owa(data_set: str, smape: float, mase: float) -> float:
 
 
 def wql(actual: np.ndarray, quantiles: Sequence[np.ndarray], levels: Sequence[float] = LEVELS) -> float:
-    """Return the weighted quantile loss: twice the pinball loss, divided by the sum of the absolute actual values.
+    """Return the weighted quantile loss: twice the sum of pinball losses, divided by the sum of absolute actual values.
 
-    ``quantiles`` has one forecast [N, horizon] per level. The result is NaN if all actual values are 0.
+    The result is the mean over the levels. ``quantiles`` has one forecast [N, horizon] per level. The result is NaN if
+    all actual values are 0.
     """
     losses = [
         2 * np.nansum(np.maximum(level * (actual - quantile), (level - 1) * (actual - quantile)))
@@ -61,7 +62,7 @@ def wql(actual: np.ndarray, quantiles: Sequence[np.ndarray], levels: Sequence[fl
 def quantile_loss(actual: np.ndarray, quantiles: np.ndarray, mase_scale: np.ndarray) -> float:
     """Return twice the scaled pinball loss of quantiles [N, horizon, LEVELS].
 
-    The result equals MASE if all quantiles are equal.
+    The result is the mean over the levels. It equals MASE if the quantiles of all levels are equal.
     """
     errors = actual[:, :, None] - quantiles
     levels = np.array(LEVELS)

@@ -26,8 +26,8 @@ from training.run import metric, permutation
 REFERENCE_CLASSIFIER = "mnist-judge"  # its features and predictions rate the samples
 SAMPLES = 10_000  # number of generated images, and of the real images that they are compared with
 FOLDS = 10  # number of parts in the jackknife
-UNSEEN = 5000  # training images that the reference classifier has not seen
-CLASSIFIER_SAMPLES = 60_000  # generated images on which a classifier is trained
+UNSEEN = 5000  # number of training images that the reference classifier has not seen
+CLASSIFIER_SAMPLES = 60_000  # number of generated images on which a classifier is trained
 CLASSIFIER_WIDTHS = (16, 32)
 NEIGHBOURS = 5
 LABEL_CLASSIFIER_STEPS = 800  # steps of the classifier for the user's own images, with small batches
@@ -71,7 +71,7 @@ def extract_features(classifier: ImageClassifier, images: Tensor) -> Tensor:
 def evaluated_latents(sampler: ImageSampler, images: datasets.Images) -> LatentBatch:
     """Return the latents of the evaluated samples, drawn with seed 0.
 
-    If the generator takes labels, it receives those of randomly drawn training images.
+    If the generator takes labels, they are the labels of randomly drawn training images.
     """
     latents = sampler.parse(SAMPLES, None, 0)
     if latents.classes is None:

@@ -64,7 +64,7 @@ def measure(generator: TextGenerator, text: Text, limit: int = MAX_TEST_CHARACTE
 
 
 def measure_held_out(network: Any, parts: Sequence[Tensor], window: int) -> dict[str, Any]:
-    """Return the loss on held-out parts, each with characters [N]. The result is empty if there are no parts."""
+    """Return the loss on held-out parts of characters [N], for the card. The result is empty if there are no parts."""
     if not parts or not len(parts[0]):
         return {}
     split = f"{sum(map(len, parts)):,} characters for validation, in windows of {window} from a zero state"
@@ -81,7 +81,7 @@ def generate(generator: TextGenerator, prompt: str, seed: int, characters: int =
 
 
 def draw_samples(path: Path, generator: TextGenerator, prompts: Sequence[str]) -> Path:
-    """Save the continuations of three prompts as a picture at ``path``, and as a text file beside it."""
+    """Save the prompts with their continuations as a picture at ``path``, and as a text file beside it."""
     from matplotlib.figure import Figure
 
     samples = [generate(generator, prompt, seed) for seed, prompt in enumerate(prompts)]

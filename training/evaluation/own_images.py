@@ -83,7 +83,8 @@ def multi_label_metrics(probability: Tensor, labels: Tensor, thresholds: Tensor,
 def average_precision(probability: Tensor, present: Tensor) -> Tensor:
     """Return the average precision of one label.
 
-    It sorts the images by decreasing probability [N], and averages the precision at each image that has the label.
+    The images are sorted by decreasing probability [N]. The result is the mean of the precision at each image that has
+    the label, which ``present`` [N] states.
     """
     order = present[probability.argsort(descending=True, stable=True)].double()
     precision = order.cumsum(dim=0) / torch.arange(1, len(order) + 1)
@@ -93,7 +94,7 @@ def average_precision(probability: Tensor, present: Tensor) -> Tensor:
 def best_thresholds(probability: Tensor, present: Tensor) -> list[float]:
     """Return for each label the threshold with the highest F1 on probabilities [N, classes].
 
-    If 0.5 is among the best thresholds, it is chosen. This is so for a label that no image has.
+    If 0.5 is among the best thresholds, it is chosen. For a label that no image has, all thresholds are equally good.
     """
     candidates = torch.cat([torch.tensor([0.5]), torch.arange(0.05, 1.0, 0.05)]).to(probability.dtype)
     predicted = probability.unsqueeze(0) >= candidates.view(-1, 1, 1)  # [candidates, N, classes]

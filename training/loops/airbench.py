@@ -75,7 +75,7 @@ class Lookahead:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int, total: int) -> None:
-        """Update the slow weights and the network if this is due. Call this method after every step.
+        """Update the slow weights and the network every LOOKAHEAD_INTERVAL steps. Call this method after every step.
 
         ``step`` counts from 0. After the last of the ``total`` steps, the network has the slow weights.
         """

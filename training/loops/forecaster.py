@@ -185,8 +185,8 @@ class Trainer:
 def pretrain(run: Run, config: ForecasterConfig) -> Any:
     """Train an ensemble from scratch; return the network with averaged weights.
 
-    The first steps, a share of ``config.held_out``, train without the last horizon of every series. The remaining steps
-    train on all values.
+    The first part of the steps, the share ``config.held_out``, trains without the last horizon of every series. The
+    remaining steps train on all values.
     """
     sizes = ForecasterSizes(
         hidden=config.hidden, layers=config.layers, members=config.members, smoothings=config.smoothings

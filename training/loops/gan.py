@@ -114,7 +114,7 @@ class GanTrainer:
         betas = (config.beta1, beta2)
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
-        # Called after the average is made, so that its batch norms need no other process. Only process 0 runs it.
+        # The average is made before, so that its batch norms need no other process. Only process 0 runs the average.
         self.parallel_generator = distributed.data_parallel(self.generator)
         self.discriminator_loss = distributed.data_parallel(DiscriminatorLoss(self.discriminator, config))
 
@@ -163,7 +163,7 @@ class GanTrainer:
         return recalibrate_batchnorm(network, batches) if isinstance(network, ConditionalGenerator) else network
 
     def preview(self) -> np.ndarray:
-        """Return uint8 images of the averaged generator from fixed latents: 64, or ten per class with labels."""
+        """Return uint8 images of the averaged generator from fixed latents: 64 or, with labels, ten for each class."""
         network = self.averaged_generator(PREVIEW_BATCHES)
         conditional = isinstance(network, ConditionalGenerator)
         rows = np.random.default_rng(0).standard_normal((10 if conditional else 64, self.config.latent))

@@ -38,7 +38,7 @@ SAMPLES = 1000  # number of generated images that are evaluated
 MAX_HELD_OUT = 2000  # largest number of real images that are evaluated
 # Smaller limits with --minutes, so that a short training does not spend most of its time on the evaluation.
 CLASSIFIER_STEPS_PER_MINUTE = 600
-COMPARED_PER_MINUTE = 20_000  # training images that are searched for the nearest one
+COMPARED_PER_MINUTE = 20_000  # training images with which each sample is compared
 MIN_RECALIBRATION_BATCHES, RECALIBRATION_BATCHES_PER_MINUTE = 20, 40
 
 
@@ -63,7 +63,7 @@ class Reference:
     Attributes:
         dataset: the images.
         classifier_steps: number of training steps of the classifier that checks the labels of samples.
-        max_compared: largest number of training images that are searched for the nearest one.
+        max_compared: largest number of training images with which each sample is compared.
         part: "test", or "validation" to leave out the images of the test part.
     """
 
@@ -92,7 +92,7 @@ class Reference:
 
     @cached_property
     def compared(self) -> Tensor:
-        """Return the training images that are searched for the nearest one."""
+        """Return the training images with which each sample is compared."""
         return at_most(self.max_compared, self.train[0])
 
     @cached_property
@@ -188,7 +188,7 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
         return 0.0
 
     if options.minutes is not None and distributed.rank() == 0:
-        real.prepare()  # cached now, so that neither the trial run nor the final evaluation includes it
+        real.prepare()  # cached now, so that this time is in neither the trial run nor the final evaluation
     budget = time_budget.plan(run, config.epochs * per_epoch, start_dummy_run, rehearse)
     torch.manual_seed(options.seed)  # the same initial weights with and without --minutes
     ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / budget.steps))  # the average covers at most 5 % of a short run

@@ -50,7 +50,7 @@ class StepBudget:
             self.first_step = step
             begun = self.run.options.started + self.seconds - self.finish_seconds
             self.end = begun if step == 0 else time.monotonic() + self.seconds - self.finish_seconds - self.run.seconds
-        elif step == self.first_step + 1 and self.clock is None:  # the clock starts after the first step, a slow one
+        elif step == self.first_step + 1 and self.clock is None:  # after the first step, because it is slow
             self.clock, self.next_plan = (time.monotonic(), step), step + 1
         elif step >= self.next_plan > 0 and step < FREEZE_SHARE * self.steps:
             self.steps = distributed.from_rank_zero(lambda: self._planned(step))
@@ -80,7 +80,8 @@ def plan(
     Args:
         run: the run. Its folder stores the plan as budget.json.
         default: the number of steps without ``--minutes``.
-        start_dummy_run: returns a function that takes the number of a step, and trains a copy of the network for it.
+        start_dummy_run: returns a function that takes the number of a step, and trains a copy of the network for one
+            step.
         rehearse: runs the final evaluation once on an untrained network, to measure its time. Returns the seconds of
             the parts that it skips; see ``Run.rehearse``.
         refit: whether half of the training time is kept for a second training on all data; see ``training.refit``.

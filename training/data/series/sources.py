@@ -17,7 +17,7 @@ from training.data.series.windows import Source
 from training.run import derive_seed
 
 SYNTHETIC_LENGTH = 700  # values of a synthetic series
-MISLABELLED_EVERY = 5  # every fifth synthetic series without a season is also trained with each wrong season
+MISLABELLED_EVERY = 5  # every fifth synthetic series without a season is also used with each wrong season
 WEEKS_PER_YEAR = 365.25 / 7
 # Sums of M4's series: (values in a sum, season of the sums, horizon of the sums, weight among all sums)
 SUMS_OF_HOURS = ((2, 12, 24, 1.0), (3, 8, 16, 0.7), (4, 6, 12, 0.7), (6, 4, 8, 0.7), (24, 7, 14, 1.0))
@@ -36,7 +36,7 @@ STRUCTURAL = (
 
 
 def training_sources(config: ForecasterConfig, seed: int) -> list[Source]:
-    """Return M4's hourly and weekly series in equal shares, sums of them, and two kinds of synthetic series."""
+    """Return M4's hourly and weekly series in equal shares, sums of their values, and two kinds of synthetic series."""
     m4_share = (1 - config.summed_share - config.structural_share - config.synthetic_share) / 2
     hourly, weekly = collections = [datasets.m4_hourly(), datasets.m4_weekly()]
     sources = [

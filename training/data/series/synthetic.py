@@ -43,7 +43,7 @@ class Draws:
 def synthetic(season: int, count: int, length: int, seed: int) -> Tensor:
     """Return ``count`` random series [count, length] that repeat approximately every ``season`` values.
 
-    If ``season`` is 1, they have no season, or one of another length.
+    If ``season`` is 1, some of them have no season, and the others have a season of at least 30 values.
     """
     draw = Draws(count, length, seed)
     smooth = draw.bernoulli(0.4) * draw.log_uniform(0.1, 3) * _waves(draw, draw.log_uniform(20, 1000, 6))
@@ -72,7 +72,7 @@ def structural(season: int, count: int, length: int, seed: int) -> Tensor:
     kind = draw.uniform()
     alpha = torch.where(kind < 0.15, 0.0, torch.where(kind < 0.35, 1.0, draw.uniform(0.02, 1) ** 1.5))
     kind = draw.uniform()
-    size = draw.log_uniform(0.1, 6.0) / season**0.5  # of the slope; 80 % are positive, as most quantities grow
+    size = draw.log_uniform(0.1, 6.0) / season**0.5  # of the slope; 80 % of the slopes are positive
     slope = torch.where(kind < 0.2, 0.0, torch.where(draw.uniform() < 0.8, size, -size))
     beta = torch.where(kind < 0.5, 0.0, alpha * draw.uniform(0, 1) ** 2)
     damping = torch.where((kind >= 0.5) & (draw.uniform() < 0.5), draw.uniform(0.8, 0.99), 1.0)
@@ -129,7 +129,7 @@ def _demand(draw: Draws, series: Tensor) -> Tensor:
 
 
 def _waves(draw: Draws, periods: Tensor) -> Tensor:
-    """Return sums [count, length] of sine waves with periods [count, K]. Their variance is 1."""
+    """Return sums [count, length] of sine waves with periods [count, K]. The sums have a variance of about 1."""
     phase, weight = draw.uniform(0, 2 * math.pi, periods.shape[1]), draw.normal(periods.shape[1])
     weight = weight / weight.square().mean(1, keepdim=True).sqrt() / (periods.shape[1] / 2) ** 0.5
     total = torch.zeros(draw.count, draw.length, dtype=torch.float64)
@@ -153,7 +153,7 @@ def _season(draw: Draws, period: Tensor) -> Tensor:
 
 
 def _trend(draw: Draws) -> Tensor:
-    """Return straight lines from 0 to 3; half of them change the slope at a random place."""
+    """Return straight lines that rise from 0 to 3. Half of them change their slope at a random place."""
     position = draw.time / draw.length
     bend = draw.bernoulli(0.5) * draw.normal() * (position - draw.uniform()).clamp(min=0)
     return 3 * (position + bend)
@@ -195,7 +195,7 @@ def _level_shifts(draw: Draws) -> Tensor:
 
 
 def _transform(draw: Draws, series: Tensor, exponential: float = 0.35, largest: float = 0.8) -> Tensor:
-    """Scale the series to variance 1; then make some exponential, non-negative, integer, or constant for some time.
+    """Scale the series to variance 1. Then make some of them exponential, non-negative, integer, or constant at times.
 
     ``exponential``: share of exponential series; ``largest``: the largest standard deviation of their logarithm.
     """

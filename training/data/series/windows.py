@@ -16,9 +16,10 @@ WEIGHT_BEYOND_HORIZON = 0.25  # loss weight of steps beyond the horizon that a s
 
 @dataclass(frozen=True)
 class Source:
-    """Series float64 [T] with a common season length.
+    """Series float64 [T] with the same season length.
 
-    ``horizon``: steps ahead that the source is evaluated on. ``share``: its share of each batch.
+    ``horizon``: number of steps of the forecasts that are evaluated. ``share``: relative share of its windows in a
+    batch.
     """
 
     series: Sequence[Tensor]
@@ -51,7 +52,7 @@ class WindowSampler:
     """Draws windows of ``context`` past and ``horizon`` future values from all series of all sources.
 
     ``truncated``: share of the windows whose past is cut to a random length, uniform in its logarithm.
-    ``unlabelled``: share of the windows without a given season. A season is given only if the past is longer than it.
+    ``unlabelled``: share of the windows without a given season. A season is given only if it is shorter than the past.
     """
 
     def __init__(
@@ -74,9 +75,10 @@ class WindowSampler:
         self.horizons = torch.tensor([source.horizon for source in sources])
 
     def sample(self, count: int, mixup: float, held_out: bool, generator: Generator) -> Batch:
-        """Return ``count`` random windows. A share ``mixup`` of them is mixed with another window of the same source.
+        """Return ``count`` random windows.
 
-        ``held_out``: whether the windows leave out the last horizon of each series.
+        ``mixup``: share of them that are mixed with another window of the same source. ``held_out``: whether the
+        windows leave out the last horizon of each series.
         """
         sources = torch.multinomial(self.shares, count, replacement=True, generator=generator)
         batch = self._random(sources, held_out, generator)
@@ -108,7 +110,7 @@ class WindowSampler:
     def _gather(
         self, sources: Tensor, seasons: Tensor, series: Tensor, origins: Tensor, past: Tensor, end: Tensor
     ) -> Batch:
-        """Return the ``past`` values before each origin, and those from the origin to ``end``. Arguments are [N]."""
+        """Return the ``past`` values before each origin, and the values from it to ``end``. All arguments are [N]."""
         positions = origins.unsqueeze(1) + torch.arange(-self.context, self.horizon)
         inside = positions.clamp(min=0).minimum(self.lengths[series].unsqueeze(1) - 1)
         known = (positions >= (origins - past).unsqueeze(1)) & (positions < end.unsqueeze(1))
@@ -118,7 +120,7 @@ class WindowSampler:
         return Batch(windows[:, : self.context], seasons, windows[:, self.context :], weights)
 
     def _mix(self, batch: Batch, partners: Batch, generator: Generator) -> Batch:
-        """Replace the first windows of a batch by weighted means with their partners, after both are normalised.
+        """Replace each of the first windows of a batch by a weighted mean of it and its partner, both normalised.
 
         This is TSMixup of Chronos (Ansari et al. 2024).
         """
@@ -133,7 +135,10 @@ class WindowSampler:
         return Batch(values, torch.where(batch.seasons < known, batch.seasons, 1), future, batch.weights)
 
     def _normalise(self, windows: Tensor) -> Tensor:
-        """Shift windows [N, context + horizon] so that the past ends at 0; divide them by its mean absolute value."""
+        """Shift windows [N, context + horizon] so that the past ends at 0.
+
+        Then divide them by the mean absolute value of the shifted past.
+        """
         shifted = windows - windows[:, self.context - 1 : self.context]
         scale = shifted[:, : self.context].abs().nanmean(dim=1, keepdim=True)
         return shifted / torch.where(scale > 0, scale, 1.0)

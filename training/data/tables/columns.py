@@ -21,16 +21,18 @@ ID_NAME = re.compile(
 SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, -99.9, -999.9, -9999.9, 999.9, 9999.9, -200.0)
 FLAGS = {"true", "false", "yes", "no", "y", "n", "ja", "nein", "oui", "non", "si", "sí", "0", "1", "none"}
 MAX_GROUP_COLUMNS = 3
-MIN_FILL = 0.5  # smallest share of steps with a row in half of the groups; if it is less, columns are not groups
+# Smallest share of time stamps with a row, in the median group. With a smaller share, the columns do not name series.
+MIN_FILL = 0.5
 MAX_TEXT_SHARE = 0.1  # largest share of texts in a column of numbers
 
 
 def value_columns(
     body: Body, used: Sequence[str], requested: Sequence[str] | None, times: pd.Series | None
 ) -> list[str]:
-    """Return the columns of numbers, without row numbers, codes, and parts of the date.
+    """Return the names of the columns of numbers, without columns of row numbers, codes, or parts of the date.
 
-    ``used``: columns of time and groups, which are skipped. ``requested``: if given, these columns are returned.
+    ``used``: columns that are skipped, because they hold time stamps, groups or known values. ``requested``: if given,
+    exactly these columns are returned. ``times``: the time stamp of each row, or None.
 
     Raises:
         DataError: a column mixes numbers and texts, or no column has numbers.
@@ -73,9 +75,10 @@ def value_columns(
 
 
 def _numbers_rows(name: str, frame: pd.DataFrame, timed: bool) -> bool:
-    """Return whether a column numbers the rows: consecutive integers, with a name such as index or without a name.
+    """Return whether a column numbers the rows: its values, once sorted, differ by 1, and its name allows it.
 
-    ``timed``: whether another column holds the time stamps. If so, a column named time or period may number the rows.
+    Its name must be one such as index or, in the first column, may be missing. ``timed``: whether another column holds
+    the time stamps. If so, names such as time and period are also allowed.
     """
     counts = timed and role(name) in ("time", "clock")
     if not (counts or INDEX_NAME.fullmatch(name) or (name == "" and frame.columns[0] == name)):
@@ -88,12 +91,12 @@ def _numbers_rows(name: str, frame: pd.DataFrame, timed: bool) -> bool:
 
 
 def _code(cells: pd.Series) -> str | None:
-    """Return a cell with leading zeros, such as 007; None if the column has none."""
+    """Return the first cell with a leading zero, such as 007; None if the column has no such cell."""
     return next((cell for cell in cells if isinstance(cell, str) and re.fullmatch(r"0\d+", cell)), None)
 
 
 def _part_of_date(name: str, values: pd.Series, times: pd.Series) -> bool:
-    """Return whether a column repeats the year, quarter, month, week, day, weekday or hour of the time stamps."""
+    """Return whether a column, by its name and its values, repeats a part of the time stamps, such as the weekday."""
     week = times.dt.isocalendar().week.astype("float64")
     parts = [times.dt.year, times.dt.month, times.dt.quarter, times.dt.day, times.dt.hour, times.dt.day_of_year, week]
     parts += [
@@ -119,7 +122,8 @@ def parse_values(
     """Return the values of the columns ``names``, NaN where missing.
 
     Raises:
-        DataError: the decimal sign is ambiguous, units are mixed, or a value such as -999 may stand for a missing one.
+        DataError: a cell is not a number, the decimal sign is ambiguous, units are mixed, or a value such as -999 may
+            stand for a missing value.
     """
     frame, result = body.frame, {}
     texts = {
@@ -148,7 +152,7 @@ def parse_values(
 
 
 def _sentinel(values: pd.Series) -> float | None:
-    """Return a value such as -999 that is far from all others and may stand for a missing one; None without one."""
+    """Return a value such as -999 that is far from all others and may mean "missing"; None if there is none."""
     known = values.dropna()
     for sentinel in SENTINELS:
         others = known[known != sentinel]
@@ -164,10 +168,12 @@ def group_columns(
 ) -> list[str]:
     """Return the columns that name the series of each row, so that no series has the same time stamp twice.
 
-    Return [] if no time stamp occurs twice or, with ``optional``, if no columns separate rows with the same time stamp.
+    Return [] if no time stamp occurs twice. If ``optional`` is true, also return [] if no columns separate the rows
+    with the same time stamp.
 
     Raises:
-        DataError: no columns or several sets of columns separate these rows, or a column may be a part of the time.
+        DataError: no columns, or several sets of columns, separate the rows with the same time stamp; or a column may
+            hold a part of the time, or the names of series that alternate in time.
     """
     times = reading.times
     rows = times.notna()
@@ -214,7 +220,10 @@ def _reject_part_of_time(body: Body, names: Sequence[str]) -> None:
 
 
 def varying(body: Body, names: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """Return the columns ``names``, without those that are constant in each group, such as the size of a store."""
+    """Return the columns ``names`` without those that are constant in each group, such as the size of a store.
+
+    If all of them are constant in each group, return all.
+    """
     by_group = body.frame.groupby(list(groups), sort=False)
     constant = [
         name
@@ -239,7 +248,7 @@ def _reject_interleaved(
         if {str(cell).lower() for cell in frame[name]} <= FLAGS:
             continue
         parts = (times.dt.month, times.dt.day_of_week, times.dt.hour, times.dt.quarter, times.dt.year, times.dt.day)
-        if any(frame[name].groupby(part).nunique().max() == 1 for part in parts):  # such as the name of a month
+        if any(frame[name].groupby(part).nunique().max() == 1 for part in parts):  # such as the month in words
             continue
         groups = sorted((np.sort(own.to_numpy()) for _, own in times.groupby(frame[name])), key=lambda own: own[0])
         if all(earlier[-1] < later[0] for earlier, later in pairwise(groups)):
@@ -261,7 +270,11 @@ def _counted(cells: pd.Series) -> bool:
 
 
 def _complete(frame: pd.DataFrame, times: pd.Series, names: list[str]) -> bool:
-    """Return whether no group has a time stamp twice, and half of the groups have at least three rows and few gaps."""
+    """Return whether the columns ``names`` can name the series.
+
+    Their cells must be filled, and no group may have a time stamp twice. At the median over the groups, a group must
+    have at least three rows and few gaps.
+    """
     keys = pd.DataFrame({**{name: frame[name] for name in names}, "(time)": times})
     if keys.duplicated().any() or frame[names].isna().any().any():
         return False

@@ -39,7 +39,7 @@ REJECTED = {
 }
 # Letters and signs of Western European texts. Other letters suggest that the encoding is not cp1252.
 WESTERN = set("ÄÖÜäöüßÀÂÇÈÉÊËÎÏÔÙÛàâçèéêëîïôùûŒœÆæÑñÁÍÓÚáíóúÃÕãõÅåØøìòÌÒ€£¥°§µ·–—‘’“”„…²³½¼¾×±«»©®º\xa0")
-SAMPLE_LINES = 300  # first lines of a file, from which the delimiter is detected
+SAMPLE_LINES = 300  # number of lines at the beginning of a file from which the delimiter is detected
 MIN_SHEET_ROWS = 3  # a sheet holds a table if it has at least this many rows with numbers or dates
 INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\u2060\0"))
 
@@ -50,10 +50,10 @@ class Sheet:
 
     Attributes:
         rows: the cells of each row: text, or typed values from Excel and Parquet; None if empty.
-        numbers: the row number in the file of each row, from 1.
+        numbers: for each row, its number in the file, from 1.
         delimiter: the delimiter of a text file; "" for other files.
         described: how the file was read, such as "text (utf-8), comma-separated".
-        remarks: what was left out, for the user.
+        remarks: texts that tell the user what was left out.
     """
 
     rows: list[list[Any]]
@@ -98,7 +98,7 @@ def _read_zip(path: Path, content: bytes, sheet: str | None, encoding: str | Non
             return _read_excel(path, content, sheet)
         if len(names) == 1:
             return _read_text(path, archive.read(names[0]), encoding)
-    except (zipfile.BadZipFile, KeyError, RuntimeError) as error:  # RuntimeError: encrypted
+    except (zipfile.BadZipFile, KeyError, RuntimeError) as error:  # RuntimeError: the archive is encrypted
         raise DataError(f"{path} is a damaged or encrypted ZIP or Excel file: {error}") from error
     raise DataError(f"{path} is a ZIP archive of {len(names)} files; unpack it and name one file (Excel: .xlsx only)")
 
@@ -156,7 +156,10 @@ def _read_excel(path: Path, content: bytes, name: str | None) -> Sheet:
 
 
 def _cells(sheet: Any) -> list[list[Any]]:
-    """Return the values of a worksheet. The value of a merged cell fills all its parts, unless it spans all columns."""
+    """Return the values of a worksheet.
+
+    The value of a merged cell fills all its parts. If the cell spans all columns, such as a title, it fills the first.
+    """
     rows = [[_cleaned(value) for value in row] for row in sheet.iter_rows(values_only=True)]
     for merged in sheet.merged_cells.ranges:
         if merged.max_col - merged.min_col + 1 < sheet.max_column or sheet.max_column == 1:
@@ -188,7 +191,7 @@ def _read_text(path: Path, content: bytes, encoding: str | None) -> Sheet:
         raise DataError(f"{path} is empty")
     lines = text.splitlines(keepends=True)
     remarks: list[str] = []
-    if match := re.match(r"sep=(.)\s*$", lines[0]):  # Excel writes such a line
+    if match := re.match(r"sep=(.)\s*$", lines[0]):  # a line such as sep=; tells Excel the delimiter
         delimiter: str | None = match[1]
         lines[0] = "\n"
     else:
@@ -241,7 +244,10 @@ def _foreign(text: str) -> bool:
 
 
 def _without_comments(lines: Sequence[str], remarks: list[str]) -> list[str]:
-    """Empty the lines that begin with ``#`` or ``//``. The last one before the table stays if it has column names."""
+    """Replace comments (lines that begin with ``#`` or ``//``) by empty lines.
+
+    The last comment before the table stays if it holds the column names.
+    """
     comments = [at for at, line in enumerate(lines) if re.match(r'\s*"?\s*(#(?![A-Z]{1,5}/|[,;\t|])|//)', line)]
     first = next((at for at, line in enumerate(lines) if line.strip() and at not in set(comments)), len(lines))
     result = list(lines)
@@ -278,7 +284,7 @@ def _split(lines: Sequence[str], delimiter: str) -> list[tuple[int, list[str]]]:
 def _delimiter(sample: Sequence[str]) -> str:
     """Return the delimiter that gives the most rows of the same length, and the most cells with numbers or dates.
 
-    Spaces are tried only if no other delimiter splits the rows. If nothing splits them, return a comma.
+    Spaces are tried only if no other delimiter splits the rows. If they do not split them well either, return a comma.
     """
 
     def score(delimiter: str) -> float:

@@ -33,12 +33,13 @@ NICE_STEPS = np.array(  # usual steps of sensors, whose time stamps may have jit
     + [n * 60 * _MINUTE for n in (1, 2, 3, 4, 6, 8, 12)]
     + [DAY, 7 * DAY]
 )
-MAX_JITTER = 0.3  # largest distance of a time stamp from its step, as a share of the step
-MAX_HOLES = 0.4  # largest share of steps without a time stamp; with more, the times are irregular
+MAX_JITTER = 0.3  # largest deviation of a time difference from a multiple of the step, as a share of it
+MAX_HOLES = 0.4  # largest share of steps without a time stamp; with a larger share, the times are irregular
 MAX_HOLES_TO_DECIDE = 0.1  # a stricter limit, for choosing between several readings of the same cells
 MIN_AUTOCORRELATION = 0.3  # smallest autocorrelation at the lag of a season
 MIN_AUTOCORRELATION_OF_TWO = 0.5  # smallest autocorrelation if all series are shorter than three seasons
-# By which the autocorrelation at a season must exceed its mean at 0.5 and 1.5 seasons. Random walks do not reach this.
+# Smallest difference between the autocorrelation at one season and its mean at 0.5 and 1.5 seasons. Random walks do
+# not reach this difference.
 MIN_PROMINENCE = 0.1
 
 
@@ -60,7 +61,7 @@ class Grid:
 
     @property
     def holes(self) -> float:
-        """The share of the steps between the first and the last time of the groups that have no time stamp."""
+        """The share of steps without a time stamp, between the first and the last time of each group."""
         spans = sum(int(own[-1] - own[0]) + 1 for own in self.positions if len(own))
         return 1 - sum(map(len, self.positions)) / spans if spans else 0.0
 
@@ -88,7 +89,7 @@ def grid(times: Sequence[Times], period: str) -> Grid | None:
 
 
 def _checked(grids: Sequence[Grid]) -> Grid | None:
-    """Return the grid with the fewest holes; None if it has more than MAX_HOLES."""
+    """Return the grid with the smallest share of holes; None if there is none, or if this share is above MAX_HOLES."""
     best = min(grids, key=lambda each: each.holes, default=None)
     return best if best is not None and best.holes <= MAX_HOLES else None
 
@@ -101,7 +102,11 @@ def is_regular(reading: Reading) -> bool:
 
 
 def _whole(name: str, step: int, positions: list[np.ndarray]) -> Grid:
-    """Return a grid from step numbers. If times occur at every second step only, for example, the step is doubled."""
+    """Return a grid from step numbers.
+
+    If the differences between the step numbers have a common divisor, the step is multiplied by it. For example, the
+    step is doubled if there are times at every second step only.
+    """
     unit = int(np.gcd.reduce(np.concatenate([np.diff(own) for own in positions]))) or 1
     if unit > 1:
         origin = next(own[0] for own in positions if len(own))
@@ -113,7 +118,8 @@ def _whole(name: str, step: int, positions: list[np.ndarray]) -> Grid:
 def _months(times: Sequence[Times], period: str) -> Grid | None:
     """Return a grid of months or of multiples such as quarters; None if the times do not fit.
 
-    Times fit if no month has two, and all are on the same day of the month, in its first week, or in its last week.
+    Times fit if no group has two times in one month. Unless ``period`` is given, all times must also be on the same day
+    of the month, within its first seven days, or within its last seven days.
     """
     everything = np.concatenate(times)
     months = [own.astype("datetime64[M]").astype(np.int64) for own in times]
@@ -138,7 +144,7 @@ def _months(times: Sequence[Times], period: str) -> Grid | None:
 
 
 def _fixed(times: Sequence[Times], differences: np.ndarray) -> Grid | None:
-    """Return a grid of steps of a fixed length: the greatest common divisor of all differences."""
+    """Return a grid with a fixed step, the greatest common divisor of the differences between consecutive times."""
     step = int(np.gcd.reduce(differences))
     origin = min(own[0] for own in times if len(own))
     positions = [(own - origin).astype("timedelta64[us]").astype(np.int64) // step for own in times]
@@ -177,7 +183,10 @@ def _business_days(times: Sequence[Times], everything: np.ndarray) -> Grid | Non
 
 
 def _jittered(times: Sequence[Times], steps: Sequence[np.ndarray], differences: np.ndarray) -> Grid | None:
-    """Return a grid of a usual step; None unless the differences of the times are nearly multiples of this step."""
+    """Return a grid with the step in NICE_STEPS that is nearest to the median difference between consecutive times.
+
+    Return None unless all differences are nearly multiples of this step.
+    """
     median = float(np.median(differences))
     step = int(NICE_STEPS[np.abs(NICE_STEPS / median - 1).argmin()])
     counts = [np.round(own / step) for own in steps]
@@ -197,7 +206,7 @@ def _jittered(times: Sequence[Times], steps: Sequence[np.ndarray], differences: 
 
 
 def bins(times: pd.Series, rule: str) -> tuple[pd.Series, str]:
-    """Return the start of the interval that holds each time, and the period of ``Reading`` for these intervals.
+    """Return the start of the interval that contains each time, and the period of the intervals as in ``Reading``.
 
     ``rule``: length of the intervals: D, h, 15min, W (from Monday), M, Q, Y, or another pandas offset of fixed length.
     Raises ValueError if pandas does not know the offset.
@@ -234,9 +243,9 @@ def autocorrelation(values: np.ndarray, lag: int) -> float:
 def season(series: Sequence[np.ndarray], usual: Sequence[int] | None) -> int:
     """Return the season length of the series in steps; 1 if they have no season.
 
-    Candidates are the ``usual`` seasons of the time step or, if ``usual`` is None, all lags from 2 to MAX_SEASON. The
-    candidate with the highest autocorrelation, averaged over up to 50 series, wins. A shorter candidate wins if it
-    reaches 90 % of this autocorrelation.
+    Candidates are the ``usual`` seasons of the time step or, if ``usual`` is None, all lags, up to MAX_SEASON. A
+    candidate is dropped if its autocorrelation, averaged over the first 50 series, is too low. Of the other candidates,
+    the shortest one wins whose autocorrelation is above 90 % of the highest one.
     """
     candidates = [lag for lag in (range(2, 401) if usual is None else usual) if lag <= MAX_SEASON]
     known_values = [values[~np.isnan(values)] for values in series[:50]]
@@ -266,4 +275,4 @@ def season(series: Sequence[np.ndarray], usual: Sequence[int] | None) -> int:
     best = max(strengths.values(), default=0.0)
     if not strengths:
         return 1
-    return min(lag for lag, value in strengths.items() if value > 0.9 * best)  # multiples of a season correlate as well
+    return min(lag for lag, value in strengths.items() if value > 0.9 * best)  # multiples of a season correlate too

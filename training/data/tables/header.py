@@ -20,7 +20,7 @@ from training.data.tables.numbers import is_missing
 
 MAX_HEADER_ROWS = 3
 MAX_TITLE_ROWS = 30  # largest number of rows above the header
-MAX_TOTALS = 0.1  # largest share of rows with totals
+MAX_TOTALS = 0.1  # largest share of rows with totals; if more rows look like totals, they are kept as values
 UNIT_NAME = re.compile(
     r"[\[(].{1,12}[\])]|%|°.?|(k|M|G|m|c|µ)?(W|Wh|g|l|L|m|s|Pa|V|A|Hz|bar|t)\b.{0,4}|[A-Z]{3}|yyyy.*|dd.*|[€$£]"
 )
@@ -36,7 +36,8 @@ TOTAL = re.compile(
 class Body:
     """The rows of a table below its header.
 
-    ``frame``: the cells, None if missing, under the names of the columns; its index holds the row numbers of the file.
+    ``frame``: the cells, None if empty. Its columns have the names of the header; its index gives the places of the
+    rows in the file.
     ``titles``: the cells of the header as read, which may be dates of Excel.
     """
 
@@ -47,7 +48,7 @@ class Body:
     remarks: list[str]
 
     def error(self, problem: str) -> DataError:
-        """Return an error that says what the problem of the table is."""
+        """Return an error whose message has the path of the file and the problem."""
         return DataError(f"{self.path}{' ' if problem.startswith('has ') else ': '}{problem}")
 
 
@@ -144,9 +145,10 @@ def _detect(
 
 
 def _filled(row: Sequence[Any]) -> int:
-    """Return the number of filled cells. If only the first cell is empty, it counts too, because it may lack a name.
+    """Return the number of filled cells.
 
-    If at least three cells are filled and all hold the same text, such as a merged title, they count as one.
+    If only the first cell is empty, it counts as filled, because the first column may have no name. If at least
+    three cells are filled and all hold the same text, such as a merged title, they count as one.
     """
     texts = [str(cell) for cell in row if not is_missing(cell)]
     if len(texts) >= 3 and len(set(texts)) == 1:
@@ -157,7 +159,8 @@ def _filled(row: Sequence[Any]) -> int:
 def _continues(rows: Sequence[tuple[int, list[Any]]], filled: Sequence[int], at: int, typical: int) -> bool:
     """Return whether the row above row ``at`` also holds names.
 
-    It does if row ``at`` has blanks, repetitions or units, or if the row above is as full as a typical row.
+    It does if row ``at`` has repeated names, mostly units, or fewer cells than a typical row, or if the row above has
+    at least as many cells as a typical row. A row above with a single cell is a title instead.
     """
     names = [name_of(cell) for cell in rows[at][1]]
     known = [name for name in names if name]
@@ -183,7 +186,7 @@ def _with_numbers(
 ) -> tuple[list[str], list[Any], list[tuple[int, list[Any]]]]:
     """Decide whether a first row with numbers or dates holds names, such as years, or values.
 
-    Return the same as ``_detect``.
+    Return the same as ``_detect``. Raises DataError if it is unclear whether the row holds names or values.
     """
     first, below = kinds[0], kinds[1 : 1 + SAMPLE_ROWS]
     numbers_in_first = [cell for cell, own in zip(rows[0][1], first, strict=True) if own == "n"]
@@ -288,7 +291,10 @@ def _aligned(
 
 
 def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
-    """Drop rows with notes (a single filled cell, with text) and totals, unless the table has only one column."""
+    """Drop empty rows, rows of notes (a single filled cell, with text), and rows of totals.
+
+    A table with only one column keeps all its rows.
+    """
     if frame.shape[1] < 2:
         return frame
     dropped = []
@@ -301,7 +307,7 @@ def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
         elif filled == 0:
             dropped.append((row, ""))
     totals = [row for row, text in dropped if TOTAL.fullmatch(text)]
-    if len(totals) > max(3, MAX_TOTALS * len(frame)):  # so many that total is the name of a series
+    if len(totals) > max(3, MAX_TOTALS * len(frame)):  # there are so many that total must be the name of a series
         dropped = [(row, text) for row, text in dropped if row not in set(totals)]
     for row, text in dropped:
         if text:

@@ -14,7 +14,7 @@ from training.data.tables.header import Body
 from training.data.tables.numbers import is_missing, share
 
 TIME, VALUE = "(time)", "(value)"  # names of the columns of an unpivoted table
-MIN_COLUMNS = 3  # smallest number of columns that are named by time stamps; two years are enough
+MIN_COLUMNS = 3  # smallest number of columns that are named by time stamps; of columns named by years, two are enough
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,10 @@ def _mostly(cells: pd.Series, fits: Callable[[Any], bool]) -> bool:
 
 
 def _part_of_year(body: Body, others: Sequence[str]) -> str | None:
-    """Return the column with months, quarters or days, for a table with years across the columns; None without one."""
+    """Return the column with the month, quarter or day of each row, for a table with years across the columns.
+
+    Return None if there is no such column. Raises DataError if a column holds their numbers instead of their names.
+    """
 
     def names_part(cell: Any) -> bool:
         text = str(cell).strip(". ").lower()

@@ -102,7 +102,7 @@ def is_plain(text: Any) -> bool:
 
 
 def is_number(cell: Any) -> bool:
-    """Return whether a cell is a number, in any spelling."""
+    """Return whether a cell is a number, or a text that spells a number."""
     if isinstance(cell, str):
         written = _written(cell)
         return written is not None and _either(written.digits)
@@ -160,7 +160,10 @@ def _either(digits: str) -> bool:
 
 
 def decimal_evidence(cells: Iterable[Any]) -> dict[str, str]:
-    """Return a cell for each decimal sign, ``.`` or ``,``, that fits only this sign; omit signs without such a cell."""
+    """Return, for each decimal sign (``.`` or ``,``), a cell that is a number only with this sign.
+
+    Signs without such a cell are omitted.
+    """
     evidence: dict[str, str] = {}
     for cell in cells:
         if isinstance(cell, str) and (written := _written(cell)) and re.search("[.,]", written.digits):
@@ -179,10 +182,11 @@ def share(cells: pd.Series) -> float:
 def decimal_sign(name: str, cells: Sequence[str], delimiter: str, file_evidence: dict[str, str]) -> str:
     """Return the decimal sign of a column.
 
-    A cell that fits only one sign decides. If there is none, the other columns decide if they agree. Otherwise the
-    whole numbers without a separator decide: if one of them has more than three digits, thousands are not separated, so
-    a separator is a decimal sign. If all have at most three digits, a separator separates thousands. A point in a file
-    that is separated by spaces is a decimal sign. Everything else is ambiguous.
+    A cell that fits only one sign decides. If the column has no such cell, those of the other columns decide if they
+    agree. If no column has such a cell, the whole numbers of the column decide. If one of them has more than three
+    digits, thousands are not separated, so a separator is a decimal sign. If all have at most three digits, a separator
+    separates thousands. In a file that is separated by spaces, a point is a decimal sign. Everything else is ambiguous.
+    The sign of a column without separators is a point.
 
     Raises:
         ValueError: the sign is ambiguous, or the cells contradict each other.

@@ -30,7 +30,7 @@ NO_COLUMNS = np.empty((0, 0))
 
 
 class Rows(NamedTuple):
-    """A series before its empty ends are cut off: name, values [T], time of each value, and covariates [T, K]."""
+    """One series as read: its name, values [T], the time or the place in the file of each value, covariates [T, K]."""
 
     name: str
     values: np.ndarray
@@ -48,13 +48,13 @@ class ReadOptions:
         format: format of the time stamps for strptime.
         group: columns that name the series, joined by commas, or "none".
         aggregate: how to combine rows with the same time stamp, one of AGGREGATES.
-        resample: longer time step to which rows are combined, such as "D".
+        resample: longer time step, such as "D". All rows of a series in such a step are combined into one row.
         by_rows: whether each row is a series.
         season: season length in steps.
         sheet, encoding: the sheet of an Excel file; the encoding of a text file.
         decimal: decimal sign, "." or ",".
         header: row number of the column names; 0 if the file has none.
-        missing: cells that stand for a missing value, or "none".
+        missing: further cells that stand for a missing value; ["none"] if there are none.
         known: columns whose future values are known, joined by commas.
         holidays: country whose public holidays become a known column, such as "DE", or "DE-BY" with a subdivision.
     """
@@ -80,7 +80,7 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     """Read all series of a CSV, Excel or Parquet file. An ambiguous file is rejected.
 
     Raises:
-        DataError: the file cannot be read or is ambiguous. The message tells which option resolves the ambiguity.
+        DataError: the file cannot be read or is ambiguous. The message names the option that resolves the ambiguity.
     """
     options = options or ReadOptions()
     if options.season is not None and not 1 <= options.season <= MAX_SEASON:
@@ -279,7 +279,7 @@ def _on_grid(
 
 
 def _resampled(body: Body, step: str | None, reading: Reading) -> tuple[pd.Series, str]:
-    """Return the time stamps and their period. With ``--resample``, time stamps become the starts of longer steps.
+    """Return the time stamps and their period. With ``--resample``, each one becomes the start of its longer step.
 
     Raises:
         DataError: the step is unknown.
@@ -384,7 +384,7 @@ def _table(
 
 
 def _filled(body: Body, series: str, names: Sequence[str], covariates: np.ndarray) -> np.ndarray:
-    """Replace missing covariates [T, K] by the value before them, or else by the first value; append remarks.
+    """Replace missing covariates [T, K] by the last value before or, at the start, the first value; append remarks.
 
     Raises:
         DataError: a column has no values.

@@ -12,7 +12,8 @@ import numpy as np
 
 from app.store import HolidayCalendar
 
-MAX_GAP = 3  # longest gap that is interpolated, in values; the season length if that is longer
+# Longest gap that is interpolated, in values. If a season is longer, gaps of up to a season are interpolated.
+MAX_GAP = 3
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class Table:
         digest = hashlib.sha256()
         for series in self.series:
             digest.update(f"{series.name}\0{len(series.values)}\0".encode() + series.values.tobytes())
-            digest.update(series.covariates.tobytes())  # empty without known columns
+            digest.update(series.covariates.tobytes())  # adds nothing if there are no known columns
         return digest.hexdigest()
 
 
 def without_gaps(table: Table) -> Table:
-    """Split each series at long gaps, keep the longest part, and interpolate short gaps. Remarks tell what was done."""
+    """Split each series at long gaps, keep the longest part, and interpolate short gaps. Add remarks on this."""
     remarks = list(table.remarks)
     series = [_without_gaps(one, max(table.season, MAX_GAP), remarks) for one in table.series]
     return replace(table, series=series, remarks=remarks)

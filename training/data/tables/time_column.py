@@ -36,7 +36,7 @@ INDEX_NAME = re.compile(
 
 @dataclass(frozen=True)
 class TimeColumn:
-    """The columns with the time stamps of a table, and their reading: the time of each row, NaT if it has none."""
+    """The names of the columns that form the time stamps, and their reading, which has the time of each row or NaT."""
 
     names: list[str]
     reading: Reading
@@ -96,7 +96,7 @@ def detect(body: Body, time: str | None, pattern: str | None, columns: Sequence[
 
 
 def _strong(body: Body, name: str) -> list[Reading]:
-    """Return the readings of a column; [] if it holds plain numbers."""
+    """Return the possible readings of a column; [] if it holds plain numbers or no time stamps."""
     cells = body.frame[name]
     if numbers.share(cells) > 0.8 and not _like_dates(cells):
         return []
@@ -104,7 +104,7 @@ def _strong(body: Body, name: str) -> list[Reading]:
 
 
 def _like_dates(cells: pd.Series) -> bool:
-    """Return whether all cells are dates that look like numbers: 05.01.24, or 2024 Jan, where Jan is not a unit."""
+    """Return whether all cells are dates that look like numbers, such as 05.01.24, or 2024 Jan (Jan is not a unit)."""
     known = [cell for cell in cells if not numbers.is_missing(cell)]
     return all(isinstance(cell, str) and LIKE_DATE.fullmatch(cell.strip().lower()) for cell in known)
 
@@ -123,7 +123,7 @@ def _reject_mixed(body: Body, names: Sequence[str]) -> None:
 
 
 def _without_derived(strong: dict[str, list[Reading]]) -> dict[str, list[Reading]]:
-    """Leave out columns that only repeat the month, quarter, week or day of another column."""
+    """Leave out columns that only repeat a part of another column: its day, week, month, quarter, half-year or year."""
 
     def derived(coarse: Reading, fine: Reading) -> bool:
         if fine.times.equals(coarse.times) or fine.period:
@@ -152,7 +152,7 @@ def _fits(cells: pd.Series, pattern: str) -> bool:
 
 
 def _clock_column(frame: pd.DataFrame, date: str, readings: list[Reading]) -> str | None:
-    """Return the column with the time of day for the dates in ``date``; None if no date repeats or no column fits."""
+    """Return the column with the time of day for the column ``date``; None if no date repeats or no column fits."""
     times = readings[0].times.dropna()
     if readings[0].period or not times.duplicated().any() or (times != times.dt.floor("D")).any():
         return None
@@ -168,7 +168,10 @@ def _clock_column(frame: pd.DataFrame, date: str, readings: list[Reading]) -> st
 
 
 def _parts(frame: pd.DataFrame, candidates: Sequence[str]) -> list[str] | None:
-    """Return the columns of year and month (also day and hour), year and quarter, or year and week; None if missing."""
+    """Return the columns of year and month, year and quarter, or year and week; None if there are none.
+
+    Columns of day and hour follow the month, if there are any.
+    """
     roles: dict[str, str] = {}
     for name in candidates:
         roles.setdefault(role(name), name)
@@ -240,7 +243,7 @@ def _example(cells: pd.Series) -> str:
 
 
 def _joined(body: Body, names: Sequence[str]) -> pd.Series:
-    """Join the cells of several columns: year-month-day, year and quarter, year and week, or date and time."""
+    """Join the cells of each row to one text, such as year-month-day, year and quarter, or date and time."""
     parts = [body.frame[name].map(lambda cell: None if numbers.is_missing(cell) else _plain(cell)) for name in names]
     hours = [
         values_of(part) if role(name) in ("hour", "clock") else None for name, part in zip(names, parts, strict=True)
@@ -301,7 +304,10 @@ def _as_written(pattern: str, separator: str) -> str:
 
 
 def _counter(cells: pd.Series) -> Reading | None:
-    """Return the reading of a column that counts 1, 2, 3 ...; None for others. Steps become seconds since 1970."""
+    """Return the reading of a column that counts steps, such as 1, 2, 3 ...; None for other columns.
+
+    Step n becomes the time n seconds after the start of 1970.
+    """
     values = values_of(cells)
     unique = sorted(set(values.dropna()))
     if values.isna().any() or len(unique) < 3 or any(not value.is_integer() for value in unique):
@@ -317,7 +323,8 @@ def _from_numbers(
     """Find time stamps in a column of numbers with a name such as year; return None if there are none.
 
     Raises:
-        DataError: numbers in a column with another name, or texts, may be time stamps.
+        DataError: a column of numbers with another name may hold time stamps, or a column seems to hold time stamps
+            but cannot be read.
     """
     frame = body.frame
     numeric = [name for name in candidates if numbers.share(frame[name]) > 0.8]
@@ -356,7 +363,10 @@ def _from_numbers(
 
 
 def in_utc(column: TimeColumn, remarks: list[str]) -> TimeColumn:
-    """Convert times with a zone to UTC. If all are midnights, ignore the zone, because summer time would shift them."""
+    """Convert times with a zone to UTC.
+
+    If all are local midnights, ignore the zone, because with summer time they are not 24 hours apart in UTC.
+    """
     reading = column.reading
     if reading.offsets is None:
         return column

@@ -139,7 +139,7 @@ def normalised(cell: str) -> str:
 
 
 def readings(cells: pd.Series, week: bool = False) -> list[Reading]:
-    """Return the readings that fit the most cells of a column of texts or dates; [] if they fit less than 80 %.
+    """Return the readings that fit the most cells of a column of texts or dates; [] if they fit less than 80 % of them.
 
     ``week``: read 2024-05 as a week, not as a month.
     """
@@ -381,7 +381,7 @@ NUMERIC: list[tuple[str, str, Callable[[np.ndarray], np.ndarray | None], bool]] 
 def numeric_readings(cells: pd.Series, values: Iterable[float], week: bool = False) -> list[Reading]:
     """Return all readings of numbers as time stamps. ``values``: the numbers, NaN where a cell is not a number.
 
-    ``week``: read 202405 as a week, not as a month. If some numbers cannot be months, all are read as weeks anyway.
+    ``week``: read 202405 as a week, not as a month. If some numbers cannot be months, all are read as weeks.
     """
     numbers = pd.Series(list(values), index=cells.index, dtype="float64").dropna()
     results = []

@@ -16,7 +16,7 @@ from training.evaluation.backtest import Origins
 LEVELS = (95, 80, 60, 40, 20)  # per cent; the bounds of these intervals are the quantiles of a QuantileForecast
 MIN_SEASONS = 2  # smallest number of seasons in a series for which seasonal models are fitted
 MAX_ITERATIONS, SIMULATIONS = 200, 1000
-MAX_VALUES, MAX_SEASONS = 400, 10  # the longer of both is used before an origin; more would hardly change a forecast
+MAX_VALUES, MAX_SEASONS = 400, 10  # before an origin, at most so many values or seasons are used, whichever is more
 NON_SEASONAL: tuple[dict[str, Any], ...] = ({}, {"trend": "add"}, {"trend": "add", "damped_trend": True})
 SEASONAL: tuple[dict[str, Any], ...] = ({"seasonal": "add"}, {"trend": "add", "damped_trend": True, "seasonal": "add"})
 MULTIPLICATIVE = (
@@ -28,7 +28,7 @@ MULTIPLICATIVE = (
 def forecasts(
     origins: Origins, names: Sequence[str], seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> tuple[list[QuantileForecast], int, list[str]]:
-    """Return forecasts from all origins, the number of series that ETS did not forecast, and remarks about these.
+    """Return forecasts from all origins, the number of series that ETS did not forecast, and remarks on these series.
 
     For each series, the model with the lowest AICc on the values before the first origin is chosen. It is fitted again
     at every origin. If ETS fails for a series, or after ``seconds``, seasonal naive forecasts replace it. ``names`` are
@@ -112,6 +112,6 @@ def _fit(past: np.ndarray, model: dict[str, Any], start: np.ndarray | None, chec
 
     check()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fits that do not converge need no warning: their AICc is high
+        warnings.simplefilter("ignore")  # no warning if a fit does not converge, because its AICc is high
         fitted = ETSModel(pd.Series(past), initialization_method="heuristic", **model)
         return fitted.fit(start_params=start, disp=False, maxiter=MAX_ITERATIONS, callback=check)

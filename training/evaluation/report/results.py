@@ -127,7 +127,7 @@ def references(splits: Sequence[Split], season: int, horizon: int, seconds: floa
 def times(start: str, step: str, positions: Sequence[int]) -> list[pd.Timestamp] | None:
     """Return the times of positions in a series that starts at ``start``.
 
-    The result is None if the steps of the series are not steps of a calendar.
+    The result is None if ``start`` is not a date, or ``step`` is not a known time step.
     """
     parts = re.fullmatch(r"(\d{4}-\d\d-\d\d\S*)(?: \+ (\d+) steps)?", start)
     unit = re.fullmatch(r"(?:([\d.]+) )?([a-z -]+?)s?", step)

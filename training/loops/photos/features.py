@@ -19,8 +19,8 @@ from app.networks.efficientnet import EfficientNetLite
 from app.store import weights_digest
 from training.data.image_dataset import ImageDataset
 
-BATCH = 16  # images
-SAVE_EVERY = 20  # seconds
+BATCH = 16  # images in a forward pass
+SAVE_EVERY = 20  # seconds between two writes to the disk
 View = Callable[[Tensor], Tensor]  # a function that changes uint8 images [N, C, S, S], such as mirroring
 
 

@@ -17,7 +17,7 @@ from training.data.image_dataset import ImageDataset
 from training.loops.photos.linear_head import loss_of
 from training.run import Run, cosine_schedule, set_learning_rate
 
-TUNED_BLOCKS = 5  # last blocks, with maps of 1/32 of the image's side; earlier blocks stay as they are
+TUNED_BLOCKS = 5  # number of the last blocks that are trained; their outputs have 1/32 of the image's side
 MIN_SCALE = 0.4  # smallest area of a random crop, as a share of the image
 JITTER = 0.2  # largest relative change of brightness, contrast and saturation
 

@@ -18,7 +18,7 @@ PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # factor
 FOLDS = 5
 MAX_STEPS = 60  # of L-BFGS for one penalty; each fit starts from the weights of the next stronger penalty
 MIN_DEVIATION = 1e-3
-TEMPERATURE_RANGE = (0.4, 2.5)  # limits; if all of a few images are classified correctly, the best fit would be 0
+TEMPERATURE_RANGE = (0.4, 2.5)  # without limits, the fit would be 0 if few images are all classified correctly
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class LinearHead:
 class Choice:
     """The penalty with the lowest loss in cross-validation.
 
-    ``temperature``: the best one for this penalty. ``logits`` [N, classes]: of each image, from the head that was
-    fitted to the other folds, divided by the temperature. ``losses``: the loss of each penalty.
+    ``temperature``: the best temperature for this penalty; 1 if images may have several labels. ``logits`` [N,
+    classes]: the logits of each image, divided by the temperature. They come from the head that was fitted to the other
+    folds. ``losses``: the loss of each penalty.
     """
 
     penalty: float
@@ -55,7 +56,7 @@ def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def fit(features: Tensor, targets: Tensor, classes: int, penalties: Sequence[float]) -> list[LinearHead]:
-    """Fit one head for each penalty. The penalties should decrease.
+    """Fit one head for each penalty. Penalties should decrease, because each fit starts from the weights of the last.
 
     Args:
         features: [N, D].
@@ -93,7 +94,7 @@ def choose(
     """Choose the penalty with the lowest loss in cross-validation; fit the temperature on the same predictions.
 
     Args:
-        features: views of the images, each [N, D]. The first one is validated; all are used to fit.
+        features: views of the images, each [N, D]. The heads are fitted to all views and validated on the first one.
         targets: see ``fit``.
         folds: the fold [N] of each image.
         classes: number of classes.

@@ -1,6 +1,7 @@
 """Train classifiers for photographs of users: ``python -m training.cnn --images`` for images above 64 pixels.
 
-A pretrained network computes the features of all images once. Then a new last layer is fitted to them.
+A pretrained network computes the features of all images once. Then a new last layer is fitted to them. With enough
+images, the last blocks of the network are fine-tuned too.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ MAX_DEFAULT_STEPS = 300  # largest number of fine-tuning steps without --minutes
 
 @dataclass(frozen=True)
 class Base:
-    """The network with which training starts, and its entries in the card."""
+    """The network from which training starts, and what the card of the trained network states about it."""
 
     network: EfficientNetLite
     name: str
-    data: dict[str, str]  # entry of the card
+    data: dict[str, str]  # its entry in the field ``data`` of the card
     licence: str | None
     source: str | None
 
@@ -55,8 +56,8 @@ class Result:
 
     Attributes:
         network: the network.
-        choice: the penalty of the last layer.
-        indices: images for validation or cross-validation.
+        choice: the penalty of the last layer, with the results of its cross-validation.
+        indices: indices of the images for validation or cross-validation.
         logits: logits [len(indices), classes] of these images, from networks that were not trained on them.
         steps: the steps of fine-tuning; 0 if only the last layer was fitted.
         temperature: the number by which the logits of the network are divided after fine-tuning.
@@ -78,7 +79,7 @@ class Result:
 
 
 def read_base(options: Options) -> Base:
-    """Return the network given by ``--from``. Raises DataError."""
+    """Return the network given by ``--from``. Raises DataError if it cannot be used."""
     origin: str | None = options.data_options["origin"]
     if origin in (None, pretrained.NAME):
         return Base(pretrained.load(), pretrained.NAME, {}, pretrained.LICENCE, pretrained.SOURCE)

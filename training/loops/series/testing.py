@@ -38,7 +38,10 @@ def as_method(forecaster: GlobalForecaster, origins: Origins) -> backtest.Foreca
 
 
 def measure(forecaster: GlobalForecaster, own: OwnSeries, part: Part = "test") -> dict[str, Any]:
-    """Return the metrics of fine-tuned forecaster, base version and seasonal naive forecast on a part of the series."""
+    """Return the metrics of the fine-tuned forecaster, the base version and the seasonal naive forecast on a part.
+
+    If the series have known columns, the base version is also measured with these columns.
+    """
     origins = backtest.origins(own.splits, own.table.season, own.horizon, part).subset(MAX_FORECASTS)
     untuned = {"untuned_": own.base}
     if own.traits.known:
@@ -55,10 +58,10 @@ def measure(forecaster: GlobalForecaster, own: OwnSeries, part: Part = "test") -
 
 
 def verdict(metrics: dict[str, Any]) -> tuple[bool, str]:
-    """Return whether fine-tuning helped, and a sentence about it. ``metrics``: on the validation part.
+    """Return whether fine-tuning helped, and a sentence about it. ``metrics``: the metrics on the validation part.
 
-    Fine-tuning helped if the quantile loss is lower than that of the base version, at least by MIN_IMPROVEMENT, and
-    lower than that of the seasonal naive forecast.
+    Fine-tuning helped if the quantile loss is lower than that of the seasonal naive forecast, and lower than that of
+    the base version by a relative difference of at least MIN_IMPROVEMENT.
     """
     tuned, base, naive = (metrics[f"{prefix}quantile_loss"]["value"] for prefix in ("", "untuned_", "naive_"))
     losses = f"quantile loss {tuned:.3f}; before fine-tuning {base:.3f}, seasonal naive {naive:.3f}"

@@ -1,7 +1,8 @@
 """Fine-tune a published forecaster on the series of a table, and compare it with the unchanged version.
 
 Used by ``python -m training.lstm --csv``. The validation part decides whether fine-tuning helps. If it does not help,
-nothing is published without ``--force``. Published weights are trained again on all rows; see ``training.refit``.
+nothing is published without ``--force``. Before publishing, the network is trained again on all rows, unless
+``--no-refit`` is given; see ``training.refit``.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ class Teachers:
 
     Args:
         folders: the folders, each with card and weights.
-        vocabulary: of the network that learns; that of each teacher must be the same.
-        device: device of the networks.
+        vocabulary: the vocabulary of the network that learns. Each teacher must have the same one.
+        device: device of the teachers.
 
     Raises:
         DataError: a folder has no card or weights, or a teacher has another vocabulary.
@@ -41,7 +41,7 @@ class Teachers:
         for folder in folders:
             try:
                 weights = (folder / store.WEIGHTS).read_bytes()
-                fields = json.loads((folder / store.CARD).read_bytes())  # that of a run has no version
+                fields = json.loads((folder / store.CARD).read_bytes())  # the card of a run has no version
                 card = store.Card.model_validate({"version": 1, "weights_sha256": "", **fields})
             except (OSError, ValueError, TypeError) as error:
                 raise DataError(f"--teachers {folder}: not the folder of a finished run ({error})") from error
@@ -59,7 +59,7 @@ class Teachers:
     def predict(self, characters: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return the mean probabilities [N, T, V] of the next characters, and the new state of each teacher.
 
-        ``characters`` [N, T], one state of ``zero_states`` for each teacher.
+        ``characters``: vocabulary indices [N, T]. ``states``: the state of each teacher, at first from ``zero_states``.
         """
         total, after = torch.zeros((), device=characters.device), []
         with torch.no_grad(), torch.autocast(characters.device.type, torch.bfloat16, enabled=self._use_bfloat16):

@@ -26,7 +26,7 @@ from training.loops import distributed
 class Recurrence(torch.autograd.Function):
     """Computes h[t] = tanh(x[t] + h[t-1] W^T) from inputs x [T, N, H], an initial state [N, H] and a weight W [H, H].
 
-    Returns h [T, N, H] in the precision of x. The gradients of state and weight have the precision of these.
+    Returns h [T, N, H] in the precision of x. The gradients of state and weight have the precision of state and weight.
     """
 
     @staticmethod

@@ -29,7 +29,7 @@ from training.loops.text import elman_recurrence
 from training.loops.text.distillation import Teachers
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
-MIN_STEPS_PER_VALIDATION, MAX_VALIDATIONS = 50, 30  # with --minutes
+MIN_STEPS_PER_VALIDATION, MAX_VALIDATIONS = 50, 30  # limits with --minutes
 BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99), "gated-rnn": (0.9, 0.99)}  # of AdamW
 
 
@@ -76,9 +76,10 @@ class LossModule(nn.Module):
     def forward(
         self, inputs: Tensor, targets: Tensor, state: Tensor, taught: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss and the new state of inputs and targets [batch, T] and a state [batch, layers, ...].
+        """Return the loss, and the state after the last input.
 
-        ``taught`` [batch, T, V]: the probabilities of teachers, from which the network learns as well.
+        ``inputs``, ``targets``: characters [batch, T]. ``state`` [batch, layers, ...]: the state before the first
+        input. ``taught`` [batch, T, V]: the probabilities of teachers, from which the network learns as well.
         """
         if isinstance(self.network, GatedRNN):
             with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.use_bfloat16):
@@ -167,7 +168,7 @@ def fit(
         keep_best: return the averaged weights with the lowest validation loss, because small texts are soon memorised.
         window: the length in characters of an evaluation window.
         rehearse: runs the final evaluation on an untrained network; ``--minutes`` needs its duration.
-        refit: whether ``fit_again`` will follow, which takes as long.
+        refit: whether ``fit_again`` follows, for which half of the time of ``--minutes`` is kept.
         teachers: networks from whose predictions the network learns as well.
 
     Returns:
