@@ -46,7 +46,7 @@ class AirbenchConfig:
     label_smoothing: Annotated[float, "label smoothing of the loss"]
     whiten_epochs: Annotated[int, "epochs in which the bias of the first layer is trained"]
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
-    validation: Annotated[int, "training images held out for validation"]  # the temperatures are fitted on them too
+    validation: Annotated[int, "training images held out for validation"]  # also fits the temperatures
 
 
 @dataclass(frozen=True)

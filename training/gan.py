@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     real_images, real_labels = images.train_images.to(options.device), images.train_labels.to(options.device)
     classifier = generation.load_reference_classifier(
         options.store, options.device
-    )  # loaded first: if it is missing, the command fails before training
+    )  # loaded before training, so that the command fails early if it is missing
 
     total = config.epochs * (len(real_images) // config.batch)
     if isinstance(config, ConditionalGanConfig):

@@ -119,7 +119,10 @@ def evaluate(forecaster: WindowForecaster | GlobalForecaster) -> dict[str, Any]:
 
 
 def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None:
-    """Evaluate the network on the test parts or, with --no-publish, on the held-out horizons; then publish it."""
+    """Evaluate the network on the test parts of M4, and publish it.
+
+    With --no-publish, evaluate it on the held-out horizons, and do not publish it.
+    """
     sizes: ForecasterSizes = network.sizes
     card = {
         **m4.interface(sizes),

@@ -213,7 +213,7 @@ def _check_data_options(
             parser.error(f"--backtest needs {flag}")
         if not common["publish"]:
             parser.error("--backtest reads the test part, --no-publish does not; without --name, nothing is published")
-        if "name" not in common:  # only write a report
+        if "name" not in common:  # without a name, only a report is written
             common |= {"name": "backtest", "publish": False}
     if has_data and "name" not in common:
         parser.error(f"{flag} needs --name, the name of the new model")

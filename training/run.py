@@ -36,7 +36,7 @@ from training.loops import distributed
 from training.options import Options, Part
 from training.publishing import code_digest, commit, publish_once
 
-P = TypeVar("P")  # predictor
+P = TypeVar("P")  # the class of a predictor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 SAVE_EVERY = 20  # seconds between two checkpoints

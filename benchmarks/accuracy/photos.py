@@ -27,7 +27,7 @@ from training.data.image_dataset import ImageDataset
 from training.loops.photos import linear_head, pretrained
 from training.loops.photos.features import FeatureCache
 
-SIDE = 224  # pixels
+SIDE = 224  # side length of the enlarged images in pixels
 TEST_IMAGES = 1000
 POOL = 15_500  # each seed draws its images from the first POOL training images
 

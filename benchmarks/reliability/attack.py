@@ -44,11 +44,11 @@ from benchmarks.support import servers
 from benchmarks.support.load import Answer, Request, call, percentile
 from benchmarks.support.servers import ROOT, Server
 
-CALLERS = 2  # connections of the normal client
+CALLERS = 2  # number of connections of the normal client
 MAX_RATIO = 5.0  # limit of the p99 during an attack, divided by the p99 before
 MAX_RATIO_AFTER = 2.0  # limit of the p99 after an attack, divided by the p99 before; allows for other programs
 RECOVERY_SECONDS = 10.0
-MEMORY_LIMIT = 2048.0  # MiB, mem_limit in docker-compose.yml
+MEMORY_LIMIT = 2048.0  # MiB, the mem_limit in docker-compose.yml
 SAMPLE_SECONDS = 0.5
 START_SECONDS = 1.0  # time until an attack has full effect
 NICENESS = 10  # gives the attackers' process a lower priority
@@ -80,7 +80,7 @@ def large_images() -> list[bytes]:
 
 @cache
 def bombs() -> list[bytes]:
-    zeros = gzip.compress(bytes(2**30))  # 1 GiB in 1 MiB
+    zeros = gzip.compress(bytes(2**30))  # 1 GiB, compressed to 1 MiB
     return [post(INFER, zeros, "Content-Encoding: gzip"), post(CLASSIFY, large_images()[0])]
 
 
@@ -217,7 +217,8 @@ ATTACKS = {
 }
 
 
-PREPARED = {"bombs": (bombs,), "images": (large_images,), "json": (large_bodies,)}  # called before an attack
+# Functions that prepare the data of an attack before it starts
+PREPARED = {"bombs": (bombs,), "images": (large_images,), "json": (large_bodies,)}
 
 
 async def run_attack(attack: Attack, port: int, seconds: float) -> None:

@@ -41,7 +41,7 @@ from deploy.ray_serve import build
 
 PARTS = ("same", "replica", "node", "scaling", "drain")
 TASKS = ["classify", "continue", "forecast", "sample"]
-TIMEOUT_SECONDS = 240.0  # for each wait
+TIMEOUT_SECONDS = 240.0  # longest time to wait for a condition
 APPLICATION, GROUP = "quartet", "all"
 FIXED = {"min_replicas": 2, "max_replicas": 2, "target_requests": 64}
 ONE = {"min_replicas": 1, "max_replicas": 1, "target_requests": 64}

@@ -30,7 +30,7 @@ from benchmarks.support import mix, servers
 from benchmarks.support.load import Answer, Connection, Request, call, percentile
 from benchmarks.support.servers import ROOT, Server
 
-CALLERS = 32  # callers that wait for answers: enough to keep the service busy
+CALLERS = 32  # number of callers that wait for answers; enough to keep the service busy
 QUEUE = 64  # capacity of the queue in rows; small, so that it fills
 MIN_GOODPUT = 0.9  # smallest goodput during and after the overload, as a share of the goodput before it
 MAX_REJECTION_MS = 20.0  # limit of the 99th percentile of the time until a rejection

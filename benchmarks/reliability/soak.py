@@ -38,11 +38,11 @@ from benchmarks.support import mix, servers
 from benchmarks.support.load import Connection, Request, connect, percentile
 from benchmarks.support.servers import ROOT, Server
 
-SAMPLE_SECONDS = 2.0  # between two samples of the processes' resources
+SAMPLE_SECONDS = 2.0  # time between two samples of the processes' resources
 SWAPPED_MODEL = "sine-lstm"
 DIFFERENT_REQUESTS = 400  # number of different requests, sent repeatedly
-MAX_GROWTH = 1.0  # MiB per 10,000 requests
-MAX_SLOWDOWN = 1.5  # latency at the end divided by that at the start; other programs on the machine cause some slowdown
+MAX_GROWTH = 1.0  # limit of the growth of the memory, in MiB per 10,000 requests
+MAX_SLOWDOWN = 1.5  # limit of the latency at the end, divided by that at the start; allows for other programs
 LONG = Request("/v1/text/continue", b'{"prompt": "a", "max_characters": 4000, "n": 4, "stream": true}')
 
 
@@ -53,7 +53,7 @@ class Observations:
     sent: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     latencies: list[tuple[float, float]] = field(default_factory=list)  # (time, seconds)
-    # (time, requests, MiB, descriptors, threads)
+    # (time, requests so far, MiB, descriptors, threads)
     samples: list[tuple[float, int, float, int, int]] = field(default_factory=list)
 
 

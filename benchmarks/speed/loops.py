@@ -32,18 +32,18 @@ from training.loops.gan import workshop_trainer
 from training.loops.text import language_model
 from training.run import cosine_schedule, derive_seed, permutation
 
-Loop = Iterator[int]  # samples of each step
+Loop = Iterator[int]  # the number of samples in each step
 
 SEED = 0
 RNN_WINDOW = 30  # as in the workshop
 LSTM_WINDOW = 50
 LSTM = LSTM_WORKSHOP
-LSTM_READ = LSTM.window + LSTM.horizon - 1  # values that our loop reads for a window
+LSTM_READ = LSTM.window + LSTM.horizon - 1  # number of values that our loop reads for a window
 
 
 @dataclass(frozen=True)
 class Side:
-    """One loop. ``values_read`` is the number of values that it reads from the data for each sample.
+    """One loop. ``values_read`` is the number of values that the loop reads from the data for each sample.
 
     ``limit`` says which operations take most of the time, by a profile on one core with AVX-512.
     """

@@ -32,8 +32,8 @@ from training.loops.text import language_model
 from training.run import configure_cpu
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1))  # (processes, threads of each)
-CALIBRATION_STEPS = 3  # after the first step; they determine the number of measured steps
-VOCABULARY = 64  # different characters
+CALIBRATION_STEPS = 3  # these steps after the first one determine the number of measured steps
+VOCABULARY = 64  # number of different characters
 
 Step = Callable[[int], object]
 

@@ -25,11 +25,11 @@ from benchmarks.support.servers import ROOT, Server
 from benchmarks.support.works import Work, prepare, works
 
 ROWS = ("cnn", "strong", "text", "forecast", "sample")
-RATE = 250  # samples per second
+RATE = 250  # samples of the stack per second
 OTHER = "other"
 # Innermost calls in which a thread waits for work. Some systems report such threads as running.
 WAITING = (
-    ".run (asyncio/runners.py",  # the event loop itself: mostly waiting for sockets
+    ".run (asyncio/runners.py",  # the event loop, which mostly waits for sockets
     ".wait (threading.py",
     "_worker (concurrent/futures/thread.py",
     "._work (app/store/disk_thread.py",
@@ -55,7 +55,7 @@ def layer(stack: str) -> str:
         file = call.rpartition("(")[2]
         matches = [(len(start), name) for name, starts in LAYERS.items() for start in starts if file.startswith(start)]
         if matches:
-            return max(matches)[1]  # the longest name is the most specific one
+            return max(matches)[1]  # the longest matching beginning is the most specific one
     return OTHER
 
 

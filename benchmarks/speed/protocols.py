@@ -1,4 +1,4 @@
-"""Measure the cost of each protocol: send the same work through it and through the native endpoint.
+"""Measure the cost of each protocol: send the same work through the protocol and the native endpoint.
 
     python -m benchmarks.speed.protocols                                 # about three minutes
     python -m benchmarks.speed.protocols --only forecast --callers 32    # one kind of work
@@ -32,7 +32,7 @@ from benchmarks.support.servers import ROOT, Server
 NATIVE = "native"
 CNN, RNN, LSTM, GAN = "cifar10-lenet", "shakespeare-rnn@1", "sine-lstm", "mnist-gan"
 CHARACTERS, HORIZON, DIGITS = 60, 48, 16
-LONG = ("text", "stream")  # answers may be unfinished at the end, so our own generator measures them
+LONG = ("text", "stream")  # measured by our own generator, because answers may be unfinished at the end
 
 ProtocolRequests = dict[str, Request]  # protocol -> the request of the workload in that protocol
 

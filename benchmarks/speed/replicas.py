@@ -99,7 +99,7 @@ async def bench(options: argparse.Namespace) -> None:
                 server.stop()
             return
         ours = [servers.ours(folder, networks, layout) for layout in ("1x1", "2x1")]
-        # Clusters run one at a time: a paused Ray cluster loses its nodes.
+        # Clusters run one at a time, because a paused Ray cluster loses its nodes.
         clusters = [replicas(folder, networks, count) for count in (1, 2)]
         selected = {work: replace(works(networks)[work], limits=()) for work in options.only}
         for group in (ours, clusters[:1], clusters[1:]):

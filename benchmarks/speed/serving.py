@@ -127,7 +127,7 @@ async def measured(server: Server, work: Work, callers: int, seconds: float) -> 
 
 
 async def usable_servers(running: Sequence[Server], name: str, work: Work) -> list[Server]:
-    """Return the servers that support the workload and give the same answers as the first one."""
+    """Return the servers that support the workload and give the same answers as the first server."""
     usable: list[Server] = []
     expected: list[Any] = []
     for server in running:

@@ -66,7 +66,7 @@ def serve_measurements(name: str, side: str, threads: int, pipe: Connection) -> 
     if side == "ours":
         configure_cpu(threads)
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # faster for the workshop's loops too
+    torch.set_flush_denormal(True)  # this makes the workshop's loops faster too
     loop = getattr(PAIRS[name], side).loop()
     next(loop)  # reads the data
     while seconds := pipe.recv():
@@ -112,7 +112,7 @@ def rows(name: str, result: Result) -> str:
 
 
 def remarks(results: dict[str, Result]) -> list[str]:
-    """Return a line with the values read per second for each network where these are not the samples per second."""
+    """Return a line with the values read per second for each network where they differ from the samples per second."""
     lines = []
     for name, result in results.items():
         pair = PAIRS[name]

@@ -94,7 +94,7 @@ class Connection(asyncio.Protocol):
         self.complete: asyncio.Future[None] | None = None
         self.answer = Answer(math.nan)
         self.head = self.tail = b""
-        self.remaining = -1  # bytes of the body that have not arrived; -1: chunked
+        self.remaining = -1  # bytes of the body that have not arrived; -1 for a chunked body
         self.closes = False  # whether the server closes the connection after this answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -267,7 +267,7 @@ async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: flo
     if not result:
         raise RuntimeError(f"wrk failed: {output}")
     number, duration, errors, *latencies = map(float, result[1].split())
-    if not number:  # wrk prints 0 for percentiles without requests
+    if not number:  # without requests, wrk prints 0 for the percentiles
         latencies = [math.nan] * 3
     figures = {f"p{part}": latency / 1000 for part, latency in zip((50, 95, 99), latencies, strict=True)}
     return {"per_second": (number - errors) / duration * 1e6, "errors": errors, **figures}

@@ -120,7 +120,7 @@ def same(kind: str, result: Any, expected: Any) -> bool:
 
 
 async def usable_connection(connection: Connection | None, port: int) -> Connection:
-    """Return a usable connection: the given one, or a new one if it is closed."""
+    """Return the given connection or, if it is None or closed, a new one."""
     if connection is None or connection.transport is None or connection.closes:
         if connection is not None and connection.transport is not None:
             connection.transport.close()

@@ -174,7 +174,7 @@ def first_character(streams: int) -> Callable[[Results], float]:
 
 
 def slowdown(work: str, callers: int, other: str) -> Callable[[Results], float]:
-    """Return a function that computes the p99 of classification beside other requests, divided by its p99 alone."""
+    """Return a function that computes the p99 of classification beside other requests, relative to the p99 alone."""
 
     def measured(result: Results) -> float:
         beside, alone = (

@@ -113,7 +113,7 @@ class Server:
             return False
 
     def pids(self) -> list[int]:
-        """Return the ids of all processes in its session, and of their children in other sessions."""
+        """Return the ids of all processes in the server's session, and of their children in other sessions."""
         if not self.process:
             return []
         processes, result = {pid: (int(fields[1]), int(fields[3])) for pid, fields in stats()}, {self.process.pid}
@@ -126,7 +126,7 @@ class Server:
         return sorted(result)
 
     def cpu_seconds(self) -> float:
-        """Return the CPU seconds (user and system) of all its processes so far."""
+        """Return the CPU seconds (user and system) that all processes of the server have used so far."""
         own = set(self.pids())
         return sum((int(fields[11]) + int(fields[12])) / TICKS for pid, fields in stats() if pid in own)
 
@@ -140,7 +140,7 @@ class Server:
                 return
 
     def memory(self) -> dict[str, float]:
-        """Return the memory of all its processes in MiB. ``pss`` counts shared pages once, ``rss`` once per process."""
+        """Return the memory of all processes in MiB. ``pss`` counts shared pages once, ``rss`` once per process."""
         kilobytes = {"pss": 0, "rss": 0}
         for pid in self.pids():
             try:

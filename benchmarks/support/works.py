@@ -29,14 +29,14 @@ RNN = "bench-rnn"  # 2 layers of 512 units with random weights, in the benchmark
 PHOTO = "bench-photo"  # EfficientNet-Lite0 with random weights, in the benchmark's copy of the store
 WEAK = (PHOTO, "cifar10-lenet", "mnist-judge")
 CHARACTERS = 200
-PROMPT = 32  # length in characters
+PROMPT = 32  # length of a prompt in characters
 HORIZON = 48
 DIGITS = 16
 SINGLE = 8  # callers per task in the mixed load
-TEXTS = 32  # texts that run beside the classification
+TEXTS = 32  # number of texts that run beside the classification
 MEGAPIXELS = (0.1, 2, 12, 50)
-LARGE = 1_024  # digits of a large request
-LARGE_CALLERS = 2  # large requests that run beside the classification
+LARGE = 1_024  # number of digits in a large request
+LARGE_CALLERS = 2  # number of large requests that run beside the classification
 ALONE = "images alone"
 BESIDE = "images beside "
 BESIDE_TEXTS = f"{TEXTS} texts"
@@ -47,7 +47,7 @@ Check = Callable[[Any, Any], bool]  # (answer, Quartet's answer to the same requ
 
 @dataclass(frozen=True)
 class Work:
-    """A workload. ``callers`` are its numbers of callers. If it is empty, the command line gives the numbers."""
+    """A workload. ``callers``: the numbers of callers; if empty, the command line gives them."""
 
     title: str
     requests: Sequence[Request]
@@ -275,7 +275,7 @@ def photo(seed: int) -> bytes:
 
 @cache
 def large_photo(megapixels: float) -> bytes:
-    """Return a JPEG file of 4:3 with blurred colours and the noise of a camera. At 12 megapixels, it has 2.8 MB."""
+    """Return a JPEG file of 4:3 with blurred colours and the noise of a camera. With 12 megapixels, it has 2.8 MB."""
     width = int((megapixels * 1e6 * 4 / 3) ** 0.5)
     height = width * 3 // 4
     generator = np.random.default_rng(0)

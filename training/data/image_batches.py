@@ -113,7 +113,10 @@ def plot_confusion(path: Path, labels: list[str], truth: Tensor, predictions: Te
 
 
 def plot_mistakes(path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor) -> Path:
-    """Plot the 24 most confident wrong predictions. If there are fewer, the least confident correct ones follow."""
+    """Plot the 24 most confident wrong predictions.
+
+    If there are fewer wrong predictions, the least confident correct predictions follow.
+    """
     confidence, predictions = probability.max(dim=1)
     wrong = predictions != truth
     worst = torch.where(wrong, confidence, -1 - confidence).argsort(descending=True)

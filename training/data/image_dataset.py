@@ -13,7 +13,7 @@ from torch import Tensor
 from training.data.datasets import DataError
 from training.loops import distributed
 
-MAX_PRINTED = 10  # skipped files that are printed; all are listed in the run's folder
+MAX_PRINTED = 10  # largest number of skipped files that are printed; the run's folder has the list of all
 TEST_SHARE = 0.15  # share of the images for testing, and the same share for validation
 MIN_IMAGES_PER_CLASS = 8  # classes with fewer different images are skipped
 MIN_GROUPS = 3  # with fewer groups of images, a class may be missing in the test or validation part
@@ -137,7 +137,7 @@ class ImageDataset:
         shares = [part for part in ("test", "val") if part not in given]
         part_of: dict[str, str] = {}
         classes: dict[str, list[str]] = {}
-        divisible = not self.multi_label and not self.groups  # otherwise a key may belong to several classes
+        divisible = not self.multi_label and not self.groups  # if not, a key may belong to several classes
         for index, label in enumerate(self.label_names):
             unit = self._unit(index)
             own = unit.partition("\0")[0]
@@ -176,7 +176,7 @@ def keep_trainable(dataset: ImageDataset, path: Path, classes: int = 2) -> Image
     if not names:
         return dataset
     large = torch.tensor(few).logical_not()
-    if dataset.multi_label:  # the images stay, because they may have other labels
+    if dataset.multi_label:  # no image is removed, because each may have other labels
         kept = replace(
             dataset,
             labels=dataset.labels[:, large],

@@ -135,11 +135,11 @@ def _deduplicate(
     }
     classes = sorted(readable)
     unread = Counter(label for image in listed for label in image.labels if label not in readable)
-    if classes:  # if no file could be read, the error of the first file says more
+    if classes:  # if no file could be read, only the error of the first file is shown
         unreadable = (
             f"class {label}: none of its {count:,} files could be read" for label, count in sorted(unread.items())
         )
-        skipped[:0] = unreadable  # first, so that they are printed
+        skipped[:0] = unreadable  # at the beginning, so that these lines are printed
     if known_labels is None:
         labels = torch.tensor([classes.index(listed[index].labels[0]) for index in chosen], dtype=torch.int64)
     else:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from training.data.datasets import DataError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # of image files
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # endings of image files
 PATH_COLUMNS = ("path", "file", "filename", "image")  # possible headers of the column with paths
 LABEL_COLUMNS = ("label", "class", "category")  # possible headers of the column with labels
 SEVERAL_COLUMNS = ("labels", "tags", "classes", "categories")  # possible headers of a column with several labels
 PART_COLUMNS = ("split", "part", "subset")  # possible headers of the column with the part
-SEPARATORS = re.compile(r"[|;,]|\s+")  # between several labels in a cell
+SEPARATORS = re.compile(r"[|;,]|\s+")  # separators of several labels in a cell
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "no": False, "yes": True}
 PARTS = {
     **{"train": "train", "training": "train"},

@@ -26,7 +26,7 @@ MIN_KNOWN_SHARE = 0.5  # share of a text's characters that the vocabulary of the
 WINDOW = 256  # characters of an evaluation window, as in nanoGPT, so that losses are comparable
 MIN_WINDOWS, MAX_WINDOWS = 20, 400  # limits for the number of validation windows, which decide on the kept weights
 MAX_SHARE = 0.15  # largest share of the training part that is held out to reach MIN_WINDOWS
-COUNTED = 10**7  # characters that are counted at once, to limit the memory
+COUNTED = 10**7  # number of characters that are counted at once, to limit the use of memory
 
 
 class TrainingText(Protocol):
@@ -184,7 +184,7 @@ def check_known(base: store.Version, text: str) -> None:
 
 
 def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Version) -> Any:
-    """Copy the weights of ``base`` into ``network``; return it. Unknown characters get the weights of ``<unk>``."""
+    """Copy the weights of ``base`` into ``network``; return ``network``. Unknown characters get those of ``<unk>``."""
     base_vocabulary = base.card.vocabulary or []
     index = {character: i for i, character in enumerate(base_vocabulary)}
     rows = torch.tensor([index.get(character, len(base_vocabulary) - 1) for character in vocabulary])

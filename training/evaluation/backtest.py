@@ -18,7 +18,7 @@ from training.evaluation import forecast_metrics
 from training.options import Part
 from training.run import metric
 
-MIN_PAST = 8  # values before the first origin
+MIN_PAST = 8  # smallest number of values before the first origin
 # The test part of a series is this share of it, but at most this number of horizons long.
 TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24
 VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # the same for the validation part
@@ -117,7 +117,7 @@ def split(table: Table, horizon: int) -> list[Split]:
 
 
 def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> Origins:
-    """Return all origins of a part. They are one horizon apart for testing, and a quarter of it for validation.
+    """Return all origins of a part. For testing, they are one horizon apart; for validation, a quarter of a horizon.
 
     Origins are skipped if no value in their horizon is known.
 

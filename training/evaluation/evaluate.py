@@ -35,8 +35,8 @@ from training.loops import gan_finetune
 from training.loops.series import own_series, testing
 from training.options import store_of
 
-MAX_BFLOAT16_DIFFERENCE = 0.002  # between processors with and without bfloat16; usually 0.0001 to 0.001
-TRAINED = {"samples_only_accuracy": 0.004}  # measuring it trains a network, which amplifies rounding errors
+MAX_BFLOAT16_DIFFERENCE = 0.002  # between processors with and without bfloat16; usual are 0.0001 to 0.001
+TRAINED = {"samples_only_accuracy": 0.004}  # to measure it, a network is trained, which amplifies rounding errors
 
 
 DIFFERS = "≈ differs by"  # marks a metric that differs because of the processor
@@ -112,7 +112,7 @@ def _command(card: store.Card) -> tuple[str, list[str]]:
 
 
 def script_of(card: store.Card) -> Script:
-    """Return the training script for the command on a card. Raises EvaluationError for an unknown one."""
+    """Return the training script for the command on a card. Raises EvaluationError if it is unknown."""
     module, _ = _command(card)
     if module not in SCRIPTS:
         raise EvaluationError(f"command names the module {module!r}; allowed are {', '.join(SCRIPTS)}")

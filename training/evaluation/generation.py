@@ -186,7 +186,7 @@ def density_and_coverage(real: Tensor, fake: Tensor) -> tuple[float, float]:
     """Return density and coverage of fake features [N, D] among real ones, with 5 neighbours (Naeem et al. 2020)."""
     radius = torch.cat(
         [torch.cdist(part, real).kthvalue(NEIGHBOURS + 1, dim=1).values for part in real.split(1000)]
-    )  # one more neighbour, because the nearest one is the image itself
+    )  # one neighbour more, because the nearest neighbour of an image in ``real`` is the image itself
     inside, covered = 0, torch.zeros(len(real), dtype=torch.bool)
     for part in fake.split(1000):
         within = torch.cdist(part, real) < radius  # [1000, N]
@@ -261,7 +261,7 @@ def conditional_metrics(
 
 
 def label_classifier(images: Tensor, labels: Tensor, classes: int, steps: int) -> Any:
-    """Train a classifier on real uint8 images [N, C, S, S]; return it. It checks the labels of samples."""
+    """Train a classifier on real uint8 images [N, C, S, S]; return it. Its predictions check the labels of samples."""
     config = replace(SAMPLE_CLASSIFIER, batch=min(32, len(images)), learning_rate=4e-3, ema_decay=0.98)
     sizes = {"conv": CLASSIFIER_WIDTHS, "classes": classes, "channels": images.shape[1], "image": images.shape[-1]}
     return sample_classifier(config, images, labels, sizes, steps, "reader")

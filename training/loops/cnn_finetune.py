@@ -115,7 +115,7 @@ class FinetuneTrainer:
 def initial_network(
     config: CnnFinetuneConfig, dataset: ImageDataset, train_indices: Tensor, base: store.Version | None
 ) -> WhitenedNet:
-    """Return a network for the dataset's classes: ``base`` with a new last layer, or a new one if ``base`` is None."""
+    """Return a network for the dataset's classes: ``base`` with a new last layer or, if ``base`` is None, a new one."""
     side, classes = dataset.images.shape[-1], len(dataset.classes)
     if base is None:
         widths = (config.first_width, config.later_width, config.later_width)

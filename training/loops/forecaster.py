@@ -133,7 +133,7 @@ class EnsembleTrainer:
         generator = Generator().manual_seed(derive_seed(self.seed, "member", number, step))
         hidden = self.network.sizes.hidden
         batch, mask = sample_windows(self.sampler, self.config, hidden, generator, held_out)
-        # bfloat16 takes 0.6 of the time of float32
+        # Computing in bfloat16 takes 0.6 of the time of float32.
         total, weight = member_loss(member, self.network.read, batch.to(device), mask.to(device), bfloat16=True)
         loss = total / weight.clamp(min=1)
         loss.backward()

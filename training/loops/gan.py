@@ -28,7 +28,7 @@ from training.loops import distributed
 from training.run import Run, permutation, set_learning_rate
 
 MAX_PREVIEWS = 25  # largest number of previews (sheets of samples) that a run saves; at most one per epoch
-PREVIEWS_PER_MINUTE = 6  # smaller limit for short runs with --minutes
+PREVIEWS_PER_MINUTE = 6  # previews for each minute of --minutes, in addition to one
 RECALIBRATION_BATCHES = 100  # number of batches that give the final statistics of the batch norms
 PREVIEW_BATCHES = 5  # number of batches that give the statistics of the batch norms for a preview
 

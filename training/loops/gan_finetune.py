@@ -58,7 +58,7 @@ def read(path: Path, side: int, colour: str, name: str) -> ImageDataset:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images that samples are compared with. Some are held out, so the generator does not train on them.
+    """Real images that samples are compared with. Some of them are held out from the training of the generator.
 
     Attributes:
         dataset: the images.

@@ -46,7 +46,7 @@ class StepBudget:
         step = self.run.step
         if self.seconds is None:
             return self.steps
-        if self.first_step < 0:  # set the end; a resumed run has used a part of its time
+        if self.first_step < 0:  # at the first call, set the end; a resumed run has used a part of its time
             self.first_step = step
             begun = self.run.options.started + self.seconds - self.finish_seconds
             self.end = begun if step == 0 else time.monotonic() + self.seconds - self.finish_seconds - self.run.seconds

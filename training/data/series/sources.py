@@ -16,7 +16,7 @@ from training.data.series.synthetic import structural, synthetic
 from training.data.series.windows import Source
 from training.run import derive_seed
 
-SYNTHETIC_LENGTH = 700  # values of a synthetic series
+SYNTHETIC_LENGTH = 700  # number of values of a synthetic series
 MISLABELLED_EVERY = 5  # every fifth synthetic series without a season is also used with each wrong season
 WEEKS_PER_YEAR = 365.25 / 7
 # Sums of M4's series: (values in a sum, season of the sums, horizon of the sums, weight among all sums)

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from app.tasks.forecasting import MIN_VALUES
 
-WEIGHT_BEYOND_HORIZON = 0.25  # loss weight of steps beyond the horizon that a source is evaluated on
+WEIGHT_BEYOND_HORIZON = 0.25  # loss weight of the steps beyond the horizon of the source
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class WindowSampler:
         random = torch.rand(6, len(sources), generator=generator, dtype=torch.float64)
         series = self.first_series[sources] + (random[0] * self.counts[sources]).long()
         end = self.lengths[series] - self.horizons[sources] * held_out
-        latest = (end - self.horizons[sources] - MIN_VALUES).clamp(min=0)  # last origin, counted from MIN_VALUES
+        latest = (end - self.horizons[sources] - MIN_VALUES).clamp(min=0)  # latest origin minus MIN_VALUES
         age = torch.where(random[1] < 0.5, random[2], random[2] ** 3)
         origins = (MIN_VALUES + latest - (age * (latest + 1)).long()).minimum(end - 1)
         past = origins.clamp(max=self.context)
@@ -120,7 +120,7 @@ class WindowSampler:
         return Batch(windows[:, : self.context], seasons, windows[:, self.context :], weights)
 
     def _mix(self, batch: Batch, partners: Batch, generator: Generator) -> Batch:
-        """Replace each of the first windows of a batch by a weighted mean of it and its partner, both normalised.
+        """Replace each of the first windows of a batch by a mean of the window and its partner, both normalised.
 
         This is TSMixup of Chronos (Ansari et al. 2024).
         """

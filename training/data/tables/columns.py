@@ -23,7 +23,7 @@ FLAGS = {"true", "false", "yes", "no", "y", "n", "ja", "nein", "oui", "non", "si
 MAX_GROUP_COLUMNS = 3
 # Smallest share of time stamps with a row, in the median group. With a smaller share, the columns do not name series.
 MIN_FILL = 0.5
-MAX_TEXT_SHARE = 0.1  # largest share of texts in a column of numbers
+MAX_TEXT_SHARE = 0.1  # largest share of cells in a column of numbers that are not numbers
 
 
 def value_columns(
@@ -110,7 +110,7 @@ def _part_of_date(name: str, values: pd.Series, times: pd.Series) -> bool:
         r"week|month|day|dow|hour|year|quarter|date|mnth|yr|hr|decimal", name, re.IGNORECASE
     )
     years = times.dt.year + times.dt.day_of_year / 366
-    if calendar and both.any() and ((values - years).abs()[both] < 0.1).all():  # decimal years
+    if calendar and both.any() and ((values - years).abs()[both] < 0.1).all():  # such as 2024.5
         return True
     parts = [part for part in parts if part[both].nunique() > 1 or part is parts[0]]
     return bool(calendar) and bool(both.any()) and any((values[both] == part[both]).all() for part in parts)
@@ -252,7 +252,7 @@ def _reject_interleaved(
             continue
         groups = sorted((np.sort(own.to_numpy()) for _, own in times.groupby(frame[name])), key=lambda own: own[0])
         if all(earlier[-1] < later[0] for earlier, later in pairwise(groups)):
-            continue  # the groups follow each other, such as final and provisional values
+            continue  # the groups follow one after the other, such as final and provisional values
         grids = [frequency.grid([own], "") for own in groups]
         if all(
             grid is not None and len(own) >= 3 and grid.holes <= 0.1 for grid, own in zip(grids, groups, strict=True)

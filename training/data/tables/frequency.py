@@ -27,7 +27,7 @@ SEASONS: dict[str, tuple[int, ...]] = {
     "half-year": (2,),
 }
 _MINUTE = 60 * SECOND
-NICE_STEPS = np.array(  # usual steps of sensors, whose time stamps may have jitter
+NICE_STEPS = np.array(  # usual time steps of sensors; their time stamps may have jitter
     [n * SECOND for n in (1, 2, 5, 10, 15, 20, 30)]
     + [n * _MINUTE for n in (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30)]
     + [n * 60 * _MINUTE for n in (1, 2, 3, 4, 6, 8, 12)]
@@ -36,8 +36,8 @@ NICE_STEPS = np.array(  # usual steps of sensors, whose time stamps may have jit
 MAX_JITTER = 0.3  # largest deviation of a time difference from a multiple of the step, as a share of it
 MAX_HOLES = 0.4  # largest share of steps without a time stamp; with a larger share, the times are irregular
 MAX_HOLES_TO_DECIDE = 0.1  # a stricter limit, for choosing between several readings of the same cells
-MIN_AUTOCORRELATION = 0.3  # smallest autocorrelation at the lag of a season
-MIN_AUTOCORRELATION_OF_TWO = 0.5  # smallest autocorrelation if all series are shorter than three seasons
+MIN_AUTOCORRELATION = 0.3  # smallest autocorrelation of the values one season apart
+MIN_AUTOCORRELATION_OF_TWO = 0.5  # the same if all series are shorter than three seasons
 # Smallest difference between the autocorrelation at one season and its mean at 0.5 and 1.5 seasons. Random walks do
 # not reach this difference.
 MIN_PROMINENCE = 0.1

@@ -113,7 +113,7 @@ def _detect(
     typical = long[len(long) // 2]
     needed = max(min(2, typical), math.ceil(typical / 2))
     first = next((at for at, count in enumerate(filled[:MAX_TITLE_ROWS]) if count >= needed), 0)
-    above = [max([0, *filled[:at]]) for at in range(len(kinds))]  # text below longer rows is not a header
+    above = [max([0, *filled[:at]]) for at in range(len(kinds))]  # a row of texts below a longer row is not a header
     texts = [
         at
         for at in range(first, min(MAX_TITLE_ROWS, len(kinds)))
@@ -184,7 +184,7 @@ def _is_data(kinds: Sequence[str]) -> bool:
 def _with_numbers(
     path: Path, rows: Sequence[tuple[int, list[Any]]], kinds: Sequence[Sequence[str]], remarks: list[str]
 ) -> tuple[list[str], list[Any], list[tuple[int, list[Any]]]]:
-    """Decide whether a first row with numbers or dates holds names, such as years, or values.
+    """Decide whether the first row, which has numbers or dates, holds names (such as years) or values.
 
     Return the same as ``_detect``. Raises DataError if it is unclear whether the row holds names or values.
     """
@@ -201,7 +201,7 @@ def _with_numbers(
         return names, list(rows[0][1]), list(rows[1:])
     if sequence and (not all(agrees) or _are_years(numbers_in_first)):
         return names, list(rows[0][1]), list(rows[1:])
-    if not all(agrees) and first.count("s") >= len(first) / 2:  # a name such as "2024" among names
+    if not all(agrees) and first.count("s") >= len(first) / 2:  # a number such as 2024 is a name among names
         return names, list(rows[0][1]), list(rows[1:])
     if all(agrees) and "t" in first and below:
         remarks.append("the first row holds values: the columns are named by their numbers")

@@ -59,7 +59,7 @@ FLAGS = {
     "s",
     "u",
     "z",
-}  # marks after numbers in tables of Eurostat: estimated, provisional ...
+}  # marks after numbers in tables of Eurostat, such as "e" for estimated and "p" for provisional
 FACTORS |= {"b": 1e9, "bn": 1e9, "mrd": 1e9, "mrd.": 1e9, "billion": 1e9}
 INDIAN = re.compile(r"[1-9]\d?(,\d\d)+,\d{3}(\.\d*)?")
 

@@ -279,7 +279,7 @@ def _on_grid(
 
 
 def _resampled(body: Body, step: str | None, reading: Reading) -> tuple[pd.Series, str]:
-    """Return the time stamps and their period. With ``--resample``, each one becomes the start of its longer step.
+    """Return the time stamps and their period. With ``--resample``, a time stamp becomes the start of its step.
 
     Raises:
         DataError: the step is unknown.

@@ -273,7 +273,7 @@ def _joined(body: Body, names: Sequence[str]) -> pd.Series:
 
 
 def choose(body: Body, label: str, cells: pd.Series, readings: Sequence[Reading]) -> Reading:
-    """Return the only reading, or the only one with regular times.
+    """Return the only reading, or the only reading with regular times.
 
     Raises:
         DataError: several readings are possible, or the dates have no year.
@@ -329,7 +329,7 @@ def _from_numbers(
     frame = body.frame
     numeric = [name for name in candidates if numbers.share(frame[name]) > 0.8]
     others = [name for name in frame.columns if name in columns or numbers.share(frame[name]) > 0.5]
-    if others == numeric[:1] and len(numeric) == 1:  # the only column of numbers holds the values
+    if others == numeric[:1] and len(numeric) == 1:  # the only column of numbers must hold the values
         numeric = []
     named = [name for name in numeric if role(name)]
     for name in named:

@@ -107,7 +107,7 @@ FORMATS = [
 CLOCK = re.compile(_CLOCK + r"|(?P<H4>\d{1,2})\.(?P<M4>\d{2})\.(?P<S4>\d{2})")
 PREFIX = re.compile(rf"(?:{WEEKDAYS})\.?[ ,]+")
 INTERVAL = re.compile(r"\s+(?:[-–]|to|bis)\s+(?=\d{1,4}[-/.:])")
-SAMPLE_CELLS = 100  # cells on which each format is tried first
+SAMPLE_CELLS = 100  # number of cells on which each format is tried first
 YEARS = (1600, 2199)
 EXCEL_EPOCH = np.datetime64("1899-12-30", "s")
 
@@ -171,7 +171,7 @@ def _plausible(results: list[Reading], known: pd.Series, week: bool) -> list[Rea
         return []
     results = [reading for reading in results if reading.count == max_count]
     labels = {reading.label for reading in results}
-    if any("." in cell for cell in known if isinstance(cell, str)):  # in dates with dots, the day comes first
+    if any("." in cell for cell in known if isinstance(cell, str)):  # with dots, the day comes first
         for day_first, others in (("%d/%m/%Y", {"%m/%d/%Y"}), ("%d/%m/%y", {"%m/%d/%y", "%y/%m/%d"})):
             if day_first in labels:
                 results = [reading for reading in results if reading.label not in others]
@@ -362,7 +362,8 @@ def _dates(year: np.ndarray, month: np.ndarray, day: np.ndarray) -> np.ndarray |
     return None if times.isna().any() else times.to_numpy().astype("datetime64[us]")
 
 
-NUMERIC: list[tuple[str, str, Callable[[np.ndarray], np.ndarray | None], bool]] = [  # bool: integers only
+# (label, period, function that returns the times of numbers or None, whether all numbers must be integers)
+NUMERIC: list[tuple[str, str, Callable[[np.ndarray], np.ndarray | None], bool]] = [
     ("years", "year", _years, True),
     ("year and month", "month", _year_months, True),
     ("year, month and day", "", _year_month_days, True),

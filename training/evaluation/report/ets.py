@@ -22,7 +22,7 @@ SEASONAL: tuple[dict[str, Any], ...] = ({"seasonal": "add"}, {"trend": "add", "d
 MULTIPLICATIVE = (
     {"error": "mul", "seasonal": "mul"},
     {"error": "mul", "trend": "add", "damped_trend": True, "seasonal": "mul"},
-)  # only for positive series
+)  # models for series of positive values only
 
 
 def forecasts(

@@ -87,7 +87,7 @@ class Backtest:
 
 @dataclass(frozen=True)
 class References:
-    """Test windows, and the forecasts of the methods that need no network. ``references`` makes them."""
+    """Test windows, and the forecasts of the methods that need no network; the result of ``references``."""
 
     splits: list[Split]
     origins: Origins

@@ -16,7 +16,7 @@ from training.evaluation.calibration import fit_temperature
 
 PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # factors of squared weights, strong to weak
 FOLDS = 5
-MAX_STEPS = 60  # of L-BFGS for one penalty; each fit starts from the weights of the next stronger penalty
+MAX_STEPS = 60  # steps of L-BFGS for each penalty; each fit starts from the weights of the next stronger penalty
 MIN_DEVIATION = 1e-3
 TEMPERATURE_RANGE = (0.4, 2.5)  # without limits, the fit would be 0 if few images are all classified correctly
 
@@ -56,7 +56,7 @@ def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def fit(features: Tensor, targets: Tensor, classes: int, penalties: Sequence[float]) -> list[LinearHead]:
-    """Fit one head for each penalty. Penalties should decrease, because each fit starts from the weights of the last.
+    """Fit one head for each penalty, from the weights of the fit before. The penalties should therefore decrease.
 
     Args:
         features: [N, D].

@@ -26,7 +26,7 @@ LICENCE = (
     "folded into the convolutions, the last layer is new, and further layers may be fine-tuned."
 )
 SOURCE = f"https://pypi.org/project/{PACKAGE}/0.1.0/ {FILE}, sha256 {SHA256}"
-EPSILON = 1e-3  # of the batch norms
+EPSILON = 1e-3  # epsilon of the batch norms
 
 
 def load() -> EfficientNetLite:

@@ -25,7 +25,7 @@ from training.options import Options, base_version
 
 MAX_PRINTED_REMARKS = 12  # all remarks are in remarks.txt of the run folder
 DEFAULT_HORIZON = 12  # steps, for series without a season
-YEARS = {"day": 365.25, "business day": 260.9}  # values per year
+YEARS = {"day": 365.25, "business day": 260.9}  # time step -> values per year
 MAX_YEAR_FORECASTS = 200  # number of forecasts that decide whether a yearly pattern is removed
 MIN_IMPROVEMENT = 0.01  # smallest relative decrease of the quantile loss that counts as an improvement
 
@@ -59,7 +59,7 @@ def read_options(options: Options) -> ReadOptions:
 
 
 def look(options: Options) -> None:
-    """Print how the table is read. If it is rejected, exit with status 2 and a message."""
+    """Print how the table is read. If the table is rejected, exit with status 2 and a message."""
     try:
         table = read_table(options.data_options["csv"], read_options(options))
     except DataError as error:
@@ -159,7 +159,7 @@ def _known(table: Table, splits: list[Split], proportional: bool) -> store.Known
     """
     parts = [(split.series.values[: split.validation], split.series.covariates[: split.validation]) for split in splits]
     together = np.concatenate([covariates for _, covariates in parts])
-    unit = np.abs(together).max(axis=0) + (together == 0).all(axis=0)  # scale first, so that no square overflows
+    unit = np.abs(together).max(axis=0) + (together == 0).all(axis=0)  # divided out first, so that no square overflows
     means, scales = ((together / unit).mean(axis=0) * unit, (together / unit).std(axis=0) * unit)
     for name, scale, largest in zip(table.covariates, scales, unit, strict=True):
         if scale <= 1e-9 * largest:

@@ -128,9 +128,10 @@ def references(options: Options, own: OwnSeries) -> results.References:
 def write_backtest(
     folder: Path, own: OwnSeries, forecaster: GlobalForecaster, base: store.Version | None, name: str, command: str
 ) -> Path:
-    """Write the report on a forecaster and on ``base``, from which it was fine-tuned; return the path of the picture.
+    """Write the report on a forecaster; return the path of the picture.
 
-    ``base``: None for a published forecaster. ``name``: name of the forecaster. ``command``: the command line.
+    ``base``: the version from which the forecaster was fine-tuned, which the report includes; None for a published
+    forecaster. ``name``: name of the forecaster. ``command``: the command line.
     """
     assert own.references is not None
     networks, explanations = {}, {}

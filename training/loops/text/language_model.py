@@ -30,7 +30,7 @@ from training.loops.text.distillation import Teachers
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 MIN_STEPS_PER_VALIDATION, MAX_VALIDATIONS = 50, 30  # limits with --minutes
-BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99), "gated-rnn": (0.9, 0.99)}  # of AdamW
+BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99), "gated-rnn": (0.9, 0.99)}  # for AdamW
 
 
 def new_network(config: RnnConfig, vocabulary_size: int) -> Any:
@@ -188,7 +188,7 @@ def fit(
 
     budget = time_budget.plan(run, config.epochs * steps_per_epoch, start_dummy_run, rehearse_network, refit)
     total, validate_every = budget.steps, steps_per_epoch
-    if run.options.minutes is not None:  # an epoch of a long text may take longer
+    if run.options.minutes is not None:  # an epoch of a long text may take longer than the run
         validate_every = min(steps_per_epoch, max(MIN_STEPS_PER_VALIDATION, total // MAX_VALIDATIONS))
     if keep_best:
         config = _averaged(config, total)
