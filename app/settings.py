@@ -168,7 +168,8 @@ class Settings(BaseSettings):
         30,
         ge=0.3,
         allow_inf_nan=False,
-        description="seconds without progress of an engine after which the liveness check fails",
+        description="seconds without a heartbeat of a worker after which the supervisor replaces it. After twice this "
+        "time without progress of an engine, the liveness check fails.",
     )
     shutdown_grace_seconds: Seconds = Field(20, description="seconds that running requests may take during shutdown")
 

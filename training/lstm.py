@@ -81,7 +81,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **refit.OPTION,
     "--backtest": {"action": "store_true", "help": "write a report of rolling forecasts next to other methods"},
     "--version": {"metavar": "NAME", "help": "with --backtest: do not train; report on NAME or NAME@VERSION"},
-    "--force": {"action": "store_true", "help": "publish even if fine-tuning did not lower the error on the validation part"},
+    "--force": {
+        "action": "store_true",
+        "help": "publish even if fine-tuning did not lower the error on the validation part",
+    },
 }
 NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}
 

@@ -51,7 +51,7 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
     @routes.post(
         "/repository/index",
         operation_id="list_repository",
-        summary="List all versions in the store",
+        summary="List all versions in the store except retired ones",
         openapi_extra=request_body(IndexRequest, {"ready": True}),
         responses=success_response(RepositoryIndex, description="The versions in the store"),
     )

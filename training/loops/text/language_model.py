@@ -160,15 +160,10 @@ def fit(
     """Train a network on a text.
 
     Args:
-        run: the run, which stores checkpoints and metrics.
-        config: the hyperparameters.
-        train: the text.
-        validation: the characters [N] of each part that is held out.
-        network: the network with its initial weights.
+        validation: the characters [N] of each part that is held out; ``window`` characters are evaluated at a time.
         keep_best: return the averaged weights with the lowest validation loss, because small texts are soon memorised.
-        window: the length in characters of an evaluation window.
         rehearse: runs the final evaluation on an untrained network; ``--minutes`` needs its duration.
-        refit: whether ``fit_again`` follows, for which half of the time of ``--minutes`` is kept.
+        refit: whether ``fit_again`` will follow, which takes as long.
         teachers: networks from whose predictions the network learns as well.
 
     Returns:
