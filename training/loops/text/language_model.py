@@ -157,7 +157,7 @@ def fit(
     refit: bool = False,
     teachers: Teachers | None = None,
 ) -> tuple[Any, tuple[int, int]]:
-    """Train a network on a text.
+    """Train a network. Returns the averaged network, the steps after which its weights were reached, and all steps.
 
     Args:
         validation: the characters [N] of each part that is held out; ``window`` characters are evaluated at a time.
@@ -165,9 +165,6 @@ def fit(
         rehearse: runs the final evaluation on an untrained network; ``--minutes`` needs its duration.
         refit: whether ``fit_again`` will follow, which takes as long.
         teachers: networks from whose predictions the network learns as well.
-
-    Returns:
-        the averaged network, the number of steps after which its weights were reached, and the number of all steps.
     """
     device = run.options.device
     steps_per_epoch = count_steps(config, train.length)
