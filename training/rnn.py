@@ -128,7 +128,7 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
         "title": TITLES[config.kind],
         "kind": config.kind,
         "data": {"tinyshakespeare": text.sha256, **(teachers.digests if teachers else {})},
-        "notes": f"{notes} Weights averaged over steps.{taught(config, teachers)}",
+        "notes": f"{notes} Weights averaged over steps.{renamed(config)}{taught(config, teachers)}",
     }
     publish(run, measured_card(run, card, text, vocabulary, network, validation), network, PROMPTS)
 
@@ -137,6 +137,11 @@ def read_teachers(options: Options, vocabulary: Sequence[str]) -> Teachers | Non
     """Return the networks of ``--teachers``, or None without this option."""
     folders = options.data_options["teachers"]
     return Teachers(folders, vocabulary, options.device) if folders else None
+
+
+def renamed(config: RnnConfig) -> str:
+    """Return a sentence about invented names for the notes of a card."""
+    return f" In each epoch, {config.rename:.0%} of the speakers had invented names." if config.rename else ""
 
 
 def taught(config: RnnConfig, teachers: Teachers | None) -> str:
@@ -229,7 +234,7 @@ def own_card(
         "data": data,
         "notes": (
             f"{notes} Characters that occur less than {options.data_options['min_count']} times are "
-            f"{UNKNOWN_CHARACTER}.{taught(config, teachers)}"
+            f"{UNKNOWN_CHARACTER}.{renamed(config)}{taught(config, teachers)}"
         ),
     }
 

@@ -81,8 +81,8 @@ class VersionSet:
 def resolve_name(version_sets: Mapping[str, VersionSet], model: str, request_id: str, param: str) -> VersionKey:
     """Return the model name and the version number for ``model``, which is ``name`` or ``name@version``.
 
-    If ``model`` gives no version, ``request_id`` decides between the active version and the canary. Errors contain
-    ``param``, the name of the field.
+    If ``model`` gives no version, ``request_id`` decides between the active version and the canary. ``param``: the
+    name of the request field or path parameter that contained ``model``, for errors.
 
     Raises:
         UnknownModel: no such model or version.

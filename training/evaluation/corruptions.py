@@ -72,5 +72,5 @@ CORRUPTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 def corrupt(images: Tensor, kind: str, strength: int) -> Tensor:
-    """Apply the corruption ``kind`` with strength 0, 1 or 2 to uint8 images [N, 3, S, S]; return uint8 images."""
+    """Corrupt uint8 images [N, 3, S, S]. ``strength``: 0 (weakest), 1 or 2 (strongest). Return uint8 images."""
     return CORRUPTIONS[kind](images, strength).round().clamp(0, 255).to(torch.uint8)

@@ -148,8 +148,8 @@ class ForecasterTensors:
     """Tensors of a forecaster: ``values`` [N, T] -> ``mean`` [N, horizon], ``lower``, ``upper`` [N, levels, horizon].
 
     A missing value is NaN. ``lower`` and ``upper`` are the bounds of the prediction intervals. Versions trained with
-    known columns also read ``covariates`` [N, T + horizon, columns]. Versions trained with holidays also read ``start``
-    [N], the time of the first value.
+    known columns, whose future values are known, also read ``covariates`` [N, T + horizon, columns]. Versions trained
+    with holidays also read ``start`` [N], the time of the first value.
     """
 
     def __init__(self, model: LoadedModel[AnyForecaster], limits: RequestModels) -> None:

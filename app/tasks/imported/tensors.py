@@ -175,7 +175,9 @@ class TaskPredictor(TensorPredictor):
         )
 
     def tensor(self, role: str, specs: Mapping[str, TensorSpec], rank: Sequence[int], dtypes: str) -> TensorSpec:
-        """Return the tensor whose name is the value of the option ``role``; by default, the only tensor of ``specs``.
+        """Return the spec of the tensor that an option on the card names.
+
+        ``role`` is the name of the option, such as "input". Without this option, ``specs`` must have only one tensor.
 
         Raises:
             StoreError: there is no such tensor, or it has another number of dimensions or another type.

@@ -49,7 +49,7 @@ class Sheet:
     """The cells of a table.
 
     Attributes:
-        rows: the cells of each row: text, or typed values from Excel and Parquet; None if empty.
+        rows: the cells of each row. A cell is a text, a typed value from Excel or Parquet, or None if it is empty.
         numbers: for each row, its number in the file, from 1.
         delimiter: the delimiter of a text file; "" for other files.
         described: how the file was read, such as "text (utf-8), comma-separated".

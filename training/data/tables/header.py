@@ -253,12 +253,12 @@ def _joined(rows: Sequence[Sequence[Any]]) -> list[str]:
 def _aligned(
     path: Path, below: Sequence[tuple[int, list[Any]]], names: list[str], titles: list[Any], delimiter: str
 ) -> tuple[list[tuple[int, list[Any]]], list[str], list[Any]]:
-    """Return the rows, cut or padded to the length of the header, and the names and titles of the columns.
+    """Return the rows, the names and the titles, all with the same length. Only empty cells at the end are cut.
 
     R writes row numbers without a name in the header. Such a header gets an empty first name.
 
     Raises:
-        DataError: a row is longer than the header, or all rows are shorter.
+        DataError: a row has a filled cell beyond the header, or all rows are shorter.
     """
     while names and not names[-1] and all(len(row) < len(names) or row[len(names) - 1] is None for _, row in below):
         names, titles = names[:-1], titles[:-1]

@@ -36,7 +36,7 @@ INDEX_NAME = re.compile(
 
 @dataclass(frozen=True)
 class TimeColumn:
-    """The names of the columns that form the time stamps, and their reading, which has the time of each row or NaT."""
+    """The columns with the time stamps. ``reading`` holds the time of each row, NaT if a row has none."""
 
     names: list[str]
     reading: Reading

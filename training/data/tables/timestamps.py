@@ -380,7 +380,7 @@ NUMERIC: list[tuple[str, str, Callable[[np.ndarray], np.ndarray | None], bool]] 
 
 
 def numeric_readings(cells: pd.Series, values: Iterable[float], week: bool = False) -> list[Reading]:
-    """Return all readings of numbers as time stamps. ``values``: the numbers, NaN where a cell is not a number.
+    """Return a ``Reading`` for each time stamp format that fits all numbers. ``values`` has NaN for other cells.
 
     ``week``: read 202405 as a week, not as a month. If some numbers cannot be months, all are read as weeks.
     """

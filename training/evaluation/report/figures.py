@@ -40,7 +40,7 @@ def picture(backtest: Backtest) -> Any:
 
 
 def error_figure(backtest: Backtest) -> Any:
-    """Return a figure with the error of each method by step ahead."""
+    """Return a figure that shows the error of each method for each step ahead."""
     figure = _figure(10, 3.6)
     draw_steps(figure.subplots(), backtest)
     _legend(figure, backtest, actual=False)
