@@ -270,7 +270,7 @@ def test_a_failing_worker_gets_no_connections_while_another_works(tiny_store: Pa
 
         assert set(statuses(4)) == {200}
         (tiny_store / "fails").write_text(str(min(service.workers)))
-        wait_until(lambda: statuses(1) == [500])
+        wait_until(lambda: statuses(1) == [503])
         wait_until(lambda: statuses(8) == [200] * 8)
         assert set(statuses(8)) == {200}
 

@@ -690,7 +690,7 @@ def test_loading_modules_is_not_counted_for_the_rest_of_a_test(
 
 @pytest.mark.parametrize("count", [9_000, 30_000, 200_000, 5_000_000])
 def test_weights_for_own_texts_are_selected_on_at_least_20_windows(count: int) -> None:
-    train, validation, window = texts.hold_out_windows(torch.arange(count), 0.05)
+    train, validation, window = texts.hold_out_windows(torch.arange(count), 0.05, places=10)
     windows = sum((len(part) - 1) // window for part in validation)
     assert texts.MIN_WINDOWS <= windows <= texts.MAX_WINDOWS
     assert window == texts.WINDOW or count < 40_000
