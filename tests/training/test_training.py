@@ -170,11 +170,15 @@ def test_a_network_learns_from_the_mean_predictions_of_teachers(
     student = [*command, "--name", "student", "--teachers", *folders, "--distill", "1"]
     rnn.main(student)
     card = json.loads((only_entry(tmp_path / "runs" / "student") / "card.json").read_text())
-    assert list(card["data"])[1:] == ["teacher teacher-1, seed 1", "teacher teacher-2, seed 2"]
+    assert list(card["data"])[1:] == ["teacher 1: teacher-1, seed 1", "teacher 2: teacher-2, seed 2"]
     assert card["notes"].endswith("Distilled: the mean predictions of 2 networks have the weight 1.")
     Teachers([only_entry(tmp_path / "runs" / "student")], vocabulary, "cpu")
     with pytest.raises(datasets.DataError, match="teacher-1 has another vocabulary"):
         Teachers([Path(folders[0])], vocabulary[1:], "cpu")
+    shutil.copytree(folders[0], tmp_path / "damaged")
+    (tmp_path / "damaged" / store.WEIGHTS).write_bytes(b"no weights")
+    with pytest.raises(datasets.DataError, match="not the folder of a finished run"):
+        Teachers([tmp_path / "damaged"], vocabulary, "cpu")
     with pytest.raises(datasets.DataError, match="not the folder of a finished run"):
         rnn.main([*command, "--name", "other", "--teachers", str(tmp_path)])
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from app import store
-from app.networks import build
 from app.tasks.precision import fast_bfloat16
 from training.data.datasets import DataError
 
@@ -35,22 +35,21 @@ class Teachers:
     """
 
     def __init__(self, folders: Sequence[Path], vocabulary: Sequence[str], device: str) -> None:
-        self.digests: dict[str, str] = {}  # SHA-256 of the weights, by model name and seed
+        self.digests: dict[str, str] = {}  # SHA-256 of the weights, by number, model name and seed
         self.networks: list[Any] = []
         self._use_bfloat16 = fast_bfloat16(torch.device(device))
-        for folder in folders:
+        for number, folder in enumerate(folders, 1):
             try:
                 weights = (folder / store.WEIGHTS).read_bytes()
                 fields = json.loads((folder / store.CARD).read_bytes())  # the card of a run has no version
                 card = store.Card.model_validate({"version": 1, "weights_sha256": "", **fields})
-            except (OSError, ValueError, TypeError) as error:
+                network = store.Version(folder, card, load(weights)).network()
+            except (OSError, ValueError, TypeError, SafetensorError, store.StoreError) as error:
                 raise DataError(f"--teachers {folder}: not the folder of a finished run ({error})") from error
             if card.vocabulary != list(vocabulary):
                 raise DataError(f"--teachers {folder}: {card.name} has another vocabulary")
-            network = build(card.kind, card.sizes)
-            network.load_state_dict(load(weights))
             self.networks.append(network.to(device).eval().requires_grad_(False))
-            self.digests[f"teacher {card.name}, seed {card.seed}"] = hashlib.sha256(weights).hexdigest()
+            self.digests[f"teacher {number}: {card.name}, seed {card.seed}"] = hashlib.sha256(weights).hexdigest()
 
     def zero_states(self, rows: int) -> list[Tensor]:
         """Return the initial state of each teacher for ``rows`` texts."""
