@@ -24,6 +24,8 @@ from app.observability.middleware import SECURITY_HEADERS
 HEAD_SECONDS = 30.0  # for a request head to arrive completely, and for the first request of a connection to begin
 TRAILER_SECONDS = 30.0  # for the trailers after a chunked body to arrive completely
 DRAIN_SECONDS = 30.0  # for the rest of a body to arrive after its request was answered
+FIRST_REQUEST_SECONDS = 2.0  # for a request that has begun, or a new connection's first one, when the server stops
+IDLE_SECONDS = 0.05  # for data that has arrived on an idle connection to be read when the server stops
 STALLED_WRITE_SECONDS = 60.0  # for a client to read STALLED_WRITE_BYTES, or all unsent bytes if they are fewer
 STALLED_WRITE_BYTES = 64 * 1024
 FIELD_BYTES = 32  # added to the size of each field's name and value, as in HTTP/2 (RFC 9113, 6.5.2)
@@ -334,6 +336,25 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()
+
+    def shutdown(self) -> None:
+        """Answer the requests that have arrived, then close the connection. uvicorn calls this when the server stops.
+
+        A request whose first bytes have not been read yet is answered too. A client that has just connected may be
+        about to send one, so a new connection stays open longer than an idle one.
+        """
+        super_shutdown = super().shutdown
+
+        def close_if_idle() -> None:
+            if not self.transport.is_closing():
+                super_shutdown()
+
+        self.close_after_response = True
+        if self._is_answering():
+            super_shutdown()
+        else:
+            is_expected = self.cycle is None or self.state is not State.HEAD or self.state_bytes
+            self.loop.call_later(FIRST_REQUEST_SECONDS if is_expected else IDLE_SECONDS, close_if_idle)
 
     def _close(self) -> None:
         self.transport.close()

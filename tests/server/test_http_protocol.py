@@ -8,8 +8,10 @@ import errno
 import gc
 import json
 import socket
+import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -308,3 +310,42 @@ def test_a_closed_connection_is_freed_without_garbage_collection(serve: Serve, m
             wait_until(lambda: not any(protocol() for protocol in protocols))
         finally:
             gc.enable()
+
+
+def test_requests_that_arrive_while_the_server_stops_are_answered(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle connection is closed. A new connection, one with a part of a head, and one with unread bytes are not."""
+    shutdown, connections = BoundedHttpProtocol.shutdown, []
+    sent_late = threading.Event()
+
+    def send_before_shutdown(self: BoundedHttpProtocol) -> None:
+        if not sent_late.is_set():
+            sent_late.set()
+            unread.sendall(GET)
+        shutdown(self)
+
+    def send_after_shutdown() -> None:
+        assert idle.recv(65536) == b""
+        new.sendall(GET)
+        begun.sendall(GET[10:])
+
+    monkeypatch.setattr(BoundedHttpProtocol, "shutdown", send_before_shutdown)
+    monkeypatch.setattr(http_protocol, "FIRST_REQUEST_SECONDS", 60.0)
+    with ThreadPoolExecutor(1) as pool:
+        with serve(shutdown_grace_seconds=60) as client:
+            address = client.base_url.host, client.base_url.port or 80
+            connections = [socket.create_connection(address, 60) for _ in range(4)]
+            new, begun, unread, idle = connections
+            begun.sendall(GET[:10])
+            for used in (unread, idle):
+                used.sendall(GET)
+                assert used.recv(65536).startswith(b"HTTP/1.1 200 ")
+            sending = pool.submit(send_after_shutdown)
+        sending.result()
+    for connection in (new, begun, unread):
+        answer = received(connection)
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+        assert b"\r\nconnection: close\r\n" in answer
+    for connection in connections:
+        connection.close()

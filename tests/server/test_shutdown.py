@@ -68,12 +68,12 @@ def test_a_signal_to_the_process_group_drains(tiny_store: Path, number: int, wor
 
 def test_workers_stopped_by_sigterm_lose_no_request(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
-        before, caller = service.workers, stream(service, 3000)
-        for worker in before:
-            os.kill(worker, signal.SIGTERM)
-        answers = [httpx.get(f"{service.url}/health/live", timeout=TIMEOUT_SECONDS).status_code for _ in range(20)]
-        assert set(answers) == {200}
-        with caller, caller.makefile("rb") as answer:
+        before = service.workers
+        with stream(service, 3000) as caller, caller.makefile("rb") as answer:
+            for worker in before:
+                os.kill(worker, signal.SIGTERM)
+            url = f"{service.url}/health/live"
+            assert {httpx.get(url, timeout=TIMEOUT_SECONDS).status_code for _ in range(20)} == {200}
             assert answer.read().count(b'"finish_reason":"length"') == 16
         wait_until(lambda: len(service.workers) == 2 and not service.workers & before)
 
