@@ -50,7 +50,7 @@ class WorkerProcess:
     stopping: bool = False
     unwell: bool = False  # whether the worker reports problems
     connections: int = 0
-    busy: int = 0  # running requests at the last report, plus connections sent to the worker since then
+    busy: int = 0  # running requests at the last report, plus connections that were on their way then or sent later
     buffer: bytes = b""  # an incomplete line
     sent: deque[socket.socket] = field(default_factory=deque)  # connections not yet reported as received
 
@@ -181,8 +181,8 @@ class Supervisor:
     def _receive(self, worker: WorkerProcess) -> bool:
         """Read status lines of a worker. Returns whether there may be more lines.
 
-        The lines are ``ready``, ``stopping``, ``busy N`` or ``unwell N`` (N running requests), ``got N`` (N connections
-        were received) and ``left N`` (N connections have ended).
+        The lines are ``got N`` (N connections were received), ``left N`` (N connections have ended), ``ready``,
+        ``stopping``, and ``busy N`` or ``unwell N`` (N running requests).
         """
         try:
             content = worker.channel.recv(4096)
@@ -197,16 +197,17 @@ class Supervisor:
             self._take_back(worker)
             return False
         *lines, worker.buffer = (worker.buffer + content).split(b"\n")
-        worker.last_heartbeat = time.monotonic()
         for line in lines:
             state, _, number = line.partition(b" ")
+            if state in (b"ready", b"busy", b"unwell"):
+                worker.last_heartbeat = time.monotonic()
             if state == b"ready":
                 worker.ready = not worker.stopping
                 self._accept_when_ready()
             elif state == b"stopping":
                 worker.ready, worker.stopping = False, True
             elif state in (b"busy", b"unwell"):
-                worker.busy, worker.unwell = int(number), state == b"unwell"
+                worker.busy, worker.unwell = int(number) + len(worker.sent), state == b"unwell"
             elif state == b"got":
                 for _ in range(int(number)):
                     worker.sent.popleft().close()

@@ -210,6 +210,7 @@ class WorkerServer(Server):
         self._hang_seconds = settings.liveness_timeout_seconds
         self._received = 0  # connections received since the last report
         self._closed = 0  # connections that have ended since the last report
+        self._health = "busy"  # "unwell" if there are problems
         self.arriving: set[asyncio.Task[None]] = set()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -239,9 +240,8 @@ class WorkerServer(Server):
         self._send_status("stopping")
 
     async def on_tick(self, counter: int) -> bool:
-        if self.registry.executor.stalled_seconds() < self._hang_seconds:
-            state = "unwell" if self.registry.problems() else "busy"
-            self._send_status(f"{state} {len(self.server_state.tasks)}")
+        self._health = "unwell" if self.registry.problems() else "busy"
+        self._report_load()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -251,11 +251,18 @@ class WorkerServer(Server):
             await asyncio.wait(self.arriving, timeout=1)  # a TLS handshake may wait for a silent client
         await super().shutdown(sockets)
 
+    def _report_load(self) -> None:
+        """Report the running requests, if the engine works. A new connection counts as one: its request begins soon."""
+        if self.registry.executor.stalled_seconds() < self._hang_seconds:
+            self._send_status(f"{self._health} {len(self.server_state.tasks) + self._received}")
+        else:
+            self._send_status()
+
     def _send_status(self, *lines: str) -> None:
-        """Send status lines, and how many connections were received and how many have ended since the last report."""
+        """Send how many connections were received and how many have ended since the last report, and status lines."""
         received, closed = self._received, self._closed
         with contextlib.suppress(OSError):
-            self._channel.send("".join(f"{line}\n" for line in (*lines, f"got {received}", f"left {closed}")).encode())
+            self._channel.send("".join(f"{line}\n" for line in (f"got {received}", f"left {closed}", *lines)).encode())
             self._received -= received
             self._closed -= closed
 
@@ -268,7 +275,7 @@ class WorkerServer(Server):
         while self._accept():
             pass
         if self._received:
-            self._send_status()
+            self._report_load()
 
     def _accept(self) -> bool:
         """Receive messages, which bring new connections or ask to close some. Returns whether there were any."""

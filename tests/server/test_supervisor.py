@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from support.service import ROOT
 from support.waiting import wait_until
 
 from app.main import create_app
-from app.server.supervisor import CONNECTION_MESSAGE, can_fork
+from app.server.supervisor import CONNECTION_MESSAGE, Supervisor, WorkerProcess, can_fork
 from app.server.uvicorn_server import WorkerServer, listen_at
 from app.settings import Settings, SettingsError
 from benchmarks.reliability.restarts import connections
@@ -55,6 +56,26 @@ def test_connections_are_distributed_and_metrics_are_added_up(tiny_store: Path) 
             connection.close()
         live = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
         assert metric_samples(client)[live] == 24
+
+
+def test_the_load_of_a_worker_includes_connections_on_their_way() -> None:
+    """A worker whose engine hangs reports no running requests. This is no heartbeat."""
+    own_end, worker_end = socket.socketpair()
+    with own_end, worker_end, socket.socket() as received, socket.socket() as on_its_way:
+        supervisor = Supervisor(
+            received, lambda channel: None, 1, 1.0, 1.0, 1.0, ready=lambda: None, died=lambda pid: None
+        )
+        own_end.setblocking(False)
+        worker = WorkerProcess(multiprocessing.get_context("fork").Process(), own_end)
+        worker.sent.extend([received, on_its_way])
+        worker_end.send(b"got 1\nleft 0\nbusy 3\n")
+        worker.last_heartbeat = 0.0
+        supervisor._receive(worker)
+        assert (worker.busy, list(worker.sent), worker.last_heartbeat > 0) == (4, [on_its_way], True)
+        worker_end.send(b"got 1\nleft 0\n")
+        worker.last_heartbeat = 0.0
+        supervisor._receive(worker)
+        assert (worker.busy, list(worker.sent), worker.last_heartbeat) == (4, [], 0.0)
 
 
 def test_all_waiting_connections_are_accepted_in_one_event_loop_iteration(tiny_store: Path) -> None:
@@ -247,6 +268,7 @@ def test_a_failed_worker_start_is_retried(tiny_store: Path) -> None:
 
 
 FAIL_IN_ONE_WORKER = """
+import multiprocessing
 import os
 from pathlib import Path
 from app.tasks.image_generation import ImageSampler
