@@ -1,14 +1,14 @@
-# Each target first installs the packages that it needs into .venv. It installs them again if pyproject.toml has changed.
+# Each target first installs its packages into .venv. After a change of pyproject.toml, the target installs them again.
 PYTHON ?= python3
 PORT ?= 8000
 HOST ?= 127.0.0.1
 BIN := .venv/bin
-# The build of PyTorch to install, such as TORCH=cpu or TORCH=cu128. If it is empty, the package index chooses the build.
+# The build of PyTorch to install, such as TORCH=cpu or TORCH=cu128. If TORCH is empty, pip installs the default build.
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-# OMP_WAIT_POLICY: tests run in parallel, so idle threads of one test must not occupy the cores of another.
-# PYTHONDONTWRITEBYTECODE: bytecode files are allowed, so that the many processes of the tests need not compile this project.
+# OMP_WAIT_POLICY=passive: idle threads of one test do not occupy the cores that parallel tests need.
+# PYTHONDONTWRITEBYTECODE=: the empty value allows bytecode files, so that test processes need not compile the project.
 PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: help serve test quick check docs report train data evaluate profile bench bench-protocols bench-imported bench-replicas bench-cluster \
@@ -17,13 +17,13 @@ PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pyte
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
 
-serve: .venv/serve ## start the service on port 8000, or PORT=8111, with the networks in models_store/
+serve: .venv/serve ## serve the networks in models_store/ on port 8000; PORT=8111 changes the port
 	@QUARTET_HOST=$(HOST) QUARTET_PORT=$(PORT) exec $(BIN)/python -m app.main
 
 test: .venv/test ## run all tests, on all cores
 	$(PYTEST)
 
-quick: .venv/test ## run the tests of the service that start no processes, without attacks: less than a minute
+quick: .venv/test ## run the fast tests of the service, in less than a minute: no processes, trainings or attacks
 	$(PYTEST) -m "not processes and not trainings" $(addprefix --ignore tests/,docs exporting importing robustness training)
 
 check: .venv/test ## run ruff and mypy
@@ -52,7 +52,7 @@ train: .venv/train ## train and publish all networks in turn
 	$(BIN)/python -m training.gan
 	$(BIN)/python -m training.gan --preset conditional
 
-evaluate: .venv/train ## measure the networks in models_store/ again and compare with their cards
+evaluate: .venv/train ## measure the quality of the networks in models_store/ again, and compare it with their cards
 	$(BIN)/python -m training.evaluation.evaluate
 
 bench: .venv/train ## compare the service with a plain FastAPI server under load; ARGS="--only cnn --peers litserve"
@@ -61,49 +61,49 @@ bench: .venv/train ## compare the service with a plain FastAPI server under load
 profile: .venv/profile ## show which layers of the service use the CPU (py-spy); ARGS="--only cnn --callers 64"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.speed.profile $(ARGS)
 
-bench-replicas: .venv/ray ## compare one and two Ray Serve replicas with one and two workers; ARGS="--kill"
+bench-replicas: .venv/ray ## compare the speed of 1 and 2 Ray Serve replicas and of 1 and 2 workers; ARGS="--kill"
 	$(BIN)/python -m benchmarks.speed.replicas $(ARGS)
 
-bench-imported: .venv/train ## compare the workshop's CNN as .pt2 and as ONNX with the native version
+bench-imported: .venv/train ## compare the speed of the workshop's CNN as .pt2, as ONNX and as a native version
 	$(BIN)/python -m benchmarks.speed.imported $(ARGS)
 
-bench-protocols: .venv/train ## compare the protocols with the native endpoints; ARGS="--only text"
+bench-protocols: .venv/train ## compare the speed of the other protocols and the native endpoints; ARGS="--only text"
 	$(BIN)/python -m benchmarks.speed.protocols $(ARGS)
 
-bench-cluster: .venv/ray ## test a Ray cluster of two nodes while a replica and a node are killed
+bench-cluster: .venv/ray ## send requests to a Ray cluster of two nodes, and kill a replica and a node
 	$(BIN)/python -m benchmarks.reliability.cluster $(ARGS)
 
-bench-training: .venv/train ## compare our training loops with the workshop's
+bench-training: .venv/train ## compare the speed of this project's training loops and of the workshop's
 	$(BIN)/python -m benchmarks.speed.training
 
-bench-processes: .venv/train ## compare training on own data with one and two processes
+bench-processes: .venv/train ## compare the speed of training on own data in one process and in two
 	$(BIN)/python -m benchmarks.speed.processes $(ARGS)
 
-swaps: .venv/test ## test 100 version changes under load, and 50 kills during changes of the store
+swaps: .venv/test ## change the active version 100 times under load, and kill 50 processes while they change the store
 	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/robustness/test_version_swaps.py
 
-model-check: .venv/test ## run the model-based tests: 10,000 random runs of each; RUNS=1000
+model-check: .venv/test ## run each model-based test 10,000 times with random actions; RUNS=1000
 	MODEL_RUNS=$(or $(RUNS),10000) $(PYTEST) --timeout 0 tests/engine/test_batcher_model.py tests/engine/test_text_engine_model.py tests/serving/test_lifecycle_model.py
 
-soak: .venv/train ## soak test: 30 minutes of mixed load; ARGS="--minutes 2"
+soak: .venv/train ## soak test: run mixed load for 30 minutes; ARGS="--minutes 2"
 	$(BIN)/python -m benchmarks.reliability.soak $(ARGS)
 
-determinism: .venv/train ## compare the answers to 2,000 requests with 1 and with 64 callers
+determinism: .venv/train ## compare the answers to 2,000 requests between 1 caller and 64 callers
 	$(BIN)/python -m benchmarks.reliability.determinism $(ARGS)
 
-overload: .venv/train ## overload test: ten times the load that the service can handle
+overload: .venv/train ## overload test: send ten times the load that the service can handle
 	$(BIN)/python -m benchmarks.reliability.overload $(ARGS)
 
-attack: .venv/train ## measure a normal client while others attack the service; ARGS="--only trailers,bombs"
+attack: .venv/train ## measure the latency of a normal client during attacks; ARGS="--only trailers,bombs"
 	$(BIN)/python -m benchmarks.reliability.attack $(ARGS)
 
 restarts: .venv/train ## restart four services behind nginx under load, and kill a worker
 	$(BIN)/python -m benchmarks.reliability.restarts $(ARGS)
 
-image-check: .venv/test ## build the container image, run it and check it; ARGS="--torch cu128 --max-gb 9"
+image-check: .venv/test ## build, run and check the container image; ARGS="--torch cu128 --max-gb 9"
 	$(BIN)/python -m deploy.image_check $(ARGS)
 
-fuzz: .venv/fuzz ## fuzz test: check a running service with Schemathesis
+fuzz: .venv/fuzz ## fuzz test: send random requests to the service with Schemathesis
 	$(BIN)/python -m benchmarks.reliability.fuzz $(ARGS)
 
 oldest: ## run all tests with the oldest allowed dependencies, in .venv-oldest
@@ -131,7 +131,7 @@ clean: ## remove the virtual environments and generated files
 .venv/audit: EXTRA := [audit]
 .venv/mutants: EXTRA := [mutants]
 .venv/profile: EXTRA := [profile]
-# Other targets that the installation for a target also satisfies.
+# ALSO: targets whose packages are a subset of the packages that this target installs.
 .venv/train: ALSO := .venv/serve
 .venv/test: ALSO := .venv/serve .venv/train
 .venv/profile: ALSO := .venv/serve .venv/train
