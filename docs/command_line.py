@@ -125,7 +125,7 @@ def row(action: argparse.Action, parser: argparse.ArgumentParser) -> tuple[str, 
 
 def default_of(action: argparse.Action) -> str:
     for option in action.option_strings:
-        if option in OF_THE_MACHINE:
+        if option in OF_THE_MACHINE and "(default: %(default)s)" not in (action.help or ""):  # not a fixed default
             return OF_THE_MACHINE[option]
     value = action.default
     if action.nargs == 0 or value in (None, argparse.SUPPRESS, "", []):

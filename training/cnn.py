@@ -1,11 +1,11 @@
 """Train an image classifier.
 
-    python -m training.cnn                     # preset workshop: the workshop's CNN on CIFAR-10, cifar10-lenet
-    python -m training.cnn --preset digits     # MNIST, rates the images of the GANs: mnist-judge
-    python -m training.cnn --preset strong     # CIFAR-10, the recipe of airbench95: cifar10-whitened
+    python -m training.cnn                     # preset workshop: cifar10-lenet, the workshop's CNN on CIFAR-10
+    python -m training.cnn --preset digits     # mnist-judge, an MNIST classifier that evaluates the GANs
+    python -m training.cnn --preset strong     # cifar10-whitened, on CIFAR-10 with the recipe of airbench95
     python -m training.cnn --images DIR --name pets   # preset own: your images, one sub-folder per class
 
-Results are in docs/measurements.md and on the model cards.
+docs/measurements.md and the model cards contain the measured results.
 """
 
 from __future__ import annotations
@@ -50,25 +50,27 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {
         "metavar": "PATH",
         "type": Path,
-        "help": "folder with a sub-folder for each class, with train, val and test folders of such, or with files such "
-        "as cat.0.jpg; or CSV file with the columns path,label, or path,labels for several labels",
+        "help": "folder of images: with one sub-folder per class, with folders train, val and test that have one "
+        "sub-folder per class, or with the class in the file names (cat.0.jpg). Or a CSV file with the columns "
+        "path,label, or path,labels for several labels per image",
     },
     "--from": {
         "metavar": "NAME",
         "dest": "origin",
-        "help": "network to start from: efficientnet-lite0, NAME or NAME@VERSION of a published network, or scratch "
-        "for random weights; default: efficientnet-lite0 for images above 64 pixels, cifar10-whitened for others",
+        "help": "network to fine-tune: efficientnet-lite0, or a published network as NAME or NAME@VERSION; scratch: "
+        "start from random weights. Default: efficientnet-lite0 if --size is above 64, otherwise cifar10-whitened",
     },
     "--size": {
         "type": _side,
         "metavar": "N",
-        "help": "side length in pixels to which images are resized: 32 or 64, or a multiple of 32 up to 512 for "
-        "efficientnet-lite0; default: 224 if most images are larger than 64 pixels, else 32",
+        "help": "resize images to N x N pixels: 32 or 64, or with efficientnet-lite0 a multiple of 32 up to 512. "
+        "Default: the size of the network in --from; without --from, 224 if most images are larger than 64 pixels, "
+        "otherwise 32",
     },
     "--group": {
         "metavar": "REGEX",
-        "help": "images in whose paths REGEX finds the same text stay together in one part of the split, such as "
-        "video frames; with a group (...), the text of the group counts",
+        "help": "keep related images, such as frames of one video, in the same part of the split. Images are related "
+        "if REGEX matches the same text in their paths; if REGEX has a group (...), the text of the group is compared",
     },
     **refit.OPTION,
 }

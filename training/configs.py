@@ -21,7 +21,9 @@ class CnnConfig:
     kind: str
     epochs: Annotated[int, "passes over the training images"]
     batch: Annotated[int, "images per step"]
-    learning_rate: Annotated[float, "peak learning rate; strong: per 1,024 images; own: of the last layer"]
+    learning_rate: Annotated[
+        float, "peak learning rate. Preset strong: per 1,024 images; preset own: of the last layer"
+    ]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     label_smoothing: Annotated[float, "label smoothing of the loss"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
@@ -44,7 +46,7 @@ class AirbenchConfig:
     learning_rate: Annotated[float, "peak learning rate"]  # per 1,024 images
     weight_decay: Annotated[float, "weight decay of the optimizer"]  # per 1,024 images
     label_smoothing: Annotated[float, "label smoothing of the loss"]
-    whiten_epochs: Annotated[int, "epochs in which the bias of the first layer is trained"]
+    whiten_epochs: Annotated[int, "train the bias of the first layer only in the first N epochs"]
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
     validation: Annotated[int, "training images held out for validation"]  # also fits the temperatures
 
@@ -59,14 +61,14 @@ class CnnFinetuneConfig:
     batch: Annotated[int, "images per step"]
     learning_rate: Annotated[float, "peak learning rate"]  # of the last layer only
     pretrained_learning_rate: Annotated[float, "peak learning rate of the pretrained layers"]
-    scratch_learning_rate: Annotated[float, "peak learning rate of all layers but the last, from scratch"]
-    head_only_share: Annotated[float, "share of the steps that train the last layer only, before fine-tuning"]
+    scratch_learning_rate: Annotated[float, "with --from scratch: peak learning rate of all layers but the last"]
+    head_only_share: Annotated[float, "share of the steps, at the start, that train only the last layer"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     label_smoothing: Annotated[float, "label smoothing of the loss"]
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
     flip: Annotated[int, "mirror images at random", SWITCH]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]
-    tail_epochs: Annotated[int, "passes that fine-tune the last blocks; 0: fit the last layer only", PHOTOGRAPHS]
+    tail_epochs: Annotated[int, "passes that fine-tune the last blocks; 0: train only the last layer", PHOTOGRAPHS]
     tail_batch: Annotated[int, "images per step of fine-tuning", PHOTOGRAPHS]
     tail_learning_rate: Annotated[float, "peak learning rate of fine-tuning", PHOTOGRAPHS]
 
@@ -103,20 +105,20 @@ class RnnConfig:
     hidden: Annotated[int, "hidden units per layer"]
     layers: Annotated[int, "recurrent layers"]
     epochs: Annotated[int, "passes over the text"]
-    batch: Annotated[int, "streams of the text that are read in parallel; each carries its state on"]
-    bptt: Annotated[int, "characters per step and stream, through which gradients are backpropagated"]
+    batch: Annotated[int, "parts of the text that are read in parallel (streams); each keeps its state"]
+    bptt: Annotated[int, "characters that each stream reads per step; gradients flow back through all of them"]
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     clip: Annotated[float, "largest norm of the gradient"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     dropout: Annotated[float, "dropout probability"]  # see training/loops/text/elman_recurrence.py
-    reset_state: Annotated[float, "share of streams whose state is reset to zero at a step, as it is for served texts"]
-    unknown: Annotated[float, "share of characters replaced by <unk>, so that it stands for any character"]
+    reset_state: Annotated[float, "share of streams that restart with state zero at each step, like a served text"]
+    unknown: Annotated[float, "share of characters replaced by <unk>, so that the network learns to read <unk>"]
     validation: Annotated[float, "share of the training text held out for validation"]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]  # not for character-rnn
-    rename: Annotated[float, "share of speakers with an invented name, a new one in each epoch; for plays"] = 0.0
-    distill: Annotated[float, "weight of the predictions of --teachers in the loss; the text has the rest"] = 0.7
-    places: Annotated[int, "parts of the text held out for validation; 1: its middle, to hold out whole chapters"] = 10
+    rename: Annotated[float, "share of a play's speakers that get an invented name; it changes each epoch"] = 0.0
+    distill: Annotated[float, "weight of the teachers' predictions in the loss; the text has the rest"] = 0.7
+    places: Annotated[int, "number of held-out parts, spread over the text; 1 holds out the middle in one piece"] = 10
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,12 @@ class LstmConfig:
 
     hidden: Annotated[int, "hidden units per layer"]
     window: Annotated[int, "values read before the first forecast"]
-    horizon: Annotated[int, "steps ahead that are trained; own series: 0 for one season, or 12 steps without a season"]
+    horizon: Annotated[int, "forecast steps. Preset own: 0 means one season, or 12 steps for series without a season"]
     updates: Annotated[int, "training steps"]
     batch: Annotated[int, "windows per step"]
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
-    jitter: Annotated[float, "noise added to the input, so that the one series is not memorised"]
+    jitter: Annotated[float, "standard deviation of noise added to the input, against overfitting"]
     clip: Annotated[float, "largest norm of the gradient"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     validation: Annotated[int, "values at the end of the training part held out for validation"]
@@ -143,28 +145,28 @@ class ForecasterConfig:
     hidden: Annotated[int, "hidden units per layer"]
     layers: Annotated[int, "recurrent layers"]
     members: Annotated[int, "networks of the ensemble"]
-    smoothings: Annotated[int, "timescales of the exponential smoothing whose forecasts the network weighs; 0: none"]
+    smoothings: Annotated[int, "timescales of exponential smoothing, whose forecasts the network combines; 0: none"]
     updates: Annotated[int, "training steps"]
     batch: Annotated[int, "windows per step"]  # of each member
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     dropout: Annotated[float, "dropout probability, after the encoder"]
     mixup: Annotated[float, "share of windows that are mixed with another window"]
-    summed_share: Annotated[float, "share of windows from sums of M4's series over months, days and other times"]
+    summed_share: Annotated[float, "share of windows from M4 series that are summed over days, months and so on"]
     structural_share: Annotated[float, "share of windows from simulated exponential smoothing models"]
-    structural: Annotated[int, "such series per season"]
+    structural: Annotated[int, "number of simulated series for each season length"]
     synthetic_share: Annotated[float, "share of windows from random sums of trends, seasons, waves and noise"]
-    series: Annotated[int, "such series per season"]
+    series: Annotated[int, "number of these random sums for each season length"]
     clip: Annotated[float, "largest norm of the gradient"]  # of each member
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
-    held_out: Annotated[float, "share of the updates in which the last horizon of every series is held out"]
+    held_out: Annotated[float, "share of the updates, at the start, that hold out the last horizon of every series"]
 
 
 @dataclass(frozen=True)
 class ForecasterFinetuneConfig:
     """Series of users: fine-tune a published forecaster."""
 
-    horizon: Annotated[int, "steps ahead that are trained and tested; 0: one season, or 12 steps without a season"]
+    horizon: Annotated[int, "steps that are trained and tested; 0: one season, or 12 steps without a season"]
     epochs: Annotated[int, "passes over the series"]
     batch: Annotated[int, "windows per step"]  # of each member
     learning_rate: Annotated[float, "peak learning rate"]

@@ -1,11 +1,12 @@
 """Train an image generator.
 
-    python -m training.gan                         # preset workshop: the workshop's GAN on MNIST, mnist-gan
-    python -m training.gan --preset conditional    # MNIST with labels, generates a requested digit: mnist-cgan
+    python -m training.gan                         # preset workshop: mnist-gan, the workshop's GAN on MNIST
+    python -m training.gan --preset conditional    # mnist-cgan, which generates a requested digit
     python -m training.gan --images DIR --name shapes   # preset own: your images, one sub-folder per label
 
-The presets workshop and conditional are evaluated with mnist-judge. If the store does not hold mnist-judge, train it
-first: python -m training.cnn --preset digits. Results are in docs/measurements.md and on the model cards.
+The classifier mnist-judge evaluates the networks of the presets workshop and conditional. If the store has no
+mnist-judge, train it first: python -m training.cnn --preset digits. docs/measurements.md and the model cards contain
+the measured results.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {
         "metavar": "PATH",
         "type": Path,
-        "help": "folder with one sub-folder per label, or CSV file with the columns path,label",
+        "help": "folder of images with one sub-folder per label, or CSV file with the columns path,label",
     },
     "--size": {
         "type": int,
@@ -41,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--colour": {
         "choices": ("auto", "grey", "rgb"),
         "default": "auto",
-        "help": "colour of the generated images; auto: grey if all images are grey",
+        "help": "colours of the generated images; auto: grey if all training images are grey, otherwise rgb",
     },
 }
 NAMES = {"workshop": "mnist-gan", "conditional": "mnist-cgan"}

@@ -1,12 +1,12 @@
 """Train a network that forecasts time series.
 
     python -m training.lstm                           # sine-lstm: the workshop's LSTM on its noisy sine
-    python -m training.lstm --csv FILE --look         # how your own table is read
-    python -m training.lstm --csv FILE --name sales   # your own series: fine-tunes series-lstm
-    python -m training.lstm --csv FILE --backtest     # a report: fine-tuned, next to ETS and seasonal naive
     python -m training.lstm --preset strong           # series-lstm: one network for any series
+    python -m training.lstm --csv FILE --look         # show how the program reads your table
+    python -m training.lstm --csv FILE --name sales   # preset own: fine-tune series-lstm on your series
+    python -m training.lstm --csv FILE --backtest     # compare the fine-tuned network with ETS and seasonal naive
 
-Measured results are on the model cards and in docs/measurements.md.
+docs/measurements.md and the model cards contain the measured results.
 """
 
 from __future__ import annotations
@@ -37,40 +37,40 @@ from training.run import Run, cosine_schedule, metric, set_learning_rate
 
 FREE_RUNNING_STEPS = 50  # length of the free-running forecasts that are measured
 OPTIONS: dict[str, dict[str, Any]] = {
-    "--csv": {"metavar": "FILE", "type": Path, "help": "CSV, Excel or Parquet file; --look shows how it is read"},
-    "--look": {"action": "store_true", "help": "print how the file is read, and do not train"},
+    "--csv": {"metavar": "FILE", "type": Path, "help": "CSV, Excel or Parquet file with your series"},
+    "--look": {"action": "store_true", "help": "print how the program reads the file, and do not train"},
     "--json": {"action": "store_true", "help": "with --look: print JSON"},
-    "--column": {"metavar": "NAME", "nargs": "+", "help": "value columns; by default all columns of numbers"},
-    "--time": {"metavar": "NAME", "help": "column of time stamps, or several: Year,Month; none: no column is one"},
-    "--format": {"metavar": "FORMAT", "help": "of the time stamps, for example %%d/%%m/%%Y"},
+    "--column": {"metavar": "NAME", "nargs": "+", "help": "columns to forecast; by default all numeric columns"},
+    "--time": {"metavar": "NAME", "help": "column of time stamps, or several, such as Year,Month; none: no column"},
+    "--format": {"metavar": "FORMAT", "help": "format of the time stamps, such as %%d/%%m/%%Y"},
     "--group": {
         "metavar": "NAME",
-        "help": "columns that name the series of each row: NAME or NAME,NAME; none: one series",
+        "help": "columns that name the series of each row: NAME or NAME,NAME; none: all rows are one series",
     },
-    "--aggregate": {"choices": AGGREGATES, "help": "combine rows with the same time stamp"},
-    "--resample": {"metavar": "STEP", "help": "combine rows to a longer time step: h, D, W, M, Q, Y or 15min"},
-    "--by-rows": {"action": "store_true", "help": "each row is a series, and its first cell is the name"},
+    "--aggregate": {"choices": AGGREGATES, "help": "how to combine rows with the same time stamp"},
+    "--resample": {"metavar": "STEP", "help": "combine rows into a longer time step: h, D, W, M, Q, Y or 15min"},
+    "--by-rows": {"action": "store_true", "help": "each row contains one series, with its name in the first cell"},
     "--sheet": {"metavar": "NAME", "help": "sheet of an Excel file"},
-    "--header": {"metavar": "N", "type": int, "help": "row of the column names; 0: the file has none"},
-    "--encoding": {"metavar": "NAME", "help": "encoding of a text file, for example cp1250"},
+    "--header": {"metavar": "N", "type": int, "help": "number of the row with the column names; 0: no such row"},
+    "--encoding": {"metavar": "NAME", "help": "encoding of a text file, such as cp1250"},
     "--decimal": {"choices": (".", ","), "help": "decimal sign"},
     "--missing": {
         "metavar": "CELL",
         "nargs": "+",
-        "help": "cells that stand for a missing value, for example -999; none: no number does",
+        "help": "cells that mean a missing value, such as -999; none: every number is a value",
     },
     "--known": {
         "metavar": "NAME",
-        "help": "columns whose future values each request gives, as price,promo; they are not forecast",
+        "help": "columns that are known in advance, such as price,promo. Requests contain their future values",
     },
     "--holidays": {
         "metavar": "COUNTRY",
-        "help": "use the public holidays of a country: DE, or with a subdivision DE-BY",
+        "help": "use the public holidays of a country, such as DE, or of a subdivision, such as DE-BY",
     },
     "--season": {
         "metavar": "N",
         "type": int,
-        "help": "season length in time steps, 1 for none; by default estimated from the series",
+        "help": "season length in time steps; 1: no season. By default, the season is estimated from the series",
     },
     "--from": {
         "metavar": "NAME",
@@ -79,11 +79,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "model to fine-tune: NAME or NAME@VERSION",
     },
     **refit.OPTION,
-    "--backtest": {"action": "store_true", "help": "write a report of rolling forecasts next to other methods"},
-    "--version": {"metavar": "NAME", "help": "with --backtest: do not train; report on NAME or NAME@VERSION"},
+    "--backtest": {"action": "store_true", "help": "write a report that compares rolling forecasts with other methods"},
+    "--version": {"metavar": "NAME", "help": "with --backtest: evaluate NAME or NAME@VERSION, and do not train"},
     "--force": {
         "action": "store_true",
-        "help": "publish even if fine-tuning did not lower the error on the validation part",
+        "help": "publish even if fine-tuning does not reduce the validation error",
     },
 }
 NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}

@@ -90,7 +90,7 @@ def parse_options(
         group = parser.add_argument_group("own data", "The first option selects the preset own.")
         for flag, settings in data_flags.items():
             group.add_argument(flag, **settings)
-        minutes_help = "train as long as start, training and evaluation take N minutes"
+        minutes_help = "duration of the command in minutes; training gets the time that start and evaluation leave"
         group.add_argument("--minutes", type=_minutes, metavar="N", help=minutes_help)
     numbers = _add_numbers(parser, presets)
     arguments = vars(parser.parse_args(argv))
@@ -128,7 +128,7 @@ def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> 
         "--preset",
         choices=presets,
         default=argparse.SUPPRESS,
-        help=f"what to train, as listed above (default: {presets[0]})",
+        help=f"network and data, as listed above (default: {presets[0]})",
     )
     parser.add_argument(
         "--name",
@@ -140,13 +140,13 @@ def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="cpu, cuda or cuda:N")
     cores = max(1, (os.cpu_count() or 1) // distributed.local_world_size())
-    parser.add_argument("--threads", metavar="N", type=int, default=cores, help="CPU threads of PyTorch")
+    parser.add_argument("--threads", metavar="N", type=int, default=cores, help="number of CPU threads of PyTorch")
     parser.add_argument("--resume", action="store_true", help="resume the last unfinished run of this model")
     parser.add_argument(
         "--no-publish",
         dest="publish",
         action="store_false",
-        help="measure on validation data, read no test part, and do not publish",
+        help="do not publish; measure on the validation data, and do not read the test data",
     )
     parser.add_argument(
         "--runs", metavar="DIR", type=Path, default=Path("runs"), help="folder for logs and checkpoints"

@@ -19,7 +19,8 @@ OPTION: dict[str, dict[str, Any]] = {
     "--no-refit": {
         "dest": "refit",
         "action": "store_false",
-        "help": "publish the measured weights; by default they are trained again on all data, for as many steps",
+        "help": "publish the network that was tested. By default, a network that is trained again on all data, for the "
+        "same number of steps, is published",
     }
 }
 COMPARED = ("untuned_", "naive_")  # prefixes of metrics of other methods, which training does not change

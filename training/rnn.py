@@ -1,12 +1,12 @@
 """Train a network that generates text.
 
     python -m training.rnn                            # shakespeare-rnn: the workshop's RNN on tinyshakespeare
-    python -m training.rnn --preset strong            # shakespeare-rnn, a larger network: a stack of three Elman layers
-    python -m training.rnn --preset gated             # gated linear recurrences, which read prompts in parallel
+    python -m training.rnn --preset strong            # shakespeare-rnn, with a stack of three Elman layers
+    python -m training.rnn --preset gated             # shakespeare-rnn, with gated linear recurrences
     python -m training.rnn --validation 0.05          # hold out 5 % of the training part, to compare hyperparameters
-    python -m training.rnn --text FILE --name novel   # your own text, from one or more files
+    python -m training.rnn --text FILE --name novel   # preset own: your text, from one or more files
 
-Measured results are on the model cards and in docs/measurements.md.
+The gated network reads prompts in parallel. docs/measurements.md and the model cards contain the measured results.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ TEST_CHARACTERS_PER_MINUTE = 50_000  # at most, for each minute of --minutes; so
 FINETUNE_FACTOR = 0.3  # factor of the learning rate with --from
 OPTIONS: dict[str, dict[str, Any]] = {
     "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "text files and folders, joined in this order"},
-    "--encoding": {"metavar": "NAME", "help": "encoding of the texts, any that Python knows (default: UTF-8)"},
+    "--encoding": {"metavar": "NAME", "help": "encoding, as Python names it (default: detected UTF-8, -16 or -32)"},
     "--from": {
         "metavar": "NAME",
         "dest": "origin",
         "default": "scratch",
-        "help": "model to fine-tune, NAME or NAME@VERSION; scratch: random weights",
+        "help": "model to fine-tune: NAME or NAME@VERSION; scratch: start from random weights",
     },
     "--teachers": {
         "metavar": "FOLDER",
         "type": Path,
         "nargs": "+",
-        "help": "folders of finished runs, or of published versions, with the same vocabulary: the network learns from "
-        "their mean predictions as well; also for the other presets",
+        "help": "folders of finished runs or published versions whose networks have the same vocabulary. The new "
+        "network also learns from the mean of their predictions (distillation). All presets accept this option",
     },
     "--min-count": {
         "metavar": "N",
         "type": int,
         "default": 5,
-        "help": f"characters that occur less often become {UNKNOWN_CHARACTER}",
+        "help": f"replace characters that occur fewer than N times by {UNKNOWN_CHARACTER}",
     },
     **refit.OPTION,
 }

@@ -43,60 +43,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file",
         metavar="FILE",
         type=Path,
-        help="file of torch.export.save, ONNX file, or ZIP of an ONNX file and its external data",
+        help="file that torch.export.save has written, ONNX file, or ZIP file of an ONNX file and its external data",
     )
     parser.add_argument("--name", required=True, help="name of the model")
     parser.add_argument("--title", default="", help="one sentence about the model")
     parser.add_argument("--licence", default="not stated", help="licence of the network")
     parser.add_argument("--source", default="not stated", help="where the network comes from, such as a URL")
     parser.add_argument(
-        "--task", choices=TASK_OPTIONS, default="infer", help="task besides tensors under /v2 (default: none)"
+        "--task", choices=TASK_OPTIONS, default="infer", help="task besides tensors under /v2; infer: none"
     )
     group = parser.add_argument_group("classify: images [N, C, H, W] or [N, H, W, C] to classes [N, labels]")
-    group.add_argument("--labels", metavar="FILE", type=Path, help="file with one label per line, also for sample")
-    group.add_argument("--size", type=int, help="height and width in pixels (default: those of the input)")
+    group.add_argument("--labels", metavar="FILE", type=Path, help="text file with one label per line, also for sample")
+    group.add_argument("--size", type=int, help="height and width in pixels (default: those of the input tensor)")
     group.add_argument(
         "--resize", type=int, metavar="PIXELS", help="scale the shorter side to PIXELS, then crop the centre"
     )
-    group.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="default: bilinear")
-    group.add_argument("--mean", type=_numbers, metavar="A,B,C", help="mean of each channel, for pixels from 0 to 1")
-    group.add_argument("--std", type=_numbers, metavar="A,B,C", help="deviation of each channel")
     group.add_argument(
-        "--no-softmax", dest="softmax", action="store_const", const=False, help="the output are probabilities"
+        "--interpolation", choices=("bilinear", "bicubic"), help="method of resizing (default: bilinear)"
+    )
+    group.add_argument("--mean", type=_numbers, metavar="A,B,C", help="mean of each channel, for pixels from 0 to 1")
+    group.add_argument("--std", type=_numbers, metavar="A,B,C", help="standard deviation of each channel")
+    group.add_argument(
+        "--no-softmax",
+        dest="softmax",
+        action="store_const",
+        const=False,
+        help="the network outputs probabilities, not logits",
     )
     group = parser.add_argument_group("sample: latents [N, latent] to images [N, C, H, W]")
-    group.add_argument("--latents", metavar="TENSOR", help="input of the latents")
-    group.add_argument("--classes", metavar="TENSOR", help="input of class indices [N]; needs --labels")
-    group.add_argument("--low", type=float, help="output value of black (default: -1)")
-    group.add_argument("--high", type=float, help="output value of white (default: 1)")
+    group.add_argument("--latents", metavar="TENSOR", help="name of the input for the latent vectors")
+    group.add_argument("--classes", metavar="TENSOR", help="name of the input for class indices [N]; needs --labels")
+    group.add_argument("--low", type=float, help="output value that means black (default: -1)")
+    group.add_argument("--high", type=float, help="output value that means white (default: 1)")
     group = parser.add_argument_group("forecast: series [N, context] to forecasts [N, horizon] or with quantiles")
-    group.add_argument("--input", metavar="TENSOR", help="input, also for classify (default: the only one)")
+    group.add_argument("--input", metavar="TENSOR", help="name of the input, also for classify (default: the only one)")
     group.add_argument(
-        "--output", metavar="TENSOR", help="output, also for classify and sample (default: the only one)"
+        "--output", metavar="TENSOR", help="name of the output, also for classify and sample (default: the only one)"
     )
-    group.add_argument("--context", type=int, help="values, or characters, that the network reads at a time")
-    group.add_argument("--quantiles", type=_numbers, metavar="A,B,C", help="levels of the output, such as 0.1,0.5,0.9")
+    group.add_argument("--context", type=int, help="number of values, or of characters, that the network reads")
     group.add_argument(
-        "--standardise", action="store_const", const=True, help="the network reads windows of mean 0 and deviation 1"
+        "--quantiles", type=_numbers, metavar="A,B,C", help="quantile levels of the output, such as 0.1,0.5,0.9"
     )
     group.add_argument(
-        "--seasons", metavar="TENSOR", help="input of the values per season [N]; the network reads NaN before a series"
+        "--standardise", action="store_const", const=True, help="scale each window to mean 0 and deviation 1"
+    )
+    group.add_argument(
+        "--seasons", metavar="TENSOR", help="name of the input for season lengths [N]; windows may begin with NaN"
     )
     group.add_argument(
         "--non-negative",
         action="store_const",
         const=True,
-        help="forecasts of series without negative values are not negative",
+        help="replace negative forecasts by 0 if the series has no negative values",
     )
-    group = parser.add_argument_group("continue: characters [N] and states, or a window [N, T], to logits")
+    group = parser.add_argument_group("continue: characters [N] and states, or windows of characters [N, T], to logits")
     group.add_argument(
-        "--vocabulary", metavar="FILE", type=Path, help="JSON list of the characters, by index; `bytes`: UTF-8"
+        "--vocabulary",
+        metavar="FILE",
+        type=Path,
+        help="JSON list of the characters in the order of their indices; `bytes`: the network reads UTF-8 bytes",
     )
-    group.add_argument("--tokens", metavar="TENSOR", help="input of the characters (default: the only one)")
-    group.add_argument("--logits", metavar="TENSOR", help="output of the logits (default: the only one)")
-    group.add_argument("--states", type=_names, metavar="A,B", help="inputs of the state")
-    group.add_argument("--next-states", type=_names, metavar="A,B", help="outputs of the state, in the same order")
-    group.add_argument("--unknown", type=int, help="index of the character for unknown ones (default: 0)")
+    group.add_argument("--tokens", metavar="TENSOR", help="name of the input for characters (default: the only one)")
+    group.add_argument("--logits", metavar="TENSOR", help="name of the output with the logits (default: the only one)")
+    group.add_argument("--states", type=_names, metavar="A,B", help="names of the inputs for the state")
+    group.add_argument("--next-states", type=_names, metavar="A,B", help="names of the outputs, in the same order")
+    group.add_argument("--unknown", type=int, help="index that stands for unknown characters (default: 0)")
 
 
 def run(args: argparse.Namespace, command: Sequence[str] | None = None) -> Card:

@@ -14,8 +14,9 @@ from app.key_file import KeysError, add
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m app.keys", description="Manage the API keys of the service.")
     commands = parser.add_subparsers(required=True, metavar="new")
-    new = commands.add_parser("new", help="make a key, print it, and add its hash to the key file")
-    new.add_argument("name", help="name of the caller: lower-case letters, digits and '-'")
+    text = "make a key, print it, and add its hash to the key file"
+    new = commands.add_parser("new", help=text, description=f"{text.capitalize()}.")
+    new.add_argument("name", help="name of the client: lower-case letters, digits and '-'")
     new.add_argument("--limit", default="", help="rate limits, such as 600/minute or 600/minute;20/second")
     new.add_argument(
         "--file", default=os.environ.get("QUARTET_KEYS_FILE"), help="key file (default: QUARTET_KEYS_FILE)"

@@ -3,7 +3,7 @@
     python -m app.models list
     python -m app.models activate sales 3 --share 10
 
-The commands change the store. They need no running service; running services apply a change within 2 seconds.
+The commands work without a running service. A running service applies a change of the store within 2 seconds.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app.models", description=__doc__, formatter_class=plain)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
-        "--store", type=Path, default=Settings().store, help="folder of the store (QUARTET_STORE; now %(default)s)"
+        "--store", type=Path, default=Settings().store, help="folder of the store (default: QUARTET_STORE, %(default)s)"
     )
     shared.add_argument("--json", action="store_true", help="print JSON instead of a table")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
@@ -70,33 +70,38 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("name", metavar="NAME", help="name of the model")
         return added
 
-    command("list", _list, "list the models and their active versions").add_argument("names", metavar="NAME", nargs="*")
+    added = command("list", _list, "list the models and their active versions")
+    added.add_argument("names", metavar="NAME", nargs="*", help="models to list; by default all")
     named("show", _show, "show one model with all its versions")
-    added = named("activate", _activate, "make a version the active one, or a canary")
+    added = named("activate", _activate, "make a version the active version, or a canary")
     added.add_argument(
-        "version", metavar="VERSION", type=_version_or_newest, help="version number, or `newest` to follow the newest"
+        "version", metavar="VERSION", type=_version_or_newest, help="number; `newest`: from now on the newest version"
     )
     added.add_argument(
-        "--share", type=float, default=100, metavar="PERCENT", help="per cent of the requests; below 100 it is a canary"
+        "--share",
+        type=float,
+        default=100,
+        metavar="PERCENT",
+        help="share of the requests; below 100, the version is a canary",
     )
     named("rollback", _rollback, "end the canary, or activate the previous version again")
-    added = named("retire", _retire, "stop serving a version, also by number; its files stay")
+    added = named("retire", _retire, "stop serving a version, even to requests that name its number; keep its files")
     added.add_argument("version", metavar="VERSION", type=_version, help="version number")
-    added.add_argument("--undo", action="store_true", help="serve the version by its number again")
+    added.add_argument("--undo", action="store_true", help="allow requests that name the version again")
     named("unload", _unload, "stop serving a model until it is loaded again")
     named("load", _load, "serve an unloaded model again")
     command("verify", _verify, "check the hashes, sizes and weights of all versions")
-    added = named("diff", _diff, "compare two versions: metrics, sizes, data, notes")
+    added = named("diff", _diff, "compare the metrics, sizes, data and notes of two versions")
     for place in ("first", "second"):
         added.add_argument(place, metavar="VERSION", type=_version, help=f"number of the {place} version")
     added = command("import", _import, "verify the version in an archive and add it to the store")
     added.add_argument("file", metavar="FILE", type=Path, help="archive that `export` has written")
     added.add_argument("--renumber", action="store_true", help="give the version the next free number")
-    added = command("add", _add, "import a trained network: a .pt2 file of torch.export, or an ONNX file")
+    added = command("add", _add, "import a trained network from a .pt2 file (torch.export) or an ONNX file")
     add_model.add_arguments(added)
     added = command("export", _export, "write a version to an archive, or its network to a .pt2 or ONNX file")
-    added.add_argument("model", metavar="NAME[@VERSION]", help="such as sales@3; without a version, the active one")
-    added.add_argument("file", metavar="FILE", type=Path, nargs="?", help="new file; without it, such as sales-3.zip")
+    added.add_argument("model", metavar="NAME[@VERSION]", help="such as sales@3; by default the active version")
+    added.add_argument("file", metavar="FILE", type=Path, nargs="?", help="new file; by default such as sales-3.zip")
     formats = added.add_mutually_exclusive_group()
     formats.add_argument("--pt2", action="store_true", help="write a `torch.export` program")
     formats.add_argument("--onnx", action="store_true", help="write an ONNX file (needs the extra [onnx])")

@@ -4,11 +4,11 @@
     python -m benchmarks.reliability.attack --seconds 3 --only trailers,bombs
     python -m benchmarks.reliability.attack --save benchmarks/results/reliability/attack.json
 
-For each attack, the latency of the normal client is measured before the attack, during it, and ten seconds after its
-end. The attackers run in a process of lower priority, because they use the same cores. The exit status is 1 if
+The test measures the latency of the normal client before each attack, during the attack, and ten seconds after its end.
+The attackers run in a process of lower priority, because they use the same cores. The exit status is 1 if
 
-- the 99th percentile of the latency during an attack is more than 5 times its value before,
-- the 99th percentile after an attack is more than twice its value before,
+- the 99th percentile of the latency during an attack is more than 5 times its value before the attack,
+- the 99th percentile after an attack is more than twice its value before the attack,
 - the normal client gets an error,
 - or the memory (PSS of all processes) exceeds the limit of docker-compose.yml.
 """

@@ -1,4 +1,4 @@
-"""Test a Ray cluster of two nodes on this machine: compare its answers with those of a service, and kill its parts.
+"""Test a Ray cluster of two nodes on this machine: compare its answers with a service, and kill a replica and a node.
 
     python -m benchmarks.reliability.cluster                     # all parts, about six minutes; needs the extra [ray]
     python -m benchmarks.reliability.cluster --only node --callers 32    # one part
@@ -6,7 +6,7 @@
 same      send each request to the cluster and to a single service; the bytes, or the texts of streams, must be equal
 replica   kill a replica under load; print the statuses of the answers, and the seconds until two replicas run again
 node      kill a node with all its processes under load; print the same figures as for replica
-scaling   let one replica become two when requests wait, and one again under two streams; print these figures too
+scaling   scale from one replica to two when requests wait, and back to one under two streams; print the same figures
 drain     reduce two replicas to one while both generate long texts; print the number of finished texts
 
 Status 0 means an incomplete answer or a refused connection.
@@ -237,7 +237,7 @@ async def parts(options: argparse.Namespace, port: int, ray_cluster: Cluster, pl
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Test a Ray cluster of two nodes on this machine while replicas and nodes are killed."
+        description="Test a Ray cluster of two nodes on this machine, and kill a replica and a node."
     )
     parser.add_argument(
         "--only", type=comma_separated(PARTS), default=list(PARTS), help=f"parts among {','.join(PARTS)}"

@@ -4,8 +4,8 @@
     python -m benchmarks.reliability.determinism --requests 200 --callers 16
 
 Texts, streams, generated images and error answers must be equal bit by bit. Probabilities and forecasts may differ by
-1e-4; the table also counts how many of them are equal bit by bit. The program prints a table and a JSON line. The exit
-status is 1 if an answer differs.
+1e-4. The table also counts the probabilities and forecasts that are equal bit by bit. The program prints a table and a
+JSON line. The exit status is 1 if an answer differs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from benchmarks.support.servers import ROOT
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--callers", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--requests", type=int, default=2000, help="number of requests (default: %(default)s)")
+    parser.add_argument("--callers", type=int, default=64, help="callers in the second run (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the requests (default: %(default)s)")
     options = parser.parse_args()
     requests = mix.requests(options.requests, options.seed)
     with tempfile.TemporaryDirectory() as folder:

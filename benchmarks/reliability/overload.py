@@ -3,15 +3,15 @@
     python -m benchmarks.reliability.overload
     python -m benchmarks.reliability.overload --seconds 3 --times 10 --rounds 1
 
-First, each caller sends its next request when the previous one is answered (1x). Then requests are sent at a multiple
-of that rate, without waiting for answers. The service must reject the surplus immediately. At the end, callers wait for
-their answers again.
+First, each caller sends its next request when the previous one is answered (1x). Then callers send requests at a
+multiple of the rate measured at 1x, without waiting for answers. The service must reject the surplus immediately. At
+the end, callers wait for their answers again.
 
-The program prints a table of medians and a JSON line with all rounds. They contain the goodput (answers per second),
-rejections, other failures, and the latency of answers and of rejections. Goodput leaves out the first seconds of a
-load, in which the slots fill. The senders use the same cores as the service, so the table also shows how many cores the
-service used. The exit status is 1 if the goodput per used core falls below 90 % of its value before the overload, or if
-the 99th percentile of the rejections reaches 20 ms.
+The program prints a table of medians and a JSON line with all rounds. Both contain the goodput (answers per second),
+rejections, other failures, and the latency of answers and of rejections. Goodput leaves out the first seconds of each
+load, until all slots of the service are in use. The callers use the same cores as the service, so the table also shows
+how many cores the service used. The exit status is 1 if the goodput per used core falls below 90 % of its value before
+the overload, or if the 99th percentile of the rejections' latency reaches 20 ms.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ async def measure(server: Server, seconds: float, times: float, rounds: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--times", type=float, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20, help="duration of each load (default: %(default)s)")
+    parser.add_argument("--times", type=float, default=10, help="overload as a multiple of 1x (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: %(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         server = servers.ours(Path(folder), ROOT / "models_store")

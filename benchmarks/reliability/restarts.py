@@ -4,11 +4,12 @@
     python -m benchmarks.reliability.restarts --rounds 1 --callers 4
 
 Callers send requests of all kinds (``mix``) and compare each answer with an earlier answer to the same request. Long
-streams cannot finish before their service stops, so they must end with an error event. Then the callers use one service
-with two workers and without a proxy, and one of its workers is killed with SIGKILL.
+streams cannot finish before their service stops, so they must end with an error event. Then the callers send requests
+to one service with two workers, without nginx, and the test kills one of the workers with SIGKILL.
 
-The exit status is 1 if a restart made a request fail, a stream end without a final event, or a service exit with an
-error. It is also 1 if the kill lost more requests than the worker had connections, or if its replacement was slow.
+The exit status is 1 if a request failed because of a restart, a stream ended without a final event, or a service exited
+with an error. The exit status is also 1 if the kill lost more requests than the worker had connections, or if the
+worker's replacement was slow.
 """
 
 from __future__ import annotations
@@ -248,8 +249,8 @@ def show(title: str, result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--callers", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of restarts (default: %(default)s)")
+    parser.add_argument("--callers", type=int, default=8, help="number of callers (default: %(default)s)")
     options = parser.parse_args()
     if not shutil.which("nginx"):
         sys.exit("nginx is not installed (Debian: apt-get install nginx-light)")

@@ -4,11 +4,11 @@
     python -m benchmarks.reliability.soak --minutes 1 --callers 8
     python -m benchmarks.reliability.soak --minutes 6 --swap 0     # without version changes
 
-Callers send requests of all kinds (``mix.KINDS`` has the proportions). Another caller disconnects during each of its
-answers. New versions are published, and the oldest ones are removed. Each answer is compared with the answer to the
-same request without load. The exit status is 1 if an answer was wrong or a resource grew.
+Callers send requests of all kinds (``mix.KINDS`` has the proportions). One more caller disconnects during each of its
+answers. The test publishes new versions, and removes the oldest versions. It compares each answer with the answer to
+the same request without load. The exit status is 1 if an answer was wrong or a resource grew.
 
-The time of the test is divided into fifths. The table shows
+The test divides its time into fifths. The table shows
 
 - the memory of all processes (PSS, MiB) at the start of each fifth and at the end,
 - the growth of the memory per 10,000 requests after the first fifth,
@@ -174,8 +174,8 @@ def figures(observations: Observations, started: float, seconds: float) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--callers", type=int, default=16)
+    parser.add_argument("--minutes", type=float, default=30, help="duration of the test (default: %(default)s)")
+    parser.add_argument("--callers", type=int, default=16, help="number of callers (default: %(default)s)")
     parser.add_argument(
         "--swap",
         type=float,

@@ -3,9 +3,10 @@
     python -m benchmarks.speed.forwards                                   # both CIFAR-10 networks
     python -m benchmarks.speed.forwards cifar10-whitened --rows 64 --threads 2
 
-ONNX Runtime (onnxruntime, onnx, onnxscript) and OpenVINO (openvino) are compared if they are installed, and compiled
-graphs if there is a C++ compiler. A row shows milliseconds per call (median, minimum, maximum), the speed relative to
-the served one, and the largest difference of any probability from single precision.
+The comparison includes ONNX Runtime (onnxruntime, onnx, onnxscript) and OpenVINO (openvino) if these packages are
+installed, and compiled graphs if there is a C++ compiler. Each row shows the milliseconds per call (median, minimum,
+maximum), the speed relative to the served forward pass, and the largest difference of a probability from single
+precision.
 """
 
 from __future__ import annotations
@@ -165,9 +166,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=["cifar10-lenet", "cifar10-whitened"], help="classifiers")
     parser.add_argument("--rows", default="1,8,64", help="images in a batch (default: 1,8,64)")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="threads of each runtime (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each runtime (default: %(default)s)")
-    parser.add_argument("--store", type=Path, default=ROOT / "models_store")
+    parser.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder with the classifiers")
     options = parser.parse_args(argv)
     warnings.filterwarnings("ignore")  # exporters and TorchScript print deprecation warnings
     torch.set_num_threads(options.threads)

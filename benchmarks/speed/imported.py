@@ -1,9 +1,9 @@
-"""Measure the workshop's CNN as an imported .pt2 file and as an imported ONNX file, next to the native version.
+"""Compare the speed of the workshop's CNN as an imported .pt2 file, as an imported ONNX file and as the native version.
 
     python -m benchmarks.speed.imported                                  # about two minutes
 
-The service runs as ``make serve`` starts it. Each round measures every version once, in rotating order. "Time" is the
-relative time of a request: the native version's rate divided by the rate of the version.
+The service runs with the settings of ``make serve``. Each round measures every version once, in rotating order. "Time"
+is the relative time of a request: the native version's rate divided by the rate of the version.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ async def bench(options: argparse.Namespace, server: Server) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The workshop's CNN as .pt2 and as ONNX, next to the native version.")
+    parser = argparse.ArgumentParser(
+        description="Compare the speed of the workshop's CNN as .pt2, as ONNX and as a native version."
+    )
     parser.add_argument("--seconds", type=float, default=3, help="seconds of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each version (default: %(default)s)")
     options = parser.parse_args(argv)

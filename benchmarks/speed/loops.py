@@ -1,11 +1,11 @@
-"""The training loops that ``benchmarks.speed.training`` measures: those of the workshop, and ours.
+"""The training loops that ``benchmarks.speed.training`` measures: the workshop's loops, and ours.
 
 Each loop is an endless generator. It trains for one step, and yields the number of samples in the step. A sample is an
-image (for the GAN, a real image), or a window with the character or value after it. The workshop's loops follow its
-specification, with corrections. They use its batches, optimisers and losses, a loader without worker processes, and a
-new window for every sample. Our loops are the steps of ``training/`` with the workshop presets. Workshop and our loops
-use the same data, and networks of the same sizes. Progress bars, validation, sample sheets and saved states are not
-measured.
+image (for the GAN, a real image), or a window with the character or value after it. The workshop's loops follow the
+workshop's specification, with corrections. They use the workshop's batches, optimisers and losses, a loader without
+worker processes, and a new window for every sample. Our loops are the steps of ``training/`` with the workshop presets.
+The workshop's loops and ours use the same data, and networks of the same sizes. Progress bars, validation, sample
+sheets and saved states are not measured.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m benchmarks.speed.processes            # one process of 1 thread, one of 2, two of 1: about four minutes
     python -m benchmarks.speed.processes --only cnn --seconds 1 --rounds 1
 
-The measured steps are those of training on your own data, with the "own" presets. All layouts use the same batch: each
-of two processes takes half of it, and they average their gradients over gloo. Images, characters and series are random.
-Reading, validation and saving are not measured.
+The benchmark measures the training steps of the presets "own". The batch is always the same: each of two processes
+takes half of the batch, and the processes average their gradients with gloo. Images, characters and series are random.
+The benchmark does not measure reading, validation and saving.
 """
 
 from __future__ import annotations
@@ -139,9 +139,13 @@ def row(name: str, result: Sequence[Speed]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measure training with one process and with two in alternation.")
+    parser = argparse.ArgumentParser(
+        description="Measure the speed of training in one process and in two, in alternation."
+    )
     parser.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each layout (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="measurements of each number of processes (default: %(default)s)"
+    )
     parser.add_argument("--only", choices=list(WORKS), help="one network (default: all)")
     # These two options are for the processes that this program starts.
     parser.add_argument("--measurement", choices=list(WORKS), help=argparse.SUPPRESS)

@@ -3,7 +3,7 @@
     python -m benchmarks.speed.profile                                  # about a minute
     python -m benchmarks.speed.profile --only cnn,forecast --callers 64
 
-py-spy samples one worker with one thread under load. Each sample is a stack of calls. It counts for the layer of the
+py-spy samples the call stack of one worker with one thread under load. Each sample counts for the layer of the
 innermost call that is listed in ``LAYERS``. The time of other library functions counts for the layer that called them.
 """
 
@@ -99,7 +99,9 @@ def table(rows: dict[str, list[float]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="CPU time of one worker by layer, for each kind of request.")
+    parser = argparse.ArgumentParser(
+        description="Measure the CPU time of each layer in one worker, for each kind of request."
+    )
     parser.add_argument("--only", default=",".join(ROWS), help="kinds of requests (default: %(default)s)")
     parser.add_argument("--callers", type=int, default=32, help="clients at the same time (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="seconds of each measurement (default: %(default)s)")

@@ -3,9 +3,9 @@
     python -m benchmarks.speed.protocols                                 # about three minutes
     python -m benchmarks.speed.protocols --only forecast --callers 32    # one kind of work
 
-The service runs as ``make serve`` starts it. Each round measures every protocol once, in rotating order. The load is
-generated as in ``benchmarks.speed.serving``. "Time" is the relative time of a request under full load: the rate of the
-native endpoint divided by the rate of the protocol.
+The service runs with the settings of ``make serve``. Each round measures every protocol once, in rotating order. The
+load is generated as in ``benchmarks.speed.serving``. "Time" is the relative time of a request under full load: the rate
+of the native endpoint divided by the rate of the protocol.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ async def bench(options: argparse.Namespace, server: Server) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Compare the same work through each protocol with the native endpoint."
+        description="Send the same work through each protocol and through the native endpoint, and compare the speed."
     )
     parser.add_argument(
         "--only",

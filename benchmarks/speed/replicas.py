@@ -1,11 +1,11 @@
-"""Compare one and two replicas under Ray Serve with one and two workers of the service.
+"""Compare the speed of one and two replicas under Ray Serve and of one and two workers of the service.
 
     python -m benchmarks.speed.replicas                          # the table; needs the extra [ray]
     python -m benchmarks.speed.replicas --only cnn --callers 64  # one kind of work
     python -m benchmarks.speed.replicas --kill --seconds 20      # kill a replica under load and count the answers
 
-Each process computes with one thread. Ray adds the cost of its proxy and the ingress. In return, Ray can use several
-machines, which this benchmark does not show. The figures and the conditions are those of ``benchmarks.speed.serving``.
+Each process computes with one thread. Ray adds the cost of its proxy and of the ingress. Ray can also use several
+machines; this benchmark uses only one. The figures and the conditions are those of ``benchmarks.speed.serving``.
 """
 
 from __future__ import annotations
@@ -111,14 +111,17 @@ async def bench(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Compare replicas under Ray Serve with workers of the service.")
+    parser = argparse.ArgumentParser(
+        description="Compare the speed of replicas under Ray Serve and of workers of the service."
+    )
     parser.add_argument(
         "--only", type=comma_separated(WORKS), default=["cnn", "text"], help=f"workloads among {','.join(WORKS)}"
     )
-    parser.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[64])
+    help_text = "numbers of clients that send requests at the same time"
+    parser.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[64], help=help_text)
     parser.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: %(default)s)")
-    parser.add_argument("--kill", action="store_true", help="kill a replica under load instead, and count the answers")
+    parser.add_argument("--kill", action="store_true", help="instead, kill a replica under load, and count the answers")
     parser.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
     asyncio.run(bench(parser.parse_args(argv)))
 

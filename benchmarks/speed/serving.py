@@ -7,15 +7,15 @@
     python -m benchmarks.speed.serving --only large --layouts 1x1 --servers ours  # large requests beside small ones
     python -m benchmarks.speed.serving --only photos --layouts 2x1,1x1       # photographs of 0.1 to 50 megapixels
 
-The last command needs a free core for the callers. If the workers use all cores, the 99th percentile only shows for how
-long the system runs another process.
+The last command needs a free core for the callers. If the workers use all cores, the 99th percentile only shows how
+long the operating system runs other processes.
 
 Each round measures every server once for each number of callers, in rotating order. Meanwhile, the other servers are
-suspended (SIGSTOP). Callers run on the same machine and keep their connections. Each sends its next request when the
-previous one is answered. ``wrk`` generates the load if it is installed; our own generator measures texts and streams.
-Before a workload is measured, every server must give the same answers as Quartet. "In process" is the work without a
-server: decoding, forward pass and encoding of whole batches in one process. Quartet ("ours") runs as ``make serve``
-starts it.
+suspended (SIGSTOP). Callers run on the same machine and keep their connections. Each caller sends its next request when
+the previous one is answered. ``wrk`` generates the load if it is installed; our own generator measures texts and
+streams. Before a workload is measured, every server must give the same answers as Quartet. "In process" is the work
+without a server: decoding, forward pass and encoding of whole batches in one process. Quartet ("ours") runs with the
+settings of ``make serve``.
 
 The table shows medians over the rounds. CPU is the CPU seconds per second of all processes of a server. Memory is the
 PSS (shared pages count once) or the RSS of all its processes.
@@ -288,14 +288,19 @@ def comma_separated(allowed: Sequence[str] = ()) -> Callable[[str], list[str]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description="Measure Quartet in alternation with a plain FastAPI server.")
+    made = argparse.ArgumentParser(
+        description="Measure the speed of Quartet and of a plain FastAPI server, in alternation."
+    )
     made.add_argument(
         "--only",
         type=comma_separated(WORKS),
         default=[work for work in WORKS if work not in ("large", "photos")],
         help=f"workloads: {','.join(WORKS)} (default: all but large and photos)",
     )
-    made.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[1, 8, 32, 64])
+    help_text = "numbers of clients that send requests at the same time"
+    made.add_argument(
+        "--callers", type=lambda text: list(map(int, text.split(","))), default=[1, 8, 32, 64], help=help_text
+    )
     made.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
     made.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: %(default)s)")
     made.add_argument(
@@ -305,12 +310,20 @@ def parser() -> argparse.ArgumentParser:
         "--layouts",
         type=comma_separated(),
         default=[],
-        help="workers x threads, such as 1x2,2x1",
+        help="numbers of workers x threads to compare, such as 1x2,2x1",
     )
     made.add_argument(
-        "--peers", type=comma_separated(list(peers.PEERS)), default=[], help=f"competitors: {','.join(peers.PEERS)}"
+        "--peers",
+        type=comma_separated(list(peers.PEERS)),
+        default=[],
+        help=f"other model servers: {','.join(peers.PEERS)}",
     )
-    made.add_argument("--peers-dir", type=Path, default=Path.home() / ".cache/quartet-peers", help="their environments")
+    made.add_argument(
+        "--peers-dir",
+        type=Path,
+        default=Path.home() / ".cache/quartet-peers",
+        help="folder of their virtual environments",
+    )
     made.add_argument("--save", type=Path, metavar="FILE", help="write the tables to a file in benchmarks/results/")
     made.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
     return made

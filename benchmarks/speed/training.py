@@ -1,11 +1,12 @@
-"""Measure the workshop's training loops and ours in alternation, on the CPU.
+"""Measure the speed of the workshop's training loops and of ours, in alternation, on the CPU.
 
     python -m benchmarks.speed.training                             # all four networks, about four minutes
     python -m benchmarks.speed.training --only rnn --seconds 1      # one network, short
 
-The loops are in ``benchmarks/speed/loops.py``. The windows of texts and series overlap. Our loops read each character
-or value once and predict the next one each time; the workshop's loops read a whole window to predict one value. The
-values read per second are therefore printed below the table. The model cards state how well the networks learn.
+The loops are in ``benchmarks/speed/loops.py``. The workshop's loops read a whole window of a text or series to predict
+one value, and the windows overlap. Our loops read each character or value once, and predict the next value each time.
+The program therefore also prints the values read per second, below the table. The model cards state how well the
+networks learn.
 """
 
 from __future__ import annotations
@@ -134,10 +135,14 @@ def hardware() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measure the workshop's training loops and ours in alternation.")
+    parser = argparse.ArgumentParser(
+        description="Measure the speed of the workshop's training loops and of ours, in alternation."
+    )
     parser.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each loop (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads (default: all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="threads of PyTorch (default: all cores)"
+    )
     parser.add_argument("--only", choices=list(PAIRS), help="one network (default: all)")
     options = parser.parse_args(argv)
     results = {}
