@@ -79,7 +79,7 @@ bench-training: .venv/train ## compare the speed of this project's training loop
 bench-processes: .venv/train ## compare the speed of training on own data in one process and in two
 	$(BIN)/python -m benchmarks.speed.processes $(ARGS)
 
-swaps: .venv/test ## change the active version 100 times under load, and kill 50 processes while they change the store
+swaps: .venv/test ## change the active version 100 times under load; kill 50 publications, imports and activations each
 	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/robustness/test_version_swaps.py
 
 model-check: .venv/test ## run each model-based test 10,000 times with random actions; RUNS=1000

@@ -43,8 +43,9 @@ class Settings(BaseSettings):
     max_on_demand_versions: int = Field(
         8,
         ge=0,
-        description="versions that requests may load by name into each worker, beside the active, canary and previous "
-        "version of each model. One more replaces the least recently used one, unless that is in use.",
+        description="versions that requests may load by number into each worker, besides the active, canary and "
+        "previous version of each model. A further version replaces the least recently used one, unless that is in "
+        "use.",
     )
     device: str = Field(
         "auto",
@@ -107,9 +108,9 @@ class Settings(BaseSettings):
     )
     trusted_hosts: str = Field(
         "",
-        description="host names under which clients may address the service, separated by commas: `a.b`, `*.a.b` for "
-        "subdomains, or `*` for all. IP addresses and local names are always allowed. Empty means no others, or "
-        "all if the service requires API keys or uses TLS.",
+        description="further host names that the `Host` header of a request may contain, separated by commas: `a.b`, "
+        "`*.a.b` for subdomains, or `*` for all names. IP addresses, local names and the machine's own name are always "
+        "allowed. Empty means no further names, or all names if the service requires API keys or uses TLS.",
     )
     tls_cert: Path | None = Field(
         None, description="PEM file of the TLS certificate chain. With it, the service speaks HTTPS."

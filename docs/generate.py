@@ -33,25 +33,25 @@ CARD_FIELDS = {
     "sizes": "sizes of the architecture; see below",
     "inputs": "input tensors of the network; -1 is a variable dimension",
     "outputs": "output tensors of the network",
-    "labels": "class names, for classifiers and for generators with labels",
-    "thresholds": "for models with several labels for an image: the probability from which an image has each label",
-    "vocabulary": "characters, for text models; the position is the token id",
-    "series": "season, year, kind of the values and known columns, for networks tuned on own series",
-    "refit_steps": "steps of a second training on all data, after the metrics were measured on a twin",
+    "labels": "class names of a classifier, or of a generator with labels",
+    "thresholds": "for classifiers with several labels per image: an image has a label if its probability reaches this value",
+    "vocabulary": "characters of a text model; the index of a character is its token id",
+    "series": "properties of the series of a forecaster: season, year, non-negative or integer values, known columns",
+    "refit_steps": "if the published network was trained on all data: its number of steps. The metrics are those of an earlier network, which was trained without the held-out data",
     "residuals": "quantiles of the forecast errors, for `series-lstm` networks with one member",
-    "metrics": "measured figures: value, measured data, stated decimals",
+    "metrics": "measured figures, each with its value, its data and its number of decimals",
     "data": "name and SHA-256 of each data set",
     "seed": "seed of the training",
     "command": "command that trained or imported the model",
     "commit": "commit of the code that finished the training",
-    "resumed": "where the training was resumed: step, commit of the code and version of PyTorch; absent or null if it was not",
+    "resumed": "where the training was resumed: step, commit of the code and version of PyTorch; absent or null if the training was not resumed",
     "versions": "versions of Python and PyTorch",
     "hardware": "processor and threads of the training",
     "minutes": "duration of the training",
     "created": "time of publication, ISO 8601",
     "notes": "remarks on the training",
     "weights_sha256": "SHA-256 of `model.safetensors`",
-    "speed": "time of one forward pass on one thread, and throughput in batches",
+    "speed": "on one thread: milliseconds for one item, and items per second in batches",
     "licence": "licence of an imported network",
     "source": "origin of an imported network",
 }
@@ -64,7 +64,7 @@ The store (`models_store/`, or `QUARTET_STORE`) has this layout:
 | path | content |
 |---|---|
 | `defaults.json` | for each task, the model that answers requests without `model` |
-| `<name>/active.json` | the activated version, canary, retired versions; absent until a version is activated |
+| `<name>/active.json` | the active version, the canary and the retired versions; absent until a version is activated |
 | `<name>/<version>/card.json` | the card, described below |
 | `<name>/<version>/model.safetensors` | the weights |
 | `<name>/<version>/*.png` | pictures of the training, such as `curves.png` and `samples.png` |
@@ -78,8 +78,8 @@ SETTINGS_HEAD = """# Settings
 
 Generated from `app/settings.py` by `make docs`.
 
-Settings are environment variables. The service refuses wrong values and unknown `QUARTET_` variables at the start, and
-names them. `training/` also reads `QUARTET_DATA_DIR`, the folder of the training data.
+Settings are environment variables. If a value is invalid or a `QUARTET_` variable is unknown, the service prints the
+name of the variable and does not start. `training/` also reads `QUARTET_DATA_DIR`, the folder of the training data.
 
 """
 METRICS_HEAD = """# Metrics
@@ -100,8 +100,8 @@ Every error has this form. The message names the wrong value and states what is 
 {"error": {"message": "temperature is -1; ...", "type": "invalid_request_error", "param": "temperature", "code": "invalid_value"}}
 ```
 
-Under `/v2` the form is `{"error": "the message"}`. A started stream ends with an event of the same form. `type` and
-`code` follow OpenAI's errors; the OpenAI client raises its typed exceptions.
+Under `/v2`, the form is `{"error": "the message"}`. If an error occurs during a stream, the stream ends with an event
+of the same form. `type` and `code` follow OpenAI's errors, so the OpenAI client raises its typed exceptions.
 
 """
 INDEX = """# Reference

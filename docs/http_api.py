@@ -17,9 +17,9 @@ Schema = dict[str, Any]
 
 HEAD = """# HTTP API
 
-Generated from the OpenAPI document by `make docs`. A running service shows the same at `/docs`, and
-serves the document at `/openapi.json`.
-[Calling the service](../how-to/clients.md) shows examples. [Errors](errors.md) lists all error codes.
+Generated from the OpenAPI document by `make docs`. A running service shows the same content at `/docs`, and serves the
+document at `/openapi.json`. [Calling the service](../how-to/clients.md) shows examples. [Errors](errors.md) lists all
+error codes.
 
 - Admin endpoints exist only with an [admin key](../how-to/rollout.md#over-http).
 - Under `/v2`, the paths `/v2/models/{name}/...` also exist as `/v2/models/{name}/versions/{number}/...`.

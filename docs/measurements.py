@@ -25,11 +25,12 @@ KEY_FIGURES_BLOCK = re.compile(
 
 HEAD = """# Measurements
 
-`make report` writes this page from the cards in `models_store/` and the files in `benchmarks/results/`. Each figure names
-its command, machine and date. To change a figure, run its command again and edit the file.
+`make report` writes this page from the cards in `models_store/` and the files in `benchmarks/results/`. Each section
+states its command, machine and date. To update a figure, run the command again and edit the file in
+`benchmarks/results/`.
 `make bench ARGS="--save benchmarks/results/speed/serving.json"` writes the file of [Quartet and a plain FastAPI server](#quartet-and-a-plain-fastapi-server).
 
-- [Models](#models): what each network achieves on its test data
+- [Models](#models): the results of each network on its test data
 - [Accuracy](#accuracy): comparisons with other forecasters, and training on your own data
 - [Speed](#speed): throughput and latency
 - [Reliability](#reliability): restarts, overload, kills and long runs
@@ -37,48 +38,54 @@ its command, machine and date. To change a figure, run its command again and edi
 ## Models
 
 Each figure is stored on its model's card (`models_store/<name>/<version>/card.json`, or `GET /v1/models`), with its
-data, seed and command. `make evaluate` measures all of them again with the code that serves. It fails if a figure differs by
-more than its rounding, or if the data are not those of the card. Where a processor that uses bfloat16, or another processor in the
-training of a classifier, explains a difference, it states the difference.
+data, seed and command. `make evaluate` measures all figures again with the serving code. The command fails if a figure
+differs by more than its rounding, or if the data differ from those on the card. Two kinds of differences are only
+printed: differences of networks that the processor computes in bfloat16, and differences of metrics that train a
+classifier, on another processor.
 
-Hyperparameters were chosen on validation parts. All models were trained once, with seed 0. No model is the best of several
-seeds. The test parts were read this often:
+Hyperparameters were chosen on validation parts. Each model was trained once, with seed 0, so no model is the best of
+several seeds. The table states how often the test part was read for each model:
 
-| model | reads of the test part |
+| model | readings of the test part |
 |---|---|
-| `shakespeare-rnn@2` and `@3`, `series-lstm`, `mnist-cgan`, `mnist-gan`, `mnist-judge` | once |
-| `cifar10-lenet` | twice: once with batch size 128 (accuracy 0.742), once with 512, which is faster |
-| `sine-lstm` | twice: the second time after the free-running half became one call; the figures were the same |
-| `cifar10-whitened` | three times: with label smoothing in the answers (calibration error 0.0106, 0.0110 with test-time augmentation), with another correction (0.0090 and 0.0071), and as published |
-| `shakespeare-rnn@1` | three times, and parts of it once more to analyse the loss; see [training/LOG.md](../training/LOG.md) |
+| `shakespeare-rnn@2` and `@3`, `series-lstm@1`, `mnist-cgan`, `mnist-gan`, `mnist-judge` | one |
+| `shakespeare-rnn@4` | one, after the choice between two networks on validation data. The test part was then read for the other network, too |
+| `series-lstm@2` | two, with the same weights: the second time after negative bounds were clipped to 0 (MSIS 5.43 and 15.78 before) |
+| `cifar10-lenet` | two: with batch size 128 (accuracy 0.742), and with batch size 512, which is faster |
+| `sine-lstm` | two: before and after a change that computes the free-running half in one call. The figures were the same |
+| `cifar10-whitened` | three: without a correction for label smoothing (calibration error 0.0106, and 0.0110 with test-time augmentation), with another correction (0.0090 and 0.0071), and as published |
+| `shakespeare-rnn@1` | three, and parts of it once more to analyse the loss; see [training/LOG.md](../training/LOG.md) |
 
-Trials of one or two epochs during development also printed test figures. Nothing was chosen by them. Since 27 November 2026, the
-code appends each reading of a test part to the end of [training/LOG.md](../training/LOG.md).
+During development, trials of one or two epochs also printed test figures. No choice is based on these figures. Since 27
+November 2026, the code appends each reading of a test part to the end of [training/LOG.md](../training/LOG.md).
 
-The card of `cifar10-whitened` was measured in float32. The service uses bfloat16 for matrix products if they are clearly
-faster on the processor; it tries this when it loads the model. They take half of the time on an AMD EPYC and 1.5 times as
-long on an Intel Xeon without AMX. In bfloat16 the accuracy is 0.9417 (0.9463 with test-time augmentation). No other figure
-changes by more than 0.001. `samples_only_accuracy` of `mnist-cgan` depends on the processor, because the training takes
-another path: 0.989 on an AMD EPYC, 0.987 on an Intel Xeon. All other figures are the same on both.
+The card of `cifar10-whitened` was measured in float32. When the service loads the model, it measures matrix products in
+bfloat16, and uses bfloat16 if they are clearly faster. In bfloat16, they take half of the time on an AMD EPYC, and 1.5
+times as long on an Intel Xeon without AMX. In bfloat16, the accuracy is 0.9417 (0.9463 with test-time augmentation). No
+other figure changes by more than 0.001. `samples_only_accuracy` of `mnist-cgan` depends on the processor, because a
+classifier is trained for this figure, and rounding changes the training: 0.989 on an AMD EPYC, 0.987 on an Intel Xeon.
+All other figures are the same on both processors.
 
-The figure of a generator is its Fréchet distance relative to the floor: that of real images which the reference classifier has
-not seen. `mnist-cgan` has 5.39 / 4.92 = 1.10. The standard error of the floor is 0.50 (jackknife of ten), so that of the ratio is
-0.11. New cards state both as `frechet_ratio_unseen` and its spread. `frechet_ratio`, 1.04 unrounded, divides by the floor of
-images which the classifier has seen. 11 disjoint draws of 5,000 of these have a mean of 5.57 and a standard deviation of 0.84;
-their jackknife estimates 0.84.
+The main figure of a generator is its Fréchet distance divided by a floor. The floor is the Fréchet distance of real
+images that the reference classifier has not seen. For `mnist-cgan`, the ratio is 5.39 / 4.92 = 1.10. The floor has a
+standard error of 0.50 (jackknife with ten parts), so the ratio has a standard error of 0.11. New cards state the ratio
+and its standard error as `frechet_ratio_unseen` and `frechet_ratio_unseen_spread`. The older figure `frechet_ratio`
+(1.04 before rounding) divides by the floor of images that the classifier has seen. 11 disjoint draws of 5,000 seen
+images have a mean floor of 5.57 with a standard deviation of 0.84. The jackknife also estimates 0.84.
 """
 SPEED_HEAD = """
 ### Speed of one thread
 
-Each training measures its network on one thread with the code that serves, and stores the figures on the card.
-`python -m training.evaluation.speed` measures them again. Another run on a shared machine differs by 15 % or more.
+Each training measures the speed of its network on one thread with the serving code, and stores the figures on the card.
+`python -m training.evaluation.speed` measures them again. On a shared machine, two runs can differ by 15 % or more.
 """
 ITEMS = {"classify": "images", "continue": "characters", "forecast": "forecasts", "sample": "images"}
 SECTIONS = {
-    "accuracy": "Results of `training/` besides the model cards.",
-    "speed": "`plain` is a plain FastAPI server without batching. Other columns: `of plain` is the throughput relative to "
-    "`plain` with as many callers. `CPU s/s` is the used CPU seconds per second. `PSS` is the memory of all processes.",
-    "reliability": "Each command checks every answer and ends with an error if a limit is exceeded.",
+    "accuracy": "Results of `training/` that are not on the model cards.",
+    "speed": "`plain` is a plain FastAPI server without batching. The column `of plain` is the throughput divided by the "
+    "throughput of `plain` with the same number of callers. `CPU s/s` is the CPU seconds that all processes use per second. "
+    "`PSS` is the memory of all processes.",
+    "reliability": "Each command checks every answer, and exits with an error if a limit is exceeded.",
 }
 
 
@@ -168,7 +175,7 @@ KEY_FIGURES = [
         BENCH,
     ),
     KeyFigure(
-        "start to ready, ten versions of eight networks, two workers",
+        "time from start to ready, ten versions of eight networks, two workers",
         result("speed/serving", "targets", "measured", figure="start to ready"),
         amount("s", 2),
         BENCH,
@@ -230,7 +237,7 @@ def speeds() -> str:
                 rows.append(
                     [f"`{card.name}@{card.version}`", speed.milliseconds, speed.per_second, item, speed.hardware]
                 )
-    columns = {"model": None, "one alone, ms": "g", "per second, batches of 64": 0, "of": None, "machine": None}
+    columns = {"model": None, "one item, ms": "g", "items per second, batches of 64": 0, "item": None, "machine": None}
     return numbers(columns, rows)
 
 

@@ -64,7 +64,7 @@ class Metrics:
         route = ("route", "method", "status")
         self.requests = counter("requests_total", "Requests answered", *route)
         self.request_seconds = histogram(
-            "request_seconds", "Duration of a request until the last part of its answer is sent", *route
+            "request_seconds", "Duration of a request, until the last part of its response is sent", *route
         )
         self.errors = counter("errors_total", "Requests that failed, by error code", "route", "reason")
         self.requests_running = gauge("requests_running", "Requests in progress")
@@ -86,7 +86,12 @@ class Metrics:
         self.rate_limited = counter("rate_limited_total", "Requests over the rate limit of their key", "key")
         self.failures = counter("failures_total", "Valid inputs on which a network failed", *VERSION_LABELS)
         self.loaded = gauge("loaded_bytes", "Bytes of loaded weights in all workers", *VERSION_LABELS)
-        self.states = gauge("versions", "Versions in the store", "state", mode="livemax")
+        self.states = gauge(
+            "versions",
+            "Versions in memory (live), and versions or files that cannot be served (broken)",
+            "state",
+            mode="livemax",
+        )
         self.workers = gauge("workers", "Worker processes")
         self.workers.set(1)
         # A cache by route, method and status, because looking up labels in prometheus_client takes longer.

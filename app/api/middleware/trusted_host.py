@@ -25,7 +25,7 @@ CACHED_HOSTS = 256
 
 
 class TrustedHosts:
-    """ASGI middleware that rejects requests if their ``Host`` is neither local nor in ``patterns``.
+    """ASGI middleware that rejects requests if their ``Host`` is neither local nor matches one of ``patterns``.
 
     IP addresses, names without a dot, and names in ``LOCAL_DOMAINS`` are local. A pattern is a host name such as
     ``a.b``, or ``*.a.b`` for all subdomains of ``a.b``. Starlette's own middleware does not know local names, and its
@@ -54,7 +54,7 @@ class TrustedHosts:
 
 
 def _rejection(host: bytes) -> BadValue:
-    allowed = "allowed are IP addresses, local names and those in QUARTET_TRUSTED_HOSTS"
+    allowed = "allowed are IP addresses, local names, the machine's own name and names in QUARTET_TRUSTED_HOSTS"
     return BadValue(f"host is {quote_value(host_name(host))}; {allowed}", "host")
 
 
