@@ -283,7 +283,7 @@ def test_images_and_interpolations_follow_their_seeds(shipped: httpx.Client, ope
     page.get_by_label("Interpolation", exact=True).check()
     page.locator("#generation-to").fill("5")
     page.locator("#generation-count").fill("9")
-    page.locator("#generation .status", has_text="9 steps from seed 1 to 5").wait_for()
+    page.locator("#generation .status", has_text="9 steps from seed 1 to seed 5").wait_for()
     walk = page.locator("#generation-sheet img").evaluate_all(sources)
     assert walk == expected_sources(count=9, seed=1, walk_to=5)
     assert (walk[0], walk[-1]) == (expected_sources(count=1, seed=1)[0], expected_sources(count=1, seed=5)[0])
@@ -360,7 +360,7 @@ def test_a_dead_service_gives_an_error_in_each_panel(tiny_store: Path, open_page
             "#text .error", has_text="The connection ended before the answer was complete. Try again."
         ).wait_for()
         page.locator("#generation-seed").fill("7")
-        page.locator("#generation .error", has_text="does not answer. Try again when it runs.").wait_for()
+        page.locator("#generation .error", has_text="does not answer. Try again later.").wait_for()
         service.process.wait(30)
     assert {note.split("net::")[0] for note in page.messages} == {"Failed to load resource: "}
     page.messages.clear()
@@ -419,7 +419,7 @@ def test_the_card_of_an_imported_network_shows_its_tensors_and_origin(
             "MIT",
             "https://example.org/linear",
             "x float32 [-1, 4]",
-            "ms per row alone",
+            "ms for one row",
         ):
             assert part in text
 
@@ -437,7 +437,7 @@ def test_the_cards_show_metrics_and_pictures(shipped: httpx.Client, open_page: O
     assert card.locator("tbody tr").count() == 19
     card.locator("summary", has_text="Training").click()
     milliseconds = models["cifar10-whitened"]["speed"]["milliseconds"]
-    assert f"{milliseconds} ms per image alone" in card.inner_text()
+    assert f"{milliseconds} ms for one image" in card.inner_text()
     card.get_by_role("button", name="Show the curves").click()
     picture = page.locator("dialog img")
     picture.wait_for()

@@ -48,7 +48,7 @@ export async function send(request, signal) {
     response = await fetch(requestUrl(request), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new RequestError(`The service at ${location.host} does not answer. Try again when it runs.`);
+    throw new RequestError(`The service at ${location.host} does not answer. Try again later.`);
   }
   if (!response.ok) throw await errorOf(response);
   return response;
@@ -72,7 +72,7 @@ async function errorOf(response) {
     const { error } = await response.json();
     return requestError(error, response.status);
   } catch { // not from the service, but from a proxy
-    return new RequestError(`The answer was ${response.status} ${response.statusText}.`, null, response.status);
+    return new RequestError(`The request failed with status ${response.status} ${response.statusText}.`, null, response.status);
   }
 }
 

@@ -95,7 +95,7 @@ export class Chart {
       createSvg("path", { class: "cross", d: `M${x},${MARGIN.top}V${this.height - MARGIN.bottom}` }),
       createSvg("circle", { class: "dot", cx: x, cy: this.y(value), r: 4.5 }),
     );
-    const lines = ahead < 0 ? [`value ${position}: ${formatNumber(value)}`] : [`${ahead + 1} ahead: ${formatNumber(value)}`,
+    const lines = ahead < 0 ? [`value ${position}: ${formatNumber(value)}`] : [`forecast step ${ahead + 1}: ${formatNumber(value)}`,
       ...intervalsOf(forecast).reverse().map(({ level, lower, upper }) => `${level} %: ${formatNumber(lower[ahead])} to ${formatNumber(upper[ahead])}`)];
     this.reading.textContent = lines.join("\n");
     this.reading.hidden = false;

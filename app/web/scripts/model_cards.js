@@ -96,7 +96,7 @@ const UNITS = { classify: "image", continue: "character", forecast: "forecast", 
 function describeSpeed({ task, speed }) {
   if (!speed) return "";
   const throughput = speed.per_second.toLocaleString("en", { maximumFractionDigits: 0 });
-  return `${speed.milliseconds} ms per ${UNITS[task]} alone, ${throughput} per second in batches of ${speed.rows}; one thread, ${speed.hardware}`;
+  return `${speed.milliseconds} ms for one ${UNITS[task]}, ${throughput} per second in batches of ${speed.rows}; one thread, ${speed.hardware}`;
 }
 
 const describeTensors = (tensors) => tensors.map(({ name, dtype, shape }) => `${name} ${dtype} [${shape.join(", ")}]`).join("; ");

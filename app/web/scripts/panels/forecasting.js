@@ -48,8 +48,8 @@ export function forecastingPanel() {
       chart.show(values, forecast, describe(values, forecast));
       showLegend(forecast);
       showTable(forecast);
-      const season = forecast.seasonality ? `, seasonality ${forecast.seasonality}` : "";
-      return `${formatNumber(horizon)} steps after ${formatNumber(values.length, 6)} values${season}`;
+      const season = forecast.seasonality > 1 ? `, season of ${forecast.seasonality} values` : "";
+      return `forecast of ${formatNumber(horizon)} steps after ${formatNumber(values.length, 6)} values${season}`;
     },
   });
 
@@ -157,8 +157,8 @@ const syntheticSeries = (name) => Array.from({ length: LENGTH }, (_, i) => SYNTH
 /** A description of the chart for screen readers. */
 function describe(values, { median }) {
   const known = values.filter((value) => value !== null);
-  return `${values.length} values; the last value is ${formatNumber(known.at(-1))}. Forecast of ${median.length} steps; ` +
-    `the median ends at ${formatNumber(median.at(-1))}. The table below lists all numbers.`;
+  return `A series of ${values.length} values, and its forecast of ${median.length} steps. The last value is ` +
+    `${formatNumber(known.at(-1))}, and the last median is ${formatNumber(median.at(-1))}. The table below lists the forecast.`;
 }
 
 function showLegend(forecast) {
@@ -176,7 +176,7 @@ function showLegend(forecast) {
 function showTable(forecast) {
   const levels = intervalsOf(forecast).reverse();
   const cell = (value) => createElement("td", { class: "number" }, formatNumber(value, 5));
-  const head = ["step", "median", ...levels.flatMap(({ level }) => [`${level} % from`, `to`])];
+  const head = ["step", "median", ...levels.flatMap(({ level }) => [`${level} % lower`, `${level} % upper`])];
   const rows = forecast.median.map((value, i) => createElement("tr", {}, createElement("th", { scope: "row" }, String(i + 1)), cell(value),
     ...levels.flatMap(({ lower, upper }) => [cell(lower[i]), cell(upper[i])])));
   byId("series-numbers").querySelector(".scroll").replaceChildren(createElement("table", {},

@@ -28,7 +28,7 @@ export function imageGenerationPanel() {
       sheet.replaceChildren(...images.map((src, i) => createElement("li", {}, createElement("img", { src, alt: altText(i), width: 28, height: 28 }))));
       walk.hidden = !interpolates();
       if (interpolates()) showInterpolation(seed, request.json.walk_to);
-      return interpolates() ? `${results.length} steps from seed ${seed} to ${request.json.walk_to}` : `${results.length} images of seed ${seed}`;
+      return interpolates() ? `${results.length} steps from seed ${seed} to seed ${request.json.walk_to}` : `${results.length} images from seed ${seed}`;
     },
   });
   const interpolates = () => panel.form.elements.mode.value === "walk";
@@ -43,7 +43,7 @@ export function imageGenerationPanel() {
       label.replaceChildren(createElement("option", { value: "" }, ""),
         ...labels.map((name) => createElement("option", { value: name }, name)));
     }
-    label.options[0].textContent = interpolates() ? "label of the seed" : "all labels";
+    label.options[0].textContent = interpolates() ? "chosen by the seed" : "all labels";
   }
 
   function showInterpolation(seed, to) {

@@ -17,7 +17,7 @@ export class KnownColumns {
     this.start.closest(".field").hidden = !holidays;
     this.box.hidden = !this.columns.length;
     const before = new Map([...this.box.querySelectorAll("textarea")].map((field) => [field.dataset.column, field.value]));
-    this.box.replaceChildren(createElement("legend", {}, "Known columns ", createElement("span", { class: "hint" }, "values, then horizon")),
+    this.box.replaceChildren(createElement("legend", {}, "Known columns ", createElement("span", { class: "hint" }, "past values, then future values")),
       ...this.columns.map(({ name }, i) => {
         const field = createElement("textarea", { id: `series-known-${i}`, name: "covariates", rows: 2, spellcheck: "false", "data-column": name });
         field.value = before.get(name) ?? "";
@@ -60,9 +60,9 @@ function extended(field, { mean }, count) {
   const values = parseValues(field.value), last = values.length ? values.at(-1) : Number(mean.toPrecision(4));
   const shown = formatNumber(values.length, 6);
   let hint = shown;
-  if (values.length > count) hint = `${formatNumber(count, 6)} of ${shown}`;
-  else if (!values.length) hint = `${last} throughout, the mean of the training`;
-  else if (values.length < count) hint = `${shown}, then ${last} up to ${formatNumber(count, 6)}`;
+  if (values.length > count) hint = `the first ${formatNumber(count, 6)} of ${shown} values are used`;
+  else if (!values.length) hint = `empty: ${last}, the mean of the training data, is used for all values`;
+  else if (values.length < count) hint = `${shown} values; the last value ${last} is repeated up to ${formatNumber(count, 6)} values`;
   field.closest(".field").querySelector(".hint").textContent = hint;
   return [...values.slice(0, count), ...Array(Math.max(0, count - values.length)).fill(last)];
 }

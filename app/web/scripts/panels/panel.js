@@ -126,7 +126,7 @@ export class Panel {
   showError(error) {
     if (!(error instanceof RequestError)) {
       console.error(error);
-      error = new RequestError("The page could not show the answer. The browser console shows the error.");
+      error = new RequestError("The page cannot show the answer. The browser console contains the error.");
     }
     if (error.status === 401) byId("key").hidden = false; // the key was revoked meanwhile
     const control = error.param && this.control(error.param.split(".")[0]);
