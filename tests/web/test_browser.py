@@ -235,7 +235,8 @@ def test_known_columns_of_a_forecaster_have_fields(
         }
         page.get_by_label("price").fill("2.5, 3")
         page.locator("#series code", has_text='"price":[2.5,3,3,').wait_for()
-        assert page.locator("label", has_text="price").inner_text() == "price 2 values; the last value 3 is repeated up to 30 values"
+        label = page.locator("label", has_text="price").inner_text()
+        assert label == "price 2 values; the last value 3 is repeated up to 30 values"
         page.get_by_label("price").fill("")
         page.locator("#series code", has_text='"price":[2.5,2.5,').wait_for()
         page.get_by_label("price").fill("cheap")
