@@ -223,7 +223,8 @@ class WorkerServer(Server):
 
     def accepting(self) -> None:
         """Accept connections from now on."""
-        asyncio.get_running_loop().add_reader(self._channel, self._accept_all)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._channel, self._accept_all)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Finish running requests on SIGTERM. Later signals change nothing, because only the supervisor kills workers.
@@ -237,7 +238,9 @@ class WorkerServer(Server):
 
     def drain(self) -> None:
         super().drain()
-        self._send_status("stopping")
+        with contextlib.suppress(RuntimeError):  # the event loop is already closed
+            # A signal can interrupt _send_status, which would then count connections twice.
+            self._loop.call_soon_threadsafe(self._send_status, "stopping")
 
     async def on_tick(self, counter: int) -> bool:
         self._health = "unwell" if self.registry.problems() else "busy"

@@ -58,6 +58,33 @@ def test_connections_are_distributed_and_metrics_are_added_up(tiny_store: Path) 
         assert metric_samples(client)[live] == 24
 
 
+def test_a_signal_during_a_report_counts_no_connection_twice(tiny_store: Path) -> None:
+    class InterruptedChannel(socket.socket):
+        """A channel on which a signal arrives while the first report is sent."""
+
+        def send(self, data: Any, flags: int = 0) -> int:
+            if not worker.should_exit:
+                worker.handle_exit(signal.SIGTERM, None)
+            return super().send(data, flags)
+
+    async def report() -> None:
+        worker.accepting()
+        worker._received = 2
+        worker._send_status()
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().remove_reader(channel)
+
+    settings = Settings(store=tiny_store, workers=1)
+    own_end, worker_end = socket.socketpair()
+    with own_end, InterruptedChannel(fileno=worker_end.detach()) as channel:
+        worker = WorkerServer(create_app(settings), settings, channel)
+        worker.started = True
+        asyncio.run(report())
+        lines = own_end.recv(4096).split(b"\n")
+    assert lines.count(b"stopping") == 1
+    assert sum(int(line.removeprefix(b"got ")) for line in lines if line.startswith(b"got ")) == 2
+
+
 def test_the_load_of_a_worker_includes_connections_on_their_way() -> None:
     """A worker whose engine hangs reports no running requests. This is no heartbeat."""
     own_end, worker_end = socket.socketpair()
