@@ -58,11 +58,14 @@ TAGS = [
     {"name": "Models", "description": "The models that are served."},
     {
         "name": "Open Inference Protocol",
-        "description": "The protocol of KServe and Triton (V2): every network as a model of tensors. All paths of a "
-        "model also exist with `/versions/{version}` after its name.",
+        "description": "The protocol of KServe and Triton (V2). Every network takes and returns tensors. All paths of "
+        "a model also exist with `/versions/{version}` after its name.",
     },
     {"name": "Health", "description": "Health checks and metrics."},
-    {"name": "Administration", "description": "The versions in the store. All need the admin key as a bearer token."},
+    {
+        "name": "Administration",
+        "description": "Manage the versions in the store. Requests need the admin key as a bearer token.",
+    },
 ]
 
 

@@ -32,13 +32,16 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 chooses a free port")
     store: Path = Field(Path("models_store"), description="folder of the model store")
     store_poll_seconds: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="seconds between two scans of the store. 0 scans only at start-up."
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds between two scans of the store. 0 means only one scan, at start-up.",
     )
     model_bytes: int = Field(
         0,
         ge=0,
-        description="bytes of weights that each worker keeps in memory. 0 means no limit. Default models always "
-        "stay loaded.",
+        description="largest number of bytes of weights in the memory of each worker. 0 means no limit. Default models "
+        "always stay loaded.",
     )
     max_on_demand_versions: int = Field(
         8,
@@ -50,14 +53,15 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="device of the networks: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` is the first GPU, or the "
-        "CPU without one.",
+        description="device of the networks: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` is the first GPU, or the CPU if "
+        "there is no GPU.",
     )
     workers: int = Field(
         0,
         ge=0,
         le=256,
-        description="worker processes. 0 means one per CPU core, at most 16 and as memory allows; on a GPU always one.",
+        description="worker processes. 0 means one per CPU core, but at most 16, and only as many as fit into half of "
+        "the free memory. On a GPU there is always one.",
     )
     threads: int = Field(
         0,
@@ -66,8 +70,8 @@ class Settings(BaseSettings):
     )
     tta: bool = Field(
         False,
-        description="test-time augmentation: classify several views of each image, for networks that support "
-        "it. More accurate and slower.",
+        description="test-time augmentation: classify several views of each image, for networks that support it. The "
+        "results are more accurate, but take more time.",
     )
     parse_threads: Count = Field(2, description="threads that decode images and parse large bodies")
     log_level: str = Field(
@@ -113,7 +117,7 @@ class Settings(BaseSettings):
         "allowed. Empty means no further names, or all names if the service requires API keys or uses TLS.",
     )
     tls_cert: Path | None = Field(
-        None, description="PEM file of the TLS certificate chain. With it, the service speaks HTTPS."
+        None, description="PEM file of the TLS certificate chain. If this is set, the service uses HTTPS."
     )
     tls_key: Path | None = Field(None, description="PEM file of the private key of `QUARTET_TLS_CERT`")
 
@@ -122,8 +126,9 @@ class Settings(BaseSettings):
     )
     max_buffered_bytes: Count = Field(
         256 * 2**20,
-        description="bytes that all running requests hold at a time, shared by the workers: bodies, also decompressed, "
-        "prompts, random numbers and log-probabilities of texts, and responses of more than 64 KiB until they are read",
+        description="bytes that all running requests may hold in memory, shared by the workers: bodies, also after "
+        "decompression; prompts, random numbers and log-probabilities of texts; and responses of more than 64 KiB, "
+        "until clients have read them",
     )
     request_seconds: Seconds = Field(
         60, description="seconds until a request times out. `x-request-timeout` can lower the limit per request."
@@ -138,8 +143,8 @@ class Settings(BaseSettings):
     max_prompt_characters: Count = Field(100_000, description="characters of a prompt")
     max_prompt_seconds: Seconds = Field(
         30,
-        description="seconds that reading the prompts of a request may take, as measured when the model was loaded. "
-        "Longer prompts are rejected at once.",
+        description="seconds that a network may take to read the prompts of a request. The service estimates this time "
+        "from the speed measured when the model was loaded, and rejects longer prompts immediately.",
     )
     max_characters: Count = Field(4_000, description="generated characters per text")
     max_texts: Count = Field(16, description="texts per request (`n`)")
@@ -158,9 +163,9 @@ class Settings(BaseSettings):
         0.004,
         ge=0,
         le=0.05,
-        description="longest expected time, in seconds, of a batch that runs on the event loop instead of a "
-        "thread. 0 disables it. Text steps may take three times as long while requests are "
-        "rejected.",
+        description="longest expected time, in seconds, of a batch or text step that runs on the event loop. Longer "
+        "ones run on a thread. 0 means that all of them run on a thread. While requests are rejected, several text "
+        "steps run in a row, for 12 milliseconds.",
     )
     unready_after_seconds: Seconds = Field(
         5, description="seconds without progress of an engine after which the readiness check fails"

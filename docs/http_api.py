@@ -13,6 +13,7 @@ from app.settings import Settings
 from docs.markdown import code, sentence, table
 
 LONGEST_EXAMPLE = 400  # characters; longer examples are only in the OpenAPI document
+LARGE = 1e18  # larger numbers are written with an exponent
 Schema = dict[str, Any]
 
 HEAD = """# HTTP API
@@ -87,11 +88,14 @@ def describe(operation: Schema, document: Schema) -> Iterator[str]:
         for status, response in operation["responses"].items()
     ]
     yield "\n" + table(("status", "body", "description"), responses)
+    described = {"ErrorBody", "InferenceError"}
     for response in operation["responses"].values():
         for content in response.get("content", {}).values():
             schema = resolve(content.get("schema", {}), document)
-            if schema.get("properties") and schema.get("title") not in ("ErrorBody", "InferenceError"):
-                yield f"\nFields of `{schema.get('title', 'the answer')}`:\n\n" + fields(schema, document)
+            title = schema.get("title", "the answer")
+            if schema.get("properties") and title not in described:
+                described.add(title)
+                yield f"\nFields of `{title}`:\n\n" + fields(schema, document)
 
 
 def describe_body(content: Schema, document: Schema) -> Iterator[str]:
@@ -194,4 +198,4 @@ def kind(schema: Schema, document: Schema) -> str:
 
 
 def number(value: float) -> str:
-    return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"
+    return f"{int(value):,}" if float(value).is_integer() and abs(value) < LARGE else f"{value:g}"

@@ -35,7 +35,7 @@ SPOOL_CHUNK_BYTES = 2**20  # written to the file at a time, because each write c
 
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
 ModelName = Annotated[
-    str | None, Field(description="`name` or `name@version`; by default the task's own", max_length=200)
+    str | None, Field(description="`name` or `name@version`; by default the default model of the task", max_length=200)
 ]
 
 Model = TypeVar("Model", bound="RequestBody")

@@ -69,7 +69,9 @@ class Metrics:
         self.errors = counter("errors_total", "Requests that failed, by error code", "route", "reason")
         self.requests_running = gauge("requests_running", "Requests in progress")
         self.queue_seconds = histogram("queue_seconds", "Time from queueing to the start of a batch", *VERSION_LABELS)
-        self.compute_seconds = histogram("compute_seconds", "Duration of one forward pass of a batch", *VERSION_LABELS)
+        self.compute_seconds = histogram(
+            "compute_seconds", "Duration of one batch, or of one round of text steps", *VERSION_LABELS
+        )
         self.batch_rows = histogram("batch_rows", "Rows in one batch", *VERSION_LABELS, buckets=ROWS)
         self.first_token_seconds = histogram(
             "time_to_first_token_seconds", "Time from queueing to the first character of a text", *VERSION_LABELS

@@ -139,8 +139,10 @@ class GenerateParameters(BaseModel):
     max_characters: int = Field(200, ge=1, description="length of the continuation in characters")
     max_tokens: int = Field(200, ge=1, description="another name of `max_characters`")
     temperature: float = Field(0.8, ge=0, le=10, description="0: always the most probable character")
-    top_k: int | None = Field(None, ge=1, description="draw from this many most probable characters")
-    top_p: float | None = Field(None, gt=0, le=1, description="draw from the most probable characters of this sum")
+    top_k: int | None = Field(None, ge=1, description="draw only from the k most probable characters")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="draw only from the most probable characters, whose probabilities add up to p"
+    )
     stop: str | list[str] | None = Field(None, description="strings that end the text")
     seed: int | None = Field(None, ge=0, description="the same seed gives the same text")
 

@@ -36,10 +36,10 @@ def router(registry: Registry) -> APIRouter:
     @routes.get(
         "/health/ready",
         operation_id="get_server_ready",
-        summary="Check that the service takes requests",
+        summary="Check that the service is ready for requests",
         responses={
-            **success_response(ServerReady, description="The service takes requests"),
-            503: {"model": ServerReady, "description": "Send requests elsewhere"},
+            **success_response(ServerReady, description="The service is ready"),
+            503: {"model": ServerReady, "description": "The service is not ready"},
         },
     )
     async def check_ready() -> Response:

@@ -64,13 +64,16 @@ class CompletionRequest(InferenceBody):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(
-        None, ge=1, description="draw from this many most probable characters; not part of OpenAI's API"
+        None, ge=1, description="draw only from the k most probable characters; not part of OpenAI's API"
     )
     n: int | None = Field(None, ge=1, description="number of texts for each prompt; text i uses the seed + i")
     best_of: int | None = Field(None, ge=1, description="must be equal to `n`")
     echo: bool | None = Field(None, description="repeat the prompt before the text")
     logprobs: int | None = Field(
-        None, ge=0, le=5, description="add log-probabilities of each character and of this many most probable ones"
+        None,
+        ge=0,
+        le=5,
+        description="add the log-probabilities of each character, and of this number of most probable characters",
     )
     logit_bias: dict[str, Bias] | None = Field(
         None, description="added to the scores of characters, by character id", max_length=MAX_BIASES

@@ -32,11 +32,11 @@ MAX_PROMPT_LENGTH = 1000  # characters
 
 class ImageGenerationRequest(InferenceBody):
     prompt: str = Field(
-        description='what to draw: "three sevens and a 2", a label, or "digits" for any label',
+        description='labels of the images, such as "three sevens and a 2"; "digits": any labels',
         max_length=MAX_PROMPT_LENGTH,
     )
     model: ModelName = None
-    n: int | None = Field(None, ge=1, description="how many times to draw the images that the prompt names")
+    n: int | None = Field(None, ge=1, description="how often to generate the images that the prompt names")
     response_format: str | None = Field(None, description="only `b64_json`: the service stores no files")
     size: str | None = Field(
         None, description="`auto`, or the size of the model's images, such as `28x28`", max_length=100

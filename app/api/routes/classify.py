@@ -53,8 +53,8 @@ class ClassifyQuery(BaseModel):
     top_k: int = Field(5, ge=1, le=1000, description="number of labels for each image, most probable first")
     explain: bool = Field(
         False,
-        description="add a heat map of the pixels that speak for the most probable label, as a PNG file in base64; "
-        "all images together may then have as many pixels as one",
+        description="add a heat map of the pixels that support the most probable label, as a PNG file in base64; the "
+        "limit on the pixels of one image then applies to all images together",
     )
 
 

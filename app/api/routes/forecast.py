@@ -61,15 +61,15 @@ class ForecastRequest(InferenceBody):
         | None
     ) = Field(
         None,
-        description="for versions trained with `--known`: by column, its values over the series and then the horizon; "
-        "a list of them for a list of series",
+        description="for versions trained with `--known`: for each column, one value for each value of the series, and "
+        "then one for each step of the horizon; for a list of series, a list of such lists",
         examples=[{"price": [2.5, 2.5, 2.0, 2.5, 2.0], "promo": [0, 0, 1, 0, 1]}],
         max_length=100,
     )
     start: Start | list[Start] | None = Field(
         None,
-        description="for versions trained with `--holidays`: time of the first value, ISO 8601; one for all series or "
-        "one for each",
+        description="for versions trained with `--holidays`: time of the first value, ISO 8601; one time for all "
+        "series, or a list with one time for each series",
         examples=["2024-04-22"],
     )
     model: ModelName = None

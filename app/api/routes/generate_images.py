@@ -33,7 +33,9 @@ MAX_LABEL_LENGTH = 200  # characters
 
 class GenerateImagesRequest(InferenceBody):
     count: int = Field(16, ge=1, description="number of images")
-    label: str | None = Field(None, description="what to draw, for models with labels", max_length=MAX_LABEL_LENGTH)
+    label: str | None = Field(
+        None, description="label of the images, for models with labels", max_length=MAX_LABEL_LENGTH
+    )
     seed: Seed | None = Field(None, description="image i of a seed is always the same")
     walk_to: Seed | None = Field(
         None, description="interpolate from the first image of `seed` to the first image of this seed"
@@ -102,7 +104,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         ),
     )
     async def generate_images(request: Request) -> Response:
-        """Generate images from a seed. If the model has labels, `label` selects what to draw.
+        """Generate images from a seed. If the model has labels, `label` selects the label of the images.
 
         The `Accept` header selects the format. The answer is JSON with PNG files in base64, or one PNG image that shows
         all of them (`image/png`). With `walk_to` this image is animated (`image/png`, `image/apng` or `image/webp`).

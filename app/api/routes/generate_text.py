@@ -52,11 +52,11 @@ class GenerateTextRequest(InferenceBody):
     prompt: str = Field("", description="the text to continue; may be empty")
     max_characters: int = Field(200, ge=1, description="length of the continuation in characters")
     temperature: float = Field(0.8, ge=0, le=10, description="0: always the most probable character")
-    top_k: int | None = Field(None, ge=1, description="draw from this many most probable characters")
+    top_k: int | None = Field(None, ge=1, description="draw only from the k most probable characters")
     top_p: float | None = Field(
-        None, gt=0, le=1, description="draw from the most probable characters whose probabilities sum to this"
+        None, gt=0, le=1, description="draw only from the most probable characters, whose probabilities add up to p"
     )
-    stop: Stops | None = Field(None, description="a string or a list of strings that end the text; not part of it")
+    stop: Stops | None = Field(None, description="strings that end the text; the text does not contain them")
     seed: Seed | None = Field(None, description="the same seed gives the same text")
     n: int = Field(1, ge=1, description="number of continuations; continuation i uses the seed + i")
     stream: bool = Field(False, description="send the text as server-sent events while it is generated")

@@ -35,8 +35,8 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     @routes.get(
         "/health/ready",
         operation_id="check_ready",
-        summary="Check that the service takes requests",
-        responses=_status_responses(ReadyStatus, "The service takes requests", "Send requests elsewhere"),
+        summary="Check that the service is ready for requests",
+        responses=_status_responses(ReadyStatus, "The service is ready", "The service is not ready"),
     )
     async def check_ready() -> Response:
         """List the versions in memory, and those that could not be loaded. Answer 503 if the service is not ready."""
