@@ -1,11 +1,11 @@
-"""Measure how much known columns help: forecast the hires of bicycles with and without the weather.
+"""Measure how much known columns help: forecast the number of hired bicycles with and without the weather.
 
     python -m pip install --no-deps "ISLP>=0.6"
     python -m benchmarks.known_columns [--hourly] [--seeds N]
 
-The data are those of Fanaee-T and Gama (2014) for 2011, as shipped in the package ISLP. Each network is tuned on the
-training part, selected on the validation part, and measured once on the test part. The weather within the horizon is
-the measured weather, not a forecast.
+The data are those of Fanaee-T and Gama (2014) for 2011, from the package ISLP. Each network is fine-tuned on the
+training part, selected on the validation part, and measured once on the test part. The weather of the forecast steps is
+the measured weather, not a weather forecast.
 """
 
 from __future__ import annotations
@@ -64,8 +64,10 @@ def train(path: Path, hourly: bool, known: bool, seed: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hourly", action="store_true", help="hours instead of days")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="trainings with different seeds (default: 5)")
+    parser.add_argument("--hourly", action="store_true", help="forecast hours instead of days")
+    parser.add_argument(
+        "--seeds", type=int, default=5, metavar="N", help="number of trainings with different seeds (default: 5)"
+    )
     options = parser.parse_args()
     path = write_table(options.hourly)
     results = {

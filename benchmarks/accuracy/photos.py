@@ -3,9 +3,10 @@
     python -m benchmarks.accuracy.photos --no-flip      # 10, 50 and 500 images for each class: ten minutes on one core
     python -m benchmarks.accuracy.photos --images 10 --seeds 1
 
-The images are those of CIFAR-10, enlarged to 224 pixels. The training images are chosen at random, three times by
-default. Only the last layer is fitted, as in ``python -m training.cnn --images FOLDER --tail-epochs 0``. Its inputs are
-the features that the service computes. They are stored in ``--runs``, so a second run takes only a minute.
+The images are those of CIFAR-10, enlarged to 224 pixels. The training images are chosen at random, by default three
+times. The benchmark fits only the last layer, as ``python -m training.cnn --images FOLDER --tail-epochs 0`` does. The
+inputs of this layer are the features that the service computes. The benchmark stores them in ``--runs``, so a second
+run takes only a minute.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Competing servers: how to install, start and call them. All serve the workshop's CNN.
+"""Install, start and call other model servers. All of them serve the workshop's CNN.
 
 Mosec also serves texts and forecasts. Each server has a module here that follows the server's documentation, and a
-virtual environment that is created on first use. All classify images in batches of up to 64. They use one worker and no
-batching delay where possible. Only the variants of mosec and Triton use two workers or a longer delay. This file also
-runs in the servers' environments, so it imports no packages that must be installed.
+virtual environment that is created on first use. All servers classify images in batches of up to 64. If possible, they
+use one worker and no batching delay. Only the variants of mosec and Triton use two workers or a longer delay. This file
+also runs in the servers' environments, so it imports no packages that must be installed.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
     python -m training.evaluation.evaluate [--store DIR] [NAME ...]
 
-A version that was trained a second time on all data is not measured, because it has no held-out data. Only its data are
-compared with the card. The exit status is 1 if a metric differs by more than its rounding, or if the data differ from
-those on the card.
+The exit status is 1 if a metric differs by more than its rounding, or if the data differ from those on the card. The
+command does not measure versions that were trained a second time on all data, because no held-out data are left for
+them. It only compares their data with the card.
 
-Some differences come from the processor, and do not count as wrong. They are printed with their size and reason. They
-may be up to 0.002 for networks that some processors compute in bfloat16. They may be up to 0.004 for metrics that train
-a network, if the card states another processor.
+Differences that come from the processor do not change the exit status. The command prints them with their size and
+reason. They may be up to 0.002 for networks that some processors compute in bfloat16. They may be up to 0.004 for
+metrics that train a network, if the card states another processor.
 """
 
 from __future__ import annotations
@@ -216,8 +216,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the comparison of all versions; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models to measure (default: all)")
-    parser.add_argument("--store", metavar="DIR", type=Path, default=Path("models_store"), help="default: models_store")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument(
+        "--store",
+        metavar="DIR",
+        type=Path,
+        default=Path("models_store"),
+        help="folder of the models (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     options = parser.parse_args(argv)
     wrong = measured = missing = different = 0
     for name, number in store.all_versions(options.store):

@@ -2,8 +2,8 @@
 
     python -m training.evaluation.speed [--store DIR] [NAME ...]
 
-Each training also measures its network, and writes the speed and the processor to the card. A card never changes after
-that. Other processes distort the measurement, so use an idle machine.
+Each training also measures the speed of its network, and writes the speed and the processor to the card. This command
+does not change cards. Use an idle machine, because other processes distort the measurement.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ def describe(speed: dict[str, Any], task: store.TaskName) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models to measure (default: all)")
-    parser.add_argument("--store", metavar="DIR", type=Path, default=Path("models_store"), help="default: models_store")
+    parser.add_argument(
+        "--store",
+        metavar="DIR",
+        type=Path,
+        default=Path("models_store"),
+        help="folder of the models (default: %(default)s)",
+    )
     options = parser.parse_args(argv)
     for name, number in store.all_versions(options.store):
         if options.names and name not in options.names:
