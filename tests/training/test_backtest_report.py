@@ -95,7 +95,10 @@ def test_a_report_needs_no_name_and_no_training(workspace: Path, capsys: pytest.
     ("options", "sentence"),
     [
         (["--backtest"], "--backtest needs --csv"),
-        ([*TRAINING, "--no-publish"], "--backtest reads the test part, --no-publish does not; without --name"),
+        (
+            [*TRAINING, "--no-publish"],
+            "--backtest reads the test part, so it excludes --no-publish; to publish nothing, omit --name",
+        ),
         (["--csv", "sales.csv", "--version", "a", "--name", "b"], "--version needs --backtest"),
         ([*TRAINING, "--version", "sales@3"], "--version sales@3: not in models_store, which holds series-lstm"),
     ],
