@@ -33,7 +33,7 @@ TICK_SECONDS = 0.25
 PAUSE_SECONDS = 2.0  # a longer time between two ticks means that the process was stopped, for example by SIGSTOP
 START_SECONDS = 60.0  # the least time that a new worker gets to become ready when it replaces another
 MAX_PENDING_SECONDS = 5.0  # a connection is closed if no worker accepts it for this long
-REBALANCE_SECONDS = 5.0  # how long one worker may have many more connections than another
+REBALANCE_SECONDS = 1.0  # how long one worker may have many more connections than another
 BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)  # while a worker is forked
 RESTART_DELAYS = (0.1, 10.0)  # first and longest delay, in seconds, before a worker that died early is replaced
 
@@ -54,9 +54,12 @@ class WorkerProcess:
     buffer: bytes = b""  # an incomplete line
     sent: deque[socket.socket] = field(default_factory=deque)  # connections not yet reported as received
 
-    def load(self) -> tuple[bool, int, int]:
-        """Return a sort key. The worker with the lowest key gets the next connection; unwell workers come last."""
-        return self.unwell, self.busy, self.connections
+    def load(self) -> tuple[bool, int]:
+        """Return a sort key. The worker with the lowest key gets the next connection; unwell workers come last.
+
+        A connection counts even if it is idle, because its client may send a request at any time.
+        """
+        return self.unwell, self.connections + self.busy
 
 
 class Supervisor:
@@ -275,7 +278,7 @@ class Supervisor:
         """
         now = time.monotonic()
 
-        def order(worker: WorkerProcess) -> tuple[bool, tuple[bool, int, int]]:
+        def order(worker: WorkerProcess) -> tuple[bool, tuple[bool, int]]:
             return now - worker.last_heartbeat > self._unready_after_seconds, worker.load()
 
         for worker in sorted(workers, key=order):

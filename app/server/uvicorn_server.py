@@ -325,4 +325,7 @@ class WorkerServer(Server):
         return protocol
 
     def _count_closed(self) -> None:
+        """Count a closed connection, and report it soon. Otherwise the supervisor would prefer other workers."""
+        if not self._closed:
+            self._loop.call_soon(self._report_load)
         self._closed += 1

@@ -58,6 +58,40 @@ def test_connections_are_distributed_and_metrics_are_added_up(tiny_store: Path) 
         assert metric_samples(client)[live] == 24
 
 
+def test_a_closed_connection_is_reported_without_waiting_for_the_next_tick(tiny_store: Path) -> None:
+    settings = Settings(store=tiny_store, workers=1)
+
+    async def reports() -> bytes:
+        own_end, channel = socket.socketpair()
+        with own_end, channel, socket.create_server(("127.0.0.1", 0)) as listener:
+            own_end.setblocking(False)
+            worker = WorkerServer(create_app(settings), settings, channel)
+            worker.config.load()
+            worker.lifespan = worker.config.lifespan_class(worker.config)
+            worker.accepting()
+            with socket.create_connection(listener.getsockname()), listener.accept()[0] as connection:
+                socket.send_fds(own_end, [CONNECTION_MESSAGE], [connection.fileno()])
+                content = await asyncio.get_running_loop().sock_recv(own_end, 4096)
+                assert content == b"got 1\nleft 0\nbusy 1\n"
+                await asyncio.gather(*worker.arriving)
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                content = await asyncio.get_running_loop().sock_recv(own_end, 4096)
+            asyncio.get_running_loop().remove_reader(channel)
+        return content
+
+    assert asyncio.run(reports()) == b"got 0\nleft 1\nbusy 0\n"
+
+
+def test_idle_connections_count_for_the_choice_of_a_worker() -> None:
+    """Otherwise a worker would get all connections of clients that send their requests later."""
+    own_end, worker_end = socket.socketpair()
+    with own_end, worker_end:
+        process = multiprocessing.get_context("fork").Process()
+        idle, computing, unwell = (WorkerProcess(process, own_end) for _ in range(3))
+        idle.connections, computing.connections, computing.busy, unwell.unwell = 5, 2, 2, True
+        assert sorted([unwell, idle, computing], key=WorkerProcess.load) == [computing, idle, unwell]
+
+
 def test_a_signal_during_a_report_counts_no_connection_twice(tiny_store: Path) -> None:
     class InterruptedChannel(socket.socket):
         """A channel on which a signal arrives while the first report is sent."""
