@@ -50,7 +50,8 @@ class FairQueue(Generic[Item]):
         queue = self._queues.get(item.caller)
         if queue is None:
             queue = self._queues[item.caller] = deque()
-            self._virtual_start[item.caller] = max(self._virtual_start.get(item.caller, 0), self._virtual_time)
+            now = self._virtual_time
+            self._virtual_start[item.caller] = max(self._virtual_start.get(item.caller, now), now)
         queue.append(item)
 
     def peek(self) -> Item:
@@ -89,7 +90,6 @@ class FairQueue(Generic[Item]):
         del self._queues[caller]
         if not self._queues:
             self._virtual_start.clear()
-            self._virtual_time = 0
         elif len(self._virtual_start) > MAX_IDLE_CALLERS:
             self._virtual_start = {
                 name: start

@@ -151,7 +151,7 @@ class Scheduler(Generic[Text]):
         slots = Counter(sequence.caller for sequence in self.running)
         waiting = self.waiting.callers()
         share = max(1, self._max_running // len(slots | waiting))
-        preemptible = [sequence for sequence in self._preemptible(now) if slots[sequence.caller] > share]
+        preemptible = self._preemptible(now)
         for caller, count in waiting.items():
             for _ in range(min(count, share - slots[caller])):
                 while preemptible and slots[preemptible[-1].caller] <= share:
@@ -159,8 +159,7 @@ class Scheduler(Generic[Text]):
                 if not preemptible:
                     return
                 preempted = preemptible.pop()
-                slots.subtract([preempted.caller])
-                slots.update([caller])
+                slots[preempted.caller] -= 1
                 self.running.remove(preempted)
                 self._start(self.waiting.pop_from(caller), now, started)
                 self.add(preempted)

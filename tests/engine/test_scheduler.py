@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from app.engine.admission import AdmissionControl
-from app.engine.scheduler import PREEMPT_AFTER, PREEMPT_CHECK_INTERVAL, PREEMPT_RATIO, Scheduler, TextSequence
+from app.engine.scheduler import PREEMPT_AFTER, PREEMPT_RATIO, Scheduler, TextSequence
 
 LATE = PREEMPT_AFTER + 0.1  # seconds after which a text may be preempted
 
@@ -92,6 +92,26 @@ def test_a_text_that_failed_in_the_queue_never_runs(harness: Harness) -> None:
     harness.check([good], [])
 
 
+def test_only_waiting_texts_count_towards_the_share_of_their_key(harness: Harness) -> None:
+    first, second, cancelled = harness.add(5, 5, 5, caller="a")
+    harness.scheduler.discard(cancelled)
+    assert harness.admission._waiting_by_caller == {"a": 2}
+    harness.scheduler.schedule(10.0)
+    harness.check([first, second], [])
+    assert harness.admission._waiting_by_caller == {}
+
+
+def test_a_failed_text_gives_its_error_to_its_caller_and_wakes_its_consumer(harness: Harness) -> None:
+    plain, streamed = harness.add(5, 5)
+    streamed.updated = asyncio.Event()
+    error = ValueError("the network failed")
+    for sequence in (plain, streamed):
+        sequence.fail(error)
+        sequence.fail(ValueError("a second error changes nothing"))
+        assert sequence.future.exception() is error
+    assert streamed.updated.is_set()
+
+
 def test_a_long_running_text_is_preempted_by_a_much_shorter_one_and_resumed(harness: Harness) -> None:
     long, longer = harness.add(100, 200)
     harness.scheduler.schedule(10.0)
@@ -137,15 +157,16 @@ def test_no_text_is_preempted_while_a_slot_is_free(harness: Harness) -> None:
     harness.check([*long, *short], [])
 
 
-def test_texts_to_preempt_are_searched_for_at_intervals(harness: Harness) -> None:
+def test_texts_to_preempt_are_searched_for_at_intervals(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.scheduler.PREEMPT_CHECK_INTERVAL", 0.25)
     long = harness.add(100, 100)
     harness.scheduler.schedule(10.0)
     waiting = harness.add(100)
-    harness.scheduler.schedule(10.0 + LATE)  # this search finds none
+    harness.scheduler.schedule(12.0)  # this search finds none
     waiting += harness.add(10)
-    harness.scheduler.schedule(10.0 + LATE + 0.5 * PREEMPT_CHECK_INTERVAL)
+    harness.scheduler.schedule(12.125)
     harness.check(long, waiting)
-    harness.scheduler.schedule(10.0 + LATE + 1.5 * PREEMPT_CHECK_INTERVAL)
+    harness.scheduler.schedule(12.25)
     assert harness.scheduler.running == waiting
 
 
