@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from app.engine.admission import AdmissionControl, current_caller
@@ -66,8 +65,7 @@ class Executor:
         self._admission = AdmissionControl("request parsing", None, max_waiting) if max_waiting else None
         self._free_threads = self._thread_count = threads
         self._queue: FairQueue[Ticket] = FairQueue()
-        initializer = partial(lower_priority, niceness) if niceness else None
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=initializer)
+        self._pool = ThreadPoolExecutor(threads, name, initializer=lower_priority, initargs=(niceness,))
         self._started_at: dict[Future[Any], float] = {}  # start of each job on a thread, on time.monotonic's clock
         self.small_item_at = -math.inf  # when a batcher last took a small item, on time.monotonic's clock
         self.text_seconds = 0.0  # seconds that all text engines have computed so far
@@ -205,4 +203,4 @@ class Executor:
         """Cancel waiting jobs and accept no new ones. Running functions continue until they end."""
         for ticket in self._queue:
             ticket.started.cancel()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False)  # the pool has no waiting jobs, because they wait in ``_queue``

@@ -7,13 +7,14 @@ import os
 import sys
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.engine import Gate, start_tasks
 from support.waiting import wait_until
 
 from app.engine.admission import current_caller
-from app.engine.executor import INLINE_OVERRUN_SECONDS, INLINE_SIZE, NO_INLINE_SECONDS, Executor
+from app.engine.executor import INLINE_OVERRUN_SECONDS, INLINE_SIZE, NO_INLINE_SECONDS, REQUEST_STAGES, Executor
 from app.errors import Overloaded
 
 pytestmark = pytest.mark.anyio
@@ -129,6 +130,65 @@ async def test_inline_execution_is_off_for_a_while_after_an_overrun(monkeypatch:
     now = until
     assert await runs_inline(0.0, 0.0)
     executor.close()
+
+
+async def test_jobs_run_on_the_threads_of_the_executor_unless_inline_execution_is_chosen() -> None:
+    executor = Executor("compute")
+    for job in (executor.run, lambda function: executor.run_timed(0.001, function)):
+        assert "compute_0" in str(await job(lambda: threading.current_thread().name))
+    executor.close()
+
+
+async def test_an_executor_with_one_thread_never_starts_a_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second job is submitted while the thread still reports the end of the first job."""
+    executor, loop = Executor("test"), asyncio.get_running_loop()
+    first_waits, second_submitted = threading.Event(), threading.Event()
+    call_soon_threadsafe = loop.call_soon_threadsafe
+
+    def report_and_wait(*arguments: Any) -> Any:
+        handle = call_soon_threadsafe(*arguments)
+        assert second_submitted.wait(10)
+        return handle
+
+    def thread_of_first_job() -> int:
+        assert first_waits.wait(10)
+        return threading.get_ident()
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", report_and_wait)
+    first = await start_tasks(executor.run(thread_of_first_job))
+    first_waits.set()
+    while executor.busy:  # noqa: ASYNC110  # the thread is released by a callback on the event loop
+        await asyncio.sleep(0.001)
+    second = await start_tasks(executor.run(threading.get_ident))
+    second_submitted.set()
+    assert len({await task for task in (*first, *second)}) == 1
+    executor.close()
+
+
+@pytest.mark.parametrize(("max_waiting", "order"), [(9, ["a1", "b1", "a2"]), (0, ["a1", "a2", "b1"])])
+async def test_keys_take_turns_only_in_a_queue_with_a_limit(max_waiting: int, order: list[str]) -> None:
+    executor, gate, done = Executor("test", max_waiting=max_waiting), Gate(), list[str]()
+    tasks = await start_tasks(executor.run(gate.predict, [0]))
+    await gate.busy()
+    for caller, name in (("a", "a1"), ("a", "a2"), ("b", "b1")):
+        current_caller.set(caller)
+        tasks += await start_tasks(executor.run(done.append, name))
+    gate.open.set()
+    await asyncio.gather(*tasks)
+    assert done == order
+    executor.close()
+
+
+async def test_requests_get_one_iteration_of_the_event_loop_for_each_stage() -> None:
+    loop, handles = asyncio.get_running_loop(), list[asyncio.Handle]()
+
+    def run_in_next_iteration() -> None:
+        handles.append(loop.call_soon(run_in_next_iteration))
+
+    run_in_next_iteration()
+    await Executor.yield_to_requests()
+    handles.pop().cancel()
+    assert len(handles) == REQUEST_STAGES
 
 
 async def test_only_small_jobs_run_inline() -> None:
