@@ -129,9 +129,9 @@ class Batcher(Generic[Item, Result]):
             InferenceFailed, OutOfMemory: the network failed on one of the items.
             BadValue: one of the items is invalid, and only the network could detect that.
         """
-        rows = [self._rows(item) for item in items]
-        self.admit(sum(rows))
-        entries = [self._entries(item, count) for item, count in zip(items, rows, strict=True)]
+        counted = [(item, self._rows(item)) for item in items]
+        self.admit(sum(rows for _, rows in counted))
+        entries = [self._entries(item, rows) for item, rows in counted]
         for first, *_ in entries:
             self._enqueue(first)
         if self._drain_task is None:

@@ -191,9 +191,11 @@ class TextEngine(Generic[Text]):
         without_token = [text for text in texts if not text.generated] if is_long(gap) else []
         try:
             self._step(texts)
-            while time.perf_counter() < started_at + budget and not any(text.finished for text in texts):
-                if any(text.generated for text in without_token):
-                    break
+            while (
+                time.perf_counter() < started_at + budget
+                and not any(text.finished for text in texts)
+                and not any(text.generated for text in without_token)
+            ):
                 self._step(texts)
         finally:
             self._record_round(time.perf_counter() - started_at)

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from support.engine import Gate, RecordingObserver, one_millisecond, start_tasks
+from support.engine import Gate, RecordingObserver, one_millisecond, record_sleeps, start_tasks
 
 from app.engine.admission import AdmissionControl, current_caller
 from app.engine.batcher import Batcher
@@ -211,6 +211,16 @@ async def test_only_the_failing_item_gets_the_error(executor: Executor) -> None:
     assert await engine.submit([5]) == [10]
 
 
+async def test_the_items_of_a_failed_batch_are_computed_without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, gate, sleeps = Executor("inline", inline_seconds=1.0), Gate(), record_sleeps(monkeypatch)
+    gate.open.set()
+    engine = batcher(gate, executor)
+    answers = await asyncio.gather(engine.submit([1]), engine.submit([-2]), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [list, InferenceFailed]
+    assert sleeps == [0, 0]  # other tasks run after each item
+    executor.close()
+
+
 async def test_a_wrong_number_of_results_fails_the_requests_and_not_the_engine(executor: Executor) -> None:
     right = threading.Event()
 
@@ -266,6 +276,26 @@ async def test_a_cancelled_item_is_not_computed(executor: Executor) -> None:
     gate.open.set()
     assert await asyncio.gather(tasks[0], tasks[2]) == [[2], [6]]
     assert gate.batches == [[1], [3]]
+
+
+async def test_a_cancelled_item_does_not_make_the_next_batch_smaller(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cancel() -> None:
+        tasks[2].cancel()  # before its task can remove its item from the queue
+
+    monkeypatch.setattr(executor, "yield_to_requests", cancel)
+    gate = Gate()
+    engine = batcher(gate, executor)
+    tasks = await start_tasks(engine.submit([1]))
+    await gate.busy()
+    tasks += await start_tasks(*(engine.submit([number]) for number in (2, 3, 4)))
+    gate.open.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(answers.pop(2), asyncio.CancelledError)
+    assert answers == [[2], [4], [8]]
+    assert gate.batches == [[1], [2, 4]]
+    assert engine.load == (0, 0)
 
 
 class ClosingGate(Gate):
@@ -559,14 +589,15 @@ async def test_only_items_of_more_than_16_rows_are_split(executor: Executor) -> 
     network = ListDoubler()
     network.gate.open.set()
     engine = network.batcher(executor)
-    split: list[int] = []
-    divide = network.split
+    split, joined = list[int](), list[int]()
+    divide, join = network.split, network.join
     network.split = lambda item, rows: split.append(len(item)) or divide(item, rows)  # type: ignore[func-returns-value, method-assign]
+    network.join = lambda results: joined.append(len(results)) or join(results)  # type: ignore[func-returns-value, method-assign]
     await asyncio.gather(*(engine.submit([[1] * rows]) for rows in (16, 17)))
-    assert split == [17]
+    assert (split, joined) == ([17], [3])
     small = network.batcher(executor, batch_rows=4)
     assert await small.submit([[1] * 4, [1] * 5]) == [[2] * 4, [2] * 5]
-    assert split == [17, 5]
+    assert (split, joined) == ([17, 5], [3, 2])
     assert [len(batch) for batch in network.gate.batches[-3:]] == [4, 4, 1]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.engine import Gate, RecordingObserver, start_tasks
+from support.engine import Gate, RecordingObserver, record_sleeps, start_tasks
 from support.networks import publish_tiny
 
 from app.engine.admission import current_caller
@@ -290,6 +290,16 @@ async def test_only_the_failing_text_gets_the_error(executor: Executor, count: i
     assert isinstance(answers[1], InferenceFailed)
     assert [text.done for text in texts] == [5, 2, 5][:count]
     assert [str(error) for error in observer.failures] == ["failing"]
+
+
+async def test_the_texts_of_a_failed_round_are_computed_without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, sleeps = Executor("inline", inline_seconds=1.0), record_sleeps(monkeypatch)
+    engine = engine_of(Stepper(threading.Semaphore(999)), executor)
+    texts = [CountingText(3), CountingText(3, failing=True)]
+    answers = await asyncio.gather(*(engine.submit([text]) for text in texts), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [list, InferenceFailed]
+    assert set(sleeps) == {0}
+    executor.close()
 
 
 async def test_a_stream_ends_when_all_of_its_texts_are_finished(executor: Executor) -> None:

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 
 class RecordingObserver:
     """An observer that keeps all reports."""
@@ -65,6 +67,18 @@ class Gate:
     async def busy(self) -> None:
         """Wait until the network is computing."""
         assert await asyncio.to_thread(self.entered.wait, 10)
+
+
+def record_sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Make ``asyncio.sleep`` only yield to the event loop. Return a list that receives the seconds of each call."""
+    durations, sleep = list[float](), asyncio.sleep
+
+    async def record(seconds: float) -> None:
+        durations.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", record)
+    return durations
 
 
 def one_millisecond(items: Sequence[Any]) -> float:
