@@ -257,7 +257,7 @@ def validate(fields: dict[str, Any], model: type[Model]) -> Model:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise validation_error(error.errors(include_url=False)) from None
+        raise validation_error(error.errors()) from None
 
 
 def _reject_duplicates(content: bytes) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -42,9 +42,8 @@ def read_query(request: Request, model: type[Query]) -> Query:
     Other requests may get the same instance, so do not change it.
     """
     query_string: bytes = request.scope["query_string"]
-    if len(query_string) > CACHED_QUERY_BYTES:
-        return _parse_query(query_string, model)
-    return cast("Query", _cached_query(query_string, model))
+    parse = _parse_query if len(query_string) > CACHED_QUERY_BYTES else _cached_query
+    return parse(query_string, model)
 
 
 def _parse_query(query_string: bytes, model: type[Query]) -> Query:
@@ -57,10 +56,10 @@ def _parse_query(query_string: bytes, model: type[Query]) -> Query:
     try:
         return model.model_validate(dict(parameters))
     except ValidationError as error:
-        raise validation_error(error.errors(include_url=False)) from None
+        raise validation_error(error.errors()) from None
 
 
-_cached_query = lru_cache(CACHED_QUERIES)(_parse_query)  # caches no errors
+_cached_query: Callable[[bytes, type[Query]], Query] = lru_cache(CACHED_QUERIES)(_parse_query)  # caches no errors
 
 
 def preferred_media_type(accept: str, offered: Sequence[str]) -> str:

@@ -187,7 +187,7 @@ def parse_card(content: bytes, path: str) -> Card:
     try:
         return Card.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise StoreError(f"{path}: {key}: {first['msg']}, found {str(first['input'])[:80]!r}") from error
 

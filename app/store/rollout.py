@@ -90,7 +90,7 @@ def read(models: Path, name: str) -> Rollout:
     try:
         return Rollout.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the file"
         raise StoreError(f"{name}/{FILE}: {key}: {first['msg']}, found {str(first['input'])[:80]!r}") from error
 

@@ -13,6 +13,9 @@ from app.settings import SettingsError
     ("gpus", "name", "device"),
     [
         (0, "auto", "cpu"),
+        (0, "cpu", "cpu"),
+        (1, "cuda", "cuda"),
+        (1, "cuda:0", "cuda:0"),
         (2, "auto", "cuda:0"),
         (2, "cpu", "cpu"),
         (2, "cuda", "cuda"),

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,23 @@ async def test_concurrent_callers_share_a_scan_that_starts_after_their_call(
     assert len(scans) == 2  # the first had begun before the others called
     await watch.refresh()
     assert len(scans) == 3
+
+
+async def test_a_call_at_the_time_when_a_scan_starts_does_not_share_the_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_watcher, "time", SimpleNamespace(monotonic=lambda: 5.0))
+    scans = list[int]()
+    watch = watcher(tmp_path, on_scan=lambda: scans.append(1))
+    for _ in range(2):
+        await watch.refresh()
+    assert len(scans) == 2
+
+
+async def test_scans_and_checks_run_in_two_named_threads(tmp_path: Path) -> None:
+    watch = watcher(tmp_path)
+    threads = [await disk.run(threading.current_thread) for disk in (watch._disk, watch._check_disk)]
+    assert [thread.name for thread in threads] == ["store", "store-check"]
 
 
 async def test_a_failed_scan_is_logged_and_the_next_one_succeeds(

@@ -40,6 +40,21 @@ def test_a_failed_replacement_leaves_the_old_content_and_nothing_else(
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_the_first_error_is_raised_if_the_temporary_file_cannot_be_removed_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing_fsync(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    def failing_unlink(path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fsync", failing_fsync)
+    monkeypatch.setattr(Path, "unlink", failing_unlink)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(tmp_path / "file.json", "new")
+
+
 def test_content_is_flushed_before_the_rename_and_the_folder_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,7 +173,7 @@ def _decode_json(content: bytes, max_commas: int) -> InferenceRequest:
     try:
         return InferenceRequest.model_validate(parse_object(content, max_commas))
     except ValidationError as error:
-        raise validation_error(error.errors(include_url=False)) from None
+        raise validation_error(error.errors()) from None
 
 
 def _decode_raw(content: bytes, only_input: TensorSpec | None) -> DecodedRequest:

@@ -151,7 +151,7 @@ async def _read_body(request: Request, model: type[B], settings: Settings) -> B:
     try:
         return model.model_validate(parse_object(content, EXTRA_COMMAS))
     except ValidationError as error:
-        raise validation_error(error.errors(include_url=False)) from None
+        raise validation_error(error.errors()) from None
 
 
 def _entry(registry: Registry, version: VersionStatus) -> dict[str, str]:

@@ -6,7 +6,7 @@ import pytest
 from fastapi import Request
 from pydantic import BaseModel, Field
 
-from app.api.request_head import header, preferred_media_type, read_query
+from app.api.request_head import CACHED_QUERY_BYTES, header, preferred_media_type, read_query
 from app.errors import BadValue
 
 
@@ -30,6 +30,13 @@ def test_query_parameters_are_read_as_a_model() -> None:
     assert read_query(request(), Query) == Query()
     assert read_query(request("rows=3&name=a%20b"), Query) == Query(name="a b", rows=3)
     assert read_query(request("name="), Query) == Query(name="")
+
+
+def test_only_short_query_strings_are_kept_with_their_parameters() -> None:
+    for length, kept in ((CACHED_QUERY_BYTES, True), (CACHED_QUERY_BYTES + 1, False)):
+        head = request("name=".ljust(length, "a"))
+        assert read_query(head, Query) == Query(name="a" * (length - len("name=")))
+        assert (read_query(head, Query) is read_query(head, Query)) == kept
 
 
 @pytest.mark.parametrize(
@@ -84,6 +91,7 @@ def test_the_media_type_with_the_highest_quality_value_is_chosen() -> None:
             "image/png",
         ),  # four digits are invalid, and weigh 1: the first of equal ones
         ("image/webp;q=2, image/png;q=0.9", "image/webp"),  # likewise
+        ("application/json;q=1, image/png", "application/json"),  # without q, a type weighs 1
     ],
 )
 def test_weights_and_ranges_of_an_accept_header(accept: str, expected: str) -> None:
