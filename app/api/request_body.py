@@ -103,7 +103,7 @@ async def read_raw_body(request: Request, limit: int, pause_seconds: float) -> b
                 if length > limit:
                     raise _too_large(limit)
                 if not message.get("more_body", False):
-                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                    return b"".join(chunks)  # does not copy a single chunk
                 timeout.reschedule(min(loop.time() + pause_seconds, deadline))
     except TimeoutError as error:
         if timeout.when() == deadline:

@@ -71,10 +71,10 @@ class RequestedOutput(OpenModel):
 class InferenceRequest(OpenModel):
     """The JSON part of a request."""
 
-    id: str = Field("", max_length=MAX_ID_LENGTH)
+    id: str = Field(default="", max_length=MAX_ID_LENGTH)
     parameters: Parameters = {}
     inputs: list[RequestInput] = Field(min_length=1, max_length=MAX_TENSORS)
-    outputs: list[RequestedOutput] | None = Field(None, max_length=MAX_TENSORS)
+    outputs: list[RequestedOutput] | None = Field(default=None, max_length=MAX_TENSORS)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _decode_raw(content: bytes, only_input: TensorSpec | None) -> DecodedRequest
         tensor = np.frombuffer(content, NUMPY[datatype]).reshape([1, *row_shape])
     request_input = RequestInput(name=name, shape=list(tensor.shape), datatype=datatype)  # type: ignore[arg-type]
     return DecodedRequest(
-        InferenceRequest(id="", outputs=None, inputs=[request_input], parameters={"binary_data_output": True}),
+        InferenceRequest(inputs=[request_input], parameters={"binary_data_output": True}),
         {name: tensor},
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -69,12 +70,12 @@ def test_json_and_binary_data_of_a_type_give_the_same_tensor(datatype: str) -> N
 
 
 def test_texts_are_arrays_of_bytes() -> None:
-    content = b"\2\0\0\0ab\0\0\0\0\2\0\0\0\xc3\xa9"
-    from_json = decode(tensor("x", "BYTES", (3, 1), data=["ab", "", "é"])).tensors["x"]
-    from_binary = decode(binary(len(content), "x", "BYTES", (3, 1)), data=content).tensors["x"]
+    content = b"\2\0\0\0ab\0\0\0\0\2\0\0\0\xc3\xa9\0\0\0\0"
+    from_json = decode(tensor("x", "BYTES", (4, 1), data=["ab", "", "é", ""])).tensors["x"]
+    from_binary = decode(binary(len(content), "x", "BYTES", (4, 1)), data=content).tensors["x"]
     for array in (from_json, from_binary):
         assert array.dtype == object
-        assert array.tolist() == [[b"ab"], [b""], ["é".encode()]]
+        assert array.tolist() == [[b"ab"], [b""], ["é".encode()], [b""]]
 
 
 def test_null_is_a_missing_value_and_a_large_number_is_infinite() -> None:
@@ -87,6 +88,10 @@ def test_binary_data_follow_in_the_order_of_their_inputs() -> None:
     inputs = binary(2, "a", "INT8", (2,)), tensor("b", "INT8", (1,), data=[5]), binary(1, "c", "UINT8", (1,))
     tensors = decode(*inputs, data=b"\x01\xff\xfe", id="me").tensors
     assert {name: array.tolist() for name, array in tensors.items()} == {"a": [1, -1], "b": [5], "c": [254]}
+
+
+def test_the_json_part_may_be_the_whole_body() -> None:
+    assert decode(tensor(data=[1, 2]), data=b"").tensors["x"].tolist() == [1, 2]
 
 
 def test_unknown_fields_are_ignored_and_known_ones_are_kept() -> None:
@@ -109,8 +114,8 @@ def test_a_body_without_json_is_one_row_of_the_only_input() -> None:
     assert (item.name, item.datatype, item.shape) == ("x", "FP32", [1, 2, 3])
     steps = decode_raw(np.arange(6, dtype="<f4").tobytes(), TensorSpec("x", ("FP32", "FP64"), (-1, -1, 2)))
     assert steps.tensors["x"].shape == (1, 3, 2)
-    text = decode_raw(b"ab", TensorSpec("prompt", ("BYTES",), (-1,)))
-    assert text.tensors["prompt"].tolist() == [b"ab"]
+    text = decode_raw(b"ab\0", TensorSpec("prompt", ("BYTES",), (-1,)))
+    assert text.tensors["prompt"].tolist() == [b"ab\0"]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +168,7 @@ INVALID: list[tuple[str, dict[str, Any], str, str | None]] = [
      "unexpected size for input 'x': binary_data_size -1, left are 8 bytes", "inputs"),
     ("a size that is no integer", {"inputs": [binary(8.0)], "data": bytes(8)},
      "unexpected size for input 'x': binary_data_size 8.0, left are 8 bytes", "inputs"),
+    ("no bytes", {"inputs": [binary(0)], "data": bytes(8)}, "unexpected size for input 'x': 0 bytes, expected 8", "inputs"),
     ("another size", {"inputs": [binary(4)], "data": bytes(4)}, "unexpected size for input 'x': 4 bytes, expected 8", "inputs"),
     ("half", {"inputs": [tensor("x", "FP16", data=[1, 2])]},
      "receiving FP16 data via JSON is not supported; use the binary data format", "inputs"),
@@ -214,6 +220,7 @@ def test_an_invalid_request_is_rejected_with_one_message(
         (b"\1\0\0\0a\1\0\0\0b\1\0\0\0c", 2),  # too many
         (b"\1\0\0\0a\2\0\0\0b", 2),  # the second is cut
         (b"\1\0\0\0a\1\0\0", 2),  # its length is cut
+        (b"\xff\xff\xff\xff\0\0\0" + b"x" * 255, 2),  # two strings if the length could be -1
     ],
 )
 def test_other_data_than_the_stated_strings_are_rejected(content: bytes, count: int) -> None:
@@ -243,6 +250,21 @@ def test_a_body_is_decompressed_up_to_the_limit(coding: str) -> None:
             decompress(wrong, coding, 1000)
         assert raised.value.param == "body"
     assert decompress(content, "identity", 1) == content
+
+
+def test_at_most_one_byte_more_than_the_limit_is_decompressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a small body could fill the memory."""
+    limits: list[int] = []
+    stream = zlib.decompressobj()
+
+    def decompress_up_to(content: bytes, limit: int) -> bytes:
+        limits.append(limit)
+        return stream.decompress(content, limit)
+
+    monkeypatch.setattr(zlib, "decompressobj", lambda _: SimpleNamespace(decompress=decompress_up_to))
+    with pytest.raises(TooLarge):
+        decompress(zlib.compress(bytes(10**6)), "deflate", 999)
+    assert limits == [1000]
 
 
 def test_a_shape_fits_a_tensor_also_without_a_last_dimension_of_1() -> None:

@@ -14,7 +14,9 @@ from fastapi import Request
 from pydantic import Field
 
 from app.api import request_body
+from app.api.connection import CONNECTION
 from app.api.deadline import DEADLINE
+from app.api.middleware.body_memory import HOLD
 from app.api.request_body import (
     BYTES_PER_VALUE,
     JSON_BYTES,
@@ -112,6 +114,37 @@ async def test_a_body_over_the_limit_is_rejected_as_soon_as_this_is_known() -> N
     assert await read_raw_body(request(b"x", content_length="nonsense"), 3000, PAUSE) == b"x"
 
 
+class StubConnection:
+    """A connection that has already received the body, or not."""
+
+    on_disconnect = None
+
+    def __init__(self, body: bytes | None) -> None:
+        self.body = body
+
+    def take_body(self) -> bytes | None:
+        return self.body
+
+
+async def test_a_body_that_the_server_has_received_is_taken_from_the_connection() -> None:
+    held: list[int] = []
+
+    def on_connection(body: bytes | None, *chunks: bytes) -> Request:
+        sent = request(*chunks)
+        sent.scope.update({CONNECTION: StubConnection(body), HOLD: held.append})
+        return sent
+
+    assert await read_raw_body(on_connection(b"abcd", b"of the next request"), 4, PAUSE) == b"abcd"
+    assert held == [4]
+    assert await rejection(read_raw_body(on_connection(b"abcd"), 3, PAUSE)) == (
+        TooLarge,
+        "the body has 4 bytes; allowed are 3",
+        None,
+    )
+    assert held == [4]
+    assert await read_raw_body(on_connection(None, b"ab", b"c"), 4, PAUSE) == b"abc"
+
+
 async def test_a_body_that_stops_arriving_is_rejected() -> None:
     assert await rejection(read_raw_body(request(b"ab", hang=True), 9, SHORT_PAUSE)) == (
         TooSlow,
@@ -189,11 +222,13 @@ async def test_a_large_body_is_written_in_large_parts_on_the_disk_thread(monkeyp
             parts.append((part, threading.current_thread().name))
             return super().write(part)
 
-    await spool_body(request(b"ab", b"c", b"de", b"f"), DiskThread("spool"), File(), 6, PAUSE)
-    assert parts == [(b"abcde", "spool"), (b"f", "spool")]
+    await spool_body(request(b"ab", b"c", b"de", b"fg", b"hi", b"j"), DiskThread("spool"), File(), 10, PAUSE)
+    assert parts == [(b"abcde", "spool"), (b"fghi", "spool"), (b"j", "spool")]
 
 
-async def test_a_body_for_a_file_has_the_same_limits() -> None:
+@pytest.mark.parametrize("chunk_bytes", [1, 100])
+async def test_a_body_for_a_file_has_the_same_limits(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    monkeypatch.setattr(request_body, "SPOOL_CHUNK_BYTES", chunk_bytes)
     disk = DiskThread("spool")
 
     async def rejected(body: Request, pause: float = PAUSE) -> tuple[type[Exception], str, str | None]:
@@ -283,13 +318,16 @@ async def test_only_large_bodies_are_parsed_on_a_thread(
         return note
 
     monkeypatch.setattr(request_body, "parse_object", noting(request_body.parse_object))
-    size = (INLINE_SIZE + large) * BYTES_PER_VALUE
+    size = (INLINE_SIZE + 1) * BYTES_PER_VALUE - (not large)
     content = json.dumps({"name": "x" * (size - 12)}).encode()
     assert len(content) == size
     deadline = asyncio.get_running_loop().time() + 60
     await read_json(request(content, deadline=deadline), Body, reader(executor), 9)
     await read_object(request(content, deadline=deadline), reader(executor), 9)
     assert [name.startswith("parse") for name in threads] == [large] * 2
+    without_fields = reader(executor, max_fields=0)
+    assert (await rejection(read_json(request(content), Body, without_fields, 9)))[0] is BadValue
+    assert (await rejection(read_object(request(content), without_fields, 9)))[0] is BadValue
 
 
 OBJECTS: list[tuple[bytes, Any]] = [
@@ -302,6 +340,8 @@ OBJECTS: list[tuple[bytes, Any]] = [
     (b'{"a": [[{"b": 1}]]}', {"a": [[{"b": 1}]]}),
     (b'{"a": ":::::"}', {"a": ":::::"}),  # colons in texts are no fields
     (rb'{"a": "\":::::\""}', {"a": '":::::"'}),
+    (b'{"a": "::::", "b": [{"c": 1, "d": 2}]}', {"a": "::::", "b": [{"c": 1, "d": 2}]}),  # four fields
+    (b'{"a": [1, 2, 3, 4]}', {"a": [1, 2, 3, 4]}),  # three commas
 ]
 
 
@@ -317,6 +357,7 @@ WRONG_OBJECTS: list[tuple[bytes, str, str | None]] = [
     (b'{"b": 1, "a": 1, "a": 2, "b": 2}', "'a' came more than once", "a"),
     (b'{"a": [{"b": 1}, {"b": 2, "b": 3}]}', "'b' came more than once", "b"),
     (rb'{"a": 1, "\u0061": 2}', "'a' came more than once", "a"),
+    (rb'{"a": "\\", "a": 1}', "'a' came more than once", "a"),
     (b'{"a": [1, 2, 3, 4, 5]}', "the body has about 5 values and names; allowed are 3", None),
     (b'{"a": {"b": {"c": {"d": {"e": 1}}}}}', "the body has 5 fields; allowed are 4", None),
 ]
@@ -327,6 +368,21 @@ def test_other_json_is_rejected(content: bytes, sentence: str, param: str | None
     with pytest.raises(BadValue) as raised:
         parse_object(content, 3, max_fields=4)
     assert (raised.value.message, raised.value.param) == (sentence, param)
+
+
+def test_json_is_searched_for_repeated_fields_only_if_it_has_more_colons_than_fields(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    count_colons = request_body._count_colons
+    monkeypatch.setattr(request_body, "_reject_duplicates", lambda content: calls.append("search"))
+    monkeypatch.setattr(request_body, "_count_colons", lambda content: calls.append("count") or count_colons(content))
+    parse_object(b'{"a": {"b": 1}, "c": [{"d": 2}]}', 9, max_fields=4)
+    assert calls == []
+    parse_object(b'{"a": ":"}', 9)
+    assert calls == ["count"]
+    parse_object(b'{"a": 1, "a": 2}', 9)
+    assert calls == ["count", "count", "search"]
 
 
 def test_large_numbers_of_commas_and_fields_are_readable_in_messages() -> None:
@@ -373,6 +429,22 @@ async def test_a_form_has_texts_and_files(executor: Executor, size: int) -> None
         FormField("file", "a.png", b"x" * size),
         FormField("file", "", b""),
     ]
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_only_large_forms_are_parsed_on_a_thread(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    threads: list[str] = []
+
+    async def note(*arguments: Any) -> list[FormField]:
+        threads.append(threading.current_thread().name)
+        return []
+
+    monkeypatch.setattr(request_body, "_parse_form", note)
+    content = b"x" * ((INLINE_SIZE + 1) * BYTES_PER_VALUE - (not large))
+    assert await read_form(request(content, content_type=TYPE), reader(executor), 1) == []
+    assert [name.startswith("parse") for name in threads] == [large]
 
 
 async def test_a_wrong_form_is_rejected(executor: Executor) -> None:
