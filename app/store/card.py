@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,10 +28,9 @@ class StrictModel(BaseModel):
 
 
 def _timestamp(text: str) -> str:
-    with suppress(OverflowError):
-        datetime.fromisoformat(text).timestamp()  # overflows for the year 1
-        return text
-    raise ValueError("the time has no timestamp in seconds")
+    """Return ``text``. Raises ValueError if it is not a time in ISO 8601 that has a timestamp in seconds."""
+    datetime.fromisoformat(text).timestamp()  # raises ValueError for 1 January of the year 1
+    return text
 
 
 def _json_safe(value: Any) -> Any:

@@ -110,6 +110,15 @@ def test_every_file_and_version_is_verified(folder: Path) -> None:
     assert list(catalogue.verify(folder)) == [{"what": what, "problem": text} for what, text in problems.items()]
 
 
+def test_unreadable_defaults_and_rollouts_are_found(folder: Path) -> None:
+    for file in ("defaults.json", f"{NAME}/{rollout.FILE}"):
+        (folder / file).write_text("{")
+    defaults, active, *versions = catalogue.verify(folder)
+    assert defaults["problem"].startswith("defaults.json")
+    assert active["problem"].startswith("tiny-gan/active.json: the file: Invalid JSON")
+    assert {row["problem"] for row in versions} == {""}
+
+
 def test_two_versions_are_compared_by_all_facts_of_their_cards(folder: Path) -> None:
     version = folder / NAME / "2"
     rewrite_card(
@@ -140,5 +149,7 @@ def test_two_versions_are_compared_by_all_facts_of_their_cards(folder: Path) -> 
         "vocabulary": (None, 3),
         "bytes": (catalogue.size(folder, NAME, 1), catalogue.size(folder, NAME, 2)),
     }
+    reversed_rows = {row["what"]: (row["second"], row["first"]) for row in catalogue.diff(folder, NAME, 2, 1)}
+    assert reversed_rows == rows
     with pytest.raises(VersionNotFound, match=r"^there is no tiny-gan@9 in the store; there are: 1, 2, 3, 4$"):
         catalogue.diff(folder, NAME, 1, 9)

@@ -272,6 +272,13 @@ def test_a_version_that_cannot_be_moved_into_the_store_raises(tmp_path: Path, mo
         publish_tiny(tmp_path, "tiny-gan")
 
 
+def holidays_on(day: str) -> dict[str, object]:
+    """Return the covariates of a card that counts one public holiday."""
+    column = {"name": "holidays", "mean": 0.0, "scale": 1.0, "coefficient": 0.0}
+    calendar = {"country": "DE", "step": "D", "first_year": 2026, "last_year": 2026, "dates": [day]}
+    return {"columns": [column], "calendar": calendar}
+
+
 CARD_LIMITS: list[tuple[dict[str, object], str]] = [
     ({"seed": 2**63 - 1, "sizes": {"latent": 2**63 - 1}}, ""),
     ({"seed": -(2**63), "sizes": {"latent": {"deep": [-(2**63)]}}}, ""),
@@ -283,7 +290,9 @@ CARD_LIMITS: list[tuple[dict[str, object], str]] = [
     ({"series": {"season": 169}}, r"series\.season: "),
     ({"name": "Upper"}, "name: .*, found 'Upper'$"),
     ({"name": "x" * 90}, f"name: .*, found '{'x' * 80}'$"),
-    ({"created": "0001-01-01"}, "created: Value error, .*, found '0001-01-01'$"),
+    ({"created": "0001-01-01"}, "created: Value error, year .*, found '0001-01-01'$"),
+    ({"seed": 1, "series": {"known": holidays_on("2026-02-28")}}, ""),
+    ({"series": {"known": holidays_on("2026-02-30")}}, r"series\.known\.calendar\.dates\.0: Value error, day "),
 ]
 
 
