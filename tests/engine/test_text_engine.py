@@ -414,8 +414,8 @@ async def test_a_cancelled_run_task_answers_its_callers(executor: Executor) -> N
 
 
 async def test_a_full_queue_rejects_exactly_the_surplus(executor: Executor) -> None:
-    stepper = Stepper()
-    engine = engine_of(stepper, executor, rows=2, queue_rows=4)
+    stepper, observer = Stepper(), RecordingObserver()
+    engine = engine_of(stepper, executor, rows=2, queue_rows=4, observer=observer)
     running = await start_tasks(engine.submit([CountingText(1)]), engine.submit([CountingText(1)]))
     await asyncio.sleep(0)
     waiting = await start_tasks(*(engine.submit([CountingText(1)]) for _ in range(7)))
@@ -423,7 +423,9 @@ async def test_a_full_queue_rejects_exactly_the_surplus(executor: Executor) -> N
     for task in waiting[4:]:
         error = task.exception()
         assert isinstance(error, Overloaded)
+        assert error.message == "the queue of m is full: 4 of 4 rows wait, 1 more were sent"
         assert error.retry_after >= 1
+    assert observer.rejections == 3
     stepper.permits.release(99)
     await asyncio.gather(*running, *waiting[:4])
 
