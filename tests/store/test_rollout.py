@@ -41,6 +41,25 @@ def test_the_newest_valid_version_is_active_by_default(three: Path) -> None:
     assert not (three / NAME / rollout.FILE).exists()
 
 
+def test_without_a_valid_version_none_is_active(three: Path) -> None:
+    for number in (1, 2, 3):
+        make_invalid(three / NAME / str(number))
+    assert active_version(three) is None
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan has no previous version; activate one by its number$"):
+        rollback(three, NAME)
+
+
+def test_a_previous_version_is_preferred_only_to_those_that_were_not_chosen() -> None:
+    assert rollout.Rollout(active=2, previous=1).preference([1, 2, 3]) == [2, 1, 3]
+    assert rollout.Rollout(active=9, previous=1).preference([1, 2, 3]) == [1, 3, 2]
+    assert rollout.Rollout(previous=1).preference([1, 2, 3]) == [3, 2, 1]
+
+
+def test_the_first_chosen_version_has_no_previous_one(tmp_path: Path) -> None:
+    publish_tiny(tmp_path, NAME)
+    assert activate(tmp_path, NAME, 1).previous is None
+
+
 def test_a_new_version_waits_while_a_chosen_version_is_active(three: Path) -> None:
     activate(three, NAME, 2)
     publish_tiny(three, NAME)
@@ -91,7 +110,7 @@ def test_a_canary_ends_with_a_rollback_or_an_activation(three: Path) -> None:
         retire(three, NAME, 2)
     assert rollback(three, NAME).canary is None
     assert active_version(three) == 3
-    activate(three, NAME, 2, share=10)
+    assert activate(three, NAME, 2, share=0.5).canary == rollout.Canary(version=2, share=0.5)
     promoted = activate(three, NAME, 2)
     assert (promoted.active, promoted.canary, promoted.previous) == (2, None, 3)
 
@@ -158,6 +177,11 @@ def test_the_message_of_an_unreadable_rollout_file_names_the_nested_key_and_a_sh
     file.mkdir()
     with pytest.raises(StoreError, match=r"^tiny-gan/active\.json cannot be read: Is a directory$"):
         rollout.read(three, NAME)
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    assert rollout.shorten("x" * 78) == f"'{'x' * 78}'"
+    assert rollout.shorten("x" * 79) == f"'{'x' * 79}…"
 
 
 def test_a_message_names_the_models_of_the_store_or_none(tmp_path: Path) -> None:
