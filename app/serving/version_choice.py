@@ -74,7 +74,7 @@ class VersionSet:
         if self.canary is None:
             return self.active
         digest = hashlib.blake2b(f"{self.name} {request_id}".encode(), digest_size=8).digest()
-        part = int.from_bytes(digest, "big") % SHARE_PARTS
+        part = int.from_bytes(digest) % SHARE_PARTS
         return self.canary if part < self.share * SHARE_PARTS / 100 else self.active
 
 

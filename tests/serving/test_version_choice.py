@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from app.serving.version_choice import VersionSet
+import pytest
+
+from app.errors import NotFound, RetiredModel, UnknownModel, UnloadedModel
+from app.serving.version_choice import VersionSet, resolve_name
 from app.store.rollout import Canary, Rollout
 
 STORED = [1, 2, 3, 4]
@@ -66,5 +69,44 @@ def test_a_canary_gets_its_share_of_request_ids_and_the_same_id_the_same_version
 def test_the_choice_for_a_request_id_never_changes() -> None:
     """Other processes and later releases choose the same version for the same request."""
     assert "".join(str(CANARY.version_for(f"r{i}")) for i in range(24)) == "323333323333332233333232"
+    assert (CANARY.version_for("r18344"), CANARY.version_for("r9441")) == (2, 3)  # parts 2499 and 2500 of 10,000
     tiny = VersionSet("a", (1, 2), (), active=1, previous=None, canary=2, share=0.01)
     assert Counter(tiny.version_for(f"r{i}") for i in range(50_000))[2] == 2
+
+
+SETS = {
+    "a": VersionSet("a", (1, 2, 3), (4,), active=3, previous=1, canary=2, share=25.0),
+    "empty": VersionSet("empty", (), (), None, None),
+    "away": VersionSet("away", (), (), None, None, unloaded=(1,)),
+}
+
+
+def test_a_name_without_a_version_is_resolved_by_the_request_id_and_a_version_by_its_number() -> None:
+    assert [resolve_name(SETS, "a", request_id, "model") for request_id in ("r0", "r1")] == [("a", 3), ("a", 2)]
+    assert [resolve_name(SETS, f"a@{number}", "r1", "model") for number in (1, 2, 3)] == [("a", 1), ("a", 2), ("a", 3)]
+
+
+VERSIONS = "there are: a@1, a@2, a@3"
+
+
+@pytest.mark.parametrize(
+    ("model", "error_type", "message"),
+    [
+        ("b", UnknownModel, "model 'b' is not served here; there are: a, away, empty"),
+        ("b@1", UnknownModel, "model 'b@1' is not served here; there are: a, away, empty"),
+        ("a@9", UnknownModel, f"model 'a@9' is not served here; {VERSIONS}"),
+        ("a@", UnknownModel, f"model 'a@' is not served here; {VERSIONS}"),
+        ("a@01", UnknownModel, f"model 'a@01' is not served here; {VERSIONS}"),
+        ("a@1@2", UnknownModel, f"model 'a@1@2' is not served here; {VERSIONS}"),
+        ("a@4", RetiredModel, f"model 'a@4' is retired; {VERSIONS}"),
+        ("empty", UnknownModel, "model 'empty' is not served here; there are: a, away, empty"),
+        ("away", UnloadedModel, "model 'away' is unloaded, until somebody loads it"),
+        ("away@1", UnloadedModel, "model 'away' is unloaded, until somebody loads it"),
+    ],
+)
+def test_a_version_that_is_not_served_is_an_error_of_the_field(
+    model: str, error_type: type[NotFound], message: str
+) -> None:
+    with pytest.raises(error_type) as raised:
+        resolve_name(SETS, model, "r0", "the field")
+    assert (raised.value.message, raised.value.param) == (message, "the field")
