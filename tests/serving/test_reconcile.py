@@ -12,7 +12,7 @@ from support.networks import TINY, tiny_card
 from app.engine.observer import VersionKey
 from app.errors import TooManyVersions
 from app.serving.loader import LoadedModel, LoadFailure
-from app.serving.model_cache import ModelCache, VersionState
+from app.serving.model_cache import ModelCache, ModelLoading, VersionState
 from app.serving.reconcile import (
     IDLE_SECONDS,
     IN_USE_SECONDS,
@@ -288,6 +288,23 @@ def test_past_the_limit_the_least_recently_used_version_is_evicted_but_no_pinned
     assert [model.id for model in cache.models()] == ["a@1", "a@3"]
     cache.add(loaded("b", 1, size=30), is_pinned=lambda model: model.card.version == 1)
     assert [model.id for model in cache.models()] == ["a@1", "b@1"]
+
+
+def test_without_a_limit_no_version_is_evicted() -> None:
+    cache = ModelCache(Observers())
+    for number in (1, 2):
+        cache.add(loaded("a", number), is_pinned=lambda _: False)
+    assert [model.id for model in cache.models()] == ["a@1", "a@2"]
+
+
+def test_a_version_that_is_loading_is_named_with_the_task_that_loads_it() -> None:
+    async def check() -> None:
+        task: Any = asyncio.create_task(asyncio.sleep(0))
+        loading = ModelLoading("a@1", task)
+        assert (loading.message, loading.task) == ("a@1 is being loaded", task)
+        await task
+
+    asyncio.run(check())
 
 
 def test_the_reason_of_each_change_is_logged(caplog: pytest.LogCaptureFixture) -> None:
