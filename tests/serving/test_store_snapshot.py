@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.networks import publish_tiny
@@ -98,6 +99,19 @@ def test_a_version_that_failed_is_tried_again_when_its_files_changed_its_time_ca
     changed = LoadFailure(NAME, 3, "damaged", files=())
     gone = LoadFailure("gone", 1, "damaged", files=())
     assert scan(three, None, unchanged, due, changed, gone).retry == {(NAME, 2), (NAME, 3), ("gone", 1)}
+
+
+def test_a_version_is_tried_again_at_the_stated_time(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.serving.store_snapshot.time", SimpleNamespace(monotonic=lambda: 5.0))
+    now, later = (
+        LoadFailure(NAME, number, "out of memory", file_stamps(three, NAME, number), retry_at=retry_at)
+        for number, retry_at in ((1, 5.0), (2, 5.5))
+    )
+    assert scan(three, None, now, later).retry == {(NAME, 1)}
+
+
+def test_a_missing_folder_has_no_files(tmp_path: Path) -> None:
+    assert VersionFiles.read(tmp_path, (NAME, 1), None) == VersionFiles(0, 0, ())
 
 
 def test_the_memory_of_a_worker_depends_on_the_resident_versions(three: Path) -> None:
