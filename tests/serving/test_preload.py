@@ -39,6 +39,24 @@ def test_nothing_is_loaded_before_the_fork_with_several_threads(tiny_store: Path
     assert not preload(Settings(store=tiny_store, threads=2))
 
 
+def test_networks_that_may_start_threads_are_left_to_the_workers(
+    tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.serving.preload.is_imported", lambda kind: kind == TINY[NAME][1])
+    others = {(name, 1) for name, (_, kind, *_) in TINY.items() if kind != TINY[NAME][1]}
+    assert preload(Settings(store=tiny_store, threads=1)).keys() == others
+
+
+def test_versions_are_loaded_with_one_compute_thread(tiny_store: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        preload(Settings(store=tiny_store, threads=1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_damaged_version_is_left_to_the_workers(tiny_store: Path) -> None:
     (tiny_store / NAME / "1" / "model.safetensors").write_bytes(b"damaged")
     assert preload(Settings(store=tiny_store, threads=1)).keys() == {(name, 1) for name in TINY if name != NAME}
