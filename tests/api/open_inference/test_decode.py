@@ -90,6 +90,11 @@ def test_binary_data_follow_in_the_order_of_their_inputs() -> None:
     assert {name: array.tolist() for name, array in tensors.items()} == {"a": [1, -1], "b": [5], "c": [254]}
 
 
+def test_binary_data_have_the_stated_shape() -> None:
+    array = decode(binary(6, "x", "INT8", (2, 3)), data=bytes(range(6))).tensors["x"]
+    assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_the_json_part_may_be_the_whole_body() -> None:
     assert decode(tensor(data=[1, 2]), data=b"").tensors["x"].tolist() == [1, 2]
 
