@@ -102,7 +102,7 @@ async def read_raw_body(request: Request, limit: int, pause_seconds: float) -> b
                 length += len(chunks[-1])
                 if length > limit:
                     raise _too_large(limit)
-                if not message.get("more_body", False):
+                if not message.get("more_body"):
                     return b"".join(chunks)  # does not copy a single chunk
                 timeout.reschedule(min(loop.time() + pause_seconds, deadline))
     except TimeoutError as error:
@@ -128,7 +128,7 @@ async def spool_body(request: Request, disk: DiskThread, file: IO[bytes], limit:
         if message["type"] == "http.disconnect":
             raise _disconnected()
         chunk += message.get("body", b"")
-        more_body = message.get("more_body", False)
+        more_body = bool(message.get("more_body"))
         if len(chunk) >= SPOOL_CHUNK_BYTES or not more_body:
             length += len(chunk)
             if length > limit:

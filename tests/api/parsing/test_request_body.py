@@ -385,6 +385,15 @@ def test_json_is_searched_for_repeated_fields_only_if_it_has_more_colons_than_fi
     assert calls == ["count", "count", "search"]
 
 
+def test_json_that_cannot_be_searched_for_repeated_fields_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("only another parser can read this")
+
+    monkeypatch.setattr(json, "loads", fail)
+    with pytest.raises(BadValue, match=r"^the body is not JSON: only another parser can read this$"):
+        parse_object(b'{"a": 1, "a": 2}', 9)
+
+
 def test_large_numbers_of_commas_and_fields_are_readable_in_messages() -> None:
     with pytest.raises(BadValue, match=r"^the body has about 2,001 values and names; allowed are 1,000$"):
         parse_object(b"," * 2000, 1000)
