@@ -285,6 +285,7 @@ CARD_LIMITS: list[tuple[dict[str, object], str]] = [
     ({"seed": 2**63}, "seed: Input should be less than"),
     ({"sizes": {"latent": 2**63}}, "sizes: Value error, an integer should have at most 64 bits"),
     ({"sizes": {"latent": {"deep": [-(2**63) - 1]}}}, "sizes: Value error, an integer should have at most 64 bits"),
+    ({"sizes": {"latent": float("nan")}}, "sizes: Value error, a number should be finite, found "),
     ({"version": 0}, "version: "),
     ({"version": 10**9}, "version: "),
     ({"series": {"season": 169}}, r"series\.season: "),
