@@ -11,7 +11,7 @@ INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip ins
 # PYTHONDONTWRITEBYTECODE=: the empty value allows bytecode files, so that test processes need not compile the project.
 PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: help serve test quick check docs report train data evaluate profile bench bench-protocols bench-imported bench-replicas bench-cluster \
+.PHONY: help serve test quick check docs report train data evaluate profile bench bench-protocols bench-imported bench-scaling bench-replicas bench-cluster \
 	bench-training bench-processes image-check swaps model-check soak determinism overload restarts attack fuzz oldest mutants audit clean
 
 help: ## list the targets
@@ -60,6 +60,9 @@ bench: .venv/train ## compare the service with a plain FastAPI server under load
 
 profile: .venv/profile ## show which layers of the service use the CPU (py-spy); ARGS="--only cnn --callers 64"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.speed.profile $(ARGS)
+
+bench-scaling: .venv/train ## measure the speed on 1, 2, 4, ... cores, and model more cores than this machine has
+	$(BIN)/python -m benchmarks.speed.scaling $(ARGS)
 
 bench-replicas: .venv/ray ## compare the speed of 1 and 2 Ray Serve replicas and of 1 and 2 workers; ARGS="--kill"
 	$(BIN)/python -m benchmarks.speed.replicas $(ARGS)

@@ -1,0 +1,253 @@
+"""Measure how the speed of the service grows with the number of cores, and model machines with more cores.
+
+    python -m benchmarks.speed.scaling                                                # ten minutes on two cores
+    python -m benchmarks.speed.scaling --save benchmarks/results/speed/scaling.json
+
+For 1, 2, 4, ... cores of this machine, the service runs with one worker and one thread for each core, pinned to these
+cores. The callers use the other cores. If there are none, they share the cores with the service. Therefore the figure
+is answers for each CPU second of the service, not for each second.
+
+The model has two parts:
+
+- Throughput. An answer takes S(c) = S(1) * (1 + contention * (c - 1)) CPU seconds on c cores, because the workers share
+  caches, memory and the kernel. This is the universal scalability law (Gunther 2007) without its term for
+  communication, because the workers do not communicate. The contention is fitted to the measured numbers of cores.
+- Latency. A connection stays with its worker, so each worker is a queue of its own. A worker that answers n requests at
+  the same time answers X(n) requests a second; X(n) is measured with n callers. It grows with n, because more requests
+  form larger batches. Such a worker is a flow-equivalent server (Chandy, Herzog and Woo 1975). With arrivals at random
+  times (Poisson), the numbers of requests in it form a birth-death process, and Little's law gives the mean latency.
+
+The second part is checked on one core: requests are sent at random times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+
+from benchmarks.speed.training import hardware
+from benchmarks.support import load, servers
+from benchmarks.support.load import Request
+from benchmarks.support.servers import ROOT, Server
+from benchmarks.support.works import Work, prepare, works
+
+WORKS = ("cnn", "strong", "forecast", "text")
+CORES = (1, 2, 4, 8, 16)
+CALLERS = 32  # for each core
+CONNECTIONS = 256  # for requests at random times
+CONCURRENT = (1, 2, 4, 8, 16, 32)  # numbers of callers with which the speed of one worker is measured
+UTILISATIONS = (0.3, 0.6)  # the second one is planned on the page docs/how-to/sizing.md
+MAX_REQUESTS = 10_000  # in the queue of the model; their probability is negligible
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Speed of a workload. ``used``: CPU seconds that the service used in each second."""
+
+    per_second: float
+    used: float
+
+    @property
+    def per_core(self) -> float:
+        """Answers for each CPU second of the service."""
+        return self.per_second / self.used
+
+
+def contention(per_core: Mapping[int, float]) -> float:
+    """Return the contention that fits answers for each CPU second, by number of cores, with least squares.
+
+    The result is at least 0. ``per_core`` has the figure for one core.
+    """
+    extra = {cores - 1: per_core[1] / value - 1 for cores, value in per_core.items() if cores > 1}
+    if not extra:
+        return 0.0
+    return max(0.0, sum(x * y for x, y in extra.items()) / sum(x * x for x in extra))
+
+
+def efficiency(cores: int, contention: float) -> float:
+    """Return the modelled speed of a core among ``cores``, relative to a single one."""
+    return 1 / (1 + contention * (cores - 1))
+
+
+def mean_latency(rate: float, throughput: Mapping[int, float]) -> float:
+    """Return the modelled mean latency of a worker in seconds, for ``rate`` requests a second at random times.
+
+    ``throughput``: answers a second by number of callers. Between two numbers it is interpolated, and above the largest
+    one it is constant. The largest throughput must be higher than ``rate``.
+    """
+    callers, speeds = list(throughput), list(throughput.values())
+    numbers = np.arange(1, MAX_REQUESTS)
+    logarithms = np.cumsum(np.log(rate / np.interp(numbers, callers, speeds)))
+    weights = np.exp(logarithms - logarithms.max())
+    empty = np.exp(-logarithms.max())
+    return float((numbers * weights).sum() / (empty + weights.sum()) / rate)
+
+
+async def speed(server: Server, work: Work, callers: int, seconds: float) -> Speed:
+    """Measure the throughput and the CPU time of a server."""
+    await work.warm_up(server, callers)
+    cpu, started = server.cpu_seconds(), time.perf_counter()
+    figures = await work.once(server, callers, seconds)
+    used = (server.cpu_seconds() - cpu) / (time.perf_counter() - started)
+    if figures["errors"]:
+        raise RuntimeError(f"{server.name}: {figures['errors']:.0f} requests failed")
+    return Speed(figures["per_second"], used)
+
+
+async def latencies(port: int, requests: Sequence[Request], rate: float, seconds: float) -> list[float]:
+    """Send ``rate`` requests a second at random times for ``seconds``. Return the latency of each request in seconds.
+
+    If no connection is free, a request waits for one. The latency includes this wait.
+    """
+    free: asyncio.Queue[load.Connection] = asyncio.Queue()
+    for _ in range(CONNECTIONS):
+        free.put_nowait(await load.connect(port))
+    generator, index, raw = random.Random(0), count(), [request.bytes() for request in requests]
+    result: list[float] = []
+
+    async def ask(index: int) -> None:
+        started = time.perf_counter()
+        connection = await free.get()
+        answer = await connection.send(raw[index % len(raw)])
+        if answer.status != 200:
+            raise RuntimeError(f"status {answer.status}")
+        result.append(answer.ended - started)
+        free.put_nowait(connection)
+
+    due, end = time.perf_counter(), time.perf_counter() + seconds
+    async with asyncio.TaskGroup() as group:
+        while (due := due + generator.expovariate(rate)) < end:
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            group.create_task(ask(next(index)))
+    while not free.empty():
+        connection = free.get_nowait()
+        if connection.transport:
+            connection.transport.close()
+    return result
+
+
+async def latency_rows(server: Server, work: Work, seconds: float) -> list[list[Any]]:
+    """Return a row of the table of latencies for each utilisation. The server has one worker on one core."""
+    throughput = {}
+    for callers in CONCURRENT:
+        await work.warm_up(server, callers)
+        throughput[callers] = (await work.once(server, callers, seconds))["per_second"]
+    rows = []
+    for utilisation in UTILISATIONS:
+        rate = utilisation * max(throughput.values())
+        measured = await latencies(server.port, work.adapted_requests(server), rate, seconds)
+        p99 = load.percentile(measured, 0.99)
+        values = [1000 * value for value in (statistics.mean(measured), mean_latency(rate, throughput), p99)]
+        rows.append([work.title, f"{utilisation:.0%}", round(rate), *(round(value, 1) for value in values)])
+    return rows
+
+
+def speed_table(title: str, measured: Mapping[int, Sequence[Speed]]) -> dict[str, Any]:
+    """Return a table of measured and modelled speeds. ``measured`` has the speeds of all rounds by number of cores."""
+    per_core = {cores: statistics.median(one.per_core for one in rounds) for cores, rounds in measured.items()}
+    factor, rows = contention(per_core), []
+    for cores in sorted({*CORES, *measured}):
+        if rounds := measured.get(cores):
+            used = statistics.median(one.used for one in rounds)
+            values = [one.per_core for one in rounds]
+            low, high = min(values), max(values)
+            rows.append([cores, "measured", round(statistics.median(one.per_second for one in rounds)), round(used, 2)])
+            rows[-1] += [round(per_core[cores]), round(low), round(high), round(per_core[cores] / per_core[1], 2)]
+        else:
+            share = efficiency(cores, factor)
+            rate = per_core[1] * share
+            rows.append([cores, "modelled", round(cores * rate), cores, round(rate), None, None, round(share, 2)])
+    columns = {"cores": 0, "": None, "answers/s": 0, "CPU s/s": 2, "answers/CPU s": 0, "min": 0, "max": 0}
+    return {"title": f"{title}; contention {factor:.3f}", "columns": {**columns, "efficiency": 2}, "rows": rows}
+
+
+def results(tables: Sequence[dict[str, Any]], latency: Sequence[list[Any]], command: str) -> dict[str, Any]:
+    """Return the content of the file for ``make report``."""
+    columns = {"request": None, "utilisation": None, "requests/s": 0, "mean ms": 1, "modelled mean ms": 1, "p99 ms": 1}
+    return {
+        "title": "Scaling",
+        "command": command,
+        "machine": hardware(),
+        "date": time.strftime("%Y-%m-%d"),
+        "notes": [
+            f"One worker with one thread for each core, {CALLERS} callers for each worker. They use other "
+            "cores; if there are none, they share the cores with the service. So compare answers for each CPU second.",
+            "No machine with more cores was measured. The rows *modelled* extrapolate with the universal scalability "
+            "law; its contention is fitted to the measured rows. Callers on other machines would leave all cores to "
+            "the service.",
+            "The last table checks the modelled latency of one worker. Requests come at random times. The utilisation "
+            "is their rate, relative to the highest throughput.",
+        ],
+        "tables": [*tables, {"title": "latency on one core", "columns": columns, "rows": list(latency)}],
+    }
+
+
+@contextmanager
+def running(folder: Path, networks: Path, cores: int) -> Iterator[Server]:
+    """Run the service on the first ``cores`` cores, and the callers on the others, if there are any."""
+    available = sorted(os.sched_getaffinity(0))
+    server = servers.ours(folder, networks, f"{cores}x1")
+    server.command = ["taskset", "--cpu-list", ",".join(map(str, available[:cores])), *server.command]
+    os.sched_setaffinity(0, available[cores:] or available)
+    try:
+        with server.running():
+            yield server
+    finally:
+        os.sched_setaffinity(0, available)
+
+
+async def bench(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """Measure all workloads. Return the tables of speeds and the rows of latencies."""
+    counts = [cores for cores in CORES if cores <= len(os.sched_getaffinity(0))]
+    speeds: dict[str, dict[int, list[Speed]]] = {work: {cores: [] for cores in counts} for work in WORKS}
+    latency: list[list[Any]] = []
+    with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name:
+        networks, _ = prepare(options.store, Path(name))
+        all_works = works(networks)
+        for round_index in range(options.rounds):
+            for cores in counts:
+                with running(Path(name), networks, cores) as server:
+                    for work in WORKS:
+                        one = await speed(server, all_works[work], CALLERS * cores, options.seconds)
+                        speeds[work][cores].append(one)
+                        print(f"round {round_index + 1}, {work}, {cores} cores: {one.per_core:.0f} for each CPU second")
+        with running(Path(name), networks, 1) as server:
+            for work in WORKS:
+                latency += await latency_rows(server, all_works[work], options.seconds)
+    return [speed_table(all_works[work].title, speeds[work]) for work in WORKS], latency
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5, help="seconds of each measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each figure (default: %(default)s)")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the results to this file")
+    parser.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
+    options = parser.parse_args()
+    tables, latency = uvloop.run(bench(options))
+    command = f"python -m benchmarks.speed.scaling --seconds {options.seconds:g} --rounds {options.rounds}"
+    content = results(tables, latency, command)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    print(text)
+    if options.save:
+        options.save.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

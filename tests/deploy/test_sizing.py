@@ -1,0 +1,50 @@
+"""The model of machines with more cores, and the measurement that checks it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from support.service import ROOT
+
+from benchmarks.speed.scaling import contention, efficiency, latencies, mean_latency
+from benchmarks.support.load import Request
+
+
+def test_the_contention_fits_the_measured_numbers_of_cores() -> None:
+    per_core = {cores: 100 * efficiency(cores, 0.04) for cores in (1, 2, 4)}
+    assert contention(per_core) == pytest.approx(0.04)
+    assert contention({1: 100.0}) == 0
+    assert contention({1: 100.0, 2: 110.0}) == 0  # faster on two cores: an error of the measurement
+
+
+@pytest.mark.parametrize("utilisation", [0.3, 0.6, 0.9])
+def test_the_modelled_latency_is_that_of_known_queues(utilisation: float) -> None:
+    """One server with exponential service times (M/M/1), two servers (M/M/2), and as many servers as requests."""
+    assert mean_latency(utilisation, {1: 1.0}) == pytest.approx(1 / (1 - utilisation))
+    assert mean_latency(2 * utilisation, {1: 1.0, 2: 2.0}) == pytest.approx(1 / (1 - utilisation**2))
+    assert mean_latency(utilisation, {1: 1.0, 10_000: 10_000.0}) == pytest.approx(1.0)
+
+
+def test_requests_at_random_times_are_all_answered(tiny: httpx.Client) -> None:
+    request = Request("/v1/images/sample", b'{"count": 1}')
+    seconds = asyncio.run(latencies(tiny.base_url.port or 0, [request], 200.0, 0.5))
+    assert 50 < len(seconds) < 150
+    assert min(seconds) > 0
+
+
+def test_the_sizing_page_has_the_figures_of_the_measurement() -> None:
+    page = (ROOT / "docs" / "how-to" / "sizing.md").read_text()
+    section = page.split("\n## More cores\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    results = json.loads((ROOT / "benchmarks" / "results" / "speed" / "scaling.json").read_text())
+    *speeds, latency = results["tables"]
+    expected = []
+    for lines in zip(*(table["rows"] for table in speeds), strict=True):
+        cores, how = lines[0][:2]
+        expected.append([f"{cores}, {how}", *(f"{line[-1]:.2f}" for line in lines)])
+    assert rows[2 : 2 + len(expected)] == expected
+    figures = [[title, share, *map(str, values)] for title, share, *values in latency["rows"]]
+    assert [row[1:] for row in rows[4 + len(expected) :]] == [row[1:] for row in figures]
