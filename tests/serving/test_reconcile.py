@@ -290,6 +290,13 @@ def test_past_the_limit_the_least_recently_used_version_is_evicted_but_no_pinned
     assert [model.id for model in cache.models()] == ["a@1", "b@1"]
 
 
+def test_among_several_versions_the_least_recently_used_one_is_evicted() -> None:
+    cache = ModelCache(Observers(), max_bytes=20)
+    for model in (loaded("a", 1, last_used_at=3), loaded("a", 2, last_used_at=1), loaded("a", 3, last_used_at=2)):
+        cache.add(model, is_pinned=lambda _: False)
+    assert [model.id for model in cache.models()] == ["a@1", "a@3"]
+
+
 def test_without_a_limit_no_version_is_evicted() -> None:
     cache = ModelCache(Observers())
     for number in (1, 2):
