@@ -131,8 +131,8 @@ class Keyring:
     async def refresh(self) -> None:
         """Read the file if it has changed. The file is checked at most once in ``CHECK_INTERVAL`` seconds.
 
-        All callers wait for the running check to end, but only until ``MAX_CHECK_SECONDS`` after its start. After that
-        the old keys stay in use until the check ends.
+        All callers wait for the running check to end, but only until ``MAX_CHECK_SECONDS`` after its start. If
+        the check takes longer, the old keys stay in use until it ends.
         """
         now = time.monotonic()
         if self._check is None:

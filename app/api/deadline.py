@@ -57,7 +57,7 @@ async def run_before_deadline(
 ) -> R:
     """Call ``function`` on the event loop if ``size`` is small, otherwise on a thread of ``executor``.
 
-    The wait for the thread ends at the request's deadline. The body of the request must have been read. Errors of
+    The wait for the thread ends at the request's deadline. The caller must have read the body of the request. Errors of
     ``function`` are passed on.
 
     Raises:

@@ -23,10 +23,9 @@ def step_budget(normal_budget: float, gap: float, rejecting: bool) -> float:
     """Return the time in seconds after which a round takes no further step.
 
     ``gap`` is the time in seconds that other models and the event loop have used since the last round. After a long
-    gap, the round lasts as long as the gap, up to ``MAX_STEP_BUDGET``. Texts then get half of the computing time. With
-    rounds of normal length, texts would get only a hundredth of the time beside long batches of other models. With
-    ``rejecting``, which means that requests were rejected since the last round, the result is at least
-    ``STEP_BUDGET_REJECTING``.
+    gap, the round lasts as long as the gap, up to ``MAX_STEP_BUDGET``. Texts then get half of the computing time.
+    Otherwise, they would get only a hundredth of it while other models compute long batches. With ``rejecting``, which
+    means that requests were rejected since the last round, the result is at least ``STEP_BUDGET_REJECTING``.
     """
     budget = min(gap, MAX_STEP_BUDGET) if is_long(gap) else normal_budget
     return max(budget, STEP_BUDGET_REJECTING) if rejecting else budget

@@ -215,7 +215,10 @@ def _mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _at(x: Tensor, known: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the values of x [N, context] at positions [N, ...], and a mask of those that exist and are known."""
+    """Return the values of x [N, context] at positions [N, ...], and a mask [N, ...].
+
+    The mask is False where a position is negative, or where ``known`` [N, context] says that the value is missing.
+    """
     inside = positions.clamp(min=0).flatten(1)
     values = x.gather(1, inside).view_as(positions)
     return values, (positions >= 0) & known.gather(1, inside).view_as(positions)

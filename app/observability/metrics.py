@@ -194,7 +194,7 @@ class Metrics:
             raise TimedOut(f"the metrics of all workers could not be read within {seconds:g} seconds") from None
 
     def _totals(self) -> dict[tuple[str, str, str], float]:
-        """Compute the result of ``totals``."""
+        """Add up the metrics of each version over all workers. ``totals`` calls this on the disk thread."""
         totals: dict[tuple[str, str, str], float] = defaultdict(float)
         for family in self.collect():
             for sample in family.samples:

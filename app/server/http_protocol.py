@@ -106,8 +106,8 @@ class CoalescingTransport:
 class BoundedHttpProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with limits on bytes and time in each state, and on the time of unread responses.
 
-    The time limit of a state applies only while the client has to send. It does not apply while a request of the
-    connection is being answered, except in ``TRAILER``. The application limits the bytes of a body and the pauses in
+    The time limit of a state applies only while the client has to send. While a request of the connection is being
+    answered, only the limit of ``TRAILER`` applies. The application limits the bytes of a body and the pauses in
     it. The application finds this object in the scope of the running request, as its ``Connection``.
     """
 

@@ -85,9 +85,9 @@ def import_archive(
 ) -> store.Card:
     """Publish the version in an archive and return its card.
 
-    The version keeps its name and number, but gets the next free number if ``renumber`` is set. The unpacked files may
-    have at most ``max_bytes`` bytes. ``check`` is called for a version of an imported network. It raises StoreError to
-    reject the version.
+    The version keeps its name and its number. If ``renumber`` is set, it gets the next free number instead. The
+    unpacked files may have at most ``max_bytes`` bytes. ``check`` is called for a version of an imported network. It
+    raises StoreError to reject the version.
 
     Raises:
         BadArchive: the file is not the archive of a version, or is too large.

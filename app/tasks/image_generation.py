@@ -88,7 +88,7 @@ class ImageSampler:
         return LatentBatch(latents, None if start.classes is None else start.classes.repeat(count))
 
     def predict(self, items: Sequence[LatentBatch]) -> list[np.ndarray]:
-        """Return the pixels uint8 [count, channels, side, side] of each request."""
+        """Return the pixels of each request, uint8 [count, channels, side, side]."""
         latents = torch.from_numpy(np.concatenate([item.latents for item in items])).to(self.device, self.dtype)
         inputs = [latents]
         if self.labels:

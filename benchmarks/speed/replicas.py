@@ -1,4 +1,4 @@
-"""Compare the speed of one and two replicas under Ray Serve and of one and two workers of the service.
+"""Compare the speed of Ray Serve, with one and two replicas, with that of the service, with one and two workers.
 
     python -m benchmarks.speed.replicas                          # the table; needs the extra [ray]
     python -m benchmarks.speed.replicas --only cnn --callers 64  # one kind of work
