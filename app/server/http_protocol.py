@@ -343,18 +343,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         A request whose first bytes have not been read yet is answered too. A client that has just connected may be
         about to send one, so a new connection stays open longer than an idle one.
         """
-        super_shutdown = super().shutdown
-
-        def close_if_idle() -> None:
-            if not self.transport.is_closing():
-                super_shutdown()
-
         self.close_after_response = True
         if self._is_answering():
-            super_shutdown()
+            super().shutdown()
         else:
             is_expected = self.cycle is None or self.state is not State.HEAD or self.state_bytes
-            self.loop.call_later(FIRST_REQUEST_SECONDS if is_expected else IDLE_SECONDS, close_if_idle)
+            self.loop.call_later(FIRST_REQUEST_SECONDS if is_expected else IDLE_SECONDS, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if not (self._is_answering() or self.transport.is_closing()):
+            self._close()
 
     def _close(self) -> None:
         self.transport.close()

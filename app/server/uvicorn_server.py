@@ -223,8 +223,7 @@ class WorkerServer(Server):
 
     def accepting(self) -> None:
         """Accept connections from now on."""
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._channel, self._accept_all)
+        asyncio.get_running_loop().add_reader(self._channel, self._accept_all)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Finish running requests on SIGTERM. Later signals change nothing, because only the supervisor kills workers.
@@ -238,9 +237,9 @@ class WorkerServer(Server):
 
     def drain(self) -> None:
         super().drain()
-        with contextlib.suppress(RuntimeError):  # the event loop is already closed
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
             # A signal can interrupt _send_status, which would then count connections twice.
-            self._loop.call_soon_threadsafe(self._send_status, "stopping")
+            asyncio.get_running_loop().call_soon_threadsafe(self._send_status, "stopping")
 
     async def on_tick(self, counter: int) -> bool:
         self._health = "unwell" if self.registry.problems() else "busy"
@@ -327,5 +326,5 @@ class WorkerServer(Server):
     def _count_closed(self) -> None:
         """Count a closed connection, and report it soon. Otherwise the supervisor would prefer other workers."""
         if not self._closed:
-            self._loop.call_soon(self._report_load)
+            asyncio.get_running_loop().call_soon(self._report_load)
         self._closed += 1
