@@ -20,6 +20,7 @@ from app.api.connection import CONNECTION
 from app.api.errors import ErrorResponse
 from app.errors import BadValue, QuartetError, TooSlow
 from app.observability.middleware import SECURITY_HEADERS
+from app.server.coalescing_transport import CoalescingTransport
 
 HEAD_SECONDS = 30.0  # for a request head to arrive completely, and for the first request of a connection to begin
 TRAILER_SECONDS = 30.0  # for the trailers after a chunked body to arrive completely
@@ -68,39 +69,6 @@ class HeadTooLarge(QuartetError):
 
 class LimitExceeded(Exception):
     """Raised in a callback of the parser to stop it. uvicorn then calls ``send_400_response``."""
-
-
-class CoalescingTransport:
-    """The transport of one response. It sends the head and the first part of the body in one system call.
-
-    Two calls would take twice as long and wake the client twice. Only heads with a content-length wait for the body.
-    """
-
-    def __init__(self, transport: Any) -> None:
-        self.transport = transport
-        self.head = b""
-        self.started = False
-
-    def write(self, data: bytes) -> None:
-        if self.head:
-            head, self.head = self.head, b""
-            self.transport.writelines((head, data) if data else (head,))
-        elif self.started or data.startswith(b"HTTP/1.1 100 "):
-            self.transport.write(data)
-        else:
-            self.started = True
-            if b"\r\ncontent-length: " in data:
-                self.head = data
-            else:
-                self.transport.write(data)
-
-    def close(self) -> None:
-        if self.head:
-            self.write(b"")
-        self.transport.close()
-
-    def is_closing(self) -> bool:
-        return bool(self.transport.is_closing())
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):

@@ -33,7 +33,7 @@ from support.service import Serve
 from support.waiting import wait_until
 
 from app.api import request_body as bodies
-from app.server.http_protocol import CoalescingTransport
+from app.server.coalescing_transport import CoalescingTransport
 
 ROUTES = {CLASSIFY: "POST", CONTINUE: "POST", FORECAST: "POST", SAMPLE: "POST", "/v1/models": "GET",
           "/v1/models/tiny-cnn": "GET", "/health/live": "GET", "/health/ready": "GET", "/metrics": "GET"}  # fmt: skip
