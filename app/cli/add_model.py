@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", choices=TASK_OPTIONS, default="infer", help="task besides tensors under /v2; infer: none"
     )
+    _add_image_arguments(parser)
+    _add_sequence_arguments(parser)
+
+
+def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the tasks ``classify`` and ``sample``."""
     group = parser.add_argument_group("classify: images [N, C, H, W] or [N, H, W, C] to classes [N, labels]")
     group.add_argument("--labels", metavar="FILE", type=Path, help="text file with one label per line, also for sample")
     group.add_argument("--size", type=int, help="height and width in pixels (default: those of the input tensor)")
@@ -75,6 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--classes", metavar="TENSOR", help="name of the input for class indices [N]; needs --labels")
     group.add_argument("--low", type=float, help="output value that means black (default: -1)")
     group.add_argument("--high", type=float, help="output value that means white (default: 1)")
+
+
+def _add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the tasks ``forecast`` and ``continue``."""
     group = parser.add_argument_group("forecast: series [N, context] to forecasts [N, horizon] or with quantiles")
     group.add_argument("--input", metavar="TENSOR", help="name of the input, also for classify (default: the only one)")
     group.add_argument(

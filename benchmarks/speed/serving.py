@@ -288,9 +288,7 @@ def comma_separated(allowed: Sequence[str] = ()) -> Callable[[str], list[str]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description="Measure the speed of Quartet and of a plain FastAPI server, in alternation."
-    )
+    made = argparse.ArgumentParser(description="Measure Quartet and a plain FastAPI server in alternation.")
     made.add_argument(
         "--only",
         type=comma_separated(WORKS),
@@ -307,23 +305,13 @@ def parser() -> argparse.ArgumentParser:
         "--servers", type=comma_separated(SERVERS), default=list(SERVERS), help=f"servers: {','.join(SERVERS)}"
     )
     made.add_argument(
-        "--layouts",
-        type=comma_separated(),
-        default=[],
-        help="numbers of workers x threads to compare, such as 1x2,2x1",
+        "--layouts", type=comma_separated(), default=[], help="workers x threads to compare, such as 1x2,2x1"
     )
     made.add_argument(
-        "--peers",
-        type=comma_separated(list(peers.PEERS)),
-        default=[],
-        help=f"other model servers: {','.join(peers.PEERS)}",
+        "--peers", type=comma_separated(list(peers.PEERS)), default=[], help=f"other servers: {','.join(peers.PEERS)}"
     )
-    made.add_argument(
-        "--peers-dir",
-        type=Path,
-        default=Path.home() / ".cache/quartet-peers",
-        help="folder of their virtual environments",
-    )
+    peers_dir = Path.home() / ".cache/quartet-peers"
+    made.add_argument("--peers-dir", type=Path, default=peers_dir, help="folder of their virtual environments")
     made.add_argument("--save", type=Path, metavar="FILE", help="write the tables to a file in benchmarks/results/")
     made.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
     return made

@@ -127,11 +127,7 @@ def row(part: EvaluationSet, forecaster: str, forecast: Forecast) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--store",
-        metavar="DIR",
-        type=Path,
-        default=Path("models_store"),
-        help="folder with the models (default: %(default)s)",
+        "--store", metavar="DIR", type=Path, default="models_store", help="model store (default: %(default)s)"
     )
     parser.add_argument(
         "--model",

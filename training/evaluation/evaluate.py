@@ -217,11 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models to measure (default: all)")
     parser.add_argument(
-        "--store",
-        metavar="DIR",
-        type=Path,
-        default=Path("models_store"),
-        help="folder of the models (default: %(default)s)",
+        "--store", metavar="DIR", type=Path, default="models_store", help="model store (default: %(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     options = parser.parse_args(argv)

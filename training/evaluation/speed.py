@@ -35,11 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models to measure (default: all)")
     parser.add_argument(
-        "--store",
-        metavar="DIR",
-        type=Path,
-        default=Path("models_store"),
-        help="folder of the models (default: %(default)s)",
+        "--store", metavar="DIR", type=Path, default="models_store", help="model store (default: %(default)s)"
     )
     options = parser.parse_args(argv)
     for name, number in store.all_versions(options.store):
