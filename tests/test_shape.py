@@ -175,3 +175,18 @@ def test_the_wheel_holds_all_packages_of_app_and_training() -> None:
     packages = set(find_packages(str(ROOT), include=settings["include"]))
     folders = [path.parent for folder in ("app", "training") for path in (ROOT / folder).rglob("*.py")]
     assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} <= packages
+
+
+def test_files_have_at_most_400_lines_and_functions_60() -> None:
+    too_long = []
+    for folder in ("app", "benchmarks", "training"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            text, name = path.read_text(), path.relative_to(ROOT)
+            if text.count("\n") > 400:
+                too_long.append(str(name))
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    assert node.end_lineno
+                    if node.end_lineno - node.lineno >= 60:
+                        too_long.append(f"{name}: {node.name}")
+    assert not too_long
