@@ -70,12 +70,17 @@ class Gate:
 
 
 def record_sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Make ``asyncio.sleep`` only yield to the event loop. Return a list that receives the seconds of each call."""
-    durations, sleep = list[float](), asyncio.sleep
+    """Make ``asyncio.sleep`` only yield to the event loop. Return a list that receives the seconds of each call.
+
+    The services of other tests run in other threads of the same process. Their calls sleep as usual.
+    """
+    durations, sleep, thread = list[float](), asyncio.sleep, threading.get_ident()
 
     async def record(seconds: float) -> None:
-        durations.append(seconds)
-        await sleep(0)
+        if threading.get_ident() == thread:
+            durations.append(seconds)
+            seconds = 0
+        await sleep(seconds)
 
     monkeypatch.setattr(asyncio, "sleep", record)
     return durations
