@@ -560,7 +560,7 @@ def test_unusable_images_are_rejected_with_a_summary(workspace: Path) -> None:
     for number in range(10):
         for label in ("square", "triangle"):
             (workspace / "shapes" / label / f"{number:04}.png").unlink()
-    few = r"too few of square \(6\), triangle \(6\); each class needs 8 different images, and at least 2 classes"
+    few = r"too few images of square \(6\), triangle \(6\); each class needs 8 different images, and at least 2 classes"
     with pytest.raises(DataError, match=rf"circle \(16\), square \(6\), triangle \(6\): {few}"):
         train("cnn")
     Path("empty").mkdir()
@@ -643,7 +643,7 @@ def test_folders_and_any_encoding_are_read(tmp_path: Path, capsys: pytest.Captur
     assert "3 texts; 1 binary files are skipped" in capsys.readouterr().out
     russian = tmp_path / "russian.txt"
     russian.write_text("война и мир\n" * 1000, "koi8-r")
-    with pytest.raises(DataError, match=r"is not UTF-8: byte .* type its encoding, for example --encoding cp1252"):
+    with pytest.raises(DataError, match=r"is not UTF-8: byte .* give its encoding, for example --encoding cp1252"):
         texts.read([russian])
     text = texts.read([russian], "koi8-r")
     assert (text.train + text.test).startswith("война и мир\n")

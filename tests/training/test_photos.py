@@ -340,7 +340,7 @@ def test_unusable_folders_are_rejected_by_name(workspace: Path) -> None:
     for folder, sentence in (
         ("nowhere", "nowhere does not exist"),
         ("empty", "empty holds no files: put the images of each class into its own sub-folder"),
-        ("few", r"too few of a \(2\), b \(2\); each class needs 8 different images, and at least 2 classes"),
+        ("few", r"too few images of a \(2\), b \(2\); each class needs 8 different images, and at least 2 classes"),
         ("texts", r"none of its 4 files is an image; first error: .*0.jpg: its 8 bytes are not an image"),
         ("photos/red", r"holds only one class, red \(20\)"),
     ):

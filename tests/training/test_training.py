@@ -359,7 +359,7 @@ def test_each_reading_of_a_test_part_is_logged(
     own_log.mkdir()
     shutil.rmtree(tmp_path / ".git")
     train("--seed", "5")  # the log cannot be written
-    assert "this reading of the test part is not in" in capsys.readouterr().out
+    assert "this measurement on the test part could not be logged in" in capsys.readouterr().out
     assert store.version_numbers(models, "sine-lstm") == [1, 2, 3]
 
 
@@ -548,12 +548,12 @@ def test_an_incomplete_download_is_never_used(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(datasets.URLS, "tinyshakespeare.txt", "http://127.0.0.1:9/nothing-listens-here")
     (tmp_path / "tinyshakespeare.txt.part").write_text("half")
     with pytest.raises(
-        datasets.DataError, match=r"could not be downloaded .*; set QUARTET_DATA_DIR to the folder that holds it"
+        datasets.DataError, match=r"could not be downloaded .*; set QUARTET_DATA_DIR to the folder that contains it"
     ):
         datasets.tinyshakespeare()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "tinyshakespeare.txt").write_text("half")
-    with pytest.raises(datasets.DataError, match=r"sha256 is .*, expected 86c4e6aa.*: delete it and run again"):
+    with pytest.raises(datasets.DataError, match=r"sha256 is .*, expected 86c4e6aa.*: delete the file and run"):
         datasets.tinyshakespeare()
     (tmp_path / "mnist.safetensors").write_bytes(b"half")
     with pytest.raises(datasets.DataError, match="is damaged"):

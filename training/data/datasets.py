@@ -54,7 +54,10 @@ class DataError(SystemExit):
 
 @dataclass(frozen=True)
 class Images:
-    """uint8 images [N, channels, side, side] and int64 labels [N]. The test part is for the final evaluation only."""
+    """A data set of uint8 images [N, channels, side, side] with int64 labels [N].
+
+    The test part is for the final evaluation only.
+    """
 
     name: str
     labels: list[str]
@@ -65,12 +68,15 @@ class Images:
     sha256: str
 
     def split_validation(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return the indices of the training images and of ``count`` validation images, the same in every run."""
+        """Return the indices of the training images and of ``count`` validation images. They are always the same."""
         order = torch.randperm(len(self.train_labels), generator=torch.Generator().manual_seed(5000))
         return order[count:], order[:count]
 
     def measured(self, validation: int | None = None) -> tuple[str, Tensor, Tensor]:
-        """Return name, images and labels of the test part or, if ``validation`` is given, of the validation images."""
+        """Return the name, images and labels of the test part.
+
+        If ``validation`` is given, return those of this number of validation images instead.
+        """
         if validation is None:
             return f"{self.name} test part", self.test_images, self.test_labels
         _, some = self.split_validation(validation)
@@ -79,7 +85,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Text:
-    """A text in nanoGPT's split: the first 90 % for training, the last 10 % for testing."""
+    """A text, split as in nanoGPT: the first 90 % are for training, the last 10 % for testing."""
 
     train: str
     test: str
@@ -88,7 +94,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Sine:
-    """The workshop's series [1000]: sin over [0, 20] plus Gaussian noise; the first 800 values are for training."""
+    """The workshop's series of 1,000 values: the sine of 0 to 20 plus Gaussian noise.
+
+    The first ``split`` values, 800, are for training.
+    """
 
     values: Tensor
     noiseless: Tensor
@@ -110,8 +119,8 @@ class Series:
 class Collection:
     """Series with the same season length.
 
-    ``season``: in values. ``past``: the past values of each series, float64 [T]. ``future``: the future values of all
-    series, [N, horizon].
+    ``season``: season length in values. ``past``: the past values of each series, float64 [T]. ``future``: the future
+    values of all series, [N, horizon].
     """
 
     name: str
@@ -137,7 +146,7 @@ def mnist() -> Images:
 
 
 def tinyshakespeare() -> Text:
-    """Return 1,115,394 characters of Shakespeare's plays, 65 distinct (Karpathy 2015)."""
+    """Return 1,115,394 characters of Shakespeare's plays, with 65 different characters (Karpathy 2015)."""
     content = _file("tinyshakespeare.txt").read_bytes()
     text = content.decode("utf-8")
     split = int(len(text) * 0.9)
@@ -145,7 +154,7 @@ def tinyshakespeare() -> Text:
 
 
 def sine(seed: int = 0, noise: float = 0.2, count: int = 1000) -> Sine:
-    """Return the workshop's noisy sine. Each seed gives other random noise."""
+    """Return the workshop's noisy sine. Each seed gives different noise."""
     noiseless = torch.linspace(0, 20, count, dtype=torch.float64).sin()
     generator = torch.Generator().manual_seed(seed)
     values = noiseless + noise * torch.randn(count, generator=generator, dtype=torch.float64)
@@ -196,7 +205,7 @@ def _images(name: str, labels: list[str]) -> Images:
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise DataError(f"{path} is damaged ({error}): delete it and run again") from error
+        raise DataError(f"{path} is damaged ({error}): delete the file and run the command again") from error
     keys = ("train_images", "train_labels", "test_images", "test_labels")
     if sorted(tensors) != sorted(keys):
         raise DataError(f"{path} has the tensors {sorted(tensors)}, expected {sorted(keys)}")
@@ -262,13 +271,13 @@ def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def _verify(path: Path, name: str, digest: str) -> None:
     expected = SHA256.get(name)
     if expected and digest != expected:
-        raise DataError(f"{path}: sha256 is {digest}, expected {expected}: delete it and run again")
+        raise DataError(f"{path}: sha256 is {digest}, expected {expected}: delete the file and run the command again")
 
 
 def _download_error(name: str, path: Path, error: Exception) -> str:
     return (
         f"{name} is not in {path.parent} and could not be downloaded ({error}); "
-        "set QUARTET_DATA_DIR to the folder that holds it"
+        "set QUARTET_DATA_DIR to the folder that contains it"
     )
 
 

@@ -6,14 +6,14 @@ import codecs
 
 MARKS = [(codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")]
 MARKS += [(codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")]
-SAMPLE = 1 << 16  # number of bytes at the beginning in which zeros are counted
+SAMPLE = 1 << 16  # number of bytes at the beginning of a file in which zeros are counted
 
 
 def detected(content: bytes) -> str | None:
-    """Return the encoding that the content shows; None if it shows none.
+    """Return the encoding of a file's content if its first bytes reveal the encoding, otherwise None.
 
-    A byte order mark decides. Without a mark, the encoding is UTF-16 if many bytes at the odd positions are 0 and none
-    at the even positions, or the reverse.
+    A byte order mark states the encoding. Without a mark, the encoding is UTF-16 if many bytes at odd positions and no
+    bytes at even positions are 0, or the reverse.
     """
     for mark, name in MARKS:
         if content.startswith(mark):

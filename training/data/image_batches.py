@@ -17,7 +17,7 @@ from training.run import Run, permutation, save_figure
 def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
     """Shift images [N, C, S, S] up and left by ``shifts`` [2, N, 1]; mirror them where ``mirrored`` [N, 1] is true.
 
-    Edges are filled by reflection. The result is in channels-last memory format.
+    Reflected pixels fill the edges. The result is in channels-last memory format.
     """
     count, _, side, _ = images.shape
     position = torch.arange(side) + shifts  # [2, N, S]
@@ -52,7 +52,7 @@ def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 @torch.inference_mode()
 def fit_temperatures(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
-    """Fit the temperatures of the network, without and with test-time augmentation. Both must be 1 before the call."""
+    """Fit the network's two temperatures: without and with test-time augmentation. Both must be 1 before the call."""
     network.eval()
     parts = images.split(250)
     logits, tta_logits = (torch.cat([forward(part) for part in parts]) for forward in (network, network.views))
@@ -71,7 +71,7 @@ def plot_samples(
 ) -> Path:
     """Plot up to 24 images with their predictions. The titles of wrong predictions are red.
 
-    ``beside``: second line of the title of wrong predictions. Its field {truth} is replaced by the true class.
+    ``beside``: second line in the titles of wrong predictions. In this line, {truth} is replaced by the true class.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""A set of distinct images with labels, split into parts by their content."""
+"""A set of distinct images with labels. A hash of each image decides whether it is for training, validation or test."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from training.data.datasets import DataError
 from training.loops import distributed
 
-MAX_PRINTED = 10  # largest number of skipped files that are printed; the run's folder has the list of all
-TEST_SHARE = 0.15  # share of the images for testing, and the same share for validation
+MAX_PRINTED = 10  # largest number of skipped files that are printed; skipped.txt in the run's folder lists all
+TEST_SHARE = 0.15  # share of the images for testing; the share for validation is the same
 MIN_IMAGES_PER_CLASS = 8  # classes with fewer different images are skipped
-MIN_GROUPS = 3  # with fewer groups of images, a class may be missing in the test or validation part
+MIN_GROUPS = 3  # a class with fewer groups of images may be missing in the test or validation part
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ImageDataset:
         name: name of the folder or file.
         classes: names of the classes.
         images: uint8 [N, C, side, side], in the order of ``digests``.
-        labels: indices [N] into ``classes``; with several labels for each image, booleans [N, classes].
+        labels: indices [N] into ``classes``. If images may have several labels, booleans [N, classes].
         digests: sha256 of the pixels of each image, sorted; duplicates are removed.
         skipped: one line for each skipped file or class.
         parts: for each image, the part that the user chose: "train", "val" or "test", or "" if the user chose none.
@@ -58,7 +58,7 @@ class ImageDataset:
 
     @property
     def sha256(self) -> str:
-        """Digest of all images, their labels and the parts that the user chose; independent of file names and order."""
+        """Digest of all images, their labels and the parts that the user chose. File names and order do not matter."""
         parts = self.parts or [""] * len(self.digests)
         lines = sorted(
             f"{label}\0{digest}" + (f"\0{part}" if part else "")
@@ -99,12 +99,15 @@ class ImageDataset:
     def split(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the indices of the images for training, validation and testing.
 
-        The part depends on a hash of the image or of its group, from 0 to 1. Images with a hash below 0.15 are for
-        testing, and those from 0.15 to 0.3 for validation. So the parts are the same in every run, and no image moves
-        from training to another part when images are added. If a class has no image for testing or for validation, its
-        image with the lowest hash is used for this part. With groups or several labels, this rule holds for all images
-        together. Parts that the user chose are kept. If the user chose no test or no validation part, the hash selects
-        its images.
+        The part of an image depends on a hash of the image or of its group, from 0 to 1. Images with a hash below 0.15
+        are for testing, and images with a hash from 0.15 to 0.3 are for validation. So the parts are the same in every
+        run, and no image moves from training to another part when images are added.
+
+        If a class would have no image for testing or for validation, its image with the lowest hash is used for this
+        part. With groups or several labels, this rule applies to all images together, not to each class.
+
+        Parts that the user chose are kept. If the user chose no test part or no validation part, the hash selects the
+        images for the missing part.
         """
         part_of = self._parts_by_hash()
         parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
@@ -114,7 +117,10 @@ class ImageDataset:
         return train, validation, test
 
     def folds(self, indices: Tensor, count: int) -> Tensor:
-        """Return the fold [len(indices)], 0 to count - 1, of each image. Each class is spread evenly over the folds."""
+        """Return the cross-validation fold of each image: integers [len(indices)] from 0 to ``count`` - 1.
+
+        Each class is spread evenly over the folds.
+        """
         fold_of: dict[str, int] = {}
         positions: Counter[str] = Counter()
         names = self.label_names
@@ -126,18 +132,21 @@ class ImageDataset:
         return torch.tensor([fold_of[self._unit(index)] for index in indices.tolist()])
 
     def _unit(self, index: int) -> str:
-        """Return the key of an image: its group, or else its digest. Images with the same key stay in the same part."""
+        """Return the key of an image. Images with the same key stay in the same part.
+
+        The key is the part that the user chose, followed by the image's group or, without a group, its digest.
+        """
         group = self.groups[index] if self.groups else ""
         own = self.parts[index] if self.parts else ""
         return f"{own}\0{group or self.digests[index]}"
 
     def _parts_by_hash(self) -> dict[str, str]:
-        """Return the part of each key that ``_unit`` returns."""
+        """Return the part of each image key; ``_unit`` defines the keys."""
         given = set(self.parts)
         shares = [part for part in ("test", "val") if part not in given]
         part_of: dict[str, str] = {}
         classes: dict[str, list[str]] = {}
-        divisible = not self.multi_label and not self.groups  # if not, a key may belong to several classes
+        divisible = not self.multi_label and not self.groups  # otherwise, a key may belong to several classes
         for index, label in enumerate(self.label_names):
             unit = self._unit(index)
             own = unit.partition("\0")[0]
@@ -169,14 +178,14 @@ def keep_trainable(dataset: ImageDataset, path: Path, classes: int = 2) -> Image
     if len(dataset.classes) - sum(few) < classes:
         if names:
             raise DataError(
-                f"{path} holds {dataset.describe_classes()}: too few of {names}; "
+                f"{path} holds {dataset.describe_classes()}: too few images of {names}; "
                 f"each class needs {MIN_IMAGES_PER_CLASS} different images, and at least {classes} classes are needed"
             )
         raise DataError(f"{path} holds only one class, {dataset.describe_classes()}; at least two are needed")
     if not names:
         return dataset
     large = torch.tensor(few).logical_not()
-    if dataset.multi_label:  # no image is removed, because each may have other labels
+    if dataset.multi_label:  # no image is removed, because an image of a skipped class may have other labels
         kept = replace(
             dataset,
             labels=dataset.labels[:, large],

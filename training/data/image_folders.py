@@ -1,4 +1,4 @@
-"""Read images of users as the service reads them, and remove duplicates. Unreadable files are skipped and listed."""
+"""Read users' images in the same way as the service, and remove duplicates. Unreadable files are skipped and listed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from training.data.image_lists import ListedImage, list_images
 from training.loops import distributed
 
 MAX_PIXELS = 10**8  # images with more pixels are skipped
-SIZED_FILES = 200  # number of files whose image sizes decide between small and large networks
+SIZED_FILES = 200  # number of files whose image sizes decide between the network for small and for large images
 
 
 def read(path: Path, side: int, channels: int = 3, name: str = "", group: str | None = None) -> ImageDataset:
@@ -35,7 +35,8 @@ def read(path: Path, side: int, channels: int = 3, name: str = "", group: str | 
         channels: 1 for grey, 3 for colours.
         name: the class of all images in a folder without sub-folders. If it is empty, the labels come from file names
             such as cat.0.jpg or, if the files have no such names, from the name of the folder.
-        group: a regular expression. Images are in the same part of a split if it finds the same text in their paths.
+        group: a regular expression. If it matches the same text in the paths of several images, these images are in the
+            same part of a split.
 
     Raises:
         DataError: ``path`` or ``group`` cannot be used, or no file is an image.
@@ -51,9 +52,9 @@ def read(path: Path, side: int, channels: int = 3, name: str = "", group: str | 
 
 
 def largest_side(path: Path) -> int:
-    """Return the median of the longer sides of a sample of the images, in pixels; 0 if no image can be opened.
+    """Return the median length of the longer side of the images, in pixels, from a sample of the images.
 
-    Raises DataError if there are no images.
+    If no image can be opened, return 0. Raises DataError if there are no images.
     """
     files = list_images(path).images
     decoder, sides = ImageDecoder(3, 1), []
@@ -64,9 +65,9 @@ def largest_side(path: Path) -> int:
 
 
 def _groups(path: Path, files: list[Path], pattern: str) -> list[str]:
-    """Return the group of each file: the text that the pattern finds or, if it has (...), the text in the first (...).
+    """Return the group of each file: the text that the regular expression ``pattern`` matches in its path.
 
-    Files without a match get the group "".
+    If the expression has a group (...), only the text of the first group is returned. Files without a match get "".
     """
     try:
         compiled = re.compile(pattern)

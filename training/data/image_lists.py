@@ -1,4 +1,4 @@
-"""List image files with their labels, which come from folders, file names or CSV files.
+"""List image files with their labels. The labels come from folders, file names or CSV files.
 
 FOLDER/LABEL/...               a sub-folder for each class
 FOLDER/train/LABEL/...         the user's own split into train, val and test; val or test may be missing
@@ -35,7 +35,7 @@ NUMBERED = re.compile(r"(?P<label>.*[^\W\d_].*?)[ ._-]\(?\d+\)?")  # the stem of
 
 @dataclass(frozen=True)
 class ListedImage:
-    """An image file, its labels, and its part: train, val, test, or "" if the hash of the image decides."""
+    """An image file, its labels, and its part: train, val, test, or "" if the user chose no part."""
 
     path: Path
     labels: tuple[str, ...]
@@ -96,8 +96,8 @@ def _loose(path: Path) -> list[Path]:
 def _parts(path: Path) -> dict[Path, str]:
     """Return the part of each sub-folder.
 
-    The result is empty unless there are at least two sub-folders, all have names of parts, and one is for training.
-    Raises DataError if two sub-folders are the same part.
+    If the sub-folders are not the parts of a split, return an empty dictionary. They are parts if there are at least
+    two sub-folders, all have names of parts, and one is for training. Raises DataError if two are the same part.
     """
     folders = [entry for entry in _entries(path) if entry.is_dir()]
     parts = {folder: PARTS.get(folder.name.lower(), "") for folder in folders}
@@ -117,7 +117,9 @@ def _parts(path: Path) -> dict[Path, str]:
 
 
 def _list_folder(path: Path, name: str, skipped: list[str], is_part: bool) -> Iterator[ListedImage]:
-    """Yield the files of each sub-folder, with its name as class. Without sub-folders, yield all files of the folder.
+    """Yield the files of each sub-folder. The name of the sub-folder is their class.
+
+    Without sub-folders, yield the files of the folder itself.
 
     Raises:
         DataError: the sub-folders are parts of a data set, such as 2023 and 2024, not classes.
@@ -141,10 +143,11 @@ def _list_folder(path: Path, name: str, skipped: list[str], is_part: bool) -> It
 
 
 def _list_flat(path: Path, files: list[Path], name: str, skipped: list[str]) -> Iterator[ListedImage]:
-    """Yield the files of a folder without sub-folders, with the class ``name`` or the labels in their names.
+    """Yield the files of a folder without sub-folders, with their classes.
 
-    File names hold labels if at least half of them are like cat.0.jpg, with at least two different labels. If not, the
-    name of the folder is the class.
+    If ``name`` is not empty, it is the class of all files. Otherwise, the classes come from the file names, if at least
+    half of the names are like cat.0.jpg and they have at least two different labels. Otherwise, the name of the folder
+    is the class.
     """
     names = [NUMBERED.fullmatch(file.stem) for file in files]
     labels = {match["label"] for match in names if match}
@@ -178,8 +181,8 @@ def _shorten(names: list[str]) -> str:
 def _list_csv(path: Path) -> ImageList:
     """List the images in the rows of a CSV file. Paths are relative to the CSV file.
 
-    A header may give the columns in any order. Without a known header, the columns are path and label, and a first row
-    without an image file is skipped as a header.
+    With a header, the columns may be in any order. Without a known header, the columns are path and label. If the first
+    row then names no image file, it is skipped as a header.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -215,7 +218,10 @@ class _Table:
             self.file_at, self.label_at, self.part_at = 0, 1, -1
 
     def _flag_columns(self) -> dict[int, str]:
-        """Return the positions and names of the columns of 0 and 1 (or no and yes); empty if fewer than two."""
+        """Return the position and name of each column of 0 and 1 (or no and yes).
+
+        If there are fewer than two such columns, return an empty dictionary.
+        """
         columns = {
             index: title.strip()
             for index, title in enumerate(self.rows[0])

@@ -1,7 +1,8 @@
 """Give the speakers of plays other names in each epoch of training.
 
-A network soon memorises the names in its training text, but the names in another play are new to it. If the names
-change, the network learns to take them from the preceding text, and to be uncertain about names not yet read.
+A network soon memorises the names in its training text, but the names in another play are new to the network. If the
+names change, the network learns to copy names from the preceding text. It also learns to be uncertain about names that
+have not occurred yet.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ SPEAKER = re.compile(r"^([A-Z][A-Z ]+):$", re.MULTILINE)  # a line such as "LADY
 MIN_LETTERS, MAX_LETTERS = 4, 11  # smallest and largest length of a name
 MAX_TRIES = 100  # attempts to invent a name
 ORDER = 2  # number of letters on which the next letter of an invented name depends
-SECTION = 120_000  # characters of text in which a speaker keeps a name; about the length of a play
+SECTION = 120_000  # number of characters in which a speaker keeps the same invented name; about the length of a play
 
 
 def training_text(characters: Tensor, vocabulary: Sequence[str], share: float, seed: int) -> texts.TrainingText:
     """Return a training text from vocabulary indices [N], in which a share of the speakers is renamed.
 
-    If ``share`` is 0, the text is the same in every epoch. Raises DataError as ``RenamedSpeakers`` does.
+    If ``share`` is 0, the text is the same in every epoch. Raises DataError if the text has no names of speakers.
     """
     if not share:
         return texts.FixedText(characters)
@@ -90,7 +91,10 @@ class RenamedSpeakers:
         return self._pattern.sub(rename, section)
 
     def _invented(self, generator: random.Random) -> str:
-        """Invent a name: draw each letter from those that follow the same ORDER letters in the names of the text."""
+        """Invent a name letter by letter.
+
+        Each letter is drawn from the letters that follow the same ORDER letters in the names of the text.
+        """
         for _ in range(MAX_TRIES):
             name = " " * ORDER
             while not (name := name + generator.choice(self._following[name[-ORDER:]])).endswith(" "):

@@ -1,4 +1,4 @@
-"""Read files and folders of users as one text, split the text, and encode it as character indices.
+"""Read a user's files and folders as one text, split the text, and encode it as character indices.
 
 ``transfer_weights`` starts a network with a new vocabulary from the weights of a published network.
 """
@@ -24,9 +24,9 @@ from training.loops import distributed
 MIN_CHARACTERS = 10_000  # smallest length of a text, so that its test part holds three evaluation windows
 MIN_KNOWN_SHARE = 0.5  # share of a text's characters that the vocabulary of the base network must cover
 WINDOW = 256  # characters of an evaluation window, as in nanoGPT, so that losses are comparable
-MIN_WINDOWS, MAX_WINDOWS = 20, 400  # limits for the number of validation windows, which decide on the kept weights
+MIN_WINDOWS, MAX_WINDOWS = 20, 400  # limits of the number of validation windows; their loss selects the best weights
 MAX_SHARE = 0.15  # largest share of the training part that is held out to reach MIN_WINDOWS
-COUNTED = 10**7  # number of characters that are counted at once, to limit the use of memory
+COUNTED = 10**7  # number of characters that are counted at once; this limits the use of memory
 
 
 class TrainingText(Protocol):
@@ -52,9 +52,9 @@ class FixedText:
 def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
     """Concatenate the files. The first 90 % are the training part, the last 10 % the test part.
 
-    The files of a folder are read in the order of their paths. Hidden files are skipped, and binary files too, unless
-    ``encoding`` is given. ``encoding``: any encoding that Python knows; if None, UTF-16 and UTF-32 are detected, and
-    other files must be UTF-8. Byte order marks are dropped, and all line breaks become ``\\n``.
+    The files of a folder are read in the order of their paths. Hidden files are skipped. Binary files are skipped too,
+    unless ``encoding`` is given. ``encoding`` is any encoding that Python knows. If it is None, UTF-16 and UTF-32 are
+    detected, and all other files must be UTF-8. Byte order marks are dropped, and all line breaks become ``\\n``.
 
     Raises:
         DataError: a file cannot be read, or the text has fewer than MIN_CHARACTERS characters.
@@ -69,7 +69,7 @@ def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
 
 
 def count_characters(text: str) -> dict[str, int]:
-    """Return the number of occurrences of each character. A Counter would take ten times as long."""
+    """Return the number of occurrences of each character. ``collections.Counter`` takes ten times as long."""
     counts = np.zeros(sys.maxunicode + 1, np.int64)
     for start in range(0, len(text), COUNTED):
         part = text[start : start + COUNTED].encode("utf-32-le", "surrogatepass")
@@ -130,10 +130,11 @@ def _hold_out(characters: Tensor, length: int, places: int) -> tuple[Tensor, lis
 
 
 def hold_out_windows(characters: Tensor, share: float, places: int) -> tuple[Tensor, list[Tensor], int]:
-    """Split as ``hold_out`` does, but hold out MIN_WINDOWS to MAX_WINDOWS windows. Also return the window length.
+    """Split characters as ``hold_out`` does, but hold out MIN_WINDOWS to MAX_WINDOWS evaluation windows.
 
-    If ``share`` of a text is less than MIN_WINDOWS windows, up to MAX_SHARE is held out. If this is still too little,
-    the windows are shorter than WINDOW. If ``share`` is 0, nothing is held out.
+    Return the training part, the validation parts and the window length. If ``share`` of the text is shorter than
+    MIN_WINDOWS windows, up to MAX_SHARE of the text is held out. If even MAX_SHARE is too short, the windows are
+    shorter than WINDOW. If ``share`` is 0, nothing is held out.
     """
     _check_places(places)
     if not share:
@@ -184,7 +185,10 @@ def check_known(base: store.Version, text: str) -> None:
 
 
 def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Version) -> Any:
-    """Copy the weights of ``base`` into ``network``; return ``network``. Unknown characters get those of ``<unk>``."""
+    """Copy the weights of ``base`` into ``network``; return ``network``.
+
+    Characters that are not in the vocabulary of ``base`` get the weights of ``<unk>``.
+    """
     base_vocabulary = base.card.vocabulary or []
     index = {character: i for i, character in enumerate(base_vocabulary)}
     rows = torch.tensor([index.get(character, len(base_vocabulary) - 1) for character in vocabulary])
@@ -196,7 +200,10 @@ def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Versio
 
 
 def _files(paths: Sequence[Path], encoding: str | None) -> list[Path]:
-    """Return the files in ``paths``, and the texts in its folders. Raises DataError for a folder without texts."""
+    """Return the files in ``paths``, and the text files in the folders in ``paths``.
+
+    Raises DataError for a folder without text files.
+    """
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
@@ -236,6 +243,6 @@ def _read_file(path: Path, encoding: str | None) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path} is not {chosen.upper()}: byte 0x{content[error.start]:02x} in line {line:,}, byte offset "
-            f"{error.start:,}; type its encoding, for example --encoding cp1252"
+            f"{error.start:,}; give its encoding, for example --encoding cp1252"
         ) from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
