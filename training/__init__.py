@@ -1,1 +1,1 @@
-"""Offline training: each script writes a run folder and publishes a version to ``models_store/``."""
+"""Training scripts. Each script writes logs and checkpoints to a run folder, and publishes to ``models_store/``."""

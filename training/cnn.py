@@ -50,9 +50,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {
         "metavar": "PATH",
         "type": Path,
-        "help": "folder of images: with one sub-folder per class, with folders train, val and test that have one "
-        "sub-folder per class, or with the class in the file names (cat.0.jpg). Or a CSV file with the columns "
-        "path,label, or path,labels for several labels per image",
+        "help": "folder of images, or CSV file. A folder has one sub-folder per class, or the folders train, val and "
+        "test with one sub-folder per class each, or images with the class in the file name (cat.0.jpg). A CSV file "
+        "has the columns path,label or, for several labels per image, path,labels",
     },
     "--from": {
         "metavar": "NAME",
@@ -63,14 +63,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--size": {
         "type": _side,
         "metavar": "N",
-        "help": "resize images to N x N pixels: 32 or 64, or with efficientnet-lite0 a multiple of 32 up to 512. "
+        "help": "resize images to N x N pixels. N is 32 or 64 or, with efficientnet-lite0, a multiple of 32 up to 512. "
         "Default: the size of the network in --from; without --from, 224 if most images are larger than 64 pixels, "
         "otherwise 32",
     },
     "--group": {
         "metavar": "REGEX",
         "help": "keep related images, such as frames of one video, in the same part of the split. Images are related "
-        "if REGEX matches the same text in their paths; if REGEX has a group (...), the text of the group is compared",
+        "if REGEX matches the same text in their paths. If REGEX has a group (...), only the text of the group counts",
     },
     **refit.OPTION,
 }
@@ -88,12 +88,14 @@ CORRUPTED_IMAGES = 2000  # test images on which the 18 corruptions are measured
 
 
 def corruption_metrics(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
-    """Return the accuracy for each corruption of the images, and the mean of all, without test-time augmentation.
+    """Return the accuracy for each kind of image corruption, and the mean accuracy over all kinds.
+
+    Test-time augmentation is not used.
 
     Args:
         images: uint8 [N, 3, S, S].
-        labels: [N].
-        split: name of these images for the card.
+        labels: class indices [N].
+        split: description of these images for the model card.
     """
     metrics: dict[str, Any] = {}
     for kind in CORRUPTIONS:
@@ -138,7 +140,7 @@ def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str
 
 
 def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device: str) -> WhitenedNet:
-    """Train the whitened network with the recipe of airbench95; return it with fitted temperatures."""
+    """Train the whitened network with the recipe of airbench95, fit its temperatures, and return the network."""
     train, validation = images.split_validation(config.validation)
     widths = (config.first_width, config.later_width, config.later_width)
     network = WhitenedNet(WhitenedNetSizes(widths=widths, label_smoothing=config.label_smoothing))
@@ -158,7 +160,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | Airbench
 
 
 def image_side(options: Options) -> int:
-    """Return the side length to which images of the user are resized. Raises DataError if --from is not usable."""
+    """Return the side length to which the user's images are resized. Raises DataError if --from is not usable."""
     path: Path = options.data_options["images"]
     side: int | None = options.data_options["size"]
     origin: str | None = options.data_options["origin"]
@@ -170,7 +172,7 @@ def image_side(options: Options) -> int:
 
 
 def read_dataset(options: Options, side: int) -> ImageDataset:
-    """Read the images of the user, and skip classes with too few images. Raises DataError if they cannot be used."""
+    """Read the user's images, and skip classes with too few images. Raises DataError if the images cannot be used."""
     path: Path = options.data_options["images"]
     dataset = keep_trainable(read(path, side, group=options.data_options["group"]), path)
     if dataset.multi_label and side <= SMALL_SIDE:
@@ -207,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, network: Any, notes: str) -> None:
-    """Evaluate with the serving code, write the card, and publish."""
+    """Evaluate the network with the serving code, write its model card, and publish it."""
     kind, sizes = config.kind, network.sizes
     validation = config.validation if run.options.part == "validation" else None
     card = {

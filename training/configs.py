@@ -1,7 +1,10 @@
 """Hyperparameters of all training commands: one dataclass per recipe and one table of presets per command.
 
-The first preset of a command is its default. Every number is also an option of the command, and the text after its type
-is the help of this option. The preset "own" trains on data of the user.
+The first preset of a command is its default. Each number is also a command-line option. The text in the ``Annotated``
+type of the number is the help text of the option. The preset "own" trains on the user's data.
+
+Recipes with ``ema_decay`` publish an exponential moving average of the weights. Learning rates follow a cosine
+schedule, except in the GANs and in the recipe of airbench95.
 """
 
 from __future__ import annotations
@@ -9,13 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-SWITCH = "yes or no"  # marks numbers that are 1 or 0
-PHOTOGRAPHS = "hyperparameters for photographs"  # marks numbers that the help lists under this title
+SWITCH = "yes or no"  # marks numbers that are 1 or 0; their options take yes or no
+PHOTOGRAPHS = "hyperparameters for photographs"  # marks numbers whose options the help lists under this title
 
 
 @dataclass(frozen=True)
 class CnnConfig:
-    """Small classifiers: AdamW with a cosine schedule. The published weights are an exponential moving average."""
+    """Hyperparameters of small image classifiers that are trained with AdamW."""
 
     data: str
     kind: str
@@ -35,7 +38,7 @@ class CnnConfig:
 
 @dataclass(frozen=True)
 class AirbenchConfig:
-    """The recipe of airbench95: SGD with Nesterov momentum and look-ahead, and a whitening first layer."""
+    """Hyperparameters of airbench95: SGD with Nesterov momentum and look-ahead, and a first layer that whitens."""
 
     data: str
     kind: str
@@ -46,14 +49,14 @@ class AirbenchConfig:
     learning_rate: Annotated[float, "peak learning rate"]  # per 1,024 images
     weight_decay: Annotated[float, "weight decay of the optimizer"]  # per 1,024 images
     label_smoothing: Annotated[float, "label smoothing of the loss"]
-    whiten_epochs: Annotated[int, "train the bias of the first layer only in the first N epochs"]
+    whiten_epochs: Annotated[int, "epochs after which the bias of the first layer is no longer trained"]
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
-    validation: Annotated[int, "training images held out for validation"]  # also fits the temperatures
+    validation: Annotated[int, "training images held out for validation"]  # the temperatures are fitted on them too
 
 
 @dataclass(frozen=True)
 class CnnFinetuneConfig:
-    """Images of users: fine-tune a published network (``--from NAME``) or train from scratch (``--from scratch``)."""
+    """Hyperparameters for users' images: a fine-tuned network (``--from NAME``) or a new one (``--from scratch``)."""
 
     first_width: Annotated[int, "channels of the first group of convolutions"]  # from scratch
     later_width: Annotated[int, "channels of the second and third group of convolutions"]  # from scratch
@@ -62,20 +65,20 @@ class CnnFinetuneConfig:
     learning_rate: Annotated[float, "peak learning rate"]  # of the last layer only
     pretrained_learning_rate: Annotated[float, "peak learning rate of the pretrained layers"]
     scratch_learning_rate: Annotated[float, "with --from scratch: peak learning rate of all layers but the last"]
-    head_only_share: Annotated[float, "share of the steps, at the start, that train only the last layer"]
+    head_only_share: Annotated[float, "share of the steps at the start in which only the last layer is trained"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     label_smoothing: Annotated[float, "label smoothing of the loss"]
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
     flip: Annotated[int, "mirror images at random", SWITCH]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]
-    tail_epochs: Annotated[int, "passes that fine-tune the last blocks; 0: train only the last layer", PHOTOGRAPHS]
-    tail_batch: Annotated[int, "images per step of fine-tuning", PHOTOGRAPHS]
+    tail_epochs: Annotated[int, "epochs of fine-tuning the last blocks; 0: train only the last layer", PHOTOGRAPHS]
+    tail_batch: Annotated[int, "images per fine-tuning step", PHOTOGRAPHS]
     tail_learning_rate: Annotated[float, "peak learning rate of fine-tuning", PHOTOGRAPHS]
 
 
 @dataclass(frozen=True)
 class GanConfig:
-    """A GAN: Adam for generator and discriminator. The published generator is an exponential moving average."""
+    """Hyperparameters of a GAN whose generator and discriminator are trained with Adam."""
 
     latent: Annotated[int, "size of the latent vector"]
     epochs: Annotated[int, "passes over the training images"]
@@ -90,7 +93,7 @@ class GanConfig:
 
 @dataclass(frozen=True)
 class ConditionalGanConfig(GanConfig):
-    """A GAN with labels: the discriminator also classifies images."""
+    """Hyperparameters of a GAN with labels, whose discriminator also classifies images."""
 
     real_class_loss_weight: Annotated[float, "weight of the discriminator's loss on the classes of real images"]
     # This weight is small, so that the generator does not draw only the clearest images.
@@ -99,74 +102,74 @@ class ConditionalGanConfig(GanConfig):
 
 @dataclass(frozen=True)
 class RnnConfig:
-    """Text: AdamW with a cosine schedule, truncated backpropagation. The published weights are a moving average."""
+    """Hyperparameters of text networks, trained with AdamW and truncated backpropagation through time."""
 
     kind: str
     hidden: Annotated[int, "hidden units per layer"]
     layers: Annotated[int, "recurrent layers"]
     epochs: Annotated[int, "passes over the text"]
-    batch: Annotated[int, "parts of the text that are read in parallel (streams); each keeps its state"]
+    batch: Annotated[int, "number of streams: parts of the text that are read in parallel, each with its own state"]
     bptt: Annotated[int, "characters that each stream reads per step; gradients flow back through all of them"]
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     clip: Annotated[float, "largest norm of the gradient"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     dropout: Annotated[float, "dropout probability"]  # see training/loops/text/elman_recurrence.py
-    reset_state: Annotated[float, "share of streams that restart with state zero at each step, like a served text"]
+    reset_state: Annotated[float, "share of streams whose state is set to zero at each step; served texts start so too"]
     unknown: Annotated[float, "share of characters replaced by <unk>, so that the network learns to read <unk>"]
     validation: Annotated[float, "share of the training text held out for validation"]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]  # not for character-rnn
-    rename: Annotated[float, "share of a play's speakers that get an invented name; it changes each epoch"] = 0.0
-    distill: Annotated[float, "weight of the teachers' predictions in the loss; the text has the rest"] = 0.7
-    places: Annotated[int, "number of held-out parts, spread over the text; 1 holds out the middle in one piece"] = 10
+    rename: Annotated[float, "share of a play's speakers that get a new invented name in each epoch"] = 0.0
+    distill: Annotated[float, "weight of the teachers' predictions in the loss; the text has the other weight"] = 0.7
+    places: Annotated[int, "number of held-out parts, spread evenly over the text; 1: one part in the middle"] = 10
 
 
 @dataclass(frozen=True)
 class LstmConfig:
-    """A single series: AdamW with a cosine schedule. The published weights are a moving average."""
+    """Hyperparameters of a network for a single series that is trained with AdamW."""
 
     hidden: Annotated[int, "hidden units per layer"]
-    window: Annotated[int, "values read before the first forecast"]
+    window: Annotated[int, "number of values that the network reads before the first forecast"]
     horizon: Annotated[int, "forecast steps. Preset own: 0 means one season, or 12 steps for series without a season"]
     updates: Annotated[int, "training steps"]
     batch: Annotated[int, "windows per step"]
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
-    jitter: Annotated[float, "standard deviation of noise added to the input, against overfitting"]
+    jitter: Annotated[float, "standard deviation of the noise that is added to the input to reduce overfitting"]
     clip: Annotated[float, "largest norm of the gradient"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
-    validation: Annotated[int, "values at the end of the training part held out for validation"]
+    validation: Annotated[int, "number of values held out for validation, at the end of the training part"]
 
 
 @dataclass(frozen=True)
 class ForecasterConfig:
-    """A network for any series: an ensemble that is trained on M4 and on synthetic series."""
+    """Hyperparameters of a forecaster for any series: an ensemble that is trained on M4 and on synthetic series."""
 
     hidden: Annotated[int, "hidden units per layer"]
     layers: Annotated[int, "recurrent layers"]
     members: Annotated[int, "networks of the ensemble"]
-    smoothings: Annotated[int, "timescales of exponential smoothing, whose forecasts the network combines; 0: none"]
+    smoothings: Annotated[int, "number of exponential smoothing forecasts that the network combines; 0: none"]
     updates: Annotated[int, "training steps"]
     batch: Annotated[int, "windows per step"]  # of each member
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     dropout: Annotated[float, "dropout probability, after the encoder"]
     mixup: Annotated[float, "share of windows that are mixed with another window"]
-    summed_share: Annotated[float, "share of windows from M4 series that are summed over days, months and so on"]
+    summed_share: Annotated[float, "share of windows from M4 series summed to longer steps, such as days or months"]
     structural_share: Annotated[float, "share of windows from simulated exponential smoothing models"]
     structural: Annotated[int, "number of simulated series for each season length"]
     synthetic_share: Annotated[float, "share of windows from random sums of trends, seasons, waves and noise"]
     series: Annotated[int, "number of these random sums for each season length"]
     clip: Annotated[float, "largest norm of the gradient"]  # of each member
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
-    held_out: Annotated[float, "share of the updates, at the start, that hold out the last horizon of every series"]
+    held_out: Annotated[float, "share of the updates at the start that do not read the last horizon of each series"]
 
 
 @dataclass(frozen=True)
 class ForecasterFinetuneConfig:
-    """Series of users: fine-tune a published forecaster."""
+    """Hyperparameters for fine-tuning a published forecaster on users' series."""
 
-    horizon: Annotated[int, "steps that are trained and tested; 0: one season, or 12 steps without a season"]
+    horizon: Annotated[int, "forecast steps in training and testing; 0: one season, or 12 steps without a season"]
     epochs: Annotated[int, "passes over the series"]
     batch: Annotated[int, "windows per step"]  # of each member
     learning_rate: Annotated[float, "peak learning rate"]
@@ -244,7 +247,7 @@ CNN_PRESETS: dict[str, CnnConfig | AirbenchConfig | CnnFinetuneConfig] = {
     "strong": CNN_STRONG,
     "own": CNN_OWN,
 }
-# For classifiers that check generators. They are trained on generated or real images, with narrower networks.
+# Classifiers with these hyperparameters evaluate generators. They are trained on generated or on real images.
 SAMPLE_CLASSIFIER = replace(CNN_DIGITS, epochs=3, rotate=0.0, validation=0)
 
 GAN_WORKSHOP = GanConfig(

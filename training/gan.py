@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     real_images, real_labels = images.train_images.to(options.device), images.train_labels.to(options.device)
     classifier = generation.load_reference_classifier(
         options.store, options.device
-    )  # loaded before training, so that the command fails early if it is missing
+    )  # loaded before training, so that the command fails early if the classifier is missing
 
     total = config.epochs * (len(real_images) // config.batch)
     if isinstance(config, ConditionalGanConfig):
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def publish(run: Run, images: datasets.Images, network: Any, classifier: ImageClassifier) -> None:
-    """Evaluate with the serving code, write the card, and publish."""
+    """Evaluate the generator with the serving code, write its model card, and publish it."""
     sizes = network.sizes
     labelled = isinstance(sizes, ConditionalSizes)
     latents = {"name": "latents", "dtype": "float64", "shape": [-1, sizes.latent]}
@@ -99,7 +99,7 @@ def publish(run: Run, images: datasets.Images, network: Any, classifier: ImageCl
             images.name: images.sha256,
             f"{generation.REFERENCE_CLASSIFIER}@{classifier.card.version}": classifier.card.weights_sha256,
         },
-        "notes": "The generator's weights are an average over steps. The rating classifier was not used in training.",
+        "notes": "The generator's weights are an average over steps. The classifier was used for evaluation only.",
     }
     sampler = run.predictor(ImageSampler, card, network)
     card = run.measure(card, lambda part: generation.evaluate(sampler, classifier, part))

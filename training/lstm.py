@@ -41,7 +41,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--look": {"action": "store_true", "help": "print how the program reads the file, and do not train"},
     "--json": {"action": "store_true", "help": "with --look: print JSON"},
     "--column": {"metavar": "NAME", "nargs": "+", "help": "columns to forecast; by default all numeric columns"},
-    "--time": {"metavar": "NAME", "help": "column of time stamps, or several, such as Year,Month; none: no column"},
+    "--time": {
+        "metavar": "NAME",
+        "help": "column of time stamps, or several columns, such as Year,Month; none: the table has no time stamps",
+    },
     "--format": {"metavar": "FORMAT", "help": "format of the time stamps, such as %%d/%%m/%%Y"},
     "--group": {
         "metavar": "NAME",
@@ -51,17 +54,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--resample": {"metavar": "STEP", "help": "combine rows into a longer time step: h, D, W, M, Q, Y or 15min"},
     "--by-rows": {"action": "store_true", "help": "each row contains one series, with its name in the first cell"},
     "--sheet": {"metavar": "NAME", "help": "sheet of an Excel file"},
-    "--header": {"metavar": "N", "type": int, "help": "number of the row with the column names; 0: no such row"},
+    "--header": {
+        "metavar": "N",
+        "type": int,
+        "help": "number of the row with the column names; 0: the file has no column names",
+    },
     "--encoding": {"metavar": "NAME", "help": "encoding of a text file, such as cp1250"},
     "--decimal": {"choices": (".", ","), "help": "decimal sign"},
     "--missing": {
         "metavar": "CELL",
         "nargs": "+",
-        "help": "cells that mean a missing value, such as -999; none: every number is a value",
+        "help": "cells that stand for a missing value, such as -999; none: every number is a value",
     },
     "--known": {
         "metavar": "NAME",
-        "help": "columns that are known in advance, such as price,promo. Requests contain their future values",
+        "help": "columns whose future values are known in advance, such as price,promo. Requests then contain their "
+        "future values",
     },
     "--holidays": {
         "metavar": "COUNTRY",
@@ -79,7 +87,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "model to fine-tune: NAME or NAME@VERSION",
     },
     **refit.OPTION,
-    "--backtest": {"action": "store_true", "help": "write a report that compares rolling forecasts with other methods"},
+    "--backtest": {
+        "action": "store_true",
+        "help": "write a report that compares the network's rolling forecasts with those of other methods",
+    },
     "--version": {"metavar": "NAME", "help": "with --backtest: evaluate NAME or NAME@VERSION, and do not train"},
     "--force": {
         "action": "store_true",
@@ -208,7 +219,7 @@ def validation_mse(network: Any, values: Tensor) -> float:
 
 
 def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: Any) -> None:
-    """Measure the residuals on the validation part, evaluate the network, and publish."""
+    """Measure the residuals on the validation part, evaluate the network, and publish it."""
     card = {
         "task": "forecast",
         "title": "The workshop's LSTM: one layer that forecasts its noisy sine, value after value",
@@ -233,7 +244,7 @@ def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: A
 
 
 def one_step_forecasts(forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int) -> np.ndarray:
-    """Return forecasts of the values [start, end), each from all values before it."""
+    """Return one-step forecasts of the values [start, end). Each forecast reads all values before its own position."""
     values = series.values.tolist()
     return np.concatenate(forecaster.predict([forecaster.parse(values[:i], 1) for i in range(start, end)]))
 
@@ -241,9 +252,9 @@ def one_step_forecasts(forecaster: WindowForecaster, series: datasets.Sine, star
 def free_running_forecasts(
     forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the forecasts from each origin in [start, end - 50], and the actual and noiseless values of these steps.
+    """Return 50-step forecasts, and the actual and the noiseless values of these steps. Each array is [origins, 50].
 
-    Each of the three arrays is [origins, 50].
+    An origin is the position of the first forecast value. The origins are start, start + 1, ..., end - 50.
     """
     values = series.values.tolist()
     origins = range(start, end - FREE_RUNNING_STEPS + 1)
@@ -253,7 +264,7 @@ def free_running_forecasts(
 
 
 def residuals(forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int) -> list[float]:
-    """Return the root mean squared error of each of 50 steps ahead on the values [start, end).
+    """Return the root mean squared error of the forecasts for 1 to 50 steps ahead, on the values [start, end).
 
     The errors are divided by the scale of the network.
     """
@@ -265,7 +276,7 @@ def residuals(forecaster: WindowForecaster, series: datasets.Sine, start: int, e
 def evaluate_sine(forecaster: WindowForecaster, validation: tuple[int, int] | None = None) -> dict[str, Any]:
     """Return the metrics on the last fifth of the sine or, if given, on the range ``validation``.
 
-    One of the metrics is a mean over series with other noise.
+    One of the metrics is a mean over 50 series with the same sine but different noise.
     """
     series = datasets.sine()
     start, end = validation or (series.split, len(series.values))
@@ -300,7 +311,10 @@ def evaluate_sine(forecaster: WindowForecaster, validation: tuple[int, int] | No
 
 
 def draw_samples(path: Path, forecaster: WindowForecaster, validation: tuple[int, int] | None = None) -> Path:
-    """Plot the test part, or the range ``validation``, with one-step and free-running forecasts and intervals."""
+    """Plot the test part, or the range ``validation``, with one-step forecasts, free-running forecasts and intervals.
+
+    A free-running forecast continues from its own forecasts instead of actual values.
+    """
     from matplotlib.figure import Figure
 
     series, part = datasets.sine(), "validation" if validation else "test"

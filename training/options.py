@@ -29,7 +29,10 @@ FROM_SCRATCH = "; or use --from scratch"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options that all training commands have. ``data_options``: options of one command for data of the user."""
+    """The options that all training commands have.
+
+    ``data_options``: the options for the user's data, which differ between the commands.
+    """
 
     script: str  # module of the command, as in "training.cnn"
     preset: str
@@ -50,14 +53,14 @@ class Options:
     def part(self) -> Part:
         """The part of the data on which networks are measured.
 
-        It is the test part with --backtest or if the network is published. With --no-publish alone, it is the
+        If the network is published, or with --backtest, this is the test part. With --no-publish alone, it is the
         validation part, and the test part is not read.
         """
         return "test" if self.publish or self.data_options.get("backtest") else "validation"
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of the description, and appends the default of each option that has one."""
+    """Formats the help: keeps the line breaks of the description, and appends the default values of the options."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.nargs == 0 or action.default is None else super()._get_help_string(action)
@@ -80,8 +83,9 @@ def parse_options(
         description: text above the options in the help.
         presets: config by preset; the first one is the default.
         names: model name by preset.
-        argv: the arguments; None for those of the process.
-        data_flags: arguments of ``add_argument`` for the options of the preset "own"; the first option is the path.
+        argv: the arguments; None for the arguments of this process.
+        data_flags: the options of the preset "own" with the keyword arguments of ``add_argument``. The first option is
+            the path of the data.
     """
     parser = argparse.ArgumentParser(f"python -m {script}", description=description, formatter_class=HelpFormatter)
     default_preset, data_flags = next(iter(presets)), data_flags or {}
@@ -90,7 +94,7 @@ def parse_options(
         group = parser.add_argument_group("own data", "The first option selects the preset own.")
         for flag, settings in data_flags.items():
             group.add_argument(flag, **settings)
-        minutes_help = "duration of the command in minutes; training gets the time that start and evaluation leave"
+        minutes_help = "total duration of the command in minutes, including its start and the evaluation"
         group.add_argument("--minutes", type=_minutes, metavar="N", help=minutes_help)
     numbers = _add_numbers(parser, presets)
     arguments = vars(parser.parse_args(argv))
@@ -114,7 +118,7 @@ def parse_options(
 
 
 def _process_age() -> float:
-    """Return the seconds since this process started; 0 if the system does not state them."""
+    """Return the seconds since this process started; 0 if the system does not report its start."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -194,7 +198,10 @@ def _check_data_options(
     common: dict[str, Any],
     overrides: dict[str, Any],
 ) -> None:
-    """Exit with a message unless the path ``flag``, the preset "own", a name and ``--minutes`` fit together."""
+    """Exit with a message if the options for the user's data contradict each other, or if one is missing.
+
+    ``flag`` is the option with the path of the data.
+    """
     has_data = data_options[flag.removeprefix("--")] is not None
     if has_data and common.setdefault("preset", "own") != "own":
         parser.error(f"{flag} cannot be combined with --preset {common['preset']}, which has its own data")
@@ -252,8 +259,8 @@ def _minutes(text: str) -> float:
 def base_version(options: Options, kinds: Sequence[str], default: str = "") -> store.Version | None:
     """Return the published version given by ``--version`` or ``--from``; None for ``--from scratch``.
 
-    NAME stands for the active version of a model, NAME@VERSION for the given version. If the folder of ``--store`` does
-    not have the version, it is taken from the shipped models.
+    NAME stands for the active version of a model, and NAME@VERSION for the given version. If the folder of ``--store``
+    does not have the version, the models that are included in the repository are searched.
 
     Raises:
         DataError: the version does not exist, is damaged, or its network kind is not one of ``kinds``.
@@ -282,7 +289,10 @@ def base_version(options: Options, kinds: Sequence[str], default: str = "") -> s
 
 
 def store_of(models: Path, name: str, number: int | None = None) -> Path:
-    """Return the store with a version of a model: ``models`` or the shipped store; ``models`` if neither has it."""
+    """Return the store that has a version of a model: ``models`` or the included store.
+
+    If neither store has the version, return ``models``.
+    """
     for folder in (models, SHIPPED):
         numbers = store.version_numbers(folder, name) if folder.is_dir() else []
         if numbers and number in (None, *numbers):

@@ -19,7 +19,7 @@ from app.store import rollout
 def publish_once(models: Path, card: dict[str, Any], network: nn.Module, pictures: dict[str, Path]) -> None:
     """Publish the network unless a version with the same weights exists; print whether the version is active.
 
-    A run that was killed after publishing and is resumed does not publish a second time.
+    So a run that was killed after publishing and is then resumed does not publish a second time.
     """
     name = str(card["name"])
     number = find_version(models, name, store.weights_digest(network.state_dict()))
@@ -37,7 +37,7 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
 
 
 def find_version(models: Path, name: str, digest: str) -> int | None:
-    """Return the newest version of a model whose weights have this digest; None if there is none."""
+    """Return the newest version of a model whose weights have this digest; None if no version has it."""
     numbers = [number for other, number in store.all_versions(models) if other == name] if models.is_dir() else []
     for number in reversed(numbers):
         with contextlib.suppress(store.StoreError):  # a damaged version has no readable card
@@ -48,7 +48,10 @@ def find_version(models: Path, name: str, digest: str) -> int | None:
 
 @functools.cache
 def code_digest() -> str:
-    """Return the digest of the source code of networks and training. A run can be resumed only with the same code."""
+    """Return the digest of the source code of the networks and of training.
+
+    A run can be resumed only with the code that started it.
+    """
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for folder in ("app/networks", "training"):
@@ -58,12 +61,15 @@ def code_digest() -> str:
 
 
 def commit() -> str:
-    """Return the commit of the checkout, and whether the code differs from it; ``unknown`` outside of a checkout."""
+    """Return the commit of the git checkout, and whether the code differs from the commit.
+
+    Without a git checkout, return ``unknown``.
+    """
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    # LOG.md changes each time that a network is measured on a test part, and no training reads it.
+    # Changes of LOG.md do not count: each measurement on a test part changes it, and no training reads it.
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "app", "training", ":!training/LOG.md")
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (" with changes" if changed else "")

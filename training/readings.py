@@ -1,7 +1,8 @@
 """Write a line to a log each time that a network is measured on a test part.
 
-Measurements on public data sets belong to the repository, so a checkout logs them in training/LOG.md. Measurements on
-data of users, and those of an installation without a checkout, are in test-readings.md in the folder of the runs.
+Measurements on public data sets belong to the repository, so a git checkout logs them in training/LOG.md. Measurements
+on users' data are logged in test-readings.md in the folder of the runs. Without a git checkout, all measurements are
+logged there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-LOG = Path(__file__).parent / "LOG.md"  # the table is its last section
+LOG = Path(__file__).parent / "LOG.md"  # ends with the table of measurements, so that rows can be appended
 OWN_LOG = "test-readings.md"
 HEAD = "| time | model | data | first metric | commit | command |\n|---|---|---|---|---|---|\n"
 
@@ -20,7 +21,7 @@ HEAD = "| time | model | data | first metric | commit | command |\n|---|---|---|
 def record(runs: Path, card: Mapping[str, Any], own_data: bool) -> None:
     """Append a line with the first metric of ``card`` to the log. Prints a warning if the log cannot be written.
 
-    ``own_data``: whether the metrics are those on data of a user.
+    ``own_data``: whether the metrics were measured on a user's data.
     """
     name, metric = next(iter(card["metrics"].items()), ("none", {"value": 0.0, "decimals": 0}))
     data = ", ".join(name for name in card["data"] if "@" not in name)
@@ -33,7 +34,7 @@ def record(runs: Path, card: Mapping[str, Any], own_data: bool) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write((HEAD if file.tell() == 0 else "") + line)
     except OSError as error:
-        print(f"this reading of the test part is not in {path}: {error.strerror}")
+        print(f"this measurement on the test part could not be logged in {path}: {error.strerror}")
 
 
 def _is_writable_checkout() -> bool:

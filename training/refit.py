@@ -1,12 +1,12 @@
-"""Train a second time, on all data of the user, after a first network (the twin) was measured on held-out data.
+"""Train a second time, on all of the user's data, after a first network (the twin) was measured on held-out data.
 
-Usage, in a training on data of the user:
+Usage, in a training on the user's data:
 
-    run = ...; network = ...  # the twin: trained on one part of the data, validated and tested on the others
+    run = ...; network = ...  # the twin: trained on one part of the data, validated and tested on the other parts
     card = refit.describe({..., "metrics": ...}, steps)
     run.begin_refit()
     run.track(...)
-    for step in run.steps(steps): ...  # the same training on all data; ``steps``: number after which the twin was best
+    for step in run.steps(steps): ...  # the same training on all data, for the steps after which the twin was best
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ OPTION: dict[str, dict[str, Any]] = {
     "--no-refit": {
         "dest": "refit",
         "action": "store_false",
-        "help": "publish the network that was tested. By default, a network that is trained again on all data, for the "
-        "same number of steps, is published",
+        "help": "publish the network that was tested. By default, a second network is trained on all data for the same "
+        "number of steps, and this second network is published",
     }
 }
-COMPARED = ("untuned_", "naive_")  # prefixes of metrics of other methods, which training does not change
+COMPARED = ("untuned_", "naive_")  # prefixes of metrics of other methods, which the second training does not change
 
 
 def is_planned(options: Options) -> bool:
@@ -34,7 +34,7 @@ def is_planned(options: Options) -> bool:
 def describe(card: dict[str, Any], steps: int, how: str = "after which the twin was best") -> dict[str, Any]:
     """Return the card of weights that were trained again for ``steps`` steps on all data.
 
-    Its metrics stay those of the twin, and their descriptions say so. ``how``: text that explains ``steps``.
+    The card keeps the metrics of the twin, and their descriptions say so. ``how``: text that explains ``steps``.
     """
     metrics = {
         name: metric if name.startswith(COMPARED) else {**metric, "split": f"{metric['split']}; measured on a twin"}

@@ -6,7 +6,8 @@
     python -m training.rnn --validation 0.05          # hold out 5 % of the training part, to compare hyperparameters
     python -m training.rnn --text FILE --name novel   # preset own: your text, from one or more files
 
-The gated network reads prompts in parallel. docs/measurements.md and the model cards contain the measured results.
+The gated network reads all characters of a prompt in parallel. docs/measurements.md and the model cards contain the
+measured results.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ from training.options import Options, Part, base_version, parse_options
 from training.run import Run
 
 KINDS = ("character-rnn", "stacked-rnn", "gated-rnn")
-REHEARSED_CHARACTERS = 8192  # test characters that are measured once, to estimate the time of the test for --minutes
-TEST_CHARACTERS_PER_MINUTE = 50_000  # at most, for each minute of --minutes; so training gets most of the time
+REHEARSED_CHARACTERS = 8192  # number of test characters on which the duration of the test is estimated for --minutes
+# Largest number of test characters for each minute of --minutes, so that training gets most of the time.
+TEST_CHARACTERS_PER_MINUTE = 50_000
 FINETUNE_FACTOR = 0.3  # factor of the learning rate with --from
 OPTIONS: dict[str, dict[str, Any]] = {
     "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "text files and folders, joined in this order"},
@@ -52,8 +54,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "FOLDER",
         "type": Path,
         "nargs": "+",
-        "help": "folders of finished runs or published versions whose networks have the same vocabulary. The new "
-        "network also learns from the mean of their predictions (distillation). All presets accept this option",
+        "help": "folders of finished runs or published versions whose networks have the same vocabulary as the new "
+        "network. The new network also learns from the mean of their predictions (distillation). All presets accept "
+        "this option",
     },
     "--min-count": {
         "metavar": "N",
@@ -94,10 +97,13 @@ def test_characters(options: Options) -> int:
 
 
 def seconds_of_rest(evaluate: Callable[[], object], ratio: float) -> float:
-    """Return the seconds that the rest of an evaluation will take, minus the seconds of this call.
+    """Return the estimated seconds of the rest of an evaluation, minus the seconds of this call.
 
-    ``evaluate``: evaluates a part. It must have run before, because its first call also loads modules. ``ratio``: size
-    of the rest divided by the size of the part.
+    This call takes time as well. The caller adds that time, so it is subtracted here.
+
+    Args:
+        evaluate: evaluates a part of the data. It must have run before, because its first call also loads modules.
+        ratio: size of the rest of the data divided by the size of the part.
     """
     start = time.monotonic()
     evaluate()
@@ -110,7 +116,7 @@ def evaluate(generator: TextGenerator) -> dict[str, Any]:
 
 
 def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
-    """Train on tinyshakespeare and publish."""
+    """Train a network on tinyshakespeare and publish it."""
     text = datasets.tinyshakespeare()
     vocabulary = texts.vocabulary_of(text.train)
     run = Run(options, config, argv)
@@ -152,7 +158,7 @@ def taught(config: RnnConfig, teachers: Teachers | None) -> str:
 
 
 def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
-    """Train on texts of users, from scratch or from a published network; measure, train again on all texts; publish."""
+    """Train a network on the user's texts, measure it, train it again on all texts, and publish it."""
     base = base_version(options, KINDS)
     text = texts.read(options.data_options["text"], options.data_options["encoding"])
     vocabulary = texts.vocabulary_of(text.train, options.data_options["min_count"])
@@ -180,7 +186,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
         return measured_card(run, card, text, vocabulary, network, validation, window)
 
     def rehearse(network: Any) -> float:
-        """Evaluate on the beginning of the test part; return the estimated seconds for the rest."""
+        """Evaluate on the beginning of the test part; return the estimated seconds for the rest of the test part."""
         part = dataclasses.replace(text, test=text.test[:REHEARSED_CHARACTERS])
         publish(run, evaluate_own(network, part), network, prompts)
         if options.part == "validation":
@@ -216,7 +222,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
 def own_card(
     options: Options, config: RnnConfig, text: datasets.Text, base: store.Version | None, teachers: Teachers | None
 ) -> dict[str, Any]:
-    """Return title, kind, data and notes of the card of a network that was trained on texts of the user."""
+    """Return title, kind, data and notes of the card of a network that was trained on the user's texts."""
     names = " ".join(path.name for path in options.data_options["text"])
     data = {f"text:{names}": text.sha256, **(teachers.digests if teachers else {})}
     notes = "Weights averaged over steps."
@@ -248,7 +254,10 @@ def measured_card(
     validation: Sequence[Tensor],
     window: int = texts.WINDOW,
 ) -> dict[str, Any]:
-    """Return the card with metrics on the test part or, with --no-publish, on the characters [N] of ``validation``."""
+    """Return the card with the metrics on the test part or, with --no-publish, on the validation parts.
+
+    ``validation``: character indices [N] of each validation part.
+    """
     card = {
         "task": "continue",
         "sizes": dataclasses.asdict(network.sizes),
@@ -268,7 +277,7 @@ def measured_card(
 
 
 def publish(run: Run, card: dict[str, Any], network: Any, prompts: Sequence[str]) -> None:
-    """Draw samples and publish."""
+    """Write a picture of sample texts, and publish the network."""
     generator = run.predictor(TextGenerator, card, network)
     samples = draw_samples(run.folder / "samples.png", generator, prompts)
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})

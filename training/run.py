@@ -1,4 +1,4 @@
-"""Training runs: progress bar, checkpoints, curves and publishing, for all training commands.
+"""Training runs, for all training commands: progress bar, checkpoints, learning curves and publishing.
 
 All random numbers of a step depend only on the seed and the step. So a run that was killed and resumed ends with the
 same weights as an uninterrupted run.
@@ -43,7 +43,10 @@ SAVE_EVERY = 20  # seconds between two checkpoints
 
 
 def cosine_schedule(step: int, total: int, warm_up: float = 0.05) -> float:
-    """Return the factor of the learning rate: linear warm-up over a share of the steps, then a cosine to 0."""
+    """Return the factor of the learning rate: it rises linearly during ``warm_up``, and then follows a cosine to 0.
+
+    ``warm_up`` is a share of the ``total`` steps.
+    """
     done = (step + 1) / total
     if done < warm_up:
         return done / warm_up
@@ -57,7 +60,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def derive_seed(seed: int, *keys: object) -> int:
-    """Return a seed for one purpose, which depends on the run's seed and on keys that identify the purpose."""
+    """Return a seed that depends on the run's seed and on ``keys``, which identify what the seed is used for."""
     return int.from_bytes(hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=7).digest())
 
 
@@ -67,16 +70,16 @@ def permutation(count: int, seed: int, *keys: object) -> torch.Tensor:
 
 
 class Run:
-    """One training run: folder, progress bar and checkpoints.
+    """One training run with its folder, progress bar and checkpoints.
 
     Attributes:
-        resumed: the steps at which the run was resumed, with the commit and the version of PyTorch, for the card.
+        resumed: the steps at which the run was resumed, each with the commit and the version of PyTorch, for the card.
         tracked: the objects with ``state_dict`` that a checkpoint holds.
         tensors: further tensors of a checkpoint, which are divided among the processes along the first dimension.
         refitting: whether the second training, on all data, has begun; see ``begin_refit``.
 
-    ``data``: the digest of the user's data, or None for public data. A run is resumed only with the same config and
-    data.
+    ``data`` is the digest of the user's data, or None for public data. A run can be resumed only with the same config
+    and the same data.
     """
 
     def __init__(self, options: Options, config: Any, argv: Sequence[str] | None, data: str | None = None) -> None:
@@ -118,7 +121,7 @@ class Run:
                 sys.exit(f"{unfinished[-1]} was started with {changes}: resume it with the same options and data")
             return unfinished[-1]
         if self.options.resume:
-            print(f"{runs} holds no unfinished run: starting a new one")
+            print(f"{runs} holds no unfinished run: starting a new run")
         folder = runs / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
         folder.mkdir(parents=True)
         (folder / "config.tmp").write_text(json.dumps(content, indent=2) + "\n")
@@ -126,7 +129,10 @@ class Run:
         return folder
 
     def _open_tensorboard(self) -> Any:
-        """Return the writer for ``--log-dir`` in the first process, with a sub-folder for each run; otherwise None."""
+        """Return a TensorBoard writer if ``--log-dir`` is given and this is the first process; otherwise None.
+
+        Each run has its own sub-folder.
+        """
         if self.options.log_dir is None or distributed.rank():
             return None
         from torch.utils.tensorboard import SummaryWriter
@@ -136,8 +142,8 @@ class Run:
     def begin_refit(self) -> None:
         """Begin the second training, on all data. It has its own steps, log and checkpoint.
 
-        Call this after the last step of the first training. If the run is resumed later, the first training has no
-        steps left, and the second one is continued.
+        Call this method after the last step of the first training. If the run is resumed later, the first training has
+        no steps left, and the second training continues.
         """
         self.refitting, self.step, self._loaded = True, 0, False
         self.tracked, self.tensors, self.latest_metrics = {}, {}, {}
@@ -151,7 +157,7 @@ class Run:
         return self.folder / ("refit.jsonl" if self.refitting else "metrics.jsonl")
 
     def track(self, **objects: Any) -> None:
-        """Set the objects of the checkpoint, and load the last checkpoint if there is one."""
+        """Set the objects that a checkpoint holds, and load the last checkpoint if the run has one."""
         self.tracked = objects
         path = self._checkpoint
         if not path.exists():
@@ -182,7 +188,7 @@ class Run:
         print(f"{self.folder}: resumed at step {self.step}")
 
     def save(self) -> None:
-        """Write a checkpoint, which replaces the last one atomically."""
+        """Write a checkpoint. It replaces the previous checkpoint atomically."""
         tensors = {name: distributed.gather(part) for name, part in self.tensors.items()}
         if distributed.rank():
             return
@@ -262,8 +268,8 @@ class Run:
     def rehearse(self, evaluate: Callable[[], float]) -> float:
         """Run ``evaluate`` once to measure its time, and return the seconds. Nothing is printed or published.
 
-        ``evaluate`` may call ``finish``. If it omits a part of the evaluation, it returns the seconds that this part
-        would take; they are added.
+        ``evaluate`` may call ``finish``. It returns the estimated seconds of the parts of the evaluation that it omits.
+        These seconds are added to the measured time.
         """
         start, self.rehearsing = time.monotonic(), True
         with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
@@ -277,7 +283,7 @@ class Run:
             (self.folder / name).write_text(text, "utf-8")
 
     def plot_curves(self) -> Path:
-        """Plot every metric of metrics.jsonl over the steps, to curves.png; return its path."""
+        """Plot every metric of metrics.jsonl over the steps, write the plots to curves.png, and return its path."""
         from matplotlib.figure import Figure
 
         records = [json.loads(line) for line in _log_lines(self.folder / "metrics.jsonl")]
@@ -306,7 +312,7 @@ class Run:
         }
 
     def predictor(self, predictor: Callable[..., P], card: dict[str, Any], network: torch.nn.Module) -> P:
-        """Load the trained network with the serving code, so that the measured predictions equal the served ones."""
+        """Load the trained network with the serving code, so that measurements use the predictions of the service."""
         full_card = store.Card.model_validate(
             {"name": self.options.name, "version": 1, "metrics": {}, "weights_sha256": "", **card, **self.provenance()}
         )
@@ -318,8 +324,8 @@ class Run:
     ) -> dict[str, Any]:
         """Return the card with the metrics of ``evaluate``, on the test part or on validation data.
 
-        The test part is read only if ``publish`` and the options allow it. Each measurement on it is appended to a log;
-        see ``training.readings``.
+        The test part is read only if ``publish`` is true and the options allow it. Each measurement on the test part is
+        appended to a log; see ``training.readings``.
         """
         part = self.options.part if publish else "validation"
         card = {**card, "metrics": evaluate(part)}
@@ -331,7 +337,7 @@ class Run:
     def finish(
         self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path], publish: bool = True
     ) -> None:
-        """Print the metrics, and publish if ``publish`` and the options allow it.
+        """Print the metrics, and publish the network if ``publish`` is true and the options allow it.
 
         The card (card.json) and the weights (model.safetensors) are also written to the run folder.
         """
@@ -356,9 +362,9 @@ class Run:
 def configure_cpu(threads: int) -> None:
     """Set the threads of PyTorch, keep freed memory, and flush denormal numbers to zero.
 
-    By default, glibc returns freed memory to the system. To get the memory for a tensor of 2 MB back takes longer than
-    to compute with the tensor. Keeping freed memory makes the training of LeNet 28 % faster. Moving averages contain
-    denormal numbers, and computing with these is slow.
+    By default, glibc returns freed memory to the system. Requesting 2 MB for a tensor again takes longer than the
+    computation with the tensor. Keeping freed memory makes the training of LeNet 28 % faster. Denormal numbers are set
+    to zero, because moving averages contain them and computations with them are slow.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
