@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-SLOW_BATCH_SECONDS = 0.05  # seconds; a slower batch is timed only once, which is accurate enough
+SLOW_BATCH_SECONDS = 0.05  # seconds; larger batches than one that takes this long are not measured
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,20 @@ class LatencyModel:
 
     @classmethod
     def measure(cls, compute: Callable[[int], object], rows: int) -> LatencyModel:
-        """Warm up with batches of 1, 2, 4 ... ``rows`` rows, and fit the model to the first and the last batch size."""
-        sizes = [1]
-        while sizes[-1] < rows:
-            sizes.append(min(2 * sizes[-1], rows))
-        first_seconds = [_seconds(compute, size) for size in sizes]  # the first batch of each size is the slowest
-        single, full = (
-            min(_seconds(compute, size) for _ in range(2)) if first < SLOW_BATCH_SECONDS else first
-            for size, first in ((1, first_seconds[0]), (rows, first_seconds[-1]))
-        )
-        return cls(single, max(full - single, 0.0) / max(rows - 1, 1))
+        """Warm up with batches of 1, 2, 4 ... rows, and fit the model to the first and the last batch size.
+
+        The last size is ``rows``, or the first size whose batch is slow: a slow network would delay the start, so the
+        duration of larger batches is extrapolated.
+        """
+        _seconds(compute, 1)  # the first batch of a size is the slowest
+        single = min(_seconds(compute, 1) for _ in range(2))
+        size, seconds = 1, single
+        while size < rows and (size == 1 or seconds < SLOW_BATCH_SECONDS):
+            size = min(2 * size, rows)
+            seconds = _seconds(compute, size)
+            if size == rows or seconds >= SLOW_BATCH_SECONDS:  # an interruption can make one batch slow
+                seconds = min(seconds, _seconds(compute, size))
+        return cls(single, max(seconds - single, 0.0) / max(size - 1, 1))
 
 
 def _seconds(compute: Callable[[int], object], rows: int) -> float:

@@ -1,0 +1,55 @@
+"""The latency model is fitted to measured batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from app.tasks import latency_model
+from app.tasks.latency_model import LatencyModel
+
+
+class Network:
+    """A fake network and its clock. A batch takes ``seconds(rows)``; the first of each size takes 0.01 more."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> None:
+        self.now, self.seconds, self.sizes = 0.0, seconds, list[int]()
+        monkeypatch.setattr(latency_model.time, "perf_counter", lambda: self.now)
+
+    def __call__(self, rows: int) -> None:
+        self.now += self.seconds(rows) + 0.01 * (rows not in self.sizes)
+        self.sizes.append(rows)
+
+
+def test_all_sizes_of_a_fast_network_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, lambda rows: 0.001 + 0.0001 * rows)
+    model = LatencyModel.measure(network, 24)
+    assert network.sizes == [1, 1, 1, 2, 4, 8, 16, 24, 24]
+    assert model(1) == pytest.approx(0.0011)
+    assert model(24) == pytest.approx(0.0034)
+
+
+def test_large_batches_of_a_slow_network_are_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, lambda rows: 0.02 * rows)
+    model = LatencyModel.measure(network, 64)
+    assert max(network.sizes) == 4
+    assert model(64) == pytest.approx(1.28)
+
+
+def test_the_time_for_further_rows_of_a_very_slow_network_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, lambda rows: 1.0 + 0.5 * rows)
+    model = LatencyModel.measure(network, 64)
+    assert max(network.sizes) == 2
+    assert model(3) == pytest.approx(2.5)
+
+
+def test_one_interrupted_batch_does_not_change_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, lambda rows: 0.2 if rows == 4 and 4 not in network.sizes else 0.001 * rows)
+    assert LatencyModel.measure(network, 16)(16) == pytest.approx(0.016)
+
+
+def test_a_network_without_batches_has_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, lambda rows: 0.03)
+    assert LatencyModel.measure(network, 1) == LatencyModel(pytest.approx(0.03), 0.0)
+    assert set(network.sizes) == {1}
