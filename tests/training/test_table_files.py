@@ -401,7 +401,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("a size in each group", lines("Year,Region,Area,y", *([2000 + i, g, a, V[i] + a] for i in range(20) for g, a in (("n", 7), ("s", 9)))),
         {g: ("2000-01-01", "year", [v + a for v in V[:20]]) for g, a in (("n", 7), ("s", 9))})  # fmt: skip
     add("a day and an hour without a date", lines("day,hr,bikes", *([i // 24 + 1, i % 24, V[i]] for i in range(240))),
-        "'hr' may be a part of the time or name the series; type --group hr for .*--time none")  # fmt: skip
+        "'hr' may be a part of the time or name the series; type --group hr if .*--time none")  # fmt: skip
     add("only years for days", lines("Year,Return", *([1990 + i // 50, V[i]] for i in range(200))),
         "rows 2 and 3 have the same time stamp 1990-01-01 00:00:00; .*; or --time none if each row is one step")  # fmt: skip
     add("weeks of a month", lines("Week,y", *([i % 5 + 1, V[i]] for i in range(60))),

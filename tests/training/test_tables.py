@@ -199,7 +199,7 @@ def test_a_column_of_row_numbers_is_not_read_as_a_series(tmp_path: Path, name: s
     table = read_table(write_table(tmp_path, [f"{name},day,sold", *lines]))
     assert [series.name for series in table.series] == ["sold"]
     assert (table.frequency, table.season) == ("day", 7)
-    remark = f"column {name!r} only numbers the rows: left out; --column {name!r} reads it"
+    remark = f"column {name!r} only numbers the rows, so it is left out; --column {name!r} reads it"
     assert table.remarks == [DETECTED[0], remark, DETECTED[1]]
     named = read_table(tmp_path / "table.csv", ReadOptions(columns=[name, "sold"]))
     assert [series.name for series in named.series] == [name, "sold"]

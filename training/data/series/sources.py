@@ -1,4 +1,4 @@
-"""Training series of series-lstm, the forecaster for any series: M4's series, sums of them, and synthetic series."""
+"""Training series of series-lstm, the forecaster for any series: M4's series, sums of M4's values, synthetic series."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from training.data.series.windows import Source
 from training.run import derive_seed
 
 SYNTHETIC_LENGTH = 700  # number of values of a synthetic series
-MISLABELLED_EVERY = 5  # every fifth synthetic series without a season is also used with each wrong season
+MISLABELLED_EVERY = 5  # every fifth synthetic series without a season is also used with each of the wrong seasons
 WEEKS_PER_YEAR = 365.25 / 7
-# Sums of M4's series: (values in a sum, season of the sums, horizon of the sums, weight among all sums)
+# Sums of values of M4's series: (values in a sum, season of the sums, horizon of the sums, weight among all sums)
 SUMS_OF_HOURS = ((2, 12, 24, 1.0), (3, 8, 16, 0.7), (4, 6, 12, 0.7), (6, 4, 8, 0.7), (24, 7, 14, 1.0))
 SUMS_OF_WEEKS = ((WEEKS_PER_YEAR / 12, 12, 18, 4.0), (WEEKS_PER_YEAR / 4, 4, 8, 3.0), (WEEKS_PER_YEAR, 1, 6, 1.5))
 # Structural series: (season, length, horizon, weight among all structural series)

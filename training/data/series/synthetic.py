@@ -1,9 +1,9 @@
-"""Synthetic series of two kinds, for a forecaster whose real series are hourly and weekly only.
+"""Synthetic training series of two kinds. They supplement the real training series, which are only hourly and weekly.
 
 ``structural`` simulates exponential smoothing models. ``synthetic`` draws random sums of trends, seasons, slow waves,
 shifts and noise of many kinds. The components of these sums follow KernelSynth of Chronos (Ansari et al. 2024): they
-are periodic, linear, smooth or white, and are added and multiplied. KernelSynth draws them from a Gaussian process. In
-this module, they are sums of sine waves, which take a thousandth of the time.
+are periodic, linear, smooth or white noise, and are added and multiplied. KernelSynth draws the components from a
+Gaussian process. In this module, they are sums of sine waves, which take a thousandth of the time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Draws:
 def synthetic(season: int, count: int, length: int, seed: int) -> Tensor:
     """Return ``count`` random series [count, length] that repeat approximately every ``season`` values.
 
-    If ``season`` is 1, some of them have no season, and the others have a season of at least 30 values.
+    If ``season`` is 1, some series have no season, and the others have a season of at least 30 values.
     """
     draw = Draws(count, length, seed)
     smooth = draw.bernoulli(0.4) * draw.log_uniform(0.1, 3) * _waves(draw, draw.log_uniform(20, 1000, 6))
@@ -195,9 +195,10 @@ def _level_shifts(draw: Draws) -> Tensor:
 
 
 def _transform(draw: Draws, series: Tensor, exponential: float = 0.35, largest: float = 0.8) -> Tensor:
-    """Scale the series to variance 1. Then make some of them exponential, non-negative, integer, or constant at times.
+    """Scale the series to variance 1. Then change some series, so that there are special kinds of series as well.
 
-    ``exponential``: share of exponential series; ``largest``: the largest standard deviation of their logarithm.
+    The special kinds are exponential, non-negative and integer series, and series with constant sections.
+    ``exponential``: share of exponential series. ``largest``: the largest standard deviation of their logarithm.
     """
     deviation = series.std(1, keepdim=True).clamp(min=1e-6)
     powers = ((series - series.mean(1, keepdim=True)) / deviation * draw.log_uniform(0.1, largest)).exp()

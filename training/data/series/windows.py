@@ -18,8 +18,8 @@ WEIGHT_BEYOND_HORIZON = 0.25  # loss weight of the steps beyond the horizon of t
 class Source:
     """Series float64 [T] with the same season length.
 
-    ``horizon``: number of steps of the forecasts that are evaluated. ``share``: relative share of its windows in a
-    batch.
+    ``horizon``: number of forecast steps that are evaluated. ``share``: share of this source's windows in a batch,
+    relative to the shares of the other sources.
     """
 
     series: Sequence[Tensor]
@@ -32,9 +32,9 @@ class Batch(NamedTuple):
     """N windows of series.
 
     Attributes:
-        values: the past [N, context]; NaN before its first value.
-        seasons: season lengths [N]; 1 if there is no season or it is not given.
-        future: the future [N, horizon]; NaN where it is unknown.
+        values: past values [N, context]; NaN before the first value of a series.
+        seasons: season lengths [N]; 1 if a series has no season, or if the network does not receive its season.
+        future: future values [N, horizon]; NaN for unknown values.
         weights: the weight [N, horizon] of each step in the loss.
     """
 
@@ -52,7 +52,8 @@ class WindowSampler:
     """Draws windows of ``context`` past and ``horizon`` future values from all series of all sources.
 
     ``truncated``: share of the windows whose past is cut to a random length, uniform in its logarithm.
-    ``unlabelled``: share of the windows without a given season. A season is given only if it is shorter than the past.
+    ``unlabelled``: share of the windows for which the network does not receive the season. It never receives a season
+    that is not shorter than the past.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class WindowSampler:
     def sample(self, count: int, mixup: float, held_out: bool, generator: Generator) -> Batch:
         """Return ``count`` random windows.
 
-        ``mixup``: share of them that are mixed with another window of the same source. ``held_out``: whether the
+        ``mixup``: share of the windows that are mixed with another window of the same source. ``held_out``: whether the
         windows leave out the last horizon of each series.
         """
         sources = torch.multinomial(self.shares, count, replacement=True, generator=generator)
@@ -93,7 +94,10 @@ class WindowSampler:
         return self._gather(sources, self.seasons[sources], series, origins, origins, self.lengths[series])
 
     def _random(self, sources: Tensor, held_out: bool, generator: Generator) -> Batch:
-        """Draw a window for each source index [N]. Half of the origins are uniform, the others tend to be recent."""
+        """Draw a window for each source index [N].
+
+        Half of the origins are uniformly distributed. The others tend to be near the end of the series.
+        """
         random = torch.rand(6, len(sources), generator=generator, dtype=torch.float64)
         series = self.first_series[sources] + (random[0] * self.counts[sources]).long()
         end = self.lengths[series] - self.horizons[sources] * held_out
@@ -110,7 +114,10 @@ class WindowSampler:
     def _gather(
         self, sources: Tensor, seasons: Tensor, series: Tensor, origins: Tensor, past: Tensor, end: Tensor
     ) -> Batch:
-        """Return the ``past`` values before each origin, and the values from it to ``end``. All arguments are [N]."""
+        """Return the ``past`` values before each origin, and the values from the origin to ``end``.
+
+        All arguments are tensors [N].
+        """
         positions = origins.unsqueeze(1) + torch.arange(-self.context, self.horizon)
         inside = positions.clamp(min=0).minimum(self.lengths[series].unsqueeze(1) - 1)
         known = (positions >= (origins - past).unsqueeze(1)) & (positions < end.unsqueeze(1))

@@ -21,15 +21,15 @@ ID_NAME = re.compile(
 SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, -99.9, -999.9, -9999.9, 999.9, 9999.9, -200.0)
 FLAGS = {"true", "false", "yes", "no", "y", "n", "ja", "nein", "oui", "non", "si", "sí", "0", "1", "none"}
 MAX_GROUP_COLUMNS = 3
-# Smallest share of time stamps with a row, in the median group. With a smaller share, the columns do not name series.
+# Columns name the series only if, in the median group, at least this share of the time stamps has a row.
 MIN_FILL = 0.5
-MAX_TEXT_SHARE = 0.1  # largest share of cells in a column of numbers that are not numbers
+MAX_TEXT_SHARE = 0.1  # a column with a larger share of other cells is not a column of numbers
 
 
 def value_columns(
     body: Body, used: Sequence[str], requested: Sequence[str] | None, times: pd.Series | None
 ) -> list[str]:
-    """Return the names of the columns of numbers, without columns of row numbers, codes, or parts of the date.
+    """Return the names of the columns of values: all columns of numbers except row numbers, codes and parts of dates.
 
     ``used``: columns that are skipped, because they hold time stamps, groups or known values. ``requested``: if given,
     exactly these columns are returned. ``times``: the time stamp of each row, or None.
@@ -46,13 +46,17 @@ def value_columns(
             continue
         part = numbers.share(frame[name])
         if _numbers_rows(name, frame, times is not None):
-            left_out.append(f"column {name!r} only numbers the rows: left out; --column {name!r} reads it")
+            left_out.append(f"column {name!r} only numbers the rows, so it is left out; --column {name!r} reads it")
         elif part > 0.5 and ID_NAME.fullmatch(name):
-            left_out.append(f"column {name!r} holds codes: left out; --column {name!r} reads it")
+            left_out.append(f"column {name!r} holds codes, so it is left out; --column {name!r} reads it")
         elif part > 0.5 and (code := _code(frame[name])):
-            left_out.append(f"column {name!r} holds codes such as {code!r}: left out; --column {name!r} reads it")
+            left_out.append(
+                f"column {name!r} holds codes such as {code!r}, so it is left out; --column {name!r} reads it"
+            )
         elif part > 0.5 and times is not None and _part_of_date(name, values_of(frame[name]), times):
-            left_out.append(f"column {name!r} repeats a part of the date: left out; --column {name!r} reads it")
+            left_out.append(
+                f"column {name!r} repeats a part of the date, so it is left out; --column {name!r} reads it"
+            )
         elif part >= 1 - MAX_TEXT_SHARE:
             selected.append(name)
         elif part > 0.3:
@@ -75,10 +79,10 @@ def value_columns(
 
 
 def _numbers_rows(name: str, frame: pd.DataFrame, timed: bool) -> bool:
-    """Return whether a column numbers the rows: its values, once sorted, differ by 1, and its name allows it.
+    """Return whether a column only numbers the rows, judged by its name and its values.
 
-    Its name must be one such as index or, in the first column, may be missing. ``timed``: whether another column holds
-    the time stamps. If so, names such as time and period are also allowed.
+    The name must be a word such as index. The first column may also have no name. The values, once sorted, must differ
+    by 1. ``timed``: whether another column holds the time stamps. If so, names such as time and period are allowed too.
     """
     counts = timed and role(name) in ("time", "clock")
     if not (counts or INDEX_NAME.fullmatch(name) or (name == "" and frame.columns[0] == name)):
@@ -96,7 +100,7 @@ def _code(cells: pd.Series) -> str | None:
 
 
 def _part_of_date(name: str, values: pd.Series, times: pd.Series) -> bool:
-    """Return whether a column, by its name and its values, repeats a part of the time stamps, such as the weekday."""
+    """Return whether a column repeats a part of the time stamps, such as the weekday, judged by its name and values."""
     week = times.dt.isocalendar().week.astype("float64")
     parts = [times.dt.year, times.dt.month, times.dt.quarter, times.dt.day, times.dt.hour, times.dt.day_of_year, week]
     parts += [
@@ -119,7 +123,7 @@ def _part_of_date(name: str, values: pd.Series, times: pd.Series) -> bool:
 def parse_values(
     body: Body, names: Sequence[str], decimal: str | None, missing: Sequence[str] | None
 ) -> dict[str, pd.Series]:
-    """Return the values of the columns ``names``, NaN where missing.
+    """Return the values of the columns ``names``. Missing values are NaN.
 
     Raises:
         DataError: a cell is not a number, the decimal sign is ambiguous, units are mixed, or a value such as -999 may
@@ -144,7 +148,7 @@ def parse_values(
             values = values.mask(values.isin([float(text) for text in missing if numbers.is_plain(text)]))
         elif (sentinel := _sentinel(values)) is not None:
             raise body.error(
-                f"{name}: {sentinel:g} may be a value or stand for a missing one; type --missing {sentinel:g}, or "
+                f"{name}: {sentinel:g} may be a value or stand for a missing value; type --missing {sentinel:g}, or "
                 "--missing none to read it as a value"
             )
         result[name] = values
@@ -152,7 +156,10 @@ def parse_values(
 
 
 def _sentinel(values: pd.Series) -> float | None:
-    """Return a value such as -999 that is far from all others and may mean "missing"; None if there is none."""
+    """Return a value such as -999 that may mean "missing", because it is far from all other values.
+
+    If there is no such value, return None.
+    """
     known = values.dropna()
     for sentinel in SENTINELS:
         others = known[known != sentinel]
@@ -173,7 +180,7 @@ def group_columns(
 
     Raises:
         DataError: no columns, or several sets of columns, separate the rows with the same time stamp; or a column may
-            hold a part of the time, or the names of series that alternate in time.
+            hold a part of the time, or the names of several series whose rows alternate.
     """
     times = reading.times
     rows = times.notna()
@@ -197,13 +204,13 @@ def group_columns(
         return []
     row = times.index[times.duplicated()][0]
     first = times.index[times == times[row]][0]
-    names = f"--group {texts[0]!r} for one series each, or " if texts else ""
+    names = f"--group {texts[0]!r} for one series per group, or " if texts else ""
     stamp = int(times[row].timestamp()) if reading.period == "step" else times[row]
     ordered = reading.period == "step" or times.is_monotonic_increasing or times.is_monotonic_decreasing
     raise body.error(
         f"rows {first} and {row} have the same time stamp {stamp}; type --aggregate sum, mean or last to combine "
         "such rows"
-        + (f", with {names}no --group for one series" if names else "")
+        + (f", with {names}without --group for one series" if names else "")
         + ("; or --time none if each row is one step and the rows are in the order of time" if ordered else "")
     )
 
@@ -213,16 +220,16 @@ def _reject_part_of_time(body: Body, names: Sequence[str]) -> None:
     for name in names:
         if role(name) and _counted(body.frame[name]):
             raise body.error(
-                f"column {name!r} may be a part of the time or name the series; type --group {','.join(names)} for a "
-                "series of each value, --time with all columns of the time, such as --time date,hour, or --time none "
-                "if the rows are in the order of time"
+                f"column {name!r} may be a part of the time or name the series; type --group {','.join(names)} if each "
+                "of its values is a series, --time with all columns of the time, such as --time date,hour, or --time "
+                "none if the rows are in the order of time"
             )
 
 
 def varying(body: Body, names: Sequence[str], groups: Sequence[str]) -> list[str]:
     """Return the columns ``names`` without those that are constant in each group, such as the size of a store.
 
-    If all of them are constant in each group, return all.
+    If all these columns are constant in each group, return all of them.
     """
     by_group = body.frame.groupby(list(groups), sort=False)
     constant = [
@@ -233,7 +240,8 @@ def varying(body: Body, names: Sequence[str], groups: Sequence[str]) -> list[str
     if len(constant) == len(names):
         return list(names)
     body.remarks += [
-        f"column {name!r} has one value in each series: left out; --column {name!r} reads it" for name in constant
+        f"column {name!r} has one value in each series, so it is left out; --column {name!r} reads it"
+        for name in constant
     ]
     return [name for name in names if name not in constant]
 
@@ -241,7 +249,11 @@ def varying(body: Body, names: Sequence[str], groups: Sequence[str]) -> list[str
 def _reject_interleaved(
     body: Body, frame: pd.DataFrame, times: pd.Series, used: Sequence[str], values: Sequence[str]
 ) -> list[str]:
-    """Return [] for a single series. Raises DataError if a column of text may name series that alternate in time."""
+    """Return [] if the rows are a single series.
+
+    Raises:
+        DataError: a column of text may name several series whose rows alternate.
+    """
     for name in frame.columns:
         if name in used or name in values or not 1 < frame[name].nunique() <= len(frame) / 3:
             continue
@@ -264,7 +276,7 @@ def _reject_interleaved(
 
 
 def _counted(cells: pd.Series) -> bool:
-    """Return whether all cells are integers and none is negative, such as store numbers."""
+    """Return whether all cells are non-negative integers, such as store numbers."""
     values = values_of(cells)
     return bool(values.notna().all() and (values == values.round()).all() and (values >= 0).all())
 
@@ -272,8 +284,8 @@ def _counted(cells: pd.Series) -> bool:
 def _complete(frame: pd.DataFrame, times: pd.Series, names: list[str]) -> bool:
     """Return whether the columns ``names`` can name the series.
 
-    Their cells must be filled, and no group may have a time stamp twice. At the median over the groups, a group must
-    have at least three rows and few gaps.
+    Their cells must be filled, and no group may have the same time stamp twice. The median group must have at least
+    three rows and few gaps.
     """
     keys = pd.DataFrame({**{name: frame[name] for name in names}, "(time)": times})
     if keys.duplicated().any() or frame[names].isna().any().any():
@@ -285,7 +297,10 @@ def _complete(frame: pd.DataFrame, times: pd.Series, names: list[str]) -> bool:
 
 
 def _without_synonyms(frame: pd.DataFrame, sets: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Keep one of several sets of columns with the same groups of rows, such as the code and the name of a country."""
+    """If several sets of columns give the same groups of rows, keep only the first of these sets.
+
+    For example, a column with country codes and a column with country names give the same groups.
+    """
     distinct: list[tuple[tuple[str, ...], pd.Series]] = []
     for names in sets:
         numbered = frame.groupby(list(names), sort=False).ngroup()

@@ -158,7 +158,8 @@ def _read_excel(path: Path, content: bytes, name: str | None) -> Sheet:
 def _cells(sheet: Any) -> list[list[Any]]:
     """Return the values of a worksheet.
 
-    The value of a merged cell fills all its parts. If the cell spans all columns, such as a title, it fills the first.
+    The value of a merged cell is repeated in all cells that were merged. If the merged cell spans all columns, as a
+    title does, only the first cell has the value.
     """
     rows = [[_cleaned(value) for value in row] for row in sheet.iter_rows(values_only=True)]
     for merged in sheet.merged_cells.ranges:
@@ -246,7 +247,7 @@ def _foreign(text: str) -> bool:
 def _without_comments(lines: Sequence[str], remarks: list[str]) -> list[str]:
     """Replace comments (lines that begin with ``#`` or ``//``) by empty lines.
 
-    The last comment before the table stays if it holds the column names.
+    The last comment before the table is kept if it holds the column names.
     """
     comments = [at for at, line in enumerate(lines) if re.match(r'\s*"?\s*(#(?![A-Z]{1,5}/|[,;\t|])|//)', line)]
     first = next((at for at, line in enumerate(lines) if line.strip() and at not in set(comments)), len(lines))
@@ -284,7 +285,7 @@ def _split(lines: Sequence[str], delimiter: str) -> list[tuple[int, list[str]]]:
 def _delimiter(sample: Sequence[str]) -> str:
     """Return the delimiter that gives the most rows of the same length, and the most cells with numbers or dates.
 
-    Spaces are tried only if no other delimiter splits the rows. If they do not split them well either, return a comma.
+    Spaces are tried only if no other delimiter splits the rows. If spaces do not split the rows well, return a comma.
     """
 
     def score(delimiter: str) -> float:

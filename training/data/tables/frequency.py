@@ -1,4 +1,7 @@
-"""Find the time step between rows (calendar steps, fixed steps, business days, steps with jitter) and the season."""
+"""Find the time step between the rows of a table, and the season length.
+
+A time step may be a calendar step such as a month, a fixed step, a business day, or a fixed step with jitter.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +36,11 @@ NICE_STEPS = np.array(  # usual time steps of sensors; their time stamps may hav
     + [n * 60 * _MINUTE for n in (1, 2, 3, 4, 6, 8, 12)]
     + [DAY, 7 * DAY]
 )
-MAX_JITTER = 0.3  # largest deviation of a time difference from a multiple of the step, as a share of it
+MAX_JITTER = 0.3  # largest deviation of a time difference from a multiple of the step, as a share of the step
 MAX_HOLES = 0.4  # largest share of steps without a time stamp; with a larger share, the times are irregular
 MAX_HOLES_TO_DECIDE = 0.1  # a stricter limit, for choosing between several readings of the same cells
-MIN_AUTOCORRELATION = 0.3  # smallest autocorrelation of the values one season apart
-MIN_AUTOCORRELATION_OF_TWO = 0.5  # the same if all series are shorter than three seasons
+MIN_AUTOCORRELATION = 0.3  # smallest autocorrelation between values that are one season apart
+MIN_AUTOCORRELATION_OF_TWO = 0.5  # the same limit if all series are shorter than three seasons
 # Smallest difference between the autocorrelation at one season and its mean at 0.5 and 1.5 seasons. Random walks do
 # not reach this difference.
 MIN_PROMINENCE = 0.1
@@ -89,7 +92,10 @@ def grid(times: Sequence[Times], period: str) -> Grid | None:
 
 
 def _checked(grids: Sequence[Grid]) -> Grid | None:
-    """Return the grid with the smallest share of holes; None if there is none, or if this share is above MAX_HOLES."""
+    """Return the grid with the smallest share of holes.
+
+    Return None if there are no grids, or if the smallest share is above MAX_HOLES.
+    """
     best = min(grids, key=lambda each: each.holes, default=None)
     return best if best is not None and best.holes <= MAX_HOLES else None
 
@@ -244,8 +250,8 @@ def season(series: Sequence[np.ndarray], usual: Sequence[int] | None) -> int:
     """Return the season length of the series in steps; 1 if they have no season.
 
     Candidates are the ``usual`` seasons of the time step or, if ``usual`` is None, all lags, up to MAX_SEASON. A
-    candidate is dropped if its autocorrelation, averaged over the first 50 series, is too low. Of the other candidates,
-    the shortest one wins whose autocorrelation is above 90 % of the highest one.
+    candidate is dropped if its autocorrelation, averaged over the first 50 series, is too low. The result is the
+    shortest of the other candidates whose autocorrelation is above 90 % of the highest autocorrelation.
     """
     candidates = [lag for lag in (range(2, 401) if usual is None else usual) if lag <= MAX_SEASON]
     known_values = [values[~np.isnan(values)] for values in series[:50]]

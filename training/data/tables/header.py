@@ -1,4 +1,4 @@
-"""Find the names of the columns and the rows below them, among titles, comments, units and totals."""
+"""Find the column names and the rows below them in a sheet that may also have titles, notes, units and totals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_TOTALS = 0.1  # largest share of rows with totals; if more rows look like to
 UNIT_NAME = re.compile(
     r"[\[(].{1,12}[\])]|%|°.?|(k|M|G|m|c|µ)?(W|Wh|g|l|L|m|s|Pa|V|A|Hz|bar|t)\b.{0,4}|[A-Z]{3}|yyyy.*|dd.*|[€$£]"
 )
-SAMPLE_ROWS = 60  # rows that are compared with the first row, to decide whether it holds names
+SAMPLE_ROWS = 60  # number of rows that are compared with the first row, to decide whether the first row holds names
 TOTAL = re.compile(
     r"(?:(?:grand|sub)[- ]?)?(?:totals?|sums?|summen?|gesamt(?:summe)?|insgesamt|zwischensumme|averages?|avg\.?|mean|"
     r"mittelwert|durchschnitt|moyenne|somme|suma|ytd|count|min(?:imum)?|max(?:imum)?)\b.*",
@@ -36,9 +36,9 @@ TOTAL = re.compile(
 class Body:
     """The rows of a table below its header.
 
-    ``frame``: the cells, None if empty. Its columns have the names of the header; its index gives the places of the
-    rows in the file.
-    ``titles``: the cells of the header as read, which may be dates of Excel.
+    ``frame``: the cells; None if a cell is empty. Its columns have the names of the header. Its index states the place
+    of each row in the file.
+    ``titles``: the cells of the header as read from the file. They may be dates.
     """
 
     path: Path
@@ -60,7 +60,9 @@ def kind(cell: Any) -> str:
 
 
 def locate(path: Path, sheet: Sheet, header: int | None = None) -> Body:
-    """Split a sheet into header and body. ``header``: row number of the column names; 0: no names; None: detected.
+    """Split a sheet into header and body.
+
+    ``header``: row number of the column names; 0 if there are no names; None to detect the row.
 
     Raises:
         DataError: there is no header, or it is ambiguous.
@@ -159,8 +161,8 @@ def _filled(row: Sequence[Any]) -> int:
 def _continues(rows: Sequence[tuple[int, list[Any]]], filled: Sequence[int], at: int, typical: int) -> bool:
     """Return whether the row above row ``at`` also holds names.
 
-    It does if row ``at`` has repeated names, mostly units, or fewer cells than a typical row, or if the row above has
-    at least as many cells as a typical row. A row above with a single cell is a title instead.
+    The row above holds names if row ``at`` has repeated names, mostly units, or fewer cells than a typical row. It also
+    holds names if it has at least as many cells as a typical row. If it has a single cell, it is a title instead.
     """
     names = [name_of(cell) for cell in rows[at][1]]
     known = [name for name in names if name]
@@ -255,10 +257,11 @@ def _aligned(
 ) -> tuple[list[tuple[int, list[Any]]], list[str], list[Any]]:
     """Return the rows, the names and the titles, all with the same length. Only empty cells at the end are cut.
 
-    R writes row numbers without a name in the header. Such a header gets an empty first name.
+    The language R writes a column of row numbers that has no name in the header. Such a header gets an empty first
+    name.
 
     Raises:
-        DataError: a row has a filled cell beyond the header, or all rows are shorter.
+        DataError: a row has a filled cell beyond the header, or all rows are shorter than the header.
     """
     while names and not names[-1] and all(len(row) < len(names) or row[len(names) - 1] is None for _, row in below):
         names, titles = names[:-1], titles[:-1]
@@ -307,7 +310,7 @@ def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
         elif filled == 0:
             dropped.append((row, ""))
     totals = [row for row, text in dropped if TOTAL.fullmatch(text)]
-    if len(totals) > max(3, MAX_TOTALS * len(frame)):  # there are so many that total must be the name of a series
+    if len(totals) > max(3, MAX_TOTALS * len(frame)):  # so many rows of totals must be a series with such a name
         dropped = [(row, text) for row, text in dropped if row not in set(totals)]
     for row, text in dropped:
         if text:

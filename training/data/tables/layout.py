@@ -1,4 +1,4 @@
-"""Turn tables with years, quarters, months, hours or dates across the columns into tables with one row per value."""
+"""Unpivot tables that have one column per year, quarter, month, hour or date, so that each row holds one value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.data.tables.header import Body
 from training.data.tables.numbers import is_missing, share
 
 TIME, VALUE = "(time)", "(value)"  # names of the columns of an unpivoted table
-MIN_COLUMNS = 3  # smallest number of columns that are named by time stamps; of columns named by years, two are enough
+MIN_COLUMNS = 3  # smallest number of columns whose names are time stamps; two are enough if the names are years
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Unpivoted:
 
 
 def unpivot(body: Body, by_rows: bool) -> Unpivoted | None:
-    """Unpivot a table that has time across its columns; return None for all other tables.
+    """Unpivot a table whose column names are time stamps; return None for all other tables.
 
     ``by_rows``: treat each row as a series, whatever the names of the columns are.
 
@@ -120,9 +120,12 @@ def _mostly(cells: pd.Series, fits: Callable[[Any], bool]) -> bool:
 
 
 def _part_of_year(body: Body, others: Sequence[str]) -> str | None:
-    """Return the column with the month, quarter or day of each row, for a table with years across the columns.
+    """Return the column with the month, quarter or day of each row, for a table with one column per year.
 
-    Return None if there is no such column. Raises DataError if a column holds their numbers instead of their names.
+    Return None if there is no such column.
+
+    Raises:
+        DataError: a column holds numbers of months, quarters or days instead of their names.
     """
 
     def names_part(cell: Any) -> bool:
@@ -136,7 +139,9 @@ def _part_of_year(body: Body, others: Sequence[str]) -> str | None:
             re.search(r"month|monat|week|woche|quarter|day|tag|mois|mes", name, re.IGNORECASE)
             and share(body.frame[name]) > 0.8
         ):
-            raise body.error(f"{name!r} numbers parts of the years across the columns; write their names, as Jan or Q1")
+            raise body.error(
+                f"column {name!r} holds numbers of months, quarters, weeks or days; write names such as Jan or Q1"
+            )
     return None
 
 
@@ -166,9 +171,9 @@ def _melt(
     count = next((n for n in range(len(labels) + 1) if names_rows(labels[:n])), len(texts)) if timed else 1
     selected = labels[:count] if timed else list(others)
     if left_out := [name for name in others if name not in selected]:
-        remarks.append(f"columns {', '.join(map(repr, left_out))} are not needed to name the series: left out")
+        remarks.append(f"columns {', '.join(map(repr, left_out))} are left out: they are not needed to name the series")
     if timed:
-        remarks.append(f"time is across the columns, {columns[0]!r} to {columns[-1]!r}; each row is a series")
+        remarks.append(f"the columns {columns[0]!r} to {columns[-1]!r} are time stamps, and each row is a series")
     titles = dict(zip(frame.columns, body.titles, strict=True))
     records = {}
     for row, cells in zip(frame.index, frame.to_dict("records"), strict=True):

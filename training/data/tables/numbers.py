@@ -180,13 +180,18 @@ def share(cells: pd.Series) -> float:
 
 
 def decimal_sign(name: str, cells: Sequence[str], delimiter: str, file_evidence: dict[str, str]) -> str:
-    """Return the decimal sign of a column.
+    """Return the decimal sign of a column, "." or ",". For a column without points and commas, return ".".
 
-    A cell that fits only one sign decides. If the column has no such cell, those of the other columns decide if they
-    agree. If no column has such a cell, the whole numbers of the column decide. If one of them has more than three
-    digits, thousands are not separated, so a separator is a decimal sign. If all have at most three digits, a separator
-    separates thousands. In a file that is separated by spaces, a point is a decimal sign. Everything else is ambiguous.
-    The sign of a column without separators is a point.
+    The following rules are tried in this order:
+
+    1. If a cell of the column is a number with one of the signs only, such as 1.234,5, this sign is returned.
+    2. If other columns have such cells, and these agree on a sign, this sign is returned.
+    3. If no column has such a cell, but this column has a whole number of more than three digits, such as 1234,
+       thousands are not separated. So a separator is a decimal sign.
+    4. In a file whose cells are separated by spaces, a point is a decimal sign.
+    5. If the column has whole numbers, but none has more than three digits, a separator separates thousands.
+
+    In all other cases, the sign is ambiguous.
 
     Raises:
         ValueError: the sign is ambiguous, or the cells contradict each other.
@@ -218,7 +223,7 @@ def decimal_sign(name: str, cells: Sequence[str], delimiter: str, file_evidence:
 
 
 def parse(name: str, cells: pd.Series, decimal: str, remarks: list[str]) -> pd.Series:
-    """Return the numbers of a column, float64, NaN if missing. Append remarks on how they were read.
+    """Return the numbers of a column, float64; NaN for missing values. Append remarks on how they were read.
 
     Raises:
         ValueError: a cell is not a number, or units are mixed.
@@ -257,9 +262,9 @@ def _factors(name: str, written: dict[Any, Written], remarks: list[str]) -> dict
     unmarked = [cell for cell, parts in written.items() if not parts.unit and _parse(parts.digits, ".") != 0]
     factors = {unit: FACTORS[unit.lower()] for unit in units if unit.lower() in FACTORS}
     if len(currencies) > 1:
-        raise ValueError(f"{name} has several currencies: {', '.join(currencies)}; write one per column")
+        raise ValueError(f"{name} has several currencies: {', '.join(currencies)}; use one currency per column")
     if len(units) > 1 and len(factors) < len(units):
-        raise ValueError(f"{name} has several units: {', '.join(units)}; write one per column")
+        raise ValueError(f"{name} has several units: {', '.join(units)}; use one unit per column")
     if currencies:
         remarks.append(f"{name}: the currency {currencies[0]!r} is left out of the values")
     if factors and len(factors) == len(units):
@@ -271,7 +276,7 @@ def _factors(name: str, written: dict[Any, Written], remarks: list[str]) -> dict
         return factors
     if units and unmarked:
         raise ValueError(
-            f"{name}: some values have the unit {units[0]!r}, but {unmarked[0]!r} has none; write all alike"
+            f"{name}: some values have the unit {units[0]!r}, but {unmarked[0]!r} has no unit; give all the same unit"
         )
     if units:
         remarks.append(f"{name}: the unit {units[0]!r} is left out of the values")

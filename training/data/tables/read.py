@@ -25,7 +25,7 @@ from training.data.tables.time_column import TimeColumn
 from training.data.tables.timestamps import Reading
 
 AGGREGATES = ("sum", "mean", "last")
-CALENDAR_YEARS = 10  # years after the last time stamp for which holidays are stored
+CALENDAR_YEARS = 10  # number of years after the last time stamp for which holidays are stored
 NO_COLUMNS = np.empty((0, 0))
 
 
@@ -93,7 +93,7 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     columns_only = (options.columns or known) and not options.by_rows
     unpivoted = None if columns_only else unpivot(body, options.by_rows)
     if known and unpivoted:
-        raise body.error("--known needs a table with one row per time step; --by-rows has none")
+        raise body.error("--known needs a table with one row per time step, so it cannot be used with --by-rows")
     time: TimeColumn | None
     if unpivoted:
         body, groups = unpivoted.body, unpivoted.labels
@@ -185,7 +185,7 @@ def _usable(body: Body, time: TimeColumn, values: Sequence[str]) -> TimeColumn:
 def _labels(body: Body, groups: Sequence[str], unpivoted: bool) -> pd.Series:
     """Return the name of the series of each row: its cells in the columns ``groups``, joined by spaces.
 
-    Without ``groups``, the name is that of the file if the table was unpivoted, otherwise "".
+    Without ``groups``, the name of the series is the name of the file if the table was unpivoted, otherwise "".
     """
     if not groups:
         return pd.Series(body.path.name.split(".")[0] if unpivoted else "", index=body.frame.index, dtype=object)
@@ -319,9 +319,9 @@ def _calendar(body: Body, country: str, step: str, times: pd.Series) -> HolidayC
 def _combine(
     body: Body, options: ReadOptions, frame: pd.DataFrame, covariates: Sequence[str]
 ) -> tuple[pd.DataFrame, bool]:
-    """Combine the rows of a series with the same time as ``--aggregate`` says. Covariates become their mean.
+    """Combine rows of a series that have the same time, by the method of ``--aggregate``. Covariates are averaged.
 
-    Return the rows, and whether any were combined.
+    Return the rows, and whether any rows were combined.
 
     Raises:
         DataError: a series has two rows with the same time, but ``--aggregate`` is not given.
@@ -331,9 +331,9 @@ def _combine(
     if double.any() and options.aggregate is None:
         stamp, label = frame["(time)"][double].iloc[0], frame["(series)"][double].iloc[0]
         same = frame.index[(frame["(time)"] == stamp) & (frame["(series)"] == label)]
-        relation = f"in the same {options.resample}" if options.resample else f"with the same time stamp {stamp}"
+        relation = "are in the same time step" if options.resample else f"have the same time stamp {stamp}"
         raise body.error(
-            f"rows {same[0]} and {same[1]} are {relation}; type --aggregate sum, mean or last to combine them"
+            f"rows {same[0]} and {same[1]} {relation}; type --aggregate sum, mean or last to combine such rows"
         )
     if double.any():
         grouped = frame.groupby(keys, sort=True)
@@ -369,7 +369,7 @@ def _table(
     for name, values, starts, known in arrays:
         there = np.flatnonzero(~np.isnan(values))
         if not len(there):
-            body.remarks.append(f"{name} has no values: left out")
+            body.remarks.append(f"{name} has no values, so it is left out")
             continue
         part = values[there[0] : there[-1] + 1]
         if names and there[-1] + 1 < len(values):
@@ -384,7 +384,7 @@ def _table(
 
 
 def _filled(body: Body, series: str, names: Sequence[str], covariates: np.ndarray) -> np.ndarray:
-    """Replace missing covariates [T, K] by the last value before or, at the start, the first value; append remarks.
+    """Replace missing covariates [T, K] by the last value before them or, at the start, the first value; add remarks.
 
     Raises:
         DataError: a column has no values.

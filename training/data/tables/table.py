@@ -44,7 +44,7 @@ class Table:
         series: the series, in the order of the file.
         frequency: name of the time step.
         season: season length in steps; 1 if there is no season.
-        remarks: texts on how the file was read, and on all repairs and omissions.
+        remarks: texts about how the file was read, and about all repairs and omissions.
         covariates: names of the columns whose future values are known; with a calendar, the last one counts holidays.
         calendar: the public holidays, if they are used.
     """
@@ -68,7 +68,10 @@ class Table:
 
 
 def without_gaps(table: Table) -> Table:
-    """Split each series at long gaps, keep the longest part, and interpolate short gaps. Add remarks on this."""
+    """Split each series at long gaps, keep the longest part, and interpolate short gaps.
+
+    Append a remark for each change.
+    """
     remarks = list(table.remarks)
     series = [_without_gaps(one, max(table.season, MAX_GAP), remarks) for one in table.series]
     return replace(table, series=series, remarks=remarks)

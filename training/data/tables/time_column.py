@@ -1,4 +1,4 @@
-"""Find the column of time stamps, or columns that form time stamps together, such as year and month, date and hour."""
+"""Find the column of time stamps, or several columns that form time stamps together, such as year and month."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ INDEX_NAME = re.compile(
 
 @dataclass(frozen=True)
 class TimeColumn:
-    """The columns with the time stamps. ``reading`` holds the time of each row, NaT if a row has none."""
+    """The columns with the time stamps. ``reading`` holds the time of each row; NaT for rows without a time."""
 
     names: list[str]
     reading: Reading
@@ -52,7 +52,7 @@ def role(name: str) -> str:
 
 
 def values_of(cells: pd.Series) -> pd.Series:
-    """Return the numbers of a column, NaN for cells that Python's ``float`` does not read as a number."""
+    """Return the numbers of a column; NaN for cells that Python's ``float`` does not read as a number."""
     return cells.map(lambda cell: float(cell) if numbers.is_typed(cell) or numbers.is_plain(cell) else math.nan).astype(
         "float64"
     )
@@ -104,7 +104,10 @@ def _strong(body: Body, name: str) -> list[Reading]:
 
 
 def _like_dates(cells: pd.Series) -> bool:
-    """Return whether all cells are dates that look like numbers, such as 05.01.24, or 2024 Jan (Jan is not a unit)."""
+    """Return whether all cells are dates that look like numbers.
+
+    Examples are 05.01.24, and 2024 Jan, where Jan looks like a unit.
+    """
     known = [cell for cell in cells if not numbers.is_missing(cell)]
     return all(isinstance(cell, str) and LIKE_DATE.fullmatch(cell.strip().lower()) for cell in known)
 
@@ -117,13 +120,13 @@ def _reject_mixed(body: Body, names: Sequence[str]) -> None:
         if known and times >= 0.3 * len(known):
             other = next((cell for cell in known if not timestamps.is_time(cell)), known[0])
             raise body.error(
-                f"column {name!r} mixes dates and other cells, for example {str(other)[:40]!r}; write all dates alike, "
-                "or leave the column out with --time none"
+                f"column {name!r} mixes dates and other cells, for example {str(other)[:40]!r}; use one format for "
+                "all dates, or leave the column out with --time none"
             )
 
 
 def _without_derived(strong: dict[str, list[Reading]]) -> dict[str, list[Reading]]:
-    """Leave out columns that only repeat a part of another column: its day, week, month, quarter, half-year or year."""
+    """Leave out columns that only repeat the day, week, month, quarter, half-year or year of another column."""
 
     def derived(coarse: Reading, fine: Reading) -> bool:
         if fine.times.equals(coarse.times) or fine.period:
@@ -152,7 +155,10 @@ def _fits(cells: pd.Series, pattern: str) -> bool:
 
 
 def _clock_column(frame: pd.DataFrame, date: str, readings: list[Reading]) -> str | None:
-    """Return the column with the time of day for the column ``date``; None if no date repeats or no column fits."""
+    """Return the column with the time of day that belongs to the column ``date``.
+
+    Return None if no date occurs twice, or if no column fits.
+    """
     times = readings[0].times.dropna()
     if readings[0].period or not times.duplicated().any() or (times != times.dt.floor("D")).any():
         return None
@@ -170,7 +176,7 @@ def _clock_column(frame: pd.DataFrame, date: str, readings: list[Reading]) -> st
 def _parts(frame: pd.DataFrame, candidates: Sequence[str]) -> list[str] | None:
     """Return the columns of year and month, year and quarter, or year and week; None if there are none.
 
-    Columns of day and hour follow the month, if there are any.
+    If the table also has columns of the day and the hour, they follow the column of the month.
     """
     roles: dict[str, str] = {}
     for name in candidates:
@@ -273,10 +279,10 @@ def _joined(body: Body, names: Sequence[str]) -> pd.Series:
 
 
 def choose(body: Body, label: str, cells: pd.Series, readings: Sequence[Reading]) -> Reading:
-    """Return the only reading, or the only reading with regular times.
+    """Return the only reading or, if there are several, the only reading with regular times.
 
     Raises:
-        DataError: several readings are possible, or the dates have no year.
+        DataError: more than one reading is possible, or the dates have no year.
     """
     possible = list(readings)
     if len(possible) > 1:
@@ -363,9 +369,10 @@ def _from_numbers(
 
 
 def in_utc(column: TimeColumn, remarks: list[str]) -> TimeColumn:
-    """Convert times with a zone to UTC.
+    """Convert times with a time zone to UTC.
 
-    If all are local midnights, ignore the zone, because with summer time they are not 24 hours apart in UTC.
+    If all times are midnights in their time zone, the zone is ignored. With daylight saving time, these midnights would
+    not all be 24 hours apart in UTC.
     """
     reading = column.reading
     if reading.offsets is None:

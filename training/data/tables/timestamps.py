@@ -133,15 +133,15 @@ class Reading:
 
 
 def normalised(cell: str) -> str:
-    """Return a cell in lower case, without a weekday before the date. Of an interval, only the beginning is kept."""
+    """Return a cell in lower case, without a weekday before the date. Of an interval, return only the beginning."""
     text = PREFIX.sub("", cell.strip().lower().replace("\xa0", " "), count=1)
     return INTERVAL.split(text, maxsplit=1)[0]
 
 
 def readings(cells: pd.Series, week: bool = False) -> list[Reading]:
-    """Return the readings that fit the most cells of a column of texts or dates; [] if they fit less than 80 % of them.
+    """Return the readings that fit the most cells of a column of texts or dates.
 
-    ``week``: read 2024-05 as a week, not as a month.
+    If these readings fit less than 80 % of the cells, return []. ``week``: read 2024-05 as a week, not as a month.
     """
     known = cells[[not is_missing(cell) for cell in cells]]
     if not len(known):
@@ -154,7 +154,7 @@ def readings(cells: pd.Series, week: bool = False) -> list[Reading]:
     sample = list(texts.values())[:: max(1, len(texts) // SAMPLE_CELLS)]
     for label, period, pattern, fields in FORMATS:
         if sum(pattern.fullmatch(text) is not None for text in sample) < 0.5 * len(sample):
-            continue  # too few: a format must fit 80 % of all cells
+            continue  # a format must fit 80 % of all cells, so a format that fits so few cells of the sample is skipped
         parsed = {cell: time for cell, text in texts.items() if (time := _time(text, pattern, fields))}
         if parsed:
             pairs = [parsed.get(cell, (None, 0)) if isinstance(cell, str) else (None, 0) for cell in cells]
@@ -204,7 +204,7 @@ def _time(text: str, pattern: re.Pattern[str], fields: str) -> tuple[datetime.da
 
 
 def _date(groups: dict[str, Any], year: str, month: str, day: str) -> datetime.datetime:
-    """Return the date of the fields of a match. Raises ValueError if the date does not exist."""
+    """Return the date in the groups of a match. Raises ValueError if the date does not exist."""
     number = 2000 if year == "?" else int(groups[year])
     if year != "?" and len(groups[year]) == 2:
         number += 2000 if number < 69 else 1900  # as strptime does
@@ -382,7 +382,7 @@ NUMERIC: list[tuple[str, str, Callable[[np.ndarray], np.ndarray | None], bool]] 
 def numeric_readings(cells: pd.Series, values: Iterable[float], week: bool = False) -> list[Reading]:
     """Return a ``Reading`` for each time stamp format that fits all numbers. ``values`` has NaN for other cells.
 
-    ``week``: read 202405 as a week, not as a month. If some numbers cannot be months, all are read as weeks.
+    ``week``: read 202405 as a week, not as a month. If a number cannot be a month, all numbers are read as weeks.
     """
     numbers = pd.Series(list(values), index=cells.index, dtype="float64").dropna()
     results = []
