@@ -222,7 +222,7 @@ def test_short_and_constant_series_are_skipped_by_name(workspace: Path, capsys: 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--horizon", "60"], "sales.csv: no series can be trained on and tested; south: 120 values; season 4"),
+        (["--horizon", "60"], "sales.csv: no series can be used for training and testing; south: 120 values; season 4"),
         (["--horizon", "-1"], "--horizon is -1; allowed are 1 or more"),
         (["--season", "365"], "--season is 365; allowed are 1 (no season) to 168 steps"),
         (["--season", "0"], "--season is 0; allowed are"),

@@ -1,6 +1,7 @@
 """Backtests: split each series into parts for training, validation and testing, and measure forecasts.
 
-Forecasts start at many origins in the validation and test parts, which are at the end of each series.
+A forecast origin is the position of the first value of a forecast. There are many origins in the validation part and in
+the test part, which are at the end of each series.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from training.options import Part
 from training.run import metric
 
 MIN_PAST = 8  # smallest number of values before the first origin
-# The test part of a series is this share of it, but at most this number of horizons long.
+# The test part is this share of the series, but at most this number of horizons long.
 TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24
-VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # the same for the validation part
+VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # the same limits for the validation part
 MAX_PAST = 1500  # largest number of values that a forecaster receives (four years of days); more would change little
 DECIMALS = {"mase": 3, "quantile_loss": 3, "coverage_95": 3}
 
@@ -51,7 +52,7 @@ class Origins:
         season: number of steps in a season.
         series: number of series that the origins come from.
         places: for each origin, the index of its split and its position in the series.
-        covariates: for each origin, the known columns [T + horizon, K] of its past and its horizon.
+        covariates: for each origin, the values [T + horizon, K] of the known columns in its past and its horizon.
     """
 
     past: list[np.ndarray]
@@ -81,8 +82,8 @@ def longest_horizon(table: Table) -> int:
 def split(table: Table, horizon: int) -> list[Split]:
     """Split all usable series. For each series that is left out, add the reason to the table's remarks.
 
-    The training part must hold one horizon and, in addition, one season and two values, or MIN_PAST values if these are
-    more. Its values must not repeat exactly in each season.
+    A series is usable if its training part is long enough, and does not repeat exactly in each season. The training
+    part must hold one horizon and, before it, one season and two values, or MIN_PAST values if this number is larger.
 
     Raises:
         DataError: no series is usable.
@@ -112,14 +113,14 @@ def split(table: Table, horizon: int) -> list[Split]:
         else:
             splits.append(parts)
     if not splits:
-        raise DataError(f"{table.name}: no series can be trained on and tested; {table.remarks[-1]}")
+        raise DataError(f"{table.name}: no series can be used for training and testing; {table.remarks[-1]}")
     return splits
 
 
 def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> Origins:
-    """Return all origins of a part. For testing, they are one horizon apart; for validation, a quarter of a horizon.
+    """Return all origins of a part. Test origins are one horizon apart, validation origins a quarter of a horizon.
 
-    Origins are skipped if no value in their horizon is known.
+    Origins without a known value in their horizon are skipped.
 
     Raises:
         DataError: no origin has a known value in its horizon.

@@ -31,10 +31,10 @@ def classification_metrics(probability: Tensor, labels: Tensor, split: str) -> d
 def calibrated_metrics(
     probability: Tensor, temperature: float, labels: Tensor, split: str, suffix: str
 ) -> dict[str, Any]:
-    """Return the ``classification_metrics`` of probabilities [N, classes], the Brier score, and values before scaling.
+    """Return the ``classification_metrics`` and the Brier score of probabilities [N, classes].
 
-    The values before scaling are the likelihood and the calibration error without ``temperature``, by which the logits
-    of the probabilities were divided. ``suffix`` is appended to the names of the metrics.
+    The logits of the probabilities were divided by ``temperature``. The negative log-likelihood and the calibration
+    error without this division are also returned. ``suffix`` is appended to the names of all metrics.
     """
     metrics = classification_metrics(probability, labels, split)
     squared_error = (probability - F.one_hot(labels, probability.shape[1])).square().sum(dim=1)

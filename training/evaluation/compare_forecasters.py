@@ -27,8 +27,8 @@ from training.data import datasets
 from training.evaluation import backtest, forecast_metrics
 from training.evaluation.forecaster import forecast_series
 
-MAX_ETS_SEASON = 24  # longest season that AutoETS supports; it receives longer ones as series without a season
-LEVELS = (95, 80, 60, 40, 20)  # per cent; the bounds of these intervals are the quantiles of our forecasters
+MAX_ETS_SEASON = 24  # longest season that AutoETS supports; for longer seasons, it is told that there is no season
+LEVELS = (95, 80, 60, 40, 20)  # per cent; the bounds of these intervals are the quantiles of this project's forecasters
 PERIODS = {"YEARLY": 1, "QUARTERLY": 4, "MONTHLY": 12}  # frequencies of the M1 competition, and their seasons
 
 Forecast = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]  # pasts, season, horizon -> forecasts
@@ -67,9 +67,9 @@ def evaluation_sets() -> Iterator[EvaluationSet]:
 def windows(
     name: str, values: np.ndarray, season: int, start: int, horizon: int, step: int, max_past: int
 ) -> EvaluationSet:
-    """Return a test set with one origin every ``step`` values from ``start`` on.
+    """Return a test set of forecast origins, one every ``step`` values from ``start`` on.
 
-    Each origin has up to ``max_past`` values before it.
+    The past of an origin has at most ``max_past`` values.
     """
     origins = range(start, len(values) - horizon + 1, step)
     past = [values[max(origin - max_past, 0) : origin] for origin in origins]
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             number = version or rollout.serving(options.store, name, rollout.read(options.store, name))
             if number is None:
-                parser.error(f"--model {name}: {options.store} holds no usable version of it")
+                parser.error(f"--model {name}: {options.store} holds no usable version of this model")
             forecaster = GlobalForecaster(store.read_version(options.store, name, int(number)), torch.device("cpu"))
         except (store.StoreError, ValueError) as error:
             parser.error(f"--model {model}: {error}")

@@ -7,8 +7,8 @@ command does not measure versions that were trained a second time on all data, b
 them. It only compares their data with the card.
 
 Differences that come from the processor do not change the exit status. The command prints them with their size and
-reason. They may be up to 0.002 for networks that some processors compute in bfloat16. They may be up to 0.004 for
-metrics that train a network, if the card states another processor.
+reason. They may be up to 0.002 for networks that some processors compute in bfloat16. For metrics whose measurement
+includes the training of a network, they may be up to 0.004 if the card states another processor.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from training.loops import gan_finetune
 from training.loops.series import own_series, testing
 from training.options import store_of
 
-MAX_BFLOAT16_DIFFERENCE = 0.002  # between processors with and without bfloat16; usual are 0.0001 to 0.001
-TRAINED = {"samples_only_accuracy": 0.004}  # to measure it, a network is trained, which amplifies rounding errors
-
-
+# Largest difference between processors with and without bfloat16. Usual differences are 0.0001 to 0.001.
+MAX_BFLOAT16_DIFFERENCE = 0.002
+# Metrics whose measurement trains a network, which amplifies rounding errors, with the largest difference.
+TRAINED = {"samples_only_accuracy": 0.004}
 DIFFERS = "≈ differs by"  # marks a metric that differs because of the processor
 
 
@@ -128,7 +128,7 @@ def own_data(card: store.Card, models: Path) -> Any:
         return None
     script = script_of(card)
     if script.read_own is None:
-        raise EvaluationError(f"command is {card.command!r}, which trains on no own data")
+        raise EvaluationError(f"command is {card.command!r}, which cannot train on a user's own data")
     return script.read_own(card, models)
 
 
@@ -208,7 +208,7 @@ def check(version: store.Version, models: Path, device: str) -> list[str]:
     changed = [name for name, sha256 in version.card.data.items() if sha256_of(name, models, own) != sha256]
     lines = [f"  {name:34} differs from the card ✗" for name in changed]
     if version.card.refit_steps is not None:
-        return [*lines, "  the metrics are those of a twin, whose weights are not published: not measured"]
+        return [*lines, "  not measured: the metrics are those of a twin, a network whose weights are not published"]
     return [*lines, *compare(version.card, measure(version, models, device, own), hardware(device))]
 
 

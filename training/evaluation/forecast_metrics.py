@@ -1,8 +1,8 @@
 """Forecast metrics as in the M4 competition ("Benchmarks and Evaluation.R") and in GluonTS.
 
-Forecasts, actual values and interval bounds are arrays [N, horizon]. ``mase_scale`` [N] is the scale of each series,
+Forecasts, actual values and interval bounds are arrays [N, horizon]. ``mase_scale`` [N] is the scale of each series;
 see ``mase_scale()``. ``mase``, ``wql``, ``quantile_loss`` and ``coverage`` ignore actual values that are NaN. A test
-compares all metrics with those of utilsforecast. The sMAPE and quantile losses there differ by a constant factor.
+compares all metrics with those of utilsforecast, whose sMAPE and quantile losses differ by a constant factor.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def mase(actual: np.ndarray, forecast: np.ndarray, mase_scale: np.ndarray) -> fl
 
 
 def owa(data_set: str, smape: float, mase: float) -> float:
-    """Return the overall weighted average of M4: the mean of sMAPE and MASE, each divided by that of Naive2."""
+    """Return the overall weighted average of M4: the mean of sMAPE and MASE, each relative to M4's benchmark Naive2."""
     naive_smape, naive_mase = NAIVE2[data_set]
     return 0.5 * (smape / naive_smape + mase / naive_mase)
 
@@ -60,7 +60,7 @@ def wql(actual: np.ndarray, quantiles: Sequence[np.ndarray], levels: Sequence[fl
 
 
 def quantile_loss(actual: np.ndarray, quantiles: np.ndarray, mase_scale: np.ndarray) -> float:
-    """Return twice the scaled pinball loss of quantiles [N, horizon, LEVELS].
+    """Return twice the pinball loss of quantiles [N, horizon, LEVELS], divided by the MASE scale.
 
     The result is the mean over the levels. It equals MASE if the quantiles of all levels are equal.
     """

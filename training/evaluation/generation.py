@@ -23,9 +23,9 @@ from training.loops.classifier import AveragedTrainer
 from training.options import Part
 from training.run import metric, permutation
 
-REFERENCE_CLASSIFIER = "mnist-judge"  # its features and predictions rate the samples
+REFERENCE_CLASSIFIER = "mnist-judge"  # the samples are evaluated with the features and predictions of this model
 SAMPLES = 10_000  # number of generated images, and of the real images that they are compared with
-FOLDS = 10  # number of parts in the jackknife
+FOLDS = 10  # number of parts in the jackknife estimate of a standard error
 UNSEEN = 5000  # number of training images that the reference classifier has not seen
 CLASSIFIER_SAMPLES = 60_000  # number of generated images on which a classifier is trained
 CLASSIFIER_WIDTHS = (16, 32)
@@ -54,7 +54,8 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 def frechet_floor(first: Tensor, second: Tensor) -> tuple[float, float]:
     """Return the Frechet distance of two sets of features [N, D] of real images, and its standard error.
 
-    The jackknife estimates the error: it leaves out each tenth of ``first`` in turn, and always uses all of ``second``.
+    Samples of a perfect generator would have this distance. The jackknife estimates the standard error: it leaves out
+    each tenth of ``first`` in turn, and always uses all of ``second``.
     """
     fold = torch.arange(len(first)) % FOLDS
     left_out = torch.tensor([frechet_distance(first[fold != number], second) for number in range(FOLDS)])
@@ -71,7 +72,7 @@ def extract_features(classifier: ImageClassifier, images: Tensor) -> Tensor:
 def evaluated_latents(sampler: ImageSampler, images: datasets.Images) -> LatentBatch:
     """Return the latents of the evaluated samples, drawn with seed 0.
 
-    If the generator takes labels, they are the labels of randomly drawn training images.
+    If the generator takes labels, the requested labels are those of randomly drawn training images.
     """
     latents = sampler.parse(SAMPLES, None, 0)
     if latents.classes is None:
@@ -143,7 +144,10 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
 
 
 def seen_floor(classifier: ImageClassifier, images: datasets.Images, real_features: Tensor) -> tuple[float, Tensor]:
-    """Draw training images five times; return their mean distance from the test part, and the last draw's features."""
+    """Draw SAMPLES training images five times, and compute the Frechet distance between each draw and the test part.
+
+    Return the mean distance, and the features of the last draw.
+    """
     generator, floors = torch.Generator().manual_seed(0), []
     for _ in range(5):
         some = torch.randperm(len(images.train_images), generator=generator)[:SAMPLES]
@@ -183,7 +187,10 @@ def class_accuracies(labels: Tensor, predictions: Tensor, classes: int) -> Tenso
 
 
 def density_and_coverage(real: Tensor, fake: Tensor) -> tuple[float, float]:
-    """Return density and coverage of fake features [N, D] among real ones, with 5 neighbours (Naeem et al. 2020)."""
+    """Return density and coverage of fake features [N, D] relative to real features (Naeem et al. 2020).
+
+    Both metrics use the five nearest neighbours.
+    """
     radius = torch.cat(
         [torch.cdist(part, real).kthvalue(NEIGHBOURS + 1, dim=1).values for part in real.split(1000)]
     )  # one neighbour more, because the nearest neighbour of an image in ``real`` is the image itself
@@ -261,7 +268,7 @@ def conditional_metrics(
 
 
 def label_classifier(images: Tensor, labels: Tensor, classes: int, steps: int) -> Any:
-    """Train a classifier on real uint8 images [N, C, S, S]; return it. Its predictions check the labels of samples."""
+    """Train a classifier on real uint8 images [N, C, S, S], to check the labels of generated images; return it."""
     config = replace(SAMPLE_CLASSIFIER, batch=min(32, len(images)), learning_rate=4e-3, ema_decay=0.98)
     sizes = {"conv": CLASSIFIER_WIDTHS, "classes": classes, "channels": images.shape[1], "image": images.shape[-1]}
     return sample_classifier(config, images, labels, sizes, steps, "reader")

@@ -83,8 +83,8 @@ def multi_label_metrics(probability: Tensor, labels: Tensor, thresholds: Tensor,
 def average_precision(probability: Tensor, present: Tensor) -> Tensor:
     """Return the average precision of one label.
 
-    The images are sorted by decreasing probability [N]. The result is the mean of the precision at each image that has
-    the label, which ``present`` [N] states.
+    ``present`` [N] states whether an image has the label. The images are sorted by decreasing probability [N]. The
+    result is the mean of the precisions at the images that have the label.
     """
     order = present[probability.argsort(descending=True, stable=True)].double()
     precision = order.cumsum(dim=0) / torch.arange(1, len(order) + 1)
@@ -94,7 +94,8 @@ def average_precision(probability: Tensor, present: Tensor) -> Tensor:
 def best_thresholds(probability: Tensor, present: Tensor) -> list[float]:
     """Return for each label the threshold with the highest F1 on probabilities [N, classes].
 
-    If 0.5 is among the best thresholds, it is chosen. For a label that no image has, all thresholds are equally good.
+    If several thresholds are equally good, and 0.5 is one of them, 0.5 is returned. For a label that no image has, all
+    thresholds are equally good.
     """
     candidates = torch.cat([torch.tensor([0.5]), torch.arange(0.05, 1.0, 0.05)]).to(probability.dtype)
     predicted = probability.unsqueeze(0) >= candidates.view(-1, 1, 1)  # [candidates, N, classes]

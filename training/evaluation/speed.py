@@ -23,7 +23,7 @@ from app.tasks.speed import processor as processor
 
 
 def describe(speed: dict[str, Any], task: store.TaskName) -> str:
-    """Return a text that states the speed."""
+    """Return a text with the time of a single item and the number of items per second in batches."""
     unit = TASKS[task].unit
     return (
         f"on one thread {speed['milliseconds']:g} ms for one {unit}, {speed['per_second']:,.0f} {unit}s a second "

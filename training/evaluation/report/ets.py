@@ -16,7 +16,8 @@ from training.evaluation.backtest import Origins
 LEVELS = (95, 80, 60, 40, 20)  # per cent; the bounds of these intervals are the quantiles of a QuantileForecast
 MIN_SEASONS = 2  # smallest number of seasons in a series for which seasonal models are fitted
 MAX_ITERATIONS, SIMULATIONS = 200, 1000
-MAX_VALUES, MAX_SEASONS = 400, 10  # before an origin, at most so many values or seasons are used, whichever is more
+# Before an origin, at most this number of values or this number of seasons is used, whichever is longer.
+MAX_VALUES, MAX_SEASONS = 400, 10
 NON_SEASONAL: tuple[dict[str, Any], ...] = ({}, {"trend": "add"}, {"trend": "add", "damped_trend": True})
 SEASONAL: tuple[dict[str, Any], ...] = ({"seasonal": "add"}, {"trend": "add", "damped_trend": True, "seasonal": "add"})
 MULTIPLICATIVE = (
@@ -30,9 +31,9 @@ def forecasts(
 ) -> tuple[list[QuantileForecast], int, list[str]]:
     """Return forecasts from all origins, the number of series that ETS did not forecast, and remarks on these series.
 
-    For each series, the model with the lowest AICc on the values before the first origin is chosen. It is fitted again
-    at every origin. If ETS fails for a series, or after ``seconds``, seasonal naive forecasts replace it. ``names`` are
-    the names of the series, in the order of the splits.
+    For each series, the model with the lowest AICc on the values before the first origin is chosen. The model is fitted
+    again at every origin. If ETS fails for a series, or if ``seconds`` have passed, seasonal naive forecasts are
+    returned instead. ``names`` are the names of the series, in the order of the splits.
     """
     end, horizon = clock() + seconds, origins.actual.shape[1]
     pasts = [past[-max(MAX_VALUES, MAX_SEASONS * origins.season) :] for past in origins.past]
@@ -106,12 +107,15 @@ def _forecast(
 
 
 def _fit(past: np.ndarray, model: dict[str, Any], start: np.ndarray | None, check: Callable[..., None]) -> Any:
-    """Fit a model to a series [T], from the parameters ``start`` if given. Call ``check`` at each iteration."""
+    """Fit a model to a series [T], from the parameters ``start`` if given.
+
+    ``check`` is called at each iteration. It raises TimeoutError if the time limit is reached.
+    """
     import pandas as pd
     from statsmodels.tsa.exponential_smoothing.ets import ETSModel
 
     check()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no warning if a fit does not converge, because its AICc is high
+        warnings.simplefilter("ignore")  # a fit that does not converge has a high AICc, so it needs no warning
         fitted = ETSModel(pd.Series(past), initialization_method="heuristic", **model)
         return fitted.fit(start_params=start, disp=False, maxiter=MAX_ITERATIONS, callback=check)

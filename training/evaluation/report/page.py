@@ -12,7 +12,7 @@ from training.evaluation.report import figures
 from training.evaluation.report.results import ETS, MAX_WINDOWS, NAIVE, Backtest, times
 from training.run import save_figure
 
-MAX_REMARKS, MAX_SERIES = 30, 40  # largest numbers that the page lists
+MAX_REMARKS, MAX_SERIES = 30, 40  # largest numbers of remarks and of series that the page lists
 STYLE = """
 body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -36,7 +36,7 @@ EXPLANATIONS = {
 def write(folder: Path, backtest: Backtest, command: str, explanations: dict[str, str]) -> Path:
     """Write backtest.png and backtest.html to a folder; return the path of the picture.
 
-    ``command`` is the command that made the report. ``explanations`` has a text for each method with a network.
+    ``command`` is the command that made the report. ``explanations`` explains each method that uses a network.
     """
     (folder / "backtest.html").write_text(_page(backtest, command, {**EXPLANATIONS, **explanations}), "utf-8")
     return save_figure(figures.picture(backtest), folder / "backtest.png", dpi=100)
@@ -49,11 +49,14 @@ def _page(backtest: Backtest, command: str, explanations: dict[str, str]) -> str
     step = table.frequency
     windows = (
         f"{len(origins.past):,} windows of {backtest.horizon} steps (one per {step}), one horizon apart, from "
-        f"{len(backtest.splits):,} series. They are at the end of each series. No weight and no setting was chosen on "
-        "them."
+        f"{len(backtest.splits):,} series. The windows are at the end of each series. They were not used to train the "
+        "networks or to choose settings."
     )
     if len(backtest.splits) < backtest.series:
-        windows += f" They are from every part of all {backtest.series:,} series, so that at most {MAX_WINDOWS} remain."
+        windows += (
+            f" The {len(backtest.splits):,} series were chosen evenly from all {backtest.series:,} series, to limit "
+            f"the number of windows to {MAX_WINDOWS}."
+        )
     return "\n".join(
         [
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
@@ -68,8 +71,8 @@ def _page(backtest: Backtest, command: str, explanations: dict[str, str]) -> str
             "<h2>Error by step ahead</h2>",
             figures.svg(figures.error_figure(backtest)),
             "<h2>Rolling forecasts</h2>",
-            "<p>Black: actual values. A vertical line starts each window. The area is the 80 % interval of "
-            f"{escape(backtest.tuned)}.</p>",
+            "<p>The black line shows the actual values. Each window starts at a vertical line. The blue area is the "
+            f"80 % interval of {escape(backtest.tuned)}.</p>",
             *(figures.svg(figures.series_figure(backtest, number)) for number in shown),
             "<h2>Table</h2>",
             f"<p>{escape(summary(table))}.</p>",

@@ -15,7 +15,7 @@ from training.evaluation import backtest, forecast_metrics
 from training.evaluation.backtest import Forecast, Origins, Split
 from training.evaluation.report import ets
 
-MAX_WINDOWS = 300  # largest number of windows in a report; if there are more, only some series are used
+MAX_WINDOWS = 300  # largest number of test windows in a report; if there are more, only some series are used
 NAIVE, ETS = "seasonal naive", "ETS"
 SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 MONTHS = {"month": 1, "quarter": 3, "half-year": 6, "year": 12}
@@ -35,8 +35,9 @@ class Errors:
 class Backtest:
     """Test windows of your own series, and the forecasts of each method for all windows.
 
-    ``splits`` are the splits of the series that have windows. ``series`` is the number of series in the table that
-    could be split. ``tuned`` is the name of the method with the tuned network. Plots show its intervals.
+    A test window is the horizon of one forecast in the test part of a series. ``splits`` are the splits of the series
+    that have windows. ``series`` is the number of series in the table that could be split. ``tuned`` is the name of the
+    method with the tuned network. Plots show the intervals of this method.
     """
 
     table: Table
