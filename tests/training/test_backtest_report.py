@@ -77,7 +77,7 @@ def test_a_published_version_has_the_report_as_a_picture(workspace: Path, capsys
         picture = client.get("/v1/models/sales@1/pictures/backtest.png")
         assert picture.content == (page_path.parent / "backtest.png").read_bytes()
     assert card.refit_steps is not None
-    with pytest.raises(DataError, match=r"--version sales@1: it was trained on all rows of sales\.csv"):
+    with pytest.raises(DataError, match=r"--version sales@1: this version was trained on all rows of sales\.csv"):
         lstm.main([*TRAINING, "--version", "sales"])
 
 

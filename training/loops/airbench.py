@@ -1,4 +1,4 @@
-"""Train the whitened network: whitening of the first layer, optimizer, learning rate schedule and look-ahead.
+"""The recipe airbench95 for the whitened network: whitening, optimizer, learning rate schedule and look-ahead.
 
 All four parts follow legacy/airbench95.py in the GitHub repository KellerJordan/cifar10-airbench.
 """
@@ -41,8 +41,8 @@ def whiten(network: WhitenedNet, images: Tensor, epsilon: float = 5e-4) -> None:
 def sgd(network: nn.Module, rate: float, decay: float, batch: int) -> torch.optim.SGD:
     """Return an SGD optimizer with Nesterov momentum, for a loss that is summed over the batch.
 
-    ``rate`` and ``decay`` are given per 1,024 images, so they do not depend on the momentum and the batch size.
-    ``decay`` has the same effect for every ``rate``. Each parameter group stores its peak learning rate as ``initial``.
+    ``rate`` and ``decay`` are given per 1,024 images, so they do not depend on the momentum and the batch size. The
+    effect of ``decay`` does not depend on ``rate``. Each parameter group stores its peak learning rate as ``initial``.
     """
     per_image = 1 / (1024 * (1 + 1 / (1 - MOMENTUM)))
     rate, decay = rate * per_image, decay * batch * per_image
@@ -68,7 +68,7 @@ def triangular_schedule(step: int, total: int) -> float:
 
 
 class Lookahead:
-    """Keeps slow weights, an average of the trained weights. Every few steps, copies them to the network."""
+    """Keeps an average of the trained weights, the slow weights, and copies them to the network every few steps."""
 
     def __init__(self, network: nn.Module) -> None:
         self.slow = {key: tensor.clone() for key, tensor in _floating(network).items()}
@@ -137,7 +137,7 @@ class AirbenchTrainer:
         return loss / len(labels)
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Return the share of the images that the network classifies correctly in bfloat16."""
+        """Return the share of the images that the network, computing in bfloat16, classifies correctly."""
         with torch.autocast(images.device.type, torch.bfloat16):
             return accuracy_of(self.network, images, labels)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class BestWeights:
     """Keeps the weights with the lowest validation loss so far, this loss, and the number of steps until then.
 
-    A network soon overfits a small data set. Its last weights may therefore be worse than earlier ones.
+    A network soon overfits a small data set, so its last weights may be worse than its earlier weights.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The training loop of all image classifiers, and a trainer that uses AdamW and averages the weights."""
+"""The training loop that image classifiers share, and a trainer that uses AdamW and averages the weights."""
 
 from __future__ import annotations
 

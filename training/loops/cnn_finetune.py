@@ -1,7 +1,8 @@
 """Train image classifiers on your own images: ``python -m training.cnn --images``.
 
-A published network is fine-tuned. A new last layer replaces the old one, and is trained alone at first. Then all layers
-are trained, with a lower learning rate for the pretrained ones. ``--from scratch`` trains a new network instead.
+A published network is fine-tuned. A new last layer replaces the old last layer, and is trained alone at first. Then all
+layers are trained, with a lower learning rate for the pretrained layers. ``--from scratch`` trains a new network
+instead.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ from training.options import Options, base_version
 from training.run import Run, cosine_schedule
 
 MIN_CALIBRATION_IMAGES = 50  # with fewer validation images, no temperatures are fitted
-TEMPERATURE_RANGE = (0.4, 2.5)  # without limits, the fit would be 0 if few images are all classified correctly
+# Limits of the fitted temperature. Without limits, it would be 0 if there are few images and all are classified
+# correctly.
+TEMPERATURE_RANGE = (0.4, 2.5)
 
 
 class FinetuneLoss(nn.Module):
     """Computes the cross-entropy of a network.
 
-    There are no class weights, so that the probabilities follow the frequencies of the classes. The loss is a module,
-    so that DistributedDataParallel averages its gradients.
+    The classes have no weights, so that the probabilities follow the frequencies of the classes. The loss is a module,
+    because DistributedDataParallel averages the gradients of a module.
     """
 
     def __init__(self, network: WhitenedNet, config: CnnFinetuneConfig, device: str) -> None:
@@ -63,7 +66,8 @@ class FinetuneLoss(nn.Module):
 class FinetuneTrainer:
     """Trains with AdamW and a cosine schedule. The last layer has another learning rate than the layers before it.
 
-    ``pretrained``: whether the layers before the last one are pretrained. If so, at first only the last one is trained.
+    ``pretrained``: whether the layers before the last layer are pretrained. If so, the last layer is first trained
+    alone.
     """
 
     def __init__(self, config: CnnFinetuneConfig, network: WhitenedNet, device: str, pretrained: bool) -> None:
@@ -115,7 +119,10 @@ class FinetuneTrainer:
 def initial_network(
     config: CnnFinetuneConfig, dataset: ImageDataset, train_indices: Tensor, base: store.Version | None
 ) -> WhitenedNet:
-    """Return a network for the dataset's classes: ``base`` with a new last layer or, if ``base`` is None, a new one."""
+    """Return a network for the classes of the dataset.
+
+    The network is ``base`` with a new last layer or, if ``base`` is None, a new network.
+    """
     side, classes = dataset.images.shape[-1], len(dataset.classes)
     if base is None:
         widths = (config.first_width, config.later_width, config.later_width)
@@ -133,7 +140,7 @@ def initial_network(
 def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: store.Version | None) -> WhitenedNet:
     """Train and return the network. Fit its temperatures if there are enough validation images.
 
-    If a second training on all images follows, half of the training time of ``--minutes`` is kept for it.
+    If a second training on all images follows, half of the training time of ``--minutes`` is reserved for it.
     """
     train_indices, validation, _ = dataset.split()
     device = run.options.device

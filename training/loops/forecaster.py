@@ -1,7 +1,7 @@
 """Train the forecaster: the loss, two trainers, and the loop that trains on M4 and synthetic series.
 
 The forecaster is an ensemble. ``EnsembleTrainer`` trains each member on a separate thread. ``Trainer`` trains all
-members together, also in several processes; training/loops/series/ uses it to train on your own series.
+members together, in one or several processes. training/loops/series/ uses ``Trainer`` to train on your own series.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from training.evaluation.forecaster import PREFIXES
 from training.loops import distributed
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
-MAX_ERROR = 50  # in MASE scales; the loss clips targets that differ more from the naive forecast
+MAX_ERROR = 50  # largest difference of a target from the naive forecast, in MASE scales; the loss clips larger ones
 TRUNCATED_SHARE = 0.4  # share of the windows whose past is cut to a random length
 UNLABELLED_SHARE = 0.15  # share of the windows for which the network does not receive the season
 
 
 def loss_sum(quantiles: Tensor, reading: Reading, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return two sums: the weighted pinball losses of scaled quantiles [N, horizon, QUANTILES], and the weights.
+    """Return the sum of the weighted pinball losses of scaled quantiles [N, horizon, QUANTILES], and of the weights.
 
     Unknown future values and constant series have weight 0. Errors are divided by the MASE scale of the past.
     """

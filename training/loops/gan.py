@@ -28,7 +28,7 @@ from training.loops import distributed
 from training.run import Run, permutation, set_learning_rate
 
 MAX_PREVIEWS = 25  # largest number of previews (sheets of samples) that a run saves; at most one per epoch
-PREVIEWS_PER_MINUTE = 6  # previews for each minute of --minutes, in addition to one
+PREVIEWS_PER_MINUTE = 6  # with --minutes N, a run saves at most 1 + 6 N previews
 RECALIBRATION_BATCHES = 100  # number of batches that give the final statistics of the batch norms
 PREVIEW_BATCHES = 5  # number of batches that give the statistics of the batch norms for a preview
 
@@ -37,7 +37,7 @@ PREVIEW_BATCHES = 5  # number of batches that give the statistics of the batch n
 def bfloat16_convolutions(enabled: bool) -> Iterator[None]:
     """Round the inputs of convolutions to bfloat16 in a ``with`` block, if ``enabled``.
 
-    Has no effect before PyTorch 2.9, or on a processor that does not support it.
+    This has no effect before PyTorch 2.9, or on a processor that does not support bfloat16.
     """
     convolutions: Any = getattr(torch.backends.mkldnn, "conv", None)
     before = getattr(convolutions, "fp32_precision", None)
@@ -52,7 +52,10 @@ def bfloat16_convolutions(enabled: bool) -> Iterator[None]:
 
 
 def score(discriminator: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the discriminator's logits [N] for "real" and, if labels [N] are given, its class logits [N, classes]."""
+    """Return the discriminator's logits [N] that images are real.
+
+    If labels [N] are given, also return its class logits [N, classes]; otherwise, return None for them.
+    """
     if labels is None:
         return discriminator(images), None
     real_logits, class_logits = discriminator(images, labels)
@@ -70,9 +73,9 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, labels: Tensor | No
 
 
 class DiscriminatorLoss(nn.Module):
-    """Computes the discriminator's loss, a mean over the images.
+    """Computes the discriminator's loss, which is a mean over the images.
 
-    The loss is a module, so that DistributedDataParallel averages its gradients.
+    The loss is a module, because DistributedDataParallel averages the gradients of a module.
     """
 
     def __init__(self, discriminator: nn.Module, config: GanConfig) -> None:
@@ -80,7 +83,7 @@ class DiscriminatorLoss(nn.Module):
         self.discriminator, self.config = discriminator, config
 
     def forward(self, real: Tensor, fake: Tensor, labels: Tensor | None, penalize: bool) -> tuple[Tensor, Tensor]:
-        """Return the loss to minimise, and its part that separates real from fake images.
+        """Return the loss to minimise, and d_loss: the part of the loss that separates real from fake images.
 
         Real and fake images are [N, C, S, S] from -1 to 1, and have the same labels [N]. If ``penalize`` is true, the
         loss includes the gradient penalty.
@@ -114,15 +117,16 @@ class GanTrainer:
         betas = (config.beta1, beta2)
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
-        # The average is made before, so that its batch norms need no other process. Only process 0 runs the average.
+        # Only process 0 runs the average. The average is created before data_parallel changes the batch norms, so its
+        # batch norms do not communicate with other processes.
         self.parallel_generator = distributed.data_parallel(self.generator)
         self.discriminator_loss = distributed.data_parallel(DiscriminatorLoss(self.discriminator, config))
 
     def update(self, real: Tensor, labels: Tensor | None, step: int, rate: float) -> tuple[Tensor, Tensor]:
-        """Train both networks for one step; return d_loss and g_loss.
+        """Train both networks for one step; return the losses of the discriminator and the generator.
 
         ``real`` ([N, C, S, S] from -1 to 1) and ``labels`` [N] are the whole batch of all processes. The generator
-        makes images with the labels of the real ones, so real and fake images of the same classes are compared.
+        makes images with the labels of the real images, so real and fake images of the same classes are compared.
         """
         set_learning_rate(self.generator_optimizer, rate)
         set_learning_rate(self.discriminator_optimizer, rate)
@@ -158,12 +162,15 @@ class GanTrainer:
         return g_loss
 
     def averaged_generator(self, batches: int | None = None) -> Any:
-        """Return the moving average of the generator. If it takes labels, its batch norms are recalibrated."""
+        """Return the moving average of the generator. If the generator takes labels, recalibrate its batch norms."""
         network = self.average.module
         return recalibrate_batchnorm(network, batches) if isinstance(network, ConditionalGenerator) else network
 
     def preview(self) -> np.ndarray:
-        """Return uint8 images of the averaged generator from fixed latents: 64 or, with labels, ten for each class."""
+        """Return uint8 images that the averaged generator makes from fixed latents.
+
+        There are 64 images or, with labels, ten images for each class.
+        """
         network = self.averaged_generator(PREVIEW_BATCHES)
         conditional = isinstance(network, ConditionalGenerator)
         rows = np.random.default_rng(0).standard_normal((10 if conditional else 64, self.config.latent))

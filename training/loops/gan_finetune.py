@@ -1,9 +1,9 @@
 """Train image generators on your own images: ``python -m training.gan --images``.
 
-Each sub-folder is a label. A folder without sub-folders is a single label with the name of the model. The Frechet
-distance is not measured, because there is no reference classifier for your images. The metrics say whether samples are
-copies of training images. With several labels, they also say whether a classifier that was trained on the real images
-recognises the requested labels.
+The name of each sub-folder is a label. The images of a folder without sub-folders have a single label, the name of the
+model. The Frechet distance is not measured, because there is no reference classifier for your images. The metrics show
+whether samples are copies of training images. With several labels, they also show whether a classifier that was trained
+on the real images recognises the requested labels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from training.run import Run, metric
 MIN_IMAGES = 64  # smallest number of different images
 SAMPLES = 1000  # number of generated images that are evaluated
 MAX_HELD_OUT = 2000  # largest number of real images that are evaluated
-# Smaller limits with --minutes, so that a short training does not spend most of its time on the evaluation.
+# Limits with --minutes, so that a short training does not spend most of its time on the evaluation.
 CLASSIFIER_STEPS_PER_MINUTE = 600
 COMPARED_PER_MINUTE = 20_000  # training images with which each sample is compared
 MIN_RECALIBRATION_BATCHES, RECALIBRATION_BATCHES_PER_MINUTE = 20, 40
@@ -188,7 +188,7 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
         return 0.0
 
     if options.minutes is not None and distributed.rank() == 0:
-        real.prepare()  # cached now, so that this time is in neither the trial run nor the final evaluation
+        real.prepare()  # cached now, because the time of an evaluation is measured next
     budget = time_budget.plan(run, config.epochs * per_epoch, start_dummy_run, rehearse)
     torch.manual_seed(options.seed)  # the same initial weights with and without --minutes
     ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / budget.steps))  # the average covers at most 5 % of a short run

@@ -1,4 +1,4 @@
-"""The option ``--minutes N``: plan how many steps fit into the time of a run, and adapt the plan during training."""
+"""The option ``--minutes N``: plan how many steps fit into N minutes, and adapt the plan during training."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from training.run import Run
 MIN_TIMED_STEPS, MAX_TIMED_STEPS = 2, 12
 ENOUGH_SECONDS = 2.0  # timing stops after this time, but not before MIN_TIMED_STEPS
 REPLAN_SHARE = 0.02  # share of the steps between two plans
-FREEZE_SHARE = 0.97  # share of the steps after which the plan is final, so that the learning rate ends at 0
+FREEZE_SHARE = 0.97  # share of the steps after which the plan no longer changes, so that the learning rate ends at 0
 MAX_CHANGE = 2.0  # largest factor by which one plan changes the number of remaining steps
 
 
 class StepBudget:
-    """The number of steps of a run, returned by ``budget()``. It is fixed, or adapted to the time of ``--minutes``.
+    """A function that returns the number of steps of a run. With ``--minutes``, the number changes during training.
 
-    The plan is stored in budget.json, so that a resumed run continues with it.
+    The plan is stored in budget.json, so that a resumed run continues with the same plan.
 
     Args:
         run: the run.
@@ -42,7 +42,7 @@ class StepBudget:
         self.end = 0.0  # time of the monotonic clock at which training ends
 
     def __call__(self) -> int:
-        """Return the number of steps, and plan it again from time to time."""
+        """Return the number of steps. With a time limit, the number is planned again from time to time."""
         step = self.run.step
         if self.seconds is None:
             return self.steps
@@ -108,7 +108,7 @@ def _first_plan(run: Run, total_seconds: float, seconds: float, finish: float) -
     steps = max(1, int(left / seconds))
     _save(run, {"steps": steps, "finish_seconds": finish})
     if left < seconds:
-        print(f"starting and evaluating take longer than --minutes {total_seconds / 60:g}: training for one step")
+        print(f"start and evaluation take longer than --minutes {total_seconds / 60:g}, so training has only one step")
     else:
         print(f"a step takes {seconds:.3g} s, the evaluation {finish:.0f} s: training for about {steps:,} steps")
 

@@ -1,1 +1,1 @@
-"""Classifiers for photographs of users: a pretrained network with a new last layer."""
+"""Training of classifiers for users' photographs: pretrained networks with a new last layer."""

@@ -1,4 +1,7 @@
-"""Compute image features once and keep them on disk. They are the input of a pretrained network's last layer."""
+"""Compute image features once, and store them on disk.
+
+The features of an image are the input of a pretrained network's last layer.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ View = Callable[[Tensor], Tensor]  # a function that changes uint8 images [N, C,
 class FeatureCache:
     """Computes features of images, and stores them in ``folder`` under the digest of each image.
 
-    A command that was interrupted, or that has further images, computes only the features that are missing.
+    So a command that is repeated after an interruption, or with additional images, computes only the missing features.
     """
 
     def __init__(self, folder: Path, network: EfficientNetLite, device: str) -> None:
@@ -65,7 +68,10 @@ class FeatureCache:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Return the features in a file by the digest of their image; empty if the file is missing or damaged."""
+    """Return the features in a file by the digest of their image.
+
+    If the file is missing or damaged, return an empty dictionary.
+    """
     try:
         with safe_open(path, "pt") as file:
             digests: list[str] = json.loads(file.metadata()["digests"])

@@ -1,4 +1,4 @@
-"""Fine-tuning of the last blocks of a pretrained network on randomly changed images."""
+"""Fine-tune the last blocks of a pretrained network on augmented images."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from training.data.image_dataset import ImageDataset
 from training.loops.photos.linear_head import loss_of
 from training.run import Run, cosine_schedule, set_learning_rate
 
-TUNED_BLOCKS = 5  # number of the last blocks that are trained; their outputs have 1/32 of the image's side
+TUNED_BLOCKS = 5  # number of blocks at the end that are trained; the side of their outputs is 1/32 of the image's side
 MIN_SCALE = 0.4  # smallest area of a random crop, as a share of the image
 JITTER = 0.2  # largest relative change of brightness, contrast and saturation
 
 
 def augmentation(side: int, flip: bool) -> Callable[[Tensor], Tensor]:
-    """Return a function that crops uint8 images [N, C, S, S], changes colours and, if ``flip``, mirrors at random."""
+    """Return a function that augments uint8 images [N, C, S, S] at random.
+
+    It crops the images, changes their colours and, if ``flip`` is true, mirrors some of them.
+    """
     from torchvision.transforms import v2  # imported here, because it takes 1.7 s and few commands need it
 
     steps: list[nn.Module] = [v2.RandomResizedCrop(side, scale=(MIN_SCALE, 1.0), antialias=True)]
@@ -34,7 +37,7 @@ def augmentation(side: int, flip: bool) -> Callable[[Tensor], Tensor]:
 
 
 class TailTrainer:
-    """Trains the last blocks and layers with AdamW and a cosine schedule. Earlier layers have no gradients."""
+    """Trains the last blocks and layers with AdamW and a cosine schedule. Earlier layers are not trained."""
 
     def __init__(self, config: CnnFinetuneConfig, network: EfficientNetLite, device: str) -> None:
         self.config, self.device = config, torch.device(device)
@@ -47,7 +50,7 @@ class TailTrainer:
         self.augment = augmentation(network.sizes.image, bool(config.flip))
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """pixels uint8 [N, C, S, S] -> logits [N, classes]."""
+        """Return the logits [N, classes] of uint8 images [N, C, S, S]."""
         network = self.network
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             with torch.no_grad():

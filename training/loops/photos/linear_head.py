@@ -14,22 +14,25 @@ from torch.nn import functional as F
 
 from training.evaluation.calibration import fit_temperature
 
-PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # factors of squared weights, strong to weak
+# Factors of the squared weights in the loss, from strong to weak.
+PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FOLDS = 5
 MAX_STEPS = 60  # steps of L-BFGS for each penalty; each fit starts from the weights of the next stronger penalty
 MIN_DEVIATION = 1e-3
-TEMPERATURE_RANGE = (0.4, 2.5)  # without limits, the fit would be 0 if few images are all classified correctly
+# Limits of the fitted temperature. Without limits, it would be 0 if there are few images and all are classified
+# correctly.
+TEMPERATURE_RANGE = (0.4, 2.5)
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """``weight`` [classes, features] and ``bias`` [classes] of a linear layer."""
+    """A linear layer with ``weight`` [classes, D] and ``bias`` [classes], where D is the number of features."""
 
     weight: Tensor
     bias: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """features [N, features] -> logits [N, classes]."""
+        """Return the logits [N, classes] of features [N, D]."""
         return F.linear(features, self.weight, self.bias)
 
 
@@ -38,8 +41,8 @@ class Choice:
     """The penalty with the lowest loss in cross-validation.
 
     ``temperature``: the best temperature for this penalty; 1 if images may have several labels. ``logits`` [N,
-    classes]: the logits of each image, divided by the temperature. They come from the head that was fitted to the other
-    folds. ``losses``: the loss of each penalty.
+    classes]: the logits of each image, divided by the temperature. They were computed by a last layer that was fitted
+    to the other folds. ``losses``: the loss of each penalty.
     """
 
     penalty: float
@@ -56,11 +59,13 @@ def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def fit(features: Tensor, targets: Tensor, classes: int, penalties: Sequence[float]) -> list[LinearHead]:
-    """Fit one head for each penalty, from the weights of the fit before. The penalties should therefore decrease.
+    """Fit one last layer (head) for each penalty. Each fit starts from the weights of the previous fit.
+
+    The penalties should decrease, so that each fit starts from weights near its solution.
 
     Args:
-        features: [N, D].
-        targets: indices [N], or booleans [N, classes] of several labels for each image.
+        features: features [N, D] of the images.
+        targets: indices [N], or booleans [N, classes] if images may have several labels.
         classes: number of classes.
         penalties: factors of the squared norm of the weights in the loss, for features of variance 1.
     """
@@ -91,10 +96,10 @@ def choose(
     folds: Tensor,
     classes: int,
 ) -> Choice:
-    """Choose the penalty with the lowest loss in cross-validation; fit the temperature on the same predictions.
+    """Choose the penalty with the lowest loss in cross-validation, and fit the temperature on the same predictions.
 
     Args:
-        features: views of the images, each [N, D]. The heads are fitted to all views and validated on the first one.
+        features: views of the images, each [N, D]. The heads are fitted to all views and validated on the first view.
         targets: see ``fit``.
         folds: the fold [N] of each image.
         classes: number of classes.

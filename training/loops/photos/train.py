@@ -1,7 +1,7 @@
-"""Train classifiers for photographs of users: ``python -m training.cnn --images`` for images above 64 pixels.
+"""Train classifiers for users' photographs: ``python -m training.cnn --images`` with images above 64 pixels.
 
-A pretrained network computes the features of all images once. Then a new last layer is fitted to them. With enough
-images, the last blocks of the network are fine-tuned too.
+A pretrained network computes the features of all images once. Then a new last layer is fitted to these features. With
+enough images, the last blocks of the network are fine-tuned too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Base:
 
     network: EfficientNetLite
     name: str
-    data: dict[str, str]  # its entry in the field ``data`` of the card
+    data: dict[str, str]  # entry of this network in the field ``data`` of the card
     licence: str | None
     source: str | None
 
@@ -79,7 +79,7 @@ class Result:
 
 
 def read_base(options: Options) -> Base:
-    """Return the network given by ``--from``. Raises DataError if it cannot be used."""
+    """Return the network given by ``--from``. Raises DataError if the network cannot be used."""
     origin: str | None = options.data_options["origin"]
     if origin in (None, pretrained.NAME):
         return Base(pretrained.load(), pretrained.NAME, {}, pretrained.LICENCE, pretrained.SOURCE)
@@ -93,7 +93,7 @@ def read_base(options: Options) -> Base:
 
 
 def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None, dataset: ImageDataset) -> None:
-    """Train on images of the user and publish."""
+    """Train a classifier on the user's images and publish it."""
     if distributed.world_size() > 1:
         raise DataError("images above 64 pixels are trained in one process; start the command without torchrun")
     base = read_base(options)
@@ -147,7 +147,7 @@ def fine_tuned(
     losses = [float(loss_of(result.logits / result.best_temperature(targets), targets)) for result in (before, after)]
     print(f"validation loss: {losses[0]:.4f} with a new last layer, {losses[1]:.4f} after fine-tuning")
     if losses[1] >= losses[0]:
-        print("fine-tuning did not help: the network with a new last layer is used")
+        print("fine-tuning did not help, so the network with a new last layer is used")
         return head_only
     temperature = after.best_temperature(targets)
     return replace(
@@ -212,9 +212,10 @@ def new_head(
 
 
 def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Evaluate with the serving code; return the card and the pictures.
+    """Evaluate the network with the serving code; return the card and the pictures.
 
-    With --no-publish, the predictions on validation images or in cross-validation are evaluated, not the test part.
+    With --no-publish, the test part is not read. The metrics are then those of the predictions on the validation images
+    or in cross-validation.
     """
     (train_indices, validation, test), sizes = dataset.split(), result.network.sizes
     penalty = f"{linear_head.FOLDS}-fold cross-validation of the penalty ({result.choice.penalty:g})"

@@ -1,1 +1,1 @@
-"""Fine-tuning of forecasters on the series of users."""
+"""Fine-tuning of forecasters on users' series."""

@@ -1,4 +1,4 @@
-"""Read the series of a user, split them, and find their traits and the version to fine-tune."""
+"""Read a user's series, split them, determine their traits such as the season, and find the version to fine-tune."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MIN_IMPROVEMENT = 0.01  # smallest relative decrease of the quantile loss that c
 
 @dataclass(frozen=True)
 class OwnSeries:
-    """The series of a user, with the forecast horizon and the version to fine-tune.
+    """A user's series, with the forecast horizon and the version to fine-tune.
 
     ``splits``: the series, split for training, validation and testing. ``traits``: season, yearly pattern, kind of
     values and known columns, for the card. ``references``: forecasts of other methods, for the report of --backtest.
@@ -52,7 +52,7 @@ class OwnSeries:
 
 
 def read_options(options: Options) -> ReadOptions:
-    """Return the options of the command line that say how to read a table."""
+    """Return the command-line options that determine how a table is read."""
     own = options.data_options
     names = {field.name: field.name for field in fields(ReadOptions)} | {"columns": "column"}
     return ReadOptions(**{name: own[flag] for name, flag in names.items()})
@@ -91,8 +91,8 @@ def report(table: Table) -> None:
 def read(options: Options, horizon: int) -> OwnSeries:
     """Read the table given by --csv and the version given by --from or --version.
 
-    ``horizon``: 0 means one season, or DEFAULT_HORIZON without a season, but at most the horizon of the network and the
-    longest horizon for which the series can be split.
+    ``horizon``: 0 means one season or, without a season, DEFAULT_HORIZON. This default is reduced to the horizon of the
+    network, and to the longest horizon for which the series can be split.
 
     Raises:
         DataError: the table or the version cannot be used.
@@ -119,8 +119,8 @@ def read(options: Options, horizon: int) -> OwnSeries:
 def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version) -> store.SeriesTraits:
     """Return the traits of the series: season, kind of values, effects of covariates, and yearly pattern.
 
-    The effects of covariates are additive or proportional, and the yearly pattern is removed or kept, whichever gives
-    the base version the lower validation loss.
+    The effects of covariates may be additive or proportional. The yearly pattern may be removed or kept. For both, the
+    choice with the lower validation loss of the base version is returned.
     """
     values = np.concatenate([split.series.values[split.series.known] for split in splits])
     integer = bool((values % 1 == 0).all())
@@ -140,10 +140,10 @@ def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version
         forms = [traits.model_copy(update={"known": _known(table, splits, form)}) for form in (False, True)]
         without, *losses = map(loss, (traits, *forms))
         traits = forms[losses[1] < losses[0]]
-        form = "shares of the usual value" if losses[1] < losses[0] else "sums"
+        form = "shares of the usual value" if losses[1] < losses[0] else "absolute amounts"
         table.remarks.append(
-            f"known columns: {', '.join(table.covariates)}; effects are {form}; validation loss of {base.card.name} "
-            f"{min(losses):.3f}, without them {without:.3f}"
+            f"known columns: {', '.join(table.covariates)}; their effects are {form}; validation loss of "
+            f"{base.card.name}: {min(losses):.3f} with these columns, {without:.3f} without them"
         )
         if min(losses) > (1 - MIN_IMPROVEMENT) * without:
             table.remarks.append("the known columns hardly lower this loss: compare with a training without --known")
@@ -159,7 +159,8 @@ def _known(table: Table, splits: list[Split], proportional: bool) -> store.Known
     """
     parts = [(split.series.values[: split.validation], split.series.covariates[: split.validation]) for split in splits]
     together = np.concatenate([covariates for _, covariates in parts])
-    unit = np.abs(together).max(axis=0) + (together == 0).all(axis=0)  # divided out first, so that no square overflows
+    # The columns are first divided by their largest absolute value, so that no square overflows.
+    unit = np.abs(together).max(axis=0) + (together == 0).all(axis=0)
     means, scales = ((together / unit).mean(axis=0) * unit, (together / unit).std(axis=0) * unit)
     for name, scale, largest in zip(table.covariates, scales, unit, strict=True):
         if scale <= 1e-9 * largest:

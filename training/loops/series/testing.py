@@ -1,4 +1,4 @@
-"""Compare the fine-tuned network with the base version on the series of a user, and write the report of a backtest.
+"""Compare the fine-tuned network with the base version on a user's series, and write the report of a backtest.
 
 The validation part decides whether fine-tuning helped. The test part is measured only if the network is published.
 """
@@ -38,7 +38,7 @@ def as_method(forecaster: GlobalForecaster, origins: Origins) -> backtest.Foreca
 
 
 def measure(forecaster: GlobalForecaster, own: OwnSeries, part: Part = "test") -> dict[str, Any]:
-    """Return the metrics of the fine-tuned forecaster, the base version and the seasonal naive forecast on a part.
+    """Return the metrics of the fine-tuned forecaster, the base version and the seasonal naive forecast.
 
     If the series have known columns, the base version is also measured with these columns.
     """
@@ -99,8 +99,8 @@ def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, A
 def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], str, bool]:
     """Evaluate with the serving code on the validation part and, if the network is to be published, on the test part.
 
-    Return the card, a sentence on whether fine-tuning helped, and whether to publish the network. It is published if
-    fine-tuning helped on the validation part, or with --force.
+    Return the card, a sentence that states whether fine-tuning helped, and whether to publish the network. The network
+    is published if fine-tuning helped on the validation part, or with --force.
     """
     forecaster = run.predictor(GlobalForecaster, card_of(own, network.sizes, "Not measured yet"), network)
     validation = measure(forecaster, own, "validation")
@@ -120,7 +120,7 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
 
 
 def references(options: Options, own: OwnSeries) -> results.References:
-    """Return the forecasts of a report that need no network. They take at most a tenth of ``--minutes``."""
+    """Return the report's forecasts of the methods without a network. ETS takes at most a tenth of ``--minutes``."""
     seconds = MAX_ETS_SECONDS if options.minutes is None else min(MAX_ETS_SECONDS, 6 * options.minutes)
     return results.references(own.splits, own.table.season, own.horizon, seconds)
 
@@ -161,8 +161,9 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> None
     same = f"csv:{own.table.name}" in card.data or own.sha256 in card.data.values()
     if same and card.refit_steps is not None:
         raise DataError(
-            f"--version {version}: it was trained on all rows of {own.table.name}, so its errors on them would be too "
-            "low; its backtest.png shows the errors before that. Type --backtest without --version to train and measure"
+            f"--version {version}: this version was trained on all rows of {own.table.name}, so its errors on these "
+            "rows would be too low. Its backtest.png shows errors that were measured before this training. Type "
+            "--backtest without --version to train and measure again"
         )
     own = replace(own, references=references(options, own))
     folder = options.runs / card.name / f"backtest-{datetime.now(UTC).strftime('%Y-%m-%dT%H-%M-%S')}"
@@ -174,7 +175,7 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> None
 
 
 def examples(forecaster: GlobalForecaster, own: OwnSeries, part: Part) -> list[Example]:
-    """Return the last horizon of a part of the data and its forecast, for up to eight series."""
+    """Return the last horizon of a part of the data, and the forecast for this horizon, for up to eight series."""
     result = []
     for split in own.splits[:: -(-len(own.splits) // 8)]:
         end = len(split.series.values) if part == "test" else split.test

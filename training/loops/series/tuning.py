@@ -1,8 +1,8 @@
 """Fine-tune a published forecaster on the series of a table, and compare it with the unchanged version.
 
-Used by ``python -m training.lstm --csv``. The validation part decides whether fine-tuning helps. If it does not help,
-nothing is published without ``--force``. Before publishing, the network is trained again on all rows, unless
-``--no-refit`` is given; see ``training.refit``.
+The command ``python -m training.lstm --csv`` uses this module. The validation part decides whether fine-tuning helps.
+If fine-tuning does not help, nothing is published without ``--force``. Before publishing, the network is trained again
+on all rows, unless ``--no-refit`` is given; see ``training.refit``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
 
 
 def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) -> WindowSampler:
-    """Return a sampler of windows from the values of each series before its end in ``ends``.
+    """Return a sampler of training windows. ``ends``: position in each series after which no values are used.
 
     The effect of covariates and the yearly pattern are removed from the values.
     """
@@ -76,9 +76,9 @@ def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) 
 
 
 def _averaged(config: ForecasterFinetuneConfig, steps: int) -> ForecasterFinetuneConfig:
-    """Return the config with a batch that processes can share, and with weights averaged over at most 5 % of the steps.
+    """Return the config with an average of the weights over at most 5 % of the steps.
 
-    A batch can be shared if its size is divisible by the number of processes.
+    The batch size is reduced until it is divisible by the number of processes.
     """
     ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / steps))
     return replace(config, batch=distributed.divisible_batch(config.batch), ema_decay=ema_decay)
@@ -87,8 +87,8 @@ def _averaged(config: ForecasterFinetuneConfig, steps: int) -> ForecasterFinetun
 def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tuple[Any, tuple[int, int]]:
     """Fine-tune the base network on the training parts.
 
-    Return the averaged network with the lowest validation loss, and a pair: the number of steps after which it had this
-    loss, and the number of all steps.
+    Return the averaged network with the lowest validation loss, and a pair: the number of steps after which the network
+    had this loss, and the number of all steps.
     """
     options, season = run.options, own.table.season
     network: Any = own.base.network()

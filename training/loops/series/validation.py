@@ -1,4 +1,4 @@
-"""Measure the validation loss of a network while it is fine-tuned on the series of a user."""
+"""Measure the validation loss of a network while it is fine-tuned on a user's series."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Validation:
 
     @torch.inference_mode()
     def __call__(self, network: Forecaster) -> float:
-        """Return the quantile loss. This sets the network to evaluation mode."""
+        """Set the network to evaluation mode; return its quantile loss."""
         network.eval()
         horizon = self.origins.actual.shape[1]
         batches = zip(self.values.split(256), self.seasons.split(256), strict=True)

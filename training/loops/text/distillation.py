@@ -1,7 +1,7 @@
-"""Distillation: a network learns from the predictions of other networks besides the text.
+"""Distillation: a network learns from the text and from the predictions of other networks, the teachers.
 
-The mean prediction of several networks is better than that of each, and a single network can learn most of it (Hinton
-et al. 2015, arXiv 1503.02531).
+The mean prediction of several networks is better than the prediction of each of them. A single network can learn most
+of this improvement (Hinton et al. 2015, arXiv 1503.02531).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Teachers:
 
     Args:
         folders: the folders, each with card and weights.
-        vocabulary: the vocabulary of the network that learns. Each teacher must have the same one.
+        vocabulary: the vocabulary of the network that learns. Each teacher must have the same vocabulary.
         device: device of the teachers.
 
     Raises:

@@ -1,9 +1,9 @@
 """A forward pass of the RNNs for training. On the CPU, it is several times faster than ``nn.RNN``.
 
 ``nn.RNN`` creates an autograd node for each operation of each time step, and computes the weight gradient with one
-matrix product per step. Here, a time step needs two operations in the forward pass and two in the backward pass. All
-other matrix products cover all steps at once. A ``CharacterRNN`` reads its inputs from a table, which has the product
-of embedding and W_ih for each character of the vocabulary.
+matrix product per step. In this module, a time step needs two operations in the forward pass and two in the backward
+pass. All other matrix products cover all steps at once. A ``CharacterRNN`` reads its inputs from a table that holds the
+product of embedding and W_ih for each character of the vocabulary.
 
 A ``StackedRNN`` can compute its matrix products and recurrences in bfloat16. The weights, the layer norms and the
 residual sums stay in float32. On a CPU with bfloat16 instructions, this takes half the time. The rounding error is far
@@ -60,7 +60,7 @@ def dropout(x: Tensor, probability: float, rows: int) -> Tensor:
 
     ``F.dropout`` draws 64 bits per element on the CPU, which took a quarter of a training step. The dimension ``rows``
     of x contains the rows of the batch that this process trains on. Each process draws random bytes for the whole
-    batch, and uses only those of its rows. The result therefore does not depend on the number of processes.
+    batch, and uses only the bytes of its own rows. So the result does not depend on the number of processes.
     """
     threshold = round(probability * 256)
     if not threshold:

@@ -64,7 +64,7 @@ def parameter_groups(network: nn.Module, config: RnnConfig) -> list[dict[str, An
 
 
 class LossModule(nn.Module):
-    """Computes the mean cross-entropy per character, as one module for DistributedDataParallel."""
+    """Computes the mean cross-entropy per character. It is a module, because DistributedDataParallel needs a module."""
 
     def __init__(self, network: CharacterRNN | StackedRNN | GatedRNN, config: RnnConfig) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Dropout(nn.Module):
 
 
 def set_dropout(network: GatedRNN, probability: float) -> None:
-    """Set the dropout of a network. The embedding gets a quarter of ``probability``, all other places the whole."""
+    """Set the dropout of a network to ``probability``, and the dropout of its embedding to a quarter of it."""
     for block in network.blocks:
         assert isinstance(block, GatedBlock)
         block.dropout = Dropout(probability)
@@ -157,13 +157,13 @@ def fit(
     refit: bool = False,
     teachers: Teachers | None = None,
 ) -> tuple[Any, tuple[int, int]]:
-    """Train a network. Returns the averaged network, the steps after which its weights were reached, and all steps.
+    """Train a network. Return the averaged network, and a pair: the step of its weights, and the number of all steps.
 
     Args:
         validation: the characters [N] of each part that is held out; ``window`` characters are evaluated at a time.
         keep_best: return the averaged weights with the lowest validation loss, because small texts are soon memorised.
         rehearse: runs the final evaluation on an untrained network; ``--minutes`` needs its duration.
-        refit: whether ``fit_again`` will follow, which takes as long.
+        refit: whether ``fit_again`` will follow, which takes as long as this training.
         teachers: networks from whose predictions the network learns as well.
     """
     device = run.options.device
