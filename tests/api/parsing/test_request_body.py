@@ -385,6 +385,16 @@ def test_json_is_searched_for_repeated_fields_only_if_it_has_more_colons_than_fi
     assert calls == ["count", "count", "search"]
 
 
+@pytest.mark.parametrize("part_bytes", range(1, 20))
+def test_large_json_is_counted_in_parts(part_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "PART_BYTES", part_bytes)
+    assert parse_object(b'{"a": [1, 2, 3], "b": 4}', 3) == {"a": [1, 2, 3], "b": 4}
+    with pytest.raises(BadValue, match=r"^the body has about 4 values and names; allowed are 2$"):
+        parse_object(b'{"a": [1, 2, 3], "b": 4}', 2)
+    with pytest.raises(BadValue, match=r"^'a' came more than once$"):
+        parse_object(b'{"a": 1, "a": 2}', 9)
+
+
 def test_json_that_cannot_be_searched_for_repeated_fields_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ValueError("only another parser can read this")
