@@ -1,4 +1,4 @@
-"""Fixtures: stores of tiny networks, and the real service on a free port."""
+"""Fixtures that tests of several files use, such as stores of tiny networks, and the service on a free port."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ TRAINING_FILES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that start processes or a browser, and tests that train. ``make quick`` deselects them."""
+    """Mark the tests that start processes or a browser, and the tests that train networks.
+
+    ``make quick`` does not run these tests.
+    """
     for item in items:
         if starts_processes(item) or "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("processes")
@@ -54,7 +57,10 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure no speed and recalibrate batch norms with few images: both take long and change no other result."""
+    """Skip the measurement of speed, and recalibrate batch norms with few images, to save time.
+
+    This changes no other results.
+    """
     monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
     monkeypatch.setattr("training.loops.gan.RECALIBRATION_BATCHES", 2)
     monkeypatch.setattr("training.loops.gan.PREVIEW_BATCHES", 2)
@@ -62,13 +68,16 @@ def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_log_of_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keep the readings of tests out of training/LOG.md."""
+    """Prevent that trainings in tests write their test metrics to training/LOG.md."""
     monkeypatch.setattr("training.readings.LOG", tmp_path / "LOG.md")
 
 
 @pytest.fixture(autouse=True)
 def _subnormal_numbers() -> Iterator[None]:
-    """Undo what trainings set for their whole process, because JSON with subnormal numbers is tested too."""
+    """Allow subnormal numbers again after each test. Trainings set them to zero in the whole process.
+
+    Other tests need them, for example tests of JSON with subnormal numbers.
+    """
     yield
     torch.set_flush_denormal(False)
 
@@ -89,7 +98,10 @@ def serve(tiny_store: Path) -> Serve:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldGenerator]:
-    """Make the image generators of services started later wait on an event. It is set at the end of the test."""
+    """Make image generators wait for an event, in services that the test starts after this.
+
+    The event is set at the end of the test.
+    """
     held, predict = HeldGenerator(), ImageSampler.predict
 
     def predict_when_released(self: ImageSampler, items: Sequence[LatentBatch]) -> list[np.ndarray]:
@@ -103,9 +115,9 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldGenerator]:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make each text step take at least 5 ms, so that a text of 4,000 characters outlasts a deadline of the test.
+    """Make each text step take at least 5 ms, so that a text of 4,000 characters takes longer than a test's deadline.
 
-    This applies to services started later, which need ``inline_seconds=0``.
+    This applies to services that the test starts after this. They need the setting ``inline_seconds=0``.
     """
     step = TextGenerator.step
 
@@ -125,16 +137,16 @@ def shipped() -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all test processes of pytest-xdist share."""
+    """Return a folder that all test processes of pytest-xdist share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
 def exported(shared_folder: Path) -> Callable[[str], Path]:
-    """Export a network of this repository, such as ``mnist-gan-1.onnx``, and return the file.
+    """Return a function that exports a network of this repository to a file, such as ``mnist-gan-1.onnx``.
 
-    Each file is exported once, because some take many seconds.
+    Each file is exported only once, because some exports take many seconds.
     """
     folder = shared_folder / "exported"
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""An observer that records, and helpers for tests of the engines."""
+"""Helpers for tests of the engines: an observer that records its calls, a fake network, and fake sleeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 class RecordingObserver:
-    """An observer that keeps all reports."""
+    """An observer that records all reports of an engine."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -49,7 +49,7 @@ class RecordingObserver:
 
 
 class Gate:
-    """A fake network: it waits until ``open`` is set, then doubles numbers. It fails on negative numbers."""
+    """A fake network that waits until ``open`` is set, and then doubles numbers. It fails on negative numbers."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -70,7 +70,7 @@ class Gate:
 
 
 def record_sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Make ``asyncio.sleep`` only yield to the event loop. Return a list that receives the seconds of each call.
+    """Make ``asyncio.sleep`` only yield to the event loop. Return a list to which each call appends its seconds.
 
     The services of other tests run in other threads of the same process. Their calls sleep as usual.
     """
@@ -87,12 +87,12 @@ def record_sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def one_millisecond(items: Sequence[Any]) -> float:
-    """Return the expected duration of a batch."""
+    """Return 0.001 seconds as the expected duration of any batch."""
     return 0.001
 
 
 async def start_tasks(*coroutines: Any) -> list[asyncio.Task[Any]]:
-    """Start one task for each coroutine; each runs up to its first wait, in order."""
+    """Start one task for each coroutine. In this order, each task runs until it first waits."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     await asyncio.sleep(0)
     return tasks

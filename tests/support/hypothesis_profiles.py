@@ -1,4 +1,4 @@
-"""Settings of the property tests."""
+"""Settings of Hypothesis for the property-based tests."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def image_bytes(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (3
 
 
 def png_with_size(width: int, height: int) -> bytes:
-    """Return a PNG whose header states ``width`` x ``height`` pixels, with too little image data."""
+    """Return a PNG whose header states ``width`` x ``height`` pixels, but which has less image data."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

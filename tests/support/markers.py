@@ -1,4 +1,4 @@
-"""Find the tests that start other processes. ``make quick`` leaves them out."""
+"""Find the tests that start other processes. ``make quick`` does not run them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _uses_starter(function: Any, visited: set[types.CodeType]) -> bool:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """The global names that a function and the functions inside it use."""
+    """Yield the global names that a function and its inner functions use."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

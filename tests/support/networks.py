@@ -80,7 +80,7 @@ def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], fields: di
 
 
 def publish_tiny(folder: Path, name: str) -> store.Version:
-    """Publish another version of a tiny network, with other random weights."""
+    """Publish a further version of a tiny network, with new random weights."""
     task, kind, sizes, fields = {**TINY, **SECOND_NETWORKS}[name]
     torch.manual_seed(len(list(store.all_versions(folder))) if folder.exists() else 0)
     return store.publish(folder, tiny_card(name, task, kind, sizes, fields), build(kind, sizes).state_dict())
@@ -105,7 +105,7 @@ def rewrite_card(folder: Path, **changes: object) -> None:
 
 
 def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Change the weights of a published version and update their hash on its card."""
+    """Change the weights of a published version, and update the hash of the weights on its card."""
     tensors = load_file(folder / store.WEIGHTS)
     change(tensors)
     save_file(tensors, folder / store.WEIGHTS)

@@ -1,4 +1,4 @@
-"""The service and trainings in separate processes."""
+"""Start the service and trainings in separate processes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ from training.data import datasets
 from training.evaluation import generation
 from training.loops import gan, gan_finetune
 
-TIMEOUT_SECONDS = 30  # for each wait
+TIMEOUT_SECONDS = 30  # longest time that a test waits for one event
 
 
-# The fork server imports these modules once. The service takes 2 s of a core for them, an optimizer for torch._dynamo.
+# The fork server imports these modules once, for all processes. Otherwise each process would take 2 s to import them.
+# Optimizers import torch._dynamo.
 FORK_SERVER = multiprocessing.get_context("forkserver")
 FORK_SERVER.set_forkserver_preload(["app.main", "training.run", "torch._dynamo", "matplotlib.pyplot"])
 
@@ -73,7 +74,7 @@ class ForkedProcess:
 
 
 def _serve(environment: dict[str, str], own_group: bool, before: str, stdout: DupFd, stderr: DupFd) -> None:
-    """Run the service in a new process. Its exit status is the service's."""
+    """Run the service in a new process. The process ends with the exit status of the service."""
     for number, stream in ((1, stdout), (2, stderr)):
         os.dup2(stream.detach(), number)
     if own_group:
@@ -111,10 +112,10 @@ def children(process: int) -> set[int]:
 def start_process(
     store: Path, own_group: bool = False, wrapper: Sequence[str] = (), before: str = "", **settings: object
 ) -> subprocess.Popen[str] | ForkedProcess:
-    """Start the service and return without waiting for it.
+    """Start the service, and return without waiting for it.
 
-    ``wrapper`` is a command that runs the service, such as ``nohup``. The process executes the Python code ``before``
-    first.
+    ``wrapper`` is a command that runs the service, such as ``nohup``. ``before`` is Python code that the process
+    executes before it starts the service.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
     values = {
@@ -177,7 +178,7 @@ def start_python(
 
 
 def _run_python(arguments: list[str], environment: dict[str, str], folder: str, output: DupFd | None) -> None:
-    """Run code or a module in this process, as ``python`` would. Both streams are written to ``output``."""
+    """Run code or a module in this process, as ``python`` would. Write stdout and stderr to ``output``."""
     if output:
         descriptor = output.detach()
         for number in (1, 2):
@@ -197,7 +198,7 @@ def _run_python(arguments: list[str], environment: dict[str, str], folder: str, 
 def train_and_wait(
     script: str, last: int, arguments: Sequence[str], environment: dict[str, str], steps: Connection
 ) -> None:
-    """Train in this process. Send the step of each checkpoint. At step ``last``, wait until the process is killed."""
+    """Train in this process, and send the step of each checkpoint. At step ``last``, wait to be killed."""
     os.environ.update(environment)
     gan.RECALIBRATION_BATCHES = gan.PREVIEW_BATCHES = 2
     datasets.SHA256.clear()
@@ -215,7 +216,7 @@ def train_and_wait(
 
 
 def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with float64 as the default type of tensors."""
+    """Return a function that calls ``function`` with float64 as the default type of tensors."""
 
     def call(*arguments: Any) -> Any:
         torch.set_default_dtype(torch.float64)
@@ -228,12 +229,15 @@ def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def train_generators_in_float64() -> None:
-    """Let this process train own generators in float64, where rounding is not amplified to visible differences."""
+    """Make this process train generators for users' images in float64.
+
+    In float32, training would amplify rounding errors to visible differences.
+    """
     start, fit = gan_finetune.conditional_trainer, gan_finetune.fit
 
     def fit_in_float64(own_run: run.Run, trainer: gan.GanTrainer, *arguments: Any) -> None:
         in_float64(fit)(own_run, trainer, *arguments)
-        trainer.average.module.float()  # as published
+        trainer.average.module.float()  # published weights are float32
 
     gan_finetune.conditional_trainer, gan_finetune.fit = in_float64(start), fit_in_float64
 
@@ -241,7 +245,7 @@ def train_generators_in_float64() -> None:
 def train_own_data(
     script: str, arguments: Sequence[str], environment: dict[str, str], folder: str, stdout: DupFd
 ) -> None:
-    """Train on small own data in this process, as one of those that torchrun starts."""
+    """Train on a small data set of a user, in one of the processes that torchrun would start."""
     os.dup2(stdout.detach(), 1)
     os.chdir(folder)
     os.environ.update(environment)
@@ -252,7 +256,7 @@ def train_own_data(
 
 
 def start_pair(script: str, arguments: Sequence[str], folder: Path, output: IO[str]) -> list[multiprocessing.Process]:
-    """Start two processes that train together; see ``train_own_data``."""
+    """Start two processes that train one network together; see ``train_own_data``."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = []
     for rank in ("0", "1"):

@@ -12,7 +12,7 @@ from support.service import ROOT
 
 
 def metric_samples(client: httpx.Client) -> dict[tuple[object, ...], float]:
-    """Return the samples of /metrics by name and labels."""
+    """Return the values at /metrics by metric name and labels."""
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(client.get("/metrics").text)
@@ -57,7 +57,10 @@ def assert_still_serves(client: httpx.Client) -> None:
 
 
 def send_raw(client: httpx.Client, request: bytes) -> bytes:
-    """Send bytes and return the response, read until the service closes the connection or a JSON body ends."""
+    """Send bytes and return the response.
+
+    The response ends when the service closes the connection, or when a JSON body is complete.
+    """
     with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
         connection.settimeout(30)
         connection.sendall(request)
@@ -75,7 +78,10 @@ HOSTILE_NAMES = [
 
 
 def assert_harmless(answer: httpx.Response) -> None:
-    """Check that an answer is no 5xx and shows no internals. An error must have the documented schema."""
+    """Check that the status of an answer is below 500, and that the answer shows no internal details.
+
+    An error must have the documented schema.
+    """
     assert answer.status_code < 500, answer.text
     for leak in (str(ROOT), "site-packages", "Traceback", "/tmp/", ".py"):
         assert leak not in answer.text.replace("/v1/", "")

@@ -1,4 +1,4 @@
-"""The service in the test process, on a real socket, and its command line."""
+"""Run the service on a real socket in the test process, and run its command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Prepare = Callable[[], Awaitable[None]]
 
 
 def shorten_uvicorn_sleeps() -> None:
-    """Let uvicorn look for a stop every 10 ms instead of 100: the suite stops several hundred services."""
+    """Make uvicorn check every 10 ms instead of 100 ms whether to stop, because tests stop several hundred services."""
 
     async def sleep(seconds: float) -> None:
         await asyncio.sleep(min(seconds, 0.01))
@@ -46,7 +46,10 @@ shorten_uvicorn_sleeps()
 
 @contextmanager
 def serving(settings: Settings, prepare: Prepare | None = None) -> Iterator[httpx.Client]:
-    """Start the service on a real socket and yield a client. ``prepare`` runs on its event loop before startup."""
+    """Start the service on a real socket and yield a client.
+
+    ``prepare`` runs on the event loop of the service before startup.
+    """
     server = ListeningServer(create_app(settings), settings)
     started = threading.Event()
     startup = server.startup
@@ -72,7 +75,10 @@ def serving(settings: Settings, prepare: Prepare | None = None) -> Iterator[http
 
 
 class HeldGenerator:
-    """Makes image generators wait from ``armed`` until ``release``; ``batches`` lists the rows of each held batch."""
+    """Makes image generators wait while ``armed`` is set and ``release`` is not.
+
+    ``batches`` lists the number of rows of each batch that waited.
+    """
 
     def __init__(self) -> None:
         self.armed, self.entered, self.release = threading.Event(), threading.Event(), threading.Event()
@@ -86,7 +92,7 @@ class HeldGenerator:
 
 
 def address(client: httpx.Client) -> str:
-    """Return ``host:port`` of a service, for other clients."""
+    """Return the address ``host:port`` of a client's service."""
     return client.base_url.netloc.decode()
 
 

@@ -1,8 +1,9 @@
-"""A second device for tests without a GPU: its tensors lie in the CPU's memory, but torch keeps them apart.
+"""A PyTorch device that stands in for a GPU in tests on machines without a GPU.
 
-As on a GPU, an operator rejects tensors of the CPU beside those of the device, and NumPy cannot read the device's
-tensors. The device is PyTorch's ``PrivateUse1`` backend, implemented in Python: an operator computes with the CPU's
-tensors that the tensors of the device hold.
+The tensors of the device are in the memory of the CPU, but PyTorch treats them as tensors of another device. As on a
+GPU, an operator rejects a mixture of CPU tensors and device tensors, and NumPy cannot read device tensors. The device
+is PyTorch's ``PrivateUse1`` backend, implemented in Python. Each device tensor holds a CPU tensor, and operators
+compute with these CPU tensors.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 NAME = "standin"
 aten = torch.ops.aten
 create_tensor = torch.tensor
-COPIES = {aten._to_copy.default, aten.copy_.default}  # read one device and write another
-INDEXED = {aten.index.Tensor: 1, aten.index_put_.default: 1, aten.index_put.default: 1}  # the argument of indices
+COPIES = {aten._to_copy.default, aten.copy_.default}  # operators that copy between devices
+# Operators with an argument of indices -> position of this argument
+INDEXED = {aten.index.Tensor: 1, aten.index_put_.default: 1, aten.index_put.default: 1}
 
 
 class DeviceTensor(Tensor):
@@ -62,7 +64,7 @@ class DeviceTensor(Tensor):
         return torch._utils._rebuild_device_tensor_from_cpu_tensor, arguments
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
-        """Tell torch that modules must replace such parameters as a whole: ``param.data = ...`` ignores our field."""
+        """Make modules replace these parameters as a whole, because ``param.data = ...`` ignores ``data_on_cpu``."""
         return ["data_on_cpu"], None
 
     @staticmethod
@@ -79,23 +81,24 @@ class DeviceTensor(Tensor):
 
 
 class Backend(_DummyBackendModule):
-    """What torch asks the device. ``torch.autocast`` is allowed, and changes no type."""
+    """The functions of a device module that torch calls. ``torch.autocast`` is allowed, and changes no type."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
     def get_rng_state(self, device: Any = None) -> Tensor:
-        """Return nothing: random numbers come from the CPU's generator."""
+        """Return an empty state, because random numbers come from the CPU's generator."""
         return torch.empty(0, dtype=torch.uint8)
 
     def set_rng_state(self, state: Tensor, device: Any = None) -> None:
-        """See ``get_rng_state``."""
+        """Do nothing; see ``get_rng_state``."""
 
 
 class StandInDevice:
-    """The device. ``copies_to_cpu`` counts the tensors that were copied to the CPU, and the numbers read.
+    """The device.
 
-    A test sets ``before_operator`` to let operators fail.
+    ``copies_to_cpu`` counts the tensors that were copied to the CPU, and the numbers that were read. A test replaces
+    ``before_operator`` to make operators fail.
     """
 
     def __init__(self) -> None:
@@ -104,7 +107,7 @@ class StandInDevice:
         self._library: torch.library.Library | None = None  # removes its operators when it is deleted
 
     def register(self) -> None:
-        """Tell torch of the device. It must know all devices before it first computes a gradient."""
+        """Register the device in torch. Torch must know all devices before it computes the first gradient."""
         _setup_privateuseone_for_python_backend(NAME, Backend())
         self._library = torch.library.Library("_", "IMPL")
         self._library.fallback(self._create, "PrivateUse1")
@@ -112,7 +115,7 @@ class StandInDevice:
 
     @contextmanager
     def enabled(self) -> Iterator[torch.device]:
-        """Yield the device. Its operators are counted from 0."""
+        """Yield the device, and count its operators and copies from 0."""
         self.copies_to_cpu = self.operators = 0
         try:
             with patch.object(torch, "tensor", _tensor):
@@ -121,10 +124,10 @@ class StandInDevice:
             vars(self).pop("before_operator", None)
 
     def before_operator(self, operator: Any) -> None:
-        """Called before each operator."""
+        """This method is called before each operator. A test may replace it."""
 
     def _create(self, operator: Any, *arguments: Any, **named: Any) -> Any:
-        """Compute an operator without a tensor of the device, such as ``aten.empty`` with its name."""
+        """Compute an operator that creates a tensor on the device, such as ``aten.empty``."""
         return self.compute(operator, arguments, named)
 
     def compute(self, operator: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -146,9 +149,9 @@ class StandInDevice:
         if to_cpu:
             self.copies_to_cpu += bool(own)
             return result.clone() if any(result is value.data_on_cpu for value in own) else result
-        known = {id(value.data_on_cpu): value for value in own}  # results in place or in ``out``
+        known = {id(value.data_on_cpu): value for value in own}  # operators that return one of their arguments
         inference = torch.is_inference_mode_enabled()
-        if operator.is_view:  # a view of an ordinary tensor is one, too
+        if operator.is_view:  # a view is an inference tensor only if its base is one
             inference = inference and all(value.is_inference() for value in own)
 
         def on_device(value: Any) -> Any:
@@ -161,7 +164,7 @@ class StandInDevice:
 
 
 def _tensor(data: Any, *, device: Any = None, **named: Any) -> Tensor:
-    """``torch.tensor``, which writes into the memory of the device, not with an operator."""
+    """Replace ``torch.tensor``, which would write to the memory of the device without an operator."""
     result = create_tensor(data, **named)
     return result if device is None else result.to(device)
 
@@ -173,7 +176,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _check_devices(operator: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """Raise RuntimeError for tensors of the CPU, as a GPU does. Numbers and indices may be on the CPU."""
+    """Raise RuntimeError if an argument is a CPU tensor, as a GPU does. Numbers and indices may be on the CPU."""
     index = INDEXED.get(operator)
     checked = [value for position, value in enumerate(arguments) if position != index]
     values, _ = tree_flatten((checked, named))
@@ -189,7 +192,10 @@ def _check_devices(operator: Any, arguments: tuple[Any, ...], named: dict[str, A
 def _fused_lstm_cell(
     inputs: Tensor, hidden: Tensor, cell: Tensor, input_bias: Tensor | None, hidden_bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``aten._thnn_fused_lstm_cell``, which only GPUs have: new hidden state and cell, and the four gates."""
+    """Compute ``aten._thnn_fused_lstm_cell``, which only GPUs have.
+
+    Return the new hidden state, the new cell state and the four gates.
+    """
     gates = inputs + hidden
     if input_bias is not None and hidden_bias is not None:
         gates = gates + input_bias + hidden_bias
@@ -202,7 +208,7 @@ def _fused_lstm_cell(
 def _fused_lstm_cell_backward(
     of_hidden: Tensor | None, of_cell: Tensor | None, before: Tensor, after: Tensor, gates: Tensor, has_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``_fused_lstm_cell`` for gates, cell and biases."""
+    """Return the gradients of ``_fused_lstm_cell`` for gates, cell and biases."""
     i, f, g, o = gates.chunk(4, 1)
     of_hidden = torch.zeros_like(after) if of_hidden is None else of_hidden
     squashed = after.tanh()

@@ -1,4 +1,4 @@
-"""Inputs of the tiny networks for the Open Inference Protocol."""
+"""Inputs for the tiny networks in the format of the Open Inference Protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for a condition, or for another process."""
+"""Wait for a condition, or for another test process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small ONNX models."""
+"""Small ONNX models for tests of the import."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def onnx_model(
     weights: dict[str, np.ndarray] | None = None,
     **options: Any,
 ) -> ModelProto:
-    """Return a model of float32 inputs and outputs with these shapes."""
+    """Return an ONNX model that has float32 inputs and outputs of these shapes."""
     tensors = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
     values = [
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in each.items()]
@@ -30,7 +30,7 @@ def onnx_model(
 
 
 def linear_model(inputs: int = 4, outputs: int = 3) -> tuple[ModelProto, np.ndarray]:
-    """Return a model that multiplies rows by a matrix [inputs, outputs], and the matrix."""
+    """Return a model that multiplies rows by a matrix, and this matrix [inputs, outputs]."""
     matrix = np.random.default_rng(0).standard_normal((inputs, outputs)).astype(np.float32)
     nodes = [helper.make_node("MatMul", ["x", "matrix"], ["y"])]
     return onnx_model(nodes, {"x": ["batch", inputs]}, {"y": ["batch", outputs]}, {"matrix": matrix}), matrix
@@ -51,7 +51,7 @@ def forest(texts: bool = False, **options: Any) -> tuple[Any, np.ndarray, bytes]
 
 
 def externalise(model: ModelProto, location: str, **entries: object) -> None:
-    """Move the data of the first weight to a file."""
+    """Change the model so that it reads the data of its first weight from the file ``location``."""
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL

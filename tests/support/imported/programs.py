@@ -1,4 +1,4 @@
-"""Small programs, exported by torch, and changed copies of their files."""
+"""Small programs that ``torch.export`` has written, and changed copies of their files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASSES = 3
 
 
 class SmallCNN(nn.Module):
-    """The layers of the workshop's CNN, for images of 8 pixels."""
+    """A CNN with the layers of the workshop's CNN, for images of 8 x 8 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class SmallCNN(nn.Module):
 
 
 def export(module: nn.Module, *inputs: Tensor, sizes: Mapping[str, dict[int, Any]] | None = None) -> bytes:
-    """Return the ``.pt2`` file of a module. ``sizes`` names the dimensions that vary, by input."""
+    """Return the ``.pt2`` file of a module. ``sizes`` names the variable dimensions of each input."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own code causes warnings
         file = io.BytesIO()
@@ -60,7 +60,7 @@ def pack(path: Path, files: Mapping[str, bytes], method: int = zipfile.ZIP_STORE
 
 
 def edited(content: bytes, name: str, edit: Callable[[Any], None]) -> dict[str, bytes]:
-    """Return the entries of an archive, in which ``edit`` has changed one JSON document."""
+    """Return the entries of an archive after ``edit`` has changed the JSON document ``name``."""
     files = entries(content)
     document = json.loads(files[name])
     edit(document)

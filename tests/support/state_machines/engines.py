@@ -1,4 +1,4 @@
-"""What the model-based tests of both engines share: events, and checks after each event and at the end."""
+"""The common parts of the model-based tests of both engines: events, and checks after each event and at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.state_machines.virtual_time import VirtualMachine, counted, manual_
 
 @dataclass
 class Request:
-    """A request of ``size`` rows. ``allowed`` are the errors that may be its answer."""
+    """A request to an engine. ``allowed``: the errors with which it may be answered."""
 
     number: int
     caller: str | None
@@ -27,7 +27,7 @@ class Request:
 
 
 class EngineMachine(VirtualMachine):
-    """An engine, whose jobs end when the machine says so, and its requests."""
+    """A state machine with an engine and its requests. Rules of the machine decide when the engine's jobs end."""
 
     engine: Any
     run_task: str  # the engine's attribute with the task that runs batches or rounds

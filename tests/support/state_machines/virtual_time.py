@@ -1,4 +1,4 @@
-"""An event loop, threads and clocks that only a test advances, and the settings of model-based tests."""
+"""An event loop, threads and clocks that advance only when a test advances them, for model-based tests."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from app.engine.admission import current_caller
 from app.engine.executor import Executor
 
-RUNS = int(os.environ.get("MODEL_RUNS", "0"))  # of each machine; `make model-check` sets it
-MAX_ITERATIONS = 10_000  # of the event loop without progress of time: more means an endless loop
+RUNS = int(os.environ.get("MODEL_RUNS", "0"))  # number of runs of each machine; `make model-check` sets MODEL_RUNS
+MAX_ITERATIONS = 10_000  # iterations of the event loop at the same time; more iterations mean an endless loop
 
 
 def run_machine(machine: Callable[[], RuleBasedStateMachine], runs: int) -> None:
-    """Run a state machine ``runs`` times with fixed random numbers, or ``MODEL_RUNS`` times with new ones."""
+    """Run a state machine ``runs`` times with a fixed seed, or ``MODEL_RUNS`` times with new random numbers."""
     phases = [Phase.generate, Phase.shrink]
     profile = settings(
         max_examples=RUNS or runs,
@@ -38,7 +38,10 @@ def run_machine(machine: Callable[[], RuleBasedStateMachine], runs: int) -> None
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time only ``advance`` changes. It has the methods of the module ``time`` that engines use."""
+    """An event loop whose time only ``advance`` changes.
+
+    The loop also has the functions of the module ``time`` that engines use, and replaces this module.
+    """
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -50,12 +53,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     monotonic = perf_counter = time
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and run what is due."""
+        """Advance the time, and run the callbacks that are due."""
         self.seconds += seconds
         self.settle()
 
     def settle(self) -> None:
-        """Run until nothing can go on without more time or the end of a job."""
+        """Run the loop until all tasks wait for a later time or for the end of a job."""
         for _ in range(MAX_ITERATIONS):
             self.call_soon(self.stop)
             self.run_forever()
@@ -64,7 +67,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         raise AssertionError("the event loop does not come to rest")
 
     def start(self, coroutine: Coroutine[Any, Any, Any], caller: str | None) -> asyncio.Task[Any]:
-        """Start a task that acts for a caller, up to its first wait."""
+        """Start a task on behalf of a caller, and run it until it first waits."""
         context = contextvars.copy_context()
         context.run(current_caller.set, caller)
         task = self.create_task(coroutine, context=context)
@@ -73,7 +76,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class ManualPool:
-    """A thread pool without threads: ``finish`` computes the oldest job."""
+    """A thread pool without threads. A call of ``finish`` computes the oldest job."""
 
     def __init__(self) -> None:
         self.jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
@@ -95,7 +98,7 @@ class ManualPool:
 
 
 def manual_executor(name: str) -> tuple[Executor, ManualPool]:
-    """Return an executor, and its pool of one thread that the test plays."""
+    """Return an executor and its pool. The test takes the place of the pool's only thread."""
     executor, pool = Executor(name), ManualPool()
     executor._pool.shutdown()
     executor._pool = pool  # type: ignore[assignment]
@@ -129,11 +132,11 @@ class VirtualMachine(RuleBasedStateMachine):
             self.patch.undo()
 
     def finish(self) -> None:
-        """Let everything end, and check that all requests are answered and nothing is left."""
+        """Finish all jobs and tasks, and check that all requests are answered and that nothing is left."""
         raise NotImplementedError
 
 
 def counted(limit: int) -> Iterator[int]:
-    """Count up; more than ``limit`` rounds mean that somebody starves."""
+    """Yield 0, 1, 2, ... Fail after ``limit`` numbers, because then a caller waits for ever."""
     yield from range(limit)
     raise AssertionError(f"not done after {limit} rounds")

@@ -1,4 +1,4 @@
-"""The toy network, as a file of ``app/networks``."""
+"""The network of the toy architecture, written like a file of ``app/networks``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.networks.cnn import Classifier
 
 @dataclass(frozen=True)
 class ToyNetSizes:
-    """``width``: channels of the convolution."""
+    """The sizes of the toy network. ``width``: number of channels of the convolution."""
 
     classes: int = 2
     channels: int = 1
@@ -20,7 +20,7 @@ class ToyNetSizes:
 
 
 class ToyNet(Classifier):
-    """One convolution 3x3, the largest value of each channel, one linear layer."""
+    """A network with a 3x3 convolution, the maximum of each channel, and a linear layer."""
 
     def __init__(self, sizes: ToyNetSizes) -> None:
         super().__init__()
@@ -29,9 +29,9 @@ class ToyNet(Classifier):
         self.linear = nn.Linear(sizes.width, sizes.classes)
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> [N, width, image, image]."""
+        """Return feature maps [N, width, image, image] of pixels [N, channels, image, image] from 0 to 255."""
         return self.convolution(pixels.to(self.linear.weight.dtype) / 255)
 
     def classified(self, maps: Tensor) -> Tensor:
-        """maps [N, width, image, image] -> scores [N, classes]."""
+        """Return the scores [N, classes] of feature maps [N, width, image, image]."""
         return self.linear(maps.relu().amax(dim=(2, 3)))

@@ -1,4 +1,7 @@
-"""The toy training, as a file of ``training``: tell images with horizontal bars from images with vertical bars."""
+"""The training script of the toy architecture, written like a file of ``training``.
+
+The network distinguishes images with horizontal bars from images with vertical bars.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from training.options import parse_options
 from training.run import Run, metric
 
 LABELS = ["horizontal", "vertical"]
-IMAGES, TEST, VALIDATION = 32, 1, 2  # in a part, and the seeds of the test and the validation part
+IMAGES, TEST, VALIDATION = 32, 1, 2  # images in a part; seeds of the test and validation part
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def draw_bars(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def evaluate(classifier: ImageClassifier, seed: int = TEST) -> dict[str, Any]:
-    """Return the metrics of a predictor on the images of a seed."""
+    """Return the metrics of a predictor on the images that are drawn with a seed."""
     images, labels = draw_bars(IMAGES, seed)
     predictions = torch.tensor(classifier.predict(list(images))).argmax(dim=1)
     accuracy = (predictions == labels).double().mean().item()
