@@ -344,7 +344,7 @@ def test_the_sizing_page_follows_from_the_measurements() -> None:
         ], title
         assert machines[1:] == [str(number) for number in (needed[2], -(-needed[2] // 2), -(-needed[2] // 32))]
     pictures = [path.stat().st_size for path in (ROOT / "tests/images/cifar10").glob("*.png")]
-    assert f"{sum(pictures):,} bytes, {round(sum(pictures) / len(pictures)):,} each" in page
+    assert f"{sum(pictures):,} bytes in total, and {round(sum(pictures) / len(pictures)):,} bytes on average" in page
 
 
 def test_containers_are_not_root_and_contain_an_sbom() -> None:
