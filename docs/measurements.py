@@ -25,10 +25,11 @@ KEY_FIGURES_BLOCK = re.compile(
 
 HEAD = """# Measurements
 
-`make report` writes this page from the cards in `models_store/` and the files in `benchmarks/results/`. Each section
-states its command, machine and date. To update a figure, run the command again and edit the file in
-`benchmarks/results/`.
-`make bench ARGS="--save benchmarks/results/speed/serving.json"` writes the file of [Quartet and a plain FastAPI server](#quartet-and-a-plain-fastapi-server).
+`make report` writes this page from the model cards in `models_store/` and the files in `benchmarks/results/`. Each
+section states its command, machine and date. To update a figure, run the command of its section again, and edit the
+file in `benchmarks/results/`. For the section
+[Quartet and a plain FastAPI server](#quartet-and-a-plain-fastapi-server),
+`make bench ARGS="--save benchmarks/results/speed/serving.json"` writes this file.
 
 - [Models](#models): the results of each network on its test data
 - [Accuracy](#accuracy): comparisons with other forecasters, and training on your own data
@@ -37,60 +38,70 @@ states its command, machine and date. To update a figure, run the command again 
 
 ## Models
 
-Each figure is stored on its model's card (`models_store/<name>/<version>/card.json`, or `GET /v1/models`), with its
-data, seed and command. `make evaluate` measures all figures again with the serving code. The command fails if a figure
-differs by more than its rounding, or if the data differ from those on the card. Two kinds of differences are only
-printed: differences of networks that the processor computes in bfloat16, and differences of metrics that train a
-classifier, on another processor.
+Each figure is stored on the card of its model (`models_store/<name>/<version>/card.json`, or `GET /v1/models`), with its
+data, seed and command. `make evaluate` measures all figures again with the code of the service. The command fails if a
+figure differs by more than its rounding, or if the data differ from those on the card. In two cases, the command prints
+a difference but does not fail: if the processor computes the network in bfloat16, or if a classifier is trained for the
+metric and the processor is not the one of the first measurement.
 
-Hyperparameters were chosen on validation parts. Each model was trained once, with seed 0, so no model is the best of
-several seeds. The table states how often the test part was read for each model:
+Hyperparameters were chosen on validation parts. Each model was trained once, with seed 0. So no model was selected as
+the best of several seeds. The table states how often the test part was read for each model:
 
 | model | readings of the test part |
 |---|---|
 | `shakespeare-rnn@2` and `@3`, `series-lstm@1`, `mnist-cgan`, `mnist-gan`, `mnist-judge` | one |
-| `shakespeare-rnn@4` | one, after the choice between two networks on validation data. The test part was then read for the other network, too |
-| `series-lstm@2` | two, with the same weights: the second time after negative bounds were clipped to 0 (MSIS 5.43 and 15.78 before) |
-| `cifar10-lenet` | two: with batch size 128 (accuracy 0.742), and with batch size 512, which is faster |
-| `sine-lstm` | two: before and after a change that computes the free-running half in one call. The figures were the same |
-| `cifar10-whitened` | three: without a correction for label smoothing (calibration error 0.0106, and 0.0110 with test-time augmentation), with another correction (0.0090 and 0.0071), and as published |
-| `shakespeare-rnn@1` | three, and parts of it once more to analyse the loss; see [training/LOG.md](../training/LOG.md) |
+| `shakespeare-rnn@4` | one, after the network was chosen from two networks on validation data. After that, the test part was also read once for the other network |
+| `series-lstm@2` | two, with the same weights. Before the second reading, a change of the code set negative limits of intervals to 0. Before this change, the MSIS was 5.43 (hourly) and 15.78 (weekly) |
+| `cifar10-lenet` | two: for a training with batch size 128 (accuracy 0.742), and for the published training with batch size 512, which is faster |
+| `sine-lstm` | two: before and after a change of the code that computes the forecasts of 50 steps in one call. The figures were the same |
+| `cifar10-whitened` | three: first without a correction for label smoothing (calibration error 0.0106, and 0.0110 with test-time augmentation), then with another correction (0.0090 and 0.0071), then with the published correction |
+| `shakespeare-rnn@1` | three. Parts of the test part were read once more to analyse the loss; see [training/LOG.md](../training/LOG.md) |
 
-During development, trials of one or two epochs also printed test figures. No choice is based on these figures. Since 27
-November 2026, the code appends each reading of a test part to the end of [training/LOG.md](../training/LOG.md).
+During development, test runs of one or two epochs also printed figures of the test parts. These figures were not used
+to choose anything. Since 27 November 2026, the code adds a line to the end of [training/LOG.md](../training/LOG.md) for
+each reading of a test part.
 
-The card of `cifar10-whitened` was measured in float32. When the service loads the model, it measures matrix products in
-bfloat16, and uses bfloat16 if they are clearly faster. In bfloat16, they take half of the time on an AMD EPYC, and 1.5
-times as long on an Intel Xeon without AMX. In bfloat16, the accuracy is 0.9417 (0.9463 with test-time augmentation). No
-other figure changes by more than 0.001. `samples_only_accuracy` of `mnist-cgan` depends on the processor, because a
-classifier is trained for this figure, and rounding changes the training: 0.989 on an AMD EPYC, 0.987 on an Intel Xeon.
-All other figures are the same on both processors.
+The figures of `cifar10-whitened` were measured in float32. When the service loads this model, it measures the speed of
+matrix products in bfloat16, and uses bfloat16 if it is clearly faster than float32. Matrix products in bfloat16 take
+half of the time of float32 on an AMD EPYC, and 1.5 times as long on an Intel Xeon without AMX. In bfloat16, the
+accuracy is 0.9417 (0.9463 with test-time augmentation). No other figure changes by more than 0.001.
 
-The main figure of a generator is its Fréchet distance divided by a floor. The floor is the Fréchet distance of real
-images that the reference classifier has not seen. For `mnist-cgan`, the ratio is 5.39 / 4.92 = 1.10. The floor has a
+`samples_only_accuracy` of `mnist-cgan` depends on the processor: it is 0.989 on an AMD EPYC, and 0.987 on an Intel
+Xeon. For this figure, a classifier is trained on generated images, and rounding changes the training. All other figures
+are the same on both processors.
+
+The main figure of an image generator is its Fréchet distance divided by a floor. The Fréchet distance compares two sets
+of images in the features of the reference classifier `mnist-judge`. The floor is the distance between real images that
+this classifier has not seen and the test images. For `mnist-cgan`, the ratio is 5.39 / 4.92 = 1.10. The floor has a
 standard error of 0.50 (jackknife with ten parts), so the ratio has a standard error of 0.11. New cards state the ratio
-and its standard error as `frechet_ratio_unseen` and `frechet_ratio_unseen_spread`. The older figure `frechet_ratio`
-(1.04 before rounding) divides by the floor of images that the classifier has seen. 11 disjoint draws of 5,000 seen
-images have a mean floor of 5.57 with a standard deviation of 0.84. The jackknife also estimates 0.84.
+and its standard error as `frechet_ratio_unseen` and `frechet_ratio_unseen_spread`.
+
+The older figure `frechet_ratio` (1.04 before rounding) uses another floor: that of training images, which the classifier
+has seen. For 11 disjoint random sets of 5,000 training images, the mean of this floor is 5.57, and its standard
+deviation is 0.84. The jackknife also estimates 0.84.
 """
 SPEED_HEAD = """
 ### Speed of one thread
 
-Each training measures the speed of its network on one thread with the serving code, and stores the figures on the card.
-`python -m training.evaluation.speed` measures them again. On a shared machine, two runs can differ by 15 % or more.
+Each training measures the speed of its network on one thread with the code of the service, and stores the figures on the
+model card. `python -m training.evaluation.speed` measures these figures again. On a machine that other programs use, the
+results of two runs can differ by 15 % or more.
 """
 ITEMS = {"classify": "images", "continue": "characters", "forecast": "forecasts", "sample": "images"}
 SECTIONS = {
-    "accuracy": "Results of `training/` that are not on the model cards.",
-    "speed": "`plain` is a plain FastAPI server without batching. The column `of plain` is the throughput divided by the "
-    "throughput of `plain` with the same number of callers. `CPU s/s` is the CPU seconds that all processes use per second. "
-    "`PSS` is the memory of all processes.",
-    "reliability": "Each command checks every answer, and exits with an error if a limit is exceeded.",
+    "accuracy": "This section contains results of `training/` that are not on the model cards.",
+    "speed": "`ours` is Quartet. `ours 2x1` means two workers with one thread each. `plain` is a FastAPI server without "
+    "batching. The column `of plain` is the throughput divided by the throughput of `plain` with the same number of callers. "
+    "`min` and `max` are the smallest and the largest throughput of a round. `p50`, `p95` and `p99` are percentiles of the "
+    "latency. `CPU s/s` is the number of CPU seconds that all processes of the server use per second. `PSS` is the memory of "
+    "all its processes, in which shared memory counts once. A table of targets compares figures with a required value "
+    "(`must`) and a desired value (`goal`).",
+    "reliability": "Each command checks every answer. It exits with an error if an answer is wrong or a limit is exceeded.",
 }
 
 
 class KeyFigure(NamedTuple):
-    """A row of the README's table. ``read`` returns the value, and ``show`` turns it into text."""
+    """A row of the README's table of key figures. ``read`` returns the value, and ``show`` formats it as text."""
 
     label: str
     read: Callable[[], float]
@@ -99,14 +110,14 @@ class KeyFigure(NamedTuple):
 
 
 def metric(name: str, key: str) -> Callable[[], float]:
-    """Return a function that reads a metric from the newest card of a model."""
+    """Return a function that reads a metric from the card of the newest version of a model."""
     return lambda: cards()[name][-1].metrics[key].value
 
 
 def result(path: str, title: str, column: str, **cells: object) -> Callable[[], float]:
     """Return a function that reads a number from the table ``title`` in ``benchmarks/results/{path}.json``.
 
-    The number is in ``column`` of the only row in which the given columns have the values ``cells``.
+    ``cells`` maps columns to values. The number is in ``column`` of the only row that has these values.
     """
 
     def read() -> float:
@@ -139,49 +150,49 @@ KEY_FIGURES = [
         "make evaluate",
     ),
     KeyFigure(
-        "Shakespeare, test loss of `shakespeare-rnn`",
+        "test loss of `shakespeare-rnn` on Shakespeare's plays",
         metric("shakespeare-rnn", "nats_per_character"),
         amount("nats per character", 3),
         "make evaluate",
     ),
     KeyFigure(
-        "M4 hourly, overall weighted average (OWA) of `series-lstm`; naive forecast: 1",
+        "error of `series-lstm` on the M4 hourly series, relative to a naive forecast (OWA, overall weighted average)",
         metric("series-lstm", "hourly_owa"),
         amount("", 3),
         "make evaluate",
     ),
     KeyFigure(
-        "Fréchet distance of `mnist-cgan`, relative to real images that the classifier has not seen (standard error 0.11)",
+        "Fréchet distance of images from `mnist-cgan`, relative to that of real images (standard error 0.11)",
         lambda: metric("mnist-cgan", "frechet_distance_5000")() / metric("mnist-cgan", "frechet_floor_5000")(),
         amount("", 2),
         "make evaluate",
     ),
     KeyFigure(
-        "images classified, `cifar10-lenet`, 64 callers",
+        "image classifications per second, `cifar10-lenet`, 64 concurrent callers",
         result("speed/serving", CNN, "requests/s", server="ours", callers=64),
         amount("requests/s"),
         BENCH,
     ),
     KeyFigure(
-        "the same, relative to a plain FastAPI server",
+        "the same, relative to a FastAPI server without batching",
         result("speed/serving", CNN, "of plain", server="ours", callers=64),
         amount("x", 2),
         BENCH,
     ),
     KeyFigure(
-        "texts of 200 characters, 32 callers, relative to a plain FastAPI server",
+        "generated texts of 200 characters per second, 32 concurrent callers, relative to a FastAPI server without batching",
         result("speed/serving", TEXT, "of plain", server="ours", callers=32),
         amount("x", 2),
         BENCH,
     ),
     KeyFigure(
-        "time from start to ready, ten versions of eight networks, two workers",
+        "time from the start until the service is ready, with ten versions of eight networks and two workers",
         result("speed/serving", "targets", "measured", figure="start to ready"),
         amount("s", 2),
         BENCH,
     ),
     KeyFigure(
-        "failed requests during eight rolling restarts under load",
+        "failed requests during eight restarts of services, one after the other, under load",
         result("reliability/restarts", "", "value", figure="failed requests"),
         amount(""),
         "make restarts",
@@ -202,7 +213,7 @@ def cards() -> dict[str, list[store.Card]]:
 
 
 def numbers(columns: dict[str, Any], rows: list[list[Any]]) -> str:
-    """Return a Markdown table. ``columns`` maps names to the number of decimals, "g" (all decimals) or None (text)."""
+    """Return a Markdown table. ``columns`` maps each name to its decimals: a number, "g" (all) or None (text)."""
     shown = [[show(value, form) for value, form in zip(row, columns.values(), strict=True)] for row in rows]
     return table(list(columns), shown, [name for name, form in columns.items() if form is not None])
 

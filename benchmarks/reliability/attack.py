@@ -345,9 +345,13 @@ def results(rows: Sequence[Row]) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores; the attackers use the same cores",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "notes": [
-            "A normal client with two connections sends pictures, forecasts and short texts in turn.",
-            f"Limits: p99 at most {MAX_RATIO:g} times that alone, and {MAX_RATIO_AFTER:g} times after ten seconds.",
-            f"No normal request may fail. PSS of all processes: at most {MEMORY_LIMIT:,.0f} MiB.",
+            "A normal client with two connections sends requests for pictures, forecasts and short texts in turn. The "
+            "table shows the latency of this client, while attackers send harmful requests.",
+            "The p99 (99th percentile of the latency) during an attack may be at most "
+            f"{MAX_RATIO:g} times the p99 before the attack. Ten seconds after the attack, the p99 may be at most "
+            f"{MAX_RATIO_AFTER:g} times the p99 before the attack.",
+            "No request of the normal client may fail. All processes of the service together may use at most "
+            f"{MEMORY_LIMIT:,.0f} MiB of memory (PSS).",
         ],
         "tables": [
             {

@@ -186,13 +186,15 @@ def results(tables: Sequence[dict[str, Any]], latency: Sequence[list[Any]], comm
         "machine": hardware(),
         "date": time.strftime("%Y-%m-%d"),
         "notes": [
-            f"One worker with one thread for each core, {CALLERS} callers for each worker. They use other "
-            "cores; if there are none, they share the cores with the service. So compare answers for each CPU second.",
+            f"The service runs one worker with one thread for each core, and {CALLERS} callers for each worker send "
+            "requests. The callers use the other cores of the machine. If there are no other cores, they share the "
+            "cores with the service, so compare the answers for each CPU second of the service.",
             "No machine with more cores was measured. The rows *modelled* extrapolate with the universal scalability "
-            "law; its contention is fitted to the measured rows. Callers on other machines would leave all cores to "
-            "the service.",
-            "The last table checks the modelled latency of one worker. Requests come at random times. The utilisation "
-            "is their rate, relative to the highest throughput.",
+            "law. Its parameter, the contention, is fitted to the measured rows. The modelled rows assume that the "
+            "callers run on other machines, so that the service can use all cores.",
+            "The last table compares the measured and the modelled latency of one worker when requests arrive at "
+            "random times. The utilisation is the rate of the requests, relative to the highest throughput of the "
+            "worker.",
         ],
         "tables": [*tables, {"title": "latency on one core", "columns": columns, "rows": list(latency)}],
     }
