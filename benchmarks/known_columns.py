@@ -1,11 +1,12 @@
-"""Measure how much known columns help: forecast the number of hired bicycles with and without the weather.
+"""Measure how much known columns improve a forecast: forecast the number of hired bicycles with and without weather.
 
     python -m pip install --no-deps "ISLP>=0.6"
     python -m benchmarks.known_columns [--hourly] [--seeds N]
 
-The data are those of Fanaee-T and Gama (2014) for 2011, from the package ISLP. Each network is fine-tuned on the
-training part, selected on the validation part, and measured once on the test part. The weather of the forecast steps is
-the measured weather, not a weather forecast.
+Known columns are columns of a table whose future values are known. The data are those of Fanaee-T and Gama (2014) for
+2011, from the package ISLP. Each network is fine-tuned on the training part, selected on the validation part, and
+measured once on the test part. For the forecast steps, the known columns contain the measured weather, not a weather
+forecast.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ FOLDER = Path("runs/known-columns")
 
 
 def read_hours() -> pd.DataFrame:
-    """Return hires, weather and working days for each hour of 2011. Exit with a message if ISLP is missing."""
-    spec = find_spec("ISLP")  # not imported, because an import would need its dependencies
+    """Return a table with the hires, the weather and the working days for each hour of 2011.
+
+    If the package ISLP is missing, exit with a message.
+    """
+    spec = find_spec("ISLP")  # the package is not imported, because an import would need its dependencies
     if spec is None or not spec.submodule_search_locations:
         sys.exit('ISLP is missing; type: python -m pip install --no-deps "ISLP>=0.6"')
     table = pd.read_csv(Path(next(iter(spec.submodule_search_locations))) / "data" / "Bikeshare.csv")
@@ -50,7 +54,7 @@ def write_table(hourly: bool) -> Path:
 
 
 def train(path: Path, hourly: bool, known: bool, seed: int) -> dict[str, float]:
-    """Tune a network with one seed; return its metrics on the test part."""
+    """Fine-tune a network with one seed, and return its metrics on the test part."""
     season = "24" if hourly else "7"
     name = f"{path.stem}-{'known' if known else 'plain'}-{seed}"
     options = ["--column", "bikers", "--season", season, "--horizon", season, "--name", name, "--seed", str(seed)]

@@ -3,10 +3,10 @@
     python -m benchmarks.accuracy.photos --no-flip      # 10, 50 and 500 images for each class: ten minutes on one core
     python -m benchmarks.accuracy.photos --images 10 --seeds 1
 
-The images are those of CIFAR-10, enlarged to 224 pixels. The training images are chosen at random, by default three
-times. The benchmark fits only the last layer, as ``python -m training.cnn --images FOLDER --tail-epochs 0`` does. The
-inputs of this layer are the features that the service computes. The benchmark stores them in ``--runs``, so a second
-run takes only a minute.
+The images are CIFAR-10 images that are enlarged to 224 pixels. The benchmark draws the training images at random, and
+repeats this three times by default. It fits only the last layer, as
+``python -m training.cnn --images FOLDER --tail-epochs 0`` does. The inputs of this layer are the features of the
+pretrained network. The benchmark stores these features in the folder ``--runs``, so a second run takes only a minute.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ POOL = 15_500  # each seed draws its images from the first POOL training images
 
 
 def enlarged(images: Tensor) -> Tensor:
-    """Enlarge uint8 images [N, 3, 32, 32] to [N, 3, 224, 224]. The result stands for image files of this size."""
+    """Return uint8 images [N, 3, 32, 32], enlarged to [N, 3, 224, 224]."""
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     pixels = [np.array(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for picture in pictures]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[10, 50, 500], help="images for each class")
     parser.add_argument("--seeds", type=int, default=3, help="number of random choices of the images")
     parser.add_argument("--no-flip", action="store_true", help="do not use mirror images")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the features")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder in which the features are stored")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     cifar = datasets.cifar10()
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             names = [f"cifar10-train-{index}" for index in indices.tolist()]
             kinds = ["plain"] if options.no_flip else ["plain", "mirrored"]
             views = [features(cifar.train_images[indices], names, view) for view in kinds]
-            folds = torch.arange(len(indices)) % linear_head.FOLDS  # sorted by class, so each fold has all classes
+            folds = torch.arange(len(indices)) % linear_head.FOLDS  # sorted by class, so that each fold has all classes
             choice = linear_head.choose(views, targets, folds, 10)
             head = linear_head.fit_chosen(views, targets, 10, choice)
             accuracies.append((head(test).argmax(dim=1) == truth).double().mean().item())

@@ -1,9 +1,10 @@
-"""Install, start and call other model servers. All of them serve the workshop's CNN.
+"""Install, start and call other model servers, to compare their speed with Quartet.
 
-Mosec also serves texts and forecasts. Each server has a module here that follows the server's documentation, and a
-virtual environment that is created on first use. All servers classify images in batches of up to 64. If possible, they
-use one worker and no batching delay. Only the variants of mosec and Triton use two workers or a longer delay. This file
-also runs in the servers' environments, so it imports no packages that must be installed.
+All servers serve the workshop's CNN. Mosec also serves texts and forecasts. Each server has a module in this folder
+that follows the documentation of the server, and a virtual environment that is created on first use. All servers
+classify images in batches of up to 64. If possible, they use one worker and no batching delay. Only the variants of
+mosec and Triton use two workers or a longer delay. The virtual environments of the servers also import this file, so it
+imports only the standard library and modules of this project.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ INSTALL_SECONDS = 1200
 class Peer:
     """How to install, start and call one competing server.
 
-    ``paths`` maps Quartet's paths to the server's paths. ``request`` returns the server's JSON for an image file. If it
-    is None, the server takes the same bodies as Quartet. ``convert`` converts the server's answer to Quartet's format.
-    ``python`` is the interpreter that creates the environment.
+    ``paths`` maps Quartet's paths to the server's paths. ``request`` returns the JSON body that the server expects for
+    an image file. If ``request`` is None, the server takes the same bodies as Quartet. ``convert`` converts the
+    server's answer to Quartet's format. ``python`` is the interpreter that creates the virtual environment.
     """
 
     packages: Sequence[str]
@@ -57,7 +58,7 @@ def tensor(picture: bytes) -> Any:
 
 
 def mosec(workers: int, wait: int) -> Peer:
-    """Return mosec with ``workers`` processes for each route. It waits ``wait`` milliseconds to fill a batch."""
+    """Return mosec with ``workers`` processes for each route, and a batching delay of ``wait`` milliseconds."""
     paths = {CLASSIFY: "/classify", "/v1/series/forecast": "/forecast", "/v1/text/continue": "/text"}
     environment = {"PEER_WORKERS": str(workers), "PEER_WAIT": str(wait)}
     command = ["-m", "benchmarks.peers.mosec_server"]
@@ -66,7 +67,7 @@ def mosec(workers: int, wait: int) -> Peer:
 
 
 def triton(workers: int) -> Peer:
-    """Return Triton with ``workers`` Python processes.
+    """Return the server Triton with ``workers`` Python processes.
 
     PyTriton contains a Python interpreter. It needs a standard library of the same version, such as Debian's 3.11.2.
     """
@@ -123,11 +124,11 @@ PEERS = {
 
 
 class NotInstallable(Exception):
-    """Raised if a server cannot be installed here. The message has the reason."""
+    """Raised if a server cannot be installed on this machine. The message contains the reason."""
 
 
 def install(name: str, folder: Path) -> Path:
-    """Install a server if necessary; return the Python interpreter of its environment. Raises NotInstallable."""
+    """Install a server if necessary, and return the Python interpreter of its environment. Raises NotInstallable."""
     home = folder / name.partition("-")[0]  # variants of a server share its environment
     python, done = home / "bin" / "python", home / "installed"
     if not done.exists():

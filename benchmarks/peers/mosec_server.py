@@ -1,7 +1,7 @@
 """The workshop's CNN, forecasts and texts in mosec, with ``PEER_WORKERS`` Python processes for each route.
 
 A front end written in Rust queues the requests and forms batches. A request waits up to ``PEER_WAIT`` milliseconds for
-a batch. Texts are batched too: the texts of one batch are generated together.
+other requests that join its batch. Texts are also batched: the texts of one batch are generated together.
 """
 
 # mypy: disable-error-code="import-not-found, misc"

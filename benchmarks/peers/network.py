@@ -1,4 +1,4 @@
-"""The networks of all competing servers: the newest versions in the store, called eagerly as in ``plain.py``."""
+"""The networks that all competing servers use: the newest version of each model, called directly as in ``plain.py``."""
 
 from __future__ import annotations
 

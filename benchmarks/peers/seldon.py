@@ -1,4 +1,4 @@
-"""The workshop's CNN in MLServer, with one process. The batching delay is 1 ms, the shortest that MLServer supports."""
+"""The workshop's CNN in MLServer, with one process. The batching delay is 1 ms, the shortest delay of MLServer."""
 
 # mypy: disable-error-code="import-not-found, misc"
 from __future__ import annotations

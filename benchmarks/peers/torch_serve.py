@@ -1,7 +1,7 @@
 """The workshop's CNN in TorchServe, with one worker and a batching delay of 1 ms. Needs Java 17.
 
-As a program, this file packs itself into a model archive and starts TorchServe. TorchServe's worker then loads the file
-from the archive as the request handler.
+This file has two purposes. As a program, it packs itself into a model archive and starts TorchServe. The worker of
+TorchServe then loads it from the archive as the request handler.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ classifier = cache(Classifier)
 
 
 def handle(data: list[dict[str, Any]] | None, context: Any) -> list[dict[str, Any]]:
-    """Answer the bodies of a batch, one answer per body. The first call has no bodies; it loads the network."""
+    """Return one answer for each request body of a batch. The first call has no bodies, and only loads the network."""
     network = classifier()
     return network.predict(torch.stack([network.pixels(row["body"]) for row in data])) if data else []
 

@@ -1,6 +1,6 @@
 """The workshop's CNN in NVIDIA Triton, through PyTriton.
 
-It uses ``PEER_WORKERS`` Python processes, and dynamic batching without delay.
+The server uses ``PEER_WORKERS`` Python processes, and dynamic batching without a delay.
 """
 
 # mypy: disable-error-code="import-not-found, untyped-decorator"
@@ -23,7 +23,7 @@ MAX_BATCH = 64
 
 
 class Classify:
-    """Classifies images in base64. The network is loaded at the first call, in the process that computes."""
+    """Classifies images in base64. The first call loads the network, because it runs in the process that computes."""
 
     classifier: Classifier | None = None
 

@@ -1,16 +1,16 @@
-"""Attack test: a normal client must be served well while another client attacks the service.
+"""Attack test: measure the latency of a normal client while other clients attack the service.
 
     python -m benchmarks.reliability.attack                                  # all attacks
     python -m benchmarks.reliability.attack --seconds 3 --only trailers,bombs
     python -m benchmarks.reliability.attack --save benchmarks/results/reliability/attack.json
 
 The test measures the latency of the normal client before each attack, during the attack, and ten seconds after its end.
-The attackers run in a process of lower priority, because they use the same cores. The exit status is 1 if
+The attackers use the same cores as the service, so they run in a process of lower priority. The exit status is 1 if
 
 - the 99th percentile of the latency during an attack is more than 5 times its value before the attack,
 - the 99th percentile after an attack is more than twice its value before the attack,
 - the normal client gets an error,
-- or the memory (PSS of all processes) exceeds the limit of docker-compose.yml.
+- or the memory of the service (PSS of all processes) exceeds the limit in docker-compose.yml.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from benchmarks.support.servers import ROOT, Server
 
 CALLERS = 2  # number of connections of the normal client
 MAX_RATIO = 5.0  # limit of the p99 during an attack, divided by the p99 before
-MAX_RATIO_AFTER = 2.0  # limit of the p99 after an attack, divided by the p99 before; allows for other programs
+MAX_RATIO_AFTER = 2.0  # limit of the p99 after an attack, divided by the p99 before; other programs may disturb both
 RECOVERY_SECONDS = 10.0
 MEMORY_LIMIT = 2048.0  # MiB, the mem_limit in docker-compose.yml
 SAMPLE_SECONDS = 0.5
-START_SECONDS = 1.0  # time until an attack has full effect
+START_SECONDS = 1.0  # time until an attack has its full effect
 NICENESS = 10  # gives the attackers' process a lower priority
 CLASSIFY, INFER = "/v1/images/classify", "/v2/models/series-lstm/infer"
 GET = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -73,7 +73,7 @@ def image_file(pixels: np.ndarray, kind: str) -> bytes:
 
 @cache
 def large_images() -> list[bytes]:
-    """Return images with 49 million pixels: a PNG of one colour, and a JPEG of noise."""
+    """Return two images with 49 million pixels: a PNG of one colour, and a JPEG of noise."""
     noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
     return [image_file(np.zeros((7000, 7000), np.uint8), "PNG"), image_file(np.tile(noise, (10, 10, 1)), "JPEG")]
 
@@ -86,7 +86,7 @@ def bombs() -> list[bytes]:
 
 @cache
 def large_bodies() -> list[bytes]:
-    """Return requests with JSON near the limits of bytes, values, fields and depth."""
+    """Return requests with JSON near the service's limits of bytes, values, fields and nesting depth."""
     values = json.dumps({"values": [0.1234567890123456] * 100_000}).encode()
     encoded = base64.b64encode(large_images()[1]).decode()
     scored = json.dumps({"prompt": "a" * 4000, "echo": True, "logprobs": 5, "max_tokens": 0}).encode()
@@ -100,7 +100,7 @@ def large_bodies() -> list[bytes]:
 
 
 async def drip(writer: asyncio.StreamWriter, drop: bytes, seconds: float = 1.0) -> None:
-    """Send ``drop`` at intervals until the service closes the connection."""
+    """Send ``drop`` every ``seconds`` seconds, until the service closes the connection."""
     while not writer.is_closing():
         writer.write(drop)
         await writer.drain()
@@ -179,7 +179,7 @@ async def header_tricks(streams: Streams, number: int) -> None:
 
 
 def exchange(requests: Callable[[], Sequence[bytes]]) -> Callable[[Streams, int], Awaitable[None]]:
-    """Return an attack that sends one request after the other on a connection, and reads each response."""
+    """Return an attack that sends the requests one after the other on a connection, and reads each response."""
 
     async def send(streams: Streams, number: int) -> None:
         reader, writer = streams
@@ -194,7 +194,7 @@ def exchange(requests: Callable[[], Sequence[bytes]]) -> Callable[[Streams, int]
 
 @dataclass(frozen=True)
 class Attack:
-    """A kind of attack: ``connections`` attackers run ``act`` again and again, each time on a new connection."""
+    """An attack: each of ``connections`` attackers calls ``act`` again and again, each time with a new connection."""
 
     title: str
     connections: int
@@ -245,7 +245,10 @@ async def run_attack(attack: Attack, port: int, seconds: float) -> None:
 
 
 def attack_in_process(name: str, port: int, seconds: float, pipe: Connection) -> None:
-    """Prepare the data, wait for the start signal, then attack. This runs in a separate process."""
+    """Prepare the data, wait for the start signal in ``pipe``, then attack.
+
+    This function runs in a separate process.
+    """
     os.nice(NICENESS)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 10_000), hard))
@@ -269,7 +272,7 @@ def normal_requests() -> list[Request]:
 
 @dataclass
 class Row:
-    """The figures of one attack. Times are 99th percentiles in milliseconds, memory is in MiB."""
+    """The figures of one attack. The times are 99th percentiles of the latency in milliseconds. Memory is in MiB."""
 
     attack: str
     connections: int
@@ -284,7 +287,7 @@ class Row:
         return self.during / self.alone
 
     def cells(self) -> list[Any]:
-        """Return the values of the published table."""
+        """Return the values of this attack's row in the published table."""
         times = [round(value, 1) for value in (self.alone, self.during, self.ratio, self.after)]
         return [self.attack, self.connections, *times, self.errors, self.memory]
 
@@ -305,13 +308,13 @@ async def memory_peak(server: Server, seconds: float) -> float:
 def p99(answers: Sequence[Answer]) -> float:
     """Return the 99th percentile of the latency in milliseconds.
 
-    An unanswered request counts with the time until it failed.
+    For a request without an answer, the latency is the time until the request failed.
     """
     return 1000 * percentile([answer.seconds for answer in answers], 0.99)
 
 
 async def measure(server: Server, name: str, seconds: float) -> Row:
-    """Measure the normal client before an attack, during it, and after it."""
+    """Measure the latency of the normal client before, during and after an attack."""
     attack, requests, spawn = ATTACKS[name], normal_requests(), multiprocessing.get_context("spawn")
     pipe, other_end = spawn.Pipe()
     process = spawn.Process(
@@ -365,8 +368,8 @@ def results(rows: Sequence[Row]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20, help="duration of each measurement")
-    parser.add_argument("--only", default=",".join(ATTACKS), help="names of attacks, separated by commas")
+    parser.add_argument("--seconds", type=float, default=20, help="seconds of each measurement (default: %(default)s)")
+    parser.add_argument("--only", default=",".join(ATTACKS), help="attacks, separated by commas (default: all)")
     parser.add_argument("--save", type=Path, help="write the results to this file")
     options = parser.parse_args()
     rows = []

@@ -1,15 +1,17 @@
-"""Test a Ray cluster of two nodes on this machine: compare its answers with a service, and kill a replica and a node.
+"""Test a Ray cluster of two nodes on this machine, under load. Kill a replica and a node of the cluster.
 
     python -m benchmarks.reliability.cluster                     # all parts, about six minutes; needs the extra [ray]
     python -m benchmarks.reliability.cluster --only node --callers 32    # one part
 
-same      send each request to the cluster and to a single service; the bytes, or the texts of streams, must be equal
+The test has these parts:
+
+same      send each request to the cluster and to a service without Ray; both answers must be equal
 replica   kill a replica under load; print the statuses of the answers, and the seconds until two replicas run again
 node      kill a node with all its processes under load; print the same figures as for replica
-scaling   scale from one replica to two when requests wait, and back to one under two streams; print the same figures
+scaling   wait until load starts a second replica, and until it is removed when only two streams run; print the same
 drain     reduce two replicas to one while both generate long texts; print the number of finished texts
 
-Status 0 means an incomplete answer or a refused connection.
+In the printed statuses, 0 stands for an incomplete answer or a refused connection.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ TIMEOUT_SECONDS = 240.0  # longest time to wait for a condition
 APPLICATION, GROUP = "quartet", "all"
 FIXED = {"min_replicas": 2, "max_replicas": 2, "target_requests": 64}
 ONE = {"min_replicas": 1, "max_replicas": 1, "target_requests": 64}
-LONG = 1000  # length in characters of the texts that run while their replica is drained
+LONG = 1000  # length in characters of the texts that run while Ray stops their replica
 SCALED = {"min_replicas": 1, "max_replicas": 2, "target_requests": 8, "upscale_seconds": 1, "downscale_seconds": 3}
 
 
@@ -78,7 +80,7 @@ def requests() -> list[Request]:
 
 
 def content(body: bytes) -> object:
-    """Return the content of an answer without ids and times. For a stream, return its texts by index."""
+    """Return the body of an answer without ids and times. For a stream, return a map from each index to its text."""
     events = re.findall(rb"^data: (\{.*\})\r?$", body, re.MULTILINE)
     if events:
         parsed = [json.loads(text) for text in events]
@@ -92,7 +94,10 @@ def content(body: bytes) -> object:
 
 
 async def differences(port: int, plain: int) -> list[str]:
-    """Return a line for each request that the cluster (``port``) and one service (``plain``) answer differently."""
+    """Return a line for each request that the cluster and a service without Ray answer differently.
+
+    The cluster listens on ``port``, and the service on the port ``plain``.
+    """
     differing = []
     for request in requests():
         proxied, direct = await load.send(port, request), await load.send(plain, request)
@@ -111,7 +116,10 @@ def replicas() -> int:
 
 
 async def wait_until(condition: Callable[[], bool]) -> float:
-    """Wait until the condition holds; return the seconds. Raises TimeoutError after TIMEOUT_SECONDS."""
+    """Wait until the condition is true, and return the waiting time in seconds.
+
+    Raises TimeoutError after TIMEOUT_SECONDS.
+    """
     started = time.perf_counter()
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while not await asyncio.to_thread(condition):  # noqa: ASYNC110  # Ray has no event for this
@@ -120,7 +128,7 @@ async def wait_until(condition: Callable[[], bool]) -> float:
 
 
 def victim() -> int:
-    """Return the process id of one replica."""
+    """Return the process id of a replica, which can then be killed."""
     for pid, _ in stats():
         with suppress(OSError):  # the process has ended
             if (
@@ -157,7 +165,10 @@ async def under_load(port: int, work: str, callers: int, change: Callable[[], An
 
 
 async def drained(port: int, texts: int = 16) -> str:
-    """Drain one of two replicas while long streams run. Return a text with the outcomes of the streams."""
+    """Let Ray stop one of two replicas while long streams run. Return a text with the outcomes of the streams.
+
+    Ray lets the replica finish its requests before it stops the replica.
+    """
     long = {"model": "shakespeare-rnn", "prompt": "a", "max_characters": LONG, "stream": True}
     selected = [Request("/v1/text/continue", json.dumps({**long, "seed": seed}).encode()) for seed in range(texts)]
     tasks = [asyncio.create_task(load.send(port, request)) for request in selected]
@@ -175,7 +186,7 @@ async def drained(port: int, texts: int = 16) -> str:
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """Run a cluster of two nodes in a ``with`` block. The second node has only replicas, so it can be removed."""
+    """Run a cluster of two nodes during a ``with`` block. The second node runs only replicas, so it can be removed."""
     os.environ["PYTHONPATH"] = str(ROOT)  # for the processes of both nodes
     os.environ.setdefault("QUARTET_STORE", str(ROOT / "models_store"))
     node = {"num_cpus": 4, "object_store_memory": 100 * 2**20}

@@ -1,11 +1,12 @@
-"""Determinism test: a request gets the same answer alone and under load.
+"""Determinism test: check that a request gets the same answer alone and under load.
 
     python -m benchmarks.reliability.determinism                 # 2,000 requests, with 1 and with 64 callers
     python -m benchmarks.reliability.determinism --requests 200 --callers 16
 
-Texts, streams, generated images and error answers must be equal bit by bit. Probabilities and forecasts may differ by
-1e-4. The table also counts the probabilities and forecasts that are equal bit by bit. The program prints a table and a
-JSON line. The exit status is 1 if an answer differs.
+The two answers to a request must be equal. Texts, streams, generated images and error answers must be equal bit by bit.
+Probabilities and forecasts may differ by 1e-4. The program prints a table and a JSON line. For each kind of request,
+the table counts the answers that are equal in this sense, and the answers that are equal bit by bit. If two answers are
+not equal, the exit status is 1.
 """
 
 from __future__ import annotations

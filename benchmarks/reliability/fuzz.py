@@ -16,10 +16,10 @@ from pathlib import Path
 from benchmarks.support import servers
 from benchmarks.support.servers import ROOT
 
-# The document cannot satisfy these checks. It does not say which models exist, which files are valid images, or that an
-# empty body stands for the defaults.
+# The service cannot pass these checks. They need details that the OpenAPI document does not contain: the existing
+# models, the files that are valid images, and the defaults of an empty body.
 EXCLUDED_CHECKS = ("positive_data_acceptance", "negative_data_rejection")
-# A caller may set a deadline that passes before the request is read. Then 504 is the right answer.
+# A request may set a deadline that passes before the service has read the request. Then 504 is the right status.
 CONFIGURATION = """
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", "504"]

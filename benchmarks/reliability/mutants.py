@@ -1,12 +1,13 @@
-"""Mutation tests: mutmut makes small changes to the code, and a test should fail for each change.
+"""Mutation tests: mutmut makes small changes to the code. For each change, a test should fail.
 
     make mutants ARGS="app.engine.fair_queue*"
     make mutants ARGS="--sample 150 --tests tests/store app.store*"     # 150 random changes, tested with one folder
 
-``[tool.mutmut]`` in pyproject.toml lists the modules and tests. The program prints the changes that no test found, and
-the score of each module. The score is the share of changes for which a test failed or did not end in time. The exit
-status is 1 if a score is below ``MIN_SCORE``. Use an idle machine. If other programs slow down the tests, more tests
-time out, and the score is too high. docs/explanation/testing.md explains the changes that no test can find.
+``[tool.mutmut]`` in pyproject.toml lists the modules and tests. The program prints the changes for which no test
+failed, and the score of each module. The score is the share of changes for which a test failed or did not end in time.
+The exit status is 1 if a score is below ``MIN_SCORE``. Run this program on an idle machine. If other programs slow down
+the tests, more tests time out, and the score is too high. docs/explanation/testing.md explains the changes that no test
+can find.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 RESULTS = Path("mutants")
 MIN_SCORE = 85.0  # per cent, for each module or for a sample
 SURVIVED, NO_TESTS, TIMED_OUT = (0,), (5, 33), (-24, 24, 36, 152, 255)  # exit codes of mutmut; others: a test failed
-SMALLEST_MODULE = "app.engine.futures*"  # running its few changes makes mutmut list the changes of all modules
+SMALLEST_MODULE = "app.engine.futures*"  # a short run with this module makes mutmut list the changes of all modules
 Z = 1.96  # standard deviations of a 95 % interval
 RUN = """
 import sys
@@ -37,9 +38,10 @@ cli()
 
 
 def run(tests: str, names: Sequence[str]) -> None:
-    """Run mutmut on the changes that match ``names``; if there are no names, on all changes.
+    """Run mutmut on the changes that match ``names``. Without names, run it on all changes.
 
-    ``tests`` replaces the tests in pyproject.toml, unless it is empty.
+    ``tests`` are test files or folders, separated by commas. If ``tests`` is empty, the tests in pyproject.toml are
+    used.
     """
     subprocess.run([sys.executable, "-c", RUN, tests, "run", "--max-children", "1", *names], check=True)
 
@@ -50,7 +52,7 @@ def found(exit_code: int) -> bool:
 
 
 def results() -> dict[str, dict[str, int | None]]:
-    """Return the exit code of each change by module and name. It is None if the change was not tested."""
+    """Return mutmut's exit code for each change, by module and name. The exit code of an untested change is None."""
     return {
         str(path.relative_to(RESULTS)).removesuffix(".meta"): json.loads(path.read_text())["exit_code_by_key"]
         for path in sorted(RESULTS.rglob("*.py.meta"))
@@ -70,7 +72,7 @@ def score(codes: Mapping[str, int]) -> float:
 
 
 def interval(percentage: float, size: int) -> tuple[float, float]:
-    """Return the 95 % interval of the percentage of a sample (Wilson 1927)."""
+    """Return the 95 % confidence interval of a percentage that was measured on a sample (Wilson 1927)."""
     share, scale = percentage / 100, 1 + Z**2 / size
     centre = (share + Z**2 / (2 * size)) / scale
     half = Z * math.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2)) / scale
@@ -78,13 +80,16 @@ def interval(percentage: float, size: int) -> tuple[float, float]:
 
 
 def show(name: str) -> str:
-    """Return the lines that a change removes and adds."""
+    """Return the lines that a change removes and adds, as in a diff."""
     shown = subprocess.run([sys.executable, "-m", "mutmut", "show", name], capture_output=True, text=True, check=True)
     return "\n".join(line for line in shown.stdout.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---"))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run mutmut on the changes that match the patterns, or on all, and print the results. Return the exit status."""
+    """Run mutmut on the changes that match the patterns, and print the results. Return the exit status.
+
+    Without patterns, run mutmut on all changes.
+    """
     parser = argparse.ArgumentParser(prog="mutants", description="Run mutation tests.")
     parser.add_argument("patterns", nargs="*", help="names of changes, such as app.store*; default: all")
     parser.add_argument("--sample", type=int, metavar="N", help="run N random changes, and print a 95 %% interval")

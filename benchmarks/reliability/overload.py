@@ -3,15 +3,16 @@
     python -m benchmarks.reliability.overload
     python -m benchmarks.reliability.overload --seconds 3 --times 10 --rounds 1
 
-First, each caller sends its next request when the previous one is answered (1x). Then callers send requests at a
-multiple of the rate measured at 1x, without waiting for answers. The service must reject the surplus immediately. At
-the end, callers wait for their answers again.
+The test has three loads. In the first load (1x), each caller waits for the answer before it sends its next request. In
+the second load, the callers send requests at a multiple of the rate that was measured at 1x, and do not wait for
+answers. The service must immediately reject the requests that exceed its capacity. The third load is the same as the
+first.
 
 The program prints a table of medians and a JSON line with all rounds. Both contain the goodput (answers per second),
-rejections, other failures, and the latency of answers and of rejections. Goodput leaves out the first seconds of each
-load, until all slots of the service are in use. The callers use the same cores as the service, so the table also shows
-how many cores the service used. The exit status is 1 if the goodput per used core falls below 90 % of its value before
-the overload, or if the 99th percentile of the rejections' latency reaches 20 ms.
+rejections, other failures, and the latency of answers and of rejections. The first seconds of each load, until all
+slots of the service are in use, do not count for the goodput. The callers use the same cores as the service, so the
+table also shows how many cores the service used. The exit status is 1 in two cases: if the goodput per used core falls
+below 90 % of its value before the overload, or if the 99th percentile of the rejections' latency reaches 20 ms.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ CALLERS = 32  # number of callers that wait for answers; enough to keep the serv
 QUEUE = 64  # capacity of the queue in rows; small, so that it fills
 MIN_GOODPUT = 0.9  # smallest goodput during and after the overload, as a share of the goodput before it
 MAX_REJECTION_MS = 20.0  # limit of the 99th percentile of the time until a rejection
-FILL_SECONDS = 2.0  # time until all slots are in use
+FILL_SECONDS = 2.0  # time until all slots of the service are in use
 REQUEST = Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 400, "n": 4, "seed": 1}')
 
 
 async def paced(port: int, rate: float, seconds: float) -> list[Answer]:
-    """Send requests at a constant rate, each on a free or a new connection. Return the answers."""
+    """Send requests at a constant rate, and return the answers. Each request uses a free or a new connection."""
     idle: list[Connection] = []
     answers: list[Answer] = []
 
@@ -63,7 +64,10 @@ async def paced(port: int, rate: float, seconds: float) -> list[Answer]:
 
 
 def figures(answers: Sequence[Answer], started: float, end: float, cores: float) -> dict[str, float]:
-    """Return the figures of one load from its start to its end. ``cores``: number of cores that the service used."""
+    """Return the figures of one load, which ran from ``started`` to ``end``.
+
+    ``cores`` is the number of cores that the service used.
+    """
     latencies = [answer.seconds for answer in answers if answer.status == 200]
     completed = [answer for answer in answers if answer.status == 200 and started + FILL_SECONDS < answer.ended <= end]
     rejections = [answer.seconds for answer in answers if answer.status == 429]
@@ -79,7 +83,7 @@ def figures(answers: Sequence[Answer], started: float, end: float, cores: float)
 
 
 async def measure(server: Server, seconds: float, times: float, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Alternate the normal load and the overload, then repeat the normal load. Return the figures by load."""
+    """Alternate the normal load and the overload, then repeat the normal load. Return the figures of each load."""
 
     async def closed() -> dict[str, float]:
         started, used = time.perf_counter(), server.cpu_seconds()
@@ -105,7 +109,7 @@ async def measure(server: Server, seconds: float, times: float, rounds: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="duration of each load (default: %(default)s)")
-    parser.add_argument("--times", type=float, default=10, help="overload as a multiple of 1x (default: %(default)s)")
+    parser.add_argument("--times", type=float, default=10, help="overload, as a multiple of 1x (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: %(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +127,7 @@ def main() -> None:
         print(f"| {load} | {' | '.join(f'{median(row[name] for row in rows):g}' for name in names)} |")
     print(json.dumps(results))
     before, during, after = (median(row["goodput"] / row["cores"] for row in rows) for rows in results.values())
-    print(f"goodput for each core, relative to that before: {during / before:.2f} during, {after / before:.2f} after")
+    print(f"goodput per core, relative to 1x: {during / before:.2f} during the overload, {after / before:.2f} after")
     rejection_ms = median(row["rejection_p99_ms"] for row in results[f"{options.times:g}x"])
     passed = during >= MIN_GOODPUT * before and after >= MIN_GOODPUT * before and rejection_ms < MAX_REJECTION_MS
     sys.exit(not passed)

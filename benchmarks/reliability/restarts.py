@@ -1,15 +1,16 @@
-"""Restart the services behind nginx one after the other under load. Then kill a worker of a single service.
+"""Restart test: restart four services behind nginx, one after the other, under load. Then kill a worker of a service.
 
     python -m benchmarks.reliability.restarts                           # four services, two rounds; needs nginx
     python -m benchmarks.reliability.restarts --rounds 1 --callers 4
 
-Callers send requests of all kinds (``mix``) and compare each answer with an earlier answer to the same request. Long
-streams cannot finish before their service stops, so they must end with an error event. Then the callers send requests
-to one service with two workers, without nginx, and the test kills one of the workers with SIGKILL.
+Callers send requests of all kinds (``mix``) and compare each answer with an earlier answer to the same request. Other
+callers read long streams. If such a stream is not finished when its service stops, it must end with an error event. In
+the second part, the callers send requests to one service with two workers, without nginx. The test kills one of these
+workers with SIGKILL.
 
-The exit status is 1 if a request failed because of a restart, a stream ended without a final event, or a service exited
-with an error. The exit status is also 1 if the kill lost more requests than the worker had connections, or if the
-worker's replacement was slow.
+The exit status is 1 if a request failed because of a restart, if a stream ended without a final event, or if a service
+exited with an error. For the second part, the exit status is 1 if more requests were lost than the killed worker had
+connections, or if a new worker did not replace it within ``MAX_REPLACEMENT_SECONDS``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from benchmarks.support.load import Answer, Connection, Request, percentile
 from benchmarks.support.servers import ROOT, Server
 
 SERVICES = 4
-STOP_SECONDS = 2  # grace period of a service; the long streams take longer
+STOP_SECONDS = 2  # time that a stopping service gives to its requests; long streams take longer
 MAX_REPLACEMENT_SECONDS = 5.0  # longest time until a new worker answers in place of a killed one
 STOP_TIMEOUT = 60.0  # seconds for a service to end
 DIFFERENT_REQUESTS = 200  # number of different requests, sent repeatedly
@@ -50,8 +51,8 @@ LONG = Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 400
 class Outcomes:
     """Counts of the outcomes of all requests.
 
-    Outcomes are ``right``, ``announced`` (a stream ended with an error event), ``lost`` (no answer), ``wrong``, or a
-    status.
+    An outcome is ``right``, ``wrong``, ``announced`` (a stream ended with an error event), ``lost`` (no answer), or an
+    HTTP status.
     """
 
     sent: Counter[str] = field(default_factory=Counter)
@@ -62,7 +63,10 @@ class Outcomes:
 
 
 def proxy_file(folder: Path, port: int, upstreams: Sequence[int]) -> Path:
-    """Write a copy of deploy/nginx.conf for services on this machine to a folder, and return its path."""
+    """Write a copy of deploy/nginx.conf to a folder, and return its path.
+
+    In the copy, nginx forwards requests to the local ports ``upstreams``.
+    """
     text = (ROOT / "deploy" / "nginx.conf").read_text().replace("listen 8080", f"listen 127.0.0.1:{port}")
     first, *others = re.findall(r"^ *server quartet-\d+:8000.*\n", text, re.MULTILINE)
     for line in others:
@@ -99,7 +103,7 @@ def outcome(request: mix.MixRequest, answer: Answer, expected: Any) -> str:
 
 
 def stream_end(answer: Answer) -> str:
-    """Return how a stream ended: ``finished``, ``announced`` (an error event), ``cut off``, ``lost`` or a status."""
+    """Return a stream's outcome: ``finished``, ``announced`` (an error event), ``cut off``, ``lost`` or a status."""
     if answer.status != 200:
         return str(answer.status) if answer.status else "lost"
     if not answer.body.rstrip(b"0\r\n").endswith(b"data: [DONE]"):
@@ -111,9 +115,9 @@ def stream_end(answer: Answer) -> str:
 async def running_callers(
     port: int, requests: Sequence[mix.MixRequest], expected: Sequence[Any], outcomes: Outcomes, callers: int
 ) -> AsyncIterator[None]:
-    """Run ``callers`` callers during a ``with`` block and, for every four of them, a caller of long streams.
+    """Run ``callers`` callers during a ``with`` block. For every four callers, one more caller reads long streams.
 
-    At the end, wait for the answers to their last requests.
+    At the end of the block, wait for the answers to their last requests.
     """
     stop = asyncio.Event()
 

@@ -1,14 +1,15 @@
-"""Soak test: mixed load for a long time. All answers must stay correct, and no resource may grow.
+"""Soak test: send mixed load for a long time. All answers must stay correct, and the use of resources may not grow.
 
     python -m benchmarks.reliability.soak                          # 30 minutes
     python -m benchmarks.reliability.soak --minutes 1 --callers 8
     python -m benchmarks.reliability.soak --minutes 6 --swap 0     # without version changes
 
-Callers send requests of all kinds (``mix.KINDS`` has the proportions). One more caller disconnects during each of its
-answers. The test publishes new versions, and removes the oldest versions. It compares each answer with the answer to
-the same request without load. The exit status is 1 if an answer was wrong or a resource grew.
+Callers send requests of all kinds (``mix.KINDS`` contains the proportions). One more caller disconnects during each of
+its answers. At intervals, the test publishes a new version of a model and removes the oldest version. It compares each
+answer with the answer to the same request without load. The exit status is 1 if an answer was wrong, or if the memory,
+the threads, the file descriptors or the latency grew.
 
-The test divides its time into fifths. The table shows
+The test divides its time into five parts of equal length (fifths). The table shows
 
 - the memory of all processes (PSS, MiB) at the start of each fifth and at the end,
 - the growth of the memory per 10,000 requests after the first fifth,
@@ -42,7 +43,7 @@ SAMPLE_SECONDS = 2.0  # time between two samples of the processes' resources
 SWAPPED_MODEL = "sine-lstm"
 DIFFERENT_REQUESTS = 400  # number of different requests, sent repeatedly
 MAX_GROWTH = 1.0  # limit of the growth of the memory, in MiB per 10,000 requests
-MAX_SLOWDOWN = 1.5  # limit of the latency at the end, divided by that at the start; allows for other programs
+MAX_SLOWDOWN = 1.5  # limit of the latency at the end, divided by the latency at the start; other programs may disturb
 LONG = Request("/v1/text/continue", b'{"prompt": "a", "max_characters": 4000, "n": 4, "stream": true}')
 
 
@@ -96,7 +97,7 @@ async def disconnect(port: int, observations: Observations, deadline: float) -> 
 
 
 async def swap(folder: Path, observations: Observations, deadline: float, every: float) -> None:
-    """Publish the same weights as a new version every ``every`` seconds (0: never), and remove the oldest version."""
+    """Every ``every`` seconds (0: never), publish the same weights as a new version, and remove the oldest version."""
     for number in count(1) if every else ():
         await asyncio.sleep(min(every, max(0.0, deadline - time.monotonic())))
         if time.monotonic() >= deadline:
@@ -112,7 +113,7 @@ async def swap(folder: Path, observations: Observations, deadline: float, every:
 
 
 async def sample(server: Server, observations: Observations, deadline: float) -> None:
-    """Record the memory, file descriptors and threads of the processes regularly until ``deadline``."""
+    """Until ``deadline``, regularly record the memory, file descriptors and threads of the server's processes."""
     while time.monotonic() < deadline:
         await asyncio.sleep(SAMPLE_SECONDS)
         folders = [Path(f"/proc/{pid}") for pid in server.pids()]
@@ -123,7 +124,7 @@ async def sample(server: Server, observations: Observations, deadline: float) ->
 
 
 async def soak(server: Server, folder: Path, seconds: float, callers: int, every: float) -> Observations:
-    """Run the whole load for ``seconds``, with a new version every ``every`` seconds."""
+    """Run all callers for ``seconds``, and publish a new version every ``every`` seconds. Return what they observed."""
     requests = mix.requests(DIFFERENT_REQUESTS, 0)
     expected = await mix.answers(server.port, requests, 1)
     observations, deadline = Observations(), time.monotonic() + seconds
@@ -207,7 +208,7 @@ def main() -> None:
 
 def growth(observations: Observations, result: dict[str, Any]) -> list[str]:
     """Return a message for each resource that grew: memory, threads, descriptors, latency."""
-    half = observations.samples[: len(observations.samples) // 2 + 1]  # thread pools and connections grow at first
+    half = observations.samples[: len(observations.samples) // 2 + 1]  # at first, thread pools and connections grow
     files, threads = (max(row[column] for row in half) for column in (3, 4))
     first, last = result["p50_ms"]
     checks = [

@@ -1,12 +1,12 @@
-"""Compare the forward pass of a served classifier with other CPU runtimes, in alternation.
+"""Compare the speed of a classifier's forward pass in the service with its speed in other CPU runtimes.
 
     python -m benchmarks.speed.forwards                                   # both CIFAR-10 networks
     python -m benchmarks.speed.forwards cifar10-whitened --rows 64 --threads 2
 
-The comparison includes ONNX Runtime (onnxruntime, onnx, onnxscript) and OpenVINO (openvino) if these packages are
-installed, and compiled graphs if there is a C++ compiler. Each row shows the milliseconds per call (median, minimum,
-maximum), the speed relative to the served forward pass, and the largest difference of a probability from single
-precision.
+The runtimes are measured in turn. The comparison includes ONNX Runtime (packages onnxruntime, onnx, onnxscript) and
+OpenVINO (package openvino) if these packages are installed. It includes compiled graphs if a C++ compiler is installed.
+Each row of the table shows the milliseconds per call (median, minimum, maximum) and the speed relative to the forward
+pass in the service. It also shows the largest difference of a probability from the probability in float32.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MEASUREMENT_SECONDS = 0.3
 
 
 def eager(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """Return the forward pass in single precision, layer by layer."""
+    """Return the forward pass in float32, layer by layer."""
     return network.forward
 
 
@@ -51,8 +51,8 @@ def halved(network: Any, example: Tensor, threads: int) -> Forward:
 def folded(network: Classifier, example: Tensor, threads: int) -> Forward:
     """Return the forward pass with each batch norm folded into the convolution before it.
 
-    Max-pooling between convolution and batch norm is allowed, because the factors of the batch norm are positive.
-    Raises TypeError for a network without batch norm.
+    A max-pooling layer may be between the convolution and the batch norm, because the factors of the batch norm are
+    positive. Raises TypeError for a network without batch norm.
     """
     if not isinstance(network, WhitenedNet):
         raise TypeError("the network has no batch norm")
@@ -66,13 +66,13 @@ def folded(network: Classifier, example: Tensor, threads: int) -> Forward:
 
 
 def frozen(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """Return the network as a TorchScript graph that is traced, frozen, and optimised for inference."""
+    """Return the forward pass of a TorchScript graph that is traced, frozen, and optimised for inference."""
     graph = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(network, example)))
     return lambda images: graph(images)
 
 
 def compiled(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """Return the network compiled by torch.compile with frozen weights."""
+    """Return the forward pass of the network, compiled by torch.compile with frozen weights."""
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
@@ -82,7 +82,7 @@ def compiled(network: Classifier, example: Tensor, threads: int) -> Forward:
 
 
 def onnxruntime(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """Return the network exported by torch to ONNX, and run by ONNX Runtime."""
+    """Return the forward pass in ONNX Runtime. PyTorch exports the network to ONNX."""
     import onnxruntime
 
     with torch.enable_grad():  # without gradients, LeNet uses operators that ONNX does not have
@@ -97,7 +97,7 @@ def onnxruntime(network: Classifier, example: Tensor, threads: int) -> Forward:
 
 
 def openvino(network: Classifier, example: Tensor, threads: int, precision: str = "f32") -> Forward:
-    """Return the network converted by OpenVINO from a TorchScript trace."""
+    """Return the forward pass in OpenVINO, which converts the network from a TorchScript trace."""
     import openvino
 
     with torch.enable_grad():
@@ -108,7 +108,7 @@ def openvino(network: Classifier, example: Tensor, threads: int, precision: str 
 
 
 def openvino_bfloat16(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """Return the network in OpenVINO with bfloat16."""
+    """Return the forward pass in OpenVINO with bfloat16."""
     return openvino(network, example, threads, "bf16")
 
 
@@ -125,7 +125,7 @@ RUNTIMES: dict[str, Callable[[Classifier, Tensor, int], Forward]] = {
 
 
 def milliseconds_per_call(forward: Forward, images: Tensor) -> float:
-    """Return the mean milliseconds of a call."""
+    """Return the mean duration of a call in milliseconds."""
     calls, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < MEASUREMENT_SECONDS:
         forward(images)
@@ -134,7 +134,7 @@ def milliseconds_per_call(forward: Forward, images: Tensor) -> float:
 
 
 def compare(version: store.Version, rows: int, threads: int, rounds: int) -> None:
-    """Print the table of one network and batch size."""
+    """Measure all runtimes with one network and one batch size, and print the table."""
     images = torch.randint(0, 256, (rows, *version.card.inputs[0].shape[1:]), dtype=torch.uint8)
     network: Any = version.network()
     network.to(memory_format=network.order)
@@ -164,7 +164,7 @@ def compare(version: store.Version, rows: int, threads: int, rounds: int) -> Non
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["cifar10-lenet", "cifar10-whitened"], help="classifiers")
+    parser.add_argument("names", nargs="*", default=["cifar10-lenet", "cifar10-whitened"], help="names of classifiers")
     parser.add_argument("--rows", default="1,8,64", help="images in a batch (default: 1,8,64)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each runtime (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each runtime (default: %(default)s)")

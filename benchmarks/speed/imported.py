@@ -1,9 +1,10 @@
-"""Compare the speed of the workshop's CNN as an imported .pt2 file, as an imported ONNX file and as the native version.
+"""Compare the speed of three versions of the workshop's CNN: an imported .pt2 file, an imported ONNX file, and native.
 
     python -m benchmarks.speed.imported                                  # about two minutes
 
-The service runs with the settings of ``make serve``. Each round measures every version once, in rotating order. "Time"
-is the relative time of a request: the native version's rate divided by the rate of the version.
+The native version is the one that Quartet trained. The service runs with the settings of ``make serve``. Each round
+measures every version once, in rotating order. The column "time" shows the time of a request relative to the native
+version: the request rate of the native version divided by the rate of this version.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MAX_BYTES = 2**24
 
 
 def prepare(folder: Path) -> Path:
-    """Return a store with the native version and its two imported copies."""
+    """Create a store with the native version and its two imported copies in ``folder``, and return its path."""
     models = folder / "store"
     shutil.copytree(ROOT / "models_store" / NATIVE, models / NATIVE)
     version = store.read_version(models, NATIVE, 1)
@@ -69,7 +70,7 @@ async def largest_difference(server: Server) -> dict[str, float]:
 
 
 async def measure(server: Server, results: Results, options: argparse.Namespace, callers: int, turn: int) -> None:
-    """Measure each version once with ``callers`` callers. The order depends on the number ``turn`` of the round."""
+    """Measure each version once with ``callers`` callers. The order of the versions depends on the round ``turn``."""
     generator = load.wrk if load.has_wrk() else load.measure
     for model, message in rotated([(model, request(model)) for model in (NATIVE, *FILES)], turn):
         progress(f"{callers} callers, round {turn + 1} of {options.rounds}: {model}")

@@ -1,11 +1,11 @@
-"""The training loops that ``benchmarks.speed.training`` measures: the workshop's loops, and ours.
+"""The training loops that ``benchmarks.speed.training`` measures: the workshop's loops and Quartet's loops ("ours").
 
-Each loop is an endless generator. It trains for one step, and yields the number of samples in the step. A sample is an
-image (for the GAN, a real image), or a window with the character or value after it. The workshop's loops follow the
-workshop's specification, with corrections. They use the workshop's batches, optimisers and losses, a loader without
-worker processes, and a new window for every sample. Our loops are the steps of ``training/`` with the workshop presets.
-The workshop's loops and ours use the same data, and networks of the same sizes. Progress bars, validation, sample
-sheets and saved states are not measured.
+Each loop is an endless generator. In each iteration, it trains for one step, and yields the number of samples in this
+step. A sample is an image (for the GAN, a real image), or a window of a sequence with its next character or value. The
+workshop's loops follow the code of the workshop, with corrections. They use the workshop's batch sizes, optimisers and
+losses, a data loader without worker processes, and a new window for every sample. Our loops run the training steps of
+``training/`` with the workshop presets. Both kinds of loops use the same data, and networks of the same sizes. They
+leave out progress bars, validation, pictures of samples and checkpoints.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ LSTM_READ = LSTM.window + LSTM.horizon - 1  # number of values that our loop rea
 
 @dataclass(frozen=True)
 class Side:
-    """One loop. ``values_read`` is the number of values that the loop reads from the data for each sample.
+    """One training loop. ``values_read`` is the number of values that the loop reads from the data for each sample.
 
-    ``limit`` says which operations take most of the time, by a profile on one core with AVX-512.
+    ``limit`` says which operations take most of the time. This was measured with a profiler on one core with AVX-512.
     """
 
     loop: Callable[[], Loop]
@@ -62,7 +62,7 @@ class Pair:
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Images as in torchvision's data sets. Each access turns an array into a PIL image and then transforms it."""
+    """Images as in torchvision's data sets. Each access converts an array to a PIL image, and then transforms it."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.arrays = images.permute(0, 2, 3, 1).squeeze(-1).contiguous().numpy()  # [N, S, S, 3] or [N, S, S]
@@ -87,7 +87,7 @@ def workshop_lenet() -> nn.Module:
 
 
 def steps(total: int) -> Iterator[int]:
-    """Yield step numbers endlessly. As in ``Run.steps``, each step has its own random seed."""
+    """Yield the numbers of the steps, again and again. As in ``Run.steps``, each step sets its own random seed."""
     while True:
         for step in range(total):
             torch.manual_seed(derive_seed(SEED, "step", step))

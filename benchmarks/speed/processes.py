@@ -3,9 +3,10 @@
     python -m benchmarks.speed.processes            # one process of 1 thread, one of 2, two of 1: about four minutes
     python -m benchmarks.speed.processes --only cnn --seconds 1 --rounds 1
 
-The benchmark measures the training steps of the presets "own". The batch is always the same: each of two processes
-takes half of the batch, and the processes average their gradients with gloo. Images, characters and series are random.
-The benchmark does not measure reading, validation and saving.
+The benchmark measures training steps with the presets for own data. The batch size is the same for any number of
+processes. With two processes, each takes half of the batch, and the processes average their gradients with gloo. The
+images, characters and series are random. The benchmark does not measure the reading of data, validation and the saving
+of checkpoints.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from training.loops.text import language_model
 from training.run import configure_cpu
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1))  # (processes, threads of each)
-CALIBRATION_STEPS = 3  # these steps after the first one determine the number of measured steps
+CALIBRATION_STEPS = 3  # the time of these steps, after the first, determines the number of measured steps
 VOCABULARY = 64  # number of different characters
 
 Step = Callable[[int], object]
@@ -40,7 +41,7 @@ Step = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Work:
-    """A workload. ``start`` returns a function that trains one step on ``batch`` samples."""
+    """A training workload. ``start`` returns a function that trains for one step on ``batch`` samples."""
 
     samples: str
     batch: int
@@ -48,7 +49,10 @@ class Work:
 
 
 def images() -> Step:
-    """Return a step that trains the CNN on colour images of 32 x 32 pixels in ten classes, from random weights."""
+    """Return a function that trains the CNN for one step.
+
+    The images are colour images of 32 x 32 pixels in ten classes. The training starts from random weights.
+    """
     config = CNN_OWN
     network = WhitenedNet(WhitenedNetSizes(10, widths=(config.first_width, config.later_width, config.later_width)))
     trainer = cnn_finetune.FinetuneTrainer(config, network, "cpu", pretrained=False)
@@ -57,7 +61,7 @@ def images() -> Step:
 
 
 def characters() -> Step:
-    """Return a step that trains the stack of Elman layers."""
+    """Return a function that trains the text network (a stack of Elman layers) for one step."""
     config = RNN_OWN
     trainer = language_model.Trainer(language_model.new_network(config, VOCABULARY), config)
     characters = torch.randint(VOCABULARY, (config.batch, config.bptt + 1))
@@ -66,7 +70,10 @@ def characters() -> Step:
 
 
 def series() -> Step:
-    """Return a step that trains the forecaster with all its members on series of season 12."""
+    """Return a function that trains the forecaster for one step, on series with a season of 12 values.
+
+    The forecaster is an ensemble, and all its members are trained.
+    """
     sizes = ForecasterSizes()
     values = list(torch.randn(20, 400, dtype=torch.float64))
     sampler = WindowSampler([Source(values, 12, 12, 1.0)], sizes.context, sizes.horizon)
@@ -84,7 +91,7 @@ WORKS = {
 
 @dataclass(frozen=True)
 class Speed:
-    """Samples per second over the rounds."""
+    """Samples per second: the median, minimum and maximum over the rounds."""
 
     median: float
     minimum: float
@@ -92,7 +99,7 @@ class Speed:
 
 
 def run_measurement(name: str, seconds: float, threads: int) -> None:
-    """Train for about ``seconds`` in each process; the first process prints the samples per second."""
+    """Train for about ``seconds`` in each process. The first process prints the samples per second."""
     configure_cpu(threads)
     distributed.initialize("cpu")
     torch.manual_seed(0)
@@ -122,7 +129,7 @@ def speed(name: str, seconds: float, count: int, threads: int) -> float:
 
 
 def measure(name: str, seconds: float, rounds: int) -> list[Speed]:
-    """Measure all layouts in alternation, so that disturbances affect all of them."""
+    """Measure all layouts in turn, so that other programs on the machine disturb all layouts alike."""
     rounds_of_speeds = [[speed(name, seconds, *layout) for layout in LAYOUTS] for _ in range(rounds)]
     return [
         Speed(statistics.median(speeds), min(speeds), max(speeds)) for speeds in zip(*rounds_of_speeds, strict=True)
@@ -130,7 +137,7 @@ def measure(name: str, seconds: float, rounds: int) -> list[Speed]:
 
 
 def row(name: str, result: Sequence[Speed]) -> str:
-    """Return a row of the table. It compares two processes with one process of one thread and of two threads."""
+    """Return a row of the table. It compares two processes with one process that has one thread or two threads."""
     one, threads, two = result
     cells = [f"{speeds.median:,.0f} ({speeds.minimum:,.0f}–{speeds.maximum:,.0f})" for speeds in result]
     ratios = [f"{two.median / base.median:.2f}" for base in (one, threads)]
@@ -147,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--rounds", type=int, default=3, help="measurements of each number of processes (default: %(default)s)"
     )
     parser.add_argument("--only", choices=list(WORKS), help="one network (default: all)")
-    # These two options are for the processes that this program starts.
+    # This program passes these two options to the processes that it starts.
     parser.add_argument("--measurement", choices=list(WORKS), help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)

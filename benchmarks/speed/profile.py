@@ -3,8 +3,9 @@
     python -m benchmarks.speed.profile                                  # about a minute
     python -m benchmarks.speed.profile --only cnn,forecast --callers 64
 
-py-spy samples the call stack of one worker with one thread under load. Each sample counts for the layer of the
-innermost call that is listed in ``LAYERS``. The time of other library functions counts for the layer that called them.
+The program sends requests to one worker with one thread, while py-spy samples the call stack of the worker. Each sample
+counts for one layer: the layer of the innermost call whose file is listed in ``LAYERS``. The time of other library
+functions counts for the layer that called them.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from benchmarks.support.works import Work, prepare, works
 ROWS = ("cnn", "strong", "text", "forecast", "sample")
 RATE = 250  # samples of the stack per second
 OTHER = "other"
-# Innermost calls in which a thread waits for work. Some systems report such threads as running.
+# A thread waits for work if its innermost call is one of these. Some systems report waiting threads as running.
 WAITING = (
     ".run (asyncio/runners.py",  # the event loop, which mostly waits for sockets
     ".wait (threading.py",
     "_worker (concurrent/futures/thread.py",
     "._work (app/store/disk_thread.py",
 )
-# For each layer, the beginnings of its file names, as py-spy prints them.
+# The beginnings of the file names of each layer, as py-spy prints them.
 LAYERS = {
     "HTTP": ("uvicorn/", "app/server/"),
     "ASGI and middleware": ("starlette/", "fastapi/", "app/api/"),
@@ -50,7 +51,11 @@ LAYERS = {
 
 
 def layer(stack: str) -> str:
-    """Return the layer of a stack. Its calls are ``function (file:line)``, separated by ``;``, the innermost last."""
+    """Return the layer of a call stack.
+
+    The calls of the stack have the form ``function (file:line)``. They are separated by ``;``, and the innermost call
+    is the last.
+    """
     for call in reversed(stack.split(";")):
         file = call.rpartition("(")[2]
         matches = [(len(start), name) for name, starts in LAYERS.items() for start in starts if file.startswith(start)]
@@ -60,7 +65,7 @@ def layer(stack: str) -> str:
 
 
 def shares(lines: Iterable[str]) -> dict[str, float]:
-    """Return the share of each layer in per cent. A line is a stack, a space and its number of samples."""
+    """Return the share of each layer in per cent. Each line has a call stack, a space and the number of samples."""
     samples: Counter[str] = Counter()
     for line in lines:
         stack, _, count = line.rstrip().rpartition(" ")

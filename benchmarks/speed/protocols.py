@@ -1,11 +1,11 @@
-"""Measure the cost of each protocol: send the same work through the protocol and the native endpoint.
+"""Measure how much slower each protocol is than the native endpoint for the same work.
 
     python -m benchmarks.speed.protocols                                 # about three minutes
     python -m benchmarks.speed.protocols --only forecast --callers 32    # one kind of work
 
 The service runs with the settings of ``make serve``. Each round measures every protocol once, in rotating order. The
-load is generated as in ``benchmarks.speed.serving``. "Time" is the relative time of a request under full load: the rate
-of the native endpoint divided by the rate of the protocol.
+load is generated as in ``benchmarks.speed.serving``. The column "time / native" shows the time of a request under full
+load, relative to the native endpoint: the request rate of the native endpoint divided by the rate of the protocol.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.support.servers import ROOT, Server
 NATIVE = "native"
 CNN, RNN, LSTM, GAN = "cifar10-lenet", "shakespeare-rnn@1", "sine-lstm", "mnist-gan"
 CHARACTERS, HORIZON, DIGITS = 60, 48, 16
-LONG = ("text", "stream")  # measured by our own generator, because answers may be unfinished at the end
+LONG = ("text", "stream")  # our own load generator measures these, because it counts unfinished answers in part
 
 ProtocolRequests = dict[str, Request]  # protocol -> the request of the workload in that protocol
 
@@ -42,7 +42,7 @@ def post(path: str, **body: Any) -> Request:
 
 
 def tensor(model: str, name: str, datatype: str, values: np.ndarray, binary: bool, **parameters: Any) -> Request:
-    """Return an Open Inference Protocol request with one tensor. The outputs have the same encoding, JSON or binary."""
+    """Return an Open Inference Protocol request with one tensor. Its answer has the same encoding, JSON or binary."""
     head: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
     content = values.tobytes() if binary else b""
     if binary:
@@ -62,7 +62,10 @@ def tensors(model: str, name: str, datatype: str, values: np.ndarray, **paramete
 
 
 def works() -> dict[str, ProtocolRequests]:
-    """Return the workloads. Each has one request for every protocol that supports it, the native one first."""
+    """Return the workloads by name.
+
+    Each has a request for every protocol that supports it, the native request first.
+    """
     picture = (ROOT / "tests/images/cifar10/0013-horse.png").read_bytes()
     pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).transpose(2, 0, 1)[None]
     values = json.loads((ROOT / "docs/sine.json").read_text())["values"]
@@ -110,7 +113,7 @@ def works() -> dict[str, ProtocolRequests]:
 
 
 async def measure(server: Server, results: Results, options: argparse.Namespace, work: str, round_index: int) -> None:
-    """Measure one round of one workload."""
+    """Measure one workload with every protocol in one round."""
     for protocol, request in rotated(list(works()[work].items()), round_index):
         answer = await load.send(server.port, request)
         if answer.status != 200:

@@ -1,11 +1,12 @@
-"""Compare the speed of Ray Serve, with one and two replicas, with that of the service, with one and two workers.
+"""Compare the speed of one and two replicas under Ray Serve with that of one and two workers of the service.
 
     python -m benchmarks.speed.replicas                          # the table; needs the extra [ray]
     python -m benchmarks.speed.replicas --only cnn --callers 64  # one kind of work
     python -m benchmarks.speed.replicas --kill --seconds 20      # kill a replica under load and count the answers
 
-Each process computes with one thread. Ray adds the cost of its proxy and of the ingress. Ray can also use several
-machines; this benchmark uses only one. The figures and the conditions are those of ``benchmarks.speed.serving``.
+Each replica and each worker computes with one thread. With Ray, each request also passes through Ray's proxy and the
+ingress. Ray can use several machines, but this benchmark uses only one. The figures and the conditions are those of
+``benchmarks.speed.serving``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ TASKS = ["classify", "continue", "forecast", "sample"]
 
 
 def replicas(folder: Path, store: Path, count: int) -> Server:
-    """Return a server that is a separate Ray cluster with ``count`` replicas for all tasks."""
+    """Return a server that runs its own Ray cluster, with one group of ``count`` replicas for all tasks."""
     port, name = free_port(), f"ray x{count}"
     group = {"tasks": TASKS, "min_replicas": count, "max_replicas": count, "target_requests": 64}
     config = {
@@ -70,7 +71,10 @@ def replica_processes(server: Server) -> list[int]:
 async def kill_replica(
     server: Server, work: str, callers: int, seconds: float, folder: Path
 ) -> collections.Counter[int]:
-    """Kill a replica under load. Return how many answers had each status; 0 means no answer."""
+    """Kill a replica under load.
+
+    Return the number of answers for each status. Status 0 means that there was no answer.
+    """
     task = asyncio.create_task(load.call(server.port, works(folder)[work].requests, callers, seconds))
     await asyncio.sleep(seconds / 3)
     process = replica_processes(server)[0]

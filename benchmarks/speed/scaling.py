@@ -1,23 +1,24 @@
-"""Measure how the speed of the service grows with the number of cores, and model machines with more cores.
+"""Measure how the speed of the service grows with the number of cores, and model its speed on more cores.
 
     python -m benchmarks.speed.scaling                                                # ten minutes on two cores
     python -m benchmarks.speed.scaling --save benchmarks/results/speed/scaling.json
 
-For 1, 2, 4, ... cores of this machine, the service runs with one worker and one thread for each core, pinned to these
-cores. The callers use the other cores. If there are none, they share the cores with the service. Therefore the figure
-is answers for each CPU second of the service, not for each second.
+The program measures the service on 1, 2, 4, ... cores of this machine. It pins the service to these cores, with one
+worker and one thread for each core. The callers use the other cores. If there are no other cores, they share the cores
+with the service. Therefore the program counts the answers for each CPU second of the service, not for each second.
 
 The model has two parts:
 
-- Throughput. An answer takes S(c) = S(1) * (1 + contention * (c - 1)) CPU seconds on c cores, because the workers share
-  caches, memory and the kernel. This is the universal scalability law (Gunther 2007) without its term for
+- Throughput. On c cores, an answer takes S(c) = S(1) * (1 + contention * (c - 1)) CPU seconds, because the workers
+  share caches, memory and the kernel. This formula is the universal scalability law (Gunther 2007) without its term for
   communication, because the workers do not communicate. The contention is fitted to the measured numbers of cores.
-- Latency. A connection stays with its worker, so each worker is a queue of its own. A worker that answers n requests at
-  the same time answers X(n) requests a second; X(n) is measured with n callers. It grows with n, because more requests
-  form larger batches. Such a worker is a flow-equivalent server (Chandy, Herzog and Woo 1975). With arrivals at random
-  times (Poisson), the numbers of requests in it form a birth-death process, and Little's law gives the mean latency.
+- Latency. A connection stays with its worker, so each worker has its own queue. While a worker handles n requests at
+  the same time, it answers X(n) requests per second. X(n) is measured with n callers, and grows with n, because more
+  requests form larger batches. So the model treats a worker as a flow-equivalent server (Chandy, Herzog and Woo 1975).
+  If requests arrive at random times (Poisson), the number of requests in the worker is a birth-death process. Little's
+  law then gives the mean latency.
 
-The second part is checked on one core: requests are sent at random times.
+To check the second part, the program sends requests at random times to one worker on one core.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ CORES = (1, 2, 4, 8, 16)
 CALLERS = 32  # for each core
 CONNECTIONS = 256  # for requests at random times
 CONCURRENT = (1, 2, 4, 8, 16, 32)  # numbers of callers with which the speed of one worker is measured
-UTILISATIONS = (0.3, 0.6)  # the second one is planned on the page docs/how-to/sizing.md
-MAX_REQUESTS = 10_000  # in the queue of the model; their probability is negligible
+UTILISATIONS = (0.3, 0.6)  # docs/how-to/sizing.md plans with 0.6
+MAX_REQUESTS = 10_000  # largest number of requests in the model's queue; the probability of more is negligible
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Speed of a workload. ``used``: CPU seconds that the service used in each second."""
+    """The speed of a workload: answers per second, and the CPU seconds ``used`` by the service in each second."""
 
     per_second: float
     used: float
@@ -69,9 +70,9 @@ class Speed:
 
 
 def contention(per_core: Mapping[int, float]) -> float:
-    """Return the contention that fits answers for each CPU second, by number of cores, with least squares.
+    """Fit the contention to measured speeds with least squares, and return it. It is at least 0.
 
-    The result is at least 0. ``per_core`` has the figure for one core.
+    ``per_core`` maps each number of cores, including 1, to the answers for each CPU second.
     """
     extra = {cores - 1: per_core[1] / value - 1 for cores, value in per_core.items() if cores > 1}
     if not extra:
@@ -80,15 +81,16 @@ def contention(per_core: Mapping[int, float]) -> float:
 
 
 def efficiency(cores: int, contention: float) -> float:
-    """Return the modelled speed of a core among ``cores``, relative to a single one."""
+    """Return the modelled speed of each of ``cores`` cores, relative to the speed of a single core."""
     return 1 / (1 + contention * (cores - 1))
 
 
 def mean_latency(rate: float, throughput: Mapping[int, float]) -> float:
-    """Return the modelled mean latency of a worker in seconds, for ``rate`` requests a second at random times.
+    """Return the modelled mean latency of a worker in seconds, if ``rate`` requests per second arrive at random times.
 
-    ``throughput``: answers a second by number of callers. Between two numbers it is interpolated, and above the largest
-    one it is constant. The largest throughput must be higher than ``rate``.
+    ``throughput`` maps numbers of callers to measured answers per second. The model interpolates between these numbers.
+    Above the largest number, it uses the throughput of the largest number. The largest throughput must be higher than
+    ``rate``.
     """
     callers, speeds = list(throughput), list(throughput.values())
     numbers = np.arange(1, MAX_REQUESTS)
@@ -99,7 +101,7 @@ def mean_latency(rate: float, throughput: Mapping[int, float]) -> float:
 
 
 async def speed(server: Server, work: Work, callers: int, seconds: float) -> Speed:
-    """Measure the throughput and the CPU time of a server."""
+    """Measure a server, and return its throughput and CPU time."""
     await work.warm_up(server, callers)
     cpu, started = server.cpu_seconds(), time.perf_counter()
     figures = await work.once(server, callers, seconds)
@@ -110,9 +112,9 @@ async def speed(server: Server, work: Work, callers: int, seconds: float) -> Spe
 
 
 async def latencies(port: int, requests: Sequence[Request], rate: float, seconds: float) -> list[float]:
-    """Send ``rate`` requests a second at random times for ``seconds``. Return the latency of each request in seconds.
+    """Send ``rate`` requests per second at random times for ``seconds``. Return the latency of each request in seconds.
 
-    If no connection is free, a request waits for one. The latency includes this wait.
+    If no connection is free, a request waits for a free connection. The latency includes this waiting time.
     """
     free: asyncio.Queue[load.Connection] = asyncio.Queue()
     for _ in range(CONNECTIONS):
@@ -143,7 +145,7 @@ async def latencies(port: int, requests: Sequence[Request], rate: float, seconds
 
 
 async def latency_rows(server: Server, work: Work, seconds: float) -> list[list[Any]]:
-    """Return a row of the table of latencies for each utilisation. The server has one worker on one core."""
+    """Measure the latencies of a server with one worker on one core. Return a row of the table for each utilisation."""
     throughput = {}
     for callers in CONCURRENT:
         await work.warm_up(server, callers)
@@ -159,7 +161,10 @@ async def latency_rows(server: Server, work: Work, seconds: float) -> list[list[
 
 
 def speed_table(title: str, measured: Mapping[int, Sequence[Speed]]) -> dict[str, Any]:
-    """Return a table of measured and modelled speeds. ``measured`` has the speeds of all rounds by number of cores."""
+    """Return a table of measured and modelled speeds.
+
+    ``measured`` maps numbers of cores to the speeds of all rounds.
+    """
     per_core = {cores: statistics.median(one.per_core for one in rounds) for cores, rounds in measured.items()}
     factor, rows = contention(per_core), []
     for cores in sorted({*CORES, *measured}):
@@ -178,7 +183,7 @@ def speed_table(title: str, measured: Mapping[int, Sequence[Speed]]) -> dict[str
 
 
 def results(tables: Sequence[dict[str, Any]], latency: Sequence[list[Any]], command: str) -> dict[str, Any]:
-    """Return the content of the file for ``make report``."""
+    """Return the content of the file in benchmarks/results/, which ``make report`` reads."""
     columns = {"request": None, "utilisation": None, "requests/s": 0, "mean ms": 1, "modelled mean ms": 1, "p99 ms": 1}
     return {
         "title": "Scaling",
@@ -202,7 +207,10 @@ def results(tables: Sequence[dict[str, Any]], latency: Sequence[list[Any]], comm
 
 @contextmanager
 def running(folder: Path, networks: Path, cores: int) -> Iterator[Server]:
-    """Run the service on the first ``cores`` cores, and the callers on the others, if there are any."""
+    """Run the service on the first ``cores`` cores during a ``with`` block.
+
+    The callers run on the other cores, if any.
+    """
     available = sorted(os.sched_getaffinity(0))
     server = servers.ours(folder, networks, f"{cores}x1")
     server.command = ["taskset", "--cpu-list", ",".join(map(str, available[:cores])), *server.command]

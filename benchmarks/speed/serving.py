@@ -1,4 +1,4 @@
-"""Measure the service under load, in alternation with a plain FastAPI server that has the same networks.
+"""Measure the service under load, and compare it with a plain FastAPI server that has the same networks.
 
     python -m benchmarks.speed.serving                                       # everything, about twenty minutes
     python -m benchmarks.speed.serving --only cnn --callers 1,64 --seconds 2 # one kind of work, short
@@ -7,18 +7,18 @@
     python -m benchmarks.speed.serving --only large --layouts 1x1 --servers ours  # large requests beside small ones
     python -m benchmarks.speed.serving --only photos --layouts 2x1,1x1       # photographs of 0.1 to 50 megapixels
 
-The last command needs a free core for the callers. If the workers use all cores, the 99th percentile only shows how
-long the operating system runs other processes.
+The workload ``large`` needs a free core for the callers. If the workers use all cores, the 99th percentile mainly shows
+how long the operating system runs other processes.
 
-Each round measures every server once for each number of callers, in rotating order. Meanwhile, the other servers are
-suspended (SIGSTOP). Callers run on the same machine and keep their connections. Each caller sends its next request when
-the previous one is answered. ``wrk`` generates the load if it is installed; our own generator measures texts and
-streams. Before a workload is measured, every server must give the same answers as Quartet. "In process" is the work
-without a server: decoding, forward pass and encoding of whole batches in one process. Quartet ("ours") runs with the
-settings of ``make serve``.
+Each round measures every server once for each number of callers, in rotating order. While one server is measured, the
+other servers are suspended (SIGSTOP). The callers run on the same machine, and keep their connections open. Each caller
+sends its next request when the previous request is answered. If ``wrk`` is installed, it generates the load, except for
+texts and streams, which our own load generator measures. Before a workload is measured, every server must give the same
+answers as Quartet. Quartet ("ours") runs with the settings of ``make serve``. For the rows "in process", one process
+does the work of a server without HTTP: it decodes, computes and encodes whole batches.
 
-The table shows medians over the rounds. CPU is the CPU seconds per second of all processes of a server. Memory is the
-PSS (shared pages count once) or the RSS of all its processes.
+The table shows medians over the rounds. "CPU s/s" is the number of CPU seconds that all processes of a server use per
+second. The memory is the sum over all processes of a server: the PSS (shared pages count once) or the RSS.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def rotated(items: Sequence[Item], count: int) -> list[Item]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The options of the command line. ``store`` is the folder of the networks for all servers."""
+    """The options of the command line and the results. ``store`` is the folder of the networks for all servers."""
 
     store: Path
     seconds: float
@@ -84,7 +84,7 @@ class Plan:
 
 @contextmanager
 def started(servers_to_start: Sequence[Server]) -> Iterator[list[Server]]:
-    """Start servers and suspend them during a ``with`` block. Stop all their processes at the end."""
+    """Start servers for a ``with`` block, and suspend them. Stop all their processes at the end of the block."""
     ready = []
     try:
         for server in servers_to_start:
@@ -116,7 +116,7 @@ def resumed(server: Server) -> Iterator[None]:
 
 
 async def measured(server: Server, work: Work, callers: int, seconds: float) -> dict[str, load.Figures]:
-    """Measure one server. Return the figures of each part of the workload, with the CPU and memory of the server."""
+    """Measure one server. Return the figures of each part of the workload, with the server's CPU time and memory."""
     with resumed(server):
         await work.warm_up(server, callers)
         cpu, started_at = server.cpu_seconds(), time.perf_counter()
@@ -162,7 +162,7 @@ async def compare(plan: Plan, name: str, work: Work, running: Sequence[Server]) 
                     progress(f"{name}, round {round_index + 1} of {plan.rounds}, {callers} callers: {server.name}")
                     try:
                         parts = await measured(server, work, callers, plan.seconds)
-                    except (OSError, RuntimeError) as error:  # the server accepts no connections; measure the others
+                    except (OSError, RuntimeError) as error:  # if a server accepts no connections, measure the others
                         print(f"\n{name}: {server.name} failed with {callers} callers: {error}", flush=True)
                         continue
                     for part, figures in parts.items():
@@ -213,7 +213,7 @@ def check_all_ready(server: Server, shipped: Path) -> None:
 
 
 def server_factories(options: argparse.Namespace, folder: Path, networks: Path) -> list[Callable[[], Server]]:
-    """Return a factory for each selected server. Quartet is first, because the others are compared with it."""
+    """Return a function for each selected server that creates it. Quartet is the first, as the base of comparisons."""
     factories: list[Callable[[], Server]] = []
     if "ours" in options.servers:
         factories += [partial(servers.ours, folder, networks, layout) for layout in options.layouts or [""]]
@@ -224,7 +224,7 @@ def server_factories(options: argparse.Namespace, folder: Path, networks: Path) 
 
 
 def installed(options: argparse.Namespace, folder: Path, networks: Path) -> list[Server]:
-    """Install the selected competitors if necessary; return their servers."""
+    """Install the selected other servers if necessary, and return them."""
     competitors = []
     for name in options.peers:
         progress(f"installing {name}")
@@ -311,7 +311,7 @@ def parser() -> argparse.ArgumentParser:
         "--peers", type=comma_separated(list(peers.PEERS)), default=[], help=f"other servers: {','.join(peers.PEERS)}"
     )
     peers_dir = Path.home() / ".cache/quartet-peers"
-    made.add_argument("--peers-dir", type=Path, default=peers_dir, help="folder of their virtual environments")
+    made.add_argument("--peers-dir", type=Path, default=peers_dir, help="folder for their virtual environments")
     made.add_argument("--save", type=Path, metavar="FILE", help="write the tables to a file in benchmarks/results/")
     made.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
     return made
@@ -330,7 +330,7 @@ def conditions(options: argparse.Namespace, rnn: str) -> dict[str, Any]:
 
 
 def finite(content: Any) -> Any:
-    """Return the content with None in place of NaN and infinity, which JSON does not have."""
+    """Return the content with None in place of NaN and infinity, which JSON cannot represent."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list):

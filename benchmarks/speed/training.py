@@ -1,12 +1,12 @@
-"""Measure the speed of the workshop's training loops and of ours, in alternation, on the CPU.
+"""Compare the speed of the workshop's training loops with the speed of Quartet's loops ("ours"), on the CPU.
 
     python -m benchmarks.speed.training                             # all four networks, about four minutes
     python -m benchmarks.speed.training --only rnn --seconds 1      # one network, short
 
 The loops are in ``benchmarks/speed/loops.py``. The workshop's loops read a whole window of a text or series to predict
-one value, and the windows overlap. Our loops read each character or value once, and predict the next value each time.
-The program therefore also prints the values read per second, below the table. The model cards state how well the
-networks learn.
+one value, and the windows overlap. Our loops read each character or value once, and predict the next value after each
+of them. Therefore the program also prints, below the table, the number of values that each loop reads per second. This
+benchmark only measures speed. The model cards state how well the networks learn.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Speed:
 class Result:
     """The speeds of both loops of a network.
 
-    ``ratio`` is our median divided by the workshop's in samples per second, ``read_ratio`` in values read per second.
+    ``ratio`` is the median speed of our loop divided by that of the workshop's loop, in samples per second.
+    ``read_ratio`` is the same ratio in values read per second.
     """
 
     samples: str
@@ -63,7 +64,10 @@ def speed(loop: Loop, seconds: float) -> float:
 
 
 def serve_measurements(name: str, side: str, threads: int, pipe: Connection) -> None:
-    """Receive durations in seconds. For each, measure one loop and send its speed. Runs in a separate process."""
+    """Receive durations in seconds from ``pipe``. For each duration, measure one loop and send its speed.
+
+    This function runs in a separate process.
+    """
     if side == "ours":
         configure_cpu(threads)
     torch.set_num_threads(threads)
@@ -75,7 +79,7 @@ def serve_measurements(name: str, side: str, threads: int, pipe: Connection) -> 
 
 
 def measure(name: str, seconds: float, rounds: int, threads: int) -> Result:
-    """Measure both loops of a network in alternation, so that disturbances affect both."""
+    """Measure both loops of a network in turn, so that other programs on the machine disturb both loops alike."""
     pair, spawn = PAIRS[name], multiprocessing.get_context("spawn")
     pipes = []
     for side in ("workshop", "ours"):
@@ -113,7 +117,7 @@ def rows(name: str, result: Result) -> str:
 
 
 def remarks(results: dict[str, Result]) -> list[str]:
-    """Return a line with the values read per second for each network where they differ from the samples per second."""
+    """Return a line with the values read per second, for each network whose values are not its samples."""
     lines = []
     for name, result in results.items():
         pair = PAIRS[name]

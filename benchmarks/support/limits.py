@@ -1,7 +1,7 @@
-"""Upper limits of the throughput: one process does the work of a server without receiving requests.
+"""Upper limits of the throughput: one process does the work of a server, but receives no requests over HTTP.
 
-The process calls the network eagerly on whole batches. A server reaches the same rate only if receiving requests,
-forming batches and sending answers cost nothing.
+The process calls the network on whole batches. A server reaches the same rate only if it needs no time to receive
+requests, to form batches and to send answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Batch = Callable[[], object]  # computes one batch
 
 @dataclass(frozen=True)
 class Limit:
-    """One upper limit. ``work`` is a key of WORKS. ``rows`` is the number of requests in a batch."""
+    """One upper limit of the throughput. ``work`` is a key of WORKS. ``rows`` is the number of requests in a batch."""
 
     work: str
     model: str
@@ -48,7 +48,7 @@ def newest(folder: Path, model: str) -> store.Version:
 
 
 def classify(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
-    """Return a function that decodes images, classifies them, and encodes the five most probable labels as JSON."""
+    """Return a function that decodes and classifies images, and encodes the five most probable labels as JSON."""
     network, labels = version.network(), version.card.labels or []
     contents = [bodies[i % len(bodies)] for i in range(rows)]
 
@@ -65,7 +65,7 @@ def classify(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batc
 
 
 def text(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
-    """Return a function that reads prompts of the same length in one call, and then samples one character per step."""
+    """Return a function that generates texts. It reads prompts of the same length in one call, and then samples."""
     network, vocabulary = version.network(), version.card.vocabulary or []
     requested = [orjson.loads(bodies[i % len(bodies)]) for i in range(rows)]
     prompts = torch.tensor([[vocabulary.index(character) for character in body["prompt"]] for body in requested])
@@ -118,7 +118,10 @@ WORKS = {"classify": classify, "text": text, "forecast": forecast, "sample": sam
 
 
 def serve_measurements(limit: Limit, folder: Path, bodies: Sequence[bytes], pipe: Connection) -> None:
-    """Receive durations in seconds. For each, measure and send the requests per second. Runs in a separate process."""
+    """Receive durations in seconds from ``pipe``. For each duration, measure and send the requests per second.
+
+    This function runs in a separate process.
+    """
     torch.set_num_threads(limit.threads)
     torch.set_grad_enabled(False)
     batch = WORKS[limit.work](newest(folder, limit.model), limit.rows, bodies)
@@ -132,7 +135,7 @@ def serve_measurements(limit: Limit, folder: Path, bodies: Sequence[bytes], pipe
 
 
 class Process:
-    """A process that measures one limit on demand."""
+    """A separate process that measures one limit each time ``measure`` is called."""
 
     def __init__(self, limit: Limit, folder: Path, bodies: Sequence[bytes]) -> None:
         spawn = multiprocessing.get_context("spawn")

@@ -1,7 +1,8 @@
-"""Load generators. Each caller sends its next request when the previous one is answered.
+"""Load generators. Each caller sends its next request when its previous request is answered.
 
-``wrk`` is used if it is installed. Our own generator records when each part of an answer arrived. Streams and long
-answers are always measured with it.
+There are two load generators: the program ``wrk``, which needs less CPU time, and our own. Our own load generator
+records when each part of an answer arrives, so it always measures streams and long answers. ``wrk`` is used for other
+requests, if it is installed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Figures = dict[str, float]
 
 ANSWER_TIMEOUT = 60.0  # seconds for one answer under load
 FIRST_ANSWER_TIMEOUT = 20.0  # seconds for the first answer of a server
-# Sends the bodies in rotation. Prints percentiles in microseconds, because wrk's own report rounds them.
+# This script makes wrk send the bodies in rotation. It prints percentiles in microseconds, because wrk's own report
+# rounds them.
 SCRIPT = """
 local bodies, i = {}, 0
 function init(args)
@@ -47,7 +49,8 @@ end
 class Request:
     """A POST request.
 
-    ``kind`` is its Content-Type. ``length`` is the size of the JSON part in bytes, if tensors in binary form follow it.
+    ``kind`` is its Content-Type. ``length`` is the size of the JSON part of the body in bytes, if tensors in binary
+    form follow after this part.
     """
 
     path: str
@@ -86,7 +89,7 @@ class Answer:
 class Connection(asyncio.Protocol):
     """One caller's keep-alive connection.
 
-    It parses only the necessary parts of HTTP, because it uses the same cores as the server.
+    This class parses only the necessary parts of HTTP, to save CPU time, because it uses the same cores as the server.
     """
 
     def __init__(self) -> None:
@@ -159,7 +162,7 @@ async def send(port: int, request: Request) -> Answer:
 
 
 async def call(port: int, requests: Sequence[Request], callers: int, seconds: float) -> tuple[list[Answer], float]:
-    """Send requests for ``seconds``. Return all answers, also later ones, and the time when sending ended."""
+    """Send requests for ``seconds``, and wait for all answers. Return the answers and the time when sending ended."""
     raw, index, answers = [request.bytes() for request in requests], count(), []
     connections = [await connect(port) for _ in range(callers)]
     end = time.perf_counter() + seconds
@@ -191,8 +194,8 @@ def percentiles(prefix: str, seconds: Sequence[float]) -> Figures:
 def summary(answers: Sequence[Answer], end: float, seconds: float) -> Figures:
     """Return requests per second, latencies and errors.
 
-    A request that was still running at the end counts as a fraction, the share of its duration before the end.
-    Otherwise, of long requests that run at the same time, either all or none would count.
+    A request that was still running at ``end`` counts as a fraction: the share of its duration before ``end``.
+    Otherwise, if many long requests run at the same time, all of them would count or none of them.
     """
     successful = [answer for answer in answers if answer.status == 200]
     parts = [(min(answer.ended, end) - answer.started) / answer.seconds for answer in successful]
@@ -201,7 +204,10 @@ def summary(answers: Sequence[Answer], end: float, seconds: float) -> Figures:
 
 
 def stream_summary(answers: Sequence[Answer], end: float, seconds: float) -> Figures:
-    """Return the figures of ``summary``, characters per second, time to first character and gaps between characters."""
+    """Return the figures of ``summary``, and also figures of streams.
+
+    These are the characters per second, the time to the first character and the time between two characters.
+    """
     firsts, gaps, characters, incomplete = [], [], 0, 0
     for answer in answers:
         times = [arrival for arrival, _ in arrivals(answer)]
@@ -217,9 +223,10 @@ def stream_summary(answers: Sequence[Answer], end: float, seconds: float) -> Fig
 
 
 def arrivals(answer: Answer) -> list[tuple[float, str]]:
-    """Return the arrival time and value of each character of a stream.
+    """Return the arrival time and the value of each character of a stream.
 
-    Lines without ``data:`` are the sizes of HTTP chunks. An event is never split over two chunks.
+    The lines without ``data:`` are the sizes of HTTP chunks. They are ignored, because no event is split over two
+    chunks.
     """
     characters: list[tuple[float, str]] = []
     rest = b""
@@ -274,5 +281,5 @@ async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: flo
 
 
 def has_wrk() -> bool:
-    """Return whether ``wrk`` is installed. It uses less CPU than our own generator."""
+    """Return whether ``wrk`` is installed. It uses less CPU time than our own load generator."""
     return shutil.which("wrk") is not None

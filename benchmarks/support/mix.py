@@ -1,4 +1,4 @@
-"""A seeded mix of requests of all kinds, and the comparison of their answers."""
+"""Random requests of all kinds, which depend only on a seed, and functions that compare their answers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ KINDS = {  # kind: weight in the mix
     **{"classify": 30, "continue": 15, "forecast": 12, "sample": 12, "stream": 10, "bad": 9},
     **{"complete": 4, "infer": 4, "timeseries": 4},  # the other protocols
 }
-EXACT = ("continue", "sample", "stream", "bad", "complete")  # compared bit by bit; other kinds up to TOLERANCE
-# These fields differ even if two answers are otherwise equal.
+EXACT = ("continue", "sample", "stream", "bad", "complete")  # bit by bit equal; other kinds are equal up to TOLERANCE
+# Two answers count as equal even if these fields differ.
 VARYING_FIELDS = ("version", "model_version", "system_fingerprint", "id", "created", "created_at")
 TOLERANCE = 1e-4  # absolute and relative; batches of different sizes round differently
 PROMPTS = ("ROMEO:\n", "First Citizen:\nBefore we proceed", "To be, or not", "\n", "KING HENRY:\nOnce more")
@@ -88,7 +88,7 @@ def _json(path: str, **body: Any) -> Request:
 
 
 def read(request: MixRequest, answer: Answer) -> Any:
-    """Return the content of an answer without version, id and time. Status 0 means no answer."""
+    """Return the content of an answer without version, id and time. Status 0 means that there was no answer."""
     if request.kind == "stream" and answer.status == 200:
         is_complete = answer.body.rstrip(b"0\r\n").endswith(b"data: [DONE]")
         return "".join(character for _, character in arrivals(answer)) if is_complete else "cut off"
@@ -107,7 +107,7 @@ def _plain(content: Any) -> Any:
 
 
 def same(kind: str, result: Any, expected: Any) -> bool:
-    """Return whether two answers are equal: bit by bit for kinds in EXACT, up to TOLERANCE for other kinds."""
+    """Return whether two answers are equal. Kinds in EXACT are compared bit by bit, other kinds up to TOLERANCE."""
     if kind in EXACT:
         return bool(result == expected)
     if isinstance(result, dict) and isinstance(expected, dict):
@@ -120,7 +120,7 @@ def same(kind: str, result: Any, expected: Any) -> bool:
 
 
 async def usable_connection(connection: Connection | None, port: int) -> Connection:
-    """Return the given connection or, if it is None or closed, a new one."""
+    """Return the given connection. If it is None or closed, return a new connection."""
     if connection is None or connection.transport is None or connection.closes:
         if connection is not None and connection.transport is not None:
             connection.transport.close()

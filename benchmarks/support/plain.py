@@ -1,9 +1,10 @@
-"""A plain FastAPI server as in a good tutorial. Each handler calls the network eagerly for one request at a time.
+"""A simple FastAPI server without batching, for comparison with Quartet. Each handler calls the network directly.
 
     QUARTET_STORE=models_store uvicorn benchmarks.support.plain:app --workers 1
 
-It serves the newest version of each model in the store. Requests and answers have Quartet's format. Only the types of
-the inputs are checked. ``PLAIN_THREADS`` is the number of torch threads per process; by default torch chooses it.
+The server is written as in a good FastAPI tutorial. It serves the newest version of each model in the store. Requests
+and answers have Quartet's format. The server checks only the types of the inputs. ``PLAIN_THREADS`` is the number of
+torch threads in each process. By default, torch chooses this number.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def characters(body: Prompt) -> Iterator[str]:
 async def events(body: Prompt) -> AsyncIterator[str]:
     for character in characters(body):
         yield f"data: {json.dumps({'index': 0, 'text': character})}\n\n"
-        await asyncio.sleep(0)  # let the other streams continue
+        await asyncio.sleep(0)  # let the event loop run the other streams
     yield "data: [DONE]\n\n"
 
 

@@ -1,4 +1,4 @@
-"""Write medians over rounds as Markdown tables, and compare the measured figures with targets."""
+"""Format the measured figures as Markdown tables of medians over rounds, and compare them with targets."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ START = "start"
 
 @dataclass
 class Results:
-    """The measured figures. ``cells`` maps workload -> server -> callers (0: none) -> the figures of each round.
+    """The measured figures. ``cells[workload][server][callers]`` is the list of the figures of all rounds.
 
-    ``ours`` is the name of the server that represents Quartet in ratios and targets.
+    If a measurement has no callers, ``callers`` is 0. ``ours`` is the name of the server that represents Quartet in
+    ratios and targets.
     """
 
     cells: dict[str, dict[str, dict[int, list[Figures]]]] = field(default_factory=dict)
@@ -73,7 +74,10 @@ def number(value: float, digits: int) -> str:
 
 
 def table(results: Results, work: str) -> str:
-    """Return a table: one row per server and number of callers, with minimum and maximum of the first figure."""
+    """Return a Markdown table with a row for each server and each number of callers.
+
+    The table also shows the minimum and the maximum of the first figure over the rounds.
+    """
     columns = TABLES.get(work, COLUMNS)
     first = columns[0]
     headers = ["server", "callers", first.header, "min–max", *(column.header for column in columns[1:])]
@@ -106,7 +110,7 @@ def figure(results: Results, work: str, server: str, callers: int, column: Colum
 
 
 def as_json(results: Results, work: str, title: str) -> dict[str, Any]:
-    """Return the table of a workload for benchmarks/results/: the columns with their decimals, and the rows."""
+    """Return the table of a workload for benchmarks/results/: its columns (with their numbers of decimals) and rows."""
     first, *others = TABLES.get(work, COLUMNS)
     decimals = {"server": None, "callers": 0, first.header: first.digits, "min": first.digits, "max": first.digits}
     rows: list[list[Any]] = []
@@ -133,7 +137,10 @@ def rounded(value: float, digits: int) -> float | None:
 
 @dataclass(frozen=True)
 class Target:
-    """A target for a figure. ``must`` and ``aim`` are lower limits, or upper limits if ``is_maximum`` is set."""
+    """A target for a figure: the required value ``must`` and the desired value ``aim``.
+
+    If ``is_maximum`` is true, the figure may be at most this value. Otherwise it must be at least this value.
+    """
 
     text: str
     must: float
@@ -162,7 +169,7 @@ def over_plain(work: str, callers: int, key: str) -> Callable[[Results], float]:
 
 
 def of_limit(work: str, callers: int, limit: str) -> Callable[[Results], float]:
-    """Return a function that computes the throughput in per cent of the throughput of an upper limit."""
+    """Return a function that computes Quartet's throughput in per cent of an upper limit (see ``limits``)."""
     key = "per_second"
     return lambda result: (
         100 * ratio(result.median(work, result.ours, callers, key), result.median(work, limit, 0, key))
@@ -174,7 +181,7 @@ def first_character(streams: int) -> Callable[[Results], float]:
 
 
 def slowdown(work: str, callers: int, other: str) -> Callable[[Results], float]:
-    """Return a function that computes the p99 of classification beside other requests, relative to the p99 alone."""
+    """Return a function that computes the p99 of classification while other requests run, relative to the p99 alone."""
 
     def measured(result: Results) -> float:
         beside, alone = (
@@ -246,7 +253,7 @@ def targets(evaluated: Sequence[tuple[Target, float]]) -> str:
 
 
 def targets_as_json(evaluated: Sequence[tuple[Target, float]]) -> dict[str, Any]:
-    """Return the table of the measured targets for benchmarks/results/."""
+    """Return the table of the measured targets for a file in benchmarks/results/."""
     rows = []
     for target, measured in ((target, measured) for target, measured in evaluated if not math.isnan(measured)):
         sign = "≤" if target.is_maximum else "≥"

@@ -1,4 +1,4 @@
-"""Server processes: start, measure, pause and stop them with all their children."""
+"""Start, measure, pause and stop servers, with all their child processes."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from benchmarks.support.load import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
-STARTED = 19  # index of the start time in ``stats``. It distinguishes processes, because process ids may be reused
+STARTED = 19  # index of the start time in ``stats``; process ids may be reused, but not with the same start time
 PORTS = count(20000 + os.getpid() % 1000 * 8, 8)
 IDLE_SECONDS = 1.0  # a server without CPU use for this time is idle
 STOP_SECONDS = 1.0
 
 
 class StartFailed(Exception):
-    """Raised if a server exits or does not answer in time. The message has the last lines of its log."""
+    """Raised if a server exits or does not answer in time. The message contains the last lines of its log."""
 
 
 def free_port() -> int:
-    """Return a free port. The next four ports are free too, because some servers use them.
+    """Return a free port. The next four ports are also free, because some servers need several ports.
 
     The ports are below the kernel's range of ephemeral ports. Each call returns a different port, because the server
-    may start later.
+    that uses a returned port may not have started yet.
     """
     for port in PORTS:
         with ExitStack() as stack:
@@ -49,10 +49,11 @@ def free_port() -> int:
 
 @dataclass
 class Server:
-    """A server. It runs in a separate session, so that all its processes can be found.
+    """A server. It runs in a separate session of the operating system, so that all its processes can be found.
 
-    ``ready`` is the path of its readiness check. ``adapt`` converts a request from Quartet's format to the server's,
-    and ``convert`` converts its answer to Quartet's format. ``works`` are the supported workloads; None means all.
+    ``ready`` is the path of its readiness check. ``adapt`` converts a request from Quartet's format to the server's
+    format, and ``convert`` converts its answer to Quartet's format. ``works`` are the names of the supported workloads.
+    If ``works`` is None, the server supports all workloads.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Server:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, seconds: float = 120) -> float:
-        """Start the server and wait until it is ready. Return the seconds needed. Raises StartFailed."""
+        """Start the server, wait until it is ready, and return the seconds that this took. Raises StartFailed."""
         started = time.perf_counter()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -102,7 +103,7 @@ class Server:
         return self.log.read_text(errors="replace")[-2000:]
 
     def _answers(self) -> bool:
-        """Return whether the readiness check answers 200."""
+        """Return whether the readiness check returns status 200."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
                 connection.sendall(
@@ -131,7 +132,10 @@ class Server:
         return sum((int(fields[11]) + int(fields[12])) / TICKS for pid, fields in stats() if pid in own)
 
     def wait_until_idle(self, seconds: float = 30) -> None:
-        """Wait up to ``seconds`` until the server is idle. Its first process may answer before the others are ready."""
+        """Wait up to ``seconds`` until the server uses no CPU time.
+
+        This is necessary, because its first process may answer before its other processes are ready.
+        """
         deadline, before = time.perf_counter() + seconds, self.cpu_seconds()
         while time.perf_counter() < deadline:
             time.sleep(IDLE_SECONDS)
@@ -152,7 +156,7 @@ class Server:
         return {key: value / 1024 for key, value in kilobytes.items()}
 
     def pause(self) -> None:
-        """Suspend all its processes with SIGSTOP, so that they do not disturb another measurement."""
+        """Suspend all processes of the server with SIGSTOP, so that they do not disturb another measurement."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -164,12 +168,12 @@ class Server:
                 os.kill(pid, number)
 
     def stop(self) -> None:
-        """Terminate the server, then kill its remaining processes."""
+        """Terminate the server. Then kill those of its processes that still run."""
         if not self.process:
             return
         self.resume()
         own = set(self.pids())
-        # Listed now, because the processes lose their parent when the server ends.
+        # List the processes now, because they lose their parent when the server ends.
         processes = {(pid, fields[STARTED]) for pid, fields in stats() if pid in own}
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -199,7 +203,8 @@ def stats() -> list[tuple[int, list[str]]]:
 def ours(folder: Path, store: Path, layout: str = "") -> Server:
     """Return a server that runs Quartet as ``make serve`` does.
 
-    ``layout`` is workers x threads, such as 2x1. If it is empty, the settings decide.
+    ``layout`` is the number of workers x the number of threads of each worker, such as 2x1. If ``layout`` is empty, the
+    service chooses both numbers.
     """
     port = free_port()
     environment = {"QUARTET_PORT": str(port), "QUARTET_STORE": str(store)}
@@ -210,7 +215,7 @@ def ours(folder: Path, store: Path, layout: str = "") -> Server:
 
 
 def plain(folder: Path, store: Path, workers: int) -> Server:
-    """Return the server of ``plain.py``.
+    """Return a server that runs ``plain.py``.
 
     A single worker uses torch's default number of threads. Several workers divide the cores between them.
     """

@@ -1,4 +1,4 @@
-"""Workloads: their requests, numbers of callers, and checks of the answers."""
+"""The workloads of the benchmarks: their requests, their numbers of callers, and the checks of the answers."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ Check = Callable[[Any, Any], bool]  # (answer, Quartet's answer to the same requ
 
 @dataclass(frozen=True)
 class Work:
-    """A workload. ``callers``: the numbers of callers; if empty, the command line gives them."""
+    """A workload. ``callers`` are the numbers of callers. If ``callers`` is empty, the command line sets them."""
 
     title: str
     requests: Sequence[Request]
     check: Check
     limits: Sequence[Limit] = ()
     callers: Sequence[int] = ()
-    long: bool = False  # whether answers that are unfinished at the end count in part
+    long: bool = False  # whether an answer that is unfinished at the end counts in part
     streamed: bool = False
 
     @property
@@ -63,7 +63,7 @@ class Work:
         return any(RNN.encode() in request.body for request in self.requests)
 
     async def measure(self, server: Server, callers: int, seconds: float) -> dict[str, Figures]:
-        """Measure a server. Return the figures of each part of the workload by the name of the part."""
+        """Measure a server. Return a dict from the name of each part of the workload to its figures."""
         return {"": await self.once(server, callers, seconds)}
 
     async def once(self, server: Server, callers: int, seconds: float) -> Figures:
@@ -75,7 +75,7 @@ class Work:
         return [server.adapt(request) for request in self.requests]
 
     def read(self, server: Server, answer: Answer) -> Any:
-        """Return the content of an answer. The content of a stream has the form of an answer without streaming.
+        """Return the content of an answer. For a stream, return the same content as for an answer without streaming.
 
         Raises ValueError for an error or an incomplete stream.
         """
@@ -93,7 +93,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Beside(Work):
-    """Classification alone, then while ``other_callers`` callers send the workload ``other``.
+    """Classification first alone, and then while ``other_callers`` callers send the workload ``other``.
 
     ``name`` is the name of the other workload in the results.
     """
@@ -113,7 +113,7 @@ class Beside(Work):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed(Beside):
-    """Classification alone, then beside texts, then all tasks together."""
+    """Classification first alone, then while texts are generated, and then while all four tasks run."""
 
     others: Sequence[Work]
 
@@ -150,7 +150,7 @@ def whole_text(answer: Any, ours: Any) -> bool:
 
 
 def same_forecast(answer: Any, ours: Any) -> bool:
-    """Return whether all means agree up to 0.001, which allows for rounding in single precision."""
+    """Return whether all means agree up to 0.001. Rounding in float32 causes smaller differences."""
     mean, expected = (each["results"][0]["mean"] for each in (answer, ours))
     return len(mean) == HORIZON and all(abs(a - b) < 1e-3 for a, b in zip(mean, expected, strict=True))
 
@@ -173,9 +173,9 @@ def prompts(model: str, stream: bool = False) -> list[Request]:
 
 
 def works(folder: Path) -> dict[str, Work]:
-    """Return the workloads for the networks in a store, by name.
+    """Return a dict from the name of each workload to the workload, for the networks in the store ``folder``.
 
-    If the store has no CNN for the workload ``strong``, this workload is missing.
+    The workload ``strong`` is left out if the store has no CNN for it.
     """
     pictures = [path.read_bytes() for path in sorted((ROOT / "tests/images/cifar10").glob("*.png"))]
     values = json.loads((ROOT / "docs/sine.json").read_text())["values"]
@@ -241,7 +241,10 @@ def photographs(model: str) -> dict[str, Work]:
 
 
 def beside(images: Sequence[Request], others: Sequence[Work], large: Work) -> dict[str, Work]:
-    """Return two workloads that classify images: ``mixed`` beside other tasks, ``large`` beside large requests."""
+    """Return two workloads that classify images:
+
+    ``mixed`` while other tasks run, ``large`` while large requests run.
+    """
     return {
         "mixed": Mixed(
             "mixed load",
@@ -266,7 +269,7 @@ def beside(images: Sequence[Request], others: Sequence[Work], large: Work) -> di
 
 
 def photo(seed: int) -> bytes:
-    """Return a JPEG file of 224 x 224 pixels with the detail of a photograph."""
+    """Return a JPEG file of 224 x 224 pixels that is about as detailed as a photograph."""
     noise = np.random.default_rng(seed).integers(0, 256, (14, 14, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize((224, 224), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
@@ -275,7 +278,10 @@ def photo(seed: int) -> bytes:
 
 @cache
 def large_photo(megapixels: float) -> bytes:
-    """Return a JPEG file of 4:3 with blurred colours and the noise of a camera. With 12 megapixels, it has 2.8 MB."""
+    """Return a JPEG file that is similar to a photograph: blurred colours with camera noise, aspect ratio 4:3.
+
+    With 12 megapixels, the file has 2.8 MB.
+    """
     width = int((megapixels * 1e6 * 4 / 3) ** 0.5)
     height = width * 3 // 4
     generator = np.random.default_rng(0)
@@ -300,7 +306,7 @@ def strong_cnn(folder: Path) -> str | None:
 
 
 def prepare(shipped: Path, folder: Path) -> tuple[Path, str]:
-    """Copy the shipped store and add the benchmark's networks. Return the new store and a description of the RNN."""
+    """Copy the included store, and add the networks of the benchmark. Return the new store and a text about the RNN."""
     target = folder / "store"
     shutil.copytree(shipped, target)
     model = newest(shipped, "shakespeare-rnn").card
