@@ -1,4 +1,4 @@
-"""Administration of versions over HTTP, with the admin key."""
+"""Administering versions over HTTP with the admin key."""
 
 from __future__ import annotations
 
@@ -156,5 +156,5 @@ def test_a_published_version_waits_while_a_chosen_version_is_active(admin: httpx
     admin.post("/v1/admin/models/tiny-gan/activate", json={"version": 2}).raise_for_status()
     publish_tiny(tiny_store, "tiny-gan")
     wait_until(lambda: 4 in admin.get("/v1/models/tiny-gan").json()["versions"])
-    assert served(admin) == 2  # the published version waits for its activation
+    assert served(admin) == 2  # the published version is not active yet
     assert store.read_version(tiny_store, "tiny-gan", 4).card.version == 4

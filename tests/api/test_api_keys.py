@@ -1,4 +1,4 @@
-"""API keys: authentication, rate limits, reloading, and secrets in logs."""
+"""API keys: authentication, rate limits, reloading the key file, and no secrets in logs."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_changed_key_file_takes_effect_without_a_restart(
         def status(key: str) -> int:
             return client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code
 
-        second = key_file.add(file, "alice")  # a name may have two keys, so that a key can be replaced
+        second = key_file.add(file, "alice")  # a name may have two keys while a key is being replaced
         assert (status(alice), status(second)) == (200, 200)
         lines = file.read_text().splitlines()
         file.write_text(lines[1] + "\n")
@@ -127,7 +127,7 @@ def test_a_changed_key_file_takes_effect_without_a_restart(
 def test_an_unreadable_key_file_is_read_again_later(
     file: Path, alice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The content of the file stays the same; only reading it fails at first, for example for lack of permission."""
+    """The content of the file does not change. Only reading the file fails at first, for example without permission."""
     keyring = key_file.Keyring(file)
     original = key_file.read_keys
     file.write_text("# nobody\n")
@@ -153,7 +153,7 @@ def test_keys_created_concurrently_are_all_stored(file: Path) -> None:
 
 
 def test_the_shortest_limit_is_counted_first() -> None:
-    """Otherwise, requests rejected by the limit per second would use up the limit per minute."""
+    """In another order, requests that the limit per second rejects would use up the limit per minute."""
     assert [str(limit) for limit in key_file.parse_limits("600/minute;20/second")] == [
         "20 per 1 second",
         "600 per 1 minute",
@@ -254,9 +254,9 @@ def test_a_key_over_its_limit_gets_retry_after_and_other_keys_are_unaffected(ser
             return [client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for _ in range(times)]
 
         assert statuses(alice, 5) == [200] * 3 + [429] * 2
-        assert statuses(second_alice, 1) == [429]  # another key of the same name
+        assert statuses(second_alice, 1) == [429]  # another key with the same name shares the limit
         assert statuses(bob, 3) == [200] * 2 + [429]
-        assert statuses(carol, 5) == [200] * 4 + [429]  # the limit of the settings
+        assert statuses(carol, 5) == [200] * 4 + [429]  # carol has the limit of the settings
         answer = client.post(SAMPLE, json=GOOD, headers=bearer(alice))
         assert answer.json()["error"]["code"] == "rate_limit_exceeded"
         assert "alice may send 3 requests per hour" in answer.json()["error"]["message"]
@@ -394,7 +394,7 @@ def test_request_content_appears_in_no_log(
     serve: Serve, log: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """Neither the admin key nor request content is logged, even with the traceback of a failed network."""
+    """Neither the admin key nor request content is logged, even in the traceback of a failed network."""
     caplog.set_level(logging.DEBUG)
     secret, admin_key = "s3cr3t" * 5, "adm1n" * 5
     image, broken = image_bytes() + secret.encode(), threading.Event()

@@ -1,4 +1,7 @@
-"""The fast path gives the same answers as FastAPI's router, and rejects routes with features that it ignores."""
+"""The fast path for routes gives the same answers as FastAPI's router.
+
+It rejects routes with features of FastAPI that it would ignore.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from app.settings import Settings
 
 SERIES = np.sin(np.arange(30) / 3).round(3).tolist()
 PROMPT = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["cab"]}
-LIMIT = 400_000  # bytes
+LIMIT = 400_000  # largest body in bytes
 VALID: dict[str, list[dict[str, Any]]] = {
     "/v1/images/classify": [
         {"content": image_bytes()},
@@ -111,13 +114,13 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         publish_tiny(folder, name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("app.main.FastRoutes", SwitchedRoutes)
-        patch.setattr("secrets.randbelow", lambda limit: 7)  # the seed of requests without one
+        patch.setattr("secrets.randbelow", lambda limit: 7)  # the seed of requests that state no seed
         with serving(Settings(store=folder, **{**TEST, "max_body_bytes": LIMIT})) as client:
             yield client
 
 
 def requests() -> list[tuple[str, dict[str, Any]]]:
-    """Return valid and invalid requests to every fast route, as pairs of path and request."""
+    """Return valid and invalid requests to every fast route, each as a pair of path and request."""
     rows: list[tuple[str, dict[str, Any]]] = []
     for path, valid in VALID.items():
         if "{name}" not in path:
@@ -131,7 +134,7 @@ def requests() -> list[tuple[str, dict[str, Any]]]:
 
 
 def answer(client: httpx.Client, path: str, request: dict[str, Any]) -> tuple[int, list[tuple[str, str]], bytes]:
-    """Return status, headers and body, without values that differ between two answers to the same request."""
+    """Return status, headers and body of an answer, without values that differ between equal requests."""
     headers = {"x-request-id": "parity", **request.get("headers", {})}
     response = client.request(**{"method": "POST", "url": path, **request, "headers": headers})
     body = re.sub(rb'"(id|created|created_at)":\s*("[^"]*"|\d+)', b"", response.content)

@@ -1,4 +1,4 @@
-"""The four native endpoints with the shipped networks."""
+"""The four native endpoints with the included networks."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_intervals_are_nested_and_widen_with_the_step(shipped: httpx.Client, mod
     }  # fmt: skip
     assert (widths["50"] < widths["80.5"]).all()
     assert (widths["80.5"] < widths["95"]).all()
-    season = result["seasonality"] or 1  # within a season, some steps are surer than the ones before
+    season = result["seasonality"] or 1  # within a season, later steps may have narrower intervals
     for width in widths.values():
         assert (width[season:] - width[:-season] >= -1e-9).all()
         assert width[-1] > width[0] * 1.5

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol V2, with an unmodified tritonclient: sync and asyncio, JSON and binary tensors."""
+"""The Open Inference Protocol V2 with an unmodified tritonclient: synchronous and asyncio, JSON and binary tensors."""
 
 from __future__ import annotations
 
@@ -491,7 +491,7 @@ def test_a_full_queue_gives_429_and_a_passed_deadline_504(serve: Serve, monkeypa
     entered, release, predict = threading.Event(), threading.Event(), WindowForecaster.predict
 
     def predict_when_released(self: WindowForecaster, items: Any) -> Any:
-        if items[0].horizon == 7:  # not during the warm-up
+        if items[0].horizon == 7:  # only the test's requests have this horizon, not the warm-up
             entered.set()
             assert release.wait(30)
         return predict(self, items)

@@ -1,4 +1,4 @@
-"""OpenAI's completions and images, with the unmodified openai package."""
+"""OpenAI's completions and images endpoints, with the unmodified openai package."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_prompt_is_scored_without_generating_a_text(client: openai.OpenAI) -> 
     (scored,) = complete(client, "abcé", echo=True, logprobs=0, max_tokens=0).choices
     assert (scored.text, scored.finish_reason) == ("abcé", "length")
     assert scored.logprobs.tokens == list("abcé")
-    assert scored.logprobs.token_logprobs[-1] == -9999.0  # the network never generates it
+    assert scored.logprobs.token_logprobs[-1] == -9999.0  # the network never generates this token
     (with_text,) = complete(client, "abcé", echo=True, logprobs=0).choices
     assert with_text.logprobs.token_logprobs[:4] == scored.logprobs.token_logprobs
     (long,) = complete(client, "abcdefghij" * 60, echo=True, logprobs=1, max_tokens=0).choices

@@ -30,7 +30,7 @@ JSON = "application/json"
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A service with an admin key and a copy of the shipped store, which the examples change."""
+    """Start a service with an admin key on a copy of the included store, because the examples change the store."""
     store = tmp_path_factory.mktemp("openapi") / "store"
     shutil.copytree(ROOT / "models_store", store)
     with serving(Settings(store=store, admin_key=KEY, **TEST)) as client:  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ Operation = tuple[str, str, dict[str, Any]]
 
 
 def operations(document: dict[str, Any]) -> list[Operation]:
-    """Method, path and description of each operation, in the order of the document."""
+    """Return method, path and description of each operation, in the order of the document."""
     return [
         (method, path, operation)
         for path, methods in document["paths"].items()
@@ -61,7 +61,7 @@ def check(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
 
 
 def send(client: httpx.Client, method: str, path: str, operation: dict[str, Any]) -> httpx.Response:
-    """Send the example request of an operation: what Swagger UI sends after *Try it out* and *Execute*."""
+    """Send the example request of an operation, as Swagger UI does after *Try it out* and *Execute*."""
     queries: dict[str, Any] = {}
     for parameter in operation["parameters"]:
         if "example" in parameter and parameter["in"] == "path":
@@ -99,7 +99,7 @@ def test_every_example_succeeds_and_its_answer_has_the_documented_schema(
         assert kind in content, path
         if kind == JSON:
             check(document, content[JSON]["schema"], answer.json())
-        if operation["operationId"] == "roll_back":  # only then, version 1 may be retired
+        if operation["operationId"] == "roll_back":  # after the rollback, version 1 can be retired
             service.post(activate, json={"version": "newest"}).raise_for_status()
     service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
     service.post("/v1/admin/models/shakespeare-rnn/retire", json={"version": 1, "undo": True}).raise_for_status()

@@ -1,4 +1,4 @@
-"""The same request gives the same numbers through each protocol."""
+"""The same request gives the same numbers in each protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models are loaded and unloaded with the admin key and an unmodified tritonclient, in all processes."""
+"""Loading and unloading models in all processes, with the admin key and an unmodified tritonclient."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from app.server.supervisor import can_fork
 from app.serving.store_snapshot import worker_bytes
 from app.store import rollout
 
-NAME = "tiny-cgan"  # tiny-gan is the default model of the task
+NAME = "tiny-cgan"  # not the default model of the task, which is tiny-gan
 SAMPLE = {"count": 1, "model": NAME, "seed": 4}
 
 
 @pytest.fixture
 def two(tiny_store: Path) -> Path:
-    """A store with two versions of a model that is not the default of its task."""
+    """Return a store with two versions of a model that is not the default of its task."""
     for _ in range(2):
         publish_tiny(tiny_store, NAME)
     return tiny_store
@@ -62,7 +62,7 @@ def test_the_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
         assert {samples["quartet_loaded_bytes", ("model", NAME), ("version", str(version))] for version in (1, 2)} == {
             0
         }
-        client.unload_model(NAME, headers=ADMIN_HEADERS)  # no effect: it is unloaded already
+        client.unload_model(NAME, headers=ADMIN_HEADERS)  # no effect, because the model is already unloaded
         client.load_model(NAME, headers=ADMIN_HEADERS)
         assert client.is_model_ready(NAME)
         assert ("2", "READY", "") in states(client)
@@ -162,7 +162,7 @@ def test_a_request_without_the_admin_key_changes_nothing(serve: Serve, two: Path
                     answer = client.post(f"/v2/repository/models/{NAME}/{change}", headers=headers)
                     assert (answer.status_code, list(answer.json())) == (401, ["error"])
             assert not rollout.read(two, NAME).unloaded
-            for change, unloaded in (("unload", True), ("load", False)):  # also with a key file
+            for change, unloaded in (("unload", True), ("load", False)):  # the admin key is also needed with a key file
                 assert client.post(f"/v2/repository/models/{NAME}/{change}", headers=ADMIN_HEADERS).status_code == 200
                 assert rollout.read(two, NAME).unloaded is unloaded
     with serve() as client:

@@ -1,4 +1,4 @@
-"""The service around the tasks: health, models, metrics, documentation, settings, and broken stores."""
+"""The parts of the service beside the tasks: health, models, metrics, documentation, settings, and broken stores."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_deadline_applies_to_waiting_and_to_running_requests(serve: Serve, hel
 
         running = pool.submit(post, "1")
         assert held.entered.wait(30)
-        for answer in (post("0.05"), running.result()):  # of the waiting and of the running request
+        for answer in (post("0.05"), running.result()):  # answers to the waiting and to the running request
             assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
         held.release.set()
         assert post("30").status_code == 200
@@ -343,14 +343,14 @@ def test_one_process_can_create_two_applications(tiny_store: Path) -> None:
 
 
 def slowness() -> float:
-    """Return how many times slower this machine is now than the one that the limit was chosen on; at least 1."""
+    """Return how many times slower this machine is now than the machine for which the limit was chosen; at least 1."""
     started = time.perf_counter()
     sum(i * i for i in range(600_000))
     return max(1.0, (time.perf_counter() - started) / 0.026)
 
 
 def test_no_callback_blocks_the_event_loop_for_50_ms(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    """asyncio's debug mode logs each callback that takes over 50 ms. All expensive requests run at the same time."""
+    """All expensive requests run at the same time. asyncio's debug mode logs each callback that takes over 50 ms."""
 
     async def enable_debug_mode() -> None:
         loop = asyncio.get_running_loop()
@@ -367,7 +367,7 @@ def test_no_callback_blocks_the_event_loop_for_50_ms(serve: Serve, caplog: pytes
         ("/v1/images/sample", {"json": {"count": 1024}}),
     ]
     slow_callbacks: list[str] = []
-    for _ in range(5):  # a busy machine can also pause the process, but hardly five times in a row
+    for _ in range(5):  # a busy machine may also pause the process, but not in five tries
         caplog.clear()
         with serve(prepare=enable_debug_mode) as client, ThreadPoolExecutor(4) as pool:
             responses = [

@@ -1,4 +1,4 @@
-"""Streamed texts: they equal unstreamed texts, and every stream ends with a reason or an error."""
+"""Streamed texts equal unstreamed texts, and every stream ends with a finish reason or an error."""
 
 from __future__ import annotations
 

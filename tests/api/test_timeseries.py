@@ -1,4 +1,4 @@
-"""KServe's time series protocol, and Nixtla's names in the native endpoint."""
+"""KServe's time series protocol, and Nixtla's field names in the native endpoint."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def metric_labels(serve: Serve) -> dict[str, set[str]]:
         client.post("/v1/text/continue", json={"prompt": "abc", "max_characters": 4})
         samples = list(metric_samples(client))
     metrics = Metrics()
-    metrics.for_version("m", 1).on_rejected("queue_full")  # a small test does not cause these
+    metrics.for_version("m", 1).on_rejected("queue_full")  # a small test causes no rejections
     metrics.for_version("m", 1).on_failure(ValueError("test"))
     metrics.on_rate_limited("alice")
     samples += [
@@ -225,16 +225,16 @@ def test_only_an_empty_volume_gets_the_networks_of_the_image(tmp_path: Path) -> 
     assert run() == complete
     shutil.rmtree(volume / "a")  # removed by an administrator
     assert run() == complete - {"a/1/card.json"}
-    (volume / ".seeded").rename(volume / ".seeding")  # as after a pod that was killed while copying
+    (volume / ".seeded").rename(volume / ".seeding")  # the state after a pod was killed while it copied
     (volume / ".a-pod" / "1").mkdir(parents=True)
     assert run() == complete
     (volume / ".seeded").unlink()
-    shutil.rmtree(volume / "b")  # a volume with other content
+    shutil.rmtree(volume / "b")  # the volume now has other content
     assert run() == complete - {"b/2/card.json", ".seeded"}
 
 
 def test_the_kserve_manifest_has_known_fields_and_a_valid_container() -> None:
-    """KServe does not publish its schemas separately. The fields are those of its v1alpha1 and v1beta1 types."""
+    """KServe does not publish schemas, so the test lists the fields of KServe's v1alpha1 and v1beta1 types."""
     runtime, service = documents("kserve.yaml")
     assert (runtime["apiVersion"], runtime["kind"]) == ("serving.kserve.io/v1alpha1", "ServingRuntime")
     assert set(runtime["spec"]) <= {"supportedModelFormats", "protocolVersions", "containers", "multiModel", "volumes"}
@@ -278,7 +278,7 @@ def resolved_compose(text: str) -> str:
     content = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
     for service in content["services"].values():
         if "cpus" in service:
-            service["cpus"] = float(service["cpus"])  # compose_spec rejects integers here
+            service["cpus"] = float(service["cpus"])  # compose_spec rejects integers in this field
     return yaml.safe_dump(content)
 
 
@@ -291,7 +291,7 @@ def test_compose_matches_its_specification() -> None:
         with pytest.raises(ValueError, match=re.escape(invalid.split(": ")[-1])):
             specification.PyCompose.from_yaml(resolved_compose(text.replace(valid, invalid)))
     for name, service in COMPOSE["services"].items():
-        for other in service.get("depends_on", []):  # otherwise a profile could start one of them alone
+        for other in service.get("depends_on", []):  # a profile must start all services that a service needs
             assert COMPOSE["services"][other].get("profiles", []) == service["profiles"], name
 
 

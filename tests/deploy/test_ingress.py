@@ -1,4 +1,4 @@
-"""The ingress checks keys and limits bodies before it forwards a request, and finds the task of a model."""
+"""The Ray ingress checks keys and limits bodies before it forwards a request, and finds the task of a model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ADMIN = "the-admin-key-of-the-test"
 
 
 class Replica:
-    """Answers every request, and records task, path and size of the body."""
+    """A stub of a replica that answers every request, and records its task, path and body size."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str | None, str, int]] = []
@@ -105,7 +105,7 @@ async def test_bodies_are_limited_each_and_together(tmp_path: Path) -> None:
             413,
             "the body has 200,001 bytes; allowed are 200,000",
         )
-        answer = await through.post("/health/live", content=b"x" * 100_000)  # needs no key, and has no body
+        answer = await through.post("/health/live", content=b"x" * 100_000)  # the path needs no key, but allows no body
         assert (answer.status_code, replica.requests) == (413, [])
 
         replica.release.clear()

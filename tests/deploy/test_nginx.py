@@ -51,7 +51,7 @@ def nginx(folder: Path, port: int, upstreams: list[int]) -> Iterator[str]:
 
 
 def answer_count(service: ServiceProcess, route: str) -> float:
-    """Return how many requests to a route a service has answered with 200."""
+    """Return the number of requests to a route that a service has answered with status 200."""
     with httpx.Client(base_url=service.url) as client:
         return metric_samples(client).get(
             ("quartet_requests_total", ("method", "POST"), ("route", route), ("status", "200")), 0.0

@@ -1,4 +1,4 @@
-"""Forwarding to replicas: equal answers, unbuffered streams, and another replica when one dies."""
+"""Forwarding requests to replicas: equal answers, unbuffered streams, and another replica after a replica dies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ReplicasFull(Exception): ...
 
 
 class ReplicaResponse:
-    """A response like those of Ray Serve. It fails after ``dies_after`` lists of messages."""
+    """A response like a response of Ray Serve, which fails after ``dies_after`` lists of messages."""
 
     def __init__(
         self, messages: AsyncGenerator[list[Message], None], dies_after: int | None = None, apart: bool = False
@@ -110,7 +110,7 @@ async def test_a_stream_is_not_buffered_and_a_disconnect_frees_its_slots(hosted:
     await answer.aclose()
     async with asyncio.timeout(30):
         while engine.load != (0, 0):  # noqa: ASYNC110  # the engine has no event for this
-            await asyncio.sleep(0.005)  # with 0, this loop would hold the GIL against the engine's thread
+            await asyncio.sleep(0.005)  # with 0, this loop would keep the GIL from the engine's thread
 
 
 async def test_another_replica_answers_when_one_dies(hosted: HostedApp) -> None:
@@ -203,7 +203,7 @@ async def test_only_requests_that_change_nothing_are_repeated(path: str, tries: 
         assert ("check whether it made the change before you repeat the request" in answer.text) == (tries == 1)
         assert len(calls) == tries
         assert (await through.get("/v1/admin/models")).status_code == 500
-    assert len(calls) == tries + 2  # reading is repeated
+    assert len(calls) == tries + 2  # requests that only read are repeated
 
 
 async def test_full_replicas_give_429() -> None:

@@ -1,4 +1,7 @@
-"""The Ray Serve application: its groups, and a replica without Ray. See also ``benchmarks.speed.replicas``."""
+"""The Ray Serve application: its groups of replicas, and a replica that runs without Ray.
+
+``benchmarks.speed.replicas`` tests the application with Ray.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ async def test_the_cluster_configuration_is_valid() -> None:
 async def test_a_replica_answers_without_a_socket(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from deploy.ray_serve import Replica
 
-    for name in ("QUARTET_STORE", "QUARTET_THREADS"):  # monkeypatch restores them
+    for name in ("QUARTET_STORE", "QUARTET_THREADS"):  # monkeypatch restores these variables after the test
         monkeypatch.setenv(name, "")
     replica: Any = object.__new__(Replica)
     await replica.__init__({"QUARTET_STORE": str(tiny_store), "QUARTET_THREADS": str(TEST["threads"])})

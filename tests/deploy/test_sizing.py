@@ -1,4 +1,4 @@
-"""The model of machines with more cores, and the measurement that checks it."""
+"""The model that predicts the speed on more cores, and the measurement that checks this model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def test_the_contention_fits_the_measured_numbers_of_cores() -> None:
     per_core = {cores: 100 * efficiency(cores, 0.04) for cores in (1, 2, 4)}
     assert contention(per_core) == pytest.approx(0.04)
     assert contention({1: 100.0}) == 0
-    assert contention({1: 100.0, 2: 110.0}) == 0  # faster on two cores: an error of the measurement
+    assert contention({1: 100.0, 2: 110.0}) == 0  # more than twice as fast must be an error of the measurement
 
 
 @pytest.mark.parametrize("utilisation", [0.3, 0.6, 0.9])
 def test_the_modelled_latency_is_that_of_known_queues(utilisation: float) -> None:
-    """One server with exponential service times (M/M/1), two servers (M/M/2), and as many servers as requests."""
+    """The queues have one server (M/M/1), two servers (M/M/2), and as many servers as requests."""
     assert mean_latency(utilisation, {1: 1.0}) == pytest.approx(1 / (1 - utilisation))
     assert mean_latency(2 * utilisation, {1: 1.0, 2: 2.0}) == pytest.approx(1 / (1 - utilisation**2))
     assert mean_latency(utilisation, {1: 1.0, 10_000: 10_000.0}) == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""Decoding requests of the Open Inference Protocol: JSON, binary and compressed tensors; wrong ones get one message."""
+"""Decoding of Open Inference Protocol requests: JSON, binary and compressed tensors; wrong requests are rejected."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def decode(
     only_input: TensorSpec | None = None,
     **fields: Any,
 ) -> DecodedRequest:
-    """Decode inputs, followed by binary ``data``."""
+    """Decode a request with ``inputs`` in JSON, followed by binary ``data``."""
     content = json.dumps({**fields, "inputs": inputs}).encode()
     if length is None:
         length = "" if data is None else str(len(content))
@@ -221,10 +221,10 @@ def test_an_invalid_request_is_rejected_with_one_message(
 @pytest.mark.parametrize(
     ("content", "count"),
     [
-        (b"\1\0\0\0a", 2),  # too few
-        (b"\1\0\0\0a\1\0\0\0b\1\0\0\0c", 2),  # too many
-        (b"\1\0\0\0a\2\0\0\0b", 2),  # the second is cut
-        (b"\1\0\0\0a\1\0\0", 2),  # its length is cut
+        (b"\1\0\0\0a", 2),  # too few strings
+        (b"\1\0\0\0a\1\0\0\0b\1\0\0\0c", 2),  # too many strings
+        (b"\1\0\0\0a\2\0\0\0b", 2),  # the second string is incomplete
+        (b"\1\0\0\0a\1\0\0", 2),  # the length of the second string is incomplete
         (b"\xff\xff\xff\xff\0\0\0" + b"x" * 255, 2),  # two strings if the length could be -1
     ],
 )
@@ -258,7 +258,7 @@ def test_a_body_is_decompressed_up_to_the_limit(coding: str) -> None:
 
 
 def test_at_most_one_byte_more_than_the_limit_is_decompressed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a small body could fill the memory."""
+    """Without this limit, a small compressed body could fill the memory."""
     limits: list[int] = []
     stream = zlib.decompressobj()
 

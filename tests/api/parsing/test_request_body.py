@@ -1,4 +1,7 @@
-"""Request bodies: sizes, times, JSON and forms. The request is a stub; the routes' tests send real ones."""
+"""Reading request bodies: limits of size and time, JSON and forms.
+
+The requests are stubs. The tests of the routes send real requests.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ from app.store.disk_thread import DiskThread
 pytestmark = pytest.mark.anyio
 
 PAUSE = 60.0
-SHORT_PAUSE = 0.01  # for clients that send nothing more
+SHORT_PAUSE = 0.01  # seconds; for clients that send nothing more
 
 
 def request(
@@ -52,12 +55,12 @@ def request(
     deadline: float | None = None,
     **headers: str,
 ) -> Request:
-    """A request whose body arrives in chunks; then the client is ``gone`` or sends nothing more (``hang``)."""
+    """Return a request whose body arrives in chunks. After them, the client is ``gone`` or sends nothing (``hang``)."""
     messages: list[dict[str, Any]] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     if gone:
         messages.append({"type": "http.disconnect"})
     elif not hang:
-        messages.append({"type": "http.request"})  # as ASGI allows: no body, and no more
+        messages.append({"type": "http.request"})  # ASGI allows a message without body and more_body
 
     async def receive() -> dict[str, Any]:
         return messages.pop(0) if messages else await asyncio.Event().wait() or {}
@@ -115,7 +118,7 @@ async def test_a_body_over_the_limit_is_rejected_as_soon_as_this_is_known() -> N
 
 
 class StubConnection:
-    """A connection that has already received the body, or not."""
+    """A connection that may already have received the body."""
 
     on_disconnect = None
 
@@ -174,7 +177,7 @@ async def test_each_chunk_restarts_the_allowed_pause() -> None:
 
     async def receive() -> dict[str, Any]:
         nonlocal chunks
-        now[0] += 0.6  # of a pause of one second
+        now[0] += 0.6  # 0.6 s of the allowed pause of 1 s
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         chunks -= 1
@@ -210,7 +213,7 @@ async def test_a_large_body_is_written_to_a_file(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(request_body, "SPOOL_CHUNK_BYTES", chunk_bytes)
     file, disk = io.BytesIO(), DiskThread("spool")
     await spool_body(request(b"ab", b"cd", b"e"), disk, file, 5, PAUSE)
-    assert file.read() == b"abcde"  # it is rewound
+    assert file.read() == b"abcde"  # the file is at its beginning
 
 
 async def test_a_large_body_is_written_in_large_parts_on_the_disk_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +341,7 @@ OBJECTS: list[tuple[bytes, Any]] = [
     (b'{"a": [{"b": 1}, {"b": 2}]}', {"a": [{"b": 1}, {"b": 2}]}),
     (b'{"a": [1, {"b": 1}]}', {"a": [1, {"b": 1}]}),
     (b'{"a": [[{"b": 1}]]}', {"a": [[{"b": 1}]]}),
-    (b'{"a": ":::::"}', {"a": ":::::"}),  # colons in texts are no fields
+    (b'{"a": ":::::"}', {"a": ":::::"}),  # colons in texts do not count as fields
     (rb'{"a": "\":::::\""}', {"a": '":::::"'}),
     (b'{"a": "::::", "b": [{"c": 1, "d": 2}]}', {"a": "::::", "b": [{"c": 1, "d": 2}]}),  # four fields
     (b'{"a": [1, 2, 3, 4]}', {"a": [1, 2, 3, 4]}),  # three commas
@@ -428,7 +431,7 @@ def test_fields_are_validated_and_unknown_ones_named() -> None:
 
 
 def form(*parts: tuple[str, str | None, bytes]) -> bytes:
-    """A multipart body of (name, file name, content)."""
+    """Return a multipart body. Each part is (name, file name, content)."""
     content = b""
     for name, filename, data in parts:
         file = f'; filename="{filename}"' if filename is not None else ""
@@ -439,7 +442,7 @@ def form(*parts: tuple[str, str | None, bytes]) -> bytes:
 TYPE = "multipart/form-data; boundary=b"
 
 
-@pytest.mark.parametrize("size", [3, (INLINE_SIZE + 1) * BYTES_PER_VALUE])  # on the event loop, and on a thread
+@pytest.mark.parametrize("size", [3, (INLINE_SIZE + 1) * BYTES_PER_VALUE])  # parsed on the event loop, and on a thread
 async def test_a_form_has_texts_and_files(executor: Executor, size: int) -> None:
     content = form(("text", None, b"\xc3\xa9"), ("file", "a.png", b"x" * size), ("file", "", b""))
     fields = await read_form(request(content, content_type=TYPE), reader(executor), 2)

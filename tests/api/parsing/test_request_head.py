@@ -1,4 +1,4 @@
-"""Headers, query parameters and Accept headers."""
+"""Parsing headers, query parameters and the Accept header."""
 
 from __future__ import annotations
 
@@ -82,15 +82,15 @@ def test_the_media_type_with_the_highest_quality_value_is_chosen() -> None:
         ("image/webp;level=1;q=0.25, image/png;q=0.2", "image/webp"),
         ("image/webp ; q=0.9 , image/png ; q=0.8", "image/webp"),
         ("image/webp;q=1.000, image/png;q=0.999", "image/webp"),
-        ("image/webp;q=0.1;q=0.9, image/png;q=0.5", "image/png"),  # the first q counts
-        ("image/*;q=0.2, image/webp;q=0.1", "image/png"),  # the type counts, not the range
+        ("image/webp;q=0.1;q=0.9, image/png;q=0.5", "image/png"),  # only the first q counts
+        ("image/*;q=0.2, image/webp;q=0.1", "image/png"),  # for image/webp, its own q counts, not the q of image/*
         ("*/*, image/*;q=0.5", "application/json"),
         ("image/png;q=0, image/webp;q=0, application/*;q=0.001", "application/json"),
         (
             "image/webp;q=0.5000, image/png",
             "image/png",
-        ),  # four digits are invalid, and weigh 1: the first of equal ones
-        ("image/webp;q=2, image/png;q=0.9", "image/webp"),  # likewise
+        ),  # a q of four digits is invalid, and counts as 1; of equal types, the first wins
+        ("image/webp;q=2, image/png;q=0.9", "image/webp"),  # a q of 2 is invalid, too
         ("application/json;q=1, image/png", "application/json"),  # without q, a type weighs 1
     ],
 )
