@@ -52,7 +52,7 @@ def run(command: str, folder: Path) -> str:
 
 
 def nearly_equal(expected: Any, actual: Any, tolerance: float = 1e-6) -> bool:
-    """Return whether two values are equal up to rounding. Probabilities may be computed in bfloat16."""
+    """Return whether two JSON values are equal up to rounding. Probabilities may be computed in bfloat16."""
     if isinstance(expected, dict) and isinstance(actual, dict):
         tolerances = {"probability": 0.003}
         return expected.keys() == actual.keys() and all(
@@ -67,7 +67,7 @@ def nearly_equal(expected: Any, actual: Any, tolerance: float = 1e-6) -> bool:
 
 @pytest.fixture(scope="module")
 def untouched() -> Iterator[httpx.Client]:
-    """A service with the networks of this repository, in which no test has loaded further versions."""
+    """Start a service with the networks of this repository, in which no other test has loaded further versions."""
     with serving(Settings(store=ROOT / "models_store", **TEST)) as client:
         yield client
 

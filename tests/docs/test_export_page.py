@@ -1,4 +1,4 @@
-"""The scripts of docs/how-to/networks/export-a-model.md run, without this project, and answer as the service does."""
+"""The scripts of docs/how-to/networks/export-a-model.md run without this project, and give the service's answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
 PAGE = (ROOT / "docs" / "how-to" / "networks" / "export-a-model.md").read_text("utf-8")
 SCRIPTS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 CARDS = [read_card(path) for path in sorted((ROOT / "models_store").glob("*/[0-9]*"))]
-TASK_SCRIPTS = {  # a script of each task also reads the other files of its task
+TASK_SCRIPTS = {  # one script of each task also reads the other files of its task
     "classify": "cifar10-whitened-1.onnx",
     "continue": "shakespeare-rnn-2.onnx",
     "forecast": "series-lstm-2.onnx",
@@ -52,7 +52,7 @@ def run(
     capsys: pytest.CaptureFixture[str],
     exported: Callable[[str], Path],
 ) -> Callable[[str, str], list[str]]:
-    """Run a script of the page, or the same with another file, and return what it prints."""
+    """Run a script of the page, if given with another file, and return its output."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "docs" / "sine.json", tmp_path)
 
@@ -98,7 +98,7 @@ def test_a_script_also_reads_the_other_files_of_its_task(
 
 
 def assert_forecast(shipped: httpx.Client, model: str, printed: list[str]) -> None:
-    """Assert that a script printed the means and the first interval of the service."""
+    """Check that a script printed the means and the first interval of the service's forecast."""
     values = 100 + 10 * np.sin(2 * np.pi * HOURS / 24) + HOURS % 7
     body = {"model": model, "horizon": 4, "levels": [80], "seasonality": 24, "values": values.tolist()}
     result = shipped.post("/v1/series/forecast", json=body).json()["results"][0]
@@ -141,4 +141,4 @@ def test_the_commands_print_the_output_on_the_page(
         command, expected = example.strip().split("\n")
         assert models.main(shlex.split(command.split("app.models", 1)[1])) == 0
         printed = capsys.readouterr().out.strip()
-        assert re.sub(r"[\d,]+ bytes", "", printed) == re.sub(r"[\d,]+ bytes", "", expected)  # torch's version matters
+        assert re.sub(r"[\d,]+ bytes", "", printed) == re.sub(r"[\d,]+ bytes", "", expected)  # sizes depend on torch

@@ -1,4 +1,4 @@
-"""Links, anchors and paths in README.md and docs/ exist."""
+"""The targets of links, anchors and paths in README.md and docs/ exist."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 def test_options_that_a_page_names_exist(name: str) -> None:
     flag = r"(?<![\w-])--[a-z][a-z-]*"
     reference = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
-    other_programs = {"--help", "--logdir", "--nproc-per-node"}  # of argparse, tensorboard and torchrun
+    other_programs = {"--help", "--logdir", "--nproc-per-node"}  # options of argparse, tensorboard and torchrun
     documented = other_programs.union(re.findall(flag, reference))
     assert not set(re.findall(flag, (ROOT / "docs" / name).read_text("utf-8"))) - documented

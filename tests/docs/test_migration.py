@@ -1,4 +1,4 @@
-"""The guides for importing a model, and for moving from TorchServe and Triton, followed with small networks."""
+"""The guides for importing a model, and for moving from TorchServe and Triton, work with small networks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 
 def run_add_commands(page: Path, store: Path) -> None:
-    """Run the `add` commands of a page, on files in the current folder, and its exports of networks of this project."""
+    """Run the `add` commands of a page on files in the current folder, and its exports of included networks."""
     store.mkdir()
     text = page.read_text("utf-8").replace("\\\n", " ")
     commands = re.findall(r"^    python -m app\.models ((?:add|export) .*)$", text, re.MULTILINE)
@@ -101,7 +101,7 @@ def test_a_torchserve_archive_is_moved(tmp_path: Path, monkeypatch: pytest.Monke
     page = GUIDES / "from-torchserve.md"
     (script,) = re.findall(r"^```py\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of its own code, and the script leaves files to be closed
+        warnings.simplefilter("ignore")  # torch warns about its own code, and the script does not close its files
         exec(script, {})
     sys.modules.pop("model", None)
     run_add_commands(page, tmp_path / "store")

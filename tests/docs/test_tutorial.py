@@ -1,4 +1,4 @@
-"""The commands of the tutorial succeed in order. Trainings take one or two epochs here, so figures differ."""
+"""The commands of the tutorial succeed in order. Here, trainings have one or two epochs, so their figures differ."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def masked(line: str) -> str:
-    """Return a line with its figures replaced."""
+    """Return a line in which placeholders replace the figures."""
     return re.sub(r"[\d.,]*\d", "#", " ".join(line.split()))
 
 
 def shape(value: Any) -> Any:
-    """Return the keys and types of a JSON value. Labels and texts differ after one epoch."""
+    """Return the keys and types of a JSON value, without labels and texts, which differ after one epoch."""
     if isinstance(value, dict):
         return {key: shape(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -44,18 +44,21 @@ def shape(value: Any) -> Any:
 
 
 def shortened(command: str) -> str:
-    """Shorten a training to one or two epochs, and publish it in any case."""
+    """Return a training command with one or two epochs that publishes its network in any case."""
     if "-m training." not in command or "shapes --count" in command:
         return command
     if "--epochs 1 " not in command:
-        epochs = 2 if "training.cnn" in command else 1  # its weights must differ from those of its later training
+        epochs = 2 if "training.cnn" in command else 1  # two trainings on these images must give different weights
         command = f"{re.sub(r' --epochs [0-9]+', '', command)} --epochs {epochs}"
     command = f"{command} --threads 1"  # faster than two threads beside other tests
     return f"{command} --force" if "training.lstm" in command else command
 
 
 def run(command: str, folder: Path) -> str:
-    """Run a command with the shell, or one of Python in a process that has imported the service. Return its output."""
+    """Run a command and return its output.
+
+    A Python command runs in a process that has already imported the service, other commands run in the shell.
+    """
     if not command.startswith(PYTHON):
         return shell(command, folder)
     arguments = shell(f"printf '%s\\0' {command.removeprefix(PYTHON)}", folder).split("\0")[:-1]
@@ -92,7 +95,7 @@ def test_the_commands_of_the_tutorial_succeed(tmp_path: Path) -> None:
                 printed = {masked(text) for text in re.split(r"[\r\n]", actual)}
                 lines = [
                     text for text in expected if not text.startswith("Fine-tuning helped")
-                ]  # two epochs are too few
+                ]  # two epochs are too few for these results
                 assert not {masked(text) for text in lines} - printed, actual
                 wait_for_published(client, expected)
 

@@ -1,4 +1,4 @@
-"""Admission control: which requests are rejected, and what their callers are told."""
+"""Admission control: which requests are rejected, and with which message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.errors import NotReady, Overloaded
 
 
 class Observer(RecordingObserver):
-    """Keeps the reasons of rejections."""
+    """An observer that records the reasons of rejections."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -75,7 +75,7 @@ async def test_limits_count_rows_and_a_larger_item_is_computed_alone(executor: E
 
 
 class ListDoubler:
-    """A network that doubles the numbers of lists. A number is a row, and a list can be split."""
+    """A network that doubles the numbers in lists. Each number is a row, so a list can be split between batches."""
 
     def __init__(self) -> None:
         self.gate = Gate()
@@ -114,7 +114,7 @@ async def test_small_items_wait_for_one_part_of_a_large_item_only(executor: Exec
     network.gate.open.set()
     answers = await asyncio.gather(*tasks)
     assert answers == [[[2]], [[2 * n for n in large]], [[2 * n for n in other]], [[4], [6, 8]]]
-    assert waiting == [0, 23, 32, 12, 24, 4, 16, 0, 0]  # rows when a batch begins
+    assert waiting == [0, 23, 32, 12, 24, 4, 16, 0, 0]  # number of waiting rows when each batch begins
     assert network.gate.batches == [
         [1], large[:8], [*other[:8], 2, 3, 4], large[8:16], other[8:16], large[16:24], other[16:],
         large[24:32], large[32:],
@@ -187,7 +187,7 @@ async def test_a_failed_or_cancelled_large_item_is_not_computed_further(executor
     engine = network.batcher(executor, batch_rows=16)
     (cancelled,) = await start_tasks(engine.submit([[1] * 99]))
     await network.gate.busy()
-    assert engine.load == (0, 16)  # the rows of an item that has begun do not wait
+    assert engine.load == (0, 16)  # the other rows of an item that has begun do not count as waiting
     failing, waiting = await start_tasks(engine.submit([[5] * 16 + [-1] * 16 + [5] * 30]), engine.submit([[7]]))
     cancelled.cancel()
     network.gate.open.set()
@@ -217,7 +217,7 @@ async def test_the_items_of_a_failed_batch_are_computed_without_delay(monkeypatc
     engine = batcher(gate, executor)
     answers = await asyncio.gather(engine.submit([1]), engine.submit([-2]), return_exceptions=True)
     assert [type(answer) for answer in answers] == [list, InferenceFailed]
-    assert sleeps == [0, 0]  # other tasks run after each item
+    assert sleeps == [0, 0]  # the batcher yields to other tasks after each item
     executor.close()
 
 
@@ -306,7 +306,7 @@ async def test_a_cancelled_item_does_not_make_the_next_batch_smaller(
 
 
 class ClosingGate(Gate):
-    """Closes after the first batch, so that the second one runs until it is opened again."""
+    """A fake network that closes after the first batch, so that the second batch runs until the test opens the gate."""
 
     def predict(self, items: Sequence[int]) -> list[int]:
         results = super().predict(items)
@@ -360,7 +360,7 @@ async def test_the_measured_rate_includes_waiting_for_other_models(executor: Exe
     await other.busy()
     started_at = time.monotonic()
     (task,) = await start_tasks(engine.submit([1]))
-    await asyncio.to_thread(other.open.wait, 0.1)  # the duration of the other model's batch
+    await asyncio.to_thread(other.open.wait, 0.1)  # the batch of the other model takes this long
     other.open.set()
     await asyncio.gather(busy, task)
     assert engine._rows_per_second <= 1 / 0.09
@@ -419,7 +419,7 @@ async def test_long_batches_are_not_computed_on_the_event_loop() -> None:
 
 
 class FailingObserver(RecordingObserver):
-    """An observer that fails in one of its methods."""
+    """An observer one of whose methods raises an error."""
 
     def __init__(self, method: str) -> None:
         super().__init__()
@@ -492,7 +492,10 @@ async def test_shutdown_fails_items_of_a_hung_network(executor: Executor) -> Non
 
 
 async def test_a_request_that_arrives_during_a_batch_is_computed_before_the_next_batch() -> None:
-    """Inline batches: one event-loop iteration for each stage of a request would cost one batch for each stage."""
+    """The batches run inline, on the event loop.
+
+    If each stage of a request took one iteration of the event loop, the request would wait for one batch per stage.
+    """
     executor, batches, batches_before = Executor("test", inline_seconds=1.0), list[int](), list[int]()
 
     async def arrive() -> None:
@@ -617,7 +620,7 @@ async def test_the_parts_of_a_large_item_share_batches_for_a_second_after_a_smal
     executor = Executor("inline", inline_seconds=1.0)
     await network.batcher(executor).submit([[1]])
     clock.seconds += seconds
-    await network.batcher(executor).submit([[2] * 24])  # of another model
+    await network.batcher(executor).submit([[2] * 24])  # a batch of another model
     assert [len(batch) for batch in network.gate.batches] == [1, *sizes]
     executor.close()
 

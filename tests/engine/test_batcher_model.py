@@ -1,4 +1,7 @@
-"""Model-based test of the batcher: arrivals, cancellations, failures, deadlines and shutdown in any order."""
+"""Model-based test of the batcher.
+
+Requests arrive, are cancelled, fail and reach their deadlines in any order, and the batcher shuts down.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ BATCH_ROWS, QUEUE_ROWS, PART_ROWS = 8, 20, 3
 
 
 class BatcherMachine(EngineMachine):
-    """Each number is a row; the network doubles it, and fails on negative ones."""
+    """A batcher whose rows are numbers. The network doubles each number, and fails on negative numbers."""
 
     modules = (batcher, circuit_breaker, executor)
     run_task, max_running, queue_rows = "_drain_task", BATCH_ROWS, QUEUE_ROWS
@@ -33,7 +36,7 @@ class BatcherMachine(EngineMachine):
             "m", self.predict, len, one_millisecond, self.executor, self.observer, BATCH_ROWS, QUEUE_ROWS, splitter=self
         )
         self.batches = 0
-        self.last_batch: dict[int, int] = {}  # the number of the batch in which a request starts at the latest
+        self.last_batch: dict[int, int] = {}  # request -> number of the last batch in which it may start
         next_batch = self.engine._next_batch
 
         def count_and_begin() -> None:

@@ -1,4 +1,4 @@
-"""The circuit breaker opens after consecutive failures, closes after a while, and counts failed recoveries."""
+"""The circuit breaker opens after consecutive failures, closes after some time, and counts failed recoveries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.engine.circuit_breaker import FAILURE_THRESHOLD, RESET_SECONDS, Circuit
 
 
 class Clock:
-    """Replaces the module ``time``."""
+    """A clock that replaces the module ``time``."""
 
     def __init__(self) -> None:
         self.now = 1000.0

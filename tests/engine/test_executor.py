@@ -65,7 +65,7 @@ async def test_a_job_cancelled_when_it_gets_its_thread_releases_the_thread() -> 
 
 
 async def test_a_thread_whose_caller_left_counts_as_busy() -> None:
-    """A stopping process must not wait for such a thread."""
+    """A process that stops must not wait for a thread whose caller was cancelled."""
     executor, gate = Executor("test"), Gate()
     (running,) = await start_tasks(executor.run(gate.predict, [0]))
     await gate.busy()
@@ -117,7 +117,7 @@ async def test_inline_execution_is_off_for_a_while_after_an_overrun(monkeypatch:
     async def runs_inline(expected_seconds: float, seconds: float) -> bool:
         (name, inline), measured = await executor.run_timed(expected_seconds, job, seconds, name="a")
         assert (name, measured) == ("a", seconds)
-        await executor.run(int)  # until the thread is free
+        await executor.run(int)  # returns when the thread is free
         return inline
 
     assert await runs_inline(1.0, INLINE_OVERRUN_SECONDS)

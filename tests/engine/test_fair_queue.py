@@ -1,4 +1,4 @@
-"""With API keys, a key that floods the service gets no more than its share of computing and of the queue."""
+"""The fair queue: a key that floods the service gets no more than its share of computing and of the queue."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_caller_is_charged_for_its_last_items_after_its_queue_was_empty() -> N
     queue.append(Item("a"))
     assert (
         "".join(queue.pop().caller or "" for _ in range(len(queue))).index("a") == 9
-    )  # b has then had 11 rows; a tie goes to the older queue
+    )  # b has had 11 rows by then; if both have had the same number, the older queue is first
 
 
 def test_callers_are_forgotten_only_when_they_owe_nothing() -> None:
@@ -155,9 +155,9 @@ def test_one_key_may_use_half_of_the_queue_so_that_a_second_one_fits() -> None:
 
 
 def shares(create_requester: Any, answers: int = 600) -> Counter[str]:
-    """Return how many of ``answers`` answers 100 callers of one key and 16 callers of another get.
+    """Return how ``answers`` answers are divided between two keys, which have 100 callers and 16 callers.
 
-    Each caller sends its next request after an answer. After a rejection it waits for the next answer to any caller.
+    Each caller sends its next request after an answer. After a rejection, it waits for the next answer to any caller.
     """
 
     async def run() -> Counter[str]:
@@ -263,6 +263,6 @@ def test_another_key_is_admitted_while_one_floods_the_queue(serve: Serve, tmp_pa
 
 
 def _rows_wait(client: httpx.Client, key: str, rows: int) -> bool:
-    """Return whether ``rows`` rows wait. The error of another request states the number."""
+    """Return whether ``rows`` rows wait, which the error message of another request states."""
     answer = client.post("/v1/images/sample", json={"count": 16}, headers={"x-api-key": key})
     return f"{rows} of 16 rows wait" in answer.json()["error"]["message"]

@@ -1,4 +1,4 @@
-"""Which texts run, wait and are preempted. No test here waits: time is an argument."""
+"""The scheduler decides which texts run, wait and are preempted. Tests pass the time as an argument, so none waits."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_long_running_text_is_preempted_by_a_much_shorter_one_and_resumed(harn
     assert harness.scheduler.schedule(10.0 + LATE) == [short]
     harness.check([longer, short], [long])
     short.future.set_result(short.text)
-    assert harness.scheduler.schedule(20.0) == []  # resumed, not started again
+    assert harness.scheduler.schedule(20.0) == []  # the text is resumed, not started again
     harness.check([longer, long], [])
     assert (long.started_at, long.joined_at) == (10.0, 20.0)
 
@@ -135,8 +135,8 @@ def test_at_most_one_text_is_preempted_per_waiting_text(harness: Harness) -> Non
 @pytest.mark.parametrize(
     ("remaining", "seconds"),
     [
-        (10 * PREEMPT_RATIO, LATE),  # not long enough
-        (10 * PREEMPT_RATIO + 1, PREEMPT_AFTER),  # has not run long enough
+        (10 * PREEMPT_RATIO, LATE),  # the text is not long enough
+        (10 * PREEMPT_RATIO + 1, PREEMPT_AFTER),  # the text has not run long enough
     ],
 )
 def test_a_text_is_not_preempted_early_or_by_one_of_similar_length(
@@ -162,7 +162,7 @@ def test_texts_to_preempt_are_searched_for_at_intervals(harness: Harness, monkey
     long = harness.add(100, 100)
     harness.scheduler.schedule(10.0)
     waiting = harness.add(100)
-    harness.scheduler.schedule(12.0)  # this search finds none
+    harness.scheduler.schedule(12.0)  # finds no text to preempt
     waiting += harness.add(10)
     harness.scheduler.schedule(12.125)
     harness.check(long, waiting)
@@ -178,7 +178,7 @@ def test_callers_with_keys_share_the_slots(loop: asyncio.AbstractEventLoop) -> N
 
 
 def test_keys_share_the_slots_of_running_texts(loop: asyncio.AbstractEventLoop) -> None:
-    """A key that comes later does not wait until a text of another key ends."""
+    """The texts of a key that comes later do not wait until a text of another key ends."""
     harness = Harness(loop, max_running=4)
     heavy = harness.add(*[50] * 6, caller="heavy")
     harness.scheduler.schedule(10.0)

@@ -1,4 +1,4 @@
-"""How long a round of a text engine may last."""
+"""The step budget: how long a round of a text engine may last."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from app.engine.step_budget import LONG_GAP, expected_seconds, is_long, step_bud
     ("normal_budget", "gap", "rejecting", "budget"),
     [
         (0.001, 0.0, False, 0.001),  # the normal budget
-        (0.001, 0.006, False, 0.001),  # the longest gap that is not long
-        (0.001, 0.007, False, 0.007),  # as long as the gap
+        (0.001, 0.006, False, 0.001),  # the longest gap that does not count as long
+        (0.001, 0.007, False, 0.007),  # the budget is as long as the gap
         (0.001, 0.05, False, 0.05),
         (0.001, 0.3, False, 0.05),  # at most 50 ms
-        (0.02, 0.007, False, 0.007),  # also where the normal budget is longer
+        (0.02, 0.007, False, 0.007),  # also if the normal budget is longer than the gap
         (0.001, 0.0, True, 0.012),  # at least 12 ms while requests are rejected
         (0.001, 0.007, True, 0.012),
         (0.001, 0.02, True, 0.02),

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.anyio
 
 @dataclass(eq=False)
 class CountingText:
-    """A text that finishes after ``steps`` steps. It fails at its third step if ``failing``."""
+    """A text that finishes after ``steps`` steps. If ``failing`` is true, it fails at its third step."""
 
     steps: int
     failing: bool = False
@@ -50,7 +50,7 @@ class CountingText:
 
 @dataclass
 class Stepper:
-    """A fake model for these texts. Each step takes one permit."""
+    """A fake model for counting texts. Each step uses up one permit of the test."""
 
     permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     sizes: list[int] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Stepper:
 
 
 class Clock:
-    """A clock of the engine's rounds that only the test advances, so that a slow machine changes no round."""
+    """A clock for the engine's rounds that only the test advances, so that a slow machine does not change them."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -215,7 +215,7 @@ async def test_long_rounds_of_another_text_engine_do_not_lengthen_rounds(
     slow = TextEngine("slow", slow_step, lambda rows: 0.001, executor, RecordingObserver(), 1, 4, 0)
     other = asyncio.ensure_future(slow.submit([CountingText(9)]))
     await engine_of(quick, executor, observer=observer).submit([CountingText(9)])
-    assert len(observer.batches) == 9  # rounds of one step each
+    assert len(observer.batches) == 9  # each round has one step
     await other
 
 
@@ -231,7 +231,7 @@ async def test_a_round_is_long_while_requests_are_rejected(executor: Executor, m
     stepper.permits.release(99)
     await asyncio.gather(*tasks)
     assert observer.batches[:2] == [1, 1]  # the running step, then all others of the first text
-    assert len(observer.batches) == 2 + 9  # then no request was rejected any more
+    assert len(observer.batches) == 2 + 9  # without rejections, each round of the second text has one step
 
 
 async def test_a_cancelled_text_frees_its_slot_at_the_next_step(executor: Executor) -> None:
@@ -370,7 +370,7 @@ async def test_retry_after_follows_from_the_measured_time_of_a_text(
 
 
 class FailingObserver(RecordingObserver):
-    """An observer that fails at the first of all first tokens, and at each failure."""
+    """An observer that raises an error at the first report of a first token, and at each report of a failure."""
 
     failures_left = 1
 
@@ -451,7 +451,7 @@ async def test_shutdown_finishes_texts_or_fails_them(executor: Executor) -> None
 async def test_each_text_is_the_same_in_a_batch_and_alone(
     tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch, preempting: bool
 ) -> None:
-    """Sixty texts of random length and settings share eight slots; three arrive between two steps."""
+    """Sixty texts with random lengths and settings share eight slots. Three texts arrive between two steps."""
     if preempting:
         preempt_at_once(monkeypatch)
     generator = TextGenerator(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
@@ -571,7 +571,7 @@ async def test_rounds_are_reported_with_their_texts_and_seconds(
 async def test_a_round_after_a_long_gap_ends_with_the_first_character_of_a_text(
     executor: Executor, clock: Clock
 ) -> None:
-    """A text's prompt is read first; its first character is sent without delay."""
+    """The prompt of a text is read first. The round then ends, so that the first character is sent without delay."""
 
     class Prompted(CountingText):
         @property
@@ -579,7 +579,7 @@ async def test_a_round_after_a_long_gap_ends_with_the_first_character_of_a_text(
             return max(self.done - 3, 0)
 
     stepper, observer, gate = Stepper(), RecordingObserver(), Gate()
-    executor.text_seconds = 1000.0  # of earlier rounds
+    executor.text_seconds = 1000.0  # computing time of earlier rounds
     engine: Any = TextEngine("m", stepper.step, lambda rows: 0.001, executor, observer, 2, 4, normal_budget=60)
     (other,) = await start_tasks(executor.run(gate.predict, [1]))
     (task,) = await start_tasks(engine.submit([Prompted(9)]))

@@ -1,4 +1,7 @@
-"""Model-based test of the text engine: arrivals, streams, cancellations, failures, deadlines and shutdown."""
+"""Model-based test of the text engine.
+
+Texts and streams arrive, are cancelled, fail and reach their deadlines in any order, and the engine shuts down.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the reporter of a text engine tells its observer."""
+"""The reports that the reporter of a text engine makes to its observer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StubText:
 
 
 class Observer(RecordingObserver):
-    """Keeps the texts whose first tokens are reported."""
+    """An observer that records the texts whose first tokens are reported."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Exported files have the outputs of the networks, for every kind and any number of rows."""
+"""Exported files compute the same outputs as the networks, for every kind of network and any number of rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_DIFFERENCE = 1e-4
 
 
 def inputs_like(example: Tensor, rows: int) -> Tensor:
-    """Random inputs with the type and width of an example."""
+    """Return random inputs with the type and the row width of an example."""
     shape, generator = (rows, *example.shape[1:]), torch.Generator().manual_seed(rows)
     if example.dtype == torch.uint8:
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -54,7 +54,7 @@ def test_every_kind_is_tested() -> None:
 
 
 class Exports:
-    """Small networks of all kinds, each published once, and exported once to each format."""
+    """Small networks of all kinds. Each network is published once, and exported once to each format."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

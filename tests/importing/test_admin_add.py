@@ -1,4 +1,4 @@
-"""Networks are imported over HTTP by a separate process."""
+"""A separate process imports networks that are sent over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""An imported network is a normal version: served under its own tensor names, batched, archived, rolled out."""
+"""An imported network is a normal version.
+
+It is served under its own tensor names, and can be batched, archived and rolled out.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from app.store import StoreError, archive, catalogue
 
 
 class Cumulative(nn.Module):
-    """Mixes its rows, so it cannot be batched."""
+    """A network whose outputs depend on several rows, so that requests cannot be batched."""
 
     def forward(self, x: Tensor, scale: Tensor) -> dict[str, Tensor]:
         return {"total": x.sum(0) * scale, "share": x / x.sum(0)}
@@ -202,7 +205,7 @@ def test_an_archive_cannot_exceed_the_memory_limit(folder: Path, tmp_path: Path,
 
 
 def test_a_changed_graph_is_not_served(folder: Path, tmp_path: Path) -> None:
-    """The checks of the import hold for versions that reach the store in another way."""
+    """The checks of the import also apply to versions that reach the store in another way."""
     source = folder / "cnn" / "1"
     target = tmp_path / "store" / "cnn" / "1"
     target.mkdir(parents=True)

@@ -1,4 +1,7 @@
-"""Imported networks serve the tasks that their tensors fit; the import rejects others, and names the tensor."""
+"""Imported networks serve the tasks that their tensors fit.
+
+The import rejects other networks with a message that names the unsuitable tensor.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ class Sampler(nn.Module):
 
 
 class Forecaster(nn.Module):
-    """The last value, and one more for each step; quantiles one below and above."""
+    """A forecaster that adds 1 to the last value at each step. Its quantiles are 1 below and 1 above the forecast."""
 
     def __init__(self, quantiles: bool) -> None:
         super().__init__()
@@ -79,7 +82,7 @@ def networks() -> dict[str, tuple[nn.Module, bytes]]:
 
 @pytest.fixture(scope="module")
 def files(networks: dict[str, tuple[nn.Module, bytes]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the networks, labels and a vocabulary."""
+    """Return a folder with the networks, labels and a vocabulary."""
     folder = tmp_path_factory.mktemp("files")
     for name, (_, content) in networks.items():
         (folder / f"{name}.pt2").write_bytes(content)
@@ -106,7 +109,7 @@ OPTIONS: dict[str, list[str]] = {
 
 
 def add(files: Path, store: Path, name: str, *options: str, suffix: str = ".pt2") -> int:
-    """Run the command; options that are names of files stand for their paths."""
+    """Run the import command. Options that are names of files are replaced by the paths of these files."""
     paths = [str(files / option) if (files / option).is_file() else option for option in options]
     store.mkdir(exist_ok=True)
     return models.main(["add", str(files / f"{name}{suffix}"), "--name", name, "--store", str(store), *paths])
@@ -201,7 +204,7 @@ def test_points_and_quantiles_are_forecast(client: httpx.Client) -> None:
 
 
 def generate(network: nn.Module, prompt: str, count: int) -> str:
-    """Return the likeliest continuation, computed by the network alone."""
+    """Return the most likely continuation of a prompt, computed by the network without the service."""
     indices = [VOCABULARY.index(character) for character in prompt]
     with torch.inference_mode():
         for _ in range(count):
@@ -238,7 +241,7 @@ def test_text_models_are_served_as_tensors_too(client: httpx.Client) -> None:
 
 
 class NextByte(nn.Module):
-    """The byte after each byte is the one that follows it in a cycle."""
+    """A network that predicts the next byte of a fixed cycle of bytes."""
 
     def __init__(self, cycle: bytes) -> None:
         super().__init__()
@@ -252,7 +255,7 @@ class NextByte(nn.Module):
 
 
 def test_a_network_may_read_bytes(files: Path, tmp_path: Path) -> None:
-    cycle = "aé€!"  # one, two and three bytes
+    cycle = "aé€!"  # characters of one, two and three bytes
     sizes = {"tokens": {0: BATCH, 1: torch.export.Dim("length", min=1, max=32)}}
     network = NextByte(cycle.encode())
     (files / "octets.pt2").write_bytes(export(network, torch.zeros(2, 5, dtype=torch.int64), sizes=sizes))

@@ -168,7 +168,7 @@ def custom(_: Path) -> ModelProto:
 
 
 def nested(_: Path) -> bytes:
-    """A graph in an attribute of a node of a graph, 40 times. The package onnx cannot write it."""
+    """Return an ONNX file with 40 nested graphs: each is an attribute of a node. The package onnx cannot write it."""
 
     def field(number: int, content: bytes) -> bytes:
         length = len(content)

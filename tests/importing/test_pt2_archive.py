@@ -1,4 +1,4 @@
-"""A .pt2 file is data: nothing in it is unpickled, evaluated or executed, and wrong files are rejected."""
+"""The content of a .pt2 file is never unpickled, evaluated or executed, and wrong files are rejected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONSTANTS = "data/constants/model_constants_config.json"
 
 
 class Attack:
-    """Creates a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -175,7 +175,7 @@ class Fills(nn.Module):
 
 
 class Averages(nn.Module):
-    """Its result is one number. The operator compares all 2**38 values on the way."""
+    """A network whose result is one number, but whose operator compares 2**38 values to compute it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sum().expand(2**19, 2**19).nanmean()[None]

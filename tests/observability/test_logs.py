@@ -51,7 +51,7 @@ def test_requests_are_answered_while_stderr_is_blocked(tiny_store: Path, workers
 
 @pytest.fixture
 def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[str]]]:
-    """A stderr that blocks until the event is set, and the messages written to it."""
+    """Yield an event and a list: stderr blocks until the event is set, and the list receives the written messages."""
     release, messages = threading.Event(), list[str]()
 
     def emit(self: StderrHandler, record: logging.LogRecord) -> None:
@@ -167,14 +167,14 @@ def test_a_failing_access_log_does_not_close_the_connection(
 
 
 def local_address(client: httpx.Client) -> str:
-    """Send a request. Returns the address of the client's end of the connection."""
+    """Send a request, and return the address of the client's end of the connection."""
     with client.stream("GET", "/health/live") as response:
         assert response.read()
         return str(response.extensions["network_stream"].get_extra_info("client_addr"))
 
 
 def test_log_lines_are_not_written_to_a_connection_if_stderr_is_closed(tiny_store: Path) -> None:
-    """Nor to a file: the next descriptors that the process opens would be 0, 1 and 2."""
+    """Without stderr, the next file or connection that the process opens could become its stderr."""
     closed = ("bash", "-c", 'exec "$@" 0<&- 2>&-', "bash")
     with start_process(tiny_store, wrapper=closed, workers=1, log_level="info") as process:
         try:

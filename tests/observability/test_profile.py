@@ -1,4 +1,4 @@
-"""The profile by layer: stacks as py-spy writes them."""
+"""The CPU profile by layer, computed from stacks in the format of py-spy."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ from app.settings import Settings, SettingsError
 from app.store.atomic_files import file_lock
 
 CLASSIFY, CONTINUE, SAMPLE = "/v1/images/classify", "/v1/text/continue", "/v1/images/sample"
-# bytes of tiny-gan: weights and biases from latent 4 to hidden 8 to 28 x 28 pixels
+# Bytes of tiny-gan: its layers have 4 latents, 8 hidden units and 28 x 28 pixels.
 SIZE = 4 * (4 * 8 + 8 + 8 * 784 + 784)
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -55,7 +55,7 @@ def test_time_to_first_token_and_inter_token_time_are_measured(serve: Serve) -> 
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 1, "stream": True})
         samples = metric_samples(client)
     assert samples["quartet_time_to_first_token_seconds_count", *labels("tiny-rnn")] == 4
-    assert samples["quartet_inter_token_seconds_count", *labels("tiny-rnn")] == 3  # one character has no gap
+    assert samples["quartet_inter_token_seconds_count", *labels("tiny-rnn")] == 3  # a text of one character has no gap
     request_labels = ("method", "POST"), ("route", CONTINUE), ("status", "200")
     assert (
         0
@@ -117,7 +117,7 @@ def test_errors_are_counted_by_code(serve: Serve) -> None:
 
 
 def test_a_request_is_counted_before_its_answer_is_complete() -> None:
-    """A process that ends right after the answer loses no count."""
+    """So no count is lost if the process ends right after the answer."""
     metrics, counts = Metrics(), []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -165,7 +165,10 @@ def test_metrics_of_workers_are_added_up_and_gauges_of_dead_workers_removed(tiny
 
 
 def publish_and_remove(client: httpx.Client, store: Path) -> Iterator[int]:
-    """Publish versions of tiny-gan, use each, and remove it once the next one answers. The first one stays."""
+    """Publish versions of tiny-gan and use each version. Remove a version when the next version answers.
+
+    The first version is not removed.
+    """
     before = None
     for number in count(2):
         version = publish_tiny(store, "tiny-gan")
@@ -323,7 +326,7 @@ def test_requests_queueing_computation_and_batches_are_traced(serve: Serve, coll
         client.post(SAMPLE, json={"count": 0})
     assert collector.service == "quartet"
     spans = {span.name: span for span in collector.spans if span.trace_id.hex() == traceparent[1]}
-    assert set(spans) == {f"POST {SAMPLE}", "queue", "compute"}  # none of the unsampled request
+    assert set(spans) == {f"POST {SAMPLE}", "queue", "compute"}  # the unsampled request has no spans
     request = spans[f"POST {SAMPLE}"]
     assert (request.span_id.hex(), request.parent_span_id.hex()) == (traceparent[2], PARENT.split("-")[2])
     fields = attributes(request)
@@ -335,7 +338,7 @@ def test_requests_queueing_computation_and_batches_are_traced(serve: Serve, coll
     for name in ("queue", "compute"):
         assert spans[name].parent_span_id == request.span_id
     assert spans["queue"].end_time_unix_nano == spans["compute"].start_time_unix_nano
-    # Two clocks are read, which differ slightly.
+    # The times come from two clocks, which differ slightly.
     assert request.start_time_unix_nano <= spans["queue"].start_time_unix_nano + 1_000_000
     (batch,) = [span for span in collector.spans if span.span_id == spans["compute"].links[0].span_id]
     assert batch.name == "batch"
@@ -366,7 +369,7 @@ def test_tracing_without_opentelemetry_gives_a_clear_error(monkeypatch: pytest.M
 
 
 def test_metric_folders_of_killed_services_are_removed_and_others_stay(tmp_path: Path) -> None:
-    """The decision does not use process ids, because they repeat in containers."""
+    """Process ids do not show whether a service was killed, because they are reused in containers."""
     for name in ("quartet-1-dead", "quartet-1-busy"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "alive").touch()
