@@ -1,6 +1,6 @@
 """Convert networks to `torch.export` programs (.pt2) and ONNX files, which run without this project.
 
-The metadata of the files contain the labels, the preprocessing and the card as JSON.
+The metadata of an exported file contain the labels, the preprocessing and the model card as JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def to_pt2(version: Version) -> bytes:
 def to_onnx(version: Version) -> bytes:
     """Return the content of an ONNX file.
 
-    Raises ExportRefused for an imported network and if the extra ``[onnx]`` is not installed, and StoreError for an
+    Raises ExportRefused for an imported network, and if the extra ``[onnx]`` is not installed. Raises StoreError for an
     invalid network.
     """
     signature = _signature(version)
@@ -71,7 +71,7 @@ def _signature(version: Version) -> Signature:
 
 
 def _program(signature: Signature) -> torch.export.ExportedProgram:
-    """Trace the network with gradients enabled, because otherwise some networks choose kernels by the batch size."""
+    """Trace the network with gradients enabled. Without gradients, some networks choose kernels by the batch size."""
     module = signature.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     batch = torch.export.Dim("batch")
     with torch.enable_grad():
@@ -93,7 +93,7 @@ def _name(values: Iterable[Any], outputs: Iterable[Any], names: Sequence[str]) -
 
 
 def _asinh(x: Any) -> Any:
-    """Return asinh(x), composed of other ONNX operators, because onnxruntime has no asinh for float64."""
+    """Return asinh(x), computed with other ONNX operators, because onnxruntime has no asinh for float64."""
     from onnxscript import opset18
 
     op: Any = opset18

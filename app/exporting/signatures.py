@@ -27,7 +27,7 @@ class Signature:
     """The function that an exported file contains.
 
     Attributes:
-        module: computes the function. The parameters of ``forward`` are the inputs; it returns the outputs by name.
+        module: computes the function. Its ``forward`` takes the inputs as parameters and returns the outputs by name.
         examples: an example tensor for each input, to trace the module.
         preprocessing: metadata that say how to prepare the inputs.
         postprocessing: metadata that say how to interpret the outputs.
@@ -50,7 +50,7 @@ class _Classifier(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Outputs:
-        """image uint8 [N, channels, side, side] -> probabilities [N, classes]."""
+        """Return probabilities [N, classes], given images uint8 [N, channels, side, side]."""
         return {"probabilities": self.network.probabilities(self.network(image)).float()}
 
 
@@ -70,7 +70,7 @@ class _TextStep(nn.Module):
         self.network = network
 
     def forward(self, characters: Tensor, state: Tensor) -> Outputs:
-        """characters [N, 1] and state [N, layers, hidden] -> logits [N, 1, vocabulary] and next state.
+        """Return logits [N, 1, vocabulary] and the next state, given characters [N, 1] and state [N, layers, hidden].
 
         The logits are those of the character that follows.
         """
@@ -79,7 +79,7 @@ class _TextStep(nn.Module):
 
 
 def text_step(version: Version) -> Signature:
-    """Return the signature of a network that reads one character of each text and returns logits of the next one."""
+    """Return the signature of a network that reads one character per text and returns logits of the next character."""
     network = version.network()
     unknown = len(version.card.vocabulary or ()) - 1
     examples = (torch.zeros(EXAMPLE_ROWS, 1, dtype=torch.int64), network.zero_state(EXAMPLE_ROWS))
@@ -93,7 +93,7 @@ class _SeriesStep(nn.Module):
         self.network = network
 
     def forward(self, values: Tensor, hidden: Tensor, cell: Tensor) -> Outputs:
-        """values [N, 1], hidden and cell [N, 1, width] -> mean [N, 1] of the next value, and the next states."""
+        """Return the mean [N, 1] of the next values and the next states, given values [N, 1] and states."""
         state = (hidden.transpose(0, 1).contiguous(), cell.transpose(0, 1).contiguous())
         mean, (next_hidden, next_cell) = self.network.steps(values, state)  # type: ignore[operator]
         return {"mean": mean, "next_hidden": next_hidden.transpose(0, 1), "next_cell": next_cell.transpose(0, 1)}
@@ -109,7 +109,7 @@ class _Forecaster(nn.Module):
         self.register_buffer("weights", torch.from_numpy(MEAN_WEIGHTS))
 
     def forward(self, values: Tensor, seasons: Tensor) -> Outputs:
-        """values [N, context] and season lengths [N] -> mean [N, horizon] and quantiles [N, horizon, levels]."""
+        """Return the mean [N, horizon] and quantiles [N, horizon, levels], given values [N, context] and seasons."""
         quantiles = self.network.forecast(values, seasons.clamp(min=1), self.network.sizes.horizon)
         median = quantiles[..., MEDIAN]
         return {"mean": median + (quantiles - median.unsqueeze(2)) @ self.weights, "quantiles": quantiles}
@@ -145,7 +145,7 @@ class _Generator(nn.Module):
         self.network = network
 
     def forward(self, latents: Tensor) -> Outputs:
-        """latents [N, latent] -> images [N, channels, side, side] in [-1, 1]."""
+        """Return images [N, channels, side, side] in [-1, 1], given latents [N, latent]."""
         return {"images": self.network(latents)}
 
 
@@ -155,7 +155,7 @@ class _ConditionalGenerator(nn.Module):
         self.network = network
 
     def forward(self, latents: Tensor, classes: Tensor) -> Outputs:
-        """latents [N, latent] and classes [N] -> images [N, channels, side, side] in [-1, 1]."""
+        """Return images [N, channels, side, side] in [-1, 1], given latents [N, latent] and classes [N]."""
         return {"images": self.network(latents, classes)}
 
 

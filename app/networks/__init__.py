@@ -1,8 +1,8 @@
 """The neural networks, which are PyTorch modules. They import no other part of the service.
 
 ``KINDS`` maps the ``kind`` on a model card (``card.json``) to the class of the network, the dataclass of its sizes, and
-its task. Each new architecture needs one more line in this table. "The workshop" in these modules is the lecture from
-which this project took its first networks.
+its task. Each new architecture needs one more line in this table. Four networks come from the workshop, which is the
+lecture from which this project started.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TaskName = Literal["classify", "continue", "forecast", "sample", "infer"]
 
 
 class Kind(NamedTuple):
-    """One network architecture. The fields of the dataclass ``sizes`` are the keys of ``sizes`` on a model card.
+    """One network architecture. The fields of the dataclass ``sizes`` are the keys of ``sizes`` on its model cards.
 
     ``task`` is None for imported networks (ONNX models and ``torch.export`` programs), because they may serve any task.
     An imported network is built from the tensors that are stored with its version, not from its sizes.
@@ -59,5 +59,5 @@ def build(kind: str, sizes: dict[str, Any]) -> Any:
 
 
 def is_imported(kind: str) -> bool:
-    """Return whether ``kind`` means an imported network, one from outside this project."""
+    """Return whether ``kind`` means an imported network, which was trained outside this project."""
     return kind in KINDS and KINDS[kind].task is None

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class Classifier(nn.Module, ABC):
-    """Base class of the classifiers. It computes feature maps, then scores, then calibrated logits from pixels.
+    """Base class of the classifiers. It computes feature maps from pixels, then scores, and then calibrated logits.
 
     ``order`` is the memory format of the weights with which the network is fastest.
     """
@@ -20,22 +20,22 @@ class Classifier(nn.Module, ABC):
 
     @abstractmethod
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> feature maps [N, C, h, w] of a late convolution."""
+        """Return feature maps [N, C, h, w] of a late convolution, given pixels [N, channels, image, image]."""
 
     @abstractmethod
     def classified(self, maps: Tensor) -> Tensor:
-        """feature maps -> scores [N, classes], the logits that the loss of the training uses."""
+        """Return scores [N, classes], the logits that the loss of the training uses, given feature maps."""
 
     def calibrated(self, scores: Tensor) -> Tensor:
-        """scores [N, classes] -> calibrated logits [N, classes] with the same ranking."""
+        """Return calibrated logits [N, classes] with the same ranking, given scores [N, classes]."""
         return scores
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
+        """Return logits [N, classes], given pixels [N, channels, image, image] from 0 to 255."""
         return self.calibrated(self.classified(self.maps(pixels)))
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """logits [N, classes] -> probabilities [N, classes], each row summing to 1."""
+        """Return probabilities [N, classes], each row summing to 1, given logits [N, classes]."""
         return probabilities(logits)
 
 
@@ -54,9 +54,10 @@ class LeNetSizes:
 
 
 class LeNet(Classifier):
-    """The workshop's CNN: two blocks of 5x5 convolution, ReLU and 2x2 max-pooling, then three linear layers.
+    """A small CNN: two blocks of 5x5 convolution, ReLU and 2x2 max-pooling, then three linear layers.
 
-    The network itself scales the pixels to [-1, 1].
+    The network comes from the workshop, the lecture from which this project started. The network itself scales the
+    pixels to [-1, 1].
     """
 
     def __init__(self, sizes: LeNetSizes) -> None:
@@ -71,14 +72,14 @@ class LeNet(Classifier):
         self.fc3 = nn.Linear(sizes.hidden[1], sizes.classes)
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> maps [N, conv[1], 10, 10] of the last convolution."""
+        """Return the maps [N, conv[1], 10, 10] of the last convolution, given pixels [N, channels, image, image]."""
         x = scaled(pixels, self.fc3.weight.dtype)
         # ReLU after pooling gives the same values with a quarter of the work.
         x = F.relu(halved(convolved(self.conv1, x)))  # [N, 6, 14, 14]
         return convolved(self.conv2, x)
 
     def classified(self, maps: Tensor) -> Tensor:
-        """maps -> scores [N, classes]."""
+        """Return scores [N, classes], given maps."""
         x = F.relu(halved(maps))  # [N, 16, 5, 5]
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
@@ -108,8 +109,8 @@ class Halved(nn.Module):
 class DigitNet(Classifier):
     """A CNN with two pairs of 3x3 convolutions with batch norm, pooling after each pair, and two linear layers.
 
-    Its ``features``, the output of the hidden linear layer after ReLU, are used to measure Frechet distances between
-    sets of digit images.
+    The method ``features`` returns the output of the hidden linear layer after ReLU. These features are used to measure
+    Frechet distances between sets of digit images.
     """
 
     def __init__(self, sizes: DigitNetSizes) -> None:
@@ -129,18 +130,18 @@ class DigitNet(Classifier):
         self.fc2 = nn.Linear(sizes.features, sizes.classes)
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> maps [N, conv[1], 14, 14] of the last convolution."""
+        """Return the maps [N, conv[1], 14, 14] of the last convolution, given pixels [N, channels, image, image]."""
         return self.convolutions[:-1](scaled(pixels, self.fc2.weight.dtype))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> features [N, features], all at least 0."""
+        """Return features [N, features], all at least 0, given pixels [N, channels, image, image] from 0 to 255."""
         return self._features(self.maps(pixels))
 
     def _features(self, maps: Tensor) -> Tensor:
         return F.relu(self.fc1(self.convolutions[-1](maps).flatten(1)))
 
     def classified(self, maps: Tensor) -> Tensor:
-        """maps -> scores [N, classes]."""
+        """Return scores [N, classes], given maps."""
         features = self._features(maps)
         if self.training:
             features = F.dropout(features, 0.4)
@@ -162,7 +163,7 @@ class WhitenedNetSizes:
 
 
 class Group(nn.Module):
-    """Two 3x3 convolutions. Max-pooling by 2, batch norm and GELU follow the first, batch norm and GELU the second.
+    """Two 3x3 convolutions, each followed by batch norm and GELU. Max-pooling by 2 follows the first convolution.
 
     The first output channels of each convolution initially copy its input channels (Dirac initialisation). Training
     changes the bias of the batch norms, but not their gain.
@@ -181,7 +182,7 @@ class Group(nn.Module):
             norm.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, in, S, S] -> [N, out, S / 2, S / 2]."""
+        """Return a tensor [N, out, S / 2, S / 2], given x [N, in, S, S]."""
         x = F.gelu(self.norm1(halved(self.conv1(x))))
         return F.gelu(self.norm2(self.conv2(x)))
 
@@ -189,12 +190,12 @@ class Group(nn.Module):
 class WhitenedNet(Classifier):
     """The network of airbench94 and 95 (Jordan 2024, arXiv 2404.00498). Its first layer whitens patches of 2x2 pixels.
 
-    The layer ``whiten`` has fixed filters and their negatives. The logits no longer contain the effect of label
-    smoothing. ``temperature`` (for one view of an image) and ``views_temperature`` (for six views) are fitted after
+    The layer ``whiten`` has fixed filters and their negatives. The effect of label smoothing is removed from the
+    logits. ``temperature`` (for one view of an image) and ``views_temperature`` (for six views) are fitted after
     training, so that the softmax of the logits gives calibrated probabilities.
     """
 
-    order = torch.channels_last  # in any other format each call copies the weights, which is 40 % slower for one image
+    order = torch.channels_last  # in other formats, each call copies the weights and takes 40 % longer for one image
     mean: Tensor
     deviation: Tensor
     temperature: Tensor
@@ -220,34 +221,34 @@ class WhitenedNet(Classifier):
     def halve(self) -> None:
         """Convert the six large convolutions to bfloat16. The layers between them then also compute in bfloat16.
 
-        On a CPU with bfloat16 instructions this halves time and memory. Pixels, whitening, batch-norm statistics and
-        head stay in float32. Converting them too would not be faster, and would triple the error.
+        On a CPU with bfloat16 instructions, this halves time and memory. Pixels, whitening, batch-norm statistics and
+        head stay in float32. Converting these parts too would not save time, and would triple the error.
         """
         for layer in self.groups.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> maps [N, widths[1], 7, 7] of the second group."""
+        """Return the maps [N, widths[1], 7, 7] of the second group, given pixels [N, channels, image, image]."""
         x = (pixels.to(self.head.weight.dtype) - self.mean) / self.deviation
         x = x.contiguous(memory_format=torch.channels_last)  # faster on the CPU
         x = F.gelu(self.whiten(x)).to(next(self.groups.parameters()).dtype)  # [N, 24, 31, 31]
         return self.groups[1](self.groups[0](x))
 
     def classified(self, maps: Tensor) -> Tensor:
-        """maps -> scores [N, classes], the logits with the effect of label smoothing and without a temperature."""
+        """Return scores [N, classes], given maps. They are logits before ``calibrated`` removes label smoothing."""
         return self.head(self.pool(self.groups[2](maps)).flatten(1).to(self.head.weight.dtype)) / 9
 
     def scores(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> scores [N, classes]."""
+        """Return scores [N, classes], given pixels [N, channels, image, image] from 0 to 255."""
         return self.classified(self.maps(pixels))
 
     def calibrated(self, scores: Tensor) -> Tensor:
-        """scores [N, classes] of one view -> logits [N, classes]."""
+        """Return logits [N, classes], given scores [N, classes] of one view."""
         return unsmoothed(scores, self.sizes.label_smoothing) / self.temperature
 
     def views(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes] from six views of each image.
+        """Return logits [N, classes] from six views of each image, given pixels [N, channels, image, image], 0 to 255.
 
         The views are the image, the image shifted one pixel up and left, the image shifted one pixel down and right
         (both with reflected edges), and the mirror image of each. The two unshifted views have half of the weight.
@@ -264,11 +265,12 @@ BEND = 0.2  # width of the bend in ``unsmoothed``, relative to the probability t
 
 
 def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:
-    """logits [N, classes] trained with label smoothing -> log-probabilities [N, classes] of the labels.
+    """Return log-probabilities [N, classes] of the labels, given logits [N, classes] trained with label smoothing.
 
     If the labels of an image have probabilities p, the network learns q = (1 - s) p + s / classes (Szegedy et al. 2016,
-    section 7). This function solves for p. A temperature cannot do so, because it scales the logits of all classes by
-    the same factor. A hyperbola maps negative solutions to small positive values, so that no class has probability 0.
+    section 7). This function solves for p. A temperature cannot remove the effect, because it scales the logits of all
+    classes by the same factor. A hyperbola maps negative solutions to small positive values, so that no class has
+    probability 0.
     """
     if not smoothing:
         return logits
@@ -278,9 +280,10 @@ def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:
 
 
 def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """pixels, 0 to 255 -> values in [-1, 1].
+    """Return values in [-1, 1], given pixels from 0 to 255.
 
-    This allocates only one tensor. On the CPU, allocating a second one would take longer than the arithmetic.
+    The function allocates only one tensor. On the CPU, allocating a second tensor would take longer than the
+    arithmetic.
     """
     return torch.sub(pixels, 127.5).to(dtype).div_(127.5)
 
@@ -302,7 +305,7 @@ def convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def halved(x: Tensor) -> Tensor:
-    """Max-pool x by 2: [N, C, H, W] -> [N, C, H // 2, W // 2].
+    """Return x [N, C, H, W] after max-pooling by 2, as a tensor [N, C, H // 2, W // 2].
 
     For more than SMALL_BATCH images without gradients on the CPU, this function takes the maximum of four strided
     slices, because max_pool2d takes ten times as long. LeNet then takes half as long for 64 images.
@@ -315,5 +318,5 @@ def halved(x: Tensor) -> Tensor:
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """logits [N, classes] -> probabilities [N, classes], each row summing to 1."""
+    """Return probabilities [N, classes], each row summing to 1, given logits [N, classes]."""
     return torch.softmax(logits.double(), dim=1)

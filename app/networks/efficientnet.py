@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from app.networks.cnn import Classifier, probabilities
 
-# For each stage: kernel size, stride of its first block, expansion factor (Tan and Le 2019, table 1)
+# For each stage: kernel size, stride of the first block, and expansion factor (Tan and Le 2019, table 1).
 STAGES = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))
 CHUNK = 4  # images that are computed together on the CPU
-MEAN, DEVIATION = 127.0, 128.0  # of the pixels; the values used in the training on ImageNet
+MEAN, DEVIATION = 127.0, 128.0  # mean and deviation of the pixels, as used in the training on ImageNet
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SameConv2d(nn.Conv2d):
         super().__init__(channels_in, channels_out, kernel, stride, padding, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)]."""
+        """Return a tensor [N, out, ceil(H / stride), ceil(W / stride)], given x [N, in, H, W]."""
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if stride > 1:
             height, width = (max(0, kernel - stride + (-side) % stride) for side in x.shape[2:])
@@ -53,7 +53,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """An inverted bottleneck: a 1x1 convolution to more channels, a depthwise one, and a 1x1 one to fewer channels."""
+    """An inverted bottleneck of three convolutions: 1x1 to more channels, depthwise, and 1x1 to fewer channels."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Block(nn.Module):
         self.residual = stride == 1 and channels_in == channels_out
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)]."""
+        """Return a tensor [N, out, ceil(H / stride), ceil(W / stride)], given x [N, in, H, W]."""
         inner = x if self.expand is None else F.relu6(self.expand(x))
         result = self.project(F.relu6(self.depthwise(inner)))
         return x + result if self.residual else result
@@ -93,7 +93,7 @@ class EfficientNetLite(Classifier):
         self.head = nn.Linear(last, sizes.classes)
 
     def scaled(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> the scaled input of the first convolution."""
+        """Return the scaled input of the first convolution, given pixels [N, channels, image, image] from 0 to 255."""
         x = torch.sub(pixels, MEAN).to(self.stem.weight.dtype).div_(DEVIATION)
         return x.contiguous(memory_format=torch.channels_last)
 
@@ -106,7 +106,7 @@ class EfficientNetLite(Classifier):
             layer.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> maps [N, 1280, 7, 7] of the last convolution.
+        """Return maps [N, 1280, 7, 7] of the last convolution, given pixels [N, channels, image, image] from 0 to 255.
 
         Without gradients on the CPU, only CHUNK images are computed at a time, so that their maps fit into the cache.
         """
@@ -118,17 +118,17 @@ class EfficientNetLite(Classifier):
         return F.relu6(self.last(self.blocks(F.relu6(self.stem(self.scaled(pixels))))))
 
     def pooled(self, maps: Tensor) -> Tensor:
-        """maps -> features [N, 1280]."""
+        """Return features [N, 1280], given maps."""
         return maps.to(self.head.weight.dtype).mean(dim=(2, 3))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> features [N, 1280], the input of the last layer."""
+        """Return features [N, 1280], the input of the last layer, given pixels [N, channels, image, image]."""
         return self.pooled(self.maps(pixels))
 
     def classified(self, maps: Tensor) -> Tensor:
-        """maps -> scores [N, classes]."""
+        """Return scores [N, classes], given maps."""
         return self.head(self.pooled(maps))
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """logits [N, classes] -> probabilities [N, classes], independent for each label if ``multi_label``."""
+        """Return probabilities [N, classes], given logits. With ``multi_label``, the labels are independent."""
         return logits.double().sigmoid() if self.sizes.multi_label else probabilities(logits)

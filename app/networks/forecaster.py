@@ -1,8 +1,8 @@
 """A network that forecasts any series. It reads the last values, and returns quantiles of the next values.
 
-The layers do not see the unit of measurement. They read the values minus the level of the series, divided by its scale:
-the mean absolute seasonal difference, which is the denominator of MASE. They predict the errors of the seasonal naive
-forecast.
+The layers do not depend on the unit of measurement. They read the values minus the level of the series, divided by the
+scale of the series. The scale is the mean absolute seasonal difference, which is the denominator of MASE. The layers
+predict the errors of the seasonal naive forecast, which repeats the last season.
 
 If ``smoothings`` is above 0, the layers also read classical forecasts: exponential smoothing of the series without its
 season, with no trend, a linear trend or a damped trend. The layers then predict the weights of the classical forecasts
@@ -26,10 +26,10 @@ YEAR, YEARS = 52, 5  # series without a season are also compared with the same w
 FLOOR = 0.01  # smallest scale relative to the spread; needed if each season repeats the previous one
 SHORTEST, LONGEST = 0.7, 200.0  # timescales of exponential smoothing, in time steps
 SLOPE_RIDGE = 0.1  # added to the variance of the ages, so that the slope of a single value is 0
-MAX_CANDIDATE = 1000.0  # largest distance of a classical forecast from the naive one, in scales
+MAX_CANDIDATE = 1000.0  # largest distance of a classical forecast from the naive forecast, in units of the scale
 PROFILE_DECAY, PROFILE_RIDGE = 0.9, 0.3  # weight of a season relative to the next one; pull of the profile towards 0
 SHORT_SERIES = 4  # the intervals of a series with this number of values are twice as wide
-MAX_STEPS, MAX_SMOOTHINGS = 100_000, 100  # limit of context and horizon; limit of the number of timescales
+MAX_STEPS, MAX_SMOOTHINGS = 100_000, 100  # largest context and horizon; largest number of timescales
 MIN_SCALE = 1e-305  # smaller scales count as 0, because products with them would not be exact
 
 
@@ -65,13 +65,13 @@ class Reading(NamedTuple):
     ahead: Tensor  # [N, horizon, features]
     naive: Tensor  # float64 [N, horizon]
     scale: Tensor  # float64 [N, 1]; 0 for a constant series
-    candidates: Tensor  # [N, horizon, 3 smoothings]: the classical forecasts minus the naive one, in scales
+    candidates: Tensor  # [N, horizon, 3 smoothings]: classical minus naive forecasts, in units of the scale
 
 
 class Reader(nn.Module):
     """Removes the level and the scale of each series, so that the layers do not depend on its unit of measurement.
 
-    It has no weights. It computes in float64, and returns the inputs of the layers in float32.
+    The module has no weights. It computes in float64, and returns the inputs of the layers in float32.
     """
 
     moments: Tensor  # [context, 3 smoothings]: the weights of exponential smoothing, times 1, age and age squared
@@ -136,7 +136,7 @@ class Reader(nn.Module):
         return Reading(tokens, ahead, naive + level, scale, candidates)
 
     def _smooth(self, x: Tensor, known: Tensor, season: Tensor, profile: Tensor) -> Tensor:
-        """x [N, context] -> the classical forecasts [N, horizon, 3 smoothings] of the series without its season.
+        """Return the classical forecasts [N, horizon, 3 smoothings] of series x [N, context] without their seasons.
 
         For each timescale, a line is fitted by least squares with weights that decay exponentially. The three forecasts
         are the weighted mean, the line, and the line with a slope that decays.
@@ -152,7 +152,7 @@ class Reader(nn.Module):
         return torch.cat([mean.expand(-1, len(step), -1), end + slope * step, end + slope * self.decayed], dim=2)
 
     def _ahead(self, x: Tensor, known: Tensor, unit: Tensor, season: Tensor) -> tuple[Tensor, Tensor]:
-        """x [N, context] relative to its level -> seasonal naive forecast [N, horizon], and features of each step.
+        """Return the seasonal naive forecast [N, horizon] and the features of each step, given x [N, context].
 
         Most features are the values at the same position of earlier seasons and, for series without a season, the
         changes over the same weeks of earlier years.
@@ -181,10 +181,11 @@ class Reader(nn.Module):
 
 
 def _seasonal_profile(x: Tensor, known: Tensor, season: Tensor) -> tuple[Tensor, Tensor]:
-    """x [N, context] -> the seasonal profile [N, context], and the share of the detrended variance it explains [N, 1].
+    """Return the seasonal profile [N, context] of x [N, context], and the share of variance [N, 1] that it explains.
 
     The profile is the mean deviation from the centred moving average over one season, in which recent seasons weigh
     more. Its index is the number of steps before the last value, modulo the season. It is 0 if no full season is known.
+    The variance is that of the series without its trend.
     """
     count = x.shape[1]
     position = torch.arange(count, device=x.device).expand_as(x)
@@ -210,7 +211,7 @@ def _seasonal_profile(x: Tensor, known: Tensor, season: Tensor) -> tuple[Tensor,
 
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean [N, 1] of the values in each row for which ``mask`` is true; 0 if there are none."""
+    """Return the mean [N, 1] of the values in each row for which ``mask`` is true, or 0 without such values."""
     return torch.where(mask, x, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
@@ -247,7 +248,7 @@ class Member(nn.Module):
         return self.quantiles(self.hidden(reading.patches, reading.ahead), reading.candidates)
 
     def quantiles(self, hidden: Tensor, candidates: Tensor) -> Tensor:
-        """Compute the last layer: hidden [N, horizon, width] -> scaled quantiles [N, horizon, QUANTILES]."""
+        """Compute the last layer: return scaled quantiles [N, horizon, QUANTILES], given hidden [N, horizon, width]."""
         errors = in_order(self.head(hidden))
         if self.mix is None:
             return errors
@@ -277,9 +278,9 @@ def in_order(raw: Tensor) -> Tensor:
 class Forecaster(nn.Module):
     """One network for all series. It averages the quantiles of its members, which are trained with different seeds.
 
-    ``widening`` [2, horizon] stretches the distance of each quantile from the median, for series without and with a
-    season. It is 1 in networks with ``smoothings``. The intervals of these networks are wider for short series instead,
-    because these networks learned from simulated series, and real series change more.
+    ``widening`` [2, horizon] has factors for the distance of each quantile from the median, for series without and with
+    a season. It is 1 in networks with ``smoothings``. The intervals of these networks are wider for short series
+    instead, because these networks learned from simulated series, and real series change more.
     """
 
     widening: Tensor
@@ -294,10 +295,10 @@ class Forecaster(nn.Module):
         self.register_buffer("widening", torch.ones(2, sizes.horizon))
 
     def forward(self, values: Tensor, seasons: Tensor) -> Tensor:
-        """values float64 [N, context], seasons int64 [N] -> quantiles float64 [N, horizon, QUANTILES].
+        """Return quantiles float64 [N, horizon, QUANTILES], given values float64 [N, context] and seasons int64 [N].
 
-        The values before the first one of a series are NaN. Each series must be longer than its season. The quantiles
-        are on the scale of the series.
+        Positions before the first value of a series are NaN. Each series must be longer than its season. The quantiles
+        are in the units of the series.
         """
         reading = self.read(values, seasons)
         errors = torch.stack([member(reading) for member in self.members]).mean(0).double()
@@ -311,9 +312,10 @@ class Forecaster(nn.Module):
     def forecast(self, values: Tensor, seasons: Tensor, horizon: int) -> Tensor:
         """Return quantiles [N, horizon, QUANTILES] for any horizon.
 
-        No interval is narrower than that of the same position one season earlier. For steps beyond ``sizes.horizon``,
-        the network reads its own medians as values. The intervals that it returns there would be too narrow. Instead,
-        the widest earlier interval grows with the square root of the distance, as for a random walk.
+        Each interval is at least as wide as the interval at the same position one season earlier. For steps beyond
+        ``sizes.horizon``, the network reads its own medians as values. The intervals that it returns for these steps
+        would be too narrow. Instead, the widest earlier interval grows with the square root of the distance, as for a
+        random walk.
         """
         own = self.sizes.horizon
         quantiles = self(values, seasons)
@@ -330,9 +332,9 @@ class Forecaster(nn.Module):
 
 
 def _never_narrower(widths: Tensor, seasons: Tensor) -> Tensor:
-    """Return widths [N, horizon, QUANTILES], none smaller than those at the same position of earlier seasons.
+    """Return widths [N, horizon, QUANTILES] that are at least as large as at the same position of earlier seasons.
 
-    Looking 1, 2, 4 ... seasons back in turn covers all earlier seasons.
+    Comparing with 1, 2, 4 ... seasons earlier, one after the other, covers all earlier seasons.
     """
     period = seasons.view(-1, 1, 1)
     step = torch.arange(widths.shape[1], device=widths.device).view(1, -1, 1)

@@ -1,4 +1,4 @@
-"""Image generators (latents to pixel values in [-1, 1]), and their discriminators for training."""
+"""Image generators, which map latents to pixel values in [-1, 1], and their discriminators for training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GeneratorSizes:
 
 
 class Generator(nn.Module):
-    """The workshop's generator: linear layers with ReLU between them and tanh at the end."""
+    """The generator of the workshop (see ``app.networks``): linear layers, ReLU between them, and tanh at the end."""
 
     def __init__(self, sizes: GeneratorSizes) -> None:
         super().__init__()
@@ -33,19 +33,20 @@ class Generator(nn.Module):
         self.layers = nn.Sequential(*layers[:-1], nn.Tanh())
 
     def forward(self, latents: Tensor) -> Tensor:
-        """latents [N, latent] from N(0, 1) -> grey values [N, channels, image, image] in [-1, 1]."""
+        """Return grey values [N, channels, image, image] in [-1, 1], given latents [N, latent] from N(0, 1)."""
         sizes = self.sizes
         return self.layers(latents).unflatten(1, (sizes.channels, sizes.image, sizes.image))
 
     def pixels(self, latents: Tensor) -> Tensor:
-        """latents [N, latent] -> images as uint8 pixels [N, channels, image, image], 0 to 255."""
+        """Return images as uint8 pixels [N, channels, image, image] from 0 to 255, given latents [N, latent]."""
         return as_pixels(self(latents))
 
 
 class Discriminator(nn.Module):
-    """The workshop's discriminator: linear layers with LeakyReLU 0.2. The label of a real image is 1.
+    """The discriminator of the workshop: linear layers with LeakyReLU 0.2. The label of a real image is 1.
 
-    The sigmoid is part of the loss (``binary_cross_entropy_with_logits``), where it cannot overflow.
+    The network returns logits, because the loss (``binary_cross_entropy_with_logits``) contains the sigmoid, so that
+    the sigmoid cannot overflow.
     """
 
     def __init__(self, pixels: int = 784, hidden: tuple[int, ...] = (512, 256)) -> None:
@@ -57,13 +58,13 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
     def forward(self, grey: Tensor) -> Tensor:
-        """grey values [N, ...] in [-1, 1] -> logits [N] of being real."""
+        """Return logits [N] of being real, given grey values [N, ...] in [-1, 1]."""
         return self.layers(grey.flatten(1)).squeeze(1)
 
 
 @dataclass(frozen=True)
 class ConditionalSizes:
-    """Sizes of ``ConditionalGenerator``. ``widths``: channels at a quarter, half and the full side of the image."""
+    """Sizes of ``ConditionalGenerator``. ``widths``: channels at a quarter, half and full side length of the image."""
 
     latent: int = 64
     classes: int = 10
@@ -75,7 +76,7 @@ class ConditionalSizes:
 class ClassNorm(nn.Module):
     """Conditional batch norm (de Vries et al. 2017) with gain and shift per class, then ReLU.
 
-    In evaluation mode the statistics are fixed, so an image does not depend on the others in its batch.
+    In evaluation mode the statistics are fixed, so an image does not depend on the other images in its batch.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -85,7 +86,7 @@ class ClassNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(classes, channels))
 
     def forward(self, x: Tensor, one_hot: Tensor) -> Tensor:
-        """x [N, channels, H, W], one_hot [N, classes] with a 1 at the class -> [N, channels, H, W]."""
+        """Return a tensor [N, channels, H, W], given x [N, channels, H, W] and the one-hot classes [N, classes]."""
         gain, shift = one_hot @ self.gain, one_hot @ self.shift  # indexing would add up gradients in a varying order
         return torch.addcmul(shift[..., None, None], self.norm(x), gain[..., None, None]).relu()
 
@@ -113,7 +114,7 @@ class ConditionalGenerator(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """latents [N, latent] from N(0, 1), labels [N] -> grey values [N, channels, image, image] in [-1, 1]."""
+        """Return values [N, channels, image, image] in [-1, 1], given latents [N, latent] and labels [N]."""
         one_hot = F.one_hot(labels, self.sizes.classes).to(latents.dtype)
         x = self.linear(torch.cat([latents, one_hot], dim=1))
         x = x.unflatten(1, (self.side, self.side, -1)).permute(0, 3, 1, 2)  # [N, 96, 7, 7]
@@ -124,7 +125,7 @@ class ConditionalGenerator(nn.Module):
         return self.grey(x).tanh()
 
     def pixels(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """latents [N, latent], labels [N] -> images as uint8 pixels [N, channels, image, image], 0 to 255."""
+        """Return images as uint8 pixels [N, channels, image, image], given latents [N, latent] and labels [N]."""
         return as_pixels(self(latents, labels))
 
 
@@ -148,7 +149,7 @@ class ConditionalDiscriminator(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, grey: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """grey [N, channels, H, W] in [-1, 1], labels [N] -> logits [N] of being real, class logits [N, classes]."""
+        """Return logits [N] of being real, and class logits [N, classes], given images in [-1, 1] and labels [N]."""
         x = F.leaky_relu(self.conv1(grey), 0.2)  # [N, 32, 14, 14]
         x = F.leaky_relu(self.conv2(x), 0.2)  # [N, 64, 7, 7]
         x = F.leaky_relu(self.conv3(x), 0.2)  # [N, 128, 4, 4]
@@ -158,7 +159,7 @@ class ConditionalDiscriminator(nn.Module):
 
 
 def as_pixels(grey: Tensor) -> Tensor:
-    """Values in [-1, 1] -> uint8 pixels, 0 to 255. Raises ArithmeticError if a value is not finite, such as NaN."""
+    """Return uint8 pixels, given values in [-1, 1]. Raises ArithmeticError if a value is not finite, such as NaN."""
     if not bool(grey.sum().isfinite()):
         raise ArithmeticError("grey values are not finite")
     return ((grey + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

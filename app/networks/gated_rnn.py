@@ -57,7 +57,7 @@ class LinearRecurrence(torch.autograd.Function):
 
 
 def recur(inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
-    """Compute ``LinearRecurrence`` without gradients. The bits do not depend on how a text is split into calls."""
+    """Compute ``LinearRecurrence`` without gradients. Dividing a text into several calls gives the same bits."""
     states = inputs.new_empty(inputs.shape)
     for t in range(inputs.shape[1]):
         state = torch.lerp(state, inputs[:, t], gates[:, t], out=states[:, t])
@@ -67,9 +67,9 @@ def recur(inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
 class GatedBlock(nn.Module):
     """A recurrent part and a feed-forward part, computed in parallel as in GPT-J, gated by SiLU and added to the input.
 
-    One matrix product computes the inputs of both parts, and another one computes their outputs. ``layers`` is the
-    number of blocks of the network. The more blocks, the smaller are the initial output weights, so that the sum of the
-    outputs of all blocks is no larger than the input of the first block.
+    One matrix product computes the inputs of both parts, and another product computes their outputs. ``layers`` is the
+    number of blocks of the network. With more blocks, the initial output weights are smaller, so that the sum of the
+    outputs of all blocks is at most as large as the input of the first block.
     """
 
     def __init__(self, width: int, expansion: int, layers: int) -> None:
@@ -91,7 +91,7 @@ class GatedBlock(nn.Module):
             self.write.bias.zero_()
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """x [N, T, width] and state [N, KERNEL, width] -> the output [N, T, width], the final state."""
+        """Return the output [N, T, width] and the final state, given x [N, T, width] and state [N, KERNEL, width]."""
         width = x.shape[-1]
         gate, inputs, output_gates = self.read(self.norm(x)).split(self.split, dim=-1)
         extended = torch.cat([state[:, 1:], inputs[..., :width].to(x.dtype)], dim=1)
@@ -137,7 +137,7 @@ class GatedRNN(nn.Module):
         return self.head.weight.new_zeros(rows, self.sizes.layers, KERNEL, self.sizes.hidden)
 
     def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N, T], state [N, layers, KERNEL, hidden] -> logits [N, T, vocabulary], the final state."""
+        """Return logits [N, T, vocabulary] and the final state, given characters [N, T] and the initial state."""
         x, states = self.embedding_dropout(self.embedding(characters)), []  # [N, T, hidden]
         for block, before in zip(self.blocks, state.unbind(1), strict=True):
             x, after = block(x, before)
@@ -175,8 +175,8 @@ class GatedSteps:
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Read one character of each of N texts: characters [N], state [N, layers, KERNEL, hidden].
 
-        Returns the hidden values [N, hidden], from which ``logits`` computes the logits, and the next state. Under the
-        condition that ``read_many`` states, both methods give bit-identical results. This method calls fewer
+        Returns the hidden values [N, hidden], from which ``logits`` computes the logits, and the next state. The
+        results are bit-identical to those of ``read_many``, under the condition stated there. This method calls fewer
         operations, because with few texts the elementwise operations take as long as the matrix products.
         """
         x, after = self.embedding[characters], torch.empty_like(state)
@@ -195,8 +195,8 @@ class GatedSteps:
     def read_many(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Read T characters of each of N texts: characters [N, T], state [N, layers, KERNEL, hidden].
 
-        Returns the hidden values [N, T, hidden] and the final state. They are bit-identical however a text is split
-        into calls, if ``Packed`` rounds each row independently of the other rows.
+        Returns the hidden values [N, T, hidden] and the final state. If ``Packed`` rounds each row independently of the
+        other rows, the results are bit-identical for any division of a text into several calls.
         """
         rows, count = characters.shape
         width, flat = self.width, characters.flatten()
@@ -219,7 +219,7 @@ class GatedSteps:
         return F.layer_norm(x, (self.width,))
 
     def logits(self, above: Tensor) -> Tensor:
-        """Hidden values [N, hidden] from ``read`` -> logits [N, vocabulary] of the next character."""
+        """Return logits [N, vocabulary] of the next character, given hidden values [N, hidden] from ``read``."""
         return self.head(above)
 
 

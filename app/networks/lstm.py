@@ -1,4 +1,4 @@
-"""The workshop's network for one kind of series. It reads standardised values and forecasts the next values."""
+"""A network for one kind of series. It reads standardised values and forecasts the next values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class SeriesLSTMSizes:
 
 
 class SeriesLSTM(nn.Module):
-    """The workshop's LSTM: an LSTM layer that reads one value per step, and a linear layer that forecasts the next.
+    """The LSTM of the workshop (see ``app.networks``): an LSTM layer that reads values, and a linear layer.
+
+    The LSTM layer reads one value per step, and the linear layer forecasts the next value.
 
     ``location`` (mean), ``scale`` (standard deviation) and ``roughness`` (standard deviation of the differences of
     adjacent values) describe the training series. They are stored with the weights.
@@ -51,16 +53,16 @@ class SeriesLSTM(nn.Module):
         return bool(max_score < 5 and 1 / 3 < roughness_ratio < 3)
 
     def steps(self, standardised: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """standardised values [N, T] -> the one-step forecast after each value [N, T], and the final state."""
+        """Return the one-step forecast [N, T] after each standardised value [N, T], and the final state."""
         outputs, state = self.lstm(standardised.unsqueeze(-1), state)  # [N, T, hidden]
         return self.head(outputs).squeeze(-1), state
 
     def free_running(self, first: Tensor, state: State, horizon: int) -> Tensor:
         """Return forecasts [N, horizon], each of which is the input of the next step.
 
-        ``first`` [N, 1] is the first forecast, and ``state`` the state from which it was computed. Each further input
-        is a linear function of the hidden state, so it is merged into the recurrent weights. The LSTM then needs no
-        input, and one call computes all steps.
+        ``first`` [N, 1] is the first forecast, and ``state`` is the state from which it was computed. Each further
+        input is a linear function of the hidden state. This function is merged into the recurrent weights, so that the
+        LSTM needs no input, and one call computes all steps.
         """
         if horizon == 1:
             return first
@@ -73,6 +75,6 @@ class SeriesLSTM(nn.Module):
         return torch.cat([first, self.head(outputs).squeeze(-1)], dim=1)
 
     def forward(self, windows: Tensor, horizon: int) -> Tensor:
-        """standardised windows [N, window] -> standardised forecasts [N, horizon]."""
+        """Return standardised forecasts [N, horizon], given standardised windows [N, window]."""
         outputs, state = self.steps(windows)
         return self.free_running(outputs[:, -1:], state, horizon)

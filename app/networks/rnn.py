@@ -28,7 +28,7 @@ class CharacterRNNSizes:
 class CharacterRNN(nn.Module):
     """An embedding, Elman layers (tanh) and a linear layer. The state is [N, layers, hidden].
 
-    The workshop's network has one layer of width 128.
+    The network of the workshop (see ``app.networks``) has one layer of width 128.
     """
 
     def __init__(self, sizes: CharacterRNNSizes) -> None:
@@ -43,7 +43,7 @@ class CharacterRNN(nn.Module):
         return self.head.weight.new_zeros(rows, self.sizes.layers, self.sizes.hidden)
 
     def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary], the final state."""
+        """Return logits [N, T, vocabulary] and the final state, given characters [N, T] and the initial state."""
         outputs, last = self.rnn(self.embedding(characters), state.transpose(0, 1).contiguous())  # [N, T, hidden]
         return self.head(outputs), last.transpose(0, 1)
 
@@ -55,9 +55,9 @@ class CharacterRNN(nn.Module):
 class Packed:
     """A linear layer with an activation, act(x W^T + b), in one oneDNN call.
 
-    The weight [out, in] is converted once to oneDNN's layout. For large weights and few rows this is faster than
-    separate operations. Unlike other matrix products, it nearly always rounds a row independently of the other rows
-    (``batch_invariant`` in ``app.tasks.precision`` checks this).
+    The weight [out, in] is converted once to oneDNN's layout. For large weights and few rows, the call is faster than
+    separate operations. Unlike other matrix products, the call nearly always rounds a row independently of the other
+    rows. ``batch_invariant`` in ``app.tasks.precision`` checks this property.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, act: str = "tanh") -> None:
@@ -91,9 +91,10 @@ def _chunk_sizes(rows: int) -> list[int]:
 
 
 class Steps:
-    """``CharacterRNN.forward`` for T = 1. Everything that does not depend on the texts is precomputed.
+    """Computes ``CharacterRNN.forward`` for T = 1. Everything that does not depend on the texts is precomputed.
 
-    A table holds the contribution of each character to the first layer: its embedding times W_ih, plus both biases.
+    A table holds the contribution of each character to the first layer, which is its embedding times W_ih, plus both
+    biases.
     """
 
     def __init__(self, network: CharacterRNN) -> None:
@@ -119,7 +120,7 @@ class Steps:
         return below, torch.stack(states, dim=1)
 
     def logits(self, above: Tensor) -> Tensor:
-        """Hidden values [N, hidden] from ``read`` -> logits [N, vocabulary] of the next character."""
+        """Return logits [N, vocabulary] of the next character, given hidden values [N, hidden] from ``read``."""
         return self.head(above)
 
 
@@ -136,11 +137,11 @@ class StackedRNNSizes:
 
 
 class StackedRNN(nn.Module):
-    """Elman layers (tanh) in a residual stack: each reads the normalised sum of the embedding and all lower layers.
+    """Elman layers (tanh) in a residual stack. Each layer reads the normalised sum of the embedding and lower layers.
 
     Normalisation and residual connections are outside the recurrence, which is a plain h = tanh(W x + U h + b).
-    ``gain`` scales the output of each layer. Its initial value 1 / sqrt(2 layers) keeps the sum of these outputs no
-    larger than the embedding.
+    ``gain`` scales the output of each layer. Its initial value is 1 / sqrt(2 layers), so that the sum of these outputs
+    is at most as large as the embedding.
     """
 
     def __init__(self, sizes: StackedRNNSizes) -> None:
@@ -159,7 +160,7 @@ class StackedRNN(nn.Module):
         return self.head.weight.new_zeros(rows, self.sizes.layers, self.sizes.hidden)
 
     def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary], the final state."""
+        """Return logits [N, T, vocabulary] and the final state, given characters [N, T] and the initial state."""
         x, states = self.embedding(characters), []  # [N, T, hidden]
         for norm, rnn, gain, before in zip(self.norms, self.rnns, self.gain, state.unbind(1), strict=True):
             outputs, last = rnn(norm(x), before.unsqueeze(0).contiguous())
@@ -173,7 +174,7 @@ class StackedRNN(nn.Module):
 
 
 class StackedSteps:
-    """``StackedRNN.forward`` for T = 1. The scale and shift of each norm are merged into the following weights."""
+    """Computes ``StackedRNN.forward`` for T = 1. The scale and shift of each norm are merged into the next weights."""
 
     def __init__(self, network: StackedRNN) -> None:
         self.width = (network.sizes.hidden,)
@@ -208,7 +209,7 @@ class StackedSteps:
         return F.layer_norm(x, self.width), torch.stack(states, dim=1)
 
     def logits(self, above: Tensor) -> Tensor:
-        """Hidden values [N, hidden] from ``read`` -> logits [N, vocabulary] of the next character."""
+        """Return logits [N, vocabulary] of the next character, given hidden values [N, hidden] from ``read``."""
         return self.head(above)
 
 

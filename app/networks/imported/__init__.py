@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
-Arrays = Mapping[str, np.ndarray]  # tensors by name; a tensor of texts is an array of objects
+Arrays = Mapping[str, np.ndarray]  # tensors by name; a tensor of texts is an array with dtype object
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ImportedSizes:
         return shapes
 
     def problem(self, shapes: Mapping[str, Sequence[int]]) -> tuple[str, str] | None:
-        """Return the first input with a wrong shape and a text that says what is expected; None if all shapes fit."""
+        """Return the first input with a wrong shape, and the expected shape as text, or None if all shapes fit."""
         sizes: dict[str, int] = {}
         for name, expected in self.inputs.items():
             shape = shapes[name]
@@ -89,7 +89,7 @@ class ImportedNetwork(Protocol):
         """Move the network to a device."""
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Return the outputs by name. Raises ValueError, IndexError, RuntimeError or TypeError for unfit inputs."""
+        """Return the outputs by name. Raises ValueError, IndexError, RuntimeError or TypeError for invalid inputs."""
 
     def versions(self) -> list[int]:
-        """Return numbers that change when the network changes its own weights."""
+        """Return a version number for each weight, which changes when the network changes this weight."""

@@ -2,8 +2,8 @@
 
 ``torch.export.load`` is not used, because a malicious file could make it run any code. It unpickles the sample inputs,
 evaluates strings of the graph as Python (by ``sympy.sympify``), and accepts any name below ``torch`` as an operator.
-In this module a graph is plain data. It is checked completely before anything runs, and it can only call the operators
-in ``app.networks.imported.operators``.
+In this module, a graph is plain data. The whole graph is checked before it runs, and it can only call the operators in
+``app.networks.imported.operators``.
 
 A graph is a JSON object:
 
@@ -15,7 +15,7 @@ A graph is a JSON object:
 ``outputs`` of a node is the name of its result. If the node has several results, ``outputs`` is a list of their names,
 with null for an unused result, and a nested list for a result that is a list. An argument is a JSON value, or one of
 the objects ``{"value": name}``, ``{"dtype": "float32"}``, ``{"memory_format": "channels_last"}`` and
-``{"device": ""}``. The last one stands for the device of the program.
+``{"device": ""}``. The object with ``device`` stands for the device of the program.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class ExportedProgram:
         return {"dtype": DTYPES, "memory_format": MEMORY_FORMATS}[kind][value]
 
     def _find_dead(self) -> None:
-        """Find out for each step which values no later step needs, and store them in ``dead``."""
+        """Set ``dead`` of each step to the values that no later step needs."""
         needed = {
             *self.outputs.values(),
             *(self._names[name] for name in self._names if self._names[name] < self._first),

@@ -1,4 +1,4 @@
-"""The operators that an imported program may call. All others are rejected.
+"""The operators that an imported program may call. All other operators are rejected.
 
 The list leaves out operators that
 
@@ -63,7 +63,7 @@ Operator = Callable[..., Any]
 
 
 def _bounded(function: Operator) -> Operator:
-    """Return ``function`` with checks: its arguments must be numbers, and its result below INTEGER_LIMIT."""
+    """Return ``function`` with checks that its arguments are numbers and its result is below INTEGER_LIMIT."""
 
     def compute(*values: float) -> float:
         if any(isinstance(value, Tensor) for value in values):
@@ -89,7 +89,7 @@ SIZES: dict[str, Operator] = {
     "torch.sym_int": _bounded(int),
     "torch.sym_float": _bounded(float),
 }
-SMALL_KERNEL = 4096  # values; matrix products apply a smaller kernel faster, see ``app.networks.cnn.convolved``
+SMALL_KERNEL = 4096  # values; for smaller kernels, matrix products are faster, see ``app.networks.cnn.convolved``
 
 
 def _max_pool2d(
@@ -138,12 +138,12 @@ def _one_hot(indices: Tensor, classes: int = -1) -> Tensor:
 
 
 def _native_group_norm(x: Tensor, weight: Any, bias: Any, n: int, c: int, size: int, groups: int, eps: float) -> Any:
-    """Compute ``aten.native_group_norm``, but check its sizes, which the original does not do."""
+    """Compute ``aten.native_group_norm``, but check the sizes, which the original operator does not check."""
     return F.group_norm(x, groups, weight, bias, eps), x.new_zeros(0), x.new_zeros(0)
 
 
 def _native_batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float) -> Any:
-    """Compute batch norm in evaluation mode, but check its sizes, which the original does not do."""
+    """Compute batch norm in evaluation mode, but check the sizes, which the original operator does not check."""
     return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps), x.new_zeros(0), x.new_zeros(0)
 
 
