@@ -141,7 +141,7 @@ class Draft:
         versions: dict[str, str],
         tensors: dict[str, Tensor],
     ) -> Draft:
-        """Return a draft with the part of the card that follows from the file."""
+        """Return a draft with the part of the card that is known from the file."""
         versions = {"python": platform.python_version(), **versions}
         card = {"kind": kind, "inputs": list(map(_tensor_spec, inputs)), "sizes": asdict(sizes), "versions": versions}
         return cls(card, tensors)

@@ -1,4 +1,4 @@
-"""Compute how much memory a run of an exported program needs, without running it, from the shapes of its tensors."""
+"""Compute the memory that a run of an exported program needs from the shapes of its tensors, without running it."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from app.importing.pt2_graph import DTYPES, BadProgram, GraphReader, InputSpec
 from app.networks.imported.exported_program import MAX_GRAPH_BYTES
 from app.store.archive import check_directory
 
-MAX_DIRECTORY_BYTES = 4 * 2**20  # of the zip archive: enough for 30,000 weights
+MAX_DIRECTORY_BYTES = 4 * 2**20  # largest central directory of the zip archive, enough for 30,000 weights
 FORMAT, GRAPH_FILE = "archive_format", "models/model.json"
 SAMPLE_INPUTS = "data/sample_inputs/model.pt"
 CONFIGS = {
@@ -58,7 +58,7 @@ class Program:
 
 
 def read_pt2(file: IO[bytes], max_bytes: int) -> Program:
-    """Read a ``.pt2`` file. Its entries may have at most ``max_bytes`` bytes in total, and so may its weights.
+    """Read a ``.pt2`` file. Its entries may have at most ``max_bytes`` bytes in total, and the weights as well.
 
     Raises:
         BadProgram, BadArchive: the file is invalid, too large, or contains pickles or native code.

@@ -28,7 +28,7 @@ class BadProgram(StoreError):
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An input tensor of a program. Each dimension is a number, or the name or formula of a size that varies."""
+    """An input tensor of a program. Each size in ``shape`` is a number, or the name or formula of a varying size."""
 
     name: str
     dtype: str
@@ -122,7 +122,7 @@ class GraphReader:
         self.nodes.append({"op": target, "args": args, "kwargs": kwargs, "outputs": outputs})
 
     def _inline(self, node: Mapping[str, Any], scope: dict[str, Any], prefix: str) -> None:
-        """Append the nodes of a block under ``torch.no_grad()`` to those of the surrounding graph."""
+        """Append the nodes of a ``torch.no_grad()`` block to the nodes of the surrounding graph."""
         _, block, *inputs = (item["arg"] for item in node["inputs"])
         graph = block["as_graph"]["graph"]
         names = [next(iter(each.values()))["name"] for each in graph["inputs"]]

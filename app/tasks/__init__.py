@@ -78,7 +78,7 @@ class SplittingPredictor(BatchPredictor, Protocol):
 class TextPredictor(Predictor, Protocol):
     """A predictor that ``TextEngine`` runs. Repeated calls of ``step`` generate texts token by token."""
 
-    max_prompt_seconds: float  # limit of the time to read a prompt; infinite by default
+    max_prompt_seconds: float  # longest time in seconds to read a prompt; infinite by default
 
     def step(self, texts: Sequence[Any]) -> None:
         """Add one token to each text whose prompt has been read, and read the next part of all other prompts."""

@@ -22,7 +22,7 @@ class ImageClassifier(ImageDecoder):
     Args:
         version: a version with ``labels`` on its card, in the order of the logits.
         device: the device of the network.
-        tta: average over shifted and mirrored views of each image, if the network supports it.
+        tta: test-time augmentation: average over shifted and mirrored views of each image, if the network supports it.
     """
 
     def __init__(self, version: Version, device: torch.device, tta: bool = False) -> None:
@@ -58,8 +58,9 @@ class ImageClassifier(ImageDecoder):
     def explain(self, items: Sequence[Tensor]) -> list[tuple[list[float], np.ndarray]]:
         """Return the probabilities [classes] of each image, and a heat map [h, w], 0 to 1, for its most likely class.
 
-        The heat map is computed by Grad-CAM (Selvaraju et al. 2017). It is the positive part of the sum of the feature
-        maps, each weighted by the mean gradient of the score of the class. Its maximum is scaled to 1.
+        The heat map is computed by Grad-CAM (Selvaraju et al. 2017). It is a weighted sum of the feature maps. The
+        weight of a feature map is the mean gradient of the class score with respect to the map. Negative values of the
+        sum become 0, and its maximum is scaled to 1.
         """
         pixels = torch.stack(list(items)).to(self.device)
         with torch.no_grad():
@@ -87,7 +88,7 @@ class ImageClassifier(ImageDecoder):
         return self.latency(len(items))
 
     def explain_seconds(self, items: Sequence[Tensor]) -> float:
-        """Return infinity, so that the backward pass never runs on the event loop. Its duration is not measured."""
+        """Return infinity, so that ``explain`` never runs on the event loop, because its duration is not measured."""
         return math.inf
 
     def dummy_run(self, rows: int) -> None:

@@ -1,7 +1,7 @@
 """Known covariates: columns such as price, promotion and holidays, whose future values the caller knows.
 
-A linear regression estimates their effect, which is subtracted from a series before a network reads it, and added to
-the forecast.
+A linear regression estimates the effect of the covariates on a series. This effect is subtracted from the series before
+the network reads the series, and is added to the forecast afterwards.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ Array = np.ndarray
 
 
 def differences(values: Array, inputs: Array, season: int, known: KnownCovariates) -> tuple[Array, Array, Array]:
-    """Return the arrays for the regression of values [T] on inputs [T + ahead, K].
+    """Return the arrays for the regression of ``values`` [T] on ``inputs`` [T + ahead, K].
 
-    They are the regressors [T + ahead, K], and the changes of the regressors [T - season, K] and of the values
-    [T - season] from one season to the next. A regressor is a standardised covariate. If ``known.proportional`` is
-    true, it is multiplied by the usual absolute value at its position in the season. The values are divided by their
-    mean absolute value.
+    The first array contains the regressors [T + ahead, K]. The other arrays contain the changes from one season to the
+    next, for the regressors [T - season, K] and for the values [T - season]. The values are first divided by their mean
+    absolute value.
+
+    A regressor is a standardised covariate. If ``known.proportional`` is true, the covariate is multiplied by the usual
+    absolute value of the series at the same position in the season.
     """
     count = len(values)
     largest = np.abs(values).max() or 1.0  # scale first, so that no sum overflows
@@ -48,10 +50,11 @@ def differences(values: Array, inputs: Array, season: int, known: KnownCovariate
 
 
 def covariate_effect(values: Array, inputs: Array, season: int, known: KnownCovariates) -> Array:
-    """Return the effect [T + ahead] of covariates [T + ahead, K] on values [T] and on the steps after them.
+    """Return the effect [T + ahead] of covariates [T + ahead, K] on values [T] and on the ``ahead`` steps after them.
 
     The coefficients are fitted to the values by ridge regression, which pulls them towards the coefficients found in
-    training with the weight PRIOR_VALUES. Even a covariate that is constant within the values therefore has an effect.
+    training with the weight PRIOR_VALUES. A covariate that is constant within the values keeps its coefficient from
+    training, so it still has an effect.
     """
     effects, inputs_change, change = differences(values, inputs, season, known)
     prior = np.array([column.coefficient for column in known.columns])
@@ -64,7 +67,7 @@ def covariate_effect(values: Array, inputs: Array, season: int, known: KnownCova
 
 
 def step_seconds(step: str) -> int | None:
-    """Return the seconds of a time step such as ``hour`` or ``15 minutes``; None for business days and months."""
+    """Return the seconds in a time step such as ``hour`` or ``15 minutes``, or None for business days and months."""
     *number, unit = step.split(" ")
     seconds = UNITS.get(unit.removesuffix("s"))
     if seconds is None or not all(part.isdigit() for part in number):
@@ -75,7 +78,7 @@ def step_seconds(step: str) -> int | None:
 def holiday_counts(calendar: HolidayCalendar, start: datetime, count: int, param: str = "start") -> Array:
     """Return the number of holidays in each of ``count`` time steps from ``start``.
 
-    For a step shorter than a day, the number is 1 if its day is a holiday.
+    If the steps are shorter than a day, the number is 1 for each step on a holiday.
 
     Raises:
         BadValue: a step is outside the years of the calendar.
@@ -119,11 +122,11 @@ def read_covariates(
     horizon: int,
     many: bool,
 ) -> list[Array] | None:
-    """Return the covariates [T + horizon, K] of each series in a request, or None if the model takes none.
+    """Return the covariates [T + horizon, K] of each series in a request, or None if the model takes no covariates.
 
     Args:
         name: name of the model in error messages.
-        known: the covariates that the model needs, or None if it takes none.
+        known: the covariates that the model needs, or None if it takes no covariates.
         covariates: for each column, a list of values or, if ``many``, a list of such lists, one for each series.
         start: time of the first value of all series, or a list with one such time for each series.
         lengths: number of values of each series.
@@ -153,7 +156,7 @@ def read_covariates(
         rows = sent if many else [sent]
         if many != (bool(sent) and isinstance(sent[0], list)) or len(rows) != len(lengths):
             shape = f"a list of {len(lengths)} lists, one for each series" if many else "a list of numbers"
-            raise BadValue(f"covariates.{column} should be {shape}, as values is", "covariates")
+            raise BadValue(f"covariates.{column} should be {shape}, like values", "covariates")
         for number, row in enumerate(rows):
             param = f"covariates.{column}.{number}" if many else f"covariates.{column}"
             if len(row) != len(result[number]):

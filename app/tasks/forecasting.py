@@ -1,6 +1,6 @@
 """Forecasting: compute forecasts and prediction intervals of series of numbers.
 
-``GlobalForecaster`` forecasts any series. ``WindowForecaster`` runs ``SeriesLSTM``, which is for one kind of series.
+``GlobalForecaster`` forecasts any series. ``WindowForecaster`` runs ``SeriesLSTM``, which forecasts one kind of series.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MIN_VALUES = 3  # smallest length of a series
 MAX_SEASON = 168  # values; one week of hours
 MAX_READ = 8192  # only this many values at the end of a series are read, which limits the time
 MAX_GAP = 336  # largest number of missing values at the end of a series that are forecast
-OUTLIER_RATIO = 1000.0  # values this many times further from the median than 90 % of all values are errors
+OUTLIER_RATIO = 1000.0  # a value this many times further from the median than 90 % of all values is an outlier
 SCORES = np.array([NORMAL.inv_cdf(level) for level in QUANTILES])
 _levels = np.array([0.0, *QUANTILES, 1.0])
 MEAN_WEIGHTS = (_levels[2:] - _levels[:-2]) / 2  # weight of each quantile in the mean
@@ -41,8 +41,8 @@ NORMAL_SCORES = np.array([-1.0, 0.0, 1.0])
 class QuantileForecast:
     """A forecast on the scale of its series: mean [horizon], median [horizon], and quantiles [horizon, Q].
 
-    ``scores`` [Q] are the quantiles of the standard normal distribution at the same levels. They ascend, and one is 0.
-    ``non_negative`` means that the bounds of intervals are at least 0, ``integer`` that they are rounded to integers.
+    ``scores`` [Q] are the quantiles of the standard normal distribution at the same levels, in ascending order, with 0
+    for the median. If ``non_negative``, the bounds of intervals are at least 0. If ``integer``, they are rounded.
     """
 
     mean: np.ndarray
@@ -77,18 +77,19 @@ class QuantileForecast:
 
 
 def like_series(x: np.ndarray, non_negative: bool, integer: bool = False) -> np.ndarray:
-    """Return forecasts, with negative values set to 0 if ``non_negative``, and rounded if ``integer``."""
+    """Return forecasts, with negative values set to 0 if ``non_negative``, and with rounded values if ``integer``."""
     x = np.maximum(x, 0.0) if non_negative else x
     return np.round(x) + 0.0 if integer else x  # adding 0.0 removes -0.0
 
 
 @dataclass(frozen=True)
 class SeriesWindow:
-    """A parsed series: its last values [context] with NaN before the first, its season, and the steps to forecast.
+    """A parsed series. ``values`` [context] are its last values, padded with NaN at the front.
 
-    ``gap`` is the number of missing values at the end, limited to MAX_GAP. ``horizon`` includes the gap, which the
-    result omits. ``added`` [horizon - gap] is the yearly pattern plus the effect of covariates. It is added to the
-    forecast, which is then made ``non_negative`` or ``integer``.
+    ``season`` is the number of values per season. ``gap`` is the number of missing values at the end of the series,
+    limited to MAX_GAP. The network forecasts ``horizon`` steps, of which the result omits the first ``gap`` steps.
+    ``added`` [horizon - gap] is the yearly pattern plus the effect of covariates. It is added to the forecast, which is
+    then made ``non_negative`` or ``integer``.
     """
 
     values: np.ndarray
@@ -104,7 +105,7 @@ def read_values(values: Sequence[float | None], minimum: int, model: str, param:
     """Return a series [T], with NaN for missing values (None), and the positions of the known values.
 
     Raises:
-        BadValue: the series is shorter than ``minimum``, or has no value.
+        BadValue: the series is shorter than ``minimum``, or all its values are missing.
     """
     if len(values) < minimum:
         raise BadValue(f"{param} has {len(values)} values; {model} needs at least {minimum}", param)
@@ -139,16 +140,16 @@ def read_window(
 ) -> SeriesWindow:
     """Prepare the last ``context`` values of a series for a network that forecasts any series.
 
-    Missing values at the end are forecast. Those between known values are filled. Extreme outliers count as missing.
+    Missing values at the end are forecast. Missing values between known values are filled. Outliers count as missing.
     If a series is not longer than its season, the season is ignored. Only the last ``MAX_READ`` values are used, unless
-    all of them are missing.
+    all of these are missing.
 
     Args:
         values: None marks a missing value.
         horizon: steps to forecast.
         model, param: names of the model and of the series in error messages.
         traits: properties of the series that the network was trained on.
-        seasonality: values per season; if None, that of the traits, or else the detected one.
+        seasonality: values per season. If it is None, ``traits.season`` is used or, if that is None, a detected season.
         covariates: finite values [T + horizon, K] of the columns in ``traits.known``, or None if there are none.
 
     Raises:
@@ -235,7 +236,7 @@ class GlobalForecaster:
         return 1
 
     def seconds(self, items: Sequence[SeriesWindow]) -> float:
-        """Return the expected duration of a batch. Its longest forecast decides how often the network runs."""
+        """Return the expected seconds of a batch. The longest forecast decides how often the network runs."""
         return self.latency(len(items)) * math.ceil(max(item.horizon for item in items) / self.network.sizes.horizon)
 
     def dummy_run(self, rows: int) -> None:
@@ -335,7 +336,7 @@ class WindowForecaster:
         return float(unit.mean() * largest), float(unit.std(ddof=1) * largest)
 
     def predict(self, items: Sequence[ScaledSeries]) -> list[np.ndarray]:
-        """Return the forecast [horizon] of each item. It is mean and median, as errors are assumed symmetric."""
+        """Return the mean [horizon] of each forecast. It equals the median, as errors are assumed symmetric."""
         with torch.inference_mode():
             location = np.array([item.location for item in items])
             scale = np.array([item.scale for item in items])
@@ -350,7 +351,7 @@ class WindowForecaster:
     def half_widths(self, item: ScaledSeries, level: float) -> np.ndarray:
         """Return half the width [horizon] of the interval that contains ``level`` % of the probability.
 
-        Beyond the last measured step, errors grow with the square root of the distance, as for a random walk.
+        After the last measured step, errors grow with the square root of the number of steps, as for a random walk.
         """
         return -NORMAL.inv_cdf(0.5 - level / 200) * self._deviation(item)
 
@@ -371,7 +372,7 @@ class WindowForecaster:
         return 1
 
     def seconds(self, items: Sequence[ScaledSeries]) -> float:
-        """Return the expected duration of a batch. It is proportional to the steps of the window and the forecast."""
+        """Return the expected seconds of a batch, which are proportional to the steps of window plus forecast."""
         steps = self.minimum + max(item.horizon for item in items)
         return self.latency(len(items)) * steps / (self.minimum + DUMMY_HORIZON)
 

@@ -31,7 +31,7 @@ _STOPS = np.array([[0, 0, 90], [130, 0, 150], [230, 50, 40], [255, 170, 0], [255
 HEAT = [np.interp(np.linspace(0, 4, 256), range(5), _STOPS[:, channel]).round().tolist() for channel in range(3)]
 BAND = 2**20  # pixels (in whole rows) or bytes that are processed at a time
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-FRAME = 80  # milliseconds per image of an animation
+FRAME = 80  # milliseconds for which an animation shows each image
 COLOURS = {1: 0, 3: 2}  # PNG colour type by number of channels
 
 # Turn off Pillow's limit, which only warns up to twice its value. ``open`` checks QUARTET_MAX_PIXELS instead.
@@ -249,7 +249,8 @@ def _opaque(image: Image.Image) -> Image.Image:
 def png(pixels: np.ndarray, level: int = 1) -> bytes:
     """Return a PNG file (ISO/IEC 15948) of pixels uint8 [channels, height, width], grey or RGB.
 
-    For small images this is four times as fast as Pillow, which takes longer than a network takes to generate them.
+    For small images, this function is four times as fast as Pillow, which would take longer than the network that
+    generates the images.
     """
     channels, height, width = pixels.shape
     lines = np.zeros((height, 1 + width * channels), np.uint8)  # each line begins with its filter type; 0 means none

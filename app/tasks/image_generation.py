@@ -1,4 +1,4 @@
-"""Image generation: make images from seeds and labels."""
+"""Image generation: make images from random seeds and class labels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class ImageSampler:
     """Predictor for networks that generate images. ``labels`` has a name for each class, if the network has classes.
 
     An image does not depend on the batch in which it is generated. ``warm_up`` tests whether the processor's rounding
-    depends on the batch size. If so, the network computes in float64, where the differences change no pixel.
+    depends on the batch size. If so, the network computes in float64, in which the differences are too small to change
+    a pixel.
     """
 
     def __init__(self, version: Version, device: torch.device) -> None:
@@ -51,8 +52,8 @@ class ImageSampler:
     def parse(self, count: int, label: str | None, seed: int) -> LatentBatch:
         """Return the latents and classes of ``count`` images. Raises BadValue for an unknown label.
 
-        Image i of a seed does not depend on ``count``. The latents do not depend on the label. If ``label`` is None and
-        there are L labels, the first L images show each label once, in random order, and so do the next L images.
+        Image i of a seed does not depend on ``count``, and the latents do not depend on the label. If ``label`` is None
+        and there are L labels, the first L images show each label once, in random order, and so do the next L images.
         """
         if label is not None and label not in self.labels:
             allowed = f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} has no labels"

@@ -1,4 +1,4 @@
-"""A model of the time that a batch takes. It is fitted to measurements when a version is loaded."""
+"""A linear model of the time that a batch takes. It is fitted to measurements when a model version is loaded."""
 
 from __future__ import annotations
 

@@ -28,8 +28,9 @@ def padded_rows(rows: int, min_rows: int = 1) -> int:
 def batch_invariant(compute: Callable[[Tensor], Tensor], inputs: Tensor, min_rows: int = MIN_ROWS) -> bool:
     """Return whether each row of ``compute(inputs)`` has the same bits if it is computed in a smaller batch.
 
-    In float32 this depends on the processor's matrix kernels, so all padded batch sizes from ``min_rows`` are tried. If
-    results differ, callers use float64, in which the differences are too small to change an answer.
+    In float32, the bits may depend on the batch size, because the processor's matrix kernels may round differently for
+    different sizes. Therefore all padded batch sizes from ``min_rows`` are tried. If results differ, callers use
+    float64, in which the differences are too small to change an answer.
     """
     sizes = {padded_rows(rows) for rows in range(min_rows, len(inputs) + 1)}
     with torch.inference_mode():
@@ -46,7 +47,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 def _bfloat16_is_faster() -> bool:
     """Time a convolution in both precisions, and return whether bfloat16 is clearly faster.
 
-    This is measured, because bfloat16 is slower on some processors that support it. The network
+    The time is measured, because bfloat16 is slower on some processors that support it. The network
     ``cifar10-whitened`` takes 0.5 times the float32 time on an AMD EPYC, and 1.5 times the float32 time on an Intel
     Xeon without AMX.
     """
@@ -71,8 +72,8 @@ def _bfloat16_is_faster() -> bool:
 def check_finite(total: float, outputs: str) -> None:
     """Raise ArithmeticError if ``total``, the sum of a network's outputs, is not finite.
 
-    The inputs are finite, and so are the weights of networks of this project. A sum that is not finite is therefore a
-    fault of the machine.
+    The inputs are finite, and so are the weights of networks of this project. If the sum is not finite, the cause is
+    therefore a fault of the machine.
     """
     if not math.isfinite(total):
         raise ArithmeticError(f"{outputs} are not finite")

@@ -8,8 +8,8 @@ SEASONS = (4, 7, 12, 24, 52, 168)  # quarters, days of a week, months, hours of 
 MAX_VALUES = 1344  # only this many values at the end of a series are analysed: eight weeks of hours
 DIVISOR_RATIO = 0.7  # a divisor of the best season is preferred if its strength is at least this share of the best
 CONSTANT, STRAIGHT = 1e-13, 1e-9  # rounding errors: largest relative spread of a constant series and of a line
-# Thresholds of the autocorrelation in standard deviations (one-sided tests). They are low, because to miss a season
-# harms a forecast more than to assume a wrong one.
+# Thresholds of the autocorrelation in standard deviations (one-sided tests). They are low, because missing a season
+# harms a forecast more than assuming a wrong season.
 SIGNIFICANCE, UNUSUAL_SIGNIFICANCE = 1.0, 1.645
 YEAR_HARMONICS = 3
 MIN_YEARS = 2  # smallest length, in years, of a series whose yearly pattern is estimated
@@ -22,9 +22,10 @@ MIN_PROMINENCE, UNUSUAL_MIN_PROMINENCE, UNUSUAL_MIN_CORRELATION = 0.15, 0.25, 0.
 def detect_season(values: np.ndarray) -> int:
     """Return the number of values per season of a series [T] without NaN, or 1 if it has no season.
 
-    The autocorrelation at a season must be significant, as in the M4 competition. Half a season before and after, it
-    must be clearly lower, because slow waves and random walks have a high autocorrelation at all short lags. A season
-    outside ``SEASONS`` must also be a peak of the autocorrelation, and stronger than the seasons in ``SEASONS``.
+    The autocorrelation at the season must be significant, as in the M4 competition. The autocorrelation at half a
+    season less and more must be clearly lower, because slow waves and random walks have a high autocorrelation at all
+    short lags. A season outside ``SEASONS`` must also be a peak of the autocorrelation, and stronger than the seasons
+    in ``SEASONS``.
     """
     recent = values[-MAX_VALUES:]
     count = len(recent)
@@ -129,7 +130,10 @@ def _smooth(x: np.ndarray, season: int) -> np.ndarray:
 
 
 def seasonal_medians(x: np.ndarray, season: int) -> np.ndarray:
-    """Return the median [season] of x [T] at each position of the season. NaN are ignored; 0 if all are NaN."""
+    """Return the median [season] of x [T] at each position of the season, or 0 where all values are NaN.
+
+    Other NaN values are ignored.
+    """
     seasons = np.pad(x, (0, -len(x) % season), constant_values=np.nan).reshape(-1, season)
     known = (~np.isnan(seasons)).sum(axis=0)
     seasons = np.sort(seasons, axis=0)  # NaN are last

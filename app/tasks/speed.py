@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-SECONDS = 0.5  # shortest duration of a measurement, which has at least MIN_REPEATS repetitions
+SECONDS = 0.5  # a measurement takes at least this long, and has at least MIN_REPEATS repetitions
 MAX_SECONDS = 5.0  # after this time MIN_REPEATS is ignored, because a full batch of a large network takes seconds
 MIN_REPEATS = 5
 ROWS = 64  # rows of a full batch

@@ -1,4 +1,4 @@
-"""Text generation: continue prompts, many texts at a time. Each text has its own random numbers."""
+"""Text generation: continue many prompts at the same time. Each text has its own random numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, check_finite, pad
 from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs
 
-PREFILL_SECONDS = 0.002  # longest prefill in a step, so that other texts do not wait long
+PREFILL_SECONDS = 0.002  # longest prefill (reading of prompts) in a step, so that other texts do not wait long
 PREFILL_SHARE = 1.0  # longest prefill while texts are generated, relative to the time of their step
 MAX_PREFILL = 256  # largest number of characters of a prompt that are read in a step
 BLOCK_SIZES = (2, 3, 5, 7, 12, 32)  # numbers of characters read at once that ``warm_up`` tries
@@ -29,9 +29,9 @@ UNIFORMS_AHEAD = 64  # steps for which a batch holds random numbers
 class Prompt:
     """A prompt. If several texts continue it, the network reads it only once.
 
-    ``characters`` [T] are indices. ``state`` is the network's state after the first ``read`` characters. The last
-    character is read in the first step of each text. ``log_probs`` records the log-probabilities of all characters
-    except the first.
+    ``characters`` [T] are indices in the vocabulary. ``state`` is the network's state after the first ``read``
+    characters. The last character is read in the first step of each text. ``log_probs`` records the log-probabilities
+    of all characters except the first.
     """
 
     characters: np.ndarray
@@ -86,7 +86,7 @@ class Continuation:
 
     @property
     def settled(self) -> str:
-        """The part of the text that a stream may send. An end that may become a stop string is left out."""
+        """The part of the text that a stream may send, without last characters that may begin a stop string."""
         if self.finished or not self.stop:
             return self.text
         text, held = self.text, 0
@@ -110,7 +110,7 @@ class Continuation:
 
 
 def memory_bytes(texts: Sequence[Continuation]) -> int:
-    """Return the bytes that texts take when they are finished: prompts, random numbers and log-probabilities."""
+    """Return the bytes that the prompts, random numbers and log-probabilities of finished texts take."""
     total = sum(text.uniforms.nbytes for text in texts)
     records = [(text.options.log_probs, len(text.uniforms)) for text in texts if text.options]
     for prompt in {id(text.prompt): text.prompt for text in texts}.values():
@@ -152,7 +152,7 @@ class TextGenerator:
     """Predictor for character RNNs.
 
     A seed gives the same text at any load. ``warm_up`` tests whether the processor's rounding depends on the batch
-    size. If so, the network computes in float64, where the differences change no sampled character.
+    size. If so, the network computes in float64, in which the differences are too small to change a sampled character.
     """
 
     def __init__(self, version: Version, device: torch.device, network: Any = None) -> None:
@@ -172,7 +172,7 @@ class TextGenerator:
         self.device = device
         self.network = network.to(device)
         self.steps = self.network.steps()
-        self.reads_many = hasattr(self.steps, "read_many")  # reads many characters of a text at once
+        self.reads_many = hasattr(self.steps, "read_many")  # whether it reads many characters at once
         self.initial_state = self.network.zero_state(1)[0]  # [layers, hidden]
         self.min_rows = MIN_ROWS  # smaller batches are padded
         # Times of a step that generates texts, and of one that only reads prompts. ``warm_up`` measures them.

@@ -14,11 +14,11 @@ MIN_TEMPERATURE = 1e-100  # lower temperatures also give weights of 0 and 1, but
 
 
 class Sampler:
-    """Samples one index from each row of logits. ``temperature``, ``top_k`` and ``top_p`` are [N].
+    """Samples one token index from each row of logits. ``temperature``, ``top_k`` and ``top_p`` are arrays [N].
 
-    Temperature 0 means greedy decoding. Top-k keeps the k most likely tokens (Fan et al. 2018), top-p the smallest set
-    of most likely tokens whose total probability reaches p (Holtzman et al. 2020). Both are applied after the
-    temperature. The result for a row does not depend on other rows.
+    Temperature 0 means greedy decoding. Top-k keeps the k most likely tokens (Fan et al. 2018). Top-p keeps the
+    smallest set of most likely tokens whose total probability reaches p (Holtzman et al. 2020). Top-k and top-p are
+    applied after the temperature. The result for a row does not depend on other rows.
     """
 
     def __init__(self, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray, vocabulary: int) -> None:
@@ -82,8 +82,8 @@ class LogProbs:
 class SamplingOptions:
     """Options that few texts use: bias, penalties and log-probabilities.
 
-    ``bias`` [V] is added to the logits. From the logit of each token that was generated before, ``presence`` is
-    subtracted once, and ``frequency`` once for each time the token was generated (OpenAI's definitions).
+    ``bias`` [V] is added to the logits. If a token was generated before, ``presence`` is subtracted from its logit,
+    and ``frequency`` is subtracted for each time that it was generated. OpenAI's API defines the options the same way.
     """
 
     bias: np.ndarray
@@ -138,7 +138,7 @@ class OptionRows:
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return log-probabilities [N, V] of logits [N, V]. Rows are summed separately, so they are independent."""
+    """Return log-probabilities [N, V] of logits [N, V]. The result for a row does not depend on other rows."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     result: np.ndarray = shifted - np.log(np.exp(shifted).cumsum(axis=1)[:, -1:])
     return result

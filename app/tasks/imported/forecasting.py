@@ -51,8 +51,8 @@ class ImportedForecaster(TaskPredictor):
         context: number of values that the network reads; by default, the length of the input tensor.
         quantiles: levels of the quantiles in ascending order, which include 0.5; by default, there are no quantiles.
         standardise: whether the service scales each window to mean 0 and deviation 1, and scales the forecast back.
-        seasons: name of the input [N] with the number of values per season, which is 1 for no season. A network with
-            this input must read windows that begin with NaN, because the service then accepts shorter series.
+        seasons: name of the input [N] with the number of values per season, which is 1 for a series without a season.
+            A network with this input must accept windows that begin with NaN, because the service pads short series.
         non_negative: whether forecasts are at least 0 for series without negative values.
     """
 

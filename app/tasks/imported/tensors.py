@@ -27,7 +27,7 @@ class TensorRows:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """A value that is equal for items that can be computed in one batch."""
+        """A key for batching: items with equal keys can be computed in one batch."""
         return tuple((name, array.dtype, array.shape[1:]) for name, array in self.arrays.items())
 
 
@@ -59,7 +59,8 @@ class TensorPredictor:
     def predict(self, items: Sequence[TensorRows]) -> list[dict[str, np.ndarray]]:
         """Return the outputs of each item.
 
-        If the network has a batch dimension, items are batched if only their numbers of rows differ.
+        If the network has a batch dimension, items whose shapes differ only in the number of rows are computed in one
+        batch.
 
         Raises:
             BadValue: the network cannot read an input.

@@ -28,13 +28,13 @@ class ImportedTextGenerator(TextGenerator):
     result for a row does not depend on the batch size. Most networks fulfil this only up to rounding errors.
 
     Options on the card:
-        tokens: name of the input with the indices of characters: [N] or [N, 1] with states, else a window [N, T].
+        tokens: name of the input with the indices of characters: [N] or [N, 1] with states, otherwise a window [N, T].
         logits: name of the output with the logits of the next character: [N, V] or [N, 1, V] with states. Without
             states it is [N, T, V], and must not depend on later characters.
         states: names of the inputs with the state, if the network has one: [N, ...], initially 0.
         next_states: names of the outputs with the next state, in the same order as ``states``.
-        context: length of the window; by default, that of the input.
-        unknown: index of the character that replaces unknown ones; 0 by default.
+        context: length of the window; by default, the length of the input tensor.
+        unknown: index of the character that replaces characters outside the vocabulary; 0 by default.
         bytes: whether the vocabulary consists of the 256 bytes, for UTF-8. ``max_characters`` then counts bytes.
     """
 
@@ -95,7 +95,7 @@ class ByteContinuation(Continuation):
 
 
 class _CharacterNetwork:
-    """Base class of two classes that give an imported network the methods of ``CharacterRNN`` needed for serving."""
+    """Base class of two adapters for imported networks, with the methods of ``CharacterRNN`` that serving needs."""
 
     def __init__(self, tensors: TaskPredictor, vocabulary: int) -> None:
         self.tensors = tensors
@@ -134,9 +134,9 @@ class _CharacterNetwork:
 
 
 class StateNetwork(_CharacterNetwork):
-    """A network that reads one character and a state, and returns logits and the next state.
+    """Adapter for a network that reads one character and a state, and returns logits and the next state.
 
-    The state of a row has the shape [1, values], and joins the values of all state tensors.
+    The state of a row has the shape [1, values]. It contains the values of all state tensors, one after the other.
     """
 
     def __init__(self, tensors: TaskPredictor, vocabulary: int) -> None:
@@ -170,7 +170,7 @@ class StateNetwork(_CharacterNetwork):
         return torch.zeros(rows, 1, sum(self.lengths))
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N], state [N, 1, values] -> logits [N, V + 1], and the next state [N, 1, values]."""
+        """Read characters [N], given states [N, 1, values]. Return logits [N, V + 1] and next states [N, 1, values]."""
         rows = len(characters)
         indices = self._indices(characters, self.token.dtype)
         arrays = {self.token.name: indices.reshape(rows, *self.token.shape[1:])}
@@ -188,7 +188,10 @@ class StateNetwork(_CharacterNetwork):
 
 
 class WindowNetwork(_CharacterNetwork):
-    """A causal network that reads a window. The state of a row is its window and the number of characters in it."""
+    """Adapter for a causal network that reads a window of characters.
+
+    The state of a row consists of the number of characters in its window, and the window.
+    """
 
     def __init__(self, tensors: TaskPredictor, vocabulary: int) -> None:
         super().__init__(tensors, vocabulary)
@@ -222,7 +225,10 @@ class WindowNetwork(_CharacterNetwork):
         return torch.zeros(rows, 1, 1 + self.context, dtype=torch.int64)
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N], state [N, 1, 1 + context] -> the next state as [N, 1 + context] and [N, 1, 1 + context]."""
+        """Read characters [N], given states [N, 1, 1 + context].
+
+        Returns the next states in two shapes: [N, 1 + context] for ``logits``, and [N, 1, 1 + context].
+        """
         state = state[:, 0].long()
         count, window = state[:, :1], state[:, 1:]
         window = torch.where(count >= self.context, window.roll(-1, dims=1), window)
