@@ -30,7 +30,7 @@ class QuartetError(Exception):
 
 
 class BadValue(QuartetError):
-    """A part of the request is invalid. The message usually states its name, its value and what is allowed."""
+    """A part of the request is invalid. The message usually states its name, its value and the allowed values."""
 
     status = 400
     type = "invalid_request_error"
@@ -161,13 +161,13 @@ class Overloaded(QuartetError):
 
 
 class LimitReached(Overloaded):
-    """The API key has reached its rate limit. ``retry_after`` is the number of seconds until the key may be used."""
+    """The API key has reached its rate limit. ``retry_after`` is the number of seconds until the key works again."""
 
     code = "rate_limit_exceeded"
 
 
 class TooManyVersions(Overloaded):
-    """The requested version is not in memory and cannot be loaded now, because the versions in memory are in use."""
+    """The requested version cannot be loaded now, because all versions that it could replace in memory are in use."""
 
     code = "too_many_versions"
 
@@ -243,7 +243,7 @@ def inference_error(message: str, error: Exception) -> QuartetError:
 def quote_value(value: object, max_length: int = 60) -> str:
     """Return a value that a caller sent, as one line of text for an error message.
 
-    A long string is cut to ``max_length`` characters. The text of another long value has about twice as many.
+    A string is cut to ``max_length`` characters. The text of any other value is cut to twice this length.
     """
     if isinstance(value, str) and len(value) > max_length:
         return f"{value[:max_length]!r}… ({len(value):,} characters)"

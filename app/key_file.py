@@ -34,8 +34,8 @@ from app.store.disk_thread import DiskThread
 
 log = logging.getLogger("quartet")
 
-PREFIX = "quartet-"  # secret scanners can recognise leaked keys
-KEY_BYTES = 32  # random bytes of a key; nobody can guess so many, so a fast hash without salt is enough
+PREFIX = "quartet-"  # a fixed prefix, so that secret scanners can recognise leaked keys
+KEY_BYTES = 32  # random bytes of a key. They are too many to guess, so a fast hash without salt is enough.
 MAX_KEYS = 1000  # a limit, because the key of each request is compared with every key
 CHECK_INTERVAL = 1.0  # seconds between two checks of the file
 MAX_CHECK_SECONDS = 1.0  # how long requests wait for a check; on a stalled file system the check itself takes longer

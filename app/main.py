@@ -40,7 +40,7 @@ from app.serving.loader import PreparedModels
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 
-NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # FastAPI's; ``RequestTelemetry`` replaces it
+NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # ``RequestTelemetry`` replaces FastAPI's telemetry
 OLDEST_TORCH = "2.6"  # the same as in pyproject.toml
 REPORT_SECONDS = 0.5
 SUMMARY = "Trained PyTorch networks for images, text and series behind one HTTP service"
@@ -50,7 +50,8 @@ GAN generates images.
 To send a request from this page, open an operation, click *Try it out*, then *Execute*. The examples use the models
 that come with Quartet. To classify an image, choose a file first.
 
-Errors have one shape: `{"error": {"message", "type", "param", "code"}}`, and under `/v2` `{"error": message}`."""
+Every error has the form `{"error": {"message", "type", "param", "code"}}`. Under `/v2`, the form is
+`{"error": message}`."""
 TAGS = [
     {"name": "Tasks", "description": "Quartet's own endpoints: one for each task."},
     {"name": "OpenAI", "description": "Endpoints for OpenAI's clients."},
@@ -74,11 +75,11 @@ def create_app(
 ) -> FastAPI:
     """Build the application.
 
-    ``counters`` holds the rate-limit counters, and ``prepared`` the model versions that were loaded before the workers
-    were forked. All workers share both.
+    ``counters`` stores the rate-limit counters. ``prepared`` contains the model versions that were loaded before the
+    workers were forked. All workers share the counters and the loaded versions.
 
-    Serve the application with ``python -m app.main``. Other servers lack the limits on slow connections and on request
-    heads, and the orderly stop, because these are in ``app.server``.
+    Serve the application with ``python -m app.main``. Other ASGI servers lack the limits on slow connections and on
+    request heads, and the graceful shutdown, because ``app.server`` implements these features.
 
     Raises:
         SettingsError: a setting, the device or the store cannot be used.
@@ -171,7 +172,7 @@ async def _lifespan(
 
 
 def check_torch() -> None:
-    """Check the version of torch at start-up, because errors of an old version would come later and be less clear.
+    """Check the version of torch at start-up, because an old version would fail later and with less clear errors.
 
     Raises:
         SettingsError: torch is older than ``OLDEST_TORCH``.
@@ -181,7 +182,7 @@ def check_torch() -> None:
 
 
 async def _report(registry: Registry) -> None:
-    """Update the gauges of this worker regularly, because another worker may answer /metrics for all workers."""
+    """Update this worker's metrics at intervals, because any worker may answer /metrics for all workers."""
     while True:
         registry.report()
         await asyncio.sleep(REPORT_SECONDS)

@@ -1,4 +1,7 @@
-"""The settings. They come from environment variables with the prefix ``QUARTET_``. Errors name the invalid variable."""
+"""The settings of the service, which are environment variables with the prefix ``QUARTET_``.
+
+If a variable is invalid, the error message contains its name.
+"""
 
 from __future__ import annotations
 
@@ -40,15 +43,15 @@ class Settings(BaseSettings):
     model_bytes: int = Field(
         0,
         ge=0,
-        description="largest number of bytes of weights in the memory of each worker. 0 means no limit. Default models "
-        "always stay loaded.",
+        description="largest total size, in bytes, of the weights in the memory of each worker. 0 means no limit. "
+        "Default models always stay loaded.",
     )
     max_on_demand_versions: int = Field(
         8,
         ge=0,
-        description="versions that requests may load by number into each worker, besides the active, canary and "
-        "previous version of each model. A further version replaces the least recently used one, unless that is in "
-        "use.",
+        description="number of versions that each worker may load because a request names their version number. The "
+        "active, canary and previous versions of each model do not count. Beyond this number, a new version replaces "
+        "the least recently used version, unless that version is in use.",
     )
     device: str = Field(
         "auto",
@@ -60,20 +63,21 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=256,
-        description="worker processes. 0 means one per CPU core, but at most 16, and only as many as fit into half of "
-        "the free memory. On a GPU there is always one.",
+        description="number of worker processes. 0 means one worker per CPU core, but at most 16 workers, and only as "
+        "many as fit into half of the free memory. With a GPU, there is always one worker.",
     )
     threads: int = Field(
         0,
         ge=0,
-        description="CPU threads per computation. 0 means the number of cores divided by the number of workers.",
+        description="number of CPU threads per computation. 0 means the number of cores divided by the number of "
+        "workers.",
     )
     tta: bool = Field(
         False,
         description="test-time augmentation: classify several views of each image, for networks that support it. The "
         "results are more accurate, but take more time.",
     )
-    parse_threads: Count = Field(2, description="threads that decode images and parse large bodies")
+    parse_threads: Count = Field(2, description="number of threads that decode images and parse large bodies")
     log_level: str = Field(
         "info",
         pattern="^(debug|info|warning|error)$",
@@ -92,23 +96,25 @@ class Settings(BaseSettings):
     admin_key_file: Path | None = Field(
         None, description="file that contains the admin key, instead of `QUARTET_ADMIN_KEY`"
     )
-    max_import_bytes: Count = Field(2 * 2**30, description="bytes of an imported archive, both packed and unpacked")
+    max_import_bytes: Count = Field(
+        2 * 2**30, description="largest size of an imported archive in bytes, before and after unpacking"
+    )
 
     keys_file: Path | None = Field(
         None, description="file of API keys, made with `python -m app.keys`. Without a file, no key is required."
     )
     rate_limit: str = Field(
-        "", description="requests per key, such as `600/minute` or `600/minute;20/second`. Empty means no limit."
+        "", description="rate limit of each key, such as `600/minute` or `600/minute;20/second`. Empty means no limit."
     )
     rate_limit_storage: str = Field(
         "memory",
         pattern="^(memory|rediss?://.+)$",
-        description="storage of the request counts: `memory`, or a `redis://` URL for several machines",
+        description="storage of the request counts: `memory`, or a `redis://` URL to share the counts between machines",
     )
     cors_origins: str = Field(
         "",
-        description="origins whose web pages may call the service, separated by commas, or `*`. Empty means "
-        "same origin only.",
+        description="CORS origins whose web pages may call the service, separated by commas, or `*` for all origins. "
+        "Empty means that only pages of the same origin may call the service.",
     )
     trusted_hosts: str = Field(
         "",
@@ -122,60 +128,64 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(None, description="PEM file of the private key of `QUARTET_TLS_CERT`")
 
     max_body_bytes: Count = Field(
-        32 * 2**20, description="bytes of a request body. Bodies without images have lower limits."
+        32 * 2**20, description="largest size of a request body in bytes. Bodies without images have lower limits."
     )
     max_buffered_bytes: Count = Field(
         256 * 2**20,
-        description="bytes that all running requests may hold in memory, shared by the workers: bodies, also after "
-        "decompression; prompts, random numbers and log-probabilities of texts; and responses of more than 64 KiB, "
-        "until clients have read them",
+        description="bytes that all running requests of all workers together may hold in memory. Three things count: "
+        "request bodies, also after decompression; the prompts, random numbers and log-probabilities of texts; and "
+        "responses of more than 64 KiB, until the clients have read them.",
     )
     request_seconds: Seconds = Field(
-        60, description="seconds until a request times out. `x-request-timeout` can lower the limit per request."
+        60, description="seconds until a request times out. The header `x-request-timeout` can shorten this time."
     )
     body_seconds: Seconds = Field(30, description="seconds that a client may pause while it sends a body")
-    max_images: Count = Field(16, description="images per request")
+    max_images: Count = Field(16, description="largest number of images per request")
     max_pixels: Count = Field(
         50_000_000,
-        description="pixels per image before decoding. With `explain`, the limit applies to all images of a "
-        "request together.",
+        description="largest number of pixels per image, checked before decoding. With `explain`, the limit applies to "
+        "all images of a request together.",
     )
-    max_prompt_characters: Count = Field(100_000, description="characters of a prompt")
+    max_prompt_characters: Count = Field(100_000, description="largest number of characters of a prompt")
     max_prompt_seconds: Seconds = Field(
         30,
         description="seconds that a network may take to read the prompts of a request. The service estimates this time "
         "from the speed measured when the model was loaded, and rejects longer prompts immediately.",
     )
-    max_characters: Count = Field(4_000, description="generated characters per text")
-    max_texts: Count = Field(16, description="texts per request (`n`)")
-    max_series: Count = Field(64, description="series per request")
-    max_series_values: Count = Field(100_000, description="values of all series of a request together")
-    max_horizon: Count = Field(1_000, description="forecast steps")
-    max_samples: Count = Field(1_024, description="generated images per request")
-    max_rows: Count = Field(1_024, description="rows of tensors per request, for imported networks")
+    max_characters: Count = Field(4_000, description="largest number of generated characters per text")
+    max_texts: Count = Field(16, description="largest number of generated texts per request (`n`)")
+    max_series: Count = Field(64, description="largest number of series per request")
+    max_series_values: Count = Field(100_000, description="largest number of values in all series of a request")
+    max_horizon: Count = Field(1_000, description="largest number of steps to forecast")
+    max_samples: Count = Field(1_024, description="largest number of generated images per request")
+    max_rows: Count = Field(1_024, description="largest number of tensor rows per request, for imported networks")
 
-    batch_rows: Count = Field(64, description="rows of the largest batch")
+    batch_rows: Count = Field(64, description="largest number of rows in a batch")
     queue_rows: Count = Field(
-        2048, description="rows that may wait for one model, shared by the workers. Further requests get status 429."
+        2048,
+        description="largest number of rows that may wait for one model in all workers together. Further requests get "
+        "status 429.",
     )
-    max_running_texts: Count = Field(128, description="texts that one worker generates at a time")
+    max_running_texts: Count = Field(
+        128, description="largest number of texts that one worker generates at the same time"
+    )
     inline_seconds: float = Field(
         0.004,
         ge=0,
         le=0.05,
         description="longest expected time, in seconds, of a batch or text step that runs on the event loop. Longer "
-        "ones run on a thread. 0 means that all of them run on a thread. While requests are rejected, several text "
-        "steps run in a row, for 12 milliseconds.",
+        "batches and steps run on a thread. 0 means that all of them run on a thread. While requests are rejected, "
+        "text steps run on the event loop for up to 12 milliseconds in a row.",
     )
     unready_after_seconds: Seconds = Field(
-        5, description="seconds without progress of an engine after which the readiness check fails"
+        5, description="number of seconds after which the readiness check fails if no computation makes progress"
     )
     liveness_timeout_seconds: float = Field(  # at least 0.3, because progress is reported every 0.1 seconds
         30,
         ge=0.3,
         allow_inf_nan=False,
-        description="seconds without a heartbeat of a worker after which the supervisor replaces it. After twice this "
-        "time without progress of an engine, the liveness check fails.",
+        description="number of seconds without a heartbeat of a worker after which the supervisor process replaces the "
+        "worker. If no computation makes progress for twice this time, the liveness check fails.",
     )
     shutdown_grace_seconds: Seconds = Field(20, description="seconds that running requests may take during shutdown")
 
