@@ -8,7 +8,8 @@ from typing import Any
 class CoalescingTransport:
     """The transport of one response. It sends the head and the first part of the body in one system call.
 
-    Two calls would take twice as long and wake the client twice. Only heads with a content-length wait for the body.
+    Two system calls would take twice as long and wake the client twice. A head without a content-length is sent
+    immediately.
     """
 
     def __init__(self, transport: Any) -> None:

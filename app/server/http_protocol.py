@@ -22,23 +22,24 @@ from app.errors import BadValue, QuartetError, TooSlow
 from app.observability.middleware import SECURITY_HEADERS
 from app.server.coalescing_transport import CoalescingTransport
 
-HEAD_SECONDS = 30.0  # for a request head to arrive completely, and for the first request of a connection to begin
-TRAILER_SECONDS = 30.0  # for the trailers after a chunked body to arrive completely
-DRAIN_SECONDS = 30.0  # for the rest of a body to arrive after its request was answered
-FIRST_REQUEST_SECONDS = 2.0  # for a request that has begun, or a new connection's first one, when the server stops
-IDLE_SECONDS = 0.05  # for data that has arrived on an idle connection to be read when the server stops
-STALLED_WRITE_SECONDS = 60.0  # for a client to read STALLED_WRITE_BYTES, or all unsent bytes if they are fewer
+HEAD_SECONDS = 30.0  # longest time until a request head is complete, or until the first request of a connection begins
+TRAILER_SECONDS = 30.0  # longest time until the trailers after a chunked body are complete
+DRAIN_SECONDS = 30.0  # longest time until the rest of a body has arrived, after its request was answered
+# When the server stops, it waits this long for a request that has begun, or for the first request of a new connection.
+FIRST_REQUEST_SECONDS = 2.0
+IDLE_SECONDS = 0.05  # when the server stops, it waits this long for the next request on an idle connection
+STALLED_WRITE_SECONDS = 60.0  # in this time a client must read STALLED_WRITE_BYTES, or all unsent bytes if fewer
 STALLED_WRITE_BYTES = 64 * 1024
 FIELD_BYTES = 32  # added to the size of each field's name and value, as in HTTP/2 (RFC 9113, 6.5.2)
-HEAD_BYTES = 64 * 1024  # limit of request line and headers, as in h11; httptools has no limit
-TRAILER_BYTES = 64 * 1024  # limit of the fields after a chunked body
+HEAD_BYTES = 64 * 1024  # largest size of request line and headers, as in h11, because httptools has no limit
+TRAILER_BYTES = 64 * 1024  # largest size of the fields after a chunked body
 FRAMING_BYTES = 512 * 1024  # chunk sizes and extensions may have this many bytes more than the body itself
-DRAIN_BYTES = 64 * 2**20  # limit of the rest of a body after its request was answered
-SLICE_BYTES = 16 * 1024  # parsed at a time
-SMALL_SLICE_BYTES = 1024  # parsed at a time while the chunks are small; takes about 0.2 ms
+DRAIN_BYTES = 64 * 2**20  # largest size of the rest of a body after its request was answered
+SLICE_BYTES = 16 * 1024  # number of bytes that are parsed at a time
+SMALL_SLICE_BYTES = 1024  # the same while the chunks of a body are small; parsing a slice takes about 0.2 ms
 SMALL_SLICE_SECONDS = 0.001  # from one small slice to the next, so that they take a fifth of the event loop's time
 SMALL_CHUNK_BYTES = 16  # chunks are small if they have fewer bytes than this on average, with their size lines
-MAX_PIPELINED = 128  # requests that wait for the response to an earlier one on the same connection
+MAX_PIPELINED = 128  # largest number of requests that wait for earlier responses on the same connection
 
 
 class State(Enum):
@@ -74,9 +75,10 @@ class LimitExceeded(Exception):
 class BoundedHttpProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with limits on bytes and time in each state, and on the time of unread responses.
 
-    The time limit of a state applies only while the client has to send. While a request of the connection is being
-    answered, only the limit of ``TRAILER`` applies. The application limits the bytes of a body and the pauses in
-    it. The application finds this object in the scope of the running request, as its ``Connection``.
+    The time limit of a state applies only while the server waits for data from the client. While a request of the
+    connection is being answered, only the time limit of ``TRAILER`` applies. The application limits the bytes of a body
+    and the pauses while it arrives. The application finds this object in the scope of the running request, as its
+    ``Connection``.
     """
 
     delayed: ClassVar[set[BoundedHttpProtocol]] = set()  # connections of this process that have ``unparsed`` bytes
@@ -85,10 +87,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self.state = State.HEAD
         self.state_bytes = 0  # received in this state; in BODY, the framing bytes minus the bytes of the body
-        self.field_bytes = 0  # of request line, headers and trailers of one request
-        self.slice_bytes = SLICE_BYTES  # parsed at a time
-        self.unparsed = memoryview(b"")  # received bytes that wait until other connections have had their turn
-        self.chunks = 0  # size lines of chunks that have arrived
+        self.field_bytes = 0  # size of request line, headers and trailers of one request
+        self.slice_bytes = SLICE_BYTES  # number of bytes that are parsed at a time
+        self.unparsed = memoryview(b"")  # received bytes that wait, so that other connections are served first
+        self.chunks = 0  # number of chunks whose size lines have arrived
         self.chunks_with_data = 0  # the value of ``chunks`` when the last data arrived
         self.state_timer: asyncio.TimerHandle | None = None  # ends a state that lasts too long
         self.write_timer: asyncio.TimerHandle | None = None  # closes the connection if the client reads too little
@@ -309,7 +311,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Answer the requests that have arrived, then close the connection. uvicorn calls this when the server stops.
 
         A request whose first bytes have not been read yet is answered too. A client that has just connected may be
-        about to send one, so a new connection stays open longer than an idle one.
+        about to send a request. Therefore a new connection stays open longer than an idle connection.
         """
         self.close_after_response = True
         if self._is_answering():
@@ -327,7 +329,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._limit_closing()
 
     def _limit_closing(self) -> None:
-        """Limit the time for which a closed transport waits for the client to read."""
+        """Limit the time for which a closed transport waits until the client reads."""
         if self.write_timer is None and self.transport.get_write_buffer_size():
             self._start_write_timer(self._unsent_bytes())
 
@@ -344,14 +346,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._reject(HeadTooLarge(f"the request {name} has more than {HEAD_BYTES:,} bytes, the maximum"))
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn calls this when the data is not valid HTTP, and when a callback of the parser raises an error."""
+        """Reject data that is not valid HTTP. uvicorn also calls this after an error in a callback of the parser."""
         if self.field_bytes > HEAD_BYTES:
             self._reject_head()
         else:
             self._reject(BadValue(f"the request is not valid HTTP: {msg.strip()}"))
 
     def _reject(self, error: QuartetError) -> None:
-        """Let the earlier requests be answered, or send ``error`` if there are none. Then close the connection."""
+        """Send ``error``, or the responses to earlier requests if there are any. Then close the connection."""
         if self.transport.is_closing():
             return
         if self._is_answering():

@@ -63,7 +63,7 @@ def plan_workers(settings: Settings) -> tuple[int, int]:
 
     By default there is one worker for each core, but at most ``MAX_WORKERS`` and only as many as memory allows. The
     workers divide the cores equally. The networks are small, so two threads for one matrix product are slower than two
-    products in parallel (``make bench``). On a GPU there is always one worker.
+    products in parallel (measured with ``make bench``). With a GPU, there is always one worker.
 
     Raises:
         SettingsError: the device or the store cannot be used, or several workers are set and only one is possible.
@@ -82,7 +82,7 @@ def plan_workers(settings: Settings) -> tuple[int, int]:
 
 
 def run_alone(settings: Settings, create_app: AppFactory) -> None:
-    """Serve in this process until stopped by SIGTERM, SIGINT or SIGHUP. A signal during start-up exits immediately."""
+    """Serve in this process until SIGTERM, SIGINT or SIGHUP stops it. A signal during start-up exits immediately."""
     log_in_background()
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal once more after draining
         signal.signal(number, exit_on_signal)
@@ -103,7 +103,7 @@ def run_alone(settings: Settings, create_app: AppFactory) -> None:
 def run_server(server: ListeningServer | WorkerServer) -> None:
     """Run a server until it is stopped. Exit with status 1 if a network cannot recover.
 
-    If a thread is still busy at the end, exit immediately, because Python would wait for the thread.
+    If a thread is still busy at the end, exit immediately. Otherwise Python would wait for the thread.
     """
     server.run()
     logging.shutdown()  # called here, because a forked worker does not call it at exit

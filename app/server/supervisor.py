@@ -1,10 +1,11 @@
-"""The supervisor is a process that listens, and that distributes connections among worker processes.
+"""The supervisor process, which accepts connections and distributes them among worker processes.
 
 Each worker has its own event loop and its own engines. The supervisor passes each connection to the worker with the
-least work. If workers shared a socket, they would get connections at random, and would keep them for a long time
-(keep-alive). The supervisor replaces workers that die or hang, and stops all workers when it is stopped.
+least work. If the workers shared a listening socket instead, they would get connections at random, and would keep them
+for a long time (keep-alive). The supervisor replaces workers that die or hang, and stops all workers when it is
+stopped.
 
-This module uses no threads, no event loop and no torch, because the supervisor forks.
+This module uses no threads, no event loop and no torch, because the supervisor forks the workers.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ RELEASE_MESSAGE = b"s"  # asks a worker to close one of its connections after th
 BACKLOG = 2048
 TICK_SECONDS = 0.25
 PAUSE_SECONDS = 2.0  # a longer time between two ticks means that the process was stopped, for example by SIGSTOP
-START_SECONDS = 60.0  # the least time that a new worker gets to become ready when it replaces another
+START_SECONDS = 60.0  # shortest time that a new worker gets to become ready when it replaces another worker
 MAX_PENDING_SECONDS = 5.0  # a connection is closed if no worker accepts it for this long
-REBALANCE_SECONDS = 1.0  # how long one worker may have many more connections than another
+REBALANCE_SECONDS = 1.0  # longest time for which a worker may have many more connections than another worker
 BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)  # while a worker is forked
 RESTART_DELAYS = (0.1, 10.0)  # first and longest delay, in seconds, before a worker that died early is replaced
 
@@ -48,27 +49,27 @@ class WorkerProcess:
     last_heartbeat: float = field(default_factory=time.monotonic)
     ready: bool = False
     stopping: bool = False
-    unwell: bool = False  # whether the worker reports problems
+    unhealthy: bool = False  # whether the worker reports problems
     connections: int = 0
-    busy: int = 0  # running requests at the last report, plus connections that were on their way then or sent later
+    busy: int = 0  # running requests at the last report, plus connections that the worker had not received by then
     buffer: bytes = b""  # an incomplete line
     sent: deque[socket.socket] = field(default_factory=deque)  # connections not yet reported as received
 
     def load(self) -> tuple[bool, int]:
-        """Return a sort key. The worker with the lowest key gets the next connection; unwell workers come last.
+        """Return a sort key. The worker with the lowest key gets the next connection; unhealthy workers come last.
 
         A connection counts even if it is idle, because its client may send a request at any time.
         """
-        return self.unwell, self.connections + self.busy
+        return self.unhealthy, self.connections + self.busy
 
 
 class Supervisor:
     """Starts ``count`` workers and distributes connections. ``work(channel)`` runs in each worker process.
 
     A worker without a heartbeat for ``unready_after_seconds`` gets connections only if no other worker accepts them.
-    After ``liveness_timeout_seconds`` it is replaced. When the service is stopped, workers that still run after
-    ``shutdown_grace_seconds`` are killed. ``ready()`` is called when the service listens, and ``died(pid)`` when a
-    worker has ended.
+    After ``liveness_timeout_seconds`` without a heartbeat, the worker is replaced. When the service is stopped, workers
+    that still run after ``shutdown_grace_seconds`` are killed. ``ready()`` is called when the service listens, and
+    ``died(pid)`` when a worker has ended.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Supervisor:
         self._pending: deque[tuple[socket.socket, float]] = deque()  # unaccepted connections and their deadlines
 
     def run(self) -> int:
-        """Serve until stopped by SIGTERM, SIGINT or SIGHUP; a second SIGTERM or SIGINT exits immediately.
+        """Serve until SIGTERM, SIGINT or SIGHUP stops the service. A second SIGTERM or SIGINT exits immediately.
 
         Returns the exit status.
         """
@@ -185,7 +186,7 @@ class Supervisor:
         """Read status lines of a worker. Returns whether there may be more lines.
 
         The lines are ``got N`` (N connections were received), ``left N`` (N connections have ended), ``ready``,
-        ``stopping``, and ``busy N`` or ``unwell N`` (N running requests).
+        ``stopping``, and ``busy N`` or ``unhealthy N`` (N running requests).
         """
         try:
             content = worker.channel.recv(4096)
@@ -202,15 +203,15 @@ class Supervisor:
         *lines, worker.buffer = (worker.buffer + content).split(b"\n")
         for line in lines:
             state, _, number = line.partition(b" ")
-            if state in (b"ready", b"busy", b"unwell"):
+            if state in (b"ready", b"busy", b"unhealthy"):
                 worker.last_heartbeat = time.monotonic()
             if state == b"ready":
                 worker.ready = not worker.stopping
                 self._accept_when_ready()
             elif state == b"stopping":
                 worker.ready, worker.stopping = False, True
-            elif state in (b"busy", b"unwell"):
-                worker.busy, worker.unwell = int(number) + len(worker.sent), state == b"unwell"
+            elif state in (b"busy", b"unhealthy"):
+                worker.busy, worker.unhealthy = int(number) + len(worker.sent), state == b"unhealthy"
             elif state == b"got":
                 for _ in range(int(number)):
                     worker.sent.popleft().close()
@@ -225,7 +226,7 @@ class Supervisor:
         worker.sent.clear()
 
     def _accept_when_ready(self) -> None:
-        """Listen once all workers are ready, so that all get some of the first connections. Then accept connections."""
+        """Listen once all workers are ready, so that each gets some of the first connections. Then accept them."""
         ready = [worker for worker in self._workers if worker.ready]
         if not self._serving and len(ready) == self._count:
             self._listener.listen(BACKLOG)
@@ -295,7 +296,7 @@ class Supervisor:
         return False
 
     def _check_workers(self) -> None:
-        """Remove ended workers, kill hung ones, and rebalance connections."""
+        """Remove workers that have ended, kill workers that hang, and rebalance connections."""
         now = time.monotonic()
         if (paused := now - self._checked_at) > PAUSE_SECONDS:  # the whole service was paused, so no worker reported
             for worker in self._workers:
@@ -337,11 +338,12 @@ class Supervisor:
             self._restart_delay = RESTART_DELAYS[0]
 
     def _rebalance(self, now: float) -> None:
-        """Close some connections of a worker that has had many more than another for ``REBALANCE_SECONDS``.
+        """Close some connections of a worker that has many more connections than another worker.
 
-        The clients of these connections connect again, and get another worker. Short imbalances are normal.
+        The clients of these connections connect again, and get another worker. Imbalances shorter than
+        ``REBALANCE_SECONDS`` are normal and ignored.
         """
-        ready = [worker for worker in self._workers if worker.ready and not worker.unwell]
+        ready = [worker for worker in self._workers if worker.ready and not worker.unhealthy]
         counts = [worker.connections for worker in ready] or [0]
         surplus = (max(counts) - min(counts)) // 2
         if surplus < 2 or max(counts) <= 1.5 * min(counts):
@@ -386,7 +388,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def handles_sighup() -> bool:
-    """Return whether SIGHUP stops the service. It does not under ``nohup``, or on systems without this signal."""
+    """Return whether SIGHUP stops the service. This is false under ``nohup``, and on systems without SIGHUP."""
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 

@@ -1,4 +1,4 @@
-"""Find the cores and the memory that this process may use, also in a container, and set options of the C library."""
+"""Find the CPU cores and the memory that this process may use, also in a container, and set memory options of glibc."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def raise_file_limit() -> None:
 
 
 def single_arena() -> None:
-    """Let all later threads allocate memory from one glibc arena. By default threads have arenas of their own.
+    """Let all later threads allocate memory from one glibc arena. By default, each thread may get its own arena.
 
-    Free memory of one arena cannot be used by another. A single arena saves 45 to 85 MiB for two workers. Threads of
-    this service rarely wait for the lock of the arena.
+    Free memory of one arena cannot be used by another arena. A single arena saves 45 to 85 MiB for two workers. The
+    threads of this service rarely wait for the lock of the arena.
     """
     with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def trim_heap() -> None:
-    """Return free heap memory to the system, because warming up needs more memory than serving."""
+    """Return free heap memory to the operating system, because warming up needs more memory than serving."""
     with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL(None).malloc_trim(0)

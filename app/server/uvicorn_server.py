@@ -1,4 +1,4 @@
-"""Two uvicorn servers: one listens itself, and the other receives connections from the supervisor."""
+"""Two uvicorn servers. One has its own listening socket, and the other receives connections from the supervisor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STDOUT = 1  # file descriptor
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server. On the first SIGTERM it finishes running requests; on a second one it exits immediately.
+    """uvicorn's server. The first SIGTERM lets it finish running requests. A second SIGTERM lets it exit immediately.
 
     A SIGTERM during start-up also exits immediately.
     """
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def drain(self) -> None:
-        """Finish running requests, then end."""
+        """Reject new requests, finish running requests, and then end the server."""
         self.registry.stopping = self.should_exit = True
 
 
@@ -210,7 +210,7 @@ class WorkerServer(Server):
         self._hang_seconds = settings.liveness_timeout_seconds
         self._received = 0  # connections received since the last report
         self._closed = 0  # connections that have ended since the last report
-        self._health = "busy"  # "unwell" if there are problems
+        self._health = "busy"  # "unhealthy" if there are problems
         self.arriving: set[asyncio.Task[None]] = set()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -242,7 +242,7 @@ class WorkerServer(Server):
             asyncio.get_running_loop().call_soon_threadsafe(self._send_status, "stopping")
 
     async def on_tick(self, counter: int) -> bool:
-        self._health = "unwell" if self.registry.problems() else "busy"
+        self._health = "unhealthy" if self.registry.problems() else "busy"
         self._report_load()
         return await super().on_tick(counter)
 
@@ -254,14 +254,17 @@ class WorkerServer(Server):
         await super().shutdown(sockets)
 
     def _report_load(self) -> None:
-        """Report the running requests, if the engine works. A new connection counts as one: its request begins soon."""
+        """Report the number of running requests, unless the engine hangs.
+
+        A new connection counts as a running request, because its request begins soon.
+        """
         if self.registry.executor.stalled_seconds() < self._hang_seconds:
             self._send_status(f"{self._health} {len(self.server_state.tasks) + self._received}")
         else:
             self._send_status()
 
     def _send_status(self, *lines: str) -> None:
-        """Send how many connections were received and how many have ended since the last report, and status lines."""
+        """Send the numbers of connections received and ended since the last report, and then the status lines."""
         received, closed = self._received, self._closed
         with contextlib.suppress(OSError):
             self._channel.send("".join(f"{line}\n" for line in (f"got {received}", f"left {closed}", *lines)).encode())
@@ -280,7 +283,7 @@ class WorkerServer(Server):
             self._report_load()
 
     def _accept(self) -> bool:
-        """Receive messages, which bring new connections or ask to close some. Returns whether there were any."""
+        """Receive messages with new connections or requests to close connections. Returns whether there were any."""
         loop = asyncio.get_running_loop()
         try:
             content, descriptors, _, _ = socket.recv_fds(self._channel, 256, 16)

@@ -87,9 +87,9 @@ def test_idle_connections_count_for_the_choice_of_a_worker() -> None:
     own_end, worker_end = socket.socketpair()
     with own_end, worker_end:
         process = multiprocessing.get_context("fork").Process()
-        idle, computing, unwell = (WorkerProcess(process, own_end) for _ in range(3))
-        idle.connections, computing.connections, computing.busy, unwell.unwell = 5, 2, 2, True
-        assert sorted([unwell, idle, computing], key=WorkerProcess.load) == [computing, idle, unwell]
+        idle, computing, unhealthy = (WorkerProcess(process, own_end) for _ in range(3))
+        idle.connections, computing.connections, computing.busy, unhealthy.unhealthy = 5, 2, 2, True
+        assert sorted([unhealthy, idle, computing], key=WorkerProcess.load) == [computing, idle, unhealthy]
 
 
 def test_a_signal_during_a_report_counts_no_connection_twice(tiny_store: Path) -> None:
