@@ -1,4 +1,4 @@
-"""The command ``python -m app.models add``, which imports a trained network."""
+"""The command ``python -m app.models add``, which imports a network that was trained outside this project."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", default="not stated", help="licence of the network")
     parser.add_argument("--source", default="not stated", help="where the network comes from, such as a URL")
     parser.add_argument(
-        "--task", choices=TASK_OPTIONS, default="infer", help="task besides tensors under /v2; infer: none"
+        "--task", choices=TASK_OPTIONS, default="infer", help="task of the network; infer: only tensors under /v2"
     )
     _add_image_arguments(parser)
     _add_sequence_arguments(parser)
@@ -79,8 +79,8 @@ def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sample: latents [N, latent] to images [N, C, H, W]")
     group.add_argument("--latents", metavar="TENSOR", help="name of the input for the latent vectors")
     group.add_argument("--classes", metavar="TENSOR", help="name of the input for class indices [N]; needs --labels")
-    group.add_argument("--low", type=float, help="output value that means black (default: -1)")
-    group.add_argument("--high", type=float, help="output value that means white (default: 1)")
+    group.add_argument("--low", type=float, help="value of black in the output (default: -1)")
+    group.add_argument("--high", type=float, help="value of white in the output (default: 1)")
 
 
 def _add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +111,7 @@ def _add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocabulary",
         metavar="FILE",
         type=Path,
-        help="JSON list of the characters in the order of their indices; `bytes`: the network reads UTF-8 bytes",
+        help="JSON list of the characters in the order of their indices, or `bytes` if the network reads UTF-8 bytes",
     )
     group.add_argument("--tokens", metavar="TENSOR", help="name of the input for characters (default: the only one)")
     group.add_argument("--logits", metavar="TENSOR", help="name of the output with the logits (default: the only one)")

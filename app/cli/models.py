@@ -75,7 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     named("show", _show, "show one model with all its versions")
     added = named("activate", _activate, "make a version the active version, or a canary")
     added.add_argument(
-        "version", metavar="VERSION", type=_version_or_newest, help="number; `newest`: from now on the newest version"
+        "version",
+        metavar="VERSION",
+        type=_version_or_newest,
+        help="version number, or `newest` to always serve the newest version",
     )
     added.add_argument(
         "--share",
@@ -85,9 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         help="share of the requests; below 100, the version is a canary",
     )
     named("rollback", _rollback, "end the canary, or activate the previous version again")
-    added = named("retire", _retire, "stop serving a version, even to requests that name its number; keep its files")
+    added = named("retire", _retire, "stop serving a version, even to requests with its number, but keep its files")
     added.add_argument("version", metavar="VERSION", type=_version, help="version number")
-    added.add_argument("--undo", action="store_true", help="allow requests that name the version again")
+    added.add_argument("--undo", action="store_true", help="serve the retired version again")
     named("unload", _unload, "stop serving a model until it is loaded again")
     named("load", _load, "serve an unloaded model again")
     command("verify", _verify, "check the hashes, sizes and weights of all versions")
@@ -221,7 +224,7 @@ def _diff(args: argparse.Namespace) -> None:
 
 
 def _change(first: Any, second: Any) -> str:
-    """Return the difference of two numbers as text. Other values give ``differs``, and equal values an empty text."""
+    """Return the difference of two numbers as text, ``differs`` for other values, or nothing for equal values."""
     if first == second:
         return ""
     if all(isinstance(value, int | float) for value in (first, second)):

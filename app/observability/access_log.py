@@ -15,7 +15,7 @@ from app.observability.logs import BackgroundHandler, log_errors, utc_time
 
 access = logging.getLogger("quartet.access")
 
-FLUSH_SECONDS = 0.2  # the longest time that a line waits
+FLUSH_SECONDS = 0.2  # longest time until a collected line is written
 FLUSH_CHARACTERS = 3500  # less than a memory page, so that lines of several processes in one pipe do not mix
 
 
@@ -23,8 +23,7 @@ class AccessLog:
     """Collects one line per request, and writes the collected lines a few times a second.
 
     ``log_format`` is ``text`` or ``json``. A ``json`` line also has the model version and the engine times in seconds.
-    Lines do not pass through ``logging`` one by one, because that takes four to eight times as long as formatting them
-    here.
+    The lines are not separate records of ``logging``, because that would take four to eight times as long.
     """
 
     def __init__(self, log_format: str = "text") -> None:

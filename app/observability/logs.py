@@ -20,7 +20,7 @@ log = logging.getLogger("quartet")
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 MAX_QUEUED_RECORDS = 2000  # records that wait for stderr; more are dropped
-FLUSH_SECONDS = 1.0  # how long an exit waits for stderr
+FLUSH_SECONDS = 1.0  # longest time for which the exit of the process waits for stderr
 STDERR = 2  # file descriptor
 
 
@@ -37,7 +37,7 @@ def log_in_background() -> None:
 
 
 def log_without_waiting() -> None:
-    """From now on, drop records of the root logger that stderr does not accept at once. Use this before forking."""
+    """From now on, drop records of the root logger that stderr does not accept immediately. Use this before forking."""
     _replace_handlers(lambda: StderrHandler(wait=False))
 
 
@@ -53,7 +53,8 @@ def _replace_handlers(create: Callable[[], logging.Handler]) -> None:
 class JsonFormatter(logging.Formatter):
     """Formats a record as one line of JSON. The keys of time, level and logger are the same as in the access log.
 
-    The package python-json-logger would need overrides for the keys, the time and the traceback.
+    The package python-json-logger is not used, because it would need overrides for the keys, the time and the
+    traceback.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -72,7 +73,7 @@ class BackgroundHandler(QueueHandler):
     """Writes records to stderr on a thread, so that a stalled stderr (paused terminal, full pipe) stalls no requests.
 
     The thread starts with the first record, because threads do not survive a fork. While ``MAX_QUEUED_RECORDS`` records
-    wait, further records are lost; the number of their lines is logged later.
+    wait, further records are lost. The number of lost lines is logged later.
     """
 
     def __init__(self) -> None:
@@ -113,8 +114,8 @@ class BackgroundHandler(QueueHandler):
 class StderrHandler(logging.Handler):
     """Writes records to file descriptor 2 without a lock, because a blocked thread with the lock would prevent an exit.
 
-    Records that cannot be written (a full disk, a closed pipe) are lost; the number of their lines is logged when
-    stderr works again. If ``wait`` is False, records are also lost while stderr is blocked.
+    Records that cannot be written, for example because the disk is full, are lost. The number of lost lines is logged
+    when stderr works again. If ``wait`` is False, records are also lost while stderr is blocked.
     """
 
     def __init__(self, wait: bool = True) -> None:

@@ -35,8 +35,8 @@ STALE_VERSIONS_PER_SWEEP = 8
 class Metrics:
     """The metrics of one process, in seconds, rows and bytes. Most gauges are summed over all workers.
 
-    The metrics of one version take about 70 KiB in each worker. The metrics of a removed version are hidden. They are
-    deleted later, together with those of other removed versions.
+    The metrics of one version take about 70 KiB in each worker. The metrics of a removed version are hidden
+    immediately. They are deleted later, together with the metrics of other removed versions.
     """
 
     def __init__(self, tracer: Tracer | None = None) -> None:
@@ -85,12 +85,12 @@ class Metrics:
         self.queued = gauge("queued_rows", "Rows waiting for a batch", *VERSION_LABELS)
         self.running = gauge("running_rows", "Rows being computed", *VERSION_LABELS)
         self.rejected = counter("rejected_requests_total", "Requests rejected by a queue", *VERSION_LABELS, "reason")
-        self.rate_limited = counter("rate_limited_total", "Requests over the rate limit of their key", "key")
-        self.failures = counter("failures_total", "Valid inputs on which a network failed", *VERSION_LABELS)
+        self.rate_limited = counter("rate_limited_total", "Requests over the rate limit of their API key", "key")
+        self.failures = counter("failures_total", "Failures of a network on a valid input", *VERSION_LABELS)
         self.loaded = gauge("loaded_bytes", "Bytes of loaded weights in all workers", *VERSION_LABELS)
         self.states = gauge(
             "versions",
-            "Versions in memory (live), and versions or files that cannot be served (broken)",
+            "Versions in memory (state live), and versions or files that cannot be served (state broken)",
             "state",
             mode="livemax",
         )

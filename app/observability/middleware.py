@@ -30,7 +30,7 @@ SECURITY_HEADERS = (  # added to every response, for browsers
 class RequestTelemetry:
     """Gives each request an id and a trace, measures and logs it, and creates a span if tracing is on.
 
-    ``failure`` makes the response to an error that was not handled elsewhere.
+    ``failure`` creates the response to an error that no other code has handled.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""Metrics of several worker processes. Each process counts in its own files in a shared folder; a reader sums all."""
+"""Metrics of several worker processes.
+
+Each process counts in its own files in a shared folder. To read the metrics, a process sums the counts of all files.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ def collect_shared() -> list[Metric]:
 def merge_ended(process: int) -> None:
     """Add the counts of an ended process to the sums of all ended processes, in one file for each kind of metric.
 
-    Otherwise each ended process would leave files that are read forever.
+    Otherwise each ended process would leave files that every later reader has to read.
     """
     multiprocess.mark_process_dead(process)
     folder = Path(os.environ[FOLDER_VARIABLE])
