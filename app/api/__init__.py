@@ -1,1 +1,1 @@
-"""The HTTP endpoints of all protocols. For inference, they parse requests, run an engine and build responses."""
+"""The HTTP endpoints of all protocols. An inference endpoint parses requests, runs an engine and builds responses."""

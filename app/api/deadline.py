@@ -1,4 +1,4 @@
-"""End the work on a request when its deadline passes or its client disconnects."""
+"""Stop the work on a request when its deadline passes or its client disconnects."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def unknown_field(name: str, known: Iterable[str]) -> BadValue:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
-    """Return the first of pydantic's errors as a ``BadValue`` that states the field, its value and what is allowed."""
+    """Return the first of pydantic's errors as a ``BadValue`` with the field, its value and the allowed values."""
     first = errors[0]
     path = [str(part) for part in first["loc"] if part not in ("query", "one", "many")]  # one, many: union tags
     param = ".".join(path)[:MAX_PARAM_LENGTH] or None  # a client may have sent a field name of any length
@@ -90,7 +90,7 @@ def install(app: FastAPI) -> None:
     async def http_exception(request: Request, error: HTTPException) -> Response:
         path, headers = request.scope["path"], error.headers or {}  # request.url fails if the query is not UTF-8
         if error.status_code == HTTPStatus.NOT_FOUND:
-            return error_response(NotFound(f"there is nothing at {quote_value(path)}; /docs shows what there is"))
+            return error_response(NotFound(f"the path {quote_value(path)} does not exist; /docs lists all paths"))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allow = headers.get("allow") or headers.get("Allow") or ""
             return error_response(

@@ -1,7 +1,9 @@
-"""Complete the OpenAPI document with bodies and queries that endpoints read themselves, shared headers, and examples.
+"""Complete FastAPI's OpenAPI document.
 
-Every example request succeeds with the models of this repository. ``examples/responses.json`` has real answers in a
-shortened form: one for each operation, by its ``operationId``, and one for each kind of error, by schema and status.
+Some endpoints read their bodies and query parameters themselves, so FastAPI does not know these. This module adds them,
+and also adds shared headers and examples. Every example request succeeds with the models of this repository.
+``examples/responses.json`` has real responses in a shortened form. There is one response for each operation, by its
+``operationId``, and one for each kind of error, by schema and status.
 """
 
 from __future__ import annotations
@@ -59,24 +61,25 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "x-request-id": {
         "name": "x-request-id",
         "in": "header",
-        "description": "Your own id of the request, for logs and traces. The service makes one if you send none.",
+        "description": "Your own id for the request, which appears in logs and traces. If you send no id, the service "
+        "creates one.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=-]{1,128}$"},
     },
     "x-request-timeout": {
         "name": "x-request-timeout",
         "in": "header",
-        "description": "The longest time in seconds that you wait for the answer; after it the service answers 504. "
-        "`QUARTET_REQUEST_SECONDS` is the upper limit and the default.",
+        "description": "The longest time in seconds until the response. After this time, the service responds with "
+        "status 504. `QUARTET_REQUEST_SECONDS` is the upper limit and the default.",
         "schema": {"type": "number", "exclusiveMinimum": 0},
     },
 }
 HEADERS: dict[str, dict[str, Any]] = {
     "x-request-id": {
-        "description": "The id of the request: yours, or a new one. Log lines and error reports name it.",
+        "description": "The id of the request, which is your id or a new one. Log lines and error reports contain it.",
         "schema": {"type": "string"},
     },
     "Retry-After": {
-        "description": "Seconds after which a new attempt should succeed.",
+        "description": "The number of seconds after which a new attempt should succeed.",
         "schema": {"type": "integer", "minimum": 1},
     },
 }

@@ -1,4 +1,4 @@
-"""Read request bodies: JSON, forms and raw bytes. All sizes are limited."""
+"""Read request bodies: JSON, forms and raw bytes. The sizes of all bodies are limited."""
 
 from __future__ import annotations
 
@@ -281,12 +281,12 @@ def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         names: set[str] = set()
         name = next(name for name, _ in pairs if name in names or names.add(name))  # type: ignore[func-returns-value]
-        raise BadValue(f"{quote_value(name)} came more than once", name)
+        raise BadValue(f"{quote_value(name)} was sent more than once", name)
     return fields
 
 
 class FormField(NamedTuple):
-    """A field of a form. ``content`` has the bytes of a file, or a text."""
+    """A field of a form. ``content`` is the bytes of a file or, for a text field, a string."""
 
     name: str
     filename: str | None
@@ -317,7 +317,7 @@ async def read_form(request: Request, reader: BodyReader, max_files: int) -> lis
     except (MultiPartException, KeyError, ValueError) as error:
         reason = str(error)
         if reason.startswith("Too many files"):
-            raise BadValue(f"more than {max_files} files came; allowed are {max_files}", "file") from error
+            raise BadValue(f"more than {max_files} files were sent; allowed are {max_files}", "file") from error
         raise BadValue(f"the multipart body cannot be read: {reason}") from error
 
 

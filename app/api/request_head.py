@@ -15,7 +15,7 @@ from app.api.errors import unknown_field, validation_error
 from app.errors import BadValue
 
 HEADERS = "quartet.headers"  # key in the ASGI scope: the headers as a dictionary, built on first use
-CACHED_QUERIES = 256  # clients send the same few query strings again and again
+CACHED_QUERIES = 256  # number of parsed query strings in a cache, because clients send the same few strings
 CACHED_QUERY_BYTES = 200  # longer query strings are parsed each time
 
 Query = TypeVar("Query", bound=BaseModel)
@@ -52,7 +52,7 @@ def _parse_query(query_string: bytes, model: type[Query]) -> Query:
         if name not in model.model_fields:
             raise unknown_field(name, model.model_fields)
         if any(name == earlier for earlier, _ in parameters[:i]):
-            raise BadValue(f"{name} came more than once", name)
+            raise BadValue(f"{name} was sent more than once", name)
     try:
         return model.model_validate(dict(parameters))
     except ValidationError as error:
@@ -63,7 +63,10 @@ _cached_query: Callable[[bytes, type[Query]], Query] = lru_cache(CACHED_QUERIES)
 
 
 def preferred_media_type(accept: str, offered: Sequence[str]) -> str:
-    """Return the offered media type that an Accept header (RFC 9110, 12.5.1) prefers, or the first of equal ones."""
+    """Return the media type in ``offered`` that an Accept header prefers (RFC 9110, 12.5.1).
+
+    If the header prefers several types equally, return the first of these.
+    """
     ranges = [part.strip().lower().split(";") for part in accept.split(",")]
     weights = []
     for media_type in offered:

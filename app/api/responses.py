@@ -1,6 +1,6 @@
 """Response schemas of the service's own endpoints, including ``/v1/models`` and ``/health``, for the OpenAPI document.
 
-The endpoints do not use these classes to build their answers; tests validate real answers against them.
+The endpoints do not use these classes to build their responses. Tests validate real responses against the classes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class ResponseModel(BaseModel):
 
 class Prediction(ResponseModel):
     label: str
-    index: int = Field(description="place of the label in the model's list of labels, from 0")
+    index: int = Field(description="index of the label in the model's list of labels, from 0")
     probability: float
     selected: bool | None = Field(
         None,
-        description="only for models with several labels for an image: whether the probability, which does not depend "
-        "on the other labels, reaches the label's threshold",
+        description="only for models that can assign several labels to an image: whether the probability of the label "
+        "reaches the label's threshold. For these models, the probability does not depend on the other labels.",
     )
 
 
@@ -50,7 +50,7 @@ class ClassifyResponse(ResponseModel):
 class TextResult(ResponseModel):
     text: str = Field(description="the continuation, without the prompt")
     finish_reason: Literal["length", "stop"] = Field(
-        description="`length`: `max_characters` was reached; `stop`: a stop string was found"
+        description="`length` if `max_characters` was reached, or `stop` if a stop string was found"
     )
     seed: int
 
@@ -58,7 +58,7 @@ class TextResult(ResponseModel):
 class TextResponse(ResponseModel):
     model: str
     version: int
-    results: list[TextResult] = Field(description="`n` continuations")
+    results: list[TextResult] = Field(description="the `n` continuations")
     unknown_characters: list[str] = Field(description="characters of the prompt that the model does not know")
 
 
@@ -68,10 +68,10 @@ class Interval(ResponseModel):
 
 
 class SeriesForecast(ResponseModel):
-    mean: list[float] = Field(description="`horizon` values")
+    mean: list[float] = Field(description="mean of each of the `horizon` steps")
     median: list[float]
     intervals: dict[str, Interval] = Field(description="prediction intervals by level in per cent, such as `80`")
-    seasonality: int | None = Field(description="values in a season, as given or detected")
+    seasonality: int | None = Field(description="number of values per season, as given or detected")
 
 
 class ForecastResponse(ResponseModel):
@@ -99,11 +99,11 @@ class BrokenVersion(ResponseModel):
 
 class Canary(ResponseModel):
     version: int
-    share: float = Field(description="per cent of the requests that name no version")
+    share: float = Field(description="share of the requests without a version number, in per cent")
 
 
 class UnavailableModel(ResponseModel):
-    """A model of which no version is served."""
+    """A model without a version that can be served."""
 
     id: str
     object: Literal["model"]
@@ -122,13 +122,13 @@ class ServedModel(ResponseModel):
     task: TaskName
     title: str
     version: int = Field(description="the version that these fields describe")
-    versions: list[int] = Field(description="versions that requests can name")
-    active: int | None = Field(description="the version for requests that name none")
+    versions: list[int] = Field(description="versions that requests may ask for")
+    active: int | None = Field(description="the version for requests without a version number")
     canary: Canary | None
     previous: int | None = Field(description="the version that a rollback activates")
     retired: list[int]
     loaded: list[int] = Field(description="versions in memory")
-    default: bool = Field(description="whether requests of the task that name no model use this one")
+    default: bool = Field(description="whether this is the default model of its task, for requests without a model")
     device: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
@@ -149,7 +149,7 @@ class ModelList(ResponseModel):
 
 class LiveStatus(ResponseModel):
     live: bool
-    seconds_unanswered: float = Field(description="how long the engine has worked on its present job, in seconds")
+    seconds_unanswered: float = Field(description="seconds for which the engine has worked on its current job")
 
 
 class BrokenModel(ResponseModel):
@@ -191,7 +191,7 @@ def error_responses(model: type[BaseModel], bad_request: str) -> dict[int | str,
         "5XX": {"model": model, "description": "500: internal error. 504: the deadline has passed."},
         503: {
             "model": model,
-            "description": "The model or the service is not ready, or memory is too small now.",
+            "description": "The model or the service is not ready, or there is too little free memory now.",
             "headers": RETRY_AFTER,
         },
     }
@@ -205,27 +205,27 @@ ERROR_RESPONSES = error_responses(
 
 
 def with_model(model: LoadedModel, **rest: Any) -> dict[str, Any]:
-    """Return the fields ``rest`` of an answer together with the name and version of the model that gave it."""
+    """Return the fields ``rest`` of a response, together with the name and version of the model."""
     return {"model": model.card.name, "version": model.card.version, **rest}
 
 
 def success_response(
     model: type[BaseModel], content: dict[str, Any] | None = None, description: str = "Success"
 ) -> dict[int | str, dict[str, Any]]:
-    """Return ``responses`` for an endpoint that answers 200.
+    """Return ``responses``, as FastAPI's routes take it, for an endpoint that responds with status 200.
 
-    The answer is JSON in the form of the Pydantic class ``model``, or has one of the media types in ``content``.
+    The response is JSON in the form of the Pydantic class ``model``, or has one of the media types in ``content``.
     """
     return {200: {"model": model, "content": content or {}, "description": description}}
 
 
 def file_response(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
-    """Return ``responses`` for an endpoint that answers 200 with a file. Its response class must be ``Response``."""
+    """Return ``responses`` for an endpoint that responds with a file. Its response class must be ``Response``."""
     return {200: {"content": {media_type: {"schema": BINARY}}, "description": description}}
 
 
 def stream_response(description: str) -> dict[str, Any]:
-    """Return the ``content`` of an answer that may be a stream of server-sent events.
+    """Return the ``content`` of a response that may be a stream of server-sent events.
 
     The schema has no type, because some tools apply it to the whole stream, and others to each event.
     """

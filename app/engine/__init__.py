@@ -1,1 +1,4 @@
-"""Scheduling of computations: admission, queues, batching, threads. The engine imports neither torch nor HTTP code."""
+"""Scheduling of computations: admission control, queues, batching and threads.
+
+The package imports neither torch nor HTTP code.
+"""

@@ -185,7 +185,7 @@ class Batcher(Generic[Item, Result]):
                 try:
                     self._next_batch()
                     await self._run(self._running)
-                except Exception as error:  # an error outside ``predict``; the callers would wait forever
+                except Exception as error:  # an error outside ``predict``; otherwise callers would wait forever
                     self._fail(self._running or [*self._queue], f"{self.name} failed", error)
                 parts = [part for entry in self._running if (part := entry.next_part())]
                 if self._queue or parts:

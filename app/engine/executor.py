@@ -1,7 +1,8 @@
 """Run blocking functions on threads, or inline on the event loop when they are short.
 
-All engines of a process share one executor with one thread, so they take turns. A switch to a thread costs 30 to 100
-microseconds each way, and more while thread and event loop compete for the GIL. Short jobs therefore run inline.
+All engines of a process share one executor with one thread, so their jobs run one after the other. A switch to a thread
+costs 30 to 100 microseconds each way, and more while the thread and the event loop compete for the GIL. Short jobs
+therefore run inline, which means on the event loop.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ class Executor:
     """A thread pool with a queue of jobs. Each engine submits one job at a time.
 
     A job that is expected to take at most ``inline_seconds`` seconds may run on the event loop instead. If
-    ``max_waiting`` is above 0, ``run`` rejects jobs when that many wait, and callers with API keys share the queue
-    fairly. If ``max_waiting`` is 0, the queue has no limit and is first-in, first-out. On Linux, ``niceness`` is added
-    to the niceness of each thread.
+    ``max_waiting`` is above 0, ``run`` rejects new jobs while ``max_waiting`` jobs wait, and callers with API keys
+    share the queue fairly. If ``max_waiting`` is 0, the queue has no limit and is first-in, first-out. On Linux,
+    ``niceness`` is added to the niceness of each thread.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ MAX_IDLE_CALLERS = 256  # with more virtual starts than this, the outdated ones 
 
 
 class Queued(Protocol):
-    """An item of a fair queue. ``caller`` is the name of its API key (None without keys), ``rows`` its size."""
+    """An item of a fair queue. ``caller`` is the name of its API key or None, and ``rows`` is its number of rows."""
 
     @property
     def caller(self) -> str | None: ...
@@ -26,9 +26,10 @@ Item = TypeVar("Item", bound=Queued)
 class FairQueue(Generic[Item]):
     """Start-time fair queueing (Goyal, Vin and Cheng 1996), which gives each caller an equal share of the rows.
 
-    In virtual time, an item of a caller starts when the caller's previous item ends. A row takes one unit of virtual
-    time. The queue returns the item with the earliest virtual start first. A new caller starts at the current virtual
-    time. With one caller or without API keys, the queue is a plain first-in, first-out queue.
+    The order of the items is computed in virtual time. An item takes one unit of virtual time for each of its rows. It
+    starts when the previous item of the same caller ends. The first item of a new caller starts at the current virtual
+    time. The queue returns the item with the earliest virtual start first. With one caller or without API keys, the
+    queue is a plain first-in, first-out queue.
     """
 
     def __init__(self) -> None:

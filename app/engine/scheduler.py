@@ -1,6 +1,6 @@
 """Decide which texts of a text engine run, which wait, and which are preempted.
 
-The scheduler starts no asyncio tasks and does not read the clock. Methods that need the current time take it as
+The scheduler starts no asyncio tasks and does not read the clock. Methods that need the current time have the argument
 ``now``, on ``time.monotonic``'s clock.
 """
 
@@ -45,7 +45,7 @@ Text = TypeVar("Text", bound=SteppableText)
 
 @dataclass(eq=False, slots=True)
 class TextSequence(Generic[Text]):
-    """A text, and the future that returns the text when it is finished.
+    """A text, and the future that returns the text when the text is finished.
 
     Times are on ``time.monotonic``'s clock; 0 means that the event is still to come.
     """
@@ -72,13 +72,14 @@ class TextSequence(Generic[Text]):
 
 
 class Scheduler(Generic[Text]):
-    """Chooses the texts that run. At most ``max_running`` run; the others wait in a queue that ``admission`` limits.
+    """Chooses the texts that run. There are ``max_running`` slots for running texts.
 
-    A text normally runs until it is finished or cancelled. When all slots are in use, a text that has run for
-    ``PREEMPT_AFTER`` seconds may be preempted: it returns to the queue, and a waiting text gets its slot. There are two
-    reasons. First, an API key with more than an equal share of the slots gives slots to keys with less. Second, a much
-    shorter text replaces a long one. Texts of one key and similar length never replace each other, because on average
-    they finish sooner if they run one after the other.
+    The other texts wait in a queue, whose length ``admission`` limits. A text normally runs until it is finished or
+    cancelled. When all slots are in use, a text that has run for ``PREEMPT_AFTER`` seconds may be preempted. It then
+    returns to the queue, and a waiting text gets its slot. There are two reasons to preempt a text. First, its API key
+    has more than an equal share of the slots, and another key has less. Second, a waiting text is much shorter. Texts
+    of the same key and of similar length never replace each other, because they finish sooner on average if they run
+    one after the other.
     """
 
     def __init__(self, max_running: int, admission: AdmissionControl) -> None:
@@ -146,7 +147,7 @@ class Scheduler(Generic[Text]):
     def _share_slots(self, now: float, started: list[TextSequence[Text]]) -> None:
         """Replace running texts of keys with more than an equal share of the slots by waiting texts of other keys.
 
-        The keys of these waiting texts have less than an equal share before, and at most an equal share afterwards.
+        Only keys with less than an equal share get slots, until they have an equal share.
         """
         slots = Counter(sequence.caller for sequence in self.running)
         waiting = self.waiting.callers()

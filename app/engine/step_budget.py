@@ -7,8 +7,8 @@ used or a text is finished. Several short steps in one round save event-loop ite
 from __future__ import annotations
 
 STEP_BUDGET = 0.001  # seconds that a round lasts by default
-# Shortest budget in seconds while requests are rejected. Requests are rejected between rounds, and with shorter rounds
-# the rejections would take too much of the time.
+# Shortest budget in seconds while requests are rejected. Requests are rejected between two rounds. With shorter rounds,
+# the rejections would take too large a part of the time.
 STEP_BUDGET_REJECTING = 0.012
 LONG_GAP = 0.006  # seconds; after a longer gap between two rounds, the next round lasts as long as the gap
 MAX_STEP_BUDGET = 0.05  # seconds that a round lasts at most, however long the gap was

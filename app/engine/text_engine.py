@@ -93,9 +93,10 @@ class TextEngine(Generic[Text]):
             self._cancel(sequences)
 
     async def stream(self, texts: Sequence[Text]) -> AsyncGenerator[None, None]:
-        """Queue the texts as ``submit`` does, and yield whenever some have new characters, until all are finished.
+        """Queue the texts as ``submit`` does. Yield whenever some texts have new characters, until all are finished.
 
-        Updates do not pile up. A slow consumer finds more new characters at its next iteration.
+        Updates are not queued. A slow consumer gets several updates in one iteration, and then finds more new
+        characters.
         """
         updated = asyncio.Event()
         sequences = self._enqueue(texts, updated)
@@ -137,7 +138,7 @@ class TextEngine(Generic[Text]):
                     if self._schedule():
                         await self._advance(self._scheduler.running)
                         self._complete()
-                except Exception as error:  # an error outside ``step``; the callers would wait forever
+                except Exception as error:  # an error outside ``step``; otherwise callers would wait forever
                     self._fail(self._scheduler.running or [*self._scheduler.waiting], f"{self.name} failed", error)
                 await self._executor.yield_to_requests()
         finally:

@@ -16,11 +16,12 @@ from app.settings import Settings
 
 
 def preload(settings: Settings) -> PreparedModels:
-    """Load the versions that stay in memory, for workers that are forked later. ``settings`` are those of a worker.
+    """Load the versions that stay in memory, for workers that are forked later.
 
-    Returns an empty dictionary if ``settings.threads`` is not 1, because a forked process cannot use the compute
-    threads of its parent. Imported networks are left out, because their runtimes may start threads. Versions that
-    cannot be loaded are left out too; each worker tries them again and reports the reason.
+    ``settings`` are the settings of a worker. Returns an empty dictionary if ``settings.threads`` is not 1, because a
+    forked process cannot use the compute threads of its parent. Imported networks are left out, because their runtimes
+    may start threads. Versions that cannot be loaded are left out too. Each worker tries to load them again and reports
+    the reason.
     """
     prepared: PreparedModels = {}
     if settings.threads != 1:

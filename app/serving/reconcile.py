@@ -1,7 +1,7 @@
 """Determine which versions of each model should be served, and which versions to load, publish and evict for this.
 
 To publish a version set means to use it for requests. A resident version stays in memory even without requests. The
-active, canary and previous version of each model are resident. All functions are pure.
+active, canary and previous version of each model are resident. All functions here are pure.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ def versions_to_replace(
 ) -> list[LoadedModel]:
     """Return the versions to evict from memory, to make room for a version that a request asks for.
 
-    ``others`` are the versions that may be evicted. First, ``surplus`` of them that are not resident are chosen. Then
-    further ones are chosen until the weights of the chosen versions have ``surplus_bytes`` bytes in total. The least
-    recently used versions are chosen first. ``now`` is the current time on ``time.monotonic``'s clock.
+    ``others`` are the versions that may be evicted. First, ``surplus`` versions that are not resident are chosen. Then
+    further versions are chosen until the weights of the chosen versions have ``surplus_bytes`` bytes in total. The
+    least recently used versions are chosen first. ``now`` is the current time on ``time.monotonic``'s clock.
 
     Raises:
         TooManyVersions: a chosen version is in use, or fewer than ``surplus`` versions can be evicted.
@@ -134,7 +134,7 @@ def versions_to_replace(
     in_use = [IN_USE_SECONDS - (now - model.last_used_at) for model in replaced]
     if len(replaced) < surplus or any(seconds > 0 for seconds in in_use):
         raise TooManyVersions(
-            "no more versions can be loaded by name now: as many as allowed are in use",
+            "no other version can be loaded now: too many of the versions in memory are in use",
             math.ceil(max([1.0, *in_use])),
         )
     return replaced

@@ -1,4 +1,4 @@
-"""Find networks that cannot recover, for example after a CUDA error that lasts until the process ends."""
+"""Detect networks that fail permanently, for example after a CUDA error that lasts until the process ends."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ MAX_FAILED_RECOVERIES = 3
 
 
 class RecoveryMonitor:
-    """Sets ``failure`` when a network has failed to recover ``MAX_FAILED_RECOVERIES`` times and fails on a dummy input.
+    """Sets ``failure`` when a network is broken, so that the process must be restarted.
 
-    The network could compute the dummy input when the version was loaded. If the network fails on the dummy input now,
-    it is broken. Otherwise only the inputs of callers make the network fail.
+    A network that has failed to recover ``MAX_FAILED_RECOVERIES`` times is run on a dummy input. The network could
+    compute this input when the version was loaded. If it fails on the input now, the network is broken. Otherwise, only
+    the inputs of callers make the network fail.
     """
 
     def __init__(self, models: Callable[[], Sequence[LoadedModel]], executor: Executor) -> None:

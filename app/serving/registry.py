@@ -40,10 +40,10 @@ PARSE_NICENESS = 5  # so that decoding large images and unpacking bodies does no
 
 
 class Registry:
-    """Resolves requests to model versions and keeps the desired versions in memory.
+    """Chooses the model version for each request, and keeps the desired versions in memory.
 
     The active, canary and previous version of each model stay in memory if ``settings.model_bytes`` allows it. Other
-    versions are loaded on demand. A damaged version never keeps other versions from serving.
+    versions are loaded on demand. A damaged version never prevents other versions from being served.
 
     ``prepared`` are versions that were loaded before this process was forked.
 
@@ -106,7 +106,7 @@ class Registry:
             fitting = [other for other in self.version_sets if (known := self.card(other)) and known.task == task.name]
             raise BadValue(
                 f"model {quote_value(model)} is for the task {card.task!r}, not {task.name!r}; "
-                f"for that there are: {', '.join(fitting) or 'none'}",
+                f"models for that task: {', '.join(fitting) or 'none'}",
                 "model",
             )
         if loaded is None:
@@ -365,7 +365,7 @@ class Registry:
             return ["the service is stopping"]
         models = self.models()
         if not models:
-            return ["no whole model in the store"]
+            return ["no model in the store can be served"]
         limit = min(self.settings.unready_after_seconds, self.settings.liveness_timeout_seconds)
         for executor, name in ((self.executor, "the engine has"), (self.parse_executor, "the decoding threads have")):
             if (seconds := executor.stalled_seconds()) > limit:

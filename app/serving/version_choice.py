@@ -81,8 +81,8 @@ class VersionSet:
 def resolve_name(version_sets: Mapping[str, VersionSet], model: str, request_id: str, param: str) -> VersionKey:
     """Return the model name and the version number for ``model``, which is ``name`` or ``name@version``.
 
-    If ``model`` gives no version, ``request_id`` decides between the active version and the canary. ``param``: the
-    name of the request field or path parameter that contained ``model``, for errors.
+    If ``model`` gives no version, ``request_id`` decides between the active version and the canary. ``param`` is the
+    name of the request field or path parameter that contained ``model``, for error messages.
 
     Raises:
         UnknownModel: no such model or version.
@@ -93,7 +93,7 @@ def resolve_name(version_sets: Mapping[str, VersionSet], model: str, request_id:
     if version_set is None:
         raise UnknownModel(model, version_sets, param)
     if version_set.unloaded:
-        raise UnloadedModel(f"model {quote_value(name)} is unloaded, until somebody loads it", param)
+        raise UnloadedModel(f"model {quote_value(name)} is unloaded and must be loaded first", param)
     number = version_set.version_for(request_id)
     if at:
         number = int(version) if re.fullmatch(r"[1-9][0-9]{0,8}", version) else None

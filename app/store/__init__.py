@@ -1,4 +1,4 @@
-"""Read and write ``models_store/``: cards, weights, rollouts and archives. No pickle is ever loaded from it."""
+"""Read and write ``models_store/``: cards, weights, rollouts and archives. Pickle files are never loaded."""
 
 from app.networks import TaskName
 from app.store.card import (

@@ -1,7 +1,7 @@
 """Export a version as a zip archive of the files in its folder, and import it into another store.
 
-An imported archive may contain only the files that a version has. Links, entries in folders, and archives with too
-many bytes are rejected. The version is verified before it becomes visible.
+An imported archive may contain only the files that a version has. Archives with links, with entries in folders, or with
+too many bytes are rejected. The version is verified before it becomes visible in the store.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def import_archive(
 ) -> store.Card:
     """Publish the version in an archive and return its card.
 
-    The version keeps its name and its number. If ``renumber`` is set, it gets the next free number instead. The
-    unpacked files may have at most ``max_bytes`` bytes. ``check`` is called for a version of an imported network. It
-    raises StoreError to reject the version.
+    The version keeps its name and its number. If ``renumber`` is true, the version gets the next free number instead.
+    The unpacked files may have at most ``max_bytes`` bytes. ``check`` is called for a version of an imported network,
+    and raises StoreError to reject the version.
 
     Raises:
         BadArchive: the file is not the archive of a version, or is too large.
@@ -202,7 +202,7 @@ def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folde
 
 
 def _place(models: Path, folder: Path, card: store.Card, renumber: bool) -> store.Card:
-    """Move the unpacked version into the store. It keeps its number, or gets the next one if ``renumber`` is set."""
+    """Move the unpacked version into the store. If ``renumber`` is true, give it the next free number."""
     numbers = stored_versions(models).get(card.name, [])
     if not renumber:
         if card.version in numbers or not store.place(models, folder):

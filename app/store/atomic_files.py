@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SCRATCH = ".publish-"  # prefix of scratch folders; readers skip names that begin with a dot
-LEFT_OVER = 60.0  # an unlocked scratch folder older than this many seconds is stale; a new one is unlocked for a moment
+# An unlocked scratch folder older than this many seconds is stale. A new scratch folder is unlocked for a moment.
+LEFT_OVER = 60.0
 
 
 @contextlib.contextmanager

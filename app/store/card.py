@@ -51,7 +51,7 @@ def _date(value: str) -> str:
 
 
 class TensorSpec(StrictModel):
-    """An input or output tensor of a network, as the API reads or returns it. A dimension of -1 varies in size."""
+    """An input or output tensor of a network, as the API reads or returns it. A size of -1 in ``shape`` may vary."""
 
     name: str
     dtype: str
@@ -70,7 +70,7 @@ class Metric(StrictModel):
 
 
 class Speed(StrictModel):
-    """The speed on one thread of the machine ``hardware``. ``Task.unit`` says what is counted, for example images."""
+    """The speed of a network on one thread of the machine ``hardware``. ``Task.unit`` is the unit, such as images."""
 
     milliseconds: Annotated[float, Field(strict=False)]  # for a batch of one
     per_second: Annotated[float, Field(strict=False)]  # for batches of ``rows``

@@ -45,7 +45,7 @@ def _model(folder: Path, name: str, defaults: dict[store.TaskName, str]) -> dict
 
 
 def describe_model(folder: Path, name: str) -> dict[str, Any]:
-    """Return the row of a model. Its ``versions`` are rows too, one for each version. Raises VersionNotFound."""
+    """Return the row of a model, in which ``versions`` has one row for each version. Raises VersionNotFound."""
     rollout.numbers(folder, name)
     row = _model(folder, name, store.read_defaults(folder))
     return {**row, "versions": [_version(folder, row, number) for number in row["versions"]]}
@@ -83,7 +83,10 @@ def size(folder: Path, name: str, number: int) -> int:
 
 
 def verify(folder: Path) -> Iterator[dict[str, Any]]:
-    """Check the defaults, rollouts and versions in the store. Yields a row for each; ``problem`` is empty if valid."""
+    """Check the default models, rollouts and versions in the store.
+
+    Yields one row for each of them. ``problem`` is empty if no problem was found.
+    """
     yield _check("defaults.json", lambda: store.read_defaults(folder))
     for name, numbers in stored_versions(folder).items():
         yield _check(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))

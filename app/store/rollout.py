@@ -71,8 +71,8 @@ class Rollout(StrictModel):
     def previous_versions(self, active: int | None, numbers: Iterable[int]) -> list[int]:
         """Return the versions that ``rollback`` may activate, best first.
 
-        If ``active.json`` gives the number of the active version, this is at most one version: ``previous``. Otherwise,
-        these are all versions older than ``active`` that are not retired.
+        If ``active.json`` gives the number of the active version, the result is at most one version, ``previous``.
+        Otherwise, the result is all versions that are older than ``active`` and not retired.
         """
         if self.active is not None:
             return [] if self.previous is None else [self.previous]
@@ -155,7 +155,8 @@ def serving(models: Path, name: str, rollout: Rollout) -> int | None:
 def activate(models: Path, name: str, version: int | Literal["newest"], share: float = 100) -> Rollout:
     """Make a version the active version, or make it the canary if ``share`` (in per cent) is below 100.
 
-    "newest" makes the newest version active, and from then on each newly published version.
+    If ``version`` is "newest", the newest version becomes active. Each version that is published later also becomes
+    active.
 
     Raises:
         VersionNotFound: the model or the version does not exist.
@@ -209,10 +210,10 @@ def _rolled_back(models: Path, name: str, old: Rollout) -> Rollout:
 
 
 def retire(models: Path, name: str, version: int, undo: bool = False) -> Rollout:
-    """Stop serving a version, even to requests with its number. Its files stay, and ``undo`` restores it.
+    """Stop serving a version, even to requests with its number. Its files stay, and ``undo`` serves it again.
 
-    Raises VersionNotFound. Raises RolloutRefused for the active version, for the canary, and if ``undo`` is set and the
-    version is not retired.
+    Raises VersionNotFound. Raises RolloutRefused for the active version, for the canary, and if ``undo`` is true and
+    the version is not retired.
     """
     command = f"retire {version}" + (" --undo" if undo else "")
     return _change(models, name, command, lambda old: _retired(models, name, old, version, undo))

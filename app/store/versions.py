@@ -49,8 +49,8 @@ PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 class SkipInit(TorchFunctionMode):
     """A mode of torch that skips the initialisation of weights.
 
-    Tensors on the meta device have no values to initialise. To initialise them nevertheless would import torch's
-    compiler, which takes a second and 67 MiB per process.
+    Tensors on the meta device have no values to initialise. Without this mode, torch would import its compiler to
+    initialise them, which takes a second and 67 MiB per process.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

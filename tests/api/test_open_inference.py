@@ -246,7 +246,7 @@ def test_a_streamed_text_equals_the_unstreamed_one(tiny: httpx.Client) -> None:
     usual = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"priority": 0, "max_tokens": 3}})
     assert usual.status_code == 200
     invalid = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"stream": True}})
-    assert invalid.json() == {"error": "stream is True; for that there is generate_stream"}
+    assert invalid.json() == {"error": "stream is True; use generate_stream instead"}
 
 
 @pytest.mark.usefixtures("slow")
@@ -301,7 +301,7 @@ INVALID: list[tuple[str, Any, str]] = [
     ("tiny-lstm", {"inputs": [{**SERIES, "data": [1] * 11 + [1e308]}]}, "values has 1e+308; allowed is from"),
     ("tiny-lstm", {"inputs": [{**SERIES, "data": [None] * 12}]}, "only missing values"),
     ("tiny-lstm", {"inputs": [{**SERIES, "shape": [1, 9], "data": [1] * 9}]}, "has 9 values; tiny-lstm needs at least 10"),
-    ("tiny-lstm", {"inputs": [SERIES, SERIES]}, "which came before"),
+    ("tiny-lstm", {"inputs": [SERIES, SERIES]}, "which an earlier input already has"),
     ("tiny-lstm", {"inputs": [{**SERIES, "name": "x"}]}, "there is no input 'x'; there are: values"),
     ("tiny-lstm", {"inputs": [{**SERIES, "parameters": {"shared_memory_region": "a"}}]}, "shared memory, which is not"),
     ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "x"}]}, "there is no output 'x'; there are: mean, lower, upper"),
@@ -315,7 +315,7 @@ INVALID: list[tuple[str, Any, str]] = [
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"horizon": [1]}}, "parameters.horizon is [1]; it should be a text, a number or a boolean"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"x" * 10**4: None}}, f"parameters.{'x' * 89} is None; it should be"),
     ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"classification": 1}}]}, "has no classes"),
-    ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean"}, {"name": "mean"}]}, "output 'mean' came more than once"),
+    ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean"}, {"name": "mean"}]}, "output 'mean' was sent more than once"),
     ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"binary_data": "false"}}]}, "binary_data is 'false'; it should be a boolean"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"binary_data_output": "no"}}, "binary_data_output is 'no'; it should be a boolean"),
     ("tiny-rnn", {"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["a"]}], "outputs": [{"name": "log_probabilities", "parameters": {"classification": 0}}]}, "classification is 0; it should be a number"),
@@ -391,7 +391,7 @@ def test_a_prompt_of_commas_does_not_count_as_json_values(tiny: httpx.Client) ->
         ({"id": 2**64}, "id is 18446744073709551616; it should be a text of at most 1,000 characters"),
         ({"id": {"a": 2**64}}, "it should be a text"),
         ({"id": "x" * 1001}, "(1,001 characters); it should be a text"),
-        ({"seed": 1, "parameters": {"seed": 2}}, "'seed' came beside text_input and in parameters; send one of them"),
+        ({"seed": 1, "parameters": {"seed": 2}}, "'seed' was sent twice: beside text_input and in parameters"),
         ({"max_tokens": 3, "max_characters": 4}, "max_tokens is another name of max_characters; send one of them"),
         ({"max_tokens": 3, "parameters": {"max_characters": 4}}, "max_tokens is another name of max_characters"),
         ({"stream": None}, "stream is None; it should be a boolean"),

@@ -210,7 +210,7 @@ def test_an_invalid_completion_request_raises_an_error_that_names_the_field(clie
         ({"stop": ""}, "stop", "at least 1 character"),
         ({"seed": -1}, "seed", "is -1"),
         ({"extra_body": {"min_p": 0.1}}, "min_p", "there is no field 'min_p'"),
-        ({"model": "tiny-gan"}, "model", "for that there are: tiny-rnn"),
+        ({"model": "tiny-gan"}, "model", "models for that task: tiny-rnn"),
     ]
     for fields, param, sentence in cases:
         with pytest.raises(openai.BadRequestError) as rejection:

@@ -54,7 +54,7 @@ def test_the_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
         client.unload_model(NAME, headers=ADMIN_HEADERS)
         assert not client.is_model_ready(NAME)
         assert states(client) == [("1", "UNAVAILABLE", "unloaded"), ("2", "UNAVAILABLE", "unloaded")]
-        with pytest.raises(InferenceServerException, match="model 'tiny-cgan' is unloaded, until somebody loads it"):
+        with pytest.raises(InferenceServerException, match="model 'tiny-cgan' is unloaded and must be loaded first"):
             client.infer(NAME, infer_inputs(NAME, True))
         with pytest.raises(InferenceServerException, match="is unloaded"):
             client.infer(NAME, infer_inputs(NAME, True), model_version="1")
@@ -136,7 +136,7 @@ def test_a_running_text_is_completed_when_its_model_is_unloaded(serve: Serve, tw
             "tiny-cgan/load",
             {"parameters": {"config": "{}"}},
             400,
-            "there is a parameter 'config'; models are loaded from",
+            "there is a parameter 'config'; models are only loaded from",
         ),
         ("tiny-cgan/load", {"parameters": {"file:1/model.pt": "AA=="}}, 400, "there is a parameter 'file:1/model.pt'"),
         ("tiny-cgan/load", {"parameters": []}, 400, "parameters is []; it should be a valid dictionary"),

@@ -84,7 +84,7 @@ def test_an_empty_store_is_not_ready(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with serve(store=tmp_path / "empty") as client:
         ready = client.get("/health/ready")
-        assert (ready.status_code, ready.json()["problems"]) == (503, ["no whole model in the store"])
+        assert (ready.status_code, ready.json()["problems"]) == (503, ["no model in the store can be served"])
         assert client.get("/v1/models").json()["data"] == []
 
 

@@ -84,7 +84,7 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (CONTINUE, "seed -1", '{"seed": -1}', 400, "seed", "is -1"),
     (CONTINUE, "seed 2^53", '{"seed": 9007199254740992}', 400, "seed", "less than 9007199254740992"),
     (CONTINUE, "unknown field", '{"promt": "a"}', 400, "promt", "there is no field 'promt'; there are: prompt, max_characters"),
-    (CONTINUE, "wrong model", '{"model": "tiny-gan"}', 400, "model", "for that there are: tiny-rnn"),
+    (CONTINUE, "wrong model", '{"model": "tiny-gan"}', 400, "model", "models for that task: tiny-rnn"),
     (CONTINUE, "unknown model", '{"model": "gpt"}', 404, "model", "there are: tiny-cnn, tiny-gan, tiny-lstm, tiny-rnn"),
     (CONTINUE, "unknown version", '{"model": "tiny-rnn@7"}', 404, "model", "there are: tiny-rnn@1"),
     (CONTINUE, "padded version", '{"model": "tiny-rnn@01"}', 404, "model", "there are: tiny-rnn@1"),
@@ -119,7 +119,7 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (FORECAST, "horizon 10^9", json.dumps({"values": SERIES, "horizon": 10**9}), 400, "horizon", "less than or equal to 1000"),
     (FORECAST, "level 100", json.dumps({"values": SERIES, "levels": [100]}), 400, "levels.0", "less than 100"),
     (FORECAST, "level 0", json.dumps({"values": SERIES, "levels": [80, 0]}), 400, "levels.1", "greater than 0"),
-    (FORECAST, "twice a level", json.dumps({"values": SERIES, "levels": [80, 80.0]}), 400, "levels", "each may come once"),
+    (FORECAST, "twice a level", json.dumps({"values": SERIES, "levels": [80, 80.0]}), 400, "levels", "each level may occur only once"),
     (FORECAST, "a season", json.dumps({"values": SERIES, "seasonality": 7}), 400, "seasonality", "leave it out"),
     (FORECAST, "65 series", json.dumps({"values": [SERIES] * 65}), 400, "values", "has 65 series; allowed are 64"),
     (FORECAST, "long series", json.dumps({"values": [[0] * 50_000, [0] * 50_001]}), 400, "values", "100,001 values; allowed are 100,000"),
@@ -167,7 +167,7 @@ def test_an_invalid_image_is_rejected(service: httpx.Client, row: Any) -> None:
 
 def test_an_invalid_form_is_rejected(service: httpx.Client) -> None:
     files = [("file", (f"{i}.png", PNG)) for i in range(17)]
-    assert_rejected(service.post(CLASSIFY, files=files), 400, "file", "more than 16 files came; allowed are 16")
+    assert_rejected(service.post(CLASSIFY, files=files), 400, "file", "more than 16 files were sent; allowed are 16")
     assert_rejected(service.post(CLASSIFY, files={"image": ("a.png", PNG)}), 400, "image", "the images go into 'file'")
     form = {"content-type": "multipart/form-data; boundary=x"}
     text = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nhello\r\n--x--\r\n'
@@ -342,11 +342,11 @@ def test_wrong_methods_and_paths_get_the_allowed_ones(service: httpx.Client) -> 
     assert service.get(CLASSIFY).headers["allow"] == "POST"
     assert_rejected(service.delete("/v1/models"), 405, None, "allowed: GET")
     assert_rejected(service.delete("/v1/models/" + "a" * 10_000), 405, None, "(10,011 characters) does not take DELETE")
-    assert_rejected(service.get("/v1/nothing"), 404, None, "there is nothing at '/v1/nothing'")
+    assert_rejected(service.get("/v1/nothing"), 404, None, "the path '/v1/nothing' does not exist")
     assert_rejected(service.get("/v1/models/gpt"), 404, "name", "there are: tiny-cnn")
     for version in ("3", "", "01", "x"):
         assert_rejected(service.get(f"/v1/models/tiny-cnn@{version}"), 404, "name", "there are: tiny-cnn@1")
-    assert_rejected(service.get("/v1/models/"), 404, None, "there is nothing at '/v1/models/'")
+    assert_rejected(service.get("/v1/models/"), 404, None, "the path '/v1/models/' does not exist")
 
 
 VALID_IMAGES = [

@@ -117,7 +117,9 @@ def test_any_wrong_value_in_a_field_of_another_protocol_is_harmless(tiny: httpx.
 def test_a_duplicate_field_is_rejected(tiny: httpx.Client, path: str) -> None:
     for field, value in VALID[path].items():
         twice = json.dumps(VALID[path])[:-1] + f', "{field}": {json.dumps(value)}}}'
-        assert_rejected(tiny.post(path, content=twice, headers=JSON_TYPE), 400, field, f"'{field}' came more than once")
+        assert_rejected(
+            tiny.post(path, content=twice, headers=JSON_TYPE), 400, field, f"'{field}' was sent more than once"
+        )
     assert_still_serves(tiny)
 
 
@@ -136,7 +138,7 @@ def test_a_duplicate_field_is_rejected_by_the_other_protocols(tiny: httpx.Client
     ):
         answer = tiny.post(path, content=twice)
         assert answer.status_code == 400, answer.text
-        assert "came more than once" in answer.text
+        assert "was sent more than once" in answer.text
     assert_still_serves(tiny)
 
 

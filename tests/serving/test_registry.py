@@ -185,7 +185,7 @@ async def test_a_retired_version_and_an_unloaded_model_are_rejected(start: Start
     )
     assert rejection(registry.resolve_name, "tiny-cgan@1", "", "x") == (
         UnloadedModel,
-        "model 'tiny-cgan' is unloaded, until somebody loads it",
+        "model 'tiny-cgan' is unloaded and must be loaded first",
         "x",
     )
     assert [(row.label, row.state.value) for row in registry.versions()] == [
@@ -199,16 +199,16 @@ async def test_a_retired_version_and_an_unloaded_model_are_rejected(start: Start
 async def test_a_model_of_another_task_is_rejected_with_those_that_fit(start: Start, folder: Path) -> None:
     alone = start()
     await alone.load()
-    assert rejection(alone.resolve, CLASSIFY, NAME)[1].endswith("for that there are: none")
+    assert rejection(alone.resolve, CLASSIFY, NAME)[1].endswith("models for that task: none")
     publish_tiny(folder, CNN)
     registry = start()
     await registry.load()
     assert rejection(registry.resolve, CLASSIFY, NAME) == (
         BadValue,
-        "model 'tiny-gan' is for the task 'sample', not 'classify'; for that there are: tiny-cnn",
+        "model 'tiny-gan' is for the task 'sample', not 'classify'; models for that task: tiny-cnn",
         "model",
     )
-    assert rejection(registry.resolve, GENERATE_IMAGES, CNN)[1].endswith("for that there are: tiny-gan, tiny-cgan")
+    assert rejection(registry.resolve, GENERATE_IMAGES, CNN)[1].endswith("models for that task: tiny-gan, tiny-cgan")
 
 
 async def test_a_task_without_a_model_is_not_ready_and_says_why(start: Start, folder: Path) -> None:
@@ -395,7 +395,7 @@ async def test_defaults_of_another_task_and_unreadable_defaults_are_reported_onc
 async def test_a_process_without_models_or_with_a_broken_network_is_not_ready(start: Start, folder: Path) -> None:
     registry = start()
     assert registry.recovery.failure == ""
-    assert registry.problems() == ["no whole model in the store"]
+    assert registry.problems() == ["no model in the store can be served"]
     await registry.load()
     assert registry.problems() == []
     breaker = registry.models()[0].engine.circuit_breaker

@@ -16,10 +16,12 @@ class TimeSeriesModelNames(RootModel[list[str]]):
 class TimeSeriesContent(ResponseModel):
     type: Literal["univariate_time_series"]
     name: str
-    mean_forecast: list[float] = Field(description="`horizon` values")
+    mean_forecast: list[float] = Field(description="mean of each of the `horizon` steps")
     frequency: str
-    start_timestamp: str | None = Field(description="time of the first forecast value, ISO 8601")
-    quantiles: dict[str, list[float]] = Field(description="`horizon` values for each requested quantile")
+    start_timestamp: str | None = Field(description="time of the first forecast value in ISO 8601")
+    quantiles: dict[str, list[float]] = Field(
+        description="for each requested quantile, its value at each of the `horizon` steps"
+    )
 
 
 class TimeSeriesOutput(ResponseModel):

@@ -41,7 +41,7 @@ Frequency = Literal[
 
 
 def _level(quantile: float) -> float:
-    """Return the level, in per cent, of the central interval that has the quantile as a bound; 0 for the median."""
+    """Return the level, in per cent, of the central interval whose bound is the quantile. For the median, it is 0."""
     return round(abs(2 * quantile - 1) * 100, 10)
 
 
@@ -60,7 +60,7 @@ class TimeSeriesInput(RequestBody):
     name: str = Field("", max_length=200)
     series: Annotated[list[Value], Field(fail_fast=True)] = Field(description="null marks a missing value")
     frequency: Frequency
-    start_timestamp: str | None = Field(None, description="time of the first value, ISO 8601", max_length=100)
+    start_timestamp: str | None = Field(None, description="time of the first value in ISO 8601", max_length=100)
 
 
 class ForecastOptions(RequestBody):
@@ -76,7 +76,7 @@ class TimeSeriesRequest(InferenceBody):
 
 
 class TimeSeriesInference(ForecastInference):
-    """Forecasts the series of a request. Raises BadValue for options and start times that are not allowed."""
+    """Forecasts the series of a request to ``/v1/timeseries/forecast``. Raises BadValue for invalid options."""
 
     series_param = "inputs.{}.series"
 
@@ -157,7 +157,7 @@ def _forecast_start(series: TimeSeriesInput, param: str) -> str | None:
 def _add_steps(start: datetime, frequency: str, steps: int) -> datetime:
     """Return the time that is ``steps`` steps later than ``start``.
 
-    Steps of months, quarters or years from the last day of a month lead to the last day of a month.
+    If ``start`` is the last day of a month, steps of months, quarters or years also end on the last day of a month.
     """
     if frequency in SECONDS:
         return start + timedelta(seconds=SECONDS[frequency] * steps)

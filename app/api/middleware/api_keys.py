@@ -30,7 +30,8 @@ log = logging.getLogger("quartet")
 PUBLIC_PATHS = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
 PUBLIC_PREFIXES = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
-STORAGE_RETRY_SECONDS = 5.0  # requests are not counted for this time after a storage error; a try may take a second
+# Requests are not counted for this time after a storage error, because each new attempt may take a second.
+STORAGE_RETRY_SECONDS = 5.0
 
 
 class ApiKeys:

@@ -13,7 +13,7 @@ from app.errors import CallerGone, Overloaded
 
 PART_BYTES = 64 * 1024  # larger responses are sent in parts of this size; the server buffers about as much
 MIN_BYTES_PER_SECOND = 64 * 1024  # average speed at which a client must read a larger response
-SLOW_SECONDS = 60.0  # added to the time that the client has at ``MIN_BYTES_PER_SECOND``
+SLOW_SECONDS = 60.0  # added to the time that a response takes at ``MIN_BYTES_PER_SECOND``
 HOLD = "quartet.hold_memory"  # key in the ASGI scope: a function that counts bytes for the request
 
 
@@ -30,9 +30,10 @@ def hold_memory(request: Request, size: int) -> None:
 class BodyMemoryLimit:
     """ASGI middleware that rejects a request if all running requests together would hold more than ``limit`` bytes.
 
-    It counts request bodies, the bytes that endpoints report with ``hold_memory``, and large responses until the client
-    has read them. A response may exceed the limit if all other requests hold at most half of the limit. Requests to
-    the paths in ``spooled`` are not counted, because their endpoints write the body to disk as it arrives.
+    The middleware counts request bodies, the bytes that endpoints report with ``hold_memory``, and large responses
+    until the client has read them. A response may exceed the limit if all other requests hold at most half of the
+    limit. Requests to the paths in ``spooled`` are not counted, because their endpoints write the body to disk as it
+    arrives.
     """
 
     def __init__(self, app: ASGIApp, limit: int, spooled: Collection[str] = ()) -> None:

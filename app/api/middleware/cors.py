@@ -1,4 +1,7 @@
-"""CORS, which lets web pages of other origins call the service from a browser. By default no other origin may."""
+"""CORS, which lets web pages of other origins call the service from a browser.
+
+By default, no other origin may call the service.
+"""
 
 from __future__ import annotations
 

@@ -30,8 +30,9 @@ IGNORED_INPUTS = {  # inputs that FastAPI's router passes to an endpoint, but th
 class FastRoutes:
     """ASGI middleware that calls the endpoints of some routes directly. All other requests go to FastAPI's router.
 
-    Paths of ``routes`` have no parameters, and their endpoints take only the request. Paths of ``named`` contain the
-    name of a model, and perhaps a version, at ``PARAMETER_POSITIONS``; their endpoints take the request and the name.
+    The paths of ``routes`` have no parameters, and their endpoints take only the request. The paths of ``named``
+    contain the name of a model, and perhaps a version, at ``PARAMETER_POSITIONS``. Their endpoints take the request and
+    the name.
 
     Raises:
         ValueError: a route relies on something that the fast path ignores, such as a dependency.

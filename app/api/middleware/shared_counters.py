@@ -21,7 +21,7 @@ SLOTS = 8192  # enough for the largest key file with a few limits per key
 
 
 def _lock_file() -> IO[bytes]:
-    """Open a file that is only used as a lock. If possible it is in memory, because the disk may be read-only."""
+    """Open a file that is only used as a lock. The file is in memory if possible, as the disk may be read-only."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("quartet-counts"), "wb")
     return tempfile.TemporaryFile()
@@ -31,7 +31,8 @@ class SharedCounters(Storage):
     """Storage for the package ``limits``, shared by all processes that are forked later.
 
     The package's own memory storage is separate in each process. This storage is a hash table in shared memory. A file
-    lock protects it; the system releases the lock if the process that holds it dies. Times are seconds since the epoch.
+    lock protects the table. The operating system releases the lock if the process that holds it dies. Times are seconds
+    since the epoch.
     """
 
     STORAGE_SCHEME = None

@@ -1,8 +1,8 @@
 """Reject requests that address the service by a host name that is not allowed.
 
-A web page can let its host name point to an address of this machine or network (DNS rebinding). The browser then takes
-the service for a part of that page, and lets the page send requests and read the responses. The ``Host`` header of
-these requests still contains the name of the page, so the service can recognise them.
+This check prevents DNS rebinding. In this attack, the host name of a foreign web page points to an address of this
+machine or network. The browser then treats the service as the same origin, and lets the page send requests and read the
+responses. The ``Host`` header of these requests still contains the name of the page, so the service can recognise them.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def is_local(name: str) -> bool:
 def trusted_hosts(app: ASGIApp, settings: Settings, failure: Callable[[QuartetError], ASGIApp]) -> ASGIApp:
     """Wrap the application in ``TrustedHosts`` unless all names are allowed.
 
-    If ``QUARTET_TRUSTED_HOSTS`` is empty, all names are allowed in two cases. In the first case, clients need API keys,
-    which a foreign page does not have. In the second case, the service uses TLS, and a browser does not accept its
-    certificate for the name of the page.
+    If ``QUARTET_TRUSTED_HOSTS`` is empty, all names are allowed in two cases. In the first case, the service requires
+    API keys, which a foreign page does not have. In the second case, the service uses TLS, and browsers do not accept
+    its certificate for the name of a foreign page.
 
     Raises:
         SettingsError: a name is malformed.

@@ -1,8 +1,8 @@
 """Decode requests of the Open Inference Protocol V2: JSON, and Triton's binary tensor extension.
 
-The JSON part comes first and has ``Inference-Header-Content-Length`` bytes. The binary data of all inputs with a
-``binary_data_size`` follow in the order of these inputs. Tensors are little-endian and row-major. Before each string
-comes its length as a uint32.
+The JSON part comes first. The header ``Inference-Header-Content-Length`` contains its length in bytes. The binary data
+of all inputs with a ``binary_data_size`` follow, in the order of these inputs. Tensors are little-endian and row-major.
+Each string is preceded by its length as a uint32.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ NUMPY = {
 JSON_LENGTH_HEADER = b"inference-header-content-length"
 DECOMPRESSORS = {"gzip": 31, "deflate": 15}  # zlib's wbits for each content coding (RFC 9110, 8.4.1)
 JSON_TYPES: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, **{name: {int} for name in NUMPY if "INT" in name}}
-MAX_TENSORS = 8  # in a request
-MAX_DIMENSIONS = 8  # of a tensor
+MAX_TENSORS = 8  # largest number of tensors in a request
+MAX_DIMENSIONS = 8  # largest number of dimensions of a tensor
 MAX_ID_LENGTH = 1000  # characters
 
 Datatype = Literal[
@@ -90,8 +90,8 @@ class TensorSpec:
     """An input or output of a model.
 
     In ``shape``, -1 marks a dimension that varies. The first dimension counts rows, unless the model is an imported
-    network without a batch dimension. Inputs may have any of ``datatypes``; metadata and responses use the first one.
-    If ``labels`` is not empty, it has one name for each index of the last dimension.
+    network without a batch dimension. Inputs may have any of ``datatypes``. Metadata and responses use the first data
+    type. If ``labels`` is not empty, it has one name for each index of the last dimension.
     """
 
     name: str
@@ -136,8 +136,8 @@ def decode_request(
         content: the body, decompressed.
         json_length: the header with the length of the JSON part. If it is empty, the whole body is JSON. If it is 0,
             there is no JSON part, and the body is the data of ``only_input``.
-        max_values: the highest number of values in all inputs together.
-        max_commas: the highest number of commas in the JSON part.
+        max_values: the largest allowed number of values in all inputs together.
+        max_commas: the largest allowed number of commas in the JSON part.
         only_input: the input of a model that has a single input, otherwise None.
 
     Raises:
@@ -161,7 +161,7 @@ def decode_request(
             allowed = f"allowed are 1 to {max_values:,} values in all"
             raise BadValue(f"inputs.{i}.shape is {quote_value(item.shape)}; {allowed}", "inputs")
         if item.name in request.tensors:
-            raise BadValue(f"inputs.{i}.name is {quote_value(item.name)}, which came before", "inputs")
+            raise BadValue(f"inputs.{i}.name is {quote_value(item.name)}, which an earlier input already has", "inputs")
         values_left -= count
         request.tensors[item.name], rest = _decode_input(item, i, rest)
     if rest:
@@ -177,9 +177,9 @@ def _decode_json(content: bytes, max_commas: int) -> InferenceRequest:
 
 
 def _decode_raw(content: bytes, only_input: TensorSpec | None) -> DecodedRequest:
-    """Decode a body without JSON, which contains one row of the only input. The outputs will all be binary."""
+    """Decode a body without JSON, which contains one row of the model's only input. All outputs will be binary."""
     if only_input is None or only_input.shape.count(-1) > 2:  # rows and one other dimension may vary
-        raise BadValue("a body without JSON is for models with one input that varies in no more than one dimension")
+        raise BadValue("a body without JSON is only for models with one input that varies in at most one dimension")
     name, datatype, row_shape = only_input.name, only_input.datatypes[0], list(only_input.shape[1:])
     if datatype == "BYTES":
         tensor = np.array([content], dtype=object)

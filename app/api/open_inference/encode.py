@@ -15,7 +15,7 @@ from app.errors import BadValue, quote_value
 
 
 def requested_outputs(body: InferenceRequest, specs: Mapping[str, TensorSpec]) -> dict[str, Parameters]:
-    """Return the parameters of each requested output by name. A request without a list of outputs gets all of them.
+    """Return the parameters of each requested output by name. A request without a list of outputs gets all outputs.
 
     Raises:
         BadValue: an output or a parameter is wrong.
@@ -27,7 +27,7 @@ def requested_outputs(body: InferenceRequest, specs: Mapping[str, TensorSpec]) -
         if output.name not in specs:
             raise BadValue(f"there is no output {quote_value(output.name)}; there are: {', '.join(specs)}", "outputs")
         if any(output.name == other.name for other in body.outputs[:i]):
-            raise BadValue(f"output {output.name!r} came more than once", "outputs")
+            raise BadValue(f"output {output.name!r} was sent more than once", "outputs")
         _check_binary("binary_data", output.parameters)
         if (class_count := output.parameters.get("classification")) is not None:
             _check_class_count(class_count, specs[output.name])

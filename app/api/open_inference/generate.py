@@ -1,4 +1,4 @@
-"""Triton's generate extension, which generates a text without tensors, as one response or as a stream."""
+"""Triton's generate extension. It generates a text for a JSON request without tensors, at once or as a stream."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NATIVE_NAMES = {"text_input": "prompt", "max_tokens": "max_characters"}  # names
 
 
 class GenerateInference(TextInference):
-    """Generates one text."""
+    """Generates one text for a request to ``generate`` or ``generate_stream``."""
 
     stream_end = b""  # the protocol has no end marker
 
@@ -90,11 +90,11 @@ def _fields(body: dict[str, Any], streamed: bool) -> dict[str, Any]:
         raise BadValue(f"parameters is {quote_value(parameters)}; it should be an object", "parameters")
     for name in parameters:
         if name in body:
-            raise BadValue(f"{quote_value(name)} came beside text_input and in parameters; send one of them", name)
+            raise BadValue(f"{quote_value(name)} was sent twice: beside text_input and in parameters", name)
     fields = {**body, **parameters}
     if (stream := fields.pop("stream", streamed)) is not streamed:
         other = "generate" if streamed else "generate_stream"
-        allowed = f"for that there is {other}" if isinstance(stream, bool) else "it should be a boolean"
+        allowed = f"use {other} instead" if isinstance(stream, bool) else "it should be a boolean"
         raise BadValue(f"stream is {quote_value(stream)}; {allowed}", "stream")
     if "max_tokens" in fields and "max_characters" in fields:
         raise BadValue("max_tokens is another name of max_characters; send one of them", "max_tokens")

@@ -1,6 +1,6 @@
 """Inference on tensors under ``/v2``.
 
-The Content-Type of a body is ignored, because tritonclient sends none or a wrong one.
+The Content-Type header of a request is ignored, because tritonclient sends no such header or a wrong one.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     async def infer(request: Request, name: SeriesModel) -> Response:
         """Run a model on input tensors and return its output tensors.
 
-        Values are in JSON, or binary behind the JSON part (Triton's binary tensor extension). The body may be
-        compressed with gzip or deflate.
+        The values of a tensor are in JSON, or in binary form after the JSON part (Triton's binary tensor extension).
+        The body may be compressed with gzip or deflate.
         """
         deadline = set_deadline(request, settings.request_seconds)
         model = await model_in_path(registry, request, name, deadline)

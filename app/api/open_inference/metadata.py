@@ -21,7 +21,7 @@ from app.settings import Settings
 from app.store import Card
 
 PLATFORMS = {"exported-program": "pytorch_pt2", "onnx": "onnxruntime_onnx"}  # all other kinds are pytorch_safetensors
-CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # all others are TYPE_ with the name of the data type
+CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # the name of every other type is TYPE_ plus the data type
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
@@ -41,7 +41,7 @@ def _add_names(routes: APIRouter, registry: Registry) -> None:
         responses=success_response(ModelNames, description="The names"),
     )
     async def list_models() -> Response:
-        """List the names of all models, loaded or not."""
+        """List the names of all models, whether they are loaded or not."""
         return json_response({"models": sorted(registry.version_sets)})
 
 
@@ -58,7 +58,7 @@ def _add_descriptions(routes: APIRouter, registry: Registry, settings: Settings)
         responses=success_response(ModelMetadata, description="The model"),
     )
     async def metadata(request: Request, name: SeriesModel) -> Response:
-        """Get names, data types and shapes of a model's inputs and outputs. -1 marks a dimension that varies.
+        """Get the names, data types and shapes of a model's inputs and outputs. -1 marks a dimension that varies.
 
         All paths of a model also exist with `/versions/{version}` after the name.
         """

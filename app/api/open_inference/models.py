@@ -1,6 +1,6 @@
-"""Describe each task as a model with input and output tensors, and convert tensors to and from items for the engine.
+"""Describe each task as a model with input and output tensors, and convert tensors to and from items of the engine.
 
-The items are the same as those of the task's endpoint under ``/v1``. Therefore both endpoints give the same results.
+The task's endpoint under ``/v1`` creates the same items. Therefore both endpoints return the same results.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ class ForecasterTensors:
     """Tensors of a forecaster: ``values`` [N, T] -> ``mean`` [N, horizon], ``lower``, ``upper`` [N, levels, horizon].
 
     A missing value is NaN. ``lower`` and ``upper`` are the bounds of the prediction intervals. Versions trained with
-    known columns, whose future values are known, also read ``covariates`` [N, T + horizon, columns]. Versions trained
-    with holidays also read ``start`` [N], the time of the first value.
+    covariates also read ``covariates`` [N, T + horizon, columns]. Versions trained with holidays also read ``start``
+    [N], the time of the first value.
     """
 
     def __init__(self, model: LoadedModel[AnyForecaster], limits: RequestModels) -> None:
@@ -221,7 +221,7 @@ class ForecasterTensors:
 class GeneratorTensors:
     """Tensors of an image generator: ``latents`` [N, latent], ``classes`` [N] -> ``images`` [N, channels, side, side].
 
-    Latents should be samples of N(0, 1). Classes are indices or labels; only models with labels read them.
+    Latents should be samples of N(0, 1). Classes are indices or labels. Only models with labels have this input.
     """
 
     def __init__(self, model: LoadedModel[ImageSampler], limits: RequestModels) -> None:
@@ -266,7 +266,7 @@ class GeneratorTensors:
 
 
 class ImportedTensors:
-    """Tensors of an imported network. They are the inputs and outputs of the network itself."""
+    """Tensors of an imported network, which are the inputs and outputs of the network itself."""
 
     def __init__(self, model: LoadedModel[TensorPredictor], limits: RequestModels) -> None:
         self.predictor: TensorPredictor = getattr(model.predictor, "tensors", model.predictor)
@@ -347,7 +347,7 @@ def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
 
 
 def earlier_deadline(parameters: Mapping[str, Any], deadline: float) -> float:
-    """Return ``deadline``, or the earlier one that the parameter ``timeout`` (microseconds) sets. Raises BadValue."""
+    """Return ``deadline``, or an earlier deadline from the parameter ``timeout`` (microseconds). Raises BadValue."""
     timeout = parameters.get("timeout", 0)
     if type(timeout) is not int or timeout < 0:
         raise BadValue(f"timeout is {quote_value(timeout)}; it should be a whole number of microseconds", "timeout")

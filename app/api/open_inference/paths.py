@@ -1,4 +1,4 @@
-"""The paths of the Open Inference Protocol that contain a model's name, with or without a version."""
+"""Add routes whose paths contain a model's name and perhaps a version, and find the model in the path of a request."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Triton's model repository: list versions and their states, load and unload models.
 
 The store records which models are unloaded. Therefore a model stays unloaded in all processes that use the store, and
-after a restart. An unloaded model is not loaded on demand, because any request or ``is_model_ready`` would then undo
-the decision to unload it.
+after a restart. An unloaded model is not loaded on demand. Otherwise any request for the model, even a readiness check,
+would load it again.
 
 Other processes apply a change at their next scan of the store. The index, the readiness check of a model, and requests
-for an unloaded model read the store first, so that they do not wait for this scan.
+for an unloaded model read the store immediately, so that they do not use an outdated state.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class IndexRequest(OpenModel):
 
 
 class LoadRequest(OpenModel):
-    parameters: dict[str, Any] = Field({}, description="`unload_dependents` has no effect: no model depends on another")
+    parameters: dict[str, Any] = Field(
+        {}, description="`unload_dependents` has no effect, because models do not depend on each other"
+    )
 
 
 def router(registry: Registry, settings: Settings, admin_key: str | None) -> APIRouter:
@@ -56,7 +58,7 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
         responses=success_response(RepositoryIndex, description="The versions in the store"),
     )
     async def index(request: Request) -> Response:
-        """List all versions except retired ones, with their state. `reason` says why a version is unavailable."""
+        """List the states of all versions that are not retired. `reason` says why a version is unavailable."""
         body = await _read_body(request, IndexRequest, settings)
         await registry.refresh(request.scope[DEADLINE])
         versions = [version for version in registry.versions() if version.state is VersionState.READY or not body.ready]
@@ -70,8 +72,8 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
     @routes.post("/repository/models/{name}/unload", include_in_schema=False)
     async def refuse(request: Request, name: str) -> Response:
         raise NotEnabled(
-            "loading and unloading models requires an admin key, and this service has none; it follows its store, so "
-            "that published versions are served and removed versions are not, without a request",
+            "loading and unloading models requires an admin key, and this service has none; it serves the versions in "
+            "its store, without a request to load them",
             "name",
         )
 
@@ -92,9 +94,9 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
         **guarded,
     )
     async def load(request: Request, name: OptionalModel) -> Response:
-        """Serve an unloaded model again. The answer comes when its active version is in memory.
+        """Serve an unloaded model again. The response is sent when the active version is in memory.
 
-        With `name@version`, the answer comes when that version is in memory.
+        With `name@version`, the response is sent when this version is in memory.
         """
         deadline = set_deadline(request, settings.request_seconds)
         _check((await _read_body(request, LoadRequest, settings)).parameters)
@@ -112,7 +114,7 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
     async def unload(request: Request, name: OptionalModel) -> Response:
         """Stop serving a model until it is loaded, or a version is activated. Running requests are still answered.
 
-        The default model of a task cannot be unloaded; the status is then 409.
+        The default model of a task cannot be unloaded. In this case, the status is 409.
         """
         await _read_body(request, LoadRequest, settings)
         if "@" in name:
@@ -135,8 +137,8 @@ def _check(parameters: dict[str, Any]) -> None:
     for name in parameters:
         if name == "config" or name.startswith("file:"):
             raise BadValue(
-                f"there is a parameter {quote_value(name)}; models are loaded from the store only: the card is the "
-                "configuration, and /v1/admin/import adds files",
+                f"there is a parameter {quote_value(name)}; models are only loaded from the store, so send no "
+                "configuration or files; /v1/admin/import adds a version to the store",
                 "parameters",
             )
 

@@ -46,7 +46,7 @@ class ModelNames(ResponseModel):
 class TensorMetadata(ResponseModel):
     name: str
     datatype: str
-    shape: list[int] = Field(description="-1: a dimension that varies")
+    shape: list[int] = Field(description="size of each dimension; -1 if the size varies")
 
 
 class ModelProperties(ResponseModel):
@@ -67,14 +67,14 @@ class ModelMetadata(ResponseModel):
 class TensorConfiguration(ResponseModel):
     name: str
     data_type: str
-    dims: list[int] = Field(description="without the rows; -1: a dimension that varies")
+    dims: list[int] = Field(description="size of each dimension except the rows; -1 if the size varies")
 
 
 class ModelConfiguration(ResponseModel):
     name: str
     platform: str
     backend: str
-    max_batch_size: int = Field(description="rows that a request may have")
+    max_batch_size: int = Field(description="largest number of rows in a request")
     input: list[TensorConfiguration]
     output: list[TensorConfiguration]
     dynamic_batching: dict[str, Any]
@@ -87,7 +87,7 @@ class ModelReady(ResponseModel):
 
 class Duration(ResponseModel):
     count: int
-    ns: int = Field(description="nanoseconds in total")
+    ns: int = Field(description="total duration in nanoseconds")
 
 
 class InferenceStatistics(ResponseModel):
@@ -95,17 +95,17 @@ class InferenceStatistics(ResponseModel):
     fail: Duration
     queue: Duration
     compute_infer: Duration
-    compute_input: Duration = Field(description="not measured: 0")
-    compute_output: Duration = Field(description="not measured: 0")
-    cache_hit: Duration = Field(description="always 0: there is no cache")
-    cache_miss: Duration = Field(description="always 0: there is no cache")
+    compute_input: Duration = Field(description="always 0, because it is not measured")
+    compute_output: Duration = Field(description="always 0, because it is not measured")
+    cache_hit: Duration = Field(description="always 0, because there is no cache")
+    cache_miss: Duration = Field(description="always 0, because there is no cache")
 
 
 class ModelStatistics(ResponseModel):
     name: str
     version: str
-    inference_count: int = Field(description="rows; for text models texts")
-    execution_count: int = Field(description="batches")
+    inference_count: int = Field(description="number of rows, or of texts for text models")
+    execution_count: int = Field(description="number of batches")
     inference_stats: InferenceStatistics
     response_stats: dict[str, Any]
     batch_stats: list[Any]
@@ -120,9 +120,9 @@ class ResponseOutput(ResponseModel):
     name: str
     datatype: str
     shape: list[int]
-    data: list[Any] | None = Field(None, description="values in row-major order; left out when they are binary")
+    data: list[Any] | None = Field(None, description="values in row-major order; left out if the values are binary")
     parameters: dict[str, Any] | None = Field(
-        None, description="`binary_data_size`: bytes of the values behind the JSON part"
+        None, description="`binary_data_size`: number of bytes of the values after the JSON part"
     )
 
 
@@ -134,21 +134,23 @@ class InferenceResponse(ResponseModel):
 
 
 class GenerateParameters(BaseModel):
-    """Sampling parameters. They may be inside `parameters`, or beside `text_input`."""
+    """Sampling parameters, which may be inside `parameters` or beside `text_input`."""
 
-    max_characters: int = Field(200, ge=1, description="length of the continuation in characters")
-    max_tokens: int = Field(200, ge=1, description="another name of `max_characters`")
-    temperature: float = Field(0.8, ge=0, le=10, description="0: always the most probable character")
-    top_k: int | None = Field(None, ge=1, description="draw only from the k most probable characters")
+    max_characters: int = Field(200, ge=1, description="largest length of the continuation in characters")
+    max_tokens: int = Field(200, ge=1, description="alias of `max_characters`")
+    temperature: float = Field(
+        0.8, ge=0, le=10, description="sampling temperature. 0 always takes the most probable character."
+    )
+    top_k: int | None = Field(None, ge=1, description="sample only from the k most probable characters")
     top_p: float | None = Field(
-        None, gt=0, le=1, description="draw only from the most probable characters, whose probabilities add up to p"
+        None, gt=0, le=1, description="sample only from the most probable characters whose probabilities add up to p"
     )
     stop: str | list[str] | None = Field(None, description="strings that end the text")
-    seed: int | None = Field(None, ge=0, description="the same seed gives the same text")
+    seed: int | None = Field(None, ge=0, description="random seed. The same seed gives the same text.")
 
 
 class GenerateRequest(GenerateParameters):
-    id: str = Field("", max_length=MAX_ID_LENGTH, description="your own id of the request; the answer repeats it")
+    id: str = Field("", max_length=MAX_ID_LENGTH, description="your own id for the request, which the response repeats")
     text_input: str = Field(description="the prompt")
     parameters: GenerateParameters = Field(
         description="sampling parameters", default_factory=lambda: GenerateParameters.model_validate({})

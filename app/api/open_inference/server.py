@@ -29,7 +29,10 @@ def router(registry: Registry) -> APIRouter:
         },
     )
     async def check_live() -> Response:
-        """Answer 503 if the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`. Then restart the process."""
+        """Respond with status 503 if the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`.
+
+        In this case, the process should be restarted.
+        """
         live = registry.executor.stalled_seconds() < 2 * registry.settings.liveness_timeout_seconds
         return Response(orjson.dumps({"live": live}), 200 if live else 503, media_type="application/json")
 
@@ -43,7 +46,7 @@ def router(registry: Registry) -> APIRouter:
         },
     )
     async def check_ready() -> Response:
-        """Answer 503 if the service is not ready and requests should go to another server."""
+        """Respond with status 503 if the service is not ready, so that requests should go to another server."""
         ready = not registry.problems()
         content = {"live": True, "ready": ready}
         return Response(orjson.dumps(content), 200 if ready else 503, media_type="application/json")

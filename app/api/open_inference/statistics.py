@@ -1,4 +1,4 @@
-"""Triton's statistics. They have counts and times of each model, and come from the same metrics as ``/metrics``."""
+"""Triton's statistics: the counts and times of each model, computed from the same metrics as ``/metrics``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         responses=success_response(StatisticsResponse, description="Statistics of each version in memory"),
     )
     async def all_statistics() -> Response:
-        """Get the number of requests and the waiting and computing time of each version in memory."""
+        """Get the number of requests, the waiting time and the computing time of each version in memory."""
         totals = await metrics.totals(registry.settings.request_seconds)
         return json_response({"model_stats": [_statistics(model, totals) for model in registry.models()]})
 
@@ -46,7 +46,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         responses=success_response(StatisticsResponse, description="Statistics of the model"),
     )
     async def statistics(request: Request, name: SeriesModel) -> Response:
-        """Get the number of requests and the waiting and computing time of one version of a model."""
+        """Get the number of requests, the waiting time and the computing time of one version of a model."""
         deadline = set_deadline(request, registry.settings.request_seconds)
         model = await model_in_path(registry, request, name, deadline)
         totals = await metrics.totals(registry.settings.request_seconds)
@@ -58,9 +58,9 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
 def _statistics(model: LoadedModel, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:
     """Return the statistics of a version, including metrics of the model that are not separated by version.
 
-    ``queue`` counts how often rows of a request left the queue. ``compute_infer`` counts batches, or for text models
-    rounds of the engine. ``inference_count`` counts rows, or for text models texts. The times of inputs and outputs are
-    not measured and always 0.
+    ``queue`` counts how often rows of a request left the queue. ``compute_infer`` counts batches, or rounds of the
+    engine for text models. ``inference_count`` counts rows, or texts for text models. ``compute_input`` and
+    ``compute_output`` are not measured and always 0.
     """
 
     def total(metric: str) -> float:

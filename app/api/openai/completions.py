@@ -38,7 +38,7 @@ from app.tasks.token_sampling import LogProbs, SamplingOptions
 
 VALUES_PER_LOG_PROB = 80  # encoding a character with its log-probabilities takes as long as encoding this many values
 VALUES_PER_PART = 1000  # log-probabilities that are encoded at a time
-MIN_TOP_P = 1e-12  # replaces a top_p of 0; then only the most probable character can be drawn
+MIN_TOP_P = 1e-12  # replaces a top_p of 0, so that only the most probable character can be sampled
 MAX_BIASES = 1000
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -49,7 +49,7 @@ PROMPT: dict[str, Any] = {"oneOf": [Text, {"type": "array", "items": {"oneOf": [
 
 
 class StreamOptions(RequestBody):
-    include_usage: bool = Field(False, description="send the number of characters in a last event")
+    include_usage: bool = Field(False, description="whether a last event has the numbers of characters")
     include_obfuscation: bool = Field(False, description="accepted and ignored")
 
 
@@ -59,24 +59,25 @@ class CompletionRequest(InferenceBody):
         None, description="one or several texts, or one or several lists of character ids", json_schema_extra=PROMPT
     )
     max_tokens: int | None = Field(
-        None, ge=0, description="length of the text in characters; default 16; 0 only with `echo`"
+        None, ge=0, description="largest length of the text in characters. The default is 16. 0 requires `echo`."
     )
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(
-        None, ge=1, description="draw only from the k most probable characters; not part of OpenAI's API"
+        None, ge=1, description="sample only from the k most probable characters (not in OpenAI's API)"
     )
-    n: int | None = Field(None, ge=1, description="number of texts for each prompt; text i uses the seed + i")
+    n: int | None = Field(None, ge=1, description="number of texts for each prompt. Text i uses the seed plus i.")
     best_of: int | None = Field(None, ge=1, description="must be equal to `n`")
-    echo: bool | None = Field(None, description="repeat the prompt before the text")
+    echo: bool | None = Field(None, description="whether to repeat the prompt before the text")
     logprobs: int | None = Field(
         None,
         ge=0,
         le=5,
-        description="add the log-probabilities of each character, and of this number of most probable characters",
+        description="if set, the response has the log-probability of each character, and the log-probabilities of this "
+        "number of most probable characters at its position",
     )
     logit_bias: dict[str, Bias] | None = Field(
-        None, description="added to the scores of characters, by character id", max_length=MAX_BIASES
+        None, description="numbers that are added to the logits of characters, by character id", max_length=MAX_BIASES
     )
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -84,7 +85,9 @@ class CompletionRequest(InferenceBody):
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    suffix: str | None = Field(None, description="not supported: the model reads forwards only")
+    suffix: str | None = Field(
+        None, description="not supported, because the model reads only the prompt before the text"
+    )
     user: str | None = None
 
 
@@ -102,7 +105,7 @@ class CompletionChoice:
 
 
 class CompletionInference(Inference[TextGenerator]):
-    """Generates the texts of a request, which the protocol calls choices."""
+    """Generates the texts of a request to ``/v1/completions``. OpenAI's API calls these texts choices."""
 
     def __init__(
         self,
@@ -193,7 +196,7 @@ class CompletionInference(Inference[TextGenerator]):
         return "" if self.body.max_tokens == 0 else choice.text.text
 
     def _choice_size(self, choice: CompletionChoice, start: int, length: int) -> int:
-        """Return the cost, in values, of encoding ``length`` characters, and also the echo if ``start`` is 0."""
+        """Return the cost, in values, of encoding ``length`` characters, plus the echo if ``start`` is 0."""
         characters = length + (len(choice.echo) if start == 0 else 0)
         return characters if self.body.logprobs is None else VALUES_PER_LOG_PROB * characters
 
@@ -285,7 +288,7 @@ def _native_fields(body: CompletionRequest) -> dict[str, Any]:
 
 
 def _prompts(prompt: Any, predictor: TextGenerator) -> list[str]:
-    """Return the texts in the field ``prompt``. It has one text or several, as strings or as lists of character ids.
+    """Return the texts in the field ``prompt``, which is one or several strings or lists of character ids.
 
     Raises BadValue.
     """
@@ -362,7 +365,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     async def complete(request: Request) -> Response:
         """Continue one or several prompts, as OpenAI's completions endpoint does. A token is one character.
 
-        With `stream` the service sends the characters as server-sent events while the model generates them.
+        With `stream`, the service sends the characters as server-sent events while the model generates them.
         """
         return await endpoint.run(request)
 

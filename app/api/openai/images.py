@@ -32,12 +32,12 @@ MAX_PROMPT_LENGTH = 1000  # characters
 
 class ImageGenerationRequest(InferenceBody):
     prompt: str = Field(
-        description='labels of the images, such as "three sevens and a 2"; "digits": any labels',
+        description='labels of the images, such as "three sevens and a 2". The prompt "digits" gives random labels.',
         max_length=MAX_PROMPT_LENGTH,
     )
     model: ModelName = None
-    n: int | None = Field(None, ge=1, description="how often to generate the images that the prompt names")
-    response_format: str | None = Field(None, description="only `b64_json`: the service stores no files")
+    n: int | None = Field(None, ge=1, description="how many times to generate the images that the prompt names")
+    response_format: str | None = Field(None, description="must be `b64_json`, because the service stores no files")
     size: str | None = Field(
         None, description="`auto`, or the size of the model's images, such as `28x28`", max_length=100
     )
@@ -46,7 +46,7 @@ class ImageGenerationRequest(InferenceBody):
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
     stream: Literal[False] | None = None
-    seed: Seed | None = Field(None, description="image i of a seed is always the same; not part of OpenAI's API")
+    seed: Seed | None = Field(None, description="random seed. Image i of a seed is always the same.")
     user: str | None = None
 
 

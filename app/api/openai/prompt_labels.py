@@ -1,4 +1,4 @@
-"""Find the labels in a prompt for images, such as "three sevens and a 2"."""
+"""Find the labels in a prompt for image generation, such as "three sevens and a 2"."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ IGNORED_WORDS = {
     *("a", "an", "the", "and", "of", "me", "please", "draw", "with", "handwritten"),
     *("digit", "digits", "number", "numbers", "image", "images", "picture", "pictures"),
 }
-MAX_COUNT = 10**5  # images of one label; larger numbers are replaced by this one
+MAX_COUNT = 10**5  # largest number of images of one label; larger numbers are replaced by this number
 
 
 def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[str, int]]:
-    """Return each label in a prompt with its number of images. Without labels, as in "digits", the list is empty.
+    """Return each label in a prompt with its number of images. For a prompt without labels, the list is empty.
 
     A number before a plural or a unit is a count, as in "three sevens" or "2 dozen cats". Any other number is a label,
     or one label for each of its digits, as in "42". ``model`` is the model's name for error messages.

@@ -26,8 +26,8 @@ class CompletionText(ResponseModel):
 
 
 class CompletionUsage(ResponseModel):
-    prompt_tokens: int = Field(description="characters of the prompts")
-    completion_tokens: int = Field(description="characters of the texts")
+    prompt_tokens: int = Field(description="number of characters of the prompts")
+    completion_tokens: int = Field(description="number of characters of the generated texts")
     total_tokens: int
 
 
@@ -37,13 +37,13 @@ class Completion(ResponseModel):
     created: int = Field(description="Unix time in seconds")
     model: str
     system_fingerprint: str = Field(description="`name@version` of the model")
-    choices: list[CompletionText] = Field(description="`n` texts of each prompt")
+    choices: list[CompletionText] = Field(description="the `n` texts of each prompt")
     usage: CompletionUsage | None = Field(None, description="in a stream only with `include_usage`")
 
 
 class ImageData(ResponseModel):
     b64_json: str = Field(description="PNG file in base64")
-    revised_prompt: str | None = Field(None, description="the label; left out for models without labels")
+    revised_prompt: str | None = Field(None, description="the label of the image; left out for models without labels")
 
 
 class ImageGenerationResponse(ResponseModel):

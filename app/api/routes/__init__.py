@@ -1,1 +1,1 @@
-"""The service's own endpoints: one for each task, and those for models, health, administration and the web page."""
+"""The service's own endpoints: the tasks, the models, health checks, administration and the web page."""

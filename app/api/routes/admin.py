@@ -1,4 +1,7 @@
-"""Endpoints for most commands of ``python -m app.models``. They need the admin key, and exist only if it is set."""
+"""Administration endpoints for most commands of ``python -m app.models``.
+
+Requests need the admin key. The endpoints exist only if an admin key is set.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     "4XX": {
         **ERROR_RESPONSES["4XX"],
         "description": "400: invalid value. 401: missing or unknown admin key. 404: unknown model or version. "
-        "409: the store's state does not allow it.",
+        "409: the state of the store does not allow the request.",
     },
     "5XX": {**ERROR_RESPONSES["5XX"], "description": "500: internal error. 507: the store cannot be written."},
 }
@@ -63,16 +66,20 @@ def _number_or_newest(value: object) -> object:
 
 class Activation(RequestBody):
     version: Annotated[VersionNumber | Literal["newest"], BeforeValidator(_number_or_newest)] = Field(
-        description="a version's number, or `newest`: always the newest version"
+        description="a version number, or `newest` to always serve the newest version"
     )
     share: float = Field(
-        100, gt=0, le=100, description="per cent of the requests that name no version; below 100: a canary"
+        100,
+        gt=0,
+        le=100,
+        description="share of the requests without a version number, in per cent. Below 100, the version becomes the "
+        "canary.",
     )
 
 
 class Retirement(RequestBody):
     version: VersionNumber
-    undo: bool = Field(False, description="serve the retired version again")
+    undo: bool = Field(False, description="whether to serve the retired version again")
 
 
 class DiffQuery(BaseModel):
@@ -92,7 +99,7 @@ class ImportQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     renumber: bool = Field(
-        False, description="give the version the next free number instead of its own", examples=[True]
+        False, description="whether to give the version the next free number instead of its own", examples=[True]
     )
 
 
@@ -130,7 +137,7 @@ def check_admin_key(sent: str, key: str) -> None:
     """Raise Unauthorized if the keys differ. The comparison takes the same time for all keys."""
     digests = (hashlib.sha256(each.encode("utf-8", "surrogateescape")).digest() for each in (sent, key))
     if not hmac.compare_digest(*digests):
-        raise Unauthorized("this needs the admin key, as `Authorization: Bearer KEY`")
+        raise Unauthorized("this request needs the admin key, as `Authorization: Bearer KEY`")
 
 
 def router(registry: Registry, settings: Settings, key: str) -> APIRouter:
@@ -161,7 +168,7 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
         responses=success_response(StoredVersions, description="The versions of the model"),
     )
     async def show_versions(name: ModelName) -> Response:
-        """List all versions of one model with their role, size and metrics, including broken versions."""
+        """List all versions of one model, including broken versions, with their role, size and metrics."""
         return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
 
     @routes.get(
@@ -198,7 +205,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
         responses=success_response(StoredVersions, description="The versions of the model, after the change"),
     )
     async def activate(name: ModelName, request: Request) -> Response:
-        """Use a version for all requests that name no version, or (as a canary) for a share of them.
+        """Use a version for all requests without a version number, or as a canary for a share of these requests.
 
         By default, all processes apply the change within two seconds.
         """
@@ -226,7 +233,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
         responses=success_response(StoredVersions, description="The versions of the model, after the change"),
     )
     async def retire(name: ModelName, request: Request) -> Response:
-        """Stop serving a version, even for requests that name its number. Its files stay; `undo` serves it again."""
+        """Stop serving a version, even to requests with its number. The files stay, so `undo` can serve it again."""
         set_deadline(request, settings.request_seconds)
         body = await read_json(request, Retirement, reader, MAX_COMMAS)
         await on_store(lambda: rollout.retire(store, name, body.version, body.undo))

@@ -1,7 +1,7 @@
 """Import a trained network over HTTP.
 
-The command ``python -m app.models add`` runs in a separate process. So a file that exhausts the memory or crashes that
-process does not harm the service.
+The endpoint runs the command ``python -m app.models add`` in a separate process. If a file exhausts the memory or
+crashes this process, the service is not affected.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from app.store import TaskName, atomic_files, catalogue
 from app.store.disk_thread import DiskThread
 
 IMPORT_SECONDS = 600.0  # seconds after which an import is stopped
-FLAGS = {  # the value that is not the default, and the option for it
+FLAGS = {  # the value that differs from the default, and the command-line option for this value
     "softmax": (False, "--no-softmax"),
     "standardise": (True, "--standardise"),
     "non_negative": (True, "--non-negative"),
@@ -42,7 +42,7 @@ FILES = ("labels", "vocabulary")  # sent as text in the query, but read from fil
 
 
 class AddQuery(BaseModel):
-    """The options of the command. Commas separate the items of a list, except in ``labels`` and ``vocabulary``."""
+    """The options of the command ``add``. Commas separate list items, except in ``labels`` and ``vocabulary``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,33 +50,49 @@ class AddQuery(BaseModel):
     title: str | None = Field(None, max_length=1000, description="one sentence about the model")
     licence: str | None = Field(None, max_length=1000, description="licence of the network")
     source: str | None = Field(None, max_length=1000, description="where the network comes from")
-    task: TaskName = Field("infer", description="task besides tensors under `/v2`; `infer`: none")
-    labels: str | None = Field(None, description="classify, sample: the labels, one per line")
-    size: int | None = Field(None, description="classify: height and width in pixels")
-    resize: int | None = Field(None, description="classify: length of the shorter side before the centre is cropped")
-    interpolation: Literal["bilinear", "bicubic"] | None = Field(None, description="classify: how images are scaled")
-    mean: str | None = Field(None, description="classify: mean of each channel, for pixels from 0 to 1")
-    std: str | None = Field(None, description="classify: deviation of each channel")
-    softmax: bool = Field(True, description="classify: whether the output are logits")
-    latents: str | None = Field(None, description="sample: input of the latents")
-    classes: str | None = Field(None, description="sample: input of the class indices")
-    low: float | None = Field(None, description="sample: output value of black")
-    high: float | None = Field(None, description="sample: output value of white")
-    input: str | None = Field(None, description="classify, forecast: input tensor")
-    output: str | None = Field(None, description="classify, forecast, sample: output tensor")
-    context: int | None = Field(None, description="forecast, continue: values or characters read at a time")
-    quantiles: str | None = Field(None, description="forecast: levels of the output")
-    standardise: bool = Field(False, description="forecast: whether windows have mean 0 and deviation 1")
-    seasons: str | None = Field(None, description="forecast: input of the values per season")
-    non_negative: bool = Field(
-        False, description="forecast: whether forecasts of series without negative values are not negative"
+    task: TaskName = Field(
+        "infer", description="task of the network besides tensor requests under `/v2`. `infer` means no other task."
     )
-    vocabulary: str | None = Field(None, description="continue: JSON list of the characters, by index; or `bytes`")
-    tokens: str | None = Field(None, description="continue: input of the characters")
-    logits: str | None = Field(None, description="continue: output of the logits")
-    states: str | None = Field(None, description="continue: inputs of the state")
-    next_states: str | None = Field(None, description="continue: outputs of the state")
-    unknown: int | None = Field(None, description="continue: index of the character for unknown ones")
+    labels: str | None = Field(None, description="for `classify` and `sample`: the labels, one per line")
+    size: int | None = Field(None, description="for `classify`: height and width of the input images in pixels")
+    resize: int | None = Field(
+        None, description="for `classify`: length to which the shorter side is scaled before the centre is cropped"
+    )
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(
+        None, description="for `classify`: filter with which images are scaled"
+    )
+    mean: str | None = Field(None, description="for `classify`: mean of each channel, for pixels from 0 to 1")
+    std: str | None = Field(None, description="for `classify`: standard deviation of each channel")
+    softmax: bool = Field(True, description="for `classify`: whether the network returns logits")
+    latents: str | None = Field(None, description="for `sample`: name of the input tensor with the latents")
+    classes: str | None = Field(None, description="for `sample`: name of the input tensor with the class indices")
+    low: float | None = Field(None, description="for `sample`: value of black in the output")
+    high: float | None = Field(None, description="for `sample`: value of white in the output")
+    input: str | None = Field(None, description="for `classify` and `forecast`: name of the input tensor")
+    output: str | None = Field(None, description="for `classify`, `forecast` and `sample`: name of the output tensor")
+    context: int | None = Field(
+        None, description="for `forecast` and `continue`: number of values or characters that the network reads at once"
+    )
+    quantiles: str | None = Field(None, description="for `forecast`: quantile levels of the output")
+    standardise: bool = Field(
+        False, description="for `forecast`: whether the service scales inputs to mean 0 and standard deviation 1"
+    )
+    seasons: str | None = Field(
+        None, description="for `forecast`: name of the input tensor with the number of values per season"
+    )
+    non_negative: bool = Field(
+        False, description="for `forecast`: whether forecasts of series without negative values are at least 0"
+    )
+    vocabulary: str | None = Field(
+        None, description="for `continue`: JSON list of the characters in the order of their indices, or `bytes`"
+    )
+    tokens: str | None = Field(None, description="for `continue`: name of the input tensor with the characters")
+    logits: str | None = Field(None, description="for `continue`: name of the output tensor with the logits")
+    states: str | None = Field(None, description="for `continue`: names of the input tensors with the state")
+    next_states: str | None = Field(None, description="for `continue`: names of the output tensors with the next state")
+    unknown: int | None = Field(
+        None, description="for `continue`: index of the character that replaces unknown characters"
+    )
 
 
 def add_route(routes: APIRouter, settings: Settings) -> None:
@@ -92,10 +108,10 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
         responses=success_response(ImportResponse, description="The versions of the model, after the import"),
     )
     async def add_model(request: Request) -> Response:
-        """Publish a `.pt2` file of `torch.export.save`, or an ONNX file, as a version.
+        """Publish a network from a `.pt2` file of `torch.export.save` or from an ONNX file.
 
-        An ONNX file and its external data can be sent together as a ZIP archive.
-        Nothing in the file is unpickled or evaluated. The network is checked and measured, which takes some seconds.
+        An ONNX file and its external data can be sent together as a ZIP archive. The service never unpickles or
+        executes code from the file. It checks the network and measures its speed, which takes some seconds.
         """
         query = read_query(request, AddQuery)
         if query.name is None:
@@ -119,7 +135,7 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
 
 
 def _run_command(query: AddQuery, folder: Path, store: Path) -> dict[str, Any]:
-    """Run the command on the file ``upload`` in ``folder``, and return its output, which describes the model.
+    """Run the command ``add`` on the file ``upload`` in ``folder``, and return its output, which describes the model.
 
     Raises:
         BadValue: the command rejects the file or an option.

@@ -15,14 +15,17 @@ class StoredName(ResponseModel):
 
     name: str
     task: TaskName | None = Field(description="null if no version can be read")
-    default: bool = Field(description="whether requests of the task that name no model use this one")
-    active: int | None = Field(description="the version for requests that name none")
-    follows: Literal["newest", "choice"] = Field(description="`newest`: a new version becomes active when published")
+    default: bool = Field(description="whether this is the default model of its task, for requests without a model")
+    active: int | None = Field(description="the version for requests without a version number")
+    follows: Literal["newest", "choice"] = Field(
+        description="`newest` if new versions become active when they are published, `choice` if an admin chose the "
+        "active version"
+    )
     canary: Canary | None
     previous: int | None = Field(description="the version that a rollback activates")
     retired: list[int]
     unloaded: bool
-    changed: str = Field(description="time of the last change, ISO 8601; empty: never")
+    changed: str = Field(description="time of the last change in ISO 8601, or empty if there was no change")
     by: str = Field(description="the last command that changed the state")
     problem: str = Field(description="empty if the state can be read")
 
@@ -56,8 +59,8 @@ class StoredModelList(ResponseModel):
 
 class CardDifference(ResponseModel):
     what: str
-    first: Any = Field(description="null if the first version does not have it")
-    second: Any = Field(description="null if the second version does not have it")
+    first: Any = Field(description="null if the first version does not have this property")
+    second: Any = Field(description="null if the second version does not have this property")
 
 
 class VersionComparison(ResponseModel):
@@ -66,7 +69,7 @@ class VersionComparison(ResponseModel):
 
 class StoreCheck(ResponseModel):
     what: str = Field(description="the file or version that was checked")
-    problem: str = Field(description="empty if there is none")
+    problem: str = Field(description="the problem that was found, or empty")
 
 
 class StoreVerification(ResponseModel):

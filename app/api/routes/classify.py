@@ -53,8 +53,8 @@ class ClassifyQuery(BaseModel):
     top_k: int = Field(5, ge=1, le=1000, description="number of labels for each image, most probable first")
     explain: bool = Field(
         False,
-        description="add a heat map of the pixels that support the most probable label, as a PNG file in base64; the "
-        "limit on the pixels of one image then applies to all images together",
+        description="whether to add a heat map of the pixels that support the most probable label, as a PNG file in "
+        "base64. The limit on the pixels of one image then applies to all images together.",
     )
 
 
@@ -98,7 +98,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
 
 
 def _image_bodies(body_model: type[ClassifyRequest], settings: Settings) -> dict[str, Any]:
-    """Return the description, for the OpenAPI document, of the three ways to send images. The form comes first."""
+    """Return the part of the OpenAPI document that describes the three ways to send images, the form first."""
     files = {"type": "array", "items": BINARY, "maxItems": settings.max_images}
     form = {
         "title": "ClassifyForm",
@@ -126,7 +126,8 @@ async def _files(
     """Return the image files of a request. The body is a form, JSON or the bytes of one image.
 
     Raises:
-        BadValue, NotAnImage: the body is none of these. Errors of ``read_body`` are passed on.
+        BadValue, NotAnImage: the body has another format.
+        QuartetError: any error of ``read_body``.
     """
     media_type = header(request, b"content-type").partition(";")[0].strip().lower()
     if media_type == "application/json":
@@ -229,7 +230,13 @@ def _top_labels(
 
 
 async def _explain(request: Request, registry: Registry, inference: ClassifyInference, deadline: float) -> Response:
-    """Classify the images, and add a heat map of each one. Raises TooLarge and what ``run_inference`` raises."""
+    """Classify the images, and add a heat map of each image.
+
+    Raises:
+        BadValue: the model is imported.
+        TooLarge: all images together have too many pixels.
+        QuartetError: any other error of ``run_inference``.
+    """
     executor, explainer = registry.parse_executor, inference.model.explainer
     if explainer is None:
         raise BadValue(f"explain is true; {inference.model.card.name} is imported and cannot explain", "explain")
@@ -249,7 +256,7 @@ def _check_total_pixels(inference: ClassifyInference) -> None:
     sizes = [inference.open(file).size for file in inference.files]
     if (total := sum(width * height for width, height in sizes)) > inference.max_pixels:
         raise TooLarge(
-            f"the images have {total:,} pixels in all; with explain allowed are {inference.max_pixels:,}", "explain"
+            f"the images have {total:,} pixels in all; with explain, allowed are {inference.max_pixels:,}", "explain"
         )
 
 

@@ -46,9 +46,11 @@ class ForecastRequest(InferenceBody):
     horizon: int = Field(24, ge=1, description="number of values to forecast")
     levels: list[Level] = Field([80.0, 95.0], max_length=10, description="levels of the intervals in per cent")
     seasonality: int | None = Field(
-        None, ge=1, description="values in a season, such as 24 for hourly values; null: the service detects it"
+        None,
+        ge=1,
+        description="number of values per season, such as 24 for hourly values. null means that it is detected.",
     )
-    integer: bool = Field(False, description="round all results to whole numbers, as for counts")
+    integer: bool = Field(False, description="whether to round all results to integers, for example for counts")
     covariates: (
         dict[
             Annotated[str, Field(max_length=200)],
@@ -61,20 +63,21 @@ class ForecastRequest(InferenceBody):
         | None
     ) = Field(
         None,
-        description="for versions trained with `--known`: for each column, one value for each value of the series, and "
-        "then one for each step of the horizon; for a list of series, a list of such lists",
+        description="for versions trained with `--known`: a list of numbers for each covariate column. The list has "
+        "one number for each value of the series, followed by one for each step of the horizon. For a list of series, "
+        "send one list of numbers for each series.",
         examples=[{"price": [2.5, 2.5, 2.0, 2.5, 2.0], "promo": [0, 0, 1, 0, 1]}],
         max_length=100,
     )
     start: Start | list[Start] | None = Field(
         None,
-        description="for versions trained with `--holidays`: time of the first value, ISO 8601; one time for all "
-        "series, or a list with one time for each series",
+        description="for versions trained with `--holidays`: time of the first value in ISO 8601. Send one time for "
+        "all series, or a list with one time for each series.",
         examples=["2024-04-22"],
     )
     model: ModelName = None
-    h: int | None = Field(None, ge=1, description="Nixtla's name of `horizon`")
-    level: list[Level] | None = Field(None, max_length=10, description="Nixtla's name of `levels`")
+    h: int | None = Field(None, ge=1, description="alias of `horizon`, as in Nixtla's API")
+    level: list[Level] | None = Field(None, max_length=10, description="alias of `levels`, as in Nixtla's API")
 
     def resolved(self) -> Self:
         """Return the body with ``h`` and ``level`` moved to ``horizon`` and ``levels``.
@@ -97,7 +100,7 @@ def request_model(settings: Settings) -> type[ForecastRequest]:
 
 
 def parse_size(body: ForecastRequest) -> int:
-    """Return the cost of parsing the series, in values. Parsing fills gaps in each series and looks for a season."""
+    """Return the cost of parsing the series, in values. Parsing fills gaps in each series and detects its season."""
     is_list = bool(body.values) and isinstance(body.values[0], list)
     lengths = [len(series) for series in body.values if isinstance(series, list)] if is_list else [len(body.values)]
     return sum(VALUES_PER_SERIES + length for length in lengths)
@@ -122,7 +125,7 @@ def parse_series(
         raise BadValue(f"{field} has {count:,} values; allowed are {settings.max_series_values:,}", field)
     covariates = _covariates(model, body, [len(values) for values in series], is_list, settings)
     if len(set(body.levels)) < len(body.levels):
-        raise BadValue(f"levels is {quote_value(body.levels)}; each may come once", "levels")
+        raise BadValue(f"levels is {quote_value(body.levels)}; each level may occur only once", "levels")
     parse, season = model.predictor.parse, body.seasonality
     params = [series_param.format(i) if is_list else "values" for i in range(len(series))]
     if covariates is not None:  # only global forecasters, which forecast any series, have covariates
@@ -135,7 +138,7 @@ def parse_series(
 def _covariates(
     model: LoadedModel[AnyForecaster], body: ForecastRequest, lengths: list[int], is_list: bool, settings: Settings
 ) -> list[np.ndarray] | None:
-    """Return the covariates of each series, or None if the model takes none. Raises BadValue."""
+    """Return the covariates of each series, or None if the model takes no covariates. Raises BadValue."""
     columns = (body.covariates or {}).values()
     rows = [row for each in columns for row in (each if each and isinstance(each[0], list) else [each])]
     count = sum(lengths) + sum(len(row) for row in rows if isinstance(row, list))

@@ -36,7 +36,7 @@ class GenerateImagesRequest(InferenceBody):
     label: str | None = Field(
         None, description="label of the images, for models with labels", max_length=MAX_LABEL_LENGTH
     )
-    seed: Seed | None = Field(None, description="image i of a seed is always the same")
+    seed: Seed | None = Field(None, description="random seed. Image i of a seed is always the same.")
     walk_to: Seed | None = Field(
         None, description="interpolate from the first image of `seed` to the first image of this seed"
     )
@@ -106,8 +106,9 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     async def generate_images(request: Request) -> Response:
         """Generate images from a seed. If the model has labels, `label` selects the label of the images.
 
-        The `Accept` header selects the format. The answer is JSON with PNG files in base64, or one PNG image that shows
-        all of them (`image/png`). With `walk_to` this image is animated (`image/png`, `image/apng` or `image/webp`).
+        The `Accept` header selects the format. The response is JSON with PNG files in base64, or one PNG image that
+        shows all generated images (`image/png`). With `walk_to`, the response can be an animation instead (`image/png`,
+        `image/apng` or `image/webp`).
         """
         return await endpoint.run(request)
 

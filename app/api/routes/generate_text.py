@@ -50,16 +50,18 @@ Stops = Annotated[
 
 class GenerateTextRequest(InferenceBody):
     prompt: str = Field("", description="the text to continue; may be empty")
-    max_characters: int = Field(200, ge=1, description="length of the continuation in characters")
-    temperature: float = Field(0.8, ge=0, le=10, description="0: always the most probable character")
-    top_k: int | None = Field(None, ge=1, description="draw only from the k most probable characters")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="draw only from the most probable characters, whose probabilities add up to p"
+    max_characters: int = Field(200, ge=1, description="largest length of the continuation in characters")
+    temperature: float = Field(
+        0.8, ge=0, le=10, description="sampling temperature. 0 always takes the most probable character."
     )
-    stop: Stops | None = Field(None, description="strings that end the text; the text does not contain them")
-    seed: Seed | None = Field(None, description="the same seed gives the same text")
-    n: int = Field(1, ge=1, description="number of continuations; continuation i uses the seed + i")
-    stream: bool = Field(False, description="send the text as server-sent events while it is generated")
+    top_k: int | None = Field(None, ge=1, description="sample only from the k most probable characters")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="sample only from the most probable characters whose probabilities add up to p"
+    )
+    stop: Stops | None = Field(None, description="strings that end the text. The returned text does not contain them.")
+    seed: Seed | None = Field(None, description="random seed. The same seed gives the same text.")
+    n: int = Field(1, ge=1, description="number of continuations. Continuation i uses the seed plus i.")
+    stream: bool = Field(False, description="whether to send the text as server-sent events while it is generated")
     model: ModelName = None
 
 
@@ -94,7 +96,7 @@ def start_texts(
 
 
 class TextDelta(NamedTuple):
-    """The new characters of text ``text_index``, from position ``start``. The text is complete if ``finished``."""
+    """New characters of the text ``text_index``, from position ``start``. ``finished`` is true for its last delta."""
 
     text_index: int
     start: int
@@ -185,7 +187,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     async def continue_text(request: Request) -> Response:
         """Continue a prompt character by character.
 
-        With `stream` the service sends the characters as server-sent events while the model generates them.
+        With `stream`, the service sends the characters as server-sent events while the model generates them.
         """
         return await endpoint.run(request)
 

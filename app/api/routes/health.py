@@ -27,7 +27,10 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         responses=_status_responses(LiveStatus, "The process is alive", "The engine hangs"),
     )
     async def check_live() -> Response:
-        """Answer 503 if the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`. Then restart the process."""
+        """Respond with status 503 if the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`.
+
+        In this case, the process should be restarted.
+        """
         seconds = registry.executor.stalled_seconds()
         live = seconds < 2 * registry.settings.liveness_timeout_seconds
         return _status({"live": live, "seconds_unanswered": round(seconds, 3)})
@@ -39,7 +42,10 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         responses=_status_responses(ReadyStatus, "The service is ready", "The service is not ready"),
     )
     async def check_ready() -> Response:
-        """List the versions in memory, and those that could not be loaded. Answer 503 if the service is not ready."""
+        """List the versions in memory, and the versions that could not be loaded.
+
+        The status is 503 if the service is not ready.
+        """
         problems = registry.problems()
         broken = [
             {"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in registry.failures

@@ -29,7 +29,7 @@ def router(registry: Registry) -> APIRouter:
         responses=success_response(ModelList, description="All models"),
     )
     async def list_models() -> Response:
-        """List all models with task, versions, state, inputs, labels and model card, and the reason of each failure."""
+        """List all models with their tasks, versions, states, inputs, labels and model cards, and all load failures."""
         return json_response({"object": "list", "data": [_model(registry, name) for name in _names(registry)]})
 
     @routes.get(
@@ -70,7 +70,7 @@ def _names(registry: Registry) -> list[str]:
 
 
 def _model(registry: Registry, name: str, number: int | None = None) -> dict[str, Any]:
-    """Return the description of a model, or of one of its versions, with OpenAI's fields and further ones."""
+    """Return the description of a model, or of one of its versions. It extends the model object of OpenAI's API."""
     broken = [{"version": entry.version, "reason": entry.reason} for entry in registry.failures if entry.name == name]
     card, versions = registry.card(name, number), registry.version_sets.get(name)
     if card is None or versions is None:

@@ -1,4 +1,4 @@
-"""The web page at ``/`` and its files. They are read from ``app/web`` once and stay in memory."""
+"""The web page at ``/`` and its files. The files are read from ``app/web`` once and stay in memory."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_a_body_without_json_is_for_models_with_one_simple_input(spec: TensorSpe
     with pytest.raises(BadValue) as raised:
         decode_raw(bytes(8), spec)
     assert raised.value.message == (
-        "a body without JSON is for models with one input that varies in no more than one dimension"
+        "a body without JSON is only for models with one input that varies in at most one dimension"
     )
 
 
@@ -159,7 +159,7 @@ def test_the_values_of_all_inputs_are_limited_together() -> None:
 
 INVALID: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("no values", {"inputs": [tensor(shape=(0, 2), data=[])]}, "inputs.0.shape is [0, 2]; allowed are 1 to 100 values in all", "inputs"),
-    ("same name", {"inputs": [tensor(data=[1, 2])] * 2}, "inputs.1.name is 'x', which came before", "inputs"),
+    ("same name", {"inputs": [tensor(data=[1, 2])] * 2}, "inputs.1.name is 'x', which an earlier input already has", "inputs"),
     ("bytes left", {"inputs": [tensor(data=[1, 2])], "data": b"abc"},
      "unexpected additional input data: 3 bytes follow the last input", "inputs"),
     ("neither", {"inputs": [tensor()]}, "inputs.0 should have either data or parameters.binary_data_size", "inputs"),

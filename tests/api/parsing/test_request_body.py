@@ -356,11 +356,11 @@ def test_a_json_object_is_parsed(content: bytes, expected: Any) -> None:
 WRONG_OBJECTS: list[tuple[bytes, str, str | None]] = [
     (b"[1]", "the body is [1]; it should be an object", None),
     (b"{", "the body is not JSON: EOF while parsing an object at line 1 column 1", None),
-    (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' came more than once", "c"),
-    (b'{"b": 1, "a": 1, "a": 2, "b": 2}', "'a' came more than once", "a"),
-    (b'{"a": [{"b": 1}, {"b": 2, "b": 3}]}', "'b' came more than once", "b"),
-    (rb'{"a": 1, "\u0061": 2}', "'a' came more than once", "a"),
-    (rb'{"a": "\\", "a": 1}', "'a' came more than once", "a"),
+    (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' was sent more than once", "c"),
+    (b'{"b": 1, "a": 1, "a": 2, "b": 2}', "'a' was sent more than once", "a"),
+    (b'{"a": [{"b": 1}, {"b": 2, "b": 3}]}', "'b' was sent more than once", "b"),
+    (rb'{"a": 1, "\u0061": 2}', "'a' was sent more than once", "a"),
+    (rb'{"a": "\\", "a": 1}', "'a' was sent more than once", "a"),
     (b'{"a": [1, 2, 3, 4, 5]}', "the body has about 5 values and names; allowed are 3", None),
     (b'{"a": {"b": {"c": {"d": {"e": 1}}}}}', "the body has 5 fields; allowed are 4", None),
 ]
@@ -474,7 +474,7 @@ async def test_a_wrong_form_is_rejected(executor: Executor) -> None:
         return await rejection(read_form(request(content, content_type=content_type), reader(executor), 1))
 
     file = "file", "a", b"x"
-    assert await rejected(form(file, file)) == (BadValue, "more than 1 files came; allowed are 1", "file")
+    assert await rejected(form(file, file)) == (BadValue, "more than 1 files were sent; allowed are 1", "file")
     kind, message, param = await rejected(form(("a", None, b"x"), ("b", None, b"x")))
     assert (kind, param) == (BadValue, None)
     assert message.startswith("the multipart body cannot be read: Too many fields")
