@@ -1,4 +1,4 @@
-"""Invalid methods, headers, paths and forms. A valid request after each of them succeeds."""
+"""Invalid methods, headers, paths and forms are rejected. After each of them, a valid request succeeds."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_invalid_queries_are_rejected(tiny: httpx.Client) -> None:
 
 
 class RecordingTransport:
-    """A transport that records each write to the socket."""
+    """A transport that records the bytes of each write to the socket."""
 
     def __init__(self) -> None:
         self.calls: list[bytes] = []
@@ -314,7 +314,7 @@ def test_the_deadline_applies_while_a_large_body_waits_for_parsing(
 
 @pytest.fixture
 def admin_client(serve: Serve) -> Iterator[httpx.Client]:
-    """Start a service with all routes, and a client that sends the admin key."""
+    """Start a service with all routes, and yield a client that sends the admin key."""
     with serve(admin_key="k" * 16) as client:
         client.headers["authorization"] = f"Bearer {'k' * 16}"
         yield client
@@ -349,5 +349,5 @@ def test_a_disconnect_during_a_body_counts_as_499_and_frees_its_memory(serve: Se
                 # This request and the one for /metrics are running.
                 wait_until(lambda: metric_samples(client)["quartet_requests_running",] >= 2)
             wait_until(lambda time=time: metric_samples(client).get(disconnected, 0) == time)
-        answer = client.post(CLASSIFY, content=PNG + bytes(40_000))  # it fits: the incomplete bodies were released
+        answer = client.post(CLASSIFY, content=PNG + bytes(40_000))  # the incomplete bodies were released, so it fits
         assert answer.status_code == 200, answer.text

@@ -1,4 +1,4 @@
-"""Unusual images are read, invalid ones are rejected with a message, and decompression bombs cost little."""
+"""Unusual images are read, and invalid images are rejected. Decompression bombs take little time and memory."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def zip_bomb() -> bytes:
 
 
 def png_bomb(kind: bytes) -> bytes:
-    """Return a PNG with a chunk of this kind that has 100 MiB when it is decompressed."""
+    """Return a PNG with a chunk of this kind whose decompressed content has 100 MiB."""
     return png(header(1, 1), (kind, b"x\0\0" + zlib.compress(bytes(100 * 2**20))), (b"IDAT", b""))
 
 
@@ -139,7 +139,7 @@ INVALID: dict[str, bytes] = {
 }
 
 
-BOMBS: dict[str, Callable[[], bytes]] = {  # built by their tests only
+BOMBS: dict[str, Callable[[], bytes]] = {  # each bomb is built only by its own test
     "zip bomb": zip_bomb,
     "text bomb in a png": lambda: png_bomb(b"zTXt"),
     "profile bomb in a png": lambda: png_bomb(b"iCCP"),

@@ -1,4 +1,4 @@
-"""Invalid input gives a 4xx that names the field, its value and the allowed values. Later requests succeed."""
+"""Invalid input gives a 4xx error that names the field, its value and the allowed values. Later requests succeed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invalid JSON on every route: every field with every kind of wrong value. Later requests succeed."""
+"""Invalid JSON is rejected on every route, for every field and every kind of wrong value. Later requests succeed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ OTHER_PROTOCOLS: dict[str, dict[str, Any]] = {
     "/v2/models/tiny-rnn/generate": {"id": "a", "text_input": "abc", "parameters": {"max_characters": 2}, "seed": 1},
     "/v2/models/tiny-rnn/generate_stream": {"id": "a", "text_input": "abc", "parameters": {"max_characters": 2}, "seed": 1},
 }  # fmt: skip
-# Nested objects: the path of the route, and the position in the body
+# Nested objects: the path of the route, and the position of the object in the body
 PARTS: list[tuple[str, tuple[str | int, ...]]] = [
     ("/v1/timeseries/forecast", ("inputs", 0)), ("/v1/timeseries/forecast", ("options",)), ("/v1/completions", ("logit_bias",)),
     ("/v2/models/tiny-lstm/infer", ("inputs", 0)), ("/v2/models/tiny-lstm/infer", ("outputs", 0)),
@@ -188,7 +188,10 @@ def test_a_body_of_65_537_chunks_is_accepted(tiny: httpx.Client) -> None:
 
 
 def flood(url: str, head: bytes, chunk: bytes, times: int) -> bytes:
-    """Send a body that is too large; return the response, or nothing if the disconnection discarded it."""
+    """Send a body that is too large.
+
+    Return the response, or no bytes if the response was lost when the service closed the connection.
+    """
     address = httpx.URL(url)
     received = b""
     with socket.create_connection((address.host, address.port or 0), 30) as connection:

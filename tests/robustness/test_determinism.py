@@ -1,4 +1,4 @@
-"""Responses do not depend on concurrent requests (``make determinism`` sends 2,000 requests)."""
+"""Responses do not depend on concurrent requests. ``make determinism`` tests the same with 2,000 requests."""
 
 from __future__ import annotations
 

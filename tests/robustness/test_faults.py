@@ -1,7 +1,7 @@
-"""Networks that hang, raise, return wrong rows or NaN, or run out of memory.
+"""Networks that hang, raise errors, return wrong rows or NaN, or run out of memory.
 
-Every request gets a response, only the failing request or model is affected, and readiness reports the problem until it
-is over.
+Every request gets a response. Only the failing request or model is affected. The readiness endpoint reports the problem
+until it is over.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TENSORS: dict[str, dict[str, Any]] = {
 
 
 def infer(client: httpx.Client, model: str) -> httpx.Response:
-    """Send the request to a model through the Open Inference Protocol."""
+    """Send a valid request to a model through the Open Inference Protocol."""
     return client.post(f"/v2/models/{model}/infer", json={"inputs": [TENSORS[model]]})
 
 
@@ -91,7 +91,7 @@ def test_requests_to_a_broken_network_get_an_error_until_it_works_again(
 
 
 def assert_all_requests_fail(client: httpx.Client, model: str, out_of_memory: bool) -> None:
-    """Check that requests for a broken model get a clear error, readiness is off, and other models are served."""
+    """Check that requests to a broken model get a clear error, the service is unready, and other models are served."""
     status, code, retry = (503, "out_of_memory", None) if out_of_memory else (500, "inference_failed", "false")
     _, _, path, body = REQUESTS[model]
     with ThreadPoolExecutor(8) as pool:
@@ -203,7 +203,7 @@ def test_the_circuit_breaker_closes_after_its_reset_time(monkeypatch: pytest.Mon
 
 
 def test_a_hung_network_makes_requests_fail_at_their_deadline_only(serve: Serve, held: HeldGenerator) -> None:
-    assert Settings().unready_after_seconds <= 5  # the default
+    assert Settings().unready_after_seconds <= 5  # the default value is short enough
     with serve(unready_after_seconds=0.2, inline_seconds=0) as client, ThreadPoolExecutor(12) as pool:
         held.armed.set()
 

@@ -1,6 +1,6 @@
 """The service and the trainings on a device other than the CPU.
 
-The device stands in for a GPU: it shows tensors that are created on the wrong device, or read without a copy.
+The device stands in for a GPU. Operators fail if a tensor is on the wrong device, or is read without a copy.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TENSORS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """The device, on which services started later compute."""
+    """Yield the device. Services that the test starts after this compute on it."""
     with stand_in.enabled() as device:
         monkeypatch.setattr("app.serving.registry.find_device", lambda name: device)
         monkeypatch.setitem(onnx_network.PROVIDERS, device.type, "CPUExecutionProvider")
@@ -98,7 +98,7 @@ def test_numbers_indices_and_copies_are_allowed(device: torch.device) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """A store with a network of every kind; ``onnx-mean`` only if onnxruntime is installed."""
+    """Return a store with a network of every kind. It has ``onnx-mean`` only if onnxruntime is installed."""
     folder = tmp_path / "store"
     for kind in SMALL:
         publish_small(folder, kind, kind)
@@ -138,7 +138,7 @@ def answers(client: httpx.Client, store: Path) -> dict[str, Any]:
 
 
 def assert_close(actual: Any, expected: Any, path: str = "") -> None:
-    """Compare two answers, except for ids, times and pictures. Numbers may differ by rounding."""
+    """Check that two answers are equal, except for ids, times and pictures. Numbers may differ by rounding."""
     if isinstance(expected, dict):
         assert actual.keys() == expected.keys(), path
         for key in expected.keys() - {"id", "created", "explanation", "image"}:
@@ -201,7 +201,7 @@ def test_a_failed_kernel_gives_one_error_to_one_caller(store: Path, device: torc
         fail_once(torch.OutOfMemoryError("CUDA out of memory"))
         assert request() == (503, "out_of_memory")
         assert request() == (200, None)
-        if kind == "gated-rnn":  # the texts of a failed batch are computed alone, and so succeed
+        if kind == "gated-rnn":  # the texts of a failed batch are computed again, one by one, and succeed
             fail_once(torch.AcceleratorError("CUDA error: unspecified launch failure"))
             assert client.post(path, json={**body["json"], "n": 3}).status_code == 200
         assert client.get("/health/ready").status_code == 200
@@ -229,7 +229,7 @@ def test_a_device_that_keeps_failing_stops_the_process(
 
 
 def test_a_step_of_a_text_reads_the_device_once(store: Path, device: torch.device) -> None:
-    """Each copy to the CPU waits for the device."""
+    """More reads would be slow, because each copy to the CPU waits for the device."""
     for kind in ("character-rnn", "stacked-rnn", "gated-rnn"):
         generator = TASKS["continue"].load(read_version(store, kind, 1), device)
         generator.warm_up(4)

@@ -1,4 +1,4 @@
-"""The memory of all requests is limited; large responses count until the client has read them."""
+"""The memory of all requests together is limited. Large responses count until the client has read them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Client:
         self.messages: list[Message] = []
 
     async def request(self, app: Any, body: bytes = b"") -> bytes:
-        """Return the body of the response."""
+        """Send a request, and return the body of the response."""
 
         async def receive() -> Message:
             return {"type": "http.request", "body": body}
@@ -44,7 +44,7 @@ class Client:
 
 
 def answering(size: int) -> BodyMemoryLimit:
-    """An application that reads the body and answers with ``size`` bytes."""
+    """Return an application with the memory limit that reads the body and answers with ``size`` bytes."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -54,7 +54,7 @@ def answering(size: int) -> BodyMemoryLimit:
 
 
 async def start(app: BodyMemoryLimit, size: int) -> tuple[Client, asyncio.Task[bytes]]:
-    """A request whose response the client does not read."""
+    """Start a request whose response the client does not read; return the client and the task of the request."""
     client = Client()
     task = asyncio.create_task(client.request(app))
     await client.started.wait()

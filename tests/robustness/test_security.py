@@ -1,4 +1,4 @@
-"""Rules of SECURITY.md: security headers, CORS, TLS, no pickle, and closing silent connections."""
+"""Rules of SECURITY.md: security headers, CORS, TLS, no pickle, and closing connections of silent clients."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_cors_allows_only_the_configured_origins(serve: Serve, tmp_path: Path) -
         assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://a.example")
         rejected = client.post(SAMPLE, json={"count": 1}, headers=origin)
         assert rejected.status_code == 401
-        assert rejected.headers["access-control-allow-origin"] == "https://a.example"  # the page can read the error
+        assert rejected.headers["access-control-allow-origin"] == "https://a.example"  # so the page can read the error
         assert "retry-after" in rejected.headers["access-control-expose-headers"]
         assert "access-control-allow-credentials" not in rejected.headers
         other = client.options(SAMPLE, headers={**preflight, "origin": "https://b.example"})
@@ -215,7 +215,7 @@ def test_invalid_certificate_files_are_rejected_by_name(tmp_path: Path, certific
 
 
 class FolderPickle:
-    """Creates a folder when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -231,7 +231,7 @@ def created_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pickles(created_folder: Path) -> dict[str, bytes]:
-    """Return a plain pickle, one in a torch file and one in a numpy file."""
+    """Return three files with a pickle: a plain pickle, a torch file and a numpy file."""
     torch_file, numpy_file = io.BytesIO(), io.BytesIO()
     torch.save({"weight": FolderPickle(created_folder)}, torch_file)
     with zipfile.ZipFile(numpy_file, "w") as archive:

@@ -1,4 +1,4 @@
-"""A file system that does not answer stalls neither the event loop nor requests that need no file."""
+"""A file system that does not answer blocks neither the event loop nor requests that need no file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from app.store import rollout
 
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A key file, and the headers with a key."""
+    """Return a key file, and headers with one of its keys."""
     (tmp_path / "secrets").mkdir()
     file = tmp_path / "secrets" / "keys"
     return file, {"x-api-key": key_file.add(file, "alice")}
@@ -48,7 +48,7 @@ def stalled(*files: Path) -> Iterator[None]:
             pipe = file.with_suffix(".old")
             file.rename(pipe)
             file.write_bytes(content)
-            handle = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # readers that have opened the pipe go on
+            handle = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # readers that wait for the pipe can continue
             os.write(handle, content)
             pipe.unlink()
             os.close(handle)
@@ -80,7 +80,7 @@ def test_requests_are_answered_while_the_store_and_the_key_file_are_stalled(
 
 
 class LoopAccess:
-    """Notes accesses to files under some folders on a thread that runs an event loop."""
+    """Records each access to a file in some folders by a thread that runs an event loop."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
         self.folders = tuple(map(str, folders))
@@ -139,7 +139,7 @@ def test_no_request_accesses_a_file_on_the_event_loop(
         assert client.get("/v1/models/tiny-cnn/pictures/curves.png").content == image_bytes()
         assert_still_serves(client)
         assert not access.calls, access.calls[0]
-        assert (tiny_store / "defaults.json").stat()  # the test notices accesses
+        assert (tiny_store / "defaults.json").stat()  # checks that the test records accesses
         asyncio.run(noticed(access, tiny_store))
 
 

@@ -79,12 +79,12 @@ def test_version_changes_under_load_give_no_failed_or_mixed_up_answer(
 
 
 def swap(folder: Path, url: str, index: int) -> float:
-    """Activate another version or roll back; return the seconds until every worker serves it, under load."""
+    """Activate another version or roll back, under load. Return the seconds until every worker serves it."""
     active = rollout.serving(folder, NAME, rollout.read(folder, NAME)) or 0
     started = time.monotonic()
     state = rollout.rollback(folder, NAME) if index % 3 == 2 else rollout.activate(folder, NAME, active % 3 + 1)
 
-    def all_workers_follow() -> bool:  # connections are distributed evenly, so that four reach every worker
+    def all_workers_follow() -> bool:  # four connections reach every worker
         versions = {httpx.post(url, json=BODY, timeout=60).json()["version"] for _ in range(4)}
         return versions == {state.active}
 
@@ -142,7 +142,7 @@ def test_a_killed_store_change_leaves_a_valid_store(tiny_store: Path, serve: Ser
         assert not [row for row in catalogue.verify(tiny_store) if row["problem"]], action
     assert len(rollout.numbers(tiny_store, "tiny-gan")) > 2
     assert rollout.read(tiny_store, "tiny-gan").active in (1, 2)
-    publish_tiny(tiny_store, "tiny-gan")  # leftovers do not prevent publishing
+    publish_tiny(tiny_store, "tiny-gan")  # files of killed processes do not prevent publishing
     rollout.activate(tiny_store, "tiny-gan", 1)
     with serve() as client:
         assert client.get("/health/ready").json()["broken"] == []
@@ -151,7 +151,7 @@ def test_a_killed_store_change_leaves_a_valid_store(tiny_store: Path, serve: Ser
 
 @contextmanager
 def mounted(folder: Path, source: Path, size: str) -> Iterator[Path]:
-    """Mount a small file system with a copy of a store, or skip the test without permission."""
+    """Mount a small file system with a copy of a store. Without permission to mount, skip the test."""
     folder.mkdir()
     result = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False

@@ -1,4 +1,4 @@
-"""The states of a connection: each has a limit on bytes and on time."""
+"""Each state of a connection has a limit on bytes and on time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def connected(client: httpx.Client) -> Iterator[socket.socket]:
 
 
 def received(connection: socket.socket) -> bytes:
-    """Everything until the service closes the connection."""
+    """Return all bytes that arrive until the service closes the connection."""
     content = b""
     try:
         while part := connection.recv(2**20):
@@ -49,7 +49,7 @@ def received(connection: socket.socket) -> bytes:
 
 
 def sent_until_closed(connection: socket.socket, part: bytes, max_bytes: int) -> int:
-    """Send ``part`` repeatedly. Return the bytes that were sent until the service closed the connection."""
+    """Send ``part`` repeatedly until the service closes the connection. Return the number of bytes that were sent."""
     sent = 0
     try:
         while sent < max_bytes:
@@ -62,7 +62,7 @@ def sent_until_closed(connection: socket.socket, part: bytes, max_bytes: int) ->
 
 @pytest.mark.parametrize("head", [CHUNKED % SAMPLE.encode() + BODY, CHUNKED % b"/nowhere" + b"1\r\n\n\r\n"])
 def test_trailers_without_end_are_rejected(tiny: httpx.Client, head: bytes) -> None:
-    """One request waits for the end of its body; the other is answered before."""
+    """One request is answered at the end of its body, the other request before the end."""
     with connected(tiny) as connection:
         connection.sendall(head + b"0\r\n")
         connection.sendall(b"x-a: ")
@@ -90,7 +90,7 @@ def test_many_short_headers_are_rejected(tiny: httpx.Client) -> None:
 
 
 def test_the_trailers_of_a_small_request_are_accepted(tiny: httpx.Client) -> None:
-    """Also if they arrive byte by byte."""
+    """Trailers are accepted even if they arrive byte by byte."""
     with connected(tiny) as connection:
         for byte in CHUNKED % SAMPLE.encode() + BODY + b"0\r\nx-checksum: abc\r\n\r\n":
             connection.sendall(bytes([byte]))
@@ -127,7 +127,7 @@ def test_chunks_with_more_framing_than_data_are_rejected(tiny: httpx.Client, fra
 
 
 def test_small_chunks_are_accepted(tiny: httpx.Client) -> None:
-    """A large body in chunks of six bytes: more framing than the fixed limit."""
+    """A large body in chunks of six bytes has more bytes of chunk framing than the fixed limit for framing."""
     image = PNG + bytes(700_000)
     chunks = [image[i : i + 6] for i in range(0, len(image), 6)]
     assert 5 * len(chunks) > FRAMING_BYTES
@@ -137,7 +137,7 @@ def test_small_chunks_are_accepted(tiny: httpx.Client) -> None:
 def test_many_small_chunks_are_parsed_in_turn_with_other_connections(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four clients with chunks of one byte would otherwise delay each other request by 30 ms, again and again."""
+    """Otherwise, four clients that send chunks of one byte would repeatedly delay every other request by 30 ms."""
     parse, received, largest = BoundedHttpProtocol._parse, BoundedHttpProtocol.data_received, [0]
     parsed: dict[BoundedHttpProtocol, int] = {}
 
@@ -197,7 +197,7 @@ def test_a_slow_next_head_does_not_end_a_running_request(
         assert held.entered.wait(30)
         connection.sendall(b"GET /hea")
         with connected(client) as idle:
-            assert received(idle) == b""  # more time has passed than a head may take
+            assert received(idle) == b""  # more time has passed than a request head may take
         held.release.set()
         connection.sendall(b"lth/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         answer = received(connection)
@@ -218,7 +218,7 @@ OPENAPI = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @contextmanager
 def unread(client: httpx.Client) -> Iterator[socket.socket]:
-    """A connection with more responses than the system holds. The last one closes the connection."""
+    """Yield a connection with more responses than the system can buffer. The last response closes the connection."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(30)
@@ -252,7 +252,7 @@ def test_a_closed_connection_does_not_wait_for_a_client_that_reads_nothing(
 
     def with_large_buffer(self: BoundedHttpProtocol, transport: asyncio.BaseTransport) -> None:
         connection_made(self, transport)
-        self.transport.set_write_buffer_limits(2**30)  # unsent bytes do not delay responses
+        self.transport.set_write_buffer_limits(2**30)  # responses are not delayed by unsent bytes
 
     monkeypatch.setattr(BoundedHttpProtocol, "connection_made", with_large_buffer)
     with serve() as client, unread(client) as connection:
@@ -279,7 +279,7 @@ def test_a_body_in_one_packet_needs_no_asgi_message(serve: Serve, monkeypatch: p
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         connection.sendall(head % (SAMPLE.encode(), b"") + body + head % (SAMPLE.encode(), close) + body)  # pipelined
         assert received(connection).count(b"HTTP/1.1 200 ") == 2
-    assert received_paths == [SAMPLE]  # of the body that arrived later
+    assert received_paths == [SAMPLE]  # the request whose body arrived later
 
 
 def test_a_body_in_one_packet_that_is_too_large_is_rejected(serve: Serve) -> None:
@@ -315,7 +315,7 @@ def test_a_closed_connection_is_freed_without_garbage_collection(serve: Serve, m
 def test_requests_that_arrive_while_the_server_stops_are_answered(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An idle connection is closed. A new connection, one with a part of a head, and one with unread bytes are not."""
+    """An idle connection is closed. New connections, and connections with a partial head or unread bytes, stay open."""
     shutdown, connections = BoundedHttpProtocol.shutdown, []
     sent_late = threading.Event()
 

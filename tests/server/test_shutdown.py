@@ -1,4 +1,4 @@
-"""Shutdown: during loading, idle, computing or streaming; by one or two signals. No accepted request is lost."""
+"""Shutdown by one or two signals while the service loads, is idle, computes or streams. No request is lost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_sigterm_drains_and_leaves_no_process(tiny_store: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_the_process_group_drains(tiny_store: Path, number: int, workers: int) -> None:
-    """Ctrl-C, a closed terminal and systemd signal the whole process group."""
+    """Ctrl-C, a closed terminal and systemd send the signal to the whole process group."""
     default_handler = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"  # the tests may run under nohup
     with serving(tiny_store, own_group=True, before=default_handler, workers=workers) as service:
         caller = stream(service, 3000)
@@ -136,14 +136,14 @@ def test_a_second_signal_exits_immediately(tiny_store: Path, workers: int) -> No
             return False
 
         wait_until(is_closed)
-        assert service.stop() == 0  # within TIMEOUT_SECONDS, which is less than the grace period
+        assert service.stop() == 0  # stop() waits for TIMEOUT_SECONDS, less than the grace period
         assert not [process for process in processes if Path(f"/proc/{process}").exists()]
         caller.close()
 
 
 @pytest.mark.parametrize(("workers", "threads", "loading"), [(1, 1, 0), (2, 1, 0), (2, 2, 2)])
 def test_a_signal_during_loading_exits_immediately(tiny_store: Path, workers: int, threads: int, loading: int) -> None:
-    """The supervisor loads the networks itself, or its two workers do if they have several threads."""
+    """The supervisor loads the networks. If the two workers have several threads, the workers load the networks."""
     weights = tiny_store / "tiny-gan" / "1" / "model.safetensors"
     weights.unlink()
     os.mkfifo(weights)  # reading it blocks
@@ -152,7 +152,7 @@ def test_a_signal_during_loading_exits_immediately(tiny_store: Path, workers: in
     def is_loading() -> bool:
         try:
             descriptors.append(os.open(weights, os.O_WRONLY | os.O_NONBLOCK))
-        except OSError:  # the service has not opened it yet
+        except OSError:  # the service has not opened the pipe yet
             return False
         return True
 
@@ -192,7 +192,7 @@ def test_process_1_can_be_stopped_while_torch_is_imported(tiny_store: Path, tmp_
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_readiness_turns_off_at_the_signal(tiny_store: Path, workers: int) -> None:
-    """Readiness turns off within 0.1 s in one of three attempts: the machine may be busy."""
+    """Readiness must turn off within 0.1 s in one of three attempts, because the machine may be busy."""
     seconds = [_until_unready(tiny_store, workers)]
     while seconds[-1] > 0.1 and len(seconds) < 3:
         seconds.append(_until_unready(tiny_store, workers))
@@ -200,7 +200,7 @@ def test_readiness_turns_off_at_the_signal(tiny_store: Path, workers: int) -> No
 
 
 def _until_unready(store: Path, workers: int) -> float:
-    """Return the seconds from the signal to 503, while a stream keeps the service running."""
+    """Return the seconds from the signal to the first answer 503, while a stream keeps the service running."""
 
     def ready(connection: socket.socket) -> bool:
         try:
@@ -233,7 +233,7 @@ def test_a_request_that_cannot_finish_before_the_stop_gets_503(tiny_store: Path,
         processes = service.workers
         with service.connect() as caller:
             caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
-            time.sleep(0.3)  # the network has started now
+            time.sleep(0.3)  # the network is computing by now
             service.process.send_signal(signal.SIGTERM)
             assert caller.recv(65536).startswith(b"HTTP/1.1 503 ")
         assert service.process.wait(TIMEOUT_SECONDS) == 0  # less than two default grace periods

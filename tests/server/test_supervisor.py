@@ -1,4 +1,4 @@
-"""Several workers behind one address: connections are distributed; dead and hung workers are replaced."""
+"""Several workers behind one address: connections are distributed, and dead and hung workers are replaced."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_connections_are_distributed_and_metrics_are_added_up(tiny_store: Path) 
         port = httpx.URL(service.url).port or 0
         counts = [connections(worker, port) for worker in service.workers]
         assert sum(counts) == 12
-        assert min(counts) >= 4  # on a busy machine a worker may report its load late
+        assert min(counts) >= 4  # on a busy machine, a worker may report its load late, so the counts may differ
         for connection in open_connections:
             request_live(connection)
             connection.close()
@@ -83,7 +83,7 @@ def test_a_closed_connection_is_reported_without_waiting_for_the_next_tick(tiny_
 
 
 def test_idle_connections_count_for_the_choice_of_a_worker() -> None:
-    """Otherwise a worker would get all connections of clients that send their requests later."""
+    """Otherwise, one worker could get all connections of clients that send their requests later."""
     own_end, worker_end = socket.socketpair()
     with own_end, worker_end:
         process = multiprocessing.get_context("fork").Process()
@@ -120,7 +120,7 @@ def test_a_signal_during_a_report_counts_no_connection_twice(tiny_store: Path) -
 
 
 def test_the_load_of_a_worker_includes_connections_on_their_way() -> None:
-    """A worker whose engine hangs reports no running requests. This is no heartbeat."""
+    """A worker whose engine hangs reports no running requests. This report does not count as a heartbeat."""
     own_end, worker_end = socket.socketpair()
     with own_end, worker_end, socket.socket() as received, socket.socket() as on_its_way:
         supervisor = Supervisor(
@@ -140,7 +140,7 @@ def test_the_load_of_a_worker_includes_connections_on_their_way() -> None:
 
 
 def test_all_waiting_connections_are_accepted_in_one_event_loop_iteration(tiny_store: Path) -> None:
-    """With one connection per iteration, the last one would wait for the computation of all earlier iterations."""
+    """With one connection per iteration, the last connection would wait for the work of all earlier iterations."""
 
     async def count_iterations() -> int:
         settings = Settings(store=tiny_store, workers=1)
@@ -158,7 +158,7 @@ def test_all_waiting_connections_are_accepted_in_one_event_loop_iteration(tiny_s
                 await asyncio.sleep(0)
                 iterations += 1
             await asyncio.gather(*worker.arriving)
-            for _ in range(3):  # the end of each connection is reported
+            for _ in range(3):  # the worker reports the end of each connection
                 await asyncio.sleep(0)
             asyncio.get_running_loop().remove_reader(channel)
         for client in clients:
@@ -203,7 +203,7 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
 def test_connections_that_a_dying_worker_did_not_receive_go_to_another(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         victim = min(service.workers)
-        os.kill(victim, signal.SIGSTOP)  # it receives nothing, as while the system ends it
+        os.kill(victim, signal.SIGSTOP)  # a stopped process receives nothing, like a process that is being killed
         open_connections = [service.connect() for _ in range(8)]  # more than one for each worker
         for connection in open_connections:
             connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -276,7 +276,7 @@ def test_a_process_whose_network_cannot_recover_exits(tiny_store: Path, capfd: p
         def generate(count: int) -> int:
             return client.post("/v1/images/sample", json={"count": count}).status_code
 
-        assert {generate(6) for _ in range(9)} == {500}  # the inputs are at fault
+        assert {generate(6) for _ in range(9)} == {500}  # these inputs cause the errors, not the worker
         assert generate(2) == 200
         with contextlib.suppress(httpx.HTTPError):
             while generate(7) in (500, 503):
@@ -286,7 +286,10 @@ def test_a_process_whose_network_cannot_recover_exits(tiny_store: Path, capfd: p
 
 
 def test_a_hung_event_loop_gets_no_connections_until_the_worker_is_replaced(tiny_store: Path) -> None:
-    """Its event loop computes small batches inline: it reports nothing, and its clients are disconnected."""
+    """The event loop computes small batches inline. While it hangs, it reports nothing.
+
+    The clients of the worker are disconnected when the worker is replaced.
+    """
     with serving(
         tiny_store, before=HANG_ON_SEVEN, unready_after_seconds=0.2, liveness_timeout_seconds=6, inline_seconds=0.05
     ) as service:
@@ -299,7 +302,7 @@ def test_a_hung_event_loop_gets_no_connections_until_the_worker_is_replaced(tiny
             open_connections = [service.connect() for _ in range(6)]
             for connection in open_connections:  # more than the other worker's connections
                 assert request_live(connection)
-            assert service.workers == before  # none had to wait for the replacement
+            assert service.workers == before  # no connection had to wait for the replacement
             for connection in open_connections:
                 connection.close()
             hung_connection.settimeout(TIMEOUT_SECONDS)
@@ -359,7 +362,7 @@ def test_a_failing_worker_gets_no_connections_while_another_works(tiny_store: Pa
 
 
 def test_connections_wait_while_all_workers_are_busy(tiny_store: Path) -> None:
-    """More connections wait than the channels can hold; none of them is closed."""
+    """More connections wait than the channels to the workers can hold, and none of them is closed."""
     with serving(tiny_store) as service:
         for worker in service.workers:
             os.kill(worker, signal.SIGSTOP)
@@ -373,7 +376,7 @@ def test_connections_wait_while_all_workers_are_busy(tiny_store: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_pausing_all_processes_ends_no_worker(tiny_store: Path, workers: int) -> None:
-    """A frozen container behaves like this. The pause is longer than the liveness timeout."""
+    """All processes of a frozen container are paused. In this test, the pause is longer than the liveness timeout."""
     with serving(
         tiny_store, own_group=True, workers=workers, liveness_timeout_seconds=0.5, log_level="error"
     ) as service:

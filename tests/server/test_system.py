@@ -1,4 +1,4 @@
-"""Usable cores and memory, and the number of workers."""
+"""The number of usable cores, the usable memory, and the number of workers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_memory_limit_of_a_container_limits_the_memory(tmp_path: Path) -> No
         ({"cores": 16}, {}, (16, 1)),
         ({"cores": 16}, {"threads": 4}, (4, 4)),
         ({"cores": 64}, {}, (16, 4)),
-        ({"cores": 16, "memory": 2**30}, {}, (5, 3)),  # 512 MiB for workers of 100 MiB each
+        ({"cores": 16, "memory": 2**30}, {}, (5, 3)),  # 512 MiB are available for workers of 100 MiB each
         ({"cores": 16, "memory": 2**20}, {}, (1, 16)),
         ({"cores": 16, "device": "cuda:0"}, {}, (1, 16)),
         ({"cores": 16, "can_fork": False}, {}, (1, 16)),

@@ -1,4 +1,4 @@
-"""The device for the networks, on machines with and without GPUs."""
+"""The choice of the device for the networks, on machines with and without GPUs."""
 
 from __future__ import annotations
 

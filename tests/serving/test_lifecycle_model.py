@@ -1,4 +1,7 @@
-"""Model-based test of the versions in memory: rollouts, damage, loading, eviction, requests and shutdown."""
+"""Model-based test of the versions in memory.
+
+Rollouts, damaged files, loading, eviction, requests and shutdown happen in any order.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def card(name: str, version: int) -> Card:
 
 
 class StubEngine:
-    """An engine that nothing is sent to."""
+    """A stub of an engine to which no requests are sent."""
 
     load = (0, 0)
 
@@ -53,7 +56,7 @@ class StubEngine:
 
 
 class StubObservers:
-    """An observer factory, and the observer of every version."""
+    """A stub of the observer factory. It is also the observer of every version."""
 
     def for_version(self, model: str, version: int) -> StubObservers:
         return self
@@ -66,7 +69,7 @@ async def run_at_once(self: DiskThread, function: Callable[..., Any], *args: Any
 
 
 class LifecycleMachine(VirtualMachine):
-    """Two models: a, the default, and b. The store is in memory, and loading ends when a rule says so."""
+    """A service with two models: a, the default, and b. The store is in memory. Rules decide when loading ends."""
 
     modules = (registry, store_watcher, circuit_breaker, executor)
 
@@ -116,13 +119,13 @@ class LifecycleMachine(VirtualMachine):
         engine: Any = StubEngine()
         return LoadedModel(card(name, number), predictor, engine, bytes=BYTES)
 
-    # What operators do
+    # Actions of operators
 
     @rule(name=st.sampled_from("ab"))
     def publish(self, name: str) -> None:
         number = max(self.stored[name]) + 1
         self.stored[name].add(number)
-        self.repaired.add((name, number))  # if an earlier version of this number failed, the files are new
+        self.repaired.add((name, number))  # the number may have failed before, with other files
 
     @rule(name=st.sampled_from("ab"), data=st.data())
     def change_rollout(self, name: str, data: st.DataObject) -> None:
@@ -152,7 +155,7 @@ class LifecycleMachine(VirtualMachine):
         if len(self.stored[name]) > 1:
             self.stored[name].remove(data.draw(st.sampled_from(sorted(self.stored[name]))))
 
-    # What happens in the process
+    # Events in the process
 
     @precondition(lambda self: self.pool.jobs)
     @rule()
@@ -182,7 +185,7 @@ class LifecycleMachine(VirtualMachine):
         for evicted in before - set(self.registry.models()):
             version_set = self.registry.version_sets.get(evicted.card.name)
             if version_set is None or evicted.card.version not in version_set.numbers:
-                continue  # a scan during this request found that it is not served any more
+                continue  # a scan during this request found that the version is not served any more
             assert self.loop.time() - evicted.last_used_at >= IN_USE_SECONDS, "a version in use was evicted"
         if new := [key for key in set(self.registry.cache.loading()) - loading if not self.is_resident(key)]:
             keys = [*self.registry.cache.loading(), *self.keys_in_memory()]
@@ -231,7 +234,7 @@ class LifecycleMachine(VirtualMachine):
             self.end_load()
 
     def finish(self) -> None:
-        for _ in range(2):  # a failure in the first scan may change what the second one loads
+        for _ in range(2):  # a failure after the first scan may change what the second scan loads
             self.end_loads()
             self.loop.advance(61.0)
             self.end_loads()

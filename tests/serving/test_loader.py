@@ -1,4 +1,4 @@
-"""Loading a version: its engines, and its failures."""
+"""Loading a version: the engines that are created, and failures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {"batch_rows": 5, "queue_rows": 7, "max_running_texts
 
 
 class Observers:
-    """An observer factory that notes for which versions observers were made."""
+    """An observer factory that records the versions for which observers were created."""
 
     def __init__(self) -> None:
         self.keys: list[tuple[str, int]] = []

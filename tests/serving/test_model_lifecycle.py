@@ -21,11 +21,11 @@ from app.store import rollout
 from app.tasks.image_generation import ImageSampler
 
 NAME = "tiny-gan"
-POLL_SECONDS = 0.02  # between two scans of the store
+POLL_SECONDS = 0.02  # time between two scans of the store
 
 
 def answering_version(client: httpx.Client, model: str = NAME, request_id: str = "", **headers: str) -> int:
-    """Return the version that answers an image request."""
+    """Send an image request; return the version that answers it."""
     id_header = {"x-request-id": request_id} if request_id else {}
     answer = client.post("/v1/images/sample", json={"count": 1, "model": model}, headers={**headers, **id_header})
     version: int = answer.raise_for_status().json()["version"]
@@ -49,8 +49,8 @@ def test_a_canary_gets_its_share_and_a_repeated_request_the_same_version(serve: 
         assert [answering_version(client, request_id=f"r{i}") for i in range(40)] == first[:40]
         assert (
             answering_version(client, f"{NAME}@1", request_id=f"r{first.index(2)}") == 1
-        )  # a named version is used in any case
-        assert {answering_version(client) for _ in range(60)} == {1, 2}  # also without request ids
+        )  # a version that the request names is used in any case
+        assert {answering_version(client) for _ in range(60)} == {1, 2}  # requests without request ids are divided, too
         samples = metric_samples(client)
         by_version = [
             samples["quartet_queue_seconds_count", ("model", NAME), ("version", str(number))] for number in (1, 2)
@@ -78,7 +78,10 @@ def test_the_active_and_previous_version_are_in_memory_and_others_load_on_demand
 def test_only_the_loading_thread_has_a_low_priority(
     serve: Serve, tiny_store: Path, monkeypatch: pytest.MonkeyPatch, normal: int
 ) -> None:
-    """Threads of a shared pool would keep it, and would serve requests later. Only root may raise a priority."""
+    """Threads of a shared pool would keep the low priority, and would later serve requests with it.
+
+    Only root could raise the priority again.
+    """
     publish_tiny(tiny_store, NAME)
     publish_tiny(tiny_store, NAME)
     changed: dict[int, int] = {}  # niceness by thread
@@ -160,7 +163,7 @@ def test_beyond_the_memory_limit_the_least_recently_used_version_is_evicted(
     }
     loaded_bytes = ("quartet_loaded_bytes", ("model", NAME), ("version", "1"))
     with serve(model_bytes=sum(sizes.values()) + sizes[NAME]) as client:
-        baseline = samplers_in_memory(1)  # left over by other tests
+        baseline = samplers_in_memory(1)  # samplers that other tests left in memory
         assert answering_version(client, f"{NAME}@1") == 1
         assert model_entry(client)["loaded"] == [1, 4]
         assert metric_samples(client)[loaded_bytes] == sizes[NAME]
@@ -178,7 +181,7 @@ def test_beyond_the_memory_limit_the_least_recently_used_version_is_evicted(
 
 
 def samplers_in_memory(number: int) -> list[object]:
-    """Return the samplers of a version that are in memory."""
+    """Return the image samplers in memory that belong to a version number."""
     return [item for item in gc.get_objects() if isinstance(item, ImageSampler) and item.card.version == number]
 
 

@@ -35,7 +35,7 @@ def test_the_versions_that_stay_in_memory_are_loaded_before_the_fork(tiny_store:
 
 
 def test_nothing_is_loaded_before_the_fork_with_several_threads(tiny_store: Path) -> None:
-    """A forked process would wait for the parent's compute threads for ever."""
+    """Otherwise, a forked process would wait for ever for compute threads that only its parent has."""
     assert not preload(Settings(store=tiny_store, threads=2))
 
 
@@ -70,7 +70,7 @@ def test_no_more_weights_are_loaded_than_allowed(tiny_store: Path) -> None:
 
 
 def test_a_prepared_version_is_used_once(loader: Loader) -> None:
-    """Two engines must not share a predictor: a text predictor keeps its running batch."""
+    """Two engines must not share a predictor, because a text predictor keeps the state of its running batch."""
     prepared = loader.prepared[NAME, 1]
     first, second = loader.load(NAME, 1), loader.load(NAME, 1)
     assert isinstance(first, LoadedModel)

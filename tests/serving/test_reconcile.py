@@ -1,4 +1,7 @@
-"""The reconciler's pure functions: desired versions, what to load, publish and evict; and the state of each version."""
+"""The pure functions of the reconciler.
+
+They compute which versions are desired, loaded, served and evicted, and the state of each version.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def card(name: str = "a", version: int = 1, task: str = "sample") -> Card:
 
 
 def snapshot(unreadable: tuple[VersionKey, ...] = (), **models: tuple[list[int], Rollout]) -> StoreSnapshot:
-    """A store with these models: their version numbers and rollouts."""
+    """Return a snapshot of a store with these models, given by their version numbers and rollouts."""
     keys = [(name, number) for name, (numbers, _) in models.items() for number in numbers]
     return StoreSnapshot(
         numbers={name: numbers for name, (numbers, _) in models.items()},
@@ -108,7 +111,7 @@ def test_versions_in_memory_are_not_loaded_again() -> None:
 @pytest.mark.parametrize(
     ("max_bytes", "in_memory", "expected"),
     [
-        (100, {}, [("b", 3), ("a", 2), ("c", 1), ("b", 2), ("a", 1)]),  # any of them fits
+        (100, {}, [("b", 3), ("a", 2), ("c", 1), ("b", 2), ("a", 1)]),  # each of these versions fits
         (20, {("b", 3): 10}, [("a", 2), ("c", 1), ("b", 2), ("a", 1)]),
         (20, {("b", 3): 11}, []),
         (5, {}, [("b", 3)]),  # the default model is loaded at any limit
@@ -133,7 +136,7 @@ def test_a_version_set_is_published_when_its_active_and_canary_version_are_loade
 
     assert published([]) == ["a", "b"]
     assert published([("a", 1)]) == published([("a", 2)]) == ["b"]
-    assert published([("b", 1)]) == ["a", "b"]  # the previous version is not waited for
+    assert published([("b", 1)]) == ["a", "b"]  # model b does not wait for its previous version
 
 
 def test_a_model_that_is_loaded_again_is_published_immediately() -> None:
@@ -172,7 +175,7 @@ def test_the_times_after_which_versions_are_evicted_are_exact() -> None:
 
 
 def to_replace(surplus: int, surplus_bytes: int, *models: LoadedModel) -> list[str]:
-    """Versions of a are resident."""
+    """Return the versions to evict, if the versions of model a are resident."""
     replaced = versions_to_replace(models, surplus, surplus_bytes, lambda key: key[0] == "a", now=1000.0)
     return [model.id for model in replaced]
 
@@ -187,7 +190,7 @@ def test_the_least_recently_used_versions_are_replaced() -> None:
     assert to_replace(0, 0, *models) == to_replace(-1, -5, *models) == []
     assert to_replace(1, 0, *models) == ["b@2"]
     assert to_replace(2, 0, *models) == ["b@2", "b@1"]
-    assert to_replace(0, 1, *models) == ["a@1"]  # for the memory, resident versions are replaced too
+    assert to_replace(0, 1, *models) == ["a@1"]  # to free memory, resident versions are evicted too
     assert to_replace(1, 10, *models) == ["b@2"]
     assert to_replace(1, 11, *models) == ["b@2", "a@1"]
     assert to_replace(1, 40, *models) == ["b@2", "a@1", "b@1", "b@3"]
@@ -198,7 +201,7 @@ def test_the_least_recently_used_versions_are_replaced() -> None:
     [
         (1, 0, 997.5, 8),  # 7.5 s of the 10 s are left
         (0, 5, 997.5, 8),
-        (3, 0, 0.0, 1),  # there are only two
+        (3, 0, 0.0, 1),  # there are only two versions
         (1, 0, 990.5, 1),
     ],
 )
@@ -220,7 +223,7 @@ def test_a_default_model_of_another_task_is_rejected() -> None:
 
 
 class Observers:
-    """Keeps the bytes that are reported as loaded."""
+    """An observer factory that records the bytes that are reported as loaded."""
 
     def __init__(self) -> None:
         self.sizes: dict[VersionKey, int] = {}

@@ -1,4 +1,4 @@
-"""Networks that cannot recover."""
+"""Recovery of failing networks, and the failure of the process if a network cannot recover."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Network:
-    """A loaded model whose network fails or not."""
+    """A loaded model whose network may fail."""
 
     id = "m@1"
 
@@ -35,7 +35,7 @@ class Network:
 
 
 async def watch(monkeypatch: pytest.MonkeyPatch, *networks: Network) -> tuple[str, list[float]]:
-    """Return the failure after at most three checks, and the intervals between them."""
+    """Return the failure message after at most three checks, and the intervals between the checks."""
     models: Any = networks
     executor, pauses = Executor("test"), list[float]()
     monitor = RecoveryMonitor(lambda: models, executor)
@@ -48,7 +48,7 @@ async def watch(monkeypatch: pytest.MonkeyPatch, *networks: Network) -> tuple[st
     monkeypatch.setattr(recovery, "asyncio", SimpleNamespace(sleep=sleep))
     try:
         await monitor.watch()
-    except RuntimeError:  # of ``StopAsyncIteration``
+    except RuntimeError:  # caused by ``StopAsyncIteration``
         pass
     except StopAsyncIteration:
         pass
@@ -75,7 +75,7 @@ async def test_a_network_that_computes_a_dummy_input_failed_on_its_callers_input
     working = Network(MAX_FAILED_RECOVERIES, failing=False)
     failure, pauses = await watch(monkeypatch, working)
     assert (failure, pauses) == ("", [1.0] * 3)
-    assert working.rows == [1]  # checked again only after further failed recoveries
+    assert working.rows == [1]  # the network is checked again only after further failed recoveries
     assert working.engine.circuit_breaker.failed_recoveries == 0
 
 

@@ -1,4 +1,4 @@
-"""The registry: which version serves a request, states, problems, reports and shutdown. Loading is a stub."""
+"""The registry: which version serves a request, states, problems, reports and shutdown. A stub replaces loading."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.anyio
 
 
 class StubEngine:
-    """An engine whose load a test sets."""
+    """A stub of an engine whose load a test sets."""
 
     def __init__(self, observer: Any) -> None:
         self.observer = observer
@@ -52,7 +52,7 @@ class StubEngine:
 
 
 class Observer:
-    """The observer of one version."""
+    """A stub of the observer of one version."""
 
     def __init__(self, observers: Observers, key: tuple[str, int]) -> None:
         self.key = key
@@ -65,7 +65,7 @@ class Observer:
 
 
 class Observers:
-    """An observer factory that keeps the reports."""
+    """An observer factory that records the reports."""
 
     def __init__(self) -> None:
         self.loads: list[tuple[str, int, int, int]] = []
@@ -84,7 +84,7 @@ Start = Callable[..., Registry]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A store with three versions of the default model tiny-gan, and two of tiny-cgan."""
+    """Return a store with three versions of the default model tiny-gan, and two of tiny-cgan."""
     for name in (NAME, NAME, NAME, OTHER, OTHER):
         publish_tiny(tmp_path / "store", name)
     return tmp_path / "store"
@@ -92,7 +92,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def start(folder: Path) -> AsyncIterator[Start]:
-    """Return a function that creates a registry. Loading fails for ``damaged`` versions, and may wait for ``hold``."""
+    """Yield a function that creates a registry. Loading fails for ``damaged`` versions, and may wait for ``hold``."""
     registries: list[Registry] = []
 
     def start(
@@ -275,7 +275,7 @@ async def test_a_canary_serves_its_share_and_its_failure_ends_it(start: Start, f
     for model in (NAME, None):
         assert {resolved(registry, model, request_id=name) for name in names} == {"tiny-gan@1", "tiny-gan@3"}
     deadline = asyncio.get_running_loop().time() + 60
-    for name in names:  # a request that waits gets the same version
+    for name in names:  # wait_for returns the same version
         assert (await registry.wait_for(GENERATE_IMAGES, NAME, name, deadline)).id == resolved(
             registry, NAME, request_id=name
         )
@@ -445,7 +445,7 @@ async def test_the_rows_of_all_engines_of_a_version_are_reported_and_then_zero(s
     registry._engines.discard(engine)
     registry._engines.discard(explainer)  # type: ignore[arg-type]
     registry.report()
-    assert (NAME, 3, 0, 0) in observers.loads  # a last time
+    assert (NAME, 3, 0, 0) in observers.loads  # the last report of the evicted version
     observers.loads.clear()
     registry.report()
     assert NAME in {name for name, *_ in observers.loads}

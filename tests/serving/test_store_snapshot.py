@@ -1,4 +1,4 @@
-"""The content of the store at one time."""
+"""The snapshot: the content of the store at one time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIB = 2**20
 
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
-    """A store with three versions of tiny-gan."""
+    """Return a store with three versions of tiny-gan."""
     for _ in range(3):
         publish_tiny(tmp_path, NAME)
     return tmp_path
@@ -57,7 +57,7 @@ def test_a_readable_card_is_read_once_and_pictures_when_the_folder_has_changed(
         return {"curves.png": folder}
 
     monkeypatch.setattr(store, "version_pictures", version_pictures)
-    (three / NAME / "1" / store.CARD).write_text("{")  # the same folder: rewriting a file does not change it
+    (three / NAME / "1" / store.CARD).write_text("{")  # a rewritten file does not change the folder
     (three / NAME / "2" / "curves.png").write_bytes(b"x")
     after = scan(three, before)
     assert after.cards == before.cards
@@ -120,7 +120,7 @@ def test_the_memory_of_a_worker_depends_on_the_resident_versions(three: Path) ->
     rollout.activate(three, NAME, 1, share=10)
     assert worker_bytes(three) == 100 * MIB + 2 * 3 * size
     assert worker_bytes(three, max_bytes=size) == 100 * MIB + 2 * size
-    (three / NAME / rollout.FILE).write_text("{")  # as without a rollout
+    (three / NAME / rollout.FILE).write_text("{")  # gives the same result as without a rollout file
     assert worker_bytes(three) == 100 * MIB + 2 * 2 * size
     other = publish_tiny(three, "tiny-cnn").folder / store.WEIGHTS
     assert worker_bytes(three) == 100 * MIB + 2 * (2 * size + other.stat().st_size)
@@ -131,7 +131,7 @@ def test_an_unreadable_folder_does_not_affect_other_models(tmp_path: Path, monke
         publish_tiny(tmp_path, name)
     iterdir = Path.iterdir
 
-    def failing_iterdir(self: Path) -> Iterator[Path]:  # root ignores file permissions
+    def failing_iterdir(self: Path) -> Iterator[Path]:  # file permissions would not stop root
         if self.name == "tiny-cnn":
             raise PermissionError(13, "Permission denied")
         return iterdir(self)

@@ -39,7 +39,7 @@ async def test_a_scan_replaces_the_snapshot_and_logs_only_new_failures(
         await watch.scan()
         assert watch.snapshot.numbers == {NAME: [1]}
         assert watch.snapshot.retry == {(NAME, 7)}
-        (message,) = (record.getMessage() for record in caplog.records)  # of the first scan
+        (message,) = (record.getMessage() for record in caplog.records)  # only the first scan logs a message
         assert message.startswith("tiny-gan@1 is not served: tiny-gan/1/card.json: the file: Invalid JSON")
 
 
@@ -61,7 +61,7 @@ async def test_a_refresh_scans_and_calls_back_unless_polling_is_off(tmp_path: Pa
         await watch.refresh()
         assert calls == expected
         assert bool(watch.snapshot.numbers) == (poll_seconds > 0)
-    await asyncio.wait_for(watch.watch(), 30)  # ends at once when polling is off
+    await asyncio.wait_for(watch.watch(), 30)  # without polling, watch() returns immediately
 
 
 async def test_concurrent_callers_share_a_scan_that_starts_after_their_call(
@@ -83,7 +83,7 @@ async def test_concurrent_callers_share_a_scan_that_starts_after_their_call(
     await asyncio.sleep(0)
     release.set()
     await asyncio.gather(first, *others)
-    assert len(scans) == 2  # the first had begun before the others called
+    assert len(scans) == 2  # the first scan had begun before the other calls
     await watch.refresh()
     assert len(scans) == 3
 

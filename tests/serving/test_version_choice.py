@@ -1,4 +1,4 @@
-"""The versions of one model, and the version for a request that names none."""
+"""The versions of one model, and the choice of the version for a request that names no version."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_a_canary_gets_its_share_of_request_ids_and_the_same_id_the_same_version
     assert set(versions) == {2, 3}
     assert 900 <= Counter(versions)[2] <= 1100
     other = VersionSet("b", (1, 2, 3), (), active=3, previous=1, canary=2, share=25.0)
-    assert [other.version_for(name) for name in ids] != versions  # models draw independently
+    assert [other.version_for(name) for name in ids] != versions  # the choices of different models are independent
     assert VersionSet("a", (3,), (), 3, None).version_for("x") == 3
 
 
 def test_the_choice_for_a_request_id_never_changes() -> None:
     """Other processes and later releases choose the same version for the same request."""
     assert "".join(str(CANARY.version_for(f"r{i}")) for i in range(24)) == "323333323333332233333232"
-    assert (CANARY.version_for("r18344"), CANARY.version_for("r9441")) == (2, 3)  # parts 2499 and 2500 of 10,000
+    assert (CANARY.version_for("r18344"), CANARY.version_for("r9441")) == (2, 3)  # parts 2499 and 2500 of SHARE_PARTS
     tiny = VersionSet("a", (1, 2), (), active=1, previous=None, canary=2, share=0.01)
     assert Counter(tiny.version_for(f"r{i}") for i in range(50_000))[2] == 2
 
