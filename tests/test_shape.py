@@ -1,4 +1,4 @@
-"""The imports of app/ and training/ follow one direction."""
+"""The shape of the code: directions of imports, and limits on the sizes of files, functions and folders."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ IMPORTED_BY_TRAINING = (  # modules of app/ that training/ may import
 
 
 def layer(name: str) -> int:
-    """Return the layer number of a module: that of its longest known prefix."""
+    """Return the layer number of a module, which is the number of its longest known prefix."""
     rows = TRAINING_LAYERS if within(name, "training") else LAYERS
     matches = [(len(prefix), number) for number, row in enumerate(rows) for prefix in row if within(name, prefix)]
     return max(matches)[1]
@@ -82,7 +82,7 @@ def within(name: str, prefix: str) -> bool:
 def test_imports_go_from_higher_to_lower_layers_only() -> None:
     violations = []
     for name, tree in modules():
-        if name == "app":  # sets the environment, before anything else is imported
+        if name == "app":  # app sets environment variables before other imports
             continue
         for imported in imports(tree):
             if within(imported, "training"):
@@ -101,7 +101,7 @@ def test_imports_go_from_higher_to_lower_layers_only() -> None:
 
 
 def test_imports_have_no_cycle() -> None:
-    """The imports of app/ and training/ have no cycle, counting those under TYPE_CHECKING and inside functions."""
+    """The imports of app/ and training/ have no cycle. Imports under TYPE_CHECKING and inside functions count, too."""
     trees = dict(modules())
     graph: dict[str, set[str]] = {}
     for name, tree in trees.items():
@@ -147,7 +147,7 @@ def test_networks_import_only_torch_app_and_the_standard_library() -> None:
                 "functools",
                 "itertools",
                 "abc",
-                *("json", "math", "numpy", "onnxruntime", "operator", "re"),  # of imported networks
+                *("json", "math", "numpy", "onnxruntime", "operator", "re"),  # packages that imported networks need
                 "typing",
                 "torch",
                 "app",

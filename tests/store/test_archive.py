@@ -1,4 +1,4 @@
-"""Exporting versions as archives and importing them; only archives of valid versions are accepted."""
+"""Versions are exported as archives and imported again. The import accepts only archives of valid versions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def archive_bytes(tmp_path: Path) -> bytes:
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """An empty store."""
+    """Return a second, empty store."""
     (tmp_path / "other").mkdir()
     return tmp_path / "other"
 
@@ -76,7 +76,7 @@ def test_the_command_line_exports_and_imports_a_version(
         f"{file}: {len(archive_bytes):,} bytes\n",
         "",
     )
-    # The file exists now.
+    # The destination exists now.
     assert run_models_command(capsys, tmp_path / "first", "export", "tiny-gan@1", str(file))[0] == 1
     assert run_models_command(capsys, other, "import", str(file))[:2] == (
         0,
@@ -85,7 +85,7 @@ def test_the_command_line_exports_and_imports_a_version(
 
 
 def repacked(content: bytes, change: Callable[[dict[str, bytes]], object]) -> bytes:
-    """Return the archive with changed entries."""
+    """Return a copy of an archive in which ``change`` has changed the entries."""
     with zipfile.ZipFile(io.BytesIO(content)) as source:
         entries = {entry.filename: source.read(entry) for entry in source.infolist()}
     change(entries)
@@ -127,7 +127,7 @@ def with_damaged_data(content: bytes) -> bytes:
 
 
 def with_huge_sizes(entries: dict[str, bytes]) -> None:
-    """Put sizes on the card that would need terabytes of memory."""
+    """Write sizes of a network to the card that would need terabytes of memory."""
     entries["card.json"] = entries["card.json"].replace(b'"latent": 4', b'"latent": 400000000000')
 
 

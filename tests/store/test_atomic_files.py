@@ -1,4 +1,4 @@
-"""Atomic changes of files and folders."""
+"""Atomic changes of files and folders, and locks."""
 
 from __future__ import annotations
 

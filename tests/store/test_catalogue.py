@@ -1,4 +1,4 @@
-"""The content of the store as rows: models, versions, checks and comparisons."""
+"""The catalogue shows the content of the store as rows: models, versions, checks and comparisons."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BAD_WEIGHTS = "tiny-gan/2/model.safetensors: tensor 'layers.0.bias' has 8 non-fi
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A store with four versions of the default model tiny-gan."""
+    """Return a store with four versions of the default model tiny-gan."""
     for _ in range(4):
         publish_tiny(tmp_path, NAME)
     return tmp_path

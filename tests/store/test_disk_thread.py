@@ -1,4 +1,4 @@
-"""A thread for file access: order, errors, abandoned jobs, and its end."""
+"""The thread for file access: the order of its jobs, errors, abandoned jobs, and its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_job_runs_in_a_named_daemon_thread_that_ends_after_the_last_job() -> N
     disk = DiskThread("disk")
     for _ in range(2):  # the next job starts another thread
         thread = asyncio.run(disk.run(current_thread))
-        assert (thread.name, thread.daemon) == ("disk", True)  # the exit of the process does not wait for it
+        assert (thread.name, thread.daemon) == ("disk", True)  # an exiting process does not wait for a daemon
         thread.join(30)
         assert not thread.is_alive()
 
@@ -68,7 +68,7 @@ async def test_a_job_whose_caller_has_left_ends_without_an_error() -> None:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     release.set()
-    assert await disk.run(int) == 0  # the thread runs further jobs
+    assert await disk.run(int) == 0  # the thread can still run jobs
     assert not errors
 
 

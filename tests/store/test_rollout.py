@@ -1,4 +1,4 @@
-"""Rollouts: active version, canary, rollback and retirement, as functions and on the command line."""
+"""Rollouts: active version, canary, rollback and retirement, by functions and by the command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME = "tiny-gan"
 
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
-    """A store with three versions of tiny-gan."""
+    """Return a store with three versions of tiny-gan."""
     for _ in range(3):
         publish_tiny(tmp_path, NAME)
     return tmp_path
@@ -92,7 +92,7 @@ def test_no_command_changes_a_published_version(three: Path, capsys: pytest.Capt
 
 
 def test_a_rollback_activates_the_previous_version_and_a_second_one_undoes_it(three: Path) -> None:
-    rollback(three, NAME)  # no version was chosen: the second newest
+    rollback(three, NAME)  # no version was activated before, so the second newest becomes active
     assert active_version(three) == 2
     rollback(three, NAME)
     assert active_version(three) == 3
@@ -216,7 +216,7 @@ def test_activating_a_version_keeps_the_retired_ones_and_ends_a_canary(three: Pa
     publish_tiny(three, NAME)
     retire(three, NAME, 1)
     activate(three, NAME, 2, share=10)
-    changed = activate(three, NAME, 4)  # already active: its previous version stays
+    changed = activate(three, NAME, 4)  # version 4 is already active, so the previous version does not change
     assert (changed.active, changed.previous, changed.canary, changed.retired) == (4, 3, None, [1])
     assert rollback(three, NAME).retired == [1]
     assert activate(three, NAME, 2, share=10).retired == [1]
@@ -232,7 +232,7 @@ def test_retiring_the_previous_version_leaves_none(three: Path) -> None:
     with pytest.raises(RolloutRefused, match=r"^tiny-gan has no previous version; activate one by its number$"):
         rollback(three, NAME)
     assert retire(three, NAME, 2, undo=True).retired == [3]
-    (three / NAME / "1").rename(three / "removed")  # the chosen version is gone, and stays chosen
+    (three / NAME / "1").rename(three / "removed")  # the chosen version is missing, but stays chosen
     with pytest.raises(RolloutRefused, match="tiny-gan@2 is the active version"):
         retire(three, NAME, 2)
 
@@ -283,7 +283,7 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
         (0, "tiny-gan@2 is active\n"),
         (0, "tiny-gan@2 is active; retired: 3\n"),
     ]
-    assert outputs[4][0] == 1  # its previous version was retired
+    assert outputs[4][0] == 1  # fails, because the previous version was retired
     status, table, _ = run_models_command(capsys, three, "list")
     assert status == 0
     assert [" ".join(line.split()) for line in table.splitlines()] == [

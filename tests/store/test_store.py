@@ -188,7 +188,7 @@ def test_the_digest_before_publishing_is_the_one_on_the_card(tmp_path: Path) -> 
     version = publish_tiny(tmp_path, "tiny-gan")
     assert store.weights_digest(version.tensors) == version.card.weights_sha256
     transposed = {key: tensor.t().contiguous().t() for key, tensor in version.tensors.items()}
-    assert store.weights_digest(transposed) == version.card.weights_sha256  # the memory layout does not count
+    assert store.weights_digest(transposed) == version.card.weights_sha256  # the memory layout does not matter
 
 
 def test_pictures_are_published_with_a_version_and_listed(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_version_that_cannot_be_moved_into_the_store_raises(tmp_path: Path, mo
 
 
 def holidays_on(day: str) -> dict[str, object]:
-    """Return the covariates of a card that counts one public holiday."""
+    """Return the known covariates of a card with a calendar of one public holiday."""
     column = {"name": "holidays", "mean": 0.0, "scale": 1.0, "coefficient": 0.0}
     calendar = {"country": "DE", "step": "D", "first_year": 2026, "last_year": 2026, "dates": [day]}
     return {"columns": [column], "calendar": calendar}

@@ -1,4 +1,4 @@
-"""Decoding of images, classifiers and their heat maps."""
+"""Decoding images, classifying them, and heat maps."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_heat_map_is_grad_cam_of_the_likeliest_class(tmp_path: Path) -> None:
     ("mode", "max_value"), [("I;16", 65535), ("I;16B", 65535), ("I", 65535), ("F", 1.0), ("F", 255.0)]
 )
 def test_deep_images_equal_their_eight_bit_versions(classifier: ImageClassifier, mode: str, max_value: float) -> None:
-    """Edges are equal too: resizing without clipping would make them brighter than the image."""
+    """Edges are equal, too. Without clipping, resizing would make edges brighter than the rest of the image."""
     shades = np.zeros((160, 240))
     shades[:, 120:] = 1.0
     shades[:80] *= np.linspace(0, 1, 240)
@@ -214,7 +214,7 @@ def noise_images(count: int) -> torch.Tensor:
 
 @pytest.fixture
 def whitened() -> WhitenedNet:
-    """A narrow network in evaluation mode, with its own temperatures and batch-norm statistics of some images."""
+    """Return a narrow network in evaluation mode, with temperatures and with batch-norm statistics of some images."""
     torch.manual_seed(0)
     network = WhitenedNet(WhitenedNetSizes(widths=(26, 30, 30)))
     whiten(network, noise_images(64))
@@ -322,7 +322,7 @@ def test_the_predictor_uses_bfloat16_only_where_it_is_faster(
 
 
 def test_weights_have_the_memory_format_of_the_network() -> None:
-    """Otherwise they are copied at each call."""
+    """Otherwise, the weights are copied in each call."""
     classifier = ImageClassifier(store.read_version(ROOT / "models_store", "cifar10-whitened", 1), torch.device("cpu"))
     for group in classifier.network.groups:
         for weight in (group.conv1.weight, group.conv2.weight):

@@ -1,4 +1,4 @@
-"""Known covariates: their effect, and how requests give them."""
+"""Known covariates: their effect on forecasts, and the fields of requests that contain them."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def body(**changes: Any) -> dict[str, Any]:
-    """A request for one series, with changed fields; None leaves a field out."""
+    """Return a request for one series with changed fields. A field with the value None is left out."""
     columns = {"price": PRICE[:54].tolist(), "promo": PROMO[:54].tolist()}
     fields = {"model": "sales", "values": SALES[:48].tolist(), "horizon": 6, "covariates": columns, **changes}
     return {name: value for name, value in fields.items() if value is not None}
@@ -169,7 +169,7 @@ def test_the_start_of_a_series_gives_its_holidays(client: httpx.Client) -> None:
         request = body(model="shop", covariates={"promo": PROMO[:54].tolist()}, start=start)
         return client.post("/v1/series/forecast", json=request).json()["results"][0]["median"]
 
-    holiday, usual = median("2024-03-14"), median("2024-02-14")  # the first step of the horizon is 1 May, and 2 April
+    holiday, usual = median("2024-03-14"), median("2024-02-14")  # the horizons start on 1 May and on 2 April
     assert holiday[0] > usual[0] + 5
     assert median(["2024-03-14"]) == holiday == median("2024-03-14T00:00:00Z")
 

@@ -1,4 +1,4 @@
-"""Forecasting of any series: network, predictor, seasons, missing values and service."""
+"""Forecasting any series: the network, the predictor, seasons, missing values and the service."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def shipped_forecaster() -> GlobalForecaster:
 
 
 def series(seed: int, count: int = 60) -> np.ndarray:
-    """A random walk with a season of 7."""
+    """Return a random walk with a season of 7."""
     generator = np.random.default_rng(seed)
     return generator.normal(size=count).cumsum() + 3 * np.sin(2 * np.pi * np.arange(count) / 7)
 
@@ -93,7 +93,7 @@ def test_the_shipped_forecaster_is_independent_of_units(shipped_forecaster: Glob
 
 @pytest.fixture
 def smoothing(tmp_path: Path) -> GlobalForecaster:
-    """A forecaster that weighs exponential smoothing."""
+    """Return a forecaster that combines forecasts of exponential smoothing."""
     sizes = dataclasses.asdict(dataclasses.replace(SIZES, context=60, smoothings=4))
     torch.manual_seed(0)
     card = tiny_card("smoothing", "forecast", "forecaster", sizes, {})
@@ -103,7 +103,10 @@ def smoothing(tmp_path: Path) -> GlobalForecaster:
 @pytest.mark.parametrize("season", [1, 4, 7])
 @pytest.mark.parametrize("count", [30, 60])
 def test_a_line_with_a_season_is_continued_by_the_smoothed_lines(season: int, count: int) -> None:
-    """Candidates are forecasts minus the naive one, in scales: one third are weighted means, one third lines."""
+    """A candidate is a forecast minus the naive forecast, divided by the scale.
+
+    One third of the candidates are weighted means, one third are lines, and one third are damped lines.
+    """
     sizes = dataclasses.replace(SIZES, context=60, smoothings=4)
     steps = torch.arange(66, dtype=torch.float64)
     profile = torch.randn(season, generator=torch.Generator().manual_seed(season)).double()
@@ -114,12 +117,12 @@ def test_a_line_with_a_season_is_continued_by_the_smoothed_lines(season: int, co
     forecasts = reading.candidates[0].double() * reading.scale[0] + reading.naive[0].unsqueeze(1)
     means, lines, damped = forecasts.chunk(3, dim=1)
     assert (lines[:, -1] - values[60:]).abs().max() < 0.1 * (values[60:] - values[59]).abs().max() + 1
-    assert (means.diff(dim=1) < 0).all()  # a longer memory lags further behind
+    assert (means.diff(dim=1) < 0).all()  # a mean with a longer memory is further behind
     assert (damped < lines).all()
 
 
 def test_the_memory_of_the_smoothing_starts_with_the_series(smoothing: GlobalForecaster) -> None:
-    """Values before the first one, which are missing, change nothing."""
+    """Missing values before the first value do not change the forecast."""
     values = series(1, 30).tolist()
     short, padded = smoothing.predict([smoothing.parse(values, 6), smoothing.parse([None] * 5 + values, 6)])
     assert padded.quantiles == pytest.approx(short.quantiles, abs=1e-5)
@@ -133,7 +136,7 @@ def test_three_values_are_enough(smoothing: GlobalForecaster, values: list[float
 
 
 def test_intervals_of_short_series_are_wider(smoothing: GlobalForecaster) -> None:
-    """``SHORT_SERIES`` values: twice as wide as the network computes."""
+    """For ``SHORT_SERIES`` values, intervals are twice as wide as the network computes."""
     network: Any = smoothing.network
     values = torch.full((1, 60), torch.nan, dtype=torch.float64)
     values[0, -4:] = torch.tensor([1.0, 3.0, 2.0, 5.0])
@@ -163,7 +166,7 @@ def test_forecasts_of_non_negative_series_are_non_negative(
 def test_the_shipped_forecaster_beats_the_seasonal_naive_forecast(
     shipped_forecaster: GlobalForecaster, kind: str, max_ratio: float
 ) -> None:
-    """The last value is the best forecast of a random walk; there, 10% more error is allowed."""
+    """For a random walk, an error that is 10% higher is allowed, because the last value is the best forecast."""
     items, actual, naive = [], [], []
     for seed in range(30):
         random = np.random.default_rng(seed)
@@ -258,7 +261,7 @@ def test_only_the_last_values_of_a_long_series_are_read(forecaster: GlobalForeca
     item = forecaster.parse([1e9, *recent[:100], *recent], 3)
     assert np.array_equal(item.values, expected.values, equal_nan=True)
     assert (item.season, item.horizon, item.gap) == (expected.season, 3, 0)
-    for absent in (None, math.nan):  # then earlier values are read
+    for absent in (None, math.nan):  # if these values are missing, earlier values are read
         missing = forecaster.parse([1.0, 2.0, 3.0] + [absent] * MAX_READ, 3)
         assert missing.values[-3:].tolist() == [1, 2, 3]
 

@@ -1,4 +1,4 @@
-"""Image generation: a seed gives the same image in every batch."""
+"""Image generation: a seed gives the same image alone and in every batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The latency model is fitted to measured batches."""
+"""The latency model, which is fitted to the measured durations of batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.tasks.latency_model import LatencyModel
 
 
 class Network:
-    """A fake network and its clock. A batch takes ``seconds(rows)``; the first of each size takes 0.01 more."""
+    """A fake network and its clock. A batch takes ``seconds(rows)``. The first batch of each size takes 0.01 s more."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> None:
         self.now, self.seconds, self.sizes = 0.0, seconds, list[int]()

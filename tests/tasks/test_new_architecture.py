@@ -1,4 +1,4 @@
-"""A new architecture takes one file in networks, one in training, and one line per table."""
+"""A new architecture needs one file in app/networks, one file in training, and one line in each of two tables."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from training.evaluation.evaluate import SCRIPTS, Script
 
 @pytest.fixture
 def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two lines that make the toy architecture known."""
+    """Add the two lines that register the toy architecture."""
     monkeypatch.setitem(KINDS, "toy-net", Kind(network.ToyNet, network.ToyNetSizes, "classify"))
     monkeypatch.setitem(SCRIPTS, "support.toy.training", Script(training.evaluate))
 
 
 @pytest.fixture
 def toy_store(_toy: None, tmp_path: Path) -> Path:
-    """A store with the toy network, trained and published by its script."""
+    """Return a store with the toy network, which its script has trained and published."""
     folder = tmp_path / "store"
     training.main(
         ["--threads", "1", "--device", "cpu", "--runs", str(tmp_path / "runs"), "--store", str(folder), "--seed", "3"]

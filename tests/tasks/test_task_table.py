@@ -1,4 +1,4 @@
-"""The task table agrees with the networks, the API and the documentation."""
+"""The table of tasks matches the networks, the API and the documentation."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from app.tasks.precision import MIN_ROWS, batch_invariant, pad
 from app.tasks.text_generation import PREFILL_SECONDS, UNIFORMS_AHEAD, Continuation, TextGenerator, memory_bytes
 from app.tasks.token_sampling import LogProbs, Sampler, SamplingOptions
 
-PIECE = 60  # characters that a step reads
+PIECE = 60  # number of prompt characters that a step reads
 
 
 @pytest.fixture
@@ -83,14 +83,14 @@ def test_a_prompt_read_in_blocks_gives_the_state_of_one_pass(continuer: TextGene
 def test_prompts_are_read_together_and_generation_starts_when_one_is_read(continuer: TextGenerator) -> None:
     texts = [begin(continuer, "a" * length) for length in (10_000, 41, 500)]
     generating = begin(continuer, "a")
-    for _ in range(20):  # each step generates one character and reads two of the prompts
+    for _ in range(20):  # each step generates one character, and reads two prompt characters
         continuer.step([*texts, generating])
     assert [text.prompt.unread for text in texts] == [9_999 - 40, 0, 499 - 40]
     assert [len(text.text) for text in (*texts, generating)] == [0, 0, 0, 20]
     continuer.step([*texts, generating])
     assert [text.prompt.unread for text in texts] == [9_999 - 42, 0, 499 - 42]
     assert [len(text.text) for text in (*texts, generating)] == [0, 1, 0, 21]
-    continuer.step(texts[:1])  # the prompt gets the whole step
+    continuer.step(texts[:1])  # without other texts, the step reads only this prompt
     assert texts[0].prompt.unread == 9_999 - 42 - PIECE
 
 
@@ -116,7 +116,7 @@ def test_the_fast_steps_equal_the_network(kind: str, layers: int, hidden: int, d
 
 @pytest.fixture
 def gated(tmp_path: Path) -> TextGenerator:
-    """A network that reads many characters at once."""
+    """Return a text generator whose network reads many characters at once."""
     sizes = {"vocabulary": len(VOCABULARY), "hidden": 32, "layers": 2}
     torch.manual_seed(0)
     card = tiny_card("gated", "continue", "gated-rnn", sizes, {"vocabulary": VOCABULARY})
@@ -382,7 +382,7 @@ def test_options_of_one_text_do_not_change_others(continuer: TextGenerator) -> N
             assert batched.options.log_probs
             assert vars(single.options.log_probs) == vars(batched.options.log_probs)
     plain = finish(continuer, begin(continuer, "ab", max_characters=200, seed=4))
-    assert plain.text == alone[4].text  # log_probs do not change the text
+    assert plain.text == alone[4].text  # a request for log probabilities does not change the text
 
 
 def test_penalties_and_bias_change_the_logits_as_defined(continuer: TextGenerator) -> None:
@@ -439,7 +439,7 @@ def test_a_failed_step_counts_and_records_nothing(continuer: TextGenerator, monk
 
 
 def test_a_finished_text_leaves_no_reference_cycle(continuer: TextGenerator) -> None:
-    """The garbage collector counts objects, not the memory of their tensors: a cycle kept 47 KB for each text."""
+    """A reference cycle kept 47 KB of tensors for each text, because the garbage collector only counts objects."""
     texts = [begin(continuer, "abc", max_characters=length) for length in (2, 5)]
     first = weakref.ref(texts[0])
     gc.collect()

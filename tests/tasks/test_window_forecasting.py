@@ -1,4 +1,4 @@
-"""The series network and its predictor."""
+"""The forecaster for a single series, sine-lstm: the network and its predictor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of ``--backtest``: its forecasts, its pages, and the pictures of published versions."""
+"""The report of ``--backtest``: its forecasts, its page, and the pictures of published versions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRAINING = ["--csv", "sales.csv", "--epochs", "1", "--batch", "16", "--threads",
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with two series and a store with a tiny, untrained forecaster."""
+    """Return a working folder with two series, and a store with a tiny, untrained forecaster."""
     monkeypatch.chdir(tmp_path)
     days = pd.date_range("2024-01-01", periods=120).strftime("%Y-%m-%d")
     pd.DataFrame({"day": days, PLAIN: sales(1), STRANGE: sales(2)}).to_csv("sales.csv", index=False)
@@ -66,7 +66,7 @@ def test_a_published_version_has_the_report_as_a_picture(workspace: Path, capsys
         ("seasonal naive", "naive_"),
     ):
         assert float(rows[method][0]) == pytest.approx(card.metrics[f"{prefix}mase"].value, abs=1e-3)
-    assert rows[PLAIN] == ["120", "7", "2024-04-02", "2024-04-26"]  # the last quarter, one horizon of 4 days apart
+    assert rows[PLAIN] == ["120", "7", "2024-04-02", "2024-04-26"]  # windows of 4 days in the last quarter
     assert "&lt;b&gt;$\\frac&amp;" in page
     assert STRANGE not in page
     assert not re.search(

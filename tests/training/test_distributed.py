@@ -1,4 +1,4 @@
-"""Distributed training: shards, gradients and batch norms equal those of one process."""
+"""Distributed training: gradients and batch norms over all shards equal those of training in one process."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_scores_equal_those_of_an_example_computed_by_hand() -> None:
     widths, penalties = (4 / 2 + 4 / 2 + 20 / 50 + 150 / 50) / 4, 40 * (1 / 2 + 50 / 50) / 4
     assert forecast_metrics.msis(actual, lower, upper, scale) == pytest.approx(widths + penalties)
     assert forecast_metrics.coverage(actual, lower, upper) == 0.5
-    # At levels 0.1 and 0.9, a value too low by 10 costs 1 and 9; one too high by 10 costs 9 and 1.
+    # At levels 0.1 and 0.9, a quantile that is too low by 10 costs 1 and 9. A quantile that is too high costs 9 and 1.
     quantiles = [np.array([[0.0]]), np.array([[20.0]])]
     assert forecast_metrics.wql(np.array([[10.0]]), quantiles, (0.1, 0.9)) == pytest.approx(0.2)
     assert forecast_metrics.mase_scale(np.array([1.0, 5.0, 4.0, 8.0]), 2) == 3
@@ -57,7 +57,7 @@ def test_a_comparison_pools_all_parts_and_splits_series_at_their_origins() -> No
     assert evaluation_set.actual.tolist() == [[0, 1, 2, 3], [2, 3, 0, 1], [0, 1, 2, 3]]
     other = compare_forecasters.EvaluationSet(
         "four", 4, [np.array([0.0, 1, 2, 3, 2, 3, 4, 5])] * 3, np.full((3, 4), 5.0)
-    )  # seasonal naive 2, 3, 4 and 5; MASE scale 2; the steps do not vary
+    )  # the seasonal naive forecast is 2, 3, 4 and 5; the MASE scale is 2
     line = compare_forecasters.row(other, "naive", backtest.seasonal_naive)
     assert line == "| four | naive | 0.750 | 1.000 | 0.3000 | 30.0 | 0.250 | 0.250 |"
 

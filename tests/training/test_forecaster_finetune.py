@@ -1,4 +1,4 @@
-"""Fine-tuning of the forecaster on own series: held-out values, metrics and publishing."""
+"""Fine-tuning the forecaster on a user's series: held-out values, metrics and publishing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_csv(path: Path, **series: Any) -> Path:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with sales of two shops and a store with a tiny, untrained forecaster."""
+    """Return a working folder with sales of two shops, and a store with a tiny, untrained forecaster."""
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "sales.csv", north=sales(1), south=sales(2))
     torch.manual_seed(3)
@@ -135,7 +135,7 @@ def test_test_values_influence_the_weights_of_the_refit_only(workspace: Path) ->
     write_csv(workspace / "sales.csv", north=changed[0], south=changed[1])
     train("--force", "--no-refit")
     first = store.read_version(workspace / "models_store", "sales", 1)
-    assert rollout.numbers(workspace / "models_store", "sales") == [1]  # equal weights are not published again
+    assert rollout.numbers(workspace / "models_store", "sales") == [1]  # the same weights are not published again
     runs = sorted((workspace / "runs" / "sales").iterdir())
     cards = [json.loads((folder / "card.json").read_text()) for folder in runs]
     assert cards[0]["metrics"] != cards[1]["metrics"]
@@ -153,7 +153,7 @@ def test_the_test_part_does_not_influence_whether_a_network_is_published(workspa
     (first,) = (workspace / "runs" / "sales").iterdir()
     published = (workspace / "models_store" / "sales" / "1").exists()
     assert published == (rate == "0.02")
-    # The last 28 of 120 values are the test part: noise in it makes the tuned network worse than the others there.
+    # The last 28 of 120 values are the test part. Noise in this part makes the tuned network worse than the others.
     noise = [np.concatenate([sales(seed)[:92], 500 * np.random.default_rng(seed).random(28)]) for seed in (1, 2)]
     write_csv(workspace / "sales.csv", north=noise[0], south=noise[1])
     train("--learning-rate", rate, "--no-refit")

@@ -1,4 +1,4 @@
-"""``--known`` and ``--holidays``: own tables with columns whose future values are known."""
+"""``--known`` and ``--holidays``: users' tables with columns whose future values are known."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sold(level: float, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the sales of two shops in a long table, and a store with a tiny forecaster."""
+    """Return a working folder with the sales of two shops in a long table, and a store with a tiny forecaster."""
     monkeypatch.chdir(tmp_path)
     shops = [
         pd.DataFrame({"day": DAYS, "shop": name, "sold": sold(level, seed), "price": PRICE, "promo": PROMO})

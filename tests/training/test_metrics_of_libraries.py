@@ -1,4 +1,4 @@
-"""The metrics equal those of utilsforecast, torchmetrics and prdc.
+"""The metrics of this project equal the metrics of utilsforecast, torchmetrics and prdc.
 
 Two definitions differ by a factor. sMAPE is from 0 to 200 as in M4, and from 0 to 1 in utilsforecast. Quantile losses
 are twice the pinball loss as in GluonTS, so that they equal the absolute error if all quantiles are equal.
@@ -33,7 +33,7 @@ class Forecasts:
     train: pd.DataFrame
 
 
-# The libraries are imported by the tests, not with this file: their import takes 3 s.
+# The tests import the libraries, not this file, because the imports take 3 s.
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_precision_and_f1_of_several_labels(classification: Any) -> None:
 
 
 class Pixels(nn.Module):
-    """Uses the pixels of images [N, 1, 2, 3] as features, instead of those of an Inception network."""
+    """A network whose features are the pixels of images [N, 1, 2, 3]. It replaces the Inception network."""
 
     num_features = 6
 

@@ -1,4 +1,4 @@
-"""Training on own data: images, texts and series, their errors, and the published versions."""
+"""Training on users' images, texts and series: errors in the data, and the published versions."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ OWN: dict[str, list[str]] = {
     "lstm": ["--csv", "sales.csv", "--season", "7", "--epochs", "3", "--batch", "16", "--force"],
 }
 SCRIPTS: dict[str, Any] = {"cnn": cnn, "rnn": rnn, "gan": gan, "lstm": lstm}
-REFITTED = ("cnn", "rnn", "lstm")  # trained again on all data, after a twin was measured
+REFITTED = ("cnn", "rnn", "lstm")  # networks that are trained again on all data, after a twin was measured
 SOURCES = {"cnn": "shapes/circle/0003.png", "rnn": "novel.txt", "gan": "shapes/circle/0003.png", "lstm": "sales.csv"}
 CHANGED_DATA = {"rnn": TEXT.replace("7", "8").encode(), "lstm": SALES.replace("7", "8").encode()}
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with shapes, a novel, sales, and a store with two tiny base networks."""
+    """Return a working folder with shapes, a novel, sales, and a store with two tiny base networks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(generation, "LABEL_CLASSIFIER_STEPS", 10)
     monkeypatch.setattr(gan_finetune, "SAMPLES", 50)
@@ -98,7 +98,7 @@ def test_training_on_own_data_publishes_a_version_that_evaluation_confirms(
     (kind, digest), *_ = card.data.items()
     assert kind in ("images:shapes", "text:novel.txt", "csv:sales.csv")
     assert len(digest) == 64
-    assert len(Path("runs/test-readings.md").read_text().splitlines()) == 3  # two of them are the head
+    assert len(Path("runs/test-readings.md").read_text().splitlines()) == 3  # two of them are the table's head
     assert card.labels == (None if stem in CHANGED_DATA else ["circle", "square", "triangle"])
     files = {path.name for path in (workspace / "models_store" / "mine" / "1").iterdir()}
     assert files >= {"curves.png", "samples.png"} | ({"confusion.png", "mistakes.png"} if stem == "cnn" else set())
@@ -178,7 +178,7 @@ def test_published_weights_are_trained_again_on_all_data(
 
 
 def spoil_test_part(stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Change the test part of the own data, and nothing else."""
+    """Change the test part of the user's data, and nothing else."""
     if stem == "rnn":
         read_text = texts.read
         monkeypatch.setattr(texts, "read", lambda *_: spoiled(read_text(*_)))
@@ -260,7 +260,7 @@ def test_two_processes_train_like_one(stem: str, workspace: Path, monkeypatch: p
 
 
 def initial_weights(stem: str, version: store.Version, workspace: Path) -> dict[str, torch.Tensor]:
-    """Return the initial weights of a training with seed 0, without biases and the last layer."""
+    """Return the initial weights of a training with seed 0, except biases and the last layer."""
     torch.manual_seed(0)
     if stem in ("cnn", "lstm"):
         base = "cifar10-whitened" if stem == "cnn" else "series-lstm"
@@ -274,7 +274,7 @@ def initial_weights(stem: str, version: store.Version, workspace: Path) -> dict[
 
 
 def interrupted(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The checkpoint of a training of texts that was interrupted."""
+    """Return the checkpoint of an interrupted training on a text."""
     with monkeypatch.context() as patch:
         patch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
         with pytest.raises(SystemExit, match="resume with"):
@@ -293,7 +293,7 @@ def test_a_checkpoint_of_another_device_is_resumed(workspace: Path, monkeypatch:
 
     monkeypatch.setattr(torch, "load", record)
     train("rnn", "--resume")
-    assert places == ["cpu"]  # a tensor of a GPU would need one
+    assert places == ["cpu"]  # a tensor that is loaded to a GPU would need a GPU
     assert (workspace / "models_store" / "mine" / "1").exists()
 
 
@@ -318,7 +318,7 @@ def test_an_unusable_checkpoint_is_rejected(
 
 
 class Clock:
-    """A clock that each training step and the evaluation move on."""
+    """A clock that each training step and the evaluation advance."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -341,7 +341,7 @@ def test_steps_fill_the_time_although_their_pace_changes(tmp_path: Path, step_se
         totals = []
         while run.step < budget():
             run.step += 1
-            clock.now += step_seconds * (1 + (run.step > 60))  # slower from step 60
+            clock.now += step_seconds * (1 + (run.step > 60))  # steps take twice as long after step 60
             totals.append(budget())
     clock.now += (trainings - 1) * (clock.now - 1004)  # the second training takes as long
     assert clock.now - 1000 == pytest.approx(54, abs=3)
@@ -354,7 +354,7 @@ def test_minutes_cover_start_training_and_evaluation(
 ) -> None:
     arguments = ["--images", "shapes", "--batch", "16", "--name", "mine", "--threads", "1", "--minutes", "100"]
     monkeypatch.setattr(time_budget, "_seconds_per_step", lambda step: 1e-4)
-    monkeypatch.setattr(time_budget, "FREEZE_SHARE", 0.0)  # no new plan
+    monkeypatch.setattr(time_budget, "FREEZE_SHARE", 0.0)  # the first plan is not changed
     monkeypatch.setattr(running.Run, "rehearse", lambda self, evaluate: 0.1)
     interrupt = cnn_finetune.FinetuneTrainer.update
     updates: list[int] = []
@@ -398,7 +398,7 @@ def test_a_short_training_of_a_generator_spends_little_on_its_evaluation(
     monkeypatch.setattr(gan_finetune, "label_classifier", label_classifier)
     arguments = ["--images", "shapes", "--batch", "16", "--size", "28", "--name", "mine", "--threads", "1"]
     gan.main([*arguments, "--minutes", "0.001"])
-    assert len(trained) == 1  # not again for the evaluation after the training
+    assert len(trained) == 1  # no second classifier for the evaluation after the training
     metrics = store.read_version(workspace / "models_store", "mine", 1).card.metrics
     assert "the nearest of 14 training images: 50 samples" in metrics["nearest_neighbour_ratio"].split
     assert " trained for 1 steps on " in metrics["label_accuracy"].split
@@ -476,7 +476,7 @@ def test_the_split_does_not_depend_on_names_and_adding_images_moves_none_out_of_
     assert all(first.labels[part].unique().numel() == 2 for part in first.split())
     for number in range(60, 80):
         save_noise(tmp_path / "two" / ("cat" if number < 65 else "dog"), f"{99 - number}.bmp", number)
-    for count in (20, 10, 4):  # few images: classes without an image below the threshold give their first one
+    for count in (20, 10, 4):  # so few that a class may have no image below a threshold
         few = first.select(torch.arange(60) < count)
         more = image_folders.read(tmp_path / "two", 32)
         train = {few.digests[index] for index in few.split()[0]}
@@ -799,7 +799,7 @@ def test_drawn_shapes_are_reproducible() -> None:
 
 @pytest.mark.parametrize("stem", OWN)
 def test_own_data_are_trained_on_another_device(stem: str, workspace: Path) -> None:
-    """The device stands in for a GPU: it shows tensors that are created on the wrong device."""
+    """The device stands in for a GPU. Operators fail if tensors are created on the wrong device."""
     with stand_in.enabled() as device:
         train(stem, "--epochs", "1", "--no-publish", "--device", str(device))
         assert stand_in.operators > 100

@@ -1,4 +1,4 @@
-"""Training on photographs: a pretrained network with a new last layer, from files to served answers."""
+"""Training on photographs, from files to served answers: a pretrained network gets a new last layer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRAIN = ["--name", "mine", "--threads", "1", "--size", "96"]
 
 
 def photo(colours: list[str], seed: int, side: int = 100) -> Image.Image:
-    """A noisy image with one stripe for each colour."""
+    """Return a noisy image with one stripe for each colour."""
     random = np.random.default_rng(seed)
     pixels = random.integers(90, 130, (side, side, 3))
     for index, colour in enumerate(colours):
@@ -50,7 +50,10 @@ def save(path: Path, colours: list[str], seed: int) -> Path:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with 20 images of each colour in ``photos``. A small random network is the pretrained one."""
+    """Return a working folder with 20 images of each colour in ``photos``.
+
+    A small network with random weights replaces the pretrained network.
+    """
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     network = EfficientNetLite(SMALL)
@@ -149,7 +152,7 @@ def test_folders_named_train_val_and_test_are_the_split(tmp_path: Path) -> None:
             for _ in range(count):
                 seed += 1
                 save(tmp_path / "own" / part / colour / f"{seed}.png", [colour], seed)
-    save(tmp_path / "own" / "train" / "red" / "copy.png", ["red"], 23)  # of an image of the test part
+    save(tmp_path / "own" / "train" / "red" / "copy.png", ["red"], 23)  # a copy of an image of the test part
     dataset = image_folders.read(tmp_path / "own", 32)
     assert [len(part) for part in dataset.split()] == [18, 4, 8]
     assert any("train/red/copy.png: duplicate of" in remark for remark in dataset.skipped)
@@ -207,7 +210,7 @@ def test_the_size_of_the_images_decides_about_the_network(workspace: Path) -> No
     assert side() == 224
     assert side("--size", "64") == 64
     assert side("--from", "scratch") == 32
-    assert side("--from", "cifar10-whitened", "--store", "empty") == 32  # the shipped network
+    assert side("--from", "cifar10-whitened", "--store", "empty") == 32  # the included network
     for file in Path("photos").rglob("*.png"):
         Image.open(file).resize((64, 64)).save(file)
     assert side() == 32
@@ -251,7 +254,7 @@ def test_the_pretrained_network_knows_photos() -> None:
 
 def test_the_head_follows_the_frequencies_of_the_classes() -> None:
     generator = torch.Generator().manual_seed(0)
-    targets = (torch.arange(400) % 10 == 0).long()  # one in ten
+    targets = (torch.arange(400) % 10 == 0).long()  # one image in ten
     features = torch.randn(400, 8, generator=generator) + targets.unsqueeze(1) * 0.5
     choice = linear_head.choose([features], targets, torch.arange(400) // 10 % 5, 2)
     head = linear_head.fit_chosen([features], targets, 2, choice)
@@ -292,7 +295,7 @@ def test_fine_tuning_is_used_if_it_lowers_the_validation_loss(
     command = ["--images", "photos", *TRAIN[2:], "--tail-epochs", "5", "--tail-batch", "16", "--flip", "no"]
     untouched = pretrained.load().state_dict()
     for name, rate, penalties in (("worse", "1", (0.1,)), ("tuned", "3e-3", (1e4,))):
-        monkeypatch.setattr(linear_head, "PENALTIES", penalties)  # a large one leaves much to improve
+        monkeypatch.setattr(linear_head, "PENALTIES", penalties)  # after a large penalty, fine-tuning can improve much
         cnn.main([*command, "--name", name, "--tail-learning-rate", rate])
     assert "fine-tuning did not help" in capsys.readouterr().out
     tuned, worse = (store.read_version(workspace / "models_store", name, 1) for name in ("tuned", "worse"))
@@ -352,7 +355,7 @@ def test_unusable_folders_are_rejected_by_name(workspace: Path) -> None:
 
 
 def test_photos_are_trained_on_another_device(workspace: Path) -> None:
-    """The device stands in for a GPU: it shows tensors that are created on the wrong device."""
+    """The device stands in for a GPU. Operators fail if tensors are created on the wrong device."""
     with stand_in.enabled() as device:
         cnn.main(["--images", "photos", *TRAIN, "--no-publish", "--device", str(device)])
         assert stand_in.operators > 100

@@ -1,4 +1,4 @@
-"""Speakers of plays with invented names."""
+"""Invented names for the speakers of plays."""
 
 from __future__ import annotations
 

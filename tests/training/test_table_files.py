@@ -1,4 +1,4 @@
-"""Files as users have them: each is read correctly, or rejected with a message that names the option to type."""
+"""Files as users have them. Each file is read correctly, or rejected with a message that names the missing option."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from training.data.tables.read import ReadOptions, read_table
 from training.data.tables.table import Table, describe
 
 NAN = None
-V = [float(10 + (i * i) % 17) for i in range(400)]  # no two neighbours are equal, no order is visible
+V = [float(10 + (i * i) % 17) for i in range(400)]  # neighbours differ, and the values are in no order
 DAYS = [date(2024, 1, 1) + timedelta(days=i) for i in range(400)]
 MONTHS = [date(2021 + i // 12, i % 12 + 1, 1) for i in range(60)]
 HOURS = [datetime(2024, 3, 30) + timedelta(hours=i) for i in range(72)]
@@ -82,7 +82,7 @@ def merged() -> bytes:
 
 
 def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
-    """Name -> suffix, content, options, and the expected series or the beginning of a rejection."""
+    """Return for each case its suffix, content, options, and the expected series or a part of the error message."""
     d40, v40 = DAYS[:40], V[:40]
     day = series("2024-01-01", "day", v40)
     month = series("2021-01-01", "month", V[:36])
@@ -334,7 +334,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         "month ends", table("d,y", [x - timedelta(days=1) for x in MONTHS[1:37]]), series("2021-01-31", "month", V[:36])
     )
     add("a step counter", table("day,y", range(1, 41)), series("1", "step", v40))
-    # as published
+    # files as their authors published them
     add("FRED", lines("observation_date,UNRATE", *([x, "." if i == 5 else V[i]] for i, x in enumerate(MONTHS[:36]))),
         series("2021-01-01", "month", [NAN if i == 5 else v for i, v in enumerate(V[:36])], "UNRATE"))  # fmt: skip
     add("World Bank", lines('"Data Source","World Development Indicators",', "", '"Last Updated Date","2024-03-28",', "",

@@ -1,4 +1,4 @@
-"""Own series from tables: values are placed on the time grid, and repairs are reported with their rows."""
+"""Series from users' tables: values are placed on the grid of time steps, and remarks name repaired rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_table(folder: Path, lines: list[str]) -> Path:
 
 
 def write_weekly_table(folder: Path, **replaced: str) -> Path:
-    """Sixty days that repeat each week, each row numbered; ``r5="..."`` replaces row 5 of the file."""
+    """Write a table of sixty days with a weekly pattern. ``r5="..."`` replaces row 5 of the file."""
     lines = ["day,sold"] + [f"{day:%Y-%m-%d},{10 + day.weekday()}" for day in DAYS]
     for row, line in replaced.items():
         lines[int(row[1:]) - 1] = line

@@ -93,7 +93,7 @@ def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """A store with mnist-judge only."""
+    """Return a store that has only mnist-judge."""
     shutil.copytree(ROOT / "models_store" / "mnist-judge", tmp_path / "models" / "mnist-judge")
     return tmp_path / "models"
 
@@ -118,7 +118,7 @@ def only_entry(folder: Path) -> Path:
 def finished(tiny_data: Path, models: Path, shared_folder: Path) -> Callable[[str], Path]:
     """Return a function that trains a tiny network, and returns a folder with ``runs``, ``models`` and ``output``.
 
-    Each network is trained once. Tests must not change the folder.
+    Each network is trained only once for all tests, so tests must not change the folder.
     """
 
     def train(stem: str) -> Path:
@@ -143,7 +143,7 @@ SHORT = {
 
 @pytest.mark.parametrize("stem", SCRIPTS)
 def test_a_network_is_trained_on_another_device(stem: str, tiny_data: Path, models: Path, tmp_path: Path) -> None:
-    """The device stands in for a GPU: it shows tensors that are created on the wrong device."""
+    """The device stands in for a GPU. Operators fail if tensors are created on the wrong device."""
     with stand_in.enabled() as device:
         options = [*SHORT[stem], "--device", str(device), "--no-publish"]
         SCRIPTS[stem].main([*arguments(stem, tmp_path / "runs", models), *options])
@@ -153,7 +153,7 @@ def test_a_network_is_trained_on_another_device(stem: str, tiny_data: Path, mode
 def test_a_network_learns_from_the_mean_predictions_of_teachers(
     tiny_data: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The teachers are two finished runs. A network with their predictions as its only target approaches them."""
+    """The teachers are two finished runs. A network that learns only from their predictions becomes similar to them."""
     command = [*arguments("gated", tmp_path / "runs", models), "--no-publish"]
     folders = []
     for seed in ("1", "2"):
@@ -343,7 +343,7 @@ def test_each_reading_of_a_test_part_is_logged(
     train("--no-publish")
     assert len(log.read_text().splitlines()) == 2
     assert not own_log.exists()
-    train()  # not in a checkout
+    train()  # the log is not in a git checkout
     assert len(log.read_text().splitlines()) == 2
     (line,) = own_log.read_text().removeprefix(readings.HEAD).splitlines()
     card = store.read_card(models / "sine-lstm" / "1")

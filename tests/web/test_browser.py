@@ -1,4 +1,4 @@
-"""The web page in a real browser: all panels, by mouse and keyboard, in both themes."""
+"""The web page in a real browser: all panels, with mouse and keyboard, in the light and the dark theme."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def expected_errors(page: Any) -> int:
 
 
 def status_of(page: Any, panel: str) -> str:
-    """Wait for a panel's answer. Return its status line: model, version and duration."""
+    """Wait for the answer in a panel. Return the panel's status line: model, version and duration."""
     from playwright.sync_api import expect
 
     expect(page.locator(f"#{panel} .status strong")).to_be_visible(timeout=WAIT)
@@ -193,7 +193,7 @@ def test_the_chart_shows_a_pasted_or_opened_series(shipped: httpx.Client, open_p
 
 
 def publish_sales(folder: Path) -> None:
-    """Publish a forecaster, then a version of it that needs known columns and holidays."""
+    """Publish two versions of a forecaster. The second version needs known columns and holidays."""
     columns = [
         {"name": name, "mean": 2.5, "scale": 1.0, "coefficient": -0.2} for name in ("price", "promo", "holidays")
     ]
@@ -288,7 +288,7 @@ def test_images_and_interpolations_follow_their_seeds(shipped: httpx.Client, ope
     walk = page.locator("#generation-sheet img").evaluate_all(sources)
     assert walk == expected_sources(count=9, seed=1, walk_to=5)
     assert (walk[0], walk[-1]) == (expected_sources(count=1, seed=1)[0], expected_sources(count=1, seed=5)[0])
-    # With reduced motion, the animation does not start by itself.
+    # If the user prefers reduced motion, the animation does not start automatically.
     assert page.locator("#generation-frame").get_attribute("src") == walk[0]
     page.locator("#generation-step").fill("8")
     assert page.locator("#generation-frame").get_attribute("src") == walk[8]

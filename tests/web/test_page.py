@@ -1,4 +1,4 @@
-"""The files of the web page, their headers, and the models' pictures."""
+"""The files of the web page, their HTTP headers, and the pictures of models."""
 
 from __future__ import annotations
 

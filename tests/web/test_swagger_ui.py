@@ -24,7 +24,7 @@ CHANGES = ("roll_back", "activate_version", "retire_version", "import_version", 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A service with an admin key and a copy of the shipped store, which the operations change."""
+    """Start a service with an admin key on a copy of the included store, because the operations change the store."""
     store = tmp_path_factory.mktemp("swagger") / "store"
     shutil.copytree(ROOT / "models_store", store)
     with serving(Settings(store=store, admin_key=KEY, **TEST)) as client:  # type: ignore[arg-type]
@@ -34,7 +34,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def page(browser: Any, service: httpx.Client) -> Iterator[Any]:
-    """Swagger UI with all operations, authorised with the admin key; it loads nothing from other hosts."""
+    """Open Swagger UI with all operations and the admin key. Fail if it loads anything from other hosts."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page, urls = context.new_page(), set()
     page.set_default_timeout(WAIT)
@@ -50,10 +50,10 @@ def page(browser: Any, service: httpx.Client) -> Iterator[Any]:
 
 
 def execute(page: Any, operation: dict[str, Any], files: dict[str, Path]) -> tuple[str, str]:
-    """Try an operation out by mouse. Return the requested URL and the status that the page shows."""
+    """Try an operation out with the mouse. Return the requested URL and the status that the page shows."""
     block = page.locator(f"#operations-{operation['tags'][0].replace(' ', '_')}-{operation['operationId']}")
     block.locator(".opblock-summary-control").dispatch_event("click")
-    block.locator(".try-out__btn").dispatch_event("click")  # a search by role takes 0.2 s on a page of this size
+    block.locator(".try-out__btn").dispatch_event("click")  # on a page of this size, a search by role takes 0.2 s
     if file := files.get(operation["operationId"]):
         block.locator("input[type=file]").set_input_files(file)
     block.locator(".btn.execute").dispatch_event("click")
@@ -84,7 +84,7 @@ def test_every_operation_succeeds_with_try_it_out_and_execute(page: Any, service
         if operation["operationId"] == "unload_model":
             service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
             assert service.get("/v1/models").json() == before
-        if operation["operationId"] == "roll_back":  # only then, version 1 may be retired
+        if operation["operationId"] == "roll_back":  # after the rollback, version 1 can be retired
             body = {"version": "newest"}
             service.post("/v1/admin/models/shakespeare-rnn/activate", json=body).raise_for_status()
     assert len(operations) == 39
