@@ -1,4 +1,4 @@
-"""The service. It answers requests with the networks in the model store, trained by ``training/`` or imported."""
+"""The service. It answers requests with the networks in the model store, which are trained here or imported."""
 
 import os
 import signal

@@ -63,7 +63,7 @@ class RetiredModel(NotFound):
 
 
 class UnloadedModel(NotFound):
-    """The model has been unloaded. It answers no requests until it is loaded, or one of its versions is activated."""
+    """The model has been unloaded, and answers no requests until it is loaded or one of its versions is activated."""
 
     code = "model_unloaded"
 

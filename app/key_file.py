@@ -1,4 +1,4 @@
-"""The file of API keys. It has one line for each key, with the SHA-256 of the key instead of the key itself.
+"""The file of API keys. Each line is for one key, and contains the SHA-256 of the key instead of the key itself.
 
     # name   sha256 of the key      rate limits, if they differ from QUARTET_RATE_LIMIT
     alice    9f86d081884c7d65...    600/minute
@@ -8,7 +8,7 @@
     python -m app.keys new alice --limit 600/minute     makes a key, prints it once, and adds its line
 
 A name may have several keys, so that a key can be replaced without interruption. Requests with any of these keys are
-counted together. The service reads the file again when it changes. To revoke a key, remove its line; the key stops
+counted together. The service reads the file again when it changes. To revoke a key, remove its line. The key then stops
 working within about one second.
 """
 
@@ -69,7 +69,7 @@ def parse_limits(text: str) -> tuple[RateLimitItem, ...]:
     """Parse rate limits such as ``600/minute`` or ``600/minute;20/second``. Raises ValueError.
 
     The result is sorted by period, the shortest first. Requests are counted for each limit in this order, until a limit
-    rejects the request. So a request that the limit per second rejects does not count for the limit per minute.
+    rejects the request. A request that the limit per second rejects therefore does not count for the limit per minute.
     """
     limits = tuple(sorted(parse_many(text), key=lambda limit: (limit.get_expiry(), limit.amount))) if text else ()
     if any(limit.amount < 1 or limit.get_expiry() < 1 for limit in limits):

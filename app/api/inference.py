@@ -1,7 +1,7 @@
 """The steps that all inference requests share.
 
 The steps are: set the deadline, read the body, find the model, check its queue, parse, compute, and build the response.
-Some endpoints find the model and check its queue before they read the body.
+Some endpoints find the model and check its queue before they read the body, to reject requests early.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ async def resolve_model(
 ) -> LoadedModel[P]:
     """Return the loaded model version that answers a request. Waits for a version that is still being loaded.
 
-    While a new version serves a share of the requests (as a canary), the request id selects the version. So requests
-    with the same ``x-request-id`` get the same version.
+    While a new version serves a share of the requests (as a canary), the request id selects the version. Requests with
+    the same ``x-request-id`` therefore get the same version.
 
     Raises:
         UnknownModel, RetiredModel, UnloadedModel, BadValue, NotReady, TimedOut: see ``Registry.wait_for``.
@@ -82,7 +82,7 @@ class Inference(Generic[P]):
         return 0
 
     def respond(self, outputs: Sequence[Any]) -> Response:
-        """Return the response; ``outputs`` has one output for each item."""
+        """Return the response, given one output for each item."""
         raise NotImplementedError
 
     def events(self) -> AsyncGenerator[bytes, None]:

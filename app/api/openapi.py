@@ -1,9 +1,9 @@
 """Complete FastAPI's OpenAPI document.
 
-Some endpoints read their bodies and query parameters themselves, so FastAPI does not know these. This module adds them,
-and also adds shared headers and examples. Every example request succeeds with the models of this repository.
-``examples/responses.json`` has real responses in a shortened form. There is one response for each operation, by its
-``operationId``, and one for each kind of error, by schema and status.
+Some endpoints read their bodies and query parameters themselves, so that FastAPI cannot describe these inputs. This
+module adds these descriptions, and also adds shared headers and examples. Every example request succeeds with the
+models of this repository. ``examples/responses.json`` has real responses in a shortened form. There is one response for
+each operation, by its ``operationId``, and one for each kind of error, by schema and status.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_examples(response: dict[str, Any], status: str, own: dict[str, Any], examples: dict[str, Any]) -> None:
-    """Add the examples of a response. They are added here, because FastAPI would drop null values in examples."""
+    """Add the examples of a response here, because FastAPI would drop null values in examples."""
     for kind, content in response.get("content", {}).items():
         name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
         if example := own.get(kind) if status == "200" else examples["errors"].get(name, {}).get(status):

@@ -63,7 +63,7 @@ def max_json_bytes(max_body_bytes: int, content_bytes: int) -> int:
 
 
 async def read_body(request: Request, limit: int, pause_seconds: float, codings: Collection[str] = ()) -> bytes:
-    """Return the body. It is still compressed if the client sent it in one of the content codings ``codings``.
+    """Return the body. The body is still compressed if the client sent it in one of the content codings ``codings``.
 
     Raises:
         BadValue: the body has another content coding.

@@ -22,7 +22,7 @@ Query = TypeVar("Query", bound=BaseModel)
 
 
 def headers(request: Request) -> dict[bytes, bytes]:
-    """Return the headers by their names in lower case. If several have the same name, the last one counts."""
+    """Return the headers by their names in lower case. If a name occurs several times, the last header counts."""
     scope = request.scope
     if HEADERS not in scope:
         scope[HEADERS] = dict(scope["headers"])
@@ -31,7 +31,7 @@ def headers(request: Request) -> dict[bytes, bytes]:
 
 
 def header(request: Request, name: bytes, default: str = "") -> str:
-    """Return the value of a header; ``name`` is in lower case. If several have this name, the last one counts."""
+    """Return the value of the header ``name``, in lower case. If several have this name, the last header counts."""
     value = headers(request).get(name)
     return default if value is None else value.decode("latin-1")
 

@@ -227,11 +227,11 @@ def file_response(media_type: str, description: str) -> dict[int | str, dict[str
 def stream_response(description: str) -> dict[str, Any]:
     """Return the ``content`` of a response that may be a stream of server-sent events.
 
-    The schema has no type, because some tools apply it to the whole stream, and others to each event.
+    The schema has no type, because some tools apply it to the whole stream, and other tools apply it to each event.
     """
     return {"text/event-stream": {"schema": {"description": description}}}
 
 
 def json_response(content: Any) -> Response:
-    """Return a JSON response; ``content`` may contain numpy arrays."""
+    """Return a JSON response. ``content`` may contain numpy arrays."""
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

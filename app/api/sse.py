@@ -30,7 +30,7 @@ class EventStream(Response):
     """A response that sends ``events`` as they come, and ``last`` at the end.
 
     An error before the first event becomes a response with the error's status. A later error becomes an event, so that
-    no stream ends without a reason. FastAPI's ``EventSourceResponse`` does neither, because it starts the response
+    no stream ends without a reason. FastAPI's ``EventSourceResponse`` cannot do this, because it starts the response
     before the first event.
 
     While the client does not read, no further event is taken from ``events`` (back-pressure).

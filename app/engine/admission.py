@@ -33,8 +33,8 @@ class AdmissionControl:
         """Raise an error unless ``rows`` more rows may join the queue now.
 
         An empty queue accepts any request. With API keys, the waiting rows of one key may not outnumber the free places
-        of the queue. A single key can thus use half of the queue, and two keys can use a third each (dynamic threshold;
-        Choudhury and Hahne 1998).
+        of the queue. A single key can thus use half of the queue, and two keys can use a third each. Choudhury and
+        Hahne (1998) call this a dynamic threshold.
 
         Raises:
             NotReady: the service is shutting down.

@@ -279,7 +279,7 @@ class Batcher(Generic[Item, Result]):
         return results
 
     async def close(self, seconds: float) -> None:
-        """Reject new requests and finish the accepted ones. Fail the requests left after ``seconds`` seconds."""
+        """Reject new requests and finish accepted requests. Fail the requests left after ``seconds`` seconds."""
         self._admission.closed = True
         if self._drain_task:
             await asyncio.wait([self._drain_task], timeout=seconds)

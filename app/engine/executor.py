@@ -201,7 +201,7 @@ class Executor:
         return time.monotonic() - max(self._started_at.values())
 
     def close(self) -> None:
-        """Cancel waiting jobs and accept no new ones. Running functions continue until they end."""
+        """Cancel waiting jobs and accept no new jobs. Running functions continue until they end."""
         for ticket in self._queue:
             ticket.started.cancel()
         self._pool.shutdown(wait=False)  # the pool has no waiting jobs, because they wait in ``_queue``

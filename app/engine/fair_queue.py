@@ -1,4 +1,4 @@
-"""A fair queue: callers with API keys take turns, and the items of each caller keep their order."""
+"""A fair queue, in which callers with API keys take turns. The items of each caller keep their order."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Item = TypeVar("Item", bound=Queued)
 class FairQueue(Generic[Item]):
     """Start-time fair queueing (Goyal, Vin and Cheng 1996), which gives each caller an equal share of the rows.
 
-    The order of the items is computed in virtual time. An item takes one unit of virtual time for each of its rows. It
-    starts when the previous item of the same caller ends. The first item of a new caller starts at the current virtual
-    time. The queue returns the item with the earliest virtual start first. With one caller or without API keys, the
-    queue is a plain first-in, first-out queue.
+    The order of the items is computed in virtual time. An item takes one unit of virtual time for each of its rows. The
+    item starts when the previous item of the same caller ends. The first item of a new caller starts at the current
+    virtual time. The queue returns the item with the earliest virtual start first. With one caller or without API keys,
+    the queue is a plain first-in, first-out queue.
     """
 
     def __init__(self) -> None:

@@ -15,9 +15,10 @@ VersionKey = tuple[str, int]  # model name and version number
 
 @dataclass(eq=False, slots=True)
 class RequestTrace:
-    """Measurements of one request. Times are on ``time.monotonic``'s clock; 0 means that the event is still to come.
+    """Measurements of one request.
 
-    ``span`` is an object of the tracing library. ``error_code`` is the code of the error response, or empty.
+    Times are on ``time.monotonic``'s clock. 0 means that the event has not happened yet. ``span`` is an object of the
+    tracing library. ``error_code`` is the code of the error response, or empty without an error.
     """
 
     id: str = ""
@@ -75,7 +76,7 @@ class EngineObserver(Protocol):
         """Record that the network failed on a valid input that was computed alone, or that the engine failed."""
 
     def on_loaded(self, size: int) -> None:
-        """Record that the weights of the version now occupy ``size`` bytes of memory; 0 means that it is unloaded."""
+        """Record that the weights of the version now occupy ``size`` bytes of memory. 0 means that it is unloaded."""
 
     def on_load(self, queued: int, running: int) -> None:
         """Record that ``queued`` rows wait and that ``running`` rows are being computed."""

@@ -47,7 +47,7 @@ Text = TypeVar("Text", bound=SteppableText)
 class TextSequence(Generic[Text]):
     """A text, and the future that returns the text when the text is finished.
 
-    Times are on ``time.monotonic``'s clock; 0 means that the event is still to come.
+    Times are on ``time.monotonic``'s clock. 0 means that the event has not happened yet.
     """
 
     text: Text
@@ -78,8 +78,8 @@ class Scheduler(Generic[Text]):
     cancelled. When all slots are in use, a text that has run for ``PREEMPT_AFTER`` seconds may be preempted. It then
     returns to the queue, and a waiting text gets its slot. There are two reasons to preempt a text. First, its API key
     has more than an equal share of the slots, and another key has less. Second, a waiting text is much shorter. Texts
-    of the same key and of similar length never replace each other, because they finish sooner on average if they run
-    one after the other.
+    of the same key and of similar length never replace each other. On average, they finish sooner if they run one after
+    the other.
     """
 
     def __init__(self, max_running: int, admission: AdmissionControl) -> None:

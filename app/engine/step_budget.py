@@ -1,7 +1,8 @@
 """Determine how long one round of a text engine may last.
 
-A round is one job on the executor. It takes a step for all running texts, and further steps until its time budget is
-used or a text is finished. Several short steps in one round save event-loop iterations. All functions here are pure.
+A round is one job on the executor. The job computes one step of all running texts. Further steps follow until the time
+budget of the round is used or a text is finished. Several short steps in one round save event-loop iterations. All
+functions here are pure.
 """
 
 from __future__ import annotations

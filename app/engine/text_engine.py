@@ -124,7 +124,7 @@ class TextEngine(Generic[Text]):
         return sequences
 
     def _cancel(self, sequences: Sequence[TextSequence[Text]]) -> None:
-        """Cancel unfinished texts. Waiting texts leave the queue now; running texts leave after the current round."""
+        """Cancel unfinished texts. Waiting texts leave the queue now, and running texts stop after the round."""
         for sequence in sequences:
             sequence.future.cancel()  # also keeps asyncio from logging an error that nobody retrieves
             self._scheduler.discard(sequence)
@@ -231,8 +231,8 @@ class TextEngine(Generic[Text]):
     def _notify(self, now: float) -> None:
         """Notify the consumer of each streamed text after its first round, at its end, and at an interval in between.
 
-        The interval grows with the number of streamed texts, because it would cost more than a round to wake every
-        consumer and write to every socket after each round.
+        The interval grows with the number of streamed texts. To wake every consumer and write to every socket after
+        each round would take longer than a round.
         """
         streamed = [(sequence, sequence.updated) for sequence in self._scheduler.running if sequence.updated]
         for sequence, updated in streamed:

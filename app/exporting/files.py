@@ -25,7 +25,7 @@ class ExportRefused(StoreError):
 def to_pt2(version: Version) -> bytes:
     """Return the content of a ``.pt2`` file for ``torch.export.load``. Its ``extra_files`` contain the metadata.
 
-    Raises ExportRefused for an imported network, and StoreError for an invalid one.
+    Raises ExportRefused for an imported network, and StoreError for an invalid network.
     """
     signature = _signature(version)
     file = io.BytesIO()

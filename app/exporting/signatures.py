@@ -72,7 +72,7 @@ class _TextStep(nn.Module):
     def forward(self, characters: Tensor, state: Tensor) -> Outputs:
         """Return logits [N, 1, vocabulary] and the next state, given characters [N, 1] and state [N, layers, hidden].
 
-        The logits are those of the character that follows.
+        The logits are for the character that follows.
         """
         logits, next_state = self.network(characters, state)
         return {"logits": logits, "next_state": next_state}

@@ -86,7 +86,7 @@ def read_inputs(tensors: Mapping[str, Tensor]) -> list[InputSpec]:
 def _dimension(size: object, axis: int) -> int | str:
     """Return the size of a dimension: a number, or a name if it varies.
 
-    If the size has no name, return ``batch`` for the first dimension and ``?`` for the others.
+    If the size has no name, return ``batch`` for the first dimension and ``?`` for other dimensions.
     """
     if isinstance(size, int):
         return size

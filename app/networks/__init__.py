@@ -1,4 +1,4 @@
-"""The neural networks, which are PyTorch modules. They import no other part of the service.
+"""The neural networks, which are PyTorch modules. This package imports no other part of the service.
 
 ``KINDS`` maps the ``kind`` on a model card (``card.json``) to the class of the network, the dataclass of its sizes, and
 its task. Each new architecture needs one more line in this table. Four networks come from the workshop, which is the

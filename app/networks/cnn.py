@@ -192,7 +192,7 @@ class WhitenedNet(Classifier):
 
     The layer ``whiten`` has fixed filters and their negatives. The effect of label smoothing is removed from the
     logits. ``temperature`` (for one view of an image) and ``views_temperature`` (for six views) are fitted after
-    training, so that the softmax of the logits gives calibrated probabilities.
+    training. They calibrate the probabilities that the softmax of the logits gives.
     """
 
     order = torch.channels_last  # in other formats, each call copies the weights and takes 40 % longer for one image
@@ -250,8 +250,9 @@ class WhitenedNet(Classifier):
     def views(self, pixels: Tensor) -> Tensor:
         """Return logits [N, classes] from six views of each image, given pixels [N, channels, image, image], 0 to 255.
 
-        The views are the image, the image shifted one pixel up and left, the image shifted one pixel down and right
-        (both with reflected edges), and the mirror image of each. The two unshifted views have half of the weight.
+        Three views are the image, the image shifted one pixel up and left, and the image shifted one pixel down and
+        right. The shifted images have reflected edges. The other three views are the mirror images of these. The two
+        unshifted views have half of the weight.
         """
         wide = F.pad(pixels.to(self.head.weight.dtype), (1, 1, 1, 1), mode="reflect")  # [N, channels, S + 2, S + 2]
         moved = [wide[..., 1:-1, 1:-1], wide[..., :-2, :-2], wide[..., 2:, 2:]]
@@ -294,8 +295,8 @@ SMALL_BATCH = 4  # images; largest batch for which ``convolved`` uses matrix pro
 def convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     """Apply a convolution with few channels to x [N, C, H, W].
 
-    For at most SMALL_BATCH images without gradients on the CPU, this function uses matrix products, because oneDNN's
-    set-up for each call takes longer than the computation. LeNet then takes 0.62 times as long for one image.
+    For at most SMALL_BATCH images without gradients on the CPU, this function uses matrix products. With so few images,
+    the set-up of each oneDNN call takes longer than the computation. LeNet then takes 0.62 times as long for one image.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) > SMALL_BATCH:
         return convolution(x)
@@ -308,7 +309,7 @@ def halved(x: Tensor) -> Tensor:
     """Return x [N, C, H, W] after max-pooling by 2, as a tensor [N, C, H // 2, W // 2].
 
     For more than SMALL_BATCH images without gradients on the CPU, this function takes the maximum of four strided
-    slices, because max_pool2d takes ten times as long. LeNet then takes half as long for 64 images.
+    slices. ``max_pool2d`` takes ten times as long. LeNet then takes half as long for 64 images.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) <= SMALL_BATCH:
         return F.max_pool2d(x, 2)

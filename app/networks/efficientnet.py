@@ -35,8 +35,8 @@ class EfficientNetSizes:
 class SameConv2d(nn.Conv2d):
     """A convolution with TensorFlow's padding "SAME".
 
-    With stride 2, the right edge may get one column of zeros more than the left edge, and the lower edge one row more
-    than the upper edge.
+    With stride 2, the right edge may get one column of zeros more than the left edge. The lower edge may get one row
+    more than the upper edge.
     """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:

@@ -4,9 +4,10 @@ The layers do not depend on the unit of measurement. They read the values minus 
 scale of the series. The scale is the mean absolute seasonal difference, which is the denominator of MASE. The layers
 predict the errors of the seasonal naive forecast, which repeats the last season.
 
-If ``smoothings`` is above 0, the layers also read classical forecasts: exponential smoothing of the series without its
-season, with no trend, a linear trend or a damped trend. The layers then predict the weights of the classical forecasts
-and the errors of the weighted mean. Smyl's ES-RNN, the winner of M4, similarly combines exponential smoothing and LSTM.
+If ``smoothings`` is above 0, the layers also read classical forecasts. These are computed by exponential smoothing of
+the series without its season, with no trend, a linear trend or a damped trend. The layers then predict the weights of
+the classical forecasts and the errors of the weighted mean. Smyl's ES-RNN, the winner of M4, similarly combines
+exponential smoothing and LSTM.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ForecasterSizes:
 
     ``context``: number of values that the network reads, in patches of ``patch`` values. ``lags``: number of earlier
     seasons with which each forecast step is compared. ``members``: number of networks in the ensemble. ``smoothings``:
-    number of timescales of exponential smoothing; each timescale gives three classical forecasts.
+    number of timescales of exponential smoothing, each of which gives three classical forecasts.
     """
 
     context: int = 336
@@ -71,7 +72,7 @@ class Reading(NamedTuple):
 class Reader(nn.Module):
     """Removes the level and the scale of each series, so that the layers do not depend on its unit of measurement.
 
-    The module has no weights. It computes in float64, and returns the inputs of the layers in float32.
+    The module has no weights. The module computes in float64, and returns the inputs of the layers in float32.
     """
 
     moments: Tensor  # [context, 3 smoothings]: the weights of exponential smoothing, times 1, age and age squared
@@ -154,8 +155,8 @@ class Reader(nn.Module):
     def _ahead(self, x: Tensor, known: Tensor, unit: Tensor, season: Tensor) -> tuple[Tensor, Tensor]:
         """Return the seasonal naive forecast [N, horizon] and the features of each step, given x [N, context].
 
-        Most features are the values at the same position of earlier seasons and, for series without a season, the
-        changes over the same weeks of earlier years.
+        Most features are the values at the same position of earlier seasons. For series without a season, there are
+        also the changes over the same weeks of earlier years.
         """
         sizes = self.sizes
         step = torch.arange(sizes.horizon, device=x.device).unsqueeze(1)  # [horizon, 1]
@@ -184,8 +185,8 @@ def _seasonal_profile(x: Tensor, known: Tensor, season: Tensor) -> tuple[Tensor,
     """Return the seasonal profile [N, context] of x [N, context], and the share of variance [N, 1] that it explains.
 
     The profile is the mean deviation from the centred moving average over one season, in which recent seasons weigh
-    more. Its index is the number of steps before the last value, modulo the season. It is 0 if no full season is known.
-    The variance is that of the series without its trend.
+    more. Its index is the number of steps before the last value, modulo the season. The profile is 0 if no full season
+    is known. The variance is that of the series without its trend.
     """
     count = x.shape[1]
     position = torch.arange(count, device=x.device).expand_as(x)

@@ -68,8 +68,8 @@ class GatedBlock(nn.Module):
     """A recurrent part and a feed-forward part, computed in parallel as in GPT-J, gated by SiLU and added to the input.
 
     One matrix product computes the inputs of both parts, and another product computes their outputs. ``layers`` is the
-    number of blocks of the network. With more blocks, the initial output weights are smaller, so that the sum of the
-    outputs of all blocks is at most as large as the input of the first block.
+    number of blocks of the network. With more blocks, the initial output weights are smaller. The sum of the outputs of
+    all blocks is therefore at most as large as the input of the first block.
     """
 
     def __init__(self, width: int, expansion: int, layers: int) -> None:
@@ -153,8 +153,8 @@ class GatedSteps:
     """A form of ``GatedRNN`` for generation. The scale and shift of each norm are merged into the following weights.
 
     The first matrix product depends on the character alone, so its results are precomputed in a table. The state of a
-    block [N, KERNEL, hidden] holds the recurrent state and, for each of the next KERNEL - 1 characters, the part of the
-    convolution that depends on earlier characters.
+    block [N, KERNEL, hidden] has two parts. The first part is the recurrent state. The second part has, for each of the
+    next KERNEL - 1 characters, the part of the convolution that depends on earlier characters.
     """
 
     def __init__(self, network: GatedRNN) -> None:
@@ -176,8 +176,9 @@ class GatedSteps:
         """Read one character of each of N texts: characters [N], state [N, layers, KERNEL, hidden].
 
         Returns the hidden values [N, hidden], from which ``logits`` computes the logits, and the next state. The
-        results are bit-identical to those of ``read_many``, under the condition stated there. This method calls fewer
-        operations, because with few texts the elementwise operations take as long as the matrix products.
+        results are bit-identical to the results of ``read_many``, if ``Packed`` rounds each row independently. This
+        method calls fewer operations, because with few texts the elementwise operations take as long as the matrix
+        products.
         """
         x, after = self.embedding[characters], torch.empty_like(state)
         for i, (read, kernel, newest_first, write) in enumerate(self.blocks):

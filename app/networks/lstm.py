@@ -24,7 +24,7 @@ class SeriesLSTM(nn.Module):
     The LSTM layer reads one value per step, and the linear layer forecasts the next value.
 
     ``location`` (mean), ``scale`` (standard deviation) and ``roughness`` (standard deviation of the differences of
-    adjacent values) describe the training series. They are stored with the weights.
+    adjacent values) describe the training series. These three numbers are stored with the weights.
     """
 
     location: Tensor

@@ -67,8 +67,8 @@ class Packed:
     def __call__(self, *parts: Tensor) -> Tensor:
         """Return the output [N, out] for x [N, in], which is the concatenation of ``parts`` [N, ...].
 
-        Many rows are computed in chunks of up to 32, because more rows at a time are no faster, and because oneDNN
-        compiles and caches a kernel for each number of rows, which takes 0.75 MiB per weight shape.
+        Many rows are computed in chunks of up to 32, because larger chunks are not faster. oneDNN compiles and caches a
+        kernel for each number of rows, which takes 0.75 MiB per weight shape. Chunks limit the number of kernels.
         """
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         sizes = _chunk_sizes(len(x))
@@ -219,7 +219,7 @@ def merge_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor
 
 
 def _first_layer(table: Tensor, recurrent: Tensor, pack: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the first layer. It reads rows of ``table`` [vocabulary, hidden], or one-hot rows if packed."""
+    """Return the first layer, which reads rows of ``table`` [vocabulary, hidden], or one-hot rows if packed."""
     if pack:
         return Packed(torch.cat([table.t(), recurrent], dim=1), torch.zeros_like(table[0]))
     return partial(_after_table, recurrent.t())

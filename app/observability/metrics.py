@@ -36,7 +36,7 @@ class Metrics:
     """The metrics of one process, in seconds, rows and bytes. Most gauges are summed over all workers.
 
     The metrics of one version take about 70 KiB in each worker. The metrics of a removed version are hidden
-    immediately. They are deleted later, together with the metrics of other removed versions.
+    immediately. These metrics are deleted later, together with the metrics of other removed versions.
     """
 
     def __init__(self, tracer: Tracer | None = None) -> None:
@@ -203,7 +203,7 @@ class Metrics:
         return totals
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of all workers, without those of removed versions. prometheus_client calls this method."""
+        """Yield the metrics of all workers, but not of removed versions. prometheus_client calls this method."""
         families = collect_shared() if is_shared() else self.registry.collect()
         for family in families:
             family.samples = [sample for sample in family.samples if self._is_current(sample.labels)]

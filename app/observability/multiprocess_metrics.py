@@ -28,8 +28,8 @@ def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
     """Make a shared folder for the metrics of all processes that are forked from now on.
 
     The context manager yields a function to call with the process id of a worker that has ended. The function merges
-    the files of this worker with those of earlier ended workers. The folder is in memory (/dev/shm) if possible,
-    because a container's disk may be read-only.
+    the files of this worker with the files of workers that ended earlier. The folder is in memory (/dev/shm) if
+    possible, because a container's disk may be read-only.
 
     Raises:
         OSError: no folder can be created.

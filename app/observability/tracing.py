@@ -24,7 +24,7 @@ MAX_LINKS = 128  # per span: OpenTelemetry's default limit
 
 
 class Tracer:
-    """Creates spans and exports them with ``provider``; see ``create_tracer``.
+    """Creates OpenTelemetry spans and exports them with ``provider``.
 
     OpenTelemetry's own environment variables set the service name, its attributes and the share of traced requests
     (``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_TRACES_SAMPLER``).

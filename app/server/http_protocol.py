@@ -113,7 +113,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._parse_slices(memoryview(data))
 
     def _parse_slices(self, data: memoryview) -> None:
-        """Parse ``data`` in slices, and check the limits after each one. Pause after a slice of small chunks."""
+        """Parse ``data`` in slices, and check the limits after each slice. Pause after a slice of small chunks."""
         start = 0
         while start < len(data) and not self.transport.is_closing():
             size, chunks = self.slice_bytes, self.chunks
@@ -164,7 +164,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         cycle.scope[CONNECTION] = self  # type: ignore[literal-required]
 
     def take_body(self) -> bytes | None:
-        """Return the body of the running request. This is ten times as fast as ``receive()``.
+        """Return the body of the running request. This method is ten times as fast as ``receive()``.
 
         Return None if the body is incomplete, or can no longer be received.
         """

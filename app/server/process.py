@@ -36,7 +36,7 @@ MAX_WORKERS = 16
 
 
 class AppFactory(Protocol):
-    """Builds the application; workers share the rate-limit ``counters`` and the ``prepared`` versions."""
+    """Builds the application. Workers share the rate-limit ``counters`` and the ``prepared`` versions."""
 
     def __call__(
         self, settings: Settings, counters: Storage | None = None, prepared: PreparedModels | None = None
@@ -66,7 +66,7 @@ def plan_workers(settings: Settings) -> tuple[int, int]:
     products in parallel (measured with ``make bench``). With a GPU, there is always one worker.
 
     Raises:
-        SettingsError: the device or the store cannot be used, or several workers are set and only one is possible.
+        SettingsError: the device or the store cannot be used, or several workers are set although only one is possible.
     """
     check_store(settings.store)
     device, memory = find_device(settings.device), available_memory()

@@ -56,7 +56,7 @@ class WorkerProcess:
     sent: deque[socket.socket] = field(default_factory=deque)  # connections not yet reported as received
 
     def load(self) -> tuple[bool, int]:
-        """Return a sort key. The worker with the lowest key gets the next connection; unhealthy workers come last.
+        """Return a sort key. The worker with the lowest key gets the next connection. Unhealthy workers come last.
 
         A connection counts even if it is idle, because its client may send a request at any time.
         """
@@ -226,7 +226,7 @@ class Supervisor:
         worker.sent.clear()
 
     def _accept_when_ready(self) -> None:
-        """Listen once all workers are ready, so that each gets some of the first connections. Then accept them."""
+        """Listen once all workers are ready, so that each gets some of the first connections."""
         ready = [worker for worker in self._workers if worker.ready]
         if not self._serving and len(ready) == self._count:
             self._listener.listen(BACKLOG)
@@ -275,7 +275,7 @@ class Supervisor:
     def _hand_over(self, connection: socket.socket, workers: list[WorkerProcess]) -> bool:
         """Send a connection to the worker with the least work. Returns False when no worker accepts it now.
 
-        This process keeps the connection open until the worker has received it, because the worker may end before that.
+        This process keeps the connection open until the worker has received it, because the worker may end earlier.
         """
         now = time.monotonic()
 

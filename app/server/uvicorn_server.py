@@ -201,7 +201,7 @@ def announce(listener: socket.socket, settings: Settings) -> None:
 
 
 class WorkerServer(Server):
-    """A server that receives connections over ``channel`` and reports its status there; see ``Supervisor``."""
+    """A server that receives connections over ``channel`` and reports its status there to the ``Supervisor``."""
 
     def __init__(self, app: FastAPI, settings: Settings, channel: socket.socket) -> None:
         super().__init__(app, settings)

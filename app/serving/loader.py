@@ -40,7 +40,7 @@ FileStamps = tuple[tuple[int, int], ...]  # size in bytes and modification time 
 
 @dataclass(eq=False)
 class LoadedModel(Generic[P]):
-    """A version in memory. Its predictor parses inputs and computes results; its engine schedules the computations."""
+    """A version in memory. Its predictor parses inputs and computes results. Its engine schedules the computations."""
 
     card: Card
     predictor: P
@@ -56,7 +56,7 @@ class LoadedModel(Generic[P]):
         return f"{self.card.name}@{self.card.version}"
 
     def stream(self, texts: Sequence[Continuation]) -> AsyncGenerator[None, None]:
-        """Yield whenever some of the texts have new characters; see ``TextEngine.stream``."""
+        """Yield whenever some of the texts have new characters, as ``TextEngine.stream`` does."""
         assert isinstance(self.engine, TextEngine)
         return self.engine.stream(texts)
 
@@ -92,7 +92,7 @@ class LoadFailure:
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A verified version whose predictor is warmed up. It has no engine yet.
+    """A verified version whose predictor is warmed up. The version has no engine yet.
 
     Attributes:
         bytes: size of the weights.

@@ -52,9 +52,9 @@ def versions_to_load(
     The list begins with the most important resident version of each model. The other resident versions follow. In both
     parts, the models in ``defaults`` (names) come first. ``loaded`` maps each version in memory to its size in bytes.
 
-    If the memory limit ``max_bytes`` is not 0, a version is loaded only if it is the active version of a default model,
-    replaces an active version in memory, or fits beside the versions in memory. ``weights_bytes`` maps each version in
-    the store to its size.
+    If the memory limit ``max_bytes`` is not 0, a version is loaded in only three cases: it is the active version of a
+    default model, it replaces an active version in memory, or it fits beside the versions in memory. ``weights_bytes``
+    maps each version in the store to its size.
     """
     used_bytes = sum(loaded.values())
 
@@ -81,8 +81,8 @@ def sets_to_publish(
 ) -> Iterable[VersionSet]:
     """Yield the version sets that can serve requests now, because no active or canary version in them is ``pending``.
 
-    ``pending`` are the versions that are still to be loaded. If no version of a model answers requests now, because the
-    model was unloaded, its new set is yielded even if a version in it is pending.
+    ``pending`` are the versions that are still to be loaded. An unloaded model answers no requests now. Its new set is
+    yielded even if a version in the set is pending.
     """
     for name, version_set in desired.items():
         current = published.get(name)

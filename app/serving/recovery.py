@@ -30,7 +30,7 @@ class RecoveryMonitor:
         self._executor = executor
 
     async def watch(self) -> None:
-        """Check all networks at intervals until one cannot recover."""
+        """Check all networks at intervals until a network is broken."""
         while not self.failure:
             await asyncio.sleep(CHECK_SECONDS)
             for model in self._models():

@@ -1,6 +1,6 @@
 """Decide for one process which version serves a request and which versions are in memory.
 
-After each scan of the store, the registry determines the desired versions, loads those that are missing, and evicts
+After each scan of the store, the registry determines the desired versions. It loads missing versions, and evicts
 versions that are not needed any more.
 """
 
@@ -216,7 +216,8 @@ class Registry:
     def versions(self) -> list[VersionStatus]:
         """Return the state of each version that is served, in memory or failed, or whose model is unloaded.
 
-        The list is sorted by name and number. It contains a retired version only while it is in memory or failed.
+        The list is sorted by name and number. The list contains a retired version only while this version is in memory
+        or failed.
         """
         reasons = {(failure.name, failure.version): failure.reason for failure in self.failures if failure.version}
         ready = {(model.card.name, model.card.version) for model in self.cache.models()}
@@ -346,7 +347,7 @@ class Registry:
         )
 
     def _update_defaults(self) -> None:
-        """Use the valid default models of the snapshot. If ``defaults.json`` is unreadable, keep the current ones."""
+        """Use the valid default models of the snapshot. If ``defaults.json`` is unreadable, keep the current models."""
         snapshot = self.watcher.snapshot
         defaults = self.defaults if snapshot.defaults is None else snapshot.defaults
         self.defaults, reasons = check_defaults(defaults, self.card)

@@ -70,9 +70,9 @@ class StoreSnapshot:
         """Read the store. ``previous`` is the last snapshot, and ``failed`` are the versions that could not be loaded.
 
         Cards in ``previous`` are not read again, because a version never changes. If the folder of a model or a rollout
-        file cannot be read, its content in ``previous`` is kept. A failed version is put into ``retry`` if its files
-        have changed (before, they may have been copied only in part), if its ``retry_at`` has passed, or if its card is
-        not in the store any more.
+        file cannot be read, its content in ``previous`` is kept. A failed version is put into ``retry`` in three cases:
+        its files have changed, its ``retry_at`` has passed, or its card is not in the store any more. Files may change
+        because they were still being copied at the last scan.
         """
         snapshot = cls()
         for name in store.model_names(folder):

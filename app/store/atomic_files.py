@@ -36,7 +36,8 @@ def file_lock(folder: Path, wait: bool = True) -> Iterator[None]:
 def scratch_folder(store: Path) -> Iterator[Path]:
     """Make a folder in the store that readers ignore, and remove it afterwards.
 
-    Also remove the scratch folders that killed processes have left. These folders are not locked any more.
+    Also remove the scratch folders that killed processes have left. The folders of killed processes are not locked any
+    more.
     """
     for stale in store.glob(f"{SCRATCH}*"):
         with contextlib.suppress(OSError):

@@ -108,8 +108,8 @@ class KnownCovariates(StrictModel):
     """The covariates of a forecaster. Each request gives their past and future values.
 
     If there is a ``calendar``, the service itself computes the last column: the number of holidays in each time step.
-    ``proportional`` says whether effects are relative to the usual value at the same position in the season. Otherwise
-    they are relative to the mean absolute value of the series.
+    ``proportional`` says whether effects are relative to the usual value at the same position in the season. Otherwise,
+    effects are relative to the mean absolute value of the series.
     """
 
     columns: Annotated[list[KnownColumn], Field(min_length=1)]
@@ -124,7 +124,7 @@ class KnownCovariates(StrictModel):
 
 
 class SeriesTraits(StrictModel):
-    """Properties of all series in the training data. They determine how the service prepares and forecasts a series.
+    """Properties of the series in the training data, which determine how the service prepares and forecasts a series.
 
     Attributes:
         season: values per season; 1 means no season, and None means that the season of each series is detected.

@@ -63,7 +63,7 @@ class Rollout(StrictModel):
     by: str = ""
 
     def preference(self, numbers: Iterable[int]) -> list[int]:
-        """Return the candidates for the active version, best first. The first valid one is active."""
+        """Return the candidates for the active version, best first. The first valid candidate is active."""
         candidates = [number for number in sorted(numbers, reverse=True) if number not in self.retired]
         preferred = [number for number in (self.active, self.previous) if number in candidates] if self.active else []
         return list(dict.fromkeys([*preferred, *candidates]))
@@ -188,11 +188,11 @@ def _activated(models: Path, name: str, old: Rollout, version: int, share: float
 
 
 def rollback(models: Path, name: str) -> Rollout:
-    """End the canary if there is one; otherwise activate the previous version.
+    """End the canary if there is one. Otherwise, activate the previous version.
 
-    While ``active`` is null, the previous version is the newest valid version that is older than the active one. After
-    a rollback to the previous version, a second rollback undoes the first. Raises VersionNotFound, and RolloutRefused
-    if there is no valid previous version.
+    While ``active`` is null, the previous version is the newest valid version that is older than the active version.
+    After a rollback to the previous version, a second rollback undoes the first. Raises VersionNotFound, and
+    RolloutRefused if there is no valid previous version.
     """
     return _change(models, name, "rollback", lambda old: _rolled_back(models, name, old))
 

@@ -4,7 +4,8 @@
     <name>/active.json           the rollout of a model, see ``app.store.rollout``; absent until the first change
     <name>/<version>/            model.safetensors, card.json, and pictures of the training (curves.png, samples.png)
 
-A version never changes after it is published. It is published by one rename, so readers see all of it or nothing.
+A version never changes after it is published. A version is published by one rename, so readers see either the whole
+version or nothing.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class Version:
 
 
 def model_names(store: Path) -> list[str]:
-    """Return the sorted names of all folders in the store, except hidden ones. Their content is not checked."""
+    """Return the sorted names of all folders in the store, except hidden folders. Their content is not checked."""
     return sorted(path.name for path in store.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 

@@ -39,7 +39,7 @@ class Predictor(Protocol):
         """Compute a batch of ``rows`` dummy rows."""
 
     def warm_up(self, rows: int) -> None:
-        """Measure the duration of batches of 1 to ``rows`` rows. Some predictors first choose the precision."""
+        """Measure the duration of batches of 1 to ``rows`` rows. Some predictors first choose their precision."""
 
 
 class BatchPredictor(Predictor, Protocol):

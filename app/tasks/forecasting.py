@@ -203,7 +203,7 @@ class GlobalForecaster:
         seasonality: int | None = None,
         covariates: np.ndarray | None = None,
     ) -> SeriesWindow:
-        """Prepare a series for ``predict``; see ``read_window``."""
+        """Prepare a series for ``predict`` with ``read_window``."""
         traits = self.card.series or SeriesTraits(season=None)
         context = self.network.sizes.context
         return read_window(values, horizon, self.card.name, param, context, traits, seasonality, covariates)
@@ -324,8 +324,8 @@ class WindowForecaster:
     def _units(self, series: np.ndarray) -> tuple[float, float]:
         """Return the location and scale that standardise a series [T].
 
-        A series similar to the training series gets the location and scale of the training series, because the mean of
-        a window that is shorter than a period would be misleading. Other series get their own mean and deviation.
+        A series similar to the training series gets the location and scale of the training series. The mean of a window
+        that is shorter than a period would be misleading. Other series get their own mean and deviation.
         """
         if series.min() == series.max():
             return float(series[0]), 0.0

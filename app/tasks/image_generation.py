@@ -53,7 +53,7 @@ class ImageSampler:
         """Return the latents and classes of ``count`` images. Raises BadValue for an unknown label.
 
         Image i of a seed does not depend on ``count``, and the latents do not depend on the label. If ``label`` is None
-        and there are L labels, the first L images show each label once, in random order, and so do the next L images.
+        and there are L labels, the first L images show each label once, in random order. The next L images do the same.
         """
         if label is not None and label not in self.labels:
             allowed = f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} has no labels"
@@ -82,7 +82,7 @@ class ImageSampler:
     def walk(self, count: int, label: str | None, seed: int, walk_to: int) -> LatentBatch:
         """Return the latents of a path from the first image of ``seed`` to the first image of ``walk_to``.
 
-        All images have the class of the first one. Raises BadValue for an unknown label.
+        All images have the class of the first image. Raises BadValue for an unknown label.
         """
         start, end = self.parse(1, label, seed), self.parse(1, label, walk_to)
         latents = arc(start.latents[0], end.latents[0], count)

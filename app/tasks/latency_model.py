@@ -20,15 +20,15 @@ class LatencyModel:
         return self.single_row + (rows - 1) * self.per_row
 
     def rows_within(self, seconds: float) -> int:
-        """Return the largest number of rows that take at most ``seconds``; at least 1."""
+        """Return the largest number of rows that take at most ``seconds``, but at least 1."""
         return 1 + int(min(max(seconds - self.single_row, 0.0) / max(self.per_row, 1e-9), 1e9))
 
     @classmethod
     def measure(cls, compute: Callable[[int], object], rows: int) -> LatencyModel:
         """Warm up with batches of 1, 2, 4 ... rows, and fit the model to the first and the last batch size.
 
-        The last size is ``rows``, or the first size whose batch is slow: a slow network would delay the start, so the
-        duration of larger batches is extrapolated.
+        If a batch is slow, its size is the last size, and the duration of larger batches is extrapolated. Otherwise, a
+        slow network would delay the start of the service.
         """
         _seconds(compute, 1)  # the first batch of a size is the slowest
         single = min(_seconds(compute, 1) for _ in range(2))

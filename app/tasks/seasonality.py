@@ -22,10 +22,10 @@ MIN_PROMINENCE, UNUSUAL_MIN_PROMINENCE, UNUSUAL_MIN_CORRELATION = 0.15, 0.25, 0.
 def detect_season(values: np.ndarray) -> int:
     """Return the number of values per season of a series [T] without NaN, or 1 if it has no season.
 
-    The autocorrelation at the season must be significant, as in the M4 competition. The autocorrelation at half a
-    season less and more must be clearly lower, because slow waves and random walks have a high autocorrelation at all
-    short lags. A season outside ``SEASONS`` must also be a peak of the autocorrelation, and stronger than the seasons
-    in ``SEASONS``.
+    The autocorrelation at the season must be significant, as in the M4 competition. At half a season less and half a
+    season more, the autocorrelation must be clearly lower. Slow waves and random walks have a high autocorrelation at
+    all short lags. A season outside ``SEASONS`` must also be a peak of the autocorrelation, and stronger than the
+    seasons in ``SEASONS``.
     """
     recent = values[-MAX_VALUES:]
     count = len(recent)
@@ -71,7 +71,7 @@ def _peaks(correlation: np.ndarray) -> list[int]:
 
 
 def _strength(correlation: np.ndarray, season: int, usual: bool = True) -> float:
-    """Return the unbiased autocorrelation at a season; 0 if it is not significant, prominent or strong enough.
+    """Return the unbiased autocorrelation at a season, or 0 if it is not significant, prominent or strong enough.
 
     ``usual`` says whether the season is in ``SEASONS``. Other seasons have stricter thresholds.
     """
@@ -110,7 +110,8 @@ def fill_missing(values: np.ndarray, season: int) -> np.ndarray:
 def yearly_pattern(values: np.ndarray, year: float, ahead: int) -> np.ndarray:
     """Return the yearly pattern [T + ahead] of values [T] and of the steps after them. A year has ``year`` values.
 
-    It is a Fourier series with YEAR_HARMONICS harmonics, fitted along with a linear trend (Harvey and Shephard 1993).
+    The pattern is a Fourier series with YEAR_HARMONICS harmonics, fitted along with a linear trend (Harvey and Shephard
+    1993).
     """
     steps = np.arange(len(values) + ahead)
     angles = 2 * np.pi * np.outer(steps, np.arange(1, YEAR_HARMONICS + 1)) / year

@@ -278,7 +278,7 @@ class TextGenerator:
         return log_probabilities(self._logits(hidden[rows])) if rows else None
 
     def _logits(self, hidden: Tensor) -> np.ndarray:
-        """Return logits float64 [N, V] of the outputs of ``steps.read``; -inf for ``<unk>``, which is never generated.
+        """Return logits float64 [N, V] of the outputs of ``steps.read``. The logit of ``<unk>`` is -inf.
 
         Raises ArithmeticError if a logit is not finite.
         """

@@ -100,8 +100,8 @@ VERSIONS = "there are: a@1, a@2, a@3"
         ("a@1@2", UnknownModel, f"model 'a@1@2' is not served here; {VERSIONS}"),
         ("a@4", RetiredModel, f"model 'a@4' is retired; {VERSIONS}"),
         ("empty", UnknownModel, "model 'empty' is not served here; there are: a, away, empty"),
-        ("away", UnloadedModel, "model 'away' is unloaded, until somebody loads it"),
-        ("away@1", UnloadedModel, "model 'away' is unloaded, until somebody loads it"),
+        ("away", UnloadedModel, "model 'away' is unloaded and must be loaded first"),
+        ("away@1", UnloadedModel, "model 'away' is unloaded and must be loaded first"),
     ],
 )
 def test_a_version_that_is_not_served_is_an_error_of_the_field(

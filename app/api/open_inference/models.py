@@ -83,7 +83,7 @@ class ClassifierTensors:
         return list(torch.from_numpy(pixels.copy()).unbind(0))
 
     def outputs_of(self, request: DecodedRequest, items: Sequence[Tensor], results: Sequence[list[float]]) -> Outputs:
-        """Return the outputs by name; ``results`` has one result of the engine for each item."""
+        """Return the outputs by name. ``results`` has one result of the engine for each item."""
         return {"probabilities": np.array(results)}
 
     def response_size(self, items: Sequence[Tensor]) -> int:

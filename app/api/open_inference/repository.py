@@ -4,8 +4,8 @@ The store records which models are unloaded. Therefore a model stays unloaded in
 after a restart. An unloaded model is not loaded on demand. Otherwise any request for the model, even a readiness check,
 would load it again.
 
-Other processes apply a change at their next scan of the store. The index, the readiness check of a model, and requests
-for an unloaded model read the store immediately, so that they do not use an outdated state.
+Other processes apply a change at their next scan of the store. Some requests read the store immediately, so that they
+do not use an outdated state: requests for the index, readiness checks of models, and requests for an unloaded model.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from app.tasks import TASKS
 def router(registry: Registry, metrics: Metrics) -> APIRouter:
     """Return the routes ``/v2/models/stats`` and ``/v2/models/{name}/stats``.
 
-    Add these routes before those of ``metadata``, which would take "stats" as the name of a model.
+    Add these routes before the routes of ``metadata``, which would take "stats" as the name of a model.
     """
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
 

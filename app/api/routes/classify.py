@@ -113,7 +113,7 @@ def _image_bodies(body_model: type[ClassifyRequest], settings: Settings) -> dict
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file from a request; ``param`` is its name in error messages."""
+    """An image file from a request. ``param`` is its name in error messages."""
 
     name: str | None
     content: bytes

@@ -159,7 +159,8 @@ def forecast_results(
 ) -> list[dict[str, Any]]:
     """Return the forecast of each series: the mean, the median, the interval bounds of each level, and the seasonality.
 
-    The mean, the median and each bound are [horizon]. ``body`` has the levels, and says whether results are rounded.
+    The mean, the median and each bound are arrays [horizon]. ``body`` contains the levels, and whether results are
+    rounded.
     """
     results = []
     for item, output in zip(items, outputs, strict=True):

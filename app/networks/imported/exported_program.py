@@ -12,9 +12,9 @@ A graph is a JSON object:
     nodes    list of {"op": "aten.linear.default", "args": [...], "kwargs": {...}, "outputs": "linear"}
     outputs  list of [name of the output, value]
 
-``outputs`` of a node is the name of its result. If the node has several results, ``outputs`` is a list of their names,
-with null for an unused result, and a nested list for a result that is a list. An argument is a JSON value, or one of
-the objects ``{"value": name}``, ``{"dtype": "float32"}``, ``{"memory_format": "channels_last"}`` and
+``outputs`` of a node is the name of its result. If the node has several results, ``outputs`` is a list of their names.
+In this list, null marks an unused result, and a nested list stands for a result that is a list. An argument is a JSON
+value, or one of the objects ``{"value": name}``, ``{"dtype": "float32"}``, ``{"memory_format": "channels_last"}`` and
 ``{"device": ""}``. The object with ``device`` stands for the device of the program.
 """
 
@@ -52,8 +52,9 @@ class Slot(int):
 class Step:
     """One operator call.
 
-    ``slots``, ``lists`` and ``named`` are the arguments that contain values of the run: single values and lists of
-    values with their positions, and keyword arguments with their names. ``written`` are the values that the step sets.
+    ``slots``, ``lists`` and ``named`` are the arguments that contain values of the run. ``slots`` are single values and
+    ``lists`` are lists of values, each with its position. ``named`` are keyword arguments with their names. ``written``
+    are the values that the step sets.
     """
 
     target: str

@@ -394,7 +394,7 @@ def test_large_json_is_counted_in_parts(part_bytes: int, monkeypatch: pytest.Mon
     assert parse_object(b'{"a": [1, 2, 3], "b": 4}', 3) == {"a": [1, 2, 3], "b": 4}
     with pytest.raises(BadValue, match=r"^the body has about 4 values and names; allowed are 2$"):
         parse_object(b'{"a": [1, 2, 3], "b": 4}', 2)
-    with pytest.raises(BadValue, match=r"^'a' came more than once$"):
+    with pytest.raises(BadValue, match=r"^'a' was sent more than once$"):
         parse_object(b'{"a": 1, "a": 2}', 9)
 
 
