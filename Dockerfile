@@ -4,8 +4,8 @@
 #   docker build -t quartet:gpu --build-arg TORCH=cu128 .      for NVIDIA GPUs
 #   docker run --rm -p 127.0.0.1:8000:8000 --read-only quartet
 #
-# The service writes no files on disk, so the file system can be read-only. Workers share their metrics in /dev/shm, in
-# memory.
+# The service writes no files on disk, so the file system can be read-only. Workers share their metrics in /dev/shm,
+# which is in memory.
 
 # The base image. Its command `python` must be Python 3.11 or newer.
 ARG BASE=python:3.12-slim
@@ -13,15 +13,15 @@ ARG BASE=python:3.12-slim
 FROM ${BASE} AS builder
 
 RUN python -m pip install --no-cache-dir --root-user-action=ignore "uv>=0.8,<1"
-# Make uv use the Python of the base image. The final image would not contain a Python that uv downloads.
+# Make uv use the Python of the base image. If uv downloaded a Python, the final image would not contain it.
 ENV UV_PYTHON_DOWNLOADS=never
 WORKDIR /srv
 
-# Install dependencies before copying the source, so that a change in app/ does not reinstall PyTorch. If pyproject.toml
-# changes, the cache mount avoids new downloads. The cache is not part of the image.
+# Install the dependencies before the source is copied, so that a change in app/ does not reinstall PyTorch. If
+# pyproject.toml changes, the cache mount avoids new downloads. The cache is not part of the image.
 COPY pyproject.toml ./
-# The build of PyTorch: cpu, or a CUDA version such as cu128. CUDA makes the image several gigabytes larger. If TORCH is
-# empty, uv installs the default build.
+# TORCH is the build of PyTorch: cpu, or a CUDA version such as cu128. A CUDA build makes the image several gigabytes
+# larger. If TORCH is empty, uv installs the default build.
 ARG TORCH=cpu
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/venv \
@@ -43,8 +43,8 @@ RUN /opt/venv/bin/python -m compileall -q app && chmod -R a+rX app models_store
 
 FROM ${BASE}
 
-# The fixed uid lets administrators set the permissions of mounted folders. Kubernetes' runAsNonRoot also needs a
-# number.
+# The uid is fixed, so that administrators can set the permissions of mounted folders. The setting runAsNonRoot of
+# Kubernetes also needs a numeric uid.
 RUN groupadd --gid 10001 quartet \
     && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /nonexistent \
         --shell /usr/sbin/nologin quartet

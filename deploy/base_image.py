@@ -16,7 +16,7 @@ CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 DEBIAN_PACKAGES = (
     "ca-certificates,passwd,libbz2-1.0,libffi8,libgomp1,liblzma5,libreadline8t64,libsqlite3-0,libssl3t64,zlib1g"
 )
-# The service does not need these files. The image python:slim does not contain them either.
+# The service does not need these files, and the image python:slim does not contain them.
 UNUSED_DEBIAN = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists")
 UNUSED_PYTHON = ("test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "site-packages", "config-*")
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 ROOT = Path(__file__).parents[1]
 IMAGE = "localhost/quartet-check"
-EXIT_SECONDS = 45.0  # docker-compose.yml's stop_grace_period
+EXIT_SECONDS = 45.0  # the stop_grace_period in docker-compose.yml
 
 
 class CheckError(Exception):
@@ -111,7 +111,7 @@ class Buildah:
     """Builds the image with buildah, and runs its service with chroot."""
 
     tool = "buildah"
-    # vfs needs neither overlay file systems nor user namespaces, which may be missing inside a container.
+    # vfs works without overlay file systems and user namespaces, which may be missing inside a container.
     storage = ("buildah", "--storage-driver", "vfs")
 
     def build(self, options: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Forward requests to an application in another process, and return its ASGI messages. This module does not use Ray."""
+"""Forward requests to an application in another process, and return its responses. This module does not import Ray."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ FORWARDED_SCOPE = (
     "headers",
 )
 MAX_QUEUED_MESSAGES = 64  # limit for the unsent messages of a response
-MAX_HELD_BYTES = 2**20  # bytes of a response that are held back, so that another replica can be tried if this one dies
-MAX_TRIES = 2  # of a repeatable request; few, because the request itself may crash the replicas
+MAX_HELD_BYTES = 2**20  # bytes of a response that are held back; if the replica dies, another replica can still answer
+MAX_TRIES = 2  # tries of a repeatable request; there are only two, because the request itself may crash replicas
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 TWICE_DEAD = f"{MAX_TRIES} replicas died while they answered this request"
 UNSURE = "the replica died while it answered; check whether it made the change before you repeat the request"
@@ -106,12 +106,13 @@ class HostedApp:
 class ForwardedResponse(Response):
     """The response of a replica in another process.
 
-    ``call`` sends the request to a replica, and raises ``overload_error`` if all replicas are full. If it raises one of
-    ``replica_errors`` before anything was sent to the client, a repeatable request is sent to another replica. A body
-    is rejected as soon as it has more than ``max_body_bytes``, or pauses for more than ``pause_seconds``.
+    ``call`` sends the request to a replica. It raises ``overload_error`` if all replicas are at their limit of
+    requests, and one of ``replica_errors`` if the replica fails. If the replica fails before anything was sent to the
+    client, a repeatable request is sent to another replica. A request is rejected as soon as its body has more than
+    ``max_body_bytes``, or if no byte of the body arrives for ``pause_seconds``.
 
-    A stream is sent to the client from its first event on. Any other response is held back until it is complete or has
-    more than ``MAX_HELD_BYTES``.
+    The events of a stream are sent to the client immediately. Any other response is held back until it is complete or
+    has more than ``MAX_HELD_BYTES``.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class ForwardedResponse(Response):
         self.overload_error = overload_error
         self.streamed = False
         self.started = False  # whether the client has received anything
-        self.complete = False  # whether everything has been sent; the replica may then die
+        self.complete = False  # whether everything has been sent; an error of the replica then has no effect
         self.held: list[Message] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -203,7 +204,7 @@ class ForwardedResponse(Response):
 
 
 def render_metrics(by_replica: Mapping[str, Iterable[Metric]]) -> bytes:
-    """Return the metrics of all replicas in Prometheus' text format. The label ``replica`` tells them apart."""
+    """Return the metrics of all replicas in Prometheus' text format, with the name of the replica as a label."""
     families: dict[str, Metric] = {}
     for replica, metrics in by_replica.items():
         for metric in metrics:

@@ -4,9 +4,9 @@ The container runs with a read-only file system and the user of the image. The c
 the image succeeds, sends one request to each model, sends SIGTERM and expects exit status 0. It prints the size of the
 image and the duration of each step.
 
-If Docker is installed, it builds and runs the image. Otherwise buildah builds it and chroot runs it, which needs root.
-If no image registry can be reached, ``--make-base`` makes the base image from Debian packages and the Python that runs
-this script.
+If Docker is installed, Docker builds and runs the image. Otherwise buildah builds the image and chroot runs it, which
+needs root rights. If no image registry can be reached, ``--make-base`` makes the base image from Debian packages and
+the Python that runs this script.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def send_requests(client: httpx.Client) -> list[str]:
 
 
 def check_compose_file() -> None:
-    """Check docker-compose.yml, with all profiles, by an installed implementation of Compose.
+    """Validate docker-compose.yml, with all profiles, with an installed implementation of Compose.
 
     Raises:
         CheckError: the file is invalid, or no implementation is installed.
@@ -151,11 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m deploy.image_check", description=__doc__.split("\n")[0])
     parser.add_argument("--torch", default="cpu", help="build of PyTorch: cpu, cu128 ... (default: cpu)")
     parser.add_argument("--max-gb", type=float, default=MAX_GIGABYTES, help=f"size limit (default: {MAX_GIGABYTES})")
-    parser.add_argument("--base", help="base image (default: that of the Dockerfile)")
+    parser.add_argument("--base", help="base image (default: the base image in the Dockerfile)")
     parser.add_argument("--make-base", action="store_true", help="make the base image with debootstrap")
     parser.add_argument("--suite", default="trixie", help="Debian release of --make-base (default: trixie)")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian", help="Debian mirror of --make-base")
-    parser.add_argument("--wheels", type=Path, help="folder with wheels of PyTorch, to install instead of a download")
+    parser.add_argument("--wheels", type=Path, help="folder with wheels of PyTorch; the build installs these wheels")
     options = parser.parse_args(arguments)
     builder = Docker() if shutil.which("docker") else Buildah()
     build = ["--build-arg", f"TORCH={options.torch}"]

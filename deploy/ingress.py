@@ -1,4 +1,4 @@
-"""What an ingress does before it forwards a request: check the key and find the task. This module does not use Ray."""
+"""Check the key of a request and find its task, before an ingress forwards it. This module does not import Ray."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from app.tasks import TASKS
 
 REPOSITORY = "/v2/repository/models/"
 MODEL_PREFIXES = ("/v2/models/", REPOSITORY)
-SCAN_SECONDS = 1.0  # longest time that a request waits for a scan of the store, which may stall
+SCAN_SECONDS = 1.0  # longest time that a request waits for a scan of the store, because its file system may hang
 PUBLIC_BODY_BYTES = 64 * 1024  # limit for bodies of requests that need no key
 
 ForwardTo = Callable[[TaskName | None, int], ASGIApp]
@@ -37,7 +37,7 @@ class IngressApp:
     """An ASGI application that checks the key, finds the task, and runs the app ``forward_to(task, max_body_bytes)``.
 
     The key is checked before the body is read. The replicas check the key again and apply the rate limits. ``own`` maps
-    paths to applications that answer in this process.
+    paths to applications that run in this process. Requests for these paths are not forwarded.
 
     Raises:
         SettingsError: a key file, the admin key or a trusted host cannot be used.
@@ -85,8 +85,8 @@ class IngressApp:
 class ModelTasks:
     """Finds the task of each model in the store.
 
-    Each card is read once. When a request is for an unknown model, a thread scans the store, but at most once in
-    ``poll_seconds``, or only once in all if this is 0.
+    Each model card is read once. If a request is for an unknown model, a thread scans the store for new models. It
+    does this at most once in ``poll_seconds``. If ``poll_seconds`` is 0, it scans the store only once.
     """
 
     def __init__(self, folder: Path, poll_seconds: float) -> None:
@@ -112,7 +112,7 @@ class ModelTasks:
     def _end_scan(self, scan: asyncio.Task[None]) -> None:
         self._scan = None
         if not scan.cancelled():
-            scan.exception()  # ignore errors: the replicas report a store that cannot be read
+            scan.exception()  # ignore errors, because the replicas report a store that cannot be read
 
     def _read_cards(self) -> None:
         for name, number in store.all_versions(self._folder):
@@ -123,7 +123,7 @@ class ModelTasks:
 
 
 async def task_of_path(path: str, find: Callable[[str], Awaitable[TaskName | None]]) -> TaskName | None:
-    """Return the task of a request, or None if any replica can answer it. ``find`` returns the task of a model."""
+    """Return the task of a request by its path, or None if any replica can answer it. ``find`` maps models to tasks."""
     for prefix in MODEL_PREFIXES:
         if path.startswith(prefix):
             return await find(path.removeprefix(prefix).split("/")[0].split("@")[0])

@@ -3,11 +3,12 @@
     serve run deploy.ray_serve:app                       # the default groups below
     serve deploy deploy/ray_serve.yaml                   # your own groups on a running cluster
 
-Each replica is a complete service that does not listen on a socket. Ray places replicas on machines, restarts them,
-and routes each request to a replica with few requests. It adjusts the number of replicas to the waiting and running
-requests, and lets a replica finish its requests before it stops. Replicas are grouped by task, so that long texts do
-not delay images. An ingress checks keys and forwards requests to the groups. If a replica dies before its response has
-started, the ingress sends the request to another replica, but only once, and only if the request changes nothing.
+Each replica is a complete service that does not listen on a socket. Ray starts replicas on the machines, restarts
+replicas that fail, and routes each request to a replica with few requests. It adjusts the number of replicas to the
+number of waiting and running requests, and lets a replica finish its requests before it stops the replica. Replicas are
+grouped by task, so that long texts do not delay images. The ingress is a process that checks keys and forwards requests
+to the groups. If a replica dies before its response has started, the ingress sends the request to another replica, but
+only once, and only if the request changes nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ REPLICA_ERRORS = (
 )
 METRICS_SECONDS = 5.0  # timeout for collecting the metrics of all replicas
 REPORT_SECONDS = 2.0  # interval of the reports of waiting and running requests; Ray's default of 10 s is too slow
-LOOK_BACK_SECONDS = 10.0  # time over which these reports are averaged; Ray's default is 30 s
+LOOK_BACK_SECONDS = 10.0  # time over which Ray averages these reports; Ray's default is 30 s
 LOGGING = {"enable_access_log": False}  # replicas write their own access log
 
 
@@ -49,7 +50,8 @@ class Group(BaseModel):
     """A group of replicas for some tasks.
 
     While more than ``target_requests`` requests wait or run in each replica on average, Ray starts more replicas, up to
-    ``max_replicas``. ``settings`` are QUARTET_ variables in lower case, without the prefix.
+    ``max_replicas``. ``settings`` sets the settings of these replicas. Its keys are the names of QUARTET_ variables in
+    lower case, without the prefix.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -66,7 +68,7 @@ class Group(BaseModel):
 
 
 class Layout(BaseModel):
-    """The groups of replicas. Each task belongs to one group. ``ingresses`` is the number of processes that forward."""
+    """The groups of replicas. Each task belongs to one group. ``ingresses`` is the number of ingress processes."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -87,7 +89,7 @@ class Replica:
         await self.hosted.start()
 
     async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[list[Message], None]:
-        """Answer a request. Yields lists of ASGI messages, see ``HostedApp.answer``."""
+        """Answer a request. Yields lists of ASGI messages, as ``HostedApp.answer`` does."""
         answer = self.hosted.answer(scope, body)
         try:
             async for messages in answer:
@@ -126,7 +128,10 @@ class AppResponse(Response):
 
 
 class Ingress:
-    """Forwards requests to groups. ``tasks`` maps tasks to groups. The first group answers requests without a task."""
+    """Forwards each request to the group of its task. ``tasks`` maps tasks to groups.
+
+    The first group answers requests without a task.
+    """
 
     def __init__(self, tasks: dict[str, str], environment: dict[str, str], groups: dict[str, DeploymentHandle]) -> None:
         os.environ.update(environment)  # this process may run on another machine
@@ -165,7 +170,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     """
     layout, settings = Layout.model_validate(arguments), Settings()
     tasks = [(task, name) for name, group in layout.groups.items() for task in group.tasks]
-    if "infer" not in dict(tasks):  # by default, the first group serves imported networks without a task
+    if "infer" not in dict(tasks):  # by default, the first group serves imported networks that have no task
         tasks.append(("infer", next(iter(layout.groups))))
     if sorted(task for task, _ in tasks) != sorted(TASKS):
         raise ValueError(f"groups have the tasks {sorted(task for task, _ in tasks)}; each task must be in one group")
