@@ -1,14 +1,14 @@
-# Each target first installs its packages into .venv. After a change of pyproject.toml, the target installs them again.
+# Each target first installs the packages that it needs into .venv. If pyproject.toml has changed, it installs them again.
 PYTHON ?= python3
 PORT ?= 8000
 HOST ?= 127.0.0.1
 BIN := .venv/bin
-# The build of PyTorch to install, such as TORCH=cpu or TORCH=cu128. If TORCH is empty, pip installs the default build.
+# TORCH is the build of PyTorch to install, such as cpu or cu128. If TORCH is empty, pip installs the default build.
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
 # OMP_WAIT_POLICY=passive: idle threads of one test do not occupy the cores that parallel tests need.
-# PYTHONDONTWRITEBYTECODE=: the empty value allows bytecode files, so that test processes need not compile the project.
+# PYTHONDONTWRITEBYTECODE=: the empty value allows bytecode files, so that not every test process compiles the project.
 PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: help serve test quick check docs report train data evaluate profile bench bench-protocols bench-imported bench-scaling bench-replicas bench-cluster \
@@ -23,7 +23,7 @@ serve: .venv/serve ## serve the networks in models_store/ on port 8000; PORT=811
 test: .venv/test ## run all tests, on all cores
 	$(PYTEST)
 
-quick: .venv/test ## run the fast tests of the service, in less than a minute: no processes, trainings or attacks
+quick: .venv/test ## run only the fast tests of the service, in one to two minutes
 	$(PYTEST) -m "not processes and not trainings" $(addprefix --ignore tests/,docs exporting importing robustness training)
 
 check: .venv/test ## run ruff and mypy
@@ -34,7 +34,7 @@ check: .venv/test ## run ruff and mypy
 docs: .venv/test ## generate the reference pages in docs/reference/ from the code
 	$(BIN)/python -m docs.generate
 
-report: .venv/test ## generate docs/measurements.md and the README's key figures from the cards and benchmarks/results/
+report: .venv/test ## generate docs/measurements.md and the README's key figures from the model cards and benchmarks/results/
 	$(BIN)/python -m docs.measurements
 
 data: .venv/train ## download the training data to data/, or QUARTET_DATA_DIR
@@ -52,37 +52,37 @@ train: .venv/train ## train and publish all networks in turn
 	$(BIN)/python -m training.gan
 	$(BIN)/python -m training.gan --preset conditional
 
-evaluate: .venv/train ## measure the quality of the networks in models_store/ again, and compare it with their cards
+evaluate: .venv/train ## measure the quality of the networks in models_store/ again, and compare it with the model cards
 	$(BIN)/python -m training.evaluation.evaluate
 
 bench: .venv/train ## compare the service with a plain FastAPI server under load; ARGS="--only cnn --peers litserve"
 	$(BIN)/python -m benchmarks.speed.serving $(ARGS)
 
-profile: .venv/profile ## show which layers of the service use the CPU (py-spy); ARGS="--only cnn --callers 64"
+profile: .venv/profile ## show how much CPU time each layer of the service uses (py-spy); ARGS="--only cnn --callers 64"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.speed.profile $(ARGS)
 
-bench-scaling: .venv/train ## measure the speed on 1, 2, 4, ... cores, and model more cores than this machine has
+bench-scaling: .venv/train ## measure the speed on 1, 2, 4, ... cores, and compute the speed on more cores with a model
 	$(BIN)/python -m benchmarks.speed.scaling $(ARGS)
 
-bench-replicas: .venv/ray ## compare the speed of 1 and 2 Ray Serve replicas and of 1 and 2 workers; ARGS="--kill"
+bench-replicas: .venv/ray ## compare the speed of 1 and 2 Ray Serve replicas with that of 1 and 2 workers; ARGS="--kill"
 	$(BIN)/python -m benchmarks.speed.replicas $(ARGS)
 
-bench-imported: .venv/train ## compare the speed of the workshop's CNN as .pt2, as ONNX and as a native version
+bench-imported: .venv/train ## compare the speed of the workshop's CNN as an imported .pt2 file, as an ONNX file and without import
 	$(BIN)/python -m benchmarks.speed.imported $(ARGS)
 
-bench-protocols: .venv/train ## compare the speed of the other protocols and the native endpoints; ARGS="--only text"
+bench-protocols: .venv/train ## compare the speed of the other protocols with that of the native endpoints; ARGS="--only text"
 	$(BIN)/python -m benchmarks.speed.protocols $(ARGS)
 
 bench-cluster: .venv/ray ## send requests to a Ray cluster of two nodes, and kill a replica and a node
 	$(BIN)/python -m benchmarks.reliability.cluster $(ARGS)
 
-bench-training: .venv/train ## compare the speed of this project's training loops and of the workshop's
+bench-training: .venv/train ## compare the speed of this project's training loops with that of the workshop's loops
 	$(BIN)/python -m benchmarks.speed.training
 
-bench-processes: .venv/train ## compare the speed of training on own data in one process and in two
+bench-processes: .venv/train ## compare the speed of training in one process and in two processes
 	$(BIN)/python -m benchmarks.speed.processes $(ARGS)
 
-swaps: .venv/test ## change the active version 100 times under load; kill 50 publications, imports and activations each
+swaps: .venv/test ## change the active version 100 times under load; kill 50 publications, 50 imports and 50 activations
 	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/robustness/test_version_swaps.py
 
 model-check: .venv/test ## run each model-based test 10,000 times with random actions; RUNS=1000
@@ -91,7 +91,7 @@ model-check: .venv/test ## run each model-based test 10,000 times with random ac
 soak: .venv/train ## soak test: run mixed load for 30 minutes; ARGS="--minutes 2"
 	$(BIN)/python -m benchmarks.reliability.soak $(ARGS)
 
-determinism: .venv/train ## compare the answers to 2,000 requests between 1 caller and 64 callers
+determinism: .venv/train ## check that 2,000 requests get the same answers with 1 caller and with 64 callers
 	$(BIN)/python -m benchmarks.reliability.determinism $(ARGS)
 
 overload: .venv/train ## overload test: send ten times the load that the service can handle
@@ -115,7 +115,7 @@ oldest: ## run all tests with the oldest allowed dependencies, in .venv-oldest
 	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python $(if $(TORCH),--torch-backend=$(TORCH)) --resolution lowest-direct -e ".[test]"
 	.venv-oldest/bin/python -m pytest $(ARGS)
 
-mutants: .venv/mutants ## run mutation tests of app/engine, serving, store and request parsing; ARGS="--sample 150 app.store*"
+mutants: .venv/mutants ## run mutation tests of app/engine, app/serving, app/store and request parsing; ARGS="--sample 150 app.store*"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability.mutants $(ARGS)
 
 audit: .venv/audit ## list known vulnerabilities of the installed packages (pip-audit), and write sbom.json
@@ -134,7 +134,7 @@ clean: ## remove the virtual environments and generated files
 .venv/audit: EXTRA := [audit]
 .venv/mutants: EXTRA := [mutants]
 .venv/profile: EXTRA := [profile]
-# ALSO: targets whose packages are a subset of the packages that this target installs.
+# ALSO lists the targets that need only a subset of the packages of a target. They count as installed, too.
 .venv/train: ALSO := .venv/serve
 .venv/test: ALSO := .venv/serve .venv/train
 .venv/profile: ALSO := .venv/serve .venv/train

@@ -41,24 +41,26 @@ COMMANDS = {
         "benchmarks.reliability.attack",
     ),
 }
-OF_THE_MACHINE = {"--threads": "number of cores", "--device": "cuda if available, else cpu"}  # shown as defaults
+# Defaults that depend on the machine. The page shows these texts instead of the values.
+OF_THE_MACHINE = {"--threads": "number of cores", "--device": "cuda if available, else cpu"}
 
 HEAD = """# Command line
 
-Generated from the commands' parsers and the Makefile by `make docs`. `python -m app.main` has no options; its
-[settings](settings.md) are environment variables. `make bench-cluster ARGS=--help` describes the benchmark that needs Ray.
+`make docs` generates this page from the argument parsers of the commands and from the Makefile. `python -m app.main`,
+which starts the service, has no options. Its [settings](settings.md) are environment variables. This page does not
+describe `make bench-cluster`, because this benchmark needs Ray. `make bench-cluster ARGS=--help` describes its options.
 """
 
 
 class Parsed(Exception):
-    """Raised to stop the ``main`` of a command and to carry its parser out of it."""
+    """Raised to stop the ``main`` of a command before it runs. Contains the command's parser."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self.parser = parser
 
 
 def parser_of(module: str) -> argparse.ArgumentParser:
-    """Return the parser that ``main`` of a module builds, without running the command."""
+    """Return the argument parser that ``main`` of a module creates. The command itself does not run."""
 
     def stop(parser: argparse.ArgumentParser, *_: object) -> None:
         raise Parsed(parser)
@@ -125,7 +127,7 @@ def row(action: argparse.Action, parser: argparse.ArgumentParser) -> tuple[str, 
 
 def default_of(action: argparse.Action) -> str:
     for option in action.option_strings:
-        if option in OF_THE_MACHINE and "(default: %(default)s)" not in (action.help or ""):  # not a fixed default
+        if option in OF_THE_MACHINE and "(default: %(default)s)" not in (action.help or ""):  # the default is not fixed
             return OF_THE_MACHINE[option]
     value = action.default
     if action.nargs == 0 or value in (None, argparse.SUPPRESS, "", []):

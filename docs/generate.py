@@ -28,80 +28,84 @@ CARD_FIELDS = {
     "name": "name of the model: lower-case letters, digits and hyphens",
     "version": "version number, from 1",
     "task": "task that the model serves",
-    "title": "one sentence about the model",
-    "kind": "network architecture; see below",
-    "sizes": "sizes of the architecture; see below",
-    "inputs": "input tensors of the network; -1 is a variable dimension",
+    "title": "one sentence that describes the model",
+    "kind": "name of the network architecture; see below",
+    "sizes": "sizes of the layers of the network; see below",
+    "inputs": "input tensors of the network; -1 stands for a dimension of any size",
     "outputs": "output tensors of the network",
     "labels": "class names of a classifier, or of a generator with labels",
     "thresholds": "for classifiers with several labels per image: an image has a label if its probability reaches this value",
     "vocabulary": "characters of a text model; the index of a character is its token id",
     "series": "properties of the series of a forecaster: season, year, non-negative or integer values, known columns",
-    "refit_steps": "if the published network was trained on all data: its number of steps. The metrics are those of an earlier network, which was trained without the held-out data",
+    "refit_steps": "number of training steps of the published network, if it was trained on all data. The metrics are then those of an earlier network, which was trained without the held-out data",
     "residuals": "quantiles of the forecast errors, for `series-lstm` networks with one member",
     "metrics": "measured figures, each with its value, its data and its number of decimals",
-    "data": "name and SHA-256 of each data set",
+    "data": "name and SHA-256 hash of each data set",
     "seed": "seed of the training",
     "command": "command that trained or imported the model",
-    "commit": "commit of the code that finished the training",
+    "commit": "git commit of the code that finished the training",
     "resumed": "where the training was resumed: step, commit of the code and version of PyTorch; absent or null if the training was not resumed",
     "versions": "versions of Python and PyTorch",
     "hardware": "processor and threads of the training",
     "minutes": "duration of the training",
     "created": "time of publication, ISO 8601",
     "notes": "remarks on the training",
-    "weights_sha256": "SHA-256 of `model.safetensors`",
-    "speed": "on one thread: milliseconds for one item, and items per second in batches",
+    "weights_sha256": "SHA-256 hash of `model.safetensors`",
+    "speed": "speed of the network on one thread: milliseconds for one item, and items per second in batches",
     "licence": "licence of an imported network",
     "source": "origin of an imported network",
 }
 CARD_HEAD = """# Model card
 
-Generated from the code by `make docs`.
+`make docs` generates this page from the code.
 
-The store (`models_store/`, or `QUARTET_STORE`) has this layout:
+A model card is a JSON file that describes one version of a model. The store (`models_store/`, or the folder in
+`QUARTET_STORE`) contains these files:
 
 | path | content |
 |---|---|
-| `defaults.json` | for each task, the model that answers requests without `model` |
-| `<name>/active.json` | the active version, the canary and the retired versions; absent until a version is activated |
-| `<name>/<version>/card.json` | the card, described below |
+| `defaults.json` | for each task, the default model, which answers requests without `model` |
+| `<name>/active.json` | the active version, the canary and the retired versions; the file does not exist until a version is activated |
+| `<name>/<version>/card.json` | the model card, described below |
 | `<name>/<version>/model.safetensors` | the weights |
 | `<name>/<version>/*.png` | pictures of the training, such as `curves.png` and `samples.png` |
 
-A published version never changes. [Versions](../how-to/rollout.md) describes the commands.
+A published version never changes. [Versions](../how-to/rollout.md) describes the commands that manage versions.
 
 ## Fields of card.json
 
 """
 SETTINGS_HEAD = """# Settings
 
-Generated from `app/settings.py` by `make docs`.
+`make docs` generates this page from `app/settings.py`.
 
 Settings are environment variables. If a value is invalid or a `QUARTET_` variable is unknown, the service prints the
-name of the variable and does not start. `training/` also reads `QUARTET_DATA_DIR`, the folder of the training data.
+name of the variable and does not start. The training scripts also read `QUARTET_DATA_DIR`, the folder of the training
+data.
 
 """
 METRICS_HEAD = """# Metrics
 
-Generated from `app/observability/metrics.py` by `make docs`.
+`make docs` generates this page from `app/observability/metrics.py`.
 
 `GET /metrics` returns these metrics for all workers together, in the Prometheus text format. Units are seconds, rows and
-bytes. [Monitoring](../how-to/monitoring.md) describes the dashboard and the alerts.
+bytes. A row is one input of a network, such as one image. [Monitoring](../how-to/monitoring.md) describes the dashboard
+and the alerts.
 
 """
 ERRORS_HEAD = """# Errors
 
-Generated from `app/errors.py` by `make docs`.
+`make docs` generates this page from `app/errors.py`.
 
-Every error has this form. The message names the wrong value and states what is allowed.
+Every error has this JSON form. The message contains the wrong value and states which values are allowed.
 
 ```json
 {"error": {"message": "temperature is -1; ...", "type": "invalid_request_error", "param": "temperature", "code": "invalid_value"}}
 ```
 
 Under `/v2`, the form is `{"error": "the message"}`. If an error occurs during a stream, the stream ends with an event
-of the same form. `type` and `code` follow OpenAI's errors, so the OpenAI client raises its typed exceptions.
+of the same form. The values of `type` and `code` are like those of OpenAI, so the OpenAI client raises the matching
+exception class.
 
 """
 INDEX = """# Reference
@@ -161,12 +165,12 @@ def error_page() -> str:
 def described(error: type[errors.QuartetError]) -> str:
     """Return the first paragraph of the docstring of an error."""
     if error is errors.QuartetError:
-        return "An unexpected error. The log has the traceback."
+        return "An unexpected error. The log contains the traceback."
     return sentence(error.__dict__.get("__doc__"))
 
 
 def type_name(annotation: Any) -> str:
-    """Return an annotation in words, such as ``list[str] or None``."""
+    """Return a type annotation as a text for readers, such as ``list[str] or None``."""
     text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
     text = re.sub(r"\b(?:typing|types|app\.[\w.]+)\.", "", text).replace("NoneType", "None")
     return text.replace(" | ", " or ").replace("Literal", "one of ")
@@ -192,7 +196,7 @@ def card() -> str:
 def pages() -> dict[Path, str]:
     """Return the path and the text of each generated file.
 
-    The environment variables of the settings are ignored, so that the pages state the defaults.
+    QUARTET_ variables in the environment are ignored, so that the pages state the defaults.
     """
     plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     with patch.dict(os.environ, plain, clear=True):

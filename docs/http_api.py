@@ -18,16 +18,16 @@ Schema = dict[str, Any]
 
 HEAD = """# HTTP API
 
-Generated from the OpenAPI document by `make docs`. A running service shows the same content at `/docs`, and serves the
-document at `/openapi.json`. [Calling the service](../how-to/clients.md) shows examples. [Errors](errors.md) lists all
+`make docs` generates this page from the OpenAPI document. A running service shows the same content at `/docs`, and serves
+the document at `/openapi.json`. [Calling the service](../how-to/clients.md) shows examples. [Errors](errors.md) lists all
 error codes.
 
-- Admin endpoints exist only with an [admin key](../how-to/rollout.md#over-http).
-- Under `/v2`, the paths `/v2/models/{name}/...` also exist as `/v2/models/{name}/versions/{number}/...`.
-- Request headers: `x-request-timeout` (deadline in seconds), `x-request-id`, `traceparent`. With
-  [API keys](../how-to/keys.md): `Authorization: Bearer KEY` or `x-api-key: KEY`.
-- Response headers: `x-request-id`; with 429 and 503 also `Retry-After`.
-- Limits such as "at most 4000" are the defaults of the [settings](settings.md).
+- The admin endpoints exist only if the service has an [admin key](../how-to/rollout.md#over-http).
+- Under `/v2`, `/v2/models/{name}/versions/{number}/...` is the same as `/v2/models/{name}/...`, but for a certain version.
+- Requests may have the headers `x-request-timeout` (time limit in seconds), `x-request-id` and `traceparent`. With
+  [API keys](../how-to/keys.md), they need `Authorization: Bearer KEY` or `x-api-key: KEY`.
+- Responses have the header `x-request-id`. Responses with status 429 or 503 also have `Retry-After`.
+- Limits such as "at most 4000" follow from the default values of the [settings](settings.md).
 """
 
 
@@ -136,7 +136,7 @@ def resolve(schema: Schema, document: Schema) -> Schema:
 
 
 def fields(schema: Schema, document: Schema) -> str:
-    """Return a table of the fields of an object. The fields of objects inside it have names such as ``outer.inner``."""
+    """Return a table of the fields of an object. Fields of nested objects have names such as ``outer.inner``."""
     rows = list(field_rows(schema, document, ""))
     headers = ("field", "type", "default", "description")
     return table(headers, rows)
@@ -158,7 +158,10 @@ def shown(value: Any) -> str:
 
 
 def nested(field: Schema, document: Schema) -> tuple[Schema | None, str]:
-    """Return the object in a field or in its list, and "[]" for a list. The object is None if there is none."""
+    """Return the schema of the object in a field, and "[]" if the field is a list of objects, else "".
+
+    If the field contains no object, the schema is None.
+    """
     for choice in (field, *(resolve(option, document) for option in field.get("anyOf", ()))):
         if choice.get("properties"):
             return choice, ""
@@ -180,7 +183,7 @@ LIMITS = {
 
 
 def kind(schema: Schema, document: Schema) -> str:
-    """Return the type of a schema in words."""
+    """Return the type of a schema as a text for readers, such as ``array of string``."""
     schema = resolve(schema, document)
     choices = schema.get("anyOf") or schema.get("oneOf")
     if choices:

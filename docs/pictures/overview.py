@@ -1,4 +1,4 @@
-"""Draw the README's picture: ask a running service for one answer of each kind.
+"""Draw the picture in the README. It shows one answer of a running service for each task.
 
 python -m docs.pictures.overview http://127.0.0.1:8000     # writes docs/pictures/overview.png
 """

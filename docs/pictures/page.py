@@ -1,7 +1,7 @@
-"""Take screenshots of the page of a running service, in both themes, at the widths of a desktop and of a phone.
+"""Take screenshots of the web page of a running service, in both themes, at the widths of a desktop and of a phone.
 
 python -m docs.pictures.page http://127.0.0.1:8000 shots     # writes shots/*.png; needs Chromium
-python -m docs.pictures.page http://127.0.0.1:8000           # draws docs/pictures/page.png, the README's
+python -m docs.pictures.page http://127.0.0.1:8000           # writes docs/pictures/page.png, for docs/how-to/clients.md
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 README = Path(__file__).parent / "page.png"
-WIDTHS = {1280: 900, 390: 844}  # and the heights that go with them
+WIDTHS = {1280: 900, 390: 844}  # width -> height of the window in pixels
 
 
 def settled(page: Page, address: str) -> None:
-    """Open the page and wait until each panel shows its first answer and each picture is there."""
+    """Open the web page, and wait until each panel shows its first answer and all pictures are loaded."""
     page.goto(address)
     expect(page.locator(".status strong")).to_have_count(4, timeout=60_000)
     expect(page.locator("[aria-busy=true]")).to_have_count(0)
