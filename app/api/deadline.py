@@ -57,8 +57,8 @@ async def run_before_deadline(
 ) -> R:
     """Call ``function`` on the event loop if ``size`` is small, otherwise on a thread of ``executor``.
 
-    The wait for the thread ends at the request's deadline. The caller must have read the body of the request. Errors of
-    ``function`` are passed on.
+    The wait for the thread ends at the request's deadline. The caller must have read the body of the request. Errors
+    that ``function`` raises are not caught.
 
     Raises:
         Overloaded: too many calls wait for a thread.
@@ -76,7 +76,7 @@ class Deadline:
     """A context manager that cancels its block at the event-loop time ``at``, or when the client disconnects.
 
     The body of the request must have been read, so that the next ASGI message can only be the disconnect. Do not nest
-    these blocks.
+    ``Deadline`` blocks.
 
     Raises:
         CallerGone: the client disconnected.

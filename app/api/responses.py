@@ -34,7 +34,7 @@ class Prediction(ResponseModel):
 
 
 class ImageResult(ResponseModel):
-    filename: str | None = Field(description="name of the file in the form; null for other bodies")
+    filename: str | None = Field(description="name of the file in the form, or null if the body is not a form")
     predictions: list[Prediction] = Field(description="the `top_k` most probable labels, most probable first")
     explanation: str | None = Field(
         None, description="only with `explain`: the image with a heat map over it, as a PNG file in base64"

@@ -65,11 +65,12 @@ def recur(inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
 
 
 class GatedBlock(nn.Module):
-    """A recurrent part and a feed-forward part, computed in parallel as in GPT-J, gated by SiLU and added to the input.
+    """A block of a recurrent part and a feed-forward part, which are computed in parallel as in GPT-J.
 
-    One matrix product computes the inputs of both parts, and another product computes their outputs. ``layers`` is the
-    number of blocks of the network. With more blocks, the initial output weights are smaller. The sum of the outputs of
-    all blocks is therefore at most as large as the input of the first block.
+    SiLU gates the outputs of both parts. The outputs are added to the input of the block. One matrix product computes
+    the inputs of both parts, and another product computes their outputs. ``layers`` is the number of blocks of the
+    network. With more blocks, the initial output weights are smaller. The sum of the outputs of all blocks is therefore
+    at most as large as the input of the first block.
     """
 
     def __init__(self, width: int, expansion: int, layers: int) -> None:

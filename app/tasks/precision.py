@@ -39,7 +39,7 @@ def batch_invariant(compute: Callable[[Tensor], Tensor], inputs: Tensor, min_row
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Return whether bfloat16 is faster than float32. GPUs are assumed to be faster in bfloat16. CPUs are measured."""
+    """Return whether bfloat16 is faster than float32. GPUs are assumed to be faster. On CPUs, the speed is measured."""
     return device.type == "cuda" or (torch.cpu._is_avx512_bf16_supported() and _bfloat16_is_faster())
 
 

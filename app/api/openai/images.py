@@ -46,7 +46,7 @@ class ImageGenerationRequest(InferenceBody):
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
     stream: Literal[False] | None = None
-    seed: Seed | None = Field(None, description="random seed. Image i of a seed is always the same.")
+    seed: Seed | None = Field(None, description="random seed. The same seed gives the same images.")
     user: str | None = None
 
 

@@ -38,7 +38,7 @@ class Completion(ResponseModel):
     model: str
     system_fingerprint: str = Field(description="`name@version` of the model")
     choices: list[CompletionText] = Field(description="the `n` texts of each prompt")
-    usage: CompletionUsage | None = Field(None, description="in a stream only with `include_usage`")
+    usage: CompletionUsage | None = Field(None, description="left out of a stream without `include_usage`")
 
 
 class ImageData(ResponseModel):

@@ -48,7 +48,7 @@ class ForecastRequest(InferenceBody):
     seasonality: int | None = Field(
         None,
         ge=1,
-        description="number of values per season, such as 24 for hourly values. null means that it is detected.",
+        description="values per season, such as 24 for hourly values. If it is null, the service detects the season.",
     )
     integer: bool = Field(False, description="whether to round all results to integers, for example for counts")
     covariates: (

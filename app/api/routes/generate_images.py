@@ -36,7 +36,7 @@ class GenerateImagesRequest(InferenceBody):
     label: str | None = Field(
         None, description="label of the images, for models with labels", max_length=MAX_LABEL_LENGTH
     )
-    seed: Seed | None = Field(None, description="random seed. Image i of a seed is always the same.")
+    seed: Seed | None = Field(None, description="random seed. The same seed gives the same images, for any `count`.")
     walk_to: Seed | None = Field(
         None, description="interpolate from the first image of `seed` to the first image of this seed"
     )

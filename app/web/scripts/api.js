@@ -2,7 +2,7 @@
 //
 // A request is { path, query?, json?, file?, stream? }. Paths are relative, so the page also works below a prefix.
 
-/** The service's error message; `param` is the field that caused it, or null. */
+/** An error with a message for the user. `param` is the field that caused the error, or null. */
 export class RequestError extends Error {
   constructor(message, param = null, status = 0) {
     super(message);
@@ -31,7 +31,7 @@ function requestUrl({ path, query = {} }) {
   return url;
 }
 
-/** The response, as soon as its headers have arrived. Throws RequestError, or AbortError when aborted by `signal`. */
+/** Send a request, and return the response as soon as its headers have arrived. Throws RequestError, or AbortError when aborted by `signal`. */
 export async function send(request, signal) {
   const options = { signal, headers: key ? { authorization: `Bearer ${key}` } : {} };
   if (request.json) {
@@ -54,7 +54,7 @@ export async function send(request, signal) {
   return response;
 }
 
-/** The result of `read()`. Throws RequestError when the connection ends before the answer is complete. */
+/** Return the result of `read()`. Throws RequestError when the connection ends before the answer is complete. */
 async function readComplete(read) {
   try {
     return await read();
@@ -80,7 +80,7 @@ function requestError(error, status = 0) {
   return new RequestError(`${error.message[0].toUpperCase()}${error.message.slice(1)}.`, error.param, status);
 }
 
-/** The events of a stream up to [DONE]. Throws RequestError for an error event, or when the stream ends early. */
+/** Yield the events of a stream up to [DONE]. Throws RequestError for an error event, or when the stream ends early. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
@@ -99,7 +99,7 @@ export async function* events(response) {
   }
 }
 
-/** A file name for curl's -F option, quoted if it contains a separator. */
+/** Return a file name for curl's -F option, quoted if it contains a separator. */
 const curlFileName = (name) => (/[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name);
 
 /** Load a picture of the service into an <img> element. */
@@ -110,7 +110,7 @@ export async function showPicture(image, path) {
 
 const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** The curl command that sends the same request. */
+/** Return the curl command that sends the same request. */
 export function curl(request) {
   const url = requestUrl(request).href;
   const parts = [request.stream ? "curl -sN" : "curl -s", /[?&;$ ]/.test(url) ? shellQuote(url) : url];

@@ -5,7 +5,7 @@ import { createElement, createSvg, formatNumber } from "./dom.js";
 const MARGIN = { top: 14, right: 12, bottom: 26, left: 52 };
 const TICKS = { across: 90, down: 56 }; // approximate pixels between two ticks
 
-/** Draws into an element and again when its size changes. Shows the values below the pointer. */
+/** Draws a chart into an element, and draws it again when the size of the element changes. Shows the values below the pointer. */
 export class Chart {
   constructor(element) {
     this.element = element;
@@ -15,7 +15,7 @@ export class Chart {
     element.addEventListener("pointerleave", () => this.hideReading());
   }
 
-  /** `history`: numbers, or null for missing values. `forecast`: { median, intervals: { level: { lower, upper } } }, or null. */
+  /** Show a series. `history` has numbers, or null for missing values. `forecast` is { median, intervals: { level: { lower, upper } } }, or null. */
   show(history, forecast, title) {
     this.content = { history, forecast, title };
     this.render();
@@ -61,7 +61,7 @@ export class Chart {
     return [...lines, ...left, ...below];
   }
 
-  /** SVG path through `values` from position `start`, with gaps at missing values. */
+  /** Return the SVG path through `values` from position `start`, with gaps at missing values. */
   path(values, start) {
     let pen = "M";
     return values.map((value, i) => {
@@ -109,14 +109,14 @@ export class Chart {
   }
 }
 
-/** The intervals of a forecast, widest first. */
+/** Return the intervals of a forecast, widest first. */
 export function intervalsOf(forecast) {
   return Object.entries(forecast?.intervals ?? {})
     .map(([level, bounds]) => ({ level, ...bounds }))
     .sort((a, b) => b.level - a.level);
 }
 
-/** The last value of the history, or null if it is missing. */
+/** Return the last value of the history, or null if it is missing. */
 const lastValue = (history) => history.at(-1) ?? null;
 
 function scale(from, to, start, end) {
@@ -131,7 +131,7 @@ function valueRange(values) {
   return low === high ? [low - 1, high + 1] : [low, high];
 }
 
-/** About `count` axis marks over a range, in steps of 1, 2 or 5 times a power of ten. */
+/** Return about `count` axis marks over a range, in steps of 1, 2 or 5 times a power of ten. */
 function ticks([low, high], count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));

@@ -2,12 +2,12 @@
 
 export const byId = (id) => document.getElementById(id);
 
-/** An element with attributes and children; `on` maps events to listeners. False and null attributes are left out. */
+/** Return a new element with attributes and children. `on` maps events to listeners. False and null attributes are left out. */
 export function createElement(tag, attributes = {}, ...children) {
   return withAttributes(document.createElement(tag), attributes, children);
 }
 
-/** An SVG element; see createElement. */
+/** Return a new SVG element, with the same arguments as createElement. */
 export function createSvg(tag, attributes = {}, ...children) {
   return withAttributes(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 }
@@ -21,7 +21,7 @@ function withAttributes(element, { on = {}, ...attributes }, children) {
   return element;
 }
 
-/** A number with at most `digits` significant digits and thousands separators. */
+/** Return a number as text, with at most `digits` significant digits and thousands separators. */
 export function formatNumber(value, digits = 4) {
   return value.toLocaleString("en", { maximumSignificantDigits: digits });
 }

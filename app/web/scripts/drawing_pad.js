@@ -4,7 +4,7 @@ import { createElement, createSvg } from "./dom.js";
 
 const COUNT = 120; // values of a stroke over the full width
 
-/** Draws over an element and calls `done(values)` at the end of a stroke that is long enough. */
+/** Lets the user draw over an element, and calls `done(values)` at the end of a stroke that is long enough. */
 export class DrawingPad {
   constructor(element, done) {
     this.element = element;
@@ -58,7 +58,7 @@ export class DrawingPad {
   }
 }
 
-/** The height of the line through `points` at a horizontal position. */
+/** Return the height of the line through `points` at a horizontal position. */
 function heightAt(points, position) {
   const right = Math.max(1, points.findIndex((point) => point.x >= position));
   const a = points[right - 1], b = points[right];

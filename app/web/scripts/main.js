@@ -21,7 +21,7 @@ async function start() {
   await Promise.all(available.map((panel) => panel.start()));
 }
 
-/** Mark the section in view in the navigation bar. */
+/** Mark the visible section of the page in the navigation bar. */
 function markCurrentSection() {
   const links = [...document.querySelectorAll('nav a[href^="#"]')];
   const watcher = new IntersectionObserver((entries) => {

@@ -1,4 +1,4 @@
-// A card per model: metrics, versions and the pictures of its training.
+// One card for each model, with its metrics, its versions and the pictures of its training.
 
 import { json, send, showPicture } from "./api.js";
 import { byId, createElement } from "./dom.js";
@@ -6,7 +6,7 @@ import { byId, createElement } from "./dom.js";
 const TASKS = { classify: "image classification", continue: "text generation", forecast: "forecasting", sample: "image generation", infer: "tensors" };
 const SHOWN = 4; // metrics shown without opening the table
 
-/** Show a card per model. The buttons of its versions switch the card to another version. */
+/** Show one card for each model. The buttons on a card switch it to another version. */
 export function showModelCards(models) {
   const order = Object.keys(TASKS);
   const sorted = [...models].sort((a, b) => order.indexOf(a.task) - order.indexOf(b.task) || b.default - a.default);
@@ -36,7 +36,7 @@ function metricItem([name, { value, decimals, split }]) {
   return createElement("div", {}, createElement("dt", {}, readable(name), createElement("small", {}, split)), createElement("dd", {}, value.toFixed(decimals)));
 }
 
-/** The served versions, as buttons that switch the card. The active version answers requests for the plain name. */
+/** Return the served versions as buttons that switch the card. The active version answers requests without a version. */
 function versions(model) {
   if (model.versions.length < 2) return [createElement("span", {}, `version ${model.version}`)];
   return model.versions.map((version) => createElement("button", {
@@ -101,7 +101,7 @@ function describeSpeed({ task, speed }) {
 
 const describeTensors = (tensors) => tensors.map(({ name, dtype, shape }) => `${name} ${dtype} [${shape.join(", ")}]`).join("; ");
 
-/** The facts of a training, or of an import, which has a licence instead of a seed and a duration. */
+/** Return the facts of a training or of an import. An import has a licence instead of a seed and a duration. */
 function training({ card }) {
   const { created, minutes, hardware, seed, command, commit, notes, kind, licence, source } = card;
   const origin = licence

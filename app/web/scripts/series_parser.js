@@ -2,7 +2,7 @@
 
 const MISSING = new Set(["", "null", "na", "n/a", "nan", "none", "-", "?"]);
 
-/** A word as a number; null for a missing value, undefined for anything else. */
+/** Return a word as a number, null for a missing value, or undefined for any other word. */
 function parseValue(word) {
   const text = word.trim().replace(/^"(.*)"$/, "$1").trim();
   if (MISSING.has(text.toLowerCase())) return null;
@@ -10,7 +10,7 @@ function parseValue(word) {
   return Number.isFinite(result) ? result : undefined;
 }
 
-/** The values of a text, separated by commas, semicolons, spaces or lines. Other words stay; the service rejects them. */
+/** Return the values of a text, separated by commas, semicolons, spaces or lines. Other words are kept, so that the service rejects them. */
 export function parseValues(text) {
   const inside = text.trim().replace(/^\[|\]$/g, "");
   if (!inside.trim()) return [];
@@ -19,12 +19,12 @@ export function parseValues(text) {
   return words.map((word) => (parseValue(word) === undefined ? word : parseValue(word)));
 }
 
-/** The first date or time in ISO 8601 in a CSV file, or null. */
+/** Return the first date or time in ISO 8601 in a CSV file, or null. */
 export function firstTime(text) {
   return /^"?(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?)"?[,;\t\r]/m.exec(text)?.[1] ?? null;
 }
 
-/** The numeric columns of a CSV file, in order: [{ name, values }]. */
+/** Return the numeric columns of a CSV file in order, as [{ name, values }]. */
 export function parseTable(text) {
   const lines = text.replace(/^\uFEFF/, "").split(/\r?\n/).filter((line) => line.trim());
   if (!lines.length) return [];
@@ -39,7 +39,7 @@ export function parseTable(text) {
   })).filter(({ values }) => values.some((each) => typeof each === "number") && !values.includes(undefined));
 }
 
-/** The cells of a line. Separators within quotes do not count. */
+/** Return the cells of a line. Separators within quotes do not count. */
 function splitCells(line, separator) {
   const cells = [""];
   let inside = false;

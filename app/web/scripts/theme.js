@@ -1,4 +1,4 @@
-// Apply the chosen theme, or the system's, before the page is rendered, so that it does not flash.
+// Apply the chosen theme, or the theme of the system, before the page is rendered, so that the colours do not change visibly.
 (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   let chosen = null;

@@ -1,4 +1,4 @@
-// Forecasting: a series that is pasted, opened, drawn or synthetic; its chart, intervals and table.
+// Forecasting: forecast a series that is pasted, opened, drawn or synthetic. Show its chart, intervals and table.
 
 import { json, send } from "../api.js";
 import { Chart, intervalsOf } from "../chart.js";
@@ -154,7 +154,7 @@ export function forecastingPanel() {
 
 const syntheticSeries = (name) => Array.from({ length: LENGTH }, (_, i) => SYNTHETIC[name](i));
 
-/** A description of the chart for screen readers. */
+/** Return a description of the chart for screen readers. */
 function describe(values, { median }) {
   const known = values.filter((value) => value !== null);
   return `A series of ${values.length} values, and its forecast of ${median.length} steps. The last value is ` +

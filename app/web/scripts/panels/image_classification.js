@@ -1,4 +1,4 @@
-// Image classification: choose, drop or paste an image; show its labels as bars, and a heat map over it.
+// Image classification: choose, drop or paste an image. Show its labels as bars, and a heat map over the image.
 
 import { blob, send } from "../api.js";
 import { byId, createElement, formatPercent } from "../dom.js";

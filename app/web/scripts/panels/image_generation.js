@@ -1,4 +1,4 @@
-// Image generation: a grid of images by seed and label, or an interpolation between two seeds.
+// Image generation: show a grid of images for a seed and a label, or an interpolation between two seeds.
 
 import { byId, createElement } from "../dom.js";
 import { fieldNumber, Panel, showSliderValue } from "./panel.js";

@@ -1,4 +1,4 @@
-// Known columns of a forecaster, such as price or promotion: a field per column, and the time of the first value.
+// Covariates of a forecaster, such as price or promotion: one field for each column, and the time of the first value.
 
 import { byId, createElement, formatNumber } from "../dom.js";
 import { parseValues } from "../series_parser.js";
@@ -10,7 +10,7 @@ export class KnownColumns {
     this.columns = [];
   }
 
-  /** Show the fields of a model; `known` is from its card, or null. Fields whose column stays keep their text. */
+  /** Show the fields of a model. `known` is from its card, or null. Fields of columns that both models have keep their text. */
   show(known) {
     const holidays = Boolean(known?.calendar);
     this.columns = known ? known.columns.slice(0, holidays ? -1 : undefined) : []; // the last one counts the holidays
@@ -43,7 +43,7 @@ export class KnownColumns {
     if (time) this.start.value = time;
   }
 
-  /** The fields of a request for `count` values and a horizon. A column that is too short repeats its last value. */
+  /** Return the fields of a request for `count` values and a horizon. A column that is too short repeats its last value. */
   request(count, horizon) {
     const result = {};
     if (this.columns.length) {
@@ -55,7 +55,7 @@ export class KnownColumns {
   }
 }
 
-/** The values of a field, cut or extended to `count`; says so beside its label. */
+/** Return the values of a field, cut or extended to `count` values. Shows this change beside the label of the field. */
 function extended(field, { mean }, count) {
   const values = parseValues(field.value), last = values.length ? values.at(-1) : Number(mean.toPrecision(4));
   const shown = formatNumber(values.length, 6);
@@ -67,7 +67,7 @@ function extended(field, { mean }, count) {
   return [...values.slice(0, count), ...Array(Math.max(0, count - values.length)).fill(last)];
 }
 
-/** The values up to the last one that is not missing. */
+/** Return the values up to the last value that is not missing. */
 export function withoutMissingEnd(values) {
   return values.slice(0, values.findLastIndex((value) => value !== null) + 1);
 }

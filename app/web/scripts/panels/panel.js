@@ -55,7 +55,7 @@ export class Panel {
     this.run();
   }
 
-  /** Offer the models of this panel's task, the default model first. Returns whether there are any. */
+  /** Offer the models of this panel's task, the default model first. Returns whether there is a model. */
   setModels(models) {
     const chooser = this.form.elements.model;
     const before = chooser.value;
@@ -70,7 +70,7 @@ export class Panel {
     return fitting.length > 0;
   }
 
-  /** The error to show when no model serves this task. */
+  /** Return the error to show when no model serves this task. */
   noModelError() {
     return new RequestError("No served model performs this task. The model cards below show models that failed to load.");
   }
@@ -79,12 +79,12 @@ export class Panel {
     return this.form.elements.model.value;
   }
 
-  /** The chosen model as /v1/models describes it. */
+  /** Return the chosen model as /v1/models describes it. */
   get modelInfo() {
     return this.models?.find((model) => model.id === this.model.split("@")[0]);
   }
 
-  /** Send the request of the controls. Aborts a request that is still running. */
+  /** Send the request that the controls describe. Aborts a request that is still running. */
   async run() {
     clearTimeout(this.timer);
     this.running?.abort();
@@ -112,7 +112,7 @@ export class Panel {
     }
   }
 
-  /** Show which model answered, and the given text. */
+  /** Show the model that answered, and the given text. */
   showStatus({ model, version }, text) {
     this.status.replaceChildren(createElement("strong", {}, `${model}, version ${version}`), text);
   }
@@ -195,7 +195,7 @@ export function acceptDrops(element, take) {
   element.addEventListener("dragleave", () => over(false));
 }
 
-/** The value of a number field, or null if it is empty. The service checks the range. */
+/** Return the value of a number field, or null if the field is empty. The service checks the range. */
 export function fieldNumber(control) {
   if (control.value === "") return control.validity.badInput ? "not a number" : null;
   return Number(control.value);
