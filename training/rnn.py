@@ -3,6 +3,7 @@
     python -m training.rnn                            # shakespeare-rnn: the workshop's RNN on tinyshakespeare
     python -m training.rnn --preset strong            # shakespeare-rnn, with a stack of three Elman layers
     python -m training.rnn --preset gated             # shakespeare-rnn, with gated linear recurrences
+    python -m training.rnn --preset gated --from shakespeare-rnn@4 --epochs 0    # only calibrate a published network
     python -m training.rnn --validation 0.05          # hold out 5 % of the training part, to compare hyperparameters
     python -m training.rnn --text FILE --name novel   # preset own: your text, from one or more files
 
@@ -31,6 +32,7 @@ from training.data import datasets, texts
 from training.data.speakers import training_text
 from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples, measure, measure_held_out
 from training.loops import distributed
+from training.loops.text.calibration import calibrate, divide_logits
 from training.loops.text.distillation import Teachers
 from training.loops.text.language_model import fit, fit_again, new_network
 from training.options import Options, Part, base_version, parse_options
@@ -48,7 +50,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "dest": "origin",
         "default": "scratch",
-        "help": "model to fine-tune: NAME or NAME@VERSION; scratch: start from random weights",
+        "help": "model to fine-tune: NAME or NAME@VERSION; scratch: start from random weights. All presets accept this "
+        "option",
     },
     "--teachers": {
         "metavar": "FOLDER",
@@ -117,6 +120,7 @@ def evaluate(generator: TextGenerator) -> dict[str, Any]:
 
 def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
     """Train a network on tinyshakespeare and publish it."""
+    base = base_version(options, KINDS)
     text = datasets.tinyshakespeare()
     vocabulary = texts.vocabulary_of(text.train)
     run = Run(options, config, argv)
@@ -125,7 +129,9 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     train = training_text(training, vocabulary, config.rename, options.seed)
     validation = [part.to(options.device) for part in validation]
     teachers = read_teachers(options, vocabulary)
-    network, _ = fit(run, config, train, validation, new_network(config, len(vocabulary)), teachers=teachers)
+    config, network = initial_network(config, base, vocabulary)
+    network, _ = fit(run, config, train, validation, network, teachers=teachers)
+    temperature = calibrate(network, validation, texts.WINDOW) if validation else None
     if config.validation:
         notes = f"{config.validation:.0%} of the training part, in {config.places} places, was held out."
     else:
@@ -133,10 +139,33 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     card = {
         "title": TITLES[config.kind],
         "kind": config.kind,
-        "data": {"tinyshakespeare": text.sha256, **(teachers.digests if teachers else {})},
-        "notes": f"{notes} Weights averaged over steps.{renamed(config)}{taught(config, teachers)}",
+        "data": {"tinyshakespeare": text.sha256, **origin(base), **(teachers.digests if teachers else {})},
+        "notes": f"{started_from(base)}{notes} Weights averaged over steps.{renamed(config)}{taught(config, teachers)}"
+        f"{calibrated(temperature)}",
     }
     publish(run, measured_card(run, card, text, vocabulary, network, validation), network, PROMPTS)
+
+
+def initial_network(config: RnnConfig, base: store.Version | None, vocabulary: Sequence[str]) -> tuple[RnnConfig, Any]:
+    """Return the network before the training, and the config with the kind and the learning rate that fit to it.
+
+    The network has the weights of ``base``, or random weights.
+    """
+    if not base:
+        return config, new_network(config, len(vocabulary))
+    config = dataclasses.replace(config, kind=base.card.kind, learning_rate=config.learning_rate * FINETUNE_FACTOR)
+    network = build(base.card.kind, {**base.card.sizes, "vocabulary": len(vocabulary)})
+    return config, texts.transfer_weights(network, vocabulary, base)
+
+
+def origin(base: store.Version | None) -> dict[str, str]:
+    """Return the SHA-256 of the weights of the version at the start of the training, by name; empty without one."""
+    return {f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}
+
+
+def started_from(base: store.Version | None) -> str:
+    """Return a sentence about the version at the start of the training for the notes of a card."""
+    return f"Fine-tuned from {base.card.name}@{base.card.version}. " if base else ""
 
 
 def read_teachers(options: Options, vocabulary: Sequence[str]) -> Teachers | None:
@@ -157,6 +186,13 @@ def taught(config: RnnConfig, teachers: Teachers | None) -> str:
     return f" Distilled: the mean predictions of {len(teachers.networks)} networks have the weight {config.distill:g}."
 
 
+def calibrated(temperature: float | None) -> str:
+    """Return a sentence about the calibration for the notes of a card."""
+    if temperature is None:
+        return ""
+    return f" The logits were divided by {temperature:.3g}, which gives the lowest loss on the held-out characters."
+
+
 def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
     """Train a network on the user's texts, measure it, train it again on all texts, and publish it."""
     base = base_version(options, KINDS)
@@ -173,16 +209,11 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     validation = [part.to(options.device) for part in validation]
     batch = distributed.divisible_batch(min(config.batch, train.length // (4 * config.bptt)))
     config = dataclasses.replace(config, batch=batch)
-    if base:
-        learning_rate = config.learning_rate * FINETUNE_FACTOR
-        config = dataclasses.replace(config, kind=base.card.kind, learning_rate=learning_rate)
-        network = build(base.card.kind, {**base.card.sizes, "vocabulary": len(vocabulary)})
-        network = texts.transfer_weights(network, vocabulary, base)
-    else:
-        network = new_network(config, len(vocabulary))
+    config, network = initial_network(config, base, vocabulary)
+    temperature = None
 
     def evaluate_own(network: Any, text: datasets.Text = text) -> dict[str, Any]:
-        card = own_card(options, config, text, base, teachers)
+        card = own_card(options, config, text, base, teachers, temperature)
         return measured_card(run, card, text, vocabulary, network, validation, window)
 
     def rehearse(network: Any) -> float:
@@ -208,11 +239,13 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
         refit=refits,
         teachers=teachers,
     )
+    temperature = calibrate(network, validation, window) if validation else None
     card = distributed.from_rank_zero(lambda: evaluate_own(network))
     if refits:
         characters = texts.encode(text.train + text.test, vocabulary)
         train = training_text(characters, vocabulary, config.rename, options.seed)
         network = fit_again(run, config, train, initial, steps, total, teachers)
+        divide_logits(network, temperature or 1.0)
         card = refit.describe(card, steps)
     if distributed.rank() == 0:
         publish(run, card, network, prompts)
@@ -220,27 +253,30 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
 
 
 def own_card(
-    options: Options, config: RnnConfig, text: datasets.Text, base: store.Version | None, teachers: Teachers | None
+    options: Options,
+    config: RnnConfig,
+    text: datasets.Text,
+    base: store.Version | None,
+    teachers: Teachers | None,
+    temperature: float | None,
 ) -> dict[str, Any]:
     """Return title, kind, data and notes of the card of a network that was trained on the user's texts."""
     names = " ".join(path.name for path in options.data_options["text"])
-    data = {f"text:{names}": text.sha256, **(teachers.digests if teachers else {})}
+    data = {f"text:{names}": text.sha256, **(teachers.digests if teachers else {}), **origin(base)}
     notes = "Weights averaged over steps."
     if config.validation:
         notes = (
             f"About {config.validation:.0%} of the training part was held out for validation, at least "
             f"{texts.MIN_WINDOWS} windows: of the averaged weights, those with the lowest validation loss were kept."
         )
-    if base:
-        data[f"{base.card.name}@{base.card.version}"] = base.card.weights_sha256
-        notes = f"Fine-tuned from {base.card.name}@{base.card.version}. {notes}"
     return {
         "title": f"Continues a text in the manner of {names}"[:200],
         "kind": config.kind,
         "data": data,
         "notes": (
-            f"{notes} Characters that occur less than {options.data_options['min_count']} times are "
-            f"{UNKNOWN_CHARACTER}.{renamed(config)}{taught(config, teachers)}"
+            f"{started_from(base)}{notes} "
+            f"Characters that occur less than {options.data_options['min_count']} times are {UNKNOWN_CHARACTER}."
+            f"{renamed(config)}{taught(config, teachers)}{calibrated(temperature)}"
         ),
     }
 

@@ -171,7 +171,7 @@ def test_a_network_learns_from_the_mean_predictions_of_teachers(
     rnn.main(student)
     card = json.loads((only_entry(tmp_path / "runs" / "student") / "card.json").read_text())
     assert list(card["data"])[1:] == ["teacher 1: teacher-1, seed 1", "teacher 2: teacher-2, seed 2"]
-    assert card["notes"].endswith("Distilled: the mean predictions of 2 networks have the weight 1.")
+    assert "Distilled: the mean predictions of 2 networks have the weight 1." in card["notes"]
     Teachers([only_entry(tmp_path / "runs" / "student")], vocabulary, "cpu")
     with pytest.raises(datasets.DataError, match="teacher-1 has another vocabulary"):
         Teachers([Path(folders[0])], vocabulary[1:], "cpu")
@@ -181,6 +181,21 @@ def test_a_network_learns_from_the_mean_predictions_of_teachers(
         Teachers([tmp_path / "damaged"], vocabulary, "cpu")
     with pytest.raises(datasets.DataError, match="not the folder of a finished run"):
         rnn.main([*command, "--name", "other", "--teachers", str(tmp_path)])
+
+
+def test_a_published_network_is_calibrated_without_training(tiny_data: Path, models: Path, tmp_path: Path) -> None:
+    command = arguments("gated", tmp_path / "runs", models)
+    rnn.main(command)
+    first = store.read_version(models, "shakespeare-rnn", 1)
+    rnn.main([*command, "--from", "shakespeare-rnn@1", "--epochs", "0", "--validation", "0.3"])
+    second = store.read_version(models, "shakespeare-rnn", 2)
+    changed = [key for key, tensor in first.tensors.items() if not torch.equal(tensor, second.tensors[key])]
+    assert changed == ["head.bias", "head.weight"]
+    temperature = (first.tensors["head.weight"] / second.tensors["head.weight"]).mean().item()
+    assert list(second.card.data) == ["tinyshakespeare", "shakespeare-rnn@1"]
+    assert second.card.notes.startswith("Fine-tuned from shakespeare-rnn@1.")
+    sentence = f"The logits were divided by {temperature:.3g}, which gives the lowest loss on the held-out characters."
+    assert second.card.notes.endswith(sentence)
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)

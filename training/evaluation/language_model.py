@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,36 @@ from training.run import metric, save_figure
 MAX_TEST_CHARACTERS = 500_000  # largest number of characters that are evaluated
 
 
+def windows(parts: Sequence[Tensor], window: int = WINDOW) -> Tensor:
+    """Return all complete windows [N, window + 1] of the parts, each with character indices [characters].
+
+    Each window overlaps the next window of its part by one character, because the first character is not predicted.
+    """
+    return torch.stack(
+        [part[start : start + window + 1] for part in parts for start in range(0, len(part) - window, window)]
+    ).long()
+
+
+def window_logits(network: Any, characters: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits [B, window, vocabulary] of batches of windows [N, window + 1], and the next characters.
+
+    The next characters have the shape [B, window]. Each window starts from a zero state.
+    """
+    with torch.inference_mode():
+        for batch in characters.split(64):
+            logits, _ = network(batch[:, :-1], network.zero_state(len(batch)))
+            yield logits, batch[:, 1:]
+
+
 def window_loss(network: Any, *parts: Tensor, window: int = WINDOW) -> float:
     """Return the mean loss in nats per character over all complete windows. Each window starts from a zero state.
 
     Each part has character indices [N]. ``window`` is the length of a window in characters.
     """
-    windows = torch.stack(
-        [part[start : start + window + 1] for part in parts for start in range(0, len(part) - window, window)]
-    ).long()
-    total = 0.0
-    with torch.inference_mode():
-        for batch in windows.split(64):
-            logits, _ = network(batch[:, :-1], network.zero_state(len(batch)))
-            total += F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
-    return total / (len(windows) * window)
+    characters, total = windows(parts, window), 0.0
+    for logits, following in window_logits(network, characters):
+        total += F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="sum").item()
+    return total / (len(characters) * window)
 
 
 def stream_loss(network: Any, characters: Tensor) -> float:
