@@ -26,13 +26,13 @@ from app.errors import BadValue, CallerGone, QuartetError, TooLarge, TooSlow, qu
 from app.store.disk_thread import DiskThread
 
 BYTES_PER_VALUE = 5  # processing this many bytes or pixels takes as long as processing one value
-JSON_BYTES = 64 * 1024  # allowed for a JSON body, besides its prompt or values
-EXTRA_COMMAS = 64  # allowed in a JSON body, besides those of its prompt or values
-MAX_FIELDS = 2000  # in all objects of a JSON body together
+JSON_BYTES = 64 * 1024  # largest size of a JSON body, not counting its prompt or values
+EXTRA_COMMAS = 64  # largest number of commas in a JSON body, not counting its prompt or values
+MAX_FIELDS = 2000  # largest number of fields in all objects of a JSON body together
 MAX_SEED = 2**53  # JSON readers that use doubles keep all smaller integers exact
-CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # allowed for forms; some other codecs take minutes
-PART_BYTES = 2**20  # searched in one call, in at most 1 ms
-SPOOL_CHUNK_BYTES = 2**20  # written to the file at a time, because each write costs a switch to another thread
+CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # allowed charsets of forms, because some other codecs take minutes
+PART_BYTES = 2**20  # bytes that are searched in one call, which takes at most 1 ms
+SPOOL_CHUNK_BYTES = 2**20  # bytes that are written at a time, because each write costs a switch to another thread
 
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
 ModelName = Annotated[

@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
-MAX_IDLE_CALLERS = 256  # with more virtual starts than this, the outdated ones of idle callers are dropped
+MAX_IDLE_CALLERS = 256  # if there are more virtual starts than this, outdated starts of idle callers are dropped
 
 
 class Queued(Protocol):

@@ -8,7 +8,7 @@ from typing import Generic
 from app.engine.observer import EngineObserver
 from app.engine.scheduler import Text, TextSequence
 
-REPORT_BATCH = 128  # this many finished texts are reported together; fewer if the engine becomes idle
+REPORT_BATCH = 128  # number of finished texts that are reported together, or fewer if the engine becomes idle
 
 
 class TextReporter(Generic[Text]):

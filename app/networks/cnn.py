@@ -262,7 +262,7 @@ class WhitenedNet(Classifier):
         return unsmoothed(scores, self.sizes.label_smoothing) / self.views_temperature
 
 
-BEND = 0.2  # width of the bend in ``unsmoothed``, relative to the probability that label smoothing gives to each class
+BEND = 0.2  # width of the bend in ``unsmoothed``, relative to the probability that label smoothing gives each class
 
 
 def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:

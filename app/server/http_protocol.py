@@ -94,7 +94,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.chunks_with_data = 0  # the value of ``chunks`` when the last data arrived
         self.state_timer: asyncio.TimerHandle | None = None  # ends a state that lasts too long
         self.write_timer: asyncio.TimerHandle | None = None  # closes the connection if the client reads too little
-        self.running: Any = None  # the request that is being answered; ``cycle`` may be a later one
+        self.running: Any = None  # the request that is being answered; ``cycle`` may be a later request
         self.close_after_response = False
         self.on_disconnect: Callable[[], None] | None = None  # set while a request waits for its answer
         self.on_connection_lost: Callable[[], None] = lambda: None
@@ -266,7 +266,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle and self.scope["method"] != "HEAD":  # a response to HEAD has no body to wait for
             self.cycle.transport = CoalescingTransport(self.transport)  # type: ignore[assignment]  # has all used methods
-        if not self.pipeline and self.cycle:  # otherwise the request waits for earlier ones
+        if not self.pipeline and self.cycle:  # otherwise the request waits for earlier requests
             self._run(self.cycle)
         if self.close_after_response and self.cycle:
             self.cycle.keep_alive = False
@@ -278,7 +278,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.chunks_with_data = self.chunks
         if self.state is State.BODY and not self.transport.is_closing():
             self.state_bytes -= 2 * len(body)
-            self.cycle.body += body  # from here like uvicorn, but twice as fast; chunks may be small and many
+            self.cycle.body += body  # as in uvicorn, but twice as fast, because a body may have many small chunks
             if len(self.cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
             self.cycle.message_event.set()

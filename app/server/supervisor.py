@@ -170,7 +170,7 @@ class Supervisor:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
-        for number in (signal.SIGINT, signal.SIGHUP):  # sent to all processes of a terminal; the supervisor acts
+        for number in (signal.SIGINT, signal.SIGHUP):  # a terminal also sends these to the workers
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_SIGNALS)
         self._selector.close()

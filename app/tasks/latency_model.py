@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-SLOW_BATCH_SECONDS = 0.05  # seconds; larger batches than one that takes this long are not measured
+SLOW_BATCH_SECONDS = 0.05  # seconds; after a batch that takes this long, no larger batches are measured
 
 
 @dataclass(frozen=True)
