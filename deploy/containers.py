@@ -19,7 +19,7 @@ EXIT_SECONDS = 45.0  # the stop_grace_period in docker-compose.yml
 
 
 class CheckError(Exception):
-    """A check of the image failed, or a command that the check needs failed."""
+    """Raised if a check of the image fails, or if a command that the check needs fails."""
 
 
 def run(*command: str, timeout: float | None = None, check: bool = True) -> str:
@@ -115,7 +115,7 @@ class Buildah:
     storage = ("buildah", "--storage-driver", "vfs")
 
     def build(self, options: Sequence[str]) -> None:
-        # The Docker format keeps the health check. The OCI format cannot contain one.
+        # The image is stored in the Docker format, because the OCI format cannot contain a health check.
         limits = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=96000:96000")
         run(
             *self.storage,

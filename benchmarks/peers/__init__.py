@@ -28,7 +28,7 @@ INSTALL_SECONDS = 1200
 
 @dataclass(frozen=True)
 class Peer:
-    """How to install, start and call one competing server.
+    """Describes how to install, start and call one competing server.
 
     ``paths`` maps Quartet's paths to the server's paths. ``request`` returns the JSON body that the server expects for
     an image file. If ``request`` is None, the server takes the same bodies as Quartet. ``convert`` converts the

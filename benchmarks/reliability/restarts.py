@@ -40,7 +40,7 @@ from benchmarks.support.servers import ROOT, Server
 
 SERVICES = 4
 STOP_SECONDS = 2  # time that a stopping service gives to its requests; long streams take longer
-MAX_REPLACEMENT_SECONDS = 5.0  # longest time until a new worker answers in place of a killed one
+MAX_REPLACEMENT_SECONDS = 5.0  # longest time until a new worker replaces a killed worker
 STOP_TIMEOUT = 60.0  # seconds for a service to end
 DIFFERENT_REQUESTS = 200  # number of different requests, sent repeatedly
 LOAD_SECONDS = 3.0  # duration of the load before the first stop, between two stops, and before and after the kill

@@ -4,10 +4,10 @@
     python -m benchmarks.reliability.soak --minutes 1 --callers 8
     python -m benchmarks.reliability.soak --minutes 6 --swap 0     # without version changes
 
-Callers send requests of all kinds (``mix.KINDS`` contains the proportions). One more caller disconnects during each of
-its answers. At intervals, the test publishes a new version of a model and removes the oldest version. It compares each
-answer with the answer to the same request without load. The exit status is 1 if an answer was wrong, or if the memory,
-the threads, the file descriptors or the latency grew.
+Callers send requests of all kinds (``mix.KINDS`` contains the proportions). One more caller closes its connection
+during each answer. At intervals, the test publishes a new version of a model and removes the oldest version. It
+compares each answer with the answer to the same request without load. The exit status is 1 if an answer was wrong, or
+if the memory, the threads, the file descriptors or the latency grew.
 
 The test divides its time into five parts of equal length (fifths). The table shows
 

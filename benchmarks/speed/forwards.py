@@ -145,7 +145,7 @@ def compare(version: store.Version, rows: int, threads: int, rounds: int) -> Non
         try:
             forwards[name] = prepare(copy.deepcopy(network), images, threads)
             forwards[name](images)
-        except Exception as error:  # exporters and compilers raise various errors; measure the others
+        except Exception as error:  # exporters and compilers raise various errors; skip this runtime
             forwards.pop(name, None)
             print(f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[0][:100]}", file=sys.stderr)
     expected = probabilities(network(images))

@@ -52,7 +52,7 @@ CORES = (1, 2, 4, 8, 16)
 CALLERS = 32  # for each core
 CONNECTIONS = 256  # for requests at random times
 CONCURRENT = (1, 2, 4, 8, 16, 32)  # numbers of callers with which the speed of one worker is measured
-UTILISATIONS = (0.3, 0.6)  # docs/how-to/sizing.md plans with 0.6
+UTILISATIONS = (0.3, 0.6)  # docs/how-to/sizing.md plans with a utilisation of 0.6
 MAX_REQUESTS = 10_000  # largest number of requests in the model's queue; the probability of more is negligible
 
 

@@ -162,7 +162,7 @@ async def compare(plan: Plan, name: str, work: Work, running: Sequence[Server]) 
                     progress(f"{name}, round {round_index + 1} of {plan.rounds}, {callers} callers: {server.name}")
                     try:
                         parts = await measured(server, work, callers, plan.seconds)
-                    except (OSError, RuntimeError) as error:  # if a server accepts no connections, measure the others
+                    except (OSError, RuntimeError) as error:  # the server accepts no connections; skip it
                         print(f"\n{name}: {server.name} failed with {callers} callers: {error}", flush=True)
                         continue
                     for part, figures in parts.items():
@@ -213,7 +213,7 @@ def check_all_ready(server: Server, shipped: Path) -> None:
 
 
 def server_factories(options: argparse.Namespace, folder: Path, networks: Path) -> list[Callable[[], Server]]:
-    """Return a function for each selected server that creates it. Quartet is the first, as the base of comparisons."""
+    """Return a function for each selected server that creates the server. The functions for Quartet are the first."""
     factories: list[Callable[[], Server]] = []
     if "ours" in options.servers:
         factories += [partial(servers.ours, folder, networks, layout) for layout in options.layouts or [""]]

@@ -65,7 +65,10 @@ def classify(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batc
 
 
 def text(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
-    """Return a function that generates texts. It reads prompts of the same length in one call, and then samples."""
+    """Return a function that generates texts from prompts of the same length.
+
+    It reads the prompts in one call, and then samples one character of each text in each step.
+    """
     network, vocabulary = version.network(), version.card.vocabulary or []
     requested = [orjson.loads(bodies[i % len(bodies)]) for i in range(rows)]
     prompts = torch.tensor([[vocabulary.index(character) for character in body["prompt"]] for body in requested])

@@ -195,7 +195,7 @@ def summary(answers: Sequence[Answer], end: float, seconds: float) -> Figures:
     """Return requests per second, latencies and errors.
 
     A request that was still running at ``end`` counts as a fraction: the share of its duration before ``end``.
-    Otherwise, if many long requests run at the same time, all of them would count or none of them.
+    Otherwise, if many long requests run at the same time, either all of them or none of them would count.
     """
     successful = [answer for answer in answers if answer.status == 200]
     parts = [(min(answer.ended, end) - answer.started) / answer.seconds for answer in successful]
