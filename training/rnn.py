@@ -133,14 +133,14 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     network, _ = fit(run, config, train, validation, network, teachers=teachers)
     temperature = calibrate(network, validation, texts.WINDOW) if validation else None
     if config.validation:
-        notes = f"{config.validation:.0%} of the training part, in {config.places} places, was held out."
+        notes = f"{config.validation:.0%} of the training part, in {config.places} places, were held out."
     else:
         notes = "Hyperparameters were chosen with 5 % of the training part held out; then all of it was trained on."
     card = {
         "title": TITLES[config.kind],
         "kind": config.kind,
         "data": {"tinyshakespeare": text.sha256, **origin(base), **(teachers.digests if teachers else {})},
-        "notes": f"{started_from(base)}{notes} Weights averaged over steps.{renamed(config)}{taught(config, teachers)}"
+        "notes": f"{started_from(base, config)}{notes}{averaged(config)}{renamed(config)}{taught(config, teachers)}"
         f"{calibrated(temperature)}",
     }
     publish(run, measured_card(run, card, text, vocabulary, network, validation), network, PROMPTS)
@@ -163,9 +163,12 @@ def origin(base: store.Version | None) -> dict[str, str]:
     return {f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}
 
 
-def started_from(base: store.Version | None) -> str:
+def started_from(base: store.Version | None, config: RnnConfig) -> str:
     """Return a sentence about the version at the start of the training for the notes of a card."""
-    return f"Fine-tuned from {base.card.name}@{base.card.version}. " if base else ""
+    if not base:
+        return ""
+    label = f"{base.card.name}@{base.card.version}"
+    return f"Fine-tuned from {label}. " if config.epochs else f"All layers except the last are those of {label}. "
 
 
 def read_teachers(options: Options, vocabulary: Sequence[str]) -> Teachers | None:
@@ -174,9 +177,15 @@ def read_teachers(options: Options, vocabulary: Sequence[str]) -> Teachers | Non
     return Teachers(folders, vocabulary, options.device) if folders else None
 
 
+def averaged(config: RnnConfig) -> str:
+    """Return a sentence about averaged weights for the notes of a card."""
+    return " Weights averaged over steps." if config.epochs else ""
+
+
 def renamed(config: RnnConfig) -> str:
     """Return a sentence about invented names for the notes of a card."""
-    return f" In each epoch, {config.rename:.0%} of the speakers had invented names." if config.rename else ""
+    used = config.epochs and config.rename
+    return f" In each epoch, {config.rename:.0%} of the speakers had invented names." if used else ""
 
 
 def taught(config: RnnConfig, teachers: Teachers | None) -> str:
@@ -274,7 +283,7 @@ def own_card(
         "kind": config.kind,
         "data": data,
         "notes": (
-            f"{started_from(base)}{notes} "
+            f"{started_from(base, config)}{notes} "
             f"Characters that occur less than {options.data_options['min_count']} times are {UNKNOWN_CHARACTER}."
             f"{renamed(config)}{taught(config, teachers)}{calibrated(temperature)}"
         ),
