@@ -189,12 +189,13 @@ def test_a_published_network_is_calibrated_without_training(tiny_data: Path, mod
     first = store.read_version(models, "shakespeare-rnn", 1)
     rnn.main([*command, "--from", "shakespeare-rnn@1", "--epochs", "0", "--validation", "0.3"])
     second = store.read_version(models, "shakespeare-rnn", 2)
-    changed = [key for key, tensor in first.tensors.items() if not torch.equal(tensor, second.tensors[key])]
-    assert changed == ["head.bias", "head.weight"]
+    changed = {key for key, tensor in first.tensors.items() if not torch.equal(tensor, second.tensors[key])}
+    assert changed == {"head.bias", "head.weight"}
     temperature = (first.tensors["head.weight"] / second.tensors["head.weight"]).mean().item()
     assert list(second.card.data) == ["tinyshakespeare", "shakespeare-rnn@1"]
     assert second.card.notes == (
-        "All layers except the last are those of shakespeare-rnn@1. 30% of the training part, in 10 places, were held out. "
+        "All layers except the last are those of shakespeare-rnn@1. "
+        "30% of the training part, in 10 places, were held out. "
         f"The logits were divided by {temperature:.3g}, which gives the lowest loss on the held-out characters."
     )
 
