@@ -84,7 +84,7 @@ TITLES = {
     "digit-net": "Classifies handwritten digits; rates the images of the GANs",
     "whitened-net": "Seven convolutions, the first of which whitens, for the ten classes of CIFAR-10",
 }
-CORRUPTED_IMAGES = 2000  # test images on which the 18 corruptions are measured
+CORRUPTED_IMAGES = 2000  # number of test images on which the accuracy under corruptions is measured
 
 
 def corruption_metrics(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def evaluate(classifier: ImageClassifier, validation: int | None = None) -> dict
 
 
 def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str) -> nn.Module:
-    """Train LeNet or the digit network; return the averaged network."""
+    """Train LeNet or the digit network; return the network with averaged weights."""
     train, validation = images.split_validation(config.validation)
     trainer = AveragedTrainer(config, build(config.kind, asdict(SIZES[config.kind]())).to(device))
     train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)

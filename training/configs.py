@@ -49,7 +49,7 @@ class AirbenchConfig:
     learning_rate: Annotated[float, "peak learning rate"]  # per 1,024 images
     weight_decay: Annotated[float, "weight decay of the optimizer"]  # per 1,024 images
     label_smoothing: Annotated[float, "label smoothing of the loss"]
-    whiten_epochs: Annotated[int, "epochs after which the bias of the first layer is no longer trained"]
+    whiten_epochs: Annotated[int, "number of epochs after which the bias of the first layer is no longer trained"]
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
     validation: Annotated[int, "training images held out for validation"]  # the temperatures are fitted on them too
 
@@ -115,12 +115,12 @@ class RnnConfig:
     clip: Annotated[float, "largest norm of the gradient"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     dropout: Annotated[float, "dropout probability"]  # see training/loops/text/elman_recurrence.py
-    reset_state: Annotated[float, "share of streams whose state is set to zero at each step; served texts start so too"]
+    reset_state: Annotated[float, "share of streams whose state is set to zero at each step, as at the start of a text"]
     unknown: Annotated[float, "share of characters replaced by <unk>, so that the network learns to read <unk>"]
     validation: Annotated[float, "share of the training text held out for validation"]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]  # not for character-rnn
     rename: Annotated[float, "share of a play's speakers that get a new invented name in each epoch"] = 0.0
-    distill: Annotated[float, "weight of the teachers' predictions in the loss; the text has the other weight"] = 0.7
+    distill: Annotated[float, "weight of the teachers' predictions in the loss; the text has the rest"] = 0.7
     places: Annotated[int, "number of held-out parts, spread evenly over the text; 1: one part in the middle"] = 10
 
 
@@ -130,7 +130,7 @@ class LstmConfig:
 
     hidden: Annotated[int, "hidden units per layer"]
     window: Annotated[int, "number of values that the network reads before the first forecast"]
-    horizon: Annotated[int, "forecast steps. Preset own: 0 means one season, or 12 steps for series without a season"]
+    horizon: Annotated[int, "forecast steps. Preset own: 0 means one season or, without a season, 12 steps"]
     updates: Annotated[int, "training steps"]
     batch: Annotated[int, "windows per step"]
     learning_rate: Annotated[float, "peak learning rate"]
@@ -169,7 +169,7 @@ class ForecasterConfig:
 class ForecasterFinetuneConfig:
     """Hyperparameters for fine-tuning a published forecaster on users' series."""
 
-    horizon: Annotated[int, "forecast steps in training and testing; 0: one season, or 12 steps without a season"]
+    horizon: Annotated[int, "forecast steps in training and testing; 0: one season or, without a season, 12 steps"]
     epochs: Annotated[int, "passes over the series"]
     batch: Annotated[int, "windows per step"]  # of each member
     learning_rate: Annotated[float, "peak learning rate"]

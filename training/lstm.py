@@ -91,7 +91,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "write a report that compares the network's rolling forecasts with those of other methods",
     },
-    "--version": {"metavar": "NAME", "help": "with --backtest: evaluate NAME or NAME@VERSION, and do not train"},
+    "--version": {"metavar": "NAME", "help": "with --backtest: evaluate the model NAME or NAME@VERSION; do not train"},
     "--force": {
         "action": "store_true",
         "help": "publish even if fine-tuning does not reduce the validation error",

@@ -1,4 +1,4 @@
-"""The command line of the training scripts."""
+"""The command-line options of the training scripts."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def parse_options(
     default_preset, data_flags = next(iter(presets)), data_flags or {}
     _add_common_options(parser, list(presets))
     if data_flags:
-        group = parser.add_argument_group("own data", "The first option selects the preset own.")
+        group = parser.add_argument_group("own data", "The first option of this group selects the preset own.")
         for flag, settings in data_flags.items():
             group.add_argument(flag, **settings)
         minutes_help = "total duration of the command in minutes, including its start and the evaluation"
@@ -138,7 +138,7 @@ def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> 
         "--name",
         type=_name,
         default=argparse.SUPPRESS,
-        help="model name in the store (default: the preset's name; required for own data)",
+        help="model name in the store (default: the preset's model name; required for own data)",
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of all random numbers")
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -45,7 +45,7 @@ TEST_CHARACTERS_PER_MINUTE = 50_000
 FINETUNE_FACTOR = 0.3  # factor of the learning rate with --from
 OPTIONS: dict[str, dict[str, Any]] = {
     "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "text files and folders, joined in this order"},
-    "--encoding": {"metavar": "NAME", "help": "encoding, as Python names it (default: detected UTF-8, -16 or -32)"},
+    "--encoding": {"metavar": "NAME", "help": "encoding, such as cp1252 (default: UTF-8, UTF-16 or UTF-32)"},
     "--from": {
         "metavar": "NAME",
         "dest": "origin",
@@ -100,7 +100,7 @@ def test_characters(options: Options) -> int:
 
 
 def seconds_of_rest(evaluate: Callable[[], object], ratio: float) -> float:
-    """Return the estimated seconds of the rest of an evaluation, minus the seconds of this call.
+    """Return the estimated duration of the rest of an evaluation, minus the duration of this call, in seconds.
 
     This call takes time as well. The caller adds that time, so it is subtracted here.
 

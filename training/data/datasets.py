@@ -49,7 +49,7 @@ SHA256 = {
 
 
 class DataError(SystemExit):
-    """Missing or invalid data. As a SystemExit, it ends a command with its message and without a traceback."""
+    """An error in the data of a training. As a SystemExit, it ends the command with a message, without a traceback."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Images:
     def measured(self, validation: int | None = None) -> tuple[str, Tensor, Tensor]:
         """Return the name, images and labels of the test part.
 
-        If ``validation`` is given, return those of this number of validation images instead.
+        If ``validation`` is given, return the name, images and labels of this number of validation images instead.
         """
         if validation is None:
             return f"{self.name} test part", self.test_images, self.test_labels
@@ -108,7 +108,7 @@ class Sine:
 
 @dataclass(frozen=True)
 class Series:
-    """One series, float64 [T], and its season length in values."""
+    """One series of values, float64 [T], with its season length in values."""
 
     values: Tensor
     season: int

@@ -58,7 +58,7 @@ class ImageList:
 
 
 def list_images(path: Path, name: str = "") -> ImageList:
-    """List the images of a folder or CSV file. Raises DataError if there are none, or if their labels are unclear.
+    """List the images of a folder or CSV file. Raises DataError if there are no images, or if their labels are unclear.
 
     ``name``: the class of all images in a folder without sub-folders. If it is empty, the labels come from file names
     such as cat.0.jpg or, if the files have no such names, from the name of the folder.

@@ -37,7 +37,7 @@ from training.options import store_of
 
 # Largest difference between processors with and without bfloat16. Usual differences are 0.0001 to 0.001.
 MAX_BFLOAT16_DIFFERENCE = 0.002
-# Metrics whose measurement trains a network, which amplifies rounding errors, with the largest difference.
+# Metric -> largest difference between processors. Its measurement trains a network, which amplifies rounding errors.
 TRAINED = {"samples_only_accuracy": 0.004}
 DIFFERS = "≈ differs by"  # marks a metric that differs because of the processor
 

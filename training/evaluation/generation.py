@@ -244,7 +244,7 @@ def conditional_metrics(
 
     Args:
         sampler: the generator.
-        images: its data set.
+        images: the data set of the generator.
         labels: labels [N] that were requested for the samples.
         predictions: labels [N] that the reference classifier predicts for the samples.
         features: features of the samples, of the test images and of the training images, each [N, 128].

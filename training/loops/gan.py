@@ -52,9 +52,9 @@ def bfloat16_convolutions(enabled: bool) -> Iterator[None]:
 
 
 def score(discriminator: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the discriminator's logits [N] that images are real.
+    """Return the logits [N] with which the discriminator rates images as real, and its class logits [N, classes].
 
-    If labels [N] are given, also return its class logits [N, classes]; otherwise, return None for them.
+    Without labels [N], the class logits are None.
     """
     if labels is None:
         return discriminator(images), None

@@ -43,17 +43,17 @@ class ReadOptions:
     """Options for reading a table. None means that the value is detected or not needed.
 
     Attributes:
-        columns: value columns.
+        columns: columns to forecast.
         time: column of time stamps, or several columns joined by commas, or "none".
         format: format of the time stamps for strptime.
         group: columns that name the series, joined by commas, or "none".
         aggregate: how to combine rows with the same time stamp, one of AGGREGATES.
         resample: longer time step, such as "D". All rows of a series in such a step are combined into one row.
-        by_rows: whether each row is a series.
+        by_rows: whether each row holds one series.
         season: season length in steps.
         sheet, encoding: the sheet of an Excel file; the encoding of a text file.
         decimal: decimal sign, "." or ",".
-        header: row number of the column names; 0 if the file has none.
+        header: row number of the column names; 0 if the file has no column names.
         missing: further cells that stand for a missing value; ["none"] if there are none.
         known: columns whose future values are known, joined by commas.
         holidays: country whose public holidays become a known column, such as "DE", or "DE-BY" with a subdivision.

@@ -96,7 +96,7 @@ class References:
     remarks: list[str]
 
     def compare(self, table: Table, series: int, networks: dict[str, Forecast]) -> Backtest:
-        """Add the forecasts of networks; return the backtest. The last network is the tuned one.
+        """Add the forecasts of networks; return the backtest. The last network is the tuned network.
 
         ``series`` is the number of series in the table that could be split.
         """

@@ -23,7 +23,7 @@ from training.loops import distributed
 from training.loops.series.validation import Validation
 from training.options import Options, base_version
 
-MAX_PRINTED_REMARKS = 12  # all remarks are in remarks.txt of the run folder
+MAX_PRINTED_REMARKS = 12  # largest number of remarks that are printed; remarks.txt in the run folder has all
 DEFAULT_HORIZON = 12  # steps, for series without a season
 YEARS = {"day": 365.25, "business day": 260.9}  # time step -> values per year
 MAX_YEAR_FORECASTS = 200  # number of forecasts that decide whether a yearly pattern is removed

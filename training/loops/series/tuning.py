@@ -57,7 +57,7 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
 
 
 def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) -> WindowSampler:
-    """Return a sampler of training windows. ``ends``: position in each series after which no values are used.
+    """Return a sampler of training windows. ``ends``: position of the first unused value of each series.
 
     The effect of covariates and the yearly pattern are removed from the values.
     """

@@ -29,7 +29,7 @@ from training.loops.text import elman_recurrence
 from training.loops.text.distillation import Teachers
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
-MIN_STEPS_PER_VALIDATION, MAX_VALIDATIONS = 50, 30  # limits with --minutes
+MIN_STEPS_PER_VALIDATION, MAX_VALIDATIONS = 50, 30  # limits of the validations with --minutes
 BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99), "gated-rnn": (0.9, 0.99)}  # for AdamW
 
 
@@ -157,7 +157,7 @@ def fit(
     refit: bool = False,
     teachers: Teachers | None = None,
 ) -> tuple[Any, tuple[int, int]]:
-    """Train a network. Return the averaged network, and a pair: the step of its weights, and the number of all steps.
+    """Train a network. Return the averaged network, the number of steps that led to it, and the number of all steps.
 
     Args:
         validation: the characters [N] of each part that is held out; ``window`` characters are evaluated at a time.
