@@ -294,7 +294,7 @@ class FormField(NamedTuple):
 
 
 async def read_form(request: Request, reader: BodyReader, max_files: int) -> list[FormField]:
-    """Return the fields of a multipart body, with at most ``max_files`` files and as many texts. Files stay in memory.
+    """Return the fields of a multipart body: at most ``max_files`` files, and as many texts. Files stay in memory.
 
     Raises:
         BadValue: the body is not a form, its charset is not UTF-8 or ASCII, or it has too many files or texts.

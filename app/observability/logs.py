@@ -70,7 +70,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class BackgroundHandler(QueueHandler):
-    """Writes records to stderr on a thread, so that a stalled stderr (paused terminal, full pipe) stalls no requests.
+    """Writes records to stderr on a thread, so that a blocked stderr, such as a full pipe, blocks no requests.
 
     The thread starts with the first record, because threads do not survive a fork. While ``MAX_QUEUED_RECORDS`` records
     wait, further records are lost. The number of lost lines is logged later.

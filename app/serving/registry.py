@@ -298,7 +298,7 @@ class Registry:
         )
 
     async def _load_missing(self) -> None:
-        """Load the missing versions one after the other. After each load, determine the next version anew."""
+        """Load the missing versions one after the other. After each load, determine the next version again."""
         while to_load := self._to_load(self._desired()):
             await self._load_version(*to_load[0])
             self._publish()

@@ -59,9 +59,10 @@ class RequestModels:
 
 
 class ClassifierTensors:
-    """Tensors of a classifier: ``image`` [N, channels, height, width] -> ``probabilities`` [N, classes].
+    """Tensors of a classifier.
 
-    Pixels are from 0 to 255.
+    The input is ``image`` [N, channels, height, width], with pixels from 0 to 255. The output is ``probabilities``
+    [N, classes].
     """
 
     def __init__(self, model: LoadedModel[ImageClassifier], limits: RequestModels) -> None:
@@ -92,9 +93,10 @@ class ClassifierTensors:
 
 
 class TextTensors:
-    """Tensors of a text model: ``prompt`` [N] -> ``text`` [N] and ``log_probabilities`` [N, vocabulary].
+    """Tensors of a text model.
 
-    ``text`` is the continuation. The log-probabilities are those of the first character of ``text``.
+    The input is ``prompt`` [N]. The outputs are the continuation ``text`` [N], and ``log_probabilities`` [N,
+    vocabulary] of the first character of ``text``.
     """
 
     def __init__(self, model: LoadedModel[TextGenerator], limits: RequestModels) -> None:
@@ -145,10 +147,11 @@ class TextTensors:
 
 
 class ForecasterTensors:
-    """Tensors of a forecaster: ``values`` [N, T] -> ``mean`` [N, horizon], ``lower``, ``upper`` [N, levels, horizon].
+    """Tensors of a forecaster.
 
-    A missing value is NaN. ``lower`` and ``upper`` are the bounds of the prediction intervals. Versions trained with
-    covariates also read ``covariates`` [N, T + horizon, columns]. Versions trained with holidays also read ``start``
+    The input is ``values`` [N, T], in which NaN marks a missing value. The outputs are ``mean`` [N, horizon], and the
+    bounds ``lower`` and ``upper`` [N, levels, horizon] of the prediction intervals. Versions trained with covariates
+    also read ``covariates`` [N, T + horizon, columns]. Versions trained with holidays also read ``start``
     [N], the time of the first value.
     """
 
@@ -219,9 +222,10 @@ class ForecasterTensors:
 
 
 class GeneratorTensors:
-    """Tensors of an image generator: ``latents`` [N, latent], ``classes`` [N] -> ``images`` [N, channels, side, side].
+    """Tensors of an image generator.
 
-    Latents should be samples of N(0, 1). Classes are indices or labels. Only models with labels have this input.
+    The inputs are ``latents`` [N, latent], which should be samples of N(0, 1), and ``classes`` [N], which are indices
+    or labels. Only models with labels have the input ``classes``. The output is ``images`` [N, channels, side, side].
     """
 
     def __init__(self, model: LoadedModel[ImageSampler], limits: RequestModels) -> None:

@@ -1,8 +1,8 @@
 """Check an ONNX file before ``onnxruntime`` reads it. The check parses the file as a protocol buffer (onnx.proto).
 
 The check rejects custom operators, loops, sparse tensors, tensors that claim more values than the file holds, and
-external data outside the folder of the model. onnxruntime would read external data from any path, or even from an
-address in memory.
+external data outside the folder of the model. Without this check, onnxruntime would read external data from any path,
+or even from an address in memory.
 """
 
 from __future__ import annotations
