@@ -381,7 +381,7 @@ def test_a_rehearsal_publishes_and_prints_nothing(workspace: Path, capsys: pytes
     lstm.main([*arguments, "--minutes", "0.001"])
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("quantile_loss") for line in lines) == 1
-    assert any("longer than --minutes 0.001: training for one step" in line for line in lines)
+    assert any("longer than --minutes 0.001, so training has only one step" in line for line in lines)
     assert ("mine", 1) in list(store.all_versions(workspace / "models_store"))
     assert not (workspace / "models_store" / "mine" / "2").exists()
 
