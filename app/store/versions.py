@@ -57,7 +57,7 @@ class SkipInit(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
+            return kwargs["tensor"]  # torch passes the arguments of these functions by name
         return (torch.empty if func in (torch.zeros, torch.ones) else func)(*args, **kwargs)
 
 

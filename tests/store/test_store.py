@@ -77,6 +77,8 @@ INVALID: list[tuple[str, Callable[[Path], object], str]] = [
     ("year one", lambda folder: rewrite_card(folder, created="0001-01-01"), "created: "),
     ("too many layers", lambda folder: rewrite_card(folder, kind="stacked-rnn", task="continue", sizes={"vocabulary": 5, "layers": 10**12}),
      r"^tiny-gan/1/card\.json: layers is 1000000000000, and there are 4 tensors$"),
+    ("as many layers as tensors", lambda folder: rewrite_card(folder, kind="stacked-rnn", task="continue", sizes={"vocabulary": 5, "layers": 4}),
+     r"^tiny-gan/1/model\.safetensors: tensor '.*' has shape none: it is missing, expected "),
     ("unknown size", lambda folder: rewrite_card(folder, sizes={"depth": 3}), r"^tiny-gan/1/card\.json: sizes {'depth': 3} do not make a gan-generator: .*depth"),
     ("other sizes", lambda folder: rewrite_card(folder, sizes={"latent": 5, "hidden": [8]}),
      r"^tiny-gan/1/model\.safetensors: tensor 'layers\.0\.weight' has shape \(8, 4\), expected \(8, 5\)$"),
