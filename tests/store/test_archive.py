@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import tempfile
@@ -13,14 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load, save
-from support.networks import publish_tiny
+from support.imported.onnx_models import linear_model
+from support.networks import publish_tiny, rewrite_card
 from support.service import run_models_command
 
 from app import store
+from app.importing.add import Description, add
 from app.store import archive
-from app.store.rollout import RolloutRefused, stored_versions
+from app.store.rollout import RolloutRefused, VersionNotFound, stored_versions
 
 NAME = "tiny-gan"
+OTHER_CONTENT = "^tiny-gan@1 is already in the store, with other content; `--renumber` gives it the next number$"
 PNG = b"\x89PNG\r\n\x1a\n..."
 
 
@@ -61,10 +65,93 @@ def test_an_existing_version_number_is_rejected_or_renumbered(archive_bytes: byt
         import_bytes(other, archive_bytes)
     assert import_bytes(other, archive_bytes, renumber=True).version == 2
     store.read_version(other, NAME, 2).network()
+    with pytest.raises(RolloutRefused):  # before the weights are read
+        import_bytes(other, repacked(archive_bytes, with_nan))
     (other / NAME / "1").rename(other / NAME / "5")
-    (other / NAME / "2").rename(other / NAME / "1")
-    with pytest.raises(RolloutRefused, match="is already in the store, with other content"):
+    (other / NAME / "2").rename(other / NAME / "1")  # now its card does not fit its folder
+    with pytest.raises(RolloutRefused, match=OTHER_CONTENT):
         import_bytes(other, archive_bytes)
+    rewrite_card(other / NAME / "1", version=1, notes="other")
+    with pytest.raises(RolloutRefused, match=OTHER_CONTENT):
+        import_bytes(other, archive_bytes)
+
+
+def test_a_renumbered_card_keeps_its_format(archive_bytes: bytes, other: Path) -> None:
+    content = repacked(archive_bytes, lambda e: e.update({"card.json": e["card.json"].replace(b'""', '"é"'.encode())}))
+    assert import_bytes(other, content, renumber=True).version == 1
+    assert import_bytes(other, content, renumber=True).notes == "é"
+    with zipfile.ZipFile(io.BytesIO(content)) as source:
+        expected = source.read("card.json").replace(b'"version": 1,', b'"version": 2,')
+    assert (other / NAME / "2" / "card.json").read_bytes() == expected
+
+
+@pytest.mark.parametrize("renumber", [False, True])
+def test_a_number_that_is_taken_during_the_import_is_not_replaced(
+    archive_bytes: bytes, other: Path, monkeypatch: pytest.MonkeyPatch, renumber: bool
+) -> None:
+    place, published = store.place, list[store.Version]()
+
+    def place_late(models: Path, folder: Path) -> bool:
+        if not published:
+            published.append(publish_tiny(other, NAME))
+        return place(models, folder)
+
+    monkeypatch.setattr(store, "place", place_late)
+    if renumber:
+        assert import_bytes(other, archive_bytes, renumber=True).version == 2
+    else:
+        with pytest.raises(RolloutRefused, match=r"^tiny-gan@1 is already in the store"):
+            import_bytes(other, archive_bytes)
+    content = (published[0].folder / store.WEIGHTS).read_bytes()
+    assert (other / NAME / "1" / store.WEIGHTS).read_bytes() == content
+
+
+def test_an_imported_network_is_checked_before_it_is_placed(tmp_path: Path, archive_bytes: bytes, other: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(linear_model()[0].SerializeToString())
+    add(tmp_path / "first", tmp_path / "net.onnx", Description("net"), max_bytes=2**20)
+    checked: list[store.Version] = []
+
+    def check(version: store.Version) -> None:
+        assert not (other / "net").exists()
+        checked.append(version)
+        if len(checked) == 1:
+            raise store.StoreError("too much memory")
+
+    content = io.BytesIO(b"".join(archive.export_version(tmp_path / "first", "net", 1)))
+    with pytest.raises(store.StoreError, match="too much memory"):
+        archive.import_archive(other, content, 2**20, check=check)
+    assert list(other.iterdir()) == []
+    assert archive.import_archive(other, content, 2**20, check=check).name == "net"
+    archive.import_archive(other, io.BytesIO(archive_bytes), 2**20, check=check)
+    with pytest.raises(RolloutRefused):
+        archive.import_archive(other, io.BytesIO(archive_bytes), 2**20)
+    assert [(version.label, list(version.tensors)) for version in checked] == [("net/1", ["model"])] * 2
+
+
+def test_an_archive_holds_the_files_of_a_version_without_compression(tmp_path: Path) -> None:
+    folder = publish_tiny(tmp_path, NAME).folder
+    for file in ("b.png", "a.png", "Upper.png", "notes.txt"):
+        (folder / file).write_bytes(PNG)
+    os.utime(folder / "a.png", (0, 0))  # zip cannot state times before 1980
+    with zipfile.ZipFile(io.BytesIO(b"".join(archive.export_version(tmp_path, NAME, 1)))) as exported:
+        assert exported.namelist() == ["card.json", "model.safetensors", "a.png", "b.png"]
+        assert {entry.compress_type for entry in exported.infolist()} == {zipfile.ZIP_STORED}
+        assert exported.getinfo("a.png").date_time == (1980, 1, 1, 0, 0, 0)
+    with pytest.raises(VersionNotFound, match=r"^there is no tiny-gan@2 in the store; there are: 1$"):
+        archive.export_version(tmp_path, NAME, 2)
+
+
+def test_a_version_is_exported_and_imported_in_chunks(
+    tmp_path: Path, archive_bytes: bytes, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "first" / NAME / "1" / "curves.png").write_bytes(PNG + bytes(range(100)))
+    monkeypatch.setattr(archive, "CHUNK_BYTES", 16)
+    chunks = list(archive.export_version(tmp_path / "first", NAME, 1))
+    assert max(map(len, chunks[:-1])) < 100  # headers, and 16 bytes
+    with zipfile.ZipFile(io.BytesIO(b"".join(chunks))) as source:
+        assert max(map(len, archive._chunks(source, source.getinfo("card.json")))) == 16
+    import_bytes(other, b"".join(chunks))
+    assert (other / NAME / "1" / "curves.png").read_bytes() == PNG + bytes(range(100))
 
 
 def test_the_command_line_exports_and_imports_a_version(
@@ -156,19 +243,41 @@ def with_far_offset(content: bytes) -> bytes:
     return stated[: entry + 46 + len("card.json")] + extra + stated[entry + 46 + len("card.json") :]
 
 
+def with_flag(content: bytes, flag: int) -> bytes:
+    """Return an archive that states this flag for the card."""
+    return patched(content, (6, bytes([flag])), (content.index(b"PK\x01\x02") + 8, bytes([flag])))
+
+
+def with_offset_of_directory(content: bytes) -> bytes:
+    """Return an archive in which the card begins where the central directory begins."""
+    start = content.index(b"PK\x01\x02")
+    return patched(content, (start + 42, struct.pack("<I", start)))
+
+
+def twice(content: bytes) -> bytes:
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        return with_entry(content, zipfile.ZipInfo("curves.png"), PNG)
+
+
 INVALID: list[tuple[str, Callable[[bytes], bytes], str]] = [
-    ("not a zip", lambda content: b"PK" + content[:50], "the file is not a zip archive"),
+    ("not a zip", lambda content: b"PK" + content[:50], "^the file is not a zip archive: File is not a zip file$"),
+    ("two bytes", lambda content: b"PK", "^the file is not a zip archive: File is not a zip file$"),
     ("cut", lambda content: content[:-30], "the file is not a zip archive"),
     ("parent folder", lambda c: with_entry(c, zipfile.ZipInfo("../x.png"), PNG), r"entry '\.\./x\.png': allowed are card\.json"),
     ("absolute", lambda c: with_entry(c, zipfile.ZipInfo("/etc/x.png"), PNG), "entry '/etc/x.png': allowed are"),
     ("folder", lambda c: with_entry(c, zipfile.ZipInfo("a/"), b""), "entry 'a/': allowed are"),
-    ("pickle", lambda c: with_entry(c, zipfile.ZipInfo("model.pt"), b"x"), r"entry 'model\.pt': allowed are"),
+    ("long name", lambda c: with_entry(c, zipfile.ZipInfo("x" * 90), b""), f"^entry '{'x' * 79}…: allowed are card"),
+    ("twice", twice, r"^entry 'curves\.png' occurs twice$"),
+    ("encrypted", lambda c: with_flag(c, 1), r"^entry 'card\.json' is encrypted$"),
+    ("pickle", lambda c: with_entry(c, zipfile.ZipInfo("model.pt"), b"x"),
+     r"^entry 'model\.pt': allowed are card\.json, model\.safetensors and pictures such as curves\.png$"),
     ("link", with_link, "entry 'samples.png' is not a regular file"),
-    ("no card", lambda c: repacked(c, lambda entries: entries.pop("card.json")), "entry 'card.json' is missing"),
+    ("no card", lambda c: repacked(c, lambda entries: entries.pop("card.json")), "^entry 'card.json' is missing$"),
+    ("no weights", lambda c: repacked(c, lambda entries: entries.pop("model.safetensors")), "^entry 'model.safetensors' is missing$"),
     ("too large", lambda c: repacked(c, lambda e: e.update({"curves.png": PNG + bytes(10**6)})), "allowed are 1,000"),
     ("wrong size", with_wrong_size, "cannot be unpacked|more than 1,000,000 bytes"),
     ("no picture", lambda c: repacked(c, lambda e: e.update({"curves.png": b"<svg>"})), "'curves.png' is not a PNG"),
-    ("card", lambda c: repacked(c, lambda e: e.update({"card.json": b"{}"})), r"card\.json: name: Field required"),
+    ("card", lambda c: repacked(c, lambda e: e.update({"card.json": b"{}"})), r"^the archive's card\.json: name: Field required"),
     ("name", lambda c: repacked(c, lambda e: e.update({"card.json": e["card.json"].replace(b"tiny-gan", b"../gan")})),
      r"card\.json: name: .* found '\.\./gan'"),
     ("other weights", lambda c: repacked(c, with_nan), "sha256 is .*, expected .* as on the card"),
@@ -177,6 +286,7 @@ INVALID: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("lzma", lambda c: with_method(c, 14), "'card.json' cannot be unpacked: its method is 14; allowed are 0 \\(stored\\) and 8"),
     ("bzip2", lambda c: with_method(c, 12), "'card.json' cannot be unpacked: its method is 12"),
     ("negative offset", lambda c: patched(c, (-5, b"\xff")), "'card.json' cannot be unpacked: its offset is outside the archive"),
+    ("offset of the directory", with_offset_of_directory, "'card.json' cannot be unpacked: its offset is outside the archive$"),
     ("offset beyond the end", with_far_offset, "'card.json' cannot be unpacked: its offset is outside the archive"),
     ("sizes", lambda c: repacked(c, with_huge_sizes), r"'layers\.0\.weight' has shape \(8, 4\), expected \(8, 400000000000\)"),
 ]  # fmt: skip
@@ -190,6 +300,42 @@ def test_an_invalid_archive_is_rejected_and_leaves_nothing(
         import_bytes(other, change(archive_bytes))
     assert stored_versions(other) == {}
     assert list(other.iterdir()) == []
+
+
+def test_the_limits_of_an_archive_are_allowed(
+    archive_bytes: bytes, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(io.BytesIO(archive_bytes)) as source:
+        total, card = sum(entry.file_size for entry in source.infolist()), source.getinfo("card.json").file_size
+    with pytest.raises(archive.BadArchive) as raised:
+        import_bytes(other, archive_bytes, max_bytes=total - 1)
+    assert str(raised.value) == f"it has {total:,} bytes unpacked; allowed are {total - 1:,}"
+    monkeypatch.setattr(archive, "MAX_CARD_BYTES", card - 1)
+    with pytest.raises(archive.BadArchive) as raised:
+        import_bytes(other, archive_bytes)
+    assert str(raised.value) == f"entry 'card.json' is too large; allowed are {card - 1:,} bytes"
+    monkeypatch.setattr(archive, "MAX_CARD_BYTES", card)
+    import_bytes(other, archive_bytes, max_bytes=total)
+
+
+def test_an_archive_may_have_32_pictures(archive_bytes: bytes, other: Path) -> None:
+    def with_pictures(count: int) -> bytes:
+        return repacked(archive_bytes, lambda e: e.update({f"{i}.png": PNG for i in range(count - 1)}))
+
+    with pytest.raises(archive.BadArchive, match=r"^it has 33 pictures; allowed are 32$"):
+        import_bytes(other, with_pictures(33))
+    assert import_bytes(other, with_pictures(32)).name == NAME
+
+
+def test_unpacked_bytes_are_counted_again(archive_bytes: bytes, tmp_path: Path) -> None:
+    """``zipfile`` itself stops at the size that the archive states. This test does not rely on it."""
+    with zipfile.ZipFile(io.BytesIO(archive_bytes)) as source:
+        entries = {entry.filename: entry for entry in source.infolist()}
+        total = sum(entry.file_size for entry in entries.values())
+        archive._unpack(source, entries, tmp_path, total)
+        with pytest.raises(archive.BadArchive) as raised:
+            archive._unpack(source, entries, tmp_path, total - 1)
+    assert str(raised.value) == f"it is too large unpacked; allowed are {total - 1:,} bytes"
 
 
 @pytest.mark.parametrize("comment", [b"", b"an archive", b"PK"])
