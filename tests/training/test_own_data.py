@@ -613,7 +613,7 @@ def test_an_unreadable_text_is_rejected_with_the_position(tmp_path: Path) -> Non
     path = tmp_path / "novel.txt"
     path.write_bytes(b"one\ntwo\ncaf\xe9\n" * 1000)
     with pytest.raises(
-        DataError, match=r"novel.txt is not UTF-8: byte 0xe9 in line 3, byte offset 11; type .*--encoding cp1252"
+        DataError, match=r"novel.txt is not UTF-8: byte 0xe9 in line 3, byte offset 11; give .*--encoding cp1252"
     ):
         texts.read([path])
     path.write_text("short")
