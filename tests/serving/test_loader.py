@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from onnx import ModelProto
 from support.engine import RecordingObserver
-from support.networks import publish_tiny
+from support.imported.onnx_models import bigram_model, linear_classifier
+from support.networks import publish_small, publish_tiny
 
 from app import store
 from app.engine.batcher import Batcher
 from app.engine.executor import Executor
 from app.engine.text_engine import TextEngine
+from app.importing.add import Description, add
 from app.serving.loader import (
     RETRY_SECONDS,
     LoadedModel,
@@ -81,8 +86,33 @@ def test_a_text_model_gets_a_text_engine(loader: Loader) -> None:
     assert isinstance(engine, TextEngine)
     assert (engine.name, engine._max_running, engine._admission._max_rows) == ("tiny-rnn@1", 3, 7)
     assert engine._step == model.predictor.step
+    assert engine._step_seconds is model.predictor.latency
+    assert engine._executor is loader.executor
+    observers: Any = loader.observers
+    assert observers.keys == [("tiny-rnn", 1)]
+    assert isinstance(engine.observer, RecordingObserver)
     assert model.predictor.max_prompt_seconds == 9.0
     assert model.tensors is None
+
+
+@pytest.mark.anyio
+async def test_a_text_model_streams_texts(loader: Loader) -> None:
+    model: Any = loaded(loader, "tiny-rnn")
+    prompt, _ = model.predictor.parse("abc")
+    text = model.predictor.begin(prompt, 5, 1.0, None, None, (), seed=0)
+    lengths = [len(text.text) async for _ in model.stream([text])]
+    assert lengths == sorted(lengths)
+    assert (lengths[-1], text.finish_reason) == (5, "length")
+    await model.engine.close(1.0)
+    loader.executor.close()
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_a_predictor_gets_the_settings_of_its_task(loader: Loader, tta: bool) -> None:
+    publish_small(loader.settings.store, "whitened-net", "net")
+    loader.settings = loader.settings.model_copy(update={"tta": tta})
+    model: Any = loader.load("net", 1)
+    assert model.predictor.tta is tta
 
 
 def test_a_classifier_also_explains_with_its_own_durations_and_is_not_split(loader: Loader) -> None:
@@ -92,6 +122,58 @@ def test_a_classifier_also_explains_with_its_own_durations_and_is_not_split(load
     assert explainer._predict == model.predictor.explain
     assert explainer._expected_seconds == model.predictor.explain_seconds
     assert (explainer._splitter, engine._splitter) == (None, None)
+
+
+def imported(loader: Loader, content: ModelProto, description: Description) -> Any:
+    """Import an ONNX model into the store, and load it."""
+    file = loader.settings.store / "model.onnx"
+    file.write_bytes(content.SerializeToString())
+    add(loader.settings.store, file, description, max_bytes=2**20)
+    model = loader.load(description.name, 1)
+    assert isinstance(model, LoadedModel), model
+    return model
+
+
+def test_an_imported_network_is_split_and_cannot_explain(loader: Loader) -> None:
+    description = Description("net", task="classify", labels=["a", "b"])
+    model = imported(loader, linear_classifier(), description)
+    assert model.engine._splitter is model.predictor
+    assert model.explainer is None
+
+
+def test_an_imported_text_model_also_computes_requests_of_tensors(loader: Loader) -> None:
+    description = Description("net", task="continue", vocabulary="abc", options={"context": 4})
+    model = imported(loader, bigram_model(), description)
+    predictor, batcher = model.predictor.tensors, model.tensors
+    assert isinstance(model.engine, TextEngine)
+    assert (model.id, batcher.name, model.explainer) == ("net@1", "net@1", None)
+    assert (batcher._predict, batcher._rows) == (predictor.predict, predictor.rows)
+    assert batcher._expected_seconds == predictor.seconds
+    assert batcher._splitter is predictor
+    version = store.read_version(loader.settings.store, "net", 1)
+    assert model.bytes == sum(tensor.nbytes for tensor in version.tensors.values())
+
+
+@pytest.mark.parametrize(("niceness", "lowered"), [(3, 10), (15, 15)])
+def test_a_thread_that_loads_in_the_background_gets_a_low_priority(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch, niceness: int, lowered: int
+) -> None:
+    """The functions of the system are replaced, because only root could raise the priority again."""
+    publish_tiny(loader.settings.store, NAME)
+    thread, changes = threading.get_native_id(), list[tuple[int, int, int]]()
+    known = {(os.PRIO_PROCESS, thread): niceness}
+    monkeypatch.setattr(os, "getpriority", lambda which, who: known[which, who])
+    monkeypatch.setattr(os, "setpriority", lambda *change: changes.append(change))
+    assert isinstance(loader.load(NAME, 1), LoadedModel)
+    assert changes == []
+    assert isinstance(loader.load(NAME, 1, in_background=True), LoadedModel)
+    assert changes == [(os.PRIO_PROCESS, thread, lowered)]
+
+
+def test_a_system_without_priorities_loads_in_the_background(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_tiny(loader.settings.store, NAME)
+    monkeypatch.delattr(os, "setpriority")
+    assert isinstance(loader.load(NAME, 1, in_background=True), LoadedModel)
 
 
 @pytest.mark.parametrize(("name", "rows"), [(NAME, 5), ("tiny-rnn", 3)])
@@ -159,6 +241,17 @@ def test_a_prepared_version_whose_files_have_changed_is_read_again(loader: Loade
     model = loader.load(NAME, 1)
     assert isinstance(model, LoadedModel)
     assert model.predictor is not prepared.predictor
+
+
+def test_a_prepared_version_is_used_once(loader: Loader) -> None:
+    publish_tiny(loader.settings.store, NAME)
+    prepared = PreparedModel.load(loader.settings, loader.device, NAME, 1)
+    loader.prepared[NAME, 1] = prepared
+    first, second = loader.load(NAME, 1), loader.load(NAME, 1)
+    assert isinstance(first, LoadedModel)
+    assert isinstance(second, LoadedModel)
+    assert first.predictor is prepared.predictor
+    assert second.predictor is not prepared.predictor
 
 
 def test_file_stamps_are_sizes_and_times_of_the_files_that_there_are(tmp_path: Path) -> None:

@@ -36,6 +36,23 @@ def linear_model(inputs: int = 4, outputs: int = 3) -> tuple[ModelProto, np.ndar
     return onnx_model(nodes, {"x": ["batch", inputs]}, {"y": ["batch", outputs]}, {"matrix": matrix}), matrix
 
 
+def linear_classifier() -> ModelProto:
+    """Return a model that computes the logits of two classes from images [N, 3, 2, 2]."""
+    matrix = np.random.default_rng(0).standard_normal((12, 2)).astype(np.float32)
+    nodes = [helper.make_node("Flatten", ["image"], ["flat"]), helper.make_node("MatMul", ["flat", "matrix"], ["y"])]
+    return onnx_model(nodes, {"image": ["batch", 3, 2, 2]}, {"y": ["batch", 2]}, {"matrix": matrix})
+
+
+def bigram_model(values: int = 3) -> ModelProto:
+    """Return a model of texts that computes the logits of the next character from the last character alone."""
+    matrix = np.random.default_rng(0).standard_normal((values, values)).astype(np.float32)
+    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", "time"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "time", values])
+    nodes = [helper.make_node("Gather", ["matrix", "tokens"], ["logits"])]
+    graph = helper.make_graph(nodes, "graph", [tokens], [logits], [numpy_helper.from_array(matrix, "matrix")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+
+
 def forest(texts: bool = False, **options: Any) -> tuple[Any, np.ndarray, bytes]:
     """Return a random forest of scikit-learn, its training data, and the forest as an ONNX file."""
     from skl2onnx import to_onnx
