@@ -120,7 +120,7 @@ class RnnConfig:
     validation: Annotated[float, "share of the training text held out for validation"]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]  # not for character-rnn
     rename: Annotated[float, "share of a play's speakers that get a new invented name in each epoch"] = 0.0
-    distill: Annotated[float, "weight of the teachers' predictions in the loss; the text has the rest"] = 0.7
+    distill: Annotated[float, "weight of the teachers' predictions in the loss; actual characters have the rest"] = 0.7
     places: Annotated[int, "number of held-out parts, spread evenly over the text; 1: one part in the middle"] = 10
 
 
@@ -147,7 +147,7 @@ class ForecasterConfig:
 
     hidden: Annotated[int, "hidden units per layer"]
     layers: Annotated[int, "recurrent layers"]
-    members: Annotated[int, "networks of the ensemble"]
+    members: Annotated[int, "number of networks in the ensemble"]
     smoothings: Annotated[int, "number of exponential smoothing forecasts that the network combines; 0: none"]
     updates: Annotated[int, "training steps"]
     batch: Annotated[int, "windows per step"]  # of each member
@@ -155,14 +155,14 @@ class ForecasterConfig:
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     dropout: Annotated[float, "dropout probability, after the encoder"]
     mixup: Annotated[float, "share of windows that are mixed with another window"]
-    summed_share: Annotated[float, "share of windows from M4 series summed to longer steps, such as days or months"]
+    summed_share: Annotated[float, "share of windows with values of M4 series that are summed to longer steps"]
     structural_share: Annotated[float, "share of windows from simulated exponential smoothing models"]
     structural: Annotated[int, "number of simulated series for each season length"]
     synthetic_share: Annotated[float, "share of windows from random sums of trends, seasons, waves and noise"]
     series: Annotated[int, "number of these random sums for each season length"]
     clip: Annotated[float, "largest norm of the gradient"]  # of each member
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
-    held_out: Annotated[float, "share of the updates at the start that do not read the last horizon of each series"]
+    held_out: Annotated[float, "share of updates, at the start, that leave out the last horizon of each series"]
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,7 @@ def free_running_forecasts(
 
 
 def residuals(forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int) -> list[float]:
-    """Return the root mean squared error of the forecasts for 1 to 50 steps ahead, on the values [start, end).
+    """Return 50 root mean squared errors on the values [start, end): one for each number of steps ahead.
 
     The errors are divided by the scale of the network.
     """

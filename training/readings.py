@@ -2,7 +2,7 @@
 
 Measurements on public data sets belong to the repository, so a git checkout logs them in training/LOG.md. Measurements
 on users' data are logged in test-readings.md in the folder of the runs. Without a git checkout, all measurements are
-logged there.
+logged in test-readings.md.
 """
 
 from __future__ import annotations

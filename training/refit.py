@@ -6,7 +6,7 @@ Usage, in a training on the user's data:
     card = refit.describe({..., "metrics": ...}, steps)
     run.begin_refit()
     run.track(...)
-    for step in run.steps(steps): ...  # the same training on all data, for the steps after which the twin was best
+    for step in run.steps(steps): ...  # trains on all data; ``steps``: the number that was best for the twin
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def is_planned(options: Options) -> bool:
 
 
 def describe(card: dict[str, Any], steps: int, how: str = "after which the twin was best") -> dict[str, Any]:
-    """Return the card of weights that were trained again for ``steps`` steps on all data.
+    """Return the model card of a network that was trained again for ``steps`` steps on all data.
 
     The card keeps the metrics of the twin, and their descriptions say so. ``how``: text that explains ``steps``.
     """

@@ -159,7 +159,10 @@ def initial_network(config: RnnConfig, base: store.Version | None, vocabulary: S
 
 
 def origin(base: store.Version | None) -> dict[str, str]:
-    """Return the SHA-256 of the weights of the version at the start of the training, by name; empty without one."""
+    """Return a dictionary with one entry: the version at the start of the training, and the SHA-256 of its weights.
+
+    If the training started from random weights, the dictionary is empty.
+    """
     return {f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}
 
 
@@ -269,7 +272,7 @@ def own_card(
     teachers: Teachers | None,
     temperature: float | None,
 ) -> dict[str, Any]:
-    """Return title, kind, data and notes of the card of a network that was trained on the user's texts."""
+    """Return the fields title, kind, data and notes for the card of a network that was trained on the user's texts."""
     names = " ".join(path.name for path in options.data_options["text"])
     data = {f"text:{names}": text.sha256, **(teachers.digests if teachers else {}), **origin(base)}
     notes = "Weights averaged over steps."

@@ -1,4 +1,6 @@
-"""The public data sets. Each is downloaded once to ``QUARTET_DATA_DIR`` (default: ``data``) and verified by its sha256.
+"""The public data sets. A data set is downloaded once to ``QUARTET_DATA_DIR`` (default: ``data``).
+
+The SHA-256 hash of the data set is verified each time that it is loaded.
 
 python -m training.data        # download all missing data sets
 """
@@ -68,7 +70,10 @@ class Images:
     sha256: str
 
     def split_validation(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return the indices of the training images and of ``count`` validation images. They are always the same."""
+        """Return two tensors: the indices of the training images, and the indices of ``count`` validation images.
+
+        The split is always the same.
+        """
         order = torch.randperm(len(self.train_labels), generator=torch.Generator().manual_seed(5000))
         return order[count:], order[:count]
 

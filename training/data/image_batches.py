@@ -29,7 +29,7 @@ def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor
 
 
 def batches(run: Run, train: Tensor, size: int, total: Callable[[], int]) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield step, epoch and image indices [size] of each remaining step. Each epoch has a new random order."""
+    """Yield the step, the epoch and the image indices [size] for each remaining step. Each epoch has a new order."""
     per_epoch = len(train) // size
     shuffled_epoch = -1
     for step in run.steps(total):
@@ -52,7 +52,10 @@ def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 @torch.inference_mode()
 def fit_temperatures(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
-    """Fit the network's two temperatures: without and with test-time augmentation. Both must be 1 before the call."""
+    """Fit the two temperatures of the network: for predictions without and with test-time augmentation.
+
+    Both temperatures must be 1 before the call.
+    """
     network.eval()
     parts = images.split(250)
     logits, tta_logits = (torch.cat([forward(part) for part in parts]) for forward in (network, network.views))
@@ -61,7 +64,7 @@ def fit_temperatures(network: WhitenedNet, images: Tensor, labels: Tensor) -> No
 
 
 def served_probabilities(classifier: ImageClassifier, images: Tensor) -> Tensor:
-    """Return the probabilities [N, classes] that the service returns for uint8 images [N, C, S, S]."""
+    """Return the probabilities [N, classes] that the service would return for uint8 images [N, C, S, S]."""
     rows = [classifier.predict(list(batch)) for batch in images.split(500)]
     return torch.tensor([row for batch in rows for row in batch])
 

@@ -78,7 +78,7 @@ class ImageDataset:
         return ", ".join(f"{name} ({count:,})" for name, count in zip(self.classes, self.counts, strict=True))
 
     def select(self, keep: Tensor) -> ImageDataset:
-        """Return the images where ``keep`` [N] is true. Classes without images are removed, and labels renumbered."""
+        """Return the images where ``keep`` [N] is true. Classes without images are removed."""
         indices = keep.nonzero().flatten().tolist()
         labels = self.labels[keep]
         if self.multi_label:
@@ -99,9 +99,9 @@ class ImageDataset:
     def split(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the indices of the images for training, validation and testing.
 
-        The part of an image depends on a hash of the image or of its group, from 0 to 1. Images with a hash below 0.15
-        are for testing, and images with a hash from 0.15 to 0.3 are for validation. So the parts are the same in every
-        run, and no image moves from training to another part when images are added.
+        A hash of the image or of its group, a number from 0 to 1, decides to which part an image belongs. Images with a
+        hash below 0.15 are for testing, and images with a hash from 0.15 to 0.3 are for validation. So the parts are
+        the same in every run, and no image moves from training to another part when images are added.
 
         If a class would have no image for testing or for validation, its image with the lowest hash is used for this
         part. With groups or several labels, this rule applies to all images together, not to each class.
@@ -165,7 +165,7 @@ class ImageDataset:
 
 
 def _position(unit: str) -> float:
-    """Return a hash of a text, from 0 to 1."""
+    """Return a hash of a text, as a number from 0 to 1."""
     return int.from_bytes(hashlib.sha256(unit.encode()).digest()[:6]) / 2**48
 
 

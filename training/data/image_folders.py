@@ -82,7 +82,7 @@ def _groups(path: Path, files: list[Path], pattern: str) -> list[str]:
 
 
 def _decode_all(files: list[Path], side: int, channels: int) -> list[Tensor | str]:
-    """Return, for each file, its pixels or an error message."""
+    """Return one item for each file: the pixels of the image, or an error message."""
     decoder = ImageDecoder(channels, side)
 
     def decode(file: Path) -> Tensor | str:

@@ -96,8 +96,9 @@ def _loose(path: Path) -> list[Path]:
 def _parts(path: Path) -> dict[Path, str]:
     """Return the part of each sub-folder.
 
-    If the sub-folders are not the parts of a split, return an empty dictionary. They are parts if there are at least
-    two sub-folders, all have names of parts, and one is for training. Raises DataError if two are the same part.
+    If the sub-folders are not the parts of a split, return an empty dictionary. The sub-folders are parts if there are
+    at least two, all have names of parts, and one is for training. Raises DataError if two sub-folders stand for the
+    same part.
     """
     folders = [entry for entry in _entries(path) if entry.is_dir()]
     parts = {folder: PARTS.get(folder.name.lower(), "") for folder in folders}

@@ -21,7 +21,7 @@ from training.data import encodings
 from training.data.datasets import DataError, Text
 from training.loops import distributed
 
-MIN_CHARACTERS = 10_000  # smallest length of a text, so that its test part holds three evaluation windows
+MIN_CHARACTERS = 10_000  # smallest length of a text. Its test part then holds three evaluation windows
 MIN_KNOWN_SHARE = 0.5  # share of a text's characters that the vocabulary of the base network must cover
 WINDOW = 256  # characters of an evaluation window, as in nanoGPT, so that losses are comparable
 MIN_WINDOWS, MAX_WINDOWS = 20, 400  # limits of the number of validation windows; their loss selects the best weights
@@ -50,7 +50,7 @@ class FixedText:
 
 
 def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
-    """Concatenate the files. The first 90 % are the training part, the last 10 % the test part.
+    """Read the files and concatenate them to one text. The first 90 % are the training part, the rest the test part.
 
     The files of a folder are read in the order of their paths. Hidden files are skipped. Binary files are skipped too,
     unless ``encoding`` is given. ``encoding`` is any encoding that Python knows. If it is None, UTF-16 and UTF-32 are
@@ -69,7 +69,7 @@ def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
 
 
 def count_characters(text: str) -> dict[str, int]:
-    """Return the number of occurrences of each character. ``collections.Counter`` takes ten times as long."""
+    """Return the number of occurrences of each character. ``collections.Counter`` would take ten times as long."""
     counts = np.zeros(sys.maxunicode + 1, np.int64)
     for start in range(0, len(text), COUNTED):
         part = text[start : start + COUNTED].encode("utf-32-le", "surrogatepass")
@@ -121,7 +121,10 @@ def _check_places(places: int) -> None:
 
 
 def _hold_out(characters: Tensor, length: int, places: int) -> tuple[Tensor, list[Tensor]]:
-    """Hold out ``length`` characters in the middle of each of ``places`` sections."""
+    """Divide the text into ``places`` sections, and hold out ``length`` characters in the middle of each section.
+
+    Return the training part and the list of held-out parts.
+    """
     section = len(characters) // places
     sections = [characters[i * section : (i + 1) * section if i < places - 1 else None] for i in range(places)]
     middle = (section - length) // 2
@@ -148,7 +151,7 @@ def hold_out_windows(characters: Tensor, share: float, places: int) -> tuple[Ten
 
 
 def prompts(text: str) -> list[str]:
-    """Return prompts of 24 characters from three places of a text, each from the start of a line if possible."""
+    """Return three prompts of 24 characters from a text. Each prompt begins at the start of a line if possible."""
     result = []
     for place in (0, len(text) // 3, 2 * len(text) // 3):
         start = text.find("\n", place, place + 500) + 1 or place

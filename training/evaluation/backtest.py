@@ -118,7 +118,9 @@ def split(table: Table, horizon: int) -> list[Split]:
 
 
 def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> Origins:
-    """Return all origins of a part. Test origins are one horizon apart, validation origins a quarter of a horizon.
+    """Return all forecast origins of the test part or of the validation part.
+
+    The origins are one horizon apart in the test part, and a quarter of a horizon apart in the validation part.
 
     Origins without a known value in their horizon are skipped.
 

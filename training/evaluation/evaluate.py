@@ -7,8 +7,8 @@ command does not measure versions that were trained a second time on all data, b
 them. It only compares their data with the card.
 
 Differences that come from the processor do not change the exit status. The command prints them with their size and
-reason. They may be up to 0.002 for networks that some processors compute in bfloat16. For metrics whose measurement
-includes the training of a network, they may be up to 0.004 if the card states another processor.
+reason. These differences may be up to 0.002 for networks that some processors compute in bfloat16. For metrics whose
+measurement includes the training of a network, they may be up to 0.004 if the card states another processor.
 """
 
 from __future__ import annotations

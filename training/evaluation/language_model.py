@@ -21,7 +21,7 @@ MAX_TEST_CHARACTERS = 500_000  # largest number of characters that are evaluated
 
 
 def windows(parts: Sequence[Tensor], window: int = WINDOW) -> Tensor:
-    """Return all complete windows [N, window + 1] of the parts, each with character indices [characters].
+    """Return all complete windows [N, window + 1] of the parts. Each part has character indices [characters].
 
     Each window overlaps the next window of its part by one character, because the first character is not predicted.
     """

@@ -58,9 +58,9 @@ def initialize(device: str) -> None:
 def exit_process() -> None:
     """Exit with status 0 if there are several processes; otherwise return.
 
-    Python's finalization is skipped, because threads of the process group may abort the process during it. On two
-    cores, this happened in 1 of 3 runs ("terminate called without an active exception"). Call this after all files
-    are written.
+    Python's finalization is skipped, because threads of the process group may abort the process during the
+    finalization. On two cores, this happened in 1 of 3 runs ("terminate called without an active exception"). Call this
+    after all files are written.
     """
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -22,13 +22,13 @@ from training.evaluation.forecaster import PREFIXES
 from training.loops import distributed
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
-MAX_ERROR = 50  # largest difference of a target from the naive forecast, in MASE scales; the loss clips larger ones
+MAX_ERROR = 50  # largest difference of a target from the naive forecast, in MASE scales; larger ones are clipped
 TRUNCATED_SHARE = 0.4  # share of the windows whose past is cut to a random length
 UNLABELLED_SHARE = 0.15  # share of the windows for which the network does not receive the season
 
 
 def loss_sum(quantiles: Tensor, reading: Reading, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the sum of the weighted pinball losses of scaled quantiles [N, horizon, QUANTILES], and of the weights.
+    """Return two sums: of the weighted pinball losses of scaled quantiles [N, horizon, QUANTILES], and of the weights.
 
     Unknown future values and constant series have weight 0. Errors are divided by the MASE scale of the past.
     """
@@ -185,7 +185,7 @@ class Trainer:
 def pretrain(run: Run, config: ForecasterConfig) -> Any:
     """Train an ensemble from scratch; return the network with averaged weights.
 
-    The first part of the steps, the share ``config.held_out``, trains without the last horizon of every series. The
+    The first steps train without the last horizon of every series; ``config.held_out`` is their share of all steps. The
     remaining steps train on all values.
     """
     sizes = ForecasterSizes(

@@ -1,4 +1,4 @@
-"""Training series of series-lstm, the forecaster for any series: M4's series, sums of M4's values, synthetic series."""
+"""The training series of series-lstm: series of M4, sums of consecutive values of these series, synthetic series."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ STRUCTURAL = (
 
 
 def training_sources(config: ForecasterConfig, seed: int) -> list[Source]:
-    """Return M4's hourly and weekly series in equal shares, sums of their values, and two kinds of synthetic series."""
+    """Return the sources of all training series: series of M4, sums of their values, and synthetic series.
+
+    M4's hourly and M4's weekly series get equal shares. A sum adds consecutive values of one of these series. The
+    synthetic series come from ``structural`` and from ``synthetic``.
+    """
     m4_share = (1 - config.summed_share - config.structural_share - config.synthetic_share) / 2
     hourly, weekly = collections = [datasets.m4_hourly(), datasets.m4_weekly()]
     sources = [
@@ -72,7 +76,7 @@ def sums_of(values: Tensor, count: float) -> Tensor:
 
 
 def _synthetic(config: ForecasterConfig, seed: int) -> list[Source]:
-    """Return synthetic series of every season. Some series without a season are also labelled with a wrong season."""
+    """Return synthetic series for each season length. Some series without a season are also used with wrong seasons."""
     horizon, share = ForecasterSizes().horizon, config.synthetic_share / (len(SEASONS) + 2)
     seasonless = synthetic(1, 2 * config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", 1))
     sources = [Source(list(seasonless), 1, horizon, 2 * share)]

@@ -3,7 +3,7 @@
 ``structural`` simulates exponential smoothing models. ``synthetic`` draws random sums of trends, seasons, slow waves,
 shifts and noise of many kinds. The components of these sums follow KernelSynth of Chronos (Ansari et al. 2024): they
 are periodic, linear, smooth or white noise, and are added and multiplied. KernelSynth draws the components from a
-Gaussian process. In this module, they are sums of sine waves, which take a thousandth of the time.
+Gaussian process. In this module, the components are sums of sine waves, which take a thousandth of the time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 
 class Draws:
-    """Random numbers for ``count`` series of ``length`` values, from one seed."""
+    """Draws random numbers for ``count`` series of ``length`` values each. One seed determines all numbers."""
 
     def __init__(self, count: int, length: int, seed: int) -> None:
         self.count, self.length = count, length
@@ -65,8 +65,8 @@ def structural(season: int, count: int, length: int, seed: int) -> Tensor:
     """Return ``count`` random series [count, length] from exponential smoothing models, as in business statistics.
 
     In such a model, random errors (innovations) of variance about 1 change the level, the slope and the season at every
-    step (Hyndman et al. 2008, table 2.2). In some series the slope or the level changes suddenly. Half of the series
-    are exponentials of such a process.
+    step (Hyndman et al. 2008, table 2.2). In some series, the slope or the level changes suddenly. For half of the
+    series, the exponential function is applied to the values.
     """
     draw = Draws(count, length, seed)
     kind = draw.uniform()
@@ -95,7 +95,11 @@ def structural(season: int, count: int, length: int, seed: int) -> Tensor:
 
 
 def _innovations(draw: Draws) -> Tensor:
-    """Return innovations of variance about 1: normal, heavy-tailed, or with outliers; some are autocorrelated."""
+    """Return innovations [count, length] with a variance of about 1. Each series has one of three distributions.
+
+    The distributions are normal, heavy-tailed, and normal with outliers. The innovations of some series are
+    autocorrelated.
+    """
     white = draw.normal(draw.length)
     heavy_tailed = white / draw.normal(draw.length).abs().clamp(min=0.3) / 1.5
     outliers = (draw.uniform(0, 1, draw.length) < 0.02) * draw.normal(draw.length) * 8
@@ -106,9 +110,9 @@ def _innovations(draw: Draws) -> Tensor:
 
 
 def _profile(draw: Draws, season: int) -> Tensor:
-    """Return seasonal profiles [count, season] with mean 0 and variance 1: smooth, irregular or with one peak.
+    """Return seasonal profiles [count, season] with mean 0 and variance 1.
 
-    For season 1, the profiles are 0.
+    A profile is smooth, irregular, or has one peak. For season 1, all profiles are 0.
     """
     if season == 1:
         return torch.zeros(draw.count, 1, dtype=torch.float64)
@@ -122,7 +126,7 @@ def _profile(draw: Draws, season: int) -> Tensor:
 
 
 def _demand(draw: Draws, series: Tensor) -> Tensor:
-    """Make 5 % of the series intermittent: small counts with many zeros."""
+    """Return the series, but replace 5 % of the series by intermittent series: small counts with many zeros."""
     rate = (0.5 * (series - series.mean(1, keepdim=True))).clamp(-3, 2).exp() * draw.log_uniform(0.2, 4)
     counts = torch.poisson(rate, generator=draw.generator)
     return torch.where(draw.bernoulli(0.05) > 0, counts, series)
@@ -140,7 +144,7 @@ def _waves(draw: Draws, periods: Tensor) -> Tensor:
 
 
 def _season(draw: Draws, period: Tensor) -> Tensor:
-    """Return periodic series of up to eight harmonics; 30 % of them have sharp peaks."""
+    """Return periodic series [count, length] with up to eight harmonics. 30 % of the series have sharp peaks."""
     harmonics = torch.arange(1, 9, dtype=torch.float64)
     weight = draw.normal(8) * harmonics ** -draw.uniform(0.3, 2.0) * (harmonics <= period / 2)
     weight = weight / weight.norm(dim=1, keepdim=True).clamp(min=1e-3) * 2**0.5
@@ -153,14 +157,18 @@ def _season(draw: Draws, period: Tensor) -> Tensor:
 
 
 def _trend(draw: Draws) -> Tensor:
-    """Return straight lines that rise from 0 to 3. Half of them change their slope at a random place."""
+    """Return straight lines [count, length] that rise from 0 to 3. Half of the lines change their slope once."""
     position = draw.time / draw.length
     bend = draw.bernoulli(0.5) * draw.normal() * (position - draw.uniform()).clamp(min=0)
     return 3 * (position + bend)
 
 
 def _noise(draw: Draws) -> Tensor:
-    """Return noise of variance about 1: normal or heavy-tailed, white or autocorrelated, some of varying scale."""
+    """Return noise [count, length] with a variance of about 1.
+
+    The noise of a series is normal or heavy-tailed, and white or autocorrelated. For some series, its scale varies over
+    time.
+    """
     white = draw.normal(draw.length)
     heavy_tailed = white / draw.normal(draw.length).abs().clamp(min=0.3)
     white = torch.where(draw.bernoulli(0.25) > 0, heavy_tailed / 1.5, white)
@@ -195,10 +203,11 @@ def _level_shifts(draw: Draws) -> Tensor:
 
 
 def _transform(draw: Draws, series: Tensor, exponential: float = 0.35, largest: float = 0.8) -> Tensor:
-    """Scale the series to variance 1. Then change some series, so that there are special kinds of series as well.
+    """Scale the series to variance 1. Then turn some series into series of special kinds.
 
-    The special kinds are exponential, non-negative and integer series, and series with constant sections.
-    ``exponential``: share of exponential series. ``largest``: the largest standard deviation of their logarithm.
+    The special kinds are exponential series, non-negative series, integer series, and series with constant sections.
+    ``exponential``: share of exponential series. ``largest``: largest standard deviation of the logarithm of an
+    exponential series.
     """
     deviation = series.std(1, keepdim=True).clamp(min=1e-6)
     powers = ((series - series.mean(1, keepdim=True)) / deviation * draw.log_uniform(0.1, largest)).exp()

@@ -16,7 +16,7 @@ WEIGHT_BEYOND_HORIZON = 0.25  # loss weight of the steps beyond the horizon of t
 
 @dataclass(frozen=True)
 class Source:
-    """Series float64 [T] with the same season length.
+    """A group of training series, float64 [T] each, with the same season length.
 
     ``horizon``: number of forecast steps that are evaluated. ``share``: share of this source's windows in a batch,
     relative to the shares of the other sources.
@@ -44,16 +44,16 @@ class Batch(NamedTuple):
     weights: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """Return the same batch on a device."""
+        """Return a copy of the batch on ``device``."""
         return Batch(*(part.to(device) for part in self))
 
 
 class WindowSampler:
     """Draws windows of ``context`` past and ``horizon`` future values from all series of all sources.
 
-    ``truncated``: share of the windows whose past is cut to a random length, uniform in its logarithm.
-    ``unlabelled``: share of the windows for which the network does not receive the season. It never receives a season
-    that is not shorter than the past.
+    ``truncated``: share of the windows whose past is cut to a random length. The logarithm of this length is uniformly
+    distributed. ``unlabelled``: share of the windows for which the network does not receive the season. The network
+    also does not receive a season that is as long as the past or longer.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class WindowSampler:
     def sample(self, count: int, mixup: float, held_out: bool, generator: Generator) -> Batch:
         """Return ``count`` random windows.
 
-        ``mixup``: share of the windows that are mixed with another window of the same source. ``held_out``: whether the
-        windows leave out the last horizon of each series.
+        ``mixup``: share of the windows that are replaced by a weighted mean of the window and another window of the
+        same source. ``held_out``: whether the windows leave out the last horizon of each series.
         """
         sources = torch.multinomial(self.shares, count, replacement=True, generator=generator)
         batch = self._random(sources, held_out, generator)
@@ -94,9 +94,10 @@ class WindowSampler:
         return self._gather(sources, self.seasons[sources], series, origins, origins, self.lengths[series])
 
     def _random(self, sources: Tensor, held_out: bool, generator: Generator) -> Batch:
-        """Draw a window for each source index [N].
+        """Draw one window for each source index [N]. Its origin is the position of its first future value.
 
-        Half of the origins are uniformly distributed. The others tend to be near the end of the series.
+        Half of the origins are uniformly distributed over the series. The other half tends to be near the end of the
+        series.
         """
         random = torch.rand(6, len(sources), generator=generator, dtype=torch.float64)
         series = self.first_series[sources] + (random[0] * self.counts[sources]).long()

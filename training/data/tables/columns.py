@@ -23,7 +23,7 @@ FLAGS = {"true", "false", "yes", "no", "y", "n", "ja", "nein", "oui", "non", "si
 MAX_GROUP_COLUMNS = 3
 # Columns name the series only if, in the median group, at least this share of the time stamps has a row.
 MIN_FILL = 0.5
-MAX_TEXT_SHARE = 0.1  # a column with a larger share of other cells is not a column of numbers
+MAX_TEXT_SHARE = 0.1  # largest share of cells in a column of numbers that are not numbers
 
 
 def value_columns(

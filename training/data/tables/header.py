@@ -175,7 +175,7 @@ def _continues(rows: Sequence[tuple[int, list[Any]]], filled: Sequence[int], at:
 
 
 def _are_names(row: Sequence[Any]) -> bool:
-    """Return whether each cell is empty, a text or a year. Years may stand above the quarters of several years."""
+    """Return whether each cell is empty, a text or a year. For example, a header may have years above quarters."""
     return all(kind(cell) in ".s" or re.fullmatch(r"(19|20)\d\d", name_of(cell)) for cell in row)
 
 

@@ -30,7 +30,7 @@ NO_COLUMNS = np.empty((0, 0))
 
 
 class Rows(NamedTuple):
-    """One series as read: its name, values [T], the time or the place in the file of each value, covariates [T, K]."""
+    """One series as read: its name, its values [T], their times or their places in the file, its covariates [T, K]."""
 
     name: str
     values: np.ndarray

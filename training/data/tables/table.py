@@ -45,7 +45,8 @@ class Table:
         frequency: name of the time step.
         season: season length in steps; 1 if there is no season.
         remarks: texts about how the file was read, and about all repairs and omissions.
-        covariates: names of the columns whose future values are known; with a calendar, the last counts holidays.
+        covariates: names of the columns whose future values are known. With a calendar, the last column is the number
+            of holidays in each time step.
         calendar: the public holidays, if they are used.
     """
 

@@ -133,7 +133,7 @@ class Reading:
 
 
 def normalised(cell: str) -> str:
-    """Return a cell in lower case, without a weekday before the date. Of an interval, return only the beginning."""
+    """Return a cell in lower case, without a weekday before the date. For an interval, return only its beginning."""
     text = PREFIX.sub("", cell.strip().lower().replace("\xa0", " "), count=1)
     return INTERVAL.split(text, maxsplit=1)[0]
 

@@ -107,7 +107,7 @@ class References:
 
 
 def references(splits: Sequence[Split], season: int, horizon: int, seconds: float) -> References:
-    """Return at most MAX_WINDOWS test windows, and their forecasts by seasonal naive and ETS.
+    """Return at most MAX_WINDOWS test windows, and the seasonal naive and ETS forecasts for these windows.
 
     If all series together have more windows, only some series are used. ``seconds`` is the time limit of ETS.
     """

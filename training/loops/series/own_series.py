@@ -119,8 +119,8 @@ def read(options: Options, horizon: int) -> OwnSeries:
 def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version) -> store.SeriesTraits:
     """Return the traits of the series: season, kind of values, effects of covariates, and yearly pattern.
 
-    The effects of covariates may be additive or proportional. The yearly pattern may be removed or kept. For both, the
-    choice with the lower validation loss of the base version is returned.
+    The effects of covariates may be additive or proportional. The yearly pattern may be removed or kept. For each of
+    these two decisions, the choice with the lower validation loss of the base version is returned.
     """
     values = np.concatenate([split.series.values[split.series.known] for split in splits])
     integer = bool((values % 1 == 0).all())

@@ -120,7 +120,7 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
 
 
 def references(options: Options, own: OwnSeries) -> results.References:
-    """Return the report's forecasts of the methods without a network. ETS takes at most a tenth of ``--minutes``."""
+    """Return the report's forecasts of methods that need no network. ETS takes at most a tenth of ``--minutes``."""
     seconds = MAX_ETS_SECONDS if options.minutes is None else min(MAX_ETS_SECONDS, 6 * options.minutes)
     return results.references(own.splits, own.table.season, own.horizon, seconds)
 

@@ -37,7 +37,7 @@ MAX_VALIDATION_FORECASTS = 1000
 
 
 def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str] | None) -> None:
-    """Read the table, fine-tune, measure, fine-tune again on all rows, and publish."""
+    """Read the table, fine-tune a network, measure it, fine-tune a second network on all rows, and publish it."""
     own = read(options, config.horizon)
     report(own.table)
     run = Run(options, config, argv, own.sha256)
@@ -59,7 +59,8 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
 def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) -> WindowSampler:
     """Return a sampler of training windows. ``ends``: position of the first unused value of each series.
 
-    The effect of covariates and the yearly pattern are removed from the values.
+    The sampler draws from values without two components, which are subtracted: the effects of covariates, and the
+    yearly pattern.
     """
     parts = [(split.series, end) for split, end in zip(own.splits, ends, strict=True)]
     pasts = [series.values[:end] for series, end in parts]

@@ -80,8 +80,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Compute the same as ``network(characters, state)``, but with dropout outside the recurrence.
 
-    Characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary] and the state after the last character.
-    ``bfloat16``: whether a ``StackedRNN`` computes its matrix products in bfloat16.
+    Takes characters [N, T] and a state [N, layers, hidden]. Returns logits [N, T, vocabulary] and the state after the
+    last character. ``bfloat16``: whether a ``StackedRNN`` computes its matrix products in bfloat16.
     """
     if isinstance(network, StackedRNN):
         return _stacked(network, characters, state, dropout_probability, bfloat16)

@@ -157,7 +157,7 @@ def fit(
     refit: bool = False,
     teachers: Teachers | None = None,
 ) -> tuple[Any, tuple[int, int]]:
-    """Train a network. Return the averaged network, the number of steps that led to it, and the number of all steps.
+    """Train a network. Return the averaged network, and a pair: its number of steps, and the number of all steps.
 
     Args:
         validation: the characters [N] of each part that is held out; ``window`` characters are evaluated at a time.
@@ -231,7 +231,7 @@ def fit_again(
 
 
 def _begin(run: Run, trainer: Trainer) -> None:
-    """Set the initial states of the network and of its teachers, which are parts of the checkpoint."""
+    """Set the initial states of the network and of its teachers. These states are parts of the checkpoint."""
     rows = trainer.config.batch // distributed.world_size()
     run.tensors["state"] = trainer.network.zero_state(rows)
     states = trainer.teachers.zero_states(rows) if trainer.teachers else []
