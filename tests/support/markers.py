@@ -12,7 +12,7 @@ STARTERS = {"subprocess", "support.processes", "multiprocessing"}  # modules who
 
 
 def starts_processes(item: pytest.Item) -> bool:
-    """Return whether a test, one of its fixtures, or a function of its file that they call uses ``STARTERS``."""
+    """Return whether a test uses ``STARTERS``, directly, in a fixture, or in a function of its file that it calls."""
     definitions = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
     functions = [getattr(item, "function", None), *(each.func for fixtures in definitions for each in fixtures)]
     visited: set[types.CodeType] = set()

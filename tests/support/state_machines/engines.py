@@ -47,7 +47,7 @@ class EngineMachine(VirtualMachine):
         self.closing: asyncio.Task[None] | None = None
 
     def waiting(self) -> Counter[str | None]:
-        """Return the rows of each caller in the queue."""
+        """Return the number of queued rows for each caller."""
         raise NotImplementedError
 
     def check_result(self, request: Request) -> None:
@@ -138,7 +138,7 @@ class EngineMachine(VirtualMachine):
         assert self.engine._admission._waiting_by_caller == {key: count for key, count in waiting.items() if key}
         assert len(self.pool.jobs) <= 1
         assert self.engine.load[1] <= self.max_running
-        assert bool(self.pending()) <= bool(self.pool.jobs), "somebody waits, but nothing is computed"
+        assert bool(self.pending()) <= bool(self.pool.jobs), "a request waits, but nothing is computed"
 
     def finish(self) -> None:
         for _ in counted(20_000):

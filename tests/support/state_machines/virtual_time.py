@@ -19,7 +19,7 @@ from app.engine.admission import current_caller
 from app.engine.executor import Executor
 
 RUNS = int(os.environ.get("MODEL_RUNS", "0"))  # number of runs of each machine; `make model-check` sets MODEL_RUNS
-MAX_ITERATIONS = 10_000  # iterations of the event loop at the same time; more iterations mean an endless loop
+MAX_ITERATIONS = 10_000  # iterations of the event loop while the time stands still; more mean an endless loop
 
 
 def run_machine(machine: Callable[[], RuleBasedStateMachine], runs: int) -> None:
