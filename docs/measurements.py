@@ -51,7 +51,7 @@ the best of several seeds. The table states how often the test part was read for
 |---|---|
 | `shakespeare-rnn@2` and `@3`, `series-lstm@1`, `mnist-cgan`, `mnist-gan`, `mnist-judge` | one |
 | `shakespeare-rnn@4` | one, after the network was chosen from two networks on validation data. After that, the test part was also read once for the other network |
-| `shakespeare-rnn@5` | one more than `@4`, whose layers it has. The temperature of its logits was fitted to validation data |
+| `shakespeare-rnn@5` | the readings of `@4`, and one more. In version 5, the logits of version 4 are divided by a temperature that was fitted to validation data |
 | `series-lstm@2` | two, with the same weights. Before the second reading, a change of the code set negative limits of intervals to 0. Before this change, the MSIS was 5.43 (hourly) and 15.78 (weekly) |
 | `cifar10-lenet` | two: for a training with batch size 128 (accuracy 0.742), and for the published training with batch size 512, which is faster |
 | `sine-lstm` | two: before and after a change of the code that computes the forecasts of 50 steps in one call. The figures were the same |
@@ -72,14 +72,14 @@ Xeon. For this figure, a classifier is trained on generated images, and rounding
 are the same on both processors.
 
 The main figure of an image generator is its Fréchet distance divided by a floor. The Fréchet distance compares two sets
-of images in the features of the reference classifier `mnist-judge`. The floor is the distance between real images that
-this classifier has not seen and the test images. For `mnist-cgan`, the ratio is 5.39 / 4.92 = 1.10. The floor has a
-standard error of 0.50 (jackknife with ten parts), so the ratio has a standard error of 0.11. New cards state the ratio
-and its standard error as `frechet_ratio_unseen` and `frechet_ratio_unseen_spread`.
+of images in the features of the reference classifier `mnist-judge`. The floor is the distance between two sets of real
+images: the test images, and training images that this classifier has not seen. For `mnist-cgan`, the ratio is 5.39 /
+4.92 = 1.10. The floor has a standard error of 0.50 (jackknife with ten parts), so the ratio has a standard error of
+0.11. New cards state the ratio and its standard error as `frechet_ratio_unseen` and `frechet_ratio_unseen_spread`.
 
-The older figure `frechet_ratio` (1.04 before rounding) uses another floor: that of training images, which the classifier
-has seen. For 11 disjoint random sets of 5,000 training images, the mean of this floor is 5.57, and its standard
-deviation is 0.84. The jackknife also estimates 0.84.
+The older figure `frechet_ratio` (1.04 before rounding) uses another floor: the distance between the test images and
+training images that the classifier has seen. For 11 disjoint random sets of 5,000 training images, the mean of this
+floor is 5.57, and its standard deviation is 0.84. The jackknife also estimates 0.84.
 """
 SPEED_HEAD = """
 ### Speed of one thread
@@ -163,7 +163,7 @@ KEY_FIGURES = [
         "make evaluate",
     ),
     KeyFigure(
-        "Fréchet distance of images from `mnist-cgan`, relative to that of real images (standard error 0.11)",
+        "Fréchet distance of `mnist-cgan` to real images, divided by the distance between real images (standard error 0.11)",
         lambda: metric("mnist-cgan", "frechet_distance_5000")() / metric("mnist-cgan", "frechet_floor_5000")(),
         amount("", 2),
         "make evaluate",
