@@ -24,6 +24,9 @@ class Connection(Protocol):
 
 
 def connection(request: Request) -> Connection | None:
-    """Return the connection of a request, or None if the server does not offer one or the client has disconnected."""
+    """Return the connection of a request, or None.
+
+    The result is None if the server offers no direct access, or if the client has disconnected.
+    """
     offered: Connection | None = request.scope.get(CONNECTION)
     return offered

@@ -16,17 +16,19 @@ from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, quote_value
 
 DEADLINE = "quartet.deadline"  # key in the ASGI scope: the request's deadline, in event-loop time
-DISCONNECT_CHECK_SECONDS = 0.02  # without a ``Connection``, disconnects are noticed only after this time
+DISCONNECT_CHECK_SECONDS = 0.02  # without a ``Connection``, a disconnect is noticed after this time at the earliest
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def set_deadline(request: Request, max_seconds: float) -> float:
-    """Set the deadline of a request and return it, in event-loop time. It is at most ``max_seconds`` from now.
+    """Set the deadline of a request, and return this deadline in event-loop time.
+
+    The deadline is at most ``max_seconds`` from now.
 
     The header ``x-request-timeout`` can set an earlier deadline. The deadline is also stored in the ASGI scope, because
-    it limits the time for reading the body.
+    it limits the time for reading the body, too.
 
     Raises:
         BadValue: the header is not a positive, finite number.

@@ -100,4 +100,4 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        raise error  # RequestTelemetry logs and answers it with the request id, which Starlette would not do
+        raise error  # RequestTelemetry logs the error and sends a response; both have the request id

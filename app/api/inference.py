@@ -96,7 +96,7 @@ async def run_inference(request: Request, registry: Registry, inference: Inferen
     The caller must have read the body and checked the queue with the engine's ``admit``.
 
     Raises:
-        BadValue, Overloaded, NotReady, InferenceFailed, OutOfMemory: from the steps and the engine.
+        BadValue, Overloaded, NotReady, InferenceFailed, OutOfMemory: a step or the engine raised this error.
         Overloaded: also raised if all requests together would hold too much memory.
         CallerGone, TimedOut: the client disconnected, or ``deadline`` passed.
     """

@@ -2,8 +2,8 @@
 
 Some endpoints read their bodies and query parameters themselves, so that FastAPI cannot describe these inputs. This
 module adds these descriptions, and also adds shared headers and examples. Every example request succeeds with the
-models of this repository. ``examples/responses.json`` has real responses in a shortened form. There is one response for
-each operation, by its ``operationId``, and one for each kind of error, by schema and status.
+models of this repository. ``examples/responses.json`` has real responses in a shortened form. It has a response for the
+``operationId`` of each operation, and a response for each schema and status of an error.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ BYTES_PER_VALUE = 5  # processing this many bytes or pixels takes as long as pro
 JSON_BYTES = 64 * 1024  # largest size of a JSON body, not counting its prompt or values
 EXTRA_COMMAS = 64  # largest number of commas in a JSON body, not counting its prompt or values
 MAX_FIELDS = 2000  # largest number of fields in all objects of a JSON body together
-MAX_SEED = 2**53  # JSON readers that use doubles keep all smaller integers exact
-CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # allowed charsets of forms, because some other codecs take minutes
+MAX_SEED = 2**53  # JSON parsers that use doubles represent all smaller integers exactly
+CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # allowed charsets of forms; some other codecs take minutes
 PART_BYTES = 2**20  # bytes that are searched in one call, which takes at most 1 ms
 SPOOL_CHUNK_BYTES = 2**20  # bytes that are written at a time, because each write costs a switch to another thread
 
@@ -237,7 +237,7 @@ def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) 
 
 
 def _count(content: bytes, character: bytes) -> int:
-    """Count a character in parts of the body, because the event loop cannot run while a part is searched."""
+    """Count a character in the body. The body is searched in parts, so that the event loop can run in between."""
     if len(content) <= PART_BYTES:  # the usual case
         return content.count(character)
     return sum(content.count(character, start, start + PART_BYTES) for start in range(0, len(content), PART_BYTES))

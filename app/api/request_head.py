@@ -31,7 +31,7 @@ def headers(request: Request) -> dict[bytes, bytes]:
 
 
 def header(request: Request, name: bytes, default: str = "") -> str:
-    """Return the value of the header ``name``, in lower case. If several have this name, the last header counts."""
+    """Return the value of a header. ``name`` must be in lower case. If several headers have this name, use the last."""
     value = headers(request).get(name)
     return default if value is None else value.decode("latin-1")
 

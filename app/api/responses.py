@@ -133,7 +133,7 @@ class ServedModel(ResponseModel):
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     labels: list[str] | None
-    pictures: list[str] = Field(description="files for `/v1/models/{name}/pictures/{file}`")
+    pictures: list[str] = Field(description="names of the picture files, for `/v1/models/{name}/pictures/{file}`")
     broken: list[BrokenVersion] = Field(description="versions that could not be loaded")
     card: Card
 
@@ -212,7 +212,7 @@ def with_model(model: LoadedModel, **rest: Any) -> dict[str, Any]:
 def success_response(
     model: type[BaseModel], content: dict[str, Any] | None = None, description: str = "Success"
 ) -> dict[int | str, dict[str, Any]]:
-    """Return ``responses``, as FastAPI's routes take it, for an endpoint that responds with status 200.
+    """Return the argument ``responses`` of a FastAPI route that responds with status 200.
 
     The response is JSON in the form of the Pydantic class ``model``, or has one of the media types in ``content``.
     """
@@ -220,7 +220,10 @@ def success_response(
 
 
 def file_response(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
-    """Return ``responses`` for an endpoint that responds with a file. Its response class must be ``Response``."""
+    """Return the argument ``responses`` of a FastAPI route that responds with a file.
+
+    The response class of the route must be ``Response``.
+    """
     return {200: {"content": {media_type: {"schema": BINARY}}, "description": description}}
 
 

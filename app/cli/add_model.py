@@ -116,7 +116,12 @@ def _add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tokens", metavar="TENSOR", help="name of the input for characters (default: the only one)")
     group.add_argument("--logits", metavar="TENSOR", help="name of the output with the logits (default: the only one)")
     group.add_argument("--states", type=_names, metavar="A,B", help="names of the inputs for the state")
-    group.add_argument("--next-states", type=_names, metavar="A,B", help="names of the outputs, in the same order")
+    group.add_argument(
+        "--next-states",
+        type=_names,
+        metavar="A,B",
+        help="names of the outputs for the next state, ordered like --states",
+    )
     group.add_argument("--unknown", type=int, help="index that stands for unknown characters (default: 0)")
 
 

@@ -41,12 +41,15 @@ Frequency = Literal[
 
 
 def _level(quantile: float) -> float:
-    """Return the level, in per cent, of the central interval whose bound is the quantile. For the median, it is 0."""
+    """Return the level, in per cent, of the central prediction interval that ends at ``quantile``.
+
+    The level of the median is 0.
+    """
     return round(abs(2 * quantile - 1) * 100, 10)
 
 
 def _check_level(quantile: float) -> float:
-    """Reject a quantile that is so close to 0 or 1 that its interval rounds to 100 per cent."""
+    """Return ``quantile``, or raise an error if ``_level`` would round its level to 100 per cent."""
     if _level(quantile) == 100:
         raise PydanticCustomError("quantile", "Input should be at least 1e-12 away from 0 and from 1")
     return quantile

@@ -30,7 +30,7 @@ log = logging.getLogger("quartet")
 PUBLIC_PATHS = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
 PUBLIC_PREFIXES = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
-# Requests are not counted for this time after a storage error, because each new attempt may take a second.
+# After an error of the storage, the service counts no requests for this time, because each attempt may take a second.
 STORAGE_RETRY_SECONDS = 5.0
 
 
@@ -149,7 +149,7 @@ def document_security(app: FastAPI) -> None:
                     responses["401"] = error_document("Missing or unknown API key.")
         return document
 
-    app.openapi = cache(openapi)  # type: ignore[method-assign]  # as FastAPI's own documentation has it
+    app.openapi = cache(openapi)  # type: ignore[method-assign]  # as FastAPI's documentation recommends
 
 
 def describe_limits(limit: RateLimitItem) -> str:
@@ -170,7 +170,7 @@ def limit_storage(settings: Settings) -> Storage | None:
         return SharedCounters()
     try:
         storage = storage_from_string(f"async+{settings.rate_limit_storage}", wrap_exceptions=True, **REDIS)
-    except Exception as error:  # each storage raises errors of its own, for example for a missing package
+    except Exception as error:  # each storage has different error classes, for example for a missing package
         # The message may quote a part of the password.
         reason = type(error).__name__ if "@" in settings.rate_limit_storage else error
         raise SettingsError(

@@ -12,7 +12,7 @@ from app.api.errors import error_response
 from app.errors import CallerGone, Overloaded
 
 PART_BYTES = 64 * 1024  # larger responses are sent in parts of this size; the server buffers about as much
-MIN_BYTES_PER_SECOND = 64 * 1024  # average speed at which a client must read a larger response
+MIN_BYTES_PER_SECOND = 64 * 1024  # lowest average speed at which a client must read a response above ``PART_BYTES``
 SLOW_SECONDS = 60.0  # added to the time that a response takes at ``MIN_BYTES_PER_SECOND``
 HOLD = "quartet.hold_memory"  # key in the ASGI scope: a function that counts bytes for the request
 

@@ -67,7 +67,7 @@ class FastRoutes:
         await response(scope, receive, send)
 
     def _match_named(self, scope: Scope) -> tuple[APIRoute | None, dict[str, str]]:
-        """Return the route in ``named`` for a path, or None, and the endpoint's arguments.
+        """Return two values: the route in ``named`` that matches the path, or None, and the arguments of its endpoint.
 
         Also set ``path_params`` in the scope.
         """
@@ -86,7 +86,7 @@ class FastRoutes:
         get_scope = {**scope, "method": "GET"}
 
         async def send_with_route(message: Message) -> None:
-            scope["route"] = get_scope.get("route")  # before sending, because the metrics may then count the request
+            scope["route"] = get_scope.get("route")  # set before ``send``, because ``send`` may count the request
             await send(message)
 
         try:

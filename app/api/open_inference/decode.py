@@ -106,7 +106,7 @@ class TensorSpec:
 
 
 def decompress(content: bytes, coding: str, limit: int) -> bytes:
-    """Return a body decompressed if ``coding`` is gzip or deflate, otherwise unchanged.
+    """Return the decompressed body if ``coding`` is gzip or deflate. Otherwise return the body unchanged.
 
     Raises:
         BadValue: the data are not valid in this coding.
@@ -198,7 +198,7 @@ def _decode_raw(content: bytes, only_input: TensorSpec | None) -> DecodedRequest
 
 
 def _decode_input(item: RequestInput, i: int, rest: memoryview) -> tuple[np.ndarray, memoryview]:
-    """Return input number ``i`` as an array, and the binary data that follow it."""
+    """Return two values: input number ``i`` as an array, and the binary data after this input."""
     size = item.parameters.get("binary_data_size")
     if "shared_memory_region" in item.parameters:
         raise BadValue(f"inputs.{i} is in shared memory, which is not supported", "inputs")

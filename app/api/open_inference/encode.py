@@ -15,7 +15,9 @@ from app.errors import BadValue, quote_value
 
 
 def requested_outputs(body: InferenceRequest, specs: Mapping[str, TensorSpec]) -> dict[str, Parameters]:
-    """Return the parameters of each requested output by name. A request without a list of outputs gets all outputs.
+    """Return a dictionary from the name of each requested output to its parameters.
+
+    If the request has no list of outputs, all outputs are requested.
 
     Raises:
         BadValue: an output or a parameter is wrong.

@@ -1,4 +1,4 @@
-"""Triton's generate extension. It generates a text for a JSON request without tensors, at once or as a stream."""
+"""Triton's generate extension. A JSON request without tensors gets one text, as a whole or as a stream."""
 
 from __future__ import annotations
 
@@ -104,7 +104,10 @@ def _fields(body: dict[str, Any], streamed: bool) -> dict[str, Any]:
 def _native_body(
     fields: dict[str, Any], text_request: type[generate_text.GenerateTextRequest]
 ) -> generate_text.GenerateTextRequest:
-    """Return the fields as a body of ``/v1/text/continue``. Raises BadValue, with the field names that were sent."""
+    """Return the fields as a body of ``/v1/text/continue``.
+
+    Raises BadValue, whose message has the field names that the client sent.
+    """
     parameters = {NATIVE_NAMES["max_tokens"] if name == "max_tokens" else name: fields[name] for name in fields}
     prompt = parameters.pop("text_input")
     try:

@@ -25,7 +25,7 @@ CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # the name of every other type i
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """Return the routes ``/v2/models`` and those of one model. ``settings`` has the limits for requests."""
+    """Return the route ``/v2/models`` and the routes of each model. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
     _add_names(routes, registry)
     _add_descriptions(routes, registry, settings)

@@ -40,7 +40,7 @@ DATATYPES = {  # by the data type on the model card
     "string": "BYTES",
 }  # fmt: skip
 Outputs = dict[str, np.ndarray]
-MAX_JSON_VALUES = 2**20  # for imported networks; binary tensors may have more values
+MAX_JSON_VALUES = 2**20  # largest number of JSON values for an imported network; binary tensors may have more
 MAX_LATENT = 1000.0  # standard deviations; larger latents overflow in the network
 PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  # allowed for every model
 

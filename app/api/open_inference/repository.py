@@ -159,7 +159,7 @@ async def _read_body(request: Request, model: type[B], settings: Settings) -> B:
 def _entry(registry: Registry, version: VersionStatus) -> dict[str, str]:
     """Return the entry of a version in the index.
 
-    A version that the first request will load is listed as unavailable, because Triton has no state for it.
+    A version that its first request will load is listed as unavailable, because Triton has no state for such a version.
     """
     reason = version.reason
     if version.state in (VersionState.UNLOADED, VersionState.LOADING):

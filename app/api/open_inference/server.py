@@ -46,7 +46,7 @@ def router(registry: Registry) -> APIRouter:
         },
     )
     async def check_ready() -> Response:
-        """Respond with status 503 if the service is not ready, so that requests should go to another server."""
+        """Respond with status 503 if the service is not ready. Clients should then use another server."""
         ready = not registry.problems()
         content = {"live": True, "ready": ready}
         return Response(orjson.dumps(content), 200 if ready else 503, media_type="application/json")

@@ -49,7 +49,9 @@ PROMPT: dict[str, Any] = {"oneOf": [Text, {"type": "array", "items": {"oneOf": [
 
 
 class StreamOptions(RequestBody):
-    include_usage: bool = Field(False, description="whether a last event has the numbers of characters")
+    include_usage: bool = Field(
+        False, description="whether the stream ends with an event that has the numbers of characters"
+    )
     include_obfuscation: bool = Field(False, description="accepted and ignored")
 
 
@@ -73,8 +75,8 @@ class CompletionRequest(InferenceBody):
         None,
         ge=0,
         le=5,
-        description="if set, the response has the log-probability of each character, and the log-probabilities of this "
-        "number of most probable characters at its position",
+        description="number of most probable characters whose log-probabilities are returned at each position. If this "
+        "field is set, even to 0, the response also has the log-probability of each character of the text.",
     )
     logit_bias: dict[str, Bias] | None = Field(
         None, description="numbers that are added to the logits of characters, by character id", max_length=MAX_BIASES
@@ -93,9 +95,10 @@ class CompletionRequest(InferenceBody):
 
 @dataclass(frozen=True)
 class CompletionChoice:
-    """A text of the response.
+    """One of the generated texts in a response.
 
-    ``echo`` is the prompt if the response repeats the prompt, otherwise empty. ``prompt_log_probs`` belong to ``echo``.
+    ``echo`` is the prompt if the response repeats the prompt, otherwise empty. ``prompt_log_probs`` holds the
+    log-probabilities of the characters in ``echo``, or is None if the request does not ask for them.
     """
 
     text: Continuation
@@ -317,7 +320,10 @@ def _prompt(prompt: Any, vocabulary: Sequence[str]) -> str:
 
 
 def _sampling_options(body: CompletionRequest, predictor: TextGenerator) -> Callable[[], SamplingOptions] | None:
-    """Return a function that makes the options of one text, or None if the request needs none. Raises BadValue."""
+    """Return a function that makes the options of one text. Raises BadValue.
+
+    If the request needs no options, the result is None.
+    """
     presence, frequency = body.presence_penalty or 0.0, body.frequency_penalty or 0.0
     if body.logprobs is None and not body.logit_bias and not presence and not frequency:
         return None

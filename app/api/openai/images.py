@@ -75,7 +75,8 @@ class ImageGenerationInference(Inference[ImageSampler]):
             raise BadValue(f"response_format is {quote_value(body.response_format)}; {allowed}", "response_format")
         if body.size not in (None, "auto", self.size):
             raise BadValue(
-                f"size is {quote_value(body.size)}; {self.predictor.card.name} draws {self.size}, or 'auto'", "size"
+                f"size is {quote_value(body.size)}; {self.predictor.card.name} draws {self.size}; auto is also allowed",
+                "size",
             )
 
     def parse(self) -> list[LatentBatch]:

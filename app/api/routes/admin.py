@@ -99,15 +99,18 @@ class ImportQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     renumber: bool = Field(
-        False, description="whether to give the version the next free number instead of its own", examples=[True]
+        False,
+        description="whether to give the version the next free number instead of its number in the archive",
+        examples=[True],
     )
 
 
 def admin_key(settings: Settings) -> str | None:
-    """Return the admin key from the settings or its file, or None if there is none.
+    """Return the admin key from the settings or from its file, or None if neither is set.
 
     Raises:
-        SettingsError: both are set, the file cannot be read, or the key is too short or not printable ASCII.
+        SettingsError: the key and the file are both set, the file cannot be read, or the key is too short or is not
+            printable ASCII.
     """
     if settings.admin_key and settings.admin_key_file:
         raise SettingsError("QUARTET_ADMIN_KEY and QUARTET_ADMIN_KEY_FILE are both set; set one of them")
@@ -141,7 +144,7 @@ def check_admin_key(sent: str, key: str) -> None:
 
 
 def router(registry: Registry, settings: Settings, key: str) -> APIRouter:
-    """Return the routes under ``/v1/admin``. All require ``key``."""
+    """Return the routes under ``/v1/admin``. All routes require ``key``."""
     routes = APIRouter(prefix=PREFIX, tags=["Administration"], dependencies=[Depends(guard(key))], responses=FAILURES)
     _add_reading(routes, settings.store)
     _add_rollout(routes, registry, settings)

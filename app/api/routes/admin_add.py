@@ -32,7 +32,7 @@ from app.store import TaskName, atomic_files, catalogue
 from app.store.disk_thread import DiskThread
 
 IMPORT_SECONDS = 600.0  # seconds after which an import is stopped
-FLAGS = {  # the value that differs from the default, and the command-line option for this value
+FLAGS = {  # for each field: the value that differs from the default, and the option for this value
     "softmax": (False, "--no-softmax"),
     "standardise": (True, "--standardise"),
     "non_negative": (True, "--non-negative"),

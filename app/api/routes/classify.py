@@ -190,7 +190,10 @@ class ClassifyInference(Inference[ImageClassifier]):
         return self.predictor.open(file.content, self.max_pixels, file.param)
 
     def _open_small(self) -> list[Image.Image]:
-        """Return the opened images if decoding all of them takes no longer than a thread switch, otherwise none."""
+        """Return the opened images if decoding all of them takes no longer than a thread switch.
+
+        Otherwise return an empty list.
+        """
         if sum(len(file.content) for file in self.files) <= SMALL_BYTES and all(
             is_simple_image(file.content) for file in self.files
         ):

@@ -23,7 +23,7 @@ from app.tasks import FORECAST
 from app.tasks.covariates import read_covariates
 from app.tasks.forecasting import AnyForecaster, GlobalForecaster
 
-VALUES_PER_SERIES = 3000  # cost of each series in addition to its values, as a number of values
+VALUES_PER_SERIES = 3000  # parsing a series costs as much as this many values, in addition to its own values
 BYTES_PER_NUMBER = 26  # largest size of a value in JSON
 
 Value = Annotated[float, Field(ge=-1e300, le=1e300)] | None
