@@ -1,4 +1,7 @@
-"""The service. It answers requests with the networks in the model store, which are trained here or imported."""
+"""The web service. It answers requests with the networks in the model store.
+
+The scripts in ``training`` or an import have added these networks to the store.
+"""
 
 import os
 import signal

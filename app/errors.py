@@ -173,7 +173,7 @@ class TooManyVersions(Overloaded):
 
 
 class InferenceFailed(QuartetError):
-    """The network failed on a valid input. A retry would fail again."""
+    """The network failed on a valid input. The same request would fail again."""
 
     code = "inference_failed"
 
@@ -228,14 +228,14 @@ class TooSlow(QuartetError):
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether torch or Python could not allocate memory, on the CPU or on a GPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, for GPUs
+    """Return whether ``error`` means that torch or Python could not allocate memory on the CPU or on a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # raised by torch for GPUs
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's on the CPU
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)  # raised by torch for the CPU
 
 
 def inference_error(message: str, error: Exception) -> QuartetError:
-    """Return the error to send to the caller after a network failed on an input with ``error``."""
+    """Return the error for a caller. ``error`` is the exception that the network raised for the caller's input."""
     message = f"{message} ({type(error).__name__})"
     return OutOfMemory(message) if is_out_of_memory(error) else InferenceFailed(message)
 

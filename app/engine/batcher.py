@@ -108,7 +108,7 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def load(self) -> tuple[int, int]:
-        """The number of waiting rows and of running rows."""
+        """Two numbers: how many rows wait, and how many rows are being computed."""
         return self._admission.waiting, sum(entry.rows for entry in self._running)
 
     def admit(self, rows: int) -> None:

@@ -192,7 +192,7 @@ class Executor:
         return self._free_threads < self._thread_count
 
     def stalled_seconds(self) -> float:
-        """Return the seconds since a thread last started a job if all threads are busy, or 0 if a thread is free.
+        """Return 0 if a thread is free. Otherwise return the seconds since the last start of a job on a thread.
 
         The value grows without limit while all threads hang, even if their callers have left.
         """

@@ -1,4 +1,4 @@
-"""Interfaces through which the engines report measurements, and the trace of one request.
+"""The interfaces through which engines report measurements, and a class for the measurements of one request.
 
 ``app/observability`` implements the interfaces.
 """

@@ -30,10 +30,10 @@ NOTIFY_INTERVAL = 0.0002
 class TextEngine(Generic[Text]):
     """Generates texts with one model. It holds the queue of waiting texts and the list of running texts.
 
-    ``step`` runs on ``executor``. For each given text, it generates one character or reads a part of the prompt. If it
-    raises an error, it must leave the texts unchanged. ``step_seconds`` maps a number of texts to the expected duration
-    of a step in seconds. At most ``max_running`` texts run at the same time, and at most ``queue_rows`` texts wait. A
-    round normally lasts ``normal_budget`` seconds.
+    ``step`` runs on ``executor``. For each given text, ``step`` generates one character or reads a part of the prompt.
+    If ``step`` raises an error, it must leave the texts unchanged. ``step_seconds`` maps a number of texts to the
+    expected duration of a step in seconds. At most ``max_running`` texts run at the same time, and at most
+    ``queue_rows`` texts wait. A round normally lasts ``normal_budget`` seconds.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class TextEngine(Generic[Text]):
 
     @property
     def load(self) -> tuple[int, int]:
-        """The number of waiting texts and of running texts."""
+        """Two numbers: how many texts wait, and how many texts run."""
         return self._admission.waiting, len(self._scheduler.running)
 
     def admit(self, texts: int) -> None:

@@ -93,7 +93,10 @@ class _SeriesStep(nn.Module):
         self.network = network
 
     def forward(self, values: Tensor, hidden: Tensor, cell: Tensor) -> Outputs:
-        """Return the mean [N, 1] of the next values and the next states, given values [N, 1] and states."""
+        """Return three outputs: the mean [N, 1] of the next value of each series, and the next two states.
+
+        ``values`` [N, 1] are the current values. ``hidden`` and ``cell`` are the current states.
+        """
         state = (hidden.transpose(0, 1).contiguous(), cell.transpose(0, 1).contiguous())
         mean, (next_hidden, next_cell) = self.network.steps(values, state)  # type: ignore[operator]
         return {"mean": mean, "next_hidden": next_hidden.transpose(0, 1), "next_cell": next_cell.transpose(0, 1)}

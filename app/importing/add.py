@@ -27,7 +27,7 @@ from app.networks.imported.exported_program import GRAPH, graph_tensor
 from app.store import UNKNOWN_CHARACTER, Card, TaskName, TensorSpec, Version
 from app.tasks import TASKS, speed
 
-TOLERANCE = 1e-4  # allowed difference between the outputs of a row alone and in a batch, relative to the largest output
+TOLERANCE = 1e-4  # relative to the largest output: allowed difference of a row's output alone and in a batch
 LOW_PRECISION_TOLERANCE = 2e-2  # the same for outputs in float16
 TEST_SIZE = 16  # size of each varying dimension in the runs that check a network
 MIDDLE_ROWS = 8  # a batch of this many rows is timed too, besides one row and a full batch

@@ -1,4 +1,7 @@
-"""Compute the memory that a run of an exported program needs from the shapes of its tensors, without running it."""
+"""Compute how much memory a run of an exported program needs.
+
+The result is computed from the shapes of all tensors, without running the program.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +40,13 @@ class MemoryLimit:
     def fit(
         self, shapes: dict[str, list[int | str]], ranges: Mapping[str, tuple[int, int | None]], batch: str | None
     ) -> ImportedSizes:
-        """Return the sizes of the program, with maxima that fit into memory.
+        """Return the sizes of the program. Their maxima are chosen so that a run fits into ``MAX_RUN_BYTES``.
 
         ``shapes`` are the shapes of the inputs. ``ranges`` has, for each varying size, the smallest and largest value
         that the program allows. ``batch`` is the name of the size that counts rows, or None.
 
         Raises:
-            BadProgram: a run with the smallest sizes does not fit, or a step cannot be computed from shapes.
+            BadProgram: a run with the smallest sizes needs too much memory, or the memory of a run depends on values.
         """
         symbols = {str(rule).rpartition("*")[2] for shape in shapes.values() for rule in shape if isinstance(rule, str)}
         limits = {symbol: ranges.get(symbol, (1, None)) for symbol in sorted(symbols - {"?", batch})}
@@ -74,10 +77,12 @@ class MemoryLimit:
             return False
 
     def peak_bytes(self, sizes: ImportedSizes, rows: int) -> int:
-        """Return the peak memory in bytes, without the weights, of a run on ``rows`` rows with the largest sizes.
+        """Return the peak memory of a run on ``rows`` rows with the largest sizes.
+
+        The result is in bytes, and does not include the weights.
 
         Raises:
-            BadProgram: a step cannot be computed from shapes, for example because its size depends on values.
+            BadProgram: the size of a result cannot be determined from shapes alone, because it depends on values.
         """
         shapes = sizes.dummy_shapes(rows, LARGEST_SIZE)
         inputs = {
@@ -96,7 +101,9 @@ class MemoryLimit:
                     step.run(values, keep=True)
             except Exception as error:  # torch raises exceptions of many classes
                 reason = str(error).strip().partition("\n")[0][:200]
-                raise BadProgram(f"operator {step.target!r} cannot be computed from shapes alone: {reason}") from error
+                raise BadProgram(
+                    f"the result size of {step.target!r} is not known from shapes alone: {reason}"
+                ) from error
             for tensor in _tensors([values[slot] for slot in step.written]):
                 counts[_storage(tensor)] = counts.get(_storage(tensor), 0) + 1
                 used += tensor.untyped_storage().nbytes() if counts[_storage(tensor)] == 1 else 0

@@ -35,7 +35,7 @@ def is_onnx_archive(path: Path) -> bool:
 
 
 def read_onnx_archive(path: Path, max_bytes: int) -> dict[str, Tensor]:
-    """Read an archive of one ONNX file and the files of its external data, and return them as tensors of a version.
+    """Read an archive of one ONNX file and its external data. Return the files as the tensors of a version.
 
     Nothing is written to disk. Other entries of the archive are not read.
 

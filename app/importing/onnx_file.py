@@ -13,7 +13,7 @@ from app.importing.pt2_graph import BadProgram, InputSpec
 from app.networks.imported.onnx_format import read_onnx
 from app.networks.imported.onnx_network import EXTERNAL, MODEL, OnnxNetwork
 
-TYPES = {  # of inputs and outputs, by onnxruntime's name
+TYPES = {  # types of inputs and outputs; the keys are onnxruntime's names
     "tensor(bool)": "bool", "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32",
     "tensor(uint64)": "uint64", "tensor(int8)": "int8", "tensor(int16)": "int16", "tensor(int32)": "int32",
     "tensor(int64)": "int64", "tensor(float16)": "float16", "tensor(float)": "float32", "tensor(double)": "float64",
@@ -22,7 +22,7 @@ TYPES = {  # of inputs and outputs, by onnxruntime's name
 
 
 def read_onnx_file(path: Path, max_bytes: int) -> dict[str, Tensor]:
-    """Read an ONNX file and the files of its external data, and return them as tensors of a version.
+    """Read an ONNX file and its external data. Return the files as the tensors of a version.
 
     The files of external data must be in the folder of the ONNX file or below it.
 

@@ -58,7 +58,9 @@ class Program:
 
 
 def read_pt2(file: IO[bytes], max_bytes: int) -> Program:
-    """Read a ``.pt2`` file. Its entries may have at most ``max_bytes`` bytes in total, and the weights as well.
+    """Read a ``.pt2`` file.
+
+    All entries together may have at most ``max_bytes`` bytes. The same limit applies to the weights.
 
     Raises:
         BadProgram, BadArchive: the file is invalid, too large, or contains pickles or native code.
@@ -151,7 +153,7 @@ def _tensors(
     named_values: Mapping[str, tuple[str, str]],
     max_bytes: int,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors by key, and a map from each value of the graph to the key of its tensor.
+    """Return two dictionaries: from keys to tensors, and from each value of the graph to the key of its tensor.
 
     Values with the same payload share a tensor.
     """

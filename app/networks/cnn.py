@@ -262,7 +262,9 @@ class WhitenedNet(Classifier):
         return unsmoothed(scores, self.sizes.label_smoothing) / self.views_temperature
 
 
-BEND = 0.2  # width of the bend in ``unsmoothed``, relative to the probability that label smoothing gives each class
+BEND = (
+    0.2  # width of the hyperbola's bend in ``unsmoothed``, divided by the probability that smoothing gives each class
+)
 
 
 def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:
@@ -296,7 +298,8 @@ def convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     """Apply a convolution with few channels to x [N, C, H, W].
 
     For at most SMALL_BATCH images without gradients on the CPU, this function uses matrix products. With so few images,
-    the set-up of each oneDNN call takes longer than the computation. LeNet then takes 0.62 times as long for one image.
+    the set-up of each oneDNN call takes longer than the computation. For one image, LeNet takes 0.62 times as long as
+    with oneDNN.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) > SMALL_BATCH:
         return convolution(x)
@@ -309,7 +312,7 @@ def halved(x: Tensor) -> Tensor:
     """Return x [N, C, H, W] after max-pooling by 2, as a tensor [N, C, H // 2, W // 2].
 
     For more than SMALL_BATCH images without gradients on the CPU, this function takes the maximum of four strided
-    slices. ``max_pool2d`` takes ten times as long. LeNet then takes half as long for 64 images.
+    slices. ``max_pool2d`` takes ten times as long, so LeNet would take twice as long for 64 images.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) <= SMALL_BATCH:
         return F.max_pool2d(x, 2)

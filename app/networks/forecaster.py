@@ -1,7 +1,7 @@
 """A network that forecasts any series. It reads the last values, and returns quantiles of the next values.
 
-The layers do not depend on the unit of measurement. They read the values minus the level of the series, divided by the
-scale of the series. The scale is the mean absolute seasonal difference, which is the denominator of MASE. The layers
+The layers do not depend on the unit of measurement. They read (value - level) / scale for each value of the
+series. The scale is the mean absolute seasonal difference, which is the denominator of MASE. The layers
 predict the errors of the seasonal naive forecast, which repeats the last season.
 
 If ``smoothings`` is above 0, the layers also read classical forecasts. These are computed by exponential smoothing of
@@ -75,7 +75,7 @@ class Reader(nn.Module):
     The module has no weights. The module computes in float64, and returns the inputs of the layers in float32.
     """
 
-    moments: Tensor  # [context, 3 smoothings]: the weights of exponential smoothing, times 1, age and age squared
+    moments: Tensor  # [context, 3 smoothings]: the weights of exponential smoothing, multiplied by 1, age and age²
     decayed: Tensor  # [horizon, smoothings]: the sum of the decaying slopes up to each step
 
     def __init__(self, sizes: ForecasterSizes) -> None:

@@ -58,7 +58,7 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
     def forward(self, grey: Tensor) -> Tensor:
-        """Return logits [N] of being real, given grey values [N, ...] in [-1, 1]."""
+        """Return logits [N] of the probability that an image is real, given grey values [N, ...] in [-1, 1]."""
         return self.layers(grey.flatten(1)).squeeze(1)
 
 
@@ -149,7 +149,10 @@ class ConditionalDiscriminator(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, grey: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [N] of being real, and class logits [N, classes], given images in [-1, 1] and labels [N]."""
+        """Return two tensors: logits [N] of the probability that an image is real, and class logits [N, classes].
+
+        ``grey`` are images in [-1, 1], and ``labels`` [N] are their classes.
+        """
         x = F.leaky_relu(self.conv1(grey), 0.2)  # [N, 32, 14, 14]
         x = F.leaky_relu(self.conv2(x), 0.2)  # [N, 64, 7, 7]
         x = F.leaky_relu(self.conv3(x), 0.2)  # [N, 128, 4, 4]

@@ -178,7 +178,7 @@ class Metrics:
         return await self._read(seconds, generate_latest, self)
 
     async def totals(self, seconds: float) -> dict[tuple[str, str, str], float]:
-        """Return the value of each metric that has a version, by metric, model and version, summed over all workers.
+        """Return the sum over all workers of each metric of a version. The keys are metric, model and version.
 
         Histograms have values for their count and sum, but not for their buckets.
 

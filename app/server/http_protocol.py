@@ -37,7 +37,7 @@ FRAMING_BYTES = 512 * 1024  # chunk sizes and extensions may have this many byte
 DRAIN_BYTES = 64 * 2**20  # largest size of the rest of a body after its request was answered
 SLICE_BYTES = 16 * 1024  # number of bytes that are parsed at a time
 SMALL_SLICE_BYTES = 1024  # the same while the chunks of a body are small; parsing a slice takes about 0.2 ms
-SMALL_SLICE_SECONDS = 0.001  # from one small slice to the next, so that they take a fifth of the event loop's time
+SMALL_SLICE_SECONDS = 0.001  # between the starts of two small slices, which thus take a fifth of the loop's time
 SMALL_CHUNK_BYTES = 16  # chunks are small if they have fewer bytes than this on average, with their size lines
 MAX_PIPELINED = 128  # largest number of requests that wait for earlier responses on the same connection
 
@@ -73,7 +73,9 @@ class LimitExceeded(Exception):
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's httptools protocol with limits on bytes and time in each state, and on the time of unread responses.
+    """uvicorn's httptools protocol with limits on the bytes and the time of each state of a connection.
+
+    The time that a response waits for the client to read it is limited, too.
 
     The time limit of a state applies only while the server waits for data from the client. While a request of the
     connection is being answered, only the time limit of ``TRAILER`` applies. The application limits the bytes of a body

@@ -9,11 +9,14 @@ import os
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
-M_ARENA_MAX = -8  # of glibc's mallopt
+M_ARENA_MAX = -8  # number of an option of glibc's mallopt
 
 
 def cores(cgroup: Path = CGROUP) -> int:
-    """Return the number of usable cores, by CPU affinity and the container's quota (cgroup v2 ``cpu.max``, or v1)."""
+    """Return the number of cores that this process may use.
+
+    CPU affinity and the container's quota (cgroup v2 ``cpu.max``, or cgroup v1) limit this number.
+    """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     v1 = [word for name in ("quota", "period") for word in _words(cgroup / "cpu" / f"cpu.cfs_{name}_us")]
     quota, period = [*(_words(cgroup / "cpu.max") or v1), "", ""][:2]

@@ -264,7 +264,10 @@ class WorkerServer(Server):
             self._send_status()
 
     def _send_status(self, *lines: str) -> None:
-        """Send the numbers of connections received and ended since the last report, and then the status lines."""
+        """Send two numbers and the status lines ``lines`` to the supervisor.
+
+        The numbers are the connections received and the connections ended since the last report.
+        """
         received, closed = self._received, self._closed
         with contextlib.suppress(OSError):
             self._channel.send("".join(f"{line}\n" for line in (f"got {received}", f"left {closed}", *lines)).encode())
@@ -283,7 +286,7 @@ class WorkerServer(Server):
             self._report_load()
 
     def _accept(self) -> bool:
-        """Receive messages with new connections or requests to close connections. Returns whether there were any."""
+        """Receive messages with new connections or requests to close connections. Returns whether any message came."""
         loop = asyncio.get_running_loop()
         try:
             content, descriptors, _, _ = socket.recv_fds(self._channel, 256, 16)

@@ -48,7 +48,7 @@ class LoadedModel(Generic[P]):
     explainer: Batcher[Any, Any] | None = None  # computes ``predictor.explain`` in batches, if it exists
     tensors: Batcher[Any, Any] | None = None  # computes requests that consist of tensors, for imported text models
     bytes: int = 0  # size of the weights
-    last_used_at: float = 0.0  # time of the last request or of loading, on time.monotonic's clock
+    last_used_at: float = 0.0  # time.monotonic() at the last request, or at loading if there was no request
 
     @property
     def id(self) -> str:
@@ -71,7 +71,8 @@ class LoadFailure:
         reason: the error message.
         files: sizes and modification times of the version's files when they were read. If they change, the version is
             loaded again.
-        retry_at: when the version is loaded again even if its files are unchanged, on ``time.monotonic``'s clock.
+        retry_at: a time on the clock of ``time.monotonic``. After this time, the version is loaded again even if its
+            files have not changed.
     """
 
     name: str
@@ -124,7 +125,8 @@ PreparedModels = dict[VersionKey, PreparedModel]
 class Loader:
     """Loads versions for one process, with the device, the executor and the settings of the process.
 
-    ``prepared`` are versions that the supervisor loaded before it forked this process. Each is used at most once.
+    ``prepared`` are versions that the supervisor loaded before it forked this process. Each of them is used at most
+    once.
     """
 
     settings: Settings
@@ -134,7 +136,7 @@ class Loader:
     prepared: PreparedModels = field(default_factory=dict)
 
     def load(self, name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
-        """Load a version, verify it and warm it up. Returns the failure if that is impossible. Never raises.
+        """Load a version, verify it and warm it up. Returns a failure if one of these steps fails. Never raises.
 
         ``in_background`` lowers the priority of this thread permanently, so that requests for other versions are not
         delayed.

@@ -1,4 +1,7 @@
-"""Determine which versions of each model should be served, and which versions to load, publish and evict for this.
+"""Determine which versions of each model should be served.
+
+To serve these versions, the registry loads, publishes and evicts versions. This module chooses the versions for each of
+these three actions.
 
 To publish a version set means to use it for requests. A resident version stays in memory even without requests. The
 active, canary and previous version of each model are resident. All functions here are pure.
@@ -24,7 +27,10 @@ VersionSets = Mapping[str, VersionSet]  # by model name
 
 
 def desired_versions(snapshot: StoreSnapshot, failed: Collection[VersionKey]) -> dict[str, VersionSet]:
-    """Return the desired version set of each model in the store, without the versions that ``failed`` to load."""
+    """Return the desired version set of each model in the store.
+
+    The sets do not contain the versions in ``failed``, which could not be loaded.
+    """
     failed_numbers: dict[str, set[int]] = {}
     for name, number in failed:
         failed_numbers.setdefault(name, set()).add(number)
@@ -143,7 +149,7 @@ def versions_to_replace(
 def check_defaults(
     defaults: Mapping[TaskName, str], card: Callable[[str], Card | None]
 ) -> tuple[dict[TaskName, str], list[str]]:
-    """Return the valid default models, and the reasons why the other defaults are invalid.
+    """Return two values: the valid default model of each task, and the reasons why other default models are invalid.
 
     A default is invalid if the model is for another task. ``card`` returns the card of a model's active version.
     """

@@ -24,12 +24,15 @@ class VersionSet:
     active: int | None  # serves requests without a version number, except the share of the canary
     previous: int | None  # becomes active after a rollback if there is no canary
     canary: int | None = None
-    share: float = 0.0  # of the canary in the requests without a version number, in per cent
+    share: float = 0.0  # per cent of the requests without a version number that the canary gets
     unloaded: tuple[int, ...] = ()  # versions of an unloaded model, served when it is loaded again
 
     @classmethod
     def build(cls, name: str, stored: Sequence[int], rollout: Rollout, failed: Collection[int]) -> VersionSet:
-        """Determine the set from the stored versions, the rollout, and the versions that ``failed`` to load."""
+        """Return the version set of a model.
+
+        ``stored`` are the versions in the store. ``failed`` are the versions that could not be loaded.
+        """
         available = [number for number in stored if number not in failed and number not in rollout.retired]
         retired = tuple(rollout.retired)
         if rollout.unloaded:

@@ -1,4 +1,4 @@
-"""Export a version as a zip archive of the files in its folder, and import it into another store.
+"""Export a version as a zip archive of the files in its folder, and import the archive into another store.
 
 An imported archive may contain only the files that a version has. Archives with links, with entries in folders, or with
 too many bytes are rejected. The version is verified before it becomes visible in the store.
@@ -126,7 +126,9 @@ def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> No
         return  # not a zip archive; ``zipfile`` raises an error when it opens the file
     sizes = list(struct.unpack_from("<I", tail, end + 12))
     locator = end - LOCATOR_BYTES
-    if tail[max(0, locator) : end].startswith(b"PK\6\7"):  # zip64: its record is before the locator or at its offset
+    if tail[max(0, locator) : end].startswith(
+        b"PK\6\7"
+    ):  # zip64: its record is before the locator, or at the offset in the locator
         sizes = []
         (offset,) = struct.unpack_from("<Q", tail, locator + 8)
         file.seek(min(offset, length))

@@ -56,11 +56,11 @@ class ImageClassifier(ImageDecoder):
         return rows
 
     def explain(self, items: Sequence[Tensor]) -> list[tuple[list[float], np.ndarray]]:
-        """Return the probabilities [classes] of each image, and a heat map [h, w], 0 to 1, for its most likely class.
+        """Return two values for each image: its probabilities [classes], and a heat map [h, w] for its likeliest class.
 
-        The heat map is computed by Grad-CAM (Selvaraju et al. 2017). The heat map is a weighted sum of the feature
-        maps. The weight of a feature map is the mean gradient of the class score with respect to the map. Negative
-        values of the sum become 0, and its maximum is scaled to 1.
+        The values of the heat map are from 0 to 1. It is computed by Grad-CAM (Selvaraju et al. 2017), as a weighted
+        sum of the feature maps. The weight of a feature map is the mean gradient of the class score with respect to the
+        map. Negative values of the sum become 0, and its maximum is scaled to 1.
         """
         pixels = torch.stack(list(items)).to(self.device)
         with torch.no_grad():

@@ -24,11 +24,11 @@ Array = np.ndarray
 
 
 def differences(values: Array, inputs: Array, season: int, known: KnownCovariates) -> tuple[Array, Array, Array]:
-    """Return the arrays for the regression of ``values`` [T] on ``inputs`` [T + ahead, K].
+    """Return three arrays for the regression of ``values`` [T] on ``inputs`` [T + ahead, K].
 
-    The first array contains the regressors [T + ahead, K]. The other arrays contain the changes from one season to the
-    next, for the regressors [T - season, K] and for the values [T - season]. The values are first divided by their mean
-    absolute value.
+    The first array contains the regressors [T + ahead, K]. The second array contains the changes of the
+    regressors [T - season, K] from one season to the next. The third array contains these changes of the values
+    [T - season]. The values are first divided by their mean absolute value.
 
     A regressor is a standardised covariate. If ``known.proportional`` is true, the covariate is multiplied by the usual
     absolute value of the series at the same position in the season.

@@ -252,9 +252,9 @@ class GlobalForecaster:
 def _without_effects(
     series: np.ndarray, traits: SeriesTraits, season: int, covariates: np.ndarray | None, gap: int, horizon: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Subtract the effect of ``covariates`` [T + gap + horizon, K] and the yearly pattern from a series [T].
+    """Subtract two parts from a series [T]: its yearly pattern, and the effect of covariates [T + gap + horizon, K].
 
-    Returns the remaining series [T], and the values [horizon] to add to its forecast, or None if there are none.
+    Returns the remaining series [T], and the values [horizon] to add to its forecast (None if nothing was subtracted).
     """
     added = None
     if traits.known and covariates is not None:
@@ -324,8 +324,8 @@ class WindowForecaster:
     def _units(self, series: np.ndarray) -> tuple[float, float]:
         """Return the location and scale that standardise a series [T].
 
-        A series similar to the training series gets the location and scale of the training series. The mean of a window
-        that is shorter than a period would be misleading. Other series get their own mean and deviation.
+        A series similar to the training series gets the location and scale of the training series, because the mean of
+        a window that is shorter than a period would be misleading. Other series get their own mean and deviation.
         """
         if series.min() == series.max():
             return float(series[0]), 0.0
@@ -336,7 +336,7 @@ class WindowForecaster:
         return float(unit.mean() * largest), float(unit.std(ddof=1) * largest)
 
     def predict(self, items: Sequence[ScaledSeries]) -> list[np.ndarray]:
-        """Return the mean [horizon] of each forecast. It equals the median, as errors are assumed symmetric."""
+        """Return the mean [horizon] of each forecast. The mean equals the median: errors are assumed symmetric."""
         with torch.inference_mode():
             location = np.array([item.location for item in items])
             scale = np.array([item.scale for item in items])
@@ -356,7 +356,7 @@ class WindowForecaster:
         return -NORMAL.inv_cdf(0.5 - level / 200) * self._deviation(item)
 
     def forecast(self, item: ScaledSeries, mean: np.ndarray) -> QuantileForecast:
-        """Convert the result of ``predict`` for an item into a QuantileForecast, assuming normal errors."""
+        """Convert the result of ``predict`` for an item into a QuantileForecast. Errors are assumed to be normal."""
         deviation = self._deviation(item)
         quantiles = np.stack([mean - deviation, mean, mean + deviation], axis=1)
         return QuantileForecast(mean, mean, NORMAL_SCORES, quantiles)
@@ -372,7 +372,7 @@ class WindowForecaster:
         return 1
 
     def seconds(self, items: Sequence[ScaledSeries]) -> float:
-        """Return the expected seconds of a batch, which are proportional to the steps of window plus forecast."""
+        """Return the expected seconds of a batch. The network takes one step for each value read or forecast."""
         steps = self.minimum + max(item.horizon for item in items)
         return self.latency(len(items)) * steps / (self.minimum + DUMMY_HORIZON)
 

@@ -22,10 +22,10 @@ MIN_PROMINENCE, UNUSUAL_MIN_PROMINENCE, UNUSUAL_MIN_CORRELATION = 0.15, 0.25, 0.
 def detect_season(values: np.ndarray) -> int:
     """Return the number of values per season of a series [T] without NaN, or 1 if it has no season.
 
-    The autocorrelation at the season must be significant, as in the M4 competition. At half a season less and half a
-    season more, the autocorrelation must be clearly lower. Slow waves and random walks have a high autocorrelation at
-    all short lags. A season outside ``SEASONS`` must also be a peak of the autocorrelation, and stronger than the
-    seasons in ``SEASONS``.
+    The autocorrelation at the season must be significant, as in the M4 competition. At lags that are half a season
+    shorter or longer, the autocorrelation must be clearly lower. Otherwise slow waves and random walks would count as
+    seasons, because their autocorrelation is high at all short lags. A season outside ``SEASONS`` must also be a peak
+    of the autocorrelation, and stronger than the seasons in ``SEASONS``.
     """
     recent = values[-MAX_VALUES:]
     count = len(recent)
@@ -108,10 +108,10 @@ def fill_missing(values: np.ndarray, season: int) -> np.ndarray:
 
 
 def yearly_pattern(values: np.ndarray, year: float, ahead: int) -> np.ndarray:
-    """Return the yearly pattern [T + ahead] of values [T] and of the steps after them. A year has ``year`` values.
+    """Return the yearly pattern [T + ahead] of a series: for its ``values`` [T], and for the ``ahead`` next steps.
 
-    The pattern is a Fourier series with YEAR_HARMONICS harmonics, fitted along with a linear trend (Harvey and Shephard
-    1993).
+    A year has ``year`` values. The pattern is a Fourier series with YEAR_HARMONICS harmonics, fitted along with a
+    linear trend (Harvey and Shephard 1993).
     """
     steps = np.arange(len(values) + ahead)
     angles = 2 * np.pi * np.outer(steps, np.arange(1, YEAR_HARMONICS + 1)) / year

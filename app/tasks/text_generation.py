@@ -76,7 +76,7 @@ class Continuation:
 
     @property
     def remaining(self) -> int:
-        """The largest number of characters still to be read from the prompt and generated."""
+        """The number of unread characters of the prompt, plus the largest number of characters to be generated."""
         return self.prompt.unread + len(self.uniforms) - self.generated
 
     @property
@@ -175,7 +175,7 @@ class TextGenerator:
         self.reads_many = hasattr(self.steps, "read_many")  # whether it reads many characters at once
         self.initial_state = self.network.zero_state(1)[0]  # [layers, hidden]
         self.min_rows = MIN_ROWS  # smaller batches are padded
-        # Times of a step that generates texts, and of one that only reads prompts. ``warm_up`` measures them.
+        # Times of a step that generates texts, and of a step that only reads prompts. ``warm_up`` measures them.
         self.latency = self.prefill_latency = LatencyModel(PREFILL_SECONDS / MAX_PREFILL, 0.0)
         self.max_prompt_seconds = math.inf
         self._batch: DecodeBatch | None = None
@@ -195,7 +195,7 @@ class TextGenerator:
             )
 
     def parse(self, text: str) -> tuple[Prompt, list[str]]:
-        """Return the prompt of a text, and the sorted characters of the text that are not in the vocabulary.
+        """Return two values: the prompt of a text, and the sorted list of its characters outside the vocabulary.
 
         An empty text becomes a line break, or ``<unk>`` if a line break is not in the vocabulary.
 
@@ -273,7 +273,7 @@ class TextGenerator:
         return hidden[:rows], state[:rows]
 
     def _prompt_log_probs(self, prompts: Sequence[Prompt], hidden: Tensor) -> np.ndarray | None:
-        """Return log-probabilities [M, V] of the next character of the M prompts that record them, None if M = 0."""
+        """Return log-probabilities [M, V] of the next character of the M prompts that record them, or None."""
         rows = [row for row, prompt in enumerate(prompts) if prompt.log_probs]
         return log_probabilities(self._logits(hidden[rows])) if rows else None
 

@@ -119,7 +119,7 @@ class OptionRows:
         self.log_prob_rows = np.array([row for row, _ in records], dtype=np.int64)
 
     def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return log-probabilities, given logits [N, V], for the rows of texts that record them."""
+        """Return the log-probabilities of the rows whose texts record them, given logits [N, V]."""
         return log_probabilities(logits[self.log_prob_rows])
 
     def apply(self, logits: np.ndarray) -> None:

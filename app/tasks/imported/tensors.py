@@ -49,7 +49,7 @@ class TensorPredictor:
         self.latency = LatencyModel(0.0, 0.0)
 
     def parse_tensors(self, arrays: Mapping[str, np.ndarray]) -> TensorRows:
-        """Return the item for a request. Raises BadValue, with the name of the input, if a shape does not fit."""
+        """Return the item for a request. Raises BadValue if the shape of an input does not fit."""
         if problem := self.sizes.problem({name: array.shape for name, array in arrays.items()}):
             name, expected = problem
             raise BadValue(f"input {name!r} has the shape {list(arrays[name].shape)}, expected {expected}", "inputs")
