@@ -1,4 +1,4 @@
-"""Measure how much known columns improve a forecast: forecast the number of hired bicycles with and without weather.
+"""Measure how much known columns improve a forecast: the number of hired bicycles, with and without weather data.
 
     python -m pip install --no-deps "ISLP>=0.6"
     python -m benchmarks.known_columns [--hourly] [--seeds N]

@@ -45,8 +45,8 @@ from benchmarks.support.load import Answer, Request, call, percentile
 from benchmarks.support.servers import ROOT, Server
 
 CALLERS = 2  # number of connections of the normal client
-MAX_RATIO = 5.0  # limit of the p99 during an attack, divided by the p99 before
-MAX_RATIO_AFTER = 2.0  # limit of the p99 after an attack, divided by the p99 before; other programs may disturb both
+MAX_RATIO = 5.0  # largest allowed ratio of the p99 during an attack to the p99 before the attack
+MAX_RATIO_AFTER = 2.0  # largest allowed ratio of the p99 after an attack to the p99 before the attack
 RECOVERY_SECONDS = 10.0
 MEMORY_LIMIT = 2048.0  # MiB, the mem_limit in docker-compose.yml
 SAMPLE_SECONDS = 0.5

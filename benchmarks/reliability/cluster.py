@@ -7,8 +7,8 @@ The test has these parts:
 
 same      send each request to the cluster and to a service without Ray; both answers must be equal
 replica   kill a replica under load; print the statuses of the answers, and the seconds until two replicas run again
-node      kill a node with all its processes under load; print the same figures as for replica
-scaling   wait until load starts a second replica, and until it is removed when only two streams run; print the same
+node      kill a node with all its processes under load; print the same figures as in the part replica
+scaling   wait until load starts a second replica; then run only two streams until it is removed; print these figures
 drain     reduce two replicas to one while both generate long texts; print the number of finished texts
 
 In the printed statuses, 0 stands for an incomplete answer or a refused connection.

@@ -5,8 +5,8 @@
 
 The two answers to a request must be equal. Texts, streams, generated images and error answers must be equal bit by bit.
 Probabilities and forecasts may differ by 1e-4. The program prints a table and a JSON line. For each kind of request,
-the table counts the answers that are equal in this sense, and the answers that are equal bit by bit. If two answers are
-not equal, the exit status is 1.
+the table counts the answers that are equal within these limits, and the answers that are equal bit by bit. If two
+answers are not equal, the exit status is 1.
 """
 
 from __future__ import annotations

@@ -8,11 +8,12 @@ the second load, the callers send requests at a multiple of the rate that was me
 answers. The service must immediately reject the requests that exceed its capacity. The third load is the same as the
 first.
 
-The program prints a table of medians and a JSON line with all rounds. Both contain the goodput (answers per second),
-rejections, other failures, and the latency of answers and of rejections. The first seconds of each load, until all
-slots of the service are in use, do not count for the goodput. The callers use the same cores as the service, so the
-table also shows how many cores the service used. The exit status is 1 in two cases: if the goodput per used core falls
-below 90 % of its value before the overload, or if the 99th percentile of the rejections' latency reaches 20 ms.
+The program prints a table of medians and a JSON line with all rounds. The table and the line contain the goodput
+(answers per second), rejections, other failures, and the latency of answers and of rejections. The first seconds of
+each load, until all slots of the service are in use, do not count for the goodput. The callers use the same cores as
+the service, so the table also shows how many cores the service used. The exit status is 1 in two cases: if the goodput
+per used core falls below 90 % of its value before the overload, or if the 99th percentile of the rejections' latency
+reaches 20 ms.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ SAMPLE_SECONDS = 2.0  # time between two samples of the processes' resources
 SWAPPED_MODEL = "sine-lstm"
 DIFFERENT_REQUESTS = 400  # number of different requests, sent repeatedly
 MAX_GROWTH = 1.0  # limit of the growth of the memory, in MiB per 10,000 requests
-MAX_SLOWDOWN = 1.5  # limit of the latency at the end, divided by the latency at the start; other programs may disturb
+MAX_SLOWDOWN = 1.5  # largest allowed ratio of the latency at the end to the latency at the start
 LONG = Request("/v1/text/continue", b'{"prompt": "a", "max_characters": 4000, "n": 4, "stream": true}')
 
 

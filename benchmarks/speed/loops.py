@@ -1,11 +1,11 @@
-"""The training loops that ``benchmarks.speed.training`` measures: the workshop's loops and Quartet's loops ("ours").
+"""The training loops that ``benchmarks.speed.training`` measures: the workshop's loops and Quartet's loops.
 
 Each loop is an endless generator. In each iteration, it trains for one step, and yields the number of samples in this
 step. A sample is an image (for the GAN, a real image), or a window of a sequence with its next character or value. The
 workshop's loops follow the code of the workshop, with corrections. They use the workshop's batch sizes, optimisers and
-losses, a data loader without worker processes, and a new window for every sample. Our loops run the training steps of
-``training/`` with the workshop presets. Both kinds of loops use the same data, and networks of the same sizes. They
-leave out progress bars, validation, pictures of samples and checkpoints.
+losses, a data loader without worker processes, and a new window for every sample. Quartet's loops run the training
+steps of ``training/`` with the workshop presets. Both kinds of loops use the same data, and networks of the same sizes.
+They leave out progress bars, validation, pictures of samples and checkpoints.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SEED = 0
 RNN_WINDOW = 30  # as in the workshop
 LSTM_WINDOW = 50
 LSTM = LSTM_WORKSHOP
-LSTM_READ = LSTM.window + LSTM.horizon - 1  # number of values that our loop reads for a window
+LSTM_READ = LSTM.window + LSTM.horizon - 1  # number of values that Quartet's loop reads for a window
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Measure training with several processes (DistributedDataParallel) on the CPU.
 
-    python -m benchmarks.speed.processes            # one process of 1 thread, one of 2, two of 1: about four minutes
+    python -m benchmarks.speed.processes            # all networks and layouts, about four minutes
     python -m benchmarks.speed.processes --only cnn --seconds 1 --rounds 1
 
 The benchmark measures training steps with the presets for own data. The batch size is the same for any number of
 processes. With two processes, each takes half of the batch, and the processes average their gradients with gloo. The
-images, characters and series are random. The benchmark does not measure the reading of data, validation and the saving
-of checkpoints.
+images, characters and series are random. The benchmark measures only training steps. It does not
+read data, validate, or save checkpoints.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def shares(lines: Iterable[str]) -> dict[str, float]:
 
 
 async def profile(server: Server, work: Work, callers: int, seconds: float, folder: Path) -> list[float]:
-    """Return requests per second, CPU milliseconds per request, and the share of each layer in per cent."""
+    """Return a list: requests per second, CPU milliseconds per request, then the share of each layer in per cent."""
     await work.warm_up(server, callers)
     assert server.process
     file = folder / "stacks"

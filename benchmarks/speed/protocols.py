@@ -32,7 +32,7 @@ from benchmarks.support.servers import ROOT, Server
 NATIVE = "native"
 CNN, RNN, LSTM, GAN = "cifar10-lenet", "shakespeare-rnn@1", "sine-lstm", "mnist-gan"
 CHARACTERS, HORIZON, DIGITS = 60, 48, 16
-LONG = ("text", "stream")  # our own load generator measures these, because it counts unfinished answers in part
+LONG = ("text", "stream")  # measured without wrk, because wrk ignores unfinished answers
 
 ProtocolRequests = dict[str, Request]  # protocol -> the request of the workload in that protocol
 
@@ -64,7 +64,7 @@ def tensors(model: str, name: str, datatype: str, values: np.ndarray, **paramete
 def works() -> dict[str, ProtocolRequests]:
     """Return the workloads by name.
 
-    Each has a request for every protocol that supports it, the native request first.
+    Each workload has a request for every protocol that supports it. The native request is the first.
     """
     picture = (ROOT / "tests/images/cifar10/0013-horse.png").read_bytes()
     pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).transpose(2, 0, 1)[None]

@@ -13,9 +13,9 @@ how long the operating system runs other processes.
 Each round measures every server once for each number of callers, in rotating order. While one server is measured, the
 other servers are suspended (SIGSTOP). The callers run on the same machine, and keep their connections open. Each caller
 sends its next request when the previous request is answered. If ``wrk`` is installed, it generates the load, except for
-texts and streams, which our own load generator measures. Before a workload is measured, every server must give the same
-answers as Quartet. Quartet ("ours") runs with the settings of ``make serve``. For the rows "in process", one process
-does the work of a server without HTTP: it decodes, computes and encodes whole batches.
+texts and streams. The load generator in ``benchmarks/support/load.py`` measures these. Before a workload is measured,
+every server must give the same answers as Quartet. Quartet ("ours") runs with the settings of ``make serve``. For the
+rows "in process", one process does the work of a server without HTTP: it decodes, computes and encodes whole batches.
 
 The table shows medians over the rounds. "CPU s/s" is the number of CPU seconds that all processes of a server use per
 second. The memory is the sum over all processes of a server: the PSS (shared pages count once) or the RSS.

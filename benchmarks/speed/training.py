@@ -1,12 +1,13 @@
-"""Compare the speed of the workshop's training loops with the speed of Quartet's loops ("ours"), on the CPU.
+"""Compare the speed of the workshop's training loops with the speed of Quartet's loops on the CPU.
 
     python -m benchmarks.speed.training                             # all four networks, about four minutes
     python -m benchmarks.speed.training --only rnn --seconds 1      # one network, short
 
 The loops are in ``benchmarks/speed/loops.py``. The workshop's loops read a whole window of a text or series to predict
-one value, and the windows overlap. Our loops read each character or value once, and predict the next value after each
-of them. Therefore the program also prints, below the table, the number of values that each loop reads per second. This
-benchmark only measures speed. The model cards state how well the networks learn.
+one value, and the windows overlap. Quartet's loops read each character or value once, and predict the next value after
+each of them. Therefore the program also prints, below the table, the number of values that each loop reads per second.
+The table calls Quartet's loops "ours". This benchmark only measures speed. The model cards state how well the networks
+learn.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from training.run import configure_cpu
 
 @dataclass(frozen=True)
 class Speed:
-    """Samples per second over all rounds."""
+    """Samples per second: the median, minimum and maximum over all rounds."""
 
     median: float
     minimum: float
@@ -42,8 +43,8 @@ class Speed:
 class Result:
     """The speeds of both loops of a network.
 
-    ``ratio`` is the median speed of our loop divided by that of the workshop's loop, in samples per second.
-    ``read_ratio`` is the same ratio in values read per second.
+    ``ratio`` compares the samples per second: it is the median of Quartet's loop divided by the median of the
+    workshop's loop. ``read_ratio`` compares the values read per second in the same way.
     """
 
     samples: str
@@ -117,7 +118,7 @@ def rows(name: str, result: Result) -> str:
 
 
 def remarks(results: dict[str, Result]) -> list[str]:
-    """Return a line with the values read per second, for each network whose values are not its samples."""
+    """Return the values read per second as text: one line for each network whose samples have several values."""
     lines = []
     for name, result in results.items():
         pair = PAIRS[name]
@@ -140,7 +141,7 @@ def hardware() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Measure the speed of the workshop's training loops and of ours, in alternation."
+        description="Measure the speed of the workshop's training loops and of Quartet's loops, in alternation."
     )
     parser.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each loop (default: %(default)s)")

@@ -1,8 +1,8 @@
 """Load generators. Each caller sends its next request when its previous request is answered.
 
-There are two load generators: the program ``wrk``, which needs less CPU time, and our own. Our own load generator
-records when each part of an answer arrives, so it always measures streams and long answers. ``wrk`` is used for other
-requests, if it is installed.
+There are two load generators: the program ``wrk``, and the functions of this module. The functions of this module
+record when each part of an answer arrives, so they always measure streams and long answers. For other requests, ``wrk``
+is used if it is installed, because it needs less CPU time.
 """
 
 from __future__ import annotations
@@ -281,5 +281,5 @@ async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: flo
 
 
 def has_wrk() -> bool:
-    """Return whether ``wrk`` is installed. It uses less CPU time than our own load generator."""
+    """Return whether ``wrk`` is installed. It uses less CPU time than this module."""
     return shutil.which("wrk") is not None

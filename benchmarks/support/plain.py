@@ -2,7 +2,7 @@
 
     QUARTET_STORE=models_store uvicorn benchmarks.support.plain:app --workers 1
 
-The server is written as in a good FastAPI tutorial. It serves the newest version of each model in the store. Requests
+The code is as simple as in a FastAPI tutorial. The server uses the newest version of each model in the store. Requests
 and answers have Quartet's format. The server checks only the types of the inputs. ``PLAIN_THREADS`` is the number of
 torch threads in each process. By default, torch chooses this number.
 """

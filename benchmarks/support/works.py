@@ -93,7 +93,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Beside(Work):
-    """Classification first alone, and then while ``other_callers`` callers send the workload ``other``.
+    """Measures classification first alone, and then while ``other_callers`` callers send the workload ``other``.
 
     ``name`` is the name of the other workload in the results.
     """
@@ -113,7 +113,7 @@ class Beside(Work):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed(Beside):
-    """Classification first alone, then while texts are generated, and then while all four tasks run."""
+    """Measures classification first alone, then while texts are generated, and then while all four tasks run."""
 
     others: Sequence[Work]
 
@@ -127,7 +127,7 @@ class Mixed(Beside):
 
 @dataclass(frozen=True)
 class PhotoSizes(Work):
-    """Classification of photographs of several sizes, one size after the other. ``model`` is the network."""
+    """Measures how photographs of several sizes are classified, one size after the other. ``model`` is the network."""
 
     model: str = ""
 
@@ -230,7 +230,10 @@ def works(folder: Path) -> dict[str, Work]:
 
 
 def photographs(model: str) -> dict[str, Work]:
-    """Return the workloads that classify JPEG files: 224 pixels by EfficientNet-Lite0, and all sizes by ``model``."""
+    """Return the workloads that classify JPEG files.
+
+    EfficientNet-Lite0 classifies files of 224 pixels, and ``model`` classifies files of all sizes.
+    """
 
     def photos(name: str) -> list[Request]:
         return [Request(f"/v1/images/classify?model={name}", photo(seed), "image/jpeg") for seed in range(10)]
@@ -241,9 +244,9 @@ def photographs(model: str) -> dict[str, Work]:
 
 
 def beside(images: Sequence[Request], others: Sequence[Work], large: Work) -> dict[str, Work]:
-    """Return two workloads that classify images:
+    """Return two workloads that classify images.
 
-    ``mixed`` while other tasks run, ``large`` while large requests run.
+    ``mixed`` classifies while other tasks run. ``large`` classifies while large requests run.
     """
     return {
         "mixed": Mixed(
