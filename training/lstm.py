@@ -252,7 +252,7 @@ def one_step_forecasts(forecaster: WindowForecaster, series: datasets.Sine, star
 def free_running_forecasts(
     forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return 50-step forecasts, and the actual and the noiseless values of these steps. Each array is [origins, 50].
+    """Return three arrays [origins, 50]: forecasts of 50 steps, the actual values, and the values without noise.
 
     An origin is the position of the first forecast value. The origins are start, start + 1, ..., end - 50.
     """

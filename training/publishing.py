@@ -61,7 +61,7 @@ def code_digest() -> str:
 
 
 def commit() -> str:
-    """Return the commit of the git checkout, and whether the code differs from the commit.
+    """Return a text with the commit of the git checkout. The text also says if the code differs from the commit.
 
     Without a git checkout, return ``unknown``.
     """

@@ -147,9 +147,9 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
 
 
 def initial_network(config: RnnConfig, base: store.Version | None, vocabulary: Sequence[str]) -> tuple[RnnConfig, Any]:
-    """Return the network before the training, and the config with the kind and the learning rate that fit to it.
+    """Return the config, with the kind and the learning rate that fit the network, and the network to train.
 
-    The network has the weights of ``base``, or random weights.
+    The network starts from the weights of ``base`` or, without ``base``, from random weights.
     """
     if not base:
         return config, new_network(config, len(vocabulary))

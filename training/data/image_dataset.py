@@ -97,7 +97,7 @@ class ImageDataset:
         )
 
     def split(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the indices of the images for training, validation and testing.
+        """Return three tensors of image indices: for training, for validation and for testing.
 
         A hash of the image or of its group, a number from 0 to 1, decides to which part an image belongs. Images with a
         hash below 0.15 are for testing, and images with a hash from 0.15 to 0.3 are for validation. So the parts are

@@ -164,7 +164,7 @@ def hardware(device: str) -> str:
 
 
 def allowed_difference(card: store.Card, name: str, now_on: str) -> tuple[float, str]:
-    """Return the difference from the card that the processor ``now_on`` may cause in a metric, and the reason."""
+    """Return the largest difference from the card that the processor ``now_on`` may cause, and the reason for it."""
     before_on = card.hardware.partition(", ")[0]
     if name in TRAINED and now_on != before_on:
         return TRAINED[name], f"card: {before_on}, now: {now_on}"

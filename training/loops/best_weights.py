@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class BestWeights:
-    """Keeps the weights with the lowest validation loss so far, this loss, and the number of steps until then.
+    """Keeps the weights with the lowest validation loss so far, this loss, and the number of steps that led to it.
 
     A network soon overfits a small data set, so its last weights may be worse than its earlier weights.
     """

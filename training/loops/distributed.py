@@ -1,8 +1,8 @@
 """Data-parallel training in several processes: ``torchrun --nproc-per-node 2 -m training.cnn --images ...``.
 
 Each process draws the random numbers for the whole batch and trains on its shard of the batch. DistributedDataParallel
-averages the gradients, and batch norms use the statistics of the whole batch. The result therefore equals that of a
-single process with the same batch, except for rounding. In a single process, these functions change nothing.
+averages the gradients, and batch norms use the statistics of the whole batch. The result therefore equals the result of
+a single process with the same batch, except for rounding. In a single process, these functions change nothing.
 """
 
 from __future__ import annotations

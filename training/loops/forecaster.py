@@ -175,7 +175,7 @@ class Trainer:
         return float(distributed.sum_over_ranks(loss.detach())) / distributed.world_size()
 
     def _sample(self, number: int, step: int) -> tuple[Batch, Tensor]:
-        """Return this process's share of a member's windows and of its dropout mask."""
+        """Return this process's part of the windows of a member, and the same part of the member's dropout mask."""
         generator = Generator().manual_seed(derive_seed(self.seed, "member", number, step))
         batch, mask = sample_windows(self.sampler, self.config, self.network.sizes.hidden, generator)
         share = Batch(*(distributed.shard(part) for part in batch)).to(self.device)

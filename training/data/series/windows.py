@@ -115,7 +115,7 @@ class WindowSampler:
     def _gather(
         self, sources: Tensor, seasons: Tensor, series: Tensor, origins: Tensor, past: Tensor, end: Tensor
     ) -> Batch:
-        """Return the ``past`` values before each origin, and the values from the origin to ``end``.
+        """Return a batch of windows: the ``past`` values before each origin, and the values from the origin to ``end``.
 
         All arguments are tensors [N].
         """
@@ -128,9 +128,10 @@ class WindowSampler:
         return Batch(windows[:, : self.context], seasons, windows[:, self.context :], weights)
 
     def _mix(self, batch: Batch, partners: Batch, generator: Generator) -> Batch:
-        """Replace each of the first windows of a batch by a mean of the window and its partner, both normalised.
+        """Return the batch with its first windows replaced: each is the weighted mean of two normalised windows.
 
-        This is TSMixup of Chronos (Ansari et al. 2024).
+        These two windows are the window of the batch and its partner. This method is TSMixup of Chronos (Ansari et al.
+        2024).
         """
         count = len(partners.values)
         weight = 0.5 + 0.5 * torch.rand(count, 1, generator=generator, dtype=torch.float64)

@@ -60,8 +60,8 @@ def measure(forecaster: GlobalForecaster, own: OwnSeries, part: Part = "test") -
 def verdict(metrics: dict[str, Any]) -> tuple[bool, str]:
     """Return whether fine-tuning helped, and a sentence about it. ``metrics``: the metrics on the validation part.
 
-    Fine-tuning helped if the quantile loss is lower than that of the seasonal naive forecast, and lower than that of
-    the base version by a relative difference of at least MIN_IMPROVEMENT.
+    Fine-tuning helped if two conditions hold. The quantile loss is lower than the loss of the seasonal naive forecast.
+    It is also lower than the loss of the base version, by at least the share MIN_IMPROVEMENT of this loss.
     """
     tuned, base, naive = (metrics[f"{prefix}quantile_loss"]["value"] for prefix in ("", "untuned_", "naive_"))
     losses = f"quantile loss {tuned:.3f}; before fine-tuning {base:.3f}, seasonal naive {naive:.3f}"
@@ -175,7 +175,7 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> None
 
 
 def examples(forecaster: GlobalForecaster, own: OwnSeries, part: Part) -> list[Example]:
-    """Return the last horizon of a part of the data, and the forecast for this horizon, for up to eight series."""
+    """Return up to eight examples to plot: for one series each, the last horizon of a part and the forecast for it."""
     result = []
     for split in own.splits[:: -(-len(own.splits) // 8)]:
         end = len(split.series.values) if part == "test" else split.test
