@@ -34,7 +34,7 @@ def make_base(suite: str, mirror: str) -> None:
             shutil.rmtree(root / name, ignore_errors=True)
         copy_python(Path(sys.base_prefix), root / "usr" / "local")
         run("chroot", str(root), "ldconfig")
-        if Path(CERTIFICATES).exists():  # this machine may trust more certificates, such as that of a proxy
+        if Path(CERTIFICATES).exists():  # this machine may trust more certificates, such as the certificate of a proxy
             shutil.copyfile(CERTIFICATES, root / CERTIFICATES.lstrip("/"))
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         environment = f"ENV PATH={path} SSL_CERT_FILE={CERTIFICATES}"

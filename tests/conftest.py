@@ -98,7 +98,7 @@ def serve(tiny_store: Path) -> Serve:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldGenerator]:
-    """Make image generators wait for an event, in services that the test starts after this.
+    """Make image generators wait for an event, in services that the test starts afterwards.
 
     The event is set at the end of the test.
     """
@@ -117,7 +117,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldGenerator]:
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make each text step take at least 5 ms, so that a text of 4,000 characters takes longer than a test's deadline.
 
-    This applies to services that the test starts after this. They need the setting ``inline_seconds=0``.
+    This applies to services that the test starts afterwards. These services need the setting ``inline_seconds=0``.
     """
     step = TextGenerator.step
 

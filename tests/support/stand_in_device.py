@@ -208,7 +208,7 @@ def _fused_lstm_cell(
 def _fused_lstm_cell_backward(
     of_hidden: Tensor | None, of_cell: Tensor | None, before: Tensor, after: Tensor, gates: Tensor, has_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of ``_fused_lstm_cell`` for gates, cell and biases."""
+    """Return the gradients of ``_fused_lstm_cell`` with respect to the gates, the cell state and the biases."""
     i, f, g, o = gates.chunk(4, 1)
     of_hidden = torch.zeros_like(after) if of_hidden is None else of_hidden
     squashed = after.tanh()

@@ -68,7 +68,7 @@ def edited(content: bytes, name: str, edit: Callable[[Any], None]) -> dict[str, 
 
 
 class SmallTransformer(nn.Module):
-    """A causal language model of 11 tokens: token and position embedding, one encoder layer, logits."""
+    """A causal language model with a vocabulary of 11 tokens, position embeddings and one encoder layer."""
 
     def __init__(self, vocabulary: int = 11, longest: int = 32) -> None:
         super().__init__()

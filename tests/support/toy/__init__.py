@@ -1,1 +1,1 @@
-"""A toy architecture for a test. It has the two files that a new architecture adds to app/networks and training."""
+"""A toy architecture for a test. It has the same two files as a new architecture in app/networks and in training."""
