@@ -68,7 +68,7 @@ class Interval(ResponseModel):
 
 
 class SeriesForecast(ResponseModel):
-    mean: list[float] = Field(description="mean of each of the `horizon` steps")
+    mean: list[float] = Field(description="mean of the forecast at each of the `horizon` steps")
     median: list[float]
     intervals: dict[str, Interval] = Field(description="prediction intervals by level in per cent, such as `80`")
     seasonality: int | None = Field(description="number of values per season, as given or detected")

@@ -128,7 +128,8 @@ def _add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, command: Sequence[str] | None = None) -> Card:
     """Import the file ``args.file`` and return the card of the new version. Raises StoreError.
 
-    The model card records ``command``, the arguments of ``python -m app.models``, by default those of this process.
+    The model card records ``command``, the arguments of ``python -m app.models``. By default, ``command`` is the
+    arguments of this process.
     """
     allowed = TASK_OPTIONS[args.task]
     known = {name for names in TASK_OPTIONS.values() for name in names}

@@ -224,7 +224,7 @@ def _diff(args: argparse.Namespace) -> None:
 
 
 def _change(first: Any, second: Any) -> str:
-    """Return the difference of two numbers as text, ``differs`` for other values, or nothing for equal values."""
+    """Return the difference of two numbers as text, ``differs`` for other values, or "" for equal values."""
     if first == second:
         return ""
     if all(isinstance(value, int | float) for value in (first, second)):

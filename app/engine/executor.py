@@ -67,10 +67,10 @@ class Executor:
         self._free_threads = self._thread_count = threads
         self._queue: FairQueue[Ticket] = FairQueue()
         self._pool = ThreadPoolExecutor(threads, name, initializer=lower_priority, initargs=(niceness,))
-        self._started_at: dict[Future[Any], float] = {}  # start of each job on a thread, on time.monotonic's clock
-        self.small_item_at = -math.inf  # when a batcher last took a small item, on time.monotonic's clock
+        self._started_at: dict[Future[Any], float] = {}  # time.monotonic() at the start of each job
+        self.small_item_at = -math.inf  # time.monotonic() when a batcher last took a small item
         self.text_seconds = 0.0  # seconds that all text engines have computed so far
-        self._no_inline_until = -math.inf  # on time.monotonic's clock
+        self._no_inline_until = -math.inf  # until time.monotonic() reaches this value, no job runs inline
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function on a thread.

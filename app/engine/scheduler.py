@@ -19,8 +19,8 @@ from app.engine.futures import set_exception
 from app.engine.observer import RequestTrace
 
 PREEMPT_AFTER = 1.0  # seconds that a text runs before it may be preempted
-# A text is preempted for a shorter waiting text only if its number of remaining characters is more than this many times
-# that of the shorter text.
+# A waiting text preempts a running text only if the running text has more than this many times as many remaining
+# characters as the waiting text.
 PREEMPT_RATIO = 4
 PREEMPT_CHECK_INTERVAL = 0.05  # seconds between two searches for texts to preempt
 

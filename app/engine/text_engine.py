@@ -60,7 +60,7 @@ class TextEngine(Generic[Text]):
         self._reporter: TextReporter[Text] = TextReporter(observer)
         self._run_task: asyncio.Task[None] | None = None
         self._seconds_per_text = 1.0  # moving average of the time from a text's start to its end
-        self._round_ended_at = 0.0  # end of the last round, on time.perf_counter's clock
+        self._round_ended_at = 0.0  # time.perf_counter() at the end of the last round
         self._text_seconds = 0.0  # the executor's ``text_seconds`` at the end of the last round
         self._rejected = 0  # number of rejected requests when the last round began
 

@@ -188,7 +188,7 @@ def _tensors(
 
 
 def _layout(name: str, meta: Mapping[str, Any], size: int) -> tuple[torch.dtype, list[int], list[int], int]:
-    """Return type, shape, strides and offset of a tensor in a file of ``size`` bytes.
+    """Return four values: the type, shape, strides and offset of a tensor in a file of ``size`` bytes.
 
     Raises BadProgram if the tensor is not allowed or does not fit into the file.
     """

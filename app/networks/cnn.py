@@ -251,8 +251,8 @@ class WhitenedNet(Classifier):
         """Return logits [N, classes] from six views of each image, given pixels [N, channels, image, image], 0 to 255.
 
         Three views are the image, the image shifted one pixel up and left, and the image shifted one pixel down and
-        right. The shifted images have reflected edges. The other three views are the mirror images of these. The two
-        unshifted views have half of the weight.
+        right. The shifted images have reflected edges. The other three views are the mirror images of these three
+        views. The two unshifted views have half of the weight.
         """
         wide = F.pad(pixels.to(self.head.weight.dtype), (1, 1, 1, 1), mode="reflect")  # [N, channels, S + 2, S + 2]
         moved = [wide[..., 1:-1, 1:-1], wide[..., :-2, :-2], wide[..., 2:, 2:]]

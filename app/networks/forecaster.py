@@ -60,7 +60,10 @@ class ForecasterSizes:
 
 
 class Reading(NamedTuple):
-    """The inputs of the layers, and the naive forecast and scale that convert their outputs to values of the series."""
+    """The inputs of the layers, the naive forecast and the scale.
+
+    The naive forecast and the scale convert the outputs of the layers to values of the series.
+    """
 
     patches: Tensor  # [N, context / patch, patch * CHANNELS + 3]
     ahead: Tensor  # [N, horizon, features]
@@ -153,7 +156,7 @@ class Reader(nn.Module):
         return torch.cat([mean.expand(-1, len(step), -1), end + slope * step, end + slope * self.decayed], dim=2)
 
     def _ahead(self, x: Tensor, known: Tensor, unit: Tensor, season: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the seasonal naive forecast [N, horizon] and the features of each step, given x [N, context].
+        """Return two tensors: the seasonal naive forecast [N, horizon] of x [N, context], and features of each step.
 
         Most features are the values at the same position of earlier seasons. For series without a season, there are
         also the changes over the same weeks of earlier years.
@@ -182,11 +185,12 @@ class Reader(nn.Module):
 
 
 def _seasonal_profile(x: Tensor, known: Tensor, season: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the seasonal profile [N, context] of x [N, context], and the share of variance [N, 1] that it explains.
+    """Return two tensors: the seasonal profile [N, context] of x [N, context], and a share of variance [N, 1].
 
-    The profile is the mean deviation from the centred moving average over one season, in which recent seasons weigh
-    more. Its index is the number of steps before the last value, modulo the season. The profile is 0 if no full season
-    is known. The variance is that of the series without its trend.
+    The profile is the weighted mean of the deviations from the centred moving average over one season. Recent seasons
+    have larger weights. The index of the profile is the number of steps before the last value, modulo the season. The
+    profile is 0 if no full season is known. The share is the part of the variance that the profile explains, after the
+    trend is removed.
     """
     count = x.shape[1]
     position = torch.arange(count, device=x.device).expand_as(x)
@@ -217,7 +221,7 @@ def _mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _at(x: Tensor, known: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the values of x [N, context] at positions [N, ...], and a mask [N, ...].
+    """Return two tensors: the values of x [N, context] at ``positions`` [N, ...], and a mask [N, ...].
 
     The mask is False where a position is negative, or where ``known`` [N, context] says that the value is missing.
     """
@@ -280,8 +284,8 @@ class Forecaster(nn.Module):
     """One network for all series. It averages the quantiles of its members, which are trained with different seeds.
 
     ``widening`` [2, horizon] has factors for the distance of each quantile from the median, for series without and with
-    a season. It is 1 in networks with ``smoothings``. The intervals of these networks are wider for short series
-    instead, because these networks learned from simulated series, and real series change more.
+    a season. It is 1 in networks with ``smoothings``. Instead, the intervals of these networks are wider for short
+    series. The reason is that these networks learned from simulated series, which change less than real series.
     """
 
     widening: Tensor
@@ -314,9 +318,9 @@ class Forecaster(nn.Module):
         """Return quantiles [N, horizon, QUANTILES] for any horizon.
 
         Each interval is at least as wide as the interval at the same position one season earlier. For steps beyond
-        ``sizes.horizon``, the network reads its own medians as values. The intervals that it returns for these steps
-        would be too narrow. Instead, the widest earlier interval grows with the square root of the distance, as for a
-        random walk.
+        ``sizes.horizon``, the network reads its own medians as values. The intervals that the network returns for these
+        steps would be too narrow. Instead, the widest earlier interval grows with the square root of the distance, as
+        for a random walk.
         """
         own = self.sizes.horizon
         quantiles = self(values, seasons)

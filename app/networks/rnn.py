@@ -48,7 +48,7 @@ class CharacterRNN(nn.Module):
         return self.head(outputs), last.transpose(0, 1)
 
     def steps(self) -> Steps:
-        """Return the network in a form that reads one character per text in each call, which is faster."""
+        """Return a faster form of the network. It reads one character of each text per call."""
         return Steps(self)
 
 
@@ -93,7 +93,7 @@ def _chunk_sizes(rows: int) -> list[int]:
 class Steps:
     """Computes ``CharacterRNN.forward`` for T = 1. Everything that does not depend on the texts is precomputed.
 
-    A table holds the contribution of each character to the first layer, which is its embedding times W_ih, plus both
+    A table holds the input of the first layer for each character: the embedding of the character times W_ih, plus both
     biases.
     """
 
@@ -169,7 +169,7 @@ class StackedRNN(nn.Module):
         return self.head(self.norm(x)), torch.stack(states, dim=1)
 
     def steps(self) -> StackedSteps:
-        """Return the network in a form that reads one character per text in each call, which is faster."""
+        """Return a faster form of the network. It reads one character of each text per call."""
         return StackedSteps(self)
 
 
@@ -219,7 +219,7 @@ def merge_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor
 
 
 def _first_layer(table: Tensor, recurrent: Tensor, pack: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the first layer, which reads rows of ``table`` [vocabulary, hidden], or one-hot rows if packed."""
+    """Return the first layer. It reads rows of ``table`` [vocabulary, hidden], or one-hot rows if ``pack`` is true."""
     if pack:
         return Packed(torch.cat([table.t(), recurrent], dim=1), torch.zeros_like(table[0]))
     return partial(_after_table, recurrent.t())

@@ -1,8 +1,8 @@
 """OpenTelemetry traces of requests and batches.
 
-A request has one span for its whole duration. For each batch with rows of the request, it also has one span for the
-time in the queue and one for the computation. A batch has one span. Texts that are reported together count as a batch.
-OpenTelemetry is imported only if ``QUARTET_OTLP_ENDPOINT`` is set.
+A request has one span for its whole duration. For each batch with rows of the request, the request also has two spans:
+one for the time in the queue, and one for the computation. A batch has one span. Texts that are reported together count
+as a batch. OpenTelemetry is imported only if ``QUARTET_OTLP_ENDPOINT`` is set.
 """
 
 from __future__ import annotations

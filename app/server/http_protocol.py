@@ -203,7 +203,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._stop_write_timer()
 
     def _start_write_timer(self, unsent: int) -> None:
-        """Close the connection later if the client reads too little, because unsent bytes use memory and delay exit."""
+        """Start a timer that closes the connection if the client reads too little.
+
+        Otherwise unsent bytes would use memory, and would delay the exit of the server.
+        """
 
         def check() -> None:
             if (remaining := self._unsent_bytes()) <= max(0, unsent - STALLED_WRITE_BYTES):

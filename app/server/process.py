@@ -59,7 +59,7 @@ def run_service(settings: Settings, create_app: AppFactory) -> int:
 
 
 def plan_workers(settings: Settings) -> tuple[int, int]:
-    """Return the number of workers, and the number of compute threads of each worker.
+    """Return two numbers: the number of workers, and the number of compute threads of each worker.
 
     By default there is one worker for each core, but at most ``MAX_WORKERS`` and only as many as memory allows. The
     workers divide the cores equally. The networks are small, so two threads for one matrix product are slower than two
@@ -142,7 +142,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
             f"QUARTET_WORKERS is {workers}: workers need a folder for shared metrics: {error}"
         ) from None
     with metrics_folder as remove_process:
-        # Requests may take the whole grace period, and then the engines may take it once more; 5 s are a margin.
+        # The requests may take the whole grace period, and the engines may take as long again. 5 s are a margin.
         parent, stop_seconds = os.getpid(), 2 * settings.shutdown_grace_seconds + 5
 
         prepared = preload(worker_settings)

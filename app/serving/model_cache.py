@@ -122,7 +122,7 @@ class ModelCache:
             del self._entries[name, number]
 
     def add(self, model: LoadedModel, is_pinned: Callable[[LoadedModel], bool]) -> None:
-        """Record that a version is ready. Evict other versions while the limit is exceeded, but no pinned versions."""
+        """Record that a version is ready. While the limit is exceeded, evict others that are not pinned."""
         self._entries[model.card.name, model.card.version] = model
         self._observers.for_version(model.card.name, model.card.version).on_loaded(model.bytes)
         log.info("%s is loaded", model.id)

@@ -252,7 +252,7 @@ class Registry:
         The check reads only one small file. A scan reads the whole store, which would delay texts being generated.
 
         Raises:
-            TimedOut: the scan has not ended before ``deadline``, in event-loop time.
+            TimedOut: the scan has not ended before ``deadline``, a time on the event loop's clock.
         """
         version_set = self.version_sets.get(name)
         if version_set is None:
@@ -265,7 +265,7 @@ class Registry:
         """Scan the store now, unless polling is off, and start to load and evict versions accordingly.
 
         Raises:
-            TimedOut: ``deadline``, in event-loop time, has passed.
+            TimedOut: ``deadline``, a time on the event loop's clock, has passed.
         """
         try:
             async with asyncio.timeout_at(deadline):

@@ -54,7 +54,7 @@ class VersionFiles:
 
 @dataclass
 class StoreSnapshot:
-    """The versions of each model, their cards, files and rollouts, and the default models."""
+    """The content of the store at one time: versions, cards, files, rollouts and default models."""
 
     numbers: dict[str, list[int]] = field(default_factory=dict)  # version numbers by model name
     rollouts: dict[str, Rollout] = field(default_factory=dict)

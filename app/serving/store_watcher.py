@@ -41,7 +41,7 @@ class StoreWatcher:
         self._lock = asyncio.Lock()
         self._disk = DiskThread("store")
         self._check_disk = DiskThread("store-check")  # a separate thread, so that checks do not wait for a scan
-        self._scan_started_at = -math.inf  # start of the last scan, on time.monotonic's clock
+        self._scan_started_at = -math.inf  # time.monotonic() at the start of the last scan
 
     async def scan(self) -> None:
         """Read the store into a new ``snapshot``, and log the failures that are new."""

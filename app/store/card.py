@@ -118,7 +118,7 @@ class KnownCovariates(StrictModel):
 
     @property
     def named(self) -> list[str]:
-        """The names of the columns that requests give: all columns except that of the holidays."""
+        """The names of the columns that requests give: all columns except the column with the holidays."""
         names = [column.name for column in self.columns]
         return names[:-1] if self.calendar else names
 

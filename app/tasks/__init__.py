@@ -66,7 +66,7 @@ class ExplainingPredictor(BatchPredictor, Protocol):
 
 
 class SplittingPredictor(BatchPredictor, Protocol):
-    """A predictor whose large items can be computed in parts, with the same result."""
+    """A predictor that can compute a large item in parts. The joined results equal the result of the whole item."""
 
     def split(self, item: Any, rows: int) -> Sequence[Any]:
         """Split an item into parts of at most ``rows`` rows."""

@@ -41,8 +41,8 @@ NORMAL_SCORES = np.array([-1.0, 0.0, 1.0])
 class QuantileForecast:
     """A forecast on the scale of its series: mean [horizon], median [horizon], and quantiles [horizon, Q].
 
-    ``scores`` [Q] are the quantiles of the standard normal distribution at the same levels, in ascending order, with 0
-    for the median. If ``non_negative``, the bounds of intervals are at least 0. If ``integer``, they are rounded.
+    ``scores`` [Q] are the quantiles of the standard normal distribution at the levels of ``quantiles``, in ascending
+    order. ``non_negative`` and ``integer`` say that the bounds of intervals are at least 0, and that they are rounded.
     """
 
     mean: np.ndarray
@@ -102,7 +102,7 @@ class SeriesWindow:
 
 
 def read_values(values: Sequence[float | None], minimum: int, model: str, param: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return a series [T], with NaN for missing values (None), and the positions of the known values.
+    """Return two arrays: the series [T] with NaN for missing values (None), and the positions of the known values.
 
     Raises:
         BadValue: the series is shorter than ``minimum``, or all its values are missing.

@@ -185,7 +185,10 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _factor(image: Image.Image) -> float | None:
-    """Return the factor that scales an image of more than 8 bits per channel to 0 to 255, or None for other images."""
+    """Return the factor that scales the values of an image with more than 8 bits per channel to 0 to 255.
+
+    Return None for other images.
+    """
     if image.mode.startswith("I;16"):
         return 1 / 257
     if image.mode not in ("I", "F"):

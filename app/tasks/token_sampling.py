@@ -67,7 +67,7 @@ class LogProbs:
     top_values: array[float] = field(default_factory=lambda: array("d"))
 
     def likeliest(self, start: int = 0, end: int | None = None) -> Iterator[list[tuple[int, float]]]:
-        """Yield the index and log-probability of the most likely tokens at each position, in descending order."""
+        """Yield one list for each position: the most likely tokens and their log-probabilities, in descending order."""
         count = len(self.top_indices) // len(self.tokens) if self.tokens else 0  # at most V
         for position in range(*slice(start, end).indices(len(self.tokens))):
             row = slice(position * count, (position + 1) * count)

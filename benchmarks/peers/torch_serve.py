@@ -1,7 +1,7 @@
 """The workshop's CNN in TorchServe, with one worker and a batching delay of 1 ms. Needs Java 17.
 
 This file has two purposes. As a program, it packs itself into a model archive and starts TorchServe. The worker of
-TorchServe then loads it from the archive as the request handler.
+TorchServe then loads this file from the archive as the request handler.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.imported                                  # about two minutes
 
-The native version is the one that Quartet trained. The service runs with the settings of ``make serve``. Each round
+The native version is the version that Quartet trained. The service runs with the settings of ``make serve``. Each round
 measures every version once, in rotating order. The column "time" shows the time of a request relative to the native
 version: the request rate of the native version divided by the rate of this version.
 """

@@ -3,10 +3,9 @@
     python -m benchmarks.speed.processes            # all networks and layouts, about four minutes
     python -m benchmarks.speed.processes --only cnn --seconds 1 --rounds 1
 
-The benchmark measures training steps with the presets for own data. The batch size is the same for any number of
-processes. With two processes, each takes half of the batch, and the processes average their gradients with gloo. The
-images, characters and series are random. The benchmark measures only training steps. It does not
-read data, validate, or save checkpoints.
+The benchmark measures training steps with the presets for the data of users. The batch size is the same for any number
+of processes. With two processes, each takes half of the batch, and the processes average their gradients with gloo. The
+images, characters and series are random. The benchmark does not read data, validate, or save checkpoints.
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ def measure(name: str, seconds: float, rounds: int) -> list[Speed]:
 
 
 def row(name: str, result: Sequence[Speed]) -> str:
-    """Return a row of the table. It compares two processes with one process that has one thread or two threads."""
+    """Return a row of the table. The row compares two processes with one process that has one thread or two threads."""
     one, threads, two = result
     cells = [f"{speeds.median:,.0f} ({speeds.minimum:,.0f}–{speeds.maximum:,.0f})" for speeds in result]
     ratios = [f"{two.median / base.median:.2f}" for base in (one, threads)]

@@ -1,12 +1,12 @@
-"""Compare the speed of one and two replicas under Ray Serve with that of one and two workers of the service.
+"""Compare the speed of one and two replicas under Ray Serve with the speed of one and two workers.
 
     python -m benchmarks.speed.replicas                          # the table; needs the extra [ray]
     python -m benchmarks.speed.replicas --only cnn --callers 64  # one kind of work
     python -m benchmarks.speed.replicas --kill --seconds 20      # kill a replica under load and count the answers
 
 Each replica and each worker computes with one thread. With Ray, each request also passes through Ray's proxy and the
-ingress. Ray can use several machines, but this benchmark uses only one. The figures and the conditions are those of
-``benchmarks.speed.serving``.
+ingress. Ray can use several machines, but this benchmark uses only one. The figures and the conditions are the same
+as in ``benchmarks.speed.serving``.
 """
 
 from __future__ import annotations

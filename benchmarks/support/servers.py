@@ -134,7 +134,7 @@ class Server:
     def wait_until_idle(self, seconds: float = 30) -> None:
         """Wait up to ``seconds`` until the server uses no CPU time.
 
-        This is necessary, because its first process may answer before its other processes are ready.
+        The first process of a server may answer before the other processes of this server are ready.
         """
         deadline, before = time.perf_counter() + seconds, self.cpu_seconds()
         while time.perf_counter() < deadline:

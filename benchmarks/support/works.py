@@ -309,7 +309,10 @@ def strong_cnn(folder: Path) -> str | None:
 
 
 def prepare(shipped: Path, folder: Path) -> tuple[Path, str]:
-    """Copy the included store, and add the networks of the benchmark. Return the new store and a text about the RNN."""
+    """Copy the included store, and add the networks of the benchmark.
+
+    Returns the folder of the new store, and a text about the RNN.
+    """
     target = folder / "store"
     shutil.copytree(shipped, target)
     model = newest(shipped, "shakespeare-rnn").card

@@ -16,7 +16,7 @@ class TimeSeriesModelNames(RootModel[list[str]]):
 class TimeSeriesContent(ResponseModel):
     type: Literal["univariate_time_series"]
     name: str
-    mean_forecast: list[float] = Field(description="mean of each of the `horizon` steps")
+    mean_forecast: list[float] = Field(description="mean of the forecast at each of the `horizon` steps")
     frequency: str
     start_timestamp: str | None = Field(description="time of the first forecast value in ISO 8601")
     quantiles: dict[str, list[float]] = Field(

@@ -195,7 +195,7 @@ class CompletionInference(Inference[TextGenerator]):
             yield event({**self.head, "choices": [], "usage": self._usage()})
 
     def _generated(self, choice: CompletionChoice) -> str:
-        """Return the generated text. If max_tokens is 0, the network generates one character, but it is omitted."""
+        """Return the generated text. If max_tokens is 0, omit the single character that the network has generated."""
         return "" if self.body.max_tokens == 0 else choice.text.text
 
     def _choice_size(self, choice: CompletionChoice, start: int, length: int) -> int:

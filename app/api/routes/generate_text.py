@@ -81,7 +81,7 @@ def start_texts(
     make_options: Callable[[], SamplingOptions] | None = None,
     prompt_log_probs: LogProbs | None = None,
 ) -> tuple[list[Continuation], list[str]]:
-    """Return the texts that a request asks for, and the characters of the prompt that the network does not know.
+    """Return two lists: the texts that a request asks for, and the characters of the prompt that are unknown.
 
     The texts are not yet submitted to the engine. ``make_options`` makes the sampling options of each text.
     ``prompt_log_probs`` records the log-probabilities of the prompt.

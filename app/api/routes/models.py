@@ -70,7 +70,7 @@ def _names(registry: Registry) -> list[str]:
 
 
 def _model(registry: Registry, name: str, number: int | None = None) -> dict[str, Any]:
-    """Return the description of a model or of one of its versions, which extends the model object of OpenAI's API."""
+    """Return the description of a model or of one of its versions. It extends the model object of OpenAI's API."""
     broken = [{"version": entry.version, "reason": entry.reason} for entry in registry.failures if entry.name == name]
     card, versions = registry.card(name, number), registry.version_sets.get(name)
     if card is None or versions is None:

@@ -55,7 +55,7 @@ class ImportedSizes:
         return shapes
 
     def problem(self, shapes: Mapping[str, Sequence[int]]) -> tuple[str, str] | None:
-        """Return the first input with a wrong shape, and the expected shape as text, or None if all shapes fit."""
+        """Return the name of the first input with a wrong shape, and the expected shape, or None if all shapes fit."""
         sizes: dict[str, int] = {}
         for name, expected in self.inputs.items():
             shape = shapes[name]

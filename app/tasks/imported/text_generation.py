@@ -55,7 +55,7 @@ class ImportedTextGenerator(TextGenerator):
             self.reads_bytes = True
 
     def parse(self, text: str) -> tuple[Prompt, list[str]]:
-        """Return the prompt of a text, and its unknown characters. A network that reads bytes knows every character."""
+        """Return the prompt of a text, and its unknown characters. If the network reads bytes, none are unknown."""
         if not self.reads_bytes or not text:
             return super().parse(text)
         indices = np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64)
