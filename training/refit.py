@@ -34,7 +34,8 @@ def is_planned(options: Options) -> bool:
 def describe(card: dict[str, Any], steps: int, how: str = "after which the twin was best") -> dict[str, Any]:
     """Return the model card of a network that was trained again for ``steps`` steps on all data.
 
-    The card keeps the metrics of the twin, and their descriptions say so. ``how``: text that explains ``steps``.
+    The card keeps the metrics of the twin, and their descriptions say so. ``how``: text after the number of steps in
+    the notes.
     """
     metrics = {
         name: metric if name.startswith(COMPARED) else {**metric, "split": f"{metric['split']}; measured on a twin"}

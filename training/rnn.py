@@ -167,7 +167,7 @@ def origin(base: store.Version | None) -> dict[str, str]:
 
 
 def started_from(base: store.Version | None, config: RnnConfig) -> str:
-    """Return a sentence about the version at the start of the training for the notes of a card."""
+    """Return a sentence for the notes of a card: from which version the training started, if from any."""
     if not base:
         return ""
     label = f"{base.card.name}@{base.card.version}"
@@ -181,25 +181,25 @@ def read_teachers(options: Options, vocabulary: Sequence[str]) -> Teachers | Non
 
 
 def averaged(config: RnnConfig) -> str:
-    """Return a sentence about averaged weights for the notes of a card."""
+    """Return a sentence for the notes of a card, which says whether the weights are averaged."""
     return " Weights averaged over steps." if config.epochs else ""
 
 
 def renamed(config: RnnConfig) -> str:
-    """Return a sentence about invented names for the notes of a card."""
+    """Return a sentence for the notes of a card, which says whether speakers had invented names."""
     used = config.epochs and config.rename
     return f" In each epoch, {config.rename:.0%} of the speakers had invented names." if used else ""
 
 
 def taught(config: RnnConfig, teachers: Teachers | None) -> str:
-    """Return a sentence about the teachers for the notes of a card."""
+    """Return a sentence for the notes of a card, which says how many teachers the network had, and with what weight."""
     if not teachers:
         return ""
     return f" Distilled: the mean predictions of {len(teachers.networks)} networks have the weight {config.distill:g}."
 
 
 def calibrated(temperature: float | None) -> str:
-    """Return a sentence about the calibration for the notes of a card."""
+    """Return a sentence for the notes of a card, which says by what temperature the logits were divided."""
     if temperature is None:
         return ""
     return f" The logits were divided by {temperature:.3g}, which gives the lowest loss on the held-out characters."

@@ -1,7 +1,7 @@
 """Image corruptions, to measure the robustness of classifiers: six kinds with three strengths each.
 
-The corruptions are deterministic. They differ from those of CIFAR-10-C (Hendrycks and Dietterich 2019) and are weaker,
-so the results cannot be compared with results on CIFAR-10-C.
+The corruptions are deterministic. They differ from the corruptions of CIFAR-10-C (Hendrycks and Dietterich 2019) and
+are weaker, so the results cannot be compared with results on CIFAR-10-C.
 """
 
 from __future__ import annotations

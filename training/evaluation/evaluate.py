@@ -6,9 +6,9 @@ The exit status is 1 if a metric differs by more than its rounding, or if the da
 command does not measure versions that were trained a second time on all data, because no held-out data are left for
 them. It only compares their data with the card.
 
-Differences that come from the processor do not change the exit status. The command prints them with their size and
-reason. These differences may be up to 0.002 for networks that some processors compute in bfloat16. For metrics whose
-measurement includes the training of a network, they may be up to 0.004 if the card states another processor.
+Differences that come from the processor do not change the exit status. The command prints these differences with their
+size and reason. These differences may be up to 0.002 for networks that some processors compute in bfloat16. For metrics
+whose measurement includes the training of a network, they may be up to 0.004 if the card states another processor.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _command(card: store.Card) -> tuple[str, list[str]]:
 
 
 def script_of(card: store.Card) -> Script:
-    """Return the training script for the command on a card. Raises EvaluationError if it is unknown."""
+    """Return the training script for the command on a card. Raises EvaluationError if the script is unknown."""
     module, _ = _command(card)
     if module not in SCRIPTS:
         raise EvaluationError(f"command names the module {module!r}; allowed are {', '.join(SCRIPTS)}")

@@ -66,7 +66,7 @@ def forecast_series(
 def metrics(
     data_set: str, past: list[np.ndarray], actual: np.ndarray, season: int, forecasts: list[QuantileForecast]
 ) -> dict[str, float]:
-    """Return the metrics of the forecasts of N series with the actual values [N, horizon]."""
+    """Return the metrics of forecasts of N series. ``actual`` [N, horizon]: the actual values."""
     scale = np.array([forecast_metrics.mase_scale(values, season) for values in past])
     medians = np.stack([forecast.median for forecast in forecasts])
     lower, upper = (np.stack(side) for side in zip(*(forecast.interval(95) for forecast in forecasts), strict=True))

@@ -107,7 +107,8 @@ def best_thresholds(probability: Tensor, present: Tensor) -> list[float]:
 def plot_predictions(folder: Path, dataset: ImageDataset, indices: Tensor, probability: Tensor) -> dict[str, Path]:
     """Plot predictions, confusions and mistakes; return the paths of the pictures by name.
 
-    ``indices`` [N]: the images. ``probability`` [N, classes]: the predicted probabilities of these images.
+    ``indices`` [N]: the indices of the plotted images. ``probability`` [N, classes]: the predicted probabilities of
+    these images.
     """
     images, truth, labels = dataset.images[indices], dataset.labels[indices], dataset.classes
     if dataset.multi_label or not len(indices):

@@ -36,7 +36,7 @@ class Draws:
         return (self.uniform() < probability).double()
 
     def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        """Return numbers [count, *shape] with a uniform logarithm."""
+        """Return random numbers [count, *shape] whose logarithms are uniformly distributed."""
         return self.uniform(math.log(low), math.log(high), *shape).exp()
 
 

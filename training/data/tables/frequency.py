@@ -250,8 +250,9 @@ def season(series: Sequence[np.ndarray], usual: Sequence[int] | None) -> int:
     """Return the season length of the series in steps; 1 if they have no season.
 
     Candidates are the ``usual`` seasons of the time step or, if ``usual`` is None, all lags, up to MAX_SEASON. A
-    candidate is dropped if its autocorrelation, averaged over the first 50 series, is too low. The result is the
-    shortest of the other candidates whose autocorrelation is above 90 % of the highest autocorrelation.
+    candidate is dropped if its autocorrelation, averaged over the first 50 series, is too low. Of the other candidates,
+    only those with more than 90 % of the highest autocorrelation are kept. The result is the shortest candidate that is
+    kept.
     """
     candidates = [lag for lag in (range(2, 401) if usual is None else usual) if lag <= MAX_SEASON]
     known_values = [values[~np.isnan(values)] for values in series[:50]]

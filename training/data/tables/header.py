@@ -203,7 +203,7 @@ def _with_numbers(
         return names, list(rows[0][1]), list(rows[1:])
     if sequence and (not all(agrees) or _are_years(numbers_in_first)):
         return names, list(rows[0][1]), list(rows[1:])
-    if not all(agrees) and first.count("s") >= len(first) / 2:  # a number such as 2024 is a name among names
+    if not all(agrees) and first.count("s") >= len(first) / 2:  # then 2024 is a name, too
         return names, list(rows[0][1]), list(rows[1:])
     if all(agrees) and "t" in first and below:
         remarks.append("the first row holds values: the columns are named by their numbers")
@@ -310,7 +310,7 @@ def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
         elif filled == 0:
             dropped.append((row, ""))
     totals = [row for row, text in dropped if TOTAL.fullmatch(text)]
-    if len(totals) > max(3, MAX_TOTALS * len(frame)):  # so many rows of totals must be a series with such a name
+    if len(totals) > max(3, MAX_TOTALS * len(frame)):  # so many rows are no totals, but a series with such a name
         dropped = [(row, text) for row, text in dropped if row not in set(totals)]
     for row, text in dropped:
         if text:

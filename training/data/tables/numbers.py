@@ -184,7 +184,7 @@ def decimal_sign(name: str, cells: Sequence[str], delimiter: str, file_evidence:
 
     The following rules are tried in this order:
 
-    1. If a cell of the column is a number with one of the signs only, such as 1.234,5, this sign is returned.
+    1. If a cell of the column, such as 1.234,5, is a number with only one of the two signs, this sign is returned.
     2. If other columns have such cells, and these agree on a sign, this sign is returned.
     3. If no column has such a cell, but this column has a whole number of more than three digits, such as 1234,
        thousands are not separated. So a separator is a decimal sign.

@@ -47,7 +47,7 @@ class OwnSeries:
 
     @property
     def sha256(self) -> str:
-        """Digest of the table."""
+        """The digest of the table."""
         return self.table.sha256
 
 

@@ -130,8 +130,8 @@ def write_backtest(
 ) -> Path:
     """Write the report on a forecaster; return the path of the picture.
 
-    ``base``: the version from which the forecaster was fine-tuned, which the report includes; None for a published
-    forecaster. ``name``: name of the forecaster. ``command``: the command line.
+    ``base``: the version from which the forecaster was fine-tuned; the report also has its forecasts. None for a
+    published forecaster. ``name``: name of the forecaster. ``command``: the command line.
     """
     assert own.references is not None
     networks, explanations = {}, {}

@@ -99,7 +99,7 @@ def _stacked(
 ) -> tuple[Tensor, Tensor]:
     """Run a ``StackedRNN`` with dropout on the output of each layer and before the head.
 
-    The dropout of the embedding has a quarter of the probability.
+    The dropout probability of the embedding is a quarter of ``probability``.
     """
     x, last = dropout(F.embedding(characters.t(), network.embedding.weight), probability / 4, 1), []  # [T, N, H]
     precision = torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16)

@@ -30,7 +30,7 @@ from training.loops.text.distillation import Teachers
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 MIN_STEPS_PER_VALIDATION, MAX_VALIDATIONS = 50, 30  # limits of the validations with --minutes
-BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99), "gated-rnn": (0.9, 0.99)}  # for AdamW
+BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99), "gated-rnn": (0.9, 0.99)}  # betas of AdamW
 
 
 def new_network(config: RnnConfig, vocabulary_size: int) -> Any:
