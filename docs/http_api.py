@@ -158,7 +158,7 @@ def shown(value: Any) -> str:
 
 
 def nested(field: Schema, document: Schema) -> tuple[Schema | None, str]:
-    """Return the schema of the object in a field, and "[]" if the field is a list of objects, else "".
+    """Return two values: the schema of the object in a field; "[]" if the field is a list of objects, otherwise "".
 
     If the field contains no object, the schema is None.
     """

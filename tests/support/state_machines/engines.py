@@ -17,7 +17,7 @@ from support.state_machines.virtual_time import VirtualMachine, counted, manual_
 
 @dataclass
 class Request:
-    """A request to an engine. ``allowed``: the errors with which it may be answered."""
+    """A request to an engine. ``allowed``: the errors that may answer it."""
 
     number: int
     caller: str | None

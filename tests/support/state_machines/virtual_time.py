@@ -23,7 +23,7 @@ MAX_ITERATIONS = 10_000  # iterations of the event loop while the time stands st
 
 
 def run_machine(machine: Callable[[], RuleBasedStateMachine], runs: int) -> None:
-    """Run a state machine ``runs`` times with a fixed seed, or ``MODEL_RUNS`` times with new random numbers."""
+    """Run a state machine ``runs`` times with a fixed seed. If MODEL_RUNS is set, run it so often with new seeds."""
     phases = [Phase.generate, Phase.shrink]
     profile = settings(
         max_examples=RUNS or runs,
@@ -38,7 +38,7 @@ def run_machine(machine: Callable[[], RuleBasedStateMachine], runs: int) -> None
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time only ``advance`` changes.
+    """An event loop whose time changes only in calls of ``advance``.
 
     The loop also has the functions of the module ``time`` that engines use, and replaces this module.
     """
