@@ -73,9 +73,9 @@ class Batcher(Generic[Item, Result]):
     rows of an item, and ``expected_seconds`` returns the expected duration of a batch in seconds. A batch has at most
     ``batch_rows`` rows. At most ``queue_rows`` rows wait.
 
-    ``splitter`` splits a large item into parts, so that small items do not wait for all of its rows. After a part is
-    computed, the next part joins the end of the queue. Without ``splitter``, an item of more than ``batch_rows`` rows
-    is computed alone.
+    ``splitter`` splits a large item into parts, so that small items do not wait for all rows of the large item. After a
+    part is computed, the next part joins the end of the queue. Without ``splitter``, an item of more than
+    ``batch_rows`` rows is computed alone.
     """
 
     def __init__(

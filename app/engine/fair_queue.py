@@ -60,7 +60,7 @@ class FairQueue(Generic[Item]):
         return self._queues[self._next_caller()][0]
 
     def callers(self) -> dict[str | None, int]:
-        """Return the callers with queued items, and the number of items of each."""
+        """Return a dictionary from each caller with queued items to the number of its items."""
         return {caller: len(queue) for caller, queue in self._queues.items()}
 
     def pop(self) -> Item:

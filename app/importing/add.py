@@ -199,7 +199,7 @@ class Draft:
         ]
 
     def measure(self, task: TaskName) -> None:
-        """Measure three things on one thread, and write them to the card: speed, latency of batches, and memory."""
+        """Measure speed, latency of batches, and memory, all on one thread. Write the results to the card."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         before = _resident_mib()

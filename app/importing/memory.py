@@ -46,7 +46,7 @@ class MemoryLimit:
         that the program allows. ``batch`` is the name of the size that counts rows, or None.
 
         Raises:
-            BadProgram: a run with the smallest sizes needs too much memory, or the memory of a run depends on values.
+            BadProgram: a run with the smallest sizes needs too much memory, or the memory depends on input values.
         """
         symbols = {str(rule).rpartition("*")[2] for shape in shapes.values() for rule in shape if isinstance(rule, str)}
         limits = {symbol: ranges.get(symbol, (1, None)) for symbol in sorted(symbols - {"?", batch})}

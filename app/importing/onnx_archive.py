@@ -71,7 +71,7 @@ def _models(archive: zipfile.ZipFile) -> list[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an archive. Raises BadProgram if its list of entries is too long, or if reading it fails."""
+    """Open an archive. Raises BadProgram if its list of entries is too long, or if reading fails."""
     with path.open("rb") as file:
         try:
             check_directory(file, MAX_DIRECTORY_BYTES)

@@ -133,7 +133,7 @@ class GraphReader:
             scope[name] = inner[result]
 
     def _remove_unused(self) -> None:
-        """Remove unused weights, and nodes with unused results, such as sizes for checks that were left out."""
+        """Remove unused weights, and nodes with unused results. Some of these nodes compute sizes for ``CHECKS``."""
         used = {value for _, value in self.outputs}
         nodes = []
         for node in reversed(self.nodes):

@@ -107,7 +107,7 @@ class Halved(nn.Module):
 
 
 class DigitNet(Classifier):
-    """A CNN with two pairs of 3x3 convolutions with batch norm, pooling after each pair, and two linear layers.
+    """A CNN: two pairs of 3x3 convolutions with batch norm, max-pooling after each pair, then two linear layers.
 
     The method ``features`` returns the output of the hidden linear layer after ReLU. These features are used to measure
     Frechet distances between sets of digit images.

@@ -45,8 +45,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """The discriminator of the workshop: linear layers with LeakyReLU 0.2. The label of a real image is 1.
 
-    The network returns logits, because the loss (``binary_cross_entropy_with_logits``) contains the sigmoid, so that
-    the sigmoid cannot overflow.
+    The network returns logits, because the loss (``binary_cross_entropy_with_logits``) contains the sigmoid. This
+    prevents an overflow.
     """
 
     def __init__(self, pixels: int = 784, hidden: tuple[int, ...] = (512, 256)) -> None:

@@ -198,7 +198,7 @@ class GatedSteps:
         """Read T characters of each of N texts: characters [N, T], state [N, layers, KERNEL, hidden].
 
         Returns the hidden values [N, T, hidden] and the final state. If ``Packed`` rounds each row independently of the
-        other rows, the results are bit-identical for any division of a text into several calls.
+        other rows, the results are bit-identical, however a text is divided into several calls.
         """
         rows, count = characters.shape
         width, flat = self.width, characters.flatten()

@@ -68,7 +68,7 @@ class Packed:
         """Return the output [N, out] for x [N, in], which is the concatenation of ``parts`` [N, ...].
 
         Many rows are computed in chunks of up to 32, because larger chunks are not faster. oneDNN compiles and caches a
-        kernel for each number of rows, which takes 0.75 MiB per weight shape. Chunks limit the number of kernels.
+        kernel of 0.75 MiB for each number of rows and weight shape. Chunks limit the number of kernels.
         """
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         sizes = _chunk_sizes(len(x))

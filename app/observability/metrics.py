@@ -203,7 +203,7 @@ class Metrics:
         return totals
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of all workers, but not of removed versions. prometheus_client calls this method."""
+        """Yield the metrics of all workers, except those of removed versions. prometheus_client calls this method."""
         families = collect_shared() if is_shared() else self.registry.collect()
         for family in families:
             family.samples = [sample for sample in family.samples if self._is_current(sample.labels)]

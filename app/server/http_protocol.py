@@ -69,7 +69,7 @@ class HeadTooLarge(QuartetError):
 
 
 class LimitExceeded(Exception):
-    """Raised in a callback of the parser to stop it. uvicorn then calls ``send_400_response``."""
+    """Raised in a callback of the parser to stop the parser. uvicorn then calls ``send_400_response``."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -79,7 +79,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     The time limit of a state applies only while the server waits for data from the client. While a request of the
     connection is being answered, only the time limit of ``TRAILER`` applies. The application limits the bytes of a body
-    and the pauses while it arrives. The application finds this object in the scope of the running request, as its
+    and the pauses while the body arrives. The application finds this object in the scope of the running request, as its
     ``Connection``.
     """
 
@@ -334,7 +334,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._limit_closing()
 
     def _limit_closing(self) -> None:
-        """Limit the time for which a closed transport waits until the client reads."""
+        """Limit the time that a closed transport waits for the client to read the unsent bytes."""
         if self.write_timer is None and self.transport.get_write_buffer_size():
             self._start_write_timer(self._unsent_bytes())
 

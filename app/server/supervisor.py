@@ -226,7 +226,7 @@ class Supervisor:
         worker.sent.clear()
 
     def _accept_when_ready(self) -> None:
-        """Listen once all workers are ready, so that each gets some of the first connections."""
+        """Listen once all workers are ready, so that each worker gets some of the first connections."""
         ready = [worker for worker in self._workers if worker.ready]
         if not self._serving and len(ready) == self._count:
             self._listener.listen(BACKLOG)

@@ -1,4 +1,4 @@
-"""Find the CPU cores and the memory that this process may use, also in a container, and set memory options of glibc."""
+"""Find the CPU cores and the memory that this process or its container may use. Set memory options of glibc."""
 
 from __future__ import annotations
 

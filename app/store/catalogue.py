@@ -106,7 +106,7 @@ COMPARED_KEYS = ("task", "kind", "title", "created", "seed", "command", "commit"
 
 
 def diff(folder: Path, name: str, first: int, second: int) -> list[dict[str, Any]]:
-    """Compare two versions. Returns a row for each metric, size, data set and other property, even if both are equal.
+    """Compare two versions. Returns a row for each property, such as a metric, even if both values are equal.
 
     Raises VersionNotFound, and StoreError for an invalid version.
     """

@@ -160,8 +160,8 @@ def activate(models: Path, name: str, version: int | Literal["newest"], share: f
 
     Raises:
         VersionNotFound: the model or the version does not exist.
-        RolloutRefused: the version is retired, the share is out of range, or "newest" or the active version should
-            become the canary.
+        RolloutRefused: the version is retired, the share is out of range, or the requested canary is "newest" or the
+            active version.
         StoreError: the version is invalid.
     """
     if not 0 < share <= 100:

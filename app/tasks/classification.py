@@ -88,7 +88,7 @@ class ImageClassifier(ImageDecoder):
         return self.latency(len(items))
 
     def explain_seconds(self, items: Sequence[Tensor]) -> float:
-        """Return infinity, so that ``explain`` never runs on the event loop, because its duration is not measured."""
+        """Return infinity, because this duration is not measured. So ``explain`` never runs on the event loop."""
         return math.inf
 
     def dummy_run(self, rows: int) -> None:

@@ -26,9 +26,9 @@ Array = np.ndarray
 def differences(values: Array, inputs: Array, season: int, known: KnownCovariates) -> tuple[Array, Array, Array]:
     """Return three arrays for the regression of ``values`` [T] on ``inputs`` [T + ahead, K].
 
-    The first array contains the regressors [T + ahead, K]. The second array contains the changes of the
-    regressors [T - season, K] from one season to the next. The third array contains these changes of the values
-    [T - season]. The values are first divided by their mean absolute value.
+    The first array [T + ahead, K] contains the regressors. The second array [T - season, K] contains the changes of the
+    regressors from one season to the next. The third array [T - season] contains the changes of the values. The values
+    are first divided by their mean absolute value.
 
     A regressor is a standardised covariate. If ``known.proportional`` is true, the covariate is multiplied by the usual
     absolute value of the series at the same position in the season.

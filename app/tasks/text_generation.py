@@ -86,7 +86,7 @@ class Continuation:
 
     @property
     def settled(self) -> str:
-        """The part of the text that a stream may send, without last characters that may begin a stop string."""
+        """The part of the text that a stream may send. It excludes last characters that may begin a stop string."""
         if self.finished or not self.stop:
             return self.text
         text, held = self.text, 0
@@ -151,8 +151,9 @@ class DecodeBatch:
 class TextGenerator:
     """Predictor for character RNNs.
 
-    A seed gives the same text at any load. ``warm_up`` tests whether the processor's rounding depends on the batch
-    size. If so, the network computes in float64, in which the differences are too small to change a sampled character.
+    The same seed gives the same text at any load of the service. ``warm_up`` tests whether the processor's rounding
+    depends on the batch size. If so, the network computes in float64, in which the differences are too small to change
+    a sampled character.
     """
 
     def __init__(self, version: Version, device: torch.device, network: Any = None) -> None:
@@ -240,7 +241,7 @@ class TextGenerator:
                 self._decode(decoding, [prompt for prompt in prompts if prompt.unread])
 
     def _prefill(self, prompts: list[Prompt], seconds: float) -> None:
-        """Read the same number of characters of each prompt, limited by the time and by the shortest unread part."""
+        """Read the same number of characters of each prompt. ``seconds`` and the shortest unread part limit it."""
         recording = any(prompt.log_probs for prompt in prompts)
         if self.reads_many:
             max_count = self.prefill_latency.rows_within(seconds) // len(prompts)

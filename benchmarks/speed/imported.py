@@ -1,4 +1,4 @@
-"""Compare the speed of three versions of the workshop's CNN: an imported .pt2 file, an imported ONNX file, and native.
+"""Compare the speed of the workshop's CNN as an imported .pt2 file, an imported ONNX file, and a native version.
 
     python -m benchmarks.speed.imported                                  # about two minutes
 

@@ -66,7 +66,7 @@ def host_name(host: bytes) -> str:
 
 
 def is_local(name: str) -> bool:
-    """Return whether a host name is local, so that it cannot be the name of a foreign web page."""
+    """Return whether a host name is local. A local name cannot be the name of a foreign web page."""
     if ("." not in name and ":" not in name) or name.endswith(LOCAL_DOMAINS):
         return True
     try:

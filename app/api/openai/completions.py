@@ -199,7 +199,7 @@ class CompletionInference(Inference[TextGenerator]):
         return "" if self.body.max_tokens == 0 else choice.text.text
 
     def _choice_size(self, choice: CompletionChoice, start: int, length: int) -> int:
-        """Return the cost, in values, of encoding ``length`` characters, plus the echo if ``start`` is 0."""
+        """Return the cost of encoding ``length`` characters, in values. If ``start`` is 0, the echo counts, too."""
         characters = length + (len(choice.echo) if start == 0 else 0)
         return characters if self.body.logprobs is None else VALUES_PER_LOG_PROB * characters
 

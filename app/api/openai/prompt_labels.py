@@ -23,7 +23,7 @@ MAX_COUNT = 10**5  # largest number of images of one label; larger numbers are r
 
 
 def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[str, int]]:
-    """Return each label in a prompt with its number of images. For a prompt without labels, the list is empty.
+    """Return the labels in a prompt, each with its number of images. For a prompt without labels, the list is empty.
 
     A number before a plural or a unit is a count, as in "three sevens" or "2 dozen cats". Any other number is a label,
     or one label for each of its digits, as in "42". ``model`` is the model's name for error messages.

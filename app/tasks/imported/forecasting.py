@@ -148,7 +148,7 @@ class ImportedForecaster(TaskPredictor):
         return ImportedWindow(content, 0.0, 1.0, window.horizon, window.gap, window.season, window.non_negative)
 
     def _converted(self, window: np.ndarray, param: str) -> np.ndarray:
-        """Return a window in the data type of the input. Raises BadValue if a value is too large for it."""
+        """Return a window in the data type of the input. Raises BadValue if a value is too large for this type."""
         with np.errstate(over="ignore"):
             window = window.astype(self.input.dtype)
         if np.isinf(window).any():

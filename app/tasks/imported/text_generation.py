@@ -24,13 +24,13 @@ class ImportedTextGenerator(TextGenerator):
     """Predictor for imported networks that continue texts.
 
     A network reads either one character and a state, or a window of characters. The card's ``vocabulary`` has a
-    character for each of the V logits, and then ``<unk>``. A seed gives the same text at any load, if the network's
-    result for a row does not depend on the batch size. Most networks fulfil this only up to rounding errors.
+    character for each of the V logits, and then ``<unk>``. The same seed gives the same text at any load, if the
+    network's result for a row does not depend on the batch size. Most networks fulfil this only up to rounding errors.
 
     Options on the card:
         tokens: name of the input with the indices of characters: [N] or [N, 1] with states, otherwise a window [N, T].
         logits: name of the output with the logits of the next character: [N, V] or [N, 1, V] with states. Without
-            states it is [N, T, V], and must not depend on later characters.
+            states, the output is [N, T, V], and no logits may depend on later characters.
         states: names of the inputs with the state, if the network has one: [N, ...], initially 0.
         next_states: names of the outputs with the next state, in the same order as ``states``.
         context: length of the window; by default, the length of the input tensor.
@@ -95,7 +95,7 @@ class ByteContinuation(Continuation):
 
 
 class _CharacterNetwork:
-    """Base class of two adapters for imported networks, with the methods of ``CharacterRNN`` that serving needs."""
+    """Base class of two adapters that give imported networks the methods of ``CharacterRNN`` used in serving."""
 
     def __init__(self, tensors: TaskPredictor, vocabulary: int) -> None:
         self.tensors = tensors
