@@ -38,7 +38,7 @@ class CnnConfig:
 
 @dataclass(frozen=True)
 class AirbenchConfig:
-    """Hyperparameters of airbench95: SGD with Nesterov momentum and look-ahead, and a first layer that whitens."""
+    """Hyperparameters of airbench95: SGD with Nesterov momentum and look-ahead, and a whitening first layer."""
 
     data: str
     kind: str

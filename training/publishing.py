@@ -37,7 +37,7 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
 
 
 def find_version(models: Path, name: str, digest: str) -> int | None:
-    """Return the newest version of a model whose weights have this digest; None if no version has it."""
+    """Return the newest version with this digest of the weights among the versions of a model, or None."""
     numbers = [number for other, number in store.all_versions(models) if other == name] if models.is_dir() else []
     for number in reversed(numbers):
         with contextlib.suppress(store.StoreError):  # a damaged version has no readable card
@@ -48,7 +48,7 @@ def find_version(models: Path, name: str, digest: str) -> int | None:
 
 @functools.cache
 def code_digest() -> str:
-    """Return the digest of the source code of the networks and of training.
+    """Return one digest of all source code in app/networks/ and training/.
 
     A run can be resumed only with the code that started it.
     """

@@ -92,7 +92,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
 
 
 def test_characters(options: Options) -> int:
-    """Return the largest number of characters of a user's text that are used for testing."""
+    """Return the maximum number of test characters of a user's text."""
     minutes = options.minutes
     if minutes is None:
         return MAX_TEST_CHARACTERS

@@ -52,7 +52,7 @@ def read(path: Path, side: int, channels: int = 3, name: str = "", group: str | 
 
 
 def largest_side(path: Path) -> int:
-    """Return the median length of the longer side of the images, in pixels, from a sample of the images.
+    """Return the length in pixels of the longer side of an image: the median over a sample of the images.
 
     If no image can be opened, return 0. Raises DataError if there are no images.
     """

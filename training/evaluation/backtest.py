@@ -82,8 +82,9 @@ def longest_horizon(table: Table) -> int:
 def split(table: Table, horizon: int) -> list[Split]:
     """Split all usable series. For each series that is left out, add the reason to the table's remarks.
 
-    A series is usable if its training part is long enough, and does not repeat exactly in each season. The training
-    part must hold one horizon and, before it, one season and two values, or MIN_PAST values if this number is larger.
+    A series is usable if its training part is long enough, and if the values of this part do not repeat exactly in each
+    season. The training part must hold one horizon and, before it, one season and two values, or MIN_PAST values if
+    this number is larger.
 
     Raises:
         DataError: no series is usable.

@@ -3,9 +3,9 @@
     python -m training.evaluation.compare_forecasters [--store DIR] [--model NAME or NAME@VERSION ...]
 
 The command needs the extra ``compare``: pip install -e '.[compare]'. All forecasters receive the same past values and
-season. Each network has a second row, for which it detects the season itself. As in M4, MASE is the mean absolute error
-of the median forecast, divided by the mean absolute seasonal difference of the past. "relative" is the MASE divided by
-the MASE of the seasonal naive forecast.
+season. The table has a second row for each network, for which the network detects the season itself. As in M4, MASE is
+the mean absolute error of the median forecast, divided by the mean absolute seasonal difference of the past. "relative"
+is the MASE divided by the MASE of the seasonal naive forecast.
 """
 
 from __future__ import annotations

@@ -80,7 +80,10 @@ def measure(generator: TextGenerator, text: Text, limit: int = MAX_TEST_CHARACTE
 
 
 def measure_held_out(network: Any, parts: Sequence[Tensor], window: int) -> dict[str, Any]:
-    """Return the loss on held-out parts of characters [N], for the card. The result is empty if there are no parts."""
+    """Return the loss on the held-out parts as a metric for the card. Without parts, the result is empty.
+
+    Each part has character indices [N].
+    """
     if not parts or not len(parts[0]):
         return {}
     split = f"{sum(map(len, parts)):,} characters for validation, in windows of {window} from a zero state"

@@ -81,8 +81,9 @@ def value_columns(
 def _numbers_rows(name: str, frame: pd.DataFrame, timed: bool) -> bool:
     """Return whether a column only numbers the rows, judged by its name and its values.
 
-    The name must be a word such as index. The first column may also have no name. The values, once sorted, must differ
-    by 1. ``timed``: whether another column holds the time stamps. If so, names such as time and period are allowed too.
+    The name must be a word such as index. The first column may also have no name. Each value must be 1 larger than the
+    next smaller value. ``timed``: whether another column holds the time stamps. If so, names such as time and period
+    are allowed too.
     """
     counts = timed and role(name) in ("time", "clock")
     if not (counts or INDEX_NAME.fullmatch(name) or (name == "" and frame.columns[0] == name)):

@@ -363,7 +363,7 @@ def _table(
     seasons: Sequence[int] | None,
     calendar: HolidayCalendar | None = None,
 ) -> Table:
-    """Return the table of all series that have a value, each from its first to its last value."""
+    """Return the table of all series that have values. Each series is cut to its first and last value."""
     series = []
     names = [*_listed(options.known), *([f"holidays {calendar.country}"] if calendar else [])]
     for name, values, starts, known in arrays:

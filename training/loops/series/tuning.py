@@ -59,7 +59,7 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
 def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) -> WindowSampler:
     """Return a sampler of training windows. ``ends``: position of the first unused value of each series.
 
-    The sampler draws from values without two components, which are subtracted: the effects of covariates, and the
+    Before windows are drawn, two components are subtracted from the values: the effects of the covariates, and the
     yearly pattern.
     """
     parts = [(split.series, end) for split, end in zip(own.splits, ends, strict=True)]

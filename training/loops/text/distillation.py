@@ -1,7 +1,7 @@
 """Distillation: a network learns from the text and from the predictions of other networks, the teachers.
 
-The mean prediction of several networks is better than the prediction of each of them. A single network can learn most
-of this improvement (Hinton et al. 2015, arXiv 1503.02531).
+The mean prediction of several networks is better than the prediction of any single one of these networks. A single
+network can learn most of this improvement (Hinton et al. 2015, arXiv 1503.02531).
 """
 
 from __future__ import annotations
