@@ -115,7 +115,7 @@ class StandInDevice:
 
     @contextmanager
     def enabled(self) -> Iterator[torch.device]:
-        """Yield the device, and count its operators and copies from 0."""
+        """Yield the device. Its counts of operators and copies start at 0."""
         self.copies_to_cpu = self.operators = 0
         try:
             with patch.object(torch, "tensor", _tensor):
