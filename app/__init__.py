@@ -1,6 +1,6 @@
 """The web service. It answers requests with the networks in the model store.
 
-The scripts in ``training`` or an import have added these networks to the store.
+Training scripts and imports add networks to the store.
 """
 
 import os

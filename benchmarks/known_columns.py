@@ -3,8 +3,8 @@
     python -m pip install --no-deps "ISLP>=0.6"
     python -m benchmarks.known_columns [--hourly] [--seeds N]
 
-Known columns are columns of a table whose future values are known. The data are those of Fanaee-T and Gama (2014) for
-2011, from the package ISLP. Each network is fine-tuned on the training part, selected on the validation part, and
+Known columns are columns of a table whose future values are known. The data are from Fanaee-T and Gama (2014), for the
+year 2011, in the package ISLP. Each network is fine-tuned on the training part, selected on the validation part, and
 measured once on the test part. For the forecast steps, the known columns contain the measured weather, not a weather
 forecast.
 """

@@ -4,10 +4,10 @@ The layers do not depend on the unit of measurement. They read (value - level) /
 series. The scale is the mean absolute seasonal difference, which is the denominator of MASE. The layers
 predict the errors of the seasonal naive forecast, which repeats the last season.
 
-If ``smoothings`` is above 0, the layers also read classical forecasts. These are computed by exponential smoothing of
-the series without its season, with no trend, a linear trend or a damped trend. The layers then predict the weights of
-the classical forecasts and the errors of the weighted mean. Smyl's ES-RNN, the winner of M4, similarly combines
-exponential smoothing and LSTM.
+If ``smoothings`` is above 0, the layers also read classical forecasts. To compute these forecasts, the season is
+removed from the series. Exponential smoothing is then applied with no trend, a linear trend or a damped trend. The
+layers predict the weights of the classical forecasts and the errors of the weighted mean. Smyl's ES-RNN, the winner of
+M4, similarly combines exponential smoothing and LSTM.
 """
 
 from __future__ import annotations

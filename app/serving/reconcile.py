@@ -85,10 +85,10 @@ def versions_to_load(
 def sets_to_publish(
     desired: VersionSets, published: VersionSets, pending: Collection[VersionKey]
 ) -> Iterable[VersionSet]:
-    """Yield the version sets that can serve requests now, because no active or canary version in them is ``pending``.
+    """Yield the version sets that can serve requests now.
 
-    ``pending`` are the versions that are still to be loaded. An unloaded model answers no requests now. Its new set is
-    yielded even if a version in the set is pending.
+    The active version and the canary of such a set are not ``pending``, which means that they do not wait to be loaded.
+    An unloaded model answers no requests now. Its new set is yielded even if a version in the set is pending.
     """
     for name, version_set in desired.items():
         current = published.get(name)

@@ -87,9 +87,9 @@ class SeriesWindow:
     """A parsed series. ``values`` [context] are its last values, padded with NaN at the front.
 
     ``season`` is the number of values per season. ``gap`` is the number of missing values at the end of the series,
-    limited to MAX_GAP. The network forecasts ``horizon`` steps, of which the result omits the first ``gap`` steps.
-    ``added`` [horizon - gap] is the yearly pattern plus the effect of covariates. It is added to the forecast, which is
-    then made ``non_negative`` or ``integer``.
+    limited to MAX_GAP. The network forecasts ``horizon`` steps. The result omits the first ``gap`` of these steps.
+    ``added`` [horizon - gap] is the yearly pattern plus the effect of covariates. It is added to the forecast. Then the
+    forecast is made ``non_negative`` or ``integer``.
     """
 
     values: np.ndarray

@@ -23,7 +23,7 @@ MAX_BATCH = 64
 
 
 class Classify:
-    """Classifies images in base64. The first call loads the network, because it runs in the process that computes."""
+    """Classifies images in base64. The first call loads the network, because calls run in the process that computes."""
 
     classifier: Classifier | None = None
 

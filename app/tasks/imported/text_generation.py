@@ -190,7 +190,7 @@ class StateNetwork(_CharacterNetwork):
 class WindowNetwork(_CharacterNetwork):
     """Adapter for a causal network that reads a window of characters.
 
-    The state of a row consists of the number of characters in its window, and the window.
+    The state of a row has two parts: the number of characters in its window, and the window itself.
     """
 
     def __init__(self, tensors: TaskPredictor, vocabulary: int) -> None:
