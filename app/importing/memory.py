@@ -140,7 +140,7 @@ def _tensors(item: Any) -> Iterable[Tensor]:
 
 
 def check_memory(version: Version) -> None:
-    """Check that the runs of a version that another machine imported fit into ``MAX_RUN_BYTES``.
+    """Check that the runs of a version fit into ``MAX_RUN_BYTES``. Another machine has imported this version.
 
     Only exported programs are checked, because onnxruntime itself limits the memory of ONNX models.
 

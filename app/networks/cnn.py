@@ -221,8 +221,9 @@ class WhitenedNet(Classifier):
     def halve(self) -> None:
         """Convert the six large convolutions to bfloat16. The layers between them then also compute in bfloat16.
 
-        On a CPU with bfloat16 instructions, this halves time and memory. Pixels, whitening, batch-norm statistics and
-        head stay in float32. Converting these parts too would not save time, and would triple the error.
+        On a CPU with bfloat16 instructions, this conversion halves the computing time and the memory. Pixels,
+        whitening, batch-norm statistics and head stay in float32. Converting these parts too would not save time, and
+        would triple the error.
         """
         for layer in self.groups.modules():
             if isinstance(layer, nn.Conv2d):
@@ -268,7 +269,7 @@ BEND = (
 
 
 def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:
-    """Return log-probabilities [N, classes] of the labels, given logits [N, classes] trained with label smoothing.
+    """Remove the effect of label smoothing: return log-probabilities [N, classes], given logits [N, classes].
 
     If the labels of an image have probabilities p, the network learns q = (1 - s) p + s / classes (Szegedy et al. 2016,
     section 7). This function solves for p. A temperature cannot remove the effect, because it scales the logits of all

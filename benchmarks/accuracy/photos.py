@@ -1,4 +1,4 @@
-"""Measure classifiers for photographs that are trained on few images of each class.
+"""Measure the accuracy of photograph classifiers that are trained on few images of each class.
 
     python -m benchmarks.accuracy.photos --no-flip      # 10, 50 and 500 images for each class: ten minutes on one core
     python -m benchmarks.accuracy.photos --images 10 --seeds 1

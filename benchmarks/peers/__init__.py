@@ -1,10 +1,10 @@
 """Install, start and call other model servers, to compare their speed with Quartet.
 
-All servers serve the workshop's CNN. Mosec also serves texts and forecasts. Each server has a module in this folder
-that follows the documentation of the server, and a virtual environment that is created on first use. All servers
-classify images in batches of up to 64. If possible, they use one worker and no batching delay. Only the variants of
-mosec and Triton use two workers or a longer delay. Programs in these virtual environments also import this file, so it
-imports only the standard library and modules of this project.
+All servers serve the workshop's CNN. Mosec also serves texts and forecasts. Each server has a module in this folder,
+which follows the documentation of the server. Each server also has a virtual environment, created on first use. All
+servers classify images in batches of up to 64. If possible, they use one worker and no batching delay. Only the
+variants of mosec and Triton use two workers or a longer delay. Programs in these virtual environments also import this
+file, so it imports only the standard library and modules of this project.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def request(model: str) -> Request:
 
 
 async def largest_difference(server: Server) -> dict[str, float]:
-    """Return, for each imported version, the largest difference of a probability from the native version."""
+    """Return the largest difference between probabilities of each imported version and of the native version."""
     answers = {}
     for model in (NATIVE, *FILES):
         answer = await load.send(server.port, request(model))

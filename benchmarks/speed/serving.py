@@ -213,7 +213,7 @@ def check_all_ready(server: Server, shipped: Path) -> None:
 
 
 def server_factories(options: argparse.Namespace, folder: Path, networks: Path) -> list[Callable[[], Server]]:
-    """Return a function for each selected server that creates the server. The functions for Quartet are the first."""
+    """For each selected server, return a function that creates it. The functions for Quartet are the first."""
     factories: list[Callable[[], Server]] = []
     if "ours" in options.servers:
         factories += [partial(servers.ours, folder, networks, layout) for layout in options.layouts or [""]]

@@ -25,7 +25,7 @@ class ImportedClassifier(TaskPredictor, ImageDecoder):
         size: height and width of the images that the network reads; by default, those of the input tensor.
         resize: length to which the shorter side is scaled before the centre is cropped; by default, nothing is cropped.
         interpolation: ``bilinear`` (the default) or ``bicubic``.
-        mean: one value, or one for each channel, which is subtracted from the pixels after scaling them to 0 to 1.
+        mean: one value, or one for each channel, which is subtracted from the pixels after their scaling to 0 to 1.
         std: one value, or one for each channel, by which the difference is divided.
         softmax: true (the default) if the network returns logits, false if it returns probabilities.
     """
