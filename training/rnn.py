@@ -87,8 +87,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
-    """Parse the command line; return the options, and the preset's config with all overrides."""
-    return parse_options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, OPTIONS)
+    """Parse the command line; return the options, and the preset's config with all overrides.
+
+    Exits with a message if ``--epochs`` is too small.
+    """
+    options, config = parse_options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, OPTIONS)
+    if config.epochs < 1 and (config.epochs or options.data_options["origin"] == "scratch"):
+        raise SystemExit(f"--epochs is {config.epochs}; it should be at least 1, or 0 with --from")
+    return options, config
 
 
 def test_characters(options: Options) -> int:
@@ -238,7 +244,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
         return seconds_of_rest(lambda: evaluate_own(network, part), rest / len(part.test))
 
     prompts = texts.prompts(text.test if options.part == "test" else text.train)
-    refits, initial = refit.is_planned(options), copy.deepcopy(network)
+    refits, initial = refit.is_planned(options) and config.epochs > 0, copy.deepcopy(network)
     network, (steps, total) = fit(
         run,
         config,
@@ -275,11 +281,12 @@ def own_card(
     """Return the fields title, kind, data and notes for the card of a network that was trained on the user's texts."""
     names = " ".join(path.name for path in options.data_options["text"])
     data = {f"text:{names}": text.sha256, **(teachers.digests if teachers else {}), **origin(base)}
-    notes = "Weights averaged over steps."
+    notes = averaged(config).lstrip()
     if config.validation:
+        kept = ": of the averaged weights, those with the lowest validation loss were kept" if config.epochs else ""
         notes = (
             f"About {config.validation:.0%} of the training part was held out for validation, at least "
-            f"{texts.MIN_WINDOWS} windows: of the averaged weights, those with the lowest validation loss were kept."
+            f"{texts.MIN_WINDOWS} windows{kept}."
         )
     return {
         "title": f"Continues a text in the manner of {names}"[:200],

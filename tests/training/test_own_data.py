@@ -714,6 +714,15 @@ def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(
     card = store.read_card(Path("models_store/mine/1"))
     assert card.kind == "character-rnn"
     assert card.data["other@1"] == base.card.weights_sha256
+    train("rnn", "--from", "other@1", "--epochs", "0")  # only calibrated
+    card = store.read_card(Path("models_store/mine/2"))
+    assert "All layers except the last are those of other@1. About 5% of the training part was held out" in card.notes
+    assert "averaged" not in card.notes
+    assert "The logits were divided by" in card.notes
+    assert card.refit_steps is None
+    for wrong in (["--epochs", "0"], ["--epochs", "-1", "--from", "other@1"]):
+        with pytest.raises(SystemExit, match=r"--epochs is (0|-1); it should be at least 1, or 0 with --from"):
+            train("rnn", *wrong)
     Path("novel.txt").write_text("ПРИВЕТ\n" * 3000)
     with pytest.raises(DataError, match="--from other: its vocabulary covers 14% of the text's characters"):
         train("rnn", "--from", "other")

@@ -244,7 +244,7 @@ def _teacher_state(number: int) -> str:
 
 def _averaged(config: RnnConfig, steps: int) -> RnnConfig:
     """Return the config with a moving average that covers at most 5 % of the steps."""
-    return dataclasses.replace(config, ema_decay=max(0.0, min(config.ema_decay, 1 - 20 / steps)))
+    return dataclasses.replace(config, ema_decay=max(0.0, min(config.ema_decay, 1 - 20 / max(steps, 1))))
 
 
 def _train_step(run: Run, trainer: Trainer, train: TrainingText, step: int, total: int) -> Tensor:
