@@ -126,8 +126,7 @@ class Registry:
         surplus = sum(key not in resident for key in keys) - self.settings.max_on_demand_versions
         surplus_bytes = 0
         if limit := self.settings.model_bytes:
-            files = self.watcher.snapshot.files.get((name, number))
-            surplus_bytes = self.cache.bytes() + (files.weights_bytes if files else 0) - limit
+            surplus_bytes = self.cache.bytes() + self.watcher.snapshot.files[name, number].weights_bytes - limit
         others = [model for model in models if not self._is_default(model)]
         surplus = 0 if (name, number) in resident else surplus
         for model in versions_to_replace(others, surplus, surplus_bytes, resident.__contains__, time.monotonic()):

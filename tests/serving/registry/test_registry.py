@@ -6,136 +6,29 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.networks import publish_tiny, rewrite_card
+from support.stubs.registry import CNN, NAME, OTHER, Start, StubEngine, ids, rejection, resolved, scanned
 
 from app import store
-from app.engine.circuit_breaker import CircuitBreaker
 from app.errors import (
     BadValue,
     NotFound,
     NotReady,
-    QuartetError,
     RetiredModel,
     TimedOut,
     TooManyVersions,
     UnknownModel,
     UnloadedModel,
 )
-from app.serving.loader import LoadedModel, LoadFailure
 from app.serving.model_cache import ModelLoading, VersionState
-from app.serving.registry import Registry
-from app.settings import Settings
 from app.store import rollout
 from app.tasks import CLASSIFY, GENERATE_IMAGES
 
-NAME, OTHER, CNN = "tiny-gan", "tiny-cgan", "tiny-cnn"
-BYTES = 10
 pytestmark = pytest.mark.anyio
-
-
-class StubEngine:
-    """A stub of an engine whose load a test sets."""
-
-    def __init__(self, observer: Any) -> None:
-        self.observer = observer
-        self.load = (0, 0)
-        self.circuit_breaker = CircuitBreaker()
-        self.closed_within: float | None = None
-
-    async def close(self, seconds: float) -> None:
-        self.closed_within = seconds
-
-
-class Observer:
-    """A stub of the observer of one version."""
-
-    def __init__(self, observers: Observers, key: tuple[str, int]) -> None:
-        self.key = key
-        self._observers = observers
-
-    def on_loaded(self, size: int) -> None: ...
-
-    def on_load(self, queued: int, running: int) -> None:
-        self._observers.loads.append((*self.key, queued, running))
-
-
-class Observers:
-    """An observer factory that records the reports."""
-
-    def __init__(self) -> None:
-        self.loads: list[tuple[str, int, int, int]] = []
-        self.versions: list[tuple[int, int, frozenset[Any]]] = []
-        self._known: dict[tuple[str, int], Observer] = {}
-
-    def for_version(self, model: str, version: int) -> Observer:
-        return self._known.setdefault((model, version), Observer(self, (model, version)))
-
-    def on_versions(self, ready: int, failed: int, known: frozenset[Any]) -> None:
-        self.versions.append((ready, failed, known))
-
-
-Start = Callable[..., Registry]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return a store with three versions of the default model tiny-gan, and two of tiny-cgan."""
-    for name in (NAME, NAME, NAME, OTHER, OTHER):
-        publish_tiny(tmp_path / "store", name)
-    return tmp_path / "store"
-
-
-@pytest.fixture
-async def start(folder: Path) -> AsyncIterator[Start]:
-    """Yield a function that creates a registry. Loading fails for ``damaged`` versions, and may wait for ``hold``."""
-    registries: list[Registry] = []
-
-    def start(
-        damaged: tuple[tuple[str, int], ...] = (), hold: threading.Event | None = None, **settings: Any
-    ) -> Registry:
-        registry = Registry(Settings(store=folder, device="cpu", **settings), Observers())  # type: ignore[arg-type]
-
-        def load(name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
-            assert not hold or not in_background or hold.wait(30)
-            if (name, number) in damaged:
-                return LoadFailure(name, number, "damaged")
-            engine: Any = StubEngine(registry.observers.for_version(name, number))
-            card = store.read_card(folder / name / str(number))
-            return LoadedModel(card, None, engine, bytes=BYTES)  # type: ignore[arg-type]
-
-        registry.loader.load = load  # type: ignore[method-assign]
-        registries.append(registry)
-        return registry
-
-    yield start
-    for registry in registries:
-        await registry.close()
-
-
-def ids(registry: Registry) -> list[str]:
-    return [model.id for model in registry.models()]
-
-
-def resolved(registry: Registry, model: str | None = None, task: Any = GENERATE_IMAGES, request_id: str = "") -> str:
-    return registry.resolve(task, model, request_id).id
-
-
-def rejection(function: Callable[..., Any], *arguments: Any) -> tuple[type[QuartetError], str, str | None]:
-    with pytest.raises(QuartetError) as raised:
-        function(*arguments)
-    return type(raised.value), raised.value.message, raised.value.param
-
-
-async def scanned(registry: Registry) -> None:
-    """Scan the store, and wait until its versions are loaded."""
-    await registry.watcher.refresh()
-    while registry._reconcile_task and not registry._reconcile_task.done():
-        await registry._reconcile_task
 
 
 async def test_the_resident_versions_are_loaded_and_serve(start: Start) -> None:

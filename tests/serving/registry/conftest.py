@@ -1,0 +1,52 @@
+"""Fixtures of the registry's tests: a store, and registries whose loading is a stub."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.networks import publish_tiny
+from support.stubs.registry import BYTES, NAME, OTHER, Observers, Start, StubEngine
+
+from app import store
+from app.serving.loader import LoadedModel, LoadFailure
+from app.serving.registry import Registry
+from app.settings import Settings
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a store with three versions of the default model tiny-gan, and two of tiny-cgan."""
+    for name in (NAME, NAME, NAME, OTHER, OTHER):
+        publish_tiny(tmp_path / "store", name)
+    return tmp_path / "store"
+
+
+@pytest.fixture
+async def start(folder: Path) -> AsyncIterator[Start]:
+    """Yield a function that creates a registry. Loading fails for ``damaged`` versions, and may wait for ``hold``."""
+    registries: list[Registry] = []
+
+    def start(
+        damaged: tuple[tuple[str, int], ...] = (), hold: threading.Event | None = None, **settings: Any
+    ) -> Registry:
+        registry = Registry(Settings(store=folder, device="cpu", **settings), Observers())  # type: ignore[arg-type]
+
+        def load(name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
+            assert not hold or not in_background or hold.wait(30)
+            if (name, number) in damaged:
+                return LoadFailure(name, number, "damaged")
+            engine: Any = StubEngine(registry.observers.for_version(name, number))
+            card = store.read_card(folder / name / str(number))
+            return LoadedModel(card, None, engine, bytes=BYTES)  # type: ignore[arg-type]
+
+        registry.loader.load = load  # type: ignore[method-assign]
+        registries.append(registry)
+        return registry
+
+    yield start
+    for registry in registries:
+        await registry.close()
