@@ -21,12 +21,14 @@ def is_long(gap: float) -> bool:
 
 
 def step_budget(normal_budget: float, gap: float, rejecting: bool) -> float:
-    """Return the time in seconds after which a round takes no further step.
+    """Return the time in seconds after which a round of text generation takes no further step.
 
     ``gap`` is the time in seconds that other models and the event loop have used since the last round. After a long
-    gap, the round lasts as long as the gap, up to ``MAX_STEP_BUDGET``. Texts then get half of the computing time.
-    Otherwise, they would get only a hundredth of it while other models compute long batches. With ``rejecting``, which
-    means that requests were rejected since the last round, the result is at least ``STEP_BUDGET_REJECTING``.
+    gap, the round lasts as long as the gap, up to ``MAX_STEP_BUDGET``. So the generation of texts gets half of the
+    computing time. Otherwise, it would get only a hundredth while other models compute long batches.
+
+    ``rejecting`` means that requests were rejected since the last round. The result is then at least
+    ``STEP_BUDGET_REJECTING``.
     """
     budget = min(gap, MAX_STEP_BUDGET) if is_long(gap) else normal_budget
     return max(budget, STEP_BUDGET_REJECTING) if rejecting else budget

@@ -35,8 +35,9 @@ def is_onnx_archive(path: Path) -> bool:
 
 
 def read_onnx_archive(path: Path, max_bytes: int) -> dict[str, Tensor]:
-    """Read an archive of one ONNX file and its external data. Return the files as the tensors of a version.
+    """Read an archive of one ONNX file and its external data. Return one tensor with the bytes of each file.
 
+    The names of the tensors are those in the store.
     Nothing is written to disk. Other entries of the archive are not read.
 
     Raises:

@@ -60,7 +60,7 @@ class ForecasterSizes:
 
 
 class Reading(NamedTuple):
-    """The inputs of the layers, the naive forecast and the scale.
+    """The naive forecast, the scale, and the inputs of the layers.
 
     The naive forecast and the scale convert the outputs of the layers to values of the series.
     """

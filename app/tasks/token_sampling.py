@@ -128,7 +128,7 @@ class OptionRows:
         logits[self.rows] += self.bias - penalties
 
     def record(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> None:
-        """Count the sampled tokens [N]. Record their log-probabilities for the texts that ask for them."""
+        """Count the sampled tokens [N]. Record the log-probabilities of tokens if their request asked for these."""
         self.counts[np.arange(len(self.rows)), tokens[self.rows]] += 1
         record_log_probs(self.log_probs, log_probabilities, tokens[self.log_prob_rows])
         unfinished = [i for i, own in enumerate(self.log_probs) if len(own.tokens) < own.max_tokens]

@@ -139,7 +139,7 @@ def rounded(value: float, digits: int) -> float | None:
 class Target:
     """A target for a figure: the required value ``must`` and the desired value ``aim``.
 
-    If ``is_maximum`` is true, the figure may be at most this value. Otherwise it must be at least this value.
+    If ``is_maximum`` is true, both values are upper limits of the figure. Otherwise they are lower limits.
     """
 
     text: str

@@ -44,7 +44,7 @@ class ListedImage:
 
 @dataclass(frozen=True)
 class ImageList:
-    """The files of a folder or CSV file.
+    """The image files in a folder, or those that a CSV file lists.
 
     Attributes:
         images: the files, in a fixed order.

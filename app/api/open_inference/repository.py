@@ -96,7 +96,7 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
     async def load(request: Request, name: OptionalModel) -> Response:
         """Serve an unloaded model again. The response is sent when the active version is in memory.
 
-        With `name@version`, the response is sent when this version is in memory.
+        With `name@version`, the service loads this version, and responds when it is in memory.
         """
         deadline = set_deadline(request, settings.request_seconds)
         _check((await _read_body(request, LoadRequest, settings)).parameters)

@@ -107,8 +107,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         """Generate images from a seed. If the model has labels, `label` selects the label of the images.
 
         The `Accept` header selects the format. The response is JSON with PNG files in base64, or one PNG image that
-        shows all generated images (`image/png`). With `walk_to`, the response can be an animation instead (`image/png`,
-        `image/apng` or `image/webp`).
+        shows all generated images (`image/png`). With `walk_to`, `image/png` and `image/apng` return an animated PNG
+        image instead, and `image/webp` returns an animated WebP image.
         """
         return await endpoint.run(request)
 

@@ -166,8 +166,8 @@ def _trend(draw: Draws) -> Tensor:
 def _noise(draw: Draws) -> Tensor:
     """Return noise [count, length] with a variance of about 1.
 
-    The noise of a series is normal or heavy-tailed, and white or autocorrelated. For some series, its scale varies over
-    time.
+    The noise of a series is normal or heavy-tailed, and white or autocorrelated. For some series, the scale of
+    the noise varies over time.
     """
     white = draw.normal(draw.length)
     heavy_tailed = white / draw.normal(draw.length).abs().clamp(min=0.3)

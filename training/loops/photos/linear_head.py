@@ -67,7 +67,8 @@ def fit(features: Tensor, targets: Tensor, classes: int, penalties: Sequence[flo
         features: features [N, D] of the images.
         targets: indices [N], or booleans [N, classes] if images may have several labels.
         classes: number of classes.
-        penalties: factors of the squared norm of the weights in the loss, for features of variance 1.
+        penalties: the loss contains the squared norm of the weights, multiplied by this factor. The features are scaled
+            to variance 1 first.
     """
     mean = features.mean(dim=0)
     deviation = features.std(dim=0, correction=0).clamp(min=MIN_DEVIATION)

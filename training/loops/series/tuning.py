@@ -77,7 +77,7 @@ def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) 
 
 
 def _averaged(config: ForecasterFinetuneConfig, steps: int) -> ForecasterFinetuneConfig:
-    """Return the config with an average of the weights over at most 5 % of the steps.
+    """Return a copy of the config that averages the weights over at most 5 % of the training steps.
 
     The batch size is reduced until it is divisible by the number of processes.
     """

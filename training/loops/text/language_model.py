@@ -243,7 +243,7 @@ def _teacher_state(number: int) -> str:
 
 
 def _averaged(config: RnnConfig, steps: int) -> RnnConfig:
-    """Return the config with a moving average that covers at most 5 % of the steps."""
+    """Return a copy of the config whose moving average of the weights covers at most 5 % of the steps."""
     return dataclasses.replace(config, ema_decay=max(0.0, min(config.ema_decay, 1 - 20 / max(steps, 1))))
 
 
