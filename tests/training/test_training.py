@@ -167,11 +167,14 @@ def test_a_network_learns_from_the_mean_predictions_of_teachers(
     whole = teachers.predict(characters, teachers.zero_states(3))[0][:, 4:]
     _, first = teachers.predict(characters[:, :4], teachers.zero_states(3))
     assert torch.allclose(teachers.predict(characters[:, 4:], first)[0], whole, atol=0.01)  # bfloat16
-    student = [*command, "--name", "student", "--teachers", *folders, "--distill", "1"]
-    rnn.main(student)
+    published = [option for option in command if option != "--no-publish"]
+    rnn.main([*published, "--name", "student", "--teachers", *folders, "--distill", "1"])
     card = json.loads((only_entry(tmp_path / "runs" / "student") / "card.json").read_text())
     assert list(card["data"])[1:] == ["teacher 1: teacher-1, seed 1", "teacher 2: teacher-2, seed 2"]
     assert "Distilled: the mean predictions of 2 networks have the weight 1." in card["notes"]
+    capsys.readouterr()
+    assert evaluate.main(["student", "--store", str(models)]) == 0
+    assert "teacher 1: teacher-1, seed 1       not compared: teachers are not published" in capsys.readouterr().out
     Teachers([only_entry(tmp_path / "runs" / "student")], vocabulary, "cpu")
     with pytest.raises(datasets.DataError, match="teacher-1 has another vocabulary"):
         Teachers([Path(folders[0])], vocabulary[1:], "cpu")

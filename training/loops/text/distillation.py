@@ -21,6 +21,8 @@ from app import store
 from app.tasks.precision import fast_bfloat16
 from training.data.datasets import DataError
 
+TEACHER = "teacher "  # start of the names of teachers on a card
+
 
 class Teachers:
     """Trained text networks, read from the folders of finished runs or of published versions.
@@ -49,7 +51,7 @@ class Teachers:
             if card.vocabulary != list(vocabulary):
                 raise DataError(f"--teachers {folder}: {card.name} has another vocabulary")
             self.networks.append(network.to(device).eval().requires_grad_(False))
-            self.digests[f"teacher {number}: {card.name}, seed {card.seed}"] = hashlib.sha256(weights).hexdigest()
+            self.digests[f"{TEACHER}{number}: {card.name}, seed {card.seed}"] = hashlib.sha256(weights).hexdigest()
 
     def zero_states(self, rows: int) -> list[Tensor]:
         """Return the initial state of each teacher for ``rows`` texts."""
