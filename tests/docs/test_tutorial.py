@@ -30,7 +30,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def masked(line: str) -> str:
-    """Return a line in which placeholders replace the figures."""
+    """Return a line with # in place of each number, because durations and accuracies differ between runs."""
     return re.sub(r"[\d.,]*\d", "#", " ".join(line.split()))
 
 

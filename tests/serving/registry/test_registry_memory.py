@@ -16,6 +16,7 @@ from support.stubs.registry import (
     CNN,
     NAME,
     OTHER,
+    RESIDENT,
     Start,
     ids,
     load_on_demand,
@@ -34,7 +35,6 @@ from app.store import rollout
 from app.tasks import GENERATE_IMAGES
 
 pytestmark = pytest.mark.anyio
-RESIDENT = ["tiny-cgan@1", "tiny-cgan@2", "tiny-gan@2", "tiny-gan@3"]
 IN_USE = "no other version can be loaded now: too many of the versions in memory are in use"
 
 

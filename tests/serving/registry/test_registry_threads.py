@@ -13,6 +13,7 @@ from support.networks import publish_tiny
 from support.stubs.registry import (
     NAME,
     OTHER,
+    RESIDENT,
     Observers,
     Start,
     StubEngine,
@@ -26,7 +27,6 @@ from app.settings import Settings, SettingsError
 from app.tasks import GENERATE_IMAGES
 
 pytestmark = pytest.mark.anyio
-RESIDENT = ["tiny-cgan@1", "tiny-cgan@2", "tiny-gan@2", "tiny-gan@3"]
 
 
 async def test_all_engines_of_a_version_are_reported_and_closed(start: Start) -> None:

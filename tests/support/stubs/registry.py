@@ -16,6 +16,8 @@ from app.tasks import GENERATE_IMAGES
 
 NAME, OTHER, CNN = "tiny-gan", "tiny-cgan", "tiny-cnn"
 BYTES = 10  # size of each version
+# The versions that a registry of the test store keeps in memory
+RESIDENT = ["tiny-cgan@1", "tiny-cgan@2", "tiny-gan@2", "tiny-gan@3"]
 Start = Callable[..., Registry]
 
 
