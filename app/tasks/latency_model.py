@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+MAX_SINGLES, SINGLES_SECONDS = 10, 0.01  # limits on repeating batches of one row, of which the fastest counts
 SLOW_BATCH_SECONDS = 0.05  # seconds; after a batch that takes this long, no larger batches are measured
 
 
@@ -31,14 +32,16 @@ class LatencyModel:
         slow network would delay the start of the service.
         """
         _seconds(compute, 1)  # the first batch of a size is the slowest
-        single = min(_seconds(compute, 1) for _ in range(2))
-        size, seconds = 1, single
+        singles = [_seconds(compute, 1) for _ in range(2)]
+        while len(singles) < MAX_SINGLES and sum(singles) < SINGLES_SECONDS:
+            singles.append(_seconds(compute, 1))
+        size, seconds = 1, min(singles)
         while size < rows and (size == 1 or seconds < SLOW_BATCH_SECONDS):
             size = min(2 * size, rows)
             seconds = _seconds(compute, size)
             if size == rows or seconds >= SLOW_BATCH_SECONDS:  # an interruption can make one batch slow
                 seconds = min(seconds, _seconds(compute, size))
-        return cls(single, max(seconds - single, 0.0) / max(size - 1, 1))
+        return cls(min(singles), max(seconds - min(singles), 0.0) / max(size - 1, 1))
 
 
 def _seconds(compute: Callable[[int], object], rows: int) -> float:

@@ -25,7 +25,7 @@ class Network:
 def test_all_sizes_of_a_fast_network_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, lambda rows: 0.001 + 0.0001 * rows)
     model = LatencyModel.measure(network, 24)
-    assert network.sizes == [1, 1, 1, 2, 4, 8, 16, 24, 24]
+    assert network.sizes == [1] * 11 + [2, 4, 8, 16, 24, 24]
     assert model(1) == pytest.approx(0.0011)
     assert model(24) == pytest.approx(0.0034)
 
@@ -47,6 +47,12 @@ def test_the_time_for_further_rows_of_a_very_slow_network_is_measured(monkeypatc
 def test_one_interrupted_batch_does_not_change_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, lambda rows: 0.2 if rows == 4 and 4 not in network.sizes else 0.001 * rows)
     assert LatencyModel.measure(network, 16)(16) == pytest.approx(0.016)
+
+
+def test_batches_of_one_row_are_repeated_because_the_first_ones_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, lambda rows: 0.003 if len(network.sizes) < 3 else 0.001)
+    assert LatencyModel.measure(network, 1).single_row == pytest.approx(0.001)
+    assert len(network.sizes) == 1 + 2 + 4  # the first batch, two slow ones, and others until 10 ms have passed
 
 
 def test_a_network_without_batches_has_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
