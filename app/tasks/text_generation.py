@@ -22,6 +22,7 @@ PREFILL_SECONDS = 0.002  # longest prefill (reading of prompts) in a step, so th
 PREFILL_SHARE = 1.0  # longest prefill while texts are generated, relative to the time of their step
 MAX_PREFILL = 256  # largest number of characters of a prompt that are read in a step
 BLOCK_SIZES = (2, 3, 5, 7, 12, 32)  # numbers of characters read at once that ``warm_up`` tries
+LOGIT_ROWS = 32  # largest number of rows whose logits are computed at once, as in ``Packed``
 UNIFORMS_AHEAD = 64  # steps for which a batch holds random numbers
 
 
@@ -137,9 +138,8 @@ class DecodeBatch:
         for i, text in enumerate(texts):
             coming = text.uniforms[text.generated : text.generated + UNIFORMS_AHEAD]
             self.uniforms[: len(coming), i] = coming
-        self.steps_done = 0
-        for i, text in enumerate(texts):
             text.batch, text.row = self, i
+        self.steps_done = 0
 
     def matches(self, texts: Sequence[Continuation]) -> bool:
         """Return whether the batch consists of ``texts`` and has random numbers for one more step."""
@@ -242,41 +242,35 @@ class TextGenerator:
 
     def _prefill(self, prompts: list[Prompt], seconds: float) -> None:
         """Read the same number of characters of each prompt. ``seconds`` and the shortest unread part limit it."""
-        recording = any(prompt.log_probs for prompt in prompts)
         if self.reads_many:
             max_count = self.prefill_latency.rows_within(seconds) // len(prompts)
         else:
             # Log-probabilities need the logits, so a step takes as long as one that generates.
-            latency = self.latency if recording else self.prefill_latency
+            latency = self.latency if any(prompt.log_probs for prompt in prompts) else self.prefill_latency
             max_count = int(seconds / latency(len(prompts)))
         count = min(max(1, min(max_count, MAX_PREFILL)), *(prompt.unread for prompt in prompts))
         block = np.stack([prompt.characters[prompt.read : prompt.read + count] for prompt in prompts])  # [N, count]
         state = torch.stack([prompt.state for prompt in prompts])
         hidden, state = self._read_block(torch.from_numpy(block).to(self.device), state)
-        _advance(prompts, state, [self._prompt_log_probs(prompts, own) if recording else None for own in hidden])
+        _advance(prompts, count, state, self._prompt_log_probs(prompts, hidden))
 
-    def _read_block(self, characters: Tensor, state: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        """Read characters [N, T]. Return the T outputs [N, hidden] of ``steps.read``, and the last state."""
-        if self.reads_many:
-            block, state = self._read_many(characters, state)
-            return block.unbind(1), state
-        hidden = []
-        for own in characters.unbind(1):
-            output, state = self._read(own, state)
-            hidden.append(output)
-        return hidden, state
-
-    def _read_many(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Call ``steps.read_many`` with characters [N, T], padded so that at least ``min_rows`` rows are computed."""
-        rows, count = characters.shape
-        min_rows = -(-self.min_rows // count)
-        hidden, state = self.steps.read_many(pad(characters, min_rows), pad(state, min_rows))
-        return hidden[:rows], state[:rows]
+    def _read_block(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Read characters [N, T]. Return the outputs [N, T, hidden] of ``steps.read``, and the last state."""
+        if not self.reads_many:
+            hidden = []
+            for own in characters.unbind(1):
+                output, state = self._read(own, state)
+                hidden.append(output)
+            return torch.stack(hidden, dim=1), state
+        rows, min_rows = len(characters), -(-self.min_rows // characters.shape[1])
+        block, state = self.steps.read_many(pad(characters, min_rows), pad(state, min_rows))
+        return block[:rows], state[:rows]
 
     def _prompt_log_probs(self, prompts: Sequence[Prompt], hidden: Tensor) -> np.ndarray | None:
-        """Return log-probabilities [M, V] of the next character of the M prompts that record them, or None."""
+        """Return log-probabilities [M T, V] of the M prompts that record them, given hidden values [N, T, hidden]."""
         rows = [row for row, prompt in enumerate(prompts) if prompt.log_probs]
-        return log_probabilities(self._logits(hidden[rows])) if rows else None
+        parts = hidden[rows].flatten(0, 1).split(LOGIT_ROWS) if rows else ()
+        return np.concatenate([log_probabilities(self._logits(part)) for part in parts]) if parts else None
 
     def _logits(self, hidden: Tensor) -> np.ndarray:
         """Return logits float64 [N, V] of the outputs of ``steps.read``. The logit of ``<unk>`` is -inf.
@@ -309,12 +303,12 @@ class TextGenerator:
             log_probs = options.log_probabilities(logits)
             options.apply(logits)
         sampled = batch.sampler(logits, batch.uniforms[batch.steps_done])
-        prompt_log_probs = self._prompt_log_probs(prompts, hidden[count:]) if prompts else None
+        prompt_log_probs = self._prompt_log_probs(prompts, hidden[count:].unsqueeze(1))
         # No text has changed up to here, so a step that fails before this line can be repeated.
         if options:
             options.record(sampled, log_probs)
         if prompts:
-            _advance(prompts, state[count:], [prompt_log_probs])
+            _advance(prompts, 1, state[count:], prompt_log_probs)
         batch.state, batch.steps_done = state[:count], batch.steps_done + 1
         batch.characters = torch.from_numpy(sampled).to(self.device)
         for text, index in zip(texts, sampled.tolist(), strict=True):
@@ -358,7 +352,7 @@ class TextGenerator:
             if self.reads_many:
                 block = characters.repeat(1, -(-MAX_PREFILL // rows))[:1]
                 self.prefill_latency = LatencyModel.measure(
-                    lambda count: self._read_many(block[:, :count], states[:1]), MAX_PREFILL
+                    lambda count: self._read_block(block[:, :count], states[:1]), MAX_PREFILL
                 )
             else:
                 self.prefill_latency = LatencyModel.measure(
@@ -379,21 +373,20 @@ class TextGenerator:
         """Read characters [N, T] in blocks of ``size``. Return the outputs [N, T, hidden] of ``steps.read_many``."""
         state, parts = self.initial_state.expand(len(characters), *self.initial_state.shape), []
         for part in characters.split(size, dim=1):
-            hidden, state = self._read_many(part, state)
+            hidden, state = self._read_block(part, state)
             parts.append(hidden)
         return torch.cat(parts, dim=1)
 
 
-def _advance(prompts: Sequence[Prompt], state: Tensor, log_probs: Sequence[np.ndarray | None]) -> None:
-    """Update N prompts after the network has read ``len(log_probs)`` more characters of each.
+def _advance(prompts: Sequence[Prompt], count: int, state: Tensor, log_probs: np.ndarray | None) -> None:
+    """Update N prompts after the network has read ``count`` more characters of each.
 
-    ``state`` [N, layers, hidden] is the new state. ``log_probs`` has the result of ``_prompt_log_probs`` for each step.
+    ``state`` [N, layers, hidden] is the new state. ``log_probs`` is the result of ``_prompt_log_probs``.
     """
-    records = [(prompt, prompt.log_probs) for prompt in prompts if prompt.log_probs]
-    for step, rows in enumerate(log_probs):
-        if rows is not None:
-            following = np.array([prompt.characters[prompt.read + step + 1] for prompt, _ in records])
-            record_log_probs([record for _, record in records], rows, following)
+    if log_probs is not None:
+        following = [own.characters[own.read + 1 : own.read + 1 + count] for own in prompts if own.log_probs]
+        records = [own.log_probs for own in prompts if own.log_probs for _ in range(count)]
+        record_log_probs(records, log_probs, np.concatenate(following))
     for prompt, own in zip(prompts, state.unbind(0), strict=True):
         prompt.state = own
-        prompt.read += len(log_probs)
+        prompt.read += count

@@ -135,16 +135,19 @@ def test_a_prompt_read_at_once_gives_the_text_and_log_probabilities_of_single_st
     for parallel in (False, True):
         gated.reads_many = parallel
         gated.prefill_latency = gated.latency = LatencyModel(1e-6, PREFILL_SECONDS / piece)
-        text, other = (begin(gated, prompt[start:], max_characters=20) for start in (0, 30))
-        text.prompt.log_probs = LogProbs(0)
-        steps = 0
-        while not (text.finished and other.finished):
-            gated.step([text, other])
-            steps += 1
-        results.append((text.text, other.text, text.prompt.log_probs.tokens))
-    assert results[0][:2] == results[1][:2]
-    assert np.allclose(results[0][2], results[1][2], atol=1e-4)
-    assert len(results[1][2]) == len(prompt) - 1
+        texts = [begin(gated, prompt[start:], max_characters=20) for start in (0, 30, 50)]
+        records = [LogProbs(0), LogProbs(3)]
+        texts[0].prompt.log_probs, texts[2].prompt.log_probs = records
+        while unfinished := [text for text in texts if not text.finished]:
+            gated.step(unfinished)
+        results.append(([text.text for text in texts], records))
+    (single_texts, single), (block_texts, block) = results
+    assert block_texts == single_texts
+    for record, other, length in zip(block, single, (len(prompt), len(prompt) - 50), strict=True):
+        assert len(record.tokens) == length - 1
+        assert record.top_indices == other.top_indices
+        assert np.allclose(record.tokens, other.tokens, atol=1e-4)
+        assert np.allclose(record.top_values, other.top_values, atol=1e-4)
 
 
 def test_reading_many_characters_that_rounds_differently_is_detected(
