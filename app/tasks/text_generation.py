@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
+from time import perf_counter
 from typing import Any
 from weakref import ref
 
@@ -19,7 +21,7 @@ from app.tasks.precision import MIN_ROWS, batch_invariant, check_finite, pad
 from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs
 
 PREFILL_SECONDS = 0.002  # longest prefill (reading of prompts) in a step, so that other texts do not wait long
-PREFILL_SHARE = 1.0  # longest prefill while texts are generated, relative to the time of their step
+PREFILL_SHARE = 1.0  # time of prefill relative to the time of generation, while prompts are read and texts generated
 MAX_PREFILL = 256  # largest number of characters of a prompt that are read in a step
 BLOCK_SIZES = (2, 3, 5, 7, 12, 32)  # numbers of characters read at once that ``warm_up`` tries
 LOGIT_ROWS = 32  # largest number of rows whose logits are computed at once, as in ``Packed``
@@ -179,6 +181,7 @@ class TextGenerator:
         # Times of a step that generates texts, and of a step that only reads prompts. ``warm_up`` measures them.
         self.latency = self.prefill_latency = LatencyModel(PREFILL_SECONDS / MAX_PREFILL, 0.0)
         self.max_prompt_seconds = math.inf
+        self._prefill_lead = 0.0  # seconds that texts must be generated before the next prefill
         self._batch: DecodeBatch | None = None
 
     def check_prompt(self, characters: int) -> None:
@@ -227,27 +230,30 @@ class TextGenerator:
         return self.continuation(prompt, uniforms, temperature, top_k, top_p or 1.0, tuple(stop), seed, options)
 
     def step(self, texts: Sequence[Continuation]) -> None:
-        """Generate one character of each text whose prompt has been read, and read the next part of the other prompts.
+        """Generate one character of each text whose prompt has been read, and read a part of the other prompts.
 
         Raises ArithmeticError for non-finite logits. The texts are then unchanged, and the step can be repeated.
         """
         prompts = list(dict.fromkeys(text.prompt for text in texts if text.prompt.unread))
         decoding = [text for text in texts if text.prompt not in prompts] if prompts else texts
         with torch.inference_mode():
-            if prompts:
-                seconds = PREFILL_SHARE * self.latency(len(decoding)) if decoding else PREFILL_SECONDS
-                self._prefill(prompts, min(seconds, PREFILL_SECONDS))
+            started_at = perf_counter()
+            if prompts and not (decoding and self._prefill_lead > 0):
+                self._prefill(prompts)
+                self._prefill_lead = (perf_counter() - started_at) / PREFILL_SHARE
+                started_at = perf_counter()
             if decoding:
                 self._decode(decoding, [prompt for prompt in prompts if prompt.unread])
+                self._prefill_lead -= perf_counter() - started_at
 
-    def _prefill(self, prompts: list[Prompt], seconds: float) -> None:
-        """Read the same number of characters of each prompt. ``seconds`` and the shortest unread part limit it."""
+    def _prefill(self, prompts: list[Prompt]) -> None:
+        """Read the same number of characters of each prompt, for ``PREFILL_SECONDS`` or to the end of the shortest."""
         if self.reads_many:
-            max_count = self.prefill_latency.rows_within(seconds) // len(prompts)
+            max_count = self.prefill_latency.rows_within(PREFILL_SECONDS) // len(prompts)
         else:
             # Log-probabilities need the logits, so a step takes as long as one that generates.
             latency = self.latency if any(prompt.log_probs for prompt in prompts) else self.prefill_latency
-            max_count = int(seconds / latency(len(prompts)))
+            max_count = int(PREFILL_SECONDS / latency(len(prompts)))
         count = min(max(1, min(max_count, MAX_PREFILL)), *(prompt.unread for prompt in prompts))
         block = np.stack([prompt.characters[prompt.read : prompt.read + count] for prompt in prompts])  # [N, count]
         state = torch.stack([prompt.state for prompt in prompts])
@@ -346,7 +352,9 @@ class TextGenerator:
             self.initial_state = self.initial_state.double()
         del self.network
 
-        self.latency = LatencyModel.measure(self.dummy_run, rows)
+        texts = cache(partial(self.dummy_texts, characters=UNIFORMS_AHEAD))
+        self.latency = LatencyModel.measure(lambda count: self.step(texts(count)), rows)
+        self._batch = None
         with torch.inference_mode():
             states = states.to(self.initial_state.dtype)
             if self.reads_many:

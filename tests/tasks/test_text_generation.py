@@ -18,6 +18,7 @@ from app import store
 from app.networks import build
 from app.networks.gated_rnn import GatedSteps, LinearRecurrence
 from app.networks.rnn import MIN_PACKED_WIDTH, Packed
+from app.tasks import text_generation
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, pad
 from app.tasks.text_generation import PREFILL_SECONDS, UNIFORMS_AHEAD, Continuation, TextGenerator, memory_bytes
@@ -80,18 +81,52 @@ def test_a_prompt_read_in_blocks_gives_the_state_of_one_pass(continuer: TextGene
     assert text.text == ""
 
 
-def test_prompts_are_read_together_and_generation_starts_when_one_is_read(continuer: TextGenerator) -> None:
-    texts = [begin(continuer, "a" * length) for length in (10_000, 41, 500)]
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Return a clock of which the prefill takes ``prefill`` seconds and the generation of a character ``decode``."""
+    clock = {"now": 0.0, "prefill": 0.002, "decode": 0.001}
+    monkeypatch.setattr(text_generation, "perf_counter", lambda: clock["now"])
+    for name in ("prefill", "decode"):
+
+        def timed(*args: Any, name: str = name, method: Any = getattr(TextGenerator, f"_{name}")) -> None:
+            method(*args)
+            clock["now"] += clock[name]
+
+        monkeypatch.setattr(TextGenerator, f"_{name}", timed)
+    return clock
+
+
+def test_prompts_are_read_together_and_generation_starts_when_one_is_read(
+    continuer: TextGenerator, clock: dict[str, float]
+) -> None:
+    texts = [begin(continuer, "a" * length) for length in (10_000, 2 * PIECE + 5, 500)]
     generating = begin(continuer, "a")
-    for _ in range(20):  # each step generates one character, and reads two prompt characters
+    read = []
+    for _ in range(4):  # each step generates a character, and reads a character of each prompt
         continuer.step([*texts, generating])
-    assert [text.prompt.unread for text in texts] == [9_999 - 40, 0, 499 - 40]
-    assert [len(text.text) for text in (*texts, generating)] == [0, 0, 0, 20]
+        read.append(9_999 - texts[0].prompt.unread)
+    assert read == [PIECE + 1, PIECE + 2, 2 * PIECE + 3, 2 * PIECE + 4]  # two steps take as long as a prefill
+    assert [text.prompt.unread for text in texts] == [9_999 - read[-1], 0, 499 - read[-1]]
+    assert [len(text.text) for text in (*texts, generating)] == [0, 0, 0, 4]
     continuer.step([*texts, generating])
-    assert [text.prompt.unread for text in texts] == [9_999 - 42, 0, 499 - 42]
-    assert [len(text.text) for text in (*texts, generating)] == [0, 1, 0, 21]
-    continuer.step(texts[:1])  # without other texts, the step reads only this prompt
-    assert texts[0].prompt.unread == 9_999 - 42 - PIECE
+    assert [len(text.text) for text in (*texts, generating)] == [0, 1, 0, 5]
+    unread = texts[0].prompt.unread
+    continuer.step(texts[:1])  # without other texts, each step reads a part of the prompt
+    continuer.step(texts[:1])
+    assert texts[0].prompt.unread == unread - 2 * PIECE
+
+
+@pytest.mark.parametrize(("prefill", "steps"), [(0.0005, 1), (0.003, 3), (0.01, 10)])
+def test_reading_prompts_takes_as_long_as_generating_texts(
+    continuer: TextGenerator, clock: dict[str, float], prefill: float, steps: int
+) -> None:
+    """If a prefill takes longer than expected, more characters are generated before the next prefill."""
+    clock["prefill"] = prefill
+    prompt, generating = begin(continuer, "a" * 5_000), begin(continuer, "a")
+    for _ in range(2 * steps):
+        continuer.step([prompt, generating])
+    assert 4_999 - prompt.prompt.unread == 2 * (PIECE + steps)
+    assert len(generating.text) == 2 * steps
 
 
 @pytest.mark.parametrize("kind", ["character-rnn", "stacked-rnn", "gated-rnn"])
