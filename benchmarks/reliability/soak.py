@@ -12,7 +12,7 @@ if the memory, the threads, the file descriptors or the latency grew.
 The test divides its time into five parts of equal length (fifths). The table shows
 
 - the memory of all processes (PSS, MiB) at the start of each fifth and at the end,
-- the growth of the memory per 10,000 requests after the first fifth,
+- the growth of the memory per 10,000 requests in the last two fifths,
 - the file descriptors and threads after the first fifth and at the end,
 - the latency of classification in the second and the last fifth.
 """
@@ -42,7 +42,9 @@ from benchmarks.support.servers import ROOT, Server
 SAMPLE_SECONDS = 2.0  # time between two samples of the processes' resources
 SWAPPED_MODEL = "sine-lstm"
 DIFFERENT_REQUESTS = 400  # number of different requests, sent repeatedly
-MAX_GROWTH = 1.0  # limit of the growth of the memory, in MiB per 10,000 requests
+# Limit of the growth of the memory in the last two fifths, in MiB per 10,000 requests. Earlier, caches still fill: on a
+# slow machine, the memory reaches its final level only after about 100,000 requests.
+MAX_GROWTH = 1.0
 MAX_SLOWDOWN = 1.5  # largest allowed ratio of the latency at the end to the latency at the start
 LONG = Request("/v1/text/continue", b'{"prompt": "a", "max_characters": 4000, "n": 4, "stream": true}')
 
@@ -150,6 +152,7 @@ def figures(observations: Observations, started: float, seconds: float) -> dict[
     after = [row for row in observations.samples if row[0] >= started + seconds / 5] or observations.samples
     first, last = after[0], after[-1]
     fifths = [next(row for row in observations.samples if row[0] >= started + part * seconds / 5) for part in range(5)]
+    steady = observations.samples[observations.samples.index(fifths[3]) :]
     fifths.append(last)
     parts = [
         [
@@ -165,7 +168,7 @@ def figures(observations: Observations, started: float, seconds: float) -> dict[
         "wrong": len(observations.wrong),
         **observations.sent,
         "mib": [round(row[2], 1) for row in fifths],
-        "mib_per_10000": round(10_000 * slope([(float(row[1]), row[2]) for row in after]), 3),
+        "mib_per_10000": round(10_000 * slope([(float(row[1]), row[2]) for row in steady]), 3),
         "descriptors": [first[3], last[3]],
         "threads": [first[4], last[4]],
         "p50_ms": [round(1000 * percentile(part, 0.5), 2) for part in parts],

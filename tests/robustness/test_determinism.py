@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -63,3 +64,12 @@ def test_the_soak_test_reports_growing_resources() -> None:
         "threads grew from 12 to 13",
         "the latency of classification grew from 10.0 to 16.0 ms",
     ]
+
+
+@pytest.mark.parametrize(("growth", "expected"), [([0, 60, 90, 90, 90], 0.0), ([0, 2, 4, 6, 8], 1.0)])
+def test_the_growth_of_the_memory_is_measured_after_the_caches_are_full(growth: list[int], expected: float) -> None:
+    """``growth`` is the growth of the memory in MiB until the start of each fifth of 20,000 requests."""
+    memory = [500 + a + (b - a) * i / 10 for a, b in pairwise([*growth, 2 * growth[4] - growth[3]]) for i in range(10)]
+    samples = [(float(i), 2_000 * i, mib, 80, 12) for i, mib in enumerate(memory)]
+    observations = soak.Observations(samples=samples, latencies=[(float(i), 0.01) for i in range(50)])
+    assert soak.figures(observations, 0.0, 50.0)["mib_per_10000"] == pytest.approx(expected)
