@@ -38,11 +38,16 @@ TRAINING_FILES = (
 )
 
 
+LONGEST_FILES = ("test_swagger_ui.py", "test_tutorial.py", "test_exported_files.py", "test_export_page.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start processes or a browser, and the tests that train networks.
 
-    ``make quick`` does not run these tests.
+    ``make quick`` does not run these tests. The longest tests start first, so that no core is idle while the last of
+    them runs.
     """
+    items.sort(key=lambda item: 0 if item.path.name in LONGEST_FILES else 1 if item.path.name in TRAINING_FILES else 2)
     for item in items:
         if starts_processes(item) or "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("processes")
