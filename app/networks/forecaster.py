@@ -121,8 +121,9 @@ class Reader(nn.Module):
         unit = torch.where(scale > 0, scale, 1.0)
         large_unit = torch.where(spread > MIN_SCALE, spread, 1.0)
 
-        channels = [(x / unit).asinh(), (x / large_unit).clamp(-10, 10), (differences / unit).asinh(), known]
-        tokens = torch.stack([channel.float() for channel in channels], dim=2)  # [N, context, CHANNELS]
+        # The quotients are far below the limit of float32, because the scale is at least ``FLOOR`` times the spread.
+        near, far, change = (part.float() for part in (x / unit, (x / large_unit).clamp(-10, 10), differences / unit))
+        tokens = torch.stack([near.asinh(), far, change.asinh(), known.float()], dim=2)  # [N, context, CHANNELS]
         tokens = tokens.unflatten(1, (-1, self.sizes.patch)).flatten(2)
         summary = [(large_unit / unit).log(), season.log(), known.sum(1, keepdim=True).log()]
         features = torch.cat([feature.float() for feature in summary], dim=1) / 3  # [N, 3]
@@ -135,8 +136,8 @@ class Reader(nn.Module):
             profile_ahead = profile.gather(1, (-1 - step) % season).unsqueeze(2)
             smoothed = self._smooth(x / unit, known, season, profile) + profile_ahead
             candidates = (smoothed - (naive / unit).unsqueeze(2)).clamp(-MAX_CANDIDATE, MAX_CANDIDATE).float()
-            extra = [profile_ahead.asinh(), strength.unsqueeze(2).expand_as(profile_ahead)]
-            ahead = torch.cat([ahead, candidates.asinh(), *(part.float() for part in extra)], dim=2)
+            extra = [profile_ahead.float().asinh(), strength.float().unsqueeze(2).expand_as(profile_ahead)]
+            ahead = torch.cat([ahead, candidates.asinh(), *extra], dim=2)
         return Reading(tokens, ahead, naive + level, scale, candidates)
 
     def _smooth(self, x: Tensor, known: Tensor, season: Tensor, profile: Tensor) -> Tensor:
@@ -177,8 +178,8 @@ class Reader(nn.Module):
         phase = 2 * torch.pi * (step + 1) / period  # [N, horizon, 1]
         distance = ((step + 1) / sizes.horizon).expand_as(phase)
         parts = [
-            ((lagged - naive) / unit.unsqueeze(2)).asinh() * known_lagged,
-            ((after - origin) / unit.unsqueeze(2)).asinh() * both,
+            ((lagged - naive) / unit.unsqueeze(2)).float().asinh() * known_lagged,
+            ((after - origin) / unit.unsqueeze(2)).float().asinh() * both,
             *(known_lagged, both, phase.sin(), phase.cos(), distance, (period.log() / 3).expand_as(phase)),
         ]
         return naive.squeeze(2), torch.cat([part.float() for part in parts], dim=2)
