@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_SINGLES, SINGLES_SECONDS = 10, 0.01  # limits on repeating batches of one row, of which the fastest counts
-SLOW_BATCH_SECONDS = 0.05  # seconds; after a batch that takes this long, no larger batches are measured
+SLOW_BATCH_SECONDS = 0.02  # seconds; after a batch that takes this long, no larger batches are measured
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ def test_all_sizes_of_a_fast_network_are_measured(monkeypatch: pytest.MonkeyPatc
 
 
 def test_large_batches_of_a_slow_network_are_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Network(monkeypatch, lambda rows: 0.02 * rows)
+    network = Network(monkeypatch, lambda rows: 0.007 * rows)
     model = LatencyModel.measure(network, 64)
     assert max(network.sizes) == 4
-    assert model(64) == pytest.approx(1.28)
+    assert model(64) == pytest.approx(0.448)
 
 
 def test_the_time_for_further_rows_of_a_very_slow_network_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
