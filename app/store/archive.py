@@ -13,6 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, cast
 
@@ -194,12 +195,14 @@ def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folde
     remaining = max_bytes
     for name, entry in entries.items():
         with (folder / name).open("wb") as target:
-            for chunk in _chunks(archive, entry):
+            chunks = _chunks(archive, entry)
+            first = next(chunks, b"")
+            if name.endswith(".png") and not first.startswith(PNG):
+                raise BadArchive(f"entry {name!r} is not a PNG file")
+            for chunk in chain([first], chunks):
                 remaining -= len(chunk)
                 if remaining < 0:
                     raise BadArchive(f"it is too large unpacked; allowed are {max_bytes:,} bytes")
-                if name.endswith(".png") and not target.tell() and not chunk.startswith(PNG):
-                    raise BadArchive(f"entry {name!r} is not a PNG file")
                 target.write(chunk)
 
 

@@ -277,6 +277,7 @@ INVALID: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("too large", lambda c: repacked(c, lambda e: e.update({"curves.png": PNG + bytes(10**6)})), "allowed are 1,000"),
     ("wrong size", with_wrong_size, "cannot be unpacked|more than 1,000,000 bytes"),
     ("no picture", lambda c: repacked(c, lambda e: e.update({"curves.png": b"<svg>"})), "'curves.png' is not a PNG"),
+    ("empty picture", lambda c: repacked(c, lambda e: e.update({"curves.png": b""})), "'curves.png' is not a PNG"),
     ("card", lambda c: repacked(c, lambda e: e.update({"card.json": b"{}"})), r"^the archive's card\.json: name: Field required"),
     ("name", lambda c: repacked(c, lambda e: e.update({"card.json": e["card.json"].replace(b"tiny-gan", b"../gan")})),
      r"card\.json: name: .* found '\.\./gan'"),
