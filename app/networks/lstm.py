@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +19,22 @@ class SeriesLSTMSizes:
 
     window: int = 50
     hidden: int = 64
+
+
+class SeriesDescription(NamedTuple):
+    """The location, scale and roughness of a series; see ``SeriesLSTM``. They are numbers, not tensors on a device."""
+
+    location: float
+    scale: float
+    roughness: float
+
+    def resembles(self, series: np.ndarray) -> bool:
+        """Return whether the range and the roughness of another series [T] are similar. T is at least 2."""
+        if np.abs(series - self.location).max() >= 5 * self.scale:
+            return False
+        differences = np.diff(series)
+        roughness = math.sqrt(((differences - differences.mean()) ** 2).sum() / max(len(differences) - 1, 1))
+        return self.roughness / 3 < roughness < 3 * self.roughness
 
 
 class SeriesLSTM(nn.Module):
@@ -46,11 +65,9 @@ class SeriesLSTM(nn.Module):
         self.scale.copy_(series.std())
         self.roughness.copy_(series.diff().std())
 
-    def knows(self, values: Tensor) -> bool:
-        """Return whether the range and the roughness of a series [T] are similar to those of the training series."""
-        max_score = ((values - self.location) / self.scale).abs().max()
-        roughness_ratio = values.diff().std() / self.roughness
-        return bool(max_score < 5 and 1 / 3 < roughness_ratio < 3)
+    def training_series(self) -> SeriesDescription:
+        """Return the stored description of the training series."""
+        return SeriesDescription(float(self.location), float(self.scale), float(self.roughness))
 
     def steps(self, standardised: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the one-step forecast [N, T] after each standardised value [N, T], and the final state."""

@@ -16,7 +16,7 @@ import torch
 from app.errors import BadValue, quote_value
 from app.networks import KINDS
 from app.networks.forecaster import MEDIAN, QUANTILES
-from app.networks.lstm import SeriesLSTM
+from app.networks.lstm import SeriesDescription, SeriesLSTM
 from app.store import Card, SeriesTraits, StoreError, Version
 from app.tasks.covariates import covariate_effect
 from app.tasks.latency_model import LatencyModel
@@ -301,10 +301,10 @@ class WindowForecaster:
         card = version.card
         if not card.residuals or min(card.residuals) < 0:
             raise StoreError(f"{version.label}: residuals must be a list of standard deviations, one per step ahead")
-        self.card = card
-        self.device = device
+        self.card, self.device = card, device
         self.residuals = np.maximum.accumulate(np.array(card.residuals))  # errors must not decrease from step to step
         self.network = version.network().to(device)
+        self.training_series: SeriesDescription = self.network.training_series()
         self.latency = LatencyModel(0.0, 0.0)
         self.minimum: int = self.network.sizes.window
 
@@ -329,8 +329,8 @@ class WindowForecaster:
         """
         if series.min() == series.max():
             return float(series[0]), 0.0
-        if self.network.knows(torch.from_numpy(series).to(self.device)):
-            return float(self.network.location), float(self.network.scale)
+        if self.training_series.resembles(series):
+            return self.training_series.location, self.training_series.scale
         largest = np.abs(series).max()  # scale first, so that no square overflows or underflows
         unit = series / largest
         return float(unit.mean() * largest), float(unit.std(ddof=1) * largest)

@@ -54,10 +54,12 @@ def test_a_network_recognises_series_like_its_training_series() -> None:
     network: Any = SeriesLSTM(SeriesLSTMSizes(10, 4))
     training = torch.sin(torch.arange(300) / 20) + 0.1 * torch.randn(300, generator=torch.Generator().manual_seed(0))
     network.describe(training)
-    peak = training[25:40]
-    assert network.knows(peak)
-    for other in (peak * 100, peak + 50, peak / 100):
-        assert not network.knows(other)
+    description, peak = network.training_series(), training[25:40].double().numpy()
+    expected = [float(each) for each in (training.mean(), training.std(), training.diff().std())]
+    assert description == pytest.approx(expected)
+    assert description.resembles(peak)
+    for other in (peak * 100, peak + 50, peak / 100, peak + 1e308, peak * 1e308, np.array([0.0, 1e-9])):
+        assert not description.resembles(other)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e5])
