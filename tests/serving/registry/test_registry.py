@@ -285,6 +285,18 @@ async def test_defaults_of_another_task_and_unreadable_defaults_are_reported_onc
     assert (registry.failures, registry.defaults) == ([], {"sample": OTHER})
 
 
+async def test_unreadable_defaults_at_the_start_leave_the_tasks_without_a_default_model(
+    start: Start, folder: Path
+) -> None:
+    (folder / "defaults.json").write_text("{")
+    registry = start()
+    await registry.load()
+    assert registry.defaults == {}
+    assert [failure.label for failure in registry.failures] == ["defaults.json"]
+    assert rejection(registry.resolve, GENERATE_IMAGES, None)[0] is NotReady
+    assert resolved(registry, NAME) == "tiny-gan@3"
+
+
 async def test_a_process_without_models_or_with_a_broken_network_is_not_ready(start: Start, folder: Path) -> None:
     registry = start()
     assert registry.recovery.failure == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from support.stubs.registry import (
     load_on_demand,
 )
 
+from app.serving import recovery
 from app.serving.loader import LoadedModel, LoadFailure, PreparedModel
 from app.serving.registry import PARSE_NICENESS, Registry
 from app.settings import Settings, SettingsError
@@ -129,6 +131,24 @@ async def test_a_registry_uses_the_versions_loaded_before_the_fork(folder: Path)
     assert model.predictor is predictor
     assert model.engine._executor is registry.executor
     await registry.close()
+
+
+async def test_a_network_of_the_registry_that_cannot_recover_is_found_on_the_compute_thread(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "CHECK_SECONDS", 0.0)
+    registry = start()
+    await registry.load()
+
+    def dummy_run(rows: int) -> None:
+        raise RuntimeError(f"lost on {threading.current_thread().name}")
+
+    model: Any = registry.models()[-1]
+    model.predictor = SimpleNamespace(dummy_run=dummy_run)
+    model.engine.circuit_breaker.failed_recoveries = recovery.MAX_FAILED_RECOVERIES
+    await asyncio.wait_for(registry.recovery.watch(), 10)
+    assert registry.recovery.failure.startswith("tiny-gan@3 fails on every input, failed 3 recoveries")
+    assert "(RuntimeError: lost on compute_0)" in registry.recovery.failure
 
 
 def test_a_registry_needs_a_store(tmp_path: Path) -> None:
