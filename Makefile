@@ -116,7 +116,7 @@ oldest: ## run all tests with the oldest allowed dependencies, in .venv-oldest
 	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python $(if $(TORCH),--torch-backend=$(TORCH)) --resolution lowest-direct -e ".[test]"
 	.venv-oldest/bin/python -m pytest $(ARGS)
 
-mutants: .venv/mutants ## run mutation tests of app/engine, app/serving, app/store and request parsing; ARGS="--sample 150 app.store*"
+mutants: .venv/mutants ## run mutation tests of app/engine, app/serving, app/store, request parsing and HTTP; ARGS="--sample 150 app.store*"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability.mutants $(ARGS)
 
 audit: .venv/audit ## list known vulnerabilities of the installed packages (pip-audit), and write sbom.json
