@@ -14,7 +14,7 @@ SECONDS = 0.5  # a measurement takes at least this long, and has at least MIN_RE
 MAX_SECONDS = 5.0  # after this time MIN_REPEATS is ignored, because a full batch of a large network takes seconds
 MIN_REPEATS = 5
 ROWS = 64  # rows of a full batch
-STEPS = 100_000  # characters of a dummy text, more than are generated in SECONDS
+STEPS = 20_000  # characters of a dummy text, more than are generated in SECONDS
 
 
 def measure(predictor: Any, hardware: str) -> dict[str, Any]:
