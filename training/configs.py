@@ -24,9 +24,7 @@ class CnnConfig:
     kind: str
     epochs: Annotated[int, "passes over the training images"]
     batch: Annotated[int, "images per step"]
-    learning_rate: Annotated[
-        float, "peak learning rate. Preset strong: per 1,024 images; preset own: of the last layer"
-    ]
+    learning_rate: Annotated[float, "peak learning rate. Preset strong: per 1,024 images; own: of the last layer"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     label_smoothing: Annotated[float, "label smoothing of the loss"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
@@ -155,6 +153,7 @@ class ForecasterConfig:
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     dropout: Annotated[float, "dropout probability, after the encoder"]
     mixup: Annotated[float, "share of windows that are mixed with another window"]
+    hourly_share: Annotated[float, "share of windows from M4's hourly series; its weekly series get the rest"]
     summed_share: Annotated[float, "share of windows with values of M4 series that are summed to longer steps"]
     structural_share: Annotated[float, "share of windows from simulated exponential smoothing models"]
     structural: Annotated[int, "number of simulated series for each season length"]
@@ -366,16 +365,17 @@ LSTM_STRONG = ForecasterConfig(
     layers=1,
     members=3,
     smoothings=6,
-    updates=6000,
+    updates=8000,
     batch=256,
     learning_rate=4e-3,
     weight_decay=0.01,
     dropout=0.1,
     mixup=0.3,
-    summed_share=0.22,
-    structural_share=0.28,
+    hourly_share=0.28,
+    summed_share=0.2,
+    structural_share=0.25,
     structural=3000,
-    synthetic_share=0.12,
+    synthetic_share=0.1,
     series=400,
     clip=1.0,
     ema_decay=0.999,

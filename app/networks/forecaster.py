@@ -8,6 +8,10 @@ If ``smoothings`` is above 0, the layers also read classical forecasts. To compu
 removed from the series. Exponential smoothing is then applied with no trend, a linear trend or a damped trend. The
 layers predict the weights of the classical forecasts and the errors of the weighted mean. Smyl's ES-RNN, the winner of
 M4, similarly combines exponential smoothing and LSTM.
+
+If ``lag_forecasts`` is true, the classical forecasts include seasonal naive forecasts with 2, 3 ... times the season.
+The layers read the past error of each of them. For example, the network can repeat the last week of an hourly series,
+although the season that it receives is a day.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ FLOOR = 0.01  # smallest scale relative to the spread; needed if each season rep
 SHORTEST, LONGEST = 0.7, 200.0  # timescales of exponential smoothing, in time steps
 SLOPE_RIDGE = 0.1  # added to the variance of the ages, so that the slope of a single value is 0
 MAX_CANDIDATE = 1000.0  # largest distance of a classical forecast from the naive forecast, in units of the scale
+ERROR_FLOOR = 0.03  # added to the past errors, in units of the scale, because they may be 0
 PROFILE_DECAY, PROFILE_RIDGE = 0.9, 0.3  # weight of a season relative to the next one; pull of the profile towards 0
 SHORT_SERIES = 4  # the intervals of a series with this number of values are twice as wide
 MAX_STEPS, MAX_SMOOTHINGS = 100_000, 100  # largest context and horizon; largest number of timescales
@@ -40,23 +45,31 @@ class ForecasterSizes:
 
     ``context``: number of values that the network reads, in patches of ``patch`` values. ``lags``: number of earlier
     seasons with which each forecast step is compared. ``members``: number of networks in the ensemble. ``smoothings``:
-    number of timescales of exponential smoothing, each of which gives three classical forecasts.
+    number of timescales of exponential smoothing, each of which gives three classical forecasts. ``lag_forecasts``:
+    whether the classical forecasts include seasonal naive forecasts with 2, 3 ... ``lags`` times the season.
     """
 
     context: int = 336
-    patch: int = 12
+    patch: int = 24
     horizon: int = 48
     hidden: int = 128
     layers: int = 1
     lags: int = 14
     members: int = 3
     smoothings: int = 0
+    lag_forecasts: bool = False
 
     @property
     def features(self) -> int:
         """The number of features of each step ahead."""
         smoothed = 3 * self.smoothings + 2 if self.smoothings else 0
-        return 2 * self.lags + 2 * YEARS + 4 + smoothed
+        lag_errors = 2 * self.lags if self.lag_forecasts else 0
+        return 2 * self.lags + 2 * YEARS + 4 + lag_errors + smoothed
+
+    @property
+    def candidates(self) -> int:
+        """The number of classical forecasts of each step ahead, without the naive forecast."""
+        return (self.lags - 1 if self.lag_forecasts else 0) + 3 * self.smoothings
 
 
 class Reading(NamedTuple):
@@ -69,7 +82,7 @@ class Reading(NamedTuple):
     ahead: Tensor  # [N, horizon, features]
     naive: Tensor  # float64 [N, horizon]
     scale: Tensor  # float64 [N, 1]; 0 for a constant series
-    candidates: Tensor  # [N, horizon, 3 smoothings]: classical minus naive forecasts, in units of the scale
+    candidates: Tensor  # [N, horizon, candidates]: classical minus naive forecasts, in units of the scale
 
 
 class Reader(nn.Module):
@@ -129,16 +142,46 @@ class Reader(nn.Module):
         features = torch.cat([feature.float() for feature in summary], dim=1) / 3  # [N, 3]
         tokens = torch.cat([tokens, features.unsqueeze(1).expand(-1, tokens.shape[1], -1)], dim=2)
         naive, ahead = self._ahead(x, known, unit, season)
-        candidates = ahead[..., :0]
+        scaled, scaled_naive = x / unit, naive / unit
+        features_ahead, candidates = [ahead], [ahead[..., :0].double()]
+        if self.sizes.lag_forecasts:
+            repeated, errors = self._repeat_seasons(scaled, known, season, scaled_naive)
+            candidates.append(repeated)
+            features_ahead.append(errors.unsqueeze(1).expand(-1, ahead.shape[1], -1))
         if self.sizes.smoothings:
-            profile, strength = _seasonal_profile(x / unit, known, season)
+            profile, strength = _seasonal_profile(scaled, known, season)
             step = torch.arange(self.sizes.horizon, device=x.device)
             profile_ahead = profile.gather(1, (-1 - step) % season).unsqueeze(2)
-            smoothed = self._smooth(x / unit, known, season, profile) + profile_ahead
-            candidates = (smoothed - (naive / unit).unsqueeze(2)).clamp(-MAX_CANDIDATE, MAX_CANDIDATE).float()
+            smoothed = self._smooth(scaled, known, season, profile) + profile_ahead - scaled_naive.unsqueeze(2)
+            candidates.append(smoothed)
             extra = [profile_ahead.float().asinh(), strength.float().unsqueeze(2).expand_as(profile_ahead)]
-            ahead = torch.cat([ahead, candidates.asinh(), *extra], dim=2)
-        return Reading(tokens, ahead, naive + level, scale, candidates)
+            features_ahead += [smoothed.clamp(-MAX_CANDIDATE, MAX_CANDIDATE).float().asinh(), *extra]
+        limited = torch.cat(candidates, dim=2).clamp(-MAX_CANDIDATE, MAX_CANDIDATE).float()
+        ahead = torch.cat(features_ahead, dim=2)
+        return Reading(tokens, ahead, naive + level, scale, limited)
+
+    def _repeat_seasons(self, x: Tensor, known: Tensor, season: Tensor, naive: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the candidates [N, horizon, lags - 1] that repeat the last 2, 3 ... seasons, and features [N, 2 lags].
+
+        ``x`` [N, context] and the seasonal naive forecast [N, horizon] are in units of the scale. The features are the
+        logarithm of the past error of each candidate and of the naive forecast, and whether this error is known. An
+        error is the mean absolute difference from the values 1, 2, 3 ... seasons earlier. A candidate is 0 if the value
+        to repeat is unknown.
+        """
+        count = self.sizes.context
+        periods = season.unsqueeze(2) * torch.arange(1, self.sizes.lags + 1, device=x.device)  # [N, 1, lags]
+        step = torch.arange(self.sizes.horizon, device=x.device).unsqueeze(1)
+        later = periods[..., 1:]
+        repeated, known_repeated = _at(x, known, count + step - later * (step // later + 1))
+        candidates = torch.where(known_repeated, repeated - naive.unsqueeze(2), 0.0)
+
+        before, comparable = _at(x.float(), known, torch.arange(count, device=x.device) - periods.transpose(1, 2))
+        comparable = comparable & known.unsqueeze(1)  # [N, lags, context]
+        compared = comparable.sum(2)
+        differences = torch.where(comparable, (x.float().unsqueeze(1) - before).abs(), 0.0)
+        errors = differences.sum(2) / compared.clamp(min=1)
+        logarithms = torch.where(compared > 0, (errors + ERROR_FLOOR).log(), 0.0)
+        return candidates, torch.cat([logarithms, (compared > 0).float()], dim=1)
 
     def _smooth(self, x: Tensor, known: Tensor, season: Tensor, profile: Tensor) -> Tensor:
         """Return the classical forecasts [N, horizon, 3 smoothings] of series x [N, context] without their seasons.
@@ -244,7 +287,7 @@ class Member(nn.Module):
         self.local = nn.Linear(sizes.features, width)
         self.middle = nn.Linear(width, width)
         self.head = nn.Linear(width, len(QUANTILES))
-        self.mix = nn.Linear(width, 3 * sizes.smoothings + 1) if sizes.smoothings else None  # last: the naive forecast
+        self.mix = nn.Linear(width, sizes.candidates + 1) if sizes.candidates else None  # last: the naive forecast
         if self.mix is not None:
             nn.init.zeros_(self.mix.weight)
             nn.init.zeros_(self.mix.bias)

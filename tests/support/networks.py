@@ -49,7 +49,7 @@ SMALL: dict[str, dict[str, Any]] = {  # sizes of a small network of each kind
     "stacked-rnn": TEXT,
     "gated-rnn": TEXT,
     "series-lstm": TINY["tiny-lstm"][2],
-    "forecaster": {**FORECASTER, "smoothings": 3},
+    "forecaster": {**FORECASTER, "smoothings": 3, "lag_forecasts": True},
     "gan-generator": TINY["tiny-gan"][2],
     "conditional-generator": CONDITIONAL,
 }

@@ -16,7 +16,7 @@ from support.service import ROOT, Serve
 from app import store
 from app.errors import BadValue
 from app.networks import build
-from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader, in_order
+from app.networks.forecaster import ERROR_FLOOR, MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader, in_order
 from app.tasks.forecasting import MAX_READ, MEAN_WEIGHTS, NORMAL, SCORES, GlobalForecaster, QuantileForecast
 from app.tasks.seasonality import SEASONS, detect_season, fill_missing, seasonal_medians
 
@@ -119,6 +119,34 @@ def test_a_line_with_a_season_is_continued_by_the_smoothed_lines(season: int, co
     assert (lines[:, -1] - values[60:]).abs().max() < 0.1 * (values[60:] - values[59]).abs().max() + 1
     assert (means.diff(dim=1) < 0).all()  # a mean with a longer memory is further behind
     assert (damped < lines).all()
+
+
+@pytest.mark.parametrize("count", [30, 60])
+def test_a_multiple_of_the_season_is_repeated_if_it_fits(count: int) -> None:
+    """The series repeats every 6 values, and the network receives the season 2: the third of 4 lags fits exactly."""
+    sizes = dataclasses.replace(SIZES, context=60, horizon=12, lags=4, lag_forecasts=True)
+    values = (torch.arange(72).double() % 6).square()
+    past = values[:60].clone()
+    past[: 60 - count] = torch.nan
+    reading = Reader(sizes)(past.unsqueeze(0), torch.tensor([2]))
+    forecasts = reading.candidates[0].double() * reading.scale[0] + reading.naive[0].unsqueeze(1)
+    expected = torch.stack([values[60 - period : 60].repeat(6)[:12] for period in (4, 6, 8)], dim=1)
+    assert (forecasts - expected).abs().max() < 1e-5
+    assert (forecasts[:, 1] - values[60:]).abs().max() < 1e-5
+    errors, known = reading.ahead[0, :, -8:-4].exp() - ERROR_FLOOR, reading.ahead[0, :, -4:]
+    assert errors[:, 2].abs().max() < 1e-6
+    assert (errors[:, [0, 1, 3]] > 0.1).all()
+    assert (known == 1).all()
+
+
+def test_only_known_seasons_are_repeated() -> None:
+    sizes = dataclasses.replace(SIZES, context=60, lags=4, lag_forecasts=True)
+    past = torch.full((1, 60), torch.nan, dtype=torch.float64)
+    past[0, -5:] = torch.tensor([1.0, 5.0, 2.0, 7.0, 3.0])
+    reading = Reader(sizes)(past, torch.tensor([2]))
+    assert (reading.candidates[0, :2] != 0).all(0).tolist() == [True, False, False]
+    assert reading.candidates[0, 0].tolist()[1:] == [0.0, 0.0]  # the value 6 steps before the first step is unknown
+    assert reading.ahead[0, 0, -4:].tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_the_memory_of_the_smoothing_starts_with_the_series(smoothing: GlobalForecaster) -> None:

@@ -65,7 +65,7 @@ def test_a_comparison_pools_all_parts_and_splits_series_at_their_origins() -> No
 def sample_windows(held_out: bool, mixup: float = 0.0, unlabelled: float = 0.0) -> tuple[Batch, WindowSampler]:
     """Sample windows from two sources. The values of series n (from 1) are 1000 n, 1000 n + 1, and so on."""
     series = [1000.0 * (i + 1) + torch.arange(40 + 10 * i, dtype=torch.float64) for i in range(4)]
-    sampler = WindowSampler([Source(series[:2], 3, 4, 0.5), Source(series[2:], 1, 2, 0.5)], 24, 6, 0.5, unlabelled)
+    sampler = WindowSampler([Source(series[:2], 3, 4, 0.5, 0.5), Source(series[2:], 1, 2, 0.5, 0.5)], 24, 6, unlabelled)
     return sampler.sample(2000, mixup, held_out, torch.Generator().manual_seed(0)), sampler
 
 

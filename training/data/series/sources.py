@@ -16,6 +16,8 @@ from training.data.series.synthetic import structural, synthetic
 from training.data.series.windows import Source
 from training.run import derive_seed
 
+TRUNCATED_SHARE = 0.4  # share of the windows whose past is cut to a random length, except for M4's own series
+M4_TRUNCATED_SHARE = 0.1
 SYNTHETIC_LENGTH = 700  # number of values of a synthetic series
 MISLABELLED_EVERY = 5  # every fifth synthetic series without a season is also used with each of the wrong seasons
 WEEKS_PER_YEAR = 365.25 / 7
@@ -38,20 +40,22 @@ STRUCTURAL = (
 def training_sources(config: ForecasterConfig, seed: int) -> list[Source]:
     """Return the sources of all training series: series of M4, sums of their values, and synthetic series.
 
-    M4's hourly and M4's weekly series get equal shares. A sum adds consecutive values of one of these series. The
-    synthetic series come from ``structural`` and from ``synthetic``.
+    A sum adds consecutive values of one of M4's hourly or weekly series. The synthetic series come from ``structural``
+    and from ``synthetic``. Windows of M4's weekly series get the rest of the shares.
     """
-    m4_share = (1 - config.summed_share - config.structural_share - config.synthetic_share) / 2
-    hourly, weekly = collections = [datasets.m4_hourly(), datasets.m4_weekly()]
+    others = config.hourly_share + config.summed_share + config.structural_share + config.synthetic_share
+    hourly, weekly = datasets.m4_hourly(), datasets.m4_weekly()
     sources = [
-        Source(collection.past, collection.season, collection.future.shape[1], m4_share) for collection in collections
+        Source(collection.past, collection.season, collection.future.shape[1], share, M4_TRUNCATED_SHARE)
+        for collection, share in ((hourly, config.hourly_share), (weekly, 1 - others))
     ]
     sources += _summed(hourly.past, SUMS_OF_HOURS, config.summed_share)
     sources += _summed(weekly.past, SUMS_OF_WEEKS, config.summed_share)
     total = sum(weight for *_, weight in STRUCTURAL)
     for season, length, horizon, weight in STRUCTURAL:
         series = structural(season, config.structural, length, derive_seed(seed, "structural", season, length))
-        sources.append(Source(list(series), season, horizon, config.structural_share * weight / total))
+        share = config.structural_share * weight / total
+        sources.append(Source(list(series), season, horizon, share, TRUNCATED_SHARE))
     return sources + _synthetic(config, seed)
 
 
@@ -61,7 +65,7 @@ def _summed(past: Sequence[Tensor], sums: Sequence[tuple[float, int, int, float]
     for count, season, horizon, weight in sums:
         series = [sums_of(values, count) for values in past]
         long_enough = [values for values in series if len(values) >= horizon + 4]
-        sources.append(Source(long_enough, season, horizon, share * weight / total))
+        sources.append(Source(long_enough, season, horizon, share * weight / total, TRUNCATED_SHARE))
     return sources
 
 
@@ -79,8 +83,9 @@ def _synthetic(config: ForecasterConfig, seed: int) -> list[Source]:
     """Return synthetic series for each season length. Some series without a season are also used with wrong seasons."""
     horizon, share = ForecasterSizes().horizon, config.synthetic_share / (len(SEASONS) + 2)
     seasonless = synthetic(1, 2 * config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", 1))
-    sources = [Source(list(seasonless), 1, horizon, 2 * share)]
+    sources = [Source(list(seasonless), 1, horizon, 2 * share, TRUNCATED_SHARE)]
     for season in SEASONS:
         seasonal = synthetic(season, config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", season))
-        sources.append(Source([*seasonal, *seasonless[::MISLABELLED_EVERY]], season, horizon, share))
+        series = [*seasonal, *seasonless[::MISLABELLED_EVERY]]
+        sources.append(Source(series, season, horizon, share, TRUNCATED_SHARE))
     return sources

@@ -19,13 +19,15 @@ class Source:
     """A group of training series, float64 [T] each, with the same season length.
 
     ``horizon``: number of forecast steps that are evaluated. ``share``: share of this source's windows in a batch,
-    relative to the shares of the other sources.
+    relative to the shares of the other sources. ``truncated``: share of the windows whose past is cut to a random
+    length. The logarithm of this length is uniformly distributed.
     """
 
     series: Sequence[Tensor]
     season: int
     horizon: int
     share: float
+    truncated: float = 0.15
 
 
 class Batch(NamedTuple):
@@ -51,21 +53,12 @@ class Batch(NamedTuple):
 class WindowSampler:
     """Draws windows of ``context`` past and ``horizon`` future values from all series of all sources.
 
-    ``truncated``: share of the windows whose past is cut to a random length. The logarithm of this length is uniformly
-    distributed. ``unlabelled``: share of the windows for which the network does not receive the season. The network
-    also does not receive a season that is as long as the past or longer.
+    ``unlabelled``: share of the windows for which the network does not receive the season. The network also does not
+    receive a season that is as long as the past or longer.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        context: int,
-        horizon: int,
-        truncated: float = 0.15,
-        unlabelled: float = 0.0,
-    ) -> None:
-        self.context, self.horizon = context, horizon
-        self.truncated, self.unlabelled = truncated, unlabelled
+    def __init__(self, sources: Sequence[Source], context: int, horizon: int, unlabelled: float = 0.0) -> None:
+        self.context, self.horizon, self.unlabelled = context, horizon, unlabelled
         self.values = torch.cat([series for source in sources for series in source.series])
         self.lengths = torch.tensor([len(series) for source in sources for series in source.series])
         self.starts = self.lengths.cumsum(0) - self.lengths  # first position of each series in ``values``
@@ -74,6 +67,7 @@ class WindowSampler:
         self.shares = torch.tensor([source.share for source in sources])
         self.seasons = torch.tensor([source.season for source in sources])
         self.horizons = torch.tensor([source.horizon for source in sources])
+        self.truncated = torch.tensor([source.truncated for source in sources], dtype=torch.float64)
 
     def sample(self, count: int, mixup: float, held_out: bool, generator: Generator) -> Batch:
         """Return ``count`` random windows.
@@ -107,7 +101,7 @@ class WindowSampler:
         origins = (MIN_VALUES + latest - (age * (latest + 1)).long()).minimum(end - 1)
         past = origins.clamp(max=self.context)
         truncated = (MIN_VALUES * (past / MIN_VALUES) ** random[3]).round().long()
-        past = torch.where(random[4] < self.truncated, truncated.minimum(past), past)
+        past = torch.where(random[4] < self.truncated[sources], truncated.minimum(past), past)
         seasons = self.seasons[sources]
         seasons = torch.where((seasons < past) & (random[5] >= self.unlabelled), seasons, 1)
         return self._gather(sources, seasons, series, origins, past, end)
