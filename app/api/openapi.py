@@ -19,12 +19,13 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode
 from starlette.responses import Response
 from starlette.routing import Route
 
 EXAMPLES = Path(__file__).with_name("examples")
 REFERENCE = "#/components/schemas/{model}"
-SCHEMAS = "x-schemas"  # key for the schemas of an operation; ``complete`` moves them into the document's components
+SCHEMAS = "x-schemas"  # key for the schemas of a request; ``complete`` moves them into the document's components
 BINARY = {"type": "string", "format": "binary"}
 
 # A test image of CIFAR-10: a horse, 32 x 32 pixels.
@@ -90,9 +91,26 @@ RETRY_AFTER = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
 WITH_TIMEOUT = {"parameters": [REQUEST_TIMEOUT]}  # ``openapi_extra`` of an endpoint without a body
 
 
-def schemas_of(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+_response_models: dict[str, type[BaseModel]] = {}  # the classes that were passed to ``json_content``, by name
+
+
+def json_content(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the ``content`` of a JSON response in the form of a Pydantic class.
+
+    ``complete`` adds the schema of the class to the document. FastAPI would compute a schema for each response of each
+    route at start-up, which takes longer than all other steps of building the application.
+
+    Raises:
+        ValueError: another class has the same name.
+    """
+    if _response_models.setdefault(model.__name__, model) is not model:
+        raise ValueError(f"two different schemas are named {model.__name__}")
+    return {"application/json": {"schema": {"$ref": REFERENCE.format(model=model.__name__)}}}
+
+
+def schemas_of(model: type[BaseModel], mode: JsonSchemaMode = "validation") -> dict[str, dict[str, Any]]:
     """Return the JSON schemas of a Pydantic class and of the classes it contains, by class name."""
-    schema = model.model_json_schema(ref_template=REFERENCE)
+    schema = model.model_json_schema(ref_template=REFERENCE, mode=mode)
     return {**schema.pop("$defs", {}), model.__name__: schema}
 
 
@@ -175,14 +193,18 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: two different schemas have the same name.
     """
+
+    def add(named: dict[str, dict[str, Any]]) -> None:
+        for name, schema in named.items():
+            if schemas.setdefault(name, schema) != schema:
+                raise ValueError(f"two different schemas are named {name}")
+
     components = document.setdefault("components", {})
     components |= {"parameters": PARAMETERS, "headers": HEADERS}
     schemas, examples = components.setdefault("schemas", {}), json.loads((EXAMPLES / "responses.json").read_bytes())
     for operations in document["paths"].values():
         for operation in operations.values():
-            for name, schema in operation.pop(SCHEMAS, {}).items():
-                if schemas.setdefault(name, schema) != schema:
-                    raise ValueError(f"two different schemas are named {name}")
+            add(operation.pop(SCHEMAS, {}))
             for parameter in operation.get("parameters", []):
                 if "examples" in parameter.get("schema", {}):  # Swagger UI fills in only the parameter's own example
                     parameter["example"] = parameter["schema"].pop("examples")[0]
@@ -190,6 +212,10 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
             for status, response in operation["responses"].items():
                 response["headers"] = REQUEST_ID_HEADER | response.get("headers", {})
                 _add_examples(response, status, examples["responses"].get(operation["operationId"], {}), examples)
+                for content in response.get("content", {}).values():
+                    name = _schema_name(content)
+                    if name in _response_models and name not in schemas:
+                        add(schemas_of(_response_models[name], "serialization"))
     components["schemas"] = dict(sorted(schemas.items()))
     return document
 
@@ -197,6 +223,11 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
 def _add_examples(response: dict[str, Any], status: str, own: dict[str, Any], examples: dict[str, Any]) -> None:
     """Add the examples of a response here, because FastAPI would drop null values in examples."""
     for kind, content in response.get("content", {}).items():
-        name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
-        if example := own.get(kind) if status == "200" else examples["errors"].get(name, {}).get(status):
+        failures = examples["errors"].get(_schema_name(content), {})
+        if example := own.get(kind) if status == "200" else failures.get(status):
             content["example"] = example
+
+
+def _schema_name(content: dict[str, Any]) -> str:
+    """Return the name of the schema to which the ``content`` of a response refers, or an empty string."""
+    return content.get("schema", {}).get("$ref", "").rpartition("/")[2]

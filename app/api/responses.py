@@ -11,7 +11,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 from starlette.responses import Response
 
-from app.api.openapi import BINARY, RETRY_AFTER
+from app.api.openapi import BINARY, RETRY_AFTER, json_content
 from app.serving.loader import LoadedModel
 from app.store import Card, TaskName, TensorSpec
 
@@ -181,16 +181,17 @@ def error_responses(model: type[BaseModel], bad_request: str) -> dict[int | str,
 
     ``bad_request`` describes the statuses from 400 to 499.
     """
+    content = json_content(model)
     return {
-        "4XX": {"model": model, "description": bad_request},
+        "4XX": {"content": content, "description": bad_request},
         429: {
-            "model": model,
+            "content": content,
             "description": "The model's queue is full, or the API key has reached its limit.",
             "headers": RETRY_AFTER,
         },
-        "5XX": {"model": model, "description": "500: internal error. 504: the deadline has passed."},
+        "5XX": {"content": content, "description": "500: internal error. 504: the deadline has passed."},
         503: {
-            "model": model,
+            "content": content,
             "description": "The model or the service is not ready, or there is too little free memory now.",
             "headers": RETRY_AFTER,
         },
@@ -216,7 +217,7 @@ def success_response(
 
     The response is JSON in the form of the Pydantic class ``model``, or has one of the media types in ``content``.
     """
-    return {200: {"model": model, "content": content or {}, "description": description}}
+    return {200: {"content": json_content(model) | (content or {}), "description": description}}
 
 
 def file_response(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
+from pydantic import BaseModel
 from support.imported.onnx_models import linear_model
 from support.service import IMAGES, ROOT, TEST, Serve, serving
 
@@ -250,3 +251,9 @@ def test_the_document_is_encoded_once(serve: Serve, monkeypatch: pytest.MonkeyPa
         assert client.get("/openapi.json").content == first.content
         assert first.json()["openapi"].startswith("3.")
         assert client.head("/openapi.json").headers["content-length"] == str(len(first.content))
+
+
+def test_two_response_classes_with_the_same_name_are_an_error() -> None:
+    other = type("ErrorBody", (BaseModel,), {})
+    with pytest.raises(ValueError, match="two different schemas are named ErrorBody"):
+        openapi.json_content(other)

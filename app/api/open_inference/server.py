@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.open_inference.responses import ServerLive, ServerMetadata, ServerReady
+from app.api.openapi import json_content
 from app.api.responses import json_response, success_response
 from app.serving.registry import Registry
 
@@ -25,7 +26,7 @@ def router(registry: Registry) -> APIRouter:
         summary="Check that the process is alive",
         responses={
             **success_response(ServerLive, description="The process is alive"),
-            503: {"model": ServerLive, "description": "The engine hangs"},
+            503: {"content": json_content(ServerLive), "description": "The engine hangs"},
         },
     )
     async def check_live() -> Response:
@@ -42,7 +43,7 @@ def router(registry: Registry) -> APIRouter:
         summary="Check that the service is ready for requests",
         responses={
             **success_response(ServerReady, description="The service is ready"),
-            503: {"model": ServerReady, "description": "The service is not ready"},
+            503: {"content": json_content(ServerReady), "description": "The service is not ready"},
         },
     )
     async def check_ready() -> Response:

@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.responses import PlainTextResponse, Response
 
+from app.api.openapi import json_content
 from app.api.responses import LiveStatus, ReadyStatus, success_response
 from app.observability.metrics import Metrics
 from app.serving.model_cache import VersionState
@@ -70,7 +71,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
 
 
 def _status_responses(model: type[BaseModel], good: str, bad: str) -> dict[int | str, dict[str, Any]]:
-    return {**success_response(model, description=good), 503: {"model": model, "description": bad}}
+    return {**success_response(model, description=good), 503: {"content": json_content(model), "description": bad}}
 
 
 def _status(content: dict[str, Any]) -> Response:
