@@ -143,22 +143,21 @@ class Reader(nn.Module):
         tokens = torch.cat([tokens, features.unsqueeze(1).expand(-1, tokens.shape[1], -1)], dim=2)
         naive, ahead = self._ahead(x, known, unit, season)
         scaled, scaled_naive = x / unit, naive / unit
-        features_ahead, candidates = [ahead], [ahead[..., :0].double()]
+        features_ahead, candidates = [ahead], [ahead[..., :0]]
         if self.sizes.lag_forecasts:
             repeated, errors = self._repeat_seasons(scaled, known, season, scaled_naive)
-            candidates.append(repeated)
+            candidates.append(_limited(repeated))
             features_ahead.append(errors.unsqueeze(1).expand(-1, ahead.shape[1], -1))
         if self.sizes.smoothings:
             profile, strength = _seasonal_profile(scaled, known, season)
             step = torch.arange(self.sizes.horizon, device=x.device)
             profile_ahead = profile.gather(1, (-1 - step) % season).unsqueeze(2)
-            smoothed = self._smooth(scaled, known, season, profile) + profile_ahead - scaled_naive.unsqueeze(2)
-            candidates.append(smoothed)
+            smoothed = self._smooth(scaled, known, season, profile) + profile_ahead
+            candidates.append(_limited(smoothed - scaled_naive.unsqueeze(2)))
             extra = [profile_ahead.float().asinh(), strength.float().unsqueeze(2).expand_as(profile_ahead)]
-            features_ahead += [smoothed.clamp(-MAX_CANDIDATE, MAX_CANDIDATE).float().asinh(), *extra]
-        limited = torch.cat(candidates, dim=2).clamp(-MAX_CANDIDATE, MAX_CANDIDATE).float()
+            features_ahead += [candidates[-1].asinh(), *extra]
         ahead = torch.cat(features_ahead, dim=2)
-        return Reading(tokens, ahead, naive + level, scale, limited)
+        return Reading(tokens, ahead, naive + level, scale, torch.cat(candidates, dim=2))
 
     def _repeat_seasons(self, x: Tensor, known: Tensor, season: Tensor, naive: Tensor) -> tuple[Tensor, Tensor]:
         """Return the candidates [N, horizon, lags - 1] that repeat the last 2, 3 ... seasons, and features [N, 2 lags].
@@ -257,6 +256,10 @@ def _seasonal_profile(x: Tensor, known: Tensor, season: Tensor) -> tuple[Tensor,
     variance = (weight * deviation.square()).sum(1, keepdim=True)
     strength = 1 - (weight * left.square()).sum(1, keepdim=True) / torch.where(variance > 0, variance, 1.0)
     return profile, torch.where(variance > 0, strength, 0.0)
+
+
+def _limited(candidates: Tensor) -> Tensor:
+    return candidates.clamp(-MAX_CANDIDATE, MAX_CANDIDATE).float()
 
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
