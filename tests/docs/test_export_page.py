@@ -28,7 +28,7 @@ CARDS = [read_card(path) for path in sorted((ROOT / "models_store").glob("*/[0-9
 TASK_SCRIPTS = {  # one script of each task also reads the other files of its task
     "classify": "cifar10-whitened-1.onnx",
     "continue": "shakespeare-rnn-2.onnx",
-    "forecast": "series-lstm-2.onnx",
+    "forecast": "series-lstm-3.onnx",
     "sample": "mnist-cgan-1.onnx",
 }
 HOURS = np.arange(200)
@@ -122,7 +122,7 @@ def test_the_scripts_give_the_answers_of_the_service(
     mean = shipped.post("/v1/series/forecast", json=body).json()["results"][0]["mean"]
     assert ast.literal_eval(run("sine-lstm-1.onnx")[0]) == pytest.approx(mean, abs=0.006)
 
-    assert_forecast(shipped, "series-lstm@2", run("series-lstm-2.onnx"))
+    assert_forecast(shipped, "series-lstm@3", run("series-lstm-3.onnx"))
 
     run("mnist-cgan-1.onnx")
     body = {"model": "mnist-cgan", "count": 1, "label": "7", "seed": 3}
