@@ -56,17 +56,28 @@ class Executor:
     A job that is expected to take at most ``inline_seconds`` seconds may run on the event loop instead. If
     ``max_waiting`` is above 0, ``run`` rejects new jobs while ``max_waiting`` jobs wait, and callers with API keys
     share the queue fairly. If ``max_waiting`` is 0, the queue has no limit and is first-in, first-out. On Linux,
-    ``niceness`` is added to the niceness of each thread.
+    ``niceness`` is added to the niceness of each thread. Each thread first calls ``prepare_thread``.
     """
 
     def __init__(
-        self, name: str, threads: int = 1, inline_seconds: float = 0.0, max_waiting: int = 0, niceness: int = 0
+        self,
+        name: str,
+        threads: int = 1,
+        inline_seconds: float = 0.0,
+        max_waiting: int = 0,
+        niceness: int = 0,
+        prepare_thread: Callable[[], object] = lambda: None,
     ) -> None:
+
+        def start() -> None:
+            lower_priority(niceness)
+            prepare_thread()
+
         self._inline_seconds = inline_seconds
         self._admission = AdmissionControl("request parsing", None, max_waiting) if max_waiting else None
         self._free_threads = self._thread_count = threads
         self._queue: FairQueue[Ticket] = FairQueue()
-        self._pool = ThreadPoolExecutor(threads, name, initializer=lower_priority, initargs=(niceness,))
+        self._pool = ThreadPoolExecutor(threads, name, initializer=start)
         self._started_at: dict[Future[Any], float] = {}  # time.monotonic() at the start of each job
         self.small_item_at = -math.inf  # time.monotonic() when a batcher last took a small item
         self.text_seconds = 0.0  # seconds that all text engines have computed so far

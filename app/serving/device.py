@@ -23,3 +23,12 @@ def find_device(name: str) -> torch.device:
             f"QUARTET_DEVICE is {name!r}: {available}; allowed are auto, cpu" + (", cuda:N" if count else "")
         )
     return device
+
+
+def limit_threads() -> None:
+    """Let the current thread compute with the number of threads that was passed to ``torch.set_num_threads``.
+
+    Otherwise, oneDNN uses all cores in a new thread, until an operation of torch that may use several threads has run
+    in this thread. Two workers that each use two cores of two make LSTMs up to 50 times slower.
+    """
+    torch.get_num_threads()  # sets the number of OpenMP threads of the current thread

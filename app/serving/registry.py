@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import cast
 from weakref import WeakSet
 
 from app.engine.executor import Executor
 from app.engine.observer import EngineObserver, ObserverFactory, VersionKey
 from app.errors import BadValue, NotFound, NotReady, TimedOut, UnknownModel, UnloadedModel, quote_value
-from app.serving.device import find_device
+from app.serving.device import find_device, limit_threads
 from app.serving.loader import Engine, LoadedModel, Loader, LoadFailure, P, PreparedModels, check_store
 from app.serving.model_cache import LoadTask, ModelCache, ModelLoading, VersionState, VersionStatus
 from app.serving.reconcile import (
@@ -55,11 +56,11 @@ class Registry:
         self.settings = settings
         self.observers = observers
         self.device = find_device(settings.device)
-        self.executor = Executor("compute", inline_seconds=settings.inline_seconds)
-        self.parse_executor = Executor(
-            "parse", settings.parse_threads, max_waiting=settings.queue_rows, niceness=PARSE_NICENESS
-        )
-        self.load_executor = Executor("load")  # its thread gets a low priority when it loads while requests are served
+        executor = partial(Executor, prepare_thread=limit_threads)
+        self.executor = executor("compute", inline_seconds=settings.inline_seconds)
+        waiting = settings.queue_rows
+        self.parse_executor = executor("parse", settings.parse_threads, max_waiting=waiting, niceness=PARSE_NICENESS)
+        self.load_executor = executor("load")  # its thread gets a low priority when it loads while requests are served
         check_store(settings.store)
         self.cache = ModelCache(observers, settings.model_bytes)
         self.loader = Loader(settings, observers, self.executor, self.device, prepared or {})

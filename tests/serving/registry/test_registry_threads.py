@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,3 +155,18 @@ async def test_a_network_of_the_registry_that_cannot_recover_is_found_on_the_com
 def test_a_registry_needs_a_store(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"there is no such folder$"):
         Registry(Settings(store=tmp_path / "none", device="cpu"), Observers())  # type: ignore[arg-type]
+
+
+async def test_every_thread_computes_with_the_chosen_number_of_threads(start: Start) -> None:
+    """oneDNN reads the number of OpenMP threads, which each new thread takes from the number of cores."""
+    libraries = list((Path(torch.__file__).parent / "lib").glob("libgomp*"))
+    if not libraries:
+        pytest.skip("torch uses another OpenMP library")
+    openmp, threads = ctypes.CDLL(str(libraries[0])), torch.get_num_threads()
+    registry = start()
+    torch.set_num_threads(5)
+    try:
+        executors = registry.executor, registry.parse_executor, registry.load_executor
+        assert [await executor.run(openmp.omp_get_max_threads) for executor in executors] == [5, 5, 5]
+    finally:
+        torch.set_num_threads(threads)
