@@ -36,6 +36,7 @@ from app.observability.middleware import RequestTelemetry
 from app.observability.tracing import create_tracer
 from app.server.process import run_service
 from app.server.system import cores, trim_heap
+from app.serving.device import limit_threads
 from app.serving.loader import PreparedModels
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
@@ -153,6 +154,7 @@ async def _lifespan(
     registry: Registry, counters: Storage | None, metrics: Metrics, log: AccessLog
 ) -> AsyncIterator[None]:
     """Load the models at the start, watch the store while the application runs, and close everything at the end."""
+    limit_threads()  # the event loop computes small batches, and may run in another thread than ``create_app``
     await registry.load()
     gc.collect()
     trim_heap()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from support.stubs.registry import (
     load_on_demand,
 )
 
+from app.main import create_app
 from app.serving import recovery
 from app.serving.loader import LoadedModel, LoadFailure, PreparedModel
 from app.serving.registry import PARSE_NICENESS, Registry
@@ -157,16 +160,33 @@ def test_a_registry_needs_a_store(tmp_path: Path) -> None:
         Registry(Settings(store=tmp_path / "none", device="cpu"), Observers())  # type: ignore[arg-type]
 
 
-async def test_every_thread_computes_with_the_chosen_number_of_threads(start: Start) -> None:
-    """oneDNN reads the number of OpenMP threads, which each new thread takes from the number of cores."""
+@pytest.fixture
+def openmp() -> Iterator[ctypes.CDLL]:
+    """Return the OpenMP library of torch, which now computes with 5 threads in the current thread."""
     libraries = list((Path(torch.__file__).parent / "lib").glob("libgomp*"))
     if not libraries:
         pytest.skip("torch uses another OpenMP library")
-    openmp, threads = ctypes.CDLL(str(libraries[0])), torch.get_num_threads()
-    registry = start()
+    threads = torch.get_num_threads()
     torch.set_num_threads(5)
-    try:
-        executors = registry.executor, registry.parse_executor, registry.load_executor
-        assert [await executor.run(openmp.omp_get_max_threads) for executor in executors] == [5, 5, 5]
-    finally:
-        torch.set_num_threads(threads)
+    yield ctypes.CDLL(str(libraries[0]))
+    torch.set_num_threads(threads)
+
+
+async def test_every_thread_computes_with_the_chosen_number_of_threads(start: Start, openmp: ctypes.CDLL) -> None:
+    """oneDNN reads the number of OpenMP threads, which each new thread takes from the number of cores."""
+    registry = start()
+    executors = registry.executor, registry.parse_executor, registry.load_executor
+    assert [await executor.run(openmp.omp_get_max_threads) for executor in executors] == [5, 5, 5]
+
+
+def test_an_event_loop_in_another_thread_computes_with_the_chosen_number_of_threads(
+    tiny_store: Path, openmp: ctypes.CDLL
+) -> None:
+    app = create_app(Settings(store=tiny_store, threads=5))
+
+    async def threads_while_running() -> int:
+        async with app.router.lifespan_context(app):
+            return openmp.omp_get_max_threads()  # type: ignore[no-any-return]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: asyncio.run(threads_while_running())).result() == 5
