@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 
 from app.networks.forecaster import QUANTILES, ForecasterSizes, Reader
 from app.tasks.seasonality import SEASONS
+from training.configs import LSTM_STRONG
 from training.data import datasets
+from training.data.series.sources import training_sources
 from training.data.series.synthetic import synthetic
 from training.data.series.windows import Batch, Source, WindowSampler
 from training.evaluation import backtest, compare_forecasters, forecast_metrics
@@ -129,3 +132,9 @@ def test_synthetic_series_are_finite_differ_and_repeat_themselves() -> None:
             lag_season = (batch[:, season:] - batch[:, :-season]).abs().mean(1)
             lag_half_season = (batch[:, season // 2 :] - batch[:, : -(season // 2)]).abs().mean(1)
             assert (lag_season < lag_half_season).double().mean() > 0.6
+
+
+@pytest.mark.parametrize("shares", [{"hourly_share": 0.6}, {"summed_share": -0.1}])
+def test_shares_that_leave_no_windows_for_weekly_series_are_rejected(shares: dict[str, float]) -> None:
+    with pytest.raises(SystemExit, match=str(next(iter(shares.values())))):
+        training_sources(dataclasses.replace(LSTM_STRONG, **shares), seed=0)

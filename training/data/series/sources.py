@@ -18,6 +18,7 @@ from training.run import derive_seed
 
 TRUNCATED_SHARE = 0.4  # share of the windows whose past is cut to a random length, except for M4's own series
 M4_TRUNCATED_SHARE = 0.1
+SHARE_OPTIONS = "--hourly-share, --summed-share, --structural-share and --synthetic-share"
 SYNTHETIC_LENGTH = 700  # number of values of a synthetic series
 MISLABELLED_EVERY = 5  # every fifth synthetic series without a season is also used with each of the wrong seasons
 WEEKS_PER_YEAR = 365.25 / 7
@@ -42,12 +43,18 @@ def training_sources(config: ForecasterConfig, seed: int) -> list[Source]:
 
     A sum adds consecutive values of one of M4's hourly or weekly series. The synthetic series come from ``structural``
     and from ``synthetic``. Windows of M4's weekly series get the rest of the shares.
+
+    Raises:
+        SystemExit: a share is negative, or the shares are too large.
     """
-    others = config.hourly_share + config.summed_share + config.structural_share + config.synthetic_share
+    shares = config.hourly_share, config.summed_share, config.structural_share, config.synthetic_share
+    weekly_share = 1 - sum(shares)
+    if min(shares) < 0 or weekly_share < -1e-9:
+        raise SystemExit(f"{SHARE_OPTIONS} are {shares}; each should be at least 0, and their sum at most 1")
     hourly, weekly = datasets.m4_hourly(), datasets.m4_weekly()
     sources = [
         Source(collection.past, collection.season, collection.future.shape[1], share, M4_TRUNCATED_SHARE)
-        for collection, share in ((hourly, config.hourly_share), (weekly, 1 - others))
+        for collection, share in ((hourly, config.hourly_share), (weekly, max(weekly_share, 0.0)))
     ]
     sources += _summed(hourly.past, SUMS_OF_HOURS, config.summed_share)
     sources += _summed(weekly.past, SUMS_OF_WEEKS, config.summed_share)
