@@ -98,7 +98,7 @@ def json_content(model: type[BaseModel]) -> dict[str, Any]:
     """Return the ``content`` of a JSON response in the form of a Pydantic class.
 
     ``complete`` adds the schema of the class to the document. FastAPI would compute a schema for each response of each
-    route at start-up, which takes longer than all other steps of building the application.
+    route at start-up, which takes as long as all other steps of building the application.
 
     Raises:
         ValueError: another class has the same name.

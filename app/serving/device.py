@@ -29,6 +29,6 @@ def limit_threads() -> None:
     """Let the current thread compute with the number of threads that was passed to ``torch.set_num_threads``.
 
     Otherwise, oneDNN uses all cores in a new thread, until an operation of torch that may use several threads has run
-    in this thread. Two workers that each use two cores of two make LSTMs up to 50 times slower.
+    in this thread. In one benchmark on two cores, two workers then computed LSTMs 70 times more slowly.
     """
     torch.get_num_threads()  # sets the number of OpenMP threads of the current thread
