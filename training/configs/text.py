@@ -1,0 +1,104 @@
+"""Hyperparameters of the text networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from training.configs.markers import SWITCH
+
+
+@dataclass(frozen=True)
+class RnnConfig:
+    """Hyperparameters of text networks, trained with AdamW and truncated backpropagation through time."""
+
+    kind: str
+    hidden: Annotated[int, "hidden units per layer"]
+    layers: Annotated[int, "recurrent layers"]
+    epochs: Annotated[int, "passes over the text"]
+    batch: Annotated[int, "number of streams: parts of the text that are read in parallel, each with its own state"]
+    bptt: Annotated[int, "characters that each stream reads per step; gradients flow back through all of them"]
+    learning_rate: Annotated[float, "peak learning rate"]
+    weight_decay: Annotated[float, "weight decay of the optimizer"]
+    clip: Annotated[float, "largest norm of the gradient"]
+    ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
+    dropout: Annotated[float, "dropout probability"]  # see training/loops/text/elman_recurrence.py
+    reset_state: Annotated[float, "share of streams whose state is set to zero at each step, as at the start of a text"]
+    unknown: Annotated[float, "share of characters replaced by <unk>, so that the network learns to read <unk>"]
+    validation: Annotated[float, "share of the training text held out for validation"]
+    bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]  # not for character-rnn
+    rename: Annotated[float, "share of a play's speakers that get a new invented name in each epoch"] = 0.0
+    distill: Annotated[float, "weight of the teachers' predictions in the loss; actual characters have the rest"] = 0.7
+    places: Annotated[int, "number of held-out parts, spread evenly over the text; 1: one part in the middle"] = 10
+
+
+RNN_WORKSHOP = RnnConfig(
+    kind="character-rnn",
+    hidden=128,
+    layers=1,
+    epochs=40,
+    batch=64,
+    bptt=64,
+    learning_rate=4e-3,
+    weight_decay=1e-4,
+    clip=1.0,
+    ema_decay=0.999,
+    dropout=0.05,
+    reset_state=0.05,
+    unknown=0.002,
+    validation=0.0,
+    bfloat16=0,
+)
+RNN_STRONG = RnnConfig(
+    kind="stacked-rnn",
+    hidden=640,
+    layers=3,
+    epochs=40,
+    batch=64,
+    bptt=128,
+    learning_rate=1.6e-3,
+    weight_decay=0.1,
+    clip=1.0,
+    ema_decay=0.999,
+    dropout=0.38,
+    reset_state=0.03,
+    unknown=0.002,
+    validation=0.02,
+    bfloat16=1,
+)
+RNN_GATED = RnnConfig(
+    kind="gated-rnn",
+    hidden=272,
+    layers=3,
+    epochs=18,
+    batch=32,
+    bptt=256,
+    learning_rate=2e-3,
+    weight_decay=0.1,
+    clip=1.0,
+    ema_decay=0.99,
+    dropout=0.3,
+    reset_state=0.3,
+    unknown=0.002,
+    validation=0.02,
+    bfloat16=1,
+    rename=0.6,
+)
+RNN_OWN = RnnConfig(
+    kind="stacked-rnn",
+    hidden=256,
+    layers=2,
+    epochs=20,
+    batch=64,
+    bptt=64,
+    learning_rate=2e-3,
+    weight_decay=0.1,
+    clip=1.0,
+    ema_decay=0.999,
+    dropout=0.2,
+    reset_state=0.03,
+    unknown=0.002,
+    validation=0.05,
+    bfloat16=1,
+)
+RNN_PRESETS = {"workshop": RNN_WORKSHOP, "strong": RNN_STRONG, "gated": RNN_GATED, "own": RNN_OWN}
