@@ -3,6 +3,7 @@
     python -m training.cnn                     # preset workshop: cifar10-lenet, the workshop's CNN on CIFAR-10
     python -m training.cnn --preset digits     # mnist-judge, an MNIST classifier that evaluates the GANs
     python -m training.cnn --preset strong     # cifar10-whitened, on CIFAR-10 with the recipe of airbench95
+    python -m training.cnn --preset accurate   # cifar10-accurate, on CIFAR-10 with the recipe of airbench96
     python -m training.cnn --images DIR --name pets   # preset own: your images, one sub-folder per class
 
 docs/measurements.md and the model cards contain the measured results.
@@ -11,6 +12,7 @@ docs/measurements.md and the model cards contain the measured results.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -77,13 +79,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 SIDES = tuple(range(32, 513, 32))
 SMALL_SIDE = 64  # the largest side in pixels for whitened-net
 PHOTO_SIDE = 224
-NAMES = {"workshop": "cifar10-lenet", "digits": "mnist-judge", "strong": "cifar10-whitened"}
+NAMES = {
+    "workshop": "cifar10-lenet",
+    "digits": "mnist-judge",
+    "strong": "cifar10-whitened",
+    "accurate": "cifar10-accurate",
+}
 SIZES = {"lenet": LeNetSizes, "digit-net": DigitNetSizes}
 TITLES = {
     "lenet": "The workshop's CNN: two convolutions and three linear layers, for the ten classes of CIFAR-10",
     "digit-net": "Classifies handwritten digits; rates the images of the GANs",
-    "whitened-net": "Seven convolutions, the first of which whitens, for the ten classes of CIFAR-10",
+    "whitened-net": "{} convolutions, the first of which whitens, for the ten classes of CIFAR-10",
 }
+COUNTS = {2: "Seven", 3: "Ten"}  # convolutions of a whitened network, by its depth
 CORRUPTED_IMAGES = 2000  # number of test images on which the accuracy under corruptions is measured
 
 
@@ -140,10 +148,11 @@ def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str
 
 
 def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device: str) -> WhitenedNet:
-    """Train the whitened network with the recipe of airbench95, fit its temperatures, and return the network."""
+    """Train the whitened network with the recipe of airbench95 or 96, fit its temperatures, and return the network."""
     train, validation = images.split_validation(config.validation)
-    widths = (config.first_width, config.later_width, config.later_width)
-    network = WhitenedNet(WhitenedNetSizes(widths=widths, label_smoothing=config.label_smoothing))
+    widths = (config.first_width, config.second_width, config.third_width)
+    sizes = WhitenedNetSizes(widths=widths, label_smoothing=config.label_smoothing, depth=config.depth)
+    network = WhitenedNet(sizes)
     airbench.whiten(network, images.train_images[train[:5000]])
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = airbench.AirbenchTrainer(config, network, len(images.train_labels), run.options.seed)
@@ -152,6 +161,28 @@ def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device
     fit(run, trainer, train_images, train_labels, train, validation, config.batch, lambda: total)
     fit_temperatures(network, train_images[validation], train_labels[validation])
     return network
+
+
+def check(config: AirbenchConfig) -> None:
+    """End the command with a message if a hyperparameter is outside its range."""
+    ranges = {"depth": (2, 3), "selected": (0, config.batch), "cutout": (0, 32), "corrupted": (0, 1), "warm_up": (0, 1)}
+    for name, (low, high) in ranges.items():
+        if not low <= (value := getattr(config, name)) <= high:
+            sys.exit(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+
+
+def airbench_notes(config: AirbenchConfig) -> str:
+    """Return the notes for the model card."""
+    notes = [
+        f"{config.validation:,} training images were held out for validation and to fit the temperatures.",
+        "6 views: the image and two copies shifted by one pixel, each also mirrored.",
+        f"The probabilities are corrected for the label smoothing of {config.label_smoothing} in training.",
+    ]
+    if config.selected:
+        notes.append(f"Each step used the {config.selected} of {config.batch:,} images with the largest loss.")
+    if config.corrupted:
+        notes.append(f"In training, {config.corrupted:.0%} of the images had noise, blur or JPEG artefacts.")
+    return " ".join(notes)
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | AirbenchConfig | CnnFinetuneConfig]:
@@ -194,12 +225,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = Run(options, config, argv)
     images: data.Images = getattr(data, config.data)()
     if isinstance(config, AirbenchConfig):
+        check(config)
         network: nn.Module = train_airbench(run, config, images, options.device)
-        notes = (
-            f"{config.validation:,} training images were held out for validation and to fit the temperatures. "
-            "6 views: the image and two copies shifted by one pixel, each also mirrored. "
-            f"The probabilities are corrected for the label smoothing of {config.label_smoothing} in training."
-        )
+        notes = airbench_notes(config)
     else:
         network = train_averaged(run, config, images, options.device)
         notes = (
@@ -214,7 +242,9 @@ def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, n
     validation = config.validation if run.options.part == "validation" else None
     card = {
         "task": "classify",
-        "title": TITLES[kind],
+        "title": TITLES[kind].format(
+            {2: "Seven", 3: "Ten"}[config.depth] if isinstance(config, AirbenchConfig) else ""
+        ),
         "kind": kind,
         "sizes": asdict(sizes),
         "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],

@@ -150,8 +150,9 @@ class DigitNet(Classifier):
 
 @dataclass(frozen=True)
 class WhitenedNetSizes:
-    """Sizes of ``WhitenedNet``. ``widths``: channels of the three groups of two 3x3 convolutions.
+    """Sizes of ``WhitenedNet``.
 
+    ``widths``: channels of the three groups of 3x3 convolutions. ``depth``: convolutions per group, 2 or 3.
     ``label_smoothing``: strength of the label smoothing in training. ``unsmoothed`` removes its effect from the logits.
     """
 
@@ -160,39 +161,48 @@ class WhitenedNetSizes:
     image: int = 32
     widths: tuple[int, int, int] = (96, 320, 320)
     label_smoothing: float = 0.0
+    depth: int = 2
 
 
 class Group(nn.Module):
-    """Two 3x3 convolutions, each followed by batch norm and GELU. Max-pooling by 2 follows the first convolution.
+    """Two or three 3x3 convolutions, each followed by batch norm and GELU.
 
-    The first output channels of each convolution initially copy its input channels (Dirac initialisation). Training
-    changes the bias of the batch norms, but not their gain.
+    Max-pooling by 2 follows the first convolution. With three convolutions, the output after the first GELU is added
+    to the input of the last GELU. The first output channels of each convolution initially copy its input channels
+    (Dirac initialisation). Training changes the bias of the batch norms, but not their gain.
     """
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, depth: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels_out, eps=1e-12, momentum=0.4)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels_out, eps=1e-12, momentum=0.4)
-        for convolution in (self.conv1, self.conv2):
-            with torch.no_grad():
-                nn.init.dirac_(convolution.weight[: convolution.in_channels])
-        for norm in (self.norm1, self.norm2):
-            norm.weight.requires_grad_(False)
+        self.conv1, self.norm1 = normalized_convolution(channels_in, channels_out)
+        self.conv2, self.norm2 = normalized_convolution(channels_out, channels_out)
+        self.residual = depth == 3
+        if self.residual:
+            self.conv3, self.norm3 = normalized_convolution(channels_out, channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor [N, out, S / 2, S / 2], given x [N, in, S, S]."""
-        x = F.gelu(self.norm1(halved(self.conv1(x))))
-        return F.gelu(self.norm2(self.conv2(x)))
+        first = F.gelu(self.norm1(halved(self.conv1(x))))
+        x = F.gelu(self.norm2(self.conv2(first)))
+        return F.gelu(self.norm3(self.conv3(x)) + first) if self.residual else x
+
+
+def normalized_convolution(channels_in: int, channels_out: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """Return a 3x3 convolution with Dirac initialisation, and a batch norm with a constant gain of 1."""
+    convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    with torch.no_grad():
+        nn.init.dirac_(convolution.weight[:channels_in])
+    norm = nn.BatchNorm2d(channels_out, eps=1e-12, momentum=0.4)
+    norm.weight.requires_grad_(False)
+    return convolution, norm
 
 
 class WhitenedNet(Classifier):
-    """The network of airbench94 and 95 (Jordan 2024, arXiv 2404.00498). Its first layer whitens patches of 2x2 pixels.
+    """The network of airbench94, 95 and 96 (Jordan 2024, arXiv 2404.00498).
 
-    The layer ``whiten`` has fixed filters and their negatives. The effect of label smoothing is removed from the
-    logits. ``temperature`` (for one view of an image) and ``views_temperature`` (for six views) are fitted after
-    training. They calibrate the probabilities that the softmax of the logits gives.
+    The first layer, ``whiten``, whitens patches of 2x2 pixels. It has fixed filters and their negatives. The effect of
+    label smoothing is removed from the logits. ``temperature`` (for one view of an image) and ``views_temperature``
+    (for six views) are fitted after training. They calibrate the probabilities that the softmax of the logits gives.
     """
 
     order = torch.channels_last  # in other formats, each call copies the weights and takes 40 % longer for one image
@@ -212,14 +222,17 @@ class WhitenedNet(Classifier):
         self.whiten = nn.Conv2d(sizes.channels, 2 * patch, 2, bias=False)
         self.whiten.weight.requires_grad_(False)
         self.whiten.bias = nn.Parameter(torch.zeros(2 * patch))
-        self.groups = nn.Sequential(Group(2 * patch, first), Group(first, second), Group(second, third))
+        if sizes.depth not in (2, 3):
+            raise ValueError(f"depth must be 2 or 3, not {sizes.depth}")
+        pairs = ((2 * patch, first), (first, second), (second, third))
+        self.groups = nn.Sequential(*(Group(*channels, sizes.depth) for channels in pairs))
         self.pool = nn.MaxPool2d(side)
         self.head = nn.Linear(third, sizes.classes, bias=False)
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("views_temperature", torch.ones(()))
 
     def halve(self) -> None:
-        """Convert the six large convolutions to bfloat16. The layers between them then also compute in bfloat16.
+        """Convert the large convolutions to bfloat16. The layers between them then also compute in bfloat16.
 
         On a CPU with bfloat16 instructions, this conversion halves the computing time and the memory. Pixels,
         whitening, batch-norm statistics and head stay in float32. Converting these parts too would not save time, and

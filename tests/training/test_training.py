@@ -39,9 +39,11 @@ from training.loops.text import elman_recurrence
 from training.loops.text.distillation import Teachers
 
 IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
+WIDTHS = ["--first-width", "24", "--second-width", "26", "--third-width", "26"]
 TINY = {
     "cnn": IMAGES,
-    "strong": ["--preset", "strong", "--first-width", "8", "--later-width", "8", *IMAGES],
+    "strong": ["--preset", "strong", *WIDTHS, *IMAGES],
+    "accurate": ["--preset", "accurate", *WIDTHS, *IMAGES, "--selected", "8", "--corrupted", "0.5"],
     "rnn": ["--hidden", "8", "--epochs", "2", "--batch", "4", "--bptt", "40", "--validation", "0.4"],
     "gated": [
         *("--preset", "gated", "--hidden", "16", "--layers", "2", "--epochs", "2", "--batch", "4", "--bptt", "40"),
@@ -55,7 +57,7 @@ TINY = {
     "conditional": ["--preset", "conditional", "--epochs", "3", "--batch", "16", "--latent", "4"],
 }
 SCRIPTS: dict[str, Any] = {
-    **{"cnn": cnn, "strong": cnn, "rnn": rnn, "gated": rnn, "lstm": lstm, "forecaster": lstm},
+    **{"cnn": cnn, "strong": cnn, "accurate": cnn, "rnn": rnn, "gated": rnn, "lstm": lstm, "forecaster": lstm},
     **{"gan": gan, "conditional": gan},
 }
 
@@ -135,7 +137,7 @@ def finished(tiny_data: Path, models: Path, shared_folder: Path) -> Callable[[st
 
 
 SHORT = {
-    **{stem: ["--epochs", "1"] for stem in ("cnn", "strong", "gan", "conditional")},
+    **{stem: ["--epochs", "1"] for stem in ("cnn", "strong", "accurate", "gan", "conditional")},
     **{stem: ["--epochs", "1", "--batch", "16"] for stem in ("rnn", "gated")},
     **{stem: ["--updates", "3"] for stem in ("lstm", "forecaster")},
 }
@@ -543,7 +545,7 @@ def test_lookahead_returns_to_the_slow_weights_and_ends_with_them() -> None:
 
 
 def test_the_triangular_schedule_is_linear_up_and_down() -> None:
-    factors = [triangular_schedule(step, 1000) for step in range(1000)]
+    factors = [triangular_schedule(step, 1000, warm_up=0.23, final=0.07) for step in range(1000)]
     assert (factors[0], factors[115], factors[230]) == pytest.approx((0.2, 0.6, 1.0))
     assert factors[-1] == pytest.approx(0.07, abs=0.002)
     assert max(factors) == 1

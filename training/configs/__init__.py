@@ -4,10 +4,11 @@ The first preset of a command is its default. Each number is also a command-line
 type of the number is the help text of the option. The preset "own" trains on the user's data.
 
 Recipes with ``ema_decay`` publish an exponential moving average of the weights. Learning rates follow a cosine
-schedule, except in the GANs and in the recipe of airbench95.
+schedule, except in the GANs and in the recipes of airbench95 and 96.
 """
 
 from training.configs.classifiers import (
+    CNN_ACCURATE,
     CNN_DIGITS,
     CNN_OWN,
     CNN_PRESETS,
@@ -39,6 +40,7 @@ from training.configs.series import (
 from training.configs.text import RNN_GATED, RNN_OWN, RNN_PRESETS, RNN_STRONG, RNN_WORKSHOP, RnnConfig
 
 __all__ = [
+    "CNN_ACCURATE",
     "CNN_DIGITS",
     "CNN_OWN",
     "CNN_PRESETS",

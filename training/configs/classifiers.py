@@ -28,19 +28,26 @@ class CnnConfig:
 
 @dataclass(frozen=True)
 class AirbenchConfig:
-    """Hyperparameters of airbench95: SGD with Nesterov momentum and look-ahead, and a whitening first layer."""
+    """Hyperparameters of airbench95 and 96: SGD with Nesterov momentum, look-ahead, and a whitening first layer."""
 
     data: str
     kind: str
     first_width: Annotated[int, "channels of the first group of convolutions"]
-    later_width: Annotated[int, "channels of the second and third group of convolutions"]
+    second_width: Annotated[int, "channels of the second group of convolutions"]
+    third_width: Annotated[int, "channels of the third group of convolutions"]
+    depth: Annotated[int, "convolutions per group: 2, or 3 with a residual connection"]
     epochs: Annotated[int, "passes over the training images"]
     batch: Annotated[int, "images per step"]
+    selected: Annotated[int, "train on this many images of each batch, those with the largest loss; 0: on all"]
     learning_rate: Annotated[float, "peak learning rate"]  # per 1,024 images
+    warm_up: Annotated[float, "share of the steps in which the learning rate rises"]
+    final_rate: Annotated[float, "learning rate after the last step, as a share of the peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]  # per 1,024 images
     label_smoothing: Annotated[float, "label smoothing of the loss"]
     whiten_epochs: Annotated[int, "number of epochs after which the bias of the first layer is no longer trained"]
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
+    cutout: Annotated[int, "side of the masked square in pixels; 0: no mask"]
+    corrupted: Annotated[float, "share of the images that get noise, blur or JPEG artefacts"]
     validation: Annotated[int, "training images held out for validation"]  # the temperatures are fitted on them too
 
 
@@ -98,15 +105,36 @@ CNN_STRONG = AirbenchConfig(
     data="cifar10",
     kind="whitened-net",
     first_width=96,
-    later_width=320,
+    second_width=320,
+    third_width=320,
+    depth=2,
     epochs=22,
     batch=1000,
+    selected=0,
     learning_rate=10.0,
+    warm_up=0.23,
+    final_rate=0.07,
     weight_decay=0.0153,
     label_smoothing=0.2,
     whiten_epochs=3,
     shift=2,
+    cutout=0,
+    corrupted=0.0,
     validation=5000,
+)
+CNN_ACCURATE = replace(  # airbench96 has the widths 128, 384 and 512, 45 epochs, and no corrupted images
+    CNN_STRONG,
+    depth=3,
+    epochs=32,
+    batch=1024,
+    selected=512,
+    learning_rate=9.0,
+    weight_decay=0.012,
+    warm_up=0.1,
+    final_rate=0.0,
+    shift=4,
+    cutout=12,
+    corrupted=0.2,
 )
 CNN_OWN = CnnFinetuneConfig(
     first_width=64,
@@ -130,6 +158,7 @@ CNN_PRESETS: dict[str, CnnConfig | AirbenchConfig | CnnFinetuneConfig] = {
     "workshop": CNN_WORKSHOP,
     "digits": CNN_DIGITS,
     "strong": CNN_STRONG,
+    "accurate": CNN_ACCURATE,
     "own": CNN_OWN,
 }
 # Classifiers with these hyperparameters evaluate generators. They are trained on generated or on real images.

@@ -1,6 +1,7 @@
-"""The recipe airbench95 for the whitened network: whitening, optimizer, learning rate schedule and look-ahead.
+"""The recipes airbench95 and airbench96 for the whitened network.
 
-All four parts follow legacy/airbench95.py in the GitHub repository KellerJordan/cifar10-airbench.
+Whitening, optimizer, schedule of the learning rate and look-ahead follow legacy/airbench95.py and airbench96_faster.py
+in the GitHub repository KellerJordan/cifar10-airbench. So do the masks and the selection of images in airbench96.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from app.networks.cnn import WhitenedNet
+from app.networks.cnn import WhitenedNet, WhitenedNetSizes
+from app.tasks.precision import fast_bfloat16
 from training.configs import AirbenchConfig
-from training.data.image_batches import accuracy_of, shift_and_mirror
+from training.data.image_batches import accuracy_of, corrupted, masked, shift_and_mirror
 from training.run import derive_seed
 
 MOMENTUM = 0.85
 BIAS_FACTOR = 64  # factor of the learning rate for the biases of the batch norms
 LOOKAHEAD_INTERVAL = 5  # steps between two look-aheads
+SELECTOR_WIDTHS = (32, 64, 64)
+SELECTOR_INTERVAL = 4  # steps between two updates of the network that selects images
 
 
 @torch.no_grad()
@@ -56,15 +60,15 @@ def sgd(network: nn.Module, rate: float, decay: float, batch: int) -> torch.opti
     return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
 
 
-def triangular_schedule(step: int, total: int) -> float:
+def triangular_schedule(step: int, total: int, warm_up: float, final: float) -> float:
     """Return the factor of the learning rate at a step.
 
-    It rises linearly from 0.2 to 1 during the first 23 % of the steps, and then falls linearly to 0.07.
+    It rises linearly from 0.2 to 1 during ``warm_up``, a share of the steps, and then falls linearly to ``final``.
     """
-    peak = int(total * 0.23)
+    peak = int(total * warm_up)
     if step < peak:
         return 0.2 + 0.8 * step / peak
-    return 1 - 0.93 * (step - peak) / (total - peak)
+    return 1 - (1 - final) * (step - peak) / (total - peak)
 
 
 class Lookahead:
@@ -99,6 +103,52 @@ class Lookahead:
             self.slow[key].copy_(tensor)
 
 
+class Selector:
+    """Selects the images of each batch from which a network learns most: those with the largest loss.
+
+    The losses are those of a small network with the same first layer, which is trained at the same time.
+    """
+
+    def __init__(self, config: AirbenchConfig, network: WhitenedNet) -> None:
+        self.count = config.selected
+        self.label_smoothing = config.label_smoothing
+        small = WhitenedNet(WhitenedNetSizes(widths=SELECTOR_WIDTHS, label_smoothing=config.label_smoothing))
+        small.whiten.load_state_dict(network.whiten.state_dict())
+        small.whiten.requires_grad_(False)
+        small.mean.copy_(network.mean)
+        small.deviation.copy_(network.deviation)
+        device = network.mean.device
+        self.network = small.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.optimizer = sgd(self.network, config.learning_rate, config.weight_decay, config.batch)
+
+    def select(self, images: Tensor, labels: Tensor, step: int, rate: float) -> Tensor:
+        """Return the indices of the selected images. Train the small network in every SELECTOR_INTERVAL-th step.
+
+        Args:
+            images: augmented images, uint8 [N, C, S, S].
+            labels: class indices [N].
+            step: number of the step, from 0.
+            rate: factor of the learning rate.
+        """
+        train = step % SELECTOR_INTERVAL == 0
+        with torch.set_grad_enabled(train):
+            scores = self.network.scores(images)
+            losses = F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing, reduction="none")
+        selected = losses.detach().topk(self.count).indices
+        if train:
+            descend(self.optimizer, losses[selected].sum(), rate)
+        return selected
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+    """Make one step of an optimizer of ``sgd``. ``rate``: factor of the peak learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial"] * rate
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
 class AirbenchTrainer:
     """Trains with SGD, Nesterov momentum and look-ahead. Each image is mirrored in every second epoch.
 
@@ -108,7 +158,9 @@ class AirbenchTrainer:
     def __init__(self, config: AirbenchConfig, network: WhitenedNet, images: int, seed: int) -> None:
         self.config = config
         self.network = network.train()
+        self.use_bfloat16 = fast_bfloat16(network.mean.device)
         self.slow = Lookahead(network)
+        self.selector = Selector(config, network) if config.selected else None
         self.optimizer = sgd(network, config.learning_rate, config.weight_decay, config.batch)
         generator = torch.Generator().manual_seed(derive_seed(seed, "mirrored"))
         self.mirrored = torch.randint(2, (images, 1), generator=generator)  # 1: mirror in even epochs; 0: in odd ones
@@ -116,34 +168,40 @@ class AirbenchTrainer:
     def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
         """Train for one step; see ``ClassifierTrainer.update``.
 
-        The convolutions compute in bfloat16. On a CPU with bfloat16 instructions, this takes 0.55 of the time of
-        float32. The weights, their averages and the loss stay in float32.
+        On GPUs and on CPUs with fast bfloat16 instructions, the convolutions compute in bfloat16, which takes 0.55 of
+        the time of float32. The weights, their averages and the loss stay in float32.
         """
         config, network = self.config, self.network
+        rate = triangular_schedule(step, total, config.warm_up, config.final_rate)
         epoch = step // (total // config.epochs)
         network.whiten.get_parameter("bias").requires_grad_(epoch < config.whiten_epochs)
         shifts = torch.randint(-config.shift, config.shift + 1, (2, len(batch), 1))
         augmented = shift_and_mirror(images[batch], shifts, (self.mirrored[batch] + epoch) % 2 == 1)
         labels = labels[batch]
-        with torch.autocast(images.device.type, torch.bfloat16):
+        if config.cutout:
+            augmented = masked(augmented, config.cutout, network.mean)
+        if self.selector is not None:
+            selected = self.selector.select(augmented, labels, step, rate)
+            augmented, labels = augmented[selected], labels[selected]
+        augmented = corrupted(augmented, config.corrupted)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             logits = network.scores(augmented)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing, reduction="sum")
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial"] * triangular_schedule(step, total)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        descend(self.optimizer, loss, rate)
         self.slow.update(network, step, total)
         return loss / len(labels)
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Return the share of the images that the network, computing in bfloat16, classifies correctly."""
-        with torch.autocast(images.device.type, torch.bfloat16):
+        """Return the share of the images that the network classifies correctly."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             return accuracy_of(self.network, images, labels)
 
     def state(self) -> dict[str, Any]:
         """Return the objects that a resumed run restores, by name."""
-        return {"network": self.network, "slow": self.slow, "optimizer": self.optimizer}
+        state = {"network": self.network, "slow": self.slow, "optimizer": self.optimizer}
+        if self.selector is not None:
+            state |= {"selector": self.selector.network, "selector_optimizer": self.selector.optimizer}
+        return state
 
 
 def _floating(network: nn.Module) -> dict[str, Tensor]:
