@@ -11,11 +11,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from app.exporting.signatures import SIGNATURES, Signature
 from app.networks import is_imported
 from app.store import Card, StoreError, Version
+
+MAX_DIFFERENCE = 1e-3  # largest difference of outputs, absolute and relative
 
 
 class ExportRefused(StoreError):
@@ -41,13 +44,14 @@ def to_pt2(version: Version) -> bytes:
 
 
 def to_onnx(version: Version) -> bytes:
-    """Return the content of an ONNX file.
+    """Return the content of an ONNX file, which onnxruntime has run once.
 
-    Raises ExportRefused for an imported network, and if the extra ``[onnx]`` is not installed. Raises StoreError for an
-    invalid network.
+    Raises ExportRefused for an imported network, if the extra ``[onnx]`` is not installed, and if the file does not
+    give the outputs of the network. Raises StoreError for an invalid network.
     """
     signature = _signature(version)
     try:
+        import onnxruntime  # noqa: F401  # for the check of the file
         import onnxscript  # noqa: F401  # torch.onnx needs it
     except ImportError as error:
         raise ExportRefused(f"--onnx needs the package {error.name!r}, which the extra [onnx] installs") from None
@@ -61,7 +65,29 @@ def to_onnx(version: Version) -> bytes:
     _name([value for node in onnx.model.graph for value in node.outputs], onnx.model.graph.outputs, signature.outputs)
     onnx.model.metadata_props.update(_metadata(version.card, signature))
     content: bytes = onnx.model_proto.SerializeToString()
+    _check_onnx(content, signature, version.label)
     return content
+
+
+def _check_onnx(content: bytes, signature: Signature, label: str) -> None:
+    """Compare the outputs of an ONNX file with those of the network, because torch can write files with errors.
+
+    Raises ExportRefused if the file cannot be run, or if the outputs for the example inputs differ.
+    """
+    import onnxruntime
+
+    with torch.inference_mode():
+        expected = signature.module(*signature.examples)
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        names = [each.name for each in session.get_inputs()]
+        inputs = {name: example.numpy() for name, example in zip(names, signature.examples, strict=True)}
+        outputs = session.run(list(expected), inputs)
+    except Exception as error:  # onnxruntime raises errors of many classes
+        raise ExportRefused(f"torch cannot export {label}: onnxruntime rejects the file: {error}") from None
+    for name, output in zip(expected, outputs, strict=True):
+        if not np.allclose(output, expected[name].numpy(), rtol=MAX_DIFFERENCE, atol=MAX_DIFFERENCE, equal_nan=True):
+            raise ExportRefused(f"torch cannot export {label}: the file's output {name!r} differs from the network's")
 
 
 def _signature(version: Version) -> Signature:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import copy
+import dataclasses
 import json
 from functools import cache
 from pathlib import Path
@@ -18,7 +20,8 @@ from torch import Tensor
 
 from app.cli import models
 from app.errors import BadValue
-from app.exporting.signatures import SIGNATURES
+from app.exporting import files
+from app.exporting.signatures import SIGNATURES, Signature
 from app.networks import KINDS, is_imported
 from app.networks.forecaster import QUANTILES
 from app.store import Version, read_version
@@ -201,6 +204,37 @@ def test_the_command_exports_the_active_version_under_its_name(
     assert run_models_command(capsys, tmp_path, "export", "tiny-gan") == (
         *(1, "", "error: no version of tiny-gan is active; name one, such as tiny-gan@1\n"),
     )
+
+
+def test_a_file_that_onnxruntime_rejects_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_tiny(tmp_path, "tiny-gan")
+    monkeypatch.setattr("app.exporting.files._name", lambda values, outputs, names: None)
+    status, _, error = run_models_command(capsys, tmp_path, "export", "tiny-gan", str(tmp_path / "x.onnx"), "--onnx")
+    assert status == 1
+    assert error.startswith("error: torch cannot export tiny-gan/1: onnxruntime rejects the file: ")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_file_with_other_outputs_than_the_network_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_tiny(tmp_path, "tiny-gan")
+    trace = files._program
+
+    def trace_other_network(signature: Signature) -> torch.export.ExportedProgram:
+        module = copy.deepcopy(signature.module)
+        for weight in module.parameters():
+            weight.data.mul_(1.1)
+        return trace(dataclasses.replace(signature, module=module))
+
+    monkeypatch.setattr(files, "_program", trace_other_network)
+    status, _, error = run_models_command(capsys, tmp_path, "export", "tiny-gan", str(tmp_path / "x.onnx"), "--onnx")
+    assert (status, error) == (
+        *(1, "error: torch cannot export tiny-gan/1: the file's output 'images' differs from the network's\n"),
+    )
+    assert not (tmp_path / "x.onnx").exists()
 
 
 def test_the_command_names_a_missing_extra(
