@@ -159,7 +159,12 @@ def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device
     train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
     total = config.epochs * (len(train) // config.batch)
     fit(run, trainer, train_images, train_labels, train, validation, config.batch, lambda: total)
+    wide = [layer for layer in network.groups.modules() if isinstance(layer, nn.Conv2d) and config.float16]
+    for layer in wide:  # fit the temperatures with the rounded weights
+        layer.half().float()
     fit_temperatures(network, train_images[validation], train_labels[validation])
+    for layer in wide:  # so that the weights file contains float16
+        layer.half()
     return network
 
 
@@ -180,6 +185,8 @@ def airbench_notes(config: AirbenchConfig) -> str:
     ]
     if config.selected:
         notes.append(f"Each step used the {config.selected} of {config.batch:,} images with the largest loss.")
+    if config.float16:
+        notes.append("The weights of the 3x3 convolutions are stored in float16.")
     if config.corrupted:
         notes.append(f"In training, {config.corrupted:.0%} of the images had noise, blur or JPEG artefacts.")
     return " ".join(notes)

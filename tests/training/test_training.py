@@ -282,6 +282,13 @@ def test_a_run_writes_plots_and_a_card_that_evaluation_confirms(
     assert "✗" in capsys.readouterr().out
 
 
+def test_the_preset_accurate_stores_the_weights_of_convolutions_in_float16(finished: Callable[[str], Path]) -> None:
+    tensors = store.read_version(finished("accurate") / "models", "cifar10-accurate", 1).tensors
+    half = {key for key, tensor in tensors.items() if tensor.dtype == torch.float16}
+    assert half == {key for key in tensors if re.search(r"conv[123]\.weight", key)}
+    assert len(half) == 9
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "hardware", "difference", "line"),
     [

@@ -48,6 +48,7 @@ class AirbenchConfig:
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
     cutout: Annotated[int, "side of the masked square in pixels; 0: no mask"]
     corrupted: Annotated[float, "share of the images that get noise, blur or JPEG artefacts"]
+    float16: Annotated[int, "store the weights of the wide convolutions in float16", SWITCH]
     validation: Annotated[int, "training images held out for validation"]  # the temperatures are fitted on them too
 
 
@@ -120,6 +121,7 @@ CNN_STRONG = AirbenchConfig(
     shift=2,
     cutout=0,
     corrupted=0.0,
+    float16=0,
     validation=5000,
 )
 CNN_ACCURATE = replace(  # airbench96 has the widths 128, 384 and 512, 45 epochs, and no corrupted images
@@ -135,6 +137,7 @@ CNN_ACCURATE = replace(  # airbench96 has the widths 128, 384 and 512, 45 epochs
     shift=4,
     cutout=12,
     corrupted=0.2,
+    float16=1,
 )
 CNN_OWN = CnnFinetuneConfig(
     first_width=64,
