@@ -4,7 +4,8 @@ PORT ?= 8000
 HOST ?= 127.0.0.1
 BIN := .venv/bin
 # TORCH is the build of PyTorch to install, such as cpu or cu128. If TORCH is empty, pip installs the default build.
-TORCH ?=
+# .venv/torch stores the value, because packages that are installed later need the same build.
+TORCH ?= $(shell cat .venv/torch 2>/dev/null)
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
 # One test process more than cores, because tests often wait for processes that they start.
@@ -146,6 +147,7 @@ clean: ## remove the virtual environments and generated files
 .venv/ray: ALSO := .venv/serve .venv/train
 .venv/fuzz .venv/mutants: ALSO := .venv/serve .venv/train .venv/test
 .venv/serve .venv/train .venv/test .venv/ray .venv/fuzz .venv/mutants .venv/profile .venv/audit: pyproject.toml
-	@test -x $(BIN)/python || { echo "Setting up .venv: this takes a few minutes the first time"; $(PYTHON) -m venv .venv; }
+	@test -x $(BIN)/python || { echo "Setting up .venv: this takes a few minutes the first time"; $(PYTHON) -m venv .venv; echo "$(TORCH)" > .venv/torch; }
+	@test "$$(cat .venv/torch 2>/dev/null)" = "$(TORCH)" || { echo ".venv has another build of PyTorch than TORCH=$(TORCH): run 'make clean' first" >&2; exit 1; }
 	@$(INSTALL) -e ".$(EXTRA)"
 	@touch $@ $(ALSO)

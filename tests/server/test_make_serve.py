@@ -1,11 +1,13 @@
-"""``make serve`` starts a service that classifies real images correctly."""
+"""``make serve`` starts a service that classifies real images correctly, and installs one build of PyTorch."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import httpx
 from support.service import IMAGES, ROOT
@@ -38,3 +40,33 @@ def test_make_serve_prints_an_address_that_answers_and_stops_cleanly() -> None:
         process.wait(30)
     assert "Traceback" not in output
     assert "Error" not in output.replace("Error 143", "")  # make prints this after SIGTERM
+
+
+FAKE_PYTHON = """#!/bin/sh
+if [ "$*" = "-m venv .venv" ]; then
+    mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/uv
+else
+    echo "$(basename $0) $*" >> calls
+fi
+"""
+
+
+def test_later_targets_install_packages_for_the_same_build_of_pytorch(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "fake").write_text(FAKE_PYTHON)
+    (tmp_path / "fake").chmod(0o755)
+
+    def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if name not in ("TORCH", "MAKEFLAGS")}
+        command = ["make", "PYTHON=./fake", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    for target in ([".venv/serve", "TORCH=cpu"], [".venv/train"], [".venv/test", "TORCH=cpu"]):
+        assert make(*target).returncode == 0
+        *_, install = (tmp_path / "calls").read_text().splitlines()
+        assert "uv pip install" in install
+        assert "--torch-backend=cpu" in install
+    changed = make(".venv/ray", "TORCH=cu128")
+    assert changed.returncode != 0
+    assert ".venv has another build of PyTorch than TORCH=cu128: run 'make clean' first" in changed.stderr
