@@ -44,7 +44,7 @@ def run_add_commands(page: Path, store: Path) -> None:
     """Run the `add` commands of a page on files in the current folder, and its exports of included networks."""
     store.mkdir()
     text = page.read_text("utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^    python -m app\.models ((?:add|export) .*)$", text, re.MULTILINE)
+    commands = re.findall(r"^    \.venv/bin/python -m app\.models ((?:add|export) .*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
         folder = ROOT / "models_store" if command.startswith("export") else store

@@ -29,7 +29,7 @@ def _runtime() -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise ValueError("ONNX models need onnxruntime: pip install 'quartet[onnx]'") from None
+        raise ValueError("ONNX models need the package 'onnxruntime', which the extra [onnx] installs") from None
     arena = onnxruntime.OrtArenaCfg({"max_mem": ARENA_BYTES, "arena_extend_strategy": EXTEND_AS_NEEDED})
     kind, memory = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
     onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, memory), arena)
