@@ -28,7 +28,7 @@ class Signature:
 
     Attributes:
         module: computes the function. Its ``forward`` takes the inputs as parameters and returns the outputs by name.
-        examples: an example tensor for each input, to trace the module.
+        examples: a tensor of random values for each input, to trace the module and to check exported files.
         preprocessing: metadata that say how to prepare the inputs.
         postprocessing: metadata that say how to interpret the outputs.
     """
@@ -42,6 +42,11 @@ class Signature:
     def outputs(self) -> list[str]:
         """The names of the outputs."""
         return list(self.module(*self.examples))
+
+
+def _normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return random numbers from the standard normal distribution. Each call with the same shape returns the same."""
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
 class _Classifier(nn.Module):
@@ -58,7 +63,7 @@ def classifier(version: Version) -> Signature:
     """Return the signature of a network that classifies images."""
     network = version.network()
     sizes = network.sizes
-    pixels = torch.zeros(EXAMPLE_ROWS, sizes.channels, sizes.image, sizes.image, dtype=torch.uint8)
+    pixels = _normal(EXAMPLE_ROWS, sizes.channels, sizes.image, sizes.image).mul(50).add(128).clamp(0, 255).byte()
     colours = "RGB" if sizes.channels == 3 else "L"
     preprocessing = {"colours": colours, "size": [sizes.image, sizes.image], "resample": "bicubic", "range": [0, 255]}
     return Signature(_Classifier(network), (pixels,), preprocessing, {})
@@ -82,7 +87,8 @@ def text_step(version: Version) -> Signature:
     """Return the signature of a network that reads one character per text and returns logits of the next character."""
     network = version.network()
     unknown = len(version.card.vocabulary or ()) - 1
-    examples = (torch.zeros(EXAMPLE_ROWS, 1, dtype=torch.int64), network.zero_state(EXAMPLE_ROWS))
+    state = _normal(*network.zero_state(EXAMPLE_ROWS).shape).tanh()
+    examples = (torch.arange(EXAMPLE_ROWS).view(-1, 1), state)
     preprocessing = {"unknown": unknown, "initial_state": 0.0}
     return Signature(_TextStep(network), examples, preprocessing, {"never_generated": [unknown]})
 
@@ -127,15 +133,15 @@ def forecaster(version: Version) -> Signature:
     network = version.network()
     sizes = network.sizes
     if is_windowed(version.card):
-        state = torch.zeros(EXAMPLE_ROWS, 1, sizes.hidden)
+        state = _normal(EXAMPLE_ROWS, 1, sizes.hidden).tanh()
         units = {"location": float(network.location), "scale": float(network.scale)}
         preprocessing = {**units, "min_values": sizes.window, "initial_state": 0.0}
         postprocessing = {**units, "residuals": version.card.residuals}
         return Signature(
-            _SeriesStep(network), (torch.zeros(EXAMPLE_ROWS, 1), state, state.clone()), preprocessing, postprocessing
+            _SeriesStep(network), (_normal(EXAMPLE_ROWS, 1), state, state.clone()), preprocessing, postprocessing
         )
-    values = torch.arange(sizes.context, dtype=torch.float64).sin().repeat(EXAMPLE_ROWS, 1)
-    seasons = torch.ones(EXAMPLE_ROWS, dtype=torch.int64)
+    values = _normal(EXAMPLE_ROWS, sizes.context, dtype=torch.float64).cumsum(dim=1)
+    seasons = torch.tensor([1, 7])
     preprocessing = {"context": sizes.context, "padding": "nan", "max_season": MAX_SEASON}
     if version.card.series:
         preprocessing["series"] = version.card.series.model_dump()
@@ -165,11 +171,11 @@ class _ConditionalGenerator(nn.Module):
 def generator(version: Version) -> Signature:
     """Return the signature of a network that generates images."""
     network = version.network()
-    latents = torch.zeros(EXAMPLE_ROWS, network.sizes.latent)
+    latents = _normal(EXAMPLE_ROWS, network.sizes.latent)
     preprocessing, postprocessing = {"latents": "standard normal"}, {"range": [-1, 1]}
     if not version.card.labels:
         return Signature(_Generator(network), (latents,), preprocessing, postprocessing)
-    classes = torch.zeros(EXAMPLE_ROWS, dtype=torch.int64)
+    classes = torch.arange(EXAMPLE_ROWS) % len(version.card.labels)
     return Signature(_ConditionalGenerator(network), (latents, classes), preprocessing, postprocessing)
 
 
