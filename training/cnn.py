@@ -171,9 +171,10 @@ def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device
 def check(config: AirbenchConfig) -> None:
     """End the command with a message if a hyperparameter is outside its range."""
     ranges = {"depth": (2, 3), "selected": (0, config.batch), "cutout": (0, 32), "corrupted": (0, 1), "warm_up": (0, 1)}
+    ranges["validation"] = (1, 49_000)  # the temperatures are fitted to these images
     for name, (low, high) in ranges.items():
         if not low <= (value := getattr(config, name)) <= high:
-            sys.exit(f"--{name.replace('_', '-')} must be from {low} to {high}, not {value}")
+            sys.exit(f"--{name.replace('_', '-')} must be from {low:,} to {high:,}, not {value:,}")
 
 
 def airbench_notes(config: AirbenchConfig) -> str:
@@ -229,10 +230,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             cnn_finetune.train(options, config, argv, dataset)
         return
+    if isinstance(config, AirbenchConfig):
+        check(config)
     run = Run(options, config, argv)
     images: data.Images = getattr(data, config.data)()
     if isinstance(config, AirbenchConfig):
-        check(config)
         network: nn.Module = train_airbench(run, config, images, options.device)
         notes = airbench_notes(config)
     else:
@@ -249,9 +251,7 @@ def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, n
     validation = config.validation if run.options.part == "validation" else None
     card = {
         "task": "classify",
-        "title": TITLES[kind].format(
-            {2: "Seven", 3: "Ten"}[config.depth] if isinstance(config, AirbenchConfig) else ""
-        ),
+        "title": TITLES[kind].format(COUNTS[config.depth]) if isinstance(config, AirbenchConfig) else TITLES[kind],
         "kind": kind,
         "sizes": asdict(sizes),
         "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],

@@ -51,7 +51,7 @@ def corrupted(images: Tensor, share: float) -> Tensor:
     Of these images, half have Gaussian noise with a standard deviation of up to 40 (of 255), a quarter is blurred with
     a standard deviation of 0.3 to 1.2 pixels, and a quarter is compressed with a JPEG quality of 15 to 90.
     """
-    count = round(len(images) * share / 4)
+    count = min(round(len(images) * share / 4), len(images) // 4)
     if not count:
         return images
     images = images.clone()
