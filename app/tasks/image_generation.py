@@ -32,6 +32,8 @@ class LatentBatch:
 class ImageSampler:
     """Predictor for networks that generate images. ``labels`` has a name for each class, if the network has classes.
 
+    ``size`` is the width and height of the images, such as "28x28", or None if it is only known after a run.
+
     An image does not depend on the batch in which it is generated. ``warm_up`` tests whether the processor's rounding
     depends on the batch size. If so, the network computes in float64, in which the differences are too small to change
     a pixel.
@@ -47,6 +49,8 @@ class ImageSampler:
             raise StoreError(f"{version.label}: there are {len(self.labels)} labels, expected {expected}")
         self.dtype = torch.float32
         self.latent: int = self.network.sizes.latent
+        side = self.network.sizes.image
+        self.size: str | None = f"{side}x{side}"
         self.latency = LatencyModel(0.0, 0.0)
 
     def parse(self, count: int, label: str | None, seed: int) -> LatentBatch:

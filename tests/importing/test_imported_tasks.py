@@ -188,6 +188,33 @@ def test_images_are_generated_by_label_and_seed(
     assert output["data"] == pytest.approx(expected.flatten().tolist(), abs=1e-5)
 
 
+class WideSampler(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return z[:, :1, None, None].expand(-1, 1, 4, 6)
+
+
+def test_openai_image_requests_get_the_size_of_the_output(files: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (files / "wide.pt2").write_bytes(export(WideSampler(), torch.zeros(2, 4), sizes={"z": {0: BATCH}}))
+    assert add(files, store, "gan", *OPTIONS["gan"]) == 0
+    for name in ("wide", "unknown"):
+        (files / f"{name}.pt2").write_bytes((files / "wide.pt2").read_bytes())
+        assert add(files, store, name, "--task", "sample") == 0
+    path = store / "unknown" / "1" / "card.json"
+    card = json.loads(path.read_text())
+    card["outputs"][0]["shape"] = [-1, 1, -1, -1]
+    path.write_text(json.dumps(card))
+    with serving(Settings(store=store, **TEST)) as client:
+        answer = post(client, "/v1/images/generations", model="gan", prompt="two zeros and a one", size="4x4")
+        assert (len(answer["data"]), answer["size"]) == (3, "4x4")
+        for name, message in (("wide", "wide draws 6x4; auto"), ("unknown", "for unknown, only auto is allowed")):
+            body = {"model": name, "prompt": "digits", "size": "auto"}
+            assert post(client, "/v1/images/generations", **body)["size"] == "6x4"
+            rejected = client.post("/v1/images/generations", json={**body, "size": "4x6"})
+            assert rejected.status_code == 400
+            assert message in rejected.json()["error"]["message"]
+
+
 def test_points_and_quantiles_are_forecast(client: httpx.Client) -> None:
     series = [float(value) for value in range(20)]
     body = {"values": series, "horizon": 4, "model": "points"}

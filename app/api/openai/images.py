@@ -56,7 +56,6 @@ class ImageGenerationInference(Inference[ImageSampler]):
     def __init__(self, model: LoadedModel[ImageSampler], body: ImageGenerationRequest, max_samples: int) -> None:
         super().__init__(model)
         self.predictor = model.predictor
-        self.size = f"{model.predictor.network.sizes.image}x{model.predictor.network.sizes.image}"
         self._check(body)
         label_counts, n = prompt_labels(body.prompt, self.predictor.labels, model.card.name), body.n or 1
         count = sum(label_count for _, label_count in label_counts) * n if label_counts else n
@@ -73,11 +72,10 @@ class ImageGenerationInference(Inference[ImageSampler]):
         if body.response_format not in (None, "b64_json"):
             allowed = "allowed is 'b64_json': this service stores no images, so it has no URLs for them"
             raise BadValue(f"response_format is {quote_value(body.response_format)}; {allowed}", "response_format")
-        if body.size not in (None, "auto", self.size):
-            raise BadValue(
-                f"size is {quote_value(body.size)}; {self.predictor.card.name} draws {self.size}; auto is also allowed",
-                "size",
-            )
+        name, size = self.predictor.card.name, self.predictor.size
+        if body.size not in (None, "auto", size):
+            allowed = f"{name} draws {size}; auto is also allowed" if size else f"for {name}, only auto is allowed"
+            raise BadValue(f"size is {quote_value(body.size)}; {allowed}", "size")
 
     def parse(self) -> list[LatentBatch]:
         if self.labels:
@@ -90,13 +88,14 @@ class ImageGenerationInference(Inference[ImageSampler]):
         return outputs[0].size // BYTES_PER_VALUE
 
     def respond(self, outputs: Sequence[np.ndarray]) -> Response:
+        height, width = outputs[0].shape[2:]
         pairs = zip(encode_images(outputs[0]), self.predictor.names(self.batch), strict=True)
         data = [{"b64_json": image} | ({} if label is None else {"revised_prompt": label}) for image, label in pairs]
         return json_response(
             {
                 "created": int(time.time()),
                 "data": data,
-                "size": self.size,
+                "size": f"{width}x{height}",
                 "output_format": "png",
                 "background": "opaque",
                 "model": self.model.card.name,

@@ -43,6 +43,8 @@ class ImportedSampler(TaskPredictor, ImageSampler):
         self.output = self.tensor("output", self.outputs, (4,), "float uint8")
         if self.output.shape[1] not in (1, 3):
             raise self.mismatch(self.output.name, "should have 1 or 3 channels")
+        height, width = self.output.shape[2:]
+        self.size = None if -1 in (height, width) else f"{width}x{height}"
         self.low, self.high = float(self.options.get("low", -1)), float(self.options.get("high", 1))
         if not self.low < self.high:
             raise StoreError(f"{self._card}: option low is {self.low:g}; it should be below high, {self.high:g}")
