@@ -172,8 +172,8 @@ class TextGenerator:
         self.vocabulary = card.vocabulary
         self.index = {character: index for index, character in enumerate(card.vocabulary[:-1])}
         self.unknown = len(card.vocabulary) - 1
-        self.device = device
-        self.network = network.to(device)
+        self.reads_bytes = False  # whether the vocabulary consists of the 256 bytes, for UTF-8
+        self.device, self.network = device, network.to(device)
         self.steps = self.network.steps()
         self.reads_many = hasattr(self.steps, "read_many")  # whether it reads many characters at once
         self.initial_state = self.network.zero_state(1)[0]  # [layers, hidden]

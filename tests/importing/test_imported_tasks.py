@@ -298,6 +298,25 @@ def test_a_network_may_read_bytes(files: Path, tmp_path: Path) -> None:
         with client.stream("POST", "/v1/text/continue", json={**body, "max_characters": 12, "stream": True}) as stream:
             lines = [line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: {")]
         assert "".join(json.loads(line)["text"] for line in lines) == "é€!aé€"
+        check_completions_of_bytes(client)
+
+
+def check_completions_of_bytes(client: httpx.Client) -> None:
+    """Check that token ids are bytes in ``/v1/completions``, and that log-probabilities are rejected."""
+    body: dict[str, Any] = {"model": "octets", "max_tokens": 4, "temperature": 0, "echo": True}
+    texts = ["aé€!", "aé", "a"]
+    answer = post(client, "/v1/completions", **body, prompt=[list(text.encode()) for text in texts])
+    assert [choice["text"] for choice in answer["choices"]] == ["aé€!aé\ufffd", "aé€!", "aé\ufffd"]
+    for wrong, param, message in (
+        ({"prompt": [97, 195]}, "prompt", "prompt has [97, 195]; the ids are bytes, and these are not valid UTF-8"),
+        ({"prompt": [256]}, "prompt", "ids are 0 to 255"),
+        ({"prompt": "aé", "logprobs": 0}, "logprobs", "logprobs is 0; octets reads bytes"),
+        ({"prompt": "aé", "logprobs": 1, "stream": True}, "logprobs", "logprobs is 1; octets reads bytes"),
+    ):
+        rejected = client.post("/v1/completions", json={**body, **wrong})
+        assert rejected.status_code == 400, rejected.text
+        assert rejected.json()["error"]["param"] == param
+        assert message in rejected.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

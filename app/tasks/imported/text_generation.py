@@ -38,8 +38,6 @@ class ImportedTextGenerator(TextGenerator):
         bytes: whether the vocabulary consists of the 256 bytes, for UTF-8. ``max_characters`` then counts bytes.
     """
 
-    reads_bytes = False
-
     def __init__(self, version: Version, device: torch.device) -> None:
         self.tensors = TaskPredictor(version, device)
         network = StateNetwork if self.tensors.options.get("states") else WindowNetwork
