@@ -41,15 +41,15 @@ class Sampler(nn.Module):
 
 
 class Forecaster(nn.Module):
-    """A forecaster that adds 1 to the last value at each step. Its quantiles are 1 below and 1 above the forecast."""
+    """A forecaster that adds 1 to the last value at each step. Its quantiles have these distances to the forecast."""
 
-    def __init__(self, quantiles: bool) -> None:
+    def __init__(self, *quantiles: int) -> None:
         super().__init__()
         self.quantiles = quantiles
 
     def forward(self, series: Tensor) -> Tensor:
         points = series[:, -1:] + torch.arange(1, 7)
-        return torch.stack([points - 1, points, points + 1], 2) if self.quantiles else points
+        return torch.stack([points + distance for distance in self.quantiles], 2) if self.quantiles else points
 
 
 class CharacterGRU(nn.Module):
@@ -67,7 +67,7 @@ class CharacterGRU(nn.Module):
 @pytest.fixture(scope="module")
 def networks() -> dict[str, tuple[nn.Module, bytes]]:
     torch.manual_seed(0)
-    sampler, points, quantiles, gru = Sampler(), Forecaster(False), Forecaster(True), CharacterGRU()
+    sampler, points, quantiles, gru = Sampler(), Forecaster(), Forecaster(-1, 0, 1), CharacterGRU()
     latents, classes, series = torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 12)
     rows = {0: BATCH}
     return {
@@ -75,6 +75,7 @@ def networks() -> dict[str, tuple[nn.Module, bytes]]:
         "gan": (sampler, export(sampler, latents, classes, sizes={"z": rows, "y": rows})),
         "points": (points, export(points, series, sizes={"series": rows})),
         "quantiles": (quantiles, export(quantiles, series, sizes={"series": rows})),
+        "median": (Forecaster(0), export(Forecaster(0), series, sizes={"series": rows})),
         "gru": (gru, export(gru, classes, torch.zeros(2, 8), sizes={"token": rows, "hidden": rows})),
         "transformer": export_transformer(),
     }
@@ -103,6 +104,7 @@ OPTIONS: dict[str, list[str]] = {
     "gan": ["--task", "sample", "--classes", "y", "--labels", "two.txt"],
     "points": ["--task", "forecast"],
     "quantiles": ["--task", "forecast", "--quantiles", "0.1,0.5,0.9", "--standardise"],
+    "median": ["--task", "forecast", "--quantiles", "0.5"],
     "gru": ["--task", "continue", "--vocabulary", "vocabulary.json", "--states", "hidden", "--next-states", "NEXT"],
     "transformer": ["--task", "continue", "--vocabulary", "vocabulary.json", "--context", "16"],
 }
@@ -217,11 +219,12 @@ def test_openai_image_requests_get_the_size_of_the_output(files: Path, tmp_path:
 
 def test_points_and_quantiles_are_forecast(client: httpx.Client) -> None:
     series = [float(value) for value in range(20)]
-    body = {"values": series, "horizon": 4, "model": "points"}
-    assert post(client, "/v1/series/forecast", **body, levels=[])["results"][0]["mean"] == [20, 21, 22, 23]
-    rejected = client.post("/v1/series/forecast", json=body)
-    assert rejected.status_code == 400
-    assert "no intervals" in rejected.json()["error"]["message"]
+    for name in ("median", "points"):
+        body = {"values": series, "horizon": 4, "model": name}
+        assert post(client, "/v1/series/forecast", **body, levels=[])["results"][0]["mean"] == [20, 21, 22, 23]
+        rejected = client.post("/v1/series/forecast", json=body)
+        assert rejected.status_code == 400
+        assert "no intervals" in rejected.json()["error"]["message"]
     too_far = client.post("/v1/series/forecast", json={**body, "horizon": 7, "levels": []})
     assert "forecasts up to 6 steps" in too_far.json()["error"]["message"]
     result = post(client, "/v1/series/forecast", values=series, horizon=2, levels=[80], model="quantiles")["results"][0]
@@ -337,6 +340,14 @@ def check_completions_of_bytes(client: httpx.Client) -> None:
             "points",
             ["--task", "forecast", "--quantiles", "0.1,0.5,0.9"],
             "tensor 'add' should have the shape [N, horizon, 3]",
+        ),
+        *(
+            (
+                "quantiles",
+                ["--task", "forecast", "--quantiles", levels],
+                "with 0.5, a level below it and a level above it, or be 0.5 alone",
+            )
+            for levels in ("0.1,0.5", "0.5,0.9", "0.9", "0.1,0.4,0.9", "0.9,0.5,0.1", "0,0.5,0.9", "0.1,0.5,1")
         ),
         ("points", ["--task", "forecast", "--context", "9"], "tensor 'series' should be [N, 9]"),
         (

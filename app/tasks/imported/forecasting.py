@@ -49,7 +49,8 @@ class ImportedForecaster(TaskPredictor):
         output: name of the tensor with the forecasts: [N, horizon] or [N, horizon, 1]; with quantiles,
             [N, horizon, quantiles] or [N, quantiles, horizon].
         context: number of values that the network reads; by default, the length of the input tensor.
-        quantiles: levels of the quantiles in ascending order, which include 0.5; by default, there are no quantiles.
+        quantiles: levels of the quantiles in ascending order: 0.5, at least one level below it and at least one above
+            it; or 0.5 alone, which gives no intervals. By default, there are no quantiles.
         standardise: whether the service scales each window to mean 0 and deviation 1, and scales the forecast back.
         seasons: name of the input [N] with the number of values per season, which is 1 for a series without a season.
             A network with this input must accept windows that begin with NaN, because the service pads short series.
@@ -96,9 +97,12 @@ class ImportedForecaster(TaskPredictor):
         self.quantiles_last = len(sizes) == 2 and sizes[1] == count
         if not count and sizes[1:] == [1]:
             sizes = sizes[:1]
-        if count and (not np.all(np.diff([0, *self.quantiles, 1]) > 0) or 0.5 not in self.quantiles):
+        median = int(np.searchsorted(self.quantiles, 0.5))
+        ascending = np.all(np.diff([0, *self.quantiles, 1]) > 0) and 0.5 in self.quantiles
+        if count and not (ascending and (count == 1 or 0 < median < count - 1)):  # intervals need bounds on both sides
             raise StoreError(
-                f"{self._card}: option quantiles is {self.quantiles.tolist()}; it should ascend from above 0"
+                f"{self._card}: option quantiles is {self.quantiles.tolist()}; it should ascend from above 0 to below "
+                "1, with 0.5, a level below it and a level above it, or be 0.5 alone"
             )
         if len(sizes) != (2 if count else 1) or (count and count not in sizes) or -1 in sizes:
             expected = f"[N, horizon, {count}] or [N, {count}, horizon]" if count else "[N, horizon]"
@@ -174,7 +178,7 @@ class ImportedForecaster(TaskPredictor):
 
     def forecast(self, item: ImportedWindow, result: np.ndarray) -> QuantileForecast:
         """Convert the result of ``predict`` for an item into a forecast."""
-        if not len(self.quantiles):
+        if len(self.quantiles) < 2:  # the median alone has no intervals
             points = like_series(result[:, 0], item.non_negative)
             return PointForecast(points, points, np.zeros(1), points[:, None], item.season, item.non_negative)
         quantiles = np.sort(result, axis=1)  # some networks return quantiles in the wrong order
