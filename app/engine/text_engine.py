@@ -21,7 +21,7 @@ from app.engine.observer import EngineObserver, current_trace
 from app.engine.scheduler import Scheduler, Text, TextSequence
 from app.engine.step_budget import STEP_BUDGET, expected_seconds, is_long, step_budget
 from app.engine.text_reporter import TextReporter
-from app.errors import NotReady, inference_error
+from app.errors import BadValue, NotReady, inference_error
 
 # Seconds. The interval between two notifications of a consumer is this value times the number of streamed texts.
 NOTIFY_INTERVAL = 0.0002
@@ -85,6 +85,7 @@ class TextEngine(Generic[Text]):
             NotReady: the service is shutting down.
             Overloaded: the queue is full.
             InferenceFailed, OutOfMemory: the network failed on one of the texts.
+            BadValue: one of the texts is invalid, and only the network could detect that.
         """
         sequences = self._enqueue(texts)
         try:
@@ -176,6 +177,8 @@ class TextEngine(Generic[Text]):
                 for sequence in sequences:
                     await self._advance([sequence])
                     await asyncio.sleep(0)
+            elif isinstance(error, BadValue):  # the text is invalid, and only the network could detect that
+                sequences[0].fail(error)
             elif not sequences[0].future.done():
                 self._fail(sequences, f"{self.name} failed on this text", error)
 

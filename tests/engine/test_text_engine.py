@@ -21,7 +21,7 @@ from app.engine.executor import Executor
 from app.engine.observer import RequestTrace, current_trace
 from app.engine.scheduler import TextSequence
 from app.engine.text_engine import TextEngine
-from app.errors import InferenceFailed, NotReady, Overloaded
+from app.errors import BadValue, InferenceFailed, NotReady, Overloaded
 from app.tasks.text_generation import TextGenerator
 
 pytestmark = pytest.mark.anyio
@@ -290,6 +290,31 @@ async def test_only_the_failing_text_gets_the_error(executor: Executor, count: i
     assert isinstance(answers[1], InferenceFailed)
     assert [text.done for text in texts] == [5, 2, 5][:count]
     assert [str(error) for error in observer.failures] == ["failing"]
+
+
+async def test_a_text_that_the_network_cannot_read_is_the_callers_error(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper, observer = Stepper(), RecordingObserver()
+    stepper.permits.release(999)
+    step = stepper.step
+
+    def rejecting(texts: Sequence[CountingText]) -> None:
+        if any(text.failing for text in texts):
+            raise BadValue("not allowed")
+        step(texts)
+
+    monkeypatch.setattr(stepper, "step", rejecting)
+    engine = engine_of(stepper, executor, observer=observer)
+    for _ in range(4):
+        answers = await asyncio.gather(
+            engine.submit([CountingText(5, failing=True)]), engine.submit([CountingText(5)]), return_exceptions=True
+        )
+        assert [type(answer) for answer in answers] == [BadValue, list]
+    with pytest.raises(BadValue):
+        await engine.submit([CountingText(5, failing=True)])
+    assert observer.failures == []
+    assert not engine.circuit_breaker.is_open()
 
 
 async def test_the_texts_of_a_failed_round_are_computed_without_delay(monkeypatch: pytest.MonkeyPatch) -> None:

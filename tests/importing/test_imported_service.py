@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.imported.programs import export, export_cnn, export_transformer
 from support.service import TEST, serving
 from torch import Tensor, nn
@@ -161,6 +162,68 @@ def test_wrong_inputs_are_rejected_by_name(
     assert caught.value.status() == "400"
     assert message in caught.value.message()
     assert client.get("/health/ready").status_code == 200
+
+
+class Standardising(nn.Module):
+    """A forecaster that returns NaN for a constant series."""
+
+    def forward(self, series: Tensor) -> Tensor:
+        return ((series - series.mean(1, keepdim=True)) / series.std(1, keepdim=True))[:, -4:]
+
+
+class Brightest(nn.Module):
+    """A classifier that returns NaN for a black image."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        colours = image.mean((2, 3))
+        return colours / colours.amax(1, keepdim=True)
+
+
+class Repeating(nn.Module):
+    """A text network that repeats the last character. It returns NaN after the character of index 2."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        same = nn.functional.one_hot(tokens, 3).float()
+        return same * 50 / (tokens != 2)[..., None]
+
+
+def png(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_an_input_without_a_finite_output_is_the_callers_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such inputs do not make the process report that it is not ready, and other requests are answered."""
+    monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
+    folder, batch, length = tmp_path / "store", torch.export.Dim("batch", max=64), torch.export.Dim("length", max=32)
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
+    (tmp_path / "characters.json").write_text('["a", "b", "c"]')
+    series, image, tokens = torch.zeros(2, 8), torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, dtype=torch.int64)
+    add(folder, export(Standardising(), series, sizes={"series": {0: batch}}), "series", "--task", "forecast")
+    options = ("--task", "classify", "--labels", str(tmp_path / "labels.txt"))
+    add(folder, export(Brightest(), image, sizes={"image": {0: batch}}), "colours", *options)
+    options = ("--task", "continue", "--vocabulary", str(tmp_path / "characters.json"))
+    add(folder, export(Repeating(), tokens, sizes={"tokens": {0: batch, 1: length}}), "texts", *options)
+    forecast: dict[str, Any] = {"horizon": 2, "levels": []}
+    requests: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        (
+            "/v1/series/forecast",
+            {"json": {"values": [5.0] * 8, **forecast}},
+            {"json": {"values": [*range(8)], **forecast}},
+        ),
+        ("/v1/images/classify", {"content": png("black")}, {"content": png("red")}),
+        ("/v1/text/continue", {"json": {"prompt": "abc"}}, {"json": {"prompt": "ab"}}),
+    ]
+    with serving(Settings(store=folder, **TEST)) as client, ThreadPoolExecutor(8) as pool:
+        for path, wrong, right in requests:
+            futures = [pool.submit(client.post, path, **body) for body in [wrong, right] * 8]
+            answers = [future.result() for future in futures]
+            assert [answer.status_code for answer in answers] == [400, 200] * 8, answers[0].text
+            assert "returns no finite" in answers[0].json()["error"]["message"]
+            for _ in range(4):
+                assert client.post(path, **wrong).status_code == 400
+            assert client.get("/health/ready").status_code == 200
 
 
 def test_an_imported_network_has_no_native_endpoint(client: httpx.Client) -> None:

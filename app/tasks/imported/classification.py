@@ -11,7 +11,6 @@ from torch import Tensor
 from app.store import StoreError, Version
 from app.tasks.image_codecs import ImageDecoder
 from app.tasks.imported.tensors import TaskPredictor
-from app.tasks.precision import check_finite
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -76,6 +75,6 @@ class ImportedClassifier(TaskPredictor, ImageDecoder):
             outputs = self.run_rows({self.input.name: images.cpu().numpy()}, len(items))[self.output.name]
             scores = torch.from_numpy(outputs).double()
             result = scores.softmax(dim=1) if self.softmax else scores
-        check_finite(float(result.sum()), "probabilities")
+        self.check_finite(float(result.sum()), "probabilities")
         rows: list[list[float]] = result.tolist()
         return rows

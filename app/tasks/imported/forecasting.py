@@ -22,7 +22,6 @@ from app.tasks.forecasting import (
     reject_seasonality,
 )
 from app.tasks.imported.tensors import TaskPredictor
-from app.tasks.precision import check_finite
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ class ImportedForecaster(TaskPredictor):
         forecasts = self.run_rows(arrays, len(items))[self.output.name].astype(np.float64)
         if forecasts.ndim == 3 and len(self.quantiles) and not self.quantiles_last:
             forecasts = forecasts.swapaxes(1, 2)
-        check_finite(float((forecasts * 0).sum()), "forecasts")  # times 0, as a sum of large values may overflow
+        self.check_finite(float((forecasts * 0).sum()), "forecasts")  # times 0, as a sum of large values may overflow
         forecasts = forecasts.reshape(len(items), self.horizon, -1)
         return [
             forecast[item.gap : item.horizon] * item.scale + item.location

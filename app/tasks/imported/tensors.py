@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -195,6 +196,15 @@ class TaskPredictor(TensorPredictor):
             allowed = f"should have {' or '.join(map(str, rank))} dimensions of type {dtypes.replace(' ', ' or ')}"
             raise self.mismatch(name, allowed)
         return spec
+
+    def check_finite(self, total: float, outputs: str) -> None:
+        """Raise BadValue if ``total``, the sum of the network's outputs, is not finite.
+
+        Unlike networks of this project, an imported network may return such outputs for some inputs. For example, it
+        may divide by the deviation of a constant series. The error must not count as a fault of the machine.
+        """
+        if not math.isfinite(total):
+            raise BadValue(f"{self.card.name} returns no finite {outputs} for this input")
 
     def predict(self, items: Sequence[Any]) -> list[Any]:
         """Return the result of each item: the result of the task or, for ``TensorRows``, the outputs by name."""

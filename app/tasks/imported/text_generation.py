@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.errors import BadValue
 from app.store import StoreError, TensorSpec, Version
 from app.tasks.imported.tensors import TaskPredictor
 from app.tasks.text_generation import Continuation, Prompt, TextGenerator
@@ -59,6 +60,13 @@ class ImportedTextGenerator(TextGenerator):
         indices = np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64)
         self.check_prompt(len(indices))
         return Prompt(indices, self.initial_state), []
+
+    def _logits(self, hidden: Tensor) -> np.ndarray:
+        """Return the logits. Raises BadValue if a logit is not finite, as ``TaskPredictor.check_finite`` does."""
+        try:
+            return super()._logits(hidden)
+        except ArithmeticError:
+            raise BadValue(f"{self.card.name} returns no finite logits for this text") from None
 
     def warm_up(self, rows: int) -> None:
         """Measure the duration of steps of 1 to ``rows`` texts, and of batches of tensors."""
