@@ -26,7 +26,7 @@ from tritonclient import http as triton
 from app import store
 from app.cli import models
 from app.importing.memory import check_memory
-from app.networks.imported.exported_program import GRAPH, graph_tensor, read_graph
+from app.networks.imported.exported_program import GRAPH, ExportedProgram, graph_tensor, read_graph
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue
 
@@ -162,6 +162,31 @@ def test_wrong_inputs_are_rejected_by_name(
     assert caught.value.status() == "400"
     assert message in caught.value.message()
     assert client.get("/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "ready"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), 503, 503),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), 500, 503),
+        (RuntimeError("index out of bounds"), 400, 200),
+    ],
+)
+def test_errors_of_the_device_are_not_the_callers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, ready: int
+) -> None:
+    """They count as failures of the network, so that requests go to another process."""
+    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 3, 8, 8], "data": [0.0] * 192}
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with serving(Settings(store=folder, **TEST)) as client:
+        monkeypatch.setattr(ExportedProgram, "run", fail)
+        for _ in range(3):
+            answer = client.post("/v2/models/cnn/infer", json={"inputs": [tensor]})
+            assert answer.status_code == status, answer.text
+        assert client.get("/health/ready").status_code == ready
 
 
 class Standardising(nn.Module):

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.errors import BadValue
+from app.errors import BadValue, is_out_of_memory
 from app.networks.imported import Arrays, ImportedNetwork, ImportedSizes
 from app.store import CARD, StoreError, TensorSpec, Version
 from app.tasks.latency_model import LatencyModel
 
 DUMMY_SIZE = 16  # size of a variable dimension, in batches that are only run to measure the time
 INPUT_ERRORS = (ValueError, IndexError, RuntimeError, TypeError)  # raised by a network that cannot read its input
+# A CUDA error, which usually lasts until the process ends. Older versions of torch have no class for it.
+DEVICE_ERROR = getattr(torch, "AcceleratorError", ())
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class TensorPredictor:
         try:
             return self.network.run(arrays)
         except INPUT_ERRORS as error:
-            if "allocate memory" in str(error):
+            if is_out_of_memory(error) or isinstance(error, DEVICE_ERROR):  # not caused by the input alone
                 raise
             reason = str(error).strip().partition("\n")[0][:300]
             raise BadValue(f"{self.card.name} cannot read this input: {reason}", "inputs") from error
