@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -163,7 +163,9 @@ class Draft:
         sizes = ImportedSizes(**self.card["sizes"])
         dtypes = {spec["name"]: spec["dtype"] for spec in self.card["inputs"]}
 
-        def run(rows: int, size: int, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        def run(
+            rows: int, size: int, seed: int, sizes: ImportedSizes = sizes
+        ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
             arrays = _random_arrays(sizes.dummy_shapes(rows, size), dtypes, seed)
             try:
                 return arrays, network.run({name: array.copy() for name, array in arrays.items()})  # it may change them
@@ -185,7 +187,7 @@ class Draft:
             self.card["sizes"] |= {"batched": False, "max_rows": 1}
             symbol = str(next(iter(sizes.inputs.values()))[0])
             self.card["sizes"]["ranges"] |= {symbol: [1, sizes.max_rows]}
-        _, others = run(rows + 1 if rows > 1 else 1, TEST_SIZE + 1, 1)
+        _, others = run(rows + 1 if rows > 1 else 1, TEST_SIZE + 1, 1, _other_sizes(sizes))
         self.card["outputs"] = [
             {
                 "name": name,
@@ -231,6 +233,18 @@ def _batch_symbol(inputs: Sequence[InputSpec]) -> str | None:
     first = {spec.shape[0] if spec.shape else None for spec in inputs}
     (symbol,) = first if len(first) == 1 else (None,)
     return symbol if isinstance(symbol, str) and symbol.isidentifier() else None
+
+
+def _other_sizes(sizes: ImportedSizes) -> ImportedSizes:
+    """Return ``sizes`` with smaller ranges, so that a run with TEST_SIZE + 1 differs from a run with TEST_SIZE.
+
+    If both sizes are outside the range, both runs would otherwise use the same limit of the range.
+    """
+    ranges = {
+        symbol: [min(low + 1, high) if low > TEST_SIZE else low, max(high - 1, low) if high <= TEST_SIZE else high]
+        for symbol, (low, high) in sizes.ranges.items()
+    }
+    return replace(sizes, ranges=ranges)
 
 
 def _random_arrays(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed: int) -> dict[str, np.ndarray]:

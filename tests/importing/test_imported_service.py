@@ -106,6 +106,25 @@ def test_the_card_describes_the_network(client: httpx.Client) -> None:
     assert client.get("/v2/models/mixing/config").json()["max_batch_size"] == 0
 
 
+class RunningTotal(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(1)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "size"), [(2, 8, -1), (2, 3, -1), (2, 16, -1), (16, 17, -1), (17, 18, -1), (32, 64, -1), (5, 5, 5)]
+)
+def test_the_card_tells_varying_sizes_of_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, low: int, high: int, size: int
+) -> None:
+    monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
+    length: dict[int, Any] = {} if low == high else {1: torch.export.Dim("length", min=low, max=high)}
+    sizes = {"x": {0: torch.export.Dim("batch", max=64), **length}}
+    add(tmp_path / "store", export(RunningTotal(), torch.zeros(2, high), sizes=sizes), "total")
+    card = store.read_version(tmp_path / "store", "total", 1).card
+    assert [spec.shape for spec in (*card.inputs, *card.outputs)] == [[-1, size], [-1, size]]
+
+
 def test_outputs_equal_those_of_torch(client: httpx.Client, networks: dict[str, tuple[nn.Module, bytes]]) -> None:
     images = torch.randn(5, 3, 8, 8)
     tokens = torch.randint(0, 11, (3, 7))
