@@ -63,13 +63,14 @@ def _version(folder: Path, row: dict[str, Any], number: int) -> dict[str, Any]:
         role = "previous"
     try:
         card = check_version(folder, name, number).card
+        total_bytes = size(folder, name, number)
     except StoreError as error:
         return {"version": number, "role": role, "problem": str(error)}
     return {
         "version": number,
         "role": role,
         "problem": "",
-        "bytes": size(folder, name, number),
+        "bytes": total_bytes,
         "title": card.title,
         "created": card.created,
         "metrics": {key: metric.value for key, metric in card.metrics.items()},
@@ -78,8 +79,11 @@ def _version(folder: Path, row: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def size(folder: Path, name: str, number: int) -> int:
-    """Return the total size of a version's files in bytes."""
-    return sum(path.stat().st_size for path in (folder / name / str(number)).iterdir())
+    """Return the total size of a version's files in bytes. Raises StoreError if the size of a file cannot be read."""
+    try:
+        return sum(path.stat().st_size for path in (folder / name / str(number)).iterdir())
+    except OSError as error:
+        raise StoreError(f"{name}/{number} cannot be read: {error.strerror}") from error
 
 
 def verify(folder: Path) -> Iterator[dict[str, Any]]:

@@ -127,7 +127,14 @@ class Version:
 
 def model_names(store: Path) -> list[str]:
     """Return the sorted names of all folders in the store, except hidden folders. Their content is not checked."""
-    return sorted(path.name for path in store.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in store.iterdir() if not path.name.startswith(".") and _is_folder(path))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # treat it as a folder, so that the function that reads the folder reports the error
+        return True
 
 
 def version_numbers(store: Path, name: str) -> list[int]:
@@ -188,27 +195,29 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def weights_size(store: Path, name: str, version: int) -> int:
-    """Return the size of a version's weights file in bytes, or 0 if there is none."""
-    path = store / name / str(version) / WEIGHTS
-    return path.stat().st_size if path.is_file() else 0
+    """Return the size of a version's weights file in bytes, or 0 if there is none or if it cannot be read."""
+    try:
+        return (store / name / str(version) / WEIGHTS).stat().st_size
+    except OSError:
+        return 0
 
 
 def version_pictures(store: Path, name: str, version: int) -> dict[str, Path]:
     """Return the paths of a version's pictures by file name, such as ``curves.png``."""
     try:
         paths = sorted((store / name / str(version)).iterdir())
-    except OSError:  # the folder was just removed
+        return {path.name: path for path in paths if PICTURE.fullmatch(path.name) and path.is_file()}
+    except OSError:  # the folder was just removed, or cannot be read
         return {}
-    return {path.name: path for path in paths if PICTURE.fullmatch(path.name) and path.is_file()}
 
 
 def read_defaults(store: Path) -> dict[TaskName, str]:
     """Return the name of the default model of each task. Raises StoreError if ``defaults.json`` is invalid."""
     path = store / "defaults.json"
-    if not path.exists():
-        return {}
     try:
         content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError) as error:
         raise StoreError(f"{path.name} cannot be read: {error}") from error
     tasks = TaskName.__args__  # type: ignore[attr-defined]

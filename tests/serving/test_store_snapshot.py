@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,3 +149,66 @@ def test_an_unreadable_folder_does_not_affect_other_models(tmp_path: Path, monke
         ("tiny-cnn", 0, "tiny-cnn cannot be read: Permission denied")
     ]
     assert list(snapshot.cards) == [("tiny-gan", 1)]
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_an_unreadable_version_does_not_affect_other_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    for name in ("tiny-cnn", "tiny-gan"):
+        publish_tiny(tmp_path, name)
+    (tmp_path / "tiny-cnn" / "1" / "curves.png").write_bytes(b"x")
+    before = scan(tmp_path)
+    size = store.weights_size(tmp_path, "tiny-gan", 1)
+    folder, path_stat, read_bytes = tmp_path / "tiny-cnn" / "1", Path.stat, Path.read_bytes
+
+    def failing_stat(self: Path, *, follow_symlinks: bool = True) -> os.stat_result:  # permissions do not stop root
+        if self.parent == folder:
+            raise error
+        return path_stat(self, follow_symlinks=follow_symlinks)
+
+    def failing_read(self: Path) -> bytes:
+        if self.parent == folder:
+            raise error
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "stat", failing_stat)
+    monkeypatch.setattr(Path, "read_bytes", failing_read)
+    assert store.version_pictures(tmp_path, "tiny-cnn", 1) == {}
+    assert worker_bytes(tmp_path) == 100 * MIB + 2 * size
+    publish_tiny(tmp_path, "tiny-gan")
+    assert scan(tmp_path, before).numbers == {"tiny-cnn": [1], "tiny-gan": [1, 2]}
+    snapshot = scan(tmp_path)
+    assert [(failure.label, failure.reason) for failure in snapshot.failures] == [
+        ("tiny-cnn@1", f"tiny-cnn/1/card.json cannot be read: {error.strerror}")
+    ]
+    assert list(snapshot.cards) == [("tiny-gan", 1), ("tiny-gan", 2)]
+
+
+def test_entries_of_the_store_whose_type_is_unknown_do_not_stop_a_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tiny-cnn", "tiny-gan"):
+        publish_tiny(tmp_path, name)
+    path_stat, iterdir = Path.stat, Path.iterdir
+    stale = [tmp_path / "tiny-cnn", tmp_path / "defaults.json"]
+
+    def failing_stat(self: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if self in stale:
+            raise OSError(116, "Stale file handle")
+        return path_stat(self, follow_symlinks=follow_symlinks)
+
+    def failing_iterdir(self: Path) -> Iterator[Path]:
+        if self in stale:
+            raise OSError(116, "Stale file handle")
+        return iterdir(self)
+
+    monkeypatch.setattr(Path, "stat", failing_stat)
+    monkeypatch.setattr(Path, "iterdir", failing_iterdir)
+    snapshot = scan(tmp_path)
+    assert [(failure.label, failure.reason) for failure in snapshot.failures] == [
+        ("defaults.json", "defaults.json cannot be read: Stale file handle"),
+        ("tiny-cnn", "tiny-cnn cannot be read: Stale file handle"),
+    ]
+    assert list(snapshot.cards) == [("tiny-gan", 1)]
+    assert snapshot.defaults == {"classify": "tiny-cnn", "sample": "tiny-gan"}

@@ -103,6 +103,15 @@ def test_an_invalid_version_is_described_with_its_problem(folder: Path) -> None:
         catalogue.describe_model(folder, "other")
 
 
+def test_a_version_with_an_unreadable_file_is_described_with_its_problem(folder: Path) -> None:
+    (folder / NAME / "2" / "curves.png").symlink_to(folder / "missing")
+    versions = catalogue.describe_model(folder, NAME)["versions"]
+    assert versions[1] == {
+        "version": 2, "role": "", "problem": "tiny-gan/2 cannot be read: No such file or directory"
+    }  # fmt: skip
+    assert [row["problem"] for row in versions if row["version"] != 2] == ["", "", ""]
+
+
 def test_every_file_and_version_is_verified(folder: Path) -> None:
     make_invalid(folder / NAME / "2")
     names = ["defaults.json", "tiny-gan/active.json", *(f"tiny-gan@{number}" for number in (1, 2, 3, 4))]
