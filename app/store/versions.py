@@ -238,7 +238,7 @@ def publish(
         files: pictures to publish with the version, by file name.
 
     Raises:
-        StoreError: the version is invalid. Nothing has been published.
+        StoreError: the version or ``defaults.json`` is invalid. Nothing has been published.
         OSError: the store cannot be written.
     """
     name, weights = str(card["name"]), encode_weights(tensors)
@@ -270,7 +270,7 @@ def place(store: Path, folder: Path) -> bool:
 
     The model becomes the default model of its task if the task has none yet. The task ``infer`` never has a default.
     Returns False if a version with this number has been published in the meantime, otherwise True. Raises StoreError
-    for an invalid version.
+    for an invalid version or an invalid ``defaults.json``. Then nothing is moved.
     """
     name, number = folder.parent.name, folder.name
     version = read_version(folder.parent.parent, name, int(number))
@@ -281,16 +281,19 @@ def place(store: Path, folder: Path) -> bool:
     with suppress(FileExistsError):
         (store / name).mkdir()
         (store / name).chmod((store / name).stat().st_mode | 0o555)
-    try:
-        folder.rename(store / name / number)
-    except OSError:
-        if (store / name / number).exists():
-            return False
-        raise
-    sync(store / name)
-    sync(store)
-    if version.card.task != "infer" and version.card.task not in read_defaults(store):
-        set_default(store, version.card.task, name)
+    task = version.card.task
+    with file_lock(store):  # so that two first publications do not both become the default model
+        defaults = {} if task == "infer" else read_defaults(store)  # before the rename, because it may raise an error
+        try:
+            folder.rename(store / name / number)
+        except OSError:
+            if (store / name / number).exists():
+                return False
+            raise
+        sync(store / name)
+        sync(store)
+        if task != "infer" and task not in defaults:
+            _write_defaults(store, {**defaults, task: name})
     return True
 
 
@@ -307,4 +310,9 @@ def encode_weights(tensors: Mapping[str, Tensor]) -> bytes:
 def set_default(store: Path, task: TaskName, name: str) -> None:
     """Make a model the default of a task, by one rename."""
     with file_lock(store):
-        replace_file(store / "defaults.json", json.dumps({**read_defaults(store), task: name}, indent=2) + "\n")
+        _write_defaults(store, {**read_defaults(store), task: name})
+
+
+def _write_defaults(store: Path, defaults: dict[TaskName, str]) -> None:
+    """Replace ``defaults.json``. The caller must hold the ``file_lock`` of the store."""
+    replace_file(store / "defaults.json", json.dumps(defaults, indent=2) + "\n")

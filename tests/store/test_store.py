@@ -21,6 +21,7 @@ from support.service import ROOT
 
 from app import store
 from app.networks import KINDS, build, is_imported
+from app.store import versions
 from app.store.atomic_files import file_lock
 
 
@@ -255,6 +256,30 @@ def test_an_unreadable_folder_is_reported_and_a_missing_one_is_empty(tmp_path: P
     with pytest.raises(store.StoreError, match=r"^file cannot be read: Not a directory$"):
         store.version_numbers(tmp_path, "file")
     assert store.model_names(tmp_path) == []
+
+
+def test_with_invalid_defaults_nothing_is_published(tmp_path: Path) -> None:
+    (tmp_path / "defaults.json").write_text("{")
+    with pytest.raises(store.StoreError, match=r"^defaults\.json cannot be read: "):
+        publish_tiny(tmp_path, "tiny-gan")
+    assert list(store.all_versions(tmp_path)) == []
+
+
+def test_the_first_default_of_a_task_is_chosen_under_the_lock_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_defaults = versions.read_defaults
+
+    def read_locked(folder: Path) -> dict[store.TaskName, str]:
+        with pytest.raises(BlockingIOError), file_lock(folder, wait=False):
+            pass
+        return read_defaults(folder)
+
+    monkeypatch.setattr(versions, "read_defaults", read_locked)
+    for name in ("tiny-gan", "tiny-cgan"):
+        publish_tiny(tmp_path, name)
+    store.set_default(tmp_path, "classify", "tiny-cnn")
+    assert read_defaults(tmp_path) == {"sample": "tiny-gan", "classify": "tiny-cnn"}
 
 
 def test_a_number_that_was_published_in_the_meantime_is_not_replaced(tmp_path: Path) -> None:
