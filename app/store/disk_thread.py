@@ -54,17 +54,18 @@ class DiskThread:
                 future, function = self._jobs.popleft()
             if future.cancelled():
                 continue
-            result, error = None, None
+            result: Any = None
+            error: BaseException | None = None
             try:
                 result = function()
-            except Exception as raised:
+            except BaseException as raised:  # with any exception, the thread must go on to run the next jobs
                 error = raised
             with suppress(RuntimeError):  # the event loop is closed
                 future.get_loop().call_soon_threadsafe(_resolve, future, result, error)
             del future, function, result, error  # do not keep these objects alive until the next job
 
 
-def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
     if future.done():  # the caller does not wait any more
         return
     if error:

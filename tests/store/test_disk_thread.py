@@ -38,6 +38,21 @@ def test_arguments_results_and_errors_are_passed_on() -> None:
 
 
 @pytest.mark.anyio
+async def test_an_exception_of_any_class_is_passed_on_and_the_next_job_runs() -> None:
+    class Panic(BaseException):
+        """An exception that is no Exception, as the exceptions of some libraries in Rust."""
+
+    def failing() -> None:
+        raise Panic("x")
+
+    disk = DiskThread("disk")
+    jobs = [asyncio.create_task(disk.run_within(30, function)) for function in (failing, int)]
+    results = await asyncio.gather(*jobs, return_exceptions=True)
+    assert isinstance(results[0], Panic)
+    assert results[1] == 0
+
+
+@pytest.mark.anyio
 async def test_jobs_run_in_turn_in_one_thread_and_abandoned_ones_never() -> None:
     disk, event, calls = DiskThread("disk"), threading.Event(), list[int]()
     first = asyncio.create_task(disk.run(event.wait, 30))
