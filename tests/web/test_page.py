@@ -8,7 +8,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import httpx
+from support.networks import publish_tiny
 from support.service import ROOT, Serve
+
+from app.store import rollout
 
 WEB = ROOT / "app" / "web"
 
@@ -74,6 +77,19 @@ def test_only_pictures_of_a_model_are_served(shipped: httpx.Client) -> None:
         answer = shipped.get(f"/v1/models/{name}/pictures/{file}")
         assert answer.status_code == 404
         assert answer.json()["error"]["message"].startswith(sentence)
+
+
+def test_without_a_version_number_the_picture_of_the_active_version_is_served(serve: Serve, tmp_path: Path) -> None:
+    for number in (1, 2):
+        (publish_tiny(tmp_path, "tiny-gan").folder / "curves.png").write_bytes(b"picture %d" % number)
+    (tmp_path / "tiny-gan" / "1" / "samples.png").write_bytes(b"samples")
+    rollout.activate(tmp_path, "tiny-gan", 1)
+    rollout.activate(tmp_path, "tiny-gan", 2, share=99.99)
+    with serve(store=tmp_path) as client:
+        assert client.get("/v1/models/tiny-gan").json()["pictures"] == ["curves.png", "samples.png"]
+        for name, content in (("tiny-gan", b"picture 1"), ("tiny-gan@1", b"picture 1"), ("tiny-gan@2", b"picture 2")):
+            assert client.get(f"/v1/models/{name}/pictures/curves.png").content == content
+        assert client.get("/v1/models/tiny-gan/pictures/samples.png").content == b"samples"
 
 
 def test_a_model_without_pictures_gives_a_clear_error(serve: Serve) -> None:

@@ -54,6 +54,8 @@ def router(registry: Registry) -> APIRouter:
     async def show_picture(request: Request, name: VersionName, file: PictureName) -> Response:
         """Get a picture of a model's training, such as its learning curves."""
         model_name, number = registry.resolve_name(name, param="name")
+        if "@" not in name:  # show_model lists the pictures of the active version, not those of the canary
+            number = registry.version_sets[model_name].active or number
         card = registry.card(model_name, number)
         pictures = registry.pictures(card) if card else ()
         if card is None or file not in pictures:  # the name is only looked up, never used as a path
