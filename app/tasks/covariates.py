@@ -91,7 +91,8 @@ def holiday_counts(calendar: HolidayCalendar, start: datetime, count: int, param
         begin = np.datetime64(start.replace(tzinfo=None), "s")
         days = (begin + np.arange(count) * np.timedelta64(seconds, "s")).astype("datetime64[D]")
         span = max(1, seconds // UNITS["day"])
-    years = [int(str(day)[:4]) for day in (days[0], days[-1] + (span - 1))]
+    ends = np.array([days[0], days[-1] + (span - 1)])
+    years = (ends.astype("datetime64[Y]").astype(int) + 1970).tolist()
     if years[0] < calendar.first_year or years[1] > calendar.last_year:
         raise BadValue(
             f"{param}: the series and its forecast are from {years[0]} to {years[1]}; the holidays of the model are "

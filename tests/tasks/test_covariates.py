@@ -102,6 +102,8 @@ def test_holidays_are_counted_in_each_time_step() -> None:
     assert (step_seconds("15 minutes"), step_seconds("business day"), step_seconds("month")) == (900, None, None)
     with pytest.raises(BadValue, match="from 2025 to 2026; the holidays of the model are known from 2023 to 2025"):
         counts("day", "2025-12-31", 2)
+    with pytest.raises(BadValue, match="from 9999 to 10000; the holidays of the model are known from 2023 to 2025"):
+        counts("day", "9999-12-31", 2)
 
 
 # --- requests
