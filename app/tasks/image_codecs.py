@@ -144,6 +144,8 @@ class ImageDecoder:
 
     def _flatten(self, image: Image.Image) -> Image.Image:
         """Convert an image to RGB or grey, with white behind transparent parts."""
+        if image.mode == "LAB":
+            image = image.convert("RGB")  # Pillow cannot convert it to grey directly
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -201,7 +203,8 @@ def _factor(image: Image.Image) -> float | None:
 def _in_bytes(image: Image.Image, factor: float) -> Image.Image:
     """Convert an image to 8 bits per channel by multiplying it by ``factor``.
 
-    The work is done in bands, because intermediate values take four times the memory of the result.
+    If one shade is transparent, as in some PNGs, the result has an alpha channel. The work is done in bands, because
+    intermediate values take four times the memory of the result.
     """
     shades = np.asarray(image)
     result = np.empty(shades.shape, np.uint8)
@@ -209,7 +212,10 @@ def _in_bytes(image: Image.Image, factor: float) -> Image.Image:
     for top in range(0, len(shades), rows):
         band = np.nan_to_num(shades[top : top + rows].astype(np.float32)) * np.float32(factor)
         result[top : top + rows] = band.clip(0, 255).round()
-    return Image.fromarray(result)
+    if (transparent := image.info.get("transparency")) is None:
+        return Image.fromarray(result)
+    alpha = np.uint8(255) * (shades != transparent)
+    return Image.merge("LA", (Image.fromarray(result), Image.fromarray(alpha)))
 
 
 def overlay_heat_map(image: Image.Image, heat: np.ndarray) -> bytes:

@@ -62,6 +62,24 @@ def test_sixteen_bit_images_are_scaled_not_truncated(classifier: ImageClassifier
     assert (classifier.parse(saved(wide)) == 128).all()
 
 
+def test_the_transparent_shade_of_a_sixteen_bit_png_becomes_white(classifier: ImageClassifier) -> None:
+    shades = np.full((32, 32), 1000, np.uint16)
+    shades[16:] = 1001  # the same shade in 8 bits, but not transparent
+    content = saved(Image.fromarray(shades), transparency=1000)
+    expected = np.full((3, 32, 32), 255)
+    expected[:, 16:] = 4
+    assert np.array_equal(classifier.parse(content).numpy(), expected)
+    overlay = Image.open(io.BytesIO(overlay_heat_map(Image.open(io.BytesIO(content)), np.zeros((4, 4), np.float32))))
+    assert np.array_equal(np.asarray(overlay).transpose(2, 0, 1), expected)
+
+
+def test_a_lab_image_is_read_in_colour_and_in_grey() -> None:
+    grey = Image.merge("LAB", [Image.new("L", (32, 32), level) for level in (136, 128, 128)])
+    assert grey.convert("RGB").getpixel((0, 0)) == (127, 127, 127)
+    for channels in (1, 3):
+        assert (ImageDecoder(channels, 32).parse(saved(grey, "TIFF")) == 127).all()
+
+
 def test_the_first_frame_of_an_animation_is_read(classifier: ImageClassifier) -> None:
     frames = [Image.new("RGB", (32, 32), color) for color in ("white", "black")]
     animation = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
