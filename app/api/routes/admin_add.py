@@ -116,6 +116,9 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
         query = read_query(request, AddQuery)
         if query.name is None:
             raise BadValue("name is missing; it should be the name of the model", "name")
+        for name, value in query.model_dump().items():
+            if isinstance(value, str) and "\0" in value:  # not possible in an argument of a command
+                raise BadValue(f"{name} has a NUL character; leave it out", name)
         disk, stack = DiskThread("add"), ExitStack()
         try:
             folder = await disk.run(stack.enter_context, atomic_files.scratch_folder(settings.store))
