@@ -246,7 +246,8 @@ def _import(args: argparse.Namespace) -> None:
 def _add(args: argparse.Namespace) -> None:
     card = add_model.run(args)
     row = next(row for row in catalogue.list_models(args.store) if row["name"] == card.name)
-    print(json.dumps(row) if args.json else f"added {card.name}@{card.version}; {_status(card.name, row)}")
+    added = row | {"added": card.version}
+    print(json.dumps(added) if args.json else f"added {card.name}@{card.version}; {_status(card.name, row)}")
 
 
 def _export(args: argparse.Namespace) -> None:

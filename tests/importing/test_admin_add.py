@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import subprocess
 import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +17,9 @@ from support.imported.programs import export_cnn
 from support.responses import ADMIN_HEADERS, ADMIN_KEY
 from support.service import Serve
 from support.waiting import wait_until
+
+from app.cli import models
+from app.store import catalogue
 
 PATH = "/v1/admin/add"
 pytestmark = pytest.mark.processes
@@ -59,6 +67,30 @@ def test_an_archive_of_an_onnx_file_and_its_data_is_served(serve: Serve) -> None
         answer = client.post(PATH, params={"name": "linear"}, content=content.getvalue())
         assert answer.status_code == 200, answer.text
         wait_until(lambda: client.get("/v1/models/linear").status_code == 200)
+
+
+def test_the_answer_names_the_imported_version_and_not_the_newest(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_models = catalogue.list_models
+
+    def list_another(folder: Path) -> list[dict[str, Any]]:
+        """List the models as if another process had imported another version at the same time."""
+        return [row | {"versions": [*row["versions"], 9]} for row in list_models(folder)]
+
+    def run(command: Sequence[str], **_: object) -> subprocess.CompletedProcess[str]:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            status = models.main(command[3:])
+        return subprocess.CompletedProcess(command, status, output.getvalue(), "")
+
+    monkeypatch.setattr(catalogue, "list_models", list_another)
+    monkeypatch.setattr(subprocess, "run", run)
+    with serve(admin_key=ADMIN_KEY) as client:
+        client.headers.update(ADMIN_HEADERS)
+        for number in (1, 2):
+            answer = client.post(PATH, params={"name": "linear"}, content=linear_model()[0].SerializeToString())
+            assert (answer.status_code, answer.json()["imported"]) == (200, number)
 
 
 def rejected(client: httpx.Client, query: dict[str, str], content: bytes) -> str:

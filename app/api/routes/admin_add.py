@@ -14,7 +14,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -128,17 +128,17 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
             finally:
                 await disk.run(file.close)
             async with running:
-                row = await disk.run(_run_command, query, folder, settings.store)
+                number = await disk.run(_run_command, query, folder, settings.store)
             versions = await disk.run(catalogue.describe_model, settings.store, query.name)
         except OSError as error:
             raise StoreNotWritable(f"the store cannot be written: {error.strerror or error}") from None
         finally:
             await disk.run(stack.close)
-        return json_response(versions | {"imported": max(row["versions"])})
+        return json_response(versions | {"imported": number})
 
 
-def _run_command(query: AddQuery, folder: Path, store: Path) -> dict[str, Any]:
-    """Run the command ``add`` on the file ``upload`` in ``folder``, and return its output, which describes the model.
+def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
+    """Run the command ``add`` on the file ``upload`` in ``folder``, and return the number of the new version.
 
     Raises:
         BadValue: the command rejects the file or an option.
@@ -169,8 +169,7 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         raise TimedOut(f"the import took more than {IMPORT_SECONDS:g} s") from None
     if process.returncode == 0:
-        row: dict[str, Any] = json.loads(process.stdout)
-        return row
+        return int(json.loads(process.stdout)["added"])
     if process.returncode < 0:
         reason = signal.Signals(-process.returncode).name
         raise BadValue(f"the import was ended by {reason}: the file may need too much memory", "body")
