@@ -47,7 +47,7 @@ class LoadedModel(Generic[P]):
     engine: Engine
     explainer: Batcher[Any, Any] | None = None  # computes ``predictor.explain`` in batches, if it exists
     tensors: Batcher[Any, Any] | None = None  # computes requests that consist of tensors, for imported text models
-    bytes: int = 0  # size of the weights
+    bytes: int = 0  # size of the weights in memory
     last_used_at: float = 0.0  # time.monotonic() at the last request, or at loading if there was no request
 
     @property
@@ -96,7 +96,7 @@ class PreparedModel:
     """A verified version whose predictor is warmed up. The version has no engine yet.
 
     Attributes:
-        bytes: size of the weights.
+        bytes: size of the weights in memory.
         files: sizes and modification times of the version's files when they were read.
     """
 
@@ -114,8 +114,7 @@ class PreparedModel:
         task = TASKS[version.card.task]
         predictor = task.load(version, device, **{option: getattr(settings, option) for option in task.options})
         predictor.warm_up(max_rows(settings, task))
-        size = sum(tensor.nbytes for tensor in version.tensors.values())
-        return cls(version.card, task, predictor, size, files)
+        return cls(version.card, task, predictor, version.weights_bytes, files)
 
 
 PreparedModels = dict[VersionKey, PreparedModel]

@@ -30,7 +30,7 @@ class VersionFiles:
 
     Attributes:
         changed_ns: modification time of the folder, in ns since the epoch; 0 if it cannot be read.
-        weights_bytes: size of the weights; 0 if they are missing.
+        weights_bytes: size that the weights will have in memory; 0 if they are missing.
         pictures: file names of the pictures that the training has made.
     """
 
@@ -39,17 +39,17 @@ class VersionFiles:
     pictures: tuple[str, ...]
 
     @classmethod
-    def read(cls, folder: Path, key: VersionKey, known: VersionFiles | None) -> VersionFiles:
+    def read(cls, folder: Path, card: Card, known: VersionFiles | None) -> VersionFiles:
         """Read the modification time, the size of the weights, and the names of the pictures.
 
         The names of the pictures are copied from ``known`` if the folder has not changed.
         """
         changed_ns = 0
         with contextlib.suppress(OSError):
-            changed_ns = (folder / key[0] / str(key[1])).stat().st_mtime_ns
+            changed_ns = (folder / card.name / str(card.version)).stat().st_mtime_ns
         unchanged = known if known and known.changed_ns == changed_ns else None
-        pictures = unchanged.pictures if unchanged else tuple(store.version_pictures(folder, *key))
-        return cls(changed_ns, store.weights_size(folder, *key), pictures)
+        pictures = unchanged.pictures if unchanged else tuple(store.version_pictures(folder, card.name, card.version))
+        return cls(changed_ns, store.weights_size(folder, card), pictures)
 
 
 @dataclass
@@ -106,8 +106,8 @@ class StoreSnapshot:
     def _read_card(self, folder: Path, previous: StoreSnapshot, name: str, number: int) -> None:
         key = name, number
         try:
-            self.cards[key] = previous.cards.get(key) or store.read_card(folder / name / str(number))
-            self.files[key] = VersionFiles.read(folder, key, previous.files.get(key))
+            card = self.cards[key] = previous.cards.get(key) or store.read_card(folder / name / str(number))
+            self.files[key] = VersionFiles.read(folder, card, previous.files.get(key))
         except StoreError as error:
             if number not in self.rollouts[name].retired:
                 self.failures.append(LoadFailure(name, number, str(error)))
@@ -127,5 +127,7 @@ def worker_bytes(folder: Path, max_bytes: int = 0) -> int:
         except StoreError:
             current = Rollout()
         resident = VersionSet.build(name, stored, current, failed=()).resident
-        weights += sum(store.weights_size(folder, name, number) for number in resident)
+        for number in resident:
+            with contextlib.suppress(StoreError):  # a version without a valid card is not loaded
+                weights += store.weights_size(folder, store.read_card(folder / name / str(number)))
     return 100 * 2**20 + 2 * (min(weights, max_bytes) if max_bytes else weights)

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,10 @@ DTYPES = (
     torch.uint8,
     torch.bool,
 )
+FLOAT32_BYTES = 4  # networks of this project compute in float32, also if their weights are stored in another type
 REPEATED = ("layers", "members")  # sizes that count modules; each module has its own weights
+MAX_HEADER_BYTES = 100_000_000  # the limit of the package safetensors
+FLOATS = ("F16", "BF16", "F32", "F64")  # dtypes in the header of a safetensors file
 PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 
 
@@ -76,6 +81,15 @@ class Version:
     def label(self) -> str:
         """The version as ``name/version``, for error messages."""
         return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def weights_bytes(self) -> int:
+        """The size of the weights in memory after loading. It equals ``weights_size``."""
+        keep = is_imported(self.card.kind)
+        return sum(
+            tensor.nbytes if keep or not tensor.is_floating_point() else FLOAT32_BYTES * tensor.numel()
+            for tensor in self.tensors.values()
+        )
 
     def network(self) -> Any:
         """Return the network with its weights, in evaluation mode.
@@ -194,12 +208,35 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def weights_size(store: Path, name: str, version: int) -> int:
-    """Return the size of a version's weights file in bytes, or 0 if there is none or if it cannot be read."""
+def weights_size(store: Path, card: Card) -> int:
+    """Return the bytes that the weights of a version will take in memory, or 0 if the file cannot be read.
+
+    If the file is not a safetensors file, the result is the size of the file.
+    """
+    path = store / card.name / str(card.version) / WEIGHTS
     try:
-        return (store / name / str(version) / WEIGHTS).stat().st_size
+        stat = path.stat()
+        return _loaded_bytes(path, stat.st_size, stat.st_mtime_ns, is_imported(card.kind))
     except OSError:
         return 0
+
+
+@lru_cache(4096)  # the store is scanned every few seconds, and most files have not changed since the last scan
+def _loaded_bytes(path: Path, size: int, changed_ns: int, imported: bool) -> int:
+    """Return the size in memory of the tensors in the header of a safetensors file; see ``Version.weights_bytes``."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, MAX_HEADER_BYTES))
+    total = 0
+    try:
+        for key, tensor in json.loads(header).items():
+            if key != "__metadata__":
+                first, last = tensor["data_offsets"]
+                converted = tensor["dtype"] in FLOATS and not imported
+                total += FLOAT32_BYTES * math.prod(tensor["shape"]) if converted else last - first
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return size
+    return total
 
 
 def version_pictures(store: Path, name: str, version: int) -> dict[str, Path]:

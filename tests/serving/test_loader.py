@@ -14,7 +14,7 @@ import torch
 from onnx import ModelProto
 from support.engine import RecordingObserver
 from support.imported.onnx_models import bigram_model, linear_classifier
-from support.networks import publish_small, publish_tiny
+from support.networks import publish_small, publish_tiny, rewrite_weights
 
 from app import store
 from app.engine.batcher import Batcher
@@ -122,6 +122,15 @@ def test_a_classifier_also_explains_with_its_own_durations_and_is_not_split(load
     assert explainer._predict == model.predictor.explain
     assert explainer._expected_seconds == model.predictor.explain_seconds
     assert (explainer._splitter, engine._splitter) == (None, None)
+
+
+def test_weights_stored_in_float16_are_counted_as_loaded_in_float32(loader: Loader) -> None:
+    size = publish_tiny(loader.settings.store, NAME).weights_bytes
+    folder = publish_tiny(loader.settings.store, NAME).folder
+    rewrite_weights(folder, lambda tensors: tensors.update({key: each.half() for key, each in tensors.items()}))
+    model = loader.load(NAME, 2)
+    assert isinstance(model, LoadedModel), model
+    assert model.bytes == size
 
 
 def imported(loader: Loader, content: ModelProto, description: Description) -> Any:

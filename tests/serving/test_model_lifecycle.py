@@ -140,7 +140,7 @@ def test_clients_cannot_load_every_version_or_evict_versions_in_use(
 def test_beyond_the_memory_limit_a_version_in_use_is_not_evicted(serve: Serve, tiny_store: Path) -> None:
     for _ in range(3):
         publish_tiny(tiny_store, NAME)
-    with serve(model_bytes=weights_bytes(tiny_store, *TINY, NAME)) as client:
+    with serve(model_bytes=weights_bytes(tiny_store, *TINY, NAME) - 1) as client:  # the previous version does not fit
         assert answering_version(client, f"{NAME}@1") == 1
         rejected = client.post("/v1/images/sample", json={"count": 1, "model": f"{NAME}@2"})
         assert rejected.status_code == 429

@@ -37,7 +37,7 @@ def test_a_snapshot_has_the_cards_files_rollouts_and_defaults(three: Path) -> No
     (three / NAME / "2" / "curves.png").write_bytes(b"x")
     rollout.activate(three, NAME, 2)
     snapshot = scan(three)
-    size = (three / NAME / "2" / store.WEIGHTS).stat().st_size
+    size = store.read_version(three, NAME, 2).weights_bytes
     assert snapshot.numbers == {NAME: [1, 2, 3]}
     assert snapshot.rollouts == {NAME: rollout.read(three, NAME)}
     assert snapshot.cards[NAME, 2] == store.read_card(three / NAME / "2")
@@ -112,19 +112,22 @@ def test_a_version_is_tried_again_at_the_stated_time(three: Path, monkeypatch: p
 
 
 def test_a_missing_folder_has_no_files(tmp_path: Path) -> None:
-    assert VersionFiles.read(tmp_path, (NAME, 1), None) == VersionFiles(0, 0, ())
+    card = publish_tiny(tmp_path / "store", NAME).card
+    assert VersionFiles.read(tmp_path, card, None) == VersionFiles(0, 0, ())
 
 
 def test_the_memory_of_a_worker_depends_on_the_resident_versions(three: Path) -> None:
-    size = (three / NAME / "1" / store.WEIGHTS).stat().st_size
+    size = store.read_version(three, NAME, 1).weights_bytes
     assert worker_bytes(three) == 100 * MIB + 2 * 2 * size  # the newest and the previous version
     rollout.activate(three, NAME, 1, share=10)
     assert worker_bytes(three) == 100 * MIB + 2 * 3 * size
     assert worker_bytes(three, max_bytes=size) == 100 * MIB + 2 * size
     (three / NAME / rollout.FILE).write_text("{")  # gives the same result as without a rollout file
     assert worker_bytes(three) == 100 * MIB + 2 * 2 * size
-    other = publish_tiny(three, "tiny-cnn").folder / store.WEIGHTS
-    assert worker_bytes(three) == 100 * MIB + 2 * (2 * size + other.stat().st_size)
+    other = publish_tiny(three, "tiny-cnn")
+    assert worker_bytes(three) == 100 * MIB + 2 * (2 * size + other.weights_bytes)
+    (other.folder / store.CARD).write_text("{")
+    assert worker_bytes(three) == 100 * MIB + 2 * 2 * size
 
 
 def test_an_unreadable_folder_does_not_affect_other_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +162,7 @@ def test_an_unreadable_version_does_not_affect_other_models(
         publish_tiny(tmp_path, name)
     (tmp_path / "tiny-cnn" / "1" / "curves.png").write_bytes(b"x")
     before = scan(tmp_path)
-    size = store.weights_size(tmp_path, "tiny-gan", 1)
+    size = store.weights_size(tmp_path, before.cards["tiny-gan", 1])
     folder, path_stat, read_bytes = tmp_path / "tiny-cnn" / "1", Path.stat, Path.read_bytes
 
     def failing_stat(self: Path, *, follow_symlinks: bool = True) -> os.stat_result:  # permissions do not stop root

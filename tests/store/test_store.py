@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.networks import TINY, make_invalid, publish_tiny, rewrite_card, rewrite_weights, tiny_card
+from support.networks import TINY, make_invalid, publish_small, publish_tiny, rewrite_card, rewrite_weights, tiny_card
 from support.processes import start_python
 from support.service import ROOT
 
@@ -219,10 +219,26 @@ def test_a_published_card_is_indented_utf8_with_a_final_newline(tmp_path: Path) 
     assert text.endswith("\n}\n")
 
 
-def test_the_size_of_missing_weights_is_0(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not is_imported(kind)])
+def test_the_size_of_the_weights_is_that_in_memory(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    folder = publish_small(tmp_path, kind, "model").folder
+
+    def convert(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({key: tensor.to(dtype) for key, tensor in tensors.items() if tensor.is_floating_point()})
+
+    rewrite_weights(folder, convert)
+    version = store.read_version(tmp_path, "model", 1)
+    in_memory = sum(tensor.nbytes for tensor in version.network().state_dict().values())
+    assert version.weights_bytes == store.weights_size(tmp_path, version.card) == in_memory
+
+
+def test_the_size_of_missing_weights_is_0_and_that_of_damaged_ones_is_the_size_of_the_file(tmp_path: Path) -> None:
     version = publish_tiny(tmp_path, "tiny-gan")
-    assert store.weights_size(tmp_path, "tiny-gan", 1) == (version.folder / store.WEIGHTS).stat().st_size
-    assert store.weights_size(tmp_path, "tiny-gan", 2) == 0
+    for number, content in enumerate((b"", b"{}", struct.pack("<Q", 3) + b"[1]", struct.pack("<Q", 2**63) + b"{")):
+        (version.folder / store.WEIGHTS).write_bytes(content + bytes(number))
+        assert store.weights_size(tmp_path, version.card) == len(content) + number
+    assert store.weights_size(tmp_path, version.card.model_copy(update={"version": 2})) == 0
 
 
 def test_the_first_default_of_a_task_stays_and_other_tasks_keep_theirs(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ async def test_a_version_on_demand_replaces_others_only_if_memory_is_short(
     start: Start, folder: Path, missing_bytes: int, replaced: int
 ) -> None:
     """tiny-cgan@2 is the only version that may be replaced: the others are in use, or serve requests by default."""
-    size = store.weights_size(folder, NAME, 1)
+    size = store.weights_size(folder, store.read_card(folder / NAME / "1"))
     registry = start(model_bytes=size + BYTES * len(RESIDENT) - missing_bytes)
     await registry.load()
     assert ids(registry) == RESIDENT
