@@ -15,6 +15,7 @@ import json
 import math
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -215,8 +216,10 @@ def weights_size(store: Path, card: Card) -> int:
     """
     path = store / card.name / str(card.version) / WEIGHTS
     try:
-        stat = path.stat()
-        return _loaded_bytes(path, stat.st_size, stat.st_mtime_ns, is_imported(card.kind))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
+            return 0
+        return _loaded_bytes(path, status.st_size, status.st_mtime_ns, is_imported(card.kind))
     except OSError:
         return 0
 
