@@ -168,10 +168,12 @@ def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device
     return network
 
 
-def check(config: AirbenchConfig) -> None:
+def check(config: CnnConfig | AirbenchConfig) -> None:
     """End the command with a message if a hyperparameter is outside its range."""
-    ranges = {"depth": (2, 3), "selected": (0, config.batch), "cutout": (0, 32), "corrupted": (0, 1), "warm_up": (0, 1)}
-    ranges["validation"] = (1, 49_000)  # the temperatures are fitted to these images
+    ranges: dict[str, tuple[int, int]] = {"validation": (1, 49_000)}
+    if isinstance(config, AirbenchConfig):
+        ranges |= {"depth": (2, 3), "selected": (0, config.batch), "cutout": (0, 32)}
+        ranges |= {"corrupted": (0, 1), "warm_up": (0, 1)}
     for name, (low, high) in ranges.items():
         if not low <= (value := getattr(config, name)) <= high:
             sys.exit(f"--{name.replace('_', '-')} must be from {low:,} to {high:,}, not {value:,}")
@@ -230,8 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             cnn_finetune.train(options, config, argv, dataset)
         return
-    if isinstance(config, AirbenchConfig):
-        check(config)
+    check(config)
     run = Run(options, config, argv)
     images: data.Images = getattr(data, config.data)()
     if isinstance(config, AirbenchConfig):

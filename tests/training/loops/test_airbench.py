@@ -79,3 +79,8 @@ def test_a_hyperparameter_outside_its_range_is_rejected(option: str, value: str,
     with pytest.raises(SystemExit, match=message):
         cnn.main(["--preset", "accurate", option, value, "--runs", str(tmp_path)])
     assert not list(tmp_path.iterdir())  # otherwise --resume would continue this run
+
+
+def test_each_preset_needs_validation_images(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--validation must be from 1 to 49,000, not 0"):
+        cnn.main(["--validation", "0", "--runs", str(tmp_path)])
