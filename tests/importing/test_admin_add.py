@@ -38,8 +38,9 @@ def test_an_uploaded_network_is_served(serve: Serve) -> None:
         card = client.get("/v1/models/uploaded").json()["card"]
         assert (card["labels"], card["licence"]) == (["cat", "dog", "bird"], "MIT")
         assert card["sizes"]["options"]["mean"] == [-0.5, 0, 1]
-        message = rejected(client, {**query, "labels": "cat\ndog"}, content)
-        assert "tensor 'linear' should have one value for each of the 2 labels" in message
+        for labels, count in (("cat\ndog", 2), ("bytes", 1)):
+            message = rejected(client, {**query, "labels": labels}, content)
+            assert f"tensor 'linear' should have one value for each of the {count} labels" in message
 
 
 def test_wrong_requests_are_rejected_without_a_process(serve: Serve) -> None:

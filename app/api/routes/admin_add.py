@@ -148,7 +148,7 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
     arguments = [str(folder / "upload"), f"--store={store}", "--json"]
     for name, value in query.model_dump(exclude_none=True).items():
         option = name.replace("_", "-")
-        if name in FILES and value != "bytes":
+        if name in FILES and (name, value) != ("vocabulary", "bytes"):
             (folder / name).write_text(value, "utf-8")
             arguments.append(f"--{option}={folder / name}")
         elif name in FLAGS:
