@@ -114,7 +114,7 @@ class PreparedModel:
         task = TASKS[version.card.task]
         predictor = task.load(version, device, **{option: getattr(settings, option) for option in task.options})
         predictor.warm_up(max_rows(settings, task))
-        return cls(version.card, task, predictor, version.weights_bytes, files)
+        return cls(version.card, task, predictor, store.weights_size(settings.store, version.card), files)
 
 
 PreparedModels = dict[VersionKey, PreparedModel]

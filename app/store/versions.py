@@ -83,15 +83,6 @@ class Version:
         """The version as ``name/version``, for error messages."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
-    @property
-    def weights_bytes(self) -> int:
-        """The size of the weights in memory after loading. It equals ``weights_size``."""
-        keep = is_imported(self.card.kind)
-        return sum(
-            tensor.nbytes if keep or not tensor.is_floating_point() else FLOAT32_BYTES * tensor.numel()
-            for tensor in self.tensors.values()
-        )
-
     def network(self) -> Any:
         """Return the network with its weights, in evaluation mode.
 
@@ -212,7 +203,8 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def weights_size(store: Path, card: Card) -> int:
     """Return the bytes that the weights of a version will take in memory, or 0 if the file cannot be read.
 
-    If the file is not a safetensors file, the result is the size of the file.
+    Networks of this project are loaded in float32. If the file is not a safetensors file, the result is the size of the
+    file.
     """
     path = store / card.name / str(card.version) / WEIGHTS
     try:
@@ -226,7 +218,7 @@ def weights_size(store: Path, card: Card) -> int:
 
 @lru_cache(4096)  # the store is scanned every few seconds, and most files have not changed since the last scan
 def _loaded_bytes(path: Path, size: int, changed_ns: int, imported: bool) -> int:
-    """Return the size in memory of the tensors in the header of a safetensors file; see ``Version.weights_bytes``."""
+    """Return the size in memory of the tensors in the header of a safetensors file."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, MAX_HEADER_BYTES))

@@ -37,7 +37,7 @@ def test_a_snapshot_has_the_cards_files_rollouts_and_defaults(three: Path) -> No
     (three / NAME / "2" / "curves.png").write_bytes(b"x")
     rollout.activate(three, NAME, 2)
     snapshot = scan(three)
-    size = store.read_version(three, NAME, 2).weights_bytes
+    size = store.weights_size(three, store.read_card(three / NAME / "2"))
     assert snapshot.numbers == {NAME: [1, 2, 3]}
     assert snapshot.rollouts == {NAME: rollout.read(three, NAME)}
     assert snapshot.cards[NAME, 2] == store.read_card(three / NAME / "2")
@@ -117,7 +117,7 @@ def test_a_missing_folder_has_no_files(tmp_path: Path) -> None:
 
 
 def test_the_memory_of_a_worker_depends_on_the_resident_versions(three: Path) -> None:
-    size = store.read_version(three, NAME, 1).weights_bytes
+    size = store.weights_size(three, store.read_card(three / NAME / "1"))
     assert worker_bytes(three) == 100 * MIB + 2 * 2 * size  # the newest and the previous version
     rollout.activate(three, NAME, 1, share=10)
     assert worker_bytes(three) == 100 * MIB + 2 * 3 * size
@@ -125,7 +125,7 @@ def test_the_memory_of_a_worker_depends_on_the_resident_versions(three: Path) ->
     (three / NAME / rollout.FILE).write_text("{")  # gives the same result as without a rollout file
     assert worker_bytes(three) == 100 * MIB + 2 * 2 * size
     other = publish_tiny(three, "tiny-cnn")
-    assert worker_bytes(three) == 100 * MIB + 2 * (2 * size + other.weights_bytes)
+    assert worker_bytes(three) == 100 * MIB + 2 * (2 * size + store.weights_size(three, other.card))
     (other.folder / store.CARD).write_text("{")
     assert worker_bytes(three) == 100 * MIB + 2 * 2 * size
 

@@ -230,7 +230,7 @@ def test_the_size_of_the_weights_is_that_in_memory(tmp_path: Path, kind: str, dt
     rewrite_weights(folder, convert)
     version = store.read_version(tmp_path, "model", 1)
     in_memory = sum(tensor.nbytes for tensor in version.network().state_dict().values())
-    assert version.weights_bytes == store.weights_size(tmp_path, version.card) == in_memory
+    assert store.weights_size(tmp_path, version.card) == in_memory
 
 
 def test_the_size_of_missing_weights_is_0_and_that_of_damaged_ones_is_the_size_of_the_file(tmp_path: Path) -> None:
