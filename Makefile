@@ -29,7 +29,7 @@ exports: .venv/test ## test the exported files of all versions in models_store/,
 	$(PYTEST) -m "" tests/docs/test_export_page.py tests/exporting
 
 quick: .venv/test ## run only the fast tests of the service, in one to two minutes
-	$(PYTEST) -m "not processes and not trainings and not old_version" $(addprefix --ignore tests/,docs exporting importing robustness training)
+	$(PYTEST) -m "not processes and not trainings" $(addprefix --ignore tests/,docs exporting importing robustness training)
 
 check: .venv/test ## run ruff and mypy
 	$(BIN)/ruff check .

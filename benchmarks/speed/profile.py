@@ -81,15 +81,8 @@ async def profile(server: Server, work: Work, callers: int, seconds: float, fold
     assert server.process
     file = folder / "stacks"
     options = ["--pid", str(server.process.pid), "--duration", str(max(1, round(seconds))), "--rate", str(RATE)]
-    command = [
-        str(Path(sys.executable).with_name("py-spy")),
-        "record",
-        *options,
-        "--format",
-        "raw",
-        "--output",
-        str(file),
-    ]
+    py_spy = str(Path(sys.executable).with_name("py-spy"))
+    command = [py_spy, "record", *options, "--format", "raw", "--output", str(file)]
     cpu = server.cpu_seconds()
     spy = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     figures = await load.measure(server.port, work.adapted_requests(server), callers, seconds)

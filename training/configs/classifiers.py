@@ -16,7 +16,9 @@ class CnnConfig:
     kind: str
     epochs: Annotated[int, "passes over the training images"]
     batch: Annotated[int, "images per step"]
-    learning_rate: Annotated[float, "peak learning rate. Preset strong: per 1,024 images; own: of the last layer"]
+    learning_rate: Annotated[
+        float, "peak learning rate. Presets strong and accurate: per 1,024 images; own: of the last layer"
+    ]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     label_smoothing: Annotated[float, "label smoothing of the loss"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
