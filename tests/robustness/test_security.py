@@ -78,6 +78,18 @@ def test_cors_allows_only_the_configured_origins(serve: Serve, tmp_path: Path) -
         assert other.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    "sent", ["authorization, content-type, x-stainless-lang, x-stainless-os", "inference-header-content-length"]
+)
+def test_a_page_may_send_the_headers_of_its_client(serve: Serve, sent: str) -> None:
+    preflight = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    with serve(cors_origins="https://a.example") as client:
+        answer = client.options(SAMPLE, headers={**preflight, "access-control-request-headers": sent})
+        assert (answer.status_code, answer.headers["access-control-allow-headers"]) == (200, sent)
+        exposed = client.get("/v2", headers={"origin": "https://a.example"}).headers["access-control-expose-headers"]
+    assert {"x-should-retry", "inference-header-content-length"} <= set(exposed.split(", "))
+
+
 LOCAL_HOSTS = (
     *(
         "localhost:8000",

@@ -10,13 +10,15 @@ from starlette.types import ASGIApp
 
 from app.settings import Settings, SettingsError
 
-ALLOWED_HEADERS = (
-    "authorization",
-    "x-api-key",
+ALLOWED_HEADERS = ("*",)  # request headers that a page may send: all, as OpenAI's client sends many of its own
+EXPOSED_HEADERS = (  # response headers that a page may read
     "x-request-id",
-    "x-request-timeout",
-)  # request headers that a page may send
-EXPOSED_HEADERS = ("x-request-id", "x-model", "x-seed", "retry-after")  # response headers that a page may read
+    "x-model",
+    "x-seed",
+    "retry-after",
+    "x-should-retry",
+    "inference-header-content-length",
+)
 MAX_AGE = 3600  # seconds for which a browser may cache a preflight response
 
 
