@@ -143,6 +143,8 @@ def test_log_probabilities_equal_those_of_the_network(client: openai.OpenAI, tin
 def test_a_prompt_is_scored_without_generating_a_text(client: openai.OpenAI) -> None:
     (scored,) = complete(client, "abcé", echo=True, logprobs=0, max_tokens=0).choices
     assert (scored.text, scored.finish_reason) == ("abcé", "length")
+    (with_stop,) = complete(client, "abcé", echo=True, max_tokens=0, stop=KNOWN).choices
+    assert (with_stop.text, with_stop.finish_reason) == ("abcé", "length")
     assert scored.logprobs.tokens == list("abcé")
     assert scored.logprobs.token_logprobs[-1] == -9999.0  # the network never generates this token
     (with_text,) = complete(client, "abcé", echo=True, logprobs=0).choices

@@ -289,7 +289,7 @@ def _native_fields(body: CompletionRequest) -> dict[str, Any]:
         "top_p": None if body.top_p is None else max(body.top_p, MIN_TOP_P),
         "n": body.n or 1,
         "top_k": body.top_k,
-        "stop": body.stop or None,
+        "stop": None if body.max_tokens == 0 else body.stop or None,  # the omitted character may be a stop string
         "seed": body.seed,
     }
 
