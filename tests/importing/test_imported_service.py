@@ -54,6 +54,7 @@ def networks() -> dict[str, tuple[nn.Module, bytes]]:
     return {
         "cnn": export_cnn(),
         "transformer": export_transformer(),
+        "fixed": (nn.Softmax(0), export(nn.Softmax(0), torch.ones(3, 2))),
         "mixing": (mixing, export(mixing, torch.ones(4, 2), torch.ones(2), sizes=sizes)),
     }
 
@@ -140,6 +141,16 @@ def test_outputs_equal_those_of_torch(client: httpx.Client, networks: dict[str, 
     assert list(outputs) == ["total", "share"]
     for name, output in outputs.items():
         np.testing.assert_allclose(output, mixed[name].numpy(), atol=1e-5)
+
+
+def test_a_network_without_rows_reads_a_body_without_json(client: httpx.Client) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
+    answer = client.post(
+        "/v2/models/fixed/infer", content=x.tobytes(), headers={"inference-header-content-length": "0"}
+    )
+    assert answer.status_code == 200, answer.text
+    expected = torch.from_numpy(x).softmax(0).numpy()
+    np.testing.assert_allclose(np.frombuffer(answer.content[-24:], "<f4").reshape(3, 2), expected, atol=1e-6)
 
 
 def test_requests_of_several_shapes_at_a_time_get_their_own_outputs(

@@ -128,7 +128,12 @@ def decompress(content: bytes, coding: str, limit: int) -> bytes:
 
 
 def decode_request(
-    content: bytes, json_length: str, max_values: int, max_commas: int, only_input: TensorSpec | None
+    content: bytes,
+    json_length: str,
+    max_values: int,
+    max_commas: int,
+    only_input: TensorSpec | None,
+    has_rows: bool = True,
 ) -> DecodedRequest:
     """Decode the body of a request.
 
@@ -139,6 +144,7 @@ def decode_request(
         max_values: the largest allowed number of values in all inputs together.
         max_commas: the largest allowed number of commas in the JSON part.
         only_input: the input of a model that has a single input, otherwise None.
+        has_rows: whether the first dimension of ``only_input`` counts rows.
 
     Raises:
         BadValue: the header, the JSON part or the data of an input are wrong.
@@ -150,7 +156,7 @@ def decode_request(
             JSON_LENGTH_HEADER.decode(),
         )
     if json_length and not int(json_length):
-        return _decode_raw(content, only_input)
+        return _decode_raw(content, only_input, has_rows)
     length = int(json_length) if json_length else len(content)
     request = DecodedRequest(_decode_json(content[:length], max_commas), {})
     rest = memoryview(content)[length:]
@@ -176,20 +182,21 @@ def _decode_json(content: bytes, max_commas: int) -> InferenceRequest:
         raise validation_error(error.errors()) from None
 
 
-def _decode_raw(content: bytes, only_input: TensorSpec | None) -> DecodedRequest:
-    """Decode a body without JSON, which contains one row of the model's only input. All outputs will be binary."""
-    if only_input is None or only_input.shape.count(-1) > 2:  # rows and one other dimension may vary
+def _decode_raw(content: bytes, only_input: TensorSpec | None, has_rows: bool) -> DecodedRequest:
+    """Decode a body without JSON: the model's only input or, if the input has rows, one row. All outputs are binary."""
+    shape = [1, *only_input.shape[1:]] if only_input and has_rows else list(only_input.shape if only_input else ())
+    if only_input is None or shape.count(-1) > 1:
         raise BadValue("a body without JSON is only for models with one input that varies in at most one dimension")
-    name, datatype, row_shape = only_input.name, only_input.datatypes[0], list(only_input.shape[1:])
+    name, datatype = only_input.name, only_input.datatypes[0]
     if datatype == "BYTES":
         tensor = np.array([content], dtype=object)
     else:
-        step_bytes = abs(math.prod(row_shape)) * np.dtype(NUMPY[datatype]).itemsize  # -1 counts as 1
+        step_bytes = abs(math.prod(shape)) * np.dtype(NUMPY[datatype]).itemsize  # -1 counts as 1
         steps, remainder = divmod(len(content), step_bytes)
-        if remainder or (-1 not in row_shape and steps != 1):
-            expected = f"a multiple of {step_bytes:,}" if -1 in row_shape else f"{step_bytes:,}"
+        if remainder or (-1 not in shape and steps != 1):
+            expected = f"a multiple of {step_bytes:,}" if -1 in shape else f"{step_bytes:,}"
             raise BadValue(f"unexpected size for input {name!r}: {len(content):,} bytes, expected {expected}")
-        tensor = np.frombuffer(content, NUMPY[datatype]).reshape([1, *row_shape])
+        tensor = np.frombuffer(content, NUMPY[datatype]).reshape(shape)
     request_input = RequestInput(name=name, shape=list(tensor.shape), datatype=datatype)  # type: ignore[arg-type]
     return DecodedRequest(
         InferenceRequest(inputs=[request_input], parameters={"binary_data_output": True}),

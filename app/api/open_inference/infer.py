@@ -63,7 +63,8 @@ class TensorInference(Inference[Any]):
         only = tensors.inputs[0] if len(tensors.inputs) == 1 else None
         content = decompress(self.content, self.coding, self.limit)
         self.memory_bytes = 0 if content is self.content else len(content)
-        self.decoded = decode_request(content, self.json_length, tensors.values, tensors.commas, only)
+        has_rows = bool(tensors.rows)
+        self.decoded = decode_request(content, self.json_length, tensors.values, tensors.commas, only, has_rows)
         check_inputs(tensors, self.decoded)
         requested_outputs(self.decoded.body, {spec.name: spec for spec in tensors.outputs})
         self.items: Sequence[Any] = tensors.items(self.decoded)

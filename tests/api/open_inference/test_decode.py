@@ -48,8 +48,8 @@ def decode(
     return decode_request(content + (data or b""), length, max_values, max_commas, only_input)
 
 
-def decode_raw(content: bytes, spec: TensorSpec | None) -> DecodedRequest:
-    return decode_request(content, "0", 100, 100, spec)
+def decode_raw(content: bytes, spec: TensorSpec | None, has_rows: bool = True) -> DecodedRequest:
+    return decode_request(content, "0", 100, 100, spec, has_rows)
 
 
 def test_json_data_may_be_flat_or_nested() -> None:
@@ -121,6 +121,20 @@ def test_a_body_without_json_is_one_row_of_the_only_input() -> None:
     assert steps.tensors["x"].shape == (1, 3, 2)
     text = decode_raw(b"ab\0", TensorSpec("prompt", ("BYTES",), (-1,)))
     assert text.tensors["prompt"].tolist() == [b"ab\0"]
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((2, 3), (2, 3)), ((6,), (6,)), ((-1, 3), (2, 3)), ((3, -1), (3, 2))])
+def test_a_body_without_json_is_the_whole_input_if_there_are_no_rows(
+    shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    content = np.arange(6, dtype="<f4").tobytes()
+    decoded = decode_raw(content, TensorSpec("x", ("FP32",), shape), has_rows=False)
+    assert decoded.tensors["x"].shape == expected
+    assert decoded.tensors["x"].reshape(-1).tolist() == [0, 1, 2, 3, 4, 5]
+    scalar = decode_raw(content[4:8], TensorSpec("x", ("FP32",), ()), has_rows=False)
+    assert scalar.tensors["x"] == 1
+    with pytest.raises(BadValue, match="unexpected size for input 'x': 20 bytes, expected"):
+        decode_raw(content[4:], TensorSpec("x", ("FP32",), shape), has_rows=False)
 
 
 @pytest.mark.parametrize(
