@@ -171,6 +171,19 @@ def test_channels_may_come_last_and_outputs_be_probabilities(client: httpx.Clien
     assert [predictions[label] for label in LABELS] == pytest.approx(expected, abs=1e-4)
 
 
+def test_tensor_requests_get_the_classes_of_an_output(client: httpx.Client) -> None:
+    image = {"name": "x", "datatype": "FP32", "shape": [1, 8, 8, 3], "data": [1.0, 0.0, 2.0] * 64}
+    best = {"name": "y", "parameters": {"classification": 2}}
+    output = post(client, "/v2/models/mean/infer", inputs=[image], outputs=[best])["outputs"][0]
+    assert (output["datatype"], output["shape"]) == ("BYTES", [1, 2])
+    assert output["data"] == ["0.665241:2:bird", "0.244728:0:cat"]  # the softmax of 1, 0 and 2
+    series = {"name": "series", "datatype": "FP32", "shape": [1, 12], "data": [*range(12)]}
+    name = client.get("/v2/models/points").json()["outputs"][0]["name"]
+    largest = {"name": name, "parameters": {"classification": 1}}
+    (output,) = post(client, "/v2/models/points/infer", inputs=[series], outputs=[largest])["outputs"]
+    assert output["data"] == ["17.000000:5"]  # without labels
+
+
 def test_images_are_generated_by_label_and_seed(
     client: httpx.Client, networks: dict[str, tuple[nn.Module, bytes]]
 ) -> None:

@@ -91,13 +91,15 @@ class TensorSpec:
 
     In ``shape``, -1 marks a dimension that varies. The first dimension counts rows, unless the model is an imported
     network without a batch dimension. Inputs may have any of ``datatypes``. Metadata and responses use the first data
-    type. If ``labels`` is not empty, it has one name for each index of the last dimension.
+    type. If ``labels`` is not empty, it has one name for each index of the last dimension. If ``has_classes``, a
+    request may ask for the largest values of each row also without labels.
     """
 
     name: str
     datatypes: tuple[str, ...]
     shape: tuple[int, ...]
     labels: Sequence[str] = field(default=(), compare=False)
+    has_classes: bool = field(default=False, compare=False)
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Return whether an input with the shape ``shape`` is allowed. [N, 1] is also allowed where [N] is expected."""

@@ -44,7 +44,7 @@ def _check_binary(name: str, parameters: Parameters) -> None:
 
 def _check_class_count(class_count: Any, spec: TensorSpec) -> None:
     """Raise BadValue if the output has no classes, or the number of classes is wrong."""
-    if not spec.labels:
+    if not spec.labels and not spec.has_classes:
         raise BadValue(f"output {spec.name!r} has no classes", "outputs")
     if type(class_count) is not int or class_count < 1:
         raise BadValue(
@@ -91,11 +91,12 @@ def _encode_binary(array: np.ndarray, datatype: str) -> bytes:
 def _top_classes(array: np.ndarray, class_count: Any, spec: TensorSpec) -> np.ndarray:
     """Return the ``class_count`` largest values of each row of ``array`` [N, classes].
 
-    The result [N, class_count] has texts of the form ``value:index:label``.
+    The result [N, class_count] has texts of the form ``value:index:label``, or ``value:index`` without labels.
     """
     order = np.argsort(-array, axis=1, kind="stable")[:, :class_count]
+    labels = [f":{label}" for label in spec.labels] or [""] * array.shape[1]
     rows = [
-        [f"{row[index]:.6f}:{index}:{spec.labels[index]}".encode() for index in ranks]
+        [f"{row[index]:.6f}:{index}{labels[index]}".encode() for index in ranks]
         for row, ranks in zip(array, order, strict=True)
     ]
     return np.array(rows, dtype=object)

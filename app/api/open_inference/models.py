@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from app.store import TaskName
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import AnyForecaster
 from app.tasks.image_generation import ImageSampler, LatentBatch
-from app.tasks.imported import TensorPredictor, TensorRows
+from app.tasks.imported import ImportedClassifier, TensorPredictor, TensorRows
 from app.tasks.text_generation import Continuation, TextGenerator
 from app.tasks.token_sampling import LogProbs, SamplingOptions
 
@@ -275,12 +275,19 @@ class ImportedTensors:
     def __init__(self, model: LoadedModel[TensorPredictor], limits: RequestModels) -> None:
         self.predictor: TensorPredictor = getattr(model.predictor, "tensors", model.predictor)
         self.inputs = [_imported_spec(spec) for spec in model.card.inputs]
-        self.outputs = [_imported_spec(spec) for spec in model.card.outputs]
+        self.outputs = [self._output(spec, model.predictor) for spec in model.card.outputs]
         self.rows = limits.settings.max_rows if self.predictor.sizes.batched else 0
         shapes = self.predictor.sizes.dummy_shapes(max(self.rows, 1), limits.settings.max_body_bytes)
         self.values = min(sum(map(math.prod, shapes.values())), limits.settings.max_body_bytes)
         self.commas, self.bytes = min(self.values, MAX_JSON_VALUES) + EXTRA_COMMAS, 0
         self.parameters: tuple[str, ...] = ()
+
+    def _output(self, spec: store.TensorSpec, predictor: Any) -> TensorSpec:
+        """Describe an output. A float output [N, classes] has classes, and those of a classifier have labels."""
+        is_float, classes = spec.dtype.startswith("float"), spec.shape[1:]
+        classified = isinstance(predictor, ImportedClassifier) and classes == [len(predictor.labels)]
+        labels = predictor.labels if classified and spec.name == predictor.output.name else ()
+        return replace(_imported_spec(spec), labels=labels, has_classes=is_float and len(classes) == 1)
 
     def items(self, request: DecodedRequest) -> list[TensorRows]:
         return [
