@@ -304,6 +304,7 @@ INVALID: list[tuple[str, Any, str]] = [
     ("tiny-lstm", {"inputs": [SERIES, SERIES]}, "which an earlier input already has"),
     ("tiny-lstm", {"inputs": [{**SERIES, "name": "x"}]}, "there is no input 'x'; there are: values"),
     ("tiny-lstm", {"inputs": [{**SERIES, "parameters": {"shared_memory_region": "a"}}]}, "shared memory, which is not"),
+    ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"shared_memory_region": "a"}}]}, "output 'mean' is for shared memory, which is not"),
     ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "x"}]}, "there is no output 'x'; there are: mean, lower, upper"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"horizn": 3}}, "there is no parameter 'horizn' here; there are: horizon"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"horizon": 0}}, "horizon is 0"),

@@ -30,6 +30,8 @@ def requested_outputs(body: InferenceRequest, specs: Mapping[str, TensorSpec]) -
             raise BadValue(f"there is no output {quote_value(output.name)}; there are: {', '.join(specs)}", "outputs")
         if any(output.name == other.name for other in body.outputs[:i]):
             raise BadValue(f"output {output.name!r} was sent more than once", "outputs")
+        if "shared_memory_region" in output.parameters:
+            raise BadValue(f"output {output.name!r} is for shared memory, which is not supported", "outputs")
         _check_binary("binary_data", output.parameters)
         if (class_count := output.parameters.get("classification")) is not None:
             _check_class_count(class_count, specs[output.name])
