@@ -124,7 +124,9 @@ def tiny_forecaster(known: KnownCovariates) -> GlobalForecaster:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     models = tmp_path_factory.mktemp("known")
     holidays = KnownCovariates(columns=[COLUMNS[1], HOLIDAYS], calendar=calendar("day"))
-    for name, known in (("sales", KnownCovariates(columns=COLUMNS)), ("shop", holidays), ("plain", None)):
+    only_holidays = KnownCovariates(columns=[HOLIDAYS], calendar=calendar("day"))
+    every: list[tuple[str, KnownCovariates | None]] = [("plain", None), ("shop", holidays), ("office", only_holidays)]
+    for name, known in [("sales", KnownCovariates(columns=COLUMNS)), *every]:
         torch.manual_seed(0)
         fields = {"series": store.SeriesTraits(season=4, known=known).model_dump()} if known else {}
         card = tiny_card(name, "forecast", "forecaster", FORECASTER, fields)
@@ -238,6 +240,25 @@ def test_wrong_covariates_are_rejected_with_a_message(
     response = client.post("/v1/series/forecast", json=body(**changes))
     assert response.status_code == 400, response.text
     assert message in response.json()["error"]["message"]
+
+
+def test_the_start_timestamp_of_kserve_gives_the_holidays(client: httpx.Client) -> None:
+    def forecast(*starts: str | None) -> httpx.Response:
+        series = {"type": "univariate_time_series", "series": SALES[:48].tolist(), "frequency": "D"}
+        inputs = [{**series, "start_timestamp": start} for start in starts]
+        request = {"model": "office", "inputs": inputs, "options": {"horizon": 6}}
+        return client.post("/v1/timeseries/forecast", json=request)
+
+    starts = ["2024-03-14", "2024-02-14T00:00:00Z"]
+    native = body(model="office", values=[SALES[:48].tolist()] * 2, covariates=None, start=starts)
+    results = client.post("/v1/series/forecast", json=native).json()["results"]
+    outputs = forecast(*starts).json()["outputs"]
+    assert [output["content"][0]["mean_forecast"] for output in outputs] == [result["mean"] for result in results]
+    missing = forecast(starts[0], None).json()["error"]
+    assert (missing["param"], missing["message"]) == (
+        "inputs.1",
+        "inputs.1.start_timestamp is missing; office needs the time of the first value, to know the holidays",
+    )
 
 
 def test_protocols_without_covariates_say_what_is_needed(client: httpx.Client) -> None:

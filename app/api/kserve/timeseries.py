@@ -63,7 +63,11 @@ class TimeSeriesInput(RequestBody):
     name: str = Field("", max_length=200)
     series: Annotated[list[Value], Field(fail_fast=True)] = Field(description="null marks a missing value")
     frequency: Frequency
-    start_timestamp: str | None = Field(None, description="time of the first value in ISO 8601", max_length=100)
+    start_timestamp: str | None = Field(
+        None,
+        description="time of the first value in ISO 8601. Versions trained with `--holidays` need it.",
+        max_length=100,
+    )
 
 
 class ForecastOptions(RequestBody):
@@ -96,8 +100,10 @@ class TimeSeriesInference(ForecastInference):
         self.starts = [_forecast_start(series, f"inputs.{i}") for i, series in enumerate(body.inputs)]
         levels = sorted({level for level in map(_level, body.options.quantiles) if level})
         options = validate({"values": [], "horizon": body.options.horizon, "levels": levels}, forecast_request)
-        values = [series.series for series in body.inputs]
-        super().__init__(model, options.model_copy(update={"values": values}), settings)
+        fields: dict[str, Any] = {"values": [series.series for series in body.inputs]}
+        if model.card.series and model.card.series.known and model.card.series.known.calendar:
+            fields["start"] = [_start(series, f"inputs.{i}", model.card.name) for i, series in enumerate(body.inputs)]
+        super().__init__(model, options.model_copy(update=fields), settings)
 
     def response_size(self, outputs: Sequence[Any]) -> int:
         return len(self.items) * self.body.horizon * (1 + len(self.request.options.quantiles))
@@ -143,6 +149,14 @@ def _quantile(result: dict[str, Any], quantile: float) -> np.ndarray:
         return result["median"]
     interval = result["intervals"][native.level_name(level)]
     return interval["lower" if quantile < 0.5 else "upper"]
+
+
+def _start(series: TimeSeriesInput, param: str, model: str) -> str:
+    """Return the time of the first value, for a model that uses holidays. Raises BadValue."""
+    if series.start_timestamp is None:
+        reason = f"{model} needs the time of the first value, to know the holidays"
+        raise BadValue(f"{param}.start_timestamp is missing; {reason}", param)
+    return series.start_timestamp
 
 
 def _forecast_start(series: TimeSeriesInput, param: str) -> str | None:
