@@ -197,6 +197,8 @@ def test_images_are_generated_by_label_and_seed(
         {"name": "y", "datatype": "INT64", "shape": [2], "data": [0, 1]},
     ]
     output = post(client, "/v2/models/gan/infer", inputs=tensors)["outputs"][0]
+    column = {**tensors[1], "shape": [2, 1]}
+    assert post(client, "/v2/models/gan/infer", inputs=[tensors[0], column])["outputs"][0] == output
     with torch.inference_mode():
         expected = networks["gan"][0](torch.from_numpy(latents), torch.tensor([0, 1]))
     assert output["shape"] == [2, 3, 4, 4]

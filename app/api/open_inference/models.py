@@ -296,6 +296,8 @@ class ImportedTensors:
 
     def _array(self, name: str, array: np.ndarray) -> np.ndarray:
         """Return an input in the type of the network. Raises BadValue for a text that is not UTF-8."""
+        if len(self.predictor.inputs[name].shape) == 1:
+            array = array.reshape(-1)  # [N, 1] is also allowed
         if array.dtype != object:
             return np.array(array, dtype=self.predictor.inputs[name].dtype)
         return np.array([_decode_text(text, name) for text in array.reshape(-1)], object).reshape(array.shape)
