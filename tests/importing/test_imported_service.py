@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from tritonclient import http as triton
 
 from app import store
+from app.api.open_inference.encode import encode_response
 from app.cli import models
 from app.importing.memory import check_memory
 from app.networks.imported.exported_program import GRAPH, ExportedProgram, graph_tensor, read_graph
@@ -151,6 +153,22 @@ def test_a_network_without_rows_reads_a_body_without_json(client: httpx.Client) 
     assert answer.status_code == 200, answer.text
     expected = torch.from_numpy(x).softmax(0).numpy()
     np.testing.assert_allclose(np.frombuffer(answer.content[-24:], "<f4").reshape(3, 2), expected, atol=1e-6)
+
+
+def test_large_outputs_of_small_inputs_are_encoded_on_another_thread(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def encode(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return encode_response(*arguments)
+
+    monkeypatch.setattr("app.api.open_inference.infer.encode_response", encode)
+    for rows in (1, 40):  # with 330 and 13,200 values in the output
+        tokens = {"name": "tokens", "datatype": "INT64", "shape": [rows, 30], "data": [1] * 30 * rows}
+        assert client.post("/v2/models/transformer/infer", json={"inputs": [tokens]}).status_code == 200
+    assert threads[0] is not threads[1]
 
 
 def test_requests_of_several_shapes_at_a_time_get_their_own_outputs(

@@ -76,7 +76,7 @@ class TensorInference(Inference[Any]):
 
     def response_size(self, outputs: Sequence[Any]) -> int:
         tensors: Any = self.tensors
-        return max(self.parse_size, tensors.response_size(self.items))
+        return max(self.parse_size, tensors.response_size(self.items, outputs))
 
     def respond(self, outputs: Sequence[Any]) -> Response:
         tensors: Any = self.tensors

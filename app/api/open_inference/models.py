@@ -87,8 +87,8 @@ class ClassifierTensors:
         """Return the outputs by name. ``results`` has one result of the engine for each item."""
         return {"probabilities": np.array(results)}
 
-    def response_size(self, items: Sequence[Tensor]) -> int:
-        """Return the approximate number of values in the response."""
+    def response_size(self, items: Sequence[Tensor], results: Sequence[Any]) -> int:
+        """Return the approximate number of values in the response. ``results`` is as in ``outputs_of``."""
         return len(items) * self.outputs[0].shape[1]
 
 
@@ -142,7 +142,7 @@ class TextTensors:
                 row[index] = max(value, MIN_LOG_PROBABILITY)
         return {"text": texts, "log_probabilities": log_probs}
 
-    def response_size(self, items: Sequence[Continuation]) -> int:
+    def response_size(self, items: Sequence[Continuation], results: Sequence[Any]) -> int:
         return sum(len(text.uniforms) for text in items) + len(items) * len(self.predictor.vocabulary)
 
 
@@ -217,7 +217,7 @@ class ForecasterTensors:
         shape = (len(mean), -1, mean.shape[1])  # three dimensions, also if there are no levels
         return {"mean": mean, **{side: bound.reshape(shape) for side, bound in bounds.items()}}
 
-    def response_size(self, items: Sequence[Any]) -> int:
+    def response_size(self, items: Sequence[Any], results: Sequence[Any]) -> int:
         return sum(item.horizon for item in items) * 5
 
 
@@ -265,7 +265,7 @@ class GeneratorTensors:
     ) -> Outputs:
         return {"images": results[0]}
 
-    def response_size(self, items: Sequence[LatentBatch]) -> int:
+    def response_size(self, items: Sequence[LatentBatch], results: Sequence[Any]) -> int:
         return len(items[0]) * math.prod(self.outputs[0].shape[1:]) // BYTES_PER_VALUE
 
 
@@ -312,8 +312,8 @@ class ImportedTensors:
             for name, array in results[0].items()
         }
 
-    def response_size(self, items: Sequence[TensorRows]) -> int:
-        return sum(array.size for array in items[0].arrays.values())
+    def response_size(self, items: Sequence[TensorRows], results: Sequence[dict[str, np.ndarray]]) -> int:
+        return sum(array.size for array in results[0].values())
 
 
 def _imported_spec(spec: store.TensorSpec) -> TensorSpec:
