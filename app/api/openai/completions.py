@@ -239,9 +239,10 @@ class CompletionInference(Inference[TextGenerator]):
         return {**log_probs, character: _finite(log_prob)}
 
     def _usage(self) -> dict[str, int]:
-        """Return the numbers of characters. A prompt with several choices counts once."""
-        prompt = sum(len(choice.prompt) for choice in self.choices[:: self.body.n or 1])
-        completion = sum(len(self._generated(choice)) for choice in self.choices)
+        """Return the numbers of characters, or bytes if the network reads bytes. Several choices share one prompt."""
+        prompts = [choice.text.prompt.characters for choice in self.choices[:: self.body.n or 1] if choice.prompt]
+        prompt = sum(map(len, prompts))
+        completion = 0 if self.body.max_tokens == 0 else sum(choice.text.generated for choice in self.choices)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

@@ -26,8 +26,8 @@ class CompletionText(ResponseModel):
 
 
 class CompletionUsage(ResponseModel):
-    prompt_tokens: int = Field(description="number of characters of the prompts")
-    completion_tokens: int = Field(description="number of characters of the generated texts")
+    prompt_tokens: int = Field(description="number of characters of the prompts, or bytes if the network reads bytes")
+    completion_tokens: int = Field(description="the same for the generated texts")
     total_tokens: int
 
 
