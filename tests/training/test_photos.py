@@ -141,6 +141,24 @@ def test_a_column_of_0_and_1_for_each_label_equals_a_column_of_labels(
         cnn.main(["--images", "flags.csv", "--name", "mine", "--size", "32"])
 
 
+@pytest.mark.parametrize(
+    ("cells", "classes"),
+    [
+        (["dark red; blue", "blue ;dark red", "", "blue"], ["blue", "dark red"]),
+        (["red blue", "blue  red", "", "blue"], ["blue", "red"]),
+    ],
+)
+def test_spaces_separate_labels_only_if_no_cell_has_another_separator(
+    cells: list[str], classes: list[str], tmp_path: Path
+) -> None:
+    names = [save(tmp_path / f"{number}.png", COLOURS, number).name for number in range(len(cells))]
+    rows = [f"{name},{cell}" for name, cell in zip(names, cells, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,labels", *rows]))
+    dataset = image_folders.read(tmp_path / "labels.csv", 32)
+    assert dataset.classes == classes
+    assert sorted(dataset.counts) == [2, 3]
+
+
 def parts(dataset: ImageDataset) -> list[set[str]]:
     return [{dataset.digests[index] for index in part} for part in dataset.split()]
 

@@ -23,7 +23,7 @@ PATH_COLUMNS = ("path", "file", "filename", "image")  # possible headers of the 
 LABEL_COLUMNS = ("label", "class", "category")  # possible headers of the column with labels
 SEVERAL_COLUMNS = ("labels", "tags", "classes", "categories")  # possible headers of a column with several labels
 PART_COLUMNS = ("split", "part", "subset")  # possible headers of the column with the part
-SEPARATORS = re.compile(r"[|;,]|\s+")  # separators of several labels in a cell
+SEPARATORS = re.compile(r"[|;,]")  # separators of several labels in a cell; if a column has none, spaces separate
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "no": False, "yes": True}
 PARTS = {
     **{"train": "train", "training": "train"},
@@ -214,6 +214,8 @@ class _Table:
         self.flag_columns = self._flag_columns() if self.file_at >= 0 and max(label_at, several_at) < 0 else {}
         self.several = self.file_at >= 0 and label_at < 0 and several_at >= 0
         self.label_at = several_at if self.several else label_at
+        cells = [row[self.label_at] for row in rows[1:] if self.several and len(row) > self.label_at]
+        self.separators = SEPARATORS if any(map(SEPARATORS.search, cells)) else re.compile(r"\s")
         self.known = self.file_at >= 0 and (self.label_at >= 0 or bool(self.flag_columns))
         if not self.known:
             self.file_at, self.label_at, self.part_at = 0, 1, -1
@@ -257,7 +259,8 @@ class _Table:
         if self.flag_columns:
             return tuple(sorted(label for at, label in self.flag_columns.items() if FLAGS[cells[at].lower()]))
         if self.several:
-            return tuple(sorted({label for label in SEPARATORS.split(cells[self.label_at]) if label}))
+            labels = (label.strip() for label in self.separators.split(cells[self.label_at]))
+            return tuple(sorted({label for label in labels if label}))
         return (cells[self.label_at],)
 
     def _is_image(self, cell: str) -> bool:
