@@ -15,14 +15,19 @@ from torch import nn
 from app import store
 from app.store import rollout
 
+# Fields of a card that, with the weights, determine all answers, and the field that names the data. The weights alone
+# may not change: for example, fine-tuning may keep them, while the coefficients of known columns are fitted again.
+COMPARED = ("task", "kind", "sizes", "labels", "thresholds", "vocabulary", "residuals", "series", "data")
+
 
 def publish_once(models: Path, card: dict[str, Any], network: nn.Module, pictures: dict[str, Path]) -> None:
-    """Publish the network unless a version with the same weights exists; print whether the version is active.
+    """Publish the network unless the same version exists; print whether the version is active.
 
     So a run that was killed after publishing and is then resumed does not publish a second time.
     """
     name = str(card["name"])
-    number = find_version(models, name, store.weights_digest(network.state_dict()))
+    content = {**card, "version": 1, "weights_sha256": store.weights_digest(network.state_dict())}
+    number = find_version(models, store.parse_card(store.card_text(content), f"the card of {name!r}"))
     if number is None:
         version = store.publish(models, card, network.state_dict(), pictures)
         number = version.card.version
@@ -36,12 +41,13 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
         print(f"{name}@{number} is not active; {name}@{active} is. To activate the new version: {command}")
 
 
-def find_version(models: Path, name: str, digest: str) -> int | None:
-    """Return the newest version with this digest of the weights among the versions of a model, or None."""
-    numbers = [number for other, number in store.all_versions(models) if other == name] if models.is_dir() else []
+def find_version(models: Path, card: store.Card) -> int | None:
+    """Return the newest version of a model with the same weights, settings and data as on the card, or None."""
+    numbers = [number for other, number in store.all_versions(models) if other == card.name] if models.is_dir() else []
     for number in reversed(numbers):
         with contextlib.suppress(store.StoreError):  # a damaged version has no readable card
-            if store.read_card(models / name / str(number)).weights_sha256 == digest:
+            other = store.read_card(models / card.name / str(number))
+            if all(getattr(other, field) == getattr(card, field) for field in (*COMPARED, "weights_sha256")):
                 return number
     return None
 

@@ -60,6 +60,20 @@ def train(*options: str) -> None:
     lstm.main(["--csv", "sales.csv", "--name", "sales", *short, *options])
 
 
+def test_new_coefficients_are_published_even_if_the_weights_stay_the_same(workspace: Path) -> None:
+    options = ("--known", "price,promo", "--learning-rate", "0")
+    for expected in ([1], [1]):  # the same data a second time give no new version
+        train(*options)
+        assert store.version_numbers(workspace / "models_store", "sales") == expected
+    frame = pd.read_csv("sales.csv")
+    frame["sold"] -= 10 * frame["price"]
+    frame.to_csv("sales.csv", index=False)
+    train(*options)
+    first, second = (store.read_card(workspace / "models_store" / "sales" / number) for number in "12")
+    assert first.weights_sha256 == second.weights_sha256
+    assert first.series != second.series
+
+
 def test_known_columns_are_read_beside_each_series(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = read(known="price,promo", holidays="US-NY")
     assert [series.name for series in table.series] == ["north", "south"]
