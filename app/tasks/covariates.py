@@ -104,10 +104,17 @@ def holiday_counts(calendar: HolidayCalendar, start: datetime, count: int, param
     return result
 
 
-def parse_time(text: str, param: str) -> datetime:
-    """Parse a time in ISO 8601. Convert it to UTC if it has an offset. Raises BadValue."""
+def parse_time(text: str, param: str, step: str) -> datetime:
+    """Parse a time in ISO 8601. Raises BadValue.
+
+    A time with an offset is converted to UTC. But if time steps last at least a day, the offset of a midnight is
+    ignored, as in training. The midnight's date in UTC could be the day before.
+    """
     try:
         time = datetime.fromisoformat(text)
+        local, seconds = time.replace(tzinfo=None), step_seconds(step)
+        if (seconds is None or seconds >= UNITS["day"]) and not any(local.timetuple()[3:6]):
+            return local
         return time.astimezone(UTC) if time.tzinfo else time
     except (ValueError, OverflowError):
         problem = f"{param} is {quote_value(text)}; it should be a time in ISO 8601, such as 2024-01-31"
@@ -185,4 +192,4 @@ def _add_holidays(
     if len(starts) != len(result):
         raise BadValue(f"start has {len(starts)} times; allowed are one, or {len(result)}, one per series", "start")
     for text, array in zip(starts, result, strict=True):
-        array[:, -1] = holiday_counts(calendar, parse_time(text, "start"), len(array))
+        array[:, -1] = holiday_counts(calendar, parse_time(text, "start", calendar.step), len(array))

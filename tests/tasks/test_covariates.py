@@ -176,6 +176,8 @@ def test_the_start_of_a_series_gives_its_holidays(client: httpx.Client) -> None:
     holiday, usual = median("2024-03-14"), median("2024-02-14")  # the horizons start on 1 May and on 2 April
     assert holiday[0] > usual[0] + 5
     assert median(["2024-03-14"]) == holiday == median("2024-03-14T00:00:00Z")
+    assert median("2024-03-14T00:00:00+02:00") == holiday  # days begin at local midnights, as in training
+    assert median("2024-03-14T23:00:00-02:00") == median("2024-03-15")
 
 
 def test_tensors_give_the_same_forecast(client: httpx.Client) -> None:
