@@ -115,9 +115,9 @@ class Run:
         unfinished = sorted(folder for folder in started if not (folder / "finished").exists())
         if self.options.resume and unfinished:
             before = json.loads((unfinished[-1] / "config.json").read_text())
-            changed = [key for key in content if before.get(key) != content[key]]
+            changed = [key for key in {**content, **before} if before.get(key) != content.get(key)]
             if changed:
-                changes = ", ".join(f"{key} {before.get(key)} (now {content[key]})" for key in changed)
+                changes = ", ".join(f"{key} {before.get(key)} (now {content.get(key)})" for key in changed)
                 sys.exit(f"{unfinished[-1]} was started with {changes}: resume it with the same options and data")
             return unfinished[-1]
         if self.options.resume:

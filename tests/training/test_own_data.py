@@ -235,6 +235,18 @@ def test_a_run_is_not_resumed_on_changed_data(workspace: Path, monkeypatch: pyte
         train("cnn", "--resume")
 
 
+def test_a_run_is_not_resumed_with_other_options(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    for options, resumed, change in (
+        (("--group", r"00\d\d"), (), r"group 00\\d\\d \(now None\)"),  # the parts of the split would differ
+        ((), ("--group", r"00\d\d"), r"group None \(now 00\\d\\d\)"),
+    ):
+        with pytest.raises(SystemExit, match="resume with"):
+            train("cnn", *options)
+        with pytest.raises(SystemExit, match=f"was started with {change}: resume it with the same options and data"):
+            train("cnn", "--resume", *resumed)
+
+
 @pytest.mark.parametrize("stem", SCRIPTS)
 def test_two_processes_train_like_one(stem: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = ["--bfloat16", "0", *(["--dropout", "0.2"] if stem == "rnn" else [])]
