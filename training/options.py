@@ -112,6 +112,9 @@ def parse_options(
     if preset != "own" and distributed.world_size() > 1:
         parser.error(f"the preset {preset} trains in one process; torchrun is for own data only")
     common["device"] = distributed.local_device(common["device"])
+    for name, value in {**common, **overrides}.items():
+        if name in ("threads", "batch", "epochs") and value < 1 and (name, script) != ("epochs", "training.rnn"):
+            parser.error(f"--{name} is {value}; it should be at least 1")
     config = dataclasses.replace(presets[preset], **overrides)  # type: ignore[type-var]
     started = time.monotonic() - (_process_age() if argv is None else 0.0)
     return Options(script, **common, data_options=arguments, started=started), config

@@ -235,6 +235,14 @@ def test_a_run_is_not_resumed_on_changed_data(workspace: Path, monkeypatch: pyte
         train("cnn", "--resume")
 
 
+@pytest.mark.parametrize("stem", SCRIPTS)
+def test_numbers_with_which_no_step_is_possible_are_rejected(stem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("threads", "batch", *(["epochs"] if stem != "rnn" else [])):
+        with pytest.raises(SystemExit):
+            train(stem, f"--{name}", "0")
+        assert capsys.readouterr().err.endswith(f"error: --{name} is 0; it should be at least 1\n")
+
+
 def test_a_run_is_not_resumed_with_other_options(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     for options, resumed, change in (
