@@ -577,6 +577,8 @@ def test_unusable_images_are_rejected_with_a_summary(workspace: Path) -> None:
     ):
         with pytest.raises(DataError, match=sentence):
             cnn.main(["--images", images, "--name", "mine"])
+    with pytest.raises(DataError, match="shapes: no images are left for validation; --group makes only 2 groups; use"):
+        train("cnn", "--group", r"00\d")
     for number in range(10):
         for label in ("square", "triangle"):
             (workspace / "shapes" / label / f"{number:04}.png").unlink()

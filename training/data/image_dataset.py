@@ -170,7 +170,20 @@ def _position(unit: str) -> float:
 
 
 def keep_trainable(dataset: ImageDataset, path: Path, classes: int = 2) -> ImageDataset:
-    """Skip the classes with too few images. Raises DataError if fewer than ``classes`` classes are left."""
+    """Skip the classes with too few images.
+
+    Raises DataError if fewer than ``classes`` classes are left, or if a part of the split has no images.
+    """
+    kept = _keep_large_classes(dataset, path, classes)
+    for part, indices in zip(("training", "validation", "testing"), kept.split(), strict=True):
+        if not len(indices):
+            groups = len(set(kept.groups))
+            hint = f"--group makes only {groups} groups; use smaller groups" if groups else "add images to this part"
+            raise DataError(f"{path}: no images are left for {part}; {hint}")
+    return kept
+
+
+def _keep_large_classes(dataset: ImageDataset, path: Path, classes: int) -> ImageDataset:
     few = [count < MIN_IMAGES_PER_CLASS for count in dataset.counts]
     names = ", ".join(
         f"{name} ({count})" for name, count, small in zip(dataset.classes, dataset.counts, few, strict=True) if small
