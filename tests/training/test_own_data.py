@@ -590,6 +590,9 @@ def test_unusable_images_are_rejected_with_a_summary(workspace: Path) -> None:
         image_folders.read(Path("empty"), 32)
     with pytest.raises(DataError, match=r"at least 20 different images are needed"):
         gan.main(["--images", "shapes/circle", "--name", "mine"])
+    Path("tags.csv").write_text("path,tags\nshapes/circle/0000.png,round;dark\nshapes/circle/0001.png,round\n")
+    with pytest.raises(DataError, match=r"tags\.csv has several labels for an image, but image generators need one"):
+        gan.main(["--images", "tags.csv", "--name", "mine"])
     assert not Path("runs").exists()
 
 

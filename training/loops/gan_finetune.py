@@ -45,9 +45,11 @@ MIN_RECALIBRATION_BATCHES, RECALIBRATION_BATCHES_PER_MINUTE = 20, 40
 def read(path: Path, side: int, colour: str, name: str) -> ImageDataset:
     """Read the images. ``colour`` is "grey", "rgb" or "auto"; "auto" means grey if all images are grey.
 
-    Raises DataError if there are not enough different images.
+    Raises DataError if there are not enough different images, or if images have several labels.
     """
     dataset = image_folders.read(path, side, 1 if colour == "grey" else 3, name)
+    if dataset.multi_label:
+        raise DataError(f"{path} has several labels for an image, but image generators need one: a column label")
     dataset = keep_trainable(dataset, path, 1)
     if len(dataset.labels) < MIN_IMAGES:
         raise DataError(f"{path} holds {dataset.describe_classes()}: at least {MIN_IMAGES} different images are needed")
