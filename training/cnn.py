@@ -65,7 +65,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--size": {
         "type": _side,
         "metavar": "N",
-        "help": "resize images to N x N pixels. N is 32 or 64 or, with efficientnet-lite0, a multiple of 32 up to 512. "
+        "help": "resize images to N x N pixels. N is 32 or 64 or, with efficientnet-lite0, 96 to 512 in steps of 32. "
         "Default: the size of the network in --from; without --from, 224 if most images are larger than 64 pixels, "
         "otherwise 32",
     },
@@ -205,6 +205,8 @@ def image_side(options: Options) -> int:
     path: Path = options.data_options["images"]
     side: int | None = options.data_options["size"]
     origin: str | None = options.data_options["origin"]
+    if side is not None and side <= SMALL_SIDE and origin == pretrained.NAME:
+        raise DataError(f"--from {origin} needs --size {SMALL_SIDE + 32} or more, not --size {side}")
     if side is None and origin in (None, pretrained.NAME):
         side = PHOTO_SIDE if origin or largest_side(path) > SMALL_SIDE else SIDES[0]
     if side is None and (base := base_version(options, ("whitened-net", "efficientnet-lite"))) is not None:

@@ -593,6 +593,8 @@ def test_unusable_images_are_rejected_with_a_summary(workspace: Path) -> None:
     Path("tags.csv").write_text("path,tags\nshapes/circle/0000.png,round;dark\nshapes/circle/0001.png,round\n")
     with pytest.raises(DataError, match=r"tags\.csv has several labels for an image, but image generators need one"):
         gan.main(["--images", "tags.csv", "--name", "mine"])
+    with pytest.raises(DataError, match="--from efficientnet-lite0 needs --size 96 or more, not --size 64"):
+        train("cnn", "--from", "efficientnet-lite0", "--size", "64")
     assert not Path("runs").exists()
 
 
