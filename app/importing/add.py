@@ -19,7 +19,7 @@ from torch import Tensor
 from app import store
 from app.importing.memory import LARGEST_SIZE, MAX_ROWS, MemoryLimit
 from app.importing.onnx_archive import is_onnx_archive, read_onnx_archive
-from app.importing.onnx_file import read_inputs, read_onnx_file
+from app.importing.onnx_file import TYPES, read_inputs, read_onnx_file
 from app.importing.pt2_archive import read_pt2
 from app.importing.pt2_graph import BadProgram, InputSpec
 from app.networks.imported import ImportedSizes
@@ -191,7 +191,7 @@ class Draft:
         self.card["outputs"] = [
             {
                 "name": name,
-                "dtype": "string" if output.dtype.kind in "OU" else str(output.dtype),
+                "dtype": _output_type(name, output),
                 "shape": [
                     size if size == other and not (axis == 0 and self.card["sizes"]["batched"]) else -1
                     for axis, (size, other) in enumerate(zip(output.shape, others[name].shape, strict=True))
@@ -221,6 +221,14 @@ class Draft:
 
     def _add_metric(self, name: str, value: float, split: str, decimals: int) -> None:
         self.card["metrics"][name] = {"value": value, "split": split, "decimals": decimals}
+
+
+def _output_type(name: str, output: np.ndarray) -> str:
+    """Return the type of an output for the card. Raises BadProgram if clients cannot receive this type."""
+    dtype = "string" if output.dtype.kind in "OU" else str(output.dtype)
+    if dtype not in (types := TYPES.values()):
+        raise BadProgram(f"output {name!r} is of type {dtype}; allowed are {', '.join(types)}")
+    return dtype
 
 
 def _tensor_spec(spec: InputSpec) -> dict[str, Any]:

@@ -201,6 +201,11 @@ class Finds(nn.Module):
         return x[x > 0]
 
 
+class Transforms(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft(x)
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
@@ -209,6 +214,7 @@ class Finds(nn.Module):
         (Draws(), "two runs on the same input differ"),
         (Counts(), "changes its own weights or buffers"),
         (Finds(), "the result size of 'aten.index.Tensor' is not known from shapes alone"),
+        (Transforms(), "output 'fft_rfft' is of type complex64; allowed are bool, "),
     ],
 )
 def test_programs_that_cannot_be_served_are_rejected(module: nn.Module, message: str, tmp_path: Path) -> None:
