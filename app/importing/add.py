@@ -30,6 +30,7 @@ from app.tasks import TASKS, speed
 TOLERANCE = 1e-4  # relative to the largest output: allowed difference of a row's output alone and in a batch
 LOW_PRECISION_TOLERANCE = 2e-2  # the same for outputs in float16
 TEST_SIZE = 16  # size of each varying dimension in the runs that check a network
+FREE_MINIMUM = 2  # torch states this minimum for Dim.AUTO and Dim.DYNAMIC, but still allows a size of 1
 MIDDLE_ROWS = 8  # a batch of this many rows is timed too, besides one row and a full batch
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")  # allowed for inputs
 
@@ -82,7 +83,7 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
         if spec.dtype not in DTYPES:
             raise BadProgram(f"input {spec.name!r} is of type {spec.dtype}; allowed are {', '.join(DTYPES)}")
     batch = _batch_symbol(program.inputs)
-    if batch and program.ranges.get(batch, (0, None))[0] > 1:  # the program rejects a batch of one row
+    if batch and program.ranges.get(batch, (0, None))[0] > FREE_MINIMUM:  # the program rejects a batch of one row
         batch = None
     sizes = MemoryLimit(tensors, program.inputs).fit(_shapes(program.inputs), program.ranges, batch)
     versions = {"torch": torch.__version__, "exported by torch": program.torch_version}

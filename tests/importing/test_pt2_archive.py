@@ -259,3 +259,11 @@ def test_wrong_graphs_are_rejected(change: dict[str, Any], message: str) -> None
     assert ExportedProgram({GRAPH: graph_tensor(graph), "w": torch.zeros(2)})
     with pytest.raises(ValueError, match=message):
         ExportedProgram({GRAPH: graph_tensor({**graph, **change}), "w": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("size", [torch.export.Dim.AUTO, torch.export.Dim.DYNAMIC])
+def test_a_batch_size_without_stated_limits_may_be_1(size: Any, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    path.write_bytes(export(DoublesInPlace(), torch.ones(2, 3), sizes={"x": {0: size}}))
+    card = add(tmp_path / "store", path, Description("net"), MAX_BYTES)
+    assert (card.sizes["batched"], card.sizes["max_rows"]) == (True, 1024)
