@@ -19,6 +19,7 @@ KEYWORD = 2  # value of ``ArgumentKind.KEYWORD`` in torch's schema
 # The graph omits these operators, because the service checks the inputs.
 CHECKS = ("aten._assert_", "aten._functional_assert_", "aten.sym_constrain_range")
 PLAIN = ("as_int", "as_bool", "as_string", "as_ints", "as_bools", "as_strings", "as_int_lists")
+DICTIONARIES = ("builtins.dict", "collections.OrderedDict")
 MEMORY_FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
 
 
@@ -48,11 +49,12 @@ class GraphReader:
             self._read_input(spec, graph["tensor_values"])
         scope = {name: {"value": name} for name in (*self.weights, *(spec.name for spec in self.inputs))}
         self._read_nodes(graph, scope, "")
-        outputs = [self._read_output(spec, index, scope) for index, spec in enumerate(signature["output_specs"])]
-        self.outputs = [output for output in outputs if output is not None]
+        specs = [spec for spec in signature["output_specs"] if "user_input_mutation" not in spec]
+        outputs = [self._read_output(spec, index, scope) for index, spec in enumerate(specs)]
         keys = _output_keys(module.get("module_call_graph"))
-        if len(keys) == len(outputs) == len(self.outputs):
-            self.outputs = [[key, value] for key, (_, value) in zip(keys, self.outputs, strict=True)]
+        if len(keys) == len(outputs):
+            outputs = [output and [key, output[1]] for key, output in zip(keys, outputs, strict=True)]
+        self.outputs = [output for output in outputs if output is not None]
         if not self.inputs or not self.outputs:
             raise BadProgram("the program should have at least one tensor as input and one as output")
         self._remove_unused()
@@ -81,9 +83,8 @@ class GraphReader:
             raise BadProgram(f"an input is of kind {kind!r}; custom classes are not allowed")
 
     def _read_output(self, spec: Mapping[str, Any], index: int, scope: Mapping[str, Any]) -> list[Any] | None:
+        """Return the name and the value of an output, or None if the output is None."""
         ((kind, value),) = spec.items()
-        if kind == "user_input_mutation":
-            return None
         if kind != "user_output":
             raise BadProgram(
                 f"output {index} is of kind {kind!r}: the program changes its own weights or buffers; "
@@ -149,11 +150,11 @@ class GraphReader:
 def _output_keys(calls: Any) -> list[str]:
     """Return the keys of the dictionary that a program returns, or an empty list if it returns anything else.
 
-    The values of the dictionary must be tensors, and its keys must be texts.
+    The values of the dictionary must be tensors or None, and its keys must be texts.
     """
     try:
         _, tree = json.loads(calls[0]["signature"]["out_spec"])
-        keys = json.loads(tree["context"]) if tree["type"] == "builtins.dict" else []
+        keys = json.loads(tree["context"]) if tree["type"] in DICTIONARIES else []
         is_flat = all(child["type"] is None for child in tree["children_spec"])
     except (KeyError, IndexError, TypeError, ValueError):
         return []

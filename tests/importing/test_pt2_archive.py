@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,33 @@ def test_wrong_graphs_are_rejected(change: dict[str, Any], message: str) -> None
     assert ExportedProgram({GRAPH: graph_tensor(graph), "w": torch.zeros(2)})
     with pytest.raises(ValueError, match=message):
         ExportedProgram({GRAPH: graph_tensor({**graph, **change}), "w": torch.zeros(2)})
+
+
+class Segments(nn.Module):
+    """A network that returns a dictionary, as those of torchvision and Hugging Face do."""
+
+    def __init__(self, result: Callable[[Tensor], dict[str, Tensor | None]]) -> None:
+        super().__init__()
+        self.result = result
+
+    def forward(self, x: Tensor) -> dict[str, Tensor | None]:
+        return self.result(x)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda x: OrderedDict(out=x * 2, aux=x + 1),
+        lambda x: {"loss": None, "out": x * 2, "aux": x + 1},
+    ],
+)
+def test_the_keys_of_a_dictionary_name_the_outputs(
+    result: Callable[[Tensor], dict[str, Tensor | None]], tmp_path: Path
+) -> None:
+    path = tmp_path / "net.pt2"
+    path.write_bytes(export(Segments(result), torch.ones(2)))
+    card = add(tmp_path / "store", path, Description("net"), MAX_BYTES)
+    assert [output.name for output in card.outputs] == ["out", "aux"]
 
 
 @pytest.mark.parametrize("size", [torch.export.Dim.AUTO, torch.export.Dim.DYNAMIC])
