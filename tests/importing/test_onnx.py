@@ -56,6 +56,24 @@ def test_scikit_learn_models_are_served(tmp_path: Path) -> None:
             infer(port, "numbers", X=rows[:, :3])
 
 
+@pytest.mark.parametrize("rows", [1, "batch"])
+def test_a_model_may_have_an_input_and_an_output_for_each_column(rows: int | str, tmp_path: Path) -> None:
+    columns = [f"column_{index}" for index in range(60)]
+    shapes: dict[str, list[int | str]] = {name: [rows, 1] for name in columns}
+    nodes = [helper.make_node("Neg", [name], [f"negative_{name}"]) for name in columns]
+    (tmp_path / "store").mkdir()
+    add_model(tmp_path, onnx_model(nodes, shapes, {f"negative_{name}": shape for name, shape in shapes.items()}))
+    values = {name: np.full((1, 1), index, np.float32) for index, name in enumerate(columns)}
+    with serving(Settings(store=tmp_path / "store", **TEST)) as client:
+        result = infer(client.base_url.netloc.decode(), "net", **values)
+        assert [result.as_numpy(f"negative_{name}").item() for name in columns] == [-index for index in range(60)]
+        inputs = [{"name": name, "shape": [1, 1], "datatype": "FP32", "data": [[1.5]]} for name in columns]
+        answer = client.post(
+            "/v2/models/net/infer", json={"inputs": inputs, "outputs": [{"name": "negative_column_9"}]}
+        )
+        assert answer.json()["outputs"][0]["data"] == [-1.5]
+
+
 def test_a_model_computes_with_the_threads_of_the_service() -> None:
     content = torch.frombuffer(bytearray(linear_model()[0].SerializeToString()), dtype=torch.uint8)
     threads = torch.get_num_threads()

@@ -30,7 +30,7 @@ NUMPY = {
 JSON_LENGTH_HEADER = b"inference-header-content-length"
 DECOMPRESSORS = {"gzip": 31, "deflate": 15}  # zlib's wbits for each content coding (RFC 9110, 8.4.1)
 JSON_TYPES: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, **{name: {int} for name in NUMPY if "INT" in name}}
-MAX_TENSORS = 8  # largest number of tensors in a request
+MAX_TENSORS = 256  # largest number of tensors in a request; scikit-learn models may have one input for each column
 MAX_DIMENSIONS = 8  # largest number of dimensions of a tensor
 MAX_ID_LENGTH = 1000  # characters
 

@@ -41,6 +41,7 @@ DATATYPES = {  # by the data type on the model card
 }  # fmt: skip
 Outputs = dict[str, np.ndarray]
 MAX_JSON_VALUES = 2**20  # largest number of JSON values for an imported network; binary tensors may have more
+TENSOR_COMMAS, TENSOR_BYTES = 16, 512  # largest number of commas and bytes of a tensor in JSON, without its values
 MAX_LATENT = 1000.0  # standard deviations; larger latents overflow in the network
 PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  # allowed for every model
 
@@ -279,7 +280,9 @@ class ImportedTensors:
         self.rows = limits.settings.max_rows if self.predictor.sizes.batched else 0
         shapes = self.predictor.sizes.dummy_shapes(max(self.rows, 1), limits.settings.max_body_bytes)
         self.values = min(sum(map(math.prod, shapes.values())), limits.settings.max_body_bytes)
-        self.commas, self.bytes = min(self.values, MAX_JSON_VALUES) + EXTRA_COMMAS, 0
+        tensors = len(self.inputs) + len(self.outputs)
+        self.commas = min(self.values, MAX_JSON_VALUES) + TENSOR_COMMAS * tensors + EXTRA_COMMAS
+        self.bytes = TENSOR_BYTES * tensors
         self.parameters: tuple[str, ...] = ()
 
     def _output(self, spec: store.TensorSpec, predictor: Any) -> TensorSpec:
