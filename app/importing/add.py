@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,16 +22,18 @@ from app.importing.onnx_archive import is_onnx_archive, read_onnx_archive
 from app.importing.onnx_file import TYPES, read_inputs, read_onnx_file
 from app.importing.pt2_archive import read_pt2
 from app.importing.pt2_graph import BadProgram, InputSpec
-from app.networks.imported import ImportedSizes
+from app.networks.imported import TEST_SIZE, ImportedSizes
 from app.networks.imported.exported_program import GRAPH, graph_tensor
 from app.store import UNKNOWN_CHARACTER, Card, TaskName, TensorSpec, Version
 from app.tasks import TASKS, speed
 
 TOLERANCE = 1e-4  # relative to the largest output: allowed difference of a row's output alone and in a batch
 LOW_PRECISION_TOLERANCE = 2e-2  # the same for outputs in float16
-TEST_SIZE = 16  # size of each varying dimension in the runs that check a network
+TEST_SIZES = (TEST_SIZE, 32, 64, 128, 256)  # tried in turn; a network may need images of at least 32 pixels
+LARGEST_TEST_SIZE = 4096
 FREE_MINIMUM = 2  # torch states this minimum for Dim.AUTO and Dim.DYNAMIC, but still allows a size of 1
 MIDDLE_ROWS = 8  # a batch of this many rows is timed too, besides one row and a full batch
+SIZE_OPTIONS = {"classify": "size", "forecast": "context"}  # by task: the option with the size of the inputs
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")  # allowed for inputs
 
 
@@ -64,7 +66,7 @@ def add(models: Path, file: Path, description: Description, max_bytes: int) -> C
         draft = _read_program(file, max_bytes) if _is_archive(file) else _read_onnx(read_onnx_file(file, max_bytes))
     draft.card |= _card(description, file)
     draft.card["sizes"]["options"] = dict(description.options)
-    draft.check()
+    draft.check(description.options.get(SIZE_OPTIONS.get(description.task, "")))
     draft.measure(description.task)
     return store.publish(models, draft.card, draft.tensors).card
 
@@ -153,8 +155,10 @@ class Draft:
         card = store.parse_card(store.card_text({**self.card, **known}), f"the card of {self.card['name']!r}")
         return Version(Path(card.name) / "1", card, self.tensors)
 
-    def check(self) -> None:
+    def check(self, preferred_size: int | None = None) -> None:
         """Run the network on random inputs to find its outputs, and whether it computes each row independently.
+
+        The varying dimensions have the size ``preferred_size`` or, if the network fails on it, one of ``TEST_SIZES``.
 
         Raises:
             BadProgram: the network fails on these inputs, changes its own weights, or is not deterministic.
@@ -176,19 +180,23 @@ class Draft:
 
         rows = 2 if sizes.batched and sizes.max_rows > 1 else 1
         before = network.versions()
-        inputs, outputs = run(rows, TEST_SIZE, 0)
+        preferred = [preferred_size] if preferred_size and 0 < preferred_size <= LARGEST_TEST_SIZE else []
+        size, (inputs, outputs) = _first_success(lambda size: run(rows, size, 0), sizes, [*preferred, *TEST_SIZES])
+        self.card["sizes"]["test_size"] = size
         if network.versions() != before:
             raise BadProgram("the network changes its own weights or buffers; export it in evaluation mode")
         if not all(
-            _same(output, other)
-            for output, other in zip(outputs.values(), run(rows, TEST_SIZE, 0)[1].values(), strict=True)
+            _same(output, other) for output, other in zip(outputs.values(), run(rows, size, 0)[1].values(), strict=True)
         ):
             raise BadProgram("two runs on the same input differ: the network draws random numbers; make them an input")
         if sizes.batched and not _computes_rows(network.run, inputs, outputs, rows):
             self.card["sizes"] |= {"batched": False, "max_rows": 1}
             symbol = str(next(iter(sizes.inputs.values()))[0])
             self.card["sizes"]["ranges"] |= {symbol: [1, sizes.max_rows]}
-        _, others = run(rows + 1 if rows > 1 else 1, TEST_SIZE + 1, 1, _other_sizes(sizes))
+        other_rows, other_sizes = rows + 1 if rows > 1 else 1, _other_sizes(sizes, size)
+        _, (_, others) = _first_success(  # the second size is for a network that reads only multiples of a number
+            lambda other: run(other_rows, other, 1, other_sizes), other_sizes, [size + 1, 2 * size]
+        )
         self.card["outputs"] = [
             {
                 "name": name,
@@ -244,13 +252,35 @@ def _batch_symbol(inputs: Sequence[InputSpec]) -> str | None:
     return symbol if isinstance(symbol, str) and symbol.isidentifier() else None
 
 
-def _other_sizes(sizes: ImportedSizes) -> ImportedSizes:
-    """Return ``sizes`` with smaller ranges, so that a run with TEST_SIZE + 1 differs from a run with TEST_SIZE.
+T = TypeVar("T")
+
+
+def _first_success(run: Callable[[int], T], sizes: ImportedSizes, candidates: Iterable[int]) -> tuple[int, T]:
+    """Return the first of the sizes ``candidates`` for which ``run`` succeeds, and its result.
+
+    Raises BadProgram, the error of the first run, if all fail. Sizes that give the same shapes are tried only once.
+    """
+    error: BadProgram | None = None
+    tried = []
+    for size in candidates:
+        if (shapes := sizes.dummy_shapes(1, size)) in tried:
+            continue
+        tried.append(shapes)
+        try:
+            return size, run(size)
+        except BadProgram as failure:
+            error = error or failure
+    assert error
+    raise error
+
+
+def _other_sizes(sizes: ImportedSizes, size: int) -> ImportedSizes:
+    """Return ``sizes`` with smaller ranges, so that a run with ``size + 1`` differs from a run with ``size``.
 
     If both sizes are outside the range, both runs would otherwise use the same limit of the range.
     """
     ranges = {
-        symbol: [min(low + 1, high) if low > TEST_SIZE else low, max(high - 1, low) if high <= TEST_SIZE else high]
+        symbol: [min(low + 1, high) if low > size else low, max(high - 1, low) if high <= size else high]
         for symbol, (low, high) in sizes.ranges.items()
     }
     return replace(sizes, ranges=ranges)

@@ -6,6 +6,7 @@ import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,36 @@ def test_a_model_may_have_an_input_and_an_output_for_each_column(rows: int | str
         assert answer.json()["outputs"][0]["data"] == [-1.5]
 
 
+def test_a_model_may_read_only_some_sizes(tmp_path: Path) -> None:
+    """The network scales images down and up again, so it fails unless the size is a multiple of 32."""
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["small"], kernel_shape=[32, 32], strides=[32, 32]),
+        helper.make_node("Resize", ["small", "", "factors"], ["whole"]),
+        helper.make_node("Add", ["x", "whole"], ["y"]),
+    ]
+    shape = ["batch", 1, "height", "width"]
+    model = onnx_model(nodes, {"x": shape}, {"y": shape}, {"factors": np.array([1, 1, 32, 32], np.float32)})
+    card = add_model(tmp_path, model)
+    assert (card.outputs[0].shape, card.sizes["test_size"]) == ([-1, 1, -1, -1], 32)
+    with serving(Settings(store=tmp_path / "store", **TEST)) as client:
+        port = client.base_url.netloc.decode()
+        assert (
+            infer(port, "net", x=np.ones((3, 1, 64, 96), np.float32)).as_numpy("y").tolist() == [[[[2] * 96] * 64]] * 3
+        )
+        with pytest.raises(triton.InferenceServerException, match="cannot read this input"):
+            infer(port, "net", x=np.ones((1, 1, 33, 33), np.float32))
+
+
+def test_a_classifier_is_tested_with_images_of_its_size(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["y"]),
+    ]
+    model = onnx_model(nodes, {"x": ["batch", 3, "height", "width"]}, {"y": ["batch", 3]})
+    options = {"task": "classify", "labels": ["red", "green", "blue"], "options": {"size": 24}}
+    assert add_model(tmp_path, model, **options).sizes["test_size"] == 24
+
+
 def test_a_model_computes_with_the_threads_of_the_service() -> None:
     content = torch.frombuffer(bytearray(linear_model()[0].SerializeToString()), dtype=torch.uint8)
     threads = torch.get_num_threads()
@@ -130,10 +161,10 @@ def test_an_archive_has_a_model_and_its_external_data(tmp_path: Path) -> None:
         add(tmp_path / "store", tmp_path / "upload", Description("net"), MAX_BYTES)
 
 
-def add_model(tmp_path: Path, model: ModelProto | bytes, max_bytes: int = MAX_BYTES) -> store.Card:
+def add_model(tmp_path: Path, model: ModelProto | bytes, max_bytes: int = MAX_BYTES, **description: Any) -> store.Card:
     path = tmp_path / "net.onnx"
     path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-    return add(tmp_path / "store", path, Description("net"), max_bytes)
+    return add(tmp_path / "store", path, Description("net", **description), max_bytes)
 
 
 @pytest.mark.parametrize(

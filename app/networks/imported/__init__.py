@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
+TEST_SIZE = 16  # size of the variable dimensions in test runs, unless the network needs another size
 Arrays = Mapping[str, np.ndarray]  # tensors by name; a tensor of texts is an array with dtype object
 
 
@@ -22,6 +23,7 @@ class ImportedSizes:
         ranges: the smallest and the largest value of each variable size.
         batched: whether the first dimension of all inputs and outputs counts rows that do not affect each other.
         max_rows: largest number of rows in one run. For an exported program, a run of this size fits into memory.
+        test_size: a size of the variable dimensions with which the network runs, for test runs and measurements.
         options: settings that tell the task how to use the network, such as the names of its tensors.
     """
 
@@ -29,6 +31,7 @@ class ImportedSizes:
     ranges: dict[str, list[int]]
     batched: bool
     max_rows: int
+    test_size: int = TEST_SIZE
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -38,11 +41,17 @@ class ImportedSizes:
             raise TypeError("inputs should hold numbers and names, and ranges numbers")
         if type(self.batched) is not bool or type(self.max_rows) is not int or self.max_rows < 1:
             raise TypeError("batched should be a boolean, and max_rows a number from 1 on")
+        if type(self.test_size) is not int or self.test_size < 1:
+            raise TypeError("test_size should be a number from 1 on")
         if any(len(pair) != 2 for pair in self.ranges.values()):
             raise TypeError("ranges should hold pairs of numbers")
 
-    def dummy_shapes(self, rows: int, size: int) -> dict[str, list[int]]:
-        """Return a shape for each input. Variable sizes are ``size``, or the nearest value in their range."""
+    def dummy_shapes(self, rows: int, size: int = 0) -> dict[str, list[int]]:
+        """Return a shape for each input.
+
+        Variable sizes are ``size``, or the nearest value in their range. If ``size`` is 0, ``test_size`` is used.
+        """
+        size = size or self.test_size
         sizes = {symbol: min(max(size, low), high) for symbol, (low, high) in self.ranges.items()}
         shapes = {}
         for name, rules in self.inputs.items():

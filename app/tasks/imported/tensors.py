@@ -15,7 +15,6 @@ from app.networks.imported import Arrays, ImportedNetwork, ImportedSizes
 from app.store import CARD, StoreError, TensorSpec, Version
 from app.tasks.latency_model import LatencyModel
 
-DUMMY_SIZE = 16  # size of a variable dimension, in batches that are only run to measure the time
 INPUT_ERRORS = (ValueError, IndexError, RuntimeError, TypeError)  # raised by a network that cannot read its input
 # A CUDA error, which usually lasts until the process ends. Older versions of torch have no class for it.
 DEVICE_ERROR = getattr(torch, "AcceleratorError", ())
@@ -134,7 +133,7 @@ class TensorPredictor:
     def dummy_item(self, rows: int) -> TensorRows:
         """Return an item of zeros with ``rows`` rows, or with one row if the network has no batch dimension."""
         arrays = {}
-        for name, shape in self.sizes.dummy_shapes(rows if self.sizes.batched else 1, DUMMY_SIZE).items():
+        for name, shape in self.sizes.dummy_shapes(rows if self.sizes.batched else 1).items():
             dtype = self.inputs[name].dtype
             arrays[name] = np.full(shape, "", object) if dtype == "string" else np.zeros(shape, dtype)
         return TensorRows(arrays, rows if self.sizes.batched else 1)
