@@ -214,7 +214,7 @@ def _place(models: Path, folder: Path, card: store.Card, renumber: bool) -> stor
             raise RolloutRefused(_conflict(models, card))
         return card
     while True:
-        number = max(stored_versions(models).get(card.name, []), default=0) + 1
+        number = store.next_number(models, card.name)
         content = json.loads((folder / CARD).read_bytes()) | {"version": number}
         (folder / CARD).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
         folder = folder.rename(folder.parent / str(number))

@@ -30,7 +30,7 @@ from app import store
 from app.store import ModelName, StoreError, StrictModel, VersionNumber
 from app.store.atomic_files import file_lock, replace_file
 
-FILE = "active.json"
+FILE = store.ROLLOUT
 NEWEST: Literal["newest"] = "newest"
 Share = Annotated[float, Field(gt=0, lt=100)]
 _name: TypeAdapter[str] = TypeAdapter(ModelName)

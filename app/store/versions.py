@@ -34,6 +34,7 @@ from app.store.atomic_files import file_lock, replace_file, scratch_folder, sync
 from app.store.card import CARD, Card, StoreError, parse_card, read_card
 
 WEIGHTS = "model.safetensors"
+ROLLOUT = "active.json"
 DTYPES = (
     torch.float32,
     torch.float16,
@@ -277,7 +278,7 @@ def publish(
     store.mkdir(parents=True, exist_ok=True)
     number, placed = 0, False
     while not placed:
-        number = max((number for known, number in all_versions(store) if known == name), default=0) + 1
+        number = next_number(store, name)
         content = {**card, "version": number, "weights_sha256": hashlib.sha256(weights).hexdigest()}
         text = card_text(content)
         parse_card(text, f"the card of {name!r}")  # checks the name before it becomes a path
@@ -290,6 +291,21 @@ def publish(
                 shutil.copyfile(source, folder / file)
             placed = place(store, folder)
     return read_version(store, name, number)
+
+
+def next_number(store: Path, name: str) -> int:
+    """Return the number of the next version of a model.
+
+    The number is larger than all numbers in the rollout file too. Otherwise, a new version could get the number of a
+    removed version, and would be retired or active as the removed version was.
+    """
+    numbers = [number for known, number in all_versions(store) if known == name]
+    with suppress(OSError, ValueError, TypeError, AttributeError):  # an invalid file, which other functions report
+        rollout = json.loads((store / name / ROLLOUT).read_bytes())
+        canary = rollout.get("canary") or {}
+        named = [rollout.get("active"), rollout.get("previous"), canary.get("version"), *rollout.get("retired", ())]
+        numbers += [number for number in named if isinstance(number, int)]
+    return max(numbers, default=0) + 1
 
 
 def card_text(content: Mapping[str, Any]) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ from support.networks import make_invalid, publish_tiny
 from support.service import run_models_command
 
 from app import store
-from app.store import StoreError, rollout
+from app.store import StoreError, archive, rollout
 from app.store.rollout import RolloutRefused, VersionNotFound, activate, retire, rollback, serving
 
 NAME = "tiny-gan"
@@ -146,6 +148,22 @@ REJECTED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
     (lambda folder: rollout.unload(folder, NAME), RolloutRefused,
      "^tiny-gan is the default for the task 'sample'; name another model in defaults.json first$"),
 ]  # fmt: skip
+
+
+def test_a_new_version_does_not_get_the_number_of_a_removed_version(three: Path) -> None:
+    retire(three, NAME, 2)
+    activate(three, NAME, 1)
+    retire(three, NAME, 3)
+    for number in (2, 3):
+        shutil.rmtree(three / NAME / str(number))
+    content = io.BytesIO(b"".join(archive.export_version(three, NAME, 1)))
+    assert publish_tiny(three, NAME).card.version == 4
+    assert archive.import_archive(three, content, 2**24, renumber=True).version == 5
+    activate(three, NAME, 5, share=10)
+    shutil.rmtree(three / NAME / "5")
+    assert publish_tiny(three, NAME).card.version == 6
+    (three / NAME / rollout.FILE).write_text("[]")
+    assert publish_tiny(three, NAME).card.version == 7
 
 
 @pytest.mark.parametrize(("change", "error_type", "sentence"), REJECTED, ids=range(len(REJECTED)))
