@@ -159,7 +159,7 @@ def _read(path: Path) -> str:
     if (size := path.stat().st_size) > MAX_LIST_BYTES:
         raise StoreError(f"{path} has {size:,} bytes; allowed are {MAX_LIST_BYTES:,}")
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")  # programs on Windows may write a byte order mark
     except UnicodeDecodeError as error:
         raise StoreError(f"{path} is not UTF-8: {error.reason}") from None
 

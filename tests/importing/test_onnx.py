@@ -17,6 +17,7 @@ from support.service import TEST, serving
 from tritonclient import http as triton
 
 from app import store
+from app.cli import models
 from app.importing.add import Description, add
 from app.networks.imported.onnx_network import MODEL, OnnxNetwork
 from app.settings import Settings
@@ -34,8 +35,8 @@ def infer(port: str, model: str, **tensors: np.ndarray) -> triton.InferResult:
 
 
 def test_scikit_learn_models_are_served(tmp_path: Path) -> None:
-    models = {"numbers": forest(), "texts": forest(texts=True)}
-    for name, (_, _, content) in models.items():
+    forests = {"numbers": forest(), "texts": forest(texts=True)}
+    for name, (_, _, content) in forests.items():
         (tmp_path / f"{name}.onnx").write_bytes(content)
         card = add(tmp_path / "store", tmp_path / f"{name}.onnx", Description(name), MAX_BYTES)
         assert (card.kind, card.sizes["batched"], card.inputs[0].shape) == ("onnx", True, [-1, 4])
@@ -43,7 +44,7 @@ def test_scikit_learn_models_are_served(tmp_path: Path) -> None:
     with serving(Settings(store=tmp_path / "store", **TEST)) as client:
         port = client.base_url.netloc.decode()
         assert client.get("/v2/models/texts").json()["platform"] == "onnxruntime_onnx"
-        for name, (model, rows, _) in models.items():
+        for name, (model, rows, _) in forests.items():
             result = infer(port, name, X=rows)
             labels = result.as_numpy("label")
             expected = model.predict(rows)
@@ -95,14 +96,24 @@ def test_a_model_may_read_only_some_sizes(tmp_path: Path) -> None:
             infer(port, "net", x=np.ones((1, 1, 33, 33), np.float32))
 
 
+def colour_model() -> ModelProto:
+    """Return a classifier whose logits are the means of the three channels."""
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["mean"]), helper.make_node("Flatten", ["mean"], ["y"])]
+    return onnx_model(nodes, {"x": ["batch", 3, "height", "width"]}, {"y": ["batch", 3]})
+
+
 def test_a_classifier_is_tested_with_images_of_its_size(tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
-        helper.make_node("Flatten", ["mean"], ["y"]),
-    ]
-    model = onnx_model(nodes, {"x": ["batch", 3, "height", "width"]}, {"y": ["batch", 3]})
     options = {"task": "classify", "labels": ["red", "green", "blue"], "options": {"size": 24}}
-    assert add_model(tmp_path, model, **options).sizes["test_size"] == 24
+    assert add_model(tmp_path, colour_model(), **options).sizes["test_size"] == 24
+
+
+def test_a_file_with_labels_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(colour_model().SerializeToString())
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n", "utf-8-sig")
+    (tmp_path / "store").mkdir()
+    options = ["--name", "net", "--task", "classify", "--labels", str(tmp_path / "labels.txt"), "--size", "24"]
+    assert models.main(["add", str(tmp_path / "net.onnx"), *options, "--store", str(tmp_path / "store")]) == 0
+    assert store.read_version(tmp_path / "store", "net", 1).card.labels == ["red", "green", "blue"]
 
 
 def test_a_model_computes_with_the_threads_of_the_service() -> None:
