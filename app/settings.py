@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        pattern=r"^(auto|cpu|cuda(:(0|[1-9][0-9]*))?)$",
         description="device of the networks: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` is the first GPU, or the CPU if "
         "there is no GPU.",
     )

@@ -16,13 +16,13 @@ def find_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda:0" if count else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= count:
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and int(index or 0) >= count:  # compared before torch, which reads cuda:256 as cuda:0
         available = f"there are {count} GPUs" if count else "there is no GPU that torch can use"
         raise SettingsError(
             f"QUARTET_DEVICE is {name!r}: {available}; allowed are auto, cpu" + (", cuda:N" if count else "")
         )
-    return device
+    return torch.device(name)
 
 
 def limit_threads() -> None:

@@ -297,6 +297,8 @@ def test_the_openapi_document_states_the_configured_limits(serve: Serve) -> None
         ("QUARTET_MAX_IMAGES", "0", "QUARTET_MAX_IMAGES is '0': input should be greater than or equal to 1"),
         ("QUARTET_LIVENESS_TIMEOUT_SECONDS", "nan", "QUARTET_LIVENESS_TIMEOUT_SECONDS is 'nan'"),
         ("QUARTET_DEVICE", "tpu", "QUARTET_DEVICE is 'tpu'"),
+        ("QUARTET_DEVICE", "cuda:01", "QUARTET_DEVICE is 'cuda:01'"),
+        ("QUARTET_DEVICE", "cuda:\u0663", "QUARTET_DEVICE is 'cuda:\u0663'"),
         ("QUARTET_DEVCE", "cpu", "QUARTET_DEVCE is not a setting; did you mean QUARTET_DEVICE?"),
     ],
 )
