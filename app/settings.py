@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PREFIX = "QUARTET_"
 OTHER_VARIABLES = {"QUARTET_DATA_DIR"}  # read by training/
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**12)]  # pydantic and torch cannot use much larger numbers
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     threads: int = Field(
         0,
         ge=0,
+        le=1024,
         description="number of CPU threads per computation. 0 means the number of cores divided by the number of "
         "workers.",
     )
@@ -77,7 +78,9 @@ class Settings(BaseSettings):
         description="test-time augmentation: classify several views of each image, for networks that support it. The "
         "results are more accurate, but take more time.",
     )
-    parse_threads: Count = Field(2, description="number of threads that decode images and parse large bodies")
+    parse_threads: int = Field(
+        2, ge=1, le=1024, description="number of threads that decode images and parse large bodies"
+    )
     log_level: str = Field(
         "info",
         pattern="^(debug|info|warning|error)$",

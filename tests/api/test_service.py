@@ -295,6 +295,8 @@ def test_the_openapi_document_states_the_configured_limits(serve: Serve) -> None
         ("QUARTET_PORT", "http", "QUARTET_PORT is 'http': input should be a valid integer"),
         ("QUARTET_PORT", "70000", "QUARTET_PORT is '70000': input should be less than or equal to 65535"),
         ("QUARTET_MAX_IMAGES", "0", "QUARTET_MAX_IMAGES is '0': input should be greater than or equal to 1"),
+        ("QUARTET_MAX_IMAGES", "9" * 30, "input should be less than or equal to 1000000000000"),
+        ("QUARTET_THREADS", "1025", "QUARTET_THREADS is '1025': input should be less than or equal to 1024"),
         ("QUARTET_LIVENESS_TIMEOUT_SECONDS", "nan", "QUARTET_LIVENESS_TIMEOUT_SECONDS is 'nan'"),
         ("QUARTET_DEVICE", "tpu", "QUARTET_DEVICE is 'tpu'"),
         ("QUARTET_DEVICE", "cuda:01", "QUARTET_DEVICE is 'cuda:01'"),
@@ -309,6 +311,13 @@ def test_an_invalid_setting_is_rejected_by_name(
     with pytest.raises(SettingsError) as rejection:
         Settings()
     assert sentence in str(rejection.value)
+
+
+def test_the_largest_limits_are_accepted(tiny_store: Path) -> None:
+    names = [name for name, field in Settings.model_fields.items() if "le=1000000000000" in repr(field)]
+    assert len(names) > 10
+    settings = Settings(store=tiny_store, threads=1, **dict.fromkeys(names, 10**12))
+    assert create_app(settings).openapi()
 
 
 def test_a_missing_device_is_rejected_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
