@@ -25,11 +25,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
 
+from app.server.system import handles_sighup
+
 log = logging.getLogger("quartet")
 
 CONNECTION_MESSAGE = b"c"  # sent to a worker with a connection
 RELEASE_MESSAGE = b"s"  # asks a worker to close one of its connections after the next response
 BACKLOG = 2048
+ACCEPTED_AT_ONCE = 64  # connections
 TICK_SECONDS = 0.25
 PAUSE_SECONDS = 2.0  # a longer time between two ticks means that the process was stopped, for example by SIGSTOP
 START_SECONDS = 60.0  # shortest time that a new worker gets to become ready when it replaces another worker
@@ -241,24 +244,24 @@ class Supervisor:
             self._selector.unregister(self._listener)
             self._accepting = False
 
-    def _accept(self) -> None:
-        """Send waiting connections to workers."""
-        for _ in range(64):
+    def _accept(self) -> bool:
+        """Send waiting connections to workers. Returns whether more connections may wait."""
+        for _ in range(ACCEPTED_AT_ONCE):
             ready = [worker for worker in self._workers if worker.ready]
-            if not ready:
+            if not (ready and self._accepting):
                 self._stop_accepting()
-                return
+                return False
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:
                 if not isinstance(error, BlockingIOError):
                     log.error("cannot accept a connection: %s", error)
                     time.sleep(0.01)  # out of file descriptors: workers need a moment to close some
-                return
+                return False
             if not self._hand_over(connection, ready):
                 self._pending.append((connection, time.monotonic() + MAX_PENDING_SECONDS))
                 self._stop_accepting()
-                return
+        return True
 
     def _offer_again(self) -> None:
         """Try again to send pending connections to workers, because the queues of the workers may have room now."""
@@ -363,9 +366,12 @@ class Supervisor:
                     self._kill()
 
     def _stop(self) -> None:
-        """Stop accepting connections, and let the workers finish their requests."""
-        self._stopping = time.monotonic()
+        """Accept only the connections that wait already, and let the workers finish their requests."""
+        for _ in range(BACKLOG // ACCEPTED_AT_ONCE):
+            if not self._accept():
+                break
         self._stop_accepting()
+        self._stopping = time.monotonic()
         self._listener.close()
         for worker in self._workers:
             worker.process.terminate()
@@ -385,11 +391,6 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)
     return listener
-
-
-def handles_sighup() -> bool:
-    """Return whether SIGHUP stops the service. This is false under ``nohup``, and on systems without SIGHUP."""
-    return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def can_fork() -> bool:

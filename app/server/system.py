@@ -1,4 +1,4 @@
-"""Find the CPU cores and the memory that this process or its container may use. Set memory options of glibc."""
+"""Find what this process may use: CPU cores, memory, files and signals. Set memory options of glibc."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 import os
+import signal
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -63,3 +64,8 @@ def trim_heap() -> None:
     """Return free heap memory to the operating system, because warming up needs more memory than serving."""
     with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def handles_sighup() -> bool:
+    """Return whether SIGHUP stops the service. This is false under ``nohup``, and on systems without SIGHUP."""
+    return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN

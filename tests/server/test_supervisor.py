@@ -139,6 +139,30 @@ def test_the_load_of_a_worker_includes_connections_on_their_way() -> None:
         assert (worker.busy, list(worker.sent), worker.last_heartbeat) == (4, [], 0.0)
 
 
+def test_connections_that_wait_when_the_service_stops_go_to_a_worker(caplog: pytest.LogCaptureFixture) -> None:
+    own_end, worker_end = socket.socketpair()
+    process = multiprocessing.get_context("fork").Process(target=signal.pause)
+    process.start()
+    with own_end, worker_end, contextlib.ExitStack() as clients, listen_at("127.0.0.1", 0) as listener:
+        for end in (own_end, listener):
+            end.setblocking(False)
+        supervisor = Supervisor(
+            listener, lambda channel: None, 1, 60.0, 60.0, 60.0, ready=lambda: None, died=lambda pid: None
+        )
+        worker = WorkerProcess(process, own_end, ready=True)
+        supervisor._workers.append(worker)
+        supervisor._accept_when_ready()
+        for _ in range(100):
+            clients.enter_context(socket.create_connection(listener.getsockname(), TIMEOUT_SECONDS))
+        supervisor._stop()
+        supervisor._accept()  # as if the selector had returned the listener together with the signal
+        assert len(worker.sent) == 100
+        assert not caplog.records
+        for connection in worker.sent:
+            connection.close()
+    process.join(TIMEOUT_SECONDS)
+
+
 def test_all_waiting_connections_are_accepted_in_one_event_loop_iteration(tiny_store: Path) -> None:
     """With one connection per iteration, the last connection would wait for the work of all earlier iterations."""
 
