@@ -18,7 +18,7 @@ import httpx
 import pytest
 from support import processes
 from support.imported.onnx_models import linear_model
-from support.networks import FORECASTER, publish_tiny, tiny_card
+from support.networks import FORECASTER, TINY, publish_tiny, tiny_card
 from support.responses import metric_samples
 from support.service import IMAGES, ROOT, Serve
 from support.waiting import wait_until
@@ -489,6 +489,40 @@ def test_a_chosen_theme_is_kept(shipped: httpx.Client, open_page: Open) -> None:
     page.reload()
     assert page.evaluate(scheme) == "light"
     page.get_by_role("button", name="Switch to the dark theme").wait_for()
+
+
+def test_long_names_fit_a_phone(serve: Serve, tiny_store: Path, open_page: Open) -> None:
+    name, width = "n" * 64, 390
+    classifier = {"labels": [f"{digit}" * 100 for digit in range(10)]}
+    store.publish(
+        tiny_store, tiny_card(f"c{name[1:]}", "classify", "lenet", TINY["tiny-cnn"][2], classifier),
+        build("lenet", TINY["tiny-cnn"][2]).state_dict(),
+    )  # fmt: skip
+    columns = [{"name": "p" * 100, "mean": 2.5, "scale": 1.0, "coefficient": -0.2}]
+    forecaster = {"series": {"season": 7, "known": {"columns": columns}}}
+    store.publish(
+        tiny_store, tiny_card(name, "forecast", "forecaster", FORECASTER, forecaster),
+        build("forecaster", FORECASTER).state_dict(),
+    )  # fmt: skip
+    with serve() as client:
+        page = open_page(client, width=width)
+        for panel, model in (("image", f"c{name[1:]}"), ("series", name)):
+            status_of(page, panel)
+            page.locator(f"#{panel} select[name=model]").select_option(model)
+            page.locator(f"#{panel} .status", has_text=model).wait_for()
+        for selector in (
+            ".chooser select",
+            "#image-bars span",
+            "#series-known :is(label, textarea)",
+            ".status strong",
+            ".card h3",
+        ):
+            elements = page.locator(selector).all()
+            assert elements
+            for element in elements:
+                box = element.bounding_box()
+                assert box["x"] + box["width"] <= width, selector
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
