@@ -192,6 +192,32 @@ def test_the_chart_shows_a_pasted_or_opened_series(shipped: httpx.Client, open_p
     assert '"values":[1.5,2.5,3.5,' in page.locator("#series code").inner_text()
 
 
+def open_table(page: Any, path: Path, content: str) -> None:
+    path.write_text(content)
+    page.set_input_files("#series-file", path)
+
+
+def test_an_opened_table_keeps_its_values(serve: Serve, open_page: Open, tmp_path: Path) -> None:
+    with serve() as client:
+        page = open_page(client)
+        status_of(page, "series")
+        open_table(page, tmp_path / "outlier.csv", "\n".join(f"0.12{i}" for i in range(40)) + "\n123456\n")
+        page.locator("#series .status", has_text="after 41 values").wait_for()
+        assert page.locator("#series-values").input_value().startswith("0.12, 0.121, 0.122,")
+
+
+def test_a_file_without_numbers_replaces_the_opened_table(serve: Serve, open_page: Open, tmp_path: Path) -> None:
+    with serve() as client:
+        page = open_page(client)
+        status_of(page, "series")
+        open_table(page, tmp_path / "numbers.csv", "a,b\n" + "1,2\n" * 40)
+        page.locator("#series-column").wait_for()
+        open_table(page, tmp_path / "words.csv", "name\nAnn\nBob\n")
+        page.locator("#series .error", has_text="Values.0 is 'name'").wait_for()
+        assert not page.locator("#series-column").is_visible()
+        assert expected_errors(page) == 1
+
+
 def publish_sales(folder: Path) -> None:
     """Publish two versions of a forecaster. The second version needs known columns and holidays."""
     columns = [

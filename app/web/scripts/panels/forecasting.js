@@ -30,7 +30,7 @@ export function forecastingPanel() {
   const chart = new Chart(byId("series-chart"));
   const pad = new DrawingPad(byId("series-chart"), (values) => {
     setDrawing(false);
-    fill(values);
+    fill(roundValues(values));
   });
   const known = new KnownColumns(), knownOf = new Map(); // by model: the known columns of its card, or null
   let table = [], time = null, shownModel = null;
@@ -88,21 +88,21 @@ export function forecastingPanel() {
     byId("series-legend").hidden = byId("series-numbers").hidden = on;
   }
 
-  function fill(values) {
+  const fill = (values) => fillText(values.map(String).join(", "));
+
+  function fillText(content) {
     if (pad.on) setDrawing(false);
-    text.value = roundValues(values).map(String).join(", ");
+    text.value = content;
     panel.run();
   }
 
   async function open(file) {
-    table = parseTable(await file.text());
-    time = firstTime(await file.text());
+    const content = await file.text();
+    closeTable();
+    table = parseTable(content);
+    time = firstTime(content);
     known.fill(table, time);
-    if (!table.length) {
-      text.value = await file.text(); // no numeric column: the service reports the error
-      panel.run();
-      return;
-    }
+    if (!table.length) return fillText(content); // no numeric column: the service reports the error
     column.replaceChildren(...table.map(({ name }, i) => createElement("option", { value: i }, name)));
     column.value = String(Math.max(0, table.findLastIndex(({ name }) => !known.has(name))));
     byId("series-column-field").hidden = table.length < 2;
@@ -152,7 +152,7 @@ export function forecastingPanel() {
   return panel;
 }
 
-const syntheticSeries = (name) => Array.from({ length: LENGTH }, (_, i) => SYNTHETIC[name](i));
+const syntheticSeries = (name) => roundValues(Array.from({ length: LENGTH }, (_, i) => SYNTHETIC[name](i)));
 
 /** Return a description of the chart for screen readers. */
 function describe(values, { median }) {
