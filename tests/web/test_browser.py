@@ -218,6 +218,22 @@ def test_a_file_without_numbers_replaces_the_opened_table(serve: Serve, open_pag
         assert expected_errors(page) == 1
 
 
+def test_large_values_have_complete_labels(serve: Serve, open_page: Open, tmp_path: Path) -> None:
+    with serve() as client:
+        page = open_page(client)
+        status_of(page, "series")
+        open_table(page, tmp_path / "sales.csv", "\n".join(str(12_345_678 + i % 7) for i in range(60)))
+        page.locator("#series .status", has_text="after 60 values").wait_for()
+        chart = page.locator("#series-chart")
+        left = chart.bounding_box()["x"]
+        labels = chart.locator("text[text-anchor=end]")
+        assert min(label.bounding_box()["x"] for label in labels.all()) >= left
+        texts = labels.all_text_contents()
+        assert len(set(texts)) == len(texts) > 2
+        page.locator("#series-numbers summary").click()
+        assert page.locator("#series-numbers td").first.inner_text().startswith("12,345,6")  # not 12,346,000
+
+
 def publish_sales(folder: Path) -> None:
     """Publish two versions of a forecaster. The second version needs known columns and holidays."""
     columns = [

@@ -1,8 +1,9 @@
 // A chart of a series and its forecast: the median, and one band per interval.
 
-import { createElement, createSvg, formatNumber } from "./dom.js";
+import { createElement, createSvg, distinguishingDigits, formatNumber } from "./dom.js";
 
-const MARGIN = { top: 14, right: 12, bottom: 26, left: 52 };
+const MARGIN = { top: 14, right: 12, bottom: 26 };
+const LEFT = { least: 52, besideLabel: 18, character: 7 }; // pixels; the left margin fits the longest label
 const TICKS = { across: 90, down: 56 }; // approximate pixels between two ticks
 
 /** Draws a chart into an element, and draws it again when the size of the element changes. Shows the values below the pointer. */
@@ -34,10 +35,13 @@ export class Chart {
     const known = values.filter((value) => typeof value === "number");
     if (!known.length || !width) return;
     const last = Math.max(1, history.length + (forecast?.median.length ?? 0) - 1);
-    this.x = scale(0, last, MARGIN.left, width - MARGIN.right);
     const down = ticks(valueRange(known), Math.max(2, (height - 40) / TICKS.down));
+    const longest = Math.max(...down.marks.map((mark) => formatNumber(mark, 12).length));
+    this.left = Math.max(LEFT.least, LEFT.besideLabel + LEFT.character * longest);
+    this.x = scale(0, last, this.left, width - MARGIN.right);
     this.y = scale(down.low, down.high, height - MARGIN.bottom, MARGIN.top);
     this.height = height;
+    this.digits = distinguishingDigits(known);
 
     const svg = createSvg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
     svg.append(...this.axes(down.marks, ticks([0, last], width / TICKS.across).marks.filter((mark) => mark <= last), width));
@@ -53,9 +57,9 @@ export class Chart {
   }
 
   axes(down, across, width) {
-    const lines = down.map((mark) => createSvg("path", { class: "grid", d: `M${MARGIN.left},${this.y(mark)}H${width - MARGIN.right}` }));
+    const lines = down.map((mark) => createSvg("path", { class: "grid", d: `M${this.left},${this.y(mark)}H${width - MARGIN.right}` }));
     const left = down.map((mark) =>
-      createSvg("text", { x: MARGIN.left - 10, y: this.y(mark) + 4, "text-anchor": "end" }, formatNumber(mark, 6)));
+      createSvg("text", { x: this.left - 10, y: this.y(mark) + 4, "text-anchor": "end" }, formatNumber(mark, 12)));
     const below = across.map((mark) =>
       createSvg("text", { x: this.x(mark), y: this.height - 6, "text-anchor": "middle" }, formatNumber(mark, 6)));
     return [...lines, ...left, ...below];
@@ -95,8 +99,9 @@ export class Chart {
       createSvg("path", { class: "cross", d: `M${x},${MARGIN.top}V${this.height - MARGIN.bottom}` }),
       createSvg("circle", { class: "dot", cx: x, cy: this.y(value), r: 4.5 }),
     );
-    const lines = ahead < 0 ? [`value ${position}: ${formatNumber(value)}`] : [`forecast step ${ahead + 1}: ${formatNumber(value)}`,
-      ...intervalsOf(forecast).reverse().map(({ level, lower, upper }) => `${level} %: ${formatNumber(lower[ahead])} to ${formatNumber(upper[ahead])}`)];
+    const format = (number) => formatNumber(number, this.digits);
+    const lines = ahead < 0 ? [`value ${position}: ${format(value)}`] : [`forecast step ${ahead + 1}: ${format(value)}`,
+      ...intervalsOf(forecast).reverse().map(({ level, lower, upper }) => `${level} %: ${format(lower[ahead])} to ${format(upper[ahead])}`)];
     this.reading.textContent = lines.join("\n");
     this.reading.hidden = false;
     const right = x + 14 + this.reading.offsetWidth > this.element.clientWidth;

@@ -23,7 +23,16 @@ function withAttributes(element, { on = {}, ...attributes }, children) {
 
 /** Return a number as text, with at most `digits` significant digits and thousands separators. */
 export function formatNumber(value, digits = 4) {
-  return value.toLocaleString("en", { maximumSignificantDigits: digits });
+  const notation = value && (Math.abs(value) >= 1e15 || Math.abs(value) < 1e-6) ? "scientific" : "standard";
+  return value.toLocaleString("en", { maximumSignificantDigits: digits, notation });
+}
+
+/** Return how many significant digits, `least` to 10, distinguish values that differ by a thousandth of their range. */
+export function distinguishingDigits(values, least = 4) {
+  const known = values.filter((value) => typeof value === "number");
+  const low = known.reduce((a, b) => Math.min(a, b), Infinity), high = known.reduce((a, b) => Math.max(a, b), -Infinity);
+  const largest = Math.max(Math.abs(low), Math.abs(high));
+  return high > low ? Math.min(10, least + Math.max(0, Math.ceil(Math.log10(largest / (high - low))))) : 10;
 }
 
 export function formatPercent(fraction) {

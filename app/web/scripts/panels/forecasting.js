@@ -2,7 +2,7 @@
 
 import { json, send } from "../api.js";
 import { Chart, intervalsOf } from "../chart.js";
-import { byId, createElement, createSvg, formatNumber } from "../dom.js";
+import { byId, createElement, createSvg, distinguishingDigits, formatNumber } from "../dom.js";
 import { firstTime, parseTable, parseValues, roundValues } from "../series_parser.js";
 import { DrawingPad } from "../drawing_pad.js";
 import { KnownColumns, withoutMissingEnd } from "./known_columns.js";
@@ -47,7 +47,7 @@ export function forecastingPanel() {
     show({ results: [forecast] }, { json: { values, horizon } }) {
       chart.show(values, forecast, describe(values, forecast));
       showLegend(forecast);
-      showTable(forecast);
+      showTable(forecast, distinguishingDigits([...values, ...forecast.median], 5));
       const season = forecast.seasonality > 1 ? `, season of ${forecast.seasonality} values` : "";
       return `forecast of ${formatNumber(horizon)} steps after ${formatNumber(values.length, 6)} values${season}`;
     },
@@ -156,9 +156,9 @@ const syntheticSeries = (name) => roundValues(Array.from({ length: LENGTH }, (_,
 
 /** Return a description of the chart for screen readers. */
 function describe(values, { median }) {
-  const known = values.filter((value) => value !== null);
+  const known = values.filter((value) => value !== null), digits = distinguishingDigits([...known, ...median]);
   return `A series of ${values.length} values, and its forecast of ${median.length} steps. The last value is ` +
-    `${formatNumber(known.at(-1))}, and the last median is ${formatNumber(median.at(-1))}. The table below lists the forecast.`;
+    `${formatNumber(known.at(-1), digits)}, and the last median is ${formatNumber(median.at(-1), digits)}. The table below lists the forecast.`;
 }
 
 function showLegend(forecast) {
@@ -173,9 +173,9 @@ function showLegend(forecast) {
   );
 }
 
-function showTable(forecast) {
+function showTable(forecast, digits) {
   const levels = intervalsOf(forecast).reverse();
-  const cell = (value) => createElement("td", { class: "number" }, formatNumber(value, 5));
+  const cell = (value) => createElement("td", { class: "number" }, formatNumber(value, digits));
   const head = ["step", "median", ...levels.flatMap(({ level }) => [`${level} % lower`, `${level} % upper`])];
   const rows = forecast.median.map((value, i) => createElement("tr", {}, createElement("th", { scope: "row" }, String(i + 1)), cell(value),
     ...levels.flatMap(({ lower, upper }) => [cell(lower[i]), cell(upper[i])])));
