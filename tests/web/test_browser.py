@@ -310,6 +310,24 @@ def test_a_series_can_be_drawn_by_hand(shipped: httpx.Client, open_page: Open) -
     assert (values[0], values[-1]) == pytest.approx((-1, 1), abs=0.05)
 
 
+def test_a_late_forecast_does_not_replace_the_drawing_pad(serve: Serve, open_page: Open) -> None:
+    hold = """() => {
+        const send = window.fetch;
+        const released = new Promise((resolve) => (window.release = resolve));
+        window.fetch = async (...request) => (await released, send(...request));
+    }"""
+    with serve() as client:
+        page = open_page(client)
+        status_of(page, "series")
+        page.evaluate(hold)
+        page.get_by_role("button", name="Two sines").click()
+        page.locator("#series .answer[aria-busy=true]").wait_for()
+        page.locator("#series-draw").click()
+        page.evaluate("release()")
+        page.locator("#series .answer[aria-busy=false]").wait_for()
+        assert page.locator("#series-chart .invite").is_visible()
+
+
 def test_images_and_interpolations_follow_their_seeds(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped, reduced_motion="reduce")
     status_of(page, "generation")

@@ -128,6 +128,7 @@ export function forecastingPanel() {
   }
 
   drawing.addEventListener("click", () => {
+    panel.running?.abort(); // its chart would replace the pad
     setDrawing(!pad.on);
     if (!pad.on) panel.run();
   });
