@@ -354,6 +354,15 @@ def test_images_and_interpolations_follow_their_seeds(shipped: httpx.Client, ope
     assert page.locator("#generation-frame").get_attribute("src") == walk[8]
 
 
+def test_an_empty_second_seed_is_random(serve: Serve, open_page: Open) -> None:
+    with serve() as client:
+        page = open_page(client)
+        status_of(page, "generation")
+        page.locator("#generation-to").evaluate("(field) => (field.value = '')")
+        page.get_by_label("Interpolation", exact=True).check()
+        page.locator("#generation .status", has_text=re.compile(r"40 steps from seed 1 to seed \d")).wait_for()
+
+
 def test_labels_and_versions_can_be_chosen(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     for name in ("tiny-cgan", "tiny-rnn"):
         publish_tiny(tiny_store, name)

@@ -1,7 +1,7 @@
 // Image generation: show a grid of images for a seed and a label, or an interpolation between two seeds.
 
 import { byId, createElement } from "../dom.js";
-import { fieldNumber, Panel, showSliderValue } from "./panel.js";
+import { fieldNumber, Panel, randomSeed, showSliderValue } from "./panel.js";
 
 const STEP_MILLISECONDS = 90; // of the animated interpolation
 
@@ -17,7 +17,7 @@ export function imageGenerationPanel() {
       const { seed, walk_to: to, count } = panel.form.elements;
       const json = { model: panel.model, count: Number(count.value), seed: fieldNumber(seed) ?? undefined };
       if (label.value) json.label = label.value;
-      if (interpolates()) json.walk_to = fieldNumber(to) ?? undefined;
+      if (interpolates()) json.walk_to = fieldNumber(to) ?? randomSeed();
       return { path: "v1/images/sample", json };
     },
     show({ seed, results }, request) {

@@ -50,7 +50,7 @@ export class Panel {
   }
 
   newSeed(dice) {
-    byId(dice.dataset.dice).value = String(crypto.getRandomValues(new Uint32Array(1))[0] % 10 ** 6);
+    byId(dice.dataset.dice).value = String(randomSeed());
     this.announce();
     this.run();
   }
@@ -194,6 +194,8 @@ export function acceptDrops(element, take) {
   }
   element.addEventListener("dragleave", () => over(false));
 }
+
+export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % 10 ** 6;
 
 /** Return the value of a number field, or null if the field is empty. The service checks the range. */
 export function fieldNumber(control) {
