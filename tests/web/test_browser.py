@@ -459,6 +459,25 @@ def test_the_page_asks_for_a_key_and_again_after_its_removal(
     assert expected_errors(page) == 2
 
 
+def test_with_a_key_pictures_are_loaded_when_they_become_visible(
+    serve: Serve, tiny_store: Path, tmp_path: Path, open_page: Open
+) -> None:
+    (tiny_store / "tiny-gan" / "1" / "curves.png").write_bytes((WEB / "samples" / "bird.png").read_bytes())
+    key = key_file.add(tmp_path / "keys", "alice")
+    with serve(keys_file=tmp_path / "keys") as client:
+        page = open_page(client)
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Use").click()
+        for panel in ("image", "text", "series", "generation"):
+            status_of(page, panel)
+        assert not any(url.endswith("curves.png") for url in requests)
+        page.locator("#models").scroll_into_view_if_needed()
+        page.locator(".pictures img[src^='blob:']").wait_for()
+    assert expected_errors(page) == 1
+
+
 def test_the_card_shows_the_active_version_and_the_canary(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     for _ in range(2):
         publish_tiny(tiny_store, "tiny-gan")

@@ -102,10 +102,25 @@ export async function* events(response) {
 /** Return a file name for curl's -F option, quoted if it contains a separator. */
 const curlFileName = (name) => (/[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name);
 
-/** Load a picture of the service into an <img> element. */
+/** Load a picture of the service into an <img> element. With a key, load it only when the element is near the visible part of the page. */
 export async function showPicture(image, path) {
-  if (!key) image.src = path;
-  else image.src = URL.createObjectURL(await blob(await send({ path }))); // <img src> sends no key
+  if (!key) {
+    image.src = path; // loading="lazy" delays the request
+    return;
+  }
+  await nearViewport(image);
+  image.src = URL.createObjectURL(await blob(await send({ path }))); // <img src> sends no key
+}
+
+function nearViewport(element) {
+  return new Promise((resolve) => {
+    const observer = new IntersectionObserver((entries) => {
+      if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
+      observer.disconnect();
+      resolve();
+    }, { rootMargin: "50%" });
+    observer.observe(element);
+  });
 }
 
 const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;

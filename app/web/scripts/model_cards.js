@@ -71,8 +71,9 @@ function pictures(model) {
     const src = `v1/models/${model.id}@${model.version}/pictures/${file}`;
     const description = `${file.replace(".png", "")} of ${model.id}, version ${model.version}`;
     const image = createElement("img", { alt: "", loading: "lazy" });
-    showPicture(image, src).catch(() => image.remove());
-    return createElement("button", { type: "button", "aria-label": `Show the ${description}`, on: { click: () => enlarge(image.src, description) } }, image);
+    const button = createElement("button", { type: "button", "aria-label": `Show the ${description}`, on: { click: () => enlarge(image.src, description) } }, image);
+    showPicture(image, src).catch(() => button.remove());
+    return button;
   }));
 }
 
