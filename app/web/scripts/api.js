@@ -72,7 +72,7 @@ async function errorOf(response) {
     const { error } = await response.json();
     return requestError(error, response.status);
   } catch { // not from the service, but from a proxy
-    return new RequestError(`The request failed with status ${response.status} ${response.statusText}.`, null, response.status);
+    return new RequestError(`The request failed with status ${`${response.status} ${response.statusText}`.trim()}.`, null, response.status);
   }
 }
 
