@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+from argparse import ArgumentParser
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -198,4 +199,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    ArgumentParser(
+        prog="python -m app.main",
+        usage="QUARTET_PORT=8111 python -m app.main",
+        description="Serve the networks of the model store over HTTP. The command has no options. Its settings are "
+        "environment variables; docs/reference/settings.md describes them.",
+    ).parse_args()
     main()

@@ -348,6 +348,14 @@ def test_an_invalid_start_gives_one_message_and_no_traceback(tmp_path: Path) -> 
         assert "Traceback" not in result.stderr
 
 
+def test_an_option_is_rejected() -> None:
+    command = [sys.executable, "-m", "app.main", "--port", "8111"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "usage: QUARTET_PORT=8111 python -m app.main" in result.stderr
+    assert "unrecognized arguments: --port 8111" in result.stderr
+
+
 def test_one_process_can_create_two_applications(tiny_store: Path) -> None:
     settings = Settings(store=tiny_store, threads=1)
     assert create_app(settings) is not create_app(settings)
