@@ -173,6 +173,7 @@ def type_name(annotation: Any) -> str:
     """Return a type annotation as a text for readers, such as ``list[str] or None``."""
     text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
     text = re.sub(r"\b(?:typing|types|app\.[\w.]+)\.", "", text).replace("NoneType", "None")
+    text = re.sub(r"^Optional\[(.*)\]$", r"\1 or None", text)
     return text.replace(" | ", " or ").replace("Literal", "one of ")
 
 
