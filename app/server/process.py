@@ -14,8 +14,8 @@ from limits.aio.storage import Storage
 from app.api.middleware.api_keys import limit_storage
 from app.observability.logs import log_in_background, log_without_waiting
 from app.observability.multiprocess_metrics import shared_metrics
-from app.server.supervisor import Supervisor, can_fork
-from app.server.system import available_memory, cores, handles_sighup, raise_file_limit, single_arena
+from app.server.supervisor import Supervisor
+from app.server.system import available_memory, can_fork, cores, handles_sighup, raise_file_limit, single_arena
 from app.server.uvicorn_server import (
     ListeningServer,
     Watchdog,

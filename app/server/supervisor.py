@@ -14,11 +14,9 @@ import contextlib
 import errno
 import logging
 import multiprocessing
-import os
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -232,7 +230,13 @@ class Supervisor:
         """Listen once all workers are ready, so that each worker gets some of the first connections."""
         ready = [worker for worker in self._workers if worker.ready]
         if not self._serving and len(ready) == self._count:
-            self._listener.listen(BACKLOG)
+            try:
+                self._listener.listen(BACKLOG)
+            except OSError as error:  # since this socket was bound, another process has begun to listen
+                log.error("cannot listen on %s, port %s: %s", *self._listener.getsockname()[:2], error.strerror)
+                self._status = 1
+                self._stop()
+                return
             self._serving = True
             self._ready()
         if self._serving and ready and not (self._accepting or self._pending) and self._stopping is None:
@@ -391,8 +395,3 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)
     return listener
-
-
-def can_fork() -> bool:
-    """Return whether this system can fork workers."""
-    return sys.platform == "linux" and hasattr(os, "fork")

@@ -7,6 +7,7 @@ import ctypes
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -69,3 +70,8 @@ def trim_heap() -> None:
 def handles_sighup() -> bool:
     """Return whether SIGHUP stops the service. This is false under ``nohup``, and on systems without SIGHUP."""
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+
+
+def can_fork() -> bool:
+    """Return whether this system can fork workers."""
+    return sys.platform == "linux" and hasattr(os, "fork")

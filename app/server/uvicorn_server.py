@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -151,9 +152,13 @@ class ListeningServer(Server):
         super().run(sockets or [listen_at(self.config.host, self.config.port)])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for server in self.servers[:1]:
-            announce(server.sockets[0], self.settings)
+        with contextlib.suppress(OSError):  # uvloop raises no error; its server then has None as its socket
+            await super().startup(sockets)
+        listener = next((each for server in self.servers for each in server.sockets), None)
+        if listener is None:  # since ``listen_at``, another process has begun to listen
+            await self.lifespan.shutdown()
+            raise _cannot_listen(self.config.host, self.config.port, os.strerror(errno.EADDRINUSE))
+        announce(listener, self.settings)
 
 
 def listen_at(host: str, port: int) -> socket.socket:
@@ -165,8 +170,11 @@ def listen_at(host: str, port: int) -> socket.socket:
     try:
         return listen(host, port)
     except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
-        address = f"QUARTET_HOST {host!r}, QUARTET_PORT {port}"
-        raise SettingsError(f"{address}: cannot listen: {getattr(error, 'strerror', None) or error}") from None
+        raise _cannot_listen(host, port, getattr(error, "strerror", None) or error) from None
+
+
+def _cannot_listen(host: str, port: int, reason: object) -> SettingsError:
+    return SettingsError(f"QUARTET_HOST {host!r}, QUARTET_PORT {port}: cannot listen: {reason}")
 
 
 def tls_context(settings: Settings) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from support.tensors import SHAPES, infer_inputs
 from tritonclient.utils import InferenceServerException
 
 from app import key_file
-from app.server.supervisor import can_fork
+from app.server.system import can_fork
 from app.serving.store_snapshot import worker_bytes
 from app.store import rollout
 

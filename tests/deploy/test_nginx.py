@@ -16,7 +16,7 @@ from support.processes import ServiceProcess, serving
 from support.responses import metric_samples
 from support.waiting import wait_until
 
-from app.server.supervisor import can_fork
+from app.server.system import can_fork
 from benchmarks.reliability.restarts import proxy_file
 from benchmarks.support.servers import free_port
 

@@ -22,7 +22,7 @@ from support.service import Serve, run_models_command
 from support.waiting import wait_until
 
 from app import store
-from app.server.supervisor import can_fork
+from app.server.system import can_fork
 from app.store import archive, catalogue, rollout
 
 SWAPS, CALLERS, KILLS = (

@@ -24,7 +24,7 @@ from support.processes import (
 )
 from support.waiting import wait_until
 
-from app.server.supervisor import can_fork
+from app.server.system import can_fork
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
 

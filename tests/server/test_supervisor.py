@@ -22,8 +22,9 @@ from support.service import ROOT
 from support.waiting import wait_until
 
 from app.main import create_app
-from app.server.supervisor import CONNECTION_MESSAGE, Supervisor, WorkerProcess, can_fork
-from app.server.uvicorn_server import WorkerServer, listen_at
+from app.server.supervisor import CONNECTION_MESSAGE, Supervisor, WorkerProcess
+from app.server.system import can_fork
+from app.server.uvicorn_server import ListeningServer, WorkerServer, listen_at
 from app.settings import Settings, SettingsError
 from benchmarks.reliability.restarts import connections
 
@@ -480,3 +481,26 @@ def test_a_used_address_gives_a_clear_error(tiny_store: Path) -> None:
         )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr.strip() == f"QUARTET_HOST '127.0.0.1', QUARTET_PORT {port}: cannot listen: " + os.strerror(98)
+
+
+def test_an_address_that_another_process_uses_during_the_start_gives_a_clear_error(
+    tiny_store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with listen_at("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        alone, shared = listen_at("127.0.0.1", port), listen_at("127.0.0.1", port)
+        first.listen()
+        settings = Settings(store=tiny_store, workers=1, port=port)
+        with pytest.raises(SettingsError) as rejection:
+            ListeningServer(create_app(settings), settings).run([alone])
+        assert (
+            str(rejection.value)
+            == f"QUARTET_HOST '127.0.0.1', QUARTET_PORT {port}: cannot listen: Address already in use"
+        )
+        alone.close()
+        supervisor = Supervisor(
+            shared, lambda channel: None, 0, 1.0, 1.0, 1.0, ready=lambda: None, died=lambda pid: None
+        )
+        supervisor._accept_when_ready()
+        assert supervisor._status == 1
+        assert caplog.messages == [f"cannot listen on 127.0.0.1, port {port}: Address already in use"]
