@@ -31,8 +31,8 @@ class SharedCounters(Storage):
     """Storage for the package ``limits``, shared by all processes that are forked later.
 
     The package's own memory storage is separate in each process. This storage is a hash table in shared memory. A file
-    lock protects the table. The operating system releases the lock if the process that holds it dies. Times are seconds
-    since the epoch.
+    lock protects the table. The operating system releases the lock if the process that holds it dies. Times are on
+    ``time.monotonic``'s clock, which all processes share. If the system clock is set back, no window lasts longer.
     """
 
     STORAGE_SCHEME = None
@@ -74,7 +74,7 @@ class SharedCounters(Storage):
         return free, digest, 0.0, 0
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        now = time.time()
+        now = time.monotonic()
         with self._locked():
             offset, digest, end, count = self._find(key, now)
             SLOT.pack_into(self._table, offset, digest, end or now + expiry, count + amount)
@@ -82,12 +82,13 @@ class SharedCounters(Storage):
 
     async def get(self, key: str) -> int:
         with self._locked():
-            return self._find(key, time.time())[3]
+            return self._find(key, time.monotonic())[3]
 
     async def get_expiry(self, key: str) -> float:
-        now = time.time()
+        """Return the end of the window in seconds since the epoch, as the package ``limits`` expects."""
+        now = time.monotonic()
         with self._locked():
-            return self._find(key, now)[2] or now
+            return time.time() + max(0.0, self._find(key, now)[2] - now)
 
     async def check(self) -> bool:
         return True
@@ -99,5 +100,5 @@ class SharedCounters(Storage):
 
     async def clear(self, key: str) -> None:
         with self._locked():
-            offset, digest, _, _ = self._find(key, time.time())
+            offset, digest, _, _ = self._find(key, time.monotonic())
             SLOT.pack_into(self._table, offset, digest, 0.0, 0)
