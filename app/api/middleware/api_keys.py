@@ -212,14 +212,14 @@ def with_api_keys(
     Raises:
         SettingsError: the key file or a rate limit cannot be used.
     """
-    ring = load_keyring(settings)
-    if ring is None:
-        return app
     try:
         limits = parse_limits(settings.rate_limit)
     except ValueError:
         raise SettingsError(
             f"QUARTET_RATE_LIMIT is {settings.rate_limit!r}: expected a limit such as 600/minute"
         ) from None
+    ring = load_keyring(settings)
+    if ring is None:
+        return app
     assert shared is not None
     return ApiKeys(app, ring, limits, shared, failure, on_rate_limited)
