@@ -222,6 +222,12 @@ def _label(card: Card) -> str:
 
 
 def check_store(folder: Path) -> None:
-    """Raise SettingsError if the store does not exist."""
-    if not folder.is_dir():
-        raise SettingsError(f"QUARTET_STORE is {str(folder)!r}: there is no such folder")
+    """Raise SettingsError if the store does not exist or cannot be read."""
+    try:
+        with os.scandir(folder):
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        reason = "there is no such folder"
+    except OSError as error:
+        reason = f"it cannot be read: {error.strerror}"
+    raise SettingsError(f"QUARTET_STORE is {str(folder)!r}: {reason}")

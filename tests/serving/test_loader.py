@@ -286,3 +286,5 @@ def test_a_store_must_be_a_folder(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as raised:
         check_store(tmp_path / "none")
     assert str(raised.value) == f"QUARTET_STORE is '{tmp_path}/none': there is no such folder"
+    with pytest.raises(SettingsError, match=r"it cannot be read: File name too long$"):
+        check_store(tmp_path / ("x" * 300))
