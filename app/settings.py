@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "QUARTET_"
@@ -19,6 +20,15 @@ OTHER_VARIABLES = {"QUARTET_DATA_DIR"}  # read by training/
 
 Count = Annotated[int, Field(ge=1, le=10**12)]  # pydantic and torch cannot use much larger numbers
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _not_empty(path: Any) -> Any:
+    if path == "":  # would otherwise be the working directory
+        raise PydanticCustomError("empty_path", "the path should not be empty")
+    return path
+
+
+FilePath = Annotated[Path, BeforeValidator(_not_empty)]
 
 
 class SettingsError(SystemExit):
@@ -33,7 +43,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 chooses a free port")
-    store: Path = Field(Path("models_store"), description="folder of the model store")
+    store: FilePath = Field(Path("models_store"), description="folder of the model store")
     store_poll_seconds: float = Field(
         1.0,
         ge=0,
@@ -96,14 +106,14 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = Field(
         None, description="key for `/v1/admin`. Without a key, `/v1/admin` does not exist."
     )
-    admin_key_file: Path | None = Field(
+    admin_key_file: FilePath | None = Field(
         None, description="file that contains the admin key, instead of `QUARTET_ADMIN_KEY`"
     )
     max_import_bytes: Count = Field(
         2 * 2**30, description="largest size of an imported archive in bytes, before and after unpacking"
     )
 
-    keys_file: Path | None = Field(
+    keys_file: FilePath | None = Field(
         None, description="file of API keys, made with `python -m app.keys`. Without a file, no key is required."
     )
     rate_limit: str = Field(
@@ -125,10 +135,10 @@ class Settings(BaseSettings):
         "`*.a.b` for subdomains, or `*` for all names. IP addresses, local names and the machine's own name are always "
         "allowed. Empty means no further names, or all names if the service requires API keys or uses TLS.",
     )
-    tls_cert: Path | None = Field(
+    tls_cert: FilePath | None = Field(
         None, description="PEM file of the TLS certificate chain. If this is set, the service uses HTTPS."
     )
-    tls_key: Path | None = Field(None, description="PEM file of the private key of `QUARTET_TLS_CERT`")
+    tls_key: FilePath | None = Field(None, description="PEM file of the private key of `QUARTET_TLS_CERT`")
 
     max_body_bytes: Count = Field(
         32 * 2**20, description="largest size of a request body in bytes. Bodies without images have lower limits."

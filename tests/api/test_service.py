@@ -298,6 +298,8 @@ def test_the_openapi_document_states_the_configured_limits(serve: Serve) -> None
         ("QUARTET_MAX_IMAGES", "9" * 30, "input should be less than or equal to 1000000000000"),
         ("QUARTET_THREADS", "1025", "QUARTET_THREADS is '1025': input should be less than or equal to 1024"),
         ("QUARTET_LIVENESS_TIMEOUT_SECONDS", "nan", "QUARTET_LIVENESS_TIMEOUT_SECONDS is 'nan'"),
+        ("QUARTET_STORE", "", "QUARTET_STORE is '': the path should not be empty"),
+        ("QUARTET_KEYS_FILE", "", "QUARTET_KEYS_FILE is '': the path should not be empty"),
         ("QUARTET_DEVICE", "tpu", "QUARTET_DEVICE is 'tpu'"),
         ("QUARTET_DEVICE", "cuda:01", "QUARTET_DEVICE is 'cuda:01'"),
         ("QUARTET_DEVICE", "cuda:\u0663", "QUARTET_DEVICE is 'cuda:\u0663'"),
