@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         ge=0,
         le=256,
         description="number of worker processes. 0 means one worker per CPU core, but at most 16 workers, and only as "
-        "many as fit into half of the free memory. With a GPU, there is always one worker.",
+        "many as fit into half of the memory of the machine or container. With a GPU, there is always one worker.",
     )
     threads: int = Field(
         0,
