@@ -17,7 +17,7 @@ class CnnConfig:
     epochs: Annotated[int, "passes over the training images"]
     batch: Annotated[int, "images per step"]
     learning_rate: Annotated[
-        float, "peak learning rate. Presets strong and accurate: per 1,024 images; own: of the last layer"
+        float, "peak learning rate. Presets strong and robust: per 1,024 images; own: of the last layer"
     ]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     label_smoothing: Annotated[float, "label smoothing of the loss"]
@@ -126,7 +126,7 @@ CNN_STRONG = AirbenchConfig(
     float16=0,
     validation=5000,
 )
-CNN_ACCURATE = replace(  # airbench96 has the widths 128, 384 and 512, 45 epochs, and no corrupted images
+CNN_ROBUST = replace(  # airbench96 with corrupted images; it has the widths 128, 384 and 512, and 45 epochs
     CNN_STRONG,
     depth=3,
     epochs=32,
@@ -163,7 +163,7 @@ CNN_PRESETS: dict[str, CnnConfig | AirbenchConfig | CnnFinetuneConfig] = {
     "workshop": CNN_WORKSHOP,
     "digits": CNN_DIGITS,
     "strong": CNN_STRONG,
-    "accurate": CNN_ACCURATE,
+    "robust": CNN_ROBUST,
     "own": CNN_OWN,
 }
 # Classifiers with these hyperparameters evaluate generators. They are trained on generated or on real images.
