@@ -89,7 +89,6 @@ SIZES = {"lenet": LeNetSizes, "digit-net": DigitNetSizes}
 TITLES = {
     "lenet": "The workshop's CNN: two convolutions and three linear layers, for the ten classes of CIFAR-10",
     "digit-net": "Classifies handwritten digits; rates the images of the GANs",
-    "whitened-net": "{} convolutions, the first of which whitens, for the ten classes of CIFAR-10",
 }
 COUNTS = {2: "Seven", 3: "Ten"}  # convolutions of a whitened network, by its depth
 CORRUPTED_IMAGES = 2000  # number of test images on which the accuracy under corruptions is measured
@@ -195,6 +194,14 @@ def airbench_notes(config: AirbenchConfig) -> str:
     return " ".join(notes)
 
 
+def _title(config: CnnConfig | AirbenchConfig) -> str:
+    if isinstance(config, CnnConfig):
+        return TITLES[config.kind]
+    convolutions = f"{COUNTS[config.depth]} convolutions, the first of which whitens"
+    corrupted = ", also if noisy, blurred or compressed" if config.corrupted else ""
+    return f"{convolutions}, for the ten classes of CIFAR-10{corrupted}"
+
+
 def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | AirbenchConfig | CnnFinetuneConfig]:
     """Parse the command line; return the options, and the preset's config with all overrides."""
     return parse_options("training.cnn", __doc__ or "", CNN_PRESETS, NAMES, argv, OPTIONS)
@@ -254,7 +261,7 @@ def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, n
     validation = config.validation if run.options.part == "validation" else None
     card = {
         "task": "classify",
-        "title": TITLES[kind].format(COUNTS[config.depth]) if isinstance(config, AirbenchConfig) else TITLES[kind],
+        "title": _title(config),
         "kind": kind,
         "sizes": asdict(sizes),
         "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
