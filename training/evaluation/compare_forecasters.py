@@ -2,10 +2,10 @@
 
     python -m training.evaluation.compare_forecasters [--store DIR] [--model NAME or NAME@VERSION ...]
 
-The command needs the extra ``compare``: pip install -e '.[compare]'. All forecasters receive the same past values and
-season. The table has a second row for each network, for which the network detects the season itself. As in M4, MASE is
-the mean absolute error of the median forecast, divided by the mean absolute seasonal difference of the past. "relative"
-is the MASE divided by the MASE of the seasonal naive forecast.
+The command needs the extra ``compare``: .venv/bin/python -m pip install -e '.[compare]'. All forecasters receive the
+same past values and season. The table has a second row for each network, for which the network detects the season
+itself. As in M4, MASE is the mean absolute error of the median forecast, divided by the mean absolute seasonal
+difference of the past. "relative" is the MASE divided by the MASE of the seasonal naive forecast.
 """
 
 from __future__ import annotations
