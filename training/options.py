@@ -25,6 +25,7 @@ SHIPPED = Path(__file__).parents[1] / "models_store"
 C = TypeVar("C")  # the dataclass of a preset
 Part = Literal["test", "validation"]  # part of the data on which a trained network is measured
 FROM_SCRATCH = "; or use --from scratch"
+AT_LEAST_ONE = ("threads", "batch", "epochs", "hidden", "layers", "bptt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +114,14 @@ def parse_options(
         parser.error(f"the preset {preset} trains in one process; torchrun is for own data only")
     common["device"] = distributed.local_device(common["device"])
     for name, value in {**common, **overrides}.items():
-        if name in ("threads", "batch", "epochs") and value < 1 and (name, script) != ("epochs", "training.rnn"):
+        if name in AT_LEAST_ONE and value < 1 and (name, script) != ("epochs", "training.rnn"):
             parser.error(f"--{name} is {value}; it should be at least 1")
+    if not 0 <= common["seed"] < 2**63:
+        parser.error(f"--seed is {common['seed']}; it should be between 0 and 2^63 - 1")
+    try:
+        torch.empty(0, device=common["device"])
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
+        parser.error(f"--device is {common['device']!r}: {str(error).splitlines()[0]}")
     config = dataclasses.replace(presets[preset], **overrides)  # type: ignore[type-var]
     started = time.monotonic() - (_process_age() if argv is None else 0.0)
     return Options(script, **common, data_options=arguments, started=started), config

@@ -237,10 +237,17 @@ def test_a_run_is_not_resumed_on_changed_data(workspace: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("stem", SCRIPTS)
 def test_numbers_with_which_no_step_is_possible_are_rejected(stem: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("threads", "batch", *(["epochs"] if stem != "rnn" else [])):
+    for name in ("threads", "batch", *({"rnn": ["hidden", "bptt"]}.get(stem) or ["epochs"])):
         with pytest.raises(SystemExit):
             train(stem, f"--{name}", "0")
         assert capsys.readouterr().err.endswith(f"error: --{name} is 0; it should be at least 1\n")
+    for option, value, message in (
+        ("--device", "foo", "--device is 'foo': Expected one of cpu, cuda"),
+        ("--seed", str(2**63), f"--seed is {2**63}; it should be between 0 and 2^63 - 1"),
+    ):
+        with pytest.raises(SystemExit):
+            train(stem, option, value)
+        assert f"error: {message}" in capsys.readouterr().err
 
 
 def test_a_run_is_not_resumed_with_other_options(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
