@@ -88,7 +88,7 @@ def test_each_panel_shows_an_answer_its_model_and_its_duration_at_first(shipped:
         assert re.match(rf"{model}, version \d\s+[\d.]+ m?s", status_of(page, panel))
         offered = page.locator(f"#{panel} select[name=model] option").all_inner_texts()
         assert offered[0] == model
-    assert page.locator("#image select[name=model] option").count() == 3
+    assert page.locator("#image select[name=model] option").count() == 4
     assert page.locator("#image-bars li").first.inner_text().startswith("bird")
 
 
