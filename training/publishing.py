@@ -15,9 +15,9 @@ from torch import nn
 from app import store
 from app.store import rollout
 
-# Fields of a card that, with the weights, determine all answers, and the field that names the data. The weights alone
-# may not change: for example, fine-tuning may keep them, while the coefficients of known columns are fitted again.
-COMPARED = ("task", "kind", "sizes", "labels", "thresholds", "vocabulary", "residuals", "series", "data")
+# Fields of a card that, with the weights, determine all answers. Fine-tuning may keep the weights, while the
+# coefficients of known columns are fitted again.
+COMPARED = ("task", "kind", "sizes", "labels", "thresholds", "vocabulary", "residuals", "series")
 
 
 def publish_once(models: Path, card: dict[str, Any], network: nn.Module, pictures: dict[str, Path]) -> None:
@@ -42,7 +42,7 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
 
 
 def find_version(models: Path, card: store.Card) -> int | None:
-    """Return the newest version of a model with the same weights, settings and data as on the card, or None."""
+    """Return the newest version of a model with the same weights and ``COMPARED`` fields as the card, or None."""
     numbers = [number for other, number in store.all_versions(models) if other == card.name] if models.is_dir() else []
     for number in reversed(numbers):
         with contextlib.suppress(store.StoreError):  # a damaged version has no readable card
