@@ -16,6 +16,7 @@ from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.tasks.precision import fast_bfloat16
 from training.configs import AirbenchConfig
 from training.data.image_batches import accuracy_of, corrupted, masked, shift_and_mirror
+from training.loops.winograd import Winograd
 from training.run import derive_seed
 
 MOMENTUM = 0.85
@@ -169,7 +170,8 @@ class AirbenchTrainer:
         """Train for one step; see ``ClassifierTrainer.update``.
 
         On GPUs and on CPUs with fast bfloat16 instructions, the convolutions compute in bfloat16, which takes 0.55 of
-        the time of float32. The weights, their averages and the loss stay in float32.
+        the time of float32. The weights, their averages and the loss stay in float32. Other CPUs use Winograd's
+        algorithm.
         """
         config, network = self.config, self.network
         rate = triangular_schedule(step, total, config.warm_up, config.final_rate)
@@ -184,7 +186,7 @@ class AirbenchTrainer:
             selected = self.selector.select(augmented, labels, step, rate)
             augmented, labels = augmented[selected], labels[selected]
         augmented = corrupted(augmented, config.corrupted)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16), Winograd():
             logits = network.scores(augmented)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing, reduction="sum")
         descend(self.optimizer, loss, rate)

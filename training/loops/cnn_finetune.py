@@ -34,6 +34,7 @@ from training.data.image_dataset import ImageDataset
 from training.evaluation.own_images import metrics_of, plot_predictions
 from training.loops import airbench, distributed, time_budget
 from training.loops.classifier import fit
+from training.loops.winograd import Winograd
 from training.options import Options, base_version
 from training.run import Run, cosine_schedule
 
@@ -58,7 +59,7 @@ class FinetuneLoss(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of uint8 images [N, C, S, S] with labels [N]."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16), Winograd():
             logits = self.network(images)
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
 
