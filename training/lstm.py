@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from app.networks.forecaster import ForecasterSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
+from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster, WindowForecaster
 from training import refit
 from training.configs import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from app.networks.cnn import DigitNet, DigitNetSizes, LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes
 from app.networks.efficientnet import EfficientNetLite, EfficientNetSizes
-from app.networks.forecaster import Forecaster, ForecasterSizes
+from app.networks.forecaster import Forecaster
 from app.networks.gan import ConditionalGenerator, ConditionalSizes, Generator, GeneratorSizes
 from app.networks.gated_rnn import GatedRNN, GatedRNNSizes
 from app.networks.imported import ImportedSizes
@@ -19,6 +19,7 @@ from app.networks.imported.exported_program import ExportedProgram
 from app.networks.imported.onnx_network import OnnxNetwork
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes, StackedRNN, StackedRNNSizes
+from app.networks.series_reader import ForecasterSizes
 
 TaskName = Literal["classify", "continue", "forecast", "sample", "infer"]
 

@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
-from app.networks.forecaster import Forecaster, ForecasterSizes
+from app.networks.forecaster import Forecaster
+from app.networks.series_reader import ForecasterSizes
 from benchmarks.speed.training import hardware
 from training.configs import CNN_OWN, LSTM_OWN, RNN_OWN
 from training.data.series.windows import Source, WindowSampler

@@ -16,7 +16,8 @@ from support.service import ROOT, Serve
 from app import store
 from app.errors import BadValue
 from app.networks import build
-from app.networks.forecaster import ERROR_FLOOR, MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader, in_order
+from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, in_order
+from app.networks.series_reader import ERROR_FLOOR, ForecasterSizes, Reader
 from app.tasks.forecasting import MAX_READ, MEAN_WEIGHTS, NORMAL, SCORES, GlobalForecaster, QuantileForecast
 from app.tasks.seasonality import SEASONS, detect_season, fill_missing, seasonal_medians
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.networks.forecaster import QUANTILES, ForecasterSizes, Reader
+from app.networks.forecaster import QUANTILES
+from app.networks.series_reader import ForecasterSizes, Reader
 from app.tasks.seasonality import SEASONS
 from training.configs import LSTM_STRONG
 from training.data import datasets

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from app.networks.forecaster import QUANTILES, ForecasterSizes
+from app.networks.forecaster import QUANTILES
+from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from training.data import datasets
 from training.evaluation import forecast_metrics

@@ -13,7 +13,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Member, Reader, Reading
+from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, Member
+from app.networks.series_reader import ForecasterSizes, Reader, Reading
 from app.tasks.precision import fast_bfloat16
 from training.configs import ForecasterConfig, ForecasterFinetuneConfig
 from training.data.series.sources import training_sources

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.networks.forecaster import ForecasterSizes
+from app.networks.series_reader import ForecasterSizes
 from app.tasks.seasonality import SEASONS
 from training.configs import ForecasterConfig
 from training.data import datasets

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from app import store
-from app.networks.forecaster import ForecasterSizes
+from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster
 from training.configs import ForecasterFinetuneConfig
 from training.data.datasets import DataError

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from app.networks.forecaster import ForecasterSizes
+from app.networks.series_reader import ForecasterSizes
 from app.tasks.covariates import covariate_effect
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import yearly_pattern
