@@ -61,7 +61,7 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for folder in ("app/networks", "training"):
-        for path in sorted((root / folder).rglob("*.py")):
+        for path in sorted(path for path in (root / folder).rglob("*") if path.suffix in (".py", ".c")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
