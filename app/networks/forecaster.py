@@ -16,15 +16,19 @@ although the season that it receives is a day.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from app.networks.rnn import merge_norm
 from app.networks.series_reader import CHANNELS, ForecasterSizes, Reader, Reading
 
 QUANTILES = (0.025, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975)
 MEDIAN = QUANTILES.index(0.5)
 SHORT_SERIES = 4  # the intervals of a series with this number of values are twice as wide
+FEW_SERIES = 2  # largest batch for which ``CombinedMembers`` is clearly faster than one member after the other
 
 
 class Member(nn.Module):
@@ -77,6 +81,106 @@ def in_order(raw: Tensor) -> Tensor:
     return torch.cat([middle - down, middle, middle + up], dim=-1)
 
 
+class CombinedMembers:
+    """Computes the mean output of the M members of a ``Forecaster``, without gradients, with copies of their weights.
+
+    One call computes a layer of all members. With few series, the number of calls determines the time: for one series,
+    three members take 0.64 of the time that they take one after the other. Larger batches take longer than that.
+    """
+
+    def __init__(self, members: Iterable[Member]) -> None:
+        members = list(members)
+        first = members[0]
+        self.hidden = first.lstm.hidden_size
+        self.embed = _stacked(_weights(member.embed) for member in members)
+        self.layers = [
+            (
+                _stacked(_input_weights(member.lstm, i) for member in members),
+                torch.stack(
+                    [_recurrent_weights(member.lstm, i) for member in members]
+                ).detach(),  # [M, hidden, 4 hidden]
+            )
+            for i in range(first.lstm.num_layers)
+        ]
+        self.summary = _stacked(merge_norm(member.norm, *_weights(member.summary)) for member in members)
+        self.local = _stacked(_weights(member.local) for member in members)
+        self.middle = _stacked(_weights(member.middle) for member in members)
+        self.head = _stacked(_head_weights(member) for member in members)
+
+    def __call__(self, reading: Reading) -> Tensor:
+        """Return the mean of ``Member.forward`` over all members: [N, horizon, QUANTILES]."""
+        rows, patches, _ = reading.patches.shape
+        horizon = reading.ahead.shape[1]
+        embedded = F.silu(_product(reading.patches.transpose(0, 1).flatten(0, 1), self.embed))  # [M, patches N, hidden]
+        read = embedded
+        for layer in self.layers:
+            read = self._read(read, patches, *layer)
+        last = read[:, -rows:] + embedded[:, -rows:]  # [M, N, hidden]
+        summary = _product(F.layer_norm(last, (self.hidden,)), self.summary)
+        local = _product(reading.ahead.flatten(0, 1), self.local)  # [M, N horizon, hidden]
+        x = F.silu(local.unflatten(1, (rows, horizon)) + summary.unsqueeze(2)).flatten(1, 2)
+        x = x + F.silu(_product(x, self.middle))
+        raw = _product(x, self.head)
+        outputs = in_order(raw[..., : len(QUANTILES)])
+        if reading.candidates.shape[2]:
+            weights = raw[..., len(QUANTILES) :].softmax(2)[..., :-1]
+            outputs = outputs + (weights * reading.candidates.flatten(0, 1)).sum(2, keepdim=True)
+        return outputs.mean(0).unflatten(0, (rows, horizon))
+
+    def _read(self, inputs: Tensor, patches: int, weights: tuple[Tensor, Tensor], recurrent: Tensor) -> Tensor:
+        """Compute an LSTM layer. Inputs and outputs are [M, patches N, hidden], ordered by patch."""
+        gates = _product(inputs, weights).unflatten(1, (patches, -1))  # [M, patches, N, 4 hidden]
+        outputs = inputs.new_empty(inputs.shape).unflatten(1, (patches, -1))
+        current = gates[:, 0].clone()
+        sigmoids, cell_input = current.split((3 * self.hidden, self.hidden), 2)
+        input_gate, forget_gate, output_gate = sigmoids.chunk(3, 2)
+        cell = torch.zeros_like(input_gate)
+        for patch in range(patches):
+            if patch:
+                torch.baddbmm(gates[:, patch], outputs[:, patch - 1], recurrent, out=current)
+            sigmoids.sigmoid_()
+            cell.mul_(forget_gate).addcmul_(input_gate, cell_input.tanh_())
+            torch.mul(output_gate, cell.tanh(), out=outputs[:, patch])
+        return outputs.flatten(1, 2)
+
+
+def _product(inputs: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+    """Compute a linear layer of all members. Inputs [N, in] are the same for all members; [M, N, in] are not."""
+    weight, bias = weights  # [M, in, out], [M, 1, out]
+    return torch.baddbmm(bias, inputs.expand(len(weight), -1, -1), weight)
+
+
+def _stacked(layers: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Stack the weights [out, in] and biases [out] of M layers to tensors [M, in, out] and [M, 1, out]."""
+    weight, bias = (torch.stack(parts).detach() for parts in zip(*layers, strict=True))
+    return weight.transpose(1, 2).contiguous(), bias.unsqueeze(1)
+
+
+def _weights(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    return layer.weight, layer.bias
+
+
+def _head_weights(member: Member) -> tuple[Tensor, Tensor]:
+    """Return the weights of both last layers, which are computed as one layer."""
+    heads = [layer for layer in (member.head, member.mix) if layer is not None]
+    return torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
+
+
+def _input_weights(lstm: nn.LSTM, layer: int) -> tuple[Tensor, Tensor]:
+    weight, _, bias, recurrent_bias = lstm.all_weights[layer]
+    return _cell_input_last(weight), _cell_input_last(bias + recurrent_bias)
+
+
+def _recurrent_weights(lstm: nn.LSTM, layer: int) -> Tensor:
+    return _cell_input_last(lstm.all_weights[layer][1]).t().contiguous()
+
+
+def _cell_input_last(gates: Tensor) -> Tensor:
+    """Reorder PyTorch's input, forget, cell and output gates [4 hidden, ...], so that the sigmoids are adjacent."""
+    input_gate, forget_gate, cell_input, output_gate = gates.chunk(4)
+    return torch.cat([input_gate, forget_gate, output_gate, cell_input])
+
+
 class Forecaster(nn.Module):
     """One network for all series. It averages the quantiles of its members, which are trained with different seeds.
 
@@ -95,6 +199,12 @@ class Forecaster(nn.Module):
         self.read = Reader(sizes)
         self.members = nn.ModuleList(Member(sizes) for _ in range(sizes.members))
         self.register_buffer("widening", torch.ones(2, sizes.horizon))
+        self.combined: Callable[[Reading], Tensor] | None = None
+
+    def combine(self) -> None:
+        """On the CPU, compute up to FEW_SERIES series faster from now on, with copies of the present weights."""
+        if self.widening.device.type == "cpu":
+            self.combined = CombinedMembers(self.members)  # type: ignore[arg-type]
 
     def forward(self, values: Tensor, seasons: Tensor) -> Tensor:
         """Return quantiles float64 [N, horizon, QUANTILES], given values float64 [N, context] and seasons int64 [N].
@@ -103,7 +213,10 @@ class Forecaster(nn.Module):
         are in the units of the series.
         """
         reading = self.read(values, seasons)
-        errors = torch.stack([member(reading) for member in self.members]).mean(0).double()
+        if self.combined is not None and len(values) <= FEW_SERIES:
+            errors = self.combined(reading).double()
+        else:
+            errors = torch.stack([member(reading) for member in self.members]).mean(0).double()
         middle = errors[..., MEDIAN : MEDIAN + 1]
         errors = middle + (errors - middle) * self.widening[(seasons > 1).long()].unsqueeze(2)
         if self.sizes.smoothings:

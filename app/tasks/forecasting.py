@@ -192,8 +192,8 @@ class GlobalForecaster:
         self.card = version.card
         self.device = device
         self.network = version.network().to(device)
-        self.latency = LatencyModel(0.0, 0.0)
-        self.minimum = MIN_VALUES
+        self.network.combine()
+        self.latency, self.minimum = LatencyModel(0.0, 0.0), MIN_VALUES
 
     def parse(
         self,

@@ -12,11 +12,12 @@ import pytest
 import torch
 from support.networks import publish_tiny, tiny_card
 from support.service import ROOT, Serve
+from torch import nn
 
 from app import store
 from app.errors import BadValue
 from app.networks import build
-from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, in_order
+from app.networks.forecaster import FEW_SERIES, MEDIAN, QUANTILES, Forecaster, in_order
 from app.networks.series_reader import ERROR_FLOOR, ForecasterSizes, Reader
 from app.tasks.forecasting import MAX_READ, MEAN_WEIGHTS, NORMAL, SCORES, GlobalForecaster, QuantileForecast
 from app.tasks.seasonality import SEASONS, detect_season, fill_missing, seasonal_medians
@@ -251,6 +252,31 @@ def test_a_batch_of_series_equals_single_series(forecaster: GlobalForecaster) ->
         (alone,) = forecaster.predict([item])
         assert len(together.mean) == item.horizon
         assert alone.quantiles == pytest.approx(together.quantiles, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        SIZES,
+        dataclasses.replace(SIZES, members=1, layers=2),
+        dataclasses.replace(SIZES, context=60, members=3, smoothings=4, lag_forecasts=True),
+    ],
+)
+def test_combined_members_compute_the_same_forecasts(sizes: ForecasterSizes) -> None:
+    torch.manual_seed(0)
+    network = Forecaster(sizes)
+    for name, weight in network.named_parameters():
+        nn.init.normal_(weight, std=1.0 if "norm" in name else 0.3)
+    values = torch.from_numpy(np.stack([series(i, sizes.context) for i in range(3)]))
+    seasons = torch.tensor([1, 3, 7])
+    with torch.inference_mode():
+        expected = network(values, seasons)
+        network.combine()
+        assert torch.equal(network(values, seasons), expected)
+        for rows in range(1, FEW_SERIES + 1):
+            combined = network(values[:rows], seasons[:rows])
+            assert not torch.equal(combined, expected[:rows])
+            torch.testing.assert_close(combined, expected[:rows], rtol=1e-5, atol=1e-5)
 
 
 def test_a_constant_series_stays_constant(forecaster: GlobalForecaster) -> None:
