@@ -271,7 +271,11 @@ def test_a_run_writes_plots_and_a_card_that_evaluation_confirms(
     published = path.read_bytes()
     assert speed.main([name, "--store", str(models)]) == 0
     assert f"{name}@1: on one thread " in capsys.readouterr().out
-    assert evaluate.main([name, "--store", str(models)]) == 0
+    assert evaluate.main([f"{name}@1", "--store", str(models)]) == 0
+    for command in (speed, evaluate):
+        with pytest.raises(SystemExit):
+            command.main([name, f"{name}@7", "--store", str(models)])
+        assert f"error: {models} has no {name}@7; it has {name}@1" in capsys.readouterr().err
     assert path.read_bytes() == published
     changed = json.loads(path.read_text())
     metric = next(iter(changed["metrics"].values()))

@@ -1,6 +1,6 @@
 """Measure all versions in a model store again with the serving code, and compare the metrics with the cards.
 
-    python -m training.evaluation.evaluate [--store DIR] [NAME ...]
+    python -m training.evaluation.evaluate [--store DIR] [NAME or NAME@VERSION ...]
 
 The exit status is 1 if a metric differs by more than its rounding, or if the data differ from those on the card. The
 command does not measure versions that were trained a second time on all data, because no held-out data are left for
@@ -30,7 +30,7 @@ from training import cnn, gan, lstm, rnn
 from training.data import datasets, texts
 from training.data.datasets import DataError
 from training.evaluation import generation, language_model, own_images
-from training.evaluation.speed import processor
+from training.evaluation.speed import processor, selected
 from training.loops import gan_finetune
 from training.loops.series import own_series, testing
 from training.loops.text.distillation import TEACHER
@@ -219,16 +219,14 @@ def check(version: store.Version, models: Path, device: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the comparison of all versions; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="models to measure (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models or versions to measure (default: all)")
     parser.add_argument(
         "--store", metavar="DIR", type=Path, default="models_store", help="model store (default: %(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     options = parser.parse_args(argv)
     wrong = measured = missing = different = 0
-    for name, number in store.all_versions(options.store):
-        if options.names and name not in options.names:
-            continue
+    for name, number in selected(parser, options.store, options.names):
         version = store.read_version(options.store, name, number)
         if is_imported(version.card.kind):  # its card has no metrics on a data set
             continue

@@ -1,6 +1,6 @@
 """Measure how fast the serving code computes each version on one thread, for single items and for batches.
 
-    python -m training.evaluation.speed [--store DIR] [NAME ...]
+    python -m training.evaluation.speed [--store DIR] [NAME or NAME@VERSION ...]
 
 Each training also measures the speed of its network, and writes the speed and the processor to the card. This command
 does not change cards. Use an idle machine, because other processes distort the measurement.
@@ -31,16 +31,26 @@ def describe(speed: dict[str, Any], task: store.TaskName) -> str:
     )
 
 
+def selected(parser: argparse.ArgumentParser, models: Path, names: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the versions in a model store, or those that ``names`` lists as NAME or NAME@VERSION.
+
+    An unknown name ends the command with a message.
+    """
+    versions = list(store.all_versions(models))
+    labels = [f"{name}@{number}" for name, number in versions]
+    if unknown := [text for text in names if text not in labels and text not in dict(versions)]:
+        parser.error(f"{models} has no {unknown[0]}; it has {', '.join(labels) or 'nothing'}")
+    return [(name, n) for name, n in versions if not names or name in names or f"{name}@{n}" in names]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="models to measure (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models or versions to measure (default: all)")
     parser.add_argument(
         "--store", metavar="DIR", type=Path, default="models_store", help="model store (default: %(default)s)"
     )
     options = parser.parse_args(argv)
-    for name, number in store.all_versions(options.store):
-        if options.names and name not in options.names:
-            continue
+    for name, number in selected(parser, options.store, options.names):
         version = store.read_version(options.store, name, number)
         speed = measure(TASKS[version.card.task].load(version, torch.device("cpu")), processor())
         print(f"{name}@{number}: {describe(speed, version.card.task)}", flush=True)
