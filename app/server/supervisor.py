@@ -49,7 +49,7 @@ class WorkerProcess:
     started: float = field(default_factory=time.monotonic)
     last_heartbeat: float = field(default_factory=time.monotonic)
     ready: bool = False
-    stopping: bool = False
+    stopping: float | None = None  # time at which the worker began to stop
     unhealthy: bool = False  # whether the worker reports problems
     connections: int = 0
     busy: int = 0  # running requests at the last report, plus connections that the worker had not received by then
@@ -207,10 +207,10 @@ class Supervisor:
             if state in (b"ready", b"busy", b"unhealthy"):
                 worker.last_heartbeat = time.monotonic()
             if state == b"ready":
-                worker.ready = not worker.stopping
+                worker.ready = worker.stopping is None
                 self._accept_when_ready()
             elif state == b"stopping":
-                worker.ready, worker.stopping = False, True
+                worker.ready, worker.stopping = False, time.monotonic()
             elif state in (b"busy", b"unhealthy"):
                 worker.busy, worker.unhealthy = int(number) + len(worker.sent), state == b"unhealthy"
             elif state == b"got":
@@ -312,16 +312,18 @@ class Supervisor:
         for worker in list(self._workers):
             if worker.process.exitcode is not None:
                 self._reap(worker, now)
-            elif self._stopping is None and not worker.stopping and self._hangs(worker, now):
+            elif self._stopping is None and self._hangs(worker, now):
                 log.error("killed worker %s: no answer for %.0f s", worker.process.pid, now - worker.last_heartbeat)
                 worker.process.kill()
-                worker.ready, worker.stopping = False, True
+                worker.ready, worker.stopping = False, now
         if self._stopping is not None and now - self._stopping > self._shutdown_grace_seconds:
             self._kill()
         self._rebalance(now)
 
     def _hangs(self, worker: WorkerProcess, now: float) -> bool:
         """Return whether a worker has been silent too long. The first workers may take any time to become ready."""
+        if worker.stopping is not None:  # a worker that drains may be silent
+            return now - worker.stopping > self._shutdown_grace_seconds + self._liveness_timeout_seconds
         if worker.ready:
             return now - worker.last_heartbeat > self._liveness_timeout_seconds
         return self._serving and now - worker.started > max(START_SECONDS, 2 * self._liveness_timeout_seconds)

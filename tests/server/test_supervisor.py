@@ -264,6 +264,23 @@ def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
             assert httpx.get(f"{service.url}/health/live", timeout=TIMEOUT_SECONDS).status_code == 200
 
 
+def test_a_worker_that_hangs_while_it_stops_is_killed() -> None:
+    """Otherwise, it would never be replaced."""
+    own_end, worker_end = socket.socketpair()
+    with own_end, worker_end, socket.socket() as listener:
+        supervisor = Supervisor(listener, lambda channel: None, 1, 1.0, 20.0, 30.0, lambda: None, lambda pid: None)
+        process = multiprocessing.get_context("fork").Process(target=signal.pause)
+        process.start()
+        worker = WorkerProcess(process, own_end, stopping=time.monotonic(), last_heartbeat=time.monotonic() - 1000)
+        supervisor._workers, supervisor._serving = [worker], True
+        supervisor._check_workers()
+        assert process.is_alive()
+        worker.stopping = time.monotonic() - 51
+        supervisor._check_workers()
+        process.join(TIMEOUT_SECONDS)
+        assert process.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("inline_seconds", [0, 0.05])
 def test_a_single_process_with_a_hung_network_exits(tiny_store: Path, inline_seconds: float) -> None:
     """The network hangs on a thread or on the event loop."""
