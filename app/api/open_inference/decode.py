@@ -244,10 +244,13 @@ def _json_array(item: RequestInput, i: int) -> np.ndarray:
     try:
         if datatype == "BYTES":
             return np.array([value.encode() for value in values], dtype=object).reshape(shape)
-        with np.errstate(over="ignore"):  # the tensor model rejects infinite values
-            return np.array(values, dtype=NUMPY[datatype]).reshape(shape)
+        with np.errstate(over="ignore"):
+            array = np.array(values, dtype=NUMPY[datatype])
     except OverflowError:
         raise BadValue(f"{param} has a value that is no {datatype}", "inputs") from None
+    if array.dtype.kind == "f" and (infinite := np.isinf(array)).any():  # JSON has no infinity
+        raise BadValue(f"{param} has {quote_value(values[infinite.argmax()])}, which no {datatype} can hold", "inputs")
+    return array.reshape(shape)
 
 
 def _flatten(data: Any, param: str, shape: Sequence[int]) -> list[Any]:
