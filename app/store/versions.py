@@ -318,7 +318,7 @@ def place(store: Path, folder: Path) -> bool:
 
     The model becomes the default model of its task if the task has none yet. The task ``infer`` never has a default.
     Returns False if a version with this number has been published in the meantime, otherwise True. Raises StoreError
-    for an invalid version or an invalid ``defaults.json``. Then nothing is moved.
+    for an invalid version or an invalid ``defaults.json``. After any error, the version is still in the scratch folder.
     """
     name, number = folder.parent.name, folder.name
     version = read_version(folder.parent.parent, name, int(number))
@@ -341,7 +341,11 @@ def place(store: Path, folder: Path) -> bool:
         sync(store / name)
         sync(store)
         if task != "infer" and task not in defaults:
-            _write_defaults(store, {**defaults, task: name})
+            try:
+                _write_defaults(store, {**defaults, task: name})
+            except OSError:
+                (store / name / number).rename(folder)
+                raise
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -45,6 +46,19 @@ def test_a_loaded_version_equals_the_published_one(kind: str, tmp_path: Path) ->
 def test_versions_count_up_and_the_first_model_of_a_task_is_the_default(tmp_path: Path) -> None:
     assert [publish_tiny(tmp_path, "tiny-gan").card.version for _ in range(3)] == [1, 2, 3]
     assert list(store.all_versions(tmp_path)) == [("tiny-gan", 1), ("tiny-gan", 2), ("tiny-gan", 3)]
+    assert store.read_defaults(tmp_path) == {"sample": "tiny-gan"}
+
+
+def test_nothing_is_published_if_the_default_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "replace_file", full_disk)
+        with pytest.raises(OSError, match="No space left on device"):
+            publish_tiny(tmp_path, "tiny-gan")
+    assert not list(store.all_versions(tmp_path))
+    assert publish_tiny(tmp_path, "tiny-gan").card.version == 1
     assert store.read_defaults(tmp_path) == {"sample": "tiny-gan"}
 
 
