@@ -60,7 +60,8 @@ class Settings(BaseSettings):
         8,
         ge=0,
         description="number of versions that each worker may load because a request names their version number. The "
-        "active, canary and previous versions of each model do not count. Beyond this number, a new version replaces "
+        "active version, the canary, and the version that was active before the last change do not count. Beyond this "
+        "number, a new version replaces "
         "the least recently used version, unless that version is in use.",
     )
     device: str = Field(

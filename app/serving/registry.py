@@ -43,7 +43,7 @@ PARSE_NICENESS = 5  # so that decoding large images and unpacking bodies does no
 class Registry:
     """Chooses the model version for each request, and keeps the desired versions in memory.
 
-    The active, canary and previous version of each model stay in memory if ``settings.model_bytes`` allows it. Other
+    The resident versions of each model (see ``reconcile``) stay in memory if ``settings.model_bytes`` allows it. Other
     versions are loaded on demand. A damaged version never prevents other versions from being served.
 
     ``prepared`` are versions that were loaded before this process was forked.

@@ -26,6 +26,7 @@ class VersionSet:
     canary: int | None = None
     share: float = 0.0  # per cent of the requests without a version number that the canary gets
     unloaded: tuple[int, ...] = ()  # versions of an unloaded model, served when it is loaded again
+    keeps_previous: bool = False  # whether the previous version stays in memory: it does if it was active before
 
     @classmethod
     def build(cls, name: str, stored: Sequence[int], rollout: Rollout, failed: Collection[int]) -> VersionSet:
@@ -40,14 +41,23 @@ class VersionSet:
         active = next(iter(rollout.preference(available)), None)
         previous = next((n for n in rollout.previous_versions(active, available) if n in available), None)
         canary = rollout.canary if rollout.canary and rollout.canary.version in available else None
-        if canary is None or canary.version == active:
-            return cls(name, tuple(available), retired, active, previous)
-        return cls(name, tuple(available), retired, active, previous, canary.version, canary.share)
+        if canary is not None and canary.version == active:
+            canary = None
+        return cls(
+            name,
+            tuple(available),
+            retired,
+            active,
+            previous,
+            canary.version if canary else None,
+            canary.share if canary else 0.0,
+            keeps_previous=previous is not None and previous == rollout.previous,
+        )
 
     @property
     def resident(self) -> list[int]:
         """The versions that stay in memory, most important first."""
-        candidates = (self.active, self.canary, self.previous)
+        candidates = (self.active, self.canary, self.previous if self.keeps_previous else None)
         return list(dict.fromkeys(number for number in candidates if number is not None))
 
     def without(self, number: int) -> VersionSet:

@@ -68,6 +68,9 @@ def test_the_active_and_previous_version_are_in_memory_and_others_load_on_demand
     for _ in range(3):
         publish_tiny(tiny_store, NAME)
     with serve() as client:
+        assert (model_entry(client)["versions"], model_entry(client)["loaded"]) == ([1, 2, 3, 4], [4])
+    rollout.activate(tiny_store, NAME, 3)
+    with serve() as client:
         assert (model_entry(client)["versions"], model_entry(client)["loaded"]) == ([1, 2, 3, 4], [3, 4])
         assert client.get(f"/v1/models/{NAME}@1").json()["card"]["version"] == 1  # a card needs no loading
         assert answering_version(client, f"{NAME}@1") == 1
@@ -121,6 +124,8 @@ def test_clients_cannot_load_every_version_or_evict_versions_in_use(
 ) -> None:
     for _ in range(5):
         publish_tiny(tiny_store, NAME)
+    rollout.activate(tiny_store, NAME, 5)
+    rollout.activate(tiny_store, NAME, 6)
     with serve(max_on_demand_versions=2) as client:
         assert [answering_version(client, f"{NAME}@{number}") for number in (1, 2, 1)] == [1, 2, 1]
         rejected = client.post("/v1/images/sample", json={"count": 1, "model": f"{NAME}@3"})

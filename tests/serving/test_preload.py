@@ -16,6 +16,7 @@ from app.observability.metrics import Metrics
 from app.serving.loader import LoadedModel, Loader
 from app.serving.preload import preload
 from app.settings import Settings
+from app.store import rollout
 
 NAME = "tiny-gan"
 
@@ -30,8 +31,10 @@ def loader(tiny_store: Path) -> Loader:
 def test_the_versions_that_stay_in_memory_are_loaded_before_the_fork(tiny_store: Path) -> None:
     for _ in range(2):
         publish_tiny(tiny_store, NAME)
-    residents = {(name, 1) for name in TINY if name != NAME} | {(NAME, 2), (NAME, 3)}
-    assert preload(Settings(store=tiny_store, threads=1)).keys() == residents
+    others = {(name, 1) for name in TINY if name != NAME}
+    assert preload(Settings(store=tiny_store, threads=1)).keys() == others | {(NAME, 3)}
+    rollout.activate(tiny_store, NAME, 2)
+    assert preload(Settings(store=tiny_store, threads=1)).keys() == others | {(NAME, 2), (NAME, 3)}
 
 
 def test_nothing_is_loaded_before_the_fork_with_several_threads(tiny_store: Path) -> None:

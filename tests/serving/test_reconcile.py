@@ -69,7 +69,7 @@ def test_desired_versions_follow_from_stored_versions_and_rollout() -> None:
         failed=[],
     )
     assert {name: version_set.resident for name, version_set in desired.items()} == {
-        "newest": [3, 2],
+        "newest": [3],
         "chosen": [2, 1],
         "canary": [1, 2],
         "retired": [1],
@@ -97,7 +97,10 @@ def to_load(desired: dict[str, VersionSet], **changes: Any) -> list[VersionKey]:
     return versions_to_load(desired, **{**arguments, **changes})
 
 
-DESIRED = desired_versions(snapshot(a=([1, 2], Rollout()), b=([1, 2, 3], Rollout()), c=([1], Rollout())), [])
+SECOND = Rollout(active=2, previous=1)
+DESIRED = desired_versions(
+    snapshot(a=([1, 2], SECOND), b=([1, 2, 3], Rollout(active=3, previous=2)), c=([1], Rollout())), []
+)
 
 
 def test_active_versions_are_loaded_first_and_default_models_before_others() -> None:
@@ -129,7 +132,7 @@ def test_with_a_memory_limit_a_new_active_version_replaces_one_in_memory() -> No
 
 
 def test_a_version_set_is_published_when_its_active_and_canary_version_are_loaded() -> None:
-    desired = desired_versions(snapshot(a=([1, 2], CANARY), b=([1, 2], Rollout())), [])
+    desired = desired_versions(snapshot(a=([1, 2], CANARY), b=([1, 2], SECOND)), [])
 
     def published(pending: list[VersionKey]) -> list[str]:
         return [version_set.name for version_set in sets_to_publish(desired, {}, pending)]
@@ -146,7 +149,7 @@ def test_a_model_that_is_loaded_again_is_published_immediately() -> None:
 
 
 def test_versions_that_are_not_served_or_idle_are_evicted() -> None:
-    published = desired_versions(snapshot(a=([1, 2, 3, 4, 5], Rollout(retired=[5]))), [])
+    published = desired_versions(snapshot(a=([1, 2, 3, 4, 5], Rollout(active=4, previous=3, retired=[5]))), [])
     now = 1000.0
     models = [
         loaded("a", 1, last_used_at=now - IDLE_SECONDS - 1),

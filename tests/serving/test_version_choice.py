@@ -11,14 +11,16 @@ from app.serving.version_choice import VersionSet, resolve_name
 from app.store.rollout import Canary, Rollout
 
 STORED = [1, 2, 3, 4]
-CANARY = VersionSet("a", (1, 2, 3), (), active=3, previous=1, canary=2, share=25.0)
+CANARY = VersionSet("a", (1, 2, 3), (), active=3, previous=1, canary=2, share=25.0, keeps_previous=True)
 
 
 def test_a_set_follows_from_versions_rollout_and_failures() -> None:
     assert VersionSet.build("a", STORED, Rollout(), ()) == VersionSet("a", (1, 2, 3, 4), (), active=4, previous=3)
     assert VersionSet.build("a", STORED, Rollout(retired=[4, 1]), {3}) == VersionSet("a", (2,), (4, 1), 2, None)
     chosen = Rollout(active=2, previous=4, canary=Canary(version=1, share=5))
-    assert VersionSet.build("a", STORED, chosen, ()) == VersionSet("a", (1, 2, 3, 4), (), 2, 4, 1, 5.0)
+    assert VersionSet.build("a", STORED, chosen, ()) == VersionSet(
+        "a", (1, 2, 3, 4), (), 2, 4, 1, 5.0, keeps_previous=True
+    )
     assert VersionSet.build("a", STORED, chosen, {4, 1}) == VersionSet("a", (2, 3), (), 2, None)
     assert VersionSet.build("a", [], Rollout(), ()) == VersionSet("a", (), (), None, None)
 
@@ -35,16 +37,17 @@ def test_an_unloaded_model_keeps_its_versions_for_later() -> None:
     assert (unloaded.resident, unloaded.labels(), unloaded.version_for("x")) == ([], [], None)
 
 
-def test_resident_versions_are_the_active_one_the_canary_and_the_previous_one() -> None:
+def test_resident_versions_are_the_active_one_the_canary_and_the_one_that_was_active_before() -> None:
     assert CANARY.resident == [3, 2, 1]
-    assert VersionSet("a", (1, 2), (), 2, 2).resident == [2]
+    assert VersionSet.build("a", STORED, Rollout(), ()).resident == [4]  # version 3 was never active
+    assert VersionSet.build("a", STORED, Rollout(active=4, previous=2), ()).resident == [4, 2]
     assert VersionSet("a", (1, 2), (), None, None).resident == []
     assert CANARY.labels() == ["a@1", "a@2", "a@3"]
 
 
 def test_a_version_can_be_left_out() -> None:
-    assert CANARY.without(2) == VersionSet("a", (1, 3), (), 3, 1, None, 25.0)
-    assert CANARY.without(1) == VersionSet("a", (2, 3), (), 3, None, 2, 25.0)
+    assert CANARY.without(2) == VersionSet("a", (1, 3), (), 3, 1, None, 25.0, keeps_previous=True)
+    assert CANARY.without(1) == VersionSet("a", (2, 3), (), 3, None, 2, 25.0, keeps_previous=True)
     assert CANARY.without(4) == CANARY
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,13 +16,19 @@ from app import store
 from app.serving.loader import LoadedModel, LoadFailure
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.store import rollout
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a store with three versions of the default model tiny-gan, and two of tiny-cgan."""
+    """Return a store with three versions of the default model tiny-gan, and two of tiny-cgan.
+
+    The newest version of each model is active. The version before was active earlier, so it is resident too.
+    """
     for name in (NAME, NAME, NAME, OTHER, OTHER):
         publish_tiny(tmp_path / "store", name)
+    for name, previous in ((NAME, 2), (OTHER, 1)):
+        (tmp_path / "store" / name / rollout.FILE).write_text(json.dumps({"previous": previous}))
     return tmp_path / "store"
 
 
