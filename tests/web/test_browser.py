@@ -18,7 +18,7 @@ import httpx
 import pytest
 from support import processes
 from support.imported.onnx_models import linear_model
-from support.networks import FORECASTER, TINY, publish_tiny, tiny_card
+from support.networks import FORECASTER, TINY, publish_tiny, rewrite_card, tiny_card
 from support.responses import metric_samples
 from support.service import IMAGES, ROOT, Serve
 from support.waiting import wait_until
@@ -518,6 +518,18 @@ def test_the_card_of_an_imported_network_shows_its_tensors_and_origin(
             "x float32 [-1, 4]",
             "ms for one row",
         ):
+            assert part in text
+
+
+def test_the_card_of_a_trained_network_with_a_licence_shows_its_training(
+    serve: Serve, tiny_store: Path, open_page: Open
+) -> None:
+    rewrite_card(tiny_store / "tiny-cnn" / "1", licence="Apache-2.0", source="pretrained", minutes=7.0, seed=12)
+    with serve() as client:
+        card = open_page(client).get_by_role("article", name="tiny-cnn")
+        card.locator("summary", has_text="Training").click()
+        text = card.inner_text()
+        for part in ("7 minutes", "12", "Apache-2.0", "pretrained"):
             assert part in text
 
 

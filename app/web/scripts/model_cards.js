@@ -26,7 +26,7 @@ function card(model) {
     metrics.length ? createElement("dl", { class: "metrics" }, ...metrics.slice(0, SHOWN).map(metricItem)) : null,
     pictures(model),
     metrics.length > SHOWN ? details(`All ${metrics.length} metrics`, metricsTable(metrics)) : null,
-    details(model.card.licence ? "Import" : "Training", training(model)),
+    details(isImported(model.card) ? "Import" : "Training", origin(model)),
     ...model.broken.map(failure));
 }
 
@@ -102,13 +102,15 @@ function describeSpeed({ task, speed }) {
 
 const describeTensors = (tensors) => tensors.map(({ name, dtype, shape }) => `${name} ${dtype} [${shape.join(", ")}]`).join("; ");
 
-/** Return the facts of a training or of an import. An import has a licence instead of a seed and a duration. */
-function training({ card }) {
+const isImported = ({ kind }) => kind === "exported-program" || kind === "onnx";
+
+/** Return the facts of a training or of an import. An import has tensors instead of a seed and a duration. */
+function origin({ card }) {
   const { created, minutes, hardware, seed, command, commit, notes, kind, licence, source } = card;
-  const origin = licence
-    ? { imported: `${created.slice(0, 10)}, ${hardware}`, licence, source, inputs: describeTensors(card.inputs), outputs: describeTensors(card.outputs) }
+  const made = isImported(card)
+    ? { imported: `${created.slice(0, 10)}, ${hardware}`, inputs: describeTensors(card.inputs), outputs: describeTensors(card.outputs) }
     : { trained: `${created.slice(0, 10)}, ${Math.round(minutes)} minutes, ${hardware}`, seed: String(seed), commit: commit.slice(0, 12) };
-  const facts = { speed: describeSpeed(card), network: kind, command, ...origin, notes };
+  const facts = { speed: describeSpeed(card), network: kind, command, ...made, licence, source, notes };
   return createElement("dl", {}, ...Object.entries(facts).filter(([, fact]) => fact)
     .flatMap(([name, fact]) => [createElement("dt", {}, name), createElement("dd", {}, fact)]));
 }
