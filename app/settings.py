@@ -60,9 +60,8 @@ class Settings(BaseSettings):
         8,
         ge=0,
         description="number of versions that each worker may load because a request names their version number. The "
-        "active version, the canary, and the version that was active before the last change do not count. Beyond this "
-        "number, a new version replaces "
-        "the least recently used version, unless that version is in use.",
+        "active version, the canary, and the version that `active.json` names as `previous` do not count. Beyond "
+        "this number, a new version replaces the least recently used version, unless that version is in use.",
     )
     device: str = Field(
         "auto",
@@ -74,8 +73,9 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=256,
-        description="number of worker processes. 0 means one worker per CPU core, but at most 16 workers, and only as "
-        "many as fit into half of the memory of the machine or container. With a GPU, there is always one worker.",
+        description="number of worker processes. 0 means one worker for each CPU core, or for each `QUARTET_THREADS` "
+        "cores if that is set, but at most 16 workers, and only as many as fit into half of the memory of the machine "
+        "or container. With a GPU, there is always one worker.",
     )
     threads: int = Field(
         0,
@@ -146,9 +146,10 @@ class Settings(BaseSettings):
     )
     max_buffered_bytes: Count = Field(
         256 * 2**20,
-        description="bytes that all running requests of all workers together may hold in memory. Three things count: "
-        "request bodies, also after decompression; the prompts, random numbers and log-probabilities of texts; and "
-        "responses of more than 64 KiB, until the clients have read them.",
+        description="bytes that all running requests of all workers together may hold in memory. Each worker gets an "
+        "equal part, but at least `QUARTET_MAX_BODY_BYTES`. Three things count: request bodies, also after "
+        "decompression; the prompts, random numbers and log-probabilities of texts; and responses of more than 64 KiB, "
+        "until the clients have read them.",
     )
     request_seconds: Seconds = Field(
         60, description="seconds until a request times out. The header `x-request-timeout` can shorten this time."
@@ -207,6 +208,11 @@ class Settings(BaseSettings):
         known = {PREFIX + name.upper() for name in type(self).model_fields}
         for variable in os.environ:
             if variable.startswith(PREFIX) and variable not in known | OTHER_VARIABLES:
+                if re.search("_SERVICE_(HOST|PORT)", variable) and "KUBERNETES_SERVICE_HOST" in os.environ:
+                    raise SettingsError(
+                        f"{variable} is not a setting: Kubernetes sets it for a Service whose name begins with "
+                        "quartet; set enableServiceLinks to false in the pod"
+                    )
                 close = difflib.get_close_matches(variable, known, n=1)
                 hint = f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(sorted(known))}"
                 raise SettingsError(f"{variable} is not a setting{hint}")

@@ -315,6 +315,15 @@ def test_an_invalid_setting_is_rejected_by_name(
     assert sentence in str(rejection.value)
 
 
+def test_variables_that_kubernetes_sets_for_a_service_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("QUARTET_SERVICE_PORT", "80")
+    with pytest.raises(
+        SettingsError, match=r"^QUARTET_SERVICE_PORT is not a setting: .* set enableServiceLinks to false"
+    ):
+        Settings()
+
+
 def test_the_largest_limits_are_accepted(tiny_store: Path) -> None:
     names = [name for name, field in Settings.model_fields.items() if "le=1000000000000" in repr(field)]
     assert len(names) > 10

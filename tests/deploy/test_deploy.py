@@ -200,6 +200,7 @@ def test_probes_and_settings_of_pods_exist(serve: Serve) -> None:
             assert not security["allowPrivilegeEscalation"]
             assert security["capabilities"] == {"drop": ["ALL"]}
     pod = documents("deployment.yaml")[0]["spec"]["template"]["spec"]
+    assert pod["enableServiceLinks"] is False
     grace = 2 * Settings().shutdown_grace_seconds + 5
     sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] >= sleep + grace
