@@ -223,6 +223,8 @@ class VersionMetrics:
         self._queue = self._metrics.queue_seconds.labels(*self._labels)
         self._compute = self._metrics.compute_seconds.labels(*self._labels)
         self._rows = self._metrics.batch_rows.labels(*self._labels)
+        # Prometheus must read 0 before the first failure. Otherwise increase() does not see this failure.
+        self._failures = self._metrics.failures.labels(*self._labels)
 
     @log_errors
     def on_dequeued(self, members: Sequence[BatchMember]) -> None:
@@ -264,7 +266,7 @@ class VersionMetrics:
 
     @log_errors
     def on_failure(self, error: Exception) -> None:
-        self._metrics.failures.labels(*self._labels).inc()
+        self._failures.inc()
         log.error("%s@%s failed", self.model, self.version, exc_info=error)
 
     @log_errors

@@ -78,8 +78,8 @@ class RequestTelemetry:
             if status == 499:  # nothing was sent yet
                 error: QuartetError = NotReady("the service stopped before it could answer")
                 await self.failure(error)(scope, receive, send_with_headers)
-        except CallerGone:  # during a streamed response
-            status = CallerGone.status
+        except CallerGone as gone:  # during a streamed response
+            status, trace.error_code = gone.status, gone.code
         except Exception:
             log.exception("request %s failed", request_id)
             if status == 499:

@@ -116,6 +116,7 @@ def test_generation_ends_when_the_client_leaves_a_stream(serve: Serve) -> None:
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
         disconnected = ("quartet_requests_total", ("method", "POST"), ("route", PATH), ("status", "499"))
         wait_until(lambda: disconnected in metric_samples(client))
+        assert metric_samples(client)["quartet_errors_total", ("reason", "caller_gone"), ("route", PATH)] == 1
         client.post(PATH, json={"max_characters": 1}).raise_for_status()
         assert (
             metric_samples(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 3000

@@ -71,6 +71,7 @@ def test_loaded_bytes_are_measured_by_version(serve: Serve, tiny_store: Path) ->
         newer = publish_tiny(tiny_store, "tiny-gan").folder
         wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *labels("tiny-gan", 2))) == size)
         assert metric_samples(client)["quartet_versions", ("state", "live")] == 5
+        assert metric_samples(client)["quartet_failures_total", *labels("tiny-gan")] == 0
         newer.rename(tiny_store / ".gone")
         wait_until(lambda: ("quartet_loaded_bytes", *labels("tiny-gan", 2)) not in metric_samples(client))
         assert metric_samples(client)["quartet_versions", ("state", "live")] == 4
