@@ -8,8 +8,8 @@
     python -m app.keys new alice --limit 600/minute     makes a key, prints it once, and adds its line
 
 A name may have several keys, so that a key can be replaced without interruption. Requests with any of these keys are
-counted together. The service reads the file again when it changes. To revoke a key, remove its line. The key then stops
-working within about one second.
+counted together for each limit that their lines have in common. The service reads the file again when it changes. To
+revoke a key, remove its line. The key then stops working within about one second.
 """
 
 from __future__ import annotations
@@ -182,6 +182,8 @@ def add(path: Path, name: str, limits: str = "") -> str:
 
     Raises KeysError if the file, the name or the limits are wrong, and OSError if the file cannot be written.
     """
+    if not re.fullmatch(NAME, name):
+        raise KeysError(f"the name is {name!r}; it should be lower-case letters, digits and '-', 64 at most")
     key, path = new_key(), path.resolve()
     with file_lock(path.parent):  # two processes may add keys at the same time
         before = path.read_text("utf-8") if path.exists() else ""

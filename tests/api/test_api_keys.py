@@ -145,6 +145,13 @@ def reading_fails(path: Path) -> list[key_file.ApiKey]:
     raise key_file.KeysError("it cannot be read: Permission denied")
 
 
+@pytest.mark.parametrize("name", ["#alice", "Alice", "two words", ""])
+def test_no_key_is_made_for_an_invalid_name(file: Path, name: str) -> None:
+    with pytest.raises(key_file.KeysError, match=re.escape(f"the name is {name!r}; it should be lower-case letters")):
+        key_file.add(file, name)
+    assert not file.exists()
+
+
 def test_keys_created_concurrently_are_all_stored(file: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         keys = list(pool.map(lambda i: key_file.add(file, f"maker-{i}"), range(16)))
