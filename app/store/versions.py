@@ -338,14 +338,17 @@ def place(store: Path, folder: Path) -> bool:
             if (store / name / number).exists():
                 return False
             raise
-        sync(store / name)
-        sync(store)
-        if task != "infer" and task not in defaults:
-            try:
+        try:
+            sync(store / name)
+            sync(store)
+            if task != "infer" and task not in defaults:
                 _write_defaults(store, {**defaults, task: name})
-            except OSError:
-                (store / name / number).rename(folder)
-                raise
+        except OSError:
+            with suppress(OSError):  # the file may have been replaced before the error
+                if task != "infer" and read_defaults(store) != defaults:
+                    _write_defaults(store, defaults)
+            (store / name / number).rename(folder)
+            raise
     return True
 
 

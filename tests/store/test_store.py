@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from support.service import ROOT
 from app import store
 from app.networks import KINDS, build, is_imported
 from app.store import versions
-from app.store.atomic_files import file_lock
+from app.store.atomic_files import file_lock, replace_file
 
 
 def raw_weights(folder: Path, head: bytes, content: bytes) -> None:
@@ -53,11 +54,21 @@ def test_nothing_is_published_if_the_default_cannot_be_written(tmp_path: Path, m
     def full_disk(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(versions, "replace_file", full_disk)
-        with pytest.raises(OSError, match="No space left on device"):
-            publish_tiny(tmp_path, "tiny-gan")
-    assert not list(store.all_versions(tmp_path))
+    calls: list[object] = []
+
+    def replace_and_fail_once(*arguments: Any) -> None:
+        replace_file(*arguments)
+        calls.append(arguments)
+        if len(calls) == 1:
+            full_disk()
+
+    for failing in (full_disk, replace_and_fail_once):
+        with monkeypatch.context() as patch:
+            patch.setattr(versions, "replace_file", failing)
+            with pytest.raises(OSError, match="No space left on device"):
+                publish_tiny(tmp_path, "tiny-gan")
+        assert not list(store.all_versions(tmp_path))
+        assert store.read_defaults(tmp_path) == {}
     assert publish_tiny(tmp_path, "tiny-gan").card.version == 1
     assert store.read_defaults(tmp_path) == {"sample": "tiny-gan"}
 
