@@ -27,7 +27,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.main import create_app
-from app.settings import PREFIX, Settings
+from app.settings import PREFIX, Settings, SettingsError
 from app.store import TaskName
 from app.tasks import TASKS
 from deploy.forward import ForwardedResponse, HostedApp, render_metrics
@@ -165,10 +165,14 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     """Build the application from the fields of a ``Layout``. All replicas get the QUARTET_ variables of this process.
 
     Raises:
-        SettingsError: a variable is invalid.
+        SettingsError: a variable is invalid, or asks for HTTPS, which Ray does not support.
         ValueError: a task is in no group or in several groups.
     """
     layout, settings = Layout.model_validate(arguments), Settings()
+    if settings.tls_cert:
+        raise SettingsError(
+            f"QUARTET_TLS_CERT is {str(settings.tls_cert)!r}: Ray takes only HTTP; use a proxy for HTTPS"
+        )
     tasks = [(task, name) for name, group in layout.groups.items() for task in group.tasks]
     if "infer" not in dict(tasks):  # by default, the first group serves imported networks that have no task
         tasks.append(("infer", next(iter(layout.groups))))

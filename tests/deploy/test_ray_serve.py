@@ -15,8 +15,20 @@ import pytest
 import yaml
 from support.service import ROOT, TEST
 
+from app.settings import SettingsError
+
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("ray.serve", reason="the extra [ray] is not installed")
+
+
+async def test_https_is_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from deploy.ray_serve import build
+
+    for variable in ("QUARTET_TLS_CERT", "QUARTET_TLS_KEY"):
+        (tmp_path / variable).touch()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    with pytest.raises(SettingsError, match=r"^QUARTET_TLS_CERT is '.*': Ray takes only HTTP; use a proxy for HTTPS$"):
+        build({})
 
 
 async def test_each_task_must_be_in_exactly_one_group() -> None:
