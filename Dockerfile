@@ -2,6 +2,7 @@
 #
 #   docker build -t quartet .                                  for CPUs
 #   docker build -t quartet:gpu --build-arg TORCH=cu128 .      for NVIDIA GPUs
+#   docker build -t quartet --build-arg EXTRAS="tracing redis onnx" .      also for imported ONNX networks
 #   docker run --rm -p 127.0.0.1:8000:8000 --read-only quartet
 #
 # The service writes no files on disk, so the file system can be read-only. Workers share their metrics in /dev/shm,
@@ -23,10 +24,12 @@ COPY pyproject.toml ./
 # TORCH is the build of PyTorch: cpu, or a CUDA version such as cu128. A CUDA build makes the image several gigabytes
 # larger. If TORCH is empty, uv installs the default build.
 ARG TORCH=cpu
+# EXTRAS are optional dependencies of pyproject.toml. Add onnx to serve imported ONNX networks.
+ARG EXTRAS="tracing redis"
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/venv \
     && uv pip install --python /opt/venv/bin/python ${TORCH:+--torch-backend="${TORCH}"} --link-mode=copy --compile-bytecode \
-        -r pyproject.toml --extra tracing --extra redis
+        -r pyproject.toml $(printf -- '--extra %s ' ${EXTRAS})
 
 # Write the software bill of materials (CycloneDX). The tool has its own environment, which is not part of the final
 # image.
