@@ -38,7 +38,7 @@ CARD_FIELDS = {
     "vocabulary": "characters of a text model; the index of a character is its token id",
     "series": "properties of the series of a forecaster: season, year, non-negative or integer values, known columns",
     "refit_steps": "number of training steps of the published network, if it was trained on all data. The metrics are then those of an earlier network, which was trained without the held-out data",
-    "residuals": "quantiles of the forecast errors, for `series-lstm` networks with one member",
+    "residuals": "for `series-lstm` networks: the standard deviation of the forecast errors for each step ahead, divided by the scale of the training series",
     "metrics": "measured figures, each with its value, its data and its number of decimals",
     "data": "name and SHA-256 hash of each data set",
     "seed": "seed of the training",
@@ -52,8 +52,8 @@ CARD_FIELDS = {
     "notes": "remarks on the training",
     "weights_sha256": "SHA-256 hash of `model.safetensors`",
     "speed": "speed of the network on one thread: milliseconds for one item, and items per second in batches",
-    "licence": "licence of an imported network",
-    "source": "origin of an imported network",
+    "licence": "licence of an imported network, or of the pretrained network from which the training started",
+    "source": "origin of this network",
 }
 CARD_HEAD = """# Model card
 

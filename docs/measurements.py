@@ -68,7 +68,8 @@ half of the time of float32 on an AMD EPYC, and 1.5 times as long on an Intel Xe
 accuracy is 0.9417 (0.9463 with test-time augmentation). No other figure changes by more than 0.001.
 
 The card of `cifar10-robust` states the command of its training. In the commit on the card, the preset was called
-`accurate`. Today the command is `python -m training.cnn --preset robust`.
+`accurate`. Today the command is `python -m training.cnn --preset robust`, and the preset `accurate` trains another
+network.
 
 `samples_only_accuracy` of `mnist-cgan` depends on the processor: it is 0.989 on an AMD EPYC, and 0.987 on an Intel
 Xeon. For this figure, a classifier is trained on generated images, and rounding changes the training. All other figures

@@ -4,8 +4,8 @@ To serve these versions, the registry loads, publishes and evicts versions. This
 these three actions.
 
 To publish a version set means to use it for requests. A resident version stays in memory even without requests. The
-active version, the canary, and the version that was active before the last change are resident. All functions here are
-pure.
+active version, the canary, and the version that ``active.json`` names as ``previous`` are resident. All functions here
+are pure.
 """
 
 from __future__ import annotations

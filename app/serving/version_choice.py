@@ -26,7 +26,7 @@ class VersionSet:
     canary: int | None = None
     share: float = 0.0  # per cent of the requests without a version number that the canary gets
     unloaded: tuple[int, ...] = ()  # versions of an unloaded model, served when it is loaded again
-    keeps_previous: bool = False  # whether the previous version stays in memory: it does if it was active before
+    keeps_previous: bool = False  # whether the previous version stays in memory: it does if ``active.json`` names it
 
     @classmethod
     def build(cls, name: str, stored: Sequence[int], rollout: Rollout, failed: Collection[int]) -> VersionSet:
