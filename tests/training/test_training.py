@@ -189,6 +189,23 @@ def test_a_network_learns_from_the_mean_predictions_of_teachers(
         rnn.main([*command, "--name", "other", "--teachers", str(tmp_path)])
 
 
+def test_the_workshop_rnn_can_train_on_all_characters(tiny_data: Path, models: Path, tmp_path: Path) -> None:
+    """The preset has no validation part, so the logits are not calibrated."""
+    rnn.main([*arguments("rnn", tmp_path / "runs", models), "--validation", "0"])
+    assert "then all of it was trained on" in store.read_version(models, "shakespeare-rnn", 1).card.notes
+
+
+def test_options_that_would_train_nothing_are_rejected(tiny_data: Path, models: Path, tmp_path: Path) -> None:
+    for script, stem, changed, message in (
+        (cnn, "cnn", ["--batch", "5000"], "--batch is 5,000, but there are only"),
+        (gan, "gan", ["--batch", "5000"], "--batch is 5,000, but there are only"),
+        (rnn, "rnn", ["--layers", "2"], "--layers is 2; the preset workshop has one layer"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            script.main([*arguments(stem, tmp_path / "runs", models), *changed])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_published_network_is_calibrated_without_training(tiny_data: Path, models: Path, tmp_path: Path) -> None:
     command = arguments("gated", tmp_path / "runs", models)
     rnn.main(command)
@@ -275,7 +292,7 @@ def test_a_run_writes_plots_and_a_card_that_evaluation_confirms(
     for command in (speed, evaluate):
         with pytest.raises(SystemExit):
             command.main([name, f"{name}@7", "--store", str(models)])
-        assert f"error: {models} has no {name}@7; it has {name}@1" in capsys.readouterr().err
+        assert f"error: {models} has no {name}@7; it has " in capsys.readouterr().err
     assert path.read_bytes() == published
     changed = json.loads(path.read_text())
     metric = next(iter(changed["metrics"].values()))
@@ -464,7 +481,9 @@ def test_validation_parts_are_spread_over_the_text_and_not_trained_on() -> None:
     assert [len(part) for part in validation] == [500] * 10
     assert torch.equal(torch.cat([training, *validation]).sort().values, characters)
     assert [round(part[250].item() / 10_000, 1) for part in validation] == [i + 0.5 for i in range(10)]
-    assert torch.equal(texts.hold_out(characters, 0.0, places=10)[0], characters)
+    everything, nothing = texts.hold_out(characters, 0.0, places=10)
+    assert torch.equal(everything, characters)
+    assert nothing == []
     (middle,) = texts.hold_out(characters, 0.1, places=1)[1]
     assert (len(middle), middle[0]) == (10_000, 45_001)
     with pytest.raises(SystemExit, match="--places is 0; it should be at least 1"):

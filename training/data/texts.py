@@ -106,8 +106,10 @@ def hold_out(characters: Tensor, share: float, places: int) -> tuple[Tensor, lis
     The validation parts hold ``share`` of the characters in total.
     """
     _check_places(places)
+    if not share:
+        return characters, []
     length = int(len(characters) * share / places)
-    if share and length <= WINDOW:
+    if length <= WINDOW:
         raise SystemExit(
             f"--validation {share} holds out {length} characters in each of {places} places; "
             f"at least {WINDOW + 1} are needed, one evaluation window"
