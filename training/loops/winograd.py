@@ -122,6 +122,7 @@ def suitable(
         and weight.shape[1] >= MIN_CHANNELS
         and weight.shape[0] % 8 == weight.shape[1] % 8 == 0
         and x.requires_grad
+        and not torch.is_autocast_enabled("cpu")
     )
 
 

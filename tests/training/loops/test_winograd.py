@@ -70,6 +70,8 @@ def test_other_convolutions_do_not_change() -> None:
         (nn.Conv2d(64, 64, 5, padding=2, bias=False), x),
         (layer, x.detach()),
     ]
+    with torch.autocast("cpu", torch.bfloat16), Winograd():
+        assert layer(x).dtype == torch.bfloat16
     for other, images in others:
         with Winograd():
             computed = other(images)
