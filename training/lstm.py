@@ -12,7 +12,7 @@ docs/measurements.md and the model cards contain the measured results.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(config, ForecasterFinetuneConfig):
         tuning.train(options, config, argv)
         return
+    if isinstance(config, ForecasterConfig) and options.part == "validation":
+        config = replace(config, held_out=1.0)  # otherwise the last updates train on the values that are measured
     run = Run(options, config, argv)
     if isinstance(config, ForecasterConfig):
         publish_forecaster(run, config, pretrain(run, config))
