@@ -244,8 +244,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             cnn_finetune.train(options, config, argv, dataset)
         return
     check(config)
-    run = Run(options, config, argv)
     images: data.Images = getattr(data, config.data)()
+    if config.batch > (left := len(images.train_labels) - config.validation):
+        sys.exit(f"--batch is {config.batch:,}, but there are only {left:,} training images")
+    run = Run(options, config, argv)
     if isinstance(config, AirbenchConfig):
         network: nn.Module = train_airbench(run, config, images, options.device)
         notes = airbench_notes(config)

@@ -11,6 +11,7 @@ the measured results.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -63,9 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         assert isinstance(config, ConditionalGanConfig)
         gan_finetune.train(options, config, argv)
         return
-    run = Run(options, config, argv)
-
     images = datasets.mnist()
+    if config.batch > len(images.train_labels):
+        sys.exit(f"--batch is {config.batch:,}, but there are only {len(images.train_labels):,} training images")
+    run = Run(options, config, argv)
     real_images, real_labels = images.train_images.to(options.device), images.train_labels.to(options.device)
     classifier = generation.load_reference_classifier(
         options.store, options.device

@@ -217,6 +217,10 @@ def _check_data_options(
         parser.error(f"{flag} cannot be combined with --preset {common['preset']}, which has its own data")
     if not has_data and common.get("preset") == "own":
         parser.error(f"the preset own needs {flag}")
+    for action in () if has_data else parser._actions:
+        given = data_options.get(action.dest) not in (None, action.default)
+        if given and not (flag == "--text" and action.dest in ("origin", "teachers")):  # also for public texts
+            parser.error(f"{action.option_strings[0]} needs {flag}")
     if data_options.get("json") and not data_options["look"]:
         parser.error("--json needs --look")
     if data_options.get("look"):

@@ -89,11 +89,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
     """Parse the command line; return the options, and the preset's config with all overrides.
 
-    Exits with a message if ``--epochs`` is too small.
+    Exits with a message if ``--epochs`` is too small, or ``--layers`` is too large for the kind of network.
     """
     options, config = parse_options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, OPTIONS)
     if config.epochs < 1 and (config.epochs or options.data_options["origin"] == "scratch"):
         raise SystemExit(f"--epochs is {config.epochs}; it should be at least 1, or 0 with --from")
+    if config.kind == "character-rnn" and config.layers > 1:
+        raise SystemExit(f"--layers is {config.layers}; the preset {options.preset} has one layer")
     return options, config
 
 

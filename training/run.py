@@ -103,6 +103,8 @@ class Run:
         content = {"seed": options.seed, **dataclasses.asdict(config)}
         if teachers := options.data_options.get("teachers"):
             content["teachers"] = [str(folder) for folder in teachers]
+        if data is None and (origin := options.data_options.get("origin")):
+            content["origin"] = origin
         if data is not None:
             own = {key: str(value) for key, value in options.data_options.items() if value is not None}
             content |= {"minutes": options.minutes, "data": data, **own}

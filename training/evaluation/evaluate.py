@@ -227,16 +227,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     wrong = measured = missing = different = 0
     for name, number in selected(parser, options.store, options.names):
-        version = store.read_version(options.store, name, number)
-        if is_imported(version.card.kind):  # its card has no metrics on a data set
-            continue
         try:
+            version = store.read_version(options.store, name, number)
+            if is_imported(version.card.kind):  # its card has no metrics on a data set
+                continue
             lines = check(version, options.store, options.device)
             measured += 1
         except DataError as error:
             lines = [f"  not measured, because the data are missing: {error}"]
             missing += 1
-        except EvaluationError as error:
+        except (EvaluationError, store.StoreError) as error:
             lines = [f"  not measured: {error} ✗"]
         wrong += sum(line.endswith("✗") for line in lines)
         different += sum(DIFFERS in line for line in lines)

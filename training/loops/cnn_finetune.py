@@ -184,6 +184,7 @@ def fit_again(
     ``twin`` is the network of the first training, which did not use the held-out images.
     """
     every, device = torch.arange(len(dataset.labels)), run.options.device
+    torch.manual_seed(run.options.seed)  # the state of the generator differs in a resumed run
     network = initial_network(config, dataset, every, base)
     trainer = FinetuneTrainer(config, network, device, base is not None)
     images, labels = dataset.images.to(device), dataset.labels.to(device)
