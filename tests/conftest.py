@@ -102,6 +102,20 @@ def serve(tiny_store: Path) -> Serve:
 
 
 @pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of texts of each step, in services that the test starts afterwards."""
+    made: list[int] = []
+    step = TextGenerator.step
+
+    def counted(self: TextGenerator, texts: Sequence[Continuation]) -> None:
+        made.append(len(texts))
+        step(self, texts)
+
+    monkeypatch.setattr(TextGenerator, "step", counted)
+    return made
+
+
+@pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldGenerator]:
     """Make image generators wait for an event, in services that the test starts afterwards.
 

@@ -17,18 +17,24 @@ def test_a_request_gets_the_same_answer_alone_and_among_64(shipped: httpx.Client
     requests = [request for request in mix.requests(120, seed=7) if b"whitened" not in request.request.path.encode()]
     assert {request.kind for request in requests} == set(mix.KINDS)
     port = shipped.base_url.port or 0
-    alone = asyncio.run(mix.answers(port, requests, 1))
+    alone = asyncio.run(mix.expected_answers(port, requests))
     concurrent = asyncio.run(mix.answers(port, requests, 64))
     statuses = {
-        request.kind: answer[0] for request, answer in zip(requests, alone, strict=True) if request.kind != "stream"
+        (request.kind, answer[0]) for request, answer in zip(requests, alone, strict=True) if request.kind != "stream"
     }
-    assert {kind for kind, status in statuses.items() if status != 200} == {"bad"}
+    assert {kind for kind, status in statuses if status != 200} == {"bad"}
     different = [
         (request.kind, single, other)
         for request, single, other in zip(requests, alone, concurrent, strict=True)
         if not mix.same(request.kind, other, single)
     ]
     assert not different
+
+
+def test_a_service_that_rejects_valid_requests_does_not_pass(shipped: httpx.Client) -> None:
+    wrong = [mix.MixRequest("sample", mix.INVALID[3])]
+    with pytest.raises(RuntimeError, match=r"^/v1/images/sample failed: \[404, "):
+        asyncio.run(mix.expected_answers(shipped.base_url.port or 0, wrong))
 
 
 def test_the_comparison_detects_a_wrong_answer() -> None:

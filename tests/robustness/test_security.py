@@ -404,7 +404,9 @@ def test_a_connection_with_an_unfinished_body_is_closed_after_the_response(
             connection.sendall(request)
             received = b""
             while not received.endswith(b"}"):
-                received += connection.recv(65536)
+                chunk = connection.recv(65536)
+                assert chunk, received
+                received += chunk
             assert received.startswith(b"HTTP/1.1 200 ")
 
         for rest in (b"x", b"xyz"):  # a part of the body, or all of it

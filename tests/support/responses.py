@@ -20,6 +20,8 @@ def metric_samples(client: httpx.Client) -> dict[tuple[object, ...], float]:
     }
 
 
+RUNNING_TEXTS = ("quartet_running_rows", ("model", "tiny-rnn"), ("version", "1"))
+
 ADMIN_KEY = "k" * 32
 
 ADMIN_HEADERS = {"authorization": f"Bearer {ADMIN_KEY}"}
