@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = servers.ours(Path(folder), ROOT / "models_store")
         with server.running():
-            alone = asyncio.run(mix.answers(server.port, requests, 1))
+            alone = asyncio.run(mix.expected_answers(server.port, requests))
             concurrent = asyncio.run(mix.answers(server.port, requests, options.callers))
     counts, equal, identical = Counter[str](), Counter[str](), Counter[str]()
     for request, single, other in zip(requests, alone, concurrent, strict=True):

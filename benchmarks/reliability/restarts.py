@@ -171,7 +171,7 @@ def restart(server: Server, outcomes: Outcomes) -> None:
 async def rolling(running: Sequence[Server], port: int, options: argparse.Namespace) -> Outcomes:
     """Restart each service in turn, ``rounds`` times."""
     requests, outcomes = mix.requests(DIFFERENT_REQUESTS, 0), Outcomes()
-    expected = await mix.answers(port, requests, 1)
+    expected = await mix.expected_answers(port, requests)
     async with running_callers(port, requests, expected, outcomes, options.callers):
         for _ in range(options.rounds):
             for server in running:
@@ -209,7 +209,7 @@ async def replaced(server: Server, before: Collection[int]) -> float:
 async def kill(server: Server, callers: int) -> dict[str, Any]:
     """Kill one of two workers under load. Return the lost requests and the seconds until a new worker answers."""
     requests, outcomes = mix.requests(DIFFERENT_REQUESTS, 0), Outcomes()
-    expected = await mix.answers(server.port, requests, 1)
+    expected = await mix.expected_answers(server.port, requests)
     async with running_callers(server.port, requests, expected, outcomes, callers):
         before = server.pids()
         victim = next(pid for pid in before if server.process and pid != server.process.pid)

@@ -118,6 +118,8 @@ async def sample(server: Server, observations: Observations, deadline: float) ->
     """Until ``deadline``, regularly record the memory, file descriptors and threads of the server's processes."""
     while time.monotonic() < deadline:
         await asyncio.sleep(SAMPLE_SECONDS)
+        if time.monotonic() >= deadline:  # the callers have closed their connections
+            return
         folders = [Path(f"/proc/{pid}") for pid in server.pids()]
         files = sum(len(list((folder / "fd").iterdir())) for folder in folders)
         threads = sum(len(list((folder / "task").iterdir())) for folder in folders)
@@ -128,7 +130,7 @@ async def sample(server: Server, observations: Observations, deadline: float) ->
 async def soak(server: Server, folder: Path, seconds: float, callers: int, every: float) -> Observations:
     """Run all callers for ``seconds``, and publish a new version every ``every`` seconds. Return what they observed."""
     requests = mix.requests(DIFFERENT_REQUESTS, 0)
-    expected = await mix.answers(server.port, requests, 1)
+    expected = await mix.expected_answers(server.port, requests)
     observations, deadline = Observations(), time.monotonic() + seconds
     calls = [call(server.port, requests, expected, observations, deadline, seed) for seed in range(callers)]
     others = (

@@ -64,7 +64,8 @@ def _request(kind: str, generator: random.Random, images: Sequence[bytes]) -> Re
         values = [math.sin(0.02 * i + shift) + generator.gauss(0, 0.1) for i in series]
         horizon = generator.randint(1, 48)
         if kind == "forecast":
-            return _json("/v1/series/forecast", values=values, horizon=horizon)
+            model = generator.choice(("series-lstm", "sine-lstm"))
+            return _json("/v1/series/forecast", model=model, values=values, horizon=horizon)
         item = {"type": "univariate_time_series", "series": values, "frequency": "D", "start_timestamp": "2026-01-31"}
         return _json("/v1/timeseries/forecast", inputs=[item], options={"horizon": horizon, "quantiles": [0.1, 0.9]})
     seed = generator.randrange(2**32)
@@ -142,4 +143,17 @@ async def answers(port: int, mix_requests: Sequence[MixRequest], callers: int) -
             connection.transport.close()
 
     await asyncio.gather(*(caller() for _ in range(callers)))
+    return contents
+
+
+async def expected_answers(port: int, mix_requests: Sequence[MixRequest]) -> list[Any]:
+    """Send all requests, one after the other. Return the contents of the answers.
+
+    Raises RuntimeError if a valid request fails. Otherwise, a service that answers only errors would seem to be right.
+    """
+    contents = await answers(port, mix_requests, 1)
+    for request, content in zip(mix_requests, contents, strict=True):
+        succeeded = content[0] == 200 if isinstance(content, list) else content != "cut off"
+        if request.kind != "bad" and not succeeded:
+            raise RuntimeError(f"{request.request.path} failed: {str(content)[:200]}")
     return contents

@@ -27,7 +27,7 @@ from benchmarks.support.servers import ROOT, Server
 
 RNN = "bench-rnn"  # 2 layers of 512 units with random weights, in the benchmark's copy of the store
 PHOTO = "bench-photo"  # EfficientNet-Lite0 with random weights, in the benchmark's copy of the store
-WEAK = (PHOTO, "cifar10-lenet", "mnist-judge")
+STRONG = "cifar10-whitened"  # the strong CNN, if it is in the store
 CHARACTERS = 200
 PROMPT = 32  # length of a prompt in characters
 HORIZON = 48
@@ -135,7 +135,7 @@ class PhotoSizes(Work):
         parts = {}
         for megapixels in MEGAPIXELS:
             request = Request(f"/v1/images/classify?model={self.model}", large_photo(megapixels), "image/jpeg")
-            work = Work(self.title, [request], self.check)
+            work = Work(self.title, [request], self.check, long=True)
             parts[f"{megapixels:g} megapixels"] = await work.once(server, callers, seconds)
         return parts
 
@@ -190,7 +190,7 @@ def works(folder: Path) -> dict[str, Work]:
     def limits(work: str, model: str, *layouts: tuple[int, int]) -> list[Limit]:
         return [Limit(work, model, rows, threads) for rows, threads in layouts]
 
-    cnn, strong = "cifar10-lenet", strong_cnn(folder)
+    cnn, strong = "cifar10-lenet", STRONG if (folder / STRONG).is_dir() else None
     works = {
         "cnn": Work(
             "workshop CNN, one 32x32 PNG",
@@ -298,14 +298,6 @@ def large_photo(megapixels: float) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=90)
     return file.getvalue()
-
-
-def strong_cnn(folder: Path) -> str | None:
-    """Return the name of the first image classifier in the store that is not in WEAK, or None."""
-    for name in dict.fromkeys(name for name, _ in store.all_versions(folder)):
-        if name not in WEAK and newest(folder, name).card.task == "classify":
-            return name
-    return None
 
 
 def prepare(shipped: Path, folder: Path) -> tuple[Path, str]:
