@@ -49,11 +49,16 @@ class RequestBody(BaseModel):
 
 
 def with_limits(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
-    """Return a subclass of the Pydantic class ``model`` that has further constraints on some fields."""
+    """Return a subclass of the Pydantic class ``model`` that has further constraints on some fields.
+
+    A default value above a limit is replaced by the limit, because Pydantic does not check default values.
+    """
     fields: dict[str, Any] = {}
     for name, limit in limits.items():
         info = model.model_fields[name]
         fields[name] = (Annotated[info.annotation, Field(**limit)], info)
+        if isinstance(info.default, int) and info.default > limit.get("le", info.default):
+            fields[name] = (Annotated[info.annotation, info, Field(**limit)], limit["le"])
     return create_model(model.__name__, __base__=model, **fields)
 
 

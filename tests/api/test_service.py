@@ -285,10 +285,24 @@ def test_the_openapi_document_states_the_configured_limits(serve: Serve) -> None
         reference = paths[path]["post"]["requestBody"]["content"][kind]["schema"]["$ref"]
         return document["components"]["schemas"][reference.rpartition("/")[2]]["properties"]
 
-    assert body("/v1/text/continue")["max_characters"]["maximum"] == 77
-    assert body("/v1/images/sample")["count"]["maximum"] == 9
+    for field, limit in (
+        (body("/v1/text/continue")["max_characters"], 77),
+        (body("/v1/images/sample")["count"], 9),
+    ):
+        assert (field["default"], field["maximum"], field["minimum"]) == (limit, limit, 1)
     assert body("/v1/images/classify")["images"]["maxItems"] == 3
     assert body("/v1/images/classify", "multipart/form-data")["file"]["maxItems"] == 3
+
+
+def test_default_values_keep_to_the_configured_limits(serve: Serve) -> None:
+    with serve(max_characters=7, max_horizon=3, max_samples=2) as client:
+        text = client.post("/v1/text/continue", json={"prompt": "a"}).json()
+        assert len(text["results"][0]["text"]) == 7
+        completion = client.post("/v1/completions", json={"model": "tiny-rnn", "prompt": "a"}).json()
+        assert completion["usage"]["completion_tokens"] == 7
+        forecast = client.post("/v1/series/forecast", json={"values": [1.0, 2.0] * 20}).json()
+        assert len(forecast["results"][0]["mean"]) == 3
+        assert len(client.post("/v1/images/sample", json={}).json()["results"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,9 @@ class CompletionInference(Inference[TextGenerator]):
             problem = f"prompt has {length:,} characters in all, echoed with logprobs {n} times"
             raise BadValue(f"{problem}; allowed are {max_characters:,}", "n")
         for prompt in prompts:
-            native = validate({"prompt": prompt, **_native_fields(body)}, self.text_request)
+            native = validate(
+                {"prompt": prompt, **_native_fields(body, self.settings.max_characters)}, self.text_request
+            )
             prompt_log_probs = LogProbs(body.logprobs or 0) if echo_log_probs and prompt else None
             texts, _ = generate_text.start_texts(self.predictor, native, make_options, prompt_log_probs)
             self.choices += [
@@ -282,10 +284,10 @@ def _check(body: CompletionRequest, predictor: TextGenerator) -> None:
         raise BadValue("max_tokens is 0; without echo it should be greater than 0", "max_tokens")
 
 
-def _native_fields(body: CompletionRequest) -> dict[str, Any]:
-    """Return the fields for a request to ``/v1/text/continue``, except the prompt."""
+def _native_fields(body: CompletionRequest, limit: int) -> dict[str, Any]:
+    """Return the fields for a request to ``/v1/text/continue``, except the prompt. ``limit``: of the characters."""
     return {
-        "max_characters": 16 if body.max_tokens is None else max(body.max_tokens, 1),
+        "max_characters": min(16, limit) if body.max_tokens is None else max(body.max_tokens, 1),
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "top_p": None if body.top_p is None else max(body.top_p, MIN_TOP_P),
         "n": body.n or 1,
