@@ -118,7 +118,7 @@ class ImageDecoder:
             image = _in_bytes(image, factor)
         if image.mode == "1":
             image = image.convert("L")
-        elif image.mode == "P":
+        elif image.mode in ("P", "PA"):
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
         transparent = image.info.get("transparency")
         if transparent is not None and image.mode in ("L", "RGB"):  # one colour is transparent
@@ -146,7 +146,7 @@ class ImageDecoder:
         """Convert an image to RGB or grey, with white behind transparent parts."""
         if image.mode == "LAB":
             image = image.convert("RGB")  # Pillow cannot convert it to grey directly
-        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        if image.mode in ("RGBA", "LA", "La", "RGBa"):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         mode = "RGB" if self.channels == 3 else "L"
@@ -197,7 +197,10 @@ def _factor(image: Image.Image) -> float | None:
         return None
     shades = np.asarray(image)
     brightest = float(shades.max(initial=0, where=np.isfinite(shades)))
-    return 1 / 257 if brightest > 255 else 255.0 if image.mode == "F" and brightest <= 1 else 1.0
+    if image.mode == "I":
+        return 1 / 257 if brightest > 255 else 1.0
+    # Resizing with bicubic or Lanczos filters makes edges up to a third brighter than the brightest shade, 1 or 255.
+    return 1 / 257 if brightest > 512 else 255.0 if brightest <= 2 else 1.0
 
 
 def _in_bytes(image: Image.Image, factor: float) -> Image.Image:

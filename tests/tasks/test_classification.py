@@ -157,6 +157,17 @@ def test_a_heat_map_is_grad_cam_of_the_likeliest_class(tmp_path: Path) -> None:
         assert heat == pytest.approx((expected / max(float(expected.max()), 1e-12)).numpy(), abs=1e-5)
 
 
+def test_a_palette_with_transparency_is_read_before_the_image_is_resized(classifier: ImageClassifier) -> None:
+    colours = np.zeros((64, 64, 4), np.uint8)
+    colours[:, :32], colours[:, 32:] = (255, 0, 0, 255), (0, 0, 255, 255)
+    palette = Image.fromarray(colours[..., :3]).quantize(4)
+    with_alpha = palette.convert("PA")
+    assert with_alpha.mode == "PA"
+    pixels = classifier.parse(saved(with_alpha, "TIFF"))
+    assert torch.equal(pixels, classifier.parse(saved(palette.convert("RGB"))))
+    assert pixels[0, 0, 0] > 200
+
+
 @pytest.mark.parametrize(
     ("mode", "max_value"), [("I;16", 65535), ("I;16B", 65535), ("I", 65535), ("F", 1.0), ("F", 255.0)]
 )
@@ -165,7 +176,9 @@ def test_deep_images_equal_their_eight_bit_versions(classifier: ImageClassifier,
     shades = np.zeros((160, 240))
     shades[:, 120:] = 1.0
     shades[:80] *= np.linspace(0, 1, 240)
-    plain = Image.fromarray((shades * 255).round().astype(np.uint8))
+    if mode == "F":  # a resized image has shades that are too bright
+        shades[100:120, 200:220] = 1.2
+    plain = Image.fromarray((shades * 255).clip(0, 255).round().astype(np.uint8))
     dtype = {"I;16": "<u2", "I;16B": ">u2", "I": np.int32, "F": np.float32}[mode]
     deep = Image.fromarray((shades * max_value).astype(dtype))
     assert deep.mode == mode
