@@ -50,6 +50,7 @@ def test_the_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
     before = service.post("/v1/images/sample", json=SAMPLE).raise_for_status().json()
     with triton.InferenceServerClient(address(service)) as client:
         assert "model_repository" in client.get_server_metadata()["extensions"]
+        client.infer(NAME, infer_inputs(NAME, True), model_version="1")  # loads the version
         assert states(client) == [("1", "READY", ""), ("2", "READY", "")]
         client.unload_model(NAME, headers=ADMIN_HEADERS)
         assert not client.is_model_ready(NAME)
@@ -100,9 +101,9 @@ def test_all_protocols_reject_requests_for_an_unloaded_model(service: httpx.Clie
 def test_a_version_is_loaded_by_its_number(serve: Serve, two: Path) -> None:
     publish_tiny(two, NAME)
     with serve(admin_key=ADMIN_KEY) as client, triton.InferenceServerClient(address(client)) as triton_client:
-        assert [state for _, state, _ in states(triton_client)] == ["UNAVAILABLE", "READY", "READY"]
+        assert [state for _, state, _ in states(triton_client)] == ["UNAVAILABLE", "UNAVAILABLE", "READY"]
         triton_client.load_model(f"{NAME}@1", headers=ADMIN_HEADERS)
-        assert [state for _, state, _ in states(triton_client)] == ["READY", "READY", "READY"]
+        assert [state for _, state, _ in states(triton_client)] == ["READY", "UNAVAILABLE", "READY"]
 
 
 def test_a_running_text_is_completed_when_its_model_is_unloaded(serve: Serve, two: Path) -> None:
