@@ -140,9 +140,9 @@ def read_window(
 ) -> SeriesWindow:
     """Prepare the last ``context`` values of a series for a network that forecasts any series.
 
-    Missing values at the end are forecast. Missing values between known values are filled. Outliers count as missing.
-    If a series is not longer than its season, the season is ignored. Only the last ``MAX_READ`` values are used, unless
-    all of these are missing.
+    Missing values at the end are forecast. Missing values between known values are filled. Outliers count as missing. A
+    season is ignored if it is not shorter than the series, or longer than ``context``. Only the last ``MAX_READ``
+    values are used, unless all of these are missing.
 
     Args:
         values: None marks a missing value.
@@ -168,10 +168,9 @@ def read_window(
     gap = len(values) - 1 - int(known[-1])
     series[_outliers(series)] = np.nan
     seasonality = traits.season if seasonality is None else seasonality
-    if seasonality is None:
-        season = detect_season(fill_missing(series, 1))
-    else:
-        season = seasonality if seasonality < len(series) else 1
+    season = detect_season(fill_missing(series, 1)) if seasonality is None else seasonality
+    if season >= len(series) or season > context:
+        season = 1
     actual = series[~np.isnan(series)]
     non_negative = traits.non_negative and bool(actual.min() >= 0)
     integer = traits.integer and bool((actual % 1 == 0).all())

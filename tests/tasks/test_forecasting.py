@@ -326,6 +326,11 @@ def test_a_season_longer_than_the_series_is_ignored(forecaster: GlobalForecaster
     assert forecaster.parse(series(0, 25).tolist(), 1, seasonality=24).season == 24
 
 
+def test_a_season_longer_than_the_window_is_ignored(forecaster: GlobalForecaster) -> None:
+    values = series(0, 60).tolist()
+    assert [forecaster.parse(values, 1, seasonality=season).season for season in (24, 25)] == [24, 1]
+
+
 @pytest.mark.parametrize("season", SEASONS)
 def test_a_season_is_detected_in_noise_and_on_a_trend(season: int) -> None:
     for seed in range(5):

@@ -19,6 +19,7 @@ from app.tasks.text_generation import Continuation, Prompt, TextGenerator
 
 BYTES = [chr(byte) for byte in range(256)]  # the characters on the card of a network that reads bytes
 UNKNOWN = "unknown"  # option: index of the character that replaces characters outside the vocabulary
+MAX_DEFAULT_CONTEXT = 4096  # characters; a longer input is taken for one without a maximum length
 
 
 class ImportedTextGenerator(TextGenerator):
@@ -207,6 +208,8 @@ class WindowNetwork(_CharacterNetwork):
         self.fixed = self.input.shape[1] != -1
         rule = tensors.sizes.inputs[self.input.name][1]
         longest = rule if isinstance(rule, int) else tensors.sizes.ranges.get(rule, [1, 1])[1]
+        if longest > MAX_DEFAULT_CONTEXT and not tensors.options.get("context"):
+            raise tensors.mismatch(self.input.name, "has no fixed length; option context sets the length")
         self.context = int(tensors.options.get("context") or longest)
         if self.context < 1 or self.context > longest or (self.fixed and self.context != longest):
             raise tensors.mismatch(self.input.name, f"does not take a context of {self.context} characters")
