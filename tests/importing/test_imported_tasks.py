@@ -240,6 +240,13 @@ def test_points_and_quantiles_are_forecast(client: httpx.Client) -> None:
         rejected = client.post("/v1/series/forecast", json=body)
         assert rejected.status_code == 400
         assert "no intervals" in rejected.json()["error"]["message"]
+    item = {"type": "univariate_time_series", "series": series, "frequency": "D", "start_timestamp": "2026-01-31"}
+    kserve = {"model": "points", "inputs": [item], "options": {"horizon": 4, "quantiles": [0.1, 0.9]}}
+    error = client.post("/v1/timeseries/forecast", json=kserve).json()["error"]
+    assert error["param"] == "options.quantiles"
+    assert error["message"] == "options.quantiles is [0.1, 0.9]; points forecasts no intervals, so send [] or [0.5]"
+    median = {**kserve, "options": {"horizon": 4, "quantiles": [0.5]}}
+    assert len(post(client, "/v1/timeseries/forecast", **median)["outputs"][0]["content"]) == 1
     too_far = client.post("/v1/series/forecast", json={**body, "horizon": 7, "levels": []})
     assert "forecasts up to 6 steps" in too_far.json()["error"]["message"]
     result = post(client, "/v1/series/forecast", values=series, horizon=2, levels=[80], model="quantiles")["results"][0]

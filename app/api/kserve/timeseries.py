@@ -109,8 +109,16 @@ class TimeSeriesInference(ForecastInference):
         return len(self.items) * self.body.horizon * (1 + len(self.request.options.quantiles))
 
     def respond(self, outputs: Sequence[Any]) -> Response:
+        try:
+            results = self.results(outputs)
+        except BadValue as error:  # an imported network without intervals
+            if error.param != "levels":
+                raise
+            name, sent = self.model.card.name, self.request.options.quantiles
+            problem = f"options.quantiles is {quote_value(sent)}; {name} forecasts no intervals, so send [] or [0.5]"
+            raise BadValue(problem, "options.quantiles") from None
         forecast_id = f"forecast-{secrets.token_hex(12)}"
-        rows = enumerate(zip(self.request.inputs, self.starts, self.results(outputs), strict=True))
+        rows = enumerate(zip(self.request.inputs, self.starts, results, strict=True))
         return json_response(
             {
                 "id": forecast_id,
