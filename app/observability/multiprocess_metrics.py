@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from app.store.atomic_files import file_lock
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the environment variable that prometheus_client reads
 ALIVE = "alive"  # a file in the folder that is locked as long as a process of the service lives
+LOCK_SECONDS = 1.0  # longest time for which the supervisor waits for the lock of the folder
 DEAD = 0  # in file names, the process id that stands for all processes that have ended
 
 
@@ -72,22 +74,35 @@ def collect_shared() -> list[Metric]:
 def merge_ended(process: int) -> None:
     """Add the counts of an ended process to the sums of all ended processes, in one file for each kind of metric.
 
-    Otherwise each ended process would leave files that every later reader has to read.
+    Otherwise each ended process would leave files that every later reader has to read. If another process has the lock
+    for longer than LOCK_SECONDS, because it hangs, the files stay. The sums of the readers are then still correct.
     """
     multiprocess.mark_process_dead(process)
     folder = Path(os.environ[FOLDER_VARIABLE])
-    with file_lock(folder):
-        for own in folder.glob(f"*_{process}.db"):
-            total = folder / f"{own.name.partition('_')[0]}_{DEAD}.db"
-            merged = total.with_suffix(".fresh")
-            if total.exists():
-                shutil.copyfile(total, merged)
-            sums = MmapedDict(str(merged))
-            for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(own):
-                sums.write_value(key, sums.read_value(key)[0] + value, timestamp)
-            sums.close()
-            merged.replace(total)
-            own.unlink()
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            with file_lock(folder, wait=False):
+                _merge(folder, process)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.01)
+
+
+def _merge(folder: Path, process: int) -> None:
+    for own in folder.glob(f"*_{process}.db"):
+        total = folder / f"{own.name.partition('_')[0]}_{DEAD}.db"
+        merged = total.with_suffix(".fresh")
+        if total.exists():
+            shutil.copyfile(total, merged)
+        sums = MmapedDict(str(merged))
+        for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(own):
+            sums.write_value(key, sums.read_value(key)[0] + value, timestamp)
+        sums.close()
+        merged.replace(total)
+        own.unlink()
 
 
 def rewrite_own_files(is_current: Callable[[Mapping[str, str]], bool]) -> None:

@@ -31,6 +31,7 @@ from support.responses import metric_samples
 from support.service import ROOT, HeldGenerator, Serve
 from support.waiting import wait_until
 
+from app.observability import multiprocess_metrics
 from app.observability.access_log import AccessLog
 from app.observability.logs import JsonFormatter
 from app.observability.metrics import STALE_VERSIONS_PER_SWEEP, Metrics
@@ -367,6 +368,21 @@ def test_tracing_without_opentelemetry_gives_a_clear_error(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"needs the extra \[tracing\]"):
         create_tracer("http://localhost:4318")
+
+
+def test_a_process_that_hangs_with_the_lock_of_the_metrics_does_not_stop_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(multiprocess_metrics.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(multiprocess_metrics, "LOCK_SECONDS", 0.0)
+    counts = MmapedDict(str(tmp_path / "counter_7.db"))
+    counts.write_value("key", 3.0, 0.0)
+    counts.close()
+    with file_lock(tmp_path):
+        multiprocess_metrics.merge_ended(7)
+    assert [file.name for file in tmp_path.iterdir()] == ["counter_7.db"]
+    multiprocess_metrics.merge_ended(7)
+    assert [file.name for file in tmp_path.iterdir()] == ["counter_0.db"]
 
 
 def test_metric_folders_of_killed_services_are_removed_and_others_stay(tmp_path: Path) -> None:
