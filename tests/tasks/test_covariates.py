@@ -245,8 +245,8 @@ def test_wrong_covariates_are_rejected_with_a_message(
 
 
 def test_the_start_timestamp_of_kserve_gives_the_holidays(client: httpx.Client) -> None:
-    def forecast(*starts: str | None) -> httpx.Response:
-        series = {"type": "univariate_time_series", "series": SALES[:48].tolist(), "frequency": "D"}
+    def forecast(*starts: str | None, frequency: str = "D") -> httpx.Response:
+        series = {"type": "univariate_time_series", "series": SALES[:48].tolist(), "frequency": frequency}
         inputs = [{**series, "start_timestamp": start} for start in starts]
         request = {"model": "office", "inputs": inputs, "options": {"horizon": 6}}
         return client.post("/v1/timeseries/forecast", json=request)
@@ -260,6 +260,11 @@ def test_the_start_timestamp_of_kserve_gives_the_holidays(client: httpx.Client) 
     assert (missing["param"], missing["message"]) == (
         "inputs.1",
         "inputs.1.start_timestamp is missing; office needs the time of the first value, to know the holidays",
+    )
+    hourly = forecast(*starts, frequency="H").json()["error"]
+    assert (hourly["param"], hourly["message"]) == (
+        "inputs.0.frequency",
+        "inputs.0.frequency is 'H'; office was trained with one value per day",
     )
 
 

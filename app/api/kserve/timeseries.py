@@ -28,6 +28,7 @@ from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import FORECAST
+from app.tasks.covariates import step_seconds
 from app.tasks.forecasting import AnyForecaster
 
 SECONDS = {
@@ -101,8 +102,9 @@ class TimeSeriesInference(ForecastInference):
         levels = sorted({level for level in map(_level, body.options.quantiles) if level})
         options = validate({"values": [], "horizon": body.options.horizon, "levels": levels}, forecast_request)
         fields: dict[str, Any] = {"values": [series.series for series in body.inputs]}
-        if model.card.series and model.card.series.known and model.card.series.known.calendar:
-            fields["start"] = [_start(series, f"inputs.{i}", model.card.name) for i, series in enumerate(body.inputs)]
+        if model.card.series and model.card.series.known and (calendar := model.card.series.known.calendar):
+            name, step = model.card.name, calendar.step
+            fields["start"] = [_start(series, f"inputs.{i}", name, step) for i, series in enumerate(body.inputs)]
         super().__init__(model, options.model_copy(update=fields), settings)
 
     def response_size(self, outputs: Sequence[Any]) -> int:
@@ -159,8 +161,15 @@ def _quantile(result: dict[str, Any], quantile: float) -> np.ndarray:
     return interval["lower" if quantile < 0.5 else "upper"]
 
 
-def _start(series: TimeSeriesInput, param: str, model: str) -> str:
-    """Return the time of the first value, for a model that uses holidays. Raises BadValue."""
+def _start(series: TimeSeriesInput, param: str, model: str, step: str) -> str:
+    """Return the time of the first value, for a model that uses the holidays in each time step ``step``.
+
+    Raises BadValue if there is no time, or if the series has another time step.
+    """
+    seconds = step_seconds(step)
+    if seconds in SECONDS.values() and SECONDS.get(series.frequency) != seconds:
+        problem = f"{param}.frequency is {quote_value(series.frequency)}; {model} was trained with one value per {step}"
+        raise BadValue(problem, f"{param}.frequency")
     if series.start_timestamp is None:
         reason = f"{model} needs the time of the first value, to know the holidays"
         raise BadValue(f"{param}.start_timestamp is missing; {reason}", param)
