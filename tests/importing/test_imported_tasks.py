@@ -333,6 +333,8 @@ def check_completions_of_bytes(client: httpx.Client) -> None:
     answer = post(client, "/v1/completions", **body, prompt=[list(text.encode()) for text in texts])
     assert [choice["text"] for choice in answer["choices"]] == ["aé€!aé\ufffd", "aé€!", "aé\ufffd"]
     assert answer["usage"] == {"prompt_tokens": 11, "completion_tokens": 12, "total_tokens": 23}  # bytes
+    stopped = post(client, "/v1/completions", **{**body, "echo": False}, prompt="aé", stop="!")
+    assert (stopped["choices"][0]["text"], stopped["usage"]["completion_tokens"]) == ("€", 3)  # without the stop string
     for wrong, param, message in (
         ({"prompt": [97, 195]}, "prompt", "prompt has [97, 195]; the ids are bytes, and these are not valid UTF-8"),
         ({"prompt": [256]}, "prompt", "ids are 0 to 255"),
