@@ -29,7 +29,7 @@ ARG EXTRAS="tracing redis"
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/venv \
     && uv pip install --python /opt/venv/bin/python ${TORCH:+--torch-backend="${TORCH}"} --link-mode=copy --compile-bytecode \
-        -r pyproject.toml $(printf -- '--extra %s ' ${EXTRAS})
+        -r pyproject.toml $(for extra in ${EXTRAS}; do echo "--extra ${extra}"; done)
 
 # Write the software bill of materials (CycloneDX). The tool has its own environment, which is not part of the final
 # image.

@@ -49,7 +49,6 @@ train: .venv/train ## train and publish all networks in turn
 	$(BIN)/python -m training.cnn
 	$(BIN)/python -m training.cnn --preset strong
 	$(BIN)/python -m training.cnn --preset robust
-	$(BIN)/python -m training.cnn --preset accurate
 	$(BIN)/python -m training.rnn
 	$(BIN)/python -m training.rnn --preset strong
 	$(BIN)/python -m training.rnn --preset gated

@@ -313,7 +313,8 @@ class Supervisor:
             if worker.process.exitcode is not None:
                 self._reap(worker, now)
             elif self._stopping is None and self._hangs(worker, now):
-                log.error("killed worker %s: no answer for %.0f s", worker.process.pid, now - worker.last_heartbeat)
+                silence = now - (worker.stopping or worker.last_heartbeat)
+                log.error("killed worker %s: no answer for %.0f s", worker.process.pid, silence)
                 worker.process.kill()
                 worker.ready, worker.stopping = False, now
         if self._stopping is not None and now - self._stopping > self._shutdown_grace_seconds:

@@ -21,7 +21,7 @@ from benchmarks.support.load import Request
 ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
 STARTED = 19  # index of the start time in ``stats``; process ids may be reused, but not with the same start time
-PORTS = count(20000 + os.getpid() % 200 * 56, 8)  # the next process has the ports after the next 56
+PORTS = count(20000 + os.getpid() % 200 * 56, 8)  # seven calls in each process; then the next process has the ports
 IDLE_SECONDS = 1.0  # a server without CPU use for this time is idle
 STOP_SECONDS = 1.0
 
