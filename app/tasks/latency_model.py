@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_SINGLES, SINGLES_SECONDS = 10, 0.01  # limits on repeating batches of one row, of which the fastest counts
-SLOW_BATCH_SECONDS = 0.02  # seconds; after a batch that takes this long, no larger batches are measured
+SIZE_FACTOR = 4  # ratio of two batch sizes that are measured one after the other
+SLOW_BATCH_SECONDS = 0.01  # seconds; after a batch that takes this long, no larger batches are measured
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class LatencyModel:
 
     @classmethod
     def measure(cls, compute: Callable[[int], object], rows: int) -> LatencyModel:
-        """Warm up with batches of 1, 2, 4 ... rows, and fit the model to the first and the last batch size.
+        """Warm up with batches of 1, 4, 16 ... rows, and fit the model to the first and the last batch size.
 
         If a batch is slow, its size is the last size, and the duration of larger batches is extrapolated. Otherwise, a
         slow network would delay the start of the service.
@@ -37,7 +38,7 @@ class LatencyModel:
             singles.append(_seconds(compute, 1))
         size, seconds = 1, min(singles)
         while size < rows and (size == 1 or seconds < SLOW_BATCH_SECONDS):
-            size = min(2 * size, rows)
+            size = min(SIZE_FACTOR * size, rows)
             seconds = _seconds(compute, size)
             if size == rows or seconds >= SLOW_BATCH_SECONDS:  # an interruption can make one batch slow
                 seconds = min(seconds, _seconds(compute, size))
