@@ -11,7 +11,7 @@ from app.tasks.latency_model import LatencyModel
 
 
 class Network:
-    """A fake network and its clock. A batch takes ``seconds(rows)``. The first batch of each size takes 0.005 s more."""
+    """A fake network and its clock. A batch takes ``seconds(rows)``, and the first of each size takes 0.005 s more."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> None:
         self.now, self.seconds, self.sizes = 0.0, seconds, list[int]()

@@ -8,9 +8,12 @@ import io
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -651,3 +654,26 @@ def test_the_loss_of_a_network_with_equal_logits_is_the_log_of_the_vocabulary_si
     characters = torch.randint(10, (2000,))
     assert language_model.window_loss(network, characters) == pytest.approx(2.302585, abs=1e-5)
     assert language_model.stream_loss(network, characters) == pytest.approx(2.302585, abs=1e-5)
+
+
+PAGE_FAULTS = """
+import resource, torch
+from training.run import configure_cpu
+configure_cpu(1)
+ones = torch.ones(2**24)  # 64 MiB
+
+def add():
+    return ones + 1
+
+add()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    add()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_training_reuses_the_memory_of_large_tensors() -> None:
+    output = subprocess.check_output([sys.executable, "-c", PAGE_FAULTS], text=True, cwd=ROOT)
+    assert int(output) < 1000  # with the default settings: 4 x 64 MiB in pages of 4 KiB, or 65,536
