@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from support import processes
-from support.imported.onnx_models import linear_model
+from support.imported.onnx_models import linear_classifier, linear_model
 from support.networks import FORECASTER, TINY, publish_tiny, rewrite_card, tiny_card
 from support.responses import metric_samples
 from support.service import IMAGES, ROOT, Serve
@@ -92,6 +92,23 @@ def test_each_panel_shows_an_answer_its_model_and_its_duration_at_first(shipped:
     assert page.locator("#image-bars li").first.inner_text().startswith("bird")
 
 
+def send_file(page: Any, selector: str, kind: str, file: Path, text: str = "") -> None:
+    """Drop or paste a file on an element. A pasted file can have a text beside it."""
+    page.evaluate(
+        """([selector, kind, content, text]) => {
+            const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], "image.png", { type: "image/png" }));
+            if (text) data.setData("text/plain", text);
+            const event = kind === "drop"
+                ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+                : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
+            document.querySelector(selector).dispatchEvent(event);
+        }""",
+        [selector, kind, base64.b64encode(file.read_bytes()).decode(), text],
+    )
+
+
 def test_an_image_can_be_chosen_dropped_or_pasted(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     status_of(page, "image")
@@ -99,20 +116,62 @@ def test_an_image_can_be_chosen_dropped_or_pasted(shipped: httpx.Client, open_pa
     frog, ship = (next((IMAGES / "cifar10").glob(f"*-{name}.png")) for name in ("frog", "ship"))
     page.set_input_files("#image-file", frog)
     page.locator("#image-bars li:first-child", has_text="frog").wait_for()
-    send_file = """([content, kind]) => {
-        const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
-        const data = new DataTransfer();
-        data.items.add(new File([bytes], "image.png", { type: "image/png" }));
-        const event = kind === "drop" ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
-            : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
-        document.querySelector("#image .drop").dispatchEvent(event);
-    }"""
-    page.evaluate(send_file, [base64.b64encode(ship.read_bytes()).decode(), "drop"])
+    send_file(page, "#image .drop", "drop", ship)
     page.locator("#image-bars li:first-child", has_text="ship").wait_for()
-    page.evaluate(send_file, [base64.b64encode(HORSE.read_bytes()).decode(), "paste"])
+    send_file(page, "#image .drop", "paste", HORSE)
     page.locator("#image-bars li:first-child", has_text="horse").wait_for()
+    send_file(page, "#series-values", "paste", frog, text="1, 2, 3")  # as spreadsheets copy cells
+    assert page.locator("#image-picture").get_attribute("alt") == "Image image.png"
+    page.set_input_files("#image-file", frog)
+    page.locator("#image-bars li:first-child", has_text="frog").wait_for()
     assert re.search(r"\d %$", first.inner_text())
-    assert "file=@image.png" in page.locator("#image code").inner_text()
+    assert f"file=@{frog.name}" in page.locator("#image code").inner_text()
+
+
+def test_a_late_sample_does_not_replace_a_chosen_image(serve: Serve, tiny_store: Path, open_page: Open) -> None:
+    with serve() as client:
+        page = open_page(client)
+        status_of(page, "image")
+        held: list[Any] = []
+        page.route("**/web/samples/horse.png", lambda route: held.append(route))
+        page.evaluate("document.querySelector('[data-example=horse]').click()")
+        page.set_input_files("#image-file", HORSE)
+        page.locator("#image-picture[alt='Image 0013-horse.png']").wait_for()
+        with page.expect_response("**/web/samples/horse.png"):
+            held[0].continue_()
+        page.get_by_label("Show heat map").uncheck()
+        page.locator("#image code", has_text="file=@0013-horse.png").wait_for()
+        status_of(page, "image")
+        assert page.locator("#image-picture").get_attribute("alt") == "Image 0013-horse.png"
+
+
+def test_an_imported_classifier_gets_no_heat_map(
+    serve: Serve, tiny_store: Path, tmp_path: Path, open_page: Open
+) -> None:
+    (tmp_path / "imported.onnx").write_bytes(linear_classifier().SerializeToString())
+    task = {"task": "classify", "labels": ["cat", "dog"]}
+    add(tiny_store, tmp_path / "imported.onnx", Description("imported", "A matrix", **task), 2**20)
+    with serve() as client:
+        page = open_page(client)
+        page.locator("#image select[name=model]").select_option("imported")
+        page.set_input_files("#image-file", HORSE)
+        assert status_of(page, "image").startswith("imported")
+        assert page.get_by_label("Show heat map").is_disabled()
+
+
+def test_a_file_that_cannot_be_read_is_reported(serve: Serve, open_page: Open) -> None:
+    with serve() as client:
+        page = open_page(client)
+        for panel in ("image", "series"):
+            status_of(page, panel)
+        # As for a folder, or for a file that was changed after it was chosen.
+        page.evaluate("Blob.prototype.text = async () => { throw new DOMException('', 'NotReadableError'); }; 0")
+        send_file(page, "#series-chart", "drop", HORSE)
+        page.locator("#series .error", has_text="image.png cannot be read. Choose the file again.").wait_for()
+        page.route("**/v1/images/classify*", lambda route: route.abort())
+        send_file(page, "#image .drop", "drop", HORSE)
+        page.locator("#image .error", has_text="image.png cannot be read. Choose the file again.").wait_for()
+        page.messages.clear()  # Failed to load resource
 
 
 def test_the_heat_map_has_the_chosen_opacity(shipped: httpx.Client, open_page: Open) -> None:
@@ -120,6 +179,9 @@ def test_the_heat_map_has_the_chosen_opacity(shipped: httpx.Client, open_page: O
     status_of(page, "image")
     bird = (WEB / "samples" / "bird.png").read_bytes()
     answer = shipped.post("/v1/images/classify?explain=true", content=bird).json()
+    command = page.locator("#image code").inner_text()
+    output = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
+    assert json.loads(output)["results"][0]["predictions"] == answer["results"][0]["predictions"]
     source = page.locator("#image-heat").get_attribute("src")
     assert source == f"data:image/png;base64,{answer['results'][0]['explanation']}"
     page.locator("#image-opacity").fill("30")
@@ -226,6 +288,32 @@ def test_a_file_without_numbers_replaces_the_opened_table(serve: Serve, open_pag
         assert expected_errors(page) == 1
 
 
+def test_the_curl_command_of_a_long_series_gives_the_same_forecast(
+    serve: Serve, open_page: Open, tmp_path: Path
+) -> None:
+    with serve() as client:
+        page = open_page(client)
+        status_of(page, "series")
+        open_table(page, tmp_path / "long.csv", "\n".join(str(1000 + i % 7) for i in range(40_000)))
+        page.locator("#series .status", has_text="after 40,000 values").wait_for()
+        command = page.locator("#series code").text_content()
+        output = subprocess.run(["bash"], input=command, capture_output=True, text=True, check=True).stdout
+        assert len(json.loads(output)["results"][0]["median"]) == 60
+
+
+def test_an_error_of_an_unavailable_version_is_shown_once(shipped: httpx.Client, open_page: Open) -> None:
+    page = open_page(shipped)
+    status_of(page, "series")
+    page.route("**/v1/models/series-lstm@1", lambda route: route.abort())
+    page.locator("#series select[name=model]").select_option("series-lstm@1")
+    for _ in range(3):
+        with page.expect_event("requestfailed"):
+            page.get_by_role("button", name="Two sines").click()
+    page.locator("#series .error", has_text="does not answer").wait_for()
+    assert page.locator("#series .error").count() == 1
+    page.messages.clear()  # Failed to load resource
+
+
 def test_large_values_have_complete_labels(serve: Serve, open_page: Open, tmp_path: Path) -> None:
     with serve() as client:
         page = open_page(client)
@@ -301,10 +389,12 @@ def test_known_columns_of_a_forecaster_have_fields(
         assert expected_errors(page) == 2
 
 
-def test_a_series_can_be_drawn_by_hand(shipped: httpx.Client, open_page: Open) -> None:
+def test_a_series_can_be_drawn_by_hand(shipped: httpx.Client, open_page: Open, tmp_path: Path) -> None:
     page = open_page(shipped)
     for panel in ("image", "text", "series", "generation"):  # later answers would move the chart
         status_of(page, panel)
+    open_table(page, tmp_path / "table.csv", "a,b\n" + "1,2\n" * 40)
+    page.locator("#series .status", has_text="after 40 values").wait_for()
     page.get_by_role("button", name="Draw", exact=True).first.click()
     page.locator("#series-chart").scroll_into_view_if_needed()
     frame = page.locator("#series-chart").bounding_box()
@@ -316,6 +406,7 @@ def test_a_series_can_be_drawn_by_hand(shipped: httpx.Client, open_page: Open) -
     values = [float(value) for value in page.locator("#series-values").input_value().split(",")]
     assert values == sorted(values)
     assert (values[0], values[-1]) == pytest.approx((-1, 1), abs=0.05)
+    assert not page.locator("#series-column").is_visible()  # of the table that was open before
 
 
 def test_a_late_forecast_does_not_replace_the_drawing_pad(serve: Serve, open_page: Open) -> None:
@@ -464,7 +555,14 @@ def test_the_page_asks_for_a_key_and_again_after_its_removal(
         page.locator("#generation-seed").fill("7")
         page.locator("#generation .error", has_text="Unknown API key.").wait_for()
         assert key_field.is_visible()
-    assert expected_errors(page) == 2
+        page.locator("#series-values").fill("1, 2, 3, 4, " * 10)
+        page.locator("#series .error", has_text="Unknown API key.").wait_for()
+        key_field.fill(key_file.add(file, "bob"))
+        page.get_by_role("button", name="Use").click()
+        page.locator("#series .status", has_text="after 40 values").wait_for()
+        assert page.locator("#generation-seed").input_value() == "7"
+        assert '-H "Authorization: Bearer $KEY"' in page.locator("#series code").inner_text()
+    assert expected_errors(page) == 3
 
 
 def test_with_a_key_pictures_are_loaded_when_they_become_visible(

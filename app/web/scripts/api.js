@@ -1,6 +1,7 @@
 // Requests to the service, and the curl commands that send the same requests.
 //
-// A request is { path, query?, json?, file?, stream? }. Paths are relative, so the page also works below a prefix.
+// A request is { path, query?, json?, file?, sample?, stream? }. Paths are relative, so the page also works below a prefix.
+// `sample` is the path of the file if this service serves the file, too.
 
 /** An error with a message for the user. `param` is the field that caused the error, or null. */
 export class RequestError extends Error {
@@ -48,10 +49,20 @@ export async function send(request, signal) {
     response = await fetch(requestUrl(request), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (request.file) await readFile(request.file.slice(0, 1), request.file.name); // the file may be the cause
     throw new RequestError(`The service at ${location.host} does not answer. Try again later.`);
   }
   if (!response.ok) throw await errorOf(response);
   return response;
+}
+
+/** Return the text of a file. Throws RequestError if the file was changed or deleted, or if it is a folder. */
+export async function readFile(file, name = file.name) {
+  try {
+    return await file.text();
+  } catch {
+    throw new RequestError(`${name} cannot be read. Choose the file again.`);
+  }
 }
 
 /** Return the result of `read()`. Throws RequestError when the connection ends before the answer is complete. */
@@ -123,14 +134,19 @@ function nearViewport(element) {
   });
 }
 
+const MAX_ARGUMENT = 100_000; // characters; Linux limits an argument of a command to 128 KiB
+
 const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+const jsonArgument = (text) => (text.length > MAX_ARGUMENT ? `@- <<'EOF'\n${text}\nEOF` : shellQuote(text));
 
 /** Return the curl command that sends the same request. */
 export function curl(request) {
   const url = requestUrl(request).href;
   const parts = [request.stream ? "curl -sN" : "curl -s", /[?&;$ ]/.test(url) ? shellQuote(url) : url];
-  if (key) parts.push('-H "Authorization: Bearer $QUARTET_KEY"'); // never the key itself
-  if (request.json) parts.push("-d", shellQuote(JSON.stringify(request.json)));
-  if (request.file) parts.push("-F", shellQuote(`file=@${curlFileName(request.file.name)}`));
+  if (request.sample) parts.unshift(`curl -s ${requestUrl({ path: request.sample }).href} |`);
+  if (key) parts.push('-H "Authorization: Bearer $KEY"'); // never the key itself
+  if (request.json) parts.push("-d", jsonArgument(JSON.stringify(request.json)));
+  if (request.file) parts.push("-F", shellQuote(`file=@${request.sample ? "-;filename=" : ""}${curlFileName(request.file.name)}`));
   return parts.join(" ");
 }

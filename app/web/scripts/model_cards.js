@@ -52,6 +52,7 @@ function role({ active, canary }, version) {
 }
 
 async function switchVersion(element, id) {
+  element.dataset.chosen = id;
   let model;
   try {
     model = await json(await send({ path: `v1/models/${id}` }));
@@ -60,6 +61,7 @@ async function switchVersion(element, id) {
     element.append(createElement("p", { class: "error", role: "alert" }, error.message));
     return;
   }
+  if (element.dataset.chosen !== id) return; // another version was chosen meanwhile
   const other = card(model);
   element.replaceWith(other);
   other.querySelector('.marks button[aria-pressed="true"]').focus();
@@ -102,7 +104,8 @@ function describeSpeed({ task, speed }) {
 
 const describeTensors = (tensors) => tensors.map(({ name, dtype, shape }) => `${name} ${dtype} [${shape.join(", ")}]`).join("; ");
 
-const isImported = ({ kind }) => kind === "exported-program" || kind === "onnx";
+/** Return whether the network of a card was imported. */
+export const isImported = ({ kind }) => kind === "exported-program" || kind === "onnx";
 
 /** Return the facts of a training or of an import. An import has tensors instead of a seed and a duration. */
 function origin({ card }) {

@@ -1,6 +1,6 @@
 // Forecasting: forecast a series that is pasted, opened, drawn or synthetic. Show its chart, intervals and table.
 
-import { json, send } from "../api.js";
+import { json, readFile, send } from "../api.js";
 import { Chart, intervalsOf } from "../chart.js";
 import { byId, createElement, createSvg, distinguishingDigits, formatNumber } from "../dom.js";
 import { firstTime, parseTable, parseValues, roundValues } from "../series_parser.js";
@@ -30,6 +30,7 @@ export function forecastingPanel() {
   const chart = new Chart(byId("series-chart"));
   const pad = new DrawingPad(byId("series-chart"), (values) => {
     setDrawing(false);
+    closeTable();
     fill(roundValues(values));
   });
   const known = new KnownColumns(), knownOf = new Map(); // by model: the known columns of its card, or null
@@ -42,7 +43,7 @@ export function forecastingPanel() {
       if (pad.on || !showKnown()) return null;
       const levels = [...panel.form.elements.levels].filter((box) => box.checked).map((box) => Number(box.value));
       const horizon = Number(panel.form.elements.horizon.value);
-      return { path: "v1/series/forecast", json: { model: panel.model, values, horizon, levels, ...known.request(values.length, horizon) } };
+      return { path: "v1/series/forecast", json: { model: panel.model || undefined, values, horizon, levels, ...known.request(values.length, horizon) } };
     },
     show({ results: [forecast] }, { json: { values, horizon } }) {
       chart.show(values, forecast, describe(values, forecast));
@@ -73,11 +74,10 @@ export function forecastingPanel() {
     try {
       const { card } = await json(await send({ path: `v1/models/${model}` }));
       knownOf.set(model, card.series?.known ?? null);
+      if (panel.model === model) panel.run();
     } catch (error) {
-      panel.showError(error);
-      return;
+      if (panel.model === model) panel.showError(error);
     }
-    if (panel.model === model) panel.run();
   }
 
   function setDrawing(on) {
@@ -97,7 +97,13 @@ export function forecastingPanel() {
   }
 
   async function open(file) {
-    const content = await file.text();
+    let content;
+    try {
+      content = await readFile(file);
+    } catch (error) {
+      panel.showError(error);
+      return;
+    }
     closeTable();
     table = parseTable(content);
     time = firstTime(content);
@@ -149,7 +155,7 @@ export function forecastingPanel() {
     closeTable();
     if (pad.on) setDrawing(false);
   });
-  panel.start = () => fill(syntheticSeries("sine"));
+  panel.start = () => (text.value.trim() ? panel.run() : fill(syntheticSeries("sine")));
   return panel;
 }
 

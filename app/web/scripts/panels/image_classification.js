@@ -2,6 +2,7 @@
 
 import { blob, send } from "../api.js";
 import { byId, createElement, formatPercent } from "../dom.js";
+import { isImported } from "../model_cards.js";
 import { acceptDrops, Panel, showSliderValue } from "./panel.js";
 
 const SAMPLES = ["bird", "horse", "frog", "ship", "cat", "truck", "three", "seven"];
@@ -11,14 +12,17 @@ const MAX_COARSE = 96; // pixels; smaller images are scaled without smoothing
 export function imageClassificationPanel() {
   const picture = byId("image-picture"), heat = byId("image-heat"), bars = byId("image-bars");
   const blend = byId("image-blend"), opacity = byId("image-opacity"), chooser = byId("image-file");
-  let file = null;
+  let file = null, sample = null; // path of the sample, or null for an image of the user
+  let choices = 0;
 
   const panel = new Panel("image", "classify", {
     request() {
       updateSamples();
       if (!file) return null;
       const { top_k: top, explain } = panel.form.elements;
-      return { path: "v1/images/classify", query: { model: panel.model, top_k: top.value, explain: explain.checked ? true : null }, file };
+      explain.disabled = Boolean(panel.modelInfo) && isImported(panel.modelInfo.card); // only networks of this project can explain
+      const query = { model: panel.model, top_k: top.value, explain: explain.checked && !explain.disabled ? true : null };
+      return { path: "v1/images/classify", query, file, sample };
     },
     show({ results: [result] }) {
       bars.replaceChildren(...result.predictions.map(bar));
@@ -30,10 +34,10 @@ export function imageClassificationPanel() {
     },
   });
 
-  /** Classify an image file. */
-  async function classify(chosen, announce = true) {
-    if (announce) panel.announce();
-    file = chosen;
+  /** Classify an image file. `path` is its path on this service if it is a sample. */
+  async function classify(chosen, path = null) {
+    choices += 1;
+    [file, sample] = [chosen, path];
     URL.revokeObjectURL(picture.src);
     picture.src = URL.createObjectURL(file);
     picture.alt = `Image ${file.name}`;
@@ -46,16 +50,25 @@ export function imageClassificationPanel() {
     await panel.run();
   }
 
-  async function classifySample(name, announce) {
-    let content;
+  async function classifySample(name) {
+    const path = `web/samples/${name}.png`, choice = (choices += 1);
     try {
-      content = await blob(await send({ path: `web/samples/${name}.png` }));
+      const content = await blob(await send({ path }));
+      if (choice === choices) await classify(new File([content], `${name}.png`, { type: "image/png" }), path);
     } catch (error) { // the service does not answer
-      panel.clearError();
-      panel.showError(error);
-      return;
+      if (choice === choices) panel.showError(error);
     }
-    await classify(new File([content], `${name}.png`, { type: "image/png" }), announce);
+  }
+
+  /** Classify an image that the user chose. */
+  function choose(image) {
+    panel.announce();
+    return classify(image);
+  }
+
+  function chooseSample(name) {
+    panel.announce();
+    return classifySample(name);
   }
 
   /** Show only samples for which the chosen model has a label. */
@@ -75,16 +88,22 @@ export function imageClassificationPanel() {
   showSliderValue(opacity);
   opacity.addEventListener("input", () => heat.style.setProperty("opacity", String(opacity.value / 100)));
   byId("image-examples").append(...SAMPLES.map((name) =>
-    createElement("button", { type: "button", "data-example": name, "aria-pressed": "false", on: { click: () => classifySample(name) } },
+    createElement("button", { type: "button", "data-example": name, "aria-pressed": "false", on: { click: () => chooseSample(name) } },
       createElement("img", { src: `web/samples/${name}.png`, alt: `Example: ${name}`, width: 44, height: 44 }))));
-  chooser.addEventListener("change", () => chooser.files[0] && classify(chooser.files[0]));
+  chooser.addEventListener("change", () => {
+    const [chosen] = chooser.files;
+    chooser.value = ""; // so that the same file can be chosen again
+    if (chosen) choose(chosen);
+  });
   document.addEventListener("paste", (event) => {
     const pasted = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
-    if (pasted) classify(pasted).then(() => panel.root.scrollIntoView({ block: "nearest" }));
+    // Spreadsheets copy cells as text and as a picture. A text field takes the text.
+    const isText = event.clipboardData.types.includes("text/plain") && event.target.closest("input, textarea");
+    if (pasted && !isText) choose(pasted).then(() => panel.root.scrollIntoView({ block: "nearest" }));
   });
-  acceptDrops(panel.root, classify);
+  acceptDrops(panel.root, choose);
 
-  panel.start = () => classifySample(panel.modelInfo?.labels?.includes("3") ? "three" : "bird", false);
+  panel.start = () => (file ? panel.run() : classifySample(panel.modelInfo?.labels?.includes("3") ? "three" : "bird"));
   return panel;
 }
 

@@ -15,7 +15,7 @@ export function imageGenerationPanel() {
     request() {
       updateControls();
       const { seed, walk_to: to, count } = panel.form.elements;
-      const json = { model: panel.model, count: Number(count.value), seed: fieldNumber(seed) ?? undefined };
+      const json = { model: panel.model || undefined, count: Number(count.value), seed: fieldNumber(seed) ?? undefined };
       if (label.value) json.label = label.value;
       if (interpolates()) json.walk_to = fieldNumber(to) ?? randomSeed();
       return { path: "v1/images/sample", json };

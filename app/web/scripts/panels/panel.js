@@ -128,6 +128,7 @@ export class Panel {
       console.error(error);
       error = new RequestError("The page cannot show the answer. The browser console contains the error.");
     }
+    this.clearError();
     if (error.status === 401) byId("key").hidden = false; // the key was revoked meanwhile
     const control = error.param && this.control(error.param.split(".")[0]);
     const container = control?.closest("[data-param], .chooser") ?? this.root.querySelector('[data-param="form"]');

@@ -17,7 +17,7 @@ export function textGenerationPanel() {
         path: "v1/text/continue",
         stream: true,
         json: {
-          model: panel.model,
+          model: panel.model || undefined, // no model is chosen until the list of models has arrived
           prompt: elements.prompt.value,
           max_characters: Number(elements.max_characters.value),
           temperature: Number(elements.temperature.value),
