@@ -27,7 +27,6 @@ INTER_TOKEN_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 VERSION_LABELS = ("model", "version")
-REJECTION_REASONS = ("queue_full", "stopping")
 # Metrics are deleted for at least this many removed versions at a time, because a deletion rewrites all metrics files.
 STALE_VERSIONS_PER_SWEEP = 8
 
@@ -156,10 +155,9 @@ class Metrics:
                 self.running,
                 self.failures,
                 self.loaded,
+                self.rejected,
             ):
-                metric.remove(model, str(version))
-            for reason in REJECTION_REASONS:
-                self.rejected.remove(model, str(version), reason)
+                metric.remove_by_labels({"model": model, "version": str(version)})
 
     def _is_current(self, labels: Mapping[str, str]) -> bool:
         """Return whether a metric with these labels is shown. Metrics of removed versions are hidden."""

@@ -200,20 +200,12 @@ class ExportedProgram:
 
     def _find_dead(self) -> None:
         """Set ``dead`` of each step to the values that no later step needs."""
-        needed = {
-            *self.outputs.values(),
-            *(self._names[name] for name in self._names if self._names[name] < self._first),
-        }
+        needed = {*self.outputs.values(), *range(len(self.inputs) + len(self.keys))}  # inputs and weights are first
         for step in reversed(self.steps):
             read = [slot for _, slot in step.slots] + list(_slots([item for _, item in step.lists + step.named]))
             step.written = list(_slots([step.results]))
             step.dead = [slot for slot in dict.fromkeys((*read, *step.written)) if slot not in needed]
             needed.update(step.dead)
-
-    @property
-    def _first(self) -> int:
-        """The number of values before the first step: inputs and weights."""
-        return len(self.inputs) + len(self.keys)
 
     def to(self, device: torch.device) -> Self:
         """Move the weights to a device, where the graph then runs."""
