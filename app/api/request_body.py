@@ -302,7 +302,7 @@ async def read_form(request: Request, reader: BodyReader, max_files: int) -> lis
     """Return the fields of a multipart body: at most ``max_files`` files, and as many texts. Files stay in memory.
 
     Raises:
-        BadValue: the body is not a form, its charset is not UTF-8 or ASCII, or it has too many files or texts.
+        BadValue: the body is not a complete form, its charset is not UTF-8 or ASCII, or it has too many files or texts.
         TooLarge, TooSlow, CallerGone, Overloaded, TimedOut: as in ``read_json``.
     """
     content_type = header(request, b"content-type")
@@ -326,15 +326,26 @@ async def read_form(request: Request, reader: BodyReader, max_files: int) -> lis
         raise BadValue(f"the multipart body cannot be read: {reason}") from error
 
 
+class _FormParser(MultiPartParser):
+    """Records whether the body has its closing boundary. Without it, Starlette leaves out the last part silently."""
+
+    is_complete = False
+
+    def on_end(self) -> None:
+        self.is_complete = True
+
+
 async def _parse_form(content: bytes, content_type: str, max_files: int) -> list[FormField]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield content
 
     headers = Headers({"content-type": content_type})
-    parser = MultiPartParser(headers, stream(), max_files=max_files, max_fields=max_files)
+    parser = _FormParser(headers, stream(), max_files=max_files, max_fields=max_files)
     parser.spool_max_size = len(content)  # no file is written to disk
     try:
         form = await parser.parse()
+        if not parser.is_complete:
+            raise MultiPartException("the closing boundary is missing")
         return [
             FormField(name, None, value)
             if isinstance(value, str)

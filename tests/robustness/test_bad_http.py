@@ -201,6 +201,11 @@ def test_malformed_forms_are_harmless(tiny: httpx.Client) -> None:
     for body in bodies:
         answer = tiny.post(CLASSIFY, content=body, headers=FORM)
         assert_harmless(answer)
+    two = valid.removesuffix(b"--x--\r\n") + valid
+    assert len(tiny.post(CLASSIFY, content=two, headers=FORM).json()["results"]) == 2
+    for incomplete in (valid[:-9], two[:-9]):  # the client ended the body too early
+        answer = tiny.post(CLASSIFY, content=incomplete, headers=FORM)
+        assert_rejected(answer, 400, None, "the closing boundary is missing")
     assert_still_serves(tiny)
 
 

@@ -478,6 +478,14 @@ async def test_a_wrong_form_is_rejected(executor: Executor) -> None:
     kind, message, param = await rejected(form(("a", None, b"x"), ("b", None, b"x")))
     assert (kind, param) == (BadValue, None)
     assert message.startswith("the multipart body cannot be read: Too many fields")
+    text = ("text", None, b"x")
+    for incomplete in (b"", form(file)[:-7], form(file)[:-3], form(text, file)[:-9]):
+        assert await rejected(incomplete) == (
+            BadValue,
+            "the multipart body cannot be read: the closing boundary is missing",
+            None,
+        )
+    assert await read_form(request(b"--b--", content_type=TYPE), reader(executor), 1) == []
     assert (await rejected(b"", "text/plain"))[1] == "the multipart body cannot be read: Missing boundary in multipart."
     assert await rejected(form(file), f"{TYPE}; charset=utf-16") == (
         BadValue,
