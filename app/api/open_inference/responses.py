@@ -134,10 +134,12 @@ class InferenceResponse(ResponseModel):
 
 
 class GenerateParameters(BaseModel):
-    """Sampling parameters, which may be inside `parameters` or beside `text_input`."""
+    """Sampling parameters."""
 
     max_characters: int = Field(200, ge=1, description="largest length of the continuation in characters")
-    max_tokens: int = Field(200, ge=1, description="alias of `max_characters`")
+    max_tokens: int = Field(  # the schema has no default, because clients that send all defaults would send both names
+        default_factory=lambda: 200, ge=1, description="alias of `max_characters`. Send only one of them."
+    )
     temperature: float = Field(
         0.8, ge=0, le=10, description="sampling temperature. 0 always takes the most probable character."
     )
@@ -149,11 +151,12 @@ class GenerateParameters(BaseModel):
     seed: int | None = Field(None, ge=0, description="random seed. The same seed gives the same text.")
 
 
-class GenerateRequest(GenerateParameters):
+class GenerateRequest(BaseModel):
     id: str = Field("", max_length=MAX_ID_LENGTH, description="your own id for the request, which the response repeats")
     text_input: str = Field(description="the prompt")
     parameters: GenerateParameters = Field(
-        description="sampling parameters", default_factory=lambda: GenerateParameters.model_validate({})
+        description="sampling parameters. Each of them may also be sent beside `text_input` instead.",
+        default_factory=lambda: GenerateParameters.model_validate({}),
     )
 
 
