@@ -360,12 +360,11 @@ class Registry:
 
     # Health and shutdown
 
-    def problems(self) -> list[str]:
-        """Return the reasons why this process should get no requests. The list is empty if the process is ready."""
+    def problems(self, models: list[LoadedModel] | None = None) -> list[str]:
+        """Return the reasons why this process should get no requests for ``models``, by default for any version."""
         if self.stopping:
             return ["the service is stopping"]
-        models = self.models()
-        if not models:
+        if not (models := models or self.models()):
             return ["no model in the store can be served"]
         limit = min(self.settings.unready_after_seconds, self.settings.liveness_timeout_seconds)
         for executor, name in ((self.executor, "the engine has"), (self.parse_executor, "the decoding threads have")):

@@ -104,6 +104,7 @@ def assert_all_requests_fail(client: httpx.Client, model: str, out_of_memory: bo
     ready = client.get("/health/ready")
     assert (ready.status_code, ready.json()["problems"]) == (503, [f"{model}@1 fails on every input"])
     for name, (_, _, other_path, other_body) in REQUESTS.items():
+        assert client.get(f"/v2/models/{name}/ready").status_code == (503 if name == model else 200)
         assert (client.post(other_path, **other_body).status_code == 200) is (name != model)
 
 

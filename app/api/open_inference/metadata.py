@@ -105,7 +105,7 @@ def _add_readiness(routes: APIRouter, registry: Registry, settings: Settings) ->
         deadline = set_deadline(request, settings.request_seconds)
         await registry.recheck(name.partition("@")[0], deadline)  # another process may have loaded or unloaded it
         model = await model_in_path(registry, request, name, deadline)
-        if problems := registry.problems():
+        if problems := registry.problems([model]):
             raise NotReady("; ".join(problems))
         return json_response({"name": model.card.name, "ready": True})
 

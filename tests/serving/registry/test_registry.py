@@ -306,7 +306,8 @@ async def test_a_process_without_models_or_with_a_broken_network_is_not_ready(st
     breaker = registry.models()[0].engine.circuit_breaker
     while not breaker.is_open():
         breaker.record_failure()
-    assert registry.problems() == ["tiny-cgan@1 fails on every input"]
+    assert registry.problems() == registry.problems(registry.models()[:1]) == ["tiny-cgan@1 fails on every input"]
+    assert registry.problems(registry.models()[1:]) == []
     await registry.close()
     assert registry.problems() == ["the service is stopping"]
     assert rejection(registry.resolve, GENERATE_IMAGES, None)[:2] == (NotReady, "the service is stopping")
