@@ -55,6 +55,11 @@ class LoadedModel(Generic[P]):
         """The version as ``name@version``."""
         return f"{self.card.name}@{self.card.version}"
 
+    @property
+    def engines(self) -> list[Engine]:
+        """All engines that compute with the version."""
+        return [engine for engine in (self.engine, self.explainer, self.tensors) if engine]
+
     def stream(self, texts: Sequence[Continuation]) -> AsyncGenerator[None, None]:
         """Yield whenever some of the texts have new characters, as ``TextEngine.stream`` does."""
         assert isinstance(self.engine, TextEngine)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from app.engine.circuit_breaker import CircuitBreaker
 from app.engine.executor import Executor
 from app.errors import is_out_of_memory
 from app.serving.loader import LoadedModel
@@ -34,10 +35,10 @@ class RecoveryMonitor:
         while not self.failure:
             await asyncio.sleep(CHECK_SECONDS)
             for model in self._models():
-                await self._check(model)
+                for engine in model.engines:
+                    await self._check(model, engine.circuit_breaker)
 
-    async def _check(self, model: LoadedModel) -> None:
-        breaker = model.engine.circuit_breaker
+    async def _check(self, model: LoadedModel, breaker: CircuitBreaker) -> None:
         if breaker.failed_recoveries < MAX_FAILED_RECOVERIES:
             return
         try:

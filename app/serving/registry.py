@@ -335,7 +335,7 @@ class Registry:
                 self._publish_set(self._desired()[name] if current.active == number else current.without(number))
             return result
         result.last_used_at = time.monotonic()
-        self._engines.update(engine for engine in (result.engine, result.explainer, result.tensors) if engine)
+        self._engines.update(result.engines)
         self.cache.add(result, is_pinned=self._is_default)
         return result
 
@@ -370,7 +370,8 @@ class Registry:
         for executor, name in ((self.executor, "the engine has"), (self.parse_executor, "the decoding threads have")):
             if (seconds := executor.stalled_seconds()) > limit:
                 return [f"{name} not answered for {seconds:.0f} s"]
-        return [f"{model.id} fails on every input" for model in models if model.engine.circuit_breaker.is_open()]
+        failing = [model for model in models if any(engine.circuit_breaker.is_open() for engine in model.engines)]
+        return [f"{model.id} fails on every input" for model in failing]
 
     def report(self) -> None:
         """Report the waiting and running rows and the number of versions. Called at intervals, not for each request."""

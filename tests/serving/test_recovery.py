@@ -17,14 +17,17 @@ pytestmark = pytest.mark.anyio
 
 
 class Network:
-    """A loaded model whose network may fail."""
+    """A loaded model whose network may fail. Its explainer is the second of its engines."""
 
     id = "m@1"
 
-    def __init__(self, failed_recoveries: int, failing: bool, error: Exception | None = None) -> None:
+    def __init__(
+        self, failed_recoveries: int, failing: bool, error: Exception | None = None, failing_engine: int = 0
+    ) -> None:
         self.predictor = self
-        self.engine = SimpleNamespace(circuit_breaker=CircuitBreaker())
-        self.engine.circuit_breaker.failed_recoveries = failed_recoveries
+        self.engines = [SimpleNamespace(circuit_breaker=CircuitBreaker()) for _ in range(2)]
+        self.breakers = [engine.circuit_breaker for engine in self.engines]
+        self.breakers[failing_engine].failed_recoveries = failed_recoveries
         self.failing, self.error = failing, error or RuntimeError("the device is lost")
         self.rows: list[int] = []
 
@@ -72,17 +75,19 @@ async def test_a_network_that_also_fails_on_a_dummy_input_needs_a_restart(
 async def test_a_network_that_computes_a_dummy_input_failed_on_its_callers_inputs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    working = Network(MAX_FAILED_RECOVERIES, failing=False)
-    failure, pauses = await watch(monkeypatch, working)
-    assert (failure, pauses) == ("", [1.0] * 3)
-    assert working.rows == [1]  # the network is checked again only after further failed recoveries
-    assert working.engine.circuit_breaker.failed_recoveries == 0
+    for engine in range(2):
+        working = Network(MAX_FAILED_RECOVERIES, failing=False, failing_engine=engine)
+        with monkeypatch.context() as patch:
+            failure, pauses = await watch(patch, working)
+        assert (failure, pauses) == ("", [1.0] * 3)
+        assert working.rows == [1]  # the network is checked again only after further failed recoveries
+        assert [breaker.failed_recoveries for breaker in working.breakers] == [0, 0]
 
 
 async def test_memory_may_be_free_later_so_its_lack_needs_no_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     full = Network(MAX_FAILED_RECOVERIES, failing=True, error=torch.OutOfMemoryError("CUDA out of memory"))
     assert (await watch(monkeypatch, full))[0] == ""
-    assert (full.rows, full.engine.circuit_breaker.failed_recoveries) == ([1], 0)
+    assert (full.rows, full.breakers[0].failed_recoveries) == ([1], 0)
 
 
 async def test_a_network_with_few_failed_recoveries_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -303,11 +303,14 @@ async def test_a_process_without_models_or_with_a_broken_network_is_not_ready(st
     assert registry.problems() == ["no model in the store can be served"]
     await registry.load()
     assert registry.problems() == []
-    breaker = registry.models()[0].engine.circuit_breaker
-    while not breaker.is_open():
-        breaker.record_failure()
-    assert registry.problems() == registry.problems(registry.models()[:1]) == ["tiny-cgan@1 fails on every input"]
-    assert registry.problems(registry.models()[1:]) == []
+    model: Any = registry.models()[0]
+    model.explainer, model.tensors = StubEngine(model.engine.observer), StubEngine(model.engine.observer)
+    for engine in (model.engine, model.explainer, model.tensors):
+        while not engine.circuit_breaker.is_open():
+            engine.circuit_breaker.record_failure()
+        assert registry.problems() == registry.problems([model]) == ["tiny-cgan@1 fails on every input"]
+        assert registry.problems(registry.models()[1:]) == []
+        engine.circuit_breaker.record_success()
     await registry.close()
     assert registry.problems() == ["the service is stopping"]
     assert rejection(registry.resolve, GENERATE_IMAGES, None)[:2] == (NotReady, "the service is stopping")
