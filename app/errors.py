@@ -212,11 +212,14 @@ class CallerGone(QuartetError):
 
 
 class TimedOut(QuartetError):
-    """The result of the request was not ready in time."""
+    """The result of the request was not ready in time. OpenAI's clients do not repeat the request."""
 
     status = 504
     type = "server_error"
     code = "deadline_exceeded"
+
+    def headers(self) -> dict[str, str]:
+        return {"x-should-retry": "false"}  # a new attempt would exceed the time that the caller or a setting allows
 
 
 class TooSlow(QuartetError):
