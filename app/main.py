@@ -147,7 +147,8 @@ def _middleware(
     """
     protected = with_api_keys(inner, settings, counters, errors.error_response, metrics.on_rate_limited)
     trusted = trusted_hosts(cors(protected, settings), settings, errors.error_response)
-    return RequestTelemetry(trusted, metrics, log, errors.error_response)
+    # Errors of RequestTelemetry do not pass ``protected``, but pages of allowed origins should be able to read them.
+    return RequestTelemetry(trusted, metrics, log, lambda error: cors(errors.error_response(error), settings))
 
 
 @asynccontextmanager

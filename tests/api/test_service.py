@@ -246,23 +246,27 @@ def test_an_unexpected_error_gives_500_without_its_details(serve: Serve, monkeyp
     def fail(*_: object) -> None:
         raise RuntimeError("secret")
 
-    with serve() as client:
+    with serve(cors_origins="https://a.example") as client:
         monkeypatch.setattr(Registry, "resolve", fail)
-        answer = client.post("/v1/images/sample", json={})
-        assert answer.status_code == 500
-        assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
-        assert "secret" not in answer.text
+        for origin, allowed in (("https://a.example", "https://a.example"), ("https://b.example", None)):
+            answer = client.post("/v1/images/sample", json={}, headers={"origin": origin})
+            assert answer.status_code == 500
+            assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
+            assert "secret" not in answer.text
+            assert answer.headers.get("access-control-allow-origin") == allowed
 
 
 def test_an_incomplete_request_gets_503_when_the_service_stops(serve: Serve) -> None:
-    with serve() as client:
+    with serve(cors_origins="https://a.example") as client:
         caller = socket.create_connection((client.base_url.host, client.base_url.port or 0))
-        caller.sendall(b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        headers = b"Host: x\r\nOrigin: https://a.example\r\nContent-Length: 10\r\n\r\n"
+        caller.sendall(b"POST /v1/images/sample HTTP/1.1\r\n" + headers + b"{")
         assert client.get("/health/live").status_code == 200  # the request above has started by now
     with caller, caller.makefile("rb") as answer:
         content = answer.read()
     assert content.startswith(b"HTTP/1.1 503 ")
     assert b"the service stopped before it could answer" in content
+    assert b"access-control-allow-origin: https://a.example\r\n" in content
 
 
 def test_the_documentation_page_loads_no_external_files(shipped: httpx.Client) -> None:
