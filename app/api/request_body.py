@@ -39,7 +39,7 @@ ModelName = Annotated[
     str | None, Field(description="`name` or `name@version`; by default the default model of the task", max_length=200)
 ]
 
-Model = TypeVar("Model", bound="RequestBody")
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class RequestBody(BaseModel):
@@ -48,14 +48,18 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def with_limits(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
+def with_limits(model: type[Model], **limits: dict[str, Any] | type[BaseModel]) -> type[Model]:
     """Return a subclass of the Pydantic class ``model`` that has further constraints on some fields.
 
-    A default value above a limit is replaced by the limit, because Pydantic does not check default values.
+    The constraints on a field are arguments of ``Field``, or a result of ``with_limits`` for the class of the field. A
+    default value above a limit is replaced by the limit, because Pydantic does not check default values.
     """
     fields: dict[str, Any] = {}
     for name, limit in limits.items():
         info = model.model_fields[name]
+        if isinstance(limit, type):
+            fields[name] = (limit, info)
+            continue
         fields[name] = (Annotated[info.annotation, Field(**limit)], info)
         if isinstance(info.default, int) and info.default > limit.get("le", info.default):
             fields[name] = (Annotated[info.annotation, info, Field(**limit)], limit["le"])

@@ -281,21 +281,34 @@ def test_the_documentation_page_loads_no_external_files(shipped: httpx.Client) -
 
 
 def test_the_openapi_document_states_the_configured_limits(serve: Serve) -> None:
-    with serve(max_characters=77, max_images=3, max_samples=9) as client:
+    limits = {"max_characters": 77, "max_images": 3, "max_samples": 9, "max_series": 5, "max_horizon": 11}
+    with serve(**limits, max_prompt_characters=99) as client:
         document = client.get("/openapi.json").json()
     paths = document["paths"]
 
-    def body(path: str, kind: str = "application/json") -> dict[str, dict[str, object]]:
-        reference = paths[path]["post"]["requestBody"]["content"][kind]["schema"]["$ref"]
-        return document["components"]["schemas"][reference.rpartition("/")[2]]["properties"]
+    def fields(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        return document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
 
+    def body(path: str, kind: str = "application/json") -> dict[str, dict[str, Any]]:
+        return fields(paths[path]["post"]["requestBody"]["content"][kind]["schema"])
+
+    text, triton = body("/v1/text/continue"), body("/v2/models/{name}/generate")
     for field, limit in (
-        (body("/v1/text/continue")["max_characters"], 77),
+        (text["max_characters"], 77),
+        (fields(triton["parameters"])["max_characters"], 77),
         (body("/v1/images/sample")["count"], 9),
+        (body("/v1/series/forecast")["horizon"], 11),
     ):
         assert (field["default"], field["maximum"], field["minimum"]) == (limit, limit, 1)
+    assert fields(triton["parameters"])["max_tokens"]["maximum"] == 77
+    assert text["prompt"]["maxLength"] == triton["text_input"]["maxLength"] == 99
+    for name in ("temperature", "top_k", "top_p", "stop", "seed"):
+        assert fields(triton["parameters"])[name] == text[name]
     assert body("/v1/images/classify")["images"]["maxItems"] == 3
     assert body("/v1/images/classify", "multipart/form-data")["file"]["maxItems"] == 3
+    timeseries = body("/v1/timeseries/forecast")
+    assert (timeseries["inputs"]["minItems"], timeseries["inputs"]["maxItems"]) == (1, 5)
+    assert fields(timeseries["options"])["horizon"]["maximum"] == 11
 
 
 def test_default_values_keep_to_the_configured_limits(serve: Serve) -> None:

@@ -82,7 +82,7 @@ def test_the_forecast_starts_one_step_after_the_series_ends(
         (request_body(frequency="fortnight"), "inputs.0.frequency", "is 'fortnight'"),
         (request_body(start_timestamp="soon"), "inputs.0", "start_timestamp is 'soon'"),
         (request_body(start_timestamp="9999-12-31", frequency="Y"), "inputs.0", "from which 20 steps can be counted"),
-        (request_body(options={"horizon": 1001}), "horizon", "is 1001"),
+        (request_body(options={"horizon": 1001}), "options.horizon", "options.horizon is 1001"),
         (request_body(options={"horizon": 0}), "options.horizon", "is 0"),
         (request_body(options={"horizon": 5, "quantiles": [1]}), "options.quantiles.0", "less than 1"),
         (
@@ -91,7 +91,7 @@ def test_the_forecast_starts_one_step_after_the_series_ends(
             "1e-15; it should be at least",
         ),
         (request_body(inputs=[]), "inputs", "at least 1"),
-        (request_body(inputs=request_body()["inputs"] * 65), "inputs", "inputs has 65 series; allowed are 64"),
+        (request_body(inputs=request_body()["inputs"] * 65), "inputs", "it should have at most 64 items"),
         (request_body(inputs=[{}] * 10_000), "inputs.0.type", "is missing"),
         (request_body(inputs=[{"x": 1}] * 1990), "inputs.0.type", "is missing"),
         (request_body(metadata={f"x{i}": 1 for i in range(2000)}), None, "fields; allowed are 2,000"),

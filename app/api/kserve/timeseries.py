@@ -19,7 +19,7 @@ from app.api import openapi
 from app.api.inference import InferenceBody, JsonEndpoint
 from app.api.kserve.responses import TimeSeriesModelNames, TimeSeriesResponse
 from app.api.openapi import request_body
-from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, ModelName, RequestBody, validate
+from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, ModelName, RequestBody, validate, with_limits
 from app.api.responses import ERROR_RESPONSES, json_response, success_response
 from app.api.routes import forecast as native
 from app.api.routes.forecast import ForecastInference, Value
@@ -78,7 +78,7 @@ class ForecastOptions(RequestBody):
 
 class TimeSeriesRequest(InferenceBody):
     model: ModelName = None
-    inputs: Annotated[list[TimeSeriesInput], Field(fail_fast=True)] = Field(min_length=1, max_length=10**5)
+    inputs: Annotated[list[TimeSeriesInput], Field(fail_fast=True)] = Field(min_length=1)
     options: ForecastOptions
     metadata: dict[str, Any] | None = Field(None, description="ignored")
 
@@ -96,8 +96,6 @@ class TimeSeriesInference(ForecastInference):
         settings: Settings,
     ) -> None:
         self.request = body
-        if len(body.inputs) > settings.max_series:
-            raise BadValue(f"inputs has {len(body.inputs):,} series; allowed are {settings.max_series}", "inputs")
         self.starts = [_forecast_start(series, f"inputs.{i}") for i, series in enumerate(body.inputs)]
         levels = sorted({level for level in map(_level, body.options.quantiles) if level})
         options = validate({"values": [], "horizon": body.options.horizon, "levels": levels}, forecast_request)
@@ -206,11 +204,16 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the routes under ``/v1/timeseries``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1/timeseries", tags=["KServe time series"], responses=ERROR_RESPONSES)
     forecast_request = native.request_model(settings)
+    body_model = with_limits(
+        TimeSeriesRequest,
+        inputs={"max_length": settings.max_series},
+        options=with_limits(ForecastOptions, horizon={"le": settings.max_horizon}),
+    )
     endpoint = JsonEndpoint(
         registry,
         settings,
         FORECAST,
-        TimeSeriesRequest,
+        body_model,
         lambda _, model, body: TimeSeriesInference(model, body, forecast_request, settings),
         content_bytes=native.BYTES_PER_NUMBER * settings.max_series_values,
         content_commas=settings.max_series_values + 8 * settings.max_series,
@@ -232,7 +235,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         "/forecast",
         operation_id="forecast_time_series",
         summary="Forecast time series",
-        openapi_extra=request_body(TimeSeriesRequest, openapi.TIMESERIES_EXAMPLE),
+        openapi_extra=request_body(body_model, openapi.TIMESERIES_EXAMPLE),
         responses=success_response(TimeSeriesResponse, description="Mean and quantiles of each series"),
     )
     async def forecast(request: Request) -> Response:

@@ -15,9 +15,9 @@ from app.api.inference import resolve_model, run_inference
 from app.api.open_inference.decode import MAX_ID_LENGTH
 from app.api.open_inference.models import TEXT_PARAMETERS, earlier_deadline, model_parameters
 from app.api.open_inference.paths import TextModel, add_routes, model_in_path
-from app.api.open_inference.responses import FAILURES, GenerateRequest, GenerateResponse
+from app.api.open_inference.responses import FAILURES, GenerateParameters, GenerateRequest, GenerateResponse
 from app.api.openapi import request_body
-from app.api.request_body import EXTRA_COMMAS, BodyReader, max_json_bytes, read_object, validate
+from app.api.request_body import EXTRA_COMMAS, BodyReader, max_json_bytes, read_object, validate, with_limits
 from app.api.responses import json_response, stream_response, success_response
 from app.api.routes import generate_text
 from app.api.routes.generate_text import TextInference
@@ -123,6 +123,12 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the routes ``generate`` and ``generate_stream`` for texts. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
     text_request = generate_text.request_model(settings)
+    at_most = {"le": settings.max_characters}
+    body_model = with_limits(  # only for the OpenAPI document; the body is validated as ``text_request``
+        GenerateRequest,
+        text_input={"max_length": settings.max_prompt_characters},
+        parameters=with_limits(GenerateParameters, max_characters=at_most, max_tokens=at_most),
+    )
     limit = max_json_bytes(settings.max_body_bytes, generate_text.BYTES_PER_CHARACTER * settings.max_prompt_characters)
     reader = BodyReader(limit, settings.body_seconds, registry.parse_executor)
     max_commas = settings.max_prompt_characters + EXTRA_COMMAS
@@ -145,7 +151,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         "/generate",
         operation_id="generate",
         summary="Generate text",
-        openapi_extra=request_body(GenerateRequest, openapi.V2_GENERATE_EXAMPLE),
+        openapi_extra=request_body(body_model, openapi.V2_GENERATE_EXAMPLE),
         responses=success_response(GenerateResponse, description="The continuation of the prompt"),
     )
     async def generate_whole(request: Request, name: TextModel) -> Response:
@@ -158,7 +164,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         "/generate_stream",
         operation_id="generate_stream",
         summary="Generate text as a stream",
-        openapi_extra=request_body(GenerateRequest, openapi.V2_GENERATE_EXAMPLE),
+        openapi_extra=request_body(body_model, openapi.V2_GENERATE_EXAMPLE),
         response_class=Response,
         responses={
             200: {

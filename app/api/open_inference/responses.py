@@ -7,7 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, RootModel
 
 from app.api.open_inference.decode import MAX_ID_LENGTH
+from app.api.request_body import Seed
 from app.api.responses import ResponseModel, error_responses
+from app.api.routes.generate_text import Stops
 from app.store import TaskName
 
 
@@ -147,8 +149,8 @@ class GenerateParameters(BaseModel):
     top_p: float | None = Field(
         None, gt=0, le=1, description="sample only from the most probable characters whose probabilities add up to p"
     )
-    stop: str | list[str] | None = Field(None, description="strings that end the text")
-    seed: int | None = Field(None, ge=0, description="random seed. The same seed gives the same text.")
+    stop: Stops | None = Field(None, description="strings that end the text. The returned text does not contain them.")
+    seed: Seed | None = Field(None, description="random seed. The same seed gives the same text.")
 
 
 class GenerateRequest(BaseModel):

@@ -263,6 +263,10 @@ class Body(RequestBody):
     rows: list[int] = Field([], max_length=9)
 
 
+class Nested(RequestBody):
+    body: Body = Field(description="any")
+
+
 def test_the_limit_of_a_json_body_depends_on_its_content() -> None:
     assert max_json_bytes(10**9, 1000) == JSON_BYTES + 1000
     assert max_json_bytes(1000, 1000) == 1000
@@ -276,6 +280,11 @@ def test_further_limits_apply_to_some_fields_and_keep_the_others() -> None:
         validate({"rows": [1, 2, 3]}, limited)
     assert limited.model_json_schema()["properties"]["rows"]["maxItems"] == 2
     assert validate({"rows": [1, 2, 3]}, Body).rows == [1, 2, 3]
+    nested = with_limits(Nested, body=limited)
+    assert validate({"body": {"rows": [1, 2]}}, nested).body.rows == [1, 2]
+    with pytest.raises(BadValue, match=r"^body.rows is \[1, 2, 3\]; it should have at most 2 items"):
+        validate({"body": {"rows": [1, 2, 3]}}, nested)
+    assert nested.model_json_schema()["properties"]["body"]["description"] == "any"
 
 
 async def test_a_json_body_is_read_as_a_model_or_a_dictionary(executor: Executor) -> None:
