@@ -129,6 +129,7 @@ def read_covariates(
     lengths: Sequence[int],
     horizon: int,
     many: bool,
+    start_param: str = "start.{}",
 ) -> list[Array] | None:
     """Return the covariates [T + horizon, K] of each series in a request, or None if the model takes no covariates.
 
@@ -140,6 +141,7 @@ def read_covariates(
         lengths: number of values of each series.
         horizon: steps to forecast.
         many: whether the request has a list of series.
+        start_param: pattern for the name of a time in a list, in error messages, with {} in place of its index.
 
     Raises:
         BadValue: a column is missing, unknown or of the wrong length, or the start is missing or wrong.
@@ -174,12 +176,16 @@ def read_covariates(
                     "covariates",
                 )
             result[number][:, index] = row
-    _add_holidays(name, known.calendar, start, result)
+    _add_holidays(name, known.calendar, start, result, start_param)
     return result
 
 
 def _add_holidays(
-    name: str, calendar: HolidayCalendar | None, start: str | Sequence[str] | None, result: list[Array]
+    name: str,
+    calendar: HolidayCalendar | None,
+    start: str | Sequence[str] | None,
+    result: list[Array],
+    start_param: str,
 ) -> None:
     """Write the holiday counts into the last column of each array. Raises BadValue for a missing or wrong start."""
     if calendar is None:
@@ -191,5 +197,6 @@ def _add_holidays(
     starts = [start] * len(result) if isinstance(start, str) else list(start)
     if len(starts) != len(result):
         raise BadValue(f"start has {len(starts)} times; allowed are one, or {len(result)}, one per series", "start")
-    for text, array in zip(starts, result, strict=True):
-        array[:, -1] = holiday_counts(calendar, parse_time(text, "start", calendar.step), len(array))
+    for index, (text, array) in enumerate(zip(starts, result, strict=True)):
+        param = "start" if isinstance(start, str) else start_param.format(index)
+        array[:, -1] = holiday_counts(calendar, parse_time(text, param, calendar.step), len(array), param)

@@ -80,8 +80,16 @@ def test_the_forecast_starts_one_step_after_the_series_ends(
         (request_body(series=SERIES[:9]), "inputs.0.series", "has 9 values; tiny-lstm needs at least 10"),
         (request_body(series=["7"] * 20), "inputs.0.series.0", "'7'"),
         (request_body(frequency="fortnight"), "inputs.0.frequency", "is 'fortnight'"),
-        (request_body(start_timestamp="soon"), "inputs.0", "start_timestamp is 'soon'"),
-        (request_body(start_timestamp="9999-12-31", frequency="Y"), "inputs.0", "from which 20 steps can be counted"),
+        (
+            request_body(start_timestamp="soon"),
+            "inputs.0.start_timestamp",
+            "inputs.0.start_timestamp is 'soon'; it should be a time in ISO 8601",
+        ),
+        (
+            request_body(start_timestamp="9999-12-31", frequency="Y"),
+            "inputs.0.start_timestamp",
+            "from which 20 steps can be counted",
+        ),
         (request_body(options={"horizon": 1001}), "options.horizon", "options.horizon is 1001"),
         (request_body(options={"horizon": 0}), "options.horizon", "is 0"),
         (request_body(options={"horizon": 5, "quantiles": [1]}), "options.quantiles.0", "less than 1"),

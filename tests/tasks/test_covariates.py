@@ -244,6 +244,14 @@ def test_wrong_covariates_are_rejected_with_a_message(
     assert message in response.json()["error"]["message"]
 
 
+def test_an_error_names_the_wrong_one_of_several_starts(client: httpx.Client) -> None:
+    values = [SALES[:48].tolist()] * 2
+    for wrong in ("May 1", "2025-12-01"):
+        request = body(model="office", values=values, covariates=None, start=["2024-03-14", wrong])
+        error = client.post("/v1/series/forecast", json=request).json()["error"]
+        assert (error["param"], error["message"][:7]) == ("start.1", "start.1")
+
+
 def test_the_start_timestamp_of_kserve_gives_the_holidays(client: httpx.Client) -> None:
     def forecast(*starts: str | None, frequency: str = "D") -> httpx.Response:
         series = {"type": "univariate_time_series", "series": SALES[:48].tolist(), "frequency": frequency}
@@ -258,9 +266,12 @@ def test_the_start_timestamp_of_kserve_gives_the_holidays(client: httpx.Client) 
     assert [output["content"][0]["mean_forecast"] for output in outputs] == [result["mean"] for result in results]
     missing = forecast(starts[0], None).json()["error"]
     assert (missing["param"], missing["message"]) == (
-        "inputs.1",
+        "inputs.1.start_timestamp",
         "inputs.1.start_timestamp is missing; office needs the time of the first value, to know the holidays",
     )
+    late = forecast(starts[0], "2025-12-01").json()["error"]
+    assert late["param"] == "inputs.1.start_timestamp"
+    assert late["message"].startswith("inputs.1.start_timestamp: the series and its forecast are from 2025 to 2026")
     hourly = forecast(*starts, frequency="H").json()["error"]
     assert (hourly["param"], hourly["message"]) == (
         "inputs.0.frequency",
@@ -273,4 +284,8 @@ def test_protocols_without_covariates_say_what_is_needed(client: httpx.Client) -
     request = {"model": "sales", "inputs": [series], "options": {"horizon": 6}}
     response = client.post("/v1/timeseries/forecast", json=request)
     assert response.status_code == 400
-    assert "sales needs price, promo" in response.text
+    error = response.json()["error"]
+    assert (error["param"], error["message"]) == (
+        "model",
+        "sales needs price, promo, for which this protocol has no field; use /v1/series/forecast",
+    )

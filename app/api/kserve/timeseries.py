@@ -87,6 +87,7 @@ class TimeSeriesInference(ForecastInference):
     """Forecasts the series of a request to ``/v1/timeseries/forecast``. Raises BadValue for invalid options."""
 
     series_param = "inputs.{}.series"
+    start_param = "inputs.{}.start_timestamp"
 
     def __init__(
         self,
@@ -100,8 +101,12 @@ class TimeSeriesInference(ForecastInference):
         levels = sorted({level for level in map(_level, body.options.quantiles) if level})
         options = validate({"values": [], "horizon": body.options.horizon, "levels": levels}, forecast_request)
         fields: dict[str, Any] = {"values": [series.series for series in body.inputs]}
-        if model.card.series and model.card.series.known and (calendar := model.card.series.known.calendar):
-            name, step = model.card.name, calendar.step
+        name, known = model.card.name, model.card.series and model.card.series.known
+        if known and known.named:
+            problem = f"{name} needs {', '.join(known.named)}, for which this protocol has no field"
+            raise BadValue(f"{problem}; use /v1/series/forecast", "model")
+        if known and known.calendar:
+            step = known.calendar.step
             fields["start"] = [_start(series, f"inputs.{i}", name, step) for i, series in enumerate(body.inputs)]
         super().__init__(model, options.model_copy(update=fields), settings)
 
@@ -170,7 +175,7 @@ def _start(series: TimeSeriesInput, param: str, model: str, step: str) -> str:
         raise BadValue(problem, f"{param}.frequency")
     if series.start_timestamp is None:
         reason = f"{model} needs the time of the first value, to know the holidays"
-        raise BadValue(f"{param}.start_timestamp is missing; {reason}", param)
+        raise BadValue(f"{param}.start_timestamp is missing; {reason}", f"{param}.start_timestamp")
     return series.start_timestamp
 
 
@@ -178,11 +183,12 @@ def _forecast_start(series: TimeSeriesInput, param: str) -> str | None:
     """Return the time of the first forecast, or None if the series has no start time. Raises BadValue."""
     if series.start_timestamp is None:
         return None
+    param = f"{param}.start_timestamp"
     try:
         start = datetime.fromisoformat(series.start_timestamp)
         return _add_steps(start, series.frequency, len(series.series)).isoformat()
     except (ValueError, OverflowError):
-        reason = f"{param}.start_timestamp is {quote_value(series.start_timestamp)}; it should be a time in ISO 8601"
+        reason = f"{param} is {quote_value(series.start_timestamp)}; it should be a time in ISO 8601"
         raise BadValue(f"{reason} from which {len(series.series):,} steps can be counted", param) from None
 
 

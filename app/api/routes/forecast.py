@@ -107,11 +107,16 @@ def parse_size(body: ForecastRequest) -> int:
 
 
 def parse_series(
-    model: LoadedModel[AnyForecaster], body: ForecastRequest, settings: Settings, series_param: str = "values.{}"
+    model: LoadedModel[AnyForecaster],
+    body: ForecastRequest,
+    settings: Settings,
+    series_param: str = "values.{}",
+    start_param: str = "start.{}",
 ) -> list[Any]:
     """Return one engine item for each series.
 
-    ``series_param`` is a pattern for the name of a series in error messages, with {} in place of its number.
+    ``series_param`` and ``start_param`` are patterns for the names of a series and of its start time in error messages,
+    with {} in place of the number of the series.
 
     Raises:
         BadValue: there are too many series or values, a level is repeated, or the model cannot read the values.
@@ -123,7 +128,7 @@ def parse_series(
         raise BadValue(f"{field} has {len(series)} series; allowed are {settings.max_series}", field)
     if (count := sum(map(len, series))) > settings.max_series_values:
         raise BadValue(f"{field} has {count:,} values; allowed are {settings.max_series_values:,}", field)
-    covariates = _covariates(model, body, [len(values) for values in series], is_list, settings)
+    covariates = _covariates(model, body, [len(values) for values in series], is_list, settings, start_param)
     if len(set(body.levels)) < len(body.levels):
         raise BadValue(f"levels is {quote_value(body.levels)}; each level may occur only once", "levels")
     parse, season = model.predictor.parse, body.seasonality
@@ -136,7 +141,12 @@ def parse_series(
 
 
 def _covariates(
-    model: LoadedModel[AnyForecaster], body: ForecastRequest, lengths: list[int], is_list: bool, settings: Settings
+    model: LoadedModel[AnyForecaster],
+    body: ForecastRequest,
+    lengths: list[int],
+    is_list: bool,
+    settings: Settings,
+    start_param: str,
 ) -> list[np.ndarray] | None:
     """Return the covariates of each series, or None if the model takes no covariates. Raises BadValue."""
     columns = (body.covariates or {}).values()
@@ -146,7 +156,8 @@ def _covariates(
         raise BadValue(f"values and covariates have {count:,} values; allowed are {allowed:,}", "covariates")
     traits = model.card.series
     known = traits.known if traits else None
-    return read_covariates(model.card.name, known, body.covariates, body.start, lengths, body.horizon, is_list)
+    sent = body.covariates, body.start
+    return read_covariates(model.card.name, known, *sent, lengths, body.horizon, is_list, start_param)
 
 
 def level_name(level: float) -> str:
@@ -184,6 +195,7 @@ class ForecastInference(Inference[AnyForecaster]):
     """Forecasts the series of a request to ``/v1/series/forecast``."""
 
     series_param = "values.{}"
+    start_param = "start.{}"
 
     def __init__(self, model: LoadedModel[AnyForecaster], body: ForecastRequest, settings: Settings) -> None:
         super().__init__(model)
@@ -193,7 +205,7 @@ class ForecastInference(Inference[AnyForecaster]):
         self.items: list[Any] = []
 
     def parse(self) -> list[Any]:
-        self.items = parse_series(self.model, self.body, self.settings, self.series_param)
+        self.items = parse_series(self.model, self.body, self.settings, self.series_param, self.start_param)
         return self.items
 
     def response_size(self, outputs: Sequence[Any]) -> int:
