@@ -231,10 +231,9 @@ def test_a_streamed_text_equals_the_unstreamed_one(tiny: httpx.Client) -> None:
     assert (unstreamed["id"], unstreamed["model_name"], unstreamed["model_version"]) == ("7", "tiny-rnn", "1")
     assert len(unstreamed["text_output"]) == 30
     top_level = {"text_input": "abc", "max_characters": 30, "seed": 4, "stream": False}
-    assert (
-        tiny.post("/v2/models/tiny-rnn/versions/1/generate", json=top_level).json()["text_output"]
-        == unstreamed["text_output"]
-    )
+    for nulls in ({}, {"id": None, "parameters": None}):
+        answer = tiny.post("/v2/models/tiny-rnn/versions/1/generate", json={**top_level, **nulls}).json()
+        assert (answer["text_output"], answer.get("id")) == (unstreamed["text_output"], None)
     with tiny.stream("POST", "/v2/models/tiny-rnn/generate_stream", json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in answer.iter_lines() if line]

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.api.errors import validation_error
@@ -50,9 +50,20 @@ Parameters = dict[str, Annotated[str | int | float | bool, BeforeValidator(_chec
 
 
 class OpenModel(BaseModel):
-    """A part of a request. Unknown fields are ignored, because clients may send fields that only other servers know."""
+    """A part of a request.
+
+    Unknown fields are ignored, because clients may send fields that only other servers know. A field that is null
+    counts as missing, because some clients send all optional fields.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class RequestInput(OpenModel):

@@ -73,7 +73,9 @@ def _end_fields(text: Continuation) -> dict[str, Any]:
 
 def _take_id(body: dict[str, Any]) -> str:
     """Remove the request id from the body and return it, or return an empty text without an id. Raises BadValue."""
-    request_id = body.pop("id", "")
+    request_id = body.pop("id", None)
+    if request_id is None:
+        return ""
     if not isinstance(request_id, str) or len(request_id) > MAX_ID_LENGTH:
         raise BadValue(
             f"id is {quote_value(request_id)}; it should be a text of at most {MAX_ID_LENGTH:,} characters", "id"
@@ -85,7 +87,9 @@ def _fields(body: dict[str, Any], streamed: bool) -> dict[str, Any]:
     """Return the fields of a body and of its ``parameters`` in one dictionary, without ``stream``. Raises BadValue."""
     if "text_input" not in body:
         raise BadValue("text_input is missing", "text_input")
-    parameters = body.pop("parameters", {})
+    parameters = body.pop("parameters", None)
+    if parameters is None:
+        parameters = {}
     if not isinstance(parameters, dict):
         raise BadValue(f"parameters is {quote_value(parameters)}; it should be an object", "parameters")
     for name in parameters:

@@ -108,6 +108,17 @@ def test_unknown_fields_are_ignored_and_known_ones_are_kept() -> None:
     assert [(output.name, output.parameters) for output in body.outputs] == [("y", {"classification": 3})]
 
 
+def test_a_field_that_is_null_counts_as_missing() -> None:
+    inputs = tensor(data=None, parameters={"binary_data_size": 8}), tensor("y", parameters=None, data=[1, 2])
+    outputs = [{"name": "z", "parameters": None}]
+    body = decode(*inputs, data=bytes(8), id=None, parameters=None, outputs=outputs).body
+    assert (body.id, body.parameters) == ("", {})
+    assert [part.parameters for part in body.inputs] == [{"binary_data_size": 8}, {}]
+    assert body.outputs is not None
+    assert body.outputs[0].parameters == {}
+    assert decode(tensor(data=[1, 2]), outputs=None).body.outputs is None
+
+
 def test_a_body_without_json_is_one_row_of_the_only_input() -> None:
     decoded = decode_raw(np.arange(6, dtype="<f4").tobytes(), FLOATS)
     assert decoded.tensors["x"].tolist() == [[[0, 1, 2], [3, 4, 5]]]
