@@ -259,8 +259,11 @@ def _json_array(item: RequestInput, i: int) -> np.ndarray:
             array = np.array(values, dtype=NUMPY[datatype])
     except OverflowError:
         raise BadValue(f"{param} has a value that is no {datatype}", "inputs") from None
-    if array.dtype.kind == "f" and (infinite := np.isinf(array)).any():  # JSON has no infinity
-        raise BadValue(f"{param} has {quote_value(values[infinite.argmax()])}, which no {datatype} can hold", "inputs")
+    if array.dtype.kind == "f" and (infinite := np.isinf(array)).any():
+        value, reason = values[infinite.argmax()], f"which no {datatype} can hold"
+        if math.isinf(value):  # Infinity, but also 1e400, which the parser reads as infinity
+            reason = "and JSON has no infinite values; send them as binary data"
+        raise BadValue(f"{param} has {quote_value(value)}, {reason}", "inputs")
     return array.reshape(shape)
 
 

@@ -59,8 +59,10 @@ def encode_response(
 ) -> Response:
     """Return a response with the fields of ``head`` and the outputs that the request ``body`` asks for.
 
+    In JSON, NaN is null, as in requests.
+
     Raises:
-        BadValue: a requested output or its parameters are wrong.
+        BadValue: a requested output or its parameters are wrong, or an output in JSON has an infinite value.
     """
     entries, tail = [], []
     for name, parameters in requested_outputs(body, specs).items():
@@ -74,6 +76,9 @@ def encode_response(
             entry["parameters"] = {"binary_data_size": len(content)}
         elif datatype == "BYTES":
             entry["data"] = [text.decode("utf-8", "replace") for text in array.reshape(-1)]
+        elif array.dtype.kind == "f" and (infinite := np.isinf(array)).any():  # would be null, which means NaN
+            problem = f"output {name!r} has {array[infinite][0]}, and JSON has no infinite values"
+            raise BadValue(f"{problem}; set its parameter binary_data to true", "outputs")
         else:
             entry["data"] = np.ascontiguousarray(array).reshape(-1)
         entries.append(entry)

@@ -122,7 +122,9 @@ class ResponseOutput(ResponseModel):
     name: str
     datatype: str
     shape: list[int]
-    data: list[Any] | None = Field(None, description="values in row-major order; left out if the values are binary")
+    data: list[Any] | None = Field(
+        None, description="values in row-major order, with null for NaN; left out if the values are binary"
+    )
     parameters: dict[str, Any] | None = Field(
         None, description="`binary_data_size`: number of bytes of the values after the JSON part"
     )

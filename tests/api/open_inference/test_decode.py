@@ -207,6 +207,8 @@ INVALID: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("a number for a text", {"inputs": [tensor("x", "BYTES", data=["a", 1])]}, "inputs.0.data has 1; it should be BYTES only", "inputs"),
     ("beyond the type", {"inputs": [tensor("x", "INT8", data=[1, 128])]}, "inputs.0.data has a value that is no INT8", "inputs"),
     ("too large for the type", {"inputs": [tensor(data=[1, -1e300])]}, "inputs.0.data has -1e+300, which no FP32 can hold", "inputs"),
+    ("infinite", {"inputs": [tensor(data=[1, -float("inf")])]},
+     "inputs.0.data has -inf, and JSON has no infinite values; send them as binary data", "inputs"),
     ("too few values", {"inputs": [tensor(shape=(2, 2), data=[1, 2, 3])]},
      "inputs.0.data has 3 values; its shape [2, 2] has 4", "inputs"),
     ("no list", {"inputs": [tensor(data="ab")]}, "inputs.0.data is 'ab'; it should be a list", "inputs"),
