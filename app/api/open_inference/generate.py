@@ -123,16 +123,21 @@ def _native_body(
         raise BadValue(error.message.replace(error.param, sent_name, 1), sent_name) from None
 
 
-def router(registry: Registry, settings: Settings) -> APIRouter:
-    """Return the routes ``generate`` and ``generate_stream`` for texts. ``settings`` has the limits for requests."""
-    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
-    text_request = generate_text.request_model(settings)
+def _documented_body(settings: Settings) -> type[GenerateRequest]:
+    """Return the Pydantic class of the body for the OpenAPI document. Requests are validated as native bodies."""
     at_most = {"le": settings.max_characters}
-    body_model = with_limits(  # only for the OpenAPI document; the body is validated as ``text_request``
+    return with_limits(
         GenerateRequest,
         text_input={"max_length": settings.max_prompt_characters},
         parameters=with_limits(GenerateParameters, max_characters=at_most, max_tokens=at_most),
     )
+
+
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """Return the routes ``generate`` and ``generate_stream`` for texts. ``settings`` has the limits for requests."""
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
+    text_request = generate_text.request_model(settings)
+    body_model = _documented_body(settings)
     limit = max_json_bytes(settings.max_body_bytes, generate_text.BYTES_PER_CHARACTER * settings.max_prompt_characters)
     reader = BodyReader(limit, settings.body_seconds, registry.parse_executor)
     max_commas = settings.max_prompt_characters + EXTRA_COMMAS
