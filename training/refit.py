@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from app import store
+from training.data.datasets import DataError
 from training.options import Options
 
 OPTION: dict[str, dict[str, Any]] = {
@@ -29,6 +31,48 @@ COMPARED = ("untuned_", "naive_")  # prefixes of metrics of other methods, which
 def is_planned(options: Options) -> bool:
     """Return whether the command trains a second time before it publishes; False if it does not publish."""
     return options.publish and bool(options.data_options["refit"])
+
+
+def seen_data(card: store.Card, data: dict[str, str]) -> list[str]:
+    """Return the names of the data on which a version was trained a second time, validation and test parts included.
+
+    Data are the same if they have the same SHA-256. A file or folder with the same name also counts as the same,
+    because files and folders grow.
+
+    Args:
+        card: the card of the version.
+        data: the SHA-256 by key, as in the field ``data`` of a card. A key ``text:...`` may also name one of the files.
+    """
+    if card.refit_steps is None:
+        return []
+    seen = []
+    for key, digest in data.items():
+        kind, _, name = key.partition(":")
+        same = digest in card.data.values() or key in card.data
+        if kind == "text":  # a version may have several texts, such as text:a.txt b.txt
+            texts = [other.removeprefix("text:") for other in card.data if other.startswith("text:")]
+            same |= any(f" {name} " in f" {names} " for names in texts)
+        if same:
+            seen.append(name or key)
+    return seen
+
+
+def reject_seen(card: store.Card, option: str, data: dict[str, str]) -> None:
+    """Raise DataError if the version in ``option`` has seen the validation and test parts of the data.
+
+    The metrics of a network that learns from such a version would be too good.
+
+    Args:
+        card: the card of the version.
+        option: the option that names the version, with its value.
+        data: see ``seen_data``.
+    """
+    if names := ", ".join(seen_data(card, data)):
+        raise DataError(
+            f"{option}: this version of {card.name} was trained on all of {names}, also on the validation and test "
+            f"parts, so the metrics of the new network would be too good. Omit {option.split()[0]}, or name a version "
+            f"that was trained with --no-refit. If {names} had other content in that training, rename it"
+        )
 
 
 def describe(card: dict[str, Any], steps: int, how: str = "after which the twin was best") -> dict[str, Any]:

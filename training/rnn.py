@@ -128,15 +128,16 @@ def evaluate(generator: TextGenerator) -> dict[str, Any]:
 
 def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
     """Train a network on tinyshakespeare and publish it."""
-    base = base_version(options, KINDS)
     text = datasets.tinyshakespeare()
+    data = {"tinyshakespeare": text.sha256}
+    base = read_base(options, data)
     vocabulary = texts.vocabulary_of(text.train)
     run = Run(options, config, argv)
     characters = texts.encode(text.train, vocabulary)
     training, validation = texts.hold_out(characters, config.validation, config.places)
     train = training_text(training, vocabulary, config.rename, options.seed)
     validation = [part.to(options.device) for part in validation]
-    teachers = read_teachers(options, vocabulary)
+    teachers = read_teachers(options, vocabulary, data)
     config, network = initial_network(config, base, vocabulary)
     network, _ = fit(run, config, train, validation, network, teachers=teachers)
     temperature = calibrate(network, validation, texts.WINDOW) if validation else None
@@ -147,7 +148,7 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     card = {
         "title": TITLES[config.kind],
         "kind": config.kind,
-        "data": {"tinyshakespeare": text.sha256, **origin(base), **(teachers.digests if teachers else {})},
+        "data": {**data, **origin(base), **(teachers.digests if teachers else {})},
         "notes": f"{started_from(base, config)}{notes}{averaged(config)}{renamed(config)}{taught(config, teachers)}"
         f"{calibrated(temperature)}",
     }
@@ -182,10 +183,24 @@ def started_from(base: store.Version | None, config: RnnConfig) -> str:
     return f"Fine-tuned from {label}. " if config.epochs else f"All layers except the last are those of {label}. "
 
 
-def read_teachers(options: Options, vocabulary: Sequence[str]) -> Teachers | None:
-    """Return the networks of ``--teachers``, or None without this option."""
+def read_base(options: Options, data: dict[str, str]) -> store.Version | None:
+    """Return the version given by ``--from``, or None for ``--from scratch``.
+
+    ``data``: the SHA-256 of the text by its key in the field ``data`` of a card.
+
+    Raises:
+        DataError: the version cannot be used, or it was trained on all of the text.
+    """
+    base = base_version(options, KINDS)
+    if base:
+        refit.reject_seen(base.card, f"--from {base.card.name}@{base.card.version}", data)
+    return base
+
+
+def read_teachers(options: Options, vocabulary: Sequence[str], data: dict[str, str]) -> Teachers | None:
+    """Return the networks of ``--teachers``, or None without this option. ``data``: see ``read_base``."""
     folders = options.data_options["teachers"]
-    return Teachers(folders, vocabulary, options.device) if folders else None
+    return Teachers(folders, vocabulary, options.device, data) if folders else None
 
 
 def averaged(config: RnnConfig) -> str:
@@ -215,13 +230,14 @@ def calibrated(temperature: float | None) -> str:
 
 def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
     """Train a network on the user's texts, measure it, train it again on all texts, and publish it."""
-    base = base_version(options, KINDS)
     text = texts.read(options.data_options["text"], options.data_options["encoding"])
+    data = {f"text:{path.name}": text.sha256 for path in options.data_options["text"]}
+    base = read_base(options, data)
     vocabulary = texts.vocabulary_of(text.train, options.data_options["min_count"])
     texts.report(text, vocabulary)
     if base:
         texts.check_known(base, text.train)
-    teachers = read_teachers(options, vocabulary)
+    teachers = read_teachers(options, vocabulary, data)
     run = Run(options, config, argv, text.sha256)
     characters = texts.encode(text.train, vocabulary)
     training, validation, window = texts.hold_out_windows(characters, config.validation, config.places)

@@ -25,7 +25,7 @@ from support.stand_in_device import stand_in
 from app import store
 from app.networks import build
 from app.tasks.image_codecs import ImageDecoder
-from training import cnn, gan, lstm, rnn
+from training import cnn, gan, lstm, refit, rnn
 from training import run as running
 from training.configs import CNN_OWN, RNN_OWN
 from training.data import image_folders, shapes, texts
@@ -36,6 +36,7 @@ from training.loops import gan as gan_loop
 from training.loops.best_weights import BestWeights
 from training.loops.series import tuning
 from training.loops.text import language_model
+from training.loops.text.distillation import Teachers
 
 WHITENED: dict[str, Any] = {"widths": [8, 8, 8], "label_smoothing": 0.2}
 TEXT = "".join(f"line {i}: to be, or not to be, that is the question {i * i}\n" for i in range(300))
@@ -175,6 +176,48 @@ def test_published_weights_are_trained_again_on_all_data(
     capsys.readouterr()
     assert evaluate.main(["mine"]) == 0
     assert "not measured: the metrics are those of a twin, a network whose weights" in capsys.readouterr().out
+
+
+def publish_refitted(stem: str, folder: Path, **data: str) -> None:
+    """Publish a network ``seen`` whose card says that it was trained again on all of these data."""
+    task, kind, sizes = {
+        "cnn": ("classify", "whitened-net", WHITENED),
+        "rnn": ("continue", "stacked-rnn", {"vocabulary": 3, "hidden": 8, "layers": 1}),
+        "lstm": ("forecast", "forecaster", FORECASTER),
+    }[stem]
+    labels: dict[str, Any] = {
+        "cnn": {"labels": [str(i) for i in range(10)]},
+        "rnn": {"vocabulary": ["a", "b", "<unk>"]},
+    }
+    fields = {**labels.get(stem, {}), "data": data, "refit_steps": 3}
+    store.publish(folder, tiny_card("seen", task, kind, sizes, fields), build(kind, sizes).state_dict())
+
+
+@pytest.mark.parametrize("stem", REFITTED)
+def test_a_version_that_was_trained_on_all_of_the_data_is_no_start(stem: str, workspace: Path) -> None:
+    key = {"cnn": "images:shapes", "rnn": "text:diary.txt novel.txt", "lstm": "csv:sales.csv"}[stem]
+    name = {"cnn": "shapes", "rnn": r"novel\.txt", "lstm": r"sales\.csv"}[stem]
+    publish_refitted(stem, workspace / "models_store", **{key: "digest of less data"})
+    with pytest.raises(DataError, match=f"--from seen@1: this version of seen was trained on all of {name}, also on"):
+        train(stem, "--from", "seen")
+    if stem == "rnn":
+        with pytest.raises(DataError, match="--teachers models_store/seen/1: this version of seen was trained on all"):
+            Teachers([Path("models_store/seen/1")], ["a", "b", "<unk>"], "cpu", {"text:novel.txt": "other"})
+    assert not (workspace / "runs").exists()
+
+
+def test_data_are_the_same_if_their_name_or_their_digest_is_the_same() -> None:
+    def seen(data: dict[str, str], refit_steps: int | None = 3, **own: str) -> list[str]:
+        card = tiny_card("a", "forecast", "forecaster", FORECASTER, {"data": data, "refit_steps": refit_steps})
+        return refit.seen_data(store.Card(version=1, weights_sha256="", **card), own)
+
+    assert seen({"csv:a.csv": "1", "series-lstm@1": "5"}, **{"csv:b.csv": "1"}) == ["b.csv"]
+    assert seen({"csv:a.csv": "1"}, **{"csv:a.csv": "2"}) == ["a.csv"]
+    assert seen({"csv:a.csv": "1"}, None, **{"csv:a.csv": "1"}) == []
+    assert seen({"csv:my a.csv": "1"}, **{"csv:a.csv": "2"}) == []
+    assert seen({"text:my a.txt b.txt": "1"}, **{"text:my a.txt": "2", "text:c.txt": "2"}) == ["my a.txt"]
+    assert seen({"text:a": "1"}, **{"images:a": "2", "tinyshakespeare": "3"}) == []
+    assert seen({"text:tinyshakespeare.txt": "3"}, tinyshakespeare="3") == ["tinyshakespeare"]
 
 
 def spoil_test_part(stem: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
+from support.networks import tiny_card
 from support.service import ROOT
 from support.stand_in_device import stand_in
 from torch import nn
@@ -324,6 +326,18 @@ def test_fine_tuning_is_used_if_it_lowers_the_validation_loss(
     assert not any(name.startswith(("stem", "blocks.0", "blocks.1")) for name in changed)
     assert "fine-tuned" in tuned.card.notes
     assert tuned.card.refit_steps == 10
+
+
+def test_fine_tuned_blocks_that_saw_all_photos_are_no_start(workspace: Path) -> None:
+    card = tiny_card("seen", "classify", "efficientnet-lite", asdict(SMALL), {"data": {"images:photos": "digest"}})
+    for notes in (f"for the 60 steps {photo_training.HEAD_ONLY}. They", "for the 90 steps of the first training. They"):
+        fields = {"notes": notes, "refit_steps": 60, "labels": [str(i) for i in range(SMALL.classes)]}
+        store.publish(workspace / "models_store", {**card, **fields}, EfficientNetLite(SMALL).state_dict())
+    options = cnn.arguments(["--images", "photos", *TRAIN, "--from", "seen@1"])[0]
+    dataset = cnn.read_dataset(options, 96)
+    assert photo_training.read_base(options, dataset).name == "seen@1"
+    with pytest.raises(DataError, match="--from seen@2: this version of seen was trained on all of photos"):
+        cnn.main(["--images", "photos", *TRAIN, "--from", "seen@2"])
 
 
 def test_augmentation_keeps_type_and_size_and_mirrors_only_on_request() -> None:

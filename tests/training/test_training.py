@@ -166,7 +166,7 @@ def test_a_network_learns_from_the_mean_predictions_of_teachers(
         rnn.main([*command, "--seed", seed, "--name", f"teacher-{seed}"])
         folders.append(str(only_entry(tmp_path / "runs" / f"teacher-{seed}")))
     vocabulary = texts.vocabulary_of(datasets.tinyshakespeare().train)
-    teachers = Teachers([Path(folder) for folder in folders], vocabulary, "cpu")
+    teachers = Teachers([Path(folder) for folder in folders], vocabulary, "cpu", {})
     characters = torch.randint(0, len(vocabulary) - 1, (3, 7))
     probabilities, _ = teachers.predict(characters, teachers.zero_states(3))
     assert probabilities.sum(dim=-1).numpy() == pytest.approx(1)
@@ -181,13 +181,13 @@ def test_a_network_learns_from_the_mean_predictions_of_teachers(
     capsys.readouterr()
     assert evaluate.main(["student", "--store", str(models)]) == 0
     assert "teacher 1: teacher-1, seed 1       not compared: teachers are not published" in capsys.readouterr().out
-    Teachers([only_entry(tmp_path / "runs" / "student")], vocabulary, "cpu")
+    Teachers([only_entry(tmp_path / "runs" / "student")], vocabulary, "cpu", {})
     with pytest.raises(datasets.DataError, match="teacher-1 has another vocabulary"):
-        Teachers([Path(folders[0])], vocabulary[1:], "cpu")
+        Teachers([Path(folders[0])], vocabulary[1:], "cpu", {})
     shutil.copytree(folders[0], tmp_path / "damaged")
     (tmp_path / "damaged" / store.WEIGHTS).write_bytes(b"no weights")
     with pytest.raises(datasets.DataError, match="not the folder of a finished run"):
-        Teachers([tmp_path / "damaged"], vocabulary, "cpu")
+        Teachers([tmp_path / "damaged"], vocabulary, "cpu", {})
     with pytest.raises(datasets.DataError, match="not the folder of a finished run"):
         rnn.main([*command, "--name", "other", "--teachers", str(tmp_path)])
 

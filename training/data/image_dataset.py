@@ -67,6 +67,11 @@ class ImageDataset:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
+    def data(self) -> dict[str, str]:
+        """The digest by its key in the field ``data`` of a card."""
+        return {f"images:{self.name}": self.sha256}
+
+    @property
     def counts(self) -> list[int]:
         """The number of images of each class."""
         if self.multi_label:

@@ -203,6 +203,8 @@ def fit_again(
 def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None, dataset: ImageDataset) -> None:
     """Train a classifier on your own images, evaluate it and publish it."""
     base = base_version(options, ("whitened-net",), "cifar10-whitened")
+    if base:
+        refit.reject_seen(base.card, f"--from {base.card.name}@{base.card.version}", dataset.data)
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
     network = fine_tune(run, config, dataset, base)
@@ -239,8 +241,7 @@ def measured(
         "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
         "outputs": [{"name": "probabilities", "dtype": "float64", "shape": [-1, sizes.classes]}],
         "labels": dataset.classes,
-        "data": {f"images:{dataset.name}": dataset.sha256}
-        | ({f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}),
+        "data": dataset.data | ({f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}),
         "notes": (
             f"{start}. {dataset.describe_classes()}: {len(train_indices):,} for training, {len(validation):,} for "
             f"validation ({fitted}), {len(test):,} for testing. {len(dataset.skipped):,} files were skipped."

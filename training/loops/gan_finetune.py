@@ -215,7 +215,7 @@ def publish(run: Run, real: Reference, network: Any) -> None:
         ],
         "outputs": [{"name": "images", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
         "labels": dataset.classes,
-        "data": {f"images:{dataset.name}": dataset.sha256},
+        "data": dataset.data,
         "notes": (
             f"{dataset.describe_classes()}; trained on {len(real.train[1]):,} of these images. The generator's weights "
             f"are an average over steps. {len(dataset.skipped):,} files were skipped."

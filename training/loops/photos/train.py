@@ -37,6 +37,8 @@ KIND = "efficientnet-lite"
 MIN_TUNED_IMAGES = 1000  # with fewer training images, only the last layer is fitted
 MIN_CALIBRATION_IMAGES = 200  # with fewer validation images, only the last layer is fitted
 MAX_DEFAULT_STEPS = 300  # largest number of fine-tuning steps without --minutes
+# Text in the notes of a card whose second training only fitted the last layer.
+HEAD_ONLY = "of L-BFGS with the same penalty"
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,12 @@ class Result:
         return min(max(fit_temperature(self.logits, targets), low), high)
 
 
-def read_base(options: Options) -> Base:
-    """Return the network given by ``--from``. Raises DataError if the network cannot be used."""
+def read_base(options: Options, dataset: ImageDataset) -> Base:
+    """Return the network given by ``--from``.
+
+    Raises:
+        DataError: the network cannot be used, or its blocks were fine-tuned on all images of the dataset.
+    """
     origin: str | None = options.data_options["origin"]
     if origin in (None, pretrained.NAME):
         return Base(pretrained.load(), pretrained.NAME, {}, pretrained.LICENCE, pretrained.SOURCE)
@@ -89,6 +95,8 @@ def read_base(options: Options) -> Base:
     assert version is not None
     card = version.card
     name = f"{card.name}@{card.version}"
+    if HEAD_ONLY not in card.notes:  # otherwise only the last layer has seen the images, and a new one replaces it
+        refit.reject_seen(card, f"--from {name}", dataset.data)
     return Base(version.network(), name, {name: card.weights_sha256}, card.licence, card.source)
 
 
@@ -96,7 +104,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     """Train a classifier on the user's images and publish it."""
     if distributed.world_size() > 1:
         raise DataError("images above 64 pixels are trained in one process; start the command without torchrun")
-    base = read_base(options)
+    base = read_base(options, dataset)
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
     train_indices, validation, _ = dataset.split()
@@ -114,7 +122,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
             steps = result.steps
             run.begin_refit()
             network = divided(tune(run, config, network, dataset, every, lambda: steps), result.temperature)
-        card = refit.describe(card, steps, "of the twin" if result.steps else "of L-BFGS with the same penalty")
+        card = refit.describe(card, steps, "of the twin" if result.steps else HEAD_ONLY)
     run.finish(card, network, pictures)
 
 
@@ -233,7 +241,7 @@ def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tup
         "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
         "outputs": [{"name": "probabilities", "dtype": "float64", "shape": [-1, sizes.classes]}],
         "labels": dataset.classes,
-        "data": {f"images:{dataset.name}": dataset.sha256, **base.data},
+        "data": {**dataset.data, **base.data},
         "licence": base.licence,
         "source": base.source,
         "notes": (

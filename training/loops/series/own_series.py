@@ -50,6 +50,11 @@ class OwnSeries:
         """The digest of the table."""
         return self.table.sha256
 
+    @property
+    def data(self) -> dict[str, str]:
+        """The digest of the table by its key in the field ``data`` of a card."""
+        return {f"csv:{self.table.name}": self.sha256}
+
 
 def read_options(options: Options) -> ReadOptions:
     """Return the command-line options that determine how a table is read."""

@@ -18,6 +18,7 @@ import torch
 from app import store
 from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster
+from training import refit
 from training.configs import ForecasterFinetuneConfig
 from training.data.datasets import DataError
 from training.evaluation import backtest
@@ -85,7 +86,7 @@ def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, A
         **interface(sizes),
         "title": f"Forecasts of {names}, one value per {table.frequency}"[:200],
         "series": own.traits.model_dump(),
-        "data": {f"csv:{table.name}": own.sha256, f"{base.name}@{base.version}": base.weights_sha256},
+        "data": {**own.data, f"{base.name}@{base.version}": base.weights_sha256},
         "notes": (
             f"Fine-tuned from {base.name}@{base.version}. {verdict}. {count:,} series, one value per "
             f"{table.frequency}, {season}. The last quarter of each series was tested, at most "
@@ -158,8 +159,7 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> None
     own = read(options, config.horizon)
     report(own.table)
     card, version = own.base.card, label(own.base)
-    same = f"csv:{own.table.name}" in card.data or own.sha256 in card.data.values()
-    if same and card.refit_steps is not None:
+    if refit.seen_data(card, own.data):
         raise DataError(
             f"--version {version}: this version was trained on all rows of {own.table.name}, so its errors on these "
             "rows would be too low. Its backtest.png shows errors that were measured before this training. Type "

@@ -26,7 +26,7 @@ from training.evaluation import backtest
 from training.loops import distributed, time_budget
 from training.loops.best_weights import BestWeights
 from training.loops.forecaster import Trainer
-from training.loops.series.own_series import OwnSeries, read, report, with_traits
+from training.loops.series.own_series import OwnSeries, label, read, report, with_traits
 from training.loops.series.testing import evaluate, references
 from training.loops.series.validation import Validation
 from training.options import Options
@@ -39,6 +39,7 @@ MAX_VALIDATION_FORECASTS = 1000
 def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str] | None) -> None:
     """Read the table, fine-tune a network, measure it, fine-tune a second network on all rows, and publish it."""
     own = read(options, config.horizon)
+    refit.reject_seen(own.base.card, f"--from {label(own.base)}", own.data)
     report(own.table)
     run = Run(options, config, argv, own.sha256)
     run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from app import store
 from app.tasks.precision import fast_bfloat16
+from training import refit
 from training.data.datasets import DataError
 
 TEACHER = "teacher "  # start of the names of teachers on a card
@@ -31,12 +32,14 @@ class Teachers:
         folders: the folders, each with card and weights.
         vocabulary: the vocabulary of the network that learns. Each teacher must have the same vocabulary.
         device: device of the teachers.
+        data: the SHA-256 of the text by its key in the field ``data`` of a card.
 
     Raises:
-        DataError: a folder has no card or weights, or a teacher has another vocabulary.
+        DataError: a folder has no card or weights, or a teacher has another vocabulary or was trained on all of the
+            text.
     """
 
-    def __init__(self, folders: Sequence[Path], vocabulary: Sequence[str], device: str) -> None:
+    def __init__(self, folders: Sequence[Path], vocabulary: Sequence[str], device: str, data: dict[str, str]) -> None:
         self.digests: dict[str, str] = {}  # SHA-256 of the weights, by number, model name and seed
         self.networks: list[Any] = []
         self._use_bfloat16 = fast_bfloat16(torch.device(device))
@@ -50,6 +53,7 @@ class Teachers:
                 raise DataError(f"--teachers {folder}: not the folder of a finished run ({error})") from error
             if card.vocabulary != list(vocabulary):
                 raise DataError(f"--teachers {folder}: {card.name} has another vocabulary")
+            refit.reject_seen(card, f"--teachers {folder}", data)
             self.networks.append(network.to(device).eval().requires_grad_(False))
             self.digests[f"{TEACHER}{number}: {card.name}, seed {card.seed}"] = hashlib.sha256(weights).hexdigest()
 
