@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from support.service import TEST, serving
 
 from app import store
 from app.networks import build
+from app.networks.series_reader import ForecasterSizes
 from app.settings import Settings
 from app.store import rollout
 from app.tasks.classification import ImageClassifier
@@ -26,7 +28,9 @@ from training.data.datasets import DataError
 from training.data.tables.read import ReadOptions, read_table
 from training.data.tables.table import without_gaps
 from training.evaluation import backtest, generation
-from training.loops.series import own_series, testing
+from training.evaluation.report import ets
+from training.loops.series import own_series, testing, tuning
+from training.loops.series.validation import Validation
 from training.options import base_version
 
 SHORT = ["--season", "4", "--epochs", "8", "--batch", "32", "--learning-rate", "0.02", "--threads", "1"]
@@ -185,6 +189,73 @@ def test_backtest_metrics_equal_a_plain_loop_over_all_origins(tmp_path: Path) ->
     validation_set = backtest.origins([parts], 4, 4, "validation")
     assert [len(past) for past in validation_set.past] == list(range(68, 89))
     assert [len(past) for past in validation_set.subset(3).past] == [68, 78, 88]
+
+
+def split_with_gaps(path: Path, changed_from: int | None = None) -> backtest.Split:
+    """Return the split of a series with missing values before position 68, where validation begins, 76 and 92.
+
+    From the position ``changed_from``, the values are changed.
+    """
+    values = sales(1).round(3).tolist()
+    for position in (changed_from and range(changed_from, 120)) or ():
+        values[position] = 500.0 + position
+    for position in (20, 66, 67, 73, 74, 75, 91):
+        values[position] = None  # type: ignore[call-overload]
+    table = without_gaps(read_table(write_csv(path, north=values), ReadOptions(season=4)))
+    (parts,) = backtest.split(table, 4)
+    assert (parts.validation, parts.test) == (68, 92)
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("part", "position"), [("validation", 68), ("validation", 75), ("validation", 76), ("test", 92)]
+)
+def test_a_missing_value_before_an_origin_does_not_show_the_values_after_it(
+    workspace: Path, part: Any, position: int
+) -> None:
+    forecaster = GlobalForecaster(store.read_version(workspace / "models_store", "series-lstm", 1), torch.device("cpu"))
+    seen = []
+    for changed_from in (None, position):
+        origins = backtest.origins([split_with_gaps(workspace / "one.csv", changed_from)], 4, 4, part)
+        past = origins.past[[place for _, place in origins.places].index(position)]
+        forecasts = [
+            testing.as_method(forecaster, origins.subset(1))([past], 4, 4),
+            backtest.seasonal_naive([past], 4, 4),
+            ets.forecasts(replace(origins, past=[past], actual=origins.actual[:1], places=[(0, 0)]), ["one"], 99)[0],
+        ]
+        seen.append([past, *(forecast.quantiles for (forecast,) in forecasts)])
+    missing = 1 if position == 92 else 2 if position in (68, 75) else 3
+    assert np.isnan(seen[0][0]).nonzero()[0].tolist() == list(range(position - missing, position))
+    for before, after in zip(*seen, strict=True):
+        assert np.array_equal(before, after, equal_nan=True)
+    assert all(quantiles.shape == (4, 11) and np.isfinite(quantiles).all() for quantiles in seen[0][1:])
+
+
+def test_the_naive_forecast_continues_the_season_after_a_gap() -> None:
+    past = [np.array([0.0, 5, 2, 1, 5, 2, np.nan, np.nan]), np.array([4.0, 1, 3, np.nan])]
+    medians = [forecast.median.tolist() for forecast in backtest.seasonal_naive(past, 3, 4)]
+    assert medians == [[2, 1, 5, 2], [3, 3, 3, 3]]  # the second series is not longer than a season
+
+
+def test_the_validation_loss_is_that_of_the_served_forecasts_at_gaps_too(workspace: Path) -> None:
+    version = store.read_version(workspace / "models_store", "series-lstm", 1)
+    forecaster = GlobalForecaster(version, torch.device("cpu"))
+    origins = backtest.origins([split_with_gaps(workspace / "one.csv")], 4, 4, "validation")
+    served = backtest.metrics(origins, testing.as_method(forecaster, origins))["quantile_loss"]
+    assert Validation(forecaster, origins)(forecaster.network) == pytest.approx(served, rel=1e-6)
+
+
+def test_training_windows_end_with_known_values_before_the_validation_part(workspace: Path) -> None:
+    options, config = lstm.arguments(["--csv", "one.csv", "--name", "one", "--season", "4"])
+    values, batches = split_with_gaps(workspace / "one.csv").series, []
+    for changed_from in (None, 68):
+        split_with_gaps(workspace / "one.csv", changed_from)
+        own = own_series.read(options, config.horizon)
+        sampler = tuning.window_sampler(own, ForecasterSizes(**FORECASTER), [split.validation for split in own.splits])
+        batches.append(sampler.sample(500, 0.0, False, torch.Generator().manual_seed(0)))
+    for before, after in zip(*batches, strict=True):
+        assert torch.equal(before.nan_to_num(-1), after.nan_to_num(-1))
+    assert set(batches[0].values[:, -1].tolist()) < set(values.values[values.known].tolist())
 
 
 def test_the_quantile_loss_of_a_forecast_with_equal_quantiles_is_its_mase(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Origins:
     """N forecast origins, with the values before and after them.
 
     Attributes:
-        past: the values [T] before each origin.
+        past: the values [T] before each origin; NaN after the last value that the table has before the origin.
         actual: the actual values [N, horizon] after each origin; NaN where the table has no value.
         mase_scale: the MASE scale [N] of each origin's series.
         season: number of steps in a season.
@@ -137,7 +137,7 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> O
         for origin in range(start, end - horizon + 1, horizon if part == "test" else max(1, horizon // 4)):
             future = known[origin : origin + horizon]
             if not np.isnan(future).all():
-                past.append(values[max(origin - MAX_PAST, 0) : origin])
+                past.append(past_of(parts.series, origin))
                 covariates.append(parts.series.covariates[max(origin - MAX_PAST, 0) : origin + horizon])
                 actual.append(future)
                 scales.append(scale)
@@ -147,16 +147,40 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> O
     return Origins(past, np.stack(actual), np.array(scales), season, len(splits), places, covariates)
 
 
+def known_end(series: Series, end: int) -> int:
+    """Return the position after the last value that the table has before the position ``end``.
+
+    The values from there to ``end`` are interpolated with values after ``end``. They would show the future to a
+    forecaster.
+    """
+    return int(np.flatnonzero(series.known[:end])[-1]) + 1
+
+
+def past_of(series: Series, origin: int) -> np.ndarray:
+    """Return at most MAX_PAST values before an origin, with NaN after the last value that the table has."""
+    past = series.values[:origin].copy()
+    past[known_end(series, origin) :] = np.nan
+    return past[-MAX_PAST:]
+
+
+def without_gap(past: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the values [T] without NaN at the end, and the number of these NaN."""
+    end = int(np.flatnonzero(~np.isnan(past))[-1]) + 1
+    return past[:end], len(past) - end
+
+
 def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:
-    """Return forecasts that repeat the last season.
+    """Return forecasts that repeat the last season before the missing values at the end of the past.
 
     Each forecast is a normal distribution. Its standard deviation grows with the square root of the number of seasons
-    ahead.
+    ahead. A season that is not shorter than the past is ignored, as in the service.
     """
     forecasts = []
-    for values in past:
-        median = forecast_metrics.seasonal_naive(values, season, horizon)
-        deviation = np.std(values[season:] - values[:-season]) * np.sqrt(np.arange(horizon) // season + 1)
+    for values, gap in map(without_gap, past):
+        length = season if season < len(values) else 1
+        steps = np.arange(gap, gap + horizon)
+        median = forecast_metrics.seasonal_naive(values, length, gap + horizon)[gap:]
+        deviation = np.std(values[length:] - values[:-length]) * np.sqrt(steps // length + 1)
         quantiles = median[:, None] + deviation[:, None] * SCORES
         forecasts.append(QuantileForecast(median, median, SCORES, quantiles, season))
     return forecasts

@@ -36,7 +36,8 @@ def forecasts(
     returned instead. ``names`` are the names of the series, in the order of the splits.
     """
     end, horizon = clock() + seconds, origins.actual.shape[1]
-    pasts = [past[-max(MAX_VALUES, MAX_SEASONS * origins.season) :] for past in origins.past]
+    pasts, gaps = zip(*map(backtest.without_gap, origins.past), strict=True)
+    pasts = [past[-max(MAX_VALUES, MAX_SEASONS * origins.season) :] for past in pasts]
     result = backtest.seasonal_naive(origins.past, origins.season, horizon)
     problems: dict[str, list[str]] = {}
 
@@ -52,7 +53,7 @@ def forecasts(
             model, parameters = _chosen(pasts[own[0]], origins.season, check)
             smoothed = []
             for at in own:
-                parameters, forecast = _forecast(pasts[at], model, parameters, horizon, check)
+                parameters, forecast = _forecast(pasts[at], model, parameters, gaps[at], horizon, check)
                 smoothed.append(forecast)
             for at, forecast in zip(own, smoothed, strict=True):
                 result[at] = forecast
@@ -87,20 +88,25 @@ def _chosen(past: np.ndarray, season: int, check: Callable[..., None]) -> tuple[
 
 
 def _forecast(
-    past: np.ndarray, model: dict[str, Any], parameters: np.ndarray, horizon: int, check: Callable[..., None]
+    past: np.ndarray, model: dict[str, Any], parameters: np.ndarray, gap: int, horizon: int, check: Callable[..., None]
 ) -> tuple[np.ndarray, QuantileForecast]:
-    """Fit a model, starting with the given parameters; return the new parameters and the forecast."""
+    """Fit a model, starting with the given parameters; return the new parameters and the forecast.
+
+    The forecast begins ``gap`` steps after the past.
+    """
     result = _fit(past, model, parameters, check)
-    errors = np.random.default_rng(0).standard_normal((horizon, SIMULATIONS)) * np.sqrt(result.mse)
+    steps = gap + horizon
+    errors = np.random.default_rng(0).standard_normal((steps, SIMULATIONS)) * np.sqrt(result.mse)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prediction = result.get_prediction(  # intervals of additive models are exact; all others are simulated
-            len(past), len(past) + horizon - 1, simulate_repetitions=SIMULATIONS, random_errors=errors
+            len(past), len(past) + steps - 1, simulate_repetitions=SIMULATIONS, random_errors=errors
         )
         intervals = [np.asarray(prediction.pred_int(alpha=1 - level / 100)) for level in LEVELS]
     median = np.asarray(prediction.predicted_mean)
     lower, upper = ([interval[:, side] for interval in intervals] for side in (0, 1))
-    quantiles = np.stack([*lower, median, *reversed(upper)], axis=1)
+    quantiles = np.stack([*lower, median, *reversed(upper)], axis=1)[gap:]
+    median = median[gap:]
     if not np.isfinite(quantiles).all():
         raise ValueError("its forecasts are not finite")
     return np.asarray(result.params), QuantileForecast(median, median, SCORES, quantiles)

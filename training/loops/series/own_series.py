@@ -162,7 +162,10 @@ def _known(table: Table, splits: list[Split], proportional: bool) -> store.Known
     Raises:
         DataError: a column does not vary in the training parts.
     """
-    parts = [(split.series.values[: split.validation], split.series.covariates[: split.validation]) for split in splits]
+    ends = [backtest.known_end(split.series, split.validation) for split in splits]
+    parts = [
+        (split.series.values[:end], split.series.covariates[:end]) for split, end in zip(splits, ends, strict=True)
+    ]
     together = np.concatenate([covariates for _, covariates in parts])
     # The columns are first divided by their largest absolute value, so that no square overflows.
     unit = np.abs(together).max(axis=0) + (together == 0).all(axis=0)

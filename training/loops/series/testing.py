@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from app import store
@@ -179,10 +178,8 @@ def examples(forecaster: GlobalForecaster, own: OwnSeries, part: Part) -> list[E
     result = []
     for split in own.splits[:: -(-len(own.splits) // 8)]:
         end = len(split.series.values) if part == "test" else split.test
-        past, actual = np.split(split.series.values[:end], [end - own.horizon])
+        past, actual = backtest.past_of(split.series, end - own.horizon), split.series.values[end - own.horizon : end]
         covariates = split.series.covariates[:end][-own.horizon - backtest.MAX_PAST :]
-        (forecast,) = forecast_series(
-            forecaster, [past[-backtest.MAX_PAST :]], own.table.season, own.horizon, [covariates]
-        )
+        (forecast,) = forecast_series(forecaster, [past], own.table.season, own.horizon, [covariates])
         result.append(Example(split.series.name, past, actual, forecast))
     return result

@@ -60,10 +60,12 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
 def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) -> WindowSampler:
     """Return a sampler of training windows. ``ends``: position of the first unused value of each series.
 
+    Interpolated values at these ends are not used either, because they depend on the values after the ends.
+
     Before windows are drawn, two components are subtracted from the values: the effects of the covariates, and the
     yearly pattern.
     """
-    parts = [(split.series, end) for split, end in zip(own.splits, ends, strict=True)]
+    parts = [(split.series, backtest.known_end(split.series, end)) for split, end in zip(own.splits, ends, strict=True)]
     pasts = [series.values[:end] for series, end in parts]
     if own.traits.known:
         pasts = [
@@ -73,7 +75,8 @@ def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) 
     if own.traits.year:
         pasts = [values - yearly_pattern(values, own.traits.year, 0) for values in pasts]
     series = [torch.from_numpy(values) for values in pasts]
-    source = Source(series, own.table.season, min(own.horizon, sizes.horizon), share=1.0)
+    known = [torch.from_numpy(series.known[:end]) for series, end in parts]
+    source = Source(series, own.table.season, min(own.horizon, sizes.horizon), share=1.0, known=known)
     return WindowSampler([source], sizes.context, sizes.horizon)
 
 

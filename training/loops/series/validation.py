@@ -25,13 +25,15 @@ class Validation:
         self.added = np.stack(added)[..., None]  # [N, horizon, 1]
         self.values = torch.from_numpy(np.stack([item.values for item in items])).to(forecaster.device)
         self.seasons = torch.tensor([item.season for item in items], device=forecaster.device)
+        # The forecast of a series with missing values at its end begins with these values.
+        steps = np.array([item.gap for item in items])[:, None] + np.arange(horizon)  # [N, horizon]
+        self.steps, self.horizon = steps[..., None], int(steps.max()) + 1
 
     @torch.inference_mode()
     def __call__(self, network: Forecaster) -> float:
         """Set the network to evaluation mode; return its quantile loss."""
         network.eval()
-        horizon = self.origins.actual.shape[1]
         batches = zip(self.values.split(256), self.seasons.split(256), strict=True)
-        quantiles = torch.cat([network.forecast(values, seasons, horizon) for values, seasons in batches])
-        levels = quantiles[..., 1:-1].cpu().numpy() + self.added
+        quantiles = torch.cat([network.forecast(values, seasons, self.horizon) for values, seasons in batches])
+        levels = np.take_along_axis(quantiles[..., 1:-1].cpu().numpy(), self.steps, axis=1) + self.added
         return forecast_metrics.quantile_loss(self.origins.actual, levels, self.origins.mase_scale)
