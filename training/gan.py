@@ -65,10 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         gan_finetune.train(options, config, argv)
         return
     images = datasets.mnist()
-    if config.batch > len(images.train_labels):
-        sys.exit(f"--batch is {config.batch:,}, but there are only {len(images.train_labels):,} training images")
+    real_images, real_labels = images.train_images, images.train_labels
+    if options.part == "validation":  # the samples are compared with the other training images
+        used, _ = images.split_validation(generation.UNSEEN)
+        real_images, real_labels = real_images[used], real_labels[used]
+    if config.batch > len(real_labels):
+        sys.exit(f"--batch is {config.batch:,}, but there are only {len(real_labels):,} training images")
     run = Run(options, config, argv)
-    real_images, real_labels = images.train_images.to(options.device), images.train_labels.to(options.device)
+    real_images, real_labels = real_images.to(options.device), real_labels.to(options.device)
     classifier = generation.load_reference_classifier(
         options.store, options.device
     )  # loaded before training, so that the command fails early if the classifier is missing

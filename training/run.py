@@ -79,7 +79,7 @@ class Run:
         refitting: whether the second training, on all data, has begun; see ``begin_refit``.
 
     ``data`` is the digest of the user's data, or None for public data. A run can be resumed only with the same config
-    and the same data.
+    and the same data, and measured only on the part of the data for which it was started.
     """
 
     def __init__(self, options: Options, config: Any, argv: Sequence[str] | None, data: str | None = None) -> None:
@@ -100,7 +100,7 @@ class Run:
         configure_cpu(options.threads)
         distributed.initialize(options.device)
         torch.manual_seed(options.seed)
-        content = {"seed": options.seed, **dataclasses.asdict(config)}
+        content = {"seed": options.seed, "part": options.part, **dataclasses.asdict(config)}
         if teachers := options.data_options.get("teachers"):
             content["teachers"] = [str(folder) for folder in teachers]
         if data is None and (origin := options.data_options.get("origin")):

@@ -94,6 +94,7 @@ def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(datasets, "SHA256", {})
     monkeypatch.setattr(generation, "SAMPLES", 200)
     monkeypatch.setattr(generation, "CLASSIFIER_SAMPLES", 200)
+    monkeypatch.setattr(generation, "UNSEEN", 60)
     return folder
 
 
@@ -381,6 +382,31 @@ def test_no_publish_reads_no_test_part(
         assert "test" not in metric["split"]
     assert (folder / "samples.png").exists()
     assert not (models / model_name(stem)).exists()
+
+
+def test_generators_train_on_no_images_that_validate_them(
+    tiny_data: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def fit(
+        run: running.Run, trainer: Any, images: torch.Tensor, labels: torch.Tensor, total: Callable[[], int]
+    ) -> None:
+        seen.append(images)
+        assert len(images) == len(labels)
+        assert total() == 3 * (len(images) // 16)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gan, "fit", fit)
+    command = arguments("conditional", tmp_path / "runs", models)
+    for options in ([], ["--no-publish"]):
+        with pytest.raises(KeyboardInterrupt):
+            gan.main([*command, *options])
+    images = datasets.mnist()
+    assert torch.equal(seen[0], images.train_images)
+    assert torch.equal(seen[1], images.train_images[images.split_validation(60)[0]])
+    with pytest.raises(SystemExit, match=r"was started with part validation \(now test\)"):
+        gan.main([*command, "--resume"])
 
 
 def test_each_reading_of_a_test_part_is_logged(

@@ -85,7 +85,7 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
     """Compare 10,000 samples of seed 0 with the test part of the generator's data set; return the metrics.
 
     ``classifier`` is the reference classifier. If ``part`` is "validation", the samples are compared with the training
-    images that the classifier has not seen.
+    images that the classifier has not seen. Then the generator must not have been trained on them either.
     """
     images: datasets.Images = getattr(datasets, next(iter(sampler.card.data)))()
     latents = evaluated_latents(sampler, images)
@@ -98,7 +98,7 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
     unseen_features = extract_features(classifier, images.train_images[unseen])
     if part == "validation":
         distance = frechet_distance(fake_features, unseen_features)
-        split = f"{SAMPLES:,} samples of seed 0, compared with {len(unseen):,} training images unseen by the classifier"
+        split = f"{SAMPLES:,} samples of seed 0, compared with {len(unseen):,} training images held out for validation"
         return {"frechet_distance": metric(distance, split, 2)}
     real_features = extract_features(classifier, images.test_images)
     floor, train_features = seen_floor(classifier, images, real_features)
