@@ -363,14 +363,24 @@ def test_fine_tuning_starts_from_the_active_version(workspace: Path) -> None:
     assert base_number("--from", "series-lstm@2") == 2
 
 
+def publish_reference_classifier(folder: Path, notes: str) -> None:
+    sizes = {"conv": [2, 3]}
+    fields = {"labels": list("0123456789"), "notes": notes}
+    card = tiny_card(generation.REFERENCE_CLASSIFIER, "classify", "digit-net", sizes, fields)
+    store.publish(folder, card, build("digit-net", sizes).state_dict())
+
+
+@pytest.mark.parametrize("notes", ["4,999 training images were held out for validation.", "Trained on all."])
+def test_a_classifier_that_was_trained_on_the_unseen_images_is_rejected(tiny_store: Path, notes: str) -> None:
+    publish_reference_classifier(tiny_store, notes)
+    with pytest.raises(SystemExit, match=f"mnist-judge@1 cannot evaluate generators: at least 5,000 .* says '{notes}'"):
+        generation.load_reference_classifier(tiny_store, "cpu")
+
+
 def test_the_active_version_of_the_reference_classifier_is_used(tiny_store: Path) -> None:
     for seed in range(2):
         torch.manual_seed(seed)
-        sizes = {"conv": [2, 3]}
-        card = tiny_card(
-            generation.REFERENCE_CLASSIFIER, "classify", "digit-net", sizes, {"labels": list("0123456789")}
-        )
-        store.publish(tiny_store, card, build("digit-net", sizes).state_dict())
+        publish_reference_classifier(tiny_store, "5,000 training images were held out for validation.")
 
     def load() -> ImageClassifier:
         return generation.load_reference_classifier(tiny_store, "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ REFERENCE_CLASSIFIER = "mnist-judge"  # the samples are evaluated with the featu
 SAMPLES = 10_000  # number of generated images, and of the real images that they are compared with
 FOLDS = 10  # number of parts in the jackknife estimate of a standard error
 UNSEEN = 5000  # number of training images that the reference classifier has not seen
+# The notes on the classifier's card state how many images were held out. The second form is that of an older version.
+HELD_OUT = re.compile(r"([\d,]+) (?:training images were held out|images of the training part validated)")
 CLASSIFIER_SAMPLES = 60_000  # number of generated images on which a classifier is trained
 CLASSIFIER_WIDTHS = (16, 32)
 NEIGHBOURS = 5
@@ -157,14 +160,24 @@ def seen_floor(classifier: ImageClassifier, images: datasets.Images, real_featur
 
 
 def load_reference_classifier(models: Path, device: str, version: int | None = None) -> ImageClassifier:
-    """Load the reference classifier from the store, by default its active version. Exit if the store has none."""
+    """Load the reference classifier from the store, by default its active version.
+
+    Exit with a message if the store has none, or if the version was trained on some of the UNSEEN images.
+    """
     name = REFERENCE_CLASSIFIER
     if not models.exists() or name not in rollout.stored_versions(models):
         raise SystemExit(f"{name} is not in {models}: run `python -m training.cnn --preset digits` first")
     number = version or rollout.serving(models, name, rollout.read(models, name))
     if number is None:
         raise SystemExit(f"{models} holds no undamaged version of {name}: see `python -m app.models verify`")
-    return ImageClassifier(store.read_version(models, name, number), torch.device(device))
+    classifier = store.read_version(models, name, number)
+    held_out = HELD_OUT.match(classifier.card.notes)
+    if held_out is None or int(held_out[1].replace(",", "")) < UNSEEN:
+        raise SystemExit(
+            f"{name}@{number} cannot evaluate generators: at least {UNSEEN:,} training images must be held out, "
+            f"but its card says {classifier.card.notes[:100]!r}. Train it with --validation {UNSEEN} or more"
+        )
+    return ImageClassifier(classifier, torch.device(device))
 
 
 def nearest_distances(images: Tensor, others: Tensor) -> Tensor:
