@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +26,12 @@ from training.data import image_dataset, image_folders
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset, keep_trainable
 from training.evaluation import evaluate
-from training.evaluation.own_images import average_precision, best_thresholds
+from training.evaluation.own_images import (
+    average_precision,
+    best_thresholds,
+    cross_fitted_thresholds,
+    multi_label_metrics,
+)
 from training.loops.photos import linear_head, pretrained
 from training.loops.photos import train as photo_training
 from training.loops.photos.fine_tuning import augmentation
@@ -120,6 +126,11 @@ def test_images_with_several_labels_get_independent_probabilities(workspace: Pat
         assert entry["selected"] == (entry["probability"] >= card.thresholds[entry["index"]])
     assert sum(entry["probability"] for entry in result["predictions"]) > 1.2
     assert evaluate.main(["mine"]) == 0
+    cnn.main(["--images", "tags.csv", *TRAIN, "--no-publish"])
+    validated = json.loads((max((workspace / "runs/mine").iterdir()) / "card.json").read_text())["metrics"]
+    for name in ("f1", "exact_match"):
+        assert card.metrics[name].split.endswith(", thresholds of the card")
+        assert validated[name]["split"].endswith(", thresholds fitted to the other folds")
 
 
 def test_a_column_of_0_and_1_for_each_label_equals_a_column_of_labels(
@@ -287,6 +298,14 @@ def test_average_precision_and_thresholds() -> None:
     assert average_precision(probability[:, 0], present[:, 0]).item() == pytest.approx((1 + 2 / 3) / 2)
     assert best_thresholds(probability, torch.tensor([[True], [True], [True], [False]])) == [0.25]
     assert best_thresholds(probability, torch.tensor([[True], [True], [False], [False]])) == [0.5]
+
+
+def test_thresholds_are_not_fitted_to_the_images_that_they_are_measured_on() -> None:
+    probability = torch.tensor([[0.2], [0.8], [0.1], [0.6]])
+    present, folds = torch.tensor([[True], [True], [False], [False]]), torch.tensor([0, 1, 0, 1])
+    thresholds = cross_fitted_thresholds(probability, present, folds)
+    assert thresholds.flatten().tolist() == pytest.approx([0.65, 0.15, 0.65, 0.15])
+    assert multi_label_metrics(probability, present, thresholds, "")["f1"]["value"] == 0.5
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "P", "I;16", "L", "RGBA"])

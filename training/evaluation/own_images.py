@@ -23,9 +23,17 @@ def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any
 
 
 def metrics_of(
-    probability: Tensor, classifier: ImageClassifier, dataset: ImageDataset, indices: Tensor, part: Part = "test"
+    probability: Tensor,
+    classifier: ImageClassifier,
+    dataset: ImageDataset,
+    indices: Tensor,
+    part: Part = "test",
+    folds: Tensor | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of the probabilities [N, classes] for the images with these indices [N].
+
+    The thresholds of the card are used if images may have several labels. If these thresholds were fitted to the same
+    images, ``folds`` [N] gives the fold of each image. Then new thresholds are fitted to the other folds.
 
     The result is empty if there are no images.
     """
@@ -35,8 +43,11 @@ def metrics_of(
     use = "that were not used in training" if part == "test" else "for validation"
     split = f"{len(indices):,} images of {dataset.name} {use}"
     if dataset.multi_label:
-        thresholds = torch.tensor(classifier.card.thresholds, dtype=probability.dtype)
-        return multi_label_metrics(probability, labels, thresholds, split)
+        if folds is None:
+            thresholds = torch.tensor(classifier.card.thresholds, dtype=probability.dtype)
+            return multi_label_metrics(probability, labels, thresholds, split)
+        thresholds = cross_fitted_thresholds(probability, labels, folds)
+        return multi_label_metrics(probability, labels, thresholds, split, "thresholds fitted to the other folds")
     return single_label_metrics(probability, labels, dataset.classes, split)
 
 
@@ -57,26 +68,32 @@ def single_label_metrics(probability: Tensor, labels: Tensor, classes: list[str]
     }
 
 
-def multi_label_metrics(probability: Tensor, labels: Tensor, thresholds: Tensor, split: str) -> dict[str, Any]:
+def multi_label_metrics(
+    probability: Tensor, labels: Tensor, thresholds: Tensor, split: str, origin: str = "thresholds of the card"
+) -> dict[str, Any]:
     """Return mean average precision, F1, negative log-likelihood and exact matches for images with several labels.
 
     Args:
         probability: probability [N, classes] that an image has a label.
         labels: booleans [N, classes]: whether an image has a label. The mean average precision ignores labels that no
             image has.
-        thresholds: thresholds [classes]. An image gets a label if the probability is at least the threshold.
+        thresholds: thresholds [classes], or [N, classes] if they differ between images. An image gets a label if the
+            probability is at least the threshold.
         split: description of these images for the card.
+        origin: description of the thresholds for the card.
     """
     tested = labels.any(dim=0)
     precision = torch.stack([average_precision(probability[:, at], labels[:, at]) for at in tested.nonzero().flatten()])
     predicted = probability >= thresholds
     hits = (predicted & labels).sum().item()
+    f1 = 2 * hits / max(1, int(predicted.sum()) + int(labels.sum()))
+    exact = (predicted == labels).all(dim=1).double().mean().item()
     loss = -torch.where(labels, probability, 1 - probability).clamp(min=1e-12).log().mean().item()
     return {
         "mean_average_precision": metric(precision.mean().item(), f"{split}, {len(precision)} labels"),
-        "f1": metric(2 * hits / max(1, int(predicted.sum()) + int(labels.sum())), f"{split}, thresholds of the card"),
+        "f1": metric(f1, f"{split}, {origin}"),
         "nll": metric(loss, f"{split}, for each label"),
-        "exact_match": metric((predicted == labels).all(dim=1).double().mean().item(), f"{split}: all labels correct"),
+        "exact_match": metric(exact, f"{split}: all labels correct, {origin}"),
     }
 
 
@@ -102,6 +119,21 @@ def best_thresholds(probability: Tensor, present: Tensor) -> list[float]:
     hits = (predicted & present).sum(dim=1).double()
     f1 = 2 * hits / (predicted.sum(dim=1) + present.sum(dim=0)).clamp(min=1)
     return [round(value, 2) for value in candidates[f1.argmax(dim=0)].tolist()]
+
+
+def cross_fitted_thresholds(probability: Tensor, present: Tensor, folds: Tensor) -> Tensor:
+    """Return thresholds [N, classes]. The thresholds of an image are the best on the images of all other folds.
+
+    Args:
+        probability: the probability [N, classes] that an image has a label.
+        present: booleans [N, classes]: whether an image has a label.
+        folds: the fold [N] of each image.
+    """
+    thresholds = torch.empty_like(probability)
+    for fold in folds.unique().tolist():
+        own = folds == fold
+        thresholds[own] = torch.tensor(best_thresholds(probability[~own], present[~own]), dtype=probability.dtype)
+    return thresholds
 
 
 def plot_predictions(folder: Path, dataset: ImageDataset, indices: Tensor, probability: Tensor) -> dict[str, Path]:

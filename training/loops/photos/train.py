@@ -252,11 +252,12 @@ def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tup
     if dataset.multi_label:
         card["thresholds"] = best_thresholds(result.logits.sigmoid(), dataset.labels[result.indices])
     classifier = run.predictor(ImageClassifier, card, result.network)
+    folds = None
     if run.options.part == "test":
         indices, probability = test, served_probabilities(classifier, dataset.images[test])
     else:
-        indices = result.indices
+        indices, folds = result.indices, dataset.folds(result.indices, linear_head.FOLDS)
         probability = result.logits.sigmoid() if dataset.multi_label else result.logits.softmax(dim=1)
-    card = run.measure(card, lambda part: metrics_of(probability, classifier, dataset, indices, part))
+    card = run.measure(card, lambda part: metrics_of(probability, classifier, dataset, indices, part, folds))
     curves = {"curves.png": run.plot_curves()} if result.steps else {}
     return card, {**curves, **plot_predictions(run.folder, dataset, indices, probability)}
