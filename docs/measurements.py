@@ -78,8 +78,9 @@ are the same on both processors.
 The main figure of an image generator is its Fréchet distance divided by a floor. The Fréchet distance compares two sets
 of images in the features of the reference classifier `mnist-judge`. The floor is the distance between two sets of real
 images: the test images, and training images that this classifier has not seen. For `mnist-cgan`, the ratio is 5.39 /
-4.92 = 1.10. The floor has a standard error of 0.50 (jackknife with ten parts), so the ratio has a standard error of
-0.11. New cards state the ratio and its standard error as `frechet_ratio_unseen` and `frechet_ratio_unseen_spread`.
+4.92 = 1.10. The floor has a standard error of 0.50 (jackknife with ten parts), which contributes a standard error of
+0.11 to the ratio. The error of the distance of the generated images is not estimated. New cards state the ratio and the
+contribution of the floor as `frechet_ratio_unseen` and `frechet_ratio_unseen_spread`.
 
 The older figure `frechet_ratio` (1.04 before rounding) uses another floor: the distance between the test images and
 training images that the classifier has seen. For 11 disjoint random sets of 5,000 training images, the mean of this
@@ -167,7 +168,8 @@ KEY_FIGURES = [
         "make evaluate",
     ),
     KeyFigure(
-        "Fréchet distance of `mnist-cgan` to real images, divided by the distance between real images (standard error 0.11)",
+        "Fréchet distance of `mnist-cgan` to real images, divided by the distance between real images (the latter "
+        "contributes a standard error of 0.11)",
         lambda: metric("mnist-cgan", "frechet_distance_5000")() / metric("mnist-cgan", "frechet_floor_5000")(),
         amount("", 2),
         "make evaluate",
