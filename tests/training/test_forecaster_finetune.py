@@ -151,6 +151,17 @@ def test_test_values_influence_the_weights_of_the_refit_only(workspace: Path) ->
     assert rollout.numbers(workspace / "models_store", "sales") == [1, 2, 3]
 
 
+@pytest.mark.parametrize("options", [[], ["--no-refit"]])
+def test_values_of_the_test_part_change_the_kind_of_values_after_the_refit_only(
+    workspace: Path, options: list[str]
+) -> None:
+    write_csv(workspace / "sales.csv", north=np.concatenate([sales(1)[:92].round(), [-0.5], sales(1)[93:].round()]))
+    train("--force", "--epochs", "1", *options)
+    series = store.read_card(workspace / "models_store" / "sales" / "1").series
+    assert series is not None
+    assert series.integer == series.non_negative == bool(options)
+
+
 @pytest.mark.parametrize("rate", ["0.02", "1e-9"])
 def test_the_test_part_does_not_influence_whether_a_network_is_published(workspace: Path, rate: str) -> None:
     train("--learning-rate", rate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -124,12 +125,12 @@ def read(options: Options, horizon: int) -> OwnSeries:
 def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version) -> store.SeriesTraits:
     """Return the traits of the series: season, kind of values, effects of covariates, and yearly pattern.
 
-    The effects of covariates may be additive or proportional. The yearly pattern may be removed or kept. For each of
-    these two decisions, the choice with the lower validation loss of the base version is returned.
+    The test parts are only used for the season, which is detected when the table is read. The effects of covariates may
+    be additive or proportional. The yearly pattern may be removed or kept. For each of these two decisions, the choice
+    with the lower validation loss of the base version is returned.
     """
-    values = np.concatenate([split.series.values[split.series.known] for split in splits])
-    integer = bool((values % 1 == 0).all())
-    traits = store.SeriesTraits(season=table.season, non_negative=bool((values >= 0).all()), integer=integer)
+    parts = [split.series.values[: split.test][split.series.known[: split.test]] for split in splits]
+    traits = store.SeriesTraits(season=table.season, **_kind_of(parts))
     year = YEARS.get(table.frequency)
     if min(split.validation for split in splits) < MIN_YEARS * (year or np.inf):
         year = None
@@ -154,6 +155,18 @@ def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version
             table.remarks.append("the known columns hardly lower this loss: compare with a training without --known")
     yearly = traits.model_copy(update={"year": year})
     return yearly if year and loss(yearly) < loss(traits) else traits
+
+
+def traits_of_all_rows(own: OwnSeries) -> store.SeriesTraits:
+    """Return the traits of the series for a network that was trained on all rows, the test parts included."""
+    values = [split.series.values[split.series.known] for split in own.splits]
+    return own.traits.model_copy(update=_kind_of(values))
+
+
+def _kind_of(parts: Sequence[np.ndarray]) -> dict[str, bool]:
+    """Return whether all values [T] of all parts are non-negative, and whether all are integers."""
+    values = np.concatenate(parts)
+    return {"non_negative": bool((values >= 0).all()), "integer": bool((values % 1 == 0).all())}
 
 
 def _known(table: Table, splits: list[Split], proportional: bool) -> store.KnownCovariates:

@@ -26,7 +26,7 @@ from training.evaluation import backtest
 from training.loops import distributed, time_budget
 from training.loops.best_weights import BestWeights
 from training.loops.forecaster import Trainer
-from training.loops.series.own_series import OwnSeries, label, read, report, with_traits
+from training.loops.series.own_series import OwnSeries, label, read, report, traits_of_all_rows, with_traits
 from training.loops.series.testing import evaluate, references
 from training.loops.series.validation import Validation
 from training.options import Options
@@ -50,7 +50,7 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     card, reason, publishes = distributed.from_rank_zero(lambda: evaluate(run, own, network))
     if publishes and refit.is_planned(options):
         network = finetune_again(run, config, own, *steps)
-        card = refit.describe(card, steps[0])
+        card = refit.describe({**card, "series": traits_of_all_rows(own).model_dump()}, steps[0])
     if distributed.rank() == 0:
         finish(run, card, network, publishes)
         print(f"{reason}." if publishes else f"{reason}. Nothing was published; --force publishes anyway.")
