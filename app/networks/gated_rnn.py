@@ -2,7 +2,8 @@
 
 The recurrence is that of minGRU (Feng et al. 2024, arXiv 2410.01201). Its gate depends on the input and not on the
 state, so each matrix product is computed for all characters of a text at once. Only an elementwise loop runs over the
-characters. The convolution and the gates are those of Griffin (De et al. 2024, arXiv 2402.19427).
+characters. As in Griffin (De et al. 2024, arXiv 2402.19427), a convolution precedes the recurrence, and a gate
+multiplies its outputs. This gate is SiLU; that of Griffin is GELU.
 """
 
 from __future__ import annotations
