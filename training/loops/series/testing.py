@@ -70,7 +70,8 @@ def verdict(metrics: dict[str, Any]) -> tuple[bool, str]:
     if tuned > (1 - MIN_IMPROVEMENT) * base:
         return False, f"Fine-tuning did not help on the validation part: {losses}"
     if tuned >= naive:
-        return False, f"Fine-tuning did not help enough on the validation part: {losses}"
+        part = "on the validation part"
+        return False, f"Fine-tuning helped {part}, but repeating the last season is at least as good: {losses}"
     return True, f"Fine-tuning helped on the validation part: {losses}"
 
 

@@ -53,7 +53,8 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
         card = refit.describe({**card, "series": traits_of_all_rows(own).model_dump()}, steps[0])
     if distributed.rank() == 0:
         finish(run, card, network, publishes)
-        print(f"{reason}." if publishes else f"{reason}. Nothing was published; --force publishes anyway.")
+        unpublished = " Nothing was published; --force publishes anyway." if options.publish and not publishes else ""
+        print(f"{reason}.{unpublished}")
     distributed.exit_process()
 
 
