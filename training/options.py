@@ -25,7 +25,7 @@ SHIPPED = Path(__file__).parents[1] / "models_store"
 C = TypeVar("C")  # the dataclass of a preset
 Part = Literal["test", "validation"]  # part of the data on which a trained network is measured
 FROM_SCRATCH = "; or use --from scratch"
-AT_LEAST_ONE = ("threads", "batch", "epochs", "hidden", "layers", "bptt")
+AT_LEAST_ONE = ("threads", "batch", "tail_batch", "r1_interval", "epochs", "hidden", "layers", "bptt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ def parse_options(
     common["device"] = distributed.local_device(common["device"])
     for name, value in {**common, **overrides}.items():
         if name in AT_LEAST_ONE and value < 1 and (name, script) != ("epochs", "training.rnn"):
-            parser.error(f"--{name} is {value}; it should be at least 1")
+            parser.error(f"--{name.replace('_', '-')} is {value}; it should be at least 1")
     if not 0 <= common["seed"] < 2**63:
         parser.error(f"--seed is {common['seed']}; it should be between 0 and 2^63 - 1")
     try:
