@@ -1,12 +1,12 @@
-"""Train a second time, on all of the user's data, after a first network (the twin) was measured on held-out data.
+"""Train a second time, on all of the user's data, after a first network was measured on held-out data (refit).
 
 Usage, in a training on the user's data:
 
-    run = ...; network = ...  # the twin: trained on one part of the data, validated and tested on the other parts
+    run = ...; network = ...  # trained on one part of the data, validated and tested on the other parts
     card = refit.describe({..., "metrics": ...}, steps)
     run.begin_refit()
     run.track(...)
-    for step in run.steps(steps): ...  # trains on all data; ``steps``: the number that was best for the twin
+    for step in run.steps(steps): ...  # trains on all data; ``steps``: the number that was best for the first network
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ OPTION: dict[str, dict[str, Any]] = {
     "--no-refit": {
         "dest": "refit",
         "action": "store_false",
-        "help": "publish the network that was tested. By default, a second network is trained on all data for the same "
-        "number of steps, and this second network is published",
+        "help": "publish the network that was tested. By default, a second network is trained on all data, and this "
+        "second network is published",
     }
 }
+BEFORE_REFIT = "measured before the refit"  # at the end of the descriptions of the metrics
 COMPARED = ("untuned_", "naive_")  # prefixes of metrics of other methods, which the second training does not change
 
 
@@ -75,19 +76,19 @@ def reject_seen(card: store.Card, option: str, data: dict[str, str]) -> None:
         )
 
 
-def describe(card: dict[str, Any], steps: int, how: str = "after which the twin was best") -> dict[str, Any]:
+def describe(card: dict[str, Any], steps: int, how: str = "after which the first network was best") -> dict[str, Any]:
     """Return the model card of a network that was trained again for ``steps`` steps on all data.
 
-    The card keeps the metrics of the twin, and their descriptions say so. ``how``: text after the number of steps in
-    the notes.
+    The card keeps the metrics of the first network, and their descriptions say so. ``how``: text after the number of
+    steps in the notes.
     """
     metrics = {
-        name: metric if name.startswith(COMPARED) else {**metric, "split": f"{metric['split']}; measured on a twin"}
+        name: metric if name.startswith(COMPARED) else {**metric, "split": f"{metric['split']}; {BEFORE_REFIT}"}
         for name, metric in card["metrics"].items()
     }
     notes = (
-        f"{card['notes']} The metrics are those of a twin, which was trained without the held-out data. The published "
-        f"weights were then trained in the same way on all data, for the {steps:,} steps {how}. "
+        f"{card['notes']} The metrics are those of a first network, which was trained without the held-out data. The "
+        f"published weights were then trained in the same way on all data, for the {steps:,} steps {how}. "
         "They were not measured, because no data are left for it."
     )
     return {**card, "metrics": metrics, "notes": notes, "refit_steps": steps}

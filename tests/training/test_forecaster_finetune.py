@@ -82,7 +82,7 @@ def test_a_forecaster_that_improves_is_published_and_served(
         f"{name}{key}" for name in ("", "untuned_", "naive_") for key in ("mase", "quantile_loss", "coverage_95")
     }
     split = "14 forecasts of 4 steps, from 2 series, on values held out of training"
-    assert card.metrics["mase"].split == f"{split}; measured on a twin"
+    assert card.metrics["mase"].split == f"{split}; measured before the refit"
     assert card.metrics["naive_mase"].split == split
     assert "Fine-tuned from series-lstm@1. Fine-tuning helped on the validation part" in card.notes
     with serving(Settings(store=workspace / "models_store", **TEST)) as client:

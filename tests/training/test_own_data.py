@@ -61,7 +61,7 @@ OWN: dict[str, list[str]] = {
     "lstm": ["--csv", "sales.csv", "--season", "7", "--epochs", "3", "--batch", "16", "--force"],
 }
 SCRIPTS: dict[str, Any] = {"cnn": cnn, "rnn": rnn, "gan": gan, "lstm": lstm}
-REFITTED = ("cnn", "rnn", "lstm")  # networks that are trained again on all data, after a twin was measured
+REFITTED = ("cnn", "rnn", "lstm")  # networks that are trained again on all data, after a first network was measured
 SOURCES = {"cnn": "shapes/circle/0003.png", "rnn": "novel.txt", "gan": "shapes/circle/0003.png", "lstm": "sales.csv"}
 CHANGED_DATA = {"rnn": TEXT.replace("7", "8").encode(), "lstm": SALES.replace("7", "8").encode()}
 
@@ -146,7 +146,7 @@ def test_published_weights_are_trained_again_on_all_data(
     stem: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models, log = workspace / "models_store", running.Run.log
-    train(stem, "--no-refit", name="twin")
+    train(stem, "--no-refit", name="first")
     train(stem, name="whole")
 
     def interrupt(self: running.Run, **metrics: float) -> None:
@@ -163,19 +163,20 @@ def test_published_weights_are_trained_again_on_all_data(
     monkeypatch.setattr(running.Run, "log", log)
     train(stem, "--resume")
 
-    twin, whole, mine = (store.read_version(models, name, 1) for name in ("twin", "whole", "mine"))
-    assert twin.card.refit_steps is None
+    first, whole, mine = (store.read_version(models, name, 1) for name in ("first", "whole", "mine"))
+    assert first.card.refit_steps is None
     assert mine.card.refit_steps == whole.card.refit_steps != 0
     assert f"on all data, for the {mine.card.refit_steps} steps " in mine.card.notes
-    for key, metric in twin.card.metrics.items():
+    for key, metric in first.card.metrics.items():
         assert mine.card.metrics[key].value == metric.value
-        assert mine.card.metrics[key].split.endswith("measured on a twin") == (not key.startswith(("untuned", "naive")))
-    assert mine.tensors.keys() == twin.tensors.keys()
-    assert any(not torch.equal(mine.tensors[key], twin.tensors[key]) for key in mine.tensors)
+        before = mine.card.metrics[key].split.endswith("; measured before the refit")
+        assert before == (not key.startswith(("untuned", "naive")))
+    assert mine.tensors.keys() == first.tensors.keys()
+    assert any(not torch.equal(mine.tensors[key], first.tensors[key]) for key in mine.tensors)
     assert all(torch.equal(mine.tensors[key], whole.tensors[key]) for key in mine.tensors)
     capsys.readouterr()
     assert evaluate.main(["mine"]) == 0
-    assert "not measured: the metrics are those of a twin, a network whose weights" in capsys.readouterr().out
+    assert "not measured: the metrics are those before the refit" in capsys.readouterr().out
 
 
 def publish_refitted(stem: str, folder: Path, **data: str) -> None:

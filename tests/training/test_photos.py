@@ -100,7 +100,7 @@ def test_photos_are_trained_published_served_and_explained(workspace: Path, caps
     again = store.read_version(workspace / "models_store", "again", 1)
     assert "mine@1" in again.card.data
     assert again.card.refit_steps is not None
-    assert again.card.metrics["accuracy"].split.endswith("measured on a twin")
+    assert again.card.metrics["accuracy"].split.endswith("measured before the refit")
     assert not torch.equal(
         again.tensors["head.weight"], store.read_version(workspace / "models_store", "mine", 1).tensors["head.weight"]
     )

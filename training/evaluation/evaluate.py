@@ -212,7 +212,7 @@ def check(version: store.Version, models: Path, device: str) -> list[str]:
     lines = [f"  {name:34} not compared: teachers are not published" for name in teachers]
     lines += [f"  {name:34} differs from the card ✗" for name in changed]
     if version.card.refit_steps is not None:
-        return [*lines, "  not measured: the metrics are those of a twin, a network whose weights are not published"]
+        return [*lines, "  not measured: the metrics are those before the refit, of a network that is not published"]
     return [*lines, *compare(version.card, measure(version, models, device, own), hardware(device))]
 
 

@@ -155,9 +155,9 @@ def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: 
         return lambda step: trainer.update(images, labels, train_indices[:size], step + 100, 200)
 
     def rehearse() -> float:
-        twin = copy.deepcopy(network).eval()
-        card, pictures = measured(run, dataset, twin, base)
-        run.finish(card, twin, pictures)
+        untrained = copy.deepcopy(network).eval()
+        card, pictures = measured(run, dataset, untrained, base)
+        run.finish(card, untrained, pictures)
         return 0.0
 
     budget = time_budget.plan(run, config.epochs * per_epoch, start_dummy_run, rehearse, refit.is_planned(run.options))
@@ -176,12 +176,12 @@ def fit_again(
     config: CnnFinetuneConfig,
     dataset: ImageDataset,
     base: store.Version | None,
-    twin: WhitenedNet,
+    first: WhitenedNet,
     steps: int,
 ) -> WhitenedNet:
-    """Train a new network on all images for ``steps`` steps; return it with the temperatures of ``twin``.
+    """Train a new network on all images for ``steps`` steps; return it with the temperatures of ``first``.
 
-    ``twin`` is the network of the first training, which did not use the held-out images.
+    ``first`` is the network of the first training, which did not use the held-out images.
     """
     every, device = torch.arange(len(dataset.labels)), run.options.device
     torch.manual_seed(run.options.seed)  # the state of the generator differs in a resumed run
@@ -195,8 +195,8 @@ def fit_again(
         loss = trainer.update(images, labels, indices, step, steps)
         if (step + 1) % (len(every) // size) == 0 or step + 1 == steps:
             run.log(loss=loss.item())
-    network.temperature.copy_(twin.temperature)
-    network.views_temperature.copy_(twin.views_temperature)
+    network.temperature.copy_(first.temperature)
+    network.views_temperature.copy_(first.views_temperature)
     return network.eval()
 
 
@@ -213,7 +213,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
         steps = run.step
         network = fit_again(run, config, dataset, base, network, steps)
         if distributed.rank() == 0:
-            card = refit.describe(card, steps, "of the twin")
+            card = refit.describe(card, steps, "of the first training")
     if distributed.rank() == 0:
         run.finish(card, network, pictures)
     distributed.exit_process()

@@ -122,7 +122,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
             steps = result.steps
             run.begin_refit()
             network = divided(tune(run, config, network, dataset, every, lambda: steps), result.temperature)
-        card = refit.describe(card, steps, "of the twin" if result.steps else HEAD_ONLY)
+        card = refit.describe(card, steps, "of the first training" if result.steps else HEAD_ONLY)
     run.finish(card, network, pictures)
 
 
