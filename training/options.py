@@ -270,17 +270,25 @@ def _minutes(text: str) -> float:
     return minutes
 
 
-def base_version(options: Options, kinds: Sequence[str], default: str = "") -> store.Version | None:
+def base_version(
+    options: Options, kinds: Sequence[str], default: str = "", advice: str = FROM_SCRATCH
+) -> store.Version | None:
     """Return the published version given by ``--version`` or ``--from``; None for ``--from scratch``.
 
     NAME stands for the active version of a model, and NAME@VERSION for the given version. If the folder of ``--store``
     does not have the version, the models that are included in the repository are searched.
 
+    Args:
+        options: the options of the command.
+        kinds: the network kinds that the command accepts.
+        default: the version without ``--from``.
+        advice: end of the message if the version of ``--from`` does not exist; empty if ``scratch`` is not accepted.
+
     Raises:
         DataError: the version does not exist, is damaged, or its network kind is not one of ``kinds``.
     """
     other, origin = options.data_options.get("version"), options.data_options["origin"] or default
-    flag, text, advice = ("--version", other, "") if other else ("--from", origin, FROM_SCRATCH)
+    flag, text, advice = ("--version", other, "") if other else ("--from", origin, advice)
     if text == "scratch":
         return None
     name, _, number = text.partition("@")

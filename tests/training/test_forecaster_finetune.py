@@ -324,6 +324,7 @@ def test_unusable_data_and_options_are_rejected_before_a_run_starts(
     with pytest.raises(DataError) as rejection:
         train(*options)
     assert sentence in str(rejection.value)
+    assert "use --from scratch" not in str(rejection.value)
     assert not (workspace / "runs").exists()
 
 

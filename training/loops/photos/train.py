@@ -91,7 +91,7 @@ def read_base(options: Options, dataset: ImageDataset) -> Base:
         return Base(pretrained.load(), pretrained.NAME, {}, pretrained.LICENCE, pretrained.SOURCE)
     if origin == "scratch":
         raise DataError("--from scratch needs --size 32 or --size 64: larger networks start from efficientnet-lite0")
-    version = base_version(options, (KIND,))
+    version = base_version(options, (KIND,), advice="")
     assert version is not None
     card = version.card
     name = f"{card.name}@{card.version}"

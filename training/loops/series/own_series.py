@@ -105,7 +105,7 @@ def read(options: Options, horizon: int) -> OwnSeries:
     """
     own = options.data_options
     table = without_gaps(read_table(own["csv"], read_options(options)))
-    base = base_version(options, ("forecaster",))
+    base = base_version(options, ("forecaster",), advice="")
     if base is None:
         raise DataError("--from scratch: own series need a published forecaster to fine-tune; omit --from")
     needed = base.card.series.known if base.card.series else None
