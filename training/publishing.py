@@ -7,6 +7,7 @@ import functools
 import hashlib
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
     active = rollout.serving(models, name, rollout.read(models, name))
     if active != number:
         option = "" if models == Path("models_store") else f" --store {shlex.quote(str(models))}"
-        command = f"python -m app.models activate {name} {number}{option}"
+        command = runnable(f"python -m app.models activate {name} {number}{option}")
         print(f"{name}@{number} is not active; {name}@{active} is. To activate the new version: {command}")
 
 
@@ -50,6 +51,19 @@ def find_version(models: Path, card: store.Card) -> int | None:
             if all(getattr(other, field) == getattr(card, field) for field in (*COMPARED, "weights_sha256")):
                 return number
     return None
+
+
+def runnable(command: str) -> str:
+    """Return a command of a model card as a user can run it: with this process's Python for ``python`` or ``torchrun``.
+
+    The path of Python is relative to the current folder if it is below this folder, such as ``.venv/bin/python``.
+    """
+    program, _, arguments = command.partition(" ")
+    python, here = Path(sys.executable or "python"), Path.cwd()
+    if here in python.parents and python.parent != here:
+        python = python.relative_to(here)
+    module = "-m torch.distributed.run " if program == "torchrun" else ""
+    return f"{shlex.quote(str(python))} {module}{arguments}"
 
 
 @functools.cache

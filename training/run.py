@@ -34,7 +34,7 @@ from training import readings
 from training.evaluation import speed
 from training.loops import distributed
 from training.options import Options, Part
-from training.publishing import code_digest, commit, publish_once
+from training.publishing import code_digest, commit, publish_once, runnable
 
 P = TypeVar("P")  # the class of a predictor
 
@@ -86,7 +86,8 @@ class Run:
         self.options = options
         processes = distributed.world_size()
         python = ["python"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
-        self.command = shlex.join([*python, "-m", options.script, *(sys.argv[1:] if argv is None else argv)])
+        arguments = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
+        self.command = shlex.join([*python, "-m", options.script, *arguments])
         self.commit = commit()
         self.tracked: dict[str, Any] = {}
         self.tensors: dict[str, torch.Tensor] = {}
@@ -245,9 +246,8 @@ class Run:
                     bar.close()
                     if distributed.rank():
                         sys.exit(1)
-                    sys.exit(
-                        f"saved {self.folder} at step {self.step} of {last_step}; resume with: {self.command} --resume"
-                    )
+                    command = f"{runnable(self.command)} --resume"
+                    sys.exit(f"saved {self.folder} at step {self.step} of {last_step}; resume with: {command}")
         finally:
             bar.close()
             signal.signal(signal.SIGINT, before)
@@ -304,7 +304,7 @@ class Run:
         """Return the fields of the card that describe the run."""
         return {
             "seed": self.options.seed,
-            "command": self.command.replace(" --resume", ""),
+            "command": self.command,
             "commit": self.commit,
             "resumed": self.resumed or None,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},

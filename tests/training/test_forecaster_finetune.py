@@ -417,7 +417,7 @@ def test_a_version_published_under_another_active_one_is_reported_as_waiting(
     rollout.activate(models, "sales", 1)
     train("--force", "--seed", "1")
     output = capsys.readouterr().out
-    command = "python -m app.models activate sales 2"
+    command = publishing.runnable("python -m app.models activate sales 2")
     assert f"sales@2 is not active; sales@1 is. To activate the new version: {command}\n" in output
     train("--force", "--seed", "1", "--store", str(models))
     output = capsys.readouterr().out

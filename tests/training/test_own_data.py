@@ -130,7 +130,7 @@ def test_an_interrupted_run_publishes_nothing_and_ends_the_same_when_resumed(
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(running.Run, "log", interrupt)
-    with pytest.raises(SystemExit, match=r"saved .* resume with: python -m training\.\w+ .*--name mine .*--resume"):
+    with pytest.raises(SystemExit, match=r"saved .* resume with: \S+ -m training\.\w+ .*--name mine .*--resume"):
         train(stem)
     assert not (workspace / "models_store" / "mine").exists()
     monkeypatch.setattr(running.Run, "log", log)

@@ -29,7 +29,7 @@ from support.waiting import locked
 
 from app import store
 from app.networks import KINDS, build
-from training import cnn, gan, lstm, readings, rnn
+from training import cnn, gan, lstm, publishing, readings, rnn
 from training import run as running
 from training.configs import CnnConfig
 from training.data import datasets, texts
@@ -454,14 +454,30 @@ def test_ctrl_c_saves_a_checkpoint_and_prints_the_resume_command(
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(running.Run, "log", interrupt)
-    with pytest.raises(SystemExit, match=r"saved .* at step 8 of 24; resume with: python -m training.* --resume"):
+    with pytest.raises(SystemExit, match=r"saved .* at step 8 of 24; resume with: \S+ -m training.* --resume$"):
         cnn.main(arguments("cnn", tmp_path / "runs", models))
+    with pytest.raises(SystemExit, match=r"at step 16 of 24; resume with: .* --resume$") as second:
+        cnn.main([*arguments("cnn", tmp_path / "runs", models), "--resume"])
+    assert str(second.value).count("--resume") == 1
     assert not (models / "cifar10-lenet").exists()
     monkeypatch.setattr(running.Run, "log", log)
     with pytest.raises(SystemExit, match="was started with batch 16"):
         cnn.main([*arguments("cnn", tmp_path / "runs", models), "--resume", "--batch", "8"])
     cnn.main([*arguments("cnn", tmp_path / "runs", models), "--resume"])
     assert (models / "cifar10-lenet" / "1").exists()
+
+
+def test_printed_commands_run_with_the_python_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for python, word in (
+        (tmp_path / ".venv" / "bin" / "python", ".venv/bin/python"),
+        (tmp_path / "python3.12", str(tmp_path / "python3.12")),  # the shell would search the name in PATH
+        (tmp_path.parent / "my tools" / "python", f"'{tmp_path.parent}/my tools/python'"),
+    ):
+        monkeypatch.setattr(sys, "executable", str(python))
+        assert publishing.runnable("python -m training.cnn --seed 1") == f"{word} -m training.cnn --seed 1"
+    command = publishing.runnable("torchrun --nproc-per-node 2 -m training.rnn")
+    assert command.endswith("python' -m torch.distributed.run --nproc-per-node 2 -m training.rnn")
 
 
 @pytest.mark.parametrize(("kind", "layers"), [("character-rnn", 1), ("stacked-rnn", 3)])

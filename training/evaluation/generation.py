@@ -22,6 +22,7 @@ from training.data import datasets
 from training.data.image_batches import accuracy_of
 from training.loops.classifier import AveragedTrainer
 from training.options import Part
+from training.publishing import runnable
 from training.run import metric, permutation
 
 REFERENCE_CLASSIFIER = "mnist-judge"  # the samples are evaluated with the features and predictions of this model
@@ -166,10 +167,12 @@ def load_reference_classifier(models: Path, device: str, version: int | None = N
     """
     name = REFERENCE_CLASSIFIER
     if not models.exists() or name not in rollout.stored_versions(models):
-        raise SystemExit(f"{name} is not in {models}: run `python -m training.cnn --preset digits` first")
+        raise SystemExit(f"{name} is not in {models}: run `{runnable('python -m training.cnn --preset digits')}` first")
     number = version or rollout.serving(models, name, rollout.read(models, name))
     if number is None:
-        raise SystemExit(f"{models} holds no undamaged version of {name}: see `python -m app.models verify`")
+        raise SystemExit(
+            f"{models} holds no undamaged version of {name}: see `{runnable('python -m app.models verify')}`"
+        )
     classifier = store.read_version(models, name, number)
     held_out = HELD_OUT.match(classifier.card.notes)
     if held_out is None or int(held_out[1].replace(",", "")) < UNSEEN:
