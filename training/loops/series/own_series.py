@@ -130,7 +130,7 @@ def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version
     with the lower validation loss of the base version is returned.
     """
     parts = [split.series.values[: split.test][split.series.known[: split.test]] for split in splits]
-    traits = store.SeriesTraits(season=table.season, **_kind_of(parts))
+    traits = store.SeriesTraits(season=table.season).model_copy(update=_kind_of(parts))
     year = YEARS.get(table.frequency)
     if min(split.validation for split in splits) < MIN_YEARS * (year or np.inf):
         year = None
