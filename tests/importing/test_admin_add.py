@@ -94,6 +94,38 @@ def test_the_answer_names_the_imported_version_and_not_the_newest(
             assert (answer.status_code, answer.json()["imported"]) == (200, number)
 
 
+@pytest.mark.parametrize(
+    ("status", "stderr", "answer"),
+    [
+        (-9, "", (400, "invalid_value", "the import was ended by SIGKILL: the file may need too much memory")),
+        (1, "error: the store cannot be written: No space left on device\n",
+         (507, "store_not_writable", "the store cannot be written: No space left on device")),
+        (1, "error: FILE is no program: line one\nline two\n",
+         (400, "invalid_value", "upload is no program: line one\nline two")),
+        (1, "a warning: CUDA error: x\nerror: bad graph: internal error: foo\n",
+         (400, "invalid_value", "bad graph: internal error: foo")),
+        (2, "usage: python -m app.models add [-h]\npython -m app.models add: error: argument --mean: 'x'\n",
+         (400, "invalid_value", "argument --mean: 'x'")),
+        (1, "Traceback (most recent call last):\n  File 'x'\nMemoryError\n", (400, "invalid_value", "MemoryError")),
+        (None, "", (504, "deadline_exceeded", "the import took more than 600 s")),
+    ],
+    ids=["signal", "full disk", "two lines", "two errors", "wrong option", "exception", "timeout"],
+)  # fmt: skip
+def test_a_failed_import_is_answered_with_its_reason(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, status: int | None, stderr: str, answer: tuple[int, str, str]
+) -> None:
+    def run(command: Sequence[str], timeout: float, **_: object) -> subprocess.CompletedProcess[str]:
+        if status is None:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, status, "", stderr.replace("FILE", command[4]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with serve(admin_key=ADMIN_KEY) as client:
+        received = client.post(PATH, params={"name": "a"}, content=b"x", headers=ADMIN_HEADERS)
+    error = received.json()["error"]
+    assert (received.status_code, error["code"], error["message"]) == answer
+
+
 def rejected(client: httpx.Client, query: dict[str, str], content: bytes) -> str:
     answer = client.post(PATH, params=query, content=content)
     assert answer.status_code == 400

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ FLAGS = {  # for each field: the value that differs from the default, and the op
     "non_negative": (True, "--non-negative"),
 }
 NAME = r"^[a-z0-9][a-z0-9-]{0,63}$"
+ERROR = re.compile(r"^(?:python -m app\.models add: )?error: ", re.MULTILINE)  # starts the message on stderr
 FILES = ("labels", "vocabulary")  # sent as text in the query, but read from files by the command
 
 
@@ -173,7 +175,9 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
     if process.returncode < 0:
         reason = signal.Signals(-process.returncode).name
         raise BadValue(f"the import was ended by {reason}: the file may need too much memory", "body")
-    message = process.stderr.strip().rpartition("\n")[2].rpartition("error: ")[2].replace(f"{folder}/", "")
+    text = process.stderr.strip()  # warnings may precede the message, and a crash of Python has no message
+    start = ERROR.search(text)
+    message = (text[start.end() :] if start else text.rpartition("\n")[2]).replace(f"{folder}/", "")
     if message.startswith("the store cannot be written"):
         raise StoreNotWritable(message)
     raise BadValue(message, "body")
