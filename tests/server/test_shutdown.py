@@ -79,8 +79,8 @@ def test_workers_stopped_by_sigterm_lose_no_request(tiny_store: Path) -> None:
 
 
 def test_draining_may_take_longer_than_the_liveness_timeout(tiny_store: Path) -> None:
-    with serving(tiny_store, liveness_timeout_seconds=0.3, shutdown_grace_seconds=10) as service:
-        caller = stream(service, 4000)
+    with serving(tiny_store, before=SLOW_STEPS, liveness_timeout_seconds=1) as service:
+        caller = stream(service, 300)  # takes at least 1.5 s
         service.process.send_signal(signal.SIGTERM)
         with caller, caller.makefile("rb") as answer:
             assert answer.read().count(b'"finish_reason":"length"') == 16

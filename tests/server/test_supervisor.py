@@ -333,14 +333,14 @@ def test_a_hung_event_loop_gets_no_connections_until_the_worker_is_replaced(tiny
     The clients of the worker are disconnected when the worker is replaced.
     """
     with serving(
-        tiny_store, before=HANG_ON_SEVEN, unready_after_seconds=0.2, liveness_timeout_seconds=6, inline_seconds=0.05
+        tiny_store, before=HANG_ON_SEVEN, unready_after_seconds=1, liveness_timeout_seconds=6, inline_seconds=0.05
     ) as service:
         before = service.workers
         with service.connect() as hung_connection:
             hung_connection.sendall(
                 b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}'
             )
-            time.sleep(0.5)  # longer than unready_after_seconds
+            time.sleep(1.5)  # longer than unready_after_seconds
             open_connections = [service.connect() for _ in range(6)]
             for connection in open_connections:  # more than the other worker's connections
                 assert request_live(connection)
@@ -419,9 +419,7 @@ def test_connections_wait_while_all_workers_are_busy(tiny_store: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_pausing_all_processes_ends_no_worker(tiny_store: Path, workers: int) -> None:
     """All processes of a frozen container are paused. In this test, the pause is longer than the liveness timeout."""
-    with serving(
-        tiny_store, own_group=True, workers=workers, liveness_timeout_seconds=0.5, log_level="error"
-    ) as service:
+    with serving(tiny_store, own_group=True, workers=workers, liveness_timeout_seconds=2, log_level="error") as service:
         before = service.workers
         os.killpg(service.process.pid, signal.SIGSTOP)
         time.sleep(2.5)
