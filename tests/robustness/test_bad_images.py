@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import threading
 import time
 import zipfile
 import zlib
@@ -167,19 +168,23 @@ def test_the_pixel_limit_of_explanations_applies_to_all_images_together(serve: S
         assert client.post(CLASSIFY, files=two).status_code == 200
 
 
-def test_no_explanation_starts_after_the_deadline(tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    explained = []
+def test_no_explanation_starts_after_the_deadline(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    explained, release = [], threading.Event()
 
-    def slow_overlay(image: Image.Image, heat: np.ndarray) -> bytes:
-        explained.append(image)
-        time.sleep(0.2)
+    def overlay_when_released(image: Image.Image, heat: np.ndarray) -> bytes:
+        explained.append(image.size)
+        assert release.wait(60)
         return overlay_heat_map(image, heat)
 
-    monkeypatch.setattr("app.api.routes.classify.overlay_heat_map", slow_overlay)
-    files, headers = [("file", ("a.png", PNG))] * 8, {"x-request-timeout": "0.3"}
-    assert tiny.post(f"{CLASSIFY}?explain=true", files=files, headers=headers).status_code == 504
-    time.sleep(0.5)
-    assert len(explained) < 4
+    monkeypatch.setattr("app.api.routes.classify.overlay_heat_map", overlay_when_released)
+    explain, files = f"{CLASSIFY}?explain=true", [("file", ("a.png", PNG))] * 8
+    with serve(parse_threads=1) as client:
+        assert client.post(explain, files=files, headers={"x-request-timeout": "0.5"}).status_code == 504
+        release.set()
+        # This request waits for the only thread, and so for all jobs of the first request.
+        assert client.post(explain, content=image_bytes(size=(9, 9))).status_code == 200
+    assert explained[-1] == (9, 9)
+    assert len(explained) <= 2
 
 
 def test_the_first_frame_of_an_animation_is_classified(tiny: httpx.Client) -> None:
