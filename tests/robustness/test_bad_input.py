@@ -11,6 +11,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -283,11 +284,15 @@ def test_a_slowly_sent_body_gives_408_at_the_deadline(serve: Serve) -> None:
         "/v2/repository/models/a/unload",
     )
     others = ("/v1/completions", "/v2/models/tiny-gan/infer", "/v2/repository/index", *admin_paths)
-    with serve(body_seconds=30, request_seconds=0.3, admin_key=key) as client:
-        for path in (CLASSIFY, CONTINUE, FORECAST, SAMPLE, *others):
-            start = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n".encode()
-            start += b"Content-Length: %d\r\n\r\n" % (5000 if path in admin_paths else 60_000)
-            answer = send_slowly(client, start, b" ")
+    paths = (CLASSIFY, CONTINUE, FORECAST, SAMPLE, *others)
+
+    def send(path: str) -> bytes:
+        start = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n".encode()
+        start += b"Content-Length: %d\r\n\r\n" % (5000 if path in admin_paths else 60_000)
+        return send_slowly(client, start, b" ")
+
+    with serve(body_seconds=30, request_seconds=1, admin_key=key) as client, ThreadPoolExecutor(len(paths)) as pool:
+        for path, answer in zip(paths, pool.map(send, paths), strict=True):
             assert answer.startswith(b"HTTP/1.1 408 "), (path, answer)
             assert b"the deadline passed before the body was complete" in answer
         assert_still_serves(client)

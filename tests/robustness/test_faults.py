@@ -21,6 +21,7 @@ from support.responses import metric_samples
 from support.service import HeldGenerator, Serve
 from support.waiting import wait_until
 
+from app.api.routes.classify import SMALL_BYTES
 from app.engine import circuit_breaker
 from app.networks.cnn import LeNet
 from app.networks.forecaster import Forecaster
@@ -234,11 +235,12 @@ def test_hung_decoding_threads_turn_readiness_off_after_their_clients_left(
         return decode(self, *arguments)
 
     monkeypatch.setattr(ImageClassifier, "decode", hang)
-    large = image_bytes(size=(1000, 1000))
+    large = image_bytes(size=(120, 120))
+    assert len(large) > SMALL_BYTES  # smaller files are decoded on the event loop
     with serve(unready_after_seconds=0.2) as client, ThreadPoolExecutor(2) as pool:
 
         def classify() -> httpx.Response:
-            return client.post("/v1/images/classify", content=large, headers={"x-request-timeout": "0.1"})
+            return client.post("/v1/images/classify", content=large, headers={"x-request-timeout": "0.5"})
 
         answers = [pool.submit(classify) for _ in range(Settings().parse_threads)]
         assert {answer.result().status_code for answer in answers} == {504}
