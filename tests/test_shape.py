@@ -154,14 +154,6 @@ def test_networks_import_only_torch_app_and_the_standard_library() -> None:
             }, name
 
 
-def test_the_service_imports_no_pickle_loader() -> None:
-    for name, tree in modules():
-        if within(name, "app"):
-            assert not {"pickle", "dill", "joblib", "shelve"} & imports(tree), name
-            calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-            assert "torch.load" not in calls, name
-
-
 def test_no_folder_has_more_than_twelve_files() -> None:
     files = [
         file for top in ("app", "benchmarks", "deploy", "docs", "tests", "training") for file in (ROOT / top).rglob("*")

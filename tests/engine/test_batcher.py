@@ -221,13 +221,6 @@ async def test_the_items_of_a_failed_batch_are_computed_without_delay(monkeypatc
     executor.close()
 
 
-async def test_recorded_sleeps_are_those_of_this_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    sleeps = record_sleeps(monkeypatch)
-    await asyncio.to_thread(lambda: asyncio.run(asyncio.sleep(0.001)))
-    await asyncio.sleep(5)
-    assert sleeps == [5]
-
-
 async def test_a_wrong_number_of_results_fails_the_requests_and_not_the_engine(executor: Executor) -> None:
     right = threading.Event()
 

@@ -298,14 +298,6 @@ def test_a_slowly_sent_body_gives_408_at_the_deadline(serve: Serve) -> None:
         assert_still_serves(client)
 
 
-def test_endless_headers_give_431(serve: Serve) -> None:
-    with serve() as client:
-        answer = send_raw(client, b"GET / HTTP/1.1\r\nHost: x\r\nx-a: " + b"a" * 70_000)
-        assert answer.startswith(b"HTTP/1.1 431 ")
-        assert b"head has more than 65,536 bytes" in answer
-        assert_still_serves(client)
-
-
 def test_bytes_that_are_not_http_give_400_with_the_documented_schema(serve: Serve) -> None:
     with serve() as client:
         head, _, content = send_raw(client, b"HELLO\r\n\r\n").partition(b"\r\n\r\n")
@@ -389,23 +381,6 @@ def test_requests_without_a_content_type_are_accepted(serve: Serve) -> None:
         request = client.build_request("POST", CONTINUE, content=b'{"prompt": "a", "max_characters": 2}')
         request.headers.pop("content-type", None)
         assert client.send(request).status_code == 200
-
-
-def test_trailers_after_a_body_are_limited(serve: Serve) -> None:
-    with serve() as client, socket.create_connection((client.base_url.host, client.base_url.port or 0)) as connection:
-        connection.sendall(
-            b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
-        )
-        answer = b""
-        try:
-            for i in range(2000):
-                connection.sendall(b"X-%d: %s\r\n" % (i, b"y" * 1000))
-            while chunk := connection.recv(4096):
-                answer += chunk
-        except ConnectionError:  # the service disconnected; its response may be lost
-            pass
-        assert not answer or answer.startswith(b"HTTP/1.1 431 ")
-        assert client.get("/health/live").status_code == 200
 
 
 def test_large_headers_in_one_packet_give_431(serve: Serve) -> None:
