@@ -16,9 +16,10 @@ from support.responses import RUNNING_TEXTS, metric_samples
 from support.service import Serve
 from support.waiting import wait_until
 
+from app.api import sse
 from app.api.routes import generate_text as texts
 from app.api.sse import EventStream
-from app.errors import BadValue
+from app.errors import BadValue, CallerGone
 from app.tasks.text_generation import Continuation, TextGenerator
 
 PATH = "/v1/text/continue"
@@ -212,3 +213,28 @@ async def test_a_failure_before_the_first_event_is_an_error_response() -> None:
     await EventStream(request, failing(), deadline)({"type": "http", "path": PATH}, receive, send)
     assert messages[0]["status"] == 400
     assert b"x is wrong" in messages[1]["body"]
+
+
+@pytest.mark.anyio
+async def test_a_client_that_does_not_read_the_final_error_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "MAX_CLOSE_SECONDS", 0.01)
+    unread: list[Any] = []
+
+    async def failing() -> AsyncGenerator[bytes, None]:
+        yield b"data: x\n\n"
+        raise BadValue("x is wrong", "x")
+
+    async def receive() -> Any:
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if b"x is wrong" in message.get("body", b""):
+            unread.append(message)
+            await asyncio.Event().wait()
+
+    request = Request({"type": "http", "headers": []}, receive)
+    deadline = asyncio.get_running_loop().time() + 30
+    with pytest.raises(CallerGone, match="the client no longer reads"):
+        async with asyncio.timeout(30):
+            await EventStream(request, failing(), deadline)({"type": "http", "path": PATH}, receive, send)
+    assert unread
