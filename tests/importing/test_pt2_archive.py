@@ -170,6 +170,29 @@ def test_damaged_files_are_rejected(cnn: bytes, tmp_path: Path) -> None:
     assert "not a .pt2 archive" in rejected(tmp_path, cnn[:-10])
 
 
+def test_archives_of_other_kinds_are_rejected(cnn: bytes, tmp_path: Path) -> None:
+    files = entries(cnn)
+    message = rejected(tmp_path, {**files, "models/other.json": b"{}"})
+    assert "entry 'models/other.json': a file with one program" in message
+    message = rejected(tmp_path, {**files, "data/executorch/model.pte": b""})
+    assert "entry 'data/executorch/model.pte' is for ExecuTorch" in message
+    assert "entry 'archive_format' should be 'pt2'" in rejected(tmp_path, {**files, "archive_format": b"pt3"})
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("root", "message"), [("model", "an entry occurs twice"), ("other", "there is more than one root folder")]
+)
+def test_a_repeated_entry_or_a_second_root_folder_is_rejected(
+    cnn: bytes, tmp_path: Path, root: str, message: str
+) -> None:
+    path = pack(tmp_path / "twice.pt2", entries(cnn))
+    name = "archive_format" if root == "model" else "extra/notes"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{root}/{name}", b"pt2")
+    assert message in rejected(tmp_path, path.read_bytes())
+
+
 class Fills(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.full([2**38], 1.0).sum()
