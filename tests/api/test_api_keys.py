@@ -27,6 +27,7 @@ from support.responses import metric_samples
 from support.service import ROOT, Serve
 
 from app import key_file
+from app.api.middleware import api_keys
 from app.api.middleware.api_keys import is_public
 from app.api.middleware.shared_counters import SharedCounters
 from app.api.routes import admin
@@ -332,6 +333,19 @@ def test_counters_expire_with_their_window_and_free_their_slot(
         assert await counts.check()
 
     asyncio.run(check())
+
+
+def test_requests_are_not_limited_while_the_table_of_counters_is_full(
+    serve: Serve, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(api_keys, "SharedCounters", lambda: SharedCounters(slots=1))
+    monkeypatch.setattr(api_keys, "STORAGE_RETRY_SECONDS", 600.0)
+    alice, bob = key_file.add(file, "alice", "1/hour"), key_file.add(file, "bob", "1/hour")
+    with serve(keys_file=file) as client:
+        keys = (alice, alice, bob, bob, alice)  # nothing is counted after the first request of bob
+        statuses = [client.get("/v1/models", headers=bearer(key)).status_code for key in keys]
+    assert statuses == [200, 429, 200, 200, 200]
+    assert caplog.text.count("rate limits are not counted for 600 s: OSError") == 1
 
 
 @pytest.fixture
