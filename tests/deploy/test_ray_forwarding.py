@@ -18,7 +18,7 @@ from support.service import TEST
 from app.main import create_app
 from app.observability.metrics import Metrics
 from app.settings import Settings
-from deploy.forward import ForwardedResponse, HostedApp, render_metrics
+from deploy.forward import MAX_HELD_BYTES, ForwardedResponse, HostedApp, render_metrics
 
 pytestmark = pytest.mark.anyio
 CONTINUE = "/v1/text/continue"
@@ -223,6 +223,24 @@ async def test_a_stream_ends_with_an_error_event_when_its_replica_dies(hosted: H
     assert answer.status_code == 200
     assert json.loads(events[-2])["error"]["message"] == "the replica that generated this answer died"
     assert events[-1] == "[DONE]"
+
+
+async def test_a_large_answer_is_cut_off_when_its_replica_dies() -> None:
+    """The client has received a part of the answer, so no other replica can answer."""
+    calls = []
+
+    async def large() -> AsyncGenerator[list[Message], None]:
+        yield [{"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/zip")]}]
+        yield [{"type": "http.response.body", "body": bytes(MAX_HELD_BYTES + 1), "more_body": True}]
+
+    def call(scope: Scope, body: bytes) -> ReplicaResponse:
+        calls.append(scope["path"])
+        return ReplicaResponse(large(), dies_after=2)
+
+    async with client(call) as through:
+        with pytest.raises(ConnectionError, match="the replica died while sending its response"):
+            await through.get("/v1/admin/models/tiny-gan/export")
+    assert len(calls) == 1
 
 
 async def test_a_body_that_is_too_large_is_rejected_before_all_of_it_arrives() -> None:
