@@ -193,7 +193,7 @@ def test_process_1_can_be_stopped_while_torch_is_imported(tiny_store: Path, tmp_
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_readiness_turns_off_at_the_signal(tiny_store: Path, workers: int) -> None:
-    """While a stream keeps the service running, connections without a request are open, and their answer is 503."""
+    """Connections without a request stay open after the signal, and then get the answer 503."""
 
     def status(connection: socket.socket) -> bytes:
         try:
@@ -202,28 +202,16 @@ def test_readiness_turns_off_at_the_signal(tiny_store: Path, workers: int) -> No
         except OSError:
             return b""
 
-    before = f"{SLOW_STEPS}\nfrom app.server import http_protocol\nhttp_protocol.FIRST_REQUEST_SECONDS = 60"
-    with serving(tiny_store, before=before, workers=workers) as service:
-        new, idle = ([service.connect() for _ in range(4)] for _ in range(2))
+    before = "from app.server import http_protocol\nhttp_protocol.FIRST_REQUEST_SECONDS = 60"
+    with serving(tiny_store, before=before, workers=workers) as service, contextlib.ExitStack() as opened:
+        new, idle = ([opened.enter_context(service.connect()) for _ in range(4)] for _ in range(2))
         assert set(map(status, idle)) == {b"200"}
-        caller = stream(service, 300)  # takes at least 1.5 s
         service.process.send_signal(signal.SIGTERM)
         for connection in idle:  # their end shows that the service has received the signal
             assert connection.recv(1) == b""
         statuses = list(map(status, new))
-        content = b""
-        caller.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while part := caller.recv(2**20):
-                content += part
-        assert b"[DONE]" not in content  # the stream was running when the answers came
-        caller.settimeout(TIMEOUT_SECONDS)
-        with caller, caller.makefile("rb") as answer:
-            assert (content + answer.read()).count(b'"finish_reason":"length"') == 16
+        assert b"503" in statuses, statuses
         assert service.process.wait(TIMEOUT_SECONDS) == 0
-        for connection in (*new, *idle):
-            connection.close()
-    assert b"503" in statuses, statuses
 
 
 @pytest.mark.parametrize("workers", [1, 2])
