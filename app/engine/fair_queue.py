@@ -69,11 +69,14 @@ class FairQueue(Generic[Item]):
 
     def pop_from(self, caller: str | None) -> Item:
         """Remove and return the first item of a caller. The caller must have an item in the queue."""
-        queue = self._queues[caller]
-        item = queue.popleft()
-        self._virtual_time = self._virtual_start[caller]
-        self._virtual_start[caller] += item.rows
-        self._forget_idle(caller)
+        return self.take(self._queues[caller][0])
+
+    def take(self, item: Item) -> Item:
+        """Remove and return any queued item. As after ``pop``, its rows count towards the share of its caller."""
+        self._queues[item.caller].remove(item)
+        self._virtual_time = self._virtual_start[item.caller]
+        self._virtual_start[item.caller] += item.rows
+        self._forget_idle(item.caller)
         return item
 
     def discard(self, item: Item) -> None:

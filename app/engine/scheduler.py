@@ -77,9 +77,9 @@ class Scheduler(Generic[Text]):
     The other texts wait in a queue, whose length ``admission`` limits. A text normally runs until it is finished or
     cancelled. When all slots are in use, a text that has run for ``PREEMPT_AFTER`` seconds may be preempted. It then
     returns to the queue, and a waiting text gets its slot. There are two reasons to preempt a text. First, its API key
-    has more than an equal share of the slots, and another key has less. Second, a waiting text is much shorter. Texts
-    of the same key and of similar length never replace each other. On average, they finish sooner if they run one after
-    the other.
+    has more than an equal share of the slots, and another key has less. Second, a waiting text is much shorter, and
+    its key does not get more slots than the key of the longer text had. Texts of the same key and of similar length
+    never replace each other. On average, they finish sooner if they run one after the other.
     """
 
     def __init__(self, max_running: int, admission: AdmissionControl) -> None:
@@ -130,19 +130,36 @@ class Scheduler(Generic[Text]):
         self.running = [sequence for sequence in self.running if not sequence.future.done()]
 
     def _preempt(self, now: float, started: list[TextSequence[Text]]) -> None:
-        """Share the slots among the API keys, then preempt texts that are much longer than the shortest waiting text.
-
-        The second step preempts at most one text for each waiting text.
-        """
+        """Share the slots among the API keys, then replace long running texts by much shorter waiting texts."""
         if now - self._preemption_checked_at < PREEMPT_CHECK_INTERVAL:
             return
         self._preemption_checked_at = now
         self._share_slots(now, started)
-        limit = PREEMPT_RATIO * min(sequence.text.remaining for sequence in self.waiting)
-        preemptible = [sequence for sequence in self._preemptible(now) if sequence.text.remaining > limit]
-        for sequence in preemptible[: len(self.waiting)]:
-            self.running.remove(sequence)
-            self.add(sequence)
+        self._replace_long(now, started)
+
+    def _replace_long(self, now: float, started: list[TextSequence[Text]]) -> None:
+        """Replace long running texts by much shorter waiting texts, one by one. The shortest waiting texts go first."""
+        preemptible = self._preemptible(now)
+        if not preemptible:
+            return
+        longest = max(sequence.text.remaining for sequence in preemptible)
+        short_texts = [sequence for sequence in self.waiting if PREEMPT_RATIO * sequence.text.remaining < longest]
+        slots = Counter(sequence.caller for sequence in self.running)
+        checked = set[str | None]()  # keys whose shortest waiting text can replace no text
+        for short in sorted(short_texts, key=lambda sequence: sequence.text.remaining):
+            caller, limit = short.caller, PREEMPT_RATIO * short.text.remaining
+            if caller in checked:
+                continue
+            for long in preemptible:
+                if long.text.remaining > limit and (long.caller == caller or slots[long.caller] > slots[caller]):
+                    break
+            else:
+                checked.add(caller)
+                continue
+            slots[long.caller] -= 1
+            slots[caller] += 1
+            preemptible.remove(long)
+            self._replace(long, self.waiting.take(short), now, started)
 
     def _share_slots(self, now: float, started: list[TextSequence[Text]]) -> None:
         """Replace running texts of keys with more than an equal share of the slots by waiting texts of other keys.
@@ -161,9 +178,19 @@ class Scheduler(Generic[Text]):
                     return
                 preempted = preemptible.pop()
                 slots[preempted.caller] -= 1
-                self.running.remove(preempted)
-                self._start(self.waiting.pop_from(caller), now, started)
-                self.add(preempted)
+                self._replace(preempted, self.waiting.pop_from(caller), now, started)
+
+    def _replace(
+        self,
+        preempted: TextSequence[Text],
+        sequence: TextSequence[Text],
+        now: float,
+        started: list[TextSequence[Text]],
+    ) -> None:
+        """Give the slot of a running text to a text popped from the queue, and queue the running text."""
+        self.running.remove(preempted)
+        self._start(sequence, now, started)
+        self.add(preempted)
 
     def _preemptible(self, now: float) -> list[TextSequence[Text]]:
         return [sequence for sequence in self.running if now - sequence.joined_at > PREEMPT_AFTER]

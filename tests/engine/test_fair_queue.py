@@ -86,6 +86,16 @@ def test_a_discarded_item_leaves_and_is_not_charged_to_its_caller() -> None:
     queue.discard(remaining_items[0])
 
 
+def test_a_taken_item_leaves_and_is_charged_to_its_caller() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    items = [Item(caller, rows=2, number=i) for i, caller in enumerate("aaabbb")]
+    for item in items:
+        queue.append(item)
+    assert queue.take(items[2]) is items[2]
+    assert [queue.pop().number for _ in range(5)] == [3, 0, 4, 1, 5]
+    assert not queue._queues
+
+
 def test_idle_callers_are_forgotten() -> None:
     queue: FairQueue[Item] = FairQueue()
     for i in range(5000):

@@ -132,6 +132,27 @@ def test_at_most_one_text_is_preempted_per_waiting_text(harness: Harness) -> Non
     assert harness.scheduler.running == short[:2]
 
 
+def test_each_text_is_replaced_by_a_much_shorter_one_only(loop: asyncio.AbstractEventLoop) -> None:
+    harness = Harness(loop, max_running=4)
+    running = harness.add(4000, 4000, 4000, 500)
+    harness.scheduler.schedule(10.0)
+    waiting = harness.add(4000, 200, 4000, 10, 1000)
+    assert harness.scheduler.schedule(10.0 + LATE) == [waiting[3], waiting[1]]  # the shortest comes first
+    harness.check([*running[2:], waiting[3], waiting[1]], [waiting[0], waiting[2], waiting[4], *running[:2]])
+
+
+def test_a_free_slot_goes_to_the_text_that_has_waited_longest(harness: Harness) -> None:
+    """Shorter texts preempt texts, but do not delay texts that already wait."""
+    first, second = harness.add(100, 100)
+    harness.scheduler.schedule(10.0)
+    long, short, other = harness.add(90, 10, 10)
+    assert harness.scheduler.schedule(10.0 + LATE) == [short, other]
+    harness.check([short, other], [long, first, second])
+    harness.add(5)
+    short.future.set_result(short.text)
+    assert harness.scheduler.schedule(10.0 + 2 * LATE) == [long]
+
+
 @pytest.mark.parametrize(
     ("remaining", "seconds"),
     [
@@ -167,7 +188,7 @@ def test_texts_to_preempt_are_searched_for_at_intervals(harness: Harness, monkey
     harness.scheduler.schedule(12.125)
     harness.check(long, waiting)
     harness.scheduler.schedule(12.25)
-    assert harness.scheduler.running == waiting
+    assert harness.scheduler.running == [long[1], waiting[1]]
 
 
 def test_callers_with_keys_share_the_slots(loop: asyncio.AbstractEventLoop) -> None:
@@ -236,3 +257,33 @@ def test_a_key_with_exactly_its_share_keeps_its_slots(loop: asyncio.AbstractEven
         ["equal", "equal", "more", "third"],
         ["equal", "more", "more", "third"],
     )
+
+
+def test_a_shorter_text_takes_no_slot_of_a_key_that_has_no_more_slots(loop: asyncio.AbstractEventLoop) -> None:
+    harness = Harness(loop)
+    running = [*harness.add(100, caller="a"), *harness.add(100, caller="b")]
+    harness.scheduler.schedule(10.0)
+    own, other = harness.add(20, caller="b"), harness.add(20, 20, caller="c")  # three keys share two slots
+    assert harness.scheduler.schedule(10.0 + LATE) == [*own, other[0]]
+    harness.check([*own, other[0]], [other[1], running[1], running[0]])
+
+
+def test_a_shorter_text_of_another_key_gets_a_slot_that_cannot_be_shared_equally(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    harness = Harness(loop, max_running=3)
+    running = harness.add(100, 100, 100, caller="a")
+    harness.scheduler.schedule(10.0)
+    waiting = harness.add(20, 20, 20, caller="b")
+    assert harness.scheduler.schedule(10.0 + LATE) == waiting[:2]
+    harness.check([running[1], *waiting[:2]], [waiting[2], running[2], running[0]])
+
+
+def test_a_text_that_preempts_counts_towards_the_share_of_its_key(loop: asyncio.AbstractEventLoop) -> None:
+    harness = Harness(loop)
+    harness.add(100, 100, caller="a")
+    harness.scheduler.schedule(10.0)
+    other, own = harness.add(10, 10, caller="b"), harness.add(10, 10, caller="a")
+    assert harness.scheduler.schedule(10.0 + LATE) == [other[0], own[0]]
+    own[0].future.set_result(own[0].text)
+    assert harness.scheduler.schedule(10.0 + LATE) == [other[1]]

@@ -52,6 +52,7 @@ class TextEngineMachine(EngineMachine):
         self.patch.setattr(scheduler, "PREEMPT_AFTER", 0.05)
         self.patch.setattr(scheduler, "PREEMPT_CHECK_INTERVAL", 0.01)
         self.prepare(with_keys, observer_fails)
+        self.begun: dict[str | None, list[CountedText]] = {}
         self.engine = text_engine.TextEngine(
             "m", self.step, lambda rows: 1.0, self.executor, self.observer, MAX_RUNNING, QUEUE_ROWS
         )
@@ -63,12 +64,18 @@ class TextEngineMachine(EngineMachine):
             assert not text.finished
             if id(text) not in self.started:
                 self.started.add(id(text))
-                self.begin(self.requests[text.request])
+                self.begin_text(text)
         self.fail_if_broken()
         if any(text.done == text.fails_at for text in texts):
             raise ValueError("failing")
         for text in texts:
             text.done += 1
+
+    def begin_text(self, text: CountedText) -> None:
+        """Texts of a caller start in the order of their requests, but a shorter text may start earlier."""
+        begun = self.begun.setdefault(self.requests[text.request].caller, [])
+        assert all(other.request <= text.request or other.length < text.length for other in begun)
+        begun.append(text)
 
     @rule(
         caller=st.sampled_from("abc"),
