@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Generic
 
-from app.engine.observer import EngineObserver
+from app.engine.observer import EngineObserver, RequestTrace
 from app.engine.scheduler import Text, TextSequence
 
 REPORT_BATCH = 128  # number of finished texts that are reported together, or fewer if the engine becomes idle
+
+
+@dataclass(eq=False, slots=True)
+class FinishedText:
+    """A ``BatchMember`` of a finished text. It does not keep the text, which may take several hundred kilobytes."""
+
+    rows: int
+    queued_at: float
+    started_at: float
+    ended_at: float
+    trace: RequestTrace | None
 
 
 class TextReporter(Generic[Text]):
@@ -17,7 +29,7 @@ class TextReporter(Generic[Text]):
     def __init__(self, observer: EngineObserver) -> None:
         self._observer = observer
         self._without_token: list[TextSequence[Text]] = []  # running texts without a character so far
-        self._finished: list[TextSequence[Text]] = []  # finished texts that are not reported yet
+        self._finished: list[FinishedText] = []  # finished texts that are not reported yet
 
     def started(self, sequences: Sequence[TextSequence[Text]]) -> None:
         """Report texts that run for the first time."""
@@ -40,11 +52,11 @@ class TextReporter(Generic[Text]):
         ]
 
     def finished(self, sequence: TextSequence[Text], now: float) -> None:
-        """Report the mean time between two characters of a finished text, and collect the text for ``flush``."""
+        """Report the mean time between two characters of a finished text, and collect its times for ``flush``."""
         sequence.ended_at = now
         if sequence.first_token_at and sequence.text.generated > 1:
             self._observer.on_inter_token((now - sequence.first_token_at) / (sequence.text.generated - 1))
-        self._finished.append(sequence)
+        self._finished.append(FinishedText(sequence.rows, sequence.queued_at, sequence.started_at, now, sequence.trace))
         if sequence.trace:
             sequence.trace.ended_at = now
         if len(self._finished) >= REPORT_BATCH:
@@ -52,6 +64,6 @@ class TextReporter(Generic[Text]):
 
     def flush(self) -> None:
         """Report the finished texts collected so far."""
-        sequences, self._finished = self._finished, []
-        if sequences:
-            self._observer.on_completed(sequences)
+        texts, self._finished = self._finished, []
+        if texts:
+            self._observer.on_completed(texts)

@@ -62,7 +62,7 @@ class Continuation:
     text: str = ""
     finish_reason: str | None = None
     last: int = field(init=False)
-    batch: DecodeBatch | None = None  # the batch that contains the text, after its prompt has been read
+    batch: DecodeBatch | None = None  # the batch that contains the text, from its first character to its last
     row: int = 0  # in ``batch``
 
     def __post_init__(self) -> None:
@@ -318,8 +318,8 @@ class TextGenerator:
         batch.state, batch.steps_done = state[:count], batch.steps_done + 1
         batch.characters = torch.from_numpy(sampled).to(self.device)
         for text, index in zip(texts, sampled.tolist(), strict=True):
-            text.last = index
             text.add(self.vocabulary[index])
+            text.last, text.batch = index, (None if text.finished else batch)  # the batch has the states of all texts
         if all(text.finished for text in texts):
             self._batch = None
 

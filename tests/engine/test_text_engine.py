@@ -643,10 +643,13 @@ async def test_a_stream_raises_the_error_of_its_first_failed_text_only_after_its
     assert engine.load == (0, 0)
 
 
-async def test_a_text_is_reported_before_its_caller_gets_it(executor: Executor) -> None:
-    observer, trace = RecordingObserver(), RequestTrace()
+async def test_a_text_is_reported_before_its_caller_gets_it(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer, trace, dequeued = RecordingObserver(), RequestTrace(), list[Any]()
     current_trace.set(trace)
     current_caller.set("alice")
+    monkeypatch.setattr(observer, "on_dequeued", dequeued.extend)
     await engine_of(Stepper(threading.Semaphore(9)), executor, observer=observer).submit([CountingText(1)])
-    ((sequence,),) = observer.completed_batches
-    assert (sequence.caller, sequence.trace) == ("alice", trace)
+    ((member,),) = observer.completed_batches
+    assert (dequeued[0].caller, dequeued[0].trace, member.trace) == ("alice", trace, trace)

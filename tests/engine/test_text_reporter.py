@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from support.engine import RecordingObserver
 
+from app.engine.observer import RequestTrace
 from app.engine.scheduler import TextSequence
 from app.engine.text_reporter import REPORT_BATCH, TextReporter
 
@@ -87,12 +89,33 @@ def test_finished_texts_are_reported_in_batches(loop: asyncio.AbstractEventLoop)
     reporter: TextReporter[Any] = TextReporter(observer)
     reporter.flush()
     made = sequences(loop, *[1] * (REPORT_BATCH + 2))
+    for number, sequence in enumerate(made):
+        sequence.trace = RequestTrace(str(number))
     for sequence in made[:-3]:
         reporter.finished(sequence, 22.0)
     assert observer.completed_batches == []
     for sequence in made[-3:]:
-        reporter.finished(sequence, 22.0)
-    assert observer.completed_batches == [made[:REPORT_BATCH]]
+        reporter.finished(sequence, 23.0)
+    first, traces = observer.completed_batches[0], [sequence.trace for sequence in made]
+    assert [member.trace for member in first] == traces[:REPORT_BATCH]
+    assert (first[0].rows, first[0].queued_at, first[0].started_at, first[0].ended_at) == (1, 10.0, 11.0, 22.0)
     for _ in range(2):
         reporter.flush()
-    assert observer.completed_batches == [made[:REPORT_BATCH], made[REPORT_BATCH:]]
+    assert [[member.trace for member in batch] for batch in observer.completed_batches] == [
+        traces[:REPORT_BATCH],
+        traces[REPORT_BATCH:],
+    ]
+
+
+def test_a_finished_text_is_not_kept_until_it_is_reported(loop: asyncio.AbstractEventLoop) -> None:
+    observer = RecordingObserver()
+    reporter: TextReporter[Any] = TextReporter(observer)
+    made = sequences(loop, 1)
+    text = weakref.ref(made[0].text)
+    reporter.started(made)
+    reporter.first_tokens(20.0)
+    reporter.finished(made[0], 22.0)
+    made.clear()
+    assert text() is None
+    reporter.flush()
+    assert len(observer.completed_batches) == 1

@@ -484,13 +484,22 @@ def test_a_finished_text_leaves_no_reference_cycle(continuer: TextGenerator) -> 
     gc.disable()
     try:
         while not texts[-1].finished:
+            batch = weakref.ref(texts[1].batch) if texts[1].batch else None
             continuer.step([text for text in texts if not text.finished])
-        batch = weakref.ref(texts[1].batch)
         texts.clear()
         assert first() is None
+        assert batch
         assert batch() is None
     finally:
         gc.enable()
+
+
+def test_a_finished_text_does_not_keep_the_states_of_its_batch(continuer: TextGenerator) -> None:
+    """Finished texts stay in memory until the last text of their request is finished."""
+    texts = [begin(continuer, "a", max_characters=length) for length in (1, 2, 3)]
+    for finished in range(1, 4):
+        continuer.step([text for text in texts if not text.finished])
+        assert [text.batch is None for text in texts] == [True] * finished + [False] * (3 - finished)
 
 
 def test_the_memory_of_a_text_is_known_before_it_is_generated(continuer: TextGenerator) -> None:
