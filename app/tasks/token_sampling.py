@@ -57,20 +57,20 @@ class LogProbs:
 
     The log-probabilities are those of the network, before temperature, bias and penalties. ``<unk>`` is never
     generated, so its probability is 0, and the other probabilities sum to 1. Only the first ``max_tokens`` tokens are
-    recorded.
+    recorded. Another thread may read the positions recorded so far while a further position is added.
     """
 
     top: int
     max_tokens: int = sys.maxsize
-    tokens: array[float] = field(default_factory=lambda: array("d"))
+    width: int = field(default=0, init=False)  # number of most likely tokens at each position; at most V
+    tokens: array[float] = field(default_factory=lambda: array("d"))  # the last array to which a position is added
     top_indices: array[int] = field(default_factory=lambda: array("i"))  # position by position
     top_values: array[float] = field(default_factory=lambda: array("d"))
 
     def likeliest(self, start: int = 0, end: int | None = None) -> Iterator[list[tuple[int, float]]]:
         """Yield one list for each position: the most likely tokens and their log-probabilities, in descending order."""
-        count = len(self.top_indices) // len(self.tokens) if self.tokens else 0  # at most V
         for position in range(*slice(start, end).indices(len(self.tokens))):
-            row = slice(position * count, (position + 1) * count)
+            row = slice(position * self.width, (position + 1) * self.width)
             yield list(zip(self.top_indices[row], self.top_values[row], strict=True))
 
     def memory_bytes(self, tokens: int) -> int:
@@ -151,7 +151,8 @@ def record_log_probs(records: Sequence[LogProbs], log_probabilities: np.ndarray,
     if max_top:
         order = np.argsort(-log_probabilities, axis=1, kind="stable")[:, :max_top].tolist()
     for record, row, token, best in zip(records, log_probabilities, tokens.tolist(), order, strict=True):
-        record.tokens.append(float(row[token]))
         likeliest = best[: record.top]
+        record.width = len(likeliest)
         record.top_indices.extend(likeliest)
         record.top_values.extend([float(row[index]) for index in likeliest])
+        record.tokens.append(float(row[token]))

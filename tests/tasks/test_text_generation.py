@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import weakref
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from app.tasks import text_generation
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, pad
 from app.tasks.text_generation import PREFILL_SECONDS, UNIFORMS_AHEAD, Continuation, TextGenerator, memory_bytes
-from app.tasks.token_sampling import LogProbs, Sampler, SamplingOptions
+from app.tasks.token_sampling import LogProbs, Sampler, SamplingOptions, record_log_probs
 
 PIECE = 60  # number of prompt characters that a step reads
 
@@ -455,6 +456,27 @@ def test_log_probs_of_a_prompt_equal_those_of_one_pass(continuer: TextGenerator)
     expected = [float(logs[VOCABULARY.index(character)]) for logs, character in zip(logits, prompt[1:], strict=True)]
     assert list(parsed.log_probs.tokens) == pytest.approx(expected, abs=1e-5)
     assert [best[0][0] for best in parsed.log_probs.likeliest()] == logits.argmax(1).tolist()
+
+
+def test_recorded_positions_can_be_read_while_another_is_added() -> None:
+    """A stream reads the log-probabilities on another thread than the one that generates the text."""
+    record, read = LogProbs(3), list[Any]()
+
+    class ReadArray(array):  # type: ignore[type-arg]
+        def append(self, value: float) -> None:
+            super().append(value)
+            read.append(list(record.likeliest()))
+
+        def extend(self, values: Any) -> None:
+            super().extend(values)
+            read.append(list(record.likeliest()))
+
+    record.tokens, record.top_indices, record.top_values = ReadArray("d"), ReadArray("i"), ReadArray("d")
+    rows = [[-1.0, -2.0, -3.0, -4.0], [-8.0, -7.0, -6.0, -5.0], [-1.0, -2.0, -3.0, -4.0]]
+    for row in rows:
+        record_log_probs([record], np.array([row]), np.array([0]))
+    best = [[(0, -1.0), (1, -2.0), (2, -3.0)], [(3, -5.0), (2, -6.0), (1, -7.0)], [(0, -1.0), (1, -2.0), (2, -3.0)]]
+    assert read == [best[:count] for count in (0, 0, 1, 1, 1, 2, 2, 2, 3)]
 
 
 def test_a_failed_step_counts_and_records_nothing(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
