@@ -240,6 +240,7 @@ class Batcher(Generic[Item, Result]):
 
         If a batch fails, each entry is computed alone, so that only the failing entry gets the error.
         """
+        started_at = time.monotonic()
         try:
             results = await self._forward(batch)
         except Exception as error:
@@ -249,6 +250,9 @@ class Batcher(Generic[Item, Result]):
                         await self._run([entry])
                         await asyncio.sleep(0)
                 return
+            batch[0].started_at = started_at
+            with suppress(Exception):
+                self.observer.on_dequeued(batch)  # so that the log of the request names the model
             if isinstance(error, BadValue):  # the input is invalid, and only the network could detect that
                 set_exception(batch[0].future, error)
                 return

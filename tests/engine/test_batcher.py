@@ -433,6 +433,16 @@ async def test_an_error_outside_the_network_fails_its_callers_immediately(execut
     assert engine.load == (0, 0)
 
 
+async def test_an_observer_that_fails_does_not_stop_the_batcher(executor: Executor) -> None:
+    gate = Gate()
+    gate.open.set()
+    engine = batcher(gate, executor, observer=FailingObserver("on_dequeued"))
+    for item in (1, -1):
+        with pytest.raises(InferenceFailed, match="m failed on this input"):
+            await engine.submit([item])
+    assert engine.load == (0, 0)
+
+
 async def test_an_error_in_the_queue_fails_its_callers_immediately(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -557,6 +567,25 @@ async def test_each_batch_is_reported_with_its_rows_times_and_traces(monkeypatch
     ]
     assert all(entry.trace is trace and entry.caller == "alice" for entry in (*first, *second))
     assert engine.load == (0, 0)
+    executor.close()
+
+
+async def test_a_failed_item_is_reported_with_its_time_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, observer = Clock(monkeypatch), RecordingObserver()
+    executor = Executor("inline", inline_seconds=1.0)
+
+    def compute(items: Sequence[int]) -> Sequence[int]:
+        clock.seconds += 2.0
+        if min(items) < 0:
+            raise BadValue("negative") if -1 in items else ValueError("negative")
+        return items
+
+    engine: Any = Batcher("m", compute, len_of_one, no_time, executor, observer, 4, 9)
+    tasks = (engine.submit([item]) for item in (5, -1, -2))
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [list, BadValue, InferenceFailed]
+    assert observer.queue_seconds == [2.0, 4.0, 6.0]  # after the batch had failed, each item was computed alone
+    assert [len(batch) for batch in observer.completed_batches] == [1]
     executor.close()
 
 

@@ -39,6 +39,7 @@ from app.observability.middleware import RequestTelemetry
 from app.observability.tracing import create_tracer
 from app.settings import Settings, SettingsError
 from app.store.atomic_files import file_lock
+from app.tasks.image_generation import ImageSampler
 
 CLASSIFY, CONTINUE, SAMPLE = "/v1/images/classify", "/v1/text/continue", "/v1/images/sample"
 # Bytes of tiny-gan: its layers have 4 latents, 8 hidden units and 28 x 28 pixels.
@@ -253,6 +254,29 @@ def test_the_access_log_can_be_json(serve: Serve, lines: Any) -> None:
     assert 0 < text["first_seconds"] <= text["queue_seconds"] + text["compute_seconds"] + 0.001
     assert (rejected["status"], rejected["reason"], "model" in rejected) == (400, "invalid_value", False)
     assert '/odd path/é"\n' in entries
+
+
+def test_a_failed_request_is_logged_with_its_model_and_counted_as_failed(
+    serve: Serve, lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict, broken = ImageSampler.predict, threading.Event()
+
+    def predict_or_fail(predictor: ImageSampler, items: Any) -> Any:
+        if broken.is_set():
+            raise ValueError("the network fails")
+        return predict(predictor, items)
+
+    monkeypatch.setattr(ImageSampler, "predict", predict_or_fail)
+    with serve(log_format="json") as client:
+        broken.set()
+        client.post(SAMPLE, json={"count": 3})
+        ((stats,),) = client.get("/v2/models/tiny-gan/stats").json().values()
+    (entry,) = [entry for entry in map(json.loads, lines()) if entry.get("path") == SAMPLE]
+    assert (entry["model"], entry["version"], entry["rows"]) == ("tiny-gan", 1, 3)
+    assert (entry["status"], entry["reason"], "compute_seconds" in entry) == (500, "inference_failed", False)
+    assert 0 <= entry["queue_seconds"] < entry["seconds"]
+    counts = {name: stats["inference_stats"][name]["count"] for name in ("success", "fail", "queue")}
+    assert counts == {"success": 0, "fail": 1, "queue": 1}
 
 
 def test_other_log_records_are_json_with_their_traceback() -> None:

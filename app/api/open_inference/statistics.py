@@ -58,9 +58,9 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
 def _statistics(model: LoadedModel, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:
     """Return the statistics of a version, including metrics of the model that are not separated by version.
 
-    ``queue`` counts how often rows of a request left the queue. ``compute_infer`` counts batches, or rounds of the
-    engine for text models. ``inference_count`` counts rows, or texts for text models. ``compute_input`` and
-    ``compute_output`` are not measured and always 0.
+    ``queue`` counts how often rows of a request left the queue. ``success`` is this number without the failures.
+    ``compute_infer`` counts batches, or rounds of the engine for text models. ``inference_count`` counts rows, or texts
+    for text models. ``compute_input`` and ``compute_output`` are not measured and always 0.
     """
 
     def total(metric: str) -> float:
@@ -70,10 +70,10 @@ def _statistics(model: LoadedModel, totals: dict[tuple[str, str, str], float]) -
     def duration(metric: str) -> dict[str, int]:
         return _duration(total(f"{metric}_count"), total(f"{metric}_sum"))
 
-    queue, compute = duration("queue_seconds"), duration("compute_seconds")
+    queue, compute, failures = duration("queue_seconds"), duration("compute_seconds"), total("failures_total")
     measured = {
-        "success": _duration(queue["count"], (queue["ns"] + compute["ns"]) / 1e9),
-        "fail": _duration(total("failures_total"), 0),
+        "success": _duration(max(queue["count"] - failures, 0), (queue["ns"] + compute["ns"]) / 1e9),
+        "fail": _duration(failures, 0),
         "queue": queue,
         "compute_infer": compute,
     }
