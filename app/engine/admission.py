@@ -38,8 +38,8 @@ class AdmissionControl:
 
         Raises:
             NotReady: the service is shutting down.
-            Overloaded: the rows do not fit. Its ``retry_after`` in seconds is estimated from ``rows_per_second``,
-                where 0 means unknown.
+            Overloaded: the rows do not fit. Its ``retry_after`` is the time in seconds to compute the waiting rows and
+                these rows at ``rows_per_second``, where 0 means unknown.
         """
         if self.closed:
             self._report_rejection("stopping")
@@ -51,6 +51,7 @@ class AdmissionControl:
         if self.waiting + own + rows > self._max_rows:
             self.rejected += 1
             self._report_rejection("queue_full")
+            # If clients came back as soon as enough rows had left the queue, they would compete for few free places.
             seconds = math.ceil((self.waiting + rows) / rows_per_second) if rows_per_second else 1
             share = "" if caller is None else f", {own} of them of {caller}"
             raise Overloaded(
