@@ -184,17 +184,17 @@ class TextGenerator:
         self._prefill_lead = 0.0  # seconds that texts must be generated before the next prefill
         self._batch: DecodeBatch | None = None
 
-    def check_prompt(self, characters: int) -> None:
-        """Raise BadValue if reading ``characters`` characters takes longer than ``max_prompt_seconds``."""
+    def check_prompt(self, size: int) -> None:
+        """Raise BadValue if reading ``size`` characters or bytes takes longer than ``max_prompt_seconds``."""
         seconds_each = self.prefill_latency(1)
         if self.reads_many:
             seconds_each = PREFILL_SECONDS / self.prefill_latency.rows_within(PREFILL_SECONDS)
-        seconds = seconds_each * characters
-        if seconds > self.max_prompt_seconds:
+        if (seconds := seconds_each * size) > self.max_prompt_seconds:
+            unit = "bytes" if self.reads_bytes else "characters"
             raise BadValue(
-                f"prompt has {characters:,} characters, which {self.card.name} reads in {seconds:,.1f} s; "
+                f"prompt has {size:,} {unit}, which {self.card.name} reads in {seconds:,.1f} s; "
                 f"allowed are {self.max_prompt_seconds:g} s, which is about "
-                f"{int(self.max_prompt_seconds / seconds_each):,} characters",
+                f"{int(self.max_prompt_seconds / seconds_each):,} {unit}",
                 "prompt",
             )
 

@@ -310,6 +310,12 @@ def test_prompts_are_limited_by_the_time_that_reading_takes(serve: Serve, monkey
                 assert (answer.json()["error"]["param"], answer.json()["error"]["message"]) == ("prompt", expected)
         answer = client.post("/v2/models/tiny-rnn/generate", json={"text_input": "a" * 30, "max_tokens": 1})
         assert (answer.status_code, answer.json()["error"]) == (400, expected)
+        for texts, status in ((["a" * 15, "b" * 10], 200), (["a" * 15, "b" * 15], 400)):
+            tensor = {"name": "prompt", "datatype": "BYTES", "shape": [2], "data": texts}
+            body = {"inputs": [tensor], "parameters": {"max_characters": 1}}
+            answer = client.post("/v2/models/tiny-rnn/infer", json=body)
+            assert answer.status_code == status
+        assert answer.json()["error"] == expected
 
 
 def test_large_base64_is_decoded_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:

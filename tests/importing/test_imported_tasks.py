@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from app.cli import models
 from app.settings import Settings
+from app.tasks.imported import ImportedTextGenerator
+from app.tasks.latency_model import LatencyModel
 
 BATCH = torch.export.Dim("batch", max=64)
 VOCABULARY = list("\n abcdefghi")
@@ -306,13 +308,20 @@ class NextByte(nn.Module):
         return nn.functional.one_hot(self.following[tokens], 256).float() * 50
 
 
-def test_a_network_may_read_bytes(files: Path, tmp_path: Path) -> None:
+def test_a_network_may_read_bytes(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cycle = "aé€!"  # characters of one, two and three bytes
     sizes = {"tokens": {0: BATCH, 1: torch.export.Dim("length", min=1, max=32)}}
     network = NextByte(cycle.encode())
     (files / "octets.pt2").write_bytes(export(network, torch.zeros(2, 5, dtype=torch.int64), sizes=sizes))
     assert add(files, tmp_path / "store", "octets", "--task", "continue", "--vocabulary", "bytes") == 0
-    with serving(Settings(store=tmp_path / "store", **TEST)) as client:
+    warm_up = ImportedTextGenerator.warm_up
+
+    def warm_up_as_slow(predictor: ImportedTextGenerator, rows: int) -> None:
+        warm_up(predictor, rows)
+        predictor.prefill_latency = LatencyModel(0.01, 0.0)
+
+    monkeypatch.setattr(ImportedTextGenerator, "warm_up", warm_up_as_slow)
+    with serving(Settings(store=tmp_path / "store", max_prompt_seconds=0.25, **TEST)) as client:
         body = {"prompt": "a", "temperature": 0}
         whole = post(client, "/v1/text/continue", **body, max_characters=12)["results"][0]
         assert (whole["text"], whole["finish_reason"]) == ("é€!aé€", "length")
@@ -338,6 +347,7 @@ def check_completions_of_bytes(client: httpx.Client) -> None:
     for wrong, param, message in (
         ({"prompt": [97, 195]}, "prompt", "prompt has [97, 195]; the ids are bytes, and these are not valid UTF-8"),
         ({"prompt": [256]}, "prompt", "ids are 0 to 255"),
+        ({"prompt": ["é€" * 3] * 2}, "prompt", "prompt has 30 bytes, which octets reads in 0.3 s; allowed are 0.25 s"),
         ({"prompt": "aé", "logprobs": 0}, "logprobs", "logprobs is 0; octets reads bytes"),
         ({"prompt": "aé", "logprobs": 1, "stream": True}, "logprobs", "logprobs is 1; octets reads bytes"),
     ):

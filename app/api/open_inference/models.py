@@ -125,7 +125,9 @@ class TextTensors:
         if (length := sum(map(len, prompts))) > self.max_characters:
             raise BadValue(f"prompt has {length:,} characters in all; allowed are {self.max_characters:,}", "prompt")
         bodies = [validate({"prompt": prompt, **parameters}, self.text_request) for prompt in prompts]
-        return [text for body in bodies for text in generate_text.start_texts(self.predictor, body, make_options)[0]]
+        texts = [text for body in bodies for text in generate_text.start_texts(self.predictor, body, make_options)[0]]
+        self.predictor.check_prompt(sum(len(text.prompt.characters) for text in texts))
+        return texts
 
     def _log_prob_options(self) -> SamplingOptions:
         """Return options that record all log-probabilities of the first character."""

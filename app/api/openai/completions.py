@@ -142,7 +142,6 @@ class CompletionInference(Inference[TextGenerator]):
                 f"prompt has {length:,} characters in all; allowed are {max_characters:,}",
                 "prompt",
             )
-        self.predictor.check_prompt(length)
         make_options = _sampling_options(body, self.predictor)
         echo_log_probs = body.echo and body.logprobs is not None
         if echo_log_probs and length * n > max_characters:  # each choice has the log-probabilities of its prompt
@@ -157,6 +156,7 @@ class CompletionInference(Inference[TextGenerator]):
             self.choices += [
                 CompletionChoice(text, prompt, prompt if body.echo else "", prompt_log_probs) for text in texts
             ]
+        self.predictor.check_prompt(sum(len(choice.text.prompt.characters) for choice in self.choices[::n]))
         self.head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
