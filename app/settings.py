@@ -178,8 +178,9 @@ class Settings(BaseSettings):
     batch_rows: Count = Field(64, description="largest number of rows in a batch")
     queue_rows: Count = Field(
         2048,
-        description="largest number of rows that may wait for one model in all workers together. Further requests get "
-        "status 429.",
+        description="largest number of rows that may wait in one queue, in all workers together. Further requests get "
+        "status 429. Each version of a model has a queue. Explanations, tensors for imported text models, and bodies "
+        "that wait for parsing have further queues.",
     )
     max_running_texts: Count = Field(
         128, description="largest number of texts that one worker generates at the same time"

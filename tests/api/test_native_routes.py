@@ -18,7 +18,8 @@ from support.images import image_bytes
 from support.service import IMAGES, Serve
 
 from app.api.routes import classify
-from app.errors import NotAnImage
+from app.engine.batcher import Batcher
+from app.errors import NotAnImage, Overloaded
 from app.tasks.classification import ImageClassifier
 from app.tasks.latency_model import LatencyModel
 from app.tasks.text_generation import TextGenerator
@@ -285,6 +286,23 @@ def test_the_backward_pass_of_an_explanation_does_not_run_on_the_event_loop(
     with serve(inline_seconds=0.05) as client:
         client.post("/v1/images/classify?explain=true", content=image_bytes()).raise_for_status()
     assert [name.partition("_")[0] for name in threads] == ["compute"]
+
+
+def test_a_full_queue_rejects_only_its_own_requests(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classifications and explanations of a model wait in different queues."""
+    full, admit = list[str](), Batcher.admit
+
+    def admit_unless_full(batcher: Any, rows: int) -> None:
+        if batcher._predict.__name__ in full:
+            raise Overloaded("the queue is full", 1)
+        admit(batcher, rows)
+
+    monkeypatch.setattr(Batcher, "admit", admit_unless_full)
+    with serve() as client:
+        for method, expected in (("predict", [429, 200]), ("explain", [200, 429])):
+            full[:] = [method]
+            paths = ("/v1/images/classify", "/v1/images/classify?explain=true")
+            assert [client.post(path, content=image_bytes()).status_code for path in paths] == expected
 
 
 def test_prompts_are_limited_by_the_time_that_reading_takes(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,9 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         deadline = set_deadline(request, settings.request_seconds)
         query = read_query(request, ClassifyQuery)
         model = await resolve_model(request, registry, CLASSIFY, query.model, deadline)
-        model.engine.admit(1)  # reject before the body is read
+        engine = model.explainer if query.explain else model.engine
+        if engine:  # imported networks have no explainer
+            engine.admit(1)  # reject before the body is read
         files = await _files(request, body_model, settings, reader)
         inference = ClassifyInference(model, files, query.top_k, settings.max_pixels)
         if query.explain:
