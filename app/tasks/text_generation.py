@@ -347,7 +347,7 @@ class TextGenerator:
 
         if batch_invariant(logits_and_state, states, 1) and self._block_invariant(1):
             self.min_rows = 1
-        elif not (batch_invariant(logits_and_state, states, self.min_rows) and self._block_invariant(self.min_rows)):
+        elif not (batch_invariant(logits_and_state, states, MIN_ROWS) and self._block_invariant(MIN_ROWS)):
             self.steps, self.min_rows = self.network.double().steps(), 1
             self.initial_state = self.initial_state.double()
         del self.network
@@ -368,7 +368,7 @@ class TextGenerator:
                 )
 
     def _block_invariant(self, min_rows: int) -> bool:
-        """Return whether reading many characters at once gives the same bits as reading them one by one."""
+        """Set ``min_rows``. Return whether reading many characters at once gives the same bits as one by one."""
         if not self.reads_many:
             return True
         self.min_rows = min_rows

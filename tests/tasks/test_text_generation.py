@@ -151,13 +151,17 @@ def test_the_fast_steps_equal_the_network(kind: str, layers: int, hidden: int, d
 
 
 @pytest.fixture
-def gated(tmp_path: Path) -> TextGenerator:
-    """Return a text generator whose network reads many characters at once."""
+def gated_version(tmp_path: Path) -> store.Version:
+    """Return a version whose network reads many characters at once."""
     sizes = {"vocabulary": len(VOCABULARY), "hidden": 32, "layers": 2}
     torch.manual_seed(0)
     card = tiny_card("gated", "continue", "gated-rnn", sizes, {"vocabulary": VOCABULARY})
-    version = store.publish(tmp_path, card, build("gated-rnn", sizes).state_dict())
-    generator = TextGenerator(version, torch.device("cpu"))
+    return store.publish(tmp_path, card, build("gated-rnn", sizes).state_dict())
+
+
+@pytest.fixture
+def gated(gated_version: store.Version) -> TextGenerator:
+    generator = TextGenerator(gated_version, torch.device("cpu"))
     generator.warm_up(8)
     return generator
 
@@ -186,18 +190,20 @@ def test_a_prompt_read_at_once_gives_the_text_and_log_probabilities_of_single_st
         assert np.allclose(record.top_values, other.top_values, atol=1e-4)
 
 
+def one_by_one(
+    self: GatedSteps, characters: torch.Tensor, state: torch.Tensor, read: Any = GatedSteps.read_many
+) -> Any:
+    """Replace ``GatedSteps.read_many`` by a method that reads the characters one by one."""
+    outputs = []
+    for own in characters.split(1, dim=1):
+        hidden, state = read(self, own, state)
+        outputs.append(hidden)
+    return torch.cat(outputs, dim=1), state
+
+
 def test_reading_many_characters_that_rounds_differently_is_detected(
     gated: TextGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_many = GatedSteps.read_many
-
-    def one_by_one(self: GatedSteps, characters: torch.Tensor, state: torch.Tensor) -> Any:
-        outputs = []
-        for own in characters.split(1, dim=1):
-            hidden, state = read_many(self, own, state)
-            outputs.append(hidden)
-        return torch.cat(outputs, dim=1), state
-
     def rounded_by_length(self: GatedSteps, characters: torch.Tensor, state: torch.Tensor) -> Any:
         hidden, state = one_by_one(self, characters, state)
         return hidden * (1 + 1e-6 * characters.shape[1]), state
@@ -206,6 +212,21 @@ def test_reading_many_characters_that_rounds_differently_is_detected(
     assert gated._block_invariant(1)
     monkeypatch.setattr(GatedSteps, "read_many", rounded_by_length)
     assert not gated._block_invariant(1)
+
+
+def test_blocks_that_are_exact_only_with_padding_are_padded(
+    gated_version: store.Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rounded_if_few(self: GatedSteps, characters: torch.Tensor, state: torch.Tensor) -> Any:
+        rows = len(characters)
+        hidden, state = one_by_one(self, pad(characters), pad(state))
+        return hidden[:rows] * (1 if characters.numel() >= MIN_ROWS else 1 + 1e-6), state[:rows]
+
+    monkeypatch.setattr(GatedSteps, "read_many", rounded_if_few)
+    monkeypatch.setattr("app.tasks.text_generation.batch_invariant", lambda *_: True)
+    generator = TextGenerator(gated_version, torch.device("cpu"))
+    generator.warm_up(8)
+    assert (generator.min_rows, generator.initial_state.dtype) == (MIN_ROWS, torch.float32)
 
 
 def test_gradients_of_the_linear_recurrence_are_right() -> None:
