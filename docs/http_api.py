@@ -75,12 +75,12 @@ def describe(operation: Schema, document: Schema) -> Iterator[str]:
                 code(parameter["name"]),
                 parameter["in"],
                 kind(parameter["schema"], document),
-                "yes" if parameter.get("required") else "",
+                "required" if parameter.get("required") else shown(parameter["schema"].get("default")),
                 parameter.get("description") or parameter["schema"].get("description", ""),
             )
             for parameter in parameters
         ]
-        yield "\n" + table(("parameter", "in", "type", "required", "description"), rows)
+        yield "\n" + table(("parameter", "in", "type", "default", "description"), rows)
     if body := operation.get("requestBody"):
         yield from describe_body(body["content"], document)
     responses = [
@@ -146,8 +146,9 @@ def field_rows(schema: Schema, document: Schema, prefix: str, depth: int = 0) ->
     required = schema.get("required", ())
     for name, own in schema["properties"].items():
         field = resolve(own, document)
-        default = "required" if name in required else shown(field["default"]) if "default" in field else ""
-        yield code(prefix + name), kind(field, document), default, field.get("description", "")
+        default = "required" if name in required else shown(field.get("default"))
+        own_kind = (kind_or_null if name in required else kind)(field, document)
+        yield code(prefix + name), own_kind, default, field.get("description", "")
         inner, mark = nested(field, document)
         if inner and depth < 3:
             yield from field_rows(inner, document, f"{prefix}{name}{mark}.", depth + 1)
@@ -195,9 +196,19 @@ def kind(schema: Schema, document: Schema) -> str:
         return code(json.dumps(schema["const"]))
     name = schema.get("type", "any")
     if name == "array":
-        name = f"array of {kind(schema.get('items', {}), document)}"
+        item = kind_or_null(schema.get("items", {}), document)
+        name = f"array of ({item})" if item.endswith(" or null") else f"array of {item}"
     limits = [text.format(number(schema[key])) for key, text in LIMITS.items() if key in schema]
     return f"{name} ({', '.join(limits)})" if limits else str(name)
+
+
+def kind_or_null(schema: Schema, document: Schema) -> str:
+    """Return ``kind``, followed by "or null" if the value can be null.
+
+    A field that is not required needs no such note: instead of null, it can be left out.
+    """
+    nullable = any(choice.get("type") == "null" for choice in resolve(schema, document).get("anyOf", ()))
+    return f"{kind(schema, document)} or null" if nullable else kind(schema, document)
 
 
 def number(value: float) -> str:

@@ -6,13 +6,26 @@ import re
 
 from support.service import ROOT
 
-from docs import generate, measurements
+from docs import generate, http_api, measurements
 
 
 def test_the_reference_pages_are_up_to_date() -> None:
     stale = [path.name for path, text in generate.pages().items() if path.read_text("utf-8") != text]
     assert not stale, "run make docs"
     assert {path.name for path in generate.FOLDER.iterdir()} == {path.name for path in generate.pages()}
+
+
+def test_the_page_of_the_http_api_states_defaults_and_where_null_is_possible() -> None:
+    page = http_api.page()
+    for row in (
+        "| `top_k` | query | integer (at least 1, at most 1,000) | `5` | number of labels",
+        "| `name` | path | string | required | a model's name |",
+        "| `results[].filename` | string or null | required |",
+        "| `choices[].logprobs` | object or null | required |",
+        "| `choices[].logprobs.token_logprobs` | array of (number or null) | required |",
+        "| `seed` | integer (at least 0, below 9,007,199,254,740,992) | |",  # a field that can be left out
+    ):
+        assert f"\n{row}" in page
 
 
 def test_the_measurements_are_up_to_date() -> None:
