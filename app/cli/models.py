@@ -253,11 +253,9 @@ def _add(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     name, at, number = args.model.partition("@")
     try:
-        version = _version(number) if at else rollout.serving(args.store, name, rollout.read(args.store, name))
+        version = _version(number) if at else rollout.active_version(args.store, name)
     except argparse.ArgumentTypeError:
         raise rollout.VersionNotFound(f"{args.model!r} should be a name and a version, such as sales@3") from None
-    if version is None:
-        raise rollout.RolloutRefused(f"no version of {name} is active; name one, such as {name}@1")
     suffix = ".pt2" if args.pt2 else ".onnx" if args.onnx else ".zip"
     path = args.file or Path(f"{name}-{version}{suffix}")
     if path.exists():

@@ -152,6 +152,15 @@ def serving(models: Path, name: str, rollout: Rollout) -> int | None:
     )
 
 
+def active_version(models: Path, name: str) -> int:
+    """Return the active version of a model. Raises VersionNotFound, and RolloutRefused if no version is active."""
+    numbers(models, name)  # checks the name before it becomes a path
+    active = serving(models, name, read(models, name))
+    if active is None:
+        raise RolloutRefused(f"no version of {name} is active; name one, such as {name}@1")
+    return active
+
+
 def activate(models: Path, name: str, version: int | Literal["newest"], share: float = 100) -> Rollout:
     """Make a version the active version, or make it the canary if ``share`` (in per cent) is below 100.
 

@@ -67,12 +67,26 @@ def test_a_version_is_exported_and_imported(admin: httpx.Client, tiny_store: Pat
     answer = admin.get("/v1/admin/models/tiny-gan/export?version=2")
     assert answer.headers["content-disposition"] == 'attachment; filename="tiny-gan-2.zip"'
     assert answer.content == b"".join(archive.export_version(tiny_store, "tiny-gan", 2))
+    active = admin.get("/v1/admin/models/tiny-gan/export")
+    assert active.headers["content-disposition"] == 'attachment; filename="tiny-gan-3.zip"'
+    assert active.content == b"".join(archive.export_version(tiny_store, "tiny-gan", 3))
     conflict = admin.post("/v1/admin/import", content=answer.content)
     assert (conflict.status_code, conflict.json()["error"]["message"]) == (409, "tiny-gan@2 is already in the store")
     assert admin.post("/v1/admin/import?renumber=true", content=answer.content).json()["imported"] == 4
     wait_until(lambda: served(admin) == 4)
     invalid = admin.post("/v1/admin/import", content=b"PK")
     assert (invalid.status_code, invalid.json()["error"]["code"]) == (400, "invalid_value")
+
+
+def test_a_version_must_be_stated_to_export_a_model_without_an_active_version(
+    admin: httpx.Client, tiny_store: Path
+) -> None:
+    for weights in (tiny_store / "tiny-gan").glob("*/model.safetensors"):
+        weights.write_bytes(b"")
+    answer = admin.get("/v1/admin/models/tiny-gan/export")
+    assert answer.status_code == 409
+    assert answer.json()["error"]["message"].startswith("no version of tiny-gan is active; ")
+    assert admin.get("/v1/admin/models/..%2Ftiny-gan/export").status_code == 404
 
 
 def test_only_the_import_limit_applies_to_archives(serve: Serve, tiny_store: Path) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Request
@@ -92,7 +92,7 @@ class DiffQuery(BaseModel):
 class VersionQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    version: int = Field(1, ge=1, description="the version's number")
+    version: int | None = Field(None, ge=1, description="the version's number; by default the active version")
 
 
 class ImportQuery(BaseModel):
@@ -282,8 +282,13 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
     )
     async def export(name: ModelName, request: Request) -> Response:
         """Get all files of a version as one ZIP archive."""
-        version = read_query(request, VersionQuery).version
-        chunks = await on_store(lambda: archive.export_version(store, name, version))
+        wanted = read_query(request, VersionQuery).version
+
+        def open_archive() -> tuple[int, Iterator[bytes]]:
+            number = wanted or rollout.active_version(store, name)
+            return number, archive.export_version(store, name, number)
+
+        version, chunks = await on_store(open_archive)
         headers = {"content-disposition": f'attachment; filename="{name}-{version}.zip"'}
         return StreamingResponse(chunks, headers=headers, media_type="application/zip")
 
