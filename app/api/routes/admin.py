@@ -189,11 +189,14 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
     @routes.get(
         "/verify",
         operation_id="verify_store",
-        summary="Verify all files in the store",
+        summary="Verify all versions in the store",
         responses=success_response(StoreVerification, description="One row for each file or version"),
     )
     async def verify() -> Response:
-        """Read the files of all versions. Check hashes and sizes, and that all weights are finite."""
+        """Check the default models, the rollouts, and the model cards and weights of all versions.
+
+        The check compares hashes and sizes, and tests whether all weights are finite. It does not read pictures.
+        """
         return json_response({"data": await on_store(lambda: list(catalogue.verify(store)))})
 
 
