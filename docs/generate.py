@@ -38,7 +38,7 @@ CARD_FIELDS = {
     "vocabulary": "characters of a text model; the index of a character is its token id",
     "series": "properties of the series of a forecaster: season, year, non-negative or integer values, known columns",
     "refit_steps": "number of training steps of the published network, if it was trained on all data. The metrics are then those of an earlier network, which was trained without the held-out data",
-    "residuals": "for `series-lstm` networks: the standard deviation of the forecast errors for each step ahead, divided by the scale of the training series",
+    "residuals": "for the kind `series-lstm` (the workshop's network, model `sine-lstm`): the standard deviation of the forecast errors for each step ahead, divided by the scale of the training series",
     "metrics": "measured figures, each with its value, its data and its number of decimals",
     "data": "name and SHA-256 hash of each data set",
     "seed": "seed of the training",
@@ -74,6 +74,10 @@ A published version never changes. [Versions](../how-to/rollout.md) describes th
 
 ## Fields of card.json
 
+"""
+KIND_AND_NAME = """
+The kind `series-lstm` is the workshop's network, and its model is `sine-lstm`. The model `series-lstm` has the kind
+`forecaster`.
 """
 SETTINGS_HEAD = """# Settings
 
@@ -191,6 +195,7 @@ def card() -> str:
         for kind, entry in KINDS.items()
     ]
     parts.append(table(("kind", "sizes", "fields of sizes", "task"), kinds))
+    parts.append(KIND_AND_NAME)
     return "".join(parts)
 
 
