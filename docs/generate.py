@@ -19,7 +19,7 @@ from app import errors, store
 from app.networks import KINDS
 from app.observability.metrics import Metrics
 from app.settings import PREFIX, Settings
-from docs import command_line, http_api
+from docs import card_metrics, command_line, http_api
 from docs.markdown import code, sentence, table
 
 FOLDER = Path(__file__).parent / "reference"
@@ -39,7 +39,7 @@ CARD_FIELDS = {
     "series": "properties of the series of a forecaster: season, year, non-negative or integer values, known columns",
     "refit_steps": "number of training steps of the published network, if it was trained on all data. The metrics are then those of an earlier network, which was trained without the held-out data",
     "residuals": "for the kind `series-lstm` (the workshop's network, model `sine-lstm`): the standard deviation of the forecast errors for each step ahead, divided by the scale of the training series",
-    "metrics": "measured figures, each with its value, its data and its number of decimals",
+    "metrics": "measured figures, each with its value, its data and its number of decimals; see below",
     "data": "name and SHA-256 hash of each data set",
     "seed": "seed of the training",
     "command": "command that trained or imported the model",
@@ -195,7 +195,8 @@ def card() -> str:
         for kind, entry in KINDS.items()
     ]
     parts.append(table(("kind", "sizes", "fields of sizes", "task"), kinds))
-    parts.append(KIND_AND_NAME)
+    parts += [KIND_AND_NAME, card_metrics.HEAD, table(("metric", "meaning", "better"), card_metrics.rows())]
+    parts += [card_metrics.AFFIXES_HEAD, table(("name", "variant"), card_metrics.affix_rows())]
     return "".join(parts)
 
 

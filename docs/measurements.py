@@ -38,11 +38,12 @@ file in `benchmarks/results/`. For the section
 
 ## Models
 
-Each figure is stored on the card of its model (`models_store/<name>/<version>/card.json`, or `GET /v1/models`), with its
-data, seed and command. `make evaluate` measures all figures again with the code of the service. The command fails if a
-figure differs by more than its rounding, or if the data differ from those on the card. In two cases, the command only
-prints a difference and does not fail. In the first case, the processor computes the network in bfloat16. In the second
-case, a classifier is trained for the metric, and the processor differs from that of the first measurement.
+Each figure is stored on the card of its model (`models_store/<name>/<version>/card.json`, or `GET /v1/models`), with
+its data, seed and command. [Metrics](reference/model-card.md#metrics) explains the names of the figures. `make
+evaluate` measures all figures again with the code of the service. The command fails if a figure differs by more than
+its rounding, or if the data differ from those on the card. In two cases, the command only prints a difference and does
+not fail. In the first case, the processor computes the network in bfloat16. In the second case, a classifier is trained
+for the metric, and the processor differs from that of the first measurement.
 
 Hyperparameters were chosen on validation parts. Each model was trained once, with seed 0. So no model was selected as
 the best of several seeds. The table states how often the test part was read for each model:

@@ -6,7 +6,8 @@ import re
 
 from support.service import ROOT
 
-from docs import generate, http_api, measurements
+from app.store import read_card
+from docs import card_metrics, generate, http_api, measurements
 
 
 def test_the_reference_pages_are_up_to_date() -> None:
@@ -26,6 +27,14 @@ def test_the_page_of_the_http_api_states_defaults_and_where_null_is_possible() -
         "| `seed` | integer (at least 0, below 9,007,199,254,740,992) | |",  # a field that can be left out
     ):
         assert f"\n{row}" in page
+
+
+def test_the_page_of_the_model_card_explains_every_metric_of_the_included_models() -> None:
+    explained = {name for names in card_metrics.METRICS for name in names}
+    cards = [read_card(path) for path in sorted((ROOT / "models_store").glob("*/[0-9]*"))]
+    assert cards
+    for card in cards:
+        assert not {card_metrics.base_name(name) for name in card.metrics} - explained, card.name
 
 
 def test_the_measurements_are_up_to_date() -> None:
