@@ -176,7 +176,7 @@ KEY_FIGURES = [
         "make evaluate",
     ),
     KeyFigure(
-        "image classifications per second, `cifar10-lenet`, 64 concurrent callers",
+        "image classifications per second, `cifar10-lenet`, 64 concurrent clients",
         result("speed/serving", CNN, "requests/s", server="ours", callers=64),
         amount("requests/s"),
         BENCH,
@@ -188,7 +188,7 @@ KEY_FIGURES = [
         BENCH,
     ),
     KeyFigure(
-        "generated texts of 200 characters per second, 32 concurrent callers, relative to a FastAPI server without batching",
+        "generated texts of 200 characters per second, 32 concurrent clients, relative to a FastAPI server without batching",
         result("speed/serving", TEXT, "of plain", server="ours", callers=32),
         amount("x", 2),
         BENCH,
