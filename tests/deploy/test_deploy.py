@@ -170,7 +170,7 @@ def test_an_invalid_manifest_is_rejected() -> None:
 
 def test_kustomize_lists_all_manifests_and_labels_match() -> None:
     (kustomization,) = documents("kustomization.yaml")
-    assert set(kustomization["resources"]) == set(KUBERNETES) - OTHER_SCHEMAS
+    assert set(kustomization["resources"]) == set(KUBERNETES) - OTHER_SCHEMAS - {"manage.yaml"}
     (deployment,), (service,), (scaler,) = map(documents, ("deployment.yaml", "service.yaml", "autoscaler.yaml"))
     (disruption,), (network,), (store,) = map(documents, ("disruption.yaml", "network.yaml", "store.yaml"))
     labels = deployment["spec"]["template"]["metadata"]["labels"]
@@ -181,11 +181,28 @@ def test_kustomize_lists_all_manifests_and_labels_match() -> None:
     volumes = deployment["spec"]["template"]["spec"]["volumes"]
     claims = [volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume]
     assert claims == [store["metadata"]["name"]]
+    (image,) = kustomization["images"]
+    used = {container["image"] for container in deployment["spec"]["template"]["spec"]["containers"]}
+    assert used == {f"{image['name']}:{image['newTag']}"}
+
+
+def test_the_pod_that_manages_the_store_can_write_to_it_and_gets_no_requests() -> None:
+    (pod,), (service,), (store,) = map(documents, ("manage.yaml", "service.yaml", "store.yaml"))
+    (container,) = pod["spec"]["containers"]
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    claims = {each["name"]: each.get("persistentVolumeClaim", {}).get("claimName") for each in pod["spec"]["volumes"]}
+    assert claims["store"] == store["metadata"]["name"]
+    assert not mounts["store"].get("readOnly")
+    assert {entry["name"]: entry["value"] for entry in container["env"]} == {"QUARTET_STORE": "/store"}
+    assert mounts["store"]["mountPath"] == "/store"
+    assert pod["spec"]["enableServiceLinks"] is False  # its variables would be unknown settings
+    assert not service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
 
 
 def containers() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "deployment.yaml", documents("deployment.yaml")[0]["spec"]["template"]["spec"]["containers"][0]
     yield "kserve.yaml", documents("kserve.yaml")[0]["spec"]["containers"][0]
+    yield "manage.yaml", documents("manage.yaml")[0]["spec"]["containers"][0]
 
 
 def test_probes_and_settings_of_pods_exist(serve: Serve) -> None:
@@ -358,6 +375,7 @@ def test_containers_are_not_root_and_contain_an_sbom() -> None:
     pod = documents("deployment.yaml")[0]["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"]
     assert documents("kserve.yaml")[0]["spec"]["containers"][0]["securityContext"]["runAsNonRoot"]
+    assert documents("manage.yaml")[0]["spec"]["securityContext"]["runAsNonRoot"]
     for name, service in COMPOSE["services"].items():
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
