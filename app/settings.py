@@ -118,7 +118,9 @@ class Settings(BaseSettings):
         None, description="file of API keys, made with `python -m app.keys`. Without a file, no key is required."
     )
     rate_limit: str = Field(
-        "", description="rate limit of each key, such as `600/minute` or `600/minute;20/second`. Empty means no limit."
+        "",
+        description="rate limit such as `600/minute` or `600/minute;20/second`. It applies to each key without its own "
+        "limit, separately. Keys with the same name are counted together. Empty means no limit.",
     )
     rate_limit_storage: str = Field(
         "memory",
@@ -155,7 +157,7 @@ class Settings(BaseSettings):
         60, description="seconds until a request times out. The header `x-request-timeout` can shorten this time."
     )
     body_seconds: Seconds = Field(30, description="seconds that a client may pause while it sends a body")
-    max_images: Count = Field(16, description="largest number of images per request")
+    max_images: Count = Field(16, description="largest number of images to classify per request")
     max_pixels: Count = Field(
         50_000_000,
         description="largest number of pixels per image, checked before decoding. With `explain`, the limit applies to "
@@ -203,7 +205,11 @@ class Settings(BaseSettings):
         description="number of seconds without a heartbeat of a worker after which the supervisor process replaces the "
         "worker. If no computation makes progress for twice this time, the liveness check fails.",
     )
-    shutdown_grace_seconds: Seconds = Field(20, description="seconds that running requests may take during shutdown")
+    shutdown_grace_seconds: Seconds = Field(
+        20,
+        description="seconds that running requests may take during shutdown. After that, running computations may take "
+        "the same time again.",
+    )
 
     def __init__(self, **values: Any) -> None:
         known = {PREFIX + name.upper() for name in type(self).model_fields}
