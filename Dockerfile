@@ -3,7 +3,7 @@
 #   docker build -t quartet .                                  for CPUs
 #   docker build -t quartet:gpu --build-arg TORCH=cu128 .      for NVIDIA GPUs
 #   docker build -t quartet --build-arg EXTRAS="tracing redis onnx" .      also for imported ONNX networks
-#   docker run --rm -p 127.0.0.1:8000:8000 --read-only quartet
+#   docker run --rm -p 127.0.0.1:8000:8000 --read-only --stop-timeout 45 quartet
 #
 # The service writes no files on disk, so the file system can be read-only. Workers share their metrics in /dev/shm,
 # which is in memory.

@@ -222,6 +222,13 @@ def test_probes_and_settings_of_pods_exist(serve: Serve) -> None:
     sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] >= sleep + grace
     assert documents("kserve.yaml")[1]["spec"]["predictor"]["timeout"] >= grace
+    for path in (ROOT / "Dockerfile", ROOT / "docs" / "how-to" / "docker.md"):
+        commands = re.findall(r"docker run --rm -p (?:.*\\\n)*.*", path.read_text())
+        assert commands
+        for command in commands:
+            stated = re.search(r"--stop-timeout (\d+)", command)
+            assert stated, command
+            assert int(stated[1]) >= grace
 
 
 def test_only_an_empty_volume_gets_the_networks_of_the_image(tmp_path: Path) -> None:
