@@ -112,6 +112,32 @@ def assert_forecast(shipped: httpx.Client, model: str, printed: list[str]) -> No
     assert interval == pytest.approx([result["intervals"]["80"][side][0] for side in ("lower", "upper")], abs=0.06)
 
 
+@pytest.mark.parametrize(
+    ("file", "kinds"), [("cifar10-lenet-1.onnx", "classifiers"), ("shakespeare-rnn-1.onnx", "networks for text")]
+)
+def test_an_exported_file_is_imported_again_with_the_options_on_the_page(
+    file: str,
+    kinds: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    exported: Callable[[str], Path],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (script,) = re.findall(r"^```py\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    path = exported(file)
+    capsys.readouterr()
+    exec(script.replace(file_of(script), str(path)), {})
+    index = capsys.readouterr().out.strip()
+    (options,) = re.findall(rf"^\| {kinds} \| `(.*)` \|$", PAGE, re.MULTILINE)
+    command = ["add", str(path), "--name", "again", "--store", str(tmp_path)]
+    assert models.main([*command, *shlex.split(options.replace("INDEX", index))]) == 0
+    original, again = read_card(ROOT / "models_store" / file[:-7] / file[-6]), read_card(tmp_path / "again" / "1")
+    assert again.labels == original.labels
+    if original.vocabulary:
+        assert again.vocabulary == [*original.vocabulary[:-1], "\ufffd", original.vocabulary[-1]]
+
+
 def test_the_page_names_every_kind() -> None:
     assert not [kind for kind in KINDS if not is_imported(kind) and f"`{kind}`" not in PAGE]
 
