@@ -237,7 +237,14 @@ def _import(args: argparse.Namespace) -> None:
         max_bytes = Settings().max_import_bytes
         if (size := os.fstat(file.fileno()).st_size) > max_bytes:
             raise archive.BadArchive(f"{args.file} has {size:,} bytes; allowed are {max_bytes:,}")
-        card = archive.import_archive(args.store, file, max_bytes, args.renumber, check_memory)
+        try:
+            card = archive.import_archive(args.store, file, max_bytes, args.renumber, check_memory)
+        except rollout.RolloutRefused:  # the message names the version
+            raise
+        except StoreError as error:
+            other = "; this is not an archive of `export`; for .pt2 and ONNX files, use `add`"
+            hint = other if args.file.suffix.lower() in (".pt2", ".onnx") else ""
+            raise StoreError(f"{args.file}: {error}{hint}") from None
     row = next(row for row in catalogue.list_models(args.store) if row["name"] == card.name)
     label = f"{card.name}@{card.version}"
     print(json.dumps(row) if args.json else f"imported {label}; {_status(card.name, row)}")

@@ -169,6 +169,25 @@ def test_the_command_line_exports_and_imports_a_version(
         0,
         "imported tiny-gan@1; tiny-gan@1 is active (newest)\n",
     )
+    assert run_models_command(capsys, other, "import", str(file))[2] == "error: tiny-gan@1 is already in the store\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("gan.zip", ""),
+        ("gan.pt2", "; this is not an archive of `export`; for .pt2 and ONNX files, use `add`"),
+        ("gan.onnx", "; this is not an archive of `export`; for .pt2 and ONNX files, use `add`"),
+    ],
+)
+def test_an_error_of_the_command_import_names_the_file(
+    name: str, hint: str, tmp_path: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"x")
+    assert run_models_command(capsys, other, "import", str(file)) == (
+        *(1, "", f"error: {file}: the file is not a zip archive: File is not a zip file{hint}\n"),
+    )
 
 
 def repacked(content: bytes, change: Callable[[dict[str, bytes]], object]) -> bytes:
