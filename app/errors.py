@@ -52,7 +52,7 @@ class UnknownModel(NotFound):
 
     def __init__(self, name: str, known: Iterable[str], param: str | None = "model") -> None:
         super().__init__(
-            f"model {quote_value(name)} is not served here; there are: {', '.join(sorted(known)) or 'none'}", param
+            f"model {quote_value(name)} is not served here; served models: {', '.join(sorted(known)) or 'none'}", param
         )
 
 

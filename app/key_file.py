@@ -98,7 +98,7 @@ def parse_keys(text: str) -> list[ApiKey]:
     if len({key.digest for key in keys}) < len(keys):
         raise KeysError("two lines have the same key")
     if len(keys) > MAX_KEYS:
-        raise KeysError(f"there are {len(keys):,} keys; allowed are {MAX_KEYS:,}")
+        raise KeysError(f"there are {len(keys):,} keys; the maximum is {MAX_KEYS:,}")
     return keys
 
 

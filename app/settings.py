@@ -221,7 +221,7 @@ class Settings(BaseSettings):
                         "quartet; set enableServiceLinks to false in the pod"
                     )
                 close = difflib.get_close_matches(variable, known, n=1)
-                hint = f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(sorted(known))}"
+                hint = f"; did you mean {close[0]}?" if close else f"; known settings: {', '.join(sorted(known))}"
                 raise SettingsError(f"{variable} is not a setting{hint}")
         try:
             super().__init__(**values)

@@ -54,7 +54,7 @@ def error_response(error: QuartetError) -> Response:
 
 
 def unknown_field(name: str, known: Iterable[str]) -> BadValue:
-    return BadValue(f"there is no field {quote_value(name)}; there are: {', '.join(known)}", name)
+    return BadValue(f"unknown field {quote_value(name)}; known fields: {', '.join(known)}", name)
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:

@@ -80,7 +80,7 @@ async def read_body(request: Request, limit: int, pause_seconds: float, codings:
     """
     coding = header(request, b"content-encoding", "identity")
     if coding != "identity" and coding.lower() not in codings:
-        allowed = f"allowed are {', '.join(codings)}" if codings else "send the body as it is"
+        allowed = f"allowed values: {', '.join(codings)}" if codings else "send the body as it is"
         raise BadValue(f"content-encoding is {quote_value(coding)}; {allowed}", "content-encoding")
     return await read_raw_body(request, limit, pause_seconds)
 
@@ -156,7 +156,7 @@ def _check_content_length(request: Request, limit: int) -> None:
 
 def _check_length(length: int, limit: int) -> None:
     if length > limit:
-        raise TooLarge(f"the body has {length:,} bytes; allowed are {limit:,}")
+        raise TooLarge(f"the body has {length:,} bytes; the maximum is {limit:,}")
 
 
 def _too_large(limit: int) -> QuartetError:
@@ -229,7 +229,7 @@ def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) 
         BadValue: the body is not a JSON object, has too many commas or fields, or has a field more than once.
     """
     if (commas := _count(content, b",")) > max_commas:
-        raise BadValue(f"the body has about {commas + 1:,} values and names; allowed are {max_commas:,}")
+        raise BadValue(f"the body has about {commas + 1:,} values and names; the maximum is {max_commas:,}")
     try:
         body = from_json(content or b"{}")
     except ValueError as error:
@@ -239,7 +239,7 @@ def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) 
     colons = _count(content, b":")  # including those inside strings
     if colons > max_fields or colons > _count_fields(body):
         if (colons := _count_colons(content)) > max_fields:  # limited, because validation reports each wrong field
-            raise BadValue(f"the body has {colons:,} fields; allowed are {max_fields:,}")
+            raise BadValue(f"the body has {colons:,} fields; the maximum is {max_fields:,}")
         if colons > _count_fields(body):  # the parser keeps the last of several fields with the same name
             _reject_duplicates(content)
     return body
@@ -326,7 +326,7 @@ async def read_form(request: Request, reader: BodyReader, max_files: int) -> lis
     except (MultiPartException, KeyError, ValueError) as error:
         reason = str(error)
         if reason.startswith("Too many files"):
-            raise BadValue(f"more than {max_files} files were sent; allowed are {max_files}", "file") from error
+            raise BadValue(f"too many files were sent; the maximum is {max_files}", "file") from error
         raise BadValue(f"the multipart body cannot be read: {reason}") from error
 
 

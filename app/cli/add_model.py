@@ -157,7 +157,7 @@ def run(args: argparse.Namespace, command: Sequence[str] | None = None) -> Card:
 
 def _read(path: Path) -> str:
     if (size := path.stat().st_size) > MAX_LIST_BYTES:
-        raise StoreError(f"{path} has {size:,} bytes; allowed are {MAX_LIST_BYTES:,}")
+        raise StoreError(f"{path} has {size:,} bytes; the maximum is {MAX_LIST_BYTES:,}")
     try:
         return path.read_text("utf-8-sig")  # programs on Windows may write a byte order mark
     except UnicodeDecodeError as error:

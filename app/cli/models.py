@@ -236,7 +236,7 @@ def _import(args: argparse.Namespace) -> None:
     with args.file.open("rb") as file:
         max_bytes = Settings().max_import_bytes
         if (size := os.fstat(file.fileno()).st_size) > max_bytes:
-            raise archive.BadArchive(f"{args.file} has {size:,} bytes; allowed are {max_bytes:,}")
+            raise archive.BadArchive(f"{args.file} has {size:,} bytes; the maximum is {max_bytes:,}")
         try:
             card = archive.import_archive(args.store, file, max_bytes, args.renumber, check_memory)
         except rollout.RolloutRefused:  # the message names the version

@@ -59,7 +59,7 @@ def add(models: Path, file: Path, description: Description, max_bytes: int) -> C
         StoreError: the file is invalid, or does not fit the task.
     """
     if (size := file.stat().st_size) > max_bytes:
-        raise BadProgram(f"{file.name} has {size:,} bytes; allowed are {max_bytes:,}")
+        raise BadProgram(f"{file.name} has {size:,} bytes; the maximum is {max_bytes:,}")
     if is_onnx_archive(file):
         draft = _read_onnx(read_onnx_archive(file, max_bytes))
     else:
@@ -83,7 +83,7 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
     tensors = {**program.tensors, GRAPH: graph_tensor(program.graph)}
     for spec in program.inputs:
         if spec.dtype not in DTYPES:
-            raise BadProgram(f"input {spec.name!r} is of type {spec.dtype}; allowed are {', '.join(DTYPES)}")
+            raise BadProgram(f"input {spec.name!r} is of type {spec.dtype}; allowed types: {', '.join(DTYPES)}")
     batch = _batch_symbol(program.inputs)
     if batch and program.ranges.get(batch, (0, None))[0] > FREE_MINIMUM:  # the program rejects a batch of one row
         batch = None
@@ -236,7 +236,7 @@ def _output_type(name: str, output: np.ndarray) -> str:
     """Return the type of an output for the card. Raises BadProgram if clients cannot receive this type."""
     dtype = "string" if output.dtype.kind in "OU" else str(output.dtype)
     if dtype not in (types := TYPES.values()):
-        raise BadProgram(f"output {name!r} is of type {dtype}; allowed are {', '.join(types)}")
+        raise BadProgram(f"output {name!r} is of type {dtype}; allowed types: {', '.join(types)}")
     return dtype
 
 

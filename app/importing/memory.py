@@ -64,7 +64,7 @@ class MemoryLimit:
                 for symbol in shrunk:
                     highs[symbol] = max(highs[symbol] // 2, lows[symbol])
         if (needed := self.peak_bytes(sizes(1), 1)) > MAX_RUN_BYTES:
-            raise BadProgram(f"one run needs {needed:,} bytes of memory; allowed are {MAX_RUN_BYTES:,}")
+            raise BadProgram(f"one run needs {needed:,} bytes of memory; the maximum is {MAX_RUN_BYTES:,}")
         rows = most_rows
         while rows > 1 and not self._fits(sizes(rows), rows):
             rows //= 2
@@ -156,4 +156,4 @@ def check_memory(version: Version) -> None:
         raise BadProgram(f"{version.label}: the inputs do not fit the sizes")
     needed = MemoryLimit(version.tensors, inputs).peak_bytes(sizes, sizes.max_rows)
     if needed > MAX_RUN_BYTES:
-        raise BadProgram(f"{version.label}: one run needs {needed:,} bytes of memory; allowed are {MAX_RUN_BYTES:,}")
+        raise BadProgram(f"{version.label}: one run needs {needed:,} bytes of memory; the maximum is {MAX_RUN_BYTES:,}")

@@ -53,7 +53,7 @@ def read_onnx_archive(path: Path, max_bytes: int) -> dict[str, Tensor]:
             nonlocal total
             total += entries[name].file_size
             if total > max_bytes:
-                raise BadProgram(f"{label} and its external data have {total:,} bytes; allowed are {max_bytes:,}")
+                raise BadProgram(f"{label} and its external data have {total:,} bytes; the maximum is {max_bytes:,}")
             return torch.from_numpy(np.frombuffer(bytearray(archive.read(entries[name])), np.uint8))
 
         tensors = {MODEL: read(label)}

@@ -42,7 +42,7 @@ def read_onnx_file(path: Path, max_bytes: int) -> dict[str, Tensor]:
             )
         total += file.stat().st_size
         if total > max_bytes:
-            raise BadProgram(f"{path.name} and its external data have {total:,} bytes; allowed are {max_bytes:,}")
+            raise BadProgram(f"{path.name} and its external data have {total:,} bytes; the maximum is {max_bytes:,}")
         tensors[f"{EXTERNAL}{name}"] = _tensor(file)
     return tensors
 
@@ -74,11 +74,11 @@ def read_inputs(tensors: Mapping[str, Tensor]) -> list[InputSpec]:
     for name, output in network.outputs.items():
         if output.type not in TYPES:
             hint = "; convert it with the option zipmap=False" if "map(" in output.type else ""
-            raise BadProgram(f"output {name!r} is {output.type}; allowed are {', '.join(TYPES)}{hint}")
+            raise BadProgram(f"output {name!r} is {output.type}; allowed types: {', '.join(TYPES)}{hint}")
     specs = []
     for name, kind, shape in network.signature():
         if kind not in TYPES:
-            raise BadProgram(f"input {name!r} is {kind}; allowed are {', '.join(TYPES)}")
+            raise BadProgram(f"input {name!r} is {kind}; allowed types: {', '.join(TYPES)}")
         specs.append(InputSpec(name, TYPES[kind], tuple(_dimension(size, axis) for axis, size in enumerate(shape))))
     return specs
 

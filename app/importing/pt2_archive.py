@@ -104,7 +104,7 @@ def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipI
     if len({info.filename.partition("/")[0] for info in infos}) > 1:
         raise BadProgram("there is more than one root folder")
     if (total := sum(info.file_size for info in infos)) > max_bytes:
-        raise BadProgram(f"it has {total:,} bytes; allowed are {max_bytes:,}")
+        raise BadProgram(f"it has {total:,} bytes; the maximum is {max_bytes:,}")
     return dict(zip(names, infos, strict=True))
 
 
@@ -119,7 +119,7 @@ def _read(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], name
 
 def _json(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], name: str) -> Any:
     if name in entries and (size := entries[name].file_size) > MAX_GRAPH_BYTES:
-        raise BadProgram(f"entry {name!r} has {size:,} bytes; allowed are {MAX_GRAPH_BYTES:,}")
+        raise BadProgram(f"entry {name!r} has {size:,} bytes; the maximum is {MAX_GRAPH_BYTES:,}")
     try:
         return json.loads(_read(archive, entries, name))
     except (ValueError, RecursionError) as error:
@@ -194,7 +194,7 @@ def _layout(name: str, meta: Mapping[str, Any], size: int) -> tuple[torch.dtype,
     """
     dtype_name = DTYPES.get(meta["dtype"], str(meta["dtype"]))
     if dtype_name not in WEIGHT_DTYPES or meta["layout"] != STRIDED:
-        raise BadProgram(f"{name!r} has the type {dtype_name}; allowed are dense {', '.join(WEIGHT_DTYPES)}")
+        raise BadProgram(f"{name!r} has the type {dtype_name}; allowed types: dense {', '.join(WEIGHT_DTYPES)}")
     sizes, strides = ([each["as_int"] for each in meta[key]] for key in ("sizes", "strides"))
     offset = meta["storage_offset"]["as_int"]
     numbers = [*sizes, *strides, offset]

@@ -82,7 +82,7 @@ class Reader(nn.Module):
         # Reject sizes that would take too much memory, which a damaged model card may contain.
         for name, largest in (("context", MAX_STEPS), ("horizon", MAX_STEPS), ("smoothings", MAX_SMOOTHINGS)):
             if getattr(sizes, name) > largest:
-                raise ValueError(f"{name} is {getattr(sizes, name)}; allowed are {largest:,}")
+                raise ValueError(f"{name} is {getattr(sizes, name)}; the maximum is {largest:,}")
         self.sizes = sizes
         # Use NumPy, because a new network is first built on the meta device, where torch would import its compiler.
         timescales = np.geomspace(SHORTEST, LONGEST, sizes.smoothings)

@@ -73,7 +73,7 @@ def plan_workers(settings: Settings) -> tuple[int, int]:
     single = device.type == "cuda" or not can_fork()
     if single and settings.workers > 1:
         reason = "only one process can use a GPU" if can_fork() else "this system cannot fork processes"
-        raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {reason}; allowed are 0, 1")
+        raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {reason}; allowed values: 0, 1")
     memory_per_worker = worker_bytes(settings.store, settings.model_bytes)
     fitting = cores() if memory is None else int(memory / 2 // memory_per_worker)
     default = 1 if single else max(1, min(cores() // max(settings.threads, 1), fitting, MAX_WORKERS))

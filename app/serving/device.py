@@ -20,7 +20,7 @@ def find_device(name: str) -> torch.device:
     if kind == "cuda" and int(index or 0) >= count:  # compared before torch, which reads cuda:256 as cuda:0
         available = f"there are {count} GPUs" if count else "there is no GPU that torch can use"
         raise SettingsError(
-            f"QUARTET_DEVICE is {name!r}: {available}; allowed are auto, cpu" + (", cuda:N" if count else "")
+            f"QUARTET_DEVICE is {name!r}: {available}; allowed values: auto, cpu" + (", cuda:N" if count else "")
         )
     return torch.device(name)
 

@@ -112,7 +112,7 @@ def resolve_name(version_sets: Mapping[str, VersionSet], model: str, request_id:
         number = int(version) if re.fullmatch(r"[1-9][0-9]{0,8}", version) else None
         if number in version_set.retired:
             raise RetiredModel(
-                f"model {quote_value(model)} is retired; there are: {', '.join(version_set.labels())}", param
+                f"model {quote_value(model)} is retired; served models: {', '.join(version_set.labels())}", param
             )
     if number is None or number not in version_set.numbers:
         raise UnknownModel(model, version_set.labels() or version_sets, param)

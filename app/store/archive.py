@@ -138,7 +138,7 @@ def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> No
                 sizes += struct.unpack_from("<Q", record, 40)
     file.seek(0)
     if (size := max(sizes, default=0)) > max_bytes:
-        raise BadArchive(f"its central directory has {size:,} bytes; allowed are {max_bytes:,}")
+        raise BadArchive(f"its central directory has {size:,} bytes; the maximum is {max_bytes:,}")
 
 
 def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
@@ -147,7 +147,9 @@ def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipI
     for entry in archive.infolist():
         name = entry.filename
         if name not in (CARD, WEIGHTS) and not PICTURE.fullmatch(name):
-            raise BadArchive(f"entry {shorten(name)}: allowed are {CARD}, {WEIGHTS} and pictures such as curves.png")
+            raise BadArchive(
+                f"entry {shorten(name)}: only {CARD}, {WEIGHTS} and pictures such as curves.png are allowed"
+            )
         if name in entries:
             raise BadArchive(f"entry {name!r} occurs twice")
         mode = entry.external_attr >> 16
@@ -156,7 +158,7 @@ def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipI
         if entry.flag_bits & ENCRYPTED:
             raise BadArchive(f"entry {name!r} is encrypted")
         if entry.compress_type not in METHODS:
-            problem = f"its method is {entry.compress_type}; allowed are 0 (stored) and 8 (deflated)"
+            problem = f"its method is {entry.compress_type}; allowed values: 0 (stored), 8 (deflated)"
             raise BadArchive(f"entry {name!r} cannot be unpacked: {problem}")
         if not 0 <= entry.header_offset < archive.start_dir:
             raise BadArchive(f"entry {name!r} cannot be unpacked: its offset is outside the archive")
@@ -165,9 +167,9 @@ def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipI
         if name not in entries:
             raise BadArchive(f"entry {name!r} is missing")
     if len(entries) - 2 > MAX_PICTURES:
-        raise BadArchive(f"it has {len(entries) - 2} pictures; allowed are {MAX_PICTURES}")
+        raise BadArchive(f"it has {len(entries) - 2} pictures; the maximum is {MAX_PICTURES}")
     if (total := sum(entry.file_size for entry in entries.values())) > max_bytes:
-        raise BadArchive(f"it has {total:,} bytes unpacked; allowed are {max_bytes:,}")
+        raise BadArchive(f"it has {total:,} bytes unpacked; the maximum is {max_bytes:,}")
     return entries
 
 
@@ -186,7 +188,7 @@ def _card(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> store.Card:
     for chunk in _chunks(archive, entry):
         content += chunk
         if len(content) > MAX_CARD_BYTES:
-            raise BadArchive(f"entry {entry.filename!r} is too large; allowed are {MAX_CARD_BYTES:,} bytes")
+            raise BadArchive(f"entry {entry.filename!r} is too large; the maximum is {MAX_CARD_BYTES:,} bytes")
     return store.parse_card(content, f"the archive's {CARD}")
 
 
@@ -202,7 +204,7 @@ def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folde
             for chunk in chain([first], chunks):
                 remaining -= len(chunk)
                 if remaining < 0:
-                    raise BadArchive(f"it is too large unpacked; allowed are {max_bytes:,} bytes")
+                    raise BadArchive(f"it is too large unpacked; the maximum is {max_bytes:,} bytes")
                 target.write(chunk)
 
 

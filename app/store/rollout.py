@@ -112,11 +112,13 @@ def numbers(models: Path, name: str) -> list[int]:
         _name.validate_python(name)
     except ValidationError:
         raise VersionNotFound(
-            f"{shorten(name)} is not a model name; allowed are lower-case letters, digits and hyphens"
+            f"{shorten(name)} is not a model name; allowed characters: lower-case letters, digits and hyphens"
         ) from None
     versions = stored_versions(models)
     if name not in versions:
-        raise VersionNotFound(f"there is no model {name!r} in the store; there are: {', '.join(versions) or 'none'}")
+        raise VersionNotFound(
+            f"there is no model {name!r} in the store; models in the store: {', '.join(versions) or 'none'}"
+        )
     return versions[name]
 
 
@@ -126,11 +128,17 @@ def shorten(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
+def _no_version(name: str, version: int, known: Iterable[int]) -> VersionNotFound:
+    return VersionNotFound(
+        f"there is no {name}@{version} in the store; versions in the store: {', '.join(map(str, known))}"
+    )
+
+
 def check_version(models: Path, name: str, version: int) -> store.Version:
     """Read and verify a version and its network. Raises VersionNotFound, and StoreError for an invalid version."""
     known = numbers(models, name)
     if version not in known:
-        raise VersionNotFound(f"there is no {name}@{version} in the store; there are: {', '.join(map(str, known))}")
+        raise _no_version(name, version, known)
     checked = store.read_version(models, name, version)
     checked.network()
     return checked
@@ -157,7 +165,7 @@ def active_version(models: Path, name: str) -> int:
     numbers(models, name)  # checks the name before it becomes a path
     active = serving(models, name, read(models, name))
     if active is None:
-        raise RolloutRefused(f"no version of {name} is active; name one, such as {name}@1")
+        raise RolloutRefused(f"no version of {name} is active; state a version, such as {name}@1")
     return active
 
 
@@ -177,7 +185,7 @@ def activate(models: Path, name: str, version: int | Literal["newest"], share: f
         raise RolloutRefused(f"the share is {share:g}; it should be more than 0 and at most 100 per cent")
     if version == NEWEST:
         if share < 100:
-            raise RolloutRefused("the newest version cannot be a canary; name one by its number")
+            raise RolloutRefused("the newest version cannot be a canary; use a version number")
         return _change(models, name, "activate newest", lambda old: Rollout(retired=old.retired))
     command = f"activate {version}" + (f" --share {share:g}" if share < 100 else "")
     return _change(models, name, command, lambda old: _activated(models, name, old, version, share))
@@ -231,7 +239,7 @@ def retire(models: Path, name: str, version: int, undo: bool = False) -> Rollout
 def _retired(models: Path, name: str, old: Rollout, version: int, undo: bool) -> Rollout:
     known = numbers(models, name)
     if version not in known:
-        raise VersionNotFound(f"there is no {name}@{version} in the store; there are: {', '.join(map(str, known))}")
+        raise _no_version(name, version, known)
     if undo:
         if version not in old.retired:
             raise RolloutRefused(f"{name}@{version} is not retired")
@@ -256,7 +264,7 @@ def _unloaded(models: Path, name: str, old: Rollout) -> Rollout:
     for task, known in store.read_defaults(models).items():
         if known == name:
             raise RolloutRefused(
-                f"{name} is the default for the task {task!r}; name another model in defaults.json first"
+                f"{name} is the default for the task {task!r}; choose another default model in defaults.json first"
             )
     return old.model_copy(update={"unloaded": True})
 

@@ -171,7 +171,7 @@ def read_covariates(
             param = f"covariates.{column}.{number}" if many else f"covariates.{column}"
             if len(row) != len(result[number]):
                 raise BadValue(
-                    f"{param} has {len(row)} values; allowed are {len(result[number])}: {lengths[number]} for the "
+                    f"{param} has {len(row)} values; it should have {len(result[number])}: {lengths[number]} for the "
                     f"series and {horizon} for the horizon",
                     "covariates",
                 )
@@ -196,7 +196,7 @@ def _add_holidays(
         raise BadValue(f"start is missing; {name} needs the time of the first value, to know the holidays", "start")
     starts = [start] * len(result) if isinstance(start, str) else list(start)
     if len(starts) != len(result):
-        raise BadValue(f"start has {len(starts)} times; allowed are one, or {len(result)}, one per series", "start")
+        raise BadValue(f"start has {len(starts)} times; it should have one, or {len(result)}, one per series", "start")
     for index, (text, array) in enumerate(zip(starts, result, strict=True)):
         param = "start" if isinstance(start, str) else start_param.format(index)
         array[:, -1] = holiday_counts(calendar, parse_time(text, param, calendar.step), len(array), param)

@@ -70,7 +70,7 @@ class ImageDecoder:
             NotAnImage: the format is not supported.
             TooLarge: the image or one of its tiles has too many pixels, or a JPEG has too many scans.
         """
-        allowed = f"allowed are {', '.join(FORMATS)}"
+        allowed = f"allowed formats: {', '.join(FORMATS)}"
         if not content:
             raise NotAnImage(f"{param} has 0 bytes; {allowed}", param)
         try:
@@ -81,12 +81,12 @@ class ImageDecoder:
             raise NotAnImage(f"{param}: its {len(content):,} bytes are not an image; {allowed}", param) from error
         width, height = image.size
         if width * height > max_pixels:
-            raise TooLarge(f"{param} has {width:,} x {height:,} pixels; allowed are {max_pixels:,} in all", param)
+            raise TooLarge(f"{param} has {width:,} x {height:,} pixels; the maximum is {max_pixels:,} in all", param)
         tile = _tile(image)
         if tile > max_pixels:
-            raise TooLarge(f"{param} has tiles of {tile:,} pixels; allowed are {max_pixels:,}", param)
+            raise TooLarge(f"{param} has tiles of {tile:,} pixels; the maximum is {max_pixels:,}", param)
         if image.format in ("JPEG", "MPO") and (scans := _scans(content)) > MAX_SCANS:
-            raise TooLarge(f"{param} has {scans:,} scans; allowed are {MAX_SCANS}", param)
+            raise TooLarge(f"{param} has {scans:,} scans; the maximum is {MAX_SCANS}", param)
         return image
 
     def decode(self, image: Image.Image, param: str = "file") -> Tensor:

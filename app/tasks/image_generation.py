@@ -60,7 +60,7 @@ class ImageSampler:
         and there are L labels, the first L images show each label once, in random order. The next L images do the same.
         """
         if label is not None and label not in self.labels:
-            allowed = f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} has no labels"
+            allowed = f"allowed values: {', '.join(self.labels)}" if self.labels else f"{self.card.name} has no labels"
             raise BadValue(f"label is {quote_value(label)}; {allowed}", "label")
         if label is not None:
             return self.for_labels([label] * count, seed)

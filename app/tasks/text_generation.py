@@ -193,7 +193,7 @@ class TextGenerator:
             unit = "bytes" if self.reads_bytes else "characters"
             raise BadValue(
                 f"prompt has {size:,} {unit}, which {self.card.name} reads in {seconds:,.1f} s; "
-                f"allowed are {self.max_prompt_seconds:g} s, which is about "
+                f"the maximum is {self.max_prompt_seconds:g} s, which is about "
                 f"{int(self.max_prompt_seconds / seconds_each):,} {unit}",
                 "prompt",
             )

@@ -46,7 +46,7 @@ def test_a_version_is_activated_rolled_back_and_retired(admin: httpx.Client) -> 
     wait_until(lambda: admin.post("/v1/images/sample", json=body).status_code == 404)
     error = admin.post("/v1/images/sample", json=body).json()["error"]
     assert error["code"] == "model_retired"
-    assert error["message"] == "model 'tiny-gan@1' is retired; there are: tiny-gan@2, tiny-gan@3"
+    assert error["message"] == "model 'tiny-gan@1' is retired; served models: tiny-gan@2, tiny-gan@3"
     assert admin.get("/v1/models/tiny-gan").json()["retired"] == [1]
 
 
@@ -94,7 +94,7 @@ def test_only_the_import_limit_applies_to_archives(serve: Serve, tiny_store: Pat
         answer = client.post("/v1/admin/import", content=bytes(200_000), headers=ADMIN_HEADERS)
         assert (answer.status_code, answer.json()["error"]["message"]) == (
             413,
-            "the body has 200,000 bytes; allowed are 100,000",
+            "the body has 200,000 bytes; the maximum is 100,000",
         )
         content = b"".join(archive.export_version(tiny_store, "tiny-gan", 1))
         assert client.post("/v1/admin/import", content=content, headers=ADMIN_HEADERS).status_code == 409  # it was read
@@ -103,8 +103,18 @@ def test_only_the_import_limit_applies_to_archives(serve: Serve, tiny_store: Pat
 @pytest.mark.parametrize(
     ("path", "body", "status", "sentence"),
     [
-        ("models/other/activate", {"version": 1}, 404, "there is no model 'other' in the store; there are: tiny-cnn, "),
-        ("models/tiny-gan/activate", {"version": 9}, 404, "there is no tiny-gan@9 in the store; there are: 1, 2, 3"),
+        (
+            "models/other/activate",
+            {"version": 1},
+            404,
+            "there is no model 'other' in the store; models in the store: tiny-cnn, ",
+        ),
+        (
+            "models/tiny-gan/activate",
+            {"version": 9},
+            404,
+            "there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3",
+        ),
         ("models/..%2Fx/activate", {"version": 1}, 404, ""),
         (
             "models/tiny-gan/activate",

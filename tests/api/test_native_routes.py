@@ -313,7 +313,7 @@ def test_prompts_are_limited_by_the_time_that_reading_takes(serve: Serve, monkey
     measure = TextGenerator.warm_up
     monkeypatch.setattr(TextGenerator, "warm_up", warm_up)
     expected = (
-        "prompt has 30 characters, which tiny-rnn reads in 0.3 s; allowed are 0.25 s, which is about 25 characters"
+        "prompt has 30 characters, which tiny-rnn reads in 0.3 s; the maximum is 0.25 s, which is about 25 characters"
     )
     with serve(max_prompt_seconds=0.25) as client:
         for path, body, status in (

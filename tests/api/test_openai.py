@@ -185,7 +185,7 @@ def test_an_invalid_completion_request_raises_an_error_that_names_the_field(clie
         ({"max_tokens": 0}, "max_tokens", "without echo"),
         ({"max_tokens": 4001}, "max_tokens", "less than or equal to 4000"),
         ({"n": 17}, "n", "less than or equal to 16"),
-        ({"prompt": ["a"] * 9, "n": 2}, "n", "9 prompts with n 2 are 18 texts; allowed are 16"),
+        ({"prompt": ["a"] * 9, "n": 2}, "n", "9 prompts with n 2 are 18 texts; the maximum is 16"),
         ({"best_of": 3}, "best_of", "is 3; it should equal n, which is 1"),
         (
             {"logit_bias": {"9" * 9000: 101}},
@@ -208,11 +208,11 @@ def test_an_invalid_completion_request_raises_an_error_that_names_the_field(clie
         (
             {"prompt": "a" * 60_000, "n": 2, "echo": True, "logprobs": 1},
             "n",
-            "60,000 characters in all, echoed with logprobs 2 times; allowed are 100,000",
+            "60,000 characters in all, echoed with logprobs 2 times; the maximum is 100,000",
         ),
         ({"stop": ""}, "stop", "at least 1 character"),
         ({"seed": -1}, "seed", "is -1"),
-        ({"extra_body": {"min_p": 0.1}}, "min_p", "there is no field 'min_p'"),
+        ({"extra_body": {"min_p": 0.1}}, "min_p", "unknown field 'min_p'"),
         ({"model": "tiny-gan"}, "model", "models for that task: tiny-rnn"),
     ]
     for fields, param, sentence in cases:
@@ -309,16 +309,16 @@ def test_an_image_prompt_chooses_labels_and_counts(client: openai.OpenAI, tiny: 
 
 def test_an_invalid_image_request_raises_an_error_that_names_the_field(client: openai.OpenAI) -> None:
     cases: list[tuple[dict[str, Any], str, str]] = [
-        ({"response_format": "url"}, "response_format", "is 'url'; allowed is 'b64_json'"),
+        ({"response_format": "url"}, "response_format", "is 'url'; it should be 'b64_json'"),
         ({"size": "256x256"}, "size", "is '256x256'; tiny-cgan draws 28x28"),
-        ({"prompt": "a cat"}, "prompt", "tiny-cgan cannot draw 'cat'; there are: x, y, z"),
+        ({"prompt": "a cat"}, "prompt", "tiny-cgan cannot draw 'cat'; allowed labels: x, y, z"),
         (
             {"prompt": "three sevens", "model": "tiny-gan"},
             "prompt",
             "tiny-gan has no labels, so none can be chosen",
         ),
-        ({"prompt": "9999 ys"}, "prompt", "asks for 9,999 images; allowed are 1,024"),
-        ({"prompt": "99999 ys " * 100, "n": 1024}, "prompt", "asks for 10,239,897,600 images; allowed are 1,024"),
+        ({"prompt": "9999 ys"}, "prompt", "asks for 9,999 images; the maximum is 1,024"),
+        ({"prompt": "99999 ys " * 100, "n": 1024}, "prompt", "asks for 10,239,897,600 images; the maximum is 1,024"),
         ({"n": 0}, "n", "is 0"),
         ({"prompt": "zero ys"}, "prompt", "is 'zero ys'; it asks for no image"),
     ]

@@ -102,7 +102,7 @@ def test_the_forecast_starts_one_step_after_the_series_ends(
         (request_body(inputs=request_body()["inputs"] * 65), "inputs", "it should have at most 64 items"),
         (request_body(inputs=[{}] * 10_000), "inputs.0.type", "is missing"),
         (request_body(inputs=[{"x": 1}] * 1990), "inputs.0.type", "is missing"),
-        (request_body(metadata={f"x{i}": 1 for i in range(2000)}), None, "fields; allowed are 2,000"),
+        (request_body(metadata={f"x{i}": 1 for i in range(2000)}), None, "fields; the maximum is 2,000"),
         (request_body(horizn=3), "inputs.0.horizn", ""),
     ],
 )

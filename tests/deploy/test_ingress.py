@@ -103,7 +103,7 @@ async def test_bodies_are_limited_each_and_together(tmp_path: Path) -> None:
         answer = await through.post(SAMPLE, content=b"x" * 200_001)
         assert (answer.status_code, answer.json()["error"]["message"]) == (
             413,
-            "the body has 200,001 bytes; allowed are 200,000",
+            "the body has 200,001 bytes; the maximum is 200,000",
         )
         answer = await through.post("/health/live", content=b"x" * 100_000)  # the path needs no key, but allows no body
         assert (answer.status_code, replica.requests) == (413, [])

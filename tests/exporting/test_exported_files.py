@@ -202,7 +202,7 @@ def test_the_command_exports_the_active_version_under_its_name(
     for number in (1, 2):
         (tmp_path / "tiny-gan" / str(number) / "card.json").write_text("{}")
     assert run_models_command(capsys, tmp_path, "export", "tiny-gan") == (
-        *(1, "", "error: no version of tiny-gan is active; name one, such as tiny-gan@1\n"),
+        *(1, "", "error: no version of tiny-gan is active; state a version, such as tiny-gan@1\n"),
     )
 
 

@@ -190,15 +190,15 @@ def test_requests_of_several_shapes_at_a_time_get_their_own_outputs(
     ("model", "tensors", "message"),
     [
         ("cnn", {"image": np.zeros((1, 3, 8, 9), np.float32)}, "expected [-1, 3, 8, 8]"),
-        ("cnn", {"image": np.zeros((1, 3, 8, 8), np.float64)}, "is of FP64; allowed are FP32"),
-        ("cnn", {"picture": np.zeros((1, 3, 8, 8), np.float32)}, "there is no input 'picture'; there are: image"),
+        ("cnn", {"image": np.zeros((1, 3, 8, 8), np.float64)}, "is of FP64; allowed types: FP32"),
+        ("cnn", {"picture": np.zeros((1, 3, 8, 8), np.float32)}, "unknown input 'picture'; known inputs: image"),
         ("transformer", {"tokens": np.zeros((1, 33), np.int64)}, "expected 1 to 32 in dimension 1"),
         ("transformer", {"tokens": np.full((1, 3), 11, np.int64)}, "transformer cannot read this input: index out of"),
         ("mixing", {"x": np.ones((3, 2), np.float32)}, "input 'scale' is missing"),
         (
             "mixing",
             {"x": np.ones((101, 2), np.float32), "scale": np.ones(2, np.float32)},
-            "allowed are 1 to 202 values in all",
+            "all inputs together should have 1 to 202 values",
         ),
     ],
 )

@@ -163,7 +163,7 @@ def test_an_archive_has_a_model_and_its_external_data(tmp_path: Path) -> None:
         add_archive({"net/net.onnx": content, "weights/matrix.bin": matrix.tobytes()})
     with pytest.raises(StoreError, match=r"has the ONNX files a.onnx, net.onnx; one is allowed"):
         add_archive({"net.onnx": content, "a.onnx": content})
-    with pytest.raises(StoreError, match=r"net/net.onnx and its external data have [\d,]+ bytes; allowed are 2,000"):
+    with pytest.raises(StoreError, match=r"net/net.onnx and its external data have [\d,]+ bytes; the maximum is 2,000"):
         add_archive({**whole, "net/weights/matrix.bin": bytes(10**6)}, 2000)  # compressed to 1,000 bytes
     damaged = bytearray((tmp_path / "upload").read_bytes())
     damaged[60:80] = bytes(20)
@@ -296,5 +296,5 @@ def test_the_size_of_a_model_is_limited(tmp_path: Path) -> None:
     model, matrix = linear_model()
     externalise(model, "matrix.bin", length=matrix.nbytes)
     (tmp_path / "matrix.bin").write_bytes(bytes(2000))
-    with pytest.raises(StoreError, match="allowed are 1,000"):
+    with pytest.raises(StoreError, match="the maximum is 1,000"):
         add_model(tmp_path, model, 1000)

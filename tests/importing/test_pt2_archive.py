@@ -153,7 +153,7 @@ def test_sizes_are_checked_before_memory_is_allocated(cnn: bytes, tmp_path: Path
     assert "central directory" in rejected(tmp_path, {f"extra/{'x' * 60000}{i}": b"" for i in range(80)})
     path = tmp_path / "large.pt2"
     path.write_bytes(bytes(2000))
-    with pytest.raises(StoreError, match="allowed are 1,000"):
+    with pytest.raises(StoreError, match="the maximum is 1,000"):
         add(tmp_path / "store", path, Description("large"), 1000)
 
 
@@ -234,11 +234,11 @@ class Transforms(nn.Module):
     ("module", "message"),
     [
         (Fills(), "one run needs 1,099,511,6"),
-        (Averages(), "bytes of memory; allowed are"),
+        (Averages(), "bytes of memory; the maximum is"),
         (Draws(), "two runs on the same input differ"),
         (Counts(), "changes its own weights or buffers"),
         (Finds(), "the result size of 'aten.index.Tensor' is not known from shapes alone"),
-        (Transforms(), "output 'fft_rfft' is of type complex64; allowed are bool, "),
+        (Transforms(), "output 'fft_rfft' is of type complex64; allowed types: bool, "),
     ],
 )
 def test_programs_that_cannot_be_served_are_rejected(module: nn.Module, message: str, tmp_path: Path) -> None:

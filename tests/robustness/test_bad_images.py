@@ -162,7 +162,7 @@ def test_the_pixel_limit_of_explanations_applies_to_all_images_together(serve: S
     explain = f"{CLASSIFY}?explain=true"
     with serve(max_pixels=5000) as client:
         two = [("file", ("a.png", image_bytes(size=(60, 60))))] * 2
-        message = "the images have 7,200 pixels in all; with explain, allowed are 5,000"
+        message = "the images have 7,200 pixels in all; with explain, the maximum is 5,000"
         assert_rejected(client.post(explain, files=two), 413, "explain", message)
         assert client.post(explain, files=two[:1]).status_code == 200
         assert client.post(CLASSIFY, files=two).status_code == 200

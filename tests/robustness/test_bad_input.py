@@ -46,18 +46,18 @@ def tiff_with_tile_of(side: int) -> bytes:
 TIFF = image_bytes("TIFF")
 IMAGES: list[tuple[str, bytes, int, str]] = [
     ("empty", b"", 415, "0 bytes"),
-    ("text", b"hello", 415, "5 bytes are not an image; allowed are PNG, JPEG"),
+    ("text", b"hello", 415, "5 bytes are not an image; allowed formats: PNG, JPEG"),
     ("half a png", PNG[: len(PNG) // 2], 415, "the PNG image is damaged"),
     ("half a jpeg", image_bytes("JPEG")[:1000], 415, "the JPEG image is damaged"),
     ("half a tiff", TIFF[: len(TIFF) // 2], 415, ""),
     ("garbage after the header", PNG[:40] + bytes(1000), 415, ""),
     ("svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, "not an image"),
     ("pdf", b"%PDF-1.4 ...", 415, "not an image"),
-    ("a pixel bomb", png_with_size(20_000, 20_000), 413, "20,000 x 20,000 pixels; allowed are 50,000,000 in all"),
+    ("a pixel bomb", png_with_size(20_000, 20_000), 413, "20,000 x 20,000 pixels; the maximum is 50,000,000 in all"),
     ("a wide bomb", png_with_size(2**31 - 1, 1), 413, "2,147,483,647 x 1 pixels"),
     ("no pixels", png_with_size(0, 0), 415, ""),
-    ("a tiff with a tile larger than it", tiff_with_tile_of(29_984), 413, "tiles of 899,040,256 pixels; allowed are 50,000,000"),
-    ("a jpeg with a thousand scans", image_bytes("JPEG") + b"\xff\xda" * 1000, 413, "scans; allowed are 100"),
+    ("a tiff with a tile larger than it", tiff_with_tile_of(29_984), 413, "tiles of 899,040,256 pixels; the maximum is 50,000,000"),
+    ("a jpeg with a thousand scans", image_bytes("JPEG") + b"\xff\xda" * 1000, 413, "scans; the maximum is 100"),
 ]  # fmt: skip
 
 JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
@@ -84,12 +84,12 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (CONTINUE, "n 10^9", '{"n": 1000000000}', 400, "n", "less than or equal to 16"),
     (CONTINUE, "seed -1", '{"seed": -1}', 400, "seed", "is -1"),
     (CONTINUE, "seed 2^53", '{"seed": 9007199254740992}', 400, "seed", "less than 9007199254740992"),
-    (CONTINUE, "unknown field", '{"promt": "a"}', 400, "promt", "there is no field 'promt'; there are: prompt, max_characters"),
+    (CONTINUE, "unknown field", '{"promt": "a"}', 400, "promt", "unknown field 'promt'; known fields: prompt, max_characters"),
     (CONTINUE, "wrong model", '{"model": "tiny-gan"}', 400, "model", "models for that task: tiny-rnn"),
-    (CONTINUE, "unknown model", '{"model": "gpt"}', 404, "model", "there are: tiny-cnn, tiny-gan, tiny-lstm, tiny-rnn"),
-    (CONTINUE, "unknown version", '{"model": "tiny-rnn@7"}', 404, "model", "there are: tiny-rnn@1"),
-    (CONTINUE, "padded version", '{"model": "tiny-rnn@01"}', 404, "model", "there are: tiny-rnn@1"),
-    (CONTINUE, "a field with an internal name", '{"one": 1}', 400, "one", "there is no field 'one'"),
+    (CONTINUE, "unknown model", '{"model": "gpt"}', 404, "model", "served models: tiny-cnn, tiny-gan, tiny-lstm, tiny-rnn"),
+    (CONTINUE, "unknown version", '{"model": "tiny-rnn@7"}', 404, "model", "served models: tiny-rnn@1"),
+    (CONTINUE, "padded version", '{"model": "tiny-rnn@01"}', 404, "model", "served models: tiny-rnn@1"),
+    (CONTINUE, "a field with an internal name", '{"one": 1}', 400, "one", "unknown field 'one'"),
     (CONTINUE, "a long name", json.dumps({"a" * 10**5: 1}), 400, "a" * 100, "(100,000 characters)"),
     (CONTINUE, "a million line breaks", json.dumps({"prompt": "\n" * 100_001}), 400, "prompt", "(100,001 characters)"),
     (CONTINUE, "hostile version", '{"model": "tiny-rnn@²"}', 404, "model", "tiny-rnn@1"),
@@ -99,8 +99,8 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (CONTINUE, "not UTF-8", b'{"prompt": "\xff"}', 400, None, "the body is not JSON"),
     (CONTINUE, "250,000 brackets", "[" * 250_000, 400, None, "the body is not JSON"),
     (CONTINUE, "250,000 objects", '{"a":' * 250_000, 400, None, ""),
-    (CONTINUE, "a million names", "{" + ",".join(f'"a{i}":1' for i in range(10**5 + 2000)) + "}", 400, None, "values and names; allowed are"),
-    (FORECAST, "a million values", json.dumps({"values": [0] * 10**6}, separators=(",", ":")), 400, None, "about 1,000,000 values and names; allowed are"),
+    (CONTINUE, "a million names", "{" + ",".join(f'"a{i}":1' for i in range(10**5 + 2000)) + "}", 400, None, "values and names; the maximum is"),
+    (FORECAST, "a million values", json.dumps({"values": [0] * 10**6}, separators=(",", ":")), 400, None, "about 1,000,000 values and names; the maximum is"),
     (SAMPLE, "a thousand fields", "{" + ",".join(f'"a{i}":1' for i in range(1000)) + "}", 400, None, "values and names"),
     (FORECAST, "no values", "{}", 400, "values", "values is missing"),
     (FORECAST, "empty body", "", 400, "values", "values is missing"),
@@ -122,8 +122,8 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (FORECAST, "level 0", json.dumps({"values": SERIES, "levels": [80, 0]}), 400, "levels.1", "greater than 0"),
     (FORECAST, "twice a level", json.dumps({"values": SERIES, "levels": [80, 80.0]}), 400, "levels", "each level may occur only once"),
     (FORECAST, "a season", json.dumps({"values": SERIES, "seasonality": 7}), 400, "seasonality", "leave it out"),
-    (FORECAST, "65 series", json.dumps({"values": [SERIES] * 65}), 400, "values", "has 65 series; allowed are 64"),
-    (FORECAST, "long series", json.dumps({"values": [[0] * 50_000, [0] * 50_001]}), 400, "values", "100,001 values; allowed are 100,000"),
+    (FORECAST, "65 series", json.dumps({"values": [SERIES] * 65}), 400, "values", "has 65 series; the maximum is 64"),
+    (FORECAST, "long series", json.dumps({"values": [[0] * 50_000, [0] * 50_001]}), 400, "values", "100,001 values; the maximum is 100,000"),
     (SAMPLE, "count 0", '{"count": 0}', 400, "count", "is 0"),
     (SAMPLE, "count 10^9", '{"count": 1000000000}', 400, "count", "less than or equal to 1024"),
     (SAMPLE, "unknown label", '{"label": "cat"}', 400, "label", "'cat'; tiny-gan has no labels"),
@@ -168,7 +168,7 @@ def test_an_invalid_image_is_rejected(service: httpx.Client, row: Any) -> None:
 
 def test_an_invalid_form_is_rejected(service: httpx.Client) -> None:
     files = [("file", (f"{i}.png", PNG)) for i in range(17)]
-    assert_rejected(service.post(CLASSIFY, files=files), 400, "file", "more than 16 files were sent; allowed are 16")
+    assert_rejected(service.post(CLASSIFY, files=files), 400, "file", "too many files were sent; the maximum is 16")
     assert_rejected(service.post(CLASSIFY, files={"image": ("a.png", PNG)}), 400, "image", "the images go into 'file'")
     form = {"content-type": "multipart/form-data; boundary=x"}
     text = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nhello\r\n--x--\r\n'
@@ -193,9 +193,9 @@ def test_invalid_base64_is_rejected(service: httpx.Client) -> None:
 def test_invalid_query_parameters_are_rejected(service: httpx.Client) -> None:
     assert_rejected(service.post(f"{CLASSIFY}?top_k=0", content=PNG), 400, "top_k", "is '0'; it should be greater")
     assert_rejected(service.post(f"{CLASSIFY}?top_k=x", content=PNG), 400, "top_k", "is 'x'")
-    assert_rejected(service.post(f"{CLASSIFY}?topk=3", content=PNG), 400, "topk", "there are: model, top_k")
+    assert_rejected(service.post(f"{CLASSIFY}?topk=3", content=PNG), 400, "topk", "known fields: model, top_k")
     assert_rejected(service.post(f"{CLASSIFY}?model=x", content=PNG), 404, "model", "'x' is not served here")
-    assert_rejected(service.post(f"{CLASSIFY}?one=x", content=PNG), 400, "one", "there is no field 'one'")
+    assert_rejected(service.post(f"{CLASSIFY}?one=x", content=PNG), 400, "one", "unknown field 'one'")
     assert_rejected(service.post(f"{CONTINUE}?model=x", json={}), 400, "model", "send it in the body")
 
 
@@ -206,7 +206,7 @@ def test_a_body_over_the_limit_is_rejected_with_and_without_a_length(
     service: httpx.Client, path: str, limit: int
 ) -> None:
     announced = service.post(path, content=b" " * (limit + 1))
-    assert_rejected(announced, 413, None, f"the body has {limit + 1:,} bytes; allowed are {limit:,}")
+    assert_rejected(announced, 413, None, f"the body has {limit + 1:,} bytes; the maximum is {limit:,}")
     chunked = service.post(path, content=(b" " * 2**16 for _ in range(100)))
     assert_rejected(chunked, 413, None, f"more than {limit:,} bytes")
     headers = {"content-type": "multipart/form-data; boundary=x"}
@@ -340,9 +340,9 @@ def test_wrong_methods_and_paths_get_the_allowed_ones(service: httpx.Client) -> 
     assert_rejected(service.delete("/v1/models"), 405, None, "allowed: GET")
     assert_rejected(service.delete("/v1/models/" + "a" * 10_000), 405, None, "(10,011 characters) does not take DELETE")
     assert_rejected(service.get("/v1/nothing"), 404, None, "the path '/v1/nothing' does not exist")
-    assert_rejected(service.get("/v1/models/gpt"), 404, "name", "there are: tiny-cnn")
+    assert_rejected(service.get("/v1/models/gpt"), 404, "name", "served models: tiny-cnn")
     for version in ("3", "", "01", "x"):
-        assert_rejected(service.get(f"/v1/models/tiny-cnn@{version}"), 404, "name", "there are: tiny-cnn@1")
+        assert_rejected(service.get(f"/v1/models/tiny-cnn@{version}"), 404, "name", "served models: tiny-cnn@1")
     assert_rejected(service.get("/v1/models/"), 404, None, "the path '/v1/models/' does not exist")
 
 

@@ -77,7 +77,9 @@ def test_workers_and_threads_use_each_core_once(
 
 def test_a_gpu_allows_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "find_device", lambda setting: torch.device("cuda:0"))
-    with pytest.raises(SettingsError, match="QUARTET_WORKERS is 2: only one process can use a GPU; allowed are 0, 1"):
+    with pytest.raises(
+        SettingsError, match="QUARTET_WORKERS is 2: only one process can use a GPU; allowed values: 0, 1"
+    ):
         process.plan_workers(Settings(store=tmp_path, workers=2))
 
 

@@ -33,10 +33,10 @@ def test_the_first_gpu_is_used_unless_another_device_is_named(
 @pytest.mark.parametrize(
     ("gpus", "name", "sentence"),
     [
-        (0, "cuda", "QUARTET_DEVICE is 'cuda': there is no GPU that torch can use; allowed are auto, cpu"),
-        (2, "cuda:2", "QUARTET_DEVICE is 'cuda:2': there are 2 GPUs; allowed are auto, cpu, cuda:N"),
-        (2, "cuda:256", "QUARTET_DEVICE is 'cuda:256': there are 2 GPUs; allowed are auto, cpu, cuda:N"),
-        (2, "cuda:999", "QUARTET_DEVICE is 'cuda:999': there are 2 GPUs; allowed are auto, cpu, cuda:N"),
+        (0, "cuda", "QUARTET_DEVICE is 'cuda': there is no GPU that torch can use; allowed values: auto, cpu"),
+        (2, "cuda:2", "QUARTET_DEVICE is 'cuda:2': there are 2 GPUs; allowed values: auto, cpu, cuda:N"),
+        (2, "cuda:256", "QUARTET_DEVICE is 'cuda:256': there are 2 GPUs; allowed values: auto, cpu, cuda:N"),
+        (2, "cuda:999", "QUARTET_DEVICE is 'cuda:999': there are 2 GPUs; allowed values: auto, cpu, cuda:N"),
     ],
 )
 def test_a_missing_gpu_is_rejected(monkeypatch: pytest.MonkeyPatch, gpus: int, name: str, sentence: str) -> None:

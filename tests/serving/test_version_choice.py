@@ -89,20 +89,20 @@ def test_a_name_without_a_version_is_resolved_by_the_request_id_and_a_version_by
     assert [resolve_name(SETS, f"a@{number}", "r1", "model") for number in (1, 2, 3)] == [("a", 1), ("a", 2), ("a", 3)]
 
 
-VERSIONS = "there are: a@1, a@2, a@3"
+VERSIONS = "served models: a@1, a@2, a@3"
 
 
 @pytest.mark.parametrize(
     ("model", "error_type", "message"),
     [
-        ("b", UnknownModel, "model 'b' is not served here; there are: a, away, empty"),
-        ("b@1", UnknownModel, "model 'b@1' is not served here; there are: a, away, empty"),
+        ("b", UnknownModel, "model 'b' is not served here; served models: a, away, empty"),
+        ("b@1", UnknownModel, "model 'b@1' is not served here; served models: a, away, empty"),
         ("a@9", UnknownModel, f"model 'a@9' is not served here; {VERSIONS}"),
         ("a@", UnknownModel, f"model 'a@' is not served here; {VERSIONS}"),
         ("a@01", UnknownModel, f"model 'a@01' is not served here; {VERSIONS}"),
         ("a@1@2", UnknownModel, f"model 'a@1@2' is not served here; {VERSIONS}"),
         ("a@4", RetiredModel, f"model 'a@4' is retired; {VERSIONS}"),
-        ("empty", UnknownModel, "model 'empty' is not served here; there are: a, away, empty"),
+        ("empty", UnknownModel, "model 'empty' is not served here; served models: a, away, empty"),
         ("away", UnloadedModel, "model 'away' is unloaded and must be loaded first"),
         ("away@1", UnloadedModel, "model 'away' is unloaded and must be loaded first"),
     ],

@@ -137,7 +137,7 @@ def test_an_archive_holds_the_files_of_a_version_without_compression(tmp_path: P
         assert exported.namelist() == ["card.json", "model.safetensors", "a.png", "b.png"]
         assert {entry.compress_type for entry in exported.infolist()} == {zipfile.ZIP_STORED}
         assert exported.getinfo("a.png").date_time == (1980, 1, 1, 0, 0, 0)
-    with pytest.raises(VersionNotFound, match=r"^there is no tiny-gan@2 in the store; there are: 1$"):
+    with pytest.raises(VersionNotFound, match=r"^there is no tiny-gan@2 in the store; versions in the store: 1$"):
         archive.export_version(tmp_path, NAME, 2)
 
 
@@ -282,18 +282,18 @@ INVALID: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("not a zip", lambda content: b"PK" + content[:50], "^the file is not a zip archive: File is not a zip file$"),
     ("two bytes", lambda content: b"PK", "^the file is not a zip archive: File is not a zip file$"),
     ("cut", lambda content: content[:-30], "the file is not a zip archive"),
-    ("parent folder", lambda c: with_entry(c, zipfile.ZipInfo("../x.png"), PNG), r"entry '\.\./x\.png': allowed are card\.json"),
-    ("absolute", lambda c: with_entry(c, zipfile.ZipInfo("/etc/x.png"), PNG), "entry '/etc/x.png': allowed are"),
-    ("folder", lambda c: with_entry(c, zipfile.ZipInfo("a/"), b""), "entry 'a/': allowed are"),
-    ("long name", lambda c: with_entry(c, zipfile.ZipInfo("x" * 90), b""), f"^entry '{'x' * 79}…: allowed are card"),
+    ("parent folder", lambda c: with_entry(c, zipfile.ZipInfo("../x.png"), PNG), r"entry '\.\./x\.png': only card\.json"),
+    ("absolute", lambda c: with_entry(c, zipfile.ZipInfo("/etc/x.png"), PNG), "entry '/etc/x.png': only card"),
+    ("folder", lambda c: with_entry(c, zipfile.ZipInfo("a/"), b""), "entry 'a/': only card"),
+    ("long name", lambda c: with_entry(c, zipfile.ZipInfo("x" * 90), b""), f"^entry '{'x' * 79}…: only card"),
     ("twice", twice, r"^entry 'curves\.png' occurs twice$"),
     ("encrypted", lambda c: with_flag(c, 1), r"^entry 'card\.json' is encrypted$"),
     ("pickle", lambda c: with_entry(c, zipfile.ZipInfo("model.pt"), b"x"),
-     r"^entry 'model\.pt': allowed are card\.json, model\.safetensors and pictures such as curves\.png$"),
+     r"^entry 'model\.pt': only card\.json, model\.safetensors and pictures such as curves\.png are allowed$"),
     ("link", with_link, "entry 'samples.png' is not a regular file"),
     ("no card", lambda c: repacked(c, lambda entries: entries.pop("card.json")), "^entry 'card.json' is missing$"),
     ("no weights", lambda c: repacked(c, lambda entries: entries.pop("model.safetensors")), "^entry 'model.safetensors' is missing$"),
-    ("too large", lambda c: repacked(c, lambda e: e.update({"curves.png": PNG + bytes(10**6)})), "allowed are 1,000"),
+    ("too large", lambda c: repacked(c, lambda e: e.update({"curves.png": PNG + bytes(10**6)})), "the maximum is 1,000"),
     ("wrong size", with_wrong_size, "cannot be unpacked|more than 1,000,000 bytes"),
     ("no picture", lambda c: repacked(c, lambda e: e.update({"curves.png": b"<svg>"})), "'curves.png' is not a PNG"),
     ("empty picture", lambda c: repacked(c, lambda e: e.update({"curves.png": b""})), "'curves.png' is not a PNG"),
@@ -303,7 +303,7 @@ INVALID: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("other weights", lambda c: repacked(c, with_nan), "sha256 is .*, expected .* as on the card"),
     ("damaged", with_damaged_data, "cannot be unpacked: Bad CRC"),
     ("a name that is not UTF-8", lambda c: patched(c, (6, b"\0\x08"), (30, b"\xff")), "'card.json' cannot be unpacked: 'utf-8' codec"),
-    ("lzma", lambda c: with_method(c, 14), "'card.json' cannot be unpacked: its method is 14; allowed are 0 \\(stored\\) and 8"),
+    ("lzma", lambda c: with_method(c, 14), "'card.json' cannot be unpacked: its method is 14; allowed values: 0 \\(stored\\), 8"),
     ("bzip2", lambda c: with_method(c, 12), "'card.json' cannot be unpacked: its method is 12"),
     ("negative offset", lambda c: patched(c, (-5, b"\xff")), "'card.json' cannot be unpacked: its offset is outside the archive"),
     ("offset of the directory", with_offset_of_directory, "'card.json' cannot be unpacked: its offset is outside the archive$"),
@@ -329,11 +329,11 @@ def test_the_limits_of_an_archive_are_allowed(
         total, card = sum(entry.file_size for entry in source.infolist()), source.getinfo("card.json").file_size
     with pytest.raises(archive.BadArchive) as raised:
         import_bytes(other, archive_bytes, max_bytes=total - 1)
-    assert str(raised.value) == f"it has {total:,} bytes unpacked; allowed are {total - 1:,}"
+    assert str(raised.value) == f"it has {total:,} bytes unpacked; the maximum is {total - 1:,}"
     monkeypatch.setattr(archive, "MAX_CARD_BYTES", card - 1)
     with pytest.raises(archive.BadArchive) as raised:
         import_bytes(other, archive_bytes)
-    assert str(raised.value) == f"entry 'card.json' is too large; allowed are {card - 1:,} bytes"
+    assert str(raised.value) == f"entry 'card.json' is too large; the maximum is {card - 1:,} bytes"
     monkeypatch.setattr(archive, "MAX_CARD_BYTES", card)
     import_bytes(other, archive_bytes, max_bytes=total)
 
@@ -342,7 +342,7 @@ def test_an_archive_may_have_32_pictures(archive_bytes: bytes, other: Path) -> N
     def with_pictures(count: int) -> bytes:
         return repacked(archive_bytes, lambda e: e.update({f"{i}.png": PNG for i in range(count - 1)}))
 
-    with pytest.raises(archive.BadArchive, match=r"^it has 33 pictures; allowed are 32$"):
+    with pytest.raises(archive.BadArchive, match=r"^it has 33 pictures; the maximum is 32$"):
         import_bytes(other, with_pictures(33))
     assert import_bytes(other, with_pictures(32)).name == NAME
 
@@ -355,7 +355,7 @@ def test_unpacked_bytes_are_counted_again(archive_bytes: bytes, tmp_path: Path) 
         archive._unpack(source, entries, tmp_path, total)
         with pytest.raises(archive.BadArchive) as raised:
             archive._unpack(source, entries, tmp_path, total - 1)
-    assert str(raised.value) == f"it is too large unpacked; allowed are {total - 1:,} bytes"
+    assert str(raised.value) == f"it is too large unpacked; the maximum is {total - 1:,} bytes"
 
 
 @pytest.mark.parametrize("comment", [b"", b"an archive", b"PK"])
@@ -368,7 +368,9 @@ def test_a_long_central_directory_is_rejected_before_it_is_read(
             file.writestr(f"{i}.png", b"")
         file.comment = comment
     monkeypatch.setattr(zipfile, "ZipFile", None)
-    with pytest.raises(archive.BadArchive, match=r"^its central directory has 1\d\d,\d{3} bytes; allowed are 65,536$"):
+    with pytest.raises(
+        archive.BadArchive, match=r"^its central directory has 1\d\d,\d{3} bytes; the maximum is 65,536$"
+    ):
         import_bytes(other, content.getvalue())
 
 
@@ -385,6 +387,6 @@ def test_a_zip64_archive_is_read_and_its_central_directory_is_limited(other: Pat
             + archive_bytes[position:]
         )
 
-    with pytest.raises(archive.BadArchive, match="its central directory has 70,000 bytes; allowed are 65,536"):
+    with pytest.raises(archive.BadArchive, match="its central directory has 70,000 bytes; the maximum is 65,536"):
         import_bytes(other, zip64_with_size(70_000))
     assert import_bytes(other, zip64_with_size(size)).version == 1

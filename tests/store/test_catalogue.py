@@ -99,7 +99,9 @@ def test_an_invalid_version_is_described_with_its_problem(folder: Path) -> None:
     make_invalid(folder / NAME / "2")
     versions = catalogue.describe_model(folder, NAME)["versions"]
     assert versions[1] == {"version": 2, "role": "", "problem": BAD_WEIGHTS}
-    with pytest.raises(VersionNotFound, match=r"^there is no model 'other' in the store; there are: tiny-gan$"):
+    with pytest.raises(
+        VersionNotFound, match=r"^there is no model 'other' in the store; models in the store: tiny-gan$"
+    ):
         catalogue.describe_model(folder, "other")
 
 
@@ -160,5 +162,7 @@ def test_two_versions_are_compared_by_all_facts_of_their_cards(folder: Path) -> 
     }
     reversed_rows = {row["what"]: (row["second"], row["first"]) for row in catalogue.diff(folder, NAME, 2, 1)}
     assert reversed_rows == rows
-    with pytest.raises(VersionNotFound, match=r"^there is no tiny-gan@9 in the store; there are: 1, 2, 3, 4$"):
+    with pytest.raises(
+        VersionNotFound, match=r"^there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3, 4$"
+    ):
         catalogue.diff(folder, NAME, 1, 9)

@@ -132,21 +132,21 @@ def test_a_retired_version_is_not_served_and_keeps_its_files(three: Path) -> Non
 
 
 REJECTED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
-    (lambda folder: activate(folder, NAME, 9), VersionNotFound, r"^there is no tiny-gan@9 in the store; there are: 1, 2, 3$"),
-    (lambda folder: activate(folder, "other", 1), VersionNotFound, "^there is no model 'other' in the store; there are: tiny-gan$"),
-    (lambda folder: activate(folder, "../up", 1), VersionNotFound, r"^'\.\./up' is not a model name; allowed are lower-case letters, digits and hyphens$"),
+    (lambda folder: activate(folder, NAME, 9), VersionNotFound, r"^there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3$"),
+    (lambda folder: activate(folder, "other", 1), VersionNotFound, "^there is no model 'other' in the store; models in the store: tiny-gan$"),
+    (lambda folder: activate(folder, "../up", 1), VersionNotFound, r"^'\.\./up' is not a model name; allowed characters: lower-case letters, digits and hyphens$"),
     (lambda folder: activate(folder, "x" * 90, 1), VersionNotFound, f"^'{'x' * 79}… is not a model name"),
     (lambda folder: activate(folder, NAME, 1, share=0), RolloutRefused, "^the share is 0; it should be more than 0 and at most 100 per cent$"),
     (lambda folder: activate(folder, NAME, 1, share=101), RolloutRefused, "^the share is 101; it should be"),
     (lambda folder: activate(folder, NAME, 1, share=float("nan")), RolloutRefused, "the share is nan"),
     (lambda folder: activate(folder, NAME, 3, share=5), RolloutRefused, "^tiny-gan@3 is already active; a canary must be another version$"),
-    (lambda folder: activate(folder, NAME, "newest", share=5), RolloutRefused, "^the newest version cannot be a canary; name one by its number$"),
-    (lambda folder: retire(folder, NAME, 9), VersionNotFound, "^there is no tiny-gan@9 in the store; there are: 1, 2, 3$"),
+    (lambda folder: activate(folder, NAME, "newest", share=5), RolloutRefused, "^the newest version cannot be a canary; use a version number$"),
+    (lambda folder: retire(folder, NAME, 9), VersionNotFound, "^there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3$"),
     (lambda folder: (make_invalid(folder / NAME / "1"), activate(folder, NAME, 1)), StoreError, "8 non-finite values"),
     (lambda folder: (make_invalid(folder / NAME / "1"), make_invalid(folder / NAME / "2"), rollback(folder, NAME)), RolloutRefused,
      "^tiny-gan has no previous version; tiny-gan@2 is invalid; activate one by its number$"),
     (lambda folder: rollout.unload(folder, NAME), RolloutRefused,
-     "^tiny-gan is the default for the task 'sample'; name another model in defaults.json first$"),
+     "^tiny-gan is the default for the task 'sample'; choose another default model in defaults.json first$"),
 ]  # fmt: skip
 
 
@@ -203,11 +203,11 @@ def test_long_values_are_cut_in_messages() -> None:
 
 
 def test_a_message_names_the_models_of_the_store_or_none(tmp_path: Path) -> None:
-    with pytest.raises(VersionNotFound, match=r"^there is no model 'other' in the store; there are: none$"):
+    with pytest.raises(VersionNotFound, match=r"^there is no model 'other' in the store; models in the store: none$"):
         rollout.numbers(tmp_path, "other")
     for name in ("tiny-cnn", NAME):
         publish_tiny(tmp_path, name)
-    with pytest.raises(VersionNotFound, match=r"there are: tiny-cnn, tiny-gan$"):
+    with pytest.raises(VersionNotFound, match=r"models in the store: tiny-cnn, tiny-gan$"):
         rollout.numbers(tmp_path, "other")
 
 
@@ -315,7 +315,7 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [
-        ("activate tiny-gan 9", 1, "error: there is no tiny-gan@9 in the store; there are: 1, 2, 3\n"),
+        ("activate tiny-gan 9", 1, "error: there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3\n"),
         ("activate tiny-gan two", 2, "'two' is not a version; it should be a number such as 3\n"),
         ("export tiny-gan@x x.zip", 1, "error: 'tiny-gan@x' should be a name and a version, such as sales@3\n"),
         ("import nothing.zip", 1, "error: nothing.zip: No such file or directory\n"),

@@ -103,7 +103,7 @@ def test_resizing_is_antialiased(classifier: ImageClassifier) -> None:
 
 
 def test_too_many_pixels_are_rejected_before_decoding(classifier: ImageClassifier) -> None:
-    with pytest.raises(TooLarge, match="33 x 32 pixels; allowed are 1,024 in all"):
+    with pytest.raises(TooLarge, match="33 x 32 pixels; the maximum is 1,024 in all"):
         classifier.parse(image_bytes(size=(33, 32)), max_pixels=1024)
 
 

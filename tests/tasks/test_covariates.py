@@ -219,7 +219,7 @@ PRICES, PROMOS = PRICE[:54].tolist(), PROMO[:54].tolist()
         ({"covariates": {"price": PRICES, "promo": PROMOS, "rain": PROMOS}}, "covariates has 'rain'; sales needs"),
         (
             {"covariates": {"price": PRICES, "promo": PROMOS[:48]}},
-            "covariates.promo has 48 values; allowed are 54: 48 for the series and 6 for the horizon",
+            "covariates.promo has 48 values; it should have 54: 48 for the series and 6 for the horizon",
         ),
         ({"covariates": {"price": [PRICES], "promo": PROMOS}}, "covariates.price should be a list of numbers"),
         ({"values": [SALES.tolist()]}, "covariates.price should be a list of 1 lists, one for each series"),

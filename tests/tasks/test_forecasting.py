@@ -520,5 +520,5 @@ def test_the_yearly_pattern_of_the_card_is_removed_and_added_again(forecaster: G
 
 @pytest.mark.parametrize("name", ["context", "horizon", "smoothings"])
 def test_large_sizes_are_rejected_before_memory_is_taken(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is 1200000000; allowed are 100"):
+    with pytest.raises(ValueError, match=f"{name} is 1200000000; the maximum is 100"):
         Forecaster(dataclasses.replace(SIZES, **{name: 1_200_000_000}))

@@ -114,7 +114,7 @@ def test_a_label_for_a_network_without_labels_is_rejected(sampler: ImageSampler)
 
 
 def test_an_unknown_label_is_rejected(conditional: ImageSampler) -> None:
-    with pytest.raises(BadValue, match="label is 'w'; allowed are x, y, z"):
+    with pytest.raises(BadValue, match="label is 'w'; allowed values: x, y, z"):
         conditional.parse(1, "w", 0)
 
 

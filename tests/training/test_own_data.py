@@ -517,7 +517,7 @@ def test_unreadable_files_are_listed_and_skipped(tmp_path: Path) -> None:
     for sentence in (
         "loose.png: not in a sub-folder, so it has no class",
         "half.png: the PNG image is damaged",
-        "note.txt: its 12 bytes are not an image; allowed are PNG",
+        "note.txt: its 12 bytes are not an image; allowed formats: PNG",
         "empty.jpg has 0 bytes",
     ):
         assert sentence in remarks

@@ -504,7 +504,7 @@ def test_errors_appear_beside_their_control(shipped: httpx.Client, open_page: Op
     text = tmp_path / "letter.png"
     text.write_text("Dear Sir")
     page.set_input_files("#image-file", text)
-    assert error_text("#image-file").startswith("File: its 8 bytes are not an image; allowed are PNG, JPEG")
+    assert error_text("#image-file").startswith("File: its 8 bytes are not an image; allowed formats: PNG, JPEG")
     page.get_by_role("button", name="Example: ship").click()
     page.locator("#image-bars li:first-child", has_text="ship").wait_for()
     assert page.locator("#image .error").count() == 0

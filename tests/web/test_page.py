@@ -69,7 +69,7 @@ def test_only_pictures_of_a_model_are_served(shipped: httpx.Client) -> None:
         not_modified = shipped.get(f"/v1/models/mnist-gan/pictures/{file}", headers={"if-none-match": tag})
         assert (not_modified.status_code, not_modified.content) == (304, b"")
     for name, file, sentence in (
-        ("mnist-gan", "card.json", "mnist-gan@1 has no picture 'card.json'; there are: curves.png, samples.png"),
+        ("mnist-gan", "card.json", "mnist-gan@1 has no picture 'card.json'; pictures: curves.png, samples.png"),
         ("mnist-gan", "..%2fcard.json", "the path "),
         ("mnist-gan@7", "curves.png", "model 'mnist-gan@7' is not served here"),
         ("..", "curves.png", "the path "),
@@ -96,4 +96,4 @@ def test_a_model_without_pictures_gives_a_clear_error(serve: Serve) -> None:
     with serve() as client:
         assert client.get("/v1/models/tiny-gan").json()["pictures"] == []
         answer = client.get("/v1/models/tiny-gan/pictures/curves.png").json()
-    assert answer["error"]["message"] == "tiny-gan@1 has no picture 'curves.png'; there are: none"
+    assert answer["error"]["message"] == "tiny-gan@1 has no picture 'curves.png'; pictures: none"

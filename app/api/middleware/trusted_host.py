@@ -54,7 +54,7 @@ class TrustedHosts:
 
 
 def _rejection(host: bytes) -> BadValue:
-    allowed = "allowed are IP addresses, local names, the machine's own name and names in QUARTET_TRUSTED_HOSTS"
+    allowed = "allowed values: IP addresses, local names, the machine's own name and names in QUARTET_TRUSTED_HOSTS"
     return BadValue(f"host is {quote_value(host_name(host))}; {allowed}", "host")
 
 

@@ -177,7 +177,7 @@ def decode_request(
     for i, item in enumerate(request.body.inputs):
         count = math.prod(item.shape)
         if not 1 <= count <= values_left:
-            allowed = f"allowed are 1 to {max_values:,} values in all"
+            allowed = f"all inputs together should have 1 to {max_values:,} values"
             raise BadValue(f"inputs.{i}.shape is {quote_value(item.shape)}; {allowed}", "inputs")
         if item.name in request.tensors:
             raise BadValue(f"inputs.{i}.name is {quote_value(item.name)}, which an earlier input already has", "inputs")

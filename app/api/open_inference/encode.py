@@ -27,7 +27,7 @@ def requested_outputs(body: InferenceRequest, specs: Mapping[str, TensorSpec]) -
         return {name: {} for name in specs}
     for i, output in enumerate(body.outputs):
         if output.name not in specs:
-            raise BadValue(f"there is no output {quote_value(output.name)}; there are: {', '.join(specs)}", "outputs")
+            raise BadValue(f"unknown output {quote_value(output.name)}; known outputs: {', '.join(specs)}", "outputs")
         if any(output.name == other.name for other in body.outputs[:i]):
             raise BadValue(f"output {output.name!r} was sent more than once", "outputs")
         if "shared_memory_region" in output.parameters:

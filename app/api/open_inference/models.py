@@ -123,7 +123,7 @@ class TextTensors:
             parameters = {"max_characters": 1, **parameters}
         make_options = self._log_prob_options if not requested or "log_probabilities" in requested else None
         if (length := sum(map(len, prompts))) > self.max_characters:
-            raise BadValue(f"prompt has {length:,} characters in all; allowed are {self.max_characters:,}", "prompt")
+            raise BadValue(f"prompt has {length:,} characters in all; the maximum is {self.max_characters:,}", "prompt")
         bodies = [validate({"prompt": prompt, **parameters}, self.text_request) for prompt in prompts]
         texts = [text for body in bodies for text in generate_text.start_texts(self.predictor, body, make_options)[0]]
         self.predictor.check_prompt(sum(len(text.prompt.characters) for text in texts))
@@ -182,7 +182,7 @@ class ForecasterTensors:
     def items(self, request: DecodedRequest) -> list[Any]:
         values = request.tensors["values"].astype(np.float64)
         if len(wrong := values[~(np.isnan(values) | (np.abs(values) <= 1e300))]):
-            raise BadValue(f"values has {wrong[0]}; allowed is from -1e300 to 1e300", "values")
+            raise BadValue(f"values has {wrong[0]}; allowed values: -1e300 to 1e300", "values")
         body = self._body(request, values.tolist())
         return forecast.parse_series(self.model, body.model_copy(update=self._known(request)), self.settings)
 
@@ -192,7 +192,7 @@ class ForecasterTensors:
         if self.columns:
             covariates = request.tensors["covariates"].astype(np.float64)
             if len(wrong := covariates[~(np.abs(covariates) <= 1e300)]):
-                raise BadValue(f"covariates has {wrong[0]}; allowed is from -1e300 to 1e300", "covariates")
+                raise BadValue(f"covariates has {wrong[0]}; allowed values: -1e300 to 1e300", "covariates")
             fields["covariates"] = {name: covariates[..., i].tolist() for i, name in enumerate(self.columns)}
         if "start" in request.tensors:
             fields["start"] = [_decode_text(text, "start")[:100] for text in request.tensors["start"].reshape(-1)]
@@ -247,7 +247,7 @@ class GeneratorTensors:
         latents = request.tensors["latents"].astype(np.float64)
         if not (np.abs(latents) <= MAX_LATENT).all():
             wrong = latents[~(np.abs(latents) <= MAX_LATENT)][0]
-            raise BadValue(f"latents has {wrong}; allowed is from -{MAX_LATENT:g} to {MAX_LATENT:g}", "latents")
+            raise BadValue(f"latents has {wrong}; allowed values: -{MAX_LATENT:g} to {MAX_LATENT:g}", "latents")
         classes = request.tensors.get("classes")
         return [LatentBatch(latents, None if classes is None else self._indices(classes.reshape(-1)))]
 
@@ -258,7 +258,7 @@ class GeneratorTensors:
         for value in classes.tolist():
             if value not in indices:
                 raise BadValue(
-                    f"classes has {quote_value(value)}; there are: 0 to {len(labels) - 1}, or {', '.join(labels)}",
+                    f"classes has {quote_value(value)}; allowed values: 0 to {len(labels) - 1}, or {', '.join(labels)}",
                     "classes",
                 )
         return np.array([indices[value] for value in classes.tolist()], dtype=np.int64)
@@ -346,18 +346,18 @@ def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
     specs = {spec.name: spec for spec in model.inputs}
     for item in request.body.inputs:
         if item.name not in specs:
-            raise BadValue(f"there is no input {quote_value(item.name)}; there are: {', '.join(specs)}", "inputs")
+            raise BadValue(f"unknown input {quote_value(item.name)}; known inputs: {', '.join(specs)}", "inputs")
         spec, shape = specs[item.name], request.tensors[item.name].shape
         if item.datatype not in spec.datatypes:
             allowed = ", ".join(spec.datatypes)
-            raise BadValue(f"input {item.name!r} is of {item.datatype}; allowed are {allowed}", "inputs")
+            raise BadValue(f"input {item.name!r} is of {item.datatype}; allowed types: {allowed}", "inputs")
         if not spec.fits(shape):
             raise BadValue(f"input {item.name!r} has the shape {list(shape)}, expected {list(spec.shape)}", "inputs")
         if model.rows and not 1 <= shape[0] <= model.rows:
-            raise BadValue(f"input {item.name!r} has {shape[0]:,} rows; allowed are 1 to {model.rows:,}", "inputs")
+            raise BadValue(f"input {item.name!r} has {shape[0]:,} rows; it should have 1 to {model.rows:,}", "inputs")
     missing = [name for name in specs if name not in request.tensors]
     if missing:
-        raise BadValue(f"input {missing[0]!r} is missing; there are: {', '.join(specs)}", "inputs")
+        raise BadValue(f"input {missing[0]!r} is missing; required inputs: {', '.join(specs)}", "inputs")
     rows = {name: len(tensor) for name, tensor in request.tensors.items() if model.rows}
     if len(set(rows.values())) > 1:
         raise BadValue(f"inputs have {quote_value(rows)} rows, expected the same number in each", "inputs")
@@ -386,7 +386,7 @@ def model_parameters(parameters: Mapping[str, Any], known: Sequence[str]) -> dic
     for name in parameters:
         if name not in (*known, *PROTOCOL_PARAMETERS) and not name.startswith("triton_"):
             allowed = ", ".join((*known, *PROTOCOL_PARAMETERS))
-            raise BadValue(f"there is no parameter {quote_value(name)} here; there are: {allowed}", "parameters")
+            raise BadValue(f"unknown parameter {quote_value(name)}; known parameters: {allowed}", "parameters")
     return {name: value for name, value in parameters.items() if name in known}
 
 

@@ -135,18 +135,18 @@ class CompletionInference(Inference[TextGenerator]):
         prompts, n = _prompts(body.prompt, self.predictor), body.n or 1
         if (count := len(prompts) * n) > self.settings.max_texts:
             raise BadValue(
-                f"{len(prompts)} prompts with n {n} are {count} texts; allowed are {self.settings.max_texts}", "n"
+                f"{len(prompts)} prompts with n {n} are {count} texts; the maximum is {self.settings.max_texts}", "n"
             )
         if (length := sum(map(len, prompts))) > max_characters:
             raise BadValue(
-                f"prompt has {length:,} characters in all; allowed are {max_characters:,}",
+                f"prompt has {length:,} characters in all; the maximum is {max_characters:,}",
                 "prompt",
             )
         make_options = _sampling_options(body, self.predictor)
         echo_log_probs = body.echo and body.logprobs is not None
         if echo_log_probs and length * n > max_characters:  # each choice has the log-probabilities of its prompt
             problem = f"prompt has {length:,} characters in all, echoed with logprobs {n} times"
-            raise BadValue(f"{problem}; allowed are {max_characters:,}", "n")
+            raise BadValue(f"{problem}; the maximum is {max_characters:,}", "n")
         for prompt in prompts:
             native = validate(
                 {"prompt": prompt, **_native_fields(body, self.settings.max_characters)}, self.text_request

@@ -62,7 +62,7 @@ class ImageGenerationInference(Inference[ImageSampler]):
         if not count:
             raise BadValue(f"prompt is {quote_value(body.prompt)}; it asks for no image", "prompt")
         if count > max_samples:  # before the list of labels is built
-            raise BadValue(f"the prompt asks for {count:,} images; allowed are {max_samples:,}", "prompt")
+            raise BadValue(f"the prompt asks for {count:,} images; the maximum is {max_samples:,}", "prompt")
         self.labels = [label for label, label_count in label_counts for _ in range(label_count)] * n
         self.rows, self.parse_size = count, count * self.predictor.latent
         self.seed = secrets.randbelow(2**32) if body.seed is None else body.seed
@@ -70,7 +70,7 @@ class ImageGenerationInference(Inference[ImageSampler]):
     def _check(self, body: ImageGenerationRequest) -> None:
         """Raise BadValue for a response format or an image size that is not available."""
         if body.response_format not in (None, "b64_json"):
-            allowed = "allowed is 'b64_json': this service stores no images, so it has no URLs for them"
+            allowed = "it should be 'b64_json': this service stores no images, so it has no URLs for them"
             raise BadValue(f"response_format is {quote_value(body.response_format)}; {allowed}", "response_format")
         name, size = self.predictor.card.name, self.predictor.size
         if body.size not in (None, "auto", size):

@@ -261,7 +261,7 @@ def _check_total_pixels(inference: ClassifyInference) -> None:
     sizes = [inference.open(file).size for file in inference.files]
     if (total := sum(width * height for width, height in sizes)) > inference.max_pixels:
         raise TooLarge(
-            f"the images have {total:,} pixels in all; with explain, allowed are {inference.max_pixels:,}", "explain"
+            f"the images have {total:,} pixels in all; with explain, the maximum is {inference.max_pixels:,}", "explain"
         )
 
 

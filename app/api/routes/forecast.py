@@ -125,9 +125,9 @@ def parse_series(
     series: list[Any] = list(body.values) if is_list else [body.values]
     field = series_param.partition(".")[0]
     if len(series) > settings.max_series:
-        raise BadValue(f"{field} has {len(series)} series; allowed are {settings.max_series}", field)
+        raise BadValue(f"{field} has {len(series)} series; the maximum is {settings.max_series}", field)
     if (count := sum(map(len, series))) > settings.max_series_values:
-        raise BadValue(f"{field} has {count:,} values; allowed are {settings.max_series_values:,}", field)
+        raise BadValue(f"{field} has {count:,} values; the maximum is {settings.max_series_values:,}", field)
     covariates = _covariates(model, body, [len(values) for values in series], is_list, settings, start_param)
     if len(set(body.levels)) < len(body.levels):
         raise BadValue(f"levels is {quote_value(body.levels)}; each level may occur only once", "levels")
@@ -153,7 +153,7 @@ def _covariates(
     rows = [row for each in columns for row in (each if each and isinstance(each[0], list) else [each])]
     count = sum(lengths) + sum(len(row) for row in rows if isinstance(row, list))
     if count > (allowed := settings.max_series_values):
-        raise BadValue(f"values and covariates have {count:,} values; allowed are {allowed:,}", "covariates")
+        raise BadValue(f"values and covariates have {count:,} values; the maximum is {allowed:,}", "covariates")
     traits = model.card.series
     known = traits.known if traits else None
     sent = body.covariates, body.start

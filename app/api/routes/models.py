@@ -60,7 +60,7 @@ def router(registry: Registry) -> APIRouter:
         pictures = registry.pictures(card) if card else ()
         if card is None or file not in pictures:  # the name is only looked up, never used as a path
             known = ", ".join(pictures) or "none"
-            raise NotFound(f"{model_name}@{number} has no picture {quote_value(file)}; there are: {known}", "file")
+            raise NotFound(f"{model_name}@{number} has no picture {quote_value(file)}; pictures: {known}", "file")
         content = await registry.read_picture(card, file)
         return cached_response(request, content, "image/png", f"{card.weights_sha256[:16]}-{file}")
 

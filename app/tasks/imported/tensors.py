@@ -188,10 +188,10 @@ class TaskPredictor(TensorPredictor):
         name = self.options.get(role)
         if name is None:
             if len(specs) > 1:
-                raise StoreError(f"{self._card}: option {role} is missing; there are: {', '.join(specs)}")
+                raise StoreError(f"{self._card}: option {role} is missing; known tensors: {', '.join(specs)}")
             name = next(iter(specs))
         if name not in specs:
-            raise StoreError(f"{self._card}: option {role} is {name!r}; there are: {', '.join(specs)}")
+            raise StoreError(f"{self._card}: option {role} is {name!r}; known tensors: {', '.join(specs)}")
         spec = specs[name]
         if len(spec.shape) not in rank or not spec.dtype.startswith(tuple(dtypes.split())):
             allowed = f"should have {' or '.join(map(str, rank))} dimensions of type {dtypes.replace(' ', ' or ')}"

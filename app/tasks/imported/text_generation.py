@@ -111,7 +111,7 @@ class _CharacterNetwork:
         self.unknown = int(tensors.options.get(UNKNOWN, 0))
         if not 0 <= self.unknown < max(self.values, 1):
             raise StoreError(
-                f"{tensors.card.name}: option unknown is {self.unknown}; allowed are 0 to {self.values - 1}"
+                f"{tensors.card.name}: option unknown is {self.unknown}; allowed values: 0 to {self.values - 1}"
             )
 
     def to(self, device: torch.device) -> Self:

@@ -176,12 +176,12 @@ def test_the_values_of_all_inputs_are_limited_together() -> None:
     assert decode(tensor(shape=(1,), data=[1]), max_values=1).tensors["x"].tolist() == [1]
     with pytest.raises(BadValue) as raised:
         decode(*inputs, max_values=4)
-    assert raised.value.message == "inputs.1.shape is [3]; allowed are 1 to 4 values in all"
+    assert raised.value.message == "inputs.1.shape is [3]; all inputs together should have 1 to 4 values"
     assert raised.value.param == "inputs"
 
 
 INVALID: list[tuple[str, dict[str, Any], str, str | None]] = [
-    ("no values", {"inputs": [tensor(shape=(0, 2), data=[])]}, "inputs.0.shape is [0, 2]; allowed are 1 to 100 values in all", "inputs"),
+    ("no values", {"inputs": [tensor(shape=(0, 2), data=[])]}, "inputs.0.shape is [0, 2]; all inputs together should have 1 to 100 values", "inputs"),
     ("same name", {"inputs": [tensor(data=[1, 2])] * 2}, "inputs.1.name is 'x', which an earlier input already has", "inputs"),
     ("bytes left", {"inputs": [tensor(data=[1, 2])], "data": b"abc"},
      "unexpected additional input data: 3 bytes follow the last input", "inputs"),
@@ -222,7 +222,7 @@ INVALID: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("no input", {"inputs": []}, "inputs is []; it should have at least 1 item after validation, not 0", "inputs"),
     ("a negative dimension", {"inputs": [tensor(shape=(-1,), data=[])]}, "inputs.0.shape.0 is -1; it should be greater than or equal to 0",
      "inputs.0.shape.0"),
-    ("commas", {"inputs": [tensor(data=[1, 2])], "max_commas": 1}, "the body has about 5 values and names; allowed are 1", None),
+    ("commas", {"inputs": [tensor(data=[1, 2])], "max_commas": 1}, "the body has about 5 values and names; the maximum is 1", None),
     ("length", {"inputs": [tensor(data=[1, 2])], "length": "999"},
      "inference-header-content-length is '999'; the body has 77 bytes", "inference-header-content-length"),
     ("a length of twelve digits", {"inputs": [tensor(data=[1, 2])], "length": "000000000077"},

@@ -111,7 +111,7 @@ async def test_a_body_over_the_limit_is_rejected_as_soon_as_this_is_known() -> N
     stated = request(hang=True, content_length="3001")
     assert await rejection(read_raw_body(stated, 3000, PAUSE)) == (
         TooLarge,
-        "the body has 3,001 bytes; allowed are 3,000",
+        "the body has 3,001 bytes; the maximum is 3,000",
         None,
     )
     assert await read_raw_body(request(b"x", content_length="nonsense"), 3000, PAUSE) == b"x"
@@ -141,7 +141,7 @@ async def test_a_body_that_the_server_has_received_is_taken_from_the_connection(
     assert held == [4]
     assert await rejection(read_raw_body(on_connection(b"abcd"), 3, PAUSE)) == (
         TooLarge,
-        "the body has 4 bytes; allowed are 3",
+        "the body has 4 bytes; the maximum is 3",
         None,
     )
     assert held == [4]
@@ -194,7 +194,7 @@ async def test_only_named_content_codings_are_accepted() -> None:
     assert await read_body(request(b"x", content_encoding="GZip"), 9, PAUSE, ("gzip",)) == b"x"
     assert await rejection(read_body(request(b"x", content_encoding="br"), 9, PAUSE, ("gzip", "deflate"))) == (
         BadValue,
-        "content-encoding is 'br'; allowed are gzip, deflate",
+        "content-encoding is 'br'; allowed values: gzip, deflate",
         "content-encoding",
     )
     assert await rejection(read_body(request(b"x", content_encoding="gzip"), 9, PAUSE)) == (
@@ -242,7 +242,7 @@ async def test_a_body_for_a_file_has_the_same_limits(monkeypatch: pytest.MonkeyP
         "the body has more than 3 bytes, the allowed maximum",
         None,
     )
-    assert await rejected(request(content_length="4")) == (TooLarge, "the body has 4 bytes; allowed are 3", None)
+    assert await rejected(request(content_length="4")) == (TooLarge, "the body has 4 bytes; the maximum is 3", None)
     assert await rejected(request(b"a", hang=True), SHORT_PAUSE) == (
         TooSlow,
         "no byte of the body arrived for 0.01 seconds",
@@ -297,8 +297,8 @@ async def test_a_json_body_is_read_as_a_model_or_a_dictionary(executor: Executor
 
 
 async def test_the_limits_of_the_reader_apply_to_json(executor: Executor) -> None:
-    commas = BadValue, "the body has about 3 values and names; allowed are 1", None
-    fields = BadValue, "the body has 2 fields; allowed are 1", None
+    commas = BadValue, "the body has about 3 values and names; the maximum is 1", None
+    fields = BadValue, "the body has 2 fields; the maximum is 1", None
     for read in (
         lambda body, most, limits: read_json(request(body), Body, limits, most),
         lambda body, most, limits: read_object(request(body), limits, most),
@@ -370,8 +370,8 @@ WRONG_OBJECTS: list[tuple[bytes, str, str | None]] = [
     (b'{"a": [{"b": 1}, {"b": 2, "b": 3}]}', "'b' was sent more than once", "b"),
     (rb'{"a": 1, "\u0061": 2}', "'a' was sent more than once", "a"),
     (rb'{"a": "\\", "a": 1}', "'a' was sent more than once", "a"),
-    (b'{"a": [1, 2, 3, 4, 5]}', "the body has about 5 values and names; allowed are 3", None),
-    (b'{"a": {"b": {"c": {"d": {"e": 1}}}}}', "the body has 5 fields; allowed are 4", None),
+    (b'{"a": [1, 2, 3, 4, 5]}', "the body has about 5 values and names; the maximum is 3", None),
+    (b'{"a": {"b": {"c": {"d": {"e": 1}}}}}', "the body has 5 fields; the maximum is 4", None),
 ]
 
 
@@ -401,7 +401,7 @@ def test_json_is_searched_for_repeated_fields_only_if_it_has_more_colons_than_fi
 def test_large_json_is_counted_in_parts(part_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_body, "PART_BYTES", part_bytes)
     assert parse_object(b'{"a": [1, 2, 3], "b": 4}', 3) == {"a": [1, 2, 3], "b": 4}
-    with pytest.raises(BadValue, match=r"^the body has about 4 values and names; allowed are 2$"):
+    with pytest.raises(BadValue, match=r"^the body has about 4 values and names; the maximum is 2$"):
         parse_object(b'{"a": [1, 2, 3], "b": 4}', 2)
     with pytest.raises(BadValue, match=r"^'a' was sent more than once$"):
         parse_object(b'{"a": 1, "a": 2}', 9)
@@ -417,17 +417,17 @@ def test_json_that_cannot_be_searched_for_repeated_fields_is_rejected(monkeypatc
 
 
 def test_large_numbers_of_commas_and_fields_are_readable_in_messages() -> None:
-    with pytest.raises(BadValue, match=r"^the body has about 2,001 values and names; allowed are 1,000$"):
+    with pytest.raises(BadValue, match=r"^the body has about 2,001 values and names; the maximum is 1,000$"):
         parse_object(b"," * 2000, 1000)
     content = json.dumps({str(i): 1 for i in range(2001)}).encode()
-    with pytest.raises(BadValue, match=r"^the body has 2,001 fields; allowed are 2,000$"):
+    with pytest.raises(BadValue, match=r"^the body has 2,001 fields; the maximum is 2,000$"):
         parse_object(content, 3000)
 
 
 def test_fields_are_validated_and_unknown_ones_named() -> None:
     assert validate({"name": "a", "rows": [1]}, Body) == Body(name="a", rows=[1])
     for fields, sentence, param in (
-        ({"name": "a", "colour": 1}, "there is no field 'colour'; there are: name, rows", "colour"),
+        ({"name": "a", "colour": 1}, "unknown field 'colour'; known fields: name, rows", "colour"),
         ({"name": 1}, "name is 1; it should be a valid string", "name"),
         ({"rows": [1, "2"]}, "rows.1 is '2'; it should be a valid integer", "rows.1"),
     ):
@@ -483,7 +483,7 @@ async def test_a_wrong_form_is_rejected(executor: Executor) -> None:
         return await rejection(read_form(request(content, content_type=content_type), reader(executor), 1))
 
     file = "file", "a", b"x"
-    assert await rejected(form(file, file)) == (BadValue, "more than 1 files were sent; allowed are 1", "file")
+    assert await rejected(form(file, file)) == (BadValue, "too many files were sent; the maximum is 1", "file")
     kind, message, param = await rejected(form(("a", None, b"x"), ("b", None, b"x")))
     assert (kind, param) == (BadValue, None)
     assert message.startswith("the multipart body cannot be read: Too many fields")

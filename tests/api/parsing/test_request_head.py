@@ -42,7 +42,7 @@ def test_only_short_query_strings_are_kept_with_their_parameters() -> None:
 @pytest.mark.parametrize(
     ("query", "sentence", "param"),
     [
-        ("colour=red", "there is no field 'colour'; there are: name, rows", "colour"),
+        ("colour=red", "unknown field 'colour'; known fields: name, rows", "colour"),
         ("rows=1&name=a&rows=1", "rows was sent more than once", "rows"),
         ("rows=10", "rows is '10'; it should be less than or equal to 9", "rows"),
         ("name=a&rows=x", "rows is 'x'; it should be a valid integer, unable to parse string as an integer", "rows"),

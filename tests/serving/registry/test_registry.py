@@ -48,10 +48,10 @@ async def test_the_resident_versions_are_loaded_and_serve(start: Start) -> None:
 async def test_a_name_that_no_version_has_is_rejected_with_those_that_there_are(start: Start) -> None:
     registry = start()
     await registry.load()
-    versions = "there are: tiny-gan@1, tiny-gan@2, tiny-gan@3"
+    versions = "served models: tiny-gan@1, tiny-gan@2, tiny-gan@3"
     for name, known in (
-        ("nothing", "there are: tiny-cgan, tiny-gan"),
-        ("nothing@1", "there are: tiny-cgan, tiny-gan"),
+        ("nothing", "served models: tiny-cgan, tiny-gan"),
+        ("nothing@1", "served models: tiny-cgan, tiny-gan"),
         ("tiny-gan@9", versions),
         ("tiny-gan@02", versions),
         ("tiny-gan@", versions),
@@ -73,7 +73,7 @@ async def test_a_retired_version_and_an_unloaded_model_are_rejected(start: Start
     await registry.load()
     assert rejection(registry.resolve_name, "tiny-gan@1", "", "x") == (
         RetiredModel,
-        "model 'tiny-gan@1' is retired; there are: tiny-gan@2, tiny-gan@3",
+        "model 'tiny-gan@1' is retired; served models: tiny-gan@2, tiny-gan@3",
         "x",
     )
     assert rejection(registry.resolve_name, "tiny-cgan@1", "", "x") == (
@@ -152,7 +152,7 @@ async def test_a_version_that_fails_to_load_on_demand_is_left_out(
     registry = start(damaged=((NAME, 1),))
     await registry.load()
     deadline = asyncio.get_running_loop().time() + 60
-    with pytest.raises(UnknownModel, match=r"there are: tiny-gan@2, tiny-gan@3$"):
+    with pytest.raises(UnknownModel, match=r"served models: tiny-gan@2, tiny-gan@3$"):
         await registry.wait_for(GENERATE_IMAGES, "tiny-gan@1", "", deadline)
     assert registry.state(NAME, 1) is VersionState.FAILED
     (failed,) = (row for row in registry.versions() if row.state is VersionState.FAILED)

@@ -242,7 +242,7 @@ async def test_a_request_without_an_id_gets_the_version_of_the_empty_id(start: S
 async def test_a_version_that_was_just_removed_serves_only_from_memory(start: Start) -> None:
     registry = start()
     await registry.load()
-    unknown = "is not served here; there are: tiny-cgan, tiny-gan"
+    unknown = "is not served here; served models: tiny-cgan, tiny-gan"
     del registry.watcher.snapshot.cards[NAME, 1]
     message = f"model 'tiny-gan@1' {unknown}"
     assert rejection(registry.resolve, GENERATE_IMAGES, "tiny-gan@1") == (UnknownModel, message, "model")
