@@ -60,7 +60,7 @@ def unknown_field(name: str, known: Iterable[str]) -> BadValue:
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
     """Return the first of pydantic's errors as a ``BadValue`` with the field, its value and the allowed values."""
     first = errors[0]
-    path = [str(part) for part in first["loc"] if part not in ("query", "one", "many")]  # one, many: union tags
+    path = [str(part) for part in first["loc"] if part not in ("one", "many")]  # union tags
     param = ".".join(path)[:MAX_PARAM_LENGTH] or None  # a client may have sent a field name of any length
     message = re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", first["msg"])
     if first["type"] == "missing":
@@ -78,13 +78,8 @@ def install(app: FastAPI) -> None:
         return error_response(error)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid_query(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        if first["type"] != "extra_forbidden":
-            return error_response(validation_error(error.errors()))
-        queries = [field.field_info.annotation for field in request.scope["route"].dependant.query_params]
-        known = [name for query in queries for name in getattr(query, "model_fields", {})]
-        return error_response(unknown_field(str(first["loc"][-1]), known))
+    async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
+        return error_response(validation_error(error.errors()))  # bodies and queries are read without FastAPI
 
     @app.exception_handler(HTTPException)
     async def http_exception(request: Request, error: HTTPException) -> Response:
@@ -92,7 +87,7 @@ def install(app: FastAPI) -> None:
         if error.status_code == HTTPStatus.NOT_FOUND:
             return error_response(NotFound(f"the path {quote_value(path)} does not exist; /docs lists all paths"))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            allow = headers.get("allow") or headers.get("Allow") or ""
+            allow = headers.get("Allow", "")
             return error_response(
                 MethodNotAllowed(f"{quote_value(path)} does not take {request.method}; allowed: {allow}", allow)
             )
