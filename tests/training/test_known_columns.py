@@ -181,7 +181,7 @@ def test_known_columns_lower_the_loss_and_are_served(workspace: Path, capsys: py
 def test_a_version_with_known_columns_is_measured_and_tuned_again(workspace: Path) -> None:
     train("--known", "price,promo", "--no-refit", "--backtest")
     assert evaluate.main(["sales"]) == 0
-    with pytest.raises(DataError, match="sales@1 reads the known columns price, promo; type --known price,promo"):
+    with pytest.raises(DataError, match="sales@1 reads the known columns price, promo; use --known price,promo"):
         train("--from", "sales")
     train("--known", "price,promo", "--from", "sales", "--no-refit")
     cards = [store.read_card(workspace / "models_store" / "sales" / number) for number in ("1", "2")]

@@ -158,7 +158,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("Excel dates as numbers", table("Date,y", [45292 + i for i in range(40)]), day)
     add("eight digits under a date", table("date,y", [f"{x:%Y%m%d}" for x in d40]), day)
     add("eight digits under another name", lines("ref,y", *([f"{x:%Y%m%d}", V[i]] for i, x in enumerate(d40))),
-        "column 'ref' may hold time stamps .* or values; type --time 'ref'")  # fmt: skip
+        "column 'ref' may hold time stamps .* or values; use --time 'ref'")  # fmt: skip
     add("amounts like dates", lines("date,amount", *([d, 20240105 + i] for i, d in enumerate(d40))),
         series("2024-01-01", "day", [20240105.0 + i for i in range(40)], "amount"))  # fmt: skip
     add("values like years", lines("x,y", *([1700 + i * i % 300, V[i]] for i in range(40))),
@@ -176,7 +176,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         series("2024-03-01", "day", V[:60]))  # fmt: skip
     add("clock change without zone", table("t,y", [(pd.Timestamp("2024-10-26 22:00", tz="UTC") + pd.Timedelta(hours=i))
         .tz_convert("Europe/Berlin").strftime("%Y-%m-%d %H:%M") for i in range(40)]),
-        r"same time stamp 2024-10-27 02:00:00; type --aggregate sum, mean or last")  # fmt: skip
+        r"same time stamp 2024-10-27 02:00:00; use --aggregate sum, mean or last")  # fmt: skip
     add("unreadable dates", table("Date,y", [f"day {chr(97 + i % 26)}{i}" for i in range(40)]), "give their format")
     add(
         "mixed dates",
@@ -217,7 +217,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("missing values", table("d,y", d40, [("NA", "-", "null", ".", "", "n/a", "#N/A", "..")[i // 4] if i % 4 == 1 and i < 32
         else v for i, v in enumerate(v40)]),
         series("2024-01-01", "day", [NAN if i % 4 == 1 and i < 32 else v for i, v in enumerate(v40)]))  # fmt: skip
-    add("-999", table("d,y", d40, [-999 if i == 7 else v for i, v in enumerate(v40)]), "type --missing -999")
+    add("-999", table("d,y", d40, [-999 if i == 7 else v for i, v in enumerate(v40)]), "use --missing -999")
     add("-999 by option", table("d,y", d40, [-999 if i == 7 else v for i, v in enumerate(v40)]),
         series("2024-01-01", "day", [NAN if i == 7 else v for i, v in enumerate(v40)]), missing=["-999"])  # fmt: skip
     add(
@@ -275,7 +275,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         series("2024-01-01", "day", v40, "y mm"),
     )
     add("no header", lines(*zip(d40, v40, strict=True)), series("2024-01-01", "day", v40, "column 2"))
-    add("no header, only numbers", lines(*(f"{v},{v}" for v in v40)), "type --header 0 if the file has no names")
+    add("no header, only numbers", lines(*(f"{v},{v}" for v in v40)), "use --header 0 if the file has no names")
     add("totals at the end", lines("Monat;Umsatz", *([f"{x:%m.%Y}", V[i]] for i, x in enumerate(MONTHS[:36])), "Summe;9999", sep=";"),
         series("2021-01-01", "month", V[:36], "Umsatz"))  # fmt: skip
     add(
@@ -303,10 +303,10 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("code and name of each group", lines("d,code,country,y", *([d, g.upper(), g, v] for d, g, v in grouped)),
         {name.upper(): own for name, own in two.items()})  # fmt: skip
     add("transactions", lines("date,product,amount", *([d40[i // 3], "pq"[i % 2], V[i]] for i in range(120))),
-        "rows 2 and 3 have the same time stamp .*type --aggregate sum, mean or last")  # fmt: skip
+        "rows 2 and 3 have the same time stamp .*use --aggregate sum, mean or last")  # fmt: skip
     add("transactions, summed", lines("date,product,amount", *([d40[i // 3], "pq"[i % 2], V[i]] for i in range(120))),
         series("2024-01-01", "day", [sum(V[3 * i : 3 * i + 3]) for i in range(40)], "amount"), aggregate="sum")  # fmt: skip
-    add("duplicate dates", table("d,y", [*d40, d40[-1]]), "rows 41 and 42 have the same time stamp .* type --aggregate")
+    add("duplicate dates", table("d,y", [*d40, d40[-1]]), "rows 41 and 42 have the same time stamp .* use --aggregate")
     add("years across the columns", lines("Country,Code," + ",".join(map(str, range(1990, 2020))), ["Aland", "AL", *V[:30]],
         ["Bland", "BL", *V[30:60]]), {"Aland": ("1990-01-01", "year", V[:30]), "Bland": ("1990-01-01", "year", V[30:60])})  # fmt: skip
     add("dates across the columns", lines(["item", *d40], ["a", *v40], ["b", *(v + 1 for v in v40)]), two)
@@ -322,7 +322,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     jitter = [datetime(2024, 1, 1) + timedelta(minutes=5 * i, seconds=(i * 7) % 23) for i in range(40)]
     add("jitter", table("t,y", jitter), series("2024-01-01T00:00:00", "5 minutes", v40))
     irregular = [datetime(2024, 1, 1) + timedelta(minutes=i * i + 20 * i) for i in range(40)]
-    add("irregular", table("t,y", irregular), "type --resample D")
+    add("irregular", table("t,y", irregular), "use --resample D")
     add("resampled", table("t,y", [datetime(2024, 1, 1) + timedelta(minutes=17 * i) for i in range(300)], V),
         series("2024-01-01", "day", [sum(V[i] for i in range(300) if 17 * i // 1440 == k) for k in range(4)]),
         resample="D", aggregate="sum")  # fmt: skip
@@ -361,7 +361,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add(
         "one row per product",
         lines("product,sold", *([f"p{chr(97 + i)}", V[i]] for i in range(20))),
-        "type --time none",
+        "use --time none",
     )
     alternating = [
         (datetime(2024, 1, 1) + timedelta(minutes=i, seconds=30 * k), "ab"[k], V[i]) for i in range(40) for k in (0, 1)
@@ -369,7 +369,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add(
         "two sensors that alternate",
         lines("t,sensor,y", *alternating),
-        "may name several series; type --group 'sensor'",
+        "may name several series; use --group 'sensor'",
     )
     add("Yahoo", lines("Price,Close,High", "Ticker,A,A", "Date,,", *([x, V[i], V[i] + 1] for i, x in enumerate(d40))),
         {"Close A": ("2024-01-01", "day", v40), "High A": ("2024-01-01", "day", [v + 1 for v in v40])})  # fmt: skip
@@ -401,7 +401,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("a size in each group", lines("Year,Region,Area,y", *([2000 + i, g, a, V[i] + a] for i in range(20) for g, a in (("n", 7), ("s", 9)))),
         {g: ("2000-01-01", "year", [v + a for v in V[:20]]) for g, a in (("n", 7), ("s", 9))})  # fmt: skip
     add("a day and an hour without a date", lines("day,hr,bikes", *([i // 24 + 1, i % 24, V[i]] for i in range(240))),
-        "'hr' may be a part of the time or name the series; type --group hr if .*--time none")  # fmt: skip
+        "'hr' may be a part of the time or name the series; use --group hr if .*--time none")  # fmt: skip
     add("only years for days", lines("Year,Return", *([1990 + i // 50, V[i]] for i in range(200))),
         "rows 2 and 3 have the same time stamp 1990-01-01 00:00:00; .*; or --time none if each row is one step")  # fmt: skip
     add("weeks of a month", lines("Week,y", *([i % 5 + 1, V[i]] for i in range(60))),

@@ -62,13 +62,13 @@ def test_gaps_are_reported_and_interpolated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ("2024-01-11,many", "row 12: sold is 'many', not a number; type --missing 'many'"),
+        ("2024-01-11,many", "row 12: sold is 'many', not a number; use --missing 'many'"),
         (
             "2024-01-10,77",
-            "rows 11 and 12 have the same time stamp 2024-01-10 00:00:00; type --aggregate sum, mean or last",
+            "rows 11 and 12 have the same time stamp 2024-01-10 00:00:00; use --aggregate sum, mean or last",
         ),
         ("1,2,3", "row 12 has 3 cells, but the header has 2; put quotes around cells that contain the separator"),
-        ("2024-01-11 12:00,5", "the time stamps are irregular, .* type --resample D"),
+        ("2024-01-11 12:00,5", "the time stamps are irregular, .* use --resample D"),
         ("soon,5", "row 12: 'soon' in column 'day' is no time stamp .*; correct it, or delete the row"),
     ],
 )
@@ -223,7 +223,7 @@ def test_the_index_column_may_hold_the_time_stamps(tmp_path: Path, name: str) ->
     ("lines", "options", "sentence"),
     [
         ([], {}, "is empty"),
-        (["1,2", "3,4"], {}, "the first row must hold column names, but holds numbers: 1, 2; type --header 0"),
+        (["1,2", "3,4"], {}, "the first row must hold column names, but holds numbers: 1, 2; use --header 0"),
         (["a,a", "3,4"], {}, "column names must be unique"),
         (["a,b", "x,y"], {}, "has no column of numbers; its columns are: a, b"),
         (["id,b", "1,x", "2,y"], {"time": "none"}, "has no column of numbers; column 'id' only numbers the rows"),

@@ -194,7 +194,7 @@ def _list_csv(path: Path) -> ImageList:
     table = _Table(path, rows, delimiter)
     images = list(table.images())
     if not images:
-        raise DataError(f"{path} names no images; expected rows of a path and a label")
+        raise DataError(f"{path} lists no images; expected rows of a path and a label")
     several = table.flag_columns or table.several
     labels = sorted({*table.flag_columns.values(), *(label for image in images for label in image.labels)})
     return ImageList(images, labels if several else None, table.skipped)

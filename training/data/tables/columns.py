@@ -149,7 +149,7 @@ def parse_values(
             values = values.mask(values.isin([float(text) for text in missing if numbers.is_plain(text)]))
         elif (sentinel := _sentinel(values)) is not None:
             raise body.error(
-                f"{name}: {sentinel:g} may be a value or stand for a missing value; type --missing {sentinel:g}, or "
+                f"{name}: {sentinel:g} may be a value or stand for a missing value; use --missing {sentinel:g}, or "
                 "--missing none to read it as a value"
             )
         result[name] = values
@@ -200,7 +200,7 @@ def group_columns(
                 return list(sets[0])
             if sets:
                 options = " or ".join(f"--group {','.join(names)}" for names in sets)
-                raise body.error(f"several columns can name the series; type {options}")
+                raise body.error(f"several columns can name the series; use {options}")
     if optional:
         return []
     row = times.index[times.duplicated()][0]
@@ -209,7 +209,7 @@ def group_columns(
     stamp = int(times[row].timestamp()) if reading.period == "step" else times[row]
     ordered = reading.period == "step" or times.is_monotonic_increasing or times.is_monotonic_decreasing
     raise body.error(
-        f"rows {first} and {row} have the same time stamp {stamp}; type --aggregate sum, mean or last to combine "
+        f"rows {first} and {row} have the same time stamp {stamp}; use --aggregate sum, mean or last to combine "
         "such rows"
         + (f", with {names}without --group for one series" if names else "")
         + ("; or --time none if each row is one step and the rows are in the order of time" if ordered else "")
@@ -221,7 +221,7 @@ def _reject_part_of_time(body: Body, names: Sequence[str]) -> None:
     for name in names:
         if role(name) and _counted(body.frame[name]):
             raise body.error(
-                f"column {name!r} may be a part of the time or name the series; type --group {','.join(names)} if each "
+                f"column {name!r} may be a part of the time or name the series; use --group {','.join(names)} if each "
                 "of its values is a series, --time with all columns of the time, such as --time date,hour, or --time "
                 "none if the rows are in the order of time"
             )
@@ -271,7 +271,7 @@ def _reject_interleaved(
             grid is not None and len(own) >= 3 and grid.holes <= 0.1 for grid, own in zip(grids, groups, strict=True)
         ):
             raise body.error(
-                f"column {name!r} may name several series; type --group {name!r}, or --group none for one series"
+                f"column {name!r} may name several series; use --group {name!r}, or --group none for one series"
             )
     return []
 

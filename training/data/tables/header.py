@@ -210,7 +210,7 @@ def _with_numbers(
         return *_given(path, rows, 0)[:2], list(rows)
     shown = ", ".join(names)[:80]
     raise DataError(
-        f"{path}: the first row must hold column names, but holds numbers: {shown}; type --header 0 if the file has no "
+        f"{path}: the first row must hold column names, but holds numbers: {shown}; use --header 0 if the file has no "
         f"names, or --header {rows[0][0]} if these are the names"
     )
 

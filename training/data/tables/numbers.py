@@ -240,7 +240,7 @@ def parse(name: str, cells: pd.Series, decimal: str, remarks: list[str]) -> pd.S
         else:
             text = str(cell)[:40]
             raise ValueError(
-                f"row {row}: {name} is {text!r}, not a number; type --missing {text!r} to read such cells as missing"
+                f"row {row}: {name} is {text!r}, not a number; use --missing {text!r} to read such cells as missing"
             )
     written = {cell: parts for cell, parts in unique.items() if isinstance(parts, Written)}
     factors = _factors(name, written, remarks)

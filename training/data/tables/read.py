@@ -243,7 +243,7 @@ def _on_grid(
         few = max(len(part) for part in groups.values()) < 2
         problem = "no series has two time stamps" if few else "the time stamps are irregular"
         raise body.error(
-            f"{problem}, for example {', '.join(str(stamp) for stamp in frame['(time)'][:4])}; type --resample D (or "
+            f"{problem}, for example {', '.join(str(stamp) for stamp in frame['(time)'][:4])}; use --resample D (or "
             "h, 15min, W, M) and --aggregate sum, mean or last"
         )
     if time_grid.jitter:
@@ -333,7 +333,7 @@ def _combine(
         same = frame.index[(frame["(time)"] == stamp) & (frame["(series)"] == label)]
         relation = "are in the same time step" if options.resample else f"have the same time stamp {stamp}"
         raise body.error(
-            f"rows {same[0]} and {same[1]} {relation}; type --aggregate sum, mean or last to combine such rows"
+            f"rows {same[0]} and {same[1]} {relation}; use --aggregate sum, mean or last to combine such rows"
         )
     if double.any():
         grouped = frame.groupby(keys, sort=True)

@@ -239,7 +239,7 @@ def _named(body: Body, names: Sequence[str], pattern: str | None) -> TimeColumn:
 def _unreadable(body: Body, label: str, cells: pd.Series) -> DataError:
     return body.error(
         f"column {label} holds no time stamps that can be read, for example {_example(cells)!r}; give their format, "
-        "for example --format %d.%m.%Y; or type --time none if there are none and the rows are in the order of time"
+        "for example --format %d.%m.%Y; or use --time none if there are none and the rows are in the order of time"
         + ("; or --by-rows if each row is a series" if body.frame.shape[1] > MANY_COLUMNS else "")
     )
 
@@ -357,7 +357,7 @@ def _from_numbers(
             and not INDEX_NAME.fullmatch(name)
         ):
             options = f"--time {name!r}, or --time none to read it as values"
-            raise body.error(f"column {name!r} may hold time stamps ({readings[0].label}) or values; type {options}")
+            raise body.error(f"column {name!r} may hold time stamps ({readings[0].label}) or values; use {options}")
     for name in named:
         if role(name) not in ("day", "hour", "clock"):
             raise _unreadable(body, repr(name), frame[name])

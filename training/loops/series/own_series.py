@@ -113,7 +113,7 @@ def read(options: Options, horizon: int) -> OwnSeries:
     if needed and names != list(table.covariates):
         calendar = f" --holidays {needed.calendar.country}" if needed.calendar else ""
         known = f" --known {','.join(needed.named)}" if needed.named else ""
-        raise DataError(f"{label(base)} reads the known columns {', '.join(names)}; type{known}{calendar}")
+        raise DataError(f"{label(base)} reads the known columns {', '.join(names)}; use{known}{calendar}")
     if horizon < 0:
         raise DataError(f"--horizon is {horizon}; allowed are 1 or more, or 0 for one season")
     default = min(table.season if table.season > 1 else DEFAULT_HORIZON, base.card.sizes["horizon"])
