@@ -76,9 +76,9 @@ def list_images(path: Path, name: str = "") -> ImageList:
         for image in _list_folder(folder, name, skipped, bool(parts))
     ]
     skipped += [
-        f"{file}: in none of the folders {_shorten(sorted(folder.name for folder in parts))}"
-        for file in _loose(path)
-        if parts
+        f"{entry}: in none of the folders {_shorten(sorted(folder.name for folder in parts))}"
+        for entry in _entries(path)
+        if parts and entry not in parts
     ]
     if not images:
         raise DataError(f"{path} holds no files: put the images of each class into its own sub-folder")
@@ -97,24 +97,43 @@ def _parts(path: Path) -> dict[Path, str]:
     """Return the part of each sub-folder.
 
     If the sub-folders are not the parts of a split, return an empty dictionary. The sub-folders are parts if there are
-    at least two, all have names of parts, and one is for training. Raises DataError if two sub-folders stand for the
-    same part.
+    at least two, all have names of parts, one is for training, and the images in at least one have classes. A
+    sub-folder without image files may have any other name, and is left out.
+
+    Raises:
+        DataError: two sub-folders stand for the same part, or only some of the parts have classes.
     """
     folders = [entry for entry in _entries(path) if entry.is_dir()]
     parts = {folder: PARTS.get(folder.name.lower(), "") for folder in folders}
+    parts = {folder: part for folder, part in parts.items() if part or _holds_images(folder)}
     if len(parts) < 2 or not all(parts.values()) or "train" not in parts.values():
         return {}
-    if any(
-        file.suffix.lower() in SUFFIXES and not NUMBERED.fullmatch(file.stem)
-        for folder in folders
-        for file in _loose(folder)
-    ):
+    filled = [folder for folder in parts if _holds_images(folder)]
+    flat = [folder for folder in filled if not _has_classes(folder)]
+    if flat and len(flat) == len(filled):
         return {}  # the folders hold images directly, so their names are classes
-    names = [folder.name for folder, part in parts.items()]
+    if flat:
+        without = ", ".join(folder.name for folder in flat)
+        raise DataError(
+            f"{path}: the images in {without} have no class: move {without} out of {path}, or put the images of each "
+            "class into a sub-folder"
+        )
+    names = [folder.name for folder in parts]
     if len(set(parts.values())) < len(names):
         raise DataError(f"{path} holds {', '.join(names)}, two of which are the same part; merge them")
     order = ("test", "val", "train")  # an image in two parts stays in the first of them
     return dict(sorted(parts.items(), key=lambda item: order.index(item[1])))
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*") if not file.name.startswith("."))
+
+
+def _has_classes(folder: Path) -> bool:
+    """Return whether a part of a split has sub-folders with images, or labels in the names of its images."""
+    if any(entry.is_dir() and _holds_images(entry) for entry in _entries(folder)):
+        return True
+    return _has_labels([file for file in _loose(folder) if file.suffix.lower() in SUFFIXES])
 
 
 def _list_folder(path: Path, name: str, skipped: list[str], is_part: bool) -> Iterator[ListedImage]:
@@ -146,20 +165,23 @@ def _list_folder(path: Path, name: str, skipped: list[str], is_part: bool) -> It
 def _list_flat(path: Path, files: list[Path], name: str, skipped: list[str]) -> Iterator[ListedImage]:
     """Yield the files of a folder without sub-folders, with their classes.
 
-    If ``name`` is not empty, it is the class of all files. Otherwise, the classes come from the file names, if at least
-    half of the names are like cat.0.jpg and they have at least two different labels. Otherwise, the name of the folder
-    is the class.
+    If ``name`` is not empty, it is the class of all files. Otherwise, the classes come from the file names if these
+    have labels. Otherwise, the name of the folder is the class.
     """
-    names = [NUMBERED.fullmatch(file.stem) for file in files]
-    labels = {match["label"] for match in names if match}
-    if name or len(labels) < 2 or 2 * sum(match is not None for match in names) < len(files):
+    if name or not _has_labels(files):
         yield from (ListedImage(file, (name or path.resolve().name,)) for file in files)
         return
-    for file, match in zip(files, names, strict=True):
-        if match:
+    for file in files:
+        if match := NUMBERED.fullmatch(file.stem):
             yield ListedImage(file, (match["label"],))
         else:
             skipped.append(f"{file}: its name has no label, such as cat in cat.0.jpg")
+
+
+def _has_labels(files: list[Path]) -> bool:
+    """Return whether at least half of the file names are like cat.0.jpg, and they have at least two labels."""
+    names = [NUMBERED.fullmatch(file.stem) for file in files]
+    return len({match["label"] for match in names if match}) > 1 and 2 * sum(map(bool, names)) >= len(files)
 
 
 def _shared_sub_folders(folders: list[Path]) -> list[str]:
