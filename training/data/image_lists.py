@@ -204,8 +204,13 @@ def _shorten(names: list[str]) -> str:
 def _list_csv(path: Path) -> ImageList:
     """List the images in the rows of a CSV file. Paths are relative to the CSV file.
 
-    With a header, the columns may be in any order. Without a known header, the columns are path and label. If the first
-    row then names no image file, it is skipped as a header.
+    With a header, the columns may be in any order. If no name stands for paths, the first column with an unknown name
+    holds the paths. If no name stands for labels, and only one column is left, this column holds the labels. Without
+    any known name, the columns are path and label. If the first row then names no image file, it is skipped as a
+    header.
+
+    Raises:
+        DataError: the file cannot be read, or it has no images, no column of paths or no column of labels.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -229,32 +234,60 @@ class _Table:
         self.path, self.rows, self.delimiter = path, rows, delimiter
         self.skipped: list[str] = []
         header = [cell.strip().lower() for cell in rows[0]] if rows else []
+        if header and Path(header[0]).suffix in SUFFIXES:
+            header = []  # the first row is an image, so a label such as "test" is not the name of a column
         self.file_at, label_at, several_at, self.part_at = (
             next((header.index(name) for name in names if name in header), -1)
             for names in (PATH_COLUMNS, LABEL_COLUMNS, SEVERAL_COLUMNS, PART_COLUMNS)
         )
-        self.flag_columns = self._flag_columns() if self.file_at >= 0 and max(label_at, several_at) < 0 else {}
-        self.several = self.file_at >= 0 and label_at < 0 and several_at >= 0
+        self.known = max(self.file_at, label_at, several_at, self.part_at) >= 0
+        if self.known and self.file_at < 0:
+            free = [at for at in range(len(header)) if at not in (label_at, several_at, self.part_at)]
+            self.file_at = next(iter(free), -1)
+        others = [at for at in range(len(header)) if at not in (self.file_at, self.part_at)]
+        self.flag_columns: dict[int, str] = {}
+        if self.known and max(label_at, several_at) < 0:
+            label_at = others[0] if len(others) == 1 else -1
+            self.flag_columns = self._flag_columns(others) if label_at < 0 else {}
+        if self.known and (self.file_at < 0 or not (max(label_at, several_at) >= 0 or self.flag_columns)):
+            raise DataError(
+                f"{path} has no column of {'paths' if self.file_at < 0 else 'labels'}; its columns are: "
+                f"{', '.join(rows[0])}; call the columns path and label, or path and labels if a cell has several "
+                "labels; or write 0 or 1 into a column for each label"
+            )
+        self.several = self.known and label_at < 0 and several_at >= 0
         self.label_at = several_at if self.several else label_at
         cells = [row[self.label_at] for row in rows[1:] if self.several and len(row) > self.label_at]
         self.separators = SEPARATORS if any(map(SEPARATORS.search, cells)) else re.compile(r"\s")
-        self.known = self.file_at >= 0 and (self.label_at >= 0 or bool(self.flag_columns))
         if not self.known:
             self.file_at, self.label_at, self.part_at = 0, 1, -1
 
-    def _flag_columns(self) -> dict[int, str]:
-        """Return the position and name of each column of 0 and 1 (or no and yes).
+    def _flag_columns(self, columns: list[int]) -> dict[int, str]:
+        """Return the position and name of each of the ``columns`` that holds 0 and 1 (or no and yes).
 
         If there are fewer than two such columns, return an empty dictionary.
+
+        Raises:
+            DataError: most cells of a column are 0 or 1, but not all.
         """
-        columns = {
-            index: title.strip()
-            for index, title in enumerate(self.rows[0])
-            if index not in (self.file_at, self.part_at)
-            and self.rows[1:]
-            and all(row[index].strip().lower() in FLAGS for row in self.rows[1:] if len(row) > index)
-        }
-        return columns if len(columns) > 1 else {}
+        result = {}
+        for at in columns:
+            cells = {
+                number: row[at].strip()
+                for number, row in enumerate(self.rows[1:], 2)
+                if len(row) > max(at, self.file_at) and row[self.file_at].strip()
+            }
+            others = {number: cell for number, cell in cells.items() if cell.lower() not in FLAGS}
+            flags, name = len(cells) - len(others), self.rows[0][at].strip()
+            if flags and not others:
+                result[at] = name
+            elif 2 * flags > len([cell for cell in cells.values() if cell]):
+                number, cell = next(iter(others.items()))
+                raise DataError(
+                    f"{self.path}, row {number}: {cell!r} in column {name!r} should be 0 or 1; correct such cells, or "
+                    "delete the column if it does not stand for a label"
+                )
+        return result if len(result) > 1 else {}
 
     def images(self) -> Iterator[ListedImage]:
         """Yield the images of the rows. Rows without a path or a label, or with an unknown part, are skipped."""
