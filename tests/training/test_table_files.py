@@ -220,6 +220,16 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("-999", table("d,y", d40, [-999 if i == 7 else v for i, v in enumerate(v40)]), "use --missing -999")
     add("-999 by option", table("d,y", d40, [-999 if i == 7 else v for i, v in enumerate(v40)]),
         series("2024-01-01", "day", [NAN if i == 7 else v for i, v in enumerate(v40)]), missing=["-999"])  # fmt: skip
+    closed = table("d,y", d40, [{7: -999, 9: "closed for repair"}.get(i, v) for i, v in enumerate(v40)])
+    known = [NAN if i == 9 else v for i, v in enumerate(v40)]
+    for number, (missing, expected) in enumerate((
+        ([], "not a number; use --missing 'closed for repair' to read"),
+        (["-999"], "not a number; use --missing -999 'closed for repair' to read"),
+        (["closed for repair"], "use --missing 'closed for repair' -999, or --missing 'closed for repair' none to read"),
+        (["closed for repair", "-999"], series("2024-01-01", "day", [NAN if i == 7 else v for i, v in enumerate(known)])),
+        (["closed for repair", "none"], series("2024-01-01", "day", [-999 if i == 7 else v for i, v in enumerate(known)])),
+    )):  # fmt: skip
+        add(f"-999 and closed, {number}", closed, expected, missing=missing)
     add(
         "partly text",
         table("d,y", d40, ["closed" if i % 3 else v for i, v in enumerate(v40)]),

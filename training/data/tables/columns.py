@@ -121,10 +121,10 @@ def _part_of_date(name: str, values: pd.Series, times: pd.Series) -> bool:
     return bool(calendar) and bool(both.any()) and any((values[both] == part[both]).all() for part in parts)
 
 
-def parse_values(
-    body: Body, names: Sequence[str], decimal: str | None, missing: Sequence[str] | None
-) -> dict[str, pd.Series]:
+def parse_values(body: Body, names: Sequence[str], decimal: str | None, missing: Sequence[str]) -> dict[str, pd.Series]:
     """Return the values of the columns ``names``. Missing values are NaN.
+
+    ``missing``: further cells that stand for a missing value. If "none" is one of them, every other number is a value.
 
     Raises:
         DataError: a cell is not a number, the decimal sign is ambiguous, units are mixed, or a value such as -999 may
@@ -137,20 +137,20 @@ def parse_values(
     everything = [cell for cells in texts.values() for cell in cells]
     evidence = numbers.decimal_evidence(everything)
     for name in names:
-        cells = frame[name].mask(frame[name].isin(missing or ()))
+        cells = frame[name].mask(frame[name].isin(missing))
         try:
             sign = decimal or numbers.decimal_sign(name, texts[name], body.delimiter, evidence)
-            values = numbers.parse(name, cells, sign, body.remarks)
+            values = numbers.parse(name, cells, sign, body.remarks, missing)
             if any("," in cell for cell in texts[name]):
                 body.remarks.append(f"{name}: the decimal sign is {sign!r}")
         except ValueError as error:
             raise body.error(str(error)) from error
-        if missing is not None:
-            values = values.mask(values.isin([float(text) for text in missing if numbers.is_plain(text)]))
-        elif (sentinel := _sentinel(values)) is not None:
+        values = values.mask(values.isin([float(text) for text in missing if numbers.is_plain(text)]))
+        if "none" not in missing and (sentinel := _sentinel(values)) is not None:
             raise body.error(
-                f"{name}: {sentinel:g} may be a value or stand for a missing value; use --missing {sentinel:g}, or "
-                "--missing none to read it as a value"
+                f"{name}: {sentinel:g} may be a value or stand for a missing value; use "
+                f"{numbers.missing_option(missing, f'{sentinel:g}')}, or {numbers.missing_option(missing, 'none')} to "
+                "read it as a value"
             )
         result[name] = values
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -222,8 +223,15 @@ def decimal_sign(name: str, cells: Sequence[str], delimiter: str, file_evidence:
     )
 
 
-def parse(name: str, cells: pd.Series, decimal: str, remarks: list[str]) -> pd.Series:
+def missing_option(missing: Sequence[str], cell: str) -> str:
+    """Return the option --missing with the cells that the user has given, and one more cell."""
+    return f"--missing {shlex.join([*missing, cell])}"
+
+
+def parse(name: str, cells: pd.Series, decimal: str, remarks: list[str], missing: Sequence[str] = ()) -> pd.Series:
     """Return the numbers of a column, float64; NaN for missing values. Append remarks on how they were read.
+
+    ``missing``: the cells of --missing, for the message of an error. They are already missing in ``cells``.
 
     Raises:
         ValueError: a cell is not a number, or units are mixed.
@@ -240,7 +248,8 @@ def parse(name: str, cells: pd.Series, decimal: str, remarks: list[str]) -> pd.S
         else:
             text = str(cell)[:40]
             raise ValueError(
-                f"row {row}: {name} is {text!r}, not a number; use --missing {text!r} to read such cells as missing"
+                f"row {row}: {name} is {text!r}, not a number; use {missing_option(missing, text)} to read such cells "
+                "as missing"
             )
     written = {cell: parts for cell, parts in unique.items() if isinstance(parts, Written)}
     factors = _factors(name, written, remarks)

@@ -54,7 +54,7 @@ class ReadOptions:
         sheet, encoding: the sheet of an Excel file; the encoding of a text file.
         decimal: decimal sign, "." or ",".
         header: row number of the column names; 0 if the file has no column names.
-        missing: further cells that stand for a missing value; ["none"] if there are none.
+        missing: further cells that stand for a missing value. With "none", every other number is a value.
         known: columns whose future values are known, joined by commas.
         holidays: country whose public holidays become a known column, such as "DE", or "DE-BY" with a subdivision.
     """
@@ -124,9 +124,8 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
                 body.remarks.append(f"each value of {', '.join(groups)} is a series (--group {','.join(groups)})")
         if groups and not options.columns:
             names = roles.varying(body, names, groups)
-    missing = options.missing and [text for text in options.missing if text != "none"]
-    values = roles.parse_values(body, names, options.decimal, missing)
-    covariates = roles.parse_values(body, known, options.decimal, missing)
+    values = roles.parse_values(body, names, options.decimal, options.missing or ())
+    covariates = roles.parse_values(body, known, options.decimal, options.missing or ())
     labels = _labels(body, groups, unpivoted is not None)
     if time is None:
         if not unpivoted and options.time is None:
