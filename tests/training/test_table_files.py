@@ -270,6 +270,17 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         "", "Source: the shop"), day)  # fmt: skip
     add("comments", lines("# station 7", "# unit: mm", "d,y", *zip(d40, v40, strict=True)), day)
     add(
+        "comments with numbers",
+        lines(
+            "#1 station", "# 7,5", "#2024 data, in mm", "d,y", *zip(d40, v40, strict=True), "#2024-02-10,7", "#3.5,7"
+        ),
+        day,
+    )
+    for name, mark in (("", ""), (" in quotes", '"')):
+        orders = [f"{mark}#{1001 + i}{mark},{x} 10:00,{v}" for i, (x, v) in enumerate(zip(d40, v40, strict=True))]
+        add(f"numbers of orders{name}", lines("Name,Created at,Total", *orders),
+            series("2024-01-01T10:00:00", "day", v40, "Total"))  # fmt: skip
+    add(
         "commented header",
         lines("# station 7", "# d y", *(f"{x} {v}" for x, v in zip(d40, v40, strict=True))),
         day,

@@ -39,6 +39,7 @@ REJECTED = {
 }
 # Letters and signs of Western European texts. Other letters suggest that the encoding is not cp1252.
 WESTERN = set("ÄÖÜäöüßÀÂÇÈÉÊËÎÏÔÙÛàâçèéêëîïôùûŒœÆæÑñÁÍÓÚáíóúÃÕãõÅåØøìòÌÒ€£¥°§µ·–—‘’“”„…²³½¼¾×±«»©®º\xa0")
+COMMENT = re.compile(r'\s*"?\s*(#(?![A-Z]{1,5}/|[,;\t|]|\d+"?\s*[,;\t|])|//)')  # the beginning of a comment
 SAMPLE_LINES = 300  # number of lines at the beginning of a file from which the delimiter is detected
 MIN_SHEET_ROWS = 3  # a sheet holds a table if it has at least this many rows with numbers or dates
 INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\u2060\0"))
@@ -247,9 +248,10 @@ def _foreign(text: str) -> bool:
 def _without_comments(lines: Sequence[str], remarks: list[str]) -> list[str]:
     """Replace comments (lines that begin with ``#`` or ``//``) by empty lines.
 
-    The last comment before the table is kept if it holds the column names.
+    The last comment before the table is kept if it holds the column names. A line whose first cell is ``#`` and a whole
+    number, such as the number of an order, is no comment.
     """
-    comments = [at for at, line in enumerate(lines) if re.match(r'\s*"?\s*(#(?![A-Z]{1,5}/|[,;\t|])|//)', line)]
+    comments = [at for at, line in enumerate(lines) if COMMENT.match(line)]
     first = next((at for at, line in enumerate(lines) if line.strip() and at not in set(comments)), len(lines))
     result = list(lines)
     before = [at for at in comments if at < first]
