@@ -330,6 +330,23 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("duplicate dates", table("d,y", [*d40, d40[-1]]), "rows 41 and 42 have the same time stamp .* use --aggregate")
     add("years across the columns", lines("Country,Code," + ",".join(map(str, range(1990, 2020))), ["Aland", "AL", *V[:30]],
         ["Bland", "BL", *V[30:60]]), {"Aland": ("1990-01-01", "year", V[:30]), "Bland": ("1990-01-01", "year", V[30:60])})  # fmt: skip
+    cities = lines(["store", "city", *d40], ["a", "X", *v40], ["b", "X", *v40], ["c", "Y", *v40])
+    sums = {"X": ("2024-01-01", "day", [2 * v for v in v40]), "Y": ("2024-01-01", "day", v40)}
+    add("dates across, summed by city", cities, sums, group="city", aggregate="sum")
+    add("dates across, all rows summed", cities, series("2024-01-01", "day", [3 * v for v in v40], "file"), group="none",
+        aggregate="sum")  # fmt: skip
+    add("dates across, two columns of names", cities, {f"{a} {b}": ("2024-01-01", "day", v40) for a, b in ("Xa", "Xb", "Yc")},
+        group="city,store")  # fmt: skip
+    add("dates across, rows not combined", cities, "rows 2, column .* and 3, column .* use --aggregate", group="city")
+    add(
+        "dates across, grouped by a date",
+        cities,
+        "column '2024-01-01' holds values or a part of the time",
+        group="2024-01-01",
+    )
+    add("dates across, a row without a city", cities.replace(b"X", b"", 1), "row 2 has no city; write", group="city")
+    add("by rows with a group", lines("a,b,c,d,e", *(["x", "y", 1, 2, 3] for _ in range(3))), "so --group needs time stamps",
+        group="b", by_rows=True)  # fmt: skip
     add("dates across the columns", lines(["item", *d40], ["a", *v40], ["b", *(v + 1 for v in v40)]), two)
     add(
         "months across, a year per row", lines(["Year", *EN], *year_rows), series("2021-01-01", "month", V[:36], "file")

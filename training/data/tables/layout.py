@@ -29,13 +29,14 @@ class Unpivoted:
     timed: bool
 
 
-def unpivot(body: Body, by_rows: bool) -> Unpivoted | None:
+def unpivot(body: Body, by_rows: bool, group: Sequence[str] | None = None) -> Unpivoted | None:
     """Unpivot a table whose column names are time stamps; return None for all other tables.
 
-    ``by_rows``: treat each row as a series, whatever the names of the columns are.
+    ``by_rows``: treat each row as a series, whatever the names of the columns are. ``group``: the columns that name the
+    series; [] if all rows are one series; None to select these columns.
 
     Raises:
-        DataError: the columns are months or quarters without a year, weekdays, or ambiguous.
+        DataError: the columns are months or quarters without a year, weekdays, or ambiguous; or ``group`` does not fit.
     """
     names = list(body.frame.columns)
     titles = dict(zip(names, body.titles, strict=True))
@@ -44,12 +45,14 @@ def unpivot(body: Body, by_rows: bool) -> Unpivoted | None:
     if len(full) >= (2 if full is years or by_rows else MIN_COLUMNS) and len(full) >= len(names) / 3:
         others = [name for name in names if name not in full]
         if full is years and (part := _part_of_year(body, others)):
-            return _melt(body, full, [name for name in others if name != part], lambda c, row: f"{row[part]} {c}", part)
+            return _melt(
+                body, group, full, [name for name in others if name != part], lambda c, row: f"{row[part]} {c}", part
+            )
         if clash := [name for name in others if _mostly(body.frame[name], timestamps.is_time)]:
             raise body.error(
                 f"both the column {clash[0]!r} and the names of other columns are dates; delete one of them"
             )
-        return _melt(body, full, others, lambda c, row: c)
+        return _melt(body, group, full, others, lambda c, row: c)
     for columns, compose, parts in (
         ([n for n in names if timestamps.MONTHS.get(n.strip(". ").lower())], lambda c, year: f"{c} {year}", "months"),
         ([n for n in names if re.fullmatch(r"[Qq][1-4]", n)], lambda c, year: f"{year} {c}", "quarters"),
@@ -62,18 +65,20 @@ def unpivot(body: Body, by_rows: bool) -> Unpivoted | None:
                     f"the columns {columns[0]!r} to {columns[-1]!r} are {parts} without a year; add a column year"
                 )
             rest = [name for name in others if name != year]
-            return _melt(body, columns, rest, lambda c, row, f=compose, y=year: f(c, _plain(row[y])), year)  # type: ignore[misc]
-    if hours := _hours(body, names):
+            return _melt(body, group, columns, rest, lambda c, row, f=compose, y=year: f(c, _plain(row[y])), year)  # type: ignore[misc]
+    if hours := _hours(body, group, names):
         return hours
     weekdays = [name for name in names if re.fullmatch(timestamps.WEEKDAYS, name.lower())]
     if len(weekdays) >= 5:
         raise body.error(f"the columns {weekdays[0]!r} to {weekdays[-1]!r} are days of a week; write one row per day")
+    if by_rows and group is not None:
+        raise body.error("--by-rows names each series by its first cell, so --group needs time stamps as column names")
     if by_rows:
-        return _melt(body, names[1:], names[:1], lambda c, row: c, timed=False)
+        return _melt(body, None, names[1:], names[:1], lambda c, row: c, timed=False)
     return None
 
 
-def _hours(body: Body, names: Sequence[str]) -> Unpivoted | None:
+def _hours(body: Body, group: Sequence[str] | None, names: Sequence[str]) -> Unpivoted | None:
     """Unpivot a table with a row per day and a column per hour or quarter of an hour; return None for other tables."""
     clocks = [name for name in names if timestamps.is_clock(name)]
     numbered = {
@@ -93,7 +98,7 @@ def _hours(body: Body, names: Sequence[str]) -> Unpivoted | None:
     else:
         return None
     rest = [name for name in names if name not in hour and name not in dates[:1]]
-    return _melt(body, list(hour), rest, lambda c, row: f"{_plain(row[dates[0]])} {hour[c]}", dates[0])
+    return _melt(body, group, list(hour), rest, lambda c, row: f"{_plain(row[dates[0]])} {hour[c]}", dates[0])
 
 
 def _plain(cell: Any) -> str:
@@ -147,6 +152,7 @@ def _part_of_year(body: Body, others: Sequence[str]) -> str | None:
 
 def _melt(
     body: Body,
+    group: Sequence[str] | None,
     columns: Sequence[str],
     others: Sequence[str],
     compose: Callable[[str, dict[Any, Any]], str],
@@ -155,8 +161,12 @@ def _melt(
 ) -> Unpivoted:
     """Return a table with one row for each cell of ``columns``.
 
-    ``others``: all other columns, which may name the series. ``compose``: returns the time stamp for the name of a
-    column and the cells of a row. ``part``: the column with a part of the time stamp. ``timed``: see ``Unpivoted``.
+    ``group``: see ``unpivot``. ``others``: all other columns, which may name the series. ``compose``: returns the time
+    stamp for the name of a column and the cells of a row. ``part``: the column with a part of the time stamp.
+    ``timed``: see ``Unpivoted``.
+
+    Raises:
+        DataError: a column of ``group`` is not one of ``others``, or a row has no name.
     """
     frame, remarks = body.frame, list(body.remarks)
     texts = [name for name in others if share(frame[name]) <= 0.5 and frame[name].notna().any()]
@@ -168,12 +178,16 @@ def _melt(
         blank = bool(names) and frame[names].isna().all(axis=1).any()
         return bool(keys + names) and not blank and not frame.duplicated(keys + names).any()
 
-    count = next((n for n in range(len(labels) + 1) if names_rows(labels[:n])), len(texts)) if timed else 1
-    selected = labels[:count] if timed else list(others)
+    if group is None:
+        count = next((n for n in range(len(labels) + 1) if names_rows(labels[:n])), len(texts))
+        selected = labels[:count] if timed else list(others)
+    else:
+        selected = _checked(body, group, others)
     if left_out := [name for name in others if name not in selected]:
         remarks.append(f"columns {', '.join(map(repr, left_out))} are left out: they are not needed to name the series")
     if timed:
-        remarks.append(f"the columns {columns[0]!r} to {columns[-1]!r} are time stamps, and each row is a series")
+        one = f"each value of {', '.join(group)}" if group else "each row" if group is None else "the whole table"
+        remarks.append(f"the columns {columns[0]!r} to {columns[-1]!r} are time stamps, and {one} is a series")
     titles = dict(zip(frame.columns, body.titles, strict=True))
     records = {}
     for row, cells in zip(frame.index, frame.to_dict("records"), strict=True):
@@ -183,3 +197,13 @@ def _melt(
             records[f"{row}, column {name}"] = [*own, compose(title, cells), cells[name]]
     melted = pd.DataFrame.from_dict(records, orient="index", columns=[*selected, TIME, VALUE], dtype=object)
     return Unpivoted(Body(body.path, melted, [*selected, TIME, VALUE], body.delimiter, remarks), selected, timed)
+
+
+def _checked(body: Body, group: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the columns ``group`` if they can name the series. Raises DataError if they cannot."""
+    if wrong := [name for name in group if name not in others]:
+        raise body.error(f"column {wrong[0]!r} holds values or a part of the time, so --group cannot name it")
+    blank = body.frame[list(group)].isna().all(axis=1)
+    if group and blank.any():
+        raise body.error(f"row {blank.idxmax()} has no {', '.join(group)}; write it into every row")
+    return list(group)

@@ -91,7 +91,8 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     _check_names(body, options)
     known = _listed(options.known)
     columns_only = (options.columns or known) and not options.by_rows
-    unpivoted = None if columns_only else unpivot(body, options.by_rows)
+    given = None if options.group is None else _given_groups(options)
+    unpivoted = None if columns_only else unpivot(body, options.by_rows, given)
     if known and unpivoted:
         raise body.error("--known needs a table with one row per time step, so it cannot be used with --by-rows")
     time: TimeColumn | None
