@@ -362,7 +362,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     irregular = [datetime(2024, 1, 1) + timedelta(minutes=i * i + 20 * i) for i in range(40)]
     add("irregular", table("t,y", irregular), "use --resample D")
     add("resampled", table("t,y", [datetime(2024, 1, 1) + timedelta(minutes=17 * i) for i in range(300)], V),
-        series("2024-01-01", "day", [sum(V[i] for i in range(300) if 17 * i // 1440 == k) for k in range(4)]),
+        series("2024-01-01", "day", [sum(V[i] for i in range(300) if 17 * i // 1440 == k) for k in range(3)]),
         resample="D", aggregate="sum")  # fmt: skip
     add("gaps", table("d,y", d40[:10] + d40[13:], v40[:10] + v40[13:]),
         series("2024-01-01", "day", v40[:10] + [NAN] * 3 + v40[13:]))  # fmt: skip

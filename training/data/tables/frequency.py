@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from app.tasks.forecasting import MAX_SEASON
 from training.data.tables.timestamps import Reading
@@ -206,31 +205,6 @@ def _jittered(times: Sequence[Times], steps: Sequence[np.ndarray], differences: 
     per_day = DAY // step if step < DAY else 0
     seasons = SEASONS.get(step_name(step), (per_day, 7 * per_day) if per_day else ())
     return Grid(step_name(step), seasons, positions, jitter=True)
-
-
-# --- resampling
-
-
-def bins(times: pd.Series, rule: str) -> tuple[pd.Series, str]:
-    """Return the start of the interval that contains each time, and the period of the intervals as in ``Reading``.
-
-    ``rule``: length of the intervals: D, h, 15min, W (from Monday), M, Q, Y, or another pandas offset of fixed length.
-    Raises ValueError if pandas does not know the offset.
-    """
-    calendar = {
-        "W": "week",
-        "M": "month",
-        "ME": "month",
-        "MS": "month",
-        "Q": "quarter",
-        "QE": "quarter",
-        "QS": "quarter",
-    }
-    calendar |= {"Y": "year", "YE": "year", "YS": "year", "A": "year"}
-    if period := calendar.get(rule.upper()):
-        code = {"week": "W-SUN", "month": "M", "quarter": "Q", "year": "Y"}[period]
-        return times.dt.to_period(code).dt.start_time.astype("datetime64[us]"), period
-    return times.dt.floor(rule if rule.endswith("D") else rule.lower()), ""
 
 
 # --- seasons

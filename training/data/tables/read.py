@@ -15,7 +15,7 @@ from app.tasks.covariates import BUSINESS_DAY, UNITS, holiday_counts, step_secon
 from app.tasks.forecasting import MAX_SEASON
 from training.data.datasets import DataError
 from training.data.tables import columns as roles
-from training.data.tables import frequency, header, time_column
+from training.data.tables import frequency, header, resampling, time_column
 from training.data.tables.files import read_sheet
 from training.data.tables.header import Body
 from training.data.tables.layout import TIME, VALUE, unpivot
@@ -233,10 +233,14 @@ def _on_grid(
     Raises:
         DataError: time stamps occur twice, or are irregular.
     """
-    times, period = _resampled(body, options.resample, time.reading)
+    times, period = time.reading.times, time.reading.period
+    if options.resample:
+        times, period = resampling.resample(body, options.resample, times)
+        if options.aggregate == "sum":
+            values = resampling.without_incomplete(body, options.resample, time.reading.times, times, values)
     frame = pd.DataFrame({"(series)": labels, "(time)": times, **values, **covariates})
     frame = frame.sort_values("(time)", kind="stable")
-    frame, combined = _combine(body, options, frame, list(covariates))
+    frame, combined = resampling.combine(body, frame, options.aggregate, list(covariates), bool(options.resample))
     groups = {str(label): part for label, part in frame.groupby("(series)", sort=False)}
     time_grid = frequency.grid([part["(time)"].to_numpy() for part in groups.values()], period)
     if time_grid is None:
@@ -278,20 +282,6 @@ def _on_grid(
     return _table(body, options, series, time_grid.name, time_grid.seasons, calendar)
 
 
-def _resampled(body: Body, step: str | None, reading: Reading) -> tuple[pd.Series, str]:
-    """Return the time stamps and their period. With ``--resample``, a time stamp becomes the start of its step.
-
-    Raises:
-        DataError: the step is unknown.
-    """
-    if not step:
-        return reading.times, reading.period
-    try:
-        return frequency.bins(reading.times, step)
-    except ValueError as error:
-        raise body.error(f"--resample {step}: {error}; allowed are h, D, W, M, Q, Y and 15min") from error
-
-
 def _calendar(body: Body, country: str, step: str, times: pd.Series) -> HolidayCalendar:
     """Return the holidays of a country from the first year of the table to CALENDAR_YEARS after its last year.
 
@@ -314,39 +304,6 @@ def _calendar(body: Body, country: str, step: str, times: pd.Series) -> HolidayC
         raise body.error(f"--holidays {country}: no holidays are known from {first} to {last}")
     dates = [day.isoformat() for day in sorted(days) if first <= day.year <= last]
     return HolidayCalendar(country=country, step=step, first_year=first, last_year=last, dates=dates)
-
-
-def _combine(
-    body: Body, options: ReadOptions, frame: pd.DataFrame, covariates: Sequence[str]
-) -> tuple[pd.DataFrame, bool]:
-    """Combine rows of a series that have the same time, by the method of ``--aggregate``. Covariates are averaged.
-
-    Return the rows, and whether any rows were combined.
-
-    Raises:
-        DataError: a series has two rows with the same time, but ``--aggregate`` is not given.
-    """
-    keys = ["(series)", "(time)"]
-    double = frame.duplicated(keys)
-    if double.any() and options.aggregate is None:
-        stamp, label = frame["(time)"][double].iloc[0], frame["(series)"][double].iloc[0]
-        same = frame.index[(frame["(time)"] == stamp) & (frame["(series)"] == label)]
-        relation = "are in the same time step" if options.resample else f"have the same time stamp {stamp}"
-        raise body.error(
-            f"rows {same[0]} and {same[1]} {relation}; use --aggregate sum, mean or last to combine such rows"
-        )
-    if double.any():
-        grouped = frame.groupby(keys, sort=True)
-        rows = {
-            "sum": lambda: grouped.sum(min_count=1),
-            "mean": lambda: grouped.mean(),
-            "last": lambda: grouped.last(),
-        }[options.aggregate or "last"]()
-        body.remarks.append(f"{int(double.sum())} rows are combined with others (--aggregate {options.aggregate})")
-        if covariates:
-            rows[list(covariates)] = grouped[list(covariates)].mean()
-        frame = rows.reset_index()
-    return frame, bool(double.any())
 
 
 def _iso(stamp: pd.Timestamp, midnight: bool, period: str) -> str:

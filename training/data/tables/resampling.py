@@ -1,0 +1,107 @@
+"""Put rows into longer time steps, and combine the rows of a time step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from pandas.tseries.frequencies import to_offset
+
+from training.data.tables.header import Body
+
+CALENDAR = {"W": "week", "M": "month", "ME": "month", "MS": "month", "Q": "quarter", "QE": "quarter", "QS": "quarter"}
+CALENDAR |= {"Y": "year", "YE": "year", "YS": "year", "A": "year"}
+CODES = {"week": "W-SUN", "month": "M", "quarter": "Q", "year": "Y"}  # the periods of pandas
+# A time step is incomplete if its part before the first or after the last row is more than this many times as long as
+# the longest time between two rows. In a regular table that lacks one row, it is twice as long.
+MAX_EMPTY_PART = 1.5
+MAX_HOLES = 2  # number of the longest times between rows, at most 5 %, that do not count, because they may be holes
+
+
+def resample(body: Body, step: str, times: pd.Series) -> tuple[pd.Series, str]:
+    """Return the start of the time step that contains each time, and the period of the steps as in ``Reading``.
+
+    ``step``: D, h, 15min, W (from Monday), M, Q, Y, or another pandas offset of fixed length.
+
+    Raises:
+        DataError: pandas does not know the step.
+    """
+    if period := CALENDAR.get(step.upper()):
+        return times.dt.to_period(CODES[period]).dt.start_time.astype("datetime64[us]"), period
+    try:
+        return times.dt.floor(_offset(step)), ""
+    except ValueError as error:
+        raise body.error(f"--resample {step}: {error}; allowed are h, D, W, M, Q, Y and 15min") from error
+
+
+def _offset(step: str) -> str:
+    return step if step.endswith("D") else step.lower()
+
+
+def _end(start: pd.Timestamp, step: str) -> pd.Timestamp:
+    if period := CALENDAR.get(step.upper()):
+        return (start.to_period(CODES[period]) + 1).start_time
+    return start + to_offset(_offset(step))
+
+
+def without_incomplete(
+    body: Body, step: str, times: pd.Series, starts: pd.Series, values: dict[str, pd.Series]
+) -> dict[str, pd.Series]:
+    """Return the values; NaN in the first and the last time step if the rows cover only a part of it. Add remarks.
+
+    Otherwise the sum of such a step would be too small. ``times``: the time of each row. ``starts``: the start of its
+    time step.
+
+    Raises:
+        DataError: no time step is complete.
+    """
+    there = pd.DataFrame(values).notna().any(axis=1)
+    gaps = np.sort(np.diff(np.unique(times[there])))
+    if not len(gaps):
+        return values
+    longest = MAX_EMPTY_PART * gaps[-1 - min(MAX_HOLES, len(gaps) // 20)]
+    first, last = starts[there].min(), starts[there].max()
+    begin, end = times[there].min(), times[there].max()
+    incomplete = {}
+    if begin - first > longest:
+        incomplete[first] = f"the first time step, {first}, is left out: its rows begin at {begin}"
+    if _end(last, step) - end > longest:
+        incomplete[last] = f"the last time step, {last}, is left out: its rows end at {end}"
+    if not set(starts[there]) - set(incomplete):
+        raise body.error(f"--resample {step}: the rows from {begin} to {end} cover no whole time step")
+    body.remarks += [f"{remark}, so their sum would be too small" for remark in incomplete.values()]
+    return {name: own.mask(starts.isin(list(incomplete))) for name, own in values.items()}
+
+
+def combine(
+    body: Body, frame: pd.DataFrame, aggregate: str | None, covariates: Sequence[str], resampled: bool
+) -> tuple[pd.DataFrame, bool]:
+    """Combine rows of a series that have the same time, by the method of ``--aggregate``. Covariates are averaged.
+
+    Return the rows, and whether any rows were combined.
+
+    Raises:
+        DataError: a series has two rows with the same time, but ``--aggregate`` is not given.
+    """
+    keys = ["(series)", "(time)"]
+    double = frame.duplicated(keys)
+    if double.any() and aggregate is None:
+        stamp, label = frame["(time)"][double].iloc[0], frame["(series)"][double].iloc[0]
+        same = frame.index[(frame["(time)"] == stamp) & (frame["(series)"] == label)]
+        relation = "are in the same time step" if resampled else f"have the same time stamp {stamp}"
+        raise body.error(
+            f"rows {same[0]} and {same[1]} {relation}; use --aggregate sum, mean or last to combine such rows"
+        )
+    if double.any():
+        grouped = frame.groupby(keys, sort=True)
+        rows = {
+            "sum": lambda: grouped.sum(min_count=1),
+            "mean": lambda: grouped.mean(),
+            "last": lambda: grouped.last(),
+        }[aggregate or "last"]()
+        body.remarks.append(f"{int(double.sum())} rows are combined with others (--aggregate {aggregate})")
+        if covariates:
+            rows[list(covariates)] = grouped[list(covariates)].mean()
+        frame = rows.reset_index()
+    return frame, bool(double.any())
