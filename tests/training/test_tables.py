@@ -63,7 +63,7 @@ def test_gaps_are_reported_and_interpolated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ("2024-01-11,many", "row 12: sold is 'many', not a number; use --missing 'many'"),
+        ("2024-01-11,many", "row 12: sold is 'many', not a number; use --missing many to read"),
         (
             "2024-01-10,77",
             "rows 11 and 12 have the same time stamp 2024-01-10 00:00:00; use --aggregate sum, mean or last",
