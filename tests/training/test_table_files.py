@@ -168,12 +168,17 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         lines("x,y", *([1700 + i, V[i]] for i in range(40))),
         "column 'x' may hold time stamps",
     )
-    add("time zone through a clock change", table("t,y", [
-        (pd.Timestamp("2024-03-30", tz="Europe/Berlin") + pd.Timedelta(hours=i)).isoformat() for i in range(60)]),
-        series("2024-03-29T23:00:00", "hour", V[:60]))  # fmt: skip
-    add("local midnights through a clock change", table("t,y", [
-        pd.Timestamp(x, tz="Europe/Berlin").isoformat() for x in DAYS[60:120]]),
-        series("2024-03-01", "day", V[:60]))  # fmt: skip
+    for name, pattern in (("", None), (", by format", "%Y-%m-%dT%H:%M:%S%z")):
+        zoned = [pd.Timestamp("2024-03-30", tz="Europe/Berlin") + pd.Timedelta(hours=i) for i in range(60)]
+        add(f"time zone through a clock change{name}", table("t,y", [x.isoformat() for x in zoned]),
+            series("2024-03-29T23:00:00", "hour", V[:60]), format=pattern)  # fmt: skip
+        midnights = [pd.Timestamp(x, tz="Europe/Berlin") for x in DAYS[60:120]]
+        add(f"local midnights through a clock change{name}", table("t,y", [x.isoformat() for x in midnights]),
+            series("2024-03-01", "day", V[:60]), format=pattern)  # fmt: skip
+    add("nanoseconds and a zone, by format", table("t,y", [f"{x:%d.%m.%Y %H:%M:%S}.000000000 -0530" for x in HOURS[:40]]),
+        series("2024-03-30T05:30:00", "hour", v40), format="%d.%m.%Y %H:%M:%S.%f %z")  # fmt: skip
+    add("UTC by format", table("t,y", [*(f"{x:%Y-%m-%d %H:%M}Z" for x in HOURS[:40])]),
+        series("2024-03-30T00:00:00", "hour", v40), format="%Y-%m-%d %H:%M%z")  # fmt: skip
     add("clock change without zone", table("t,y", [(pd.Timestamp("2024-10-26 22:00", tz="UTC") + pd.Timedelta(hours=i))
         .tz_convert("Europe/Berlin").strftime("%Y-%m-%d %H:%M") for i in range(40)]),
         r"same time stamp 2024-10-27 02:00:00; use --aggregate sum, mean or last")  # fmt: skip

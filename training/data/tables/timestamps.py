@@ -37,7 +37,8 @@ ZONES = {"z": 0, "utc": 0, "gmt": 0, "wet": 0, "west": 1, "cet": 1, "cest": 2, "
 ZONES |= {"est": -5, "edt": -4, "cst": -6, "cdt": -5, "mst": -7, "mdt": -6, "pst": -8, "pdt": -7}
 
 _MONTH = "(?P<name>" + "|".join(sorted(MONTHS, key=len, reverse=True)) + r")\.?"
-_DAY = r"(?P<d>\d{1,2})(?:st|nd|rd|th|\.)?"
+_NTH = r"(?:st|nd|rd|th|\.)?"
+_DAY = rf"(?P<d>\d{{1,2}}){_NTH}"
 _YEAR = r"(?P<Y>\d{4})"
 _YEAR2 = r"'?(?P<y>\d{2})"
 _CLOCK = (
@@ -78,12 +79,7 @@ _FORMATS: list[tuple[str, str, str, str]] = [
     ("year and quarter", "quarter", r"(?P<Y>\d{4})[-/ _.,]*q(?:tr)?\s?(?P<q>[1-4])", "Y q"),
     ("quarter and year", "quarter", r"q(?P<q>[1-4])[-/ _.,']*(?P<Y>\d{4})", "Y q"),
     ("quarter and year", "quarter", r"q(?P<q>[1-4])[-/ _.,']*(?P<y>\d{2})", "y q"),
-    (
-        "quarter and year",
-        "quarter",
-        r"(?P<q>[1-4])(?:st|nd|rd|th|\.)?\s?q(?:tr|uarter|uartal)?[-/ _.,']*(?P<Y>\d{4})",
-        "Y q",
-    ),
+    ("quarter and year", "quarter", rf"(?P<q>[1-4]){_NTH}\s?q(?:tr|uarter|uartal)?[-/ _.,']*{_YEAR}", "Y q"),
     ("quarter and year", "quarter", r"(?P<q>[1-4])q[-/ _.,']*(?P<y>\d{2})", "y q"),
     ("year and half", "half-year", r"(?P<Y>\d{4})[-/ _]*[hs](?P<h>[12])", "Y h"),
     ("half and year", "half-year", r"[hs](?P<h>[12])[-/ _]*(?P<Y>\d{4})", "Y h"),
@@ -93,15 +89,9 @@ _FORMATS: list[tuple[str, str, str, str]] = [
     ("two years", "year", r"(?P<Y>\d{4})[-/–](?:\d\d)?(?P<next>\d{2})", "Y"),
     ("%Y", "year", r"(?P<Y>\d{4})", "Y"),
 ]
+_TIME = rf"(?:(?:\s*[t,]\s*|\s+){_CLOCK})?\s*{_ZONE}?"
 FORMATS = [
-    (
-        label,
-        period,
-        re.compile(
-            rf"{pattern}(?:(?:\s*[t,]\s*|\s+){_CLOCK})?\s*{_ZONE}?" if not period and fields[0] != "?" else pattern
-        ),
-        fields,
-    )
+    (label, period, re.compile(pattern + (_TIME if not period and fields[0] != "?" else "")), fields)
     for label, period, pattern, fields in _FORMATS
 ]
 CLOCK = re.compile(_CLOCK + r"|(?P<H4>\d{1,2})\.(?P<M4>\d{2})\.(?P<S4>\d{2})")
@@ -256,11 +246,22 @@ def with_format(cells: pd.Series, pattern: str) -> Reading:
     """Read cells in a strptime format. Raises ValueError if the format is invalid."""
     texts = cells.map(lambda cell: str(int(cell) if is_typed(cell) and cell == int(cell) else cell))
     times = pd.to_datetime(texts, format=pattern, errors="coerce", utc="%z" in pattern)
-    zones = None
+    zones = pd.Series(0, index=cells.index)
     if "%z" in pattern:
-        times = times.dt.tz_localize(None)
+        known = texts[times.notna()]
+        zones = known.map(lambda text: _zone(text, pattern)).astype("int64").reindex(cells.index, fill_value=0)
+        times = times.dt.tz_localize(None) + pd.to_timedelta(zones, unit="s")
     period = "" if "%d" in pattern or "%j" in pattern else "month" if re.search("%[mbB]", pattern) else "year"
-    return Reading(pattern, period, times.astype("datetime64[us]"), zones)
+    return Reading(pattern, period, times.astype("datetime64[us]"), zones if zones.any() else None)
+
+
+def _zone(text: str, pattern: str) -> int:
+    """Return the offset from UTC in seconds of a cell that fits a strptime format with %z."""
+    try:
+        offset = datetime.datetime.strptime(text, pattern).utcoffset()
+    except ValueError:  # pandas also reads fractions of a second with nine digits, but is ten times as slow
+        offset = pd.to_datetime(text, format=pattern).utcoffset()
+    return int((offset or datetime.timedelta()).total_seconds())
 
 
 @cache
@@ -300,10 +301,8 @@ def _year_weeks(x: np.ndarray) -> np.ndarray | None:
     if not _within(x, 190001, 210053) or not _within(weeks, 1, 53):
         return None
     try:
-        days = [
-            datetime.datetime.fromisocalendar(int(year), int(week), 1)
-            for year, week in zip(x // 100, weeks, strict=True)
-        ]
+        parts = zip((x // 100).astype(int), weeks.astype(int), strict=True)
+        days = [datetime.datetime.fromisocalendar(year, week, 1) for year, week in parts]
     except ValueError:  # week 53 of a year with 52 weeks
         return None
     return np.array(days, "datetime64[us]")
