@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -133,6 +134,21 @@ def test_the_time_step_is_detected(tmp_path: Path, stamps: list[str], name: str)
     table = read_table(write_table(tmp_path, ["date,y", *(f"{stamp},{i % 9}" for i, stamp in enumerate(stamps))]))
     assert table.frequency == name
     assert len(table.series[0].values) == len(stamps)
+
+
+@pytest.mark.parametrize(
+    ("step", "name", "season"),
+    [("14D", "2 weeks", 26), ("28D", "4 weeks", 13), ("2MS", "2 months", 6), ("4MS", "4 months", 3)],
+)
+def test_a_yearly_season_is_detected_for_multiples_of_weeks_and_months(
+    tmp_path: Path, step: str, name: str, season: int
+) -> None:
+    stamps = pd.date_range("2010-01-01", periods=6 * season, freq=step)
+    noise = np.random.default_rng(0).normal(0, 0.1, len(stamps))
+    values = np.sin(2 * np.pi * np.arange(len(stamps)) / season) + noise
+    rows = [f"{stamp:%Y-%m-%d},{value}" for stamp, value in zip(stamps, values, strict=True)]
+    table = read_table(write_table(tmp_path, ["day,y", *rows]))
+    assert (table.frequency, table.season) == (name, season)
 
 
 def test_a_season_is_detected_without_time_stamps_if_there_is_one(tmp_path: Path) -> None:

@@ -24,8 +24,12 @@ SEASONS: dict[str, tuple[int, ...]] = {
     "day": (7, 365),
     "business day": (5,),
     "week": (52,),
+    "2 weeks": (26,),
+    "4 weeks": (13,),
     "month": (12,),
+    "2 months": (6,),
     "quarter": (4,),
+    "4 months": (3,),
     "half-year": (2,),
 }
 _MINUTE = 60 * SECOND
