@@ -127,6 +127,8 @@ def test_wide_and_long_tables_hold_the_same_series(tmp_path: Path) -> None:
         ([str(1700000000 + 3600 * i) for i in range(40)], "hour"),
         ([f"{datetime(2024, 1, 1) + timedelta(minutes=15 * i):%Y-%m-%dT%H:%M:%S}Z" for i in range(40)], "15 minutes"),
         ([f"{day:%Y-%m-%d}" for day in DAYS if day.weekday() < 5], "business day"),
+        ([f"{day:%Y-%m-%d} 16:00" for day in DAYS if day.weekday() < 5], "business day"),
+        ([f"{day:%Y-%m-%d} 16:00" for day in DAYS], "day"),
         ([f"{datetime(2024, 1, 7) + timedelta(weeks=i):%Y%m%d}" for i in range(40)], "week"),
     ],
 )
@@ -134,6 +136,34 @@ def test_the_time_step_is_detected(tmp_path: Path, stamps: list[str], name: str)
     table = read_table(write_table(tmp_path, ["date,y", *(f"{stamp},{i % 9}" for i, stamp in enumerate(stamps))]))
     assert table.frequency == name
     assert len(table.series[0].values) == len(stamps)
+
+
+def test_two_markets_may_close_at_different_times(tmp_path: Path) -> None:
+    days = [day for day in DAYS if day.weekday() < 5]
+    rows = [
+        f"{name},{day:%Y-%m-%d} {clock},{i % 9}"
+        for i, day in enumerate(days)
+        for name, clock in (("a", "16:00"), ("b", "17:30"))
+    ]
+    table = read_table(write_table(tmp_path, ["market,time,y", *rows]), ReadOptions(group="market"))
+    assert table.frequency == "business day"
+    assert [(series.start[-8:], len(series.values)) for series in table.series] == [
+        ("16:00:00", len(days)),
+        ("17:30:00", len(days)),
+    ]
+    assert not any("jitter" in remark for remark in table.remarks)
+    rows = [row.replace("02-06 16:00", "02-06 13:00") for row in rows]
+    early = read_table(write_table(tmp_path, ["market,time,y", *rows]), ReadOptions(group="market"))
+    assert early.frequency == "business day"
+    assert "time stamps with jitter are moved to the nearest step of one business day" in early.remarks
+    assert [series.values.tolist() for series in early.series] == [series.values.tolist() for series in table.series]
+
+
+def test_irregular_times_on_working_days_are_rejected(tmp_path: Path) -> None:
+    days = [day for day in DAYS if day.weekday() < 5]
+    rows = [f"{day:%Y-%m-%d} {7 * i % 24:02}:00,{i % 9}" for i, day in enumerate(days)]
+    with pytest.raises(DataError, match="the time stamps are irregular"):
+        read_table(write_table(tmp_path, ["time,y", *rows]))
 
 
 @pytest.mark.parametrize(

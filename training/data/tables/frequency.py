@@ -184,11 +184,19 @@ def step_name(step: int) -> str:
 
 
 def _business_days(times: Sequence[Times], everything: np.ndarray) -> Grid | None:
-    days = everything.astype("datetime64[D]")
-    if len(days) < 5 or (days != everything).any() or not np.is_busday(days).all():
+    """Return a grid of the days from Monday to Friday; None if the times do not fit.
+
+    Times fit if none is on a weekend, and each group has one time per day, at nearly the same time of day. For example,
+    a market may close earlier on some days, and one hour later in UTC during daylight saving time.
+    """
+    if len(everything) < 5 or not np.is_busday(everything.astype("datetime64[D]")).all():
         return None
     positions = [np.busday_count("1970-01-05", own.astype("datetime64[D]")) for own in times]
-    return Grid("business day", SEASONS["business day"], positions)
+    clocks = [(own - own.astype("datetime64[D]")).astype("timedelta64[us]") for own in times if len(own)]
+    spread = max(int(np.ptp(own.astype(np.int64))) for own in clocks)
+    if spread > MAX_JITTER * DAY or any((np.diff(own) == 0).any() for own in positions):
+        return None
+    return Grid("business day", SEASONS["business day"], positions, jitter=spread > 0)
 
 
 def _jittered(times: Sequence[Times], steps: Sequence[np.ndarray], differences: np.ndarray) -> Grid | None:
