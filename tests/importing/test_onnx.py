@@ -127,14 +127,17 @@ def test_a_model_computes_with_the_threads_of_the_service() -> None:
         torch.set_num_threads(threads)
 
 
-def test_external_data_below_the_folder_is_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "location", ["weights/matrix.bin", "Größe (1)/my model~a.onnx.data", "onnx::MatMul_7", "漢" * 66]
+)
+def test_external_data_below_the_folder_is_imported(tmp_path: Path, location: str) -> None:
     model, matrix = linear_model()
-    externalise(model, "weights/matrix.bin", length=matrix.nbytes)
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "matrix.bin").write_bytes(matrix.tobytes())
+    externalise(model, location, length=matrix.nbytes)
+    (tmp_path / location).parent.mkdir(exist_ok=True)
+    (tmp_path / location).write_bytes(matrix.tobytes())
     card = add_model(tmp_path, model)
     stored = store.read_version(tmp_path / "store", "net", card.version)
-    assert sorted(stored.tensors) == ["external/weights/matrix.bin", "model"]
+    assert sorted(stored.tensors) == [f"external/{location}", "model"]
     x = np.ones((2, 4), np.float32)
     np.testing.assert_allclose(stored.network().run({"x": x})["y"], x @ matrix, rtol=1e-5)
     content = io.BytesIO(b"".join(archive.export_version(tmp_path / "store", "net", 1)))
@@ -144,7 +147,7 @@ def test_external_data_below_the_folder_is_imported(tmp_path: Path) -> None:
 
 def test_an_archive_has_a_model_and_its_external_data(tmp_path: Path) -> None:
     model, matrix = linear_model()
-    externalise(model, "weights/matrix.bin", length=matrix.nbytes)
+    externalise(model, "weights/matrix ü.bin", length=matrix.nbytes)
     content = model.SerializeToString()
 
     def add_archive(entries: dict[str, bytes], max_bytes: int = MAX_BYTES) -> store.Card:
@@ -153,18 +156,18 @@ def test_an_archive_has_a_model_and_its_external_data(tmp_path: Path) -> None:
                 archive.writestr(name, data)
         return add(tmp_path / "store", tmp_path / "upload", Description("net"), max_bytes)
 
-    whole = {"net/net.onnx": content, "net/weights/matrix.bin": matrix.tobytes(), "__MACOSX/net/._net.onnx": b"?"}
+    whole = {"net/net.onnx": content, "net/weights/matrix ü.bin": matrix.tobytes(), "__MACOSX/net/._net.onnx": b"?"}
     card = add_archive({**whole, "net/notes.txt": b"not read"})
     x = np.ones((2, 4), np.float32)
     network = store.read_version(tmp_path / "store", "net", card.version).network()
     np.testing.assert_allclose(network.run({"x": x})["y"], x @ matrix, rtol=1e-5)
 
-    with pytest.raises(StoreError, match=r"'weights/matrix.bin' is not in the archive, where 'net/weights/"):
-        add_archive({"net/net.onnx": content, "weights/matrix.bin": matrix.tobytes()})
+    with pytest.raises(StoreError, match=r"'weights/matrix ü.bin' is not in the archive, where 'net/weights/"):
+        add_archive({"net/net.onnx": content, "weights/matrix ü.bin": matrix.tobytes()})
     with pytest.raises(StoreError, match=r"has the ONNX files a.onnx, net.onnx; one is allowed"):
         add_archive({"net.onnx": content, "a.onnx": content})
     with pytest.raises(StoreError, match=r"net/net.onnx and its external data have [\d,]+ bytes; the maximum is 2,000"):
-        add_archive({**whole, "net/weights/matrix.bin": bytes(10**6)}, 2000)  # compressed to 1,000 bytes
+        add_archive({**whole, "net/weights/matrix ü.bin": bytes(10**6)}, 2000)  # compressed to 1,000 bytes
     damaged = bytearray((tmp_path / "upload").read_bytes())
     damaged[60:80] = bytes(20)
     (tmp_path / "upload").write_bytes(damaged)
@@ -184,6 +187,12 @@ def add_model(tmp_path: Path, model: ModelProto | bytes, max_bytes: int = MAX_BY
         ("../secret", {"length": 48}, "'../secret', which is not below the folder"),
         ("/etc/passwd", {"length": 48}, "'/etc/passwd', which is not below the folder"),
         ("weights/../../secret", {"length": 48}, "which is not below the folder"),
+        ("..", {"length": 48}, "which is not below the folder"),
+        (".hidden", {"length": 48}, "or has a name that is longer than 200 bytes, begins with a dot, or contains *"),
+        ("weights//inside", {"length": 48}, "which is not below the folder"),
+        ("..\\secret", {"length": 48}, "begins with a dot, or contains *, a backslash"),
+        ("in\0side", {"length": 48}, "or a control character"),
+        ("漢" * 67, {"length": 48}, "longer than 200 bytes"),
         ("link", {"length": 48}, "'link' is not a file below the folder"),
         ("missing", {"length": 48}, "'missing' is not a file below the folder"),
         ("*/_ORT_MEM_ADDR_/*", {"offset": 94000000000000, "length": 48}, "which is not below the folder"),

@@ -20,7 +20,8 @@ TENSOR_DIMS, TENSOR_EXTERNAL, TENSOR_LOCATION = 1, 13, 14
 FUNCTION_NODE, FUNCTION_DOMAIN = 7, 10
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 LOOPS = ("Loop",)  # a Loop may run forever; a Scan ends, because its input has a fixed size
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}){0,4}")
+_NAME = rb"(?!\.)[^/\\*\x00-\x1f]{1,200}"  # at most 200 bytes, because file systems allow 255
+FILE_NAME = re.compile(rb"%b(/%b){0,4}" % (_NAME, _NAME))
 MAX_DEPTH = 32  # largest nesting depth of graphs
 VALUES_PER_BYTE = 4  # largest number of values in a byte, reached by types with 2 bits
 
@@ -107,8 +108,11 @@ def _check_tensor(tensor: memoryview, result: OnnxContent) -> None:
     available = len(tensor)
     if is_external or external:
         location, start, length = external.get("location", ""), external.get("offset", "0"), external.get("length", "")
-        if not FILE_NAME.fullmatch(location):
-            raise ValueError(f"external data is in {location[:80]!r}, which is not below the folder of the model")
+        if not FILE_NAME.fullmatch(location.encode()):
+            raise ValueError(
+                f"external data is in {location[:80]!r}, which is not below the folder of the model, or has a name "
+                "that is longer than 200 bytes, begins with a dot, or contains *, a backslash or a control character"
+            )
         if not all(text.isascii() and text.isdigit() and len(text) < 16 for text in (start, length)):
             raise ValueError(f"external data in {location!r} has the offset {start!r} and the length {length!r}")
         available = int(length)
