@@ -98,6 +98,16 @@ def test_known_columns_are_read_beside_each_series(workspace: Path, capsys: pyte
     assert json.loads(capsys.readouterr().out)["known"] == ["price", "promo"]
 
 
+@pytest.mark.usefixtures("workspace")
+def test_a_known_column_may_have_a_comma_in_its_name() -> None:
+    frame = pd.read_csv("sales.csv").rename(columns={"price": "price, net"})
+    frame.to_csv("sales.csv", index=False)
+    for known, names in (("price, net", ["price, net"]), ("promo,price, net", ["promo", "price, net"])):
+        assert read(known=known, columns=["sold"]).covariates == names
+    with pytest.raises(DataError, match="has no column 'price'"):
+        read(known="price,net", columns=["sold"])
+
+
 def test_missing_covariates_and_future_rows_are_reported(workspace: Path) -> None:
     frame = pd.DataFrame({"day": DAYS, "sold": sold(50, 0).round(2), "price": PRICE})
     frame.loc[5:6, "price"] = np.nan

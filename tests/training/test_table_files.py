@@ -325,6 +325,13 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     # layouts
     add("wide", lines("d,a,b", *([x, v, v + 1] for x, v in zip(d40, v40, strict=True))), two)
     add("one group column", lines("d,shop,sold", *grouped), two)
+    quoted = lines('d,"shop, city",item,sold', *(f'{d},"{s}, x",{t},{v}' for d, s, t, v in stores))
+    by_name = {f"{s}, x {t}": ("2024-01-01", "day", [v + 10 * s + t for v in v40]) for s in (1, 2) for t in (1, 2, 3)}
+    add("a comma in the name of a group column", quoted, by_name, group="shop, city,item")
+    add("a comma in the name of the only group column", quoted, "rows 2 and 3", group="shop, city")
+    swapped = [(d, "ab"[k], "xy"[(k + i) % 2], V[i] + k) for i, d in enumerate(d40) for k in (0, 1)]
+    add("two columns that can name the series", lines('d,"shop, city",region,y', *swapped),
+        "use --group 'shop, city' or --group region")  # fmt: skip
     add("two group columns of numbers", lines("date,store,item,sales", *stores), by_store)
     add("code and name of each group", lines("d,code,country,y", *([d, g.upper(), g, v] for d, g, v in grouped)),
         {name.upper(): own for name, own in two.items()})  # fmt: skip
@@ -412,7 +419,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add(
         "two sensors that alternate",
         lines("t,sensor,y", *alternating),
-        "may name several series; use --group 'sensor'",
+        "may name several series; use --group sensor, or",
     )
     add("Yahoo", lines("Price,Close,High", "Ticker,A,A", "Date,,", *([x, V[i], V[i] + 1] for i, x in enumerate(d40))),
         {"Close A": ("2024-01-01", "day", v40), "High A": ("2024-01-01", "day", [v + 1 for v in v40])})  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 
@@ -199,13 +200,13 @@ def group_columns(
                 _reject_part_of_time(body, sets[0])
                 return list(sets[0])
             if sets:
-                options = " or ".join(f"--group {','.join(names)}" for names in sets)
+                options = " or ".join(map(group_option, sets))
                 raise body.error(f"several columns can name the series; use {options}")
     if optional:
         return []
     row = times.index[times.duplicated()][0]
     first = times.index[times == times[row]][0]
-    names = f"--group {texts[0]!r} for one series per group, or " if texts else ""
+    names = f"{group_option(texts[:1])} for one series per group, or " if texts else ""
     stamp = int(times[row].timestamp()) if reading.period == "step" else times[row]
     ordered = reading.period == "step" or times.is_monotonic_increasing or times.is_monotonic_decreasing
     raise body.error(
@@ -216,12 +217,17 @@ def group_columns(
     )
 
 
+def group_option(names: Sequence[str]) -> str:
+    """Return the option --group for these columns, as it is typed in a shell."""
+    return f"--group {shlex.quote(','.join(names))}"
+
+
 def _reject_part_of_time(body: Body, names: Sequence[str]) -> None:
     """Raise DataError if a column that would name the series holds integers and has a name such as hour."""
     for name in names:
         if role(name) and _counted(body.frame[name]):
             raise body.error(
-                f"column {name!r} may be a part of the time or name the series; use --group {','.join(names)} if each "
+                f"column {name!r} may be a part of the time or name the series; use {group_option(names)} if each "
                 "of its values is a series, --time with all columns of the time, such as --time date,hour, or --time "
                 "none if the rows are in the order of time"
             )
@@ -271,7 +277,7 @@ def _reject_interleaved(
             grid is not None and len(own) >= 3 and grid.holes <= 0.1 for grid, own in zip(grids, groups, strict=True)
         ):
             raise body.error(
-                f"column {name!r} may name several series; use --group {name!r}, or --group none for one series"
+                f"column {name!r} may name several series; use {group_option([name])}, or --group none for one series"
             )
     return []
 

@@ -89,9 +89,9 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     body = header.locate(path, sheet, options.header)
     body.remarks.insert(0, f"read as {sheet.described}")
     _check_names(body, options)
-    known = _listed(options.known)
+    known = _listed(options.known, body)
     columns_only = (options.columns or known) and not options.by_rows
-    given = None if options.group is None else _given_groups(options)
+    given = None if options.group is None else _given_groups(body, options)
     unpivoted = None if columns_only else unpivot(body, options.by_rows, given)
     if known and unpivoted:
         raise body.error("--known needs a table with one row per time step, so it cannot be used with --by-rows")
@@ -102,7 +102,7 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
         time = time_column.detect(body, TIME, pattern, ()) if unpivoted.timed else None
         names = [VALUE]
     else:
-        groups = _given_groups(options)
+        groups = _given_groups(body, options)
         time = time_column.detect(body, options.time, options.format, [*(options.columns or ()), *groups, *known])
         names = []
     if time:
@@ -122,7 +122,7 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
             codes = tuple(f"column {name!r} holds codes" for name in groups)
             body.remarks[:] = [remark for remark in body.remarks if not remark.startswith(codes)]
             if groups:
-                body.remarks.append(f"each value of {', '.join(groups)} is a series (--group {','.join(groups)})")
+                body.remarks.append(f"each value of {', '.join(groups)} is a series ({roles.group_option(groups)})")
         if groups and not options.columns:
             names = roles.varying(body, names, groups)
     values = roles.parse_values(body, names, options.decimal, options.missing or ())
@@ -136,17 +136,24 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     return _on_grid(body, options, labels, values, covariates, time)
 
 
-def _given_groups(options: ReadOptions) -> list[str]:
-    return [] if options.group == "none" else _listed(options.group)
+def _given_groups(body: Body, options: ReadOptions) -> list[str]:
+    return [] if options.group == "none" else _listed(options.group, body)
 
 
-def _listed(names: str | None) -> list[str]:
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
+def _listed(names: str | None, body: Body) -> list[str]:
+    """Split names at commas. If a longer text is the name of a column, it is one name, although it has commas."""
+    parts, result = (names or "").split(","), []
+    while parts:
+        texts = {count: ",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)}
+        count = next((count for count, text in texts.items() if text in body.frame), 1)
+        result.append(texts[count])
+        del parts[:count]
+    return [name for name in result if name]
 
 
 def _check_names(body: Body, options: ReadOptions) -> None:
-    groups = _given_groups(options)
-    known = _listed(options.known)
+    groups = _given_groups(body, options)
+    known = _listed(options.known, body)
     for name in known:
         if name in (options.columns or ()) or name in groups or known.count(name) > 1:
             raise body.error(f"column {name!r} is named twice in --known, --column and --group")
@@ -322,7 +329,7 @@ def _table(
 ) -> Table:
     """Return the table of all series that have values. Each series is cut to its first and last value."""
     series = []
-    names = [*_listed(options.known), *([f"holidays {calendar.country}"] if calendar else [])]
+    names = [*_listed(options.known, body), *([f"holidays {calendar.country}"] if calendar else [])]
     for name, values, starts, known in arrays:
         there = np.flatnonzero(~np.isnan(values))
         if not len(there):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -112,7 +113,7 @@ def read(options: Options, horizon: int) -> OwnSeries:
     names = [column.name for column in needed.columns] if needed else []
     if needed and names != list(table.covariates):
         calendar = f" --holidays {needed.calendar.country}" if needed.calendar else ""
-        known = f" --known {','.join(needed.named)}" if needed.named else ""
+        known = f" --known {shlex.quote(','.join(needed.named))}" if needed.named else ""
         raise DataError(f"{label(base)} reads the known columns {', '.join(names)}; use{known}{calendar}")
     if horizon < 0:
         raise DataError(f"--horizon is {horizon}; allowed are 1 or more, or 0 for one season")
