@@ -14,13 +14,14 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.api.connection import CONNECTION
 from app.api.errors import ErrorResponse
 from app.errors import BadValue, QuartetError, TooSlow
 from app.observability.middleware import SECURITY_HEADERS
 from app.server.coalescing_transport import CoalescingTransport
+from app.server.upgrade import UpgradeIgnoringProtocol
 
 HEAD_SECONDS = 30.0  # longest time until a request head is complete, or until the first request of a connection begins
 TRAILER_SECONDS = 30.0  # longest time until the trailers after a chunked body are complete
@@ -72,7 +73,7 @@ class LimitExceeded(Exception):
     """Raised in a callback of the parser to stop the parser. uvicorn then calls ``send_400_response``."""
 
 
-class BoundedHttpProtocol(HttpToolsProtocol):
+class BoundedHttpProtocol(UpgradeIgnoringProtocol):
     """uvicorn's httptools protocol with limits on the bytes and the time of each state of a connection.
 
     The time that a response waits for the client to read it is limited, too.
@@ -263,6 +264,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.is_offer():
+            return
         self._enter(State.BODY)
         if self.transport.is_closing():  # the request was rejected
             return
@@ -289,6 +292,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
+        if self.is_offer():
+            return
         self.chunks_with_data = self.chunks
         self._enter(State.HEAD)
         if not self.transport.is_closing():

@@ -122,11 +122,27 @@ class Application:
         await send({"type": "http.response.body"})
 
 
+class ReadingApplication(Application):
+    """Reads and records the body of each request, and answers it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: list[tuple[dict[str, Any], bytes]] = []  # scope and body of each request
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body, more_body = b"", True
+        while more_body:
+            message = await receive()
+            body, more_body = body + message["body"], message["more_body"]
+        self.received.append((scope, body))
+        await super().__call__(scope, receive, send)
+
+
 class Connection:
     """A connection to the protocol."""
 
-    def __init__(self) -> None:
-        self.loop, self.transport, self.application = Loop(), Transport(), Application()
+    def __init__(self, application: Application | None = None) -> None:
+        self.loop, self.transport, self.application = Loop(), Transport(), application or Application()
         config = uvicorn.Config(self.application, ws="none", log_config=None, proxy_headers=False)
         config.load()
         loop: Any = self.loop
