@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -9,11 +10,12 @@ class CoalescingTransport:
     """The transport of one response. It sends the head and the first part of the body in one system call.
 
     Two system calls would take twice as long and wake the client twice. A head without a content-length is sent
-    immediately.
+    immediately. ``close`` calls ``on_close``, which closes the connection now or later.
     """
 
-    def __init__(self, transport: Any) -> None:
+    def __init__(self, transport: Any, on_close: Callable[[], None]) -> None:
         self.transport = transport
+        self.on_close = on_close
         self.head = b""
         self.started = False
 
@@ -33,7 +35,7 @@ class CoalescingTransport:
     def close(self) -> None:
         if self.head:
             self.write(b"")
-        self.transport.close()
+        self.on_close()
 
     def is_closing(self) -> bool:
         return bool(self.transport.is_closing())

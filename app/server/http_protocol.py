@@ -10,17 +10,15 @@ import sys
 import uuid
 from collections.abc import Callable
 from enum import Enum
-from http import HTTPStatus
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.api.connection import CONNECTION
-from app.api.errors import ErrorResponse
 from app.errors import BadValue, QuartetError, TooSlow
-from app.observability.middleware import SECURITY_HEADERS
 from app.server.coalescing_transport import CoalescingTransport
+from app.server.error_bytes import error_bytes
 from app.server.upgrade import UpgradeIgnoringProtocol
 
 HEAD_SECONDS = 30.0  # longest time until a request head is complete, or until the first request of a connection begins
@@ -98,7 +96,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
         self.state_timer: asyncio.TimerHandle | None = None  # ends a state that lasts too long
         self.write_timer: asyncio.TimerHandle | None = None  # closes the connection if the client reads too little
         self.running: Any = None  # the request that is being answered; ``cycle`` may be a later request
-        self.close_after_response = False
+        self.close_after_response = self.close_after_body = False
         self.on_disconnect: Callable[[], None] | None = None  # set while a request waits for its answer
         self.on_connection_lost: Callable[[], None] = lambda: None
 
@@ -156,6 +154,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
         self.delayed.discard(self)
         if self.running:
             self.running.scope.pop(CONNECTION, None)  # otherwise the scope and this object would refer to each other
+            self.running.transport = self.transport  # for the same reason
             if not self.running.response_complete:  # uvicorn itself notifies only the last pipelined request
                 self._disconnect()
         super().connection_lost(exc)
@@ -273,7 +272,8 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
             raise LimitExceeded  # the connection is closed after the response to the last waiting request
         super().on_headers_complete()
         if self.cycle and self.scope["method"] != "HEAD":  # a response to HEAD has no body to wait for
-            self.cycle.transport = CoalescingTransport(self.transport)  # type: ignore[assignment]  # has all used methods
+            transport: Any = CoalescingTransport(self.transport, self._close_after_response)  # has all used methods
+            self.cycle.transport = transport
         if not self.pipeline and self.cycle:  # otherwise the request waits for earlier requests
             self._run(self.cycle)
         if self.close_after_response and self.cycle:
@@ -296,6 +296,8 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
             return
         self.chunks_with_data = self.chunks
         self._enter(State.HEAD)
+        if self.close_after_body:
+            self._close()
         if not self.transport.is_closing():
             super().on_message_complete()
 
@@ -333,6 +335,16 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
     def _close_if_idle(self) -> None:
         if not (self._is_answering() or self.transport.is_closing()):
             self._close()
+
+    def _close_after_response(self) -> None:
+        """Close the connection, but first receive the rest of the body whose request was just answered.
+
+        Otherwise the system would reset the connection, and the client might lose the response (RFC 9112, 9.6).
+        """
+        if self.running.response_complete and self.running.more_body:
+            self.close_after_body = True
+        else:
+            self.transport.close()
 
     def _close(self) -> None:
         self.transport.close()
@@ -379,11 +391,8 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
             self._close()
             return
         path = getattr(self, "url", b"").decode("latin-1").partition("?")[0]  # unset before a complete request line
-        response, request_id = ErrorResponse(error, path), uuid.uuid4().hex
+        request_id = uuid.uuid4().hex
         if not self._is_answering():  # a running request is counted when it ends
             self.app.state.refused(path, error, request_id)  # set by create_app
-        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "connection: close"]
-        lines.append(f"x-request-id: {request_id}")
-        lines += [f"{name.decode()}: {value.decode()}" for name, value in (*response.raw_headers, *SECURITY_HEADERS)]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode() + bytes(response.body))
+        self.transport.write(error_bytes(error, path, request_id))
         self._close()

@@ -258,7 +258,7 @@ CONTINUE_100 = b"HTTP/1.1 100 Continue\r\n\r\n"
 )
 def test_a_short_response_is_sent_in_one_write(writes: list[bytes], calls: list[bytes]) -> None:
     recorder = RecordingTransport()
-    transport = CoalescingTransport(recorder)
+    transport = CoalescingTransport(recorder, recorder.close)
     for data in writes:
         transport.write(data)
     transport.close()

@@ -9,6 +9,8 @@ import gc
 import json
 import socket
 import threading
+import urllib.error
+import urllib.request
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -172,6 +174,16 @@ def test_the_rest_of_an_answered_body_is_limited(serve: Serve, monkeypatch: pyte
         assert sent_until_closed(connection, bytes(PACKET), 2**28) < 2**26
         assert received(connection).startswith(b"HTTP/1.1 413 ")
         assert_still_serves(client)
+
+
+def test_a_client_that_closes_the_connection_gets_the_answer_to_a_body_that_is_too_large(serve: Serve) -> None:
+    """urllib always sends ``Connection: close``, and reads the answer only after it has sent the whole body."""
+    with serve(max_body_bytes=10_000) as client:
+        for _ in range(3):
+            with pytest.raises(urllib.error.HTTPError) as rejection:
+                urllib.request.urlopen(f"{client.base_url}{CLASSIFY}", data=bytes(8_000_000), timeout=60)
+            assert rejection.value.code == 413
+            assert json.load(rejection.value)["error"]["code"] == "too_large"
 
 
 def test_a_rejected_head_waits_for_the_response_before_it(serve: Serve, held: HeldGenerator) -> None:

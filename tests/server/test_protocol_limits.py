@@ -6,14 +6,16 @@ import json
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from support.stubs.http import Connection
+from support.stubs.http import Application, Connection
 
 from app.api.connection import CONNECTION
 from app.server import http_protocol
 from app.server.http_protocol import (
+    DRAIN_SECONDS,
     FIRST_REQUEST_SECONDS,
     FRAMING_BYTES,
     HEAD_BYTES,
@@ -26,6 +28,7 @@ from app.server.http_protocol import (
     BoundedHttpProtocol,
 )
 
+CLOSING = b"POST / HTTP/1.1\r\nConnection: close\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 EXPECTING = b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -217,6 +220,77 @@ def test_the_rest_of_an_answered_body_is_not_kept(connection: Connection) -> Non
     connection.loop.answer()
     connection.send(b"12345678\r\n")
     assert connection.protocol.cycle.body == b"x"
+
+
+@pytest.mark.parametrize(
+    ("start", "rest"),
+    [
+        (CLOSING + b"Content-Length: 9\r\n\r\nx", [b"1234567", b"8"]),
+        (CLOSING + b"Transfer-Encoding: chunked\r\n\r\n9\r\nx", [b"12345678\r\n", b"0\r\n", b"x: y\r\n", b"\r\n"]),
+    ],
+    ids=["content-length", "chunks and trailers"],
+)
+def test_a_connection_that_ends_with_a_response_is_closed_after_the_body(
+    connect: Callable[[], Connection], start: bytes, rest: list[bytes]
+) -> None:
+    """Otherwise the system would reset the connection, and the client might not receive the response."""
+    for answered_after in range(len(rest)):
+        connection = connect()
+        connection.send(start, *rest[:answered_after])
+        connection.loop.answer()
+        assert b"\r\nconnection: close\r\n" in connection.transport.written
+        for part in rest[answered_after:-1]:
+            connection.send(part)
+            assert not connection.transport.closed
+        assert connection.send(rest[-1] + GET) == b""
+        assert connection.transport.closed
+        assert not connection.loop.requests
+
+
+def test_a_connection_that_ends_with_a_response_does_not_wait_for_other_bodies(
+    connect: Callable[[], Connection],
+) -> None:
+    complete, pipelined = connect(), connect()
+    complete.send(CLOSING + b"Content-Length: 1\r\n\r\nx")
+    pipelined.send(CLOSING + b"Content-Length: 1\r\n\r\nx" + CHUNKED)
+    for connection in (complete, pipelined):
+        connection.loop.answer()
+        assert connection.transport.closed
+        assert not connection.loop.requests
+
+
+def test_the_rest_of_a_body_before_the_end_of_a_connection_is_limited(
+    connect: Callable[[], Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "STATE_BYTES", http_protocol.STATE_BYTES | {http_protocol.State.DRAIN: 100_000})
+    silent, slow, large = (connect() for _ in range(3))
+    for connection in (silent, slow, large):
+        connection.send(CLOSING + b"Content-Length: 999999\r\n\r\nx")
+        connection.loop.answer()
+    silent.loop.wait(5)
+    assert silent.transport.closed
+    for _ in range(int(DRAIN_SECONDS) - 1):
+        slow.loop.wait(1)
+        slow.send(b"x")
+    assert not slow.transport.closed
+    slow.loop.wait(1)
+    assert slow.transport.closed
+    large.send(bytes(100_000))
+    assert not large.transport.closed
+    large.send(b"x")
+    assert large.transport.closed
+
+
+def test_a_response_that_fails_closes_the_connection_without_waiting_for_the_body() -> None:
+    class Failing(Application):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            raise ZeroDivisionError
+
+    connection = Connection(Failing())
+    connection.send(CLOSING + b"Content-Length: 9\r\n\r\nx")
+    connection.loop.answer()
+    assert connection.transport.closed
 
 
 def test_small_chunks_are_delayed_until_the_body_is_complete_or_the_connection_ends(
