@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.api.connection import CONNECTION
 from app.errors import BadValue, QuartetError, TooSlow
+from app.server.close_delimited import CloseDelimitedCycle
 from app.server.coalescing_transport import CoalescingTransport
 from app.server.error_bytes import error_bytes
 from app.server.upgrade import UpgradeIgnoringProtocol
@@ -271,13 +272,14 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise LimitExceeded  # the connection is closed after the response to the last waiting request
         super().on_headers_complete()
-        if self.cycle and self.scope["method"] != "HEAD":  # a response to HEAD has no body to wait for
+        if self.scope["http_version"] == "1.0":
+            self.cycle.__class__ = CloseDelimitedCycle  # uvicorn has no option for the class of a cycle
+        if self.scope["method"] != "HEAD":  # a response to HEAD has no body to wait for
             transport: Any = CoalescingTransport(self.transport, self._close_after_response)  # has all used methods
             self.cycle.transport = transport
-        if not self.pipeline and self.cycle:  # otherwise the request waits for earlier requests
+        if not self.pipeline:  # otherwise the request waits for earlier requests
             self._run(self.cycle)
-        if self.close_after_response and self.cycle:
-            self.cycle.keep_alive = False
+        self.cycle.keep_alive &= not self.close_after_response
 
     def on_chunk_header(self) -> None:
         self.chunks += 1
