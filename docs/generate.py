@@ -69,6 +69,7 @@ A model card is a JSON file that describes one version of a model. The store (`m
 | `<name>/<version>/card.json` | the model card, described below |
 | `<name>/<version>/model.safetensors` | the weights |
 | `<name>/<version>/*.png` | pictures of the training, such as `curves.png` and `samples.png` |
+| `.lock`, `<name>/.lock` | empty files that a command locks while it changes the other files |
 
 A published version never changes. [Versions](../how-to/rollout.md) describes the commands that manage versions.
 

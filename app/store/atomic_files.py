@@ -10,26 +10,41 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-SCRATCH = ".publish-"  # prefix of scratch folders; readers skip names that begin with a dot
+LOCK = ".lock"  # lock file in a folder; readers skip names that begin with a dot
+SCRATCH = ".publish-"  # prefix of scratch folders
 # An unlocked scratch folder older than this many seconds is stale. A new scratch folder is unlocked for a moment.
 LEFT_OVER = 60.0
 
 
 @contextlib.contextmanager
-def file_lock(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Lock a folder, so that only one process at a time can hold the lock. No lock file is written.
+def file_lock(path: Path, wait: bool = True, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """Lock a file or a folder, so that only one process at a time can hold the lock. ``path`` is opened with ``flags``.
 
-    The operating system releases the lock of a killed process. Raises BlockingIOError if ``wait`` is false and
-    another process holds the lock.
+    The operating system releases the lock of a killed process. On a network file system, the lock of a folder holds
+    only on this machine; use ``folder_lock`` there. Raises BlockingIOError if ``wait`` is false and another process
+    holds the lock.
     """
     import fcntl  # does not exist on Windows, where the service can run but not publish
 
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, flags, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+        yield handle
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Lock a folder of the store, as ``file_lock`` does, for the processes of all machines that share the store.
+
+    The lock is on the file ``.lock`` in the folder, which stays. NFS passes locks to the server only for files that are
+    open for writing. Users who may write to the folder may also lock it.
+    """
+    with file_lock(folder / LOCK, wait, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as handle:
+        with contextlib.suppress(PermissionError):  # another user has made the file
+            os.fchmod(handle, folder.stat().st_mode & 0o666)
+        yield
 
 
 @contextlib.contextmanager
@@ -42,11 +57,12 @@ def scratch_folder(store: Path) -> Iterator[Path]:
     for stale in store.glob(f"{SCRATCH}*"):
         with contextlib.suppress(OSError):
             if time.time() - stale.stat().st_mtime > LEFT_OVER:
-                with file_lock(stale, wait=False):
-                    shutil.rmtree(stale, ignore_errors=True)
+                with folder_lock(stale, wait=False):
+                    pass  # its process has ended
+                shutil.rmtree(stale, ignore_errors=True)  # after the lock, because NFS keeps open files
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=store))
     try:
-        with file_lock(folder):
+        with folder_lock(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -55,7 +71,7 @@ def scratch_folder(store: Path) -> Iterator[Path]:
 def replace_file(path: Path, text: str) -> None:
     """Replace the content of a file by one rename.
 
-    The caller must hold the ``file_lock`` of the folder, because the temporary file always has the same name.
+    The caller must hold the ``folder_lock`` of the folder, because the temporary file always has the same name.
     """
     new = path.with_name(f".{path.name}.new")
     try:

@@ -28,7 +28,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from app import store
 from app.store import ModelName, StoreError, StrictModel, VersionNumber
-from app.store.atomic_files import file_lock, replace_file
+from app.store.atomic_files import folder_lock, replace_file
 
 FILE = store.ROLLOUT
 NEWEST: Literal["newest"] = "newest"
@@ -284,7 +284,7 @@ def load(models: Path, name: str) -> Rollout:
 def _change(models: Path, name: str, command: str, choose: Callable[[Rollout], Rollout]) -> Rollout:
     """Replace a rollout by ``choose(rollout)``, under a lock and with one rename."""
     numbers(models, name)  # checks the name before it becomes a path
-    with file_lock(models / name):
+    with folder_lock(models / name):
         changed = choose(read(models, name)).model_copy(
             update={"changed": datetime.now(UTC).isoformat(timespec="seconds"), "by": command}
         )

@@ -3,6 +3,7 @@
     defaults.json                the default model of each task
     <name>/active.json           the rollout of a model, see ``app.store.rollout``; absent until the first change
     <name>/<version>/            model.safetensors, card.json, and pictures of the training (curves.png, samples.png)
+    .lock, <name>/.lock          empty files that a process locks while it changes the other files
 
 A version never changes after it is published. A version is published by one rename, so readers see either the whole
 version or nothing.
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from app.networks import KINDS, Kind, TaskName, build, is_imported
-from app.store.atomic_files import file_lock, replace_file, scratch_folder, sync
+from app.store.atomic_files import folder_lock, replace_file, scratch_folder, sync
 from app.store.card import CARD, Card, StoreError, parse_card, read_card
 
 WEIGHTS = "model.safetensors"
@@ -330,7 +331,7 @@ def place(store: Path, folder: Path) -> bool:
         (store / name).mkdir()
         (store / name).chmod((store / name).stat().st_mode | 0o555)
     task = version.card.task
-    with file_lock(store):  # so that two first publications do not both become the default model
+    with folder_lock(store):  # so that two first publications do not both become the default model
         defaults = {} if task == "infer" else read_defaults(store)  # before the rename, because it may raise an error
         try:
             folder.rename(store / name / number)
@@ -364,10 +365,10 @@ def encode_weights(tensors: Mapping[str, Tensor]) -> bytes:
 
 def set_default(store: Path, task: TaskName, name: str) -> None:
     """Make a model the default of a task, by one rename."""
-    with file_lock(store):
+    with folder_lock(store):
         _write_defaults(store, {**read_defaults(store), task: name})
 
 
 def _write_defaults(store: Path, defaults: dict[TaskName, str]) -> None:
-    """Replace ``defaults.json``. The caller must hold the ``file_lock`` of the store."""
+    """Replace ``defaults.json``. The caller must hold the ``folder_lock`` of the store."""
     replace_file(store / "defaults.json", json.dumps(defaults, indent=2) + "\n")

@@ -56,7 +56,7 @@ def test_an_exported_version_can_be_imported_into_another_store(
     for file in ("model.safetensors", "card.json", "curves.png"):
         assert (other / NAME / "1" / file).read_bytes() == (tmp_path / "first" / NAME / "1" / file).read_bytes()
     assert store.read_defaults(other) == {"sample": NAME}
-    assert sorted(path.name for path in other.iterdir()) == ["defaults.json", NAME]
+    assert sorted(path.name for path in other.iterdir()) == [".lock", "defaults.json", NAME]
 
 
 def test_an_existing_version_number_is_rejected_or_renumbered(archive_bytes: bytes, other: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.networks import publish_tiny
 
-from app.store.atomic_files import LEFT_OVER, file_lock, replace_file, scratch_folder
+from app import store
+from app.store import rollout
+from app.store.atomic_files import LEFT_OVER, LOCK, file_lock, folder_lock, replace_file, scratch_folder
 
 
 def test_a_replaced_file_has_the_new_content_and_all_may_read_it(tmp_path: Path) -> None:
@@ -68,11 +73,48 @@ def test_content_is_flushed_before_the_rename_and_the_folder_after_it(
     assert flushed == [(".file.json.new", "old"), (tmp_path.name, "new")]
 
 
-def test_a_lock_excludes_others_until_it_is_released(tmp_path: Path) -> None:
-    with file_lock(tmp_path), pytest.raises(BlockingIOError), file_lock(tmp_path, wait=False):
+@pytest.mark.parametrize("lock", [file_lock, folder_lock])
+def test_a_lock_excludes_others_until_it_is_released(tmp_path: Path, lock: Any) -> None:
+    with lock(tmp_path), pytest.raises(BlockingIOError), lock(tmp_path, wait=False):
         pass
-    with file_lock(tmp_path, wait=False):
+    with lock(tmp_path, wait=False):
         pass
+
+
+def test_the_locks_of_the_store_hold_on_all_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux passes the lock of a file on NFS to the server if the file is open for writing, and never of a folder."""
+    flock, locked = fcntl.flock, list[str]()
+
+    def shared_flock(handle: int, operation: int) -> None:
+        assert stat.S_ISREG(os.fstat(handle).st_mode)
+        assert fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        flock(handle, operation)
+        folder = Path(f"/proc/self/fd/{handle}").resolve().parent
+        locked.append("scratch" if folder.name.startswith(".publish-") else folder.name)
+
+    monkeypatch.setattr(fcntl, "flock", shared_flock)
+    publish_tiny(tmp_path, "tiny-gan")
+    rollout.activate(tmp_path, "tiny-gan", 1)
+    store.set_default(tmp_path, "sample", "tiny-gan")
+    assert locked == ["scratch", tmp_path.name, "tiny-gan", tmp_path.name]
+
+
+def test_those_who_may_write_to_a_folder_may_lock_it(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        for mode, expected in ((0o755, 0o644), (0o2775, 0o664), (0o700, 0o600)):
+            tmp_path.chmod(mode)
+            with folder_lock(tmp_path):
+                assert stat.S_IMODE((tmp_path / LOCK).stat().st_mode) == expected
+    finally:
+        os.umask(before)
+
+
+def test_a_link_is_not_followed_to_a_lock_file(tmp_path: Path) -> None:
+    (tmp_path / LOCK).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"), folder_lock(tmp_path):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_scratch_folder_is_locked_hidden_and_removed(tmp_path: Path) -> None:
@@ -81,7 +123,7 @@ def test_a_scratch_folder_is_locked_hidden_and_removed(tmp_path: Path) -> None:
             (folder / "file").write_text("x")
             assert folder.parent == tmp_path
             assert folder.name.startswith(".publish-")
-            with pytest.raises(BlockingIOError), file_lock(folder, wait=False):
+            with pytest.raises(BlockingIOError), folder_lock(folder, wait=False):
                 pass
             raise ZeroDivisionError
 
@@ -95,6 +137,8 @@ def test_only_old_unlocked_scratch_folders_are_removed(tmp_path: Path) -> None:
         (tmp_path / name / "tiny-gan" / "1").mkdir(parents=True)
         age = LEFT_OVER + (-30 if name == ".publish-young" else 30)
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    with file_lock(tmp_path / ".publish-busy"), scratch_folder(tmp_path):
-        pass
+    with folder_lock(tmp_path / ".publish-busy"):
+        os.utime(tmp_path / ".publish-busy", (0, 0))  # its lock file is new
+        with scratch_folder(tmp_path):
+            pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [".publish-busy", ".publish-young", "other"]

@@ -24,7 +24,7 @@ from support.service import ROOT
 from app import store
 from app.networks import KINDS, build, is_imported
 from app.store import versions
-from app.store.atomic_files import file_lock, replace_file
+from app.store.atomic_files import folder_lock, replace_file
 
 
 def raw_weights(folder: Path, head: bytes, content: bytes) -> None:
@@ -178,9 +178,9 @@ def test_the_shipped_store_is_valid() -> None:
 def test_the_next_publisher_removes_the_leftovers_of_a_killed_one(tmp_path: Path) -> None:
     for folder in (".publish-dead", ".publish-busy", ".publish-young"):
         (tmp_path / folder / "tiny-gan" / "1").mkdir(parents=True)
-    for folder in (".publish-dead", ".publish-busy"):
-        os.utime(tmp_path / folder, (0, 0))
-    with file_lock(tmp_path / ".publish-busy"):  # the lock of a running publisher
+    with folder_lock(tmp_path / ".publish-busy"):  # the lock of a running publisher
+        for folder in (".publish-dead", ".publish-busy"):
+            os.utime(tmp_path / folder, (0, 0))
         publish_tiny(tmp_path, "tiny-gan")
     assert {path.name for path in tmp_path.glob(".publish-*")} == {".publish-busy", ".publish-young"}
 
@@ -312,7 +312,7 @@ def test_the_first_default_of_a_task_is_chosen_under_the_lock_of_the_store(
     read_defaults = versions.read_defaults
 
     def read_locked(folder: Path) -> dict[store.TaskName, str]:
-        with pytest.raises(BlockingIOError), file_lock(folder, wait=False):
+        with pytest.raises(BlockingIOError), folder_lock(folder, wait=False):
             pass
         return read_defaults(folder)
 
