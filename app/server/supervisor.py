@@ -34,6 +34,7 @@ ACCEPTED_AT_ONCE = 64  # connections
 TICK_SECONDS = 0.25
 PAUSE_SECONDS = 2.0  # a longer time between two ticks means that the process was stopped, for example by SIGSTOP
 START_SECONDS = 60.0  # shortest time that a new worker gets to become ready when it replaces another worker
+START_FACTOR = 3  # a new worker gets this many times the last start of a worker, if that is longer
 MAX_PENDING_SECONDS = 5.0  # a connection is closed if no worker accepts it for this long
 REBALANCE_SECONDS = 1.0  # longest time for which a worker may have many more connections than another worker
 BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)  # while a worker is forked
@@ -99,6 +100,7 @@ class Supervisor:
         self._stopping: float | None = None  # time of the stop
         self._restart_delay = RESTART_DELAYS[0]
         self._start_after = 0.0
+        self._start_seconds = 0.0  # time that a new worker gets, according to the last start
         self._status = 0  # exit status of the service
         self._balanced_at = time.monotonic()
         self._checked_at = time.monotonic()
@@ -207,6 +209,7 @@ class Supervisor:
             if state in (b"ready", b"busy", b"unhealthy"):
                 worker.last_heartbeat = time.monotonic()
             if state == b"ready":
+                self._start_seconds = START_FACTOR * (time.monotonic() - worker.started)
                 worker.ready = worker.stopping is None
                 self._accept_when_ready()
             elif state == b"stopping":
@@ -316,6 +319,8 @@ class Supervisor:
                 silence = now - (worker.stopping or worker.last_heartbeat)
                 log.error("killed worker %s: no answer for %.0f s", worker.process.pid, silence)
                 worker.process.kill()
+                if not worker.ready and worker.stopping is None:
+                    self._start_seconds = 2 * (now - worker.started)  # the store may have larger networks now
                 worker.ready, worker.stopping = False, now
         if self._stopping is not None and now - self._stopping > self._shutdown_grace_seconds:
             self._kill()
@@ -327,7 +332,9 @@ class Supervisor:
             return now - worker.stopping > self._shutdown_grace_seconds + self._liveness_timeout_seconds
         if worker.ready:
             return now - worker.last_heartbeat > self._liveness_timeout_seconds
-        return self._serving and now - worker.started > max(START_SECONDS, 2 * self._liveness_timeout_seconds)
+        return self._serving and now - worker.started > max(
+            START_SECONDS, 2 * self._liveness_timeout_seconds, self._start_seconds
+        )
 
     def _reap(self, worker: WorkerProcess, now: float) -> None:
         while self._receive(worker):  # reads its last status lines
@@ -386,15 +393,3 @@ class Supervisor:
     def _kill(self) -> None:
         for worker in self._workers:
             worker.process.kill()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket that does not listen yet, so that no client connects too early. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    ((family, kind, protocol, _, address), *_) = socket.getaddrinfo(
-        host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(address)
-    return listener

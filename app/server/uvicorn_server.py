@@ -20,7 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.server.http_protocol import BoundedHttpProtocol
-from app.server.supervisor import CONNECTION_MESSAGE, RELEASE_MESSAGE, listen
+from app.server.supervisor import CONNECTION_MESSAGE, RELEASE_MESSAGE
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 
@@ -168,9 +168,24 @@ def listen_at(host: str, port: int) -> socket.socket:
         SettingsError: the address cannot be used.
     """
     try:
-        return listen(host, port)
-    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
+        return _bound_socket(host, port)
+    except (OSError, UnicodeError) as error:
         raise _cannot_listen(host, port, getattr(error, "strerror", None) or error) from None
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    """Return a bound socket that does not listen yet, so that no client connects too early.
+
+    Raises OSError, or UnicodeError for an invalid host name.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    ((family, kind, protocol, _, address), *_) = socket.getaddrinfo(
+        host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(address)
+    return listener
 
 
 def _cannot_listen(host: str, port: int, reason: object) -> SettingsError:

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -262,6 +263,36 @@ def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
         wait_until(lambda: min(before) not in service.workers and len(service.workers) == 2)
         for _ in range(8):
             assert httpx.get(f"{service.url}/health/live", timeout=TIMEOUT_SECONDS).status_code == 200
+
+
+def test_a_new_worker_gets_more_time_if_the_last_one_started_slowly_or_was_killed() -> None:
+    """Otherwise, a worker that needs more time to load the networks would be killed again and again."""
+
+    def start(seconds_ago: float, is_ready: bool) -> float:
+        """Let a worker have started some time ago, and return the time in seconds that a new worker gets."""
+        worker = WorkerProcess(Mock(exitcode=None), own_end, started=time.monotonic() - seconds_ago)
+        supervisor._workers = [worker]
+        if is_ready:
+            worker_end.send(b"ready\n")
+            supervisor._receive(worker)
+        supervisor._check_workers()
+        assert worker.process.kill.called != is_ready
+        lowest, highest = 0.0, 10_000.0
+        while highest - lowest > 0.1:
+            middle = (lowest + highest) / 2
+            new = WorkerProcess(worker.process, own_end, started=time.monotonic() - middle)
+            lowest, highest = (lowest, middle) if supervisor._hangs(new, time.monotonic()) else (middle, highest)
+        return lowest
+
+    own_end, worker_end = socket.socketpair()
+    own_end.setblocking(False)
+    with own_end, worker_end, listen_at("127.0.0.1", 0) as listener:
+        supervisor = Supervisor(
+            listener, lambda channel: None, 1, 5.0, 40.0, 20.0, ready=lambda: None, died=lambda pid: None
+        )
+        assert start(100, is_ready=True) == pytest.approx(300, abs=5)
+        assert start(310, is_ready=False) == pytest.approx(620, abs=5)
+        assert start(2, is_ready=True) == pytest.approx(80, abs=5)
 
 
 def test_a_worker_that_hangs_while_it_stops_is_killed() -> None:
