@@ -35,7 +35,7 @@ PERMANENT_ERRORS = (FileNotFoundError, NotADirectoryError, PermissionError)
 BACKGROUND_NICENESS = 10  # niceness of a thread that loads a version while other versions serve requests
 Engine = Batcher[Any, Any] | TextEngine[Any]
 P = TypeVar("P", bound=Predictor, default=Any)
-FileStamps = tuple[tuple[int, int], ...]  # size in bytes and modification time in ns of each file
+FileStamps = tuple[tuple[int, int, int], ...]  # size in bytes, and times of two changes in ns, of each file
 
 
 @dataclass(eq=False)
@@ -74,8 +74,7 @@ class LoadFailure:
         name: the name of the model, or a path in the store if ``version`` is 0.
         version: the version number; 0 for a file or folder that does not belong to a version.
         reason: the error message.
-        files: sizes and modification times of the version's files when they were read. If they change, the version is
-            loaded again.
+        files: ``file_stamps`` of the version when its files were read. If they change, the version is loaded again.
         retry_at: a time on the clock of ``time.monotonic``. After this time, the version is loaded again even if its
             files have not changed.
     """
@@ -102,7 +101,7 @@ class PreparedModel:
 
     Attributes:
         bytes: size of the weights in memory.
-        files: sizes and modification times of the version's files when they were read.
+        files: ``file_stamps`` of the version when its files were read.
     """
 
     card: Card
@@ -212,12 +211,15 @@ def _is_transient(error: Exception) -> bool:
 
 
 def file_stamps(folder: Path, name: str, number: int) -> FileStamps:
-    """Return the sizes and modification times of a version's card and weights. A missing file is left out."""
+    """Return the sizes of a version's card and weights, and the times when their content and their inode changed.
+
+    A change of the permissions changes only the inode. A missing file is left out.
+    """
     stamps = []
     for file in (CARD, WEIGHTS):
         with contextlib.suppress(OSError):
             stat = (folder / name / str(number) / file).stat()
-            stamps.append((stat.st_size, stat.st_mtime_ns))
+            stamps.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return tuple(stamps)
 
 

@@ -266,9 +266,10 @@ def test_a_prepared_version_is_used_once(loader: Loader) -> None:
 def test_file_stamps_are_sizes_and_times_of_the_files_that_there_are(tmp_path: Path) -> None:
     folder = publish_tiny(tmp_path, NAME).folder
     stats = [(folder / file).stat() for file in (CARD, WEIGHTS)]
-    assert file_stamps(tmp_path, NAME, 1) == tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+    stamps = tuple((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
+    assert file_stamps(tmp_path, NAME, 1) == stamps
     (folder / CARD).unlink()
-    assert file_stamps(tmp_path, NAME, 1) == ((stats[1].st_size, stats[1].st_mtime_ns),)
+    assert file_stamps(tmp_path, NAME, 1) == stamps[1:]
     assert file_stamps(tmp_path, NAME, 2) == ()
 
 

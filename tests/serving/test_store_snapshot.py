@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.networks import publish_tiny
+from support.waiting import wait_until
 
 from app import store
 from app.serving.loader import LoadFailure, file_stamps
@@ -100,6 +101,19 @@ def test_a_version_that_failed_is_tried_again_when_its_files_changed_its_time_ca
     changed = LoadFailure(NAME, 3, "damaged", files=())
     gone = LoadFailure("gone", 1, "damaged", files=())
     assert scan(three, None, unchanged, due, changed, gone).retry == {(NAME, 2), (NAME, 3), ("gone", 1)}
+
+
+def test_a_version_that_could_not_be_read_is_tried_again_when_its_permissions_change(three: Path) -> None:
+    weights = three / NAME / "1" / store.WEIGHTS
+    weights.chmod(0o200)
+    failure = LoadFailure(NAME, 1, "Permission denied", file_stamps(three, NAME, 1))
+    assert scan(three, None, failure).retry == frozenset()
+
+    def is_retried() -> bool:
+        weights.chmod(0o644)
+        return scan(three, None, failure).retry == {(NAME, 1)}
+
+    wait_until(is_retried)  # the file system may note times of 4 ms
 
 
 def test_a_version_is_tried_again_at_the_stated_time(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
