@@ -41,7 +41,7 @@ class StoreWatcher:
         self._lock = asyncio.Lock()
         self._disk = DiskThread("store")
         self._check_disk = DiskThread("store-check")  # a separate thread, so that checks do not wait for a scan
-        self._scan_started_at = -math.inf  # time.monotonic() at the start of the last scan
+        self._scan_started_at = -math.inf  # time.monotonic() at the start of the last successful scan
 
     async def scan(self) -> None:
         """Read the store into a new ``snapshot``, and log the failures that are new."""
@@ -62,16 +62,17 @@ class StoreWatcher:
     async def refresh(self) -> None:
         """Scan the store now and call ``on_scan``, unless polling is off.
 
-        Concurrent callers share one scan, if the scan starts after their calls.
+        Concurrent callers share one scan, if the scan starts after their calls and succeeds.
         """
         called_at = time.monotonic()
         async with self._lock:
             if self._scan_started_at > called_at or not self._poll_seconds:
                 return
-            self._scan_started_at = time.monotonic()
+            started_at = time.monotonic()
             try:
                 await self.scan()
                 self._on_scan()
+                self._scan_started_at = started_at
             except Exception:  # for example a network file system that is unavailable for a moment
                 log.exception("the store cannot be scanned")
 

@@ -88,6 +88,33 @@ async def test_concurrent_callers_share_a_scan_that_starts_after_their_call(
     assert len(scans) == 3
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_scan_that_was_cancelled_or_failed_is_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    started, release, scans = threading.Event(), threading.Event(), list[int]()
+
+    def scan(*_: object) -> StoreSnapshot:
+        scans.append(1)
+        if len(scans) == 2:
+            started.set()
+            assert release.wait(30)
+            if fails:
+                raise OSError(5, "Input/output error")
+        return StoreSnapshot(numbers={NAME: [len(scans)]})
+
+    monkeypatch.setattr(StoreSnapshot, "scan", scan)
+    watch = watcher(tmp_path)
+    callers = [asyncio.create_task(watch.refresh()) for _ in range(3)]  # the first scan begins before the other calls
+    assert await asyncio.to_thread(started.wait, 30)
+    if not fails:
+        callers[1].cancel()
+    release.set()
+    await asyncio.gather(*callers, return_exceptions=True)
+    assert len(scans) == 3
+    assert watch.snapshot.numbers == {NAME: [3]}
+
+
 async def test_a_call_at_the_time_when_a_scan_starts_does_not_share_the_scan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
