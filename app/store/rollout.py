@@ -196,7 +196,8 @@ def _activated(models: Path, name: str, old: Rollout, version: int, share: float
     if version in old.retired:
         raise RolloutRefused(f"{name}@{version} is retired; `retire --undo` restores it")
     now = serving(models, name, old)
-    previous = next(iter(old.previous_versions(now, numbers(models, name))), None)
+    others = (number for number in old.previous_versions(now, numbers(models, name)) if number != now)
+    previous = next(others, None)  # if ``old.active`` is damaged, ``now`` may be ``old.previous``
     if share == 100:
         return Rollout(active=version, previous=previous if now == version else now, retired=old.retired)
     if now == version:

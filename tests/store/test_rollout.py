@@ -103,6 +103,19 @@ def test_a_rollback_activates_the_previous_version_and_a_second_one_undoes_it(th
     assert rollback(three, NAME).active == 1
 
 
+@pytest.mark.parametrize("share", [100, 10])
+def test_a_version_is_never_its_own_previous_version(three: Path, share: float) -> None:
+    activate(three, NAME, 2)
+    activate(three, NAME, 3)
+    make_invalid(three / NAME / "3")
+    assert active_version(three) == 2
+    changed = activate(three, NAME, 2 if share == 100 else 1, share)
+    assert (changed.active, changed.previous) == (2, None)
+    if share == 100:
+        with pytest.raises(RolloutRefused, match=r"^tiny-gan has no previous version; activate one by its number$"):
+            rollback(three, NAME)
+
+
 def test_a_canary_ends_with_a_rollback_or_an_activation(three: Path) -> None:
     assert activate(three, NAME, 2, share=12.5).model_dump(include={"active", "canary"}) == {
         "active": 3,
