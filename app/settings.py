@@ -144,7 +144,9 @@ class Settings(BaseSettings):
     tls_key: FilePath | None = Field(None, description="PEM file of the private key of `QUARTET_TLS_CERT`")
 
     max_body_bytes: Count = Field(
-        32 * 2**20, description="largest size of a request body in bytes. Bodies without images have lower limits."
+        32 * 2**20,
+        description="largest size of a request body in bytes, at most `QUARTET_MAX_BUFFERED_BYTES`. Bodies without "
+        "images have lower limits.",
     )
     max_buffered_bytes: Count = Field(
         256 * 2**20,
@@ -227,6 +229,11 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError("\n".join(_sentence(detail) for detail in error.errors())) from None
+        if self.max_body_bytes > self.max_buffered_bytes:  # the largest bodies would always get status 429
+            raise SettingsError(
+                f"QUARTET_MAX_BODY_BYTES is {self.max_body_bytes}: allowed are at most {self.max_buffered_bytes}, the "
+                "value of QUARTET_MAX_BUFFERED_BYTES"
+            )
 
 
 def _sentence(detail: Any) -> str:

@@ -121,13 +121,12 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
     Raises:
         SettingsError: the address, the certificate, the storage of rate limits or shared memory cannot be used.
     """
-    buffered, rows = settings.max_buffered_bytes, settings.queue_rows
     worker_settings = settings.model_copy(
         update={
             "threads": threads,
             # Each worker must have room for one body of the allowed size.
-            "max_buffered_bytes": max(buffered // workers, min(buffered, settings.max_body_bytes)),
-            "queue_rows": max(1, rows // workers),
+            "max_buffered_bytes": max(settings.max_buffered_bytes // workers, settings.max_body_bytes),
+            "queue_rows": max(1, settings.queue_rows // workers),
         }
     )
     tls_context(settings)

@@ -333,6 +333,11 @@ def test_default_values_keep_to_the_configured_limits(serve: Serve) -> None:
         ("QUARTET_LIVENESS_TIMEOUT_SECONDS", "nan", "QUARTET_LIVENESS_TIMEOUT_SECONDS is 'nan'"),
         ("QUARTET_STORE", "", "QUARTET_STORE is '': the path should not be empty"),
         ("QUARTET_KEYS_FILE", "", "QUARTET_KEYS_FILE is '': the path should not be empty"),
+        (
+            "QUARTET_MAX_BUFFERED_BYTES",
+            "50000",
+            "QUARTET_MAX_BODY_BYTES is 33554432: allowed are at most 50000, the value of QUARTET_MAX_BUFFERED_BYTES",
+        ),
         ("QUARTET_DEVICE", "tpu", "QUARTET_DEVICE is 'tpu'"),
         ("QUARTET_DEVICE", "cuda:01", "QUARTET_DEVICE is 'cuda:01'"),
         ("QUARTET_DEVICE", "cuda:\u0663", "QUARTET_DEVICE is 'cuda:\u0663'"),
