@@ -265,7 +265,8 @@ def publish(
 ) -> Version:
     """Publish the next version of the model ``card["name"]`` and return it.
 
-    The model becomes the default model of its task if the task has none yet. The task ``infer`` never has a default.
+    The model becomes the default model of its task if the task has none with a version. The task ``infer`` never has a
+    default.
 
     Args:
         card: all keys of Card except ``version`` and ``weights_sha256``.
@@ -317,9 +318,10 @@ def card_text(content: Mapping[str, Any]) -> bytes:
 def place(store: Path, folder: Path) -> bool:
     """Verify a version in a scratch folder ``.../name/number`` and move it into the store by one rename.
 
-    The model becomes the default model of its task if the task has none yet. The task ``infer`` never has a default.
-    Returns False if a version with this number has been published in the meantime, otherwise True. Raises StoreError
-    for an invalid version or an invalid ``defaults.json``. After any error, the version is still in the scratch folder.
+    The model becomes the default model of its task if the task has none with a version. The task ``infer`` never has a
+    default. Returns False if a version with this number has been published in the meantime, otherwise True. Raises
+    StoreError for an invalid version or an invalid ``defaults.json``. After any error, the version is still in the
+    scratch folder.
     """
     name, number = folder.parent.name, folder.name
     version = read_version(folder.parent.parent, name, int(number))
@@ -330,27 +332,35 @@ def place(store: Path, folder: Path) -> bool:
     with suppress(FileExistsError):
         (store / name).mkdir()
         (store / name).chmod((store / name).stat().st_mode | 0o555)
-    task = version.card.task
+    task, target, moved = version.card.task, store / name / number, False
     with folder_lock(store):  # so that two first publications do not both become the default model
-        defaults = {} if task == "infer" else read_defaults(store)  # before the rename, because it may raise an error
+        defaults = {} if task == "infer" else read_defaults(store)
+        is_first = task != "infer" and not _has_version(store, defaults.get(task))
         try:
-            folder.rename(store / name / number)
-        except OSError:
-            if (store / name / number).exists():
-                return False
-            raise
-        try:
+            if is_first:  # before the rename: if the process is killed in between, the next publication repairs it
+                _write_defaults(store, {**defaults, task: name})
+            folder.rename(target)
+            moved = True
             sync(store / name)
             sync(store)
-            if task != "infer" and task not in defaults:
-                _write_defaults(store, {**defaults, task: name})
         except OSError:
             with suppress(OSError):  # the file may have been replaced before the error
-                if task != "infer" and read_defaults(store) != defaults:
+                if is_first and read_defaults(store) != defaults:
                     _write_defaults(store, defaults)
-            (store / name / number).rename(folder)
+            if moved:
+                target.rename(folder)
+            elif target.exists():
+                return False
             raise
     return True
+
+
+def _has_version(store: Path, name: str | None) -> bool:
+    """Return whether the store has versions of a model, which may be invalid, or a folder of it that is unreadable."""
+    try:
+        return name is not None and bool(version_numbers(store, name))
+    except StoreError:
+        return True
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

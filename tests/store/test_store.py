@@ -73,6 +73,45 @@ def test_nothing_is_published_if_the_default_cannot_be_written(tmp_path: Path, m
     assert store.read_defaults(tmp_path) == {"sample": "tiny-gan"}
 
 
+@pytest.mark.parametrize("killed_at", ["_write_defaults", "rename"])
+def test_after_a_publisher_was_killed_the_next_one_publishes_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    for name in ("tiny-gan", "tiny-cgan"):
+        with monkeypatch.context() as patch:
+            patch.setattr(*((versions, killed_at) if killed_at == "_write_defaults" else (Path, killed_at)), kill)
+            with pytest.raises(Killed):
+                publish_tiny(tmp_path, name)
+        assert not list(store.all_versions(tmp_path))  # no version without the default
+    publish_tiny(tmp_path, "tiny-cgan")
+    assert store.read_defaults(tmp_path) == {"sample": "tiny-cgan"}
+
+
+def test_a_default_without_versions_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = {"sample": "gone", "classify": "unreadable"}
+    (tmp_path / "defaults.json").write_text(json.dumps(defaults))
+    (tmp_path / "unreadable").touch()
+    publish_tiny(tmp_path, "tiny-cnn")
+    assert store.read_defaults(tmp_path) == defaults
+
+    def failing_rename(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing_rename)
+        with pytest.raises(OSError, match="No space left on device"):
+            publish_tiny(tmp_path, "tiny-gan")
+    assert store.read_defaults(tmp_path) == defaults
+    publish_tiny(tmp_path, "tiny-gan")
+    assert store.read_defaults(tmp_path) == {"sample": "tiny-gan", "classify": "unreadable"}
+
+
 def test_an_invalid_version_is_not_published(tmp_path: Path) -> None:
     task, kind, sizes, fields = TINY["tiny-gan"]
     tensors = build(kind, sizes).state_dict()
