@@ -126,9 +126,8 @@ def _version_or_newest(text: str) -> int | Literal["newest"]:
 
 
 def _list(args: argparse.Namespace) -> None:
-    for name in args.names:
-        rollout.numbers(args.store, name)  # raises an error for an unknown name
-    rows = [row for row in catalogue.list_models(args.store) if not args.names or row["name"] in args.names]
+    names = sorted(set(args.names))
+    rows = [catalogue.model_row(args.store, name) for name in names] if names else catalogue.list_models(args.store)
     table: list[Row] = [("NAME", "TASK", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "RETIRED")]
     for row in rows:
         task = f"{row['task'] or 'no valid version'}{' (default)' if row['default'] else ''}"
@@ -197,7 +196,7 @@ def _load(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace, changed: Rollout) -> None:
-    row = next(row for row in catalogue.list_models(args.store) if row["name"] == args.name)
+    row = catalogue.model_row(args.store, args.name)
     retired = f"; retired: {', '.join(map(str, changed.retired))}" if changed.retired else ""
     print(json.dumps(row) if args.json else f"{_status(args.name, row)}{retired}")
 
@@ -245,14 +244,14 @@ def _import(args: argparse.Namespace) -> None:
             other = "; this is not an archive of `export`; for .pt2 and ONNX files, use `add`"
             hint = other if args.file.suffix.lower() in (".pt2", ".onnx") else ""
             raise StoreError(f"{args.file}: {error}{hint}") from None
-    row = next(row for row in catalogue.list_models(args.store) if row["name"] == card.name)
+    row = catalogue.model_row(args.store, card.name)
     label = f"{card.name}@{card.version}"
     print(json.dumps(row) if args.json else f"imported {label}; {_status(card.name, row)}")
 
 
 def _add(args: argparse.Namespace) -> None:
     card = add_model.run(args)
-    row = next(row for row in catalogue.list_models(args.store) if row["name"] == card.name)
+    row = catalogue.model_row(args.store, card.name)
     added = row | {"added": card.version}
     print(json.dumps(added) if args.json else f"added {card.name}@{card.version}; {_status(card.name, row)}")
 

@@ -8,24 +8,28 @@ from typing import Any
 
 from app import store
 from app.store import StoreError, rollout
-from app.store.rollout import Rollout, check_version, serving, stored_versions
+from app.store.rollout import Rollout, check_version, first_valid, stored_versions
 
 
 def list_models(folder: Path) -> list[dict[str, Any]]:
     """Return one row per model: its task, rollout and versions."""
     defaults = store.read_defaults(folder)
-    return [_model(folder, name, defaults) for name in stored_versions(folder)]
+    return [_row(folder, name, numbers, defaults) for name, numbers in stored_versions(folder).items()]
 
 
-def _model(folder: Path, name: str, defaults: dict[store.TaskName, str]) -> dict[str, Any]:
+def model_row(folder: Path, name: str) -> dict[str, Any]:
+    """Return the row of one model. Raises VersionNotFound."""
+    return _row(folder, name, rollout.numbers(folder, name), store.read_defaults(folder))
+
+
+def _row(folder: Path, name: str, numbers: list[int], defaults: dict[store.TaskName, str]) -> dict[str, Any]:
     current, problem = Rollout(), ""
     try:
         current = rollout.read(folder, name)
     except StoreError as error:
         problem = str(error)
-    numbers = stored_versions(folder)[name]
-    active = serving(folder, name, current)
-    task = store.read_card(folder / name / str(active)).task if active else None
+    version = first_valid(folder, name, current.preference(numbers))
+    active, task = (version.card.version, version.card.task) if version else (None, None)
     previous = [number for number in current.previous_versions(active, numbers) if number in numbers]
     return {
         "name": name,
@@ -46,8 +50,7 @@ def _model(folder: Path, name: str, defaults: dict[store.TaskName, str]) -> dict
 
 def describe_model(folder: Path, name: str) -> dict[str, Any]:
     """Return the row of a model, in which ``versions`` has one row for each version. Raises VersionNotFound."""
-    rollout.numbers(folder, name)
-    row = _model(folder, name, store.read_defaults(folder))
+    row = model_row(folder, name)
     return {**row, "versions": [_version(folder, row, number) for number in row["versions"]]}
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -114,12 +115,13 @@ def numbers(models: Path, name: str) -> list[int]:
         raise VersionNotFound(
             f"{shorten(name)} is not a model name; allowed characters: lower-case letters, digits and hyphens"
         ) from None
-    versions = stored_versions(models)
-    if name not in versions:
-        raise VersionNotFound(
-            f"there is no model {name!r} in the store; models in the store: {', '.join(versions) or 'none'}"
-        )
-    return versions[name]
+    found: list[int] = []
+    with suppress(StoreError):  # an unreadable folder counts as missing, as in ``stored_versions``
+        found = store.version_numbers(models, name)
+    if not found:
+        names = ", ".join(stored_versions(models)) or "none"
+        raise VersionNotFound(f"there is no model {name!r} in the store; models in the store: {names}")
+    return found
 
 
 def shorten(value: object) -> str:
@@ -144,20 +146,18 @@ def check_version(models: Path, name: str, version: int) -> store.Version:
     return checked
 
 
-def is_whole(models: Path, name: str, version: int) -> bool:
-    """Return whether a version passes ``check_version``."""
-    try:
-        check_version(models, name, version)
-    except StoreError:
-        return False
-    return True
+def first_valid(models: Path, name: str, candidates: Iterable[int]) -> store.Version | None:
+    """Return the first of the candidates that passes ``check_version``, or None."""
+    for number in candidates:
+        with suppress(StoreError):
+            return check_version(models, name, number)
+    return None
 
 
 def serving(models: Path, name: str, rollout: Rollout) -> int | None:
     """Return the active version, or None if no version is valid."""
-    return next(
-        (number for number in rollout.preference(numbers(models, name)) if is_whole(models, name, number)), None
-    )
+    version = first_valid(models, name, rollout.preference(numbers(models, name)))
+    return version and version.card.version
 
 
 def active_version(models: Path, name: str) -> int:
@@ -220,11 +220,11 @@ def _rolled_back(models: Path, name: str, old: Rollout) -> Rollout:
         return old.model_copy(update={"canary": None})
     now = serving(models, name, old)
     candidates = old.previous_versions(now, numbers(models, name))
-    target = next((number for number in candidates if is_whole(models, name, number)), None)
+    target = first_valid(models, name, candidates)
     if target is None:
         reason = f"; {name}@{candidates[0]} is invalid" if candidates else ""
         raise RolloutRefused(f"{name} has no previous version{reason}; activate one by its number")
-    return Rollout(active=target, previous=old.active or now, retired=old.retired, unloaded=old.unloaded)
+    return Rollout(active=target.card.version, previous=old.active or now, retired=old.retired, unloaded=old.unloaded)
 
 
 def retire(models: Path, name: str, version: int, undo: bool = False) -> Rollout:

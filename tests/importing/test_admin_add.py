@@ -73,11 +73,12 @@ def test_an_archive_of_an_onnx_file_and_its_data_is_served(serve: Serve) -> None
 def test_the_answer_names_the_imported_version_and_not_the_newest(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list_models = catalogue.list_models
+    model_row = catalogue.model_row
 
-    def list_another(folder: Path) -> list[dict[str, Any]]:
-        """List the models as if another process had imported another version at the same time."""
-        return [row | {"versions": [*row["versions"], 9]} for row in list_models(folder)]
+    def row_with_another(folder: Path, name: str) -> dict[str, Any]:
+        """Return the row as if another process had imported another version at the same time."""
+        row = model_row(folder, name)
+        return row | {"versions": [*row["versions"], 9]}
 
     def run(command: Sequence[str], **_: object) -> subprocess.CompletedProcess[str]:
         output = io.StringIO()
@@ -85,7 +86,7 @@ def test_the_answer_names_the_imported_version_and_not_the_newest(
             status = models.main(command[3:])
         return subprocess.CompletedProcess(command, status, output.getvalue(), "")
 
-    monkeypatch.setattr(catalogue, "list_models", list_another)
+    monkeypatch.setattr(catalogue, "model_row", row_with_another)
     monkeypatch.setattr(subprocess, "run", run)
     with serve(admin_key=ADMIN_KEY) as client:
         client.headers.update(ADMIN_HEADERS)

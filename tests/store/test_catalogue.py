@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 def model_row(folder: Path) -> dict[str, Any]:
     (row,) = (row for row in catalogue.list_models(folder) if row["name"] == NAME)
+    assert catalogue.model_row(folder, NAME) == row
     return row
 
 
@@ -66,6 +68,40 @@ def test_a_removed_previous_version_is_not_listed(folder: Path) -> None:
     assert model_row(folder)["previous"] == 4
     (folder / NAME / "4").rename(folder / "elsewhere")
     assert model_row(folder)["previous"] is None
+
+
+def test_a_model_that_is_removed_while_it_is_listed_has_no_active_version(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_tiny(folder, "tiny-cnn")
+    stored_versions = catalogue.stored_versions
+
+    def stored_before_the_removal(store: Path) -> dict[str, list[int]]:
+        versions = stored_versions(store)
+        shutil.rmtree(folder / NAME, ignore_errors=True)
+        return versions
+
+    monkeypatch.setattr(catalogue, "stored_versions", stored_before_the_removal)
+    assert [(row["name"], row["active"]) for row in catalogue.list_models(folder)] == [("tiny-cnn", 1), (NAME, None)]
+    with pytest.raises(VersionNotFound, match=r"^there is no model 'tiny-gan' in the store; there are: tiny-cnn$"):
+        catalogue.model_row(folder, NAME)
+
+
+def test_the_folders_of_all_models_are_listed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tiny-cgan", "tiny-cnn", "tiny-rnn"):
+        publish_tiny(folder, name)
+    iterdir, listed = Path.iterdir, list[Path]()
+
+    def recorded(path: Path) -> Any:
+        listed.append(path)
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", recorded)
+    assert len(catalogue.list_models(folder)) == 4
+    assert listed.count(folder) == 1
+    listed.clear()
+    catalogue.model_row(folder, NAME)
+    assert set(listed) == {folder / NAME}
 
 
 def test_an_unreadable_rollout_is_a_problem_of_its_model(folder: Path) -> None:
