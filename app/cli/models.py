@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--undo", action="store_true", help="serve the retired version again")
     named("unload", _unload, "stop serving a model until it is loaded again")
     named("load", _load, "serve an unloaded model again")
+    named("default", _default, "make a model the default of its task, which answers requests that name no model")
     command("verify", _verify, "check the hashes, sizes and weights of all versions")
     added = named("diff", _diff, "compare the metrics, sizes, data and notes of two versions")
     for place in ("first", "second"):
@@ -193,6 +194,12 @@ def _unload(args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace) -> None:
     _report(args, rollout.load(args.store, args.name))
+
+
+def _default(args: argparse.Namespace) -> None:
+    rollout.make_default(args.store, args.name)
+    row = catalogue.model_row(args.store, args.name)
+    print(json.dumps(row) if args.json else f"{args.name} is the default for the task {row['task']!r}")
 
 
 def _report(args: argparse.Namespace, changed: Rollout) -> None:

@@ -157,7 +157,7 @@ def first_valid(models: Path, name: str, candidates: Iterable[int]) -> store.Ver
 def serving(models: Path, name: str, rollout: Rollout) -> int | None:
     """Return the active version, or None if no version is valid."""
     version = first_valid(models, name, rollout.preference(numbers(models, name)))
-    return version and version.card.version
+    return None if version is None else version.card.version
 
 
 def active_version(models: Path, name: str) -> int:
@@ -265,7 +265,8 @@ def _unloaded(models: Path, name: str, old: Rollout) -> Rollout:
     for task, known in store.read_defaults(models).items():
         if known == name:
             raise RolloutRefused(
-                f"{name} is the default for the task {task!r}; choose another default model in defaults.json first"
+                f"{name} is the default for the task {task!r}; choose another default model with "
+                "`python -m app.models default` first"
             )
     return old.model_copy(update={"unloaded": True})
 
@@ -280,6 +281,27 @@ def load(models: Path, name: str) -> Rollout:
     if not present.unloaded:
         return present
     return _change(models, name, "load", lambda old: old.model_copy(update={"unloaded": False}))
+
+
+def make_default(models: Path, name: str) -> None:
+    """Make a model the default model of its task. The rollout does not change.
+
+    Raises:
+        VersionNotFound: the model does not exist.
+        RolloutRefused: the model is unloaded, no version is valid, or the task ``infer`` has no default.
+        StoreError: the rollout or ``defaults.json`` is unreadable.
+    """
+    numbers(models, name)  # checks the name before it becomes a path
+    with folder_lock(models / name):  # so that the model is not unloaded at the same time
+        current = read(models, name)
+        if current.unloaded:
+            raise RolloutRefused(f"{name} is unloaded; `load` serves it again")
+        version = first_valid(models, name, current.preference(numbers(models, name)))
+        if version is None:
+            raise RolloutRefused(f"{name} has no valid version; `verify` prints the reasons")
+        if version.card.task == "infer":
+            raise RolloutRefused(f"{name} is for the task 'infer', which has no default model")
+        store.set_default(models, version.card.task, name)
 
 
 def _change(models: Path, name: str, command: str, choose: Callable[[Rollout], Rollout]) -> Rollout:

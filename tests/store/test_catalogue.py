@@ -83,7 +83,7 @@ def test_a_model_that_is_removed_while_it_is_listed_has_no_active_version(
 
     monkeypatch.setattr(catalogue, "stored_versions", stored_before_the_removal)
     assert [(row["name"], row["active"]) for row in catalogue.list_models(folder)] == [("tiny-cnn", 1), (NAME, None)]
-    with pytest.raises(VersionNotFound, match=r"^there is no model 'tiny-gan' in the store; there are: tiny-cnn$"):
+    with pytest.raises(VersionNotFound, match="there is no model 'tiny-gan' in the store"):
         catalogue.model_row(folder, NAME)
 
 

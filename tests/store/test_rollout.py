@@ -159,7 +159,7 @@ REJECTED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
     (lambda folder: (make_invalid(folder / NAME / "1"), make_invalid(folder / NAME / "2"), rollback(folder, NAME)), RolloutRefused,
      "^tiny-gan has no previous version; tiny-gan@2 is invalid; activate one by its number$"),
     (lambda folder: rollout.unload(folder, NAME), RolloutRefused,
-     "^tiny-gan is the default for the task 'sample'; choose another default model in defaults.json first$"),
+     "^tiny-gan is the default for the task 'sample'; choose another default model with `python -m app.models default` first$"),
 ]  # fmt: skip
 
 
@@ -341,6 +341,34 @@ def test_the_command_line_rejects_with_one_message(
     exit_status, out, error = run_models_command(capsys, three, *arguments.split())
     assert (exit_status, out) == (status, "")
     assert error.endswith(sentence)
+
+
+def test_the_default_model_of_a_task_can_be_changed(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish_tiny(three, "tiny-cgan")
+    assert run_models_command(capsys, three, "default", "tiny-cgan")[:2] == (
+        0,
+        "tiny-cgan is the default for the task 'sample'\n",
+    )
+    assert store.read_defaults(three) == {"sample": "tiny-cgan"}
+    assert rollout.unload(three, NAME).unloaded
+    _, row, _ = run_models_command(capsys, three, "default", "tiny-cgan", "--json")
+    assert json.loads(row)["default"] is True
+
+
+def test_a_model_that_cannot_serve_does_not_become_the_default(three: Path) -> None:
+    for name in ("tiny-cgan", "tiny-cnn"):
+        publish_tiny(three, name)
+    rollout.unload(three, "tiny-cgan")
+    (three / "tiny-cnn" / "1" / store.WEIGHTS).unlink()
+    for name, error, sentence in (
+        ("tiny-cgan", RolloutRefused, "^tiny-cgan is unloaded; `load` serves it again$"),
+        ("tiny-cnn", RolloutRefused, "^tiny-cnn has no valid version; `verify` prints the reasons$"),
+        ("other", VersionNotFound, "^there is no model 'other' in the store"),
+        ("../up", VersionNotFound, "is not a model name"),
+    ):
+        with pytest.raises(error, match=sentence):
+            rollout.make_default(three, name)
+    assert store.read_defaults(three) == {"sample": NAME, "classify": "tiny-cnn"}
 
 
 def test_verify_names_invalid_versions_and_exits_with_1(three: Path, capsys: pytest.CaptureFixture[str]) -> None:

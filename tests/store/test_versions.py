@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from app import store
 from app.networks.imported.onnx_network import MODEL
+from app.store import rollout
+from app.store.rollout import RolloutRefused
 
 FLOAT8 = torch.float8_e4m3fn  # a type that versions may not have
 SIZES: dict[str, Any] = {"inputs": {"x": ["batch", 4]}, "ranges": {}, "batched": True, "max_rows": 64}
@@ -38,6 +40,8 @@ def test_an_imported_network_of_the_task_infer_is_never_a_default(tmp_path: Path
     assert not (tmp_path / "defaults.json").exists()
     publish_tiny(tmp_path, "tiny-gan")
     publish_linear(tmp_path)
+    with pytest.raises(RolloutRefused, match=r"^linear is for the task 'infer', which has no default model$"):
+        rollout.make_default(tmp_path, "linear")
     assert store.read_defaults(tmp_path) == {"sample": "tiny-gan"}
 
 
