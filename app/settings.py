@@ -231,8 +231,8 @@ class Settings(BaseSettings):
             raise SettingsError("\n".join(_sentence(detail) for detail in error.errors())) from None
         if self.max_body_bytes > self.max_buffered_bytes:  # the largest bodies would always get status 429
             raise SettingsError(
-                f"QUARTET_MAX_BODY_BYTES is {self.max_body_bytes}: allowed are at most {self.max_buffered_bytes}, the "
-                "value of QUARTET_MAX_BUFFERED_BYTES"
+                f"QUARTET_MAX_BODY_BYTES is {self.max_body_bytes}: the maximum is {self.max_buffered_bytes}, the value "
+                "of QUARTET_MAX_BUFFERED_BYTES"
             )
 
 

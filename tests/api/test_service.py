@@ -336,7 +336,7 @@ def test_default_values_keep_to_the_configured_limits(serve: Serve) -> None:
         (
             "QUARTET_MAX_BUFFERED_BYTES",
             "50000",
-            "QUARTET_MAX_BODY_BYTES is 33554432: allowed are at most 50000, the value of QUARTET_MAX_BUFFERED_BYTES",
+            "QUARTET_MAX_BODY_BYTES is 33554432: the maximum is 50000, the value of QUARTET_MAX_BUFFERED_BYTES",
         ),
         ("QUARTET_DEVICE", "tpu", "QUARTET_DEVICE is 'tpu'"),
         ("QUARTET_DEVICE", "cuda:01", "QUARTET_DEVICE is 'cuda:01'"),
