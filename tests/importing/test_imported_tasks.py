@@ -347,7 +347,11 @@ def check_completions_of_bytes(client: httpx.Client) -> None:
     for wrong, param, message in (
         ({"prompt": [97, 195]}, "prompt", "prompt has [97, 195]; the ids are bytes, and these are not valid UTF-8"),
         ({"prompt": [256]}, "prompt", "ids are 0 to 255"),
-        ({"prompt": ["é€" * 3] * 2}, "prompt", "prompt has 30 bytes, which octets reads in 0.3 s; the maximum is 0.25 s"),
+        (
+            {"prompt": ["é€" * 3] * 2},
+            "prompt",
+            "prompt has 30 bytes, which octets reads in 0.3 s; the maximum is 0.25 s",
+        ),
         ({"prompt": "aé", "logprobs": 0}, "logprobs", "logprobs is 0; octets reads bytes"),
         ({"prompt": "aé", "logprobs": 1, "stream": True}, "logprobs", "logprobs is 1; octets reads bytes"),
     ):
