@@ -192,7 +192,6 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
             self._stop_state_timer()
 
     def _is_answering(self) -> bool:
-        """Return whether a request of this connection is being answered."""
         return bool(self.running and not self.running.response_complete)
 
     def pause_writing(self) -> None:
@@ -341,9 +340,10 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
     def _close_after_response(self) -> None:
         """Close the connection, but first receive the rest of the body whose request was just answered.
 
-        Otherwise the system would reset the connection, and the client might lose the response (RFC 9112, 9.6).
+        Otherwise the system would reset the connection, and the client might lose the response (RFC 9112, 9.6). But a
+        service that stops does not wait.
         """
-        if self.running.response_complete and self.running.more_body:
+        if self.running.response_complete and self.running.more_body and not self.close_after_response:
             self.close_after_body = True
         else:
             self.transport.close()
