@@ -61,6 +61,7 @@ async def test_jobs_run_in_turn_in_one_thread_and_abandoned_ones_never() -> None
         await disk.run_within(0.01, calls.append, 1)
     others = [asyncio.create_task(disk.run(current_thread)) for _ in range(2)]
     last = asyncio.create_task(disk.run(calls.append, 2))
+    await asyncio.sleep(0)  # the jobs are queued; otherwise the thread could end between two of them
     event.set()
     assert await first
     assert await others[0] is await others[1]
