@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def drain(self) -> None:
-        """Reject new requests, finish running requests, and then end the server."""
+        """Report that this process is not ready, finish running requests, and then end the server."""
         self.registry.stopping = self.should_exit = True
 
 

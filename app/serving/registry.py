@@ -70,7 +70,7 @@ class Registry:
         self._picture_disk = DiskThread("pictures")
         self.version_sets: dict[str, VersionSet] = {}  # the served versions, by model name
         self.defaults: dict[TaskName, str] = {}
-        self.stopping = False
+        self.stopping = self.closed = False  # while the service stops, it still answers requests until it is closed
         self.recovery = RecoveryMonitor(self.models, self.executor)
         self._default_failures: list[LoadFailure] = []
         self._engines: WeakSet[Engine] = WeakSet()  # also engines of evicted versions that finish requests
@@ -90,11 +90,11 @@ class Registry:
             UnknownModel: no such model or version.
             RetiredModel, UnloadedModel: the version is retired, or the model is unloaded.
             BadValue: the model is for another task.
-            NotReady: no model serves the task, or the service is shutting down.
+            NotReady: no model serves the task, the registry is closed, or the process ends because of a failure.
             ModelLoading: the version is not in memory; its loading has begun.
             TooManyVersions: the version is not in memory, and the versions that it would replace are in use.
         """
-        if self.stopping:
+        if self.closed or self.recovery.failure:
             raise NotReady("the service is stopping")
         name, number = (
             self._resolve_default(task.name, request_id) if model is None else self.resolve_name(model, request_id)
@@ -390,7 +390,7 @@ class Registry:
 
     async def close(self) -> None:
         """Reject new requests, stop loading, and finish running requests within ``shutdown_grace_seconds``."""
-        self.stopping = True
+        self.stopping = self.closed = True
         if self._reconcile_task:
             self._reconcile_task.cancel()
         for task in self.cache.load_tasks():

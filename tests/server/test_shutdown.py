@@ -192,25 +192,28 @@ def test_process_1_can_be_stopped_while_torch_is_imported(tiny_store: Path, tmp_
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_readiness_turns_off_at_the_signal(tiny_store: Path, workers: int) -> None:
-    """Connections without a request stay open after the signal, and then get the answer 503."""
+def test_readiness_turns_off_at_the_signal_and_requests_are_still_answered(tiny_store: Path, workers: int) -> None:
+    """Connections without a request stay open after the signal. Only the readiness check then gets 503."""
 
-    def status(connection: socket.socket) -> bytes:
+    def status(connection: socket.socket, head: bytes = b"GET /health/ready HTTP/1.1", body: bytes = b"") -> bytes:
         try:
-            connection.sendall(b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(head + b"\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
             return connection.recv(65536)[9:12]
         except OSError:
             return b""
 
     before = "from app.server import http_protocol\nhttp_protocol.FIRST_REQUEST_SECONDS = 60"
     with serving(tiny_store, before=before, workers=workers) as service, contextlib.ExitStack() as opened:
-        new, idle = ([opened.enter_context(service.connect()) for _ in range(4)] for _ in range(2))
+        new, late, idle = ([opened.enter_context(service.connect()) for _ in range(4)] for _ in range(3))
         assert set(map(status, idle)) == {b"200"}
         service.process.send_signal(signal.SIGTERM)
         for connection in idle:  # their end shows that the service has received the signal
             assert connection.recv(1) == b""
         statuses = list(map(status, new))
         assert b"503" in statuses, statuses
+        statuses = [status(connection, b"POST /v1/images/sample HTTP/1.1", b"{}") for connection in late]
+        assert b"200" in statuses, statuses
+        assert b"503" not in statuses, statuses
         assert service.process.wait(TIMEOUT_SECONDS) == 0
 
 
