@@ -42,8 +42,12 @@ def folder_lock(folder: Path, wait: bool = True) -> Iterator[None]:
     open for writing. Users who may write to the folder may also lock it.
     """
     with file_lock(folder / LOCK, wait, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as handle:
+        status = folder.stat()
+        for owner in (status.st_uid, -1):  # only root may change the owner; a member of the group may set the group
+            with contextlib.suppress(PermissionError):
+                os.fchown(handle, owner, status.st_gid)
         with contextlib.suppress(PermissionError):  # another user has made the file
-            os.fchmod(handle, folder.stat().st_mode & 0o666)
+            os.fchmod(handle, status.st_mode & 0o666)
         yield
 
 

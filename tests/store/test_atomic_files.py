@@ -110,6 +110,14 @@ def test_those_who_may_write_to_a_folder_may_lock_it(tmp_path: Path) -> None:
         os.umask(before)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the owner of a file")
+def test_the_owner_of_a_folder_may_lock_it_after_root(tmp_path: Path) -> None:
+    os.chown(tmp_path, 10_001, 10_002)
+    with folder_lock(tmp_path):
+        status = (tmp_path / LOCK).stat()
+    assert (status.st_uid, status.st_gid) == (10_001, 10_002)
+
+
 def test_a_link_is_not_followed_to_a_lock_file(tmp_path: Path) -> None:
     (tmp_path / LOCK).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic links"), folder_lock(tmp_path):
