@@ -97,7 +97,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
         self.state_timer: asyncio.TimerHandle | None = None  # ends a state that lasts too long
         self.write_timer: asyncio.TimerHandle | None = None  # closes the connection if the client reads too little
         self.running: Any = None  # the request that is being answered; ``cycle`` may be a later request
-        self.close_after_response = self.close_after_body = False
+        self.close_after_response = self.close_after_body = self.stopping = False
         self.on_disconnect: Callable[[], None] | None = None  # set while a request waits for its answer
         self.on_connection_lost: Callable[[], None] = lambda: None
 
@@ -326,7 +326,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
         A request whose first bytes have not been read yet is answered too. A client that has just connected may be
         about to send a request. Therefore a new connection stays open longer than an idle connection.
         """
-        self.close_after_response = True
+        self.close_after_response = self.stopping = True
         if self._is_answering():
             super().shutdown()
         else:
@@ -343,7 +343,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
         Otherwise the system would reset the connection, and the client might lose the response (RFC 9112, 9.6). But a
         service that stops does not wait.
         """
-        if self.running.response_complete and self.running.more_body and not self.close_after_response:
+        if self.running.response_complete and self.running.more_body and not self.stopping:
             self.close_after_body = True
         else:
             self.transport.close()
