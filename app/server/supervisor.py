@@ -50,6 +50,7 @@ class WorkerProcess:
     started: float = field(default_factory=time.monotonic)
     last_heartbeat: float = field(default_factory=time.monotonic)
     ready: bool = False
+    was_ready: bool = False
     stopping: float | None = None  # time at which the worker began to stop
     unhealthy: bool = False  # whether the worker reports problems
     connections: int = 0
@@ -210,7 +211,7 @@ class Supervisor:
                 worker.last_heartbeat = time.monotonic()
             if state == b"ready":
                 self._start_seconds = START_FACTOR * (time.monotonic() - worker.started)
-                worker.ready = worker.stopping is None
+                worker.ready, worker.was_ready = worker.stopping is None, True
                 self._accept_when_ready()
             elif state == b"stopping":
                 worker.ready, worker.stopping = False, time.monotonic()
@@ -319,7 +320,7 @@ class Supervisor:
                 silence = now - (worker.stopping or worker.last_heartbeat)
                 log.error("killed worker %s: no answer for %.0f s", worker.process.pid, silence)
                 worker.process.kill()
-                if not worker.ready and worker.stopping is None:
+                if not worker.was_ready and worker.stopping is None:
                     self._start_seconds = 2 * (now - worker.started)  # the store may have larger networks now
                 worker.ready, worker.stopping = False, now
         if self._stopping is not None and now - self._stopping > self._shutdown_grace_seconds:
