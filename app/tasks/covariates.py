@@ -34,6 +34,7 @@ def differences(values: Array, inputs: Array, season: int, known: KnownCovariate
     absolute value of the series at the same position in the season.
     """
     count = len(values)
+    season = season if season < count else 1  # otherwise no two values are one season apart
     largest = np.abs(values).max() or 1.0  # scale first, so that no sum overflows
     relative = values / largest
     unit = np.abs(relative).mean() or 1.0

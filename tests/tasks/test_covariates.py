@@ -56,6 +56,13 @@ def test_the_effect_of_covariates_is_found_in_the_values(proportional: bool) -> 
     assert np.abs((true - true.mean()) - (effect - effect.mean())).mean() < 0.4 * np.abs(true - true.mean()).mean()
 
 
+@pytest.mark.parametrize("proportional", [False, True])
+def test_a_season_that_is_longer_than_the_series_is_ignored(proportional: bool) -> None:
+    known = KnownCovariates(columns=COLUMNS, proportional=proportional)
+    expected = covariate_effect(SALES[:48], covariates(60), 1, known)
+    np.testing.assert_array_equal(covariate_effect(SALES[:48], covariates(60), 52, known), expected)
+
+
 def test_a_covariate_that_does_not_vary_has_the_effect_of_the_training() -> None:
     known = KnownCovariates(columns=COLUMNS)
     inputs = np.stack([np.full(60, 2.0), np.repeat([0.0, 1.0], [48, 12])], axis=1)
