@@ -286,6 +286,11 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         add(f"numbers of orders{name}", lines("Name,Created at,Total", *orders),
             series("2024-01-01T10:00:00", "day", v40, "Total"))  # fmt: skip
     add(
+        "a commented year",
+        lines("year,value", *(f"{1960 + i},{v}" if i != 20 else f"#1980,{v}" for i, v in enumerate(v40))),
+        series("1960-01-01", "year", [v if i != 20 else None for i, v in enumerate(v40)], "value"),
+    )
+    add(
         "commented header",
         lines("# station 7", "# d y", *(f"{x} {v}" for x, v in zip(d40, v40, strict=True))),
         day,

@@ -39,7 +39,8 @@ REJECTED = {
 }
 # Letters and signs of Western European texts. Other letters suggest that the encoding is not cp1252.
 WESTERN = set("ÄÖÜäöüßÀÂÇÈÉÊËÎÏÔÙÛàâçèéêëîïôùûŒœÆæÑñÁÍÓÚáíóúÃÕãõÅåØøìòÌÒ€£¥°§µ·–—‘’“”„…²³½¼¾×±«»©®º\xa0")
-COMMENT = re.compile(r'\s*"?\s*(#(?![A-Z]{1,5}/|[,;\t|]|\d+"?\s*[,;\t|])|//)')  # the beginning of a comment
+COMMENT = re.compile(r'\s*"?\s*(#(?![A-Z]{1,5}/|[,;\t|])|//)')  # the beginning of a comment
+NUMBERED_ROW = re.compile(r'\s*"?\s*#\d+"?\s*[,;\t|]')  # the beginning of a row whose first cell is # and a number
 SAMPLE_LINES = 300  # number of lines at the beginning of a file from which the delimiter is detected
 MIN_SHEET_ROWS = 3  # a sheet holds a table if it has at least this many rows with numbers or dates
 INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\u2060\0"))
@@ -248,10 +249,13 @@ def _foreign(text: str) -> bool:
 def _without_comments(lines: Sequence[str], remarks: list[str]) -> list[str]:
     """Replace comments (lines that begin with ``#`` or ``//``) by empty lines.
 
-    The last comment before the table is kept if it holds the column names. A line whose first cell is ``#`` and a whole
-    number, such as the number of an order, is no comment.
+    The last comment before the table is kept if it holds the column names. If most lines begin with ``#`` and a whole
+    number, such as the number of an order, these lines are no comments.
     """
     comments = [at for at, line in enumerate(lines) if COMMENT.match(line)]
+    numbered = [at for at in comments if NUMBERED_ROW.match(lines[at])]
+    if 2 * len(numbered) > sum(map(bool, map(str.strip, lines))):
+        comments = sorted({*comments} - {*numbered})
     first = next((at for at, line in enumerate(lines) if line.strip() and at not in set(comments)), len(lines))
     result = list(lines)
     before = [at for at in comments if at < first]
