@@ -21,7 +21,7 @@ from app.cli import add_model
 from app.exporting.files import to_onnx, to_pt2
 from app.importing.memory import check_memory
 from app.settings import Settings
-from app.store import StoreError, archive, catalogue, rollout
+from app.store import StoreError, archive, catalogue, read_defaults, rollout
 from app.store.rollout import NEWEST, Rollout
 
 MAX_COLUMN_WIDTH = 48  # characters; longer cells are cut, except with --json
@@ -243,6 +243,7 @@ def _import(args: argparse.Namespace) -> None:
         max_bytes = Settings().max_import_bytes
         if (size := os.fstat(file.fileno()).st_size) > max_bytes:
             raise archive.BadArchive(f"{args.file} has {size:,} bytes; the maximum is {max_bytes:,}")
+        read_defaults(args.store)  # so that an error in the store is not attributed to the archive
         try:
             card = archive.import_archive(args.store, file, max_bytes, args.renumber, check_memory)
         except rollout.RolloutRefused:  # the message names the version
