@@ -244,7 +244,7 @@ class _Table:
         if self.known and self.file_at < 0:
             free = [at for at in range(len(header)) if at not in (label_at, several_at, self.part_at)]
             self.file_at = next(iter(free), -1)
-        others = [at for at in range(len(header)) if at not in (self.file_at, self.part_at)]
+        others = [at for at, name in enumerate(header) if name and at not in (self.file_at, self.part_at)]
         self.flag_columns: dict[int, str] = {}
         if self.known and max(label_at, several_at) < 0:
             label_at = others[0] if len(others) == 1 else -1
