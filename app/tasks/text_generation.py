@@ -184,9 +184,9 @@ class TextGenerator:
         self._prefill_lead = 0.0  # seconds that texts must be generated before the next prefill
         self._batch: DecodeBatch | None = None
 
-    def check_prompt(self, size: int) -> None:
-        """Raise BadValue if reading ``size`` characters or bytes takes longer than ``max_prompt_seconds``."""
-        seconds_each = self.prefill_latency(1)
+    def check_prompt(self, size: int, prompts: int = 1) -> None:
+        """Raise BadValue if prompts of ``size`` characters or bytes take longer than ``max_prompt_seconds`` to read."""
+        seconds_each = self.prefill_latency(prompts) / prompts  # one character of each prompt is read at a time
         if self.reads_many:
             seconds_each = PREFILL_SECONDS / self.prefill_latency.rows_within(PREFILL_SECONDS)
         if (seconds := seconds_each * size) > self.max_prompt_seconds:

@@ -318,7 +318,7 @@ def test_a_network_may_read_bytes(files: Path, tmp_path: Path, monkeypatch: pyte
 
     def warm_up_as_slow(predictor: ImportedTextGenerator, rows: int) -> None:
         warm_up(predictor, rows)
-        predictor.prefill_latency = LatencyModel(0.01, 0.0)
+        predictor.prefill_latency = LatencyModel(0.01, 0.01)
 
     monkeypatch.setattr(ImportedTextGenerator, "warm_up", warm_up_as_slow)
     with serving(Settings(store=tmp_path / "store", max_prompt_seconds=0.25, **TEST)) as client:

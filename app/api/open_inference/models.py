@@ -126,7 +126,7 @@ class TextTensors:
             raise BadValue(f"prompt has {length:,} characters in all; the maximum is {self.max_characters:,}", "prompt")
         bodies = [validate({"prompt": prompt, **parameters}, self.text_request) for prompt in prompts]
         texts = [text for body in bodies for text in generate_text.start_texts(self.predictor, body, make_options)[0]]
-        self.predictor.check_prompt(sum(len(text.prompt.characters) for text in texts))
+        self.predictor.check_prompt(sum(len(text.prompt.characters) for text in texts), max(len(texts), 1))
         return texts
 
     def _log_prob_options(self) -> SamplingOptions:

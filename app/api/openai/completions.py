@@ -156,7 +156,8 @@ class CompletionInference(Inference[TextGenerator]):
             self.choices += [
                 CompletionChoice(text, prompt, prompt if body.echo else "", prompt_log_probs) for text in texts
             ]
-        self.predictor.check_prompt(sum(len(choice.text.prompt.characters) for choice in self.choices[::n]))
+        sizes = [len(choice.text.prompt.characters) for choice in self.choices[::n]]
+        self.predictor.check_prompt(sum(sizes), len(sizes))
         self.head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
