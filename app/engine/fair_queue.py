@@ -65,7 +65,9 @@ class FairQueue(Generic[Item]):
 
     def pop(self) -> Item:
         """Remove and return the next item."""
-        return self.pop_from(self._next_caller())
+        caller = self._next_caller()
+        self._virtual_time = self._virtual_start[caller]
+        return self._remove(self._queues[caller][0])
 
     def pop_from(self, caller: str | None) -> Item:
         """Remove and return the first item of a caller. The caller must have an item in the queue."""
@@ -73,8 +75,11 @@ class FairQueue(Generic[Item]):
 
     def take(self, item: Item) -> Item:
         """Remove and return any queued item. As after ``pop``, its rows count towards the share of its caller."""
+        self._virtual_time = self._virtual_start[self._next_caller()]  # otherwise new callers could wait behind others
+        return self._remove(item)
+
+    def _remove(self, item: Item) -> Item:
         self._queues[item.caller].remove(item)
-        self._virtual_time = self._virtual_start[item.caller]
         self._virtual_start[item.caller] += item.rows
         self._forget_idle(item.caller)
         return item

@@ -96,6 +96,17 @@ def test_a_taken_item_leaves_and_is_charged_to_its_caller() -> None:
     assert not queue._queues
 
 
+def test_a_new_caller_does_not_wait_behind_others_after_items_were_taken() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    items = [Item(caller) for caller in "a" * 40 + "b" * 40]
+    for item in items:
+        queue.append(item)
+    for item in items[:32]:
+        queue.take(item)
+    queue.append(Item("c"))
+    assert "c" in [queue.pop().caller for _ in range(2)]
+
+
 def test_idle_callers_are_forgotten() -> None:
     queue: FairQueue[Item] = FairQueue()
     for i in range(5000):
