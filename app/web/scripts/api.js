@@ -134,11 +134,11 @@ function nearViewport(element) {
   });
 }
 
-const MAX_ARGUMENT = 100_000; // characters; Linux limits an argument of a command to 128 KiB
+const MAX_ARGUMENT = 100_000; // bytes; Linux limits an argument of a command to 128 KiB
 
 const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-const jsonArgument = (text) => (text.length > MAX_ARGUMENT ? `@- <<'EOF'\n${text}\nEOF` : shellQuote(text));
+const jsonArgument = (text) => (new TextEncoder().encode(text).length > MAX_ARGUMENT ? `@- <<'EOF'\n${text}\nEOF` : shellQuote(text));
 
 /** Return the curl command that sends the same request. */
 export function curl(request) {

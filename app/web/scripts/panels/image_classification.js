@@ -20,7 +20,8 @@ export function imageClassificationPanel() {
       updateSamples();
       if (!file) return null;
       const { top_k: top, explain } = panel.form.elements;
-      explain.disabled = Boolean(panel.modelInfo) && isImported(panel.modelInfo.card); // only networks of this project can explain
+      // Imported networks cannot explain. The page knows the card of the active version only.
+      explain.disabled = !panel.model.includes("@") && Boolean(panel.modelInfo) && isImported(panel.modelInfo.card);
       const query = { model: panel.model, top_k: top.value, explain: explain.checked && !explain.disabled ? true : null };
       return { path: "v1/images/classify", query, file, sample };
     },
