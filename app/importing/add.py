@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from app import store
+from app.errors import BadValue
 from app.importing.memory import LARGEST_SIZE, MAX_ROWS, MemoryLimit
 from app.importing.onnx_archive import is_onnx_archive, read_onnx_archive
 from app.importing.onnx_file import TYPES, read_inputs, read_onnx_file
@@ -31,7 +32,7 @@ TOLERANCE = 1e-4  # relative to the largest output: allowed difference of a row'
 LOW_PRECISION_TOLERANCE = 2e-2  # the same for outputs in float16
 TEST_SIZES = (TEST_SIZE, 32, 64, 128, 256)  # tried in turn; a network may need images of at least 32 pixels
 LARGEST_TEST_SIZE = 4096
-FREE_MINIMUM = 2  # torch states this minimum for Dim.AUTO and Dim.DYNAMIC, but still allows a size of 1
+DEFAULT_MINIMUM = 2  # torch states this minimum for Dim.AUTO and Dim.DYNAMIC, but still allows a size of 1
 MIDDLE_ROWS = 8  # a batch of this many rows is timed too, besides one row and a full batch
 SIZE_OPTIONS = {"classify": "size", "forecast": "context"}  # by task: the option with the size of the inputs
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")  # allowed for inputs
@@ -85,7 +86,7 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
         if spec.dtype not in DTYPES:
             raise BadProgram(f"input {spec.name!r} is of type {spec.dtype}; allowed types: {', '.join(DTYPES)}")
     batch = _batch_symbol(program.inputs)
-    if batch and program.ranges.get(batch, (0, None))[0] > FREE_MINIMUM:  # the program rejects a batch of one row
+    if batch and program.ranges.get(batch, (0, None))[0] > DEFAULT_MINIMUM:  # the program rejects a batch of one row
         batch = None
     sizes = MemoryLimit(tensors, program.inputs).fit(_shapes(program.inputs), program.ranges, batch)
     versions = {"torch": torch.__version__, "exported by torch": program.torch_version}
@@ -193,6 +194,8 @@ class Draft:
             self.card["sizes"] |= {"batched": False, "max_rows": 1}
             symbol = str(next(iter(sizes.inputs.values()))[0])
             self.card["sizes"]["ranges"] |= {symbol: [1, sizes.max_rows]}
+        if self.card["kind"] == "onnx":
+            self._limit_rows(lambda rows: run(rows, size, 0))
         other_rows, other_sizes = rows + 1 if rows > 1 else 1, _other_sizes(sizes, size)
         _, (_, others) = _first_success(  # the second size is for a network that reads only multiples of a number
             lambda other: run(other_rows, other, 1, other_sizes), other_sizes, [size + 1, 2 * size]
@@ -209,10 +212,33 @@ class Draft:
             for name, output in outputs.items()
         ]
 
+    def _limit_rows(self, run: Callable[[int], object]) -> None:
+        """Reduce ``max_rows`` until a run succeeds, because onnxruntime limits the memory of a run."""
+        sizes = self.card["sizes"]
+        while (rows := min(sizes["max_rows"], speed.ROWS)) > 1:
+            try:
+                run(rows)
+                return
+            except BadProgram:
+                sizes["max_rows"] = rows // 2
+
     def measure(self, task: TaskName) -> None:
-        """Measure speed, latency of batches, and memory, all on one thread. Write the results to the card."""
+        """Measure speed, latency of batches, and memory, all on one thread. Write the results to the card.
+
+        Raises:
+            StoreError: the network does not fit the task.
+            BadProgram: the network fails on the inputs of the task, or on a full batch.
+        """
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
+        try:
+            self._measure(task)
+        except BadValue as error:
+            raise BadProgram(str(error)) from error
+        finally:
+            torch.set_num_threads(threads)
+
+    def _measure(self, task: TaskName) -> None:
         before = _resident_mib()
         predictor = TASKS[task].load(self.version(), torch.device("cpu"))
         measured = self.card["speed"] = speed.measure(predictor, speed.processor())
@@ -225,7 +251,6 @@ class Draft:
         for rows, value in milliseconds.items():
             split = f"{speed.processor()}, one thread"
             self._add_metric(f"milliseconds_for_{rows}_rows", speed.round_figure(value), split, 3)
-        torch.set_num_threads(threads)
         self._add_metric("memory_mib", round(_resident_mib() - before), "network and batch of 64", 0)
 
     def _add_metric(self, name: str, value: float, split: str, decimals: int) -> None:

@@ -373,8 +373,8 @@ def check_completions_of_bytes(client: httpx.Client) -> None:
         ("cnn", [*OPTIONS["cnn"][:4], "--resize", "7"], "option resize is 7; it should be at least the size 8"),
         ("cnn", [*OPTIONS["cnn"][:4], "--mean", "1,2"], "option mean is [1.0, 2.0]; it should be one value, or 3"),
         ("cnn", [*OPTIONS["cnn"][:4], "--context", "3"], "--context is not an option of the task 'classify'"),
-        ("points", [*OPTIONS["cnn"][:4]], "tensor 'series' should have 4 dimensions"),
-        ("cnn", ["--task", "forecast"], "tensor 'image' should have 2 or 3 dimensions"),
+        ("points", [*OPTIONS["cnn"][:4]], "tensor 'series' should be float or uint8, with 4 dimensions"),
+        ("cnn", ["--task", "forecast"], "tensor 'image' should be float, with 2 or 3 dimensions"),
         (
             "points",
             ["--task", "forecast", "--quantiles", "0.1,0.5,0.9"],
@@ -392,7 +392,7 @@ def check_completions_of_bytes(client: httpx.Client) -> None:
         (
             "points",
             ["--task", "forecast", "--seasons", "series"],
-            "tensor 'series' should have 1 dimensions of type int",
+            "tensor 'series' should be int, with 1 dimension",
         ),
         (
             "points",
@@ -408,7 +408,7 @@ def check_completions_of_bytes(client: httpx.Client) -> None:
             [*OPTIONS["transformer"][:4], "--context", "99"],
             "tensor 'tokens' does not take a context of 99",
         ),
-        ("cnn", OPTIONS["transformer"][:4], "tensor 'image' should have 2 dimensions of type int"),
+        ("cnn", OPTIONS["transformer"][:4], "tensor 'image' should be int, with 2 dimensions"),
         ("gru", [*OPTIONS["gru"][:6], "--next-states", "none"], "tensor 'none' should be a float state"),
         ("cnn", ["--labels", "labels.txt"], "--labels is not an option of the task 'infer'"),
     ],

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from onnx import ModelProto, TensorProto, helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 from support.imported.onnx_models import externalise, forest, linear_model, onnx_model
 from support.service import TEST, serving
 from tritonclient import http as triton
 
 from app import store
 from app.cli import models
-from app.importing.add import Description, add
+from app.importing.add import Description, Draft, add
+from app.importing.pt2_graph import BadProgram
 from app.networks.imported.onnx_network import MODEL, OnnxNetwork
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue
@@ -105,6 +106,30 @@ def colour_model() -> ModelProto:
 def test_a_classifier_is_tested_with_images_of_its_size(tmp_path: Path) -> None:
     options = {"task": "classify", "labels": ["red", "green", "blue"], "options": {"size": 24}}
     assert add_model(tmp_path, colour_model(), **options).sizes["test_size"] == 24
+
+
+def test_a_classifier_with_a_mask_is_rejected(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "mask"], ["masked"]),
+        helper.make_node("GlobalAveragePool", ["masked"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["y"]),
+    ]
+    shape = ["batch", 3, 8, 8]
+    model = onnx_model(nodes, {"x": shape, "mask": shape}, {"y": ["batch", 3]})
+    with pytest.raises(StoreError, match="tensor 'mask' is not an input of this task; it is float32"):
+        add_model(tmp_path, model, task="classify", labels=["red", "green", "blue"], options={"input": "x"})
+
+
+def test_the_largest_batch_fits_into_memory() -> None:
+    def run(rows: int) -> None:
+        tried.append(rows)
+        if rows > 10:
+            raise BadProgram("it needs too much memory")
+
+    tried: list[int] = []
+    draft = Draft({"sizes": {"max_rows": 1024}}, {})
+    draft._limit_rows(run)
+    assert (tried, draft.card["sizes"]["max_rows"]) == ([64, 32, 16, 8], 8)
 
 
 def test_a_file_with_labels_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
@@ -236,6 +261,41 @@ def custom(_: Path) -> ModelProto:
     return model
 
 
+def function_model(domain: str, node: NodeProto, default: AttributeProto | None = None) -> ModelProto:
+    """Return a model that calls a function with one node. ``default`` is a default value of the function."""
+    function = helper.make_function(domain, "Mine", ["x"], ["y"], [node], [helper.make_opsetid("", 17)])
+    if default is not None:
+        function.attribute_proto.add().CopyFrom(default)
+    model = onnx_model([helper.make_node("Mine", ["x"], ["y"], domain=domain)], {"x": [1]}, {"y": [1]})
+    model.opset_import.append(helper.make_opsetid(domain, 1))
+    model.functions.append(function)
+    return model
+
+
+def reading_default(_: Path) -> ModelProto:
+    """Return a model with a function whose default value is in another file."""
+    tensor = TensorProto(name="secret", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../secret")
+    tensor.external_data.add(key="length", value="4")
+    node = helper.make_node("Constant", [], ["y"])
+    node.attribute.add(name="value", ref_attr_name="secret", type=AttributeProto.TENSOR)
+    return function_model("own", node, helper.make_attribute("secret", tensor))
+
+
+def looping_default(path: Path) -> ModelProto:
+    node = helper.make_node("Identity", ["x"], ["y"])
+    return function_model("own", node, helper.make_attribute("branch", loop(path).graph))
+
+
+def native(_: Path) -> ModelProto:
+    """Return a model whose function has the name of a domain of onnxruntime, and which calls another operator of it."""
+    return function_model("com.microsoft", helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft"))
+
+
+def other_operator(_: Path) -> ModelProto:
+    return function_model("own", helper.make_node("Gelu", ["x"], ["y"], domain="own"))
+
+
 def nested(_: Path) -> bytes:
     """Return an ONNX file with 40 nested graphs: each is an attribute of a node. The package onnx cannot write it."""
 
@@ -281,6 +341,10 @@ def random_model(_: Path) -> ModelProto:
     [
         (loop, "operator 'Loop' is not allowed: it may run forever"),
         (custom, "operator 'MatMul' of the domain 'custom.native' is not allowed: it is a custom operator"),
+        (reading_default, "external data is in '../secret', which is not below the folder"),
+        (looping_default, "operator 'Loop' is not allowed: it may run forever"),
+        (native, "function 'Mine' has the domain 'com.microsoft', which is reserved for onnxruntime"),
+        (other_operator, "operator 'Gelu' of the domain 'own' is not allowed: it is a custom operator"),
         (nested, "graphs are nested more than 32 times"),
         (claims, "a tensor claims 3,298,534,883,328 values; the file holds"),
         (sparse, "an initializer is sparse"),
@@ -299,6 +363,12 @@ def test_models_that_cannot_be_served_are_rejected(
     with pytest.raises(StoreError) as caught:
         add_model(tmp_path, make(tmp_path))
     assert message in str(caught.value)
+
+
+def test_a_model_may_define_functions(tmp_path: Path) -> None:
+    add_model(tmp_path, function_model("own", helper.make_node("Neg", ["x"], ["y"])))
+    network = store.read_version(tmp_path / "store", "net", 1).network()
+    assert network.run({"x": np.ones(1, np.float32)})["y"].tolist() == [-1]
 
 
 def test_the_size_of_a_model_is_limited(tmp_path: Path) -> None:

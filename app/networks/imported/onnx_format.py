@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 MODEL_GRAPH, MODEL_FUNCTIONS, MODEL_OPSETS = 7, 25, 8
@@ -17,8 +17,9 @@ GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
 NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 4, 5, 7
 ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
 TENSOR_DIMS, TENSOR_EXTERNAL, TENSOR_LOCATION = 1, 13, 14
-FUNCTION_NODE, FUNCTION_DOMAIN = 7, 10
+FUNCTION_NAME, FUNCTION_NODE, FUNCTION_DOMAIN, FUNCTION_DEFAULT = 1, 7, 10, 11
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+NATIVE = ("com.microsoft", "com.ms.", "org.pytorch.")  # prefixes of domains with operators of onnxruntime
 LOOPS = ("Loop",)  # a Loop may run forever; a Scan ends, because its input has a fixed size
 _NAME = rb"(?!\.)[^/\\*\x00-\x1f]{1,200}"  # at most 200 bytes, because file systems allow 255
 FILE_NAME = re.compile(rb"%b(/%b){0,4}" % (_NAME, _NAME))
@@ -26,6 +27,7 @@ MAX_DEPTH = 32  # largest nesting depth of graphs
 VALUES_PER_BYTE = 4  # largest number of values in a byte, reached by types with 2 bits
 
 Field = tuple[int, int | memoryview]
+Operator = tuple[str, str]  # domain and name
 
 
 @dataclass
@@ -41,34 +43,39 @@ def read_onnx(content: memoryview) -> OnnxContent:
     try:
         fields = list(_fields(content))
         functions = [value for number, value in fields if number == MODEL_FUNCTIONS and isinstance(value, memoryview)]
-        domains = {*DOMAINS, *(_text(value) for each in functions for value in _messages(each, FUNCTION_DOMAIN))}
+        defined = {(_last_text(each, FUNCTION_DOMAIN), _last_text(each, FUNCTION_NAME)) for each in functions}
         graphs = [value for number, value in fields if number == MODEL_GRAPH and isinstance(value, memoryview)]
         if len(graphs) != 1 or not any(number == MODEL_OPSETS for number, _ in fields):
             raise ValueError("the file is not an ONNX model")
+        for domain, name in defined:
+            if domain.startswith(NATIVE):  # onnxruntime might prefer its own operator of the same name
+                raise ValueError(f"function {name!r} has the domain {domain!r}, which is reserved for onnxruntime")
         for function in functions:
             for node in _messages(function, FUNCTION_NODE):
-                _check_node(node, domains, result, 0)
-        _check_graph(graphs[0], domains, result, 0)
+                _check_node(node, defined, result, 0)
+            # A node in the function may refer to such a value, and is then computed with it.
+            _check_attributes("function", _messages(function, FUNCTION_DEFAULT), defined, result, 0)
+        _check_graph(graphs[0], defined, result, 0)
     except (IndexError, UnicodeDecodeError, OverflowError) as error:
         raise ValueError(f"the file is not an ONNX model: {error}") from error
     return result
 
 
-def _check_graph(graph: memoryview, domains: set[str], result: OnnxContent, depth: int) -> None:
+def _check_graph(graph: memoryview, defined: set[Operator], result: OnnxContent, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise ValueError(f"graphs are nested more than {MAX_DEPTH} times")
     for number, value in _fields(graph):
         if not isinstance(value, memoryview):
             continue
         if number == GRAPH_NODE:
-            _check_node(value, domains, result, depth)
+            _check_node(value, defined, result, depth)
         elif number == GRAPH_INITIALIZER:
             _check_tensor(value, result)
         elif number == GRAPH_SPARSE:
             raise ValueError("an initializer is sparse, which is not supported")
 
 
-def _check_node(node: memoryview, domains: set[str], result: OnnxContent, depth: int) -> None:
+def _check_node(node: memoryview, defined: set[Operator], result: OnnxContent, depth: int) -> None:
     operator, domain, attributes = "", "", []
     for number, value in _fields(node):
         if isinstance(value, memoryview):
@@ -78,18 +85,24 @@ def _check_node(node: memoryview, domains: set[str], result: OnnxContent, depth:
                 domain = _text(value)
             elif number == NODE_ATTRIBUTE:
                 attributes.append(value)
-    if domain not in domains:
+    if domain not in DOMAINS and (domain, operator) not in defined:
         raise ValueError(f"operator {operator!r} of the domain {domain!r} is not allowed: it is a custom operator")
     if operator in LOOPS:
         raise ValueError(f"operator {operator!r} is not allowed: it may run forever")
+    _check_attributes(f"operator {operator!r}", attributes, defined, result, depth)
+
+
+def _check_attributes(
+    owner: str, attributes: Iterable[memoryview], defined: set[Operator], result: OnnxContent, depth: int
+) -> None:
     for attribute in attributes:
         for number, value in _fields(attribute):
             if number in ATTRIBUTE_SPARSE:
-                raise ValueError(f"operator {operator!r} has a sparse tensor, which is not supported")
+                raise ValueError(f"{owner} has a sparse tensor, which is not supported")
             if isinstance(value, memoryview) and number in ATTRIBUTE_TENSORS:
                 _check_tensor(value, result)
             elif isinstance(value, memoryview) and number in ATTRIBUTE_GRAPHS:
-                _check_graph(value, domains, result, depth + 1)
+                _check_graph(value, defined, result, depth + 1)
 
 
 def _check_tensor(tensor: memoryview, result: OnnxContent) -> None:
@@ -125,6 +138,11 @@ def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
     return (
         value for field_number, value in _fields(message) if field_number == number and isinstance(value, memoryview)
     )
+
+
+def _last_text(message: memoryview, number: int) -> str:
+    """Return a text field. Like a protocol buffer, a message that repeats the field has its last value."""
+    return _text([memoryview(b""), *_messages(message, number)][-1])
 
 
 def _text(value: memoryview) -> str:

@@ -33,6 +33,7 @@ class ImportedClassifier(TaskPredictor, ImageDecoder):
         super().__init__(version, device)
         options, self.labels = self.options, self.card.labels or []
         self.input = self.tensor("input", self.inputs, (4,), "float uint8")
+        self.reject_inputs_except(self.input.name)
         self.output = self.tensor("output", self.outputs, (2,), "float")
         _, first, height, last = self.input.shape
         self.channels_last = first not in (1, 3) and last in (1, 3)
@@ -42,6 +43,9 @@ class ImportedClassifier(TaskPredictor, ImageDecoder):
         side = int(options.get("size") or max(sides))
         if side < 1 or any(length not in (-1, side) for length in sides):
             raise self.mismatch(self.input.name, f"should have height and width {side}; option size sets them")
+        shape = (1, side, side, channels) if self.channels_last else (1, channels, side, side)
+        if self.sizes.problem({self.input.name: shape}):
+            raise self.mismatch(self.input.name, f"does not take images of {side} x {side}; option size sets the size")
         if not self.labels or self.output.shape[1] not in (-1, len(self.labels)):
             raise self.mismatch(self.output.name, f"should have one value for each of the {len(self.labels)} labels")
         resize = int(options.get("resize") or 0)

@@ -63,9 +63,7 @@ class ImportedForecaster(TaskPredictor):
         others = {name: spec for name, spec in self.inputs.items() if name != self.seasons}
         self.input = self.tensor("input", others, (2, 3), "float")
         self.output = self.tensor("output", self.outputs, (2, 3), "float")
-        for name in others:
-            if name != self.input.name:
-                raise self.mismatch(name, "is not an input of this task")
+        self.reject_inputs_except(self.input.name, self.seasons)
         self.context = int(self.options.get("context") or self.input.shape[1])
         self.minimum = MIN_VALUES if self.seasons else self.context
         if self.context < 1 or self.input.shape[1] not in (-1, self.context) or self.input.shape[2:] not in ([], [1]):

@@ -38,8 +38,7 @@ class ImportedSampler(TaskPredictor, ImageSampler):
             raise StoreError(
                 f"{self._card}: option classes is {self.classes!r} and there are {len(self.labels)} labels"
             )
-        if unused := [name for name in self.inputs if name not in (self.latents.name, self.classes)]:
-            raise self.mismatch(unused[0], "is not an input of this task")
+        self.reject_inputs_except(self.latents.name, self.classes)
         self.output = self.tensor("output", self.outputs, (4,), "float uint8")
         if self.output.shape[1] not in (1, 3):
             raise self.mismatch(self.output.name, "should have 1 or 3 channels")

@@ -194,9 +194,14 @@ class TaskPredictor(TensorPredictor):
             raise StoreError(f"{self._card}: option {role} is {name!r}; known tensors: {', '.join(specs)}")
         spec = specs[name]
         if len(spec.shape) not in rank or not spec.dtype.startswith(tuple(dtypes.split())):
-            allowed = f"should have {' or '.join(map(str, rank))} dimensions of type {dtypes.replace(' ', ' or ')}"
-            raise self.mismatch(name, allowed)
+            types, dimensions = dtypes.replace(" ", " or "), " or ".join(map(str, rank))
+            raise self.mismatch(name, f"should be {types}, with {dimensions} dimension{'s' * (dimensions != '1')}")
         return spec
+
+    def reject_inputs_except(self, *names: str | None) -> None:
+        """Raise StoreError if the network has another input, because this task could not fill it."""
+        if unused := [name for name in self.inputs if name not in names]:
+            raise self.mismatch(unused[0], "is not an input of this task")
 
     def check_finite(self, total: float, outputs: str) -> None:
         """Raise BadValue if ``total``, the sum of the network's outputs, is not finite.
