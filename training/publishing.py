@@ -37,8 +37,7 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
         print(f"{name}@{number} already has these weights")
     active = rollout.serving(models, name, rollout.read(models, name))
     if active != number:
-        option = "" if models == Path("models_store") else f" --store {shlex.quote(str(models))}"
-        command = runnable(f"python -m app.models activate {name} {number}{option}")
+        command = runnable(f"python -m app.models activate {name} {number}", models)
         print(f"{name}@{number} is not active; {name}@{active} is. To activate the new version: {command}")
 
 
@@ -53,17 +52,19 @@ def find_version(models: Path, card: store.Card) -> int | None:
     return None
 
 
-def runnable(command: str) -> str:
+def runnable(command: str, models: Path = Path("models_store")) -> str:
     """Return a command of a model card as a user can run it: with this process's Python for ``python`` or ``torchrun``.
 
     The path of Python is relative to the current folder if it is below this folder, such as ``.venv/bin/python``.
+    ``models``: the store that the command shall use. It becomes an option unless it is the default.
     """
     program, _, arguments = command.partition(" ")
     python, here = Path(sys.executable or "python"), Path.cwd()
     if here in python.parents and python.parent != here:
         python = python.relative_to(here)
     module = "-m torch.distributed.run " if program == "torchrun" else ""
-    return f"{shlex.quote(str(python))} {module}{arguments}"
+    option = "" if models == Path("models_store") else f" --store {shlex.quote(str(models))}"
+    return f"{shlex.quote(str(python))} {module}{arguments}{option}"
 
 
 @functools.cache

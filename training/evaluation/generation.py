@@ -167,12 +167,12 @@ def load_reference_classifier(models: Path, device: str, version: int | None = N
     """
     name = REFERENCE_CLASSIFIER
     if not models.exists() or name not in rollout.stored_versions(models):
-        raise SystemExit(f"{name} is not in {models}: run `{runnable('python -m training.cnn --preset digits')}` first")
+        command = runnable("python -m training.cnn --preset digits", models)
+        raise SystemExit(f"{name} is not in {models}: run `{command}` first")
     number = version or rollout.serving(models, name, rollout.read(models, name))
     if number is None:
-        raise SystemExit(
-            f"{models} holds no undamaged version of {name}: see `{runnable('python -m app.models verify')}`"
-        )
+        command = runnable("python -m app.models verify", models)
+        raise SystemExit(f"{models} holds no undamaged version of {name}: see `{command}`")
     classifier = store.read_version(models, name, number)
     held_out = HELD_OUT.match(classifier.card.notes)
     if held_out is None or int(held_out[1].replace(",", "")) < UNSEEN:
