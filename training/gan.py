@@ -25,7 +25,7 @@ from training.data import datasets
 from training.evaluation import generation
 from training.loops import gan_finetune
 from training.loops.gan import conditional_trainer, fit, save_sheet, workshop_trainer
-from training.options import Options, parse_options, store_of
+from training.options import Options, parse_options
 from training.run import Run
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -74,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = Run(options, config, argv)
     real_images, real_labels = real_images.to(options.device), real_labels.to(options.device)
     # The classifier is loaded before the training, so that the command fails early if the classifier is missing.
-    models = store_of(options.store, generation.REFERENCE_CLASSIFIER)
-    classifier = generation.load_reference_classifier(models, options.device)
+    classifier = generation.load_reference_classifier(options.store, options.device)
 
     total = config.epochs * (len(real_images) // config.batch)
     if isinstance(config, ConditionalGanConfig):

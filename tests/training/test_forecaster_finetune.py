@@ -394,6 +394,10 @@ def test_a_classifier_that_was_trained_on_the_unseen_images_is_rejected(tiny_sto
         generation.load_reference_classifier(tiny_store, "cpu")
 
 
+def test_another_store_uses_the_reference_classifier_of_the_included_store(tmp_path: Path) -> None:
+    assert generation.load_reference_classifier(tmp_path / "seeds", "cpu").card.name == "mnist-judge"
+
+
 def test_the_active_version_of_the_reference_classifier_is_used(tiny_store: Path) -> None:
     for seed in range(2):
         torch.manual_seed(seed)

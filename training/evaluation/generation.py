@@ -21,7 +21,7 @@ from training.configs import SAMPLE_CLASSIFIER, CnnConfig
 from training.data import datasets
 from training.data.image_batches import accuracy_of
 from training.loops.classifier import AveragedTrainer
-from training.options import Part
+from training.options import Part, store_of
 from training.publishing import runnable
 from training.run import metric, permutation
 
@@ -161,11 +161,12 @@ def seen_floor(classifier: ImageClassifier, images: datasets.Images, real_featur
 
 
 def load_reference_classifier(models: Path, device: str, version: int | None = None) -> ImageClassifier:
-    """Load the reference classifier from the store, by default its active version.
+    """Load the reference classifier from the store or the included store, by default its active version.
 
-    Exit with a message if the store has none, or if the version was trained on some of the UNSEEN images.
+    Exit with a message if both stores have none, or if the version was trained on some of the UNSEEN images.
     """
     name = REFERENCE_CLASSIFIER
+    models = store_of(models, name, version)
     if not models.exists() or name not in rollout.stored_versions(models):
         command = runnable("python -m training.cnn --preset digits", models)
         raise SystemExit(f"{name} is not in {models}: run `{command}` first")
