@@ -172,7 +172,7 @@ class Loader:
         splitter = predictor if task.splits or is_imported(card.kind) else None
         batcher = self._batcher(card, predictor, predictor.predict, predictor.seconds, splitter)
         explainer = None
-        if task.explains and hasattr(predictor, "explain"):  # an imported network cannot explain
+        if task.explains and hasattr(predictor, "explain"):  # imported networks have no heat maps
             explainer = self._batcher(card, predictor, predictor.explain, predictor.explain_seconds)
         return LoadedModel(card, predictor, batcher, explainer, bytes=size)
 

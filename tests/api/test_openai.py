@@ -358,3 +358,9 @@ def test_labels_may_be_words_and_unknown_words_are_rejected() -> None:
         with pytest.raises(BadValue, match="zoo cannot draw"):
             prompt_labels(prompt, labels, "zoo")
     assert prompt_labels("9" * 500 + " cats", labels, "zoo") == [("cat", 10**5)]
+
+
+@pytest.mark.parametrize("prompt", ["5 digits", "draw twelve images, please"])
+def test_a_number_of_random_images_is_rejected_with_advice(prompt: str) -> None:
+    with pytest.raises(BadValue, match="for random labels, send the prompt 'digits' and the number as n"):
+        prompt_labels(prompt, list("0123456789"), "cgan")

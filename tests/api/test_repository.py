@@ -72,6 +72,14 @@ def test_the_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
     assert service.post("/v1/images/sample", json=SAMPLE).json() == before
 
 
+def test_a_loaded_model_with_a_canary_answers_for_its_active_version(service: httpx.Client, two: Path) -> None:
+    rollout.activate(two, NAME, 1)
+    rollout.activate(two, NAME, 2, share=50)
+    for _ in range(8):
+        loaded = service.post(f"/v2/repository/models/{NAME}/load", json={}, headers=ADMIN_HEADERS)
+        assert loaded.raise_for_status().json() == {"name": NAME, "version": "1", "load": True}
+
+
 def test_the_asyncio_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
     async def unload_and_load() -> None:
         async with triton_aio.InferenceServerClient(address(service)) as client:

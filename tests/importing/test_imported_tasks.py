@@ -159,7 +159,7 @@ def test_images_are_resized_cropped_and_normalised(
         assert predictions[label] == pytest.approx(probability, abs=0.01)
     explained = client.post("/v1/images/classify?model=cnn&explain=true", content=file.getvalue())
     assert explained.status_code == 400
-    assert "cannot explain" in explained.json()["error"]["message"]
+    assert "heat maps exist only for trained networks" in explained.json()["error"]["message"]
 
 
 def test_channels_may_come_last_and_outputs_be_probabilities(client: httpx.Client) -> None:
@@ -247,6 +247,9 @@ def test_points_and_quantiles_are_forecast(client: httpx.Client) -> None:
     error = client.post("/v1/timeseries/forecast", json=kserve).json()["error"]
     assert error["param"] == "options.quantiles"
     assert error["message"] == "options.quantiles is [0.1, 0.9]; points forecasts no intervals, so send [] or [0.5]"
+    far = client.post("/v1/timeseries/forecast", json={**kserve, "options": {"horizon": 7}}).json()["error"]
+    assert far["param"] == "options.horizon"
+    assert far["message"].startswith("options.horizon is 7; ")
     median = {**kserve, "options": {"horizon": 4, "quantiles": [0.5]}}
     assert len(post(client, "/v1/timeseries/forecast", **median)["outputs"][0]["content"]) == 1
     too_far = client.post("/v1/series/forecast", json={**body, "horizon": 7, "levels": []})

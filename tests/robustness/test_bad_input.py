@@ -118,6 +118,8 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (FORECAST, "a boolean", json.dumps({"values": [*SERIES, True]}), 400, "values.20", "True"),
     (FORECAST, "mixed depths", json.dumps({"values": [1.0, SERIES]}), 400, "values.1", "it should be a valid number"),
     (FORECAST, "three deep", json.dumps({"values": [[SERIES]]}), 400, "values.0.0", "it should be a valid number"),
+    (FORECAST, "a number as start", json.dumps({"values": SERIES, "start": 5}), 400, "start", "start is 5; it should be a valid string"),
+    (FORECAST, "a number in start", json.dumps({"values": SERIES, "start": [5]}), 400, "start.0", "start.0 is 5; it should be a valid string"),
     (FORECAST, "horizon 0", json.dumps({"values": SERIES, "horizon": 0}), 400, "horizon", "is 0"),
     (FORECAST, "horizon 10^9", json.dumps({"values": SERIES, "horizon": 10**9}), 400, "horizon", "less than or equal to 1000"),
     (FORECAST, "level 100", json.dumps({"values": SERIES, "levels": [100]}), 400, "levels.0", "less than 100"),

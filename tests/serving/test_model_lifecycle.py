@@ -57,6 +57,9 @@ def test_a_canary_gets_its_share_and_a_repeated_request_the_same_version(serve: 
         ]
         assert sum(by_version) == 20 + 200 + 40 + 1 + 60
         assert by_version[1] >= first.count(2)
+        for _ in range(6):  # without a version, not that of a random version
+            rows = client.get(f"/v2/models/{NAME}/stats").raise_for_status().json()["model_stats"]
+            assert [row["version"] for row in rows] == ["1", "2"]
         rollout.rollback(tiny_store, NAME)
         wait_until(lambda: model_entry(client)["canary"] is None)
         assert {answering_version(client, request_id=f"r{i}") for i in range(20)} == {1}

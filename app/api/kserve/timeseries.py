@@ -110,6 +110,14 @@ class TimeSeriesInference(ForecastInference):
             fields["start"] = [_start(series, f"inputs.{i}", name, step) for i, series in enumerate(body.inputs)]
         super().__init__(model, options.model_copy(update=fields), settings)
 
+    def parse(self) -> list[Any]:
+        try:
+            return super().parse()
+        except BadValue as error:  # an imported network that forecasts fewer steps
+            if error.param != "horizon":
+                raise
+            raise BadValue(f"options.{error.message}", "options.horizon") from None
+
     def response_size(self, outputs: Sequence[Any]) -> int:
         return len(self.items) * self.body.horizon * (1 + len(self.request.options.quantiles))
 

@@ -14,7 +14,7 @@ from app.api.deadline import set_deadline
 from app.api.inference import resolve_model, run_inference
 from app.api.open_inference.decode import MAX_ID_LENGTH
 from app.api.open_inference.models import TEXT_PARAMETERS, earlier_deadline, model_parameters
-from app.api.open_inference.paths import TextModel, add_routes, model_in_path
+from app.api.open_inference.paths import TextModelPath, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, GenerateParameters, GenerateRequest, GenerateResponse
 from app.api.openapi import request_body
 from app.api.request_body import EXTRA_COMMAS, BodyReader, max_json_bytes, read_object, validate, with_limits
@@ -163,7 +163,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         openapi_extra=request_body(body_model, openapi.V2_GENERATE_EXAMPLE),
         responses=success_response(GenerateResponse, description="The continuation of the prompt"),
     )
-    async def generate_whole(request: Request, name: TextModel) -> Response:
+    async def generate_whole(request: Request, name: TextModelPath) -> Response:
         """Continue a prompt. `text_output` is the continuation without the prompt."""
         return await run(request, name, streamed=False)
 
@@ -182,7 +182,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
             }
         },
     )
-    async def generate_stream(request: Request, name: TextModel) -> Response:
+    async def generate_stream(request: Request, name: TextModelPath) -> Response:
         """Continue a prompt, and send the characters as server-sent events while the model generates them.
 
         The last event of the text has a `finish_reason`. There is no `[DONE]` event.

@@ -29,7 +29,7 @@ from app.api.open_inference.models import (
     earlier_deadline,
     tensor_model,
 )
-from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
+from app.api.open_inference.paths import ModelPath, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, InferenceResponse
 from app.api.openapi import BINARY, request_body
 from app.api.request_body import BYTES_PER_VALUE, max_json_bytes, read_body
@@ -107,7 +107,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         openapi_extra=request_body(InferenceRequest, openapi.INFER_EXAMPLE, others=binary),
         responses=success_response(InferenceResponse, binary, "The output tensors"),
     )
-    async def infer(request: Request, name: SeriesModel) -> Response:
+    async def infer(request: Request, name: ModelPath) -> Response:
         """Run a model on input tensors and return its output tensors.
 
         The values of a tensor are in JSON, or in binary form after the JSON part (Triton's binary tensor extension).

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from app.api.deadline import set_deadline
 from app.api.open_inference.decode import TensorSpec
 from app.api.open_inference.models import RequestModels, TensorModel, tensor_model
-from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
+from app.api.open_inference.paths import ModelPath, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, ModelConfiguration, ModelMetadata, ModelNames, ModelReady
 from app.api.openapi import WITH_TIMEOUT
 from app.api.responses import json_response, success_response
@@ -57,7 +57,7 @@ def _add_descriptions(routes: APIRouter, registry: Registry, settings: Settings)
         openapi_extra=WITH_TIMEOUT,
         responses=success_response(ModelMetadata, description="The model"),
     )
-    async def metadata(request: Request, name: SeriesModel) -> Response:
+    async def metadata(request: Request, name: ModelPath) -> Response:
         """Get the names, data types and shapes of a model's inputs and outputs. -1 marks a dimension that varies.
 
         All paths of a model also exist with `/versions/{version}` after the name.
@@ -84,7 +84,7 @@ def _add_descriptions(routes: APIRouter, registry: Registry, settings: Settings)
         openapi_extra=WITH_TIMEOUT,
         responses=success_response(ModelConfiguration, description="The configuration"),
     )
-    async def config(request: Request, name: SeriesModel) -> Response:
+    async def config(request: Request, name: ModelPath) -> Response:
         """Get a model's configuration in Triton's format."""
         model = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
         return json_response(_configuration(model, tensor_model(model, limits)))
@@ -100,7 +100,7 @@ def _add_readiness(routes: APIRouter, registry: Registry, settings: Settings) ->
         openapi_extra=WITH_TIMEOUT,
         responses=success_response(ModelReady, description="The model is ready"),
     )
-    async def model_ready(request: Request, name: SeriesModel) -> Response:
+    async def model_ready(request: Request, name: ModelPath) -> Response:
         """Check that a model answers requests. Otherwise the status is 404 or 503, and the body has the reason."""
         deadline = set_deadline(request, settings.request_seconds)
         await registry.recheck(name.partition("@")[0], deadline)  # another process may have loaded or unloaded it

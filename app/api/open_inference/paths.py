@@ -16,11 +16,11 @@ from app.serving.registry import Registry
 from app.tasks import TASKS
 
 Endpoint = Callable[..., Any]
-SeriesModel = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]
-OptionalModel = Annotated[  # the example is not the default model of a task, so that it may be unloaded
+ModelPath = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]
+UnloadableModelPath = Annotated[  # the example is not the default model of a task, so that it may be unloaded
     str, Path(description="a model's name", examples=["mnist-gan"])
 ]
-TextModel = Annotated[str, Path(description="`name` or `name@version`", examples=["shakespeare-rnn"])]
+TextModelPath = Annotated[str, Path(description="`name` or `name@version`", examples=["shakespeare-rnn"])]
 
 
 def add_routes(routes: APIRouter, method: str, path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:

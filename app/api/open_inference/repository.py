@@ -20,7 +20,7 @@ from starlette.responses import Response
 from app.api.deadline import DEADLINE, set_deadline
 from app.api.errors import validation_error
 from app.api.open_inference.decode import OpenModel
-from app.api.open_inference.paths import OptionalModel, model_in_path
+from app.api.open_inference.paths import UnloadableModelPath, model_in_path
 from app.api.open_inference.responses import FAILURES, ModelLoaded, ModelUnloaded, RepositoryIndex
 from app.api.openapi import request_body
 from app.api.request_body import EXTRA_COMMAS, max_json_bytes, parse_object, read_body
@@ -93,15 +93,16 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
         responses=success_response(ModelLoaded, description="The version is in memory"),
         **guarded,
     )
-    async def load(request: Request, name: OptionalModel) -> Response:
+    async def load(request: Request, name: UnloadableModelPath) -> Response:
         """Serve an unloaded model again. The response is sent when the active version is in memory.
 
         With `name@version`, the service loads this version, and responds when it is in memory.
         """
         deadline = set_deadline(request, settings.request_seconds)
         _check((await _read_body(request, LoadRequest, settings)).parameters)
-        await _change(request, registry, lambda: rollout.load(settings.store, name.partition("@")[0]))
-        model = await model_in_path(registry, request, name, deadline)
+        stored = await _change(request, registry, lambda: rollout.load(settings.store, name.partition("@")[0]))
+        active = None if "@" in name else stored.active  # the name alone could also mean the canary
+        model = await model_in_path(registry, request, f"{name}@{active}" if active else name, deadline)
         return json_response({"name": model.card.name, "version": str(model.card.version), "load": True})
 
     @routes.post(
@@ -111,7 +112,7 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
         responses=success_response(ModelUnloaded, description="The model is no longer served"),
         **guarded,
     )
-    async def unload(request: Request, name: OptionalModel) -> Response:
+    async def unload(request: Request, name: UnloadableModelPath) -> Response:
         """Stop serving a model until it is loaded, or a version is activated. Running requests are still answered.
 
         The default model of a task cannot be unloaded. In this case, the status is 409.
@@ -124,12 +125,16 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
         return json_response({"name": name, "unload": True})
 
 
-async def _change(request: Request, registry: Registry, change: Callable[[], Rollout]) -> None:
-    """Change the store, and apply the change in this process. Raises Conflict, TimedOut, and errors of ``on_store``."""
+async def _change(request: Request, registry: Registry, change: Callable[[], Rollout]) -> Rollout:
+    """Change the store, and apply the change in this process. Return the result of ``change``.
+
+    Raises Conflict, TimedOut, and errors of ``on_store``.
+    """
     if not registry.settings.store_poll_seconds:
         raise Conflict("QUARTET_STORE_POLL_SECONDS is 0: this service reads its store only at the start")
-    await on_store(change)
+    stored = await on_store(change)
     await registry.refresh(request.scope[DEADLINE])
+    return stored
 
 
 def _check(parameters: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.deadline import set_deadline
-from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
+from app.api.open_inference.paths import ModelPath, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, StatisticsResponse
 from app.api.openapi import WITH_TIMEOUT
 from app.api.responses import json_response, success_response
@@ -45,12 +45,18 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         openapi_extra=WITH_TIMEOUT,
         responses=success_response(StatisticsResponse, description="Statistics of the model"),
     )
-    async def statistics(request: Request, name: SeriesModel) -> Response:
-        """Get the number of requests, the waiting time and the computing time of one version of a model."""
+    async def statistics(request: Request, name: ModelPath) -> Response:
+        """Get the number of requests, the waiting time and the computing time of a version of a model.
+
+        Without a version in the path, the response has all versions of the model that are in memory.
+        """
         deadline = set_deadline(request, registry.settings.request_seconds)
         model = await model_in_path(registry, request, name, deadline)
+        versions = [model]
+        if "version" not in request.path_params and "@" not in name:
+            versions = [each for each in registry.models() if each.card.name == name] or versions
         totals = await metrics.totals(registry.settings.request_seconds)
-        return json_response({"model_stats": [_statistics(model, totals)]})
+        return json_response({"model_stats": [_statistics(each, totals) for each in versions]})
 
     return routes
 
@@ -58,7 +64,8 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
 def _statistics(model: LoadedModel, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:
     """Return the statistics of a version, including metrics of the model that are not separated by version.
 
-    ``queue`` counts how often rows of a request left the queue. ``success`` is this number without the failures.
+    The count of ``queue`` is the number of requests, or of parts of large requests, that were taken from the queue. The
+    count of ``success`` is this number without the failures.
     ``compute_infer`` counts batches, or rounds of the engine for text models. ``inference_count`` counts rows, or texts
     for text models. ``compute_input`` and ``compute_output`` are not measured and always 0.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 from app.errors import BadValue, quote_value
 
@@ -19,6 +19,7 @@ IGNORED_WORDS = {
     *("a", "an", "the", "and", "of", "me", "please", "draw", "with", "handwritten"),
     *("digit", "digits", "number", "numbers", "image", "images", "picture", "pictures"),
 }
+COUNTED_WORDS = {"digits", "numbers", "images", "pictures"}
 MAX_COUNT = 10**5  # largest number of images of one label; larger numbers are replaced by this number
 
 
@@ -29,11 +30,15 @@ def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[
     or one label for each of its digits, as in "42". ``model`` is the model's name for error messages.
 
     Raises:
-        BadValue: a word is not a label, a number or an ignored word.
+        BadValue: a word is not a label, a number or an ignored word, or the prompt asks for a number of random images.
     """
     singulars, plurals = _names(labels)
     if prompt.strip().lower() in singulars:
         return [(singulars[prompt.strip().lower()], 1)]
+    for word, following in pairwise(_words(prompt)):
+        if _number(word) is not None and following in COUNTED_WORDS and following not in singulars:
+            problem = f"{word} {following} without a label; for random labels, send the prompt 'digits' and the number as n"
+            raise BadValue(f"prompt is {quote_value(prompt)}, which asks for {problem}", "prompt")
     words = [word for word in _words(prompt) if word not in IGNORED_WORDS or word in singulars]
     label_counts: list[tuple[str, int]] = []
     count = 1

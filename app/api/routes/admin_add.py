@@ -100,7 +100,7 @@ class AddQuery(BaseModel):
 def add_route(routes: APIRouter, settings: Settings) -> None:
     """Add the route ``/add``."""
     body = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": BINARY}}}}
-    running = asyncio.Lock()  # one import at a time, because each uses all cores for some seconds
+    running = asyncio.Lock()  # one import at a time in this worker, because each uses all cores for some seconds
 
     @routes.post(
         "/add",

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import orjson
 from fastapi import APIRouter, Request
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
@@ -42,6 +43,7 @@ from app.tasks import CLASSIFY
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_codecs import is_simple_image, overlay_heat_map
 
+PNG_PART = 3 * 2**18  # bytes that are encoded at a time, a multiple of 3
 BASE64_PART = 2**20  # characters that are decoded at a time, a multiple of 4; this takes 1 ms
 SMALL_BYTES = 32 * 1024  # files of up to this size in all may be decoded on the event loop
 
@@ -211,6 +213,10 @@ class ClassifyInference(Inference[ImageClassifier]):
             return [decode(image, file.param) for image, file in zip(images, self.files, strict=True)]
         return [decode(self.open(file), file.param) for file in self.files]
 
+    def response_size(self, outputs: Sequence[list[float]]) -> int:
+        """Return the number of probabilities that are sorted."""
+        return sum(map(len, outputs))
+
     def respond(self, outputs: Sequence[list[float]], explanations: Sequence[dict[str, Any]] = ()) -> Response:
         top_labels = partial(_top_labels, self.predictor.labels, self.predictor.card.thresholds, self.top_k)
         results = [
@@ -244,7 +250,8 @@ async def _explain(request: Request, registry: Registry, inference: ClassifyInfe
     """
     executor, explainer = registry.parse_executor, inference.model.explainer
     if explainer is None:
-        raise BadValue(f"explain is true; {inference.model.card.name} is imported and cannot explain", "explain")
+        name = inference.model.card.name
+        raise BadValue(f"explain is true; {name} is imported, and heat maps exist only for trained networks", "explain")
     with Deadline(request, deadline):
         await executor.run(_check_total_pixels, inference)
         items = await executor.run_or_inline(inference.parse_size, inference.parse)
@@ -253,7 +260,7 @@ async def _explain(request: Request, registry: Registry, inference: ClassifyInfe
             await executor.run_admitted(_explanation, inference.open, file, heat_map)
             for file, heat_map in zip(inference.files, heat_maps, strict=True)
         ]
-    return inference.respond(outputs, explanations)
+        return await executor.run_admitted(inference.respond, outputs, explanations)
 
 
 def _check_total_pixels(inference: ClassifyInference) -> None:
@@ -268,6 +275,10 @@ def _check_total_pixels(inference: ClassifyInference) -> None:
 def _explanation(
     open_image: Callable[[ImageFile], Image.Image], file: ImageFile, heat_map: np.ndarray
 ) -> dict[str, Any]:
-    """Return the image with its heat map over it, as a PNG file in base64."""
+    """Return the image with its heat map over it, as a PNG file in base64, already encoded as JSON.
+
+    It is encoded in parts, because the event loop cannot run while a part is encoded.
+    """
     content = overlay_heat_map(open_image(file), heat_map)
-    return {"explanation": base64.b64encode(content).decode()}
+    parts = [base64.b64encode(content[start : start + PNG_PART]) for start in range(0, len(content), PNG_PART)]
+    return {"explanation": orjson.Fragment(b'"%b"' % b"".join(parts))}

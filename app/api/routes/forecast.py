@@ -37,6 +37,13 @@ def _one_or_many(value: Any) -> str:
     return "many" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
 
 
+def _text_or_list(value: Any) -> str:
+    return "many" if isinstance(value, list) else "one"
+
+
+Starts = Annotated[Annotated[Start, Tag("one")] | Annotated[list[Start], Tag("many")], Discriminator(_text_or_list)]
+
+
 class ForecastRequest(InferenceBody):
     values: Annotated[
         Annotated[list[Value], Field(fail_fast=True), Tag("one")]
@@ -69,7 +76,7 @@ class ForecastRequest(InferenceBody):
         examples=[{"price": [2.5, 2.5, 2.0, 2.5, 2.0], "promo": [0, 0, 1, 0, 1]}],
         max_length=100,
     )
-    start: Start | list[Start] | None = Field(
+    start: Starts | None = Field(
         None,
         description="for versions trained with `--holidays`: time of the first value in ISO 8601. Send one time for "
         "all series, or a list with one time for each series.",

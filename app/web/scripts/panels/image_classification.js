@@ -20,7 +20,7 @@ export function imageClassificationPanel() {
       updateSamples();
       if (!file) return null;
       const { top_k: top, explain } = panel.form.elements;
-      // Imported networks cannot explain. The page knows the card of the active version only.
+      // Imported networks have no heat maps. The page knows the card of the active version only.
       explain.disabled = !panel.model.includes("@") && Boolean(panel.modelInfo) && isImported(panel.modelInfo.card);
       const query = { model: panel.model, top_k: top.value, explain: explain.checked && !explain.disabled ? true : null };
       return { path: "v1/images/classify", query, file, sample };
