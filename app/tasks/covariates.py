@@ -167,14 +167,14 @@ def read_covariates(
         rows = sent if many else [sent]
         if many != (bool(sent) and isinstance(sent[0], list)) or len(rows) != len(lengths):
             shape = f"a list of {len(lengths)} lists, one for each series" if many else "a list of numbers"
-            raise BadValue(f"covariates.{column} should be {shape}, like values", "covariates")
+            raise BadValue(f"covariates.{column} should be {shape}, like values", f"covariates.{column}")
         for number, row in enumerate(rows):
             param = f"covariates.{column}.{number}" if many else f"covariates.{column}"
             if len(row) != len(result[number]):
                 raise BadValue(
                     f"{param} has {len(row)} values; it should have {len(result[number])}: {lengths[number]} for the "
                     f"series and {horizon} for the horizon",
-                    "covariates",
+                    param,
                 )
             result[number][:, index] = row
     _add_holidays(name, known.calendar, start, result, start_param)

@@ -254,6 +254,9 @@ def test_the_chart_shows_a_pasted_or_opened_series(shipped: httpx.Client, open_p
     page.locator("#series-values").fill("\n".join(str(i % 9) for i in range(60)) + "\n,, 3;4 null\t5")
     page.locator("#series .status", has_text="7 steps after 66 values").wait_for()
     assert "3,4,null,5]" in page.locator("#series code").inner_text()
+    page.locator("#series-values").fill("[\n" + ",\n".join(f"{i}, {i + 1}" for i in range(30)) + "\n]")  # wrapped lines
+    page.locator("#series .status", has_text="7 steps after 60 values").wait_for()
+    assert "null" not in page.locator("#series code").inner_text()
     table = tmp_path / "sales.csv"
     table.write_text('day;"units; sold";price\n' + "".join(f"2026-01-{i:02};{i};{i},5\n" for i in range(1, 56)))
     page.set_input_files("#series-file", table)
@@ -328,6 +331,10 @@ def test_large_values_have_complete_labels(serve: Serve, open_page: Open, tmp_pa
         assert len(set(texts)) == len(texts) > 2
         page.locator("#series-numbers summary").click()
         assert page.locator("#series-numbers td").first.inner_text().startswith("12,345,6")  # not 12,346,000
+        open_table(page, tmp_path / "constant.csv", "2199023255552\n" * 50)
+        page.locator("#series .status", has_text="after 50 values").wait_for()
+        texts = labels.all_text_contents()
+        assert len(set(texts)) == len(texts) > 2
 
 
 def publish_sales(folder: Path) -> None:
@@ -363,7 +370,6 @@ def test_known_columns_of_a_forecaster_have_fields(
         page.locator("#series .status", has_text="60 steps after 30 values").wait_for()
         page.locator("#series select[name=model]").select_option("sales")
         page.locator("#series-start").wait_for()
-        page.set_input_files("#series-file", table)
         page.locator("#series .status", has_text="6 steps after 24 values").wait_for()
         assert page.locator("#series-column option:checked").inner_text() == "sold"
         assert sent()["start"] == "2026-01-01"
@@ -380,13 +386,21 @@ def test_known_columns_of_a_forecaster_have_fields(
         page.get_by_label("price").fill("cheap")
         page.locator("#series-known .error", has_text="Covariates.price.0 is 'cheap'").wait_for()
         page.get_by_label("price").fill("2")
+        page.get_by_label("promo").fill("x")
+        page.locator("#series-known .error", has_text="Covariates.promo.0 is 'x'").wait_for()
+        assert page.locator("#series-known [aria-invalid]").get_attribute("data-column") == "promo"
+        page.get_by_label("promo").fill("1")
         page.get_by_label("Time of the first value").fill("soon")
         page.locator("#series .error", has_text="Start is 'soon'; it should be a time in ISO 8601").wait_for()
+        other = "time,sold,promo\n" + "".join(f"2025-03-{i:02}T00:00Z,{i % 7},1\n" for i in range(1, 31))
+        open_table(page, tmp_path / "other.csv", other)
+        page.locator("#series code", has_text='"start":"2025-03-01T00:00Z"').wait_for()
+        assert page.get_by_label("price").input_value() == ""  # not the prices of the first table
         page.locator("#series select[name=model]").select_option("sales@1")
         page.locator("#series .status", has_text="sales, version 1").wait_for()
         assert not page.locator("#series-known").is_visible()
         assert "covariates" not in sent()
-        assert expected_errors(page) == 2
+        assert expected_errors(page) == 3
 
 
 def test_a_series_can_be_drawn_by_hand(shipped: httpx.Client, open_page: Open, tmp_path: Path) -> None:
@@ -595,6 +609,10 @@ def test_the_card_shows_the_active_version_and_the_canary(serve: Serve, tiny_sto
         buttons = card.get_by_role("button", name="version")
         buttons.nth(2).wait_for()
         assert buttons.all_inner_texts() == ["version 1, active", "version 2", "version 3, canary, 25 %"]
+        status_of(page, "generation")  # the curl command names the version that answered
+        assert re.search(r'"model":"tiny-gan@[13]"', page.locator("#generation code").inner_text())
+        options = page.locator("#generation select[name=model] option").all_inner_texts()
+        assert options[:4] == ["tiny-gan", *(f"tiny-gan, version {number}" for number in (3, 2, 1))]
 
 
 def test_the_card_of_an_imported_network_shows_its_tensors_and_origin(
@@ -609,7 +627,7 @@ def test_the_card_of_an_imported_network_shows_its_tensors_and_origin(
         card.locator("summary", has_text="Import").click()
         text = card.inner_text()
         for part in (
-            "tensors",
+            "tensor inference",
             "A matrix",
             "MIT",
             "https://example.org/linear",
@@ -671,6 +689,11 @@ def test_the_page_works_with_the_keyboard_only(shipped: httpx.Client, open_page:
         "series-draw",
         "generation-seed",
     }
+    status = page.locator("#generation .status")
+    assert status.get_attribute("aria-live") == "off"  # the first answers are not announced
+    page.locator("#generation-seed").focus()
+    page.keyboard.press("Enter")
+    assert status.get_attribute("aria-live") == "polite"
     page.locator("#text-length").focus()
     page.keyboard.press("Home")
     page.locator("#text-prompt").focus()

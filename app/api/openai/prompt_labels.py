@@ -37,8 +37,8 @@ def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[
         return [(singulars[prompt.strip().lower()], 1)]
     for word, following in pairwise(_words(prompt)):
         if _number(word) is not None and following in COUNTED_WORDS and following not in singulars:
-            problem = f"{word} {following} without a label; for random labels, send the prompt 'digits' and the number as n"
-            raise BadValue(f"prompt is {quote_value(prompt)}, which asks for {problem}", "prompt")
+            advice = "for random labels, send the prompt 'digits' and the number as n"
+            raise BadValue(f"prompt is {quote_value(prompt)}, with {word} {following} but no label; {advice}", "prompt")
     words = [word for word in _words(prompt) if word not in IGNORED_WORDS or word in singulars]
     label_counts: list[tuple[str, int]] = []
     count = 1

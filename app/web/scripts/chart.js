@@ -133,7 +133,8 @@ function scale(from, to, start, end) {
 
 function valueRange(values) {
   const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
-  return low === high ? [low - 1, high + 1] : [low, high];
+  const margin = low === high ? Math.max(1, Math.abs(low) / 1e6) : 0; // so that axis marks differ
+  return [low - margin, high + margin];
 }
 
 /** Return about `count` axis marks over a range, in steps of 1, 2 or 5 times a power of ten. */

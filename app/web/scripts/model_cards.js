@@ -3,7 +3,7 @@
 import { json, send, showPicture } from "./api.js";
 import { byId, createElement } from "./dom.js";
 
-const TASKS = { classify: "image classification", continue: "text generation", forecast: "forecasting", sample: "image generation", infer: "tensors" };
+const TASKS = { classify: "image classification", continue: "text generation", forecast: "forecasting", sample: "image generation", infer: "tensor inference" };
 const SHOWN = 4; // metrics shown without opening the table
 
 /** Show one card for each model. The buttons on a card switch it to another version. */
@@ -57,7 +57,8 @@ async function switchVersion(element, id) {
   try {
     model = await json(await send({ path: `v1/models/${id}` }));
   } catch (error) { // removed meanwhile, or the service does not answer
-    element.querySelector(".error")?.remove();
+    if (error.status === 401) byId("key").hidden = false; // the key was revoked meanwhile
+    element.querySelector('[role="alert"]')?.remove();
     element.append(createElement("p", { class: "error", role: "alert" }, error.message));
     return;
   }

@@ -12,16 +12,17 @@ function parseValue(word) {
 
 /** Return the values of a text, separated by commas, semicolons, spaces or lines. Other words are kept, so that the service rejects them. */
 export function parseValues(text) {
-  const inside = text.trim().replace(/^\[|\]$/g, "");
-  if (!inside.trim()) return [];
-  const words = inside.replace(/[ \t]*(?:[,;]|\r?\n)[ \t]*/g, ",").split(/,|[ \t]+/);
+  const inside = text.trim().replace(/^\[|\]$/g, "").trim();
+  if (!inside) return [];
+  // A line break after a comma does not separate two values, because lists of numbers are often wrapped.
+  const words = inside.replace(/[ \t]*(?:[,;](?:[ \t]*\r?\n)?|\r?\n)[ \t]*/g, ",").split(/,|[ \t]+/);
   while (words.at(-1) === "") words.pop();
   return words.map((word) => (parseValue(word) === undefined ? word : parseValue(word)));
 }
 
 /** Return the first date or time in ISO 8601 in a CSV file, or null. */
 export function firstTime(text) {
-  return /^"?(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?)"?[,;\t\r]/m.exec(text)?.[1] ?? null;
+  return /^"?(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?(?:Z|[+-]\d\d:?\d\d)?)?)"?[,;\t\r]/m.exec(text)?.[1] ?? null;
 }
 
 /** Return the numeric columns of a CSV file in order, as [{ name, values }]. */

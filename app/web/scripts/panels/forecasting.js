@@ -66,6 +66,11 @@ export function forecastingPanel() {
       shownModel = model;
       known.show(knownOf.get(model));
       known.fill(table, time);
+      if (table.length && known.shown) { // the table was opened for another model
+        if (known.has(table[column.value].name)) chooseValueColumn();
+        chooseColumn(); // sends the request
+        return false;
+      }
     }
     return true;
   }
@@ -107,12 +112,18 @@ export function forecastingPanel() {
     closeTable();
     table = parseTable(content);
     time = firstTime(content);
+    if (table.length) known.clear(); // the values of another table
     known.fill(table, time);
     if (!table.length) return fillText(content); // no numeric column: the service reports the error
     column.replaceChildren(...table.map(({ name }, i) => createElement("option", { value: i }, name)));
-    column.value = String(Math.max(0, table.findLastIndex(({ name }) => !known.has(name))));
+    chooseValueColumn();
     byId("series-column-field").hidden = table.length < 2;
     chooseColumn();
+  }
+
+  /** Choose the last column that is not known in advance. */
+  function chooseValueColumn() {
+    column.value = String(Math.max(0, table.findLastIndex(({ name }) => !known.has(name))));
   }
 
   /** Read the chosen column. With known columns, rows after its last value are the horizon. */

@@ -7,6 +7,7 @@ import { acceptDrops, Panel, showSliderValue } from "./panel.js";
 
 const SAMPLES = ["bird", "horse", "frog", "ship", "cat", "truck", "three", "seven"];
 const SAMPLE_LABELS = { three: "3", seven: "7" }; // where the label differs from the file name
+const samplePath = (name) => `web/samples/${name}.png`;
 const MAX_COARSE = 96; // pixels; smaller images are scaled without smoothing
 
 export function imageClassificationPanel() {
@@ -46,13 +47,13 @@ export function imageClassificationPanel() {
     heat.hidden = blend.hidden = true;
     bars.replaceChildren();
     for (const button of byId("image-examples").children) {
-      button.setAttribute("aria-pressed", String(`${button.dataset.example}.png` === file.name));
+      button.setAttribute("aria-pressed", String(path === samplePath(button.dataset.example)));
     }
     await panel.run();
   }
 
   async function classifySample(name) {
-    const path = `web/samples/${name}.png`, choice = (choices += 1);
+    const path = samplePath(name), choice = (choices += 1);
     try {
       const content = await blob(await send({ path }));
       if (choice === choices) await classify(new File([content], `${name}.png`, { type: "image/png" }), path);

@@ -17,7 +17,7 @@ export class KnownColumns {
     this.start.closest(".field").hidden = !holidays;
     this.box.hidden = !this.columns.length;
     const before = new Map([...this.box.querySelectorAll("textarea")].map((field) => [field.dataset.column, field.value]));
-    this.box.replaceChildren(createElement("legend", {}, "Known columns ", createElement("span", { class: "hint" }, "past values, then future values")),
+    this.box.replaceChildren(createElement("legend", {}, "Covariates (known columns) ", createElement("span", { class: "hint" }, "past values, then future values")),
       ...this.columns.map(({ name }, i) => {
         const field = createElement("textarea", { id: `series-known-${i}`, name: "covariates", rows: 2, spellcheck: "false", "data-column": name });
         field.value = before.get(name) ?? "";
@@ -41,6 +41,12 @@ export class KnownColumns {
       if (column) field.value = withoutMissingEnd(column.values).join(", ");
     }
     if (time) this.start.value = time;
+  }
+
+  /** Empty all fields. */
+  clear() {
+    for (const field of this.box.querySelectorAll("textarea")) field.value = "";
+    this.start.value = "";
   }
 
   /** Return the fields of a request for `count` values and a horizon. A column that is too short repeats its last value. */

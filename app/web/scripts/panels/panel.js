@@ -26,6 +26,7 @@ export class Panel {
     for (const dice of this.root.querySelectorAll("[data-dice]")) dice.addEventListener("click", () => this.newSeed(dice));
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
+      this.announce();
       this.run();
     });
     this.root.addEventListener("input", () => this.announce());
@@ -62,7 +63,7 @@ export class Panel {
     const fitting = models.filter((model) => model.task === this.task).sort((a, b) => b.default - a.default);
     chooser.replaceChildren(...fitting.flatMap((model) => [
       createElement("option", { value: model.id }, model.id),
-      ...model.versions.filter((version) => version !== model.version).reverse()
+      ...model.versions.filter((version) => model.canary || version !== model.version).reverse()
         .map((version) => createElement("option", { value: `${model.id}@${version}` }, `${model.id}, version ${version}`)),
     ]));
     if ([...chooser.options].some((option) => option.value === before)) chooser.value = before;
@@ -72,7 +73,7 @@ export class Panel {
 
   /** Return the error to show when no model serves this task. */
   noModelError() {
-    return new RequestError("No served model performs this task. The model cards below show models that failed to load.");
+    return new RequestError("No served model performs this task. If a model failed to load or is unloaded, its card below says so.");
   }
 
   get model() {
@@ -101,6 +102,7 @@ export class Panel {
       const elapsed = performance.now() - startedAt;
       if (running !== this.running) return;
       const details = this.show(answer, request);
+      if (this.modelInfo?.canary) this.pinVersion(request, `${answer.model}@${answer.version}`);
       this.showStatus(answer, `${formatDuration(elapsed)}${details ? ` · ${details}` : ""}`);
     } catch (error) {
       if (running === this.running && error.name !== "AbortError") this.showError(error);
@@ -119,7 +121,14 @@ export class Panel {
 
   /** Show the curl command with the seed that the service chose, so that it returns the same answer. */
   pinSeed(request, seed) {
-    this.curlLine.textContent = curl({ ...request, json: { ...request.json, seed } });
+    request.json.seed = seed;
+    this.curlLine.textContent = curl(request);
+  }
+
+  /** Show the curl command with the version that answered, because a canary answers some of the requests without one. */
+  pinVersion(request, model) {
+    const part = request.json ? "json" : "query";
+    this.curlLine.textContent = curl({ ...request, [part]: { ...request[part], model } });
   }
 
   /** Show an error message beside the control that caused it. */
@@ -130,7 +139,7 @@ export class Panel {
     }
     this.clearError();
     if (error.status === 401) byId("key").hidden = false; // the key was revoked meanwhile
-    const control = error.param && this.control(error.param.split(".")[0]);
+    const control = error.param && this.control(error.param);
     const container = control?.closest("[data-param], .chooser") ?? this.root.querySelector('[data-param="form"]');
     const id = `${this.root.id}-error`;
     container.append(createElement("p", { class: "error", role: "alert", id }, error.message));
@@ -141,9 +150,11 @@ export class Panel {
     this.status.replaceChildren();
   }
 
+  /** Return the control for a parameter, such as "covariates.price.0", or null. */
   control(param) {
-    const field = this.form.elements[param];
-    const control = field instanceof RadioNodeList ? field[0] : field;
+    const [name] = param.split("."), field = this.form.elements[name];
+    const control = field instanceof RadioNodeList
+      ? [...field].find(({ dataset }) => param.startsWith(`${name}.${dataset.column}.`)) ?? field[0] : field;
     return control?.closest("[hidden]") ? null : control;
   }
 
@@ -170,6 +181,7 @@ export class Panel {
 /** Show the value of a slider beside it, now and on every change. Returns the function that does so. */
 export function showSliderValue(slider) {
   const output = document.querySelector(`output[for="${slider.id}"]`);
+  output?.setAttribute("aria-live", "off"); // the slider itself announces its value
   const show = () => {
     const { min, max, value, dataset } = slider;
     slider.style.setProperty("--fill", `${((value - (min || 0)) / ((max || 100) - (min || 0) || 1)) * 100}%`);
