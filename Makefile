@@ -1,7 +1,8 @@
 # Each target first installs the packages that it needs into .venv. If pyproject.toml has changed, it installs them again.
 PYTHON ?= python3
-PORT ?= 8000
-HOST ?= 127.0.0.1
+# Not `?=`, because shells such as tcsh export HOST, and hosting platforms often set PORT.
+PORT := $(or $(QUARTET_PORT),8000)
+HOST := $(or $(QUARTET_HOST),127.0.0.1)
 BIN := .venv/bin
 # TORCH is the build of PyTorch to install, such as cpu or cu128. If TORCH is empty, pip installs the default build.
 # .venv/torch stores the value, because packages that are installed later need the same build.

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import httpx
+import pytest
 from support.service import IMAGES, ROOT
 
 
@@ -40,6 +41,24 @@ def test_make_serve_prints_an_address_that_answers_and_stops_cleanly() -> None:
         process.wait(30)
     assert "Traceback" not in output
     assert "Error" not in output.replace("Error 143", "")  # make prints this after SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "settings"),
+    [
+        ({"HOST": "x86_64-linux", "PORT": "9"}, [], "QUARTET_HOST=127.0.0.1 QUARTET_PORT=8000"),
+        ({"QUARTET_HOST": "::1", "QUARTET_PORT": "8111"}, [], "QUARTET_HOST=::1 QUARTET_PORT=8111"),
+        ({"QUARTET_PORT": "8111"}, ["PORT=0", "HOST=0.0.0.0"], "QUARTET_HOST=0.0.0.0 QUARTET_PORT=0"),
+    ],
+)
+def test_only_arguments_and_settings_choose_the_address(
+    variables: dict[str, str], arguments: list[str], settings: str
+) -> None:
+    ignored = ("QUARTET_HOST", "QUARTET_PORT", "MAKEFLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in ignored} | variables
+    command = ["make", "--dry-run", "--no-print-directory", "serve", *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == f"{settings} exec .venv/bin/python -m app.main"
 
 
 FAKE_PYTHON = """#!/bin/sh
