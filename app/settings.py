@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "QUARTET_"
 OTHER_VARIABLES = {"QUARTET_DATA_DIR"}  # read by training/
+# Kubernetes sets variables such as X_SERVICE_HOST, X_PORT and X_PORT_80_TCP_ADDR for a Service with the name x.
+KUBERNETES_VARIABLE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
 
 Count = Annotated[int, Field(ge=1, le=10**12)]  # pydantic and torch cannot use much larger numbers
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -217,7 +219,7 @@ class Settings(BaseSettings):
         known = {PREFIX + name.upper() for name in type(self).model_fields}
         for variable in os.environ:
             if variable.startswith(PREFIX) and variable not in known | OTHER_VARIABLES:
-                if re.search("_SERVICE_(HOST|PORT)", variable) and "KUBERNETES_SERVICE_HOST" in os.environ:
+                if "KUBERNETES_SERVICE_HOST" in os.environ and KUBERNETES_VARIABLE.search(variable):
                     raise SettingsError(
                         f"{variable} is not a setting: Kubernetes sets it for a Service whose name begins with "
                         "quartet; set enableServiceLinks to false in the pod"

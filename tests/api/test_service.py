@@ -353,12 +353,23 @@ def test_an_invalid_setting_is_rejected_by_name(
     assert sentence in str(rejection.value)
 
 
-def test_variables_that_kubernetes_sets_for_a_service_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("QUARTET_SERVICE_PORT", "80"),
+        ("QUARTET_SERVICE_PORT_HTTP", "80"),
+        ("QUARTET_PORT_80_TCP", "tcp://10.0.0.2:80"),
+        ("QUARTET_PORT_80_TCP_ADDR", "10.0.0.2"),
+        ("QUARTET_PREDICTOR_PORT", "tcp://10.0.0.2:80"),
+        ("QUARTET_PREDICTOR_PORT_53_UDP_PROTO", "udp"),
+    ],
+)
+def test_variables_that_kubernetes_sets_for_a_service_are_explained(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("QUARTET_SERVICE_PORT", "80")
-    with pytest.raises(
-        SettingsError, match=r"^QUARTET_SERVICE_PORT is not a setting: .* set enableServiceLinks to false"
-    ):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=rf"^{variable} is not a setting: .* set enableServiceLinks to false"):
         Settings()
 
 
