@@ -271,7 +271,9 @@ def test_the_kserve_manifest_has_known_fields_and_a_valid_container() -> None:
     assert runtime["spec"]["containers"][0]["name"] == "kserve-container"
     assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
     predictor = service["spec"]["predictor"]
-    assert set(predictor) <= {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout", "model"}
+    own_fields = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout", "model"}
+    assert set(predictor) <= own_fields | {"enableServiceLinks"}  # a predictor may also have the fields of a pod
+    assert predictor["enableServiceLinks"] is False  # its variables would be unknown settings
     assert predictor["scaleMetric"] in ("concurrency", "rps", "cpu", "memory")
     model = predictor["model"]
     assert set(model) <= {"modelFormat", "protocolVersion", "runtime", "storageUri", "resources", "env"}
