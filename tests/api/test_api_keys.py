@@ -237,6 +237,7 @@ def test_invalid_key_settings_are_rejected_by_name(tmp_path: Path, file: Path, a
         ({"keys_file": tmp_path / "none"}, "QUARTET_KEYS_FILE is .*: it cannot be read: No such file"),
         ({"keys_file": file, "rate_limit": "often"}, "QUARTET_RATE_LIMIT is 'often'"),
         ({"rate_limit": "often"}, "QUARTET_RATE_LIMIT is 'often'"),
+        ({"rate_limit": "6/minute"}, "QUARTET_RATE_LIMIT is '6/minute'; it needs QUARTET_KEYS_FILE"),
     ):
         with pytest.raises(SettingsError, match=sentence):
             create_app(Settings(store=tmp_path / "store", threads=1, **settings))

@@ -210,7 +210,7 @@ def with_api_keys(
     """Wrap the application in ``ApiKeys`` if ``QUARTET_KEYS_FILE`` is set.
 
     Raises:
-        SettingsError: the key file or a rate limit cannot be used.
+        SettingsError: the key file or a rate limit cannot be used, or there is a rate limit without a key file.
     """
     try:
         limits = parse_limits(settings.rate_limit)
@@ -220,6 +220,11 @@ def with_api_keys(
         ) from None
     ring = load_keyring(settings)
     if ring is None:
+        if limits:
+            raise SettingsError(
+                f"QUARTET_RATE_LIMIT is {settings.rate_limit!r}; it needs QUARTET_KEYS_FILE, "
+                "because limits apply to keys"
+            )
         return app
     assert shared is not None
     return ApiKeys(app, ring, limits, shared, failure, on_rate_limited)
