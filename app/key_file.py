@@ -40,6 +40,7 @@ MAX_KEYS = 1000  # a limit, because the key of each request is compared with eve
 CHECK_INTERVAL = 1.0  # seconds between two checks of the file
 MAX_CHECK_SECONDS = 1.0  # how long requests wait for a check; on a stalled file system the check itself takes longer
 NAME = r"[a-z0-9][a-z0-9-]{0,63}"
+LIMIT_EXAMPLES = "600/minute or 600/minute;20/second"  # for error messages
 
 
 class KeysError(Exception):
@@ -93,7 +94,7 @@ def parse_keys(text: str) -> list[ApiKey]:
         try:
             limits = parse_limits(words[2] if len(words) == 3 else "")
         except ValueError:
-            raise KeysError(f"line {number}: limits should be like 600/minute or 600/minute;20/second") from None
+            raise KeysError(f"line {number}: limits should be like {LIMIT_EXAMPLES}") from None
         keys.append(ApiKey(words[0], bytes.fromhex(words[1]), limits))
     if len({key.digest for key in keys}) < len(keys):
         raise KeysError("two lines have the same key")
@@ -184,11 +185,17 @@ def add(path: Path, name: str, limits: str = "") -> str:
     """
     if not re.fullmatch(NAME, name):
         raise KeysError(f"the name is {name!r}; it should be lower-case letters, digits and '-', 64 at most")
+    word = re.sub(r"\s*([/;])\s*", r"\1", limits.strip())  # spaces separate the words of a line
+    try:
+        if limits and (len(word.split()) != 1 or not parse_limits(word)):
+            raise ValueError
+    except ValueError:
+        raise KeysError(f"the limit is {limits!r}; it should be like {LIMIT_EXAMPLES}") from None
     key, path = new_key(), path.resolve()
     with file_lock(path.parent):  # two processes may add keys at the same time
         before = path.read_text("utf-8") if path.exists() else ""
         text = before + ("" if before.endswith("\n") or not before else "\n")
-        text += " ".join([name, digest(key).hex(), limits]).rstrip() + "\n"
+        text += " ".join([name, digest(key).hex(), word]).rstrip() + "\n"
         parse_keys(text)
         handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         try:

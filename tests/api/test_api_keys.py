@@ -153,6 +153,19 @@ def test_no_key_is_made_for_an_invalid_name(file: Path, name: str) -> None:
     assert not file.exists()
 
 
+def test_spaces_between_limits_are_removed(file: Path) -> None:
+    key_file.add(file, "alice", " 600/minute; 20 / second")
+    assert file.read_text().split()[2:] == ["600/minute;20/second"]
+
+
+@pytest.mark.parametrize("limit", ["600 per minute", "600/minute 20/second", "often", "0/minute", "600/minute#", "\n"])
+def test_no_key_is_made_for_an_invalid_limit(file: Path, limit: str) -> None:
+    sentence = f"the limit is {limit!r}; it should be like 600/minute or 600/minute;20/second"
+    with pytest.raises(key_file.KeysError, match=re.escape(sentence)):
+        key_file.add(file, "alice", limit)
+    assert not file.exists()
+
+
 def test_keys_created_concurrently_are_all_stored(file: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         keys = list(pool.map(lambda i: key_file.add(file, f"maker-{i}"), range(16)))
