@@ -101,7 +101,7 @@ class Replica:
         """Return the name of this replica and its metrics."""
         self.registry.report()
         context = serve.get_replica_context()
-        return f"{context.deployment}-{context.replica_id.unique_id}", list(self.registry.observers.registry.collect())
+        return f"{context.deployment}-{context.replica_id.unique_id}", list(self.registry.observers.collect())
 
     async def check_health(self) -> None:
         """Raise RuntimeError if the engine hangs or a network cannot recover. Ray then replaces the replica."""

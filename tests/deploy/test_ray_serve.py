@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -65,6 +67,23 @@ async def test_a_replica_answers_without_a_socket(tiny_store: Path, monkeypatch:
     assert len(json.loads(body["body"])["results"]) == 2
     await replica.check_health()
     await replica.hosted.stop()
+
+
+async def test_metrics_of_removed_versions_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.observability.metrics import Metrics
+    from deploy import ray_serve
+
+    metrics = Metrics()
+    for version in (1, 2):
+        metrics.for_version("m", version).on_batch(3, 0.1)
+    replica: Any = object.__new__(ray_serve.Replica)
+    report = partial(metrics.on_versions, 1, 0, frozenset({("m", 2)}))
+    replica.registry = SimpleNamespace(report=report, observers=metrics)
+    context = SimpleNamespace(deployment="oneshot", replica_id=SimpleNamespace(unique_id="a1"))
+    monkeypatch.setattr(ray_serve.serve, "get_replica_context", lambda: context)
+    name, families = await replica.metrics()
+    assert name == "oneshot-a1"
+    assert {sample.labels.get("version") for family in families for sample in family.samples} == {None, "2"}
 
 
 async def test_metrics_of_all_replicas_need_an_api_key(
