@@ -36,8 +36,8 @@ MAX_QUEUED_MESSAGES = 64  # limit for the unsent messages of a response
 MAX_HELD_BYTES = 2**20  # bytes of a response that are held back; if the replica dies, another replica can still answer
 MAX_TRIES = 2  # tries of a repeatable request; there are only two, because the request itself may crash replicas
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-TWICE_DEAD = f"{MAX_TRIES} replicas died while they answered this request"
-UNSURE = "the replica died while it answered; check whether it made the change before you repeat the request"
+REPLICAS_DIED = f"{MAX_TRIES} replicas died while they answered this request"
+OUTCOME_UNKNOWN = "the replica died while it answered; check whether it made the change before you repeat the request"
 END: Message = {"type": "end"}
 
 
@@ -161,7 +161,8 @@ class ForwardedResponse(Response):
                     break
                 self.held.clear()
         if not self.started:
-            await error_response(InferenceFailed(TWICE_DEAD if repeatable else UNSURE))(scope, receive, send)
+            failure = InferenceFailed(REPLICAS_DIED if repeatable else OUTCOME_UNKNOWN)
+            await error_response(failure)(scope, receive, send)
         elif self.streamed:
             last_events = event(error_content(NotReady("the replica that generated this answer died"))) + DONE
             await send({"type": "http.response.body", "body": last_events, "more_body": False})
