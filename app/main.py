@@ -130,7 +130,7 @@ def create_app(
     fast = FastRoutes(app, _routes(tasks), named=_routes(tensors))
     limited = BodyMemoryLimit(fast, settings.max_buffered_bytes, spooled=admin.SPOOLED if key else ())
     app.middleware_stack = telemetry = _middleware(limited, settings, counters, metrics, log)
-    app.state.refused = telemetry.on_refused
+    app.state.on_rejected = telemetry.on_rejected
     return app
 
 

@@ -92,7 +92,7 @@ class RequestTelemetry:
             count()  # only if no complete response was sent
             self._on_end(scope, status, time.perf_counter() - started, trace)
 
-    def on_refused(self, path: str, error: QuartetError, request_id: str) -> None:
+    def on_rejected(self, path: str, error: QuartetError, request_id: str) -> None:
         """Record a request that the HTTP server rejected, for example because it was not valid HTTP."""
         self.metrics.on_response("unknown", "OTHER", error.status, 0.0, error.code)
         self.log("-", path or "-", "unknown", error.status, 0.0, RequestTrace(request_id, error_code=error.code))

@@ -395,6 +395,6 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
         path = getattr(self, "url", b"").decode("latin-1").partition("?")[0]  # unset before a complete request line
         request_id = uuid.uuid4().hex
         if not self._is_answering():  # a running request is counted when it ends
-            self.app.state.refused(path, error, request_id)  # set by create_app
+            self.app.state.on_rejected(path, error, request_id)  # set by create_app
         self.transport.write(error_bytes(error, path, request_id))
         self._close()

@@ -61,7 +61,7 @@ def test_a_rejected_request_is_recorded_without_its_query_and_with_the_id_of_its
     assert status == "HTTP/1.1 400 Bad Request"
     assert json.loads(body) == {"error": "the request is not valid HTTP: Invalid HTTP request received."}
     request_id = dict(header.split(": ", 1) for header in headers)["x-request-id"]
-    assert connection.application.refused == [("/v2", "invalid_value", request_id)]
+    assert connection.application.rejected == [("/v2", "invalid_value", request_id)]
     assert connection.transport.closed
 
 
@@ -69,7 +69,7 @@ def test_line_breaks_before_a_request_count_towards_its_head(connection: Connect
     """The protocol has no path yet when it rejects them."""
     assert connection.send(b"\r\n" * (HEAD_BYTES // 2)) == b""
     assert connection.send(b"\r\n").startswith(b"HTTP/1.1 431 ")
-    assert [refused[:2] for refused in connection.application.refused] == [("", "head_too_large")]
+    assert [rejected[:2] for rejected in connection.application.rejected] == [("", "head_too_large")]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_the_body_is_read_wherever_a_packet_ends(application: ReadingApplication
         assert requests(application) == [("POST", "/a", b"hello"), ("GET", "/next", b"")], end
         assert not connection.loop.requests
         assert not connection.transport.closed
-    assert application.refused == []
+    assert application.rejected == []
 
 
 def test_a_request_that_arrives_byte_by_byte_is_read(application: ReadingApplication, connection: Connection) -> None:

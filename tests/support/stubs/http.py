@@ -115,9 +115,9 @@ class Application:
     """Answers each request without reading its body. It records the requests that the protocol rejects."""
 
     def __init__(self) -> None:
-        self.refused: list[tuple[str, str, str]] = []
+        self.rejected: list[tuple[str, str, str]] = []
         self.state = SimpleNamespace(
-            refused=lambda path, error, request_id: self.refused.append((path, error.code, request_id))
+            on_rejected=lambda path, error, request_id: self.rejected.append((path, error.code, request_id))
         )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
