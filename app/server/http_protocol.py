@@ -263,7 +263,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self.is_offer():
+        if self.is_upgrade_request():
             return
         self._enter(State.BODY)
         if self.transport.is_closing():  # the request was rejected
@@ -293,7 +293,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
             self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        if self.is_offer():
+        if self.is_upgrade_request():
             return
         self.chunks_with_data = self.chunks
         self._enter(State.HEAD)

@@ -1,4 +1,4 @@
-"""Requests that offer to change the protocol, such as to h2c. The offers are ignored."""
+"""Upgrade requests, which ask to change the protocol, such as to h2c. The service answers them in HTTP/1.1."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ class UpgradeNotPossible(Exception):
 class UpgradeIgnoringProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol, which also reads the bodies of requests with an ``Upgrade`` header.
 
-    The JDK's HTTP client offers h2c with each request to an ``http`` URL. A server may ignore the offer (RFC 9110,
-    7.8). But httptools ends such a request after its head, and would parse the body as the next request. So a new
-    parser parses the head a second time, without ``Upgrade``. The first time, the subclass should ignore the callbacks
-    for the end of the head and for the end of the request: ``is_offer`` returns True in them.
+    Each request of the JDK's HTTP client to an ``http`` URL is an upgrade request to h2c. A server may ignore the
+    header (RFC 9110, 7.8). But httptools ends such a request after its head, and would parse the body as the next
+    request. So a new parser parses the head a second time, without ``Upgrade``. The first time, the subclass should
+    ignore the callbacks for the end of the head and for the end of the request: ``is_upgrade_request`` returns True in
+    them.
     """
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         try:
             while data:
-                data = self._parse_until_offer(data)
+                data = self._parse_until_upgrade_request(data)
         except httptools.HttpParserError:
             message = "Invalid HTTP request received."
             self.logger.warning(message)
             self.send_400_response(message)
 
-    def _parse_until_offer(self, data: bytes) -> bytes:
-        """Parse ``data`` up to the end of the first head with an offer. Return the rest of the data."""
+    def _parse_until_upgrade_request(self, data: bytes) -> bytes:
+        """Parse ``data`` up to the end of the first head of an upgrade request. Return the rest of the data."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -50,8 +51,8 @@ class UpgradeIgnoringProtocol(HttpToolsProtocol):
         headers = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
         return b"\r\n".join([request, *headers, b"", b""])
 
-    def is_offer(self) -> bool:
-        """Return whether the parser has read the head of a request with an offer to change the protocol.
+    def is_upgrade_request(self) -> bool:
+        """Return whether the parser has read the head of an upgrade request.
 
         Raises:
             UpgradeNotPossible: the request is not HTTP without the change.

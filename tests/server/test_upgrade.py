@@ -1,4 +1,4 @@
-"""Requests that offer to change the protocol are answered in HTTP/1.1, with their bodies (RFC 9110, 7.8)."""
+"""Upgrade requests, which ask to change the protocol, are answered in HTTP/1.1, with their bodies (RFC 9110, 7.8)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from support.stubs.http import Connection, ReadingApplication
 from app.server.http_protocol import HEAD_BYTES
 
 # what the HTTP client of the JDK adds to each request to an http URL
-OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\nUpgrade: h2c\r\n"
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\nUpgrade: h2c\r\n"
 GET = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def post(body: bytes, headers: bytes = b"") -> bytes:
-    head = b"POST /a?b=c HTTP/1.1\r\nHost: x\r\n" + OFFER + headers
+    head = b"POST /a?b=c HTTP/1.1\r\nHost: x\r\n" + UPGRADE + headers
     return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
@@ -73,14 +73,14 @@ def test_a_body_that_looks_like_a_request_is_not_a_request(
 
 
 def test_a_chunked_body_and_its_trailers_are_read(application: ReadingApplication, connection: Connection) -> None:
-    head = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + OFFER + b"\r\n"
+    head = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + UPGRADE + b"\r\n"
     connection.send(head + b"5\r\nhello\r\n0\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n" + GET)
     for _ in range(2):
         connection.loop.answer()
     assert requests(application) == [("POST", "/a", b"hello"), ("GET", "/next", b"")]
 
 
-def test_pipelined_requests_with_offers_are_answered_in_turn(
+def test_pipelined_upgrade_requests_are_answered_in_turn(
     application: ReadingApplication, connection: Connection
 ) -> None:
     connection.send(GET + b"".join(post(b"%d" % number) for number in range(20)) + GET)
@@ -90,16 +90,16 @@ def test_pipelined_requests_with_offers_are_answered_in_turn(
     assert requests(application) == [("GET", "/next", b""), *expected, ("GET", "/next", b"")]
 
 
-def test_the_application_gets_the_same_headers_as_without_the_offer(application: ReadingApplication) -> None:
+def test_the_application_gets_the_same_headers_as_without_upgrade(application: ReadingApplication) -> None:
     request = post(b"", b"Accept:\r\nX-A:  b \r\nx-a: c:d\r\nX-B: \xff\tb\r\n")
     for sent in (request, request.replace(b"Upgrade: h2c\r\n", b"")):
         connection = Connection(application)
         connection.send(sent)
         connection.loop.answer()
-    with_offer, without = (scope for scope, _ in application.received)
-    assert with_offer["headers"] == without["headers"]
+    upgraded, without = (scope for scope, _ in application.received)
+    assert upgraded["headers"] == without["headers"]
     for key in ("http_version", "path", "query_string"):
-        assert with_offer[key] == without[key]
+        assert upgraded[key] == without[key]
 
 
 def test_the_connection_is_closed_after_the_response_if_the_client_asks_for_it(
@@ -112,17 +112,19 @@ def test_the_connection_is_closed_after_the_response_if_the_client_asks_for_it(
     assert connection.transport.closed
 
 
-def test_an_offer_with_an_ambiguous_body_is_rejected(application: ReadingApplication, connection: Connection) -> None:
+def test_an_upgrade_request_with_an_ambiguous_body_is_rejected(
+    application: ReadingApplication, connection: Connection
+) -> None:
     answer = connection.send(post(b"hello", b"Transfer-Encoding: chunked\r\n"))
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert connection.transport.closed
     assert not connection.loop.requests
 
 
-@pytest.mark.parametrize("offer", [b"", OFFER])
+@pytest.mark.parametrize("headers", [b"", UPGRADE])
 @pytest.mark.parametrize("target", [b"example.com:443", b"/health/live"])
-def test_connect_is_rejected(connection: Connection, target: bytes, offer: bytes) -> None:
-    answer = connection.send(b"CONNECT " + target + b" HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n" + GET)
+def test_connect_is_rejected(connection: Connection, target: bytes, headers: bytes) -> None:
+    answer = connection.send(b"CONNECT " + target + b" HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n" + GET)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert json.loads(body)["error"]["message"].startswith("the request is not valid HTTP")
@@ -138,14 +140,14 @@ def test_no_request_after_connect_is_answered(application: ReadingApplication, c
     assert not connection.loop.requests
 
 
-def test_the_head_of_a_request_with_an_offer_is_limited(connection: Connection) -> None:
-    assert connection.send((b"GET / HTTP/1.1\r\n" + OFFER + b"x: ").ljust(HEAD_BYTES, b"y")) == b""
+def test_the_head_of_an_upgrade_request_is_limited(connection: Connection) -> None:
+    assert connection.send((b"GET / HTTP/1.1\r\n" + UPGRADE + b"x: ").ljust(HEAD_BYTES, b"y")) == b""
     assert connection.send(b"y").startswith(b"HTTP/1.1 431 ")
     assert connection.transport.closed
 
 
-def test_the_service_answers_a_client_that_offers_h2c(tiny: httpx.Client) -> None:
-    start = b"POST %s HTTP/1.1\r\nHost: localhost\r\n%sContent-Length: 11\r\n" % (SAMPLE.encode(), OFFER)
+def test_the_service_answers_upgrade_requests_to_h2c(tiny: httpx.Client) -> None:
+    start = b"POST %s HTTP/1.1\r\nHost: localhost\r\n%sContent-Length: 11\r\n" % (SAMPLE.encode(), UPGRADE)
     body = b'{"count":1}'
     with socket.create_connection((tiny.base_url.host, tiny.base_url.port or 80), 60) as client:
         for packets in ([start + b"\r\n" + body], [start + b"\r\n", body]):
