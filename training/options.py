@@ -233,7 +233,7 @@ def _check_data_options(
         if not has_data:
             parser.error(f"--backtest needs {flag}")
         if not common["publish"]:
-            parser.error("--backtest reads the test part, so it excludes --no-publish; to publish nothing, omit --name")
+            parser.error("--backtest cannot be combined with --no-publish. To write only the report, omit --name")
         if "name" not in common:  # without a name, only a report is written
             common |= {"name": "backtest", "publish": False}
     if has_data and "name" not in common:

@@ -26,7 +26,8 @@ OPTION: dict[str, dict[str, Any]] = {
     }
 }
 BEFORE_REFIT = "measured before the refit"  # at the end of the descriptions of the metrics
-COMPARED = ("untuned_", "naive_")  # prefixes of metrics of other methods, which the second training does not change
+# Prefixes of the metrics of other methods, which the second training does not change.
+OTHER_METHODS = ("untuned_", "naive_")
 
 
 def is_planned(options: Options) -> bool:
@@ -83,7 +84,7 @@ def describe(card: dict[str, Any], steps: int, how: str = "after which the first
     steps in the notes.
     """
     metrics = {
-        name: metric if name.startswith(COMPARED) else {**metric, "split": f"{metric['split']}; {BEFORE_REFIT}"}
+        name: metric if name.startswith(OTHER_METHODS) else {**metric, "split": f"{metric['split']}; {BEFORE_REFIT}"}
         for name, metric in card["metrics"].items()
     }
     notes = (

@@ -97,7 +97,7 @@ def test_a_report_needs_no_name_and_no_training(workspace: Path, capsys: pytest.
         (["--backtest"], "--backtest needs --csv"),
         (
             [*TRAINING, "--no-publish"],
-            "--backtest reads the test part, so it excludes --no-publish; to publish nothing, omit --name",
+            "--backtest cannot be combined with --no-publish. To write only the report, omit --name",
         ),
         (["--csv", "sales.csv", "--version", "a", "--name", "b"], "--version needs --backtest"),
         ([*TRAINING, "--version", "sales@3"], "--version sales@3: not in models_store, which holds series-lstm"),
