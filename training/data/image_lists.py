@@ -19,7 +19,15 @@ from pathlib import Path
 from training.data.datasets import DataError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # endings of image files
-PATH_COLUMNS = ("path", "file", "filename", "image")  # possible headers of the column with paths
+PATH_COLUMNS = (
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "image_path",
+    "image",
+)  # possible headers of the column with paths
 LABEL_COLUMNS = ("label", "class", "category")  # possible headers of the column with labels
 SEVERAL_COLUMNS = ("labels", "tags", "classes", "categories")  # possible headers of a column with several labels
 PART_COLUMNS = ("split", "part", "subset")  # possible headers of the column with the part
@@ -205,9 +213,9 @@ def _list_csv(path: Path) -> ImageList:
     """List the images in the rows of a CSV file. Paths are relative to the CSV file.
 
     With a header, the columns may be in any order. If no name stands for paths, the first column with an unknown name
-    holds the paths. If no name stands for labels, and only one column is left, this column holds the labels. Without
-    any known name, the columns are path and label. If the first row then names no image file, it is skipped as a
-    header.
+    holds the paths. A column without a name is used only if there is no such column. If no name stands for labels, and
+    only one column is left, this column holds the labels. Without any known name, the columns are path and label. If
+    the first row then names no image file, it is skipped as a header.
 
     Raises:
         DataError: the file cannot be read, or it has no images, no column of paths or no column of labels.
@@ -243,7 +251,7 @@ class _Table:
         self.known = max(self.file_at, label_at, several_at, self.part_at) >= 0
         if self.known and self.file_at < 0:
             free = [at for at in range(len(header)) if at not in (label_at, several_at, self.part_at)]
-            self.file_at = next(iter(free), -1)
+            self.file_at = min(free, key=lambda at: not header[at], default=-1)  # pandas writes an index without a name
         others = [at for at, name in enumerate(header) if name and at not in (self.file_at, self.part_at)]
         self.flag_columns: dict[int, str] = {}
         if self.known and max(label_at, several_at) < 0:

@@ -79,6 +79,9 @@ def test_the_parts_of_a_split_may_have_labels_in_file_names(tmp_path: Path) -> N
         ["image_path,label,split", "a.jpg,cat,train", "b.jpg,dog,test"],
         ["label,width,path,split", "cat,1,a.jpg,train", "dog,2,b.jpg,test"],
         ["width,label,split", "a.jpg,cat,train", "b.jpg,dog,test"],
+        [",photo,label,split", "0,a.jpg,cat,train", "1,b.jpg,dog,test"],
+        [",label,split", "a.jpg,cat,train", "b.jpg,dog,test"],
+        ["width,file_name,label,split", "640,a.jpg,cat,train", "480,b.jpg,dog,test"],
         ["subset,species,image", "train,cat,a.jpg", "test,dog,b.jpg"],
     ],
 )
