@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+import zipfile
 from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
@@ -63,6 +64,28 @@ def excel(**sheets: Sequence[Sequence[Any]]) -> bytes:
 def parquet(frame: pd.DataFrame) -> bytes:
     output = io.BytesIO()
     frame.to_parquet(output)
+    return output.getvalue()
+
+
+def zipped(content: bytes) -> bytes:
+    output = io.BytesIO()
+    with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.csv", content)
+    return output.getvalue()
+
+
+def damaged(content: bytes, at: int) -> bytes:
+    """Return compressed data whose first byte, at position ``at``, starts no valid block."""
+    return content[:at] + b"\xff" + content[at + 1 :]
+
+
+def with_empty_formulas(content: bytes) -> bytes:
+    """Return an Excel file in which the stored result of each formula is an empty text."""
+    output = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(output, "w") as archive:
+        for name in source.namelist():
+            part = source.read(name)
+            archive.writestr(name, re.sub(rb'<c r="(\w+)"[^>]*><f>', rb'<c r="\1" t="str"><f>', part))
     return output.getvalue()
 
 
@@ -235,6 +258,8 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         (["closed for repair", "none"], series("2024-01-01", "day", [-999 if i == 7 else v for i, v in enumerate(known)])),
     )):  # fmt: skip
         add(f"-999 and closed, {number}", closed, expected, missing=missing)
+    add("flags of a known column", lines("d,y,open", *([x, v, i % 7 > 0] for i, (x, v) in enumerate(zip(d40, v40, strict=True)))),
+        "open is 'False', not a number; write 1 for 'True' and 0 for 'False'", known="open")  # fmt: skip
     add(
         "partly text",
         table("d,y", d40, ["closed" if i % 3 else v for i, v in enumerate(v40)]),
@@ -264,6 +289,30 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         parquet(pd.DataFrame({"y": v40}, index=pd.DatetimeIndex(d40, name="d"))),
         day,
         "parquet",
+    )
+    frame = pd.DataFrame({"d": pd.to_datetime(d40), "y": v40})
+    kept = [i + i // 5 for i in range(40)]  # the row numbers of a filtered table
+    add("Parquet, a filtered table", parquet(frame.set_index(pd.Index(kept))), day, "parquet")
+    add("Parquet, a sorted table", parquet(frame.set_index(pd.Index(kept[20:] + kept[:20]))), day, "parquet")
+    add("Parquet, an index of two levels", parquet(frame.assign(shop="a").set_index(["shop", "d"])), day, "parquet")
+    years = pd.RangeIndex(1980, 2020, name="year")
+    add(
+        "Parquet, an index of years",
+        parquet(frame[["y"]].set_index(years)),
+        series("1980-01-01", "year", v40),
+        "parquet",
+    )
+    add("Parquet, a column of lists", parquet(frame.assign(tags=[["a"]] * 40)), day, "parquet")
+    add("damaged gzip", damaged(gzip.compress(table("d,y", d40)), 10), "is compressed but damaged", "csv.gz")
+    add("zip", zipped(table("d,y", d40)), day, "zip")
+    add("damaged zip", damaged(zipped(table("d,y", d40)), 35), "is a damaged or encrypted ZIP or Excel file", "zip")
+    add("HTML", b"<html>\n<table></table></html>", "is HTML or XML; save the table as CSV", "html")
+    add("names in angle brackets", lines("<TICKER>,<PER>,<DATE>,<CLOSE>", *(["SBER", "D", f"{x:%Y%m%d}", v] for x, v in
+        zip(d40, v40, strict=True))), series("2024-01-01", "day", v40, "<CLOSE>"))  # fmt: skip
+    add(
+        "names in angle brackets, tabs",
+        table("<DATE>\t<CLOSE>", d40, sep="\t"),
+        series("2024-01-01", "day", v40, "<CLOSE>"),
     )
     add("tabs", table("d\ty", d40, sep="\t"), day, "tsv")
     add("spaces", lines("d      y", *(f"{x}  {v}" for x, v in zip(d40, v40, strict=True))), day, "txt")
@@ -327,6 +376,21 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         {**day, "c": ("2024-01-01", "day", [5.0] * 40)})  # fmt: skip
     add("two dates", lines("ordered,shipped,y", *([x, x + timedelta(days=i % 4), V[i]] for i, x in enumerate(d40))),
         "choose one: --time 'ordered' or --time 'shipped'")  # fmt: skip
+    add("row numbers of a filtered table", lines(",y", *zip(kept, v40, strict=True)), series("2", "step", v40))
+    gap = [NAN if i == 5 else v for i, v in enumerate(v40)]
+    pairs = [f"{v},{v + 1}" for v in v40]
+    add("a row of missing values", lines("a,b", *pairs[:5], "NA,NA", *pairs[6:]),
+        {"a": ("2", "step", gap), "b": ("2", "step", [v and v + 1 for v in gap])})  # fmt: skip
+    add("a line between the rows", lines("a,b", *pairs[:5], "---,---", *pairs[5:]),
+        {"a": ("2", "step", v40), "b": ("2", "step", [v + 1 for v in v40])})  # fmt: skip
+    add(
+        "a row of missing values, dates across",
+        lines(["item", *d40], ["a", *v40], ["NA"] * 41, ["b", *(v + 1 for v in v40)]),
+        two,
+    )
+    add("an empty cell in one column", lines("y", *('""' if v is None else v for v in gap)), series("2", "step", gap))
+    add("an empty cell in one column, Parquet", parquet(pd.DataFrame({"y": gap})), series("2", "step", gap), "parquet")
+    add("an empty line in one column", lines("y", *v40[:5], "", *v40[5:], "", '""'), series("2", "step", v40))
     # layouts
     add("wide", lines("d,a,b", *([x, v, v + 1] for x, v in zip(d40, v40, strict=True))), two)
     add("one group column", lines("d,shop,sold", *grouped), two)
@@ -491,6 +555,12 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         "Excel, formulas without values",
         excel(S=[["d", "y"], *([x, "=1+1"] for x in d40)]),
         "holds the formula",
+        "xlsx",
+    )
+    add(
+        "Excel, formulas with an empty text",
+        with_empty_formulas(excel(S=[["d", "y"], *([x, '=""' if i == 5 else V[i]] for i, x in enumerate(d40))])),
+        series("2024-01-01", "day", gap),
         "xlsx",
     )
     add("Excel, months across", excel(S=[["Product", *(datetime(x.year, x.month, 1) for x in MONTHS[:24])], ["a", *V[:24]]]),

@@ -186,6 +186,8 @@ def test_a_season_is_detected_without_time_stamps_if_there_is_one(tmp_path: Path
     for season, expected in ((24, 24), (0, 1)):
         values = [math.sin(2 * math.pi * i / season) if season else 0 for i in range(240)] + random.normal(0, 0.3, 240)
         assert read_table(write_table(tmp_path, ["y", *map(str, values)])).season == expected
+        counted = [f"{number},{value}" for number, value in enumerate(values)]
+        assert read_table(write_table(tmp_path, ["step,y", *counted])).season == expected
 
 
 def test_thousands_separators_signs_and_exponents_are_read(tmp_path: Path) -> None:

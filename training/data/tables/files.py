@@ -10,6 +10,7 @@ import lzma
 import re
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ REJECTED = {
     b"[{": "is JSON; save the table as CSV",
     b"<": "is HTML or XML; save the table as CSV",
 }
+BRACKETED = re.compile(rb"<[^<>\s/!?]+>[ \t]*[,;\t|]")  # the beginning of a header such as <TICKER>,<DATE>
+DAMAGED = (OSError, EOFError, lzma.LZMAError, zlib.error)  # errors of decompression
 # Letters and signs of Western European texts. Other letters suggest that the encoding is not cp1252.
 WESTERN = set("ÄÖÜäöüßÀÂÇÈÉÊËÎÏÔÙÛàâçèéêëîïôùûŒœÆæÑñÁÍÓÚáíóúÃÕãõÅåØøìòÌÒ€£¥°§µ·–—‘’“”„…²³½¼¾×±«»©®º\xa0")
 COMMENT = re.compile(r'\s*"?\s*(#(?![A-Z]{1,5}/|[,;\t|])|//)')  # the beginning of a comment
@@ -78,10 +81,10 @@ def read_sheet(path: Path, sheet: str | None = None, encoding: str | None = None
     try:
         for magic, decompress in COMPRESSED.items():
             content = decompress(content) if content.startswith(magic) else content
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path} is compressed but damaged: {error}") from error
     for magic, problem in REJECTED.items():
-        if content.lstrip().startswith(magic):
+        if content.lstrip().startswith(magic) and not BRACKETED.match(content.lstrip()):
             raise DataError(f"{path} {problem}")
     if content.startswith(b"PAR1"):
         return _read_parquet(path, content)
@@ -100,7 +103,7 @@ def _read_zip(path: Path, content: bytes, sheet: str | None, encoding: str | Non
             return _read_excel(path, content, sheet)
         if len(names) == 1:
             return _read_text(path, archive.read(names[0]), encoding)
-    except (zipfile.BadZipFile, KeyError, RuntimeError) as error:  # RuntimeError: the archive is encrypted
+    except (zipfile.BadZipFile, KeyError, RuntimeError, *DAMAGED) as error:  # RuntimeError: the archive is encrypted
         raise DataError(f"{path} is a damaged or encrypted ZIP or Excel file: {error}") from error
     raise DataError(f"{path} is a ZIP archive of {len(names)} files; unpack it and name one file (Excel: .xlsx only)")
 
@@ -112,11 +115,16 @@ def _read_parquet(path: Path, content: bytes) -> Sheet:
         raise DataError(f"{path} is a Parquet file: install pyarrow, or save the table as CSV") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is a damaged Parquet file: {error}") from error
-    if not isinstance(frame.index, pd.RangeIndex):
-        frame = frame.reset_index()
+    # An index of integers without a name only numbers the rows.
+    frame = frame.reset_index(drop=frame.index.name is None and pd.api.types.is_integer_dtype(frame.index.dtype))
+    nested = [
+        name for name in frame if frame[name].dtype == object and frame[name].map(pd.api.types.is_list_like).any()
+    ]
+    frame = frame.drop(columns=nested)
+    remarks = [f"column {str(name)!r} holds lists, so it is left out" for name in nested]
     cells = frame.astype(object).where(frame.notna(), None)
     rows = [[str(name) for name in frame.columns], *map(list, cells.itertuples(index=False, name=None))]
-    return Sheet(rows, list(range(1, len(rows) + 1)), "", "Parquet", [])
+    return Sheet(rows, list(range(1, len(rows) + 1)), "", "Parquet", remarks)
 
 
 # --- Excel
@@ -147,7 +155,8 @@ def _read_excel(path: Path, content: bytes, name: str | None) -> Sheet:
             formulas = openpyxl.load_workbook(io.BytesIO(content))[name]
         for row, values in zip(formulas.iter_rows(), rows, strict=False):
             for cell, value in zip(row, values, strict=False):
-                if cell.data_type == "f" and value is None:
+                stored = sheet.cell(cell.row, cell.column)  # of type "str" if the result is an empty text
+                if cell.data_type == "f" and value is None and stored.value is None and stored.data_type != "str":
                     raise DataError(
                         f"{path}: cell {cell.coordinate} of sheet {name!r} holds the formula {str(cell.value)[:40]!r} "
                         "without a stored value; open the file in Excel and save it"

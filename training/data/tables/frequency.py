@@ -55,13 +55,13 @@ class Grid:
 
     Attributes:
         name: name of the time step, such as "hour".
-        seasons: usual season lengths, in steps.
+        seasons: usual season lengths, in steps; None if the time step has no known length.
         positions: for each group, the step numbers int64 [T] of its sorted, distinct times.
         jitter: whether times were moved to the nearest step.
     """
 
     name: str
-    seasons: tuple[int, ...]
+    seasons: tuple[int, ...] | None
     positions: list[np.ndarray]
     jitter: bool = False
 
@@ -82,7 +82,7 @@ def grid(times: Sequence[Times], period: str) -> Grid | None:
     if not len(differences):
         return None
     if period == "step":
-        return Grid("step", (), [own.astype("datetime64[s]").astype(np.int64) for own in times])
+        return Grid("step", None, [own.astype("datetime64[s]").astype(np.int64) for own in times])
     everything = np.concatenate(times)
     if period == "week":
         weeks = [(own.astype("datetime64[D]").astype(np.int64) + 3) // 7 for own in times]

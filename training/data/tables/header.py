@@ -38,12 +38,12 @@ class Body:
 
     ``frame``: the cells; None if a cell is empty. Its columns have the names of the header. Its index states the place
     of each row in the file.
-    ``titles``: the cells of the header as read from the file. They may be dates.
+    ``header_cells``: the cells of the header as read from the file. They may be dates.
     """
 
     path: Path
     frame: pd.DataFrame
-    titles: list[Any]
+    header_cells: list[Any]
     delimiter: str
     remarks: list[str]
 
@@ -79,6 +79,8 @@ def locate(path: Path, sheet: Sheet, header: int | None = None) -> Body:
     if not below:
         raise DataError(f"{path} has no rows below its column names: {', '.join(names)[:80]}")
     below, names, titles = _aligned(path, below, names, titles, sheet.delimiter)
+    if len(names) == 1:
+        below = _with_gaps(sheet, below)
     frame = pd.DataFrame([row for _, row in below], index=[number for number, _ in below], columns=names, dtype=object)
     keep = [at for at, name in enumerate(names) if name or frame.iloc[:, at].notna().any()]
     frame, titles = frame.iloc[:, keep], [titles[at] for at in keep]
@@ -293,10 +295,22 @@ def _aligned(
     return [(number, [*row[:width], *[None] * (width - len(row))]) for number, row in below], names, titles[:width]
 
 
-def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
-    """Drop empty rows, rows of notes (a single filled cell, with text), and rows of totals.
+def _with_gaps(sheet: Sheet, below: Sequence[tuple[int, list[Any]]]) -> list[tuple[int, list[Any]]]:
+    """Return the rows of a table with one column, and the empty cells between them, which are missing values.
 
-    A table with only one column keeps all its rows.
+    A blank line of a text file has no cell, so it is left out.
+    """
+    filled = dict(below)
+    first, last = min(filled), max(filled)
+    numbered = zip(sheet.numbers, sheet.rows, strict=True)
+    return [(number, filled.get(number, [None])) for number, row in numbered if row and first <= number <= last]
+
+
+def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
+    """Drop rows of notes (a single filled cell, with text), rows of totals, and lines such as ``---,---``.
+
+    Other rows of missing values, such as ``NA,NA``, are kept, because each row may be a time step. A table with only
+    one column keeps all its rows.
     """
     if frame.shape[1] < 2:
         return frame
@@ -307,7 +321,7 @@ def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
         noted = texts and (filled == 1 or (any(map(TOTAL.fullmatch, texts[:2])) and "t" not in map(kind, cells)))
         if noted and kind(next(cell for cell in cells if not is_missing(cell))) == "s":
             dropped.append((row, texts[0]))
-        elif filled == 0:
+        elif filled == 0 and all(cell in (None, "---") for cell in cells):
             dropped.append((row, ""))
     totals = [row for row, text in dropped if TOTAL.fullmatch(text)]
     if len(totals) > max(3, MAX_TOTALS * len(frame)):  # so many rows are no totals, but a series with such a name

@@ -39,7 +39,7 @@ def unpivot(body: Body, by_rows: bool, group: Sequence[str] | None = None) -> Un
         DataError: the columns are months or quarters without a year, weekdays, or ambiguous; or ``group`` does not fit.
     """
     names = list(body.frame.columns)
-    titles = dict(zip(names, body.titles, strict=True))
+    titles = dict(zip(names, body.header_cells, strict=True))
     years = [name for name in names if _is_year(titles[name])]
     full = [name for name in names if _is_full(titles[name])] or years
     if len(full) >= (2 if full is years or by_rows else MIN_COLUMNS) and len(full) >= len(names) / 3:
@@ -169,6 +169,7 @@ def _melt(
         DataError: a column of ``group`` is not one of ``others``, or a row has no name.
     """
     frame, remarks = body.frame, list(body.remarks)
+    frame = frame[~frame.map(is_missing).all(axis=1)]  # a row without a name and without values is no series
     texts = [name for name in others if share(frame[name]) <= 0.5 and frame[name].notna().any()]
     counts = [name for name in others if name not in texts and _are_counts(frame[name])]
     labels = [*texts, *counts]
@@ -188,7 +189,7 @@ def _melt(
     if timed:
         one = f"each value of {', '.join(group)}" if group else "each row" if group is None else "the whole table"
         remarks.append(f"the columns {columns[0]!r} to {columns[-1]!r} are time stamps, and {one} is a series")
-    titles = dict(zip(frame.columns, body.titles, strict=True))
+    titles = dict(zip(frame.columns, body.header_cells, strict=True))
     records = {}
     for row, cells in zip(frame.index, frame.to_dict("records"), strict=True):
         own = [cells[name] for name in selected]

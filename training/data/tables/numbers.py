@@ -247,10 +247,10 @@ def parse(name: str, cells: pd.Series, decimal: str, remarks: list[str], missing
             unique[cell] = float(cell)
         else:
             text = str(cell)[:40]
-            raise ValueError(
-                f"row {row}: {name} is {text!r}, not a number; use {missing_option(missing, text)} to read such cells "
-                "as missing"
-            )
+            advice = f"use {missing_option(missing, text)} to read such cells as missing"
+            if text.lower() in ("true", "false"):
+                advice = "write 1 for 'True' and 0 for 'False'"
+            raise ValueError(f"row {row}: {name} is {text!r}, not a number; {advice}")
     written = {cell: parts for cell, parts in unique.items() if isinstance(parts, Written)}
     factors = _factors(name, written, remarks)
     values = {cell: parts for cell, parts in unique.items() if isinstance(parts, float)}
