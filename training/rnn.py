@@ -89,13 +89,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
     """Parse the command line; return the options, and the preset's config with all overrides.
 
-    Exits with a message if ``--epochs`` is too small, or ``--layers`` is too large for the kind of network.
+    Exits with a message if ``--epochs`` is too small, ``--layers`` is too large for the kind of network, or the
+    validation part cannot be held out.
     """
     options, config = parse_options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, OPTIONS)
     if config.epochs < 1 and (config.epochs or options.data_options["origin"] == "scratch"):
         raise SystemExit(f"--epochs is {config.epochs}; it should be at least 1, or 0 with --from")
     if config.kind == "character-rnn" and config.layers > 1:
         raise SystemExit(f"--layers is {config.layers}; the preset {options.preset} has one layer")
+    texts.check_held_out(config.validation, config.places)
     return options, config
 
 
@@ -231,7 +233,7 @@ def calibrated(temperature: float | None) -> str:
 def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
     """Train a network on the user's texts, measure it, train it again on all texts, and publish it."""
     text = texts.read(options.data_options["text"], options.data_options["encoding"])
-    data = {f"text:{path.name}": text.sha256 for path in options.data_options["text"]}
+    data = {f"text:{texts.name_of(path)}": text.sha256 for path in options.data_options["text"]}
     base = read_base(options, data)
     vocabulary = texts.vocabulary_of(text.train, options.data_options["min_count"])
     texts.report(text, vocabulary)
@@ -297,7 +299,7 @@ def own_card(
     temperature: float | None,
 ) -> dict[str, Any]:
     """Return the fields title, kind, data and notes for the card of a network that was trained on the user's texts."""
-    names = " ".join(path.name for path in options.data_options["text"])
+    names = " ".join(texts.name_of(path) for path in options.data_options["text"])
     data = {f"text:{names}": text.sha256, **(teachers.digests if teachers else {}), **origin(base)}
     notes = averaged(config).lstrip()
     if config.validation:

@@ -730,6 +730,23 @@ def test_folders_and_any_encoding_are_read(tmp_path: Path, capsys: pytest.Captur
         texts.read([russian], "nonsense")
 
 
+def test_a_file_without_read_permission_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(DataError, match=r"a\.txt: Permission denied"):
+        texts.read([tmp_path])
+
+
+def test_the_working_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "letters").mkdir()
+    monkeypatch.chdir(tmp_path / "letters")
+    assert [texts.name_of(Path(path)) for path in (".", "../letters", "a.txt")] == ["letters", "letters", "a.txt"]
+
+
 def test_characters_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     text = TEXT + "äß😀\ud800" * 3
     for size in (7, texts.COUNTED):
@@ -765,6 +782,29 @@ def test_loading_modules_is_not_counted_for_the_rest_of_a_test(
     (path,) = (workspace / "runs").rglob("budget.json")
     characters = len(TEXT) - int(len(TEXT) * 0.9)
     assert json.loads(path.read_text())["finish_seconds"] == pytest.approx(30 + characters / 1000, abs=0.5)
+
+
+def test_the_validation_part_is_a_share() -> None:
+    for share in (5, 1, -0.1, float("nan")):
+        message = rf"--validation is {share:g}; it should be a share from 0 to below 1, such as 0\.05"
+        for split in (texts.hold_out, texts.hold_out_windows):
+            with pytest.raises(SystemExit, match=message):
+                split(torch.arange(100_000), share, 10)
+        with pytest.raises(SystemExit, match=message):
+            rnn.arguments(["--validation", str(share)])
+
+
+@pytest.mark.parametrize(
+    ("characters", "message"),
+    [
+        (0, "the training part has only 0 characters, which is too short for --batch 64"),
+        (100, "the training part has only 100 characters, which is too short for --batch 64"),
+        (640, "--bptt 64 is too large: with --batch 64 each stream has 10 characters, so at most 9 are possible"),
+    ],
+)
+def test_a_training_part_that_is_too_short_is_rejected(characters: int, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        language_model.count_steps(RNN_OWN, characters)
 
 
 @pytest.mark.parametrize("count", [9_000, 30_000, 200_000, 5_000_000])

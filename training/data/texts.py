@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,11 @@ def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
     return Text(text[:split], text[split:], hashlib.sha256(text.encode()).hexdigest())
 
 
+def name_of(path: Path) -> str:
+    """Return the name of a file or folder, also for paths such as ``.`` and ``..``. Links are not followed."""
+    return os.path.basename(os.path.abspath(path))
+
+
 def count_characters(text: str) -> dict[str, int]:
     """Return the number of occurrences of each character. ``collections.Counter`` would take ten times as long."""
     counts = np.zeros(sys.maxunicode + 1, np.int64)
@@ -105,7 +111,7 @@ def hold_out(characters: Tensor, share: float, places: int) -> tuple[Tensor, lis
 
     The validation parts hold ``share`` of the characters in total.
     """
-    _check_places(places)
+    check_held_out(share, places)
     if not share:
         return characters, []
     length = int(len(characters) * share / places)
@@ -117,7 +123,10 @@ def hold_out(characters: Tensor, share: float, places: int) -> tuple[Tensor, lis
     return _hold_out(characters, length, places)
 
 
-def _check_places(places: int) -> None:
+def check_held_out(share: float, places: int) -> None:
+    """Exit with a message if ``share`` of a text cannot be held out in ``places`` parts, whatever the text is."""
+    if not 0 <= share < 1:
+        raise SystemExit(f"--validation is {share:g}; it should be a share from 0 to below 1, such as 0.05")
     if places < 1:
         raise SystemExit(f"--places is {places}; it should be at least 1")
 
@@ -141,7 +150,7 @@ def hold_out_windows(characters: Tensor, share: float, places: int) -> tuple[Ten
     MIN_WINDOWS windows, up to MAX_SHARE of the text is held out. If even MAX_SHARE is too short, the windows are
     shorter than WINDOW. If ``share`` is 0, nothing is held out.
     """
-    _check_places(places)
+    check_held_out(share, places)
     if not share:
         return characters, [], WINDOW
     needed = MIN_WINDOWS * (WINDOW + 1)
@@ -229,8 +238,11 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _is_binary(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(4096)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
     return b"\0" in start and encodings.detected(start) is None
 
 

@@ -271,11 +271,15 @@ def _train_step(run: Run, trainer: Trainer, train: TrainingText, step: int, tota
 def count_steps(config: RnnConfig, characters: int) -> int:
     """Return the number of steps per epoch. Exits with a message if the text is too short for one step."""
     stream_length = characters // config.batch
+    if stream_length < 2:
+        raise SystemExit(
+            f"the training part has only {characters:,} characters, which is too short for --batch {config.batch}"
+        )
     steps_per_epoch = (stream_length - 1) // config.bptt
-    if not steps_per_epoch:
+    if steps_per_epoch < 1:
         raise SystemExit(
             f"--bptt {config.bptt} is too large: with --batch {config.batch} each stream has {stream_length:,} "
-            f"characters, so at most {max(stream_length - 1, 0):,} are possible"
+            f"characters, so at most {stream_length - 1:,} are possible"
         )
     return steps_per_epoch
 
