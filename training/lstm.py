@@ -113,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if isinstance(config, ForecasterConfig) and options.part == "validation":
         config = replace(config, held_out=1.0)  # otherwise the last updates train on the values that are measured
+    if isinstance(config, LstmConfig):
+        check_validation(config, datasets.sine())
     run = Run(options, config, argv)
     if isinstance(config, ForecasterConfig):
         publish_forecaster(run, config, pretrain(run, config))
@@ -159,6 +161,16 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
 
 
 # --- sine-lstm
+
+
+def check_validation(config: LstmConfig, series: datasets.Sine) -> None:
+    """Exit with a message if the validation part is too short for the free-running forecasts, or is too long."""
+    most = series.split - config.window - config.horizon
+    if not FREE_RUNNING_STEPS <= config.validation <= most:
+        raise SystemExit(
+            f"--validation is {config.validation:,}; it should be from {FREE_RUNNING_STEPS} to {most:,}: of the "
+            f"{series.split:,} values, training needs at least one window and one horizon"
+        )
 
 
 def train_sine(run: Run, config: LstmConfig, series: datasets.Sine) -> Any:

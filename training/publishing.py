@@ -18,7 +18,7 @@ from app.store import rollout
 
 # Fields of a card that, with the weights, determine all answers. Fine-tuning may keep the weights, while the
 # coefficients of known columns are fitted again.
-COMPARED = ("task", "kind", "sizes", "labels", "thresholds", "vocabulary", "residuals", "series")
+FIELDS_OF_SAME_VERSION = ("task", "kind", "sizes", "labels", "thresholds", "vocabulary", "residuals", "series")
 
 
 def publish_once(models: Path, card: dict[str, Any], network: nn.Module, pictures: dict[str, Path]) -> None:
@@ -42,12 +42,13 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
 
 
 def find_version(models: Path, card: store.Card) -> int | None:
-    """Return the newest version of a model with the same weights and ``COMPARED`` fields as the card, or None."""
+    """Return the newest version of a model with the same weights and ``FIELDS_OF_SAME_VERSION``, or None."""
     numbers = [number for other, number in store.all_versions(models) if other == card.name] if models.is_dir() else []
     for number in reversed(numbers):
         with contextlib.suppress(store.StoreError):  # a damaged version has no readable card
             other = store.read_card(models / card.name / str(number))
-            if all(getattr(other, field) == getattr(card, field) for field in (*COMPARED, "weights_sha256")):
+            fields = (*FIELDS_OF_SAME_VERSION, "weights_sha256")
+            if all(getattr(other, field) == getattr(card, field) for field in fields):
                 return number
     return None
 
@@ -84,11 +85,14 @@ def code_digest() -> str:
 def commit() -> str:
     """Return a text with the commit of the git checkout. The text also says if the code differs from the commit.
 
-    Without a git checkout, return ``unknown``.
+    Without git or a git checkout, return ``unknown``.
     """
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        except OSError:  # git is not installed
+            return ""
         return done.stdout.strip()
 
     # Changes of LOG.md do not count: each measurement on a test part changes it, and no training reads it.

@@ -91,8 +91,7 @@ class Run:
         self.commit = commit()
         self.tracked: dict[str, Any] = {}
         self.tensors: dict[str, torch.Tensor] = {}
-        self.step = 0
-        self.seconds = 0.0
+        self.step, self.seconds = 0, 0.0
         self.resumed: list[str] = []
         self._loaded = False
         self.latest_metrics: dict[str, float] = {}
@@ -164,6 +163,8 @@ class Run:
         self.tracked = objects
         path = self._checkpoint
         if not path.exists():
+            if distributed.rank() == 0:
+                self._log.unlink(missing_ok=True)  # from a run that was killed before its first checkpoint
             return
         advice = "start a new run without --resume"
         try:
@@ -297,8 +298,7 @@ class Run:
             axis.plot(*zip(*points, strict=True), linewidth=1.2)
             axis.set(title=name.replace("_", " "), xlabel="step")
             axis.grid(alpha=0.3)
-        path = self.folder / "curves.png"
-        return save_figure(figure, path)
+        return save_figure(figure, self.folder / "curves.png")
 
     def provenance(self) -> dict[str, Any]:
         """Return the fields of the card that describe the run."""

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -204,6 +205,9 @@ def test_options_that_would_train_nothing_are_rejected(tiny_data: Path, models: 
         (cnn, "cnn", ["--batch", "5000"], "--batch is 5,000, but there are only"),
         (gan, "gan", ["--batch", "5000"], "--batch is 5,000, but there are only"),
         (rnn, "rnn", ["--layers", "2"], "--layers is 2; the preset workshop has one layer"),
+        (rnn, "rnn", ["--validation", "5"], "--validation is 5; it should be a share from 0 to below 1"),
+        (lstm, "lstm", ["--validation", "49"], "--validation is 49; it should be from 50 to 785"),
+        (lstm, "lstm", ["--validation", "786"], "--validation is 786; it should be from 50 to 785"),
     ):
         with pytest.raises(SystemExit, match=message):
             script.main([*arguments(stem, tmp_path / "runs", models), *changed])
@@ -346,6 +350,44 @@ def test_evaluation_tolerates_rounding_and_states_differences_of_processors(
     assert missing == f"  {name:34} on the card only ✗"
 
 
+def test_a_store_that_is_no_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (speed, evaluate):
+        with pytest.raises(SystemExit):
+            command.main(["--store", str(tmp_path / "nothing")])
+        assert f"--store is '{tmp_path}/nothing', which is not a folder" in capsys.readouterr().err
+
+
+def test_the_speed_of_other_versions_is_measured_beside_a_damaged_version(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (models / "broken" / "1").mkdir(parents=True)
+    (models / "broken" / "1" / "card.json").write_text("{")
+    monkeypatch.setattr(speed, "measure", lambda *_: {"milliseconds": 1.0, "per_second": 1.0, "rows": 1})
+    assert speed.main(["--store", str(models)]) == 1
+    output = capsys.readouterr().out
+    assert "broken@1: not measured: " in output
+    assert "mnist-judge@1: on one thread" in output
+
+
+def test_a_command_on_a_card_may_name_a_device_that_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "novel.txt"
+    path.write_text("to be, or not to be\n" * 1000)
+    command = f"python -m training.rnn --text {path} --name a --device cuda:99"
+    card: Any = SimpleNamespace(data={"text:novel.txt": ""}, command=command)
+    assert evaluate.own_data(card, tmp_path).train.startswith("to be")
+    card.command += " --epoch 3 --nonsense"
+    with pytest.raises(evaluate.EvaluationError, match=r"command 'python .* is rejected: .*--nonsense"):
+        evaluate.own_data(card, tmp_path)
+    card.command = command + " --validation 5"
+    with pytest.raises(evaluate.EvaluationError, match="is rejected: --validation is 5; it should be"):
+        evaluate.own_data(card, tmp_path)
+
+
+def test_the_commit_is_unknown_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert publishing.commit() == "unknown"
+
+
 class Unreadable:
     """A test part that must not be read."""
 
@@ -465,6 +507,21 @@ def test_ctrl_c_saves_a_checkpoint_and_prints_the_resume_command(
         cnn.main([*arguments("cnn", tmp_path / "runs", models), "--resume", "--batch", "8"])
     cnn.main([*arguments("cnn", tmp_path / "runs", models), "--resume"])
     assert (models / "cifar10-lenet" / "1").exists()
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_run_killed_before_its_first_checkpoint_leaves_no_lines_in_the_log(tmp_path: Path, refit: bool) -> None:
+    command = ["--runs", str(tmp_path), "--threads", "1"]
+    for arguments in (command, [*command, "--resume"]):
+        options, config = lstm.arguments(arguments)
+        run = running.Run(options, config, arguments)
+        if refit:
+            run.begin_refit()
+        run.track()
+        run.log(loss=1.0)  # the first run ends here, without a checkpoint
+    log = run.folder / ("refit.jsonl" if refit else "metrics.jsonl")
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1]
+    assert len(list(run.folder.parent.iterdir())) == 1
 
 
 def test_printed_commands_run_with_the_python_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ whose measurement includes the training of a network, they may be up to 0.004 if
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +36,7 @@ from training.evaluation.speed import processor, selected
 from training.loops import gan_finetune
 from training.loops.series import own_series, testing
 from training.loops.text.distillation import TEACHER
-from training.options import store_of
+from training.options import Options, store_of
 
 # Largest difference between processors with and without bfloat16. Usual differences are 0.0001 to 0.001.
 MAX_BFLOAT16_DIFFERENCE = 0.002
@@ -66,28 +68,28 @@ class Script:
 
 
 def _read_images(card: store.Card, models: Path) -> Any:
-    options, _ = cnn.arguments(_command(card)[1])
+    options, _ = _parsed(card, cnn.arguments)
     return cnn.read_dataset(options, card.sizes["image"])
 
 
 def _read_text(card: store.Card, models: Path) -> Any:
-    options, _ = rnn.arguments(_command(card)[1])
+    options, _ = _parsed(card, rnn.arguments)
     text = texts.read(options.data_options["text"], options.data_options["encoding"])
     return replace(text, test=text.test[: rnn.test_characters(options)])
 
 
 def _read_table(card: store.Card, models: Path) -> Any:
     """Return the series, and the version that the training started from."""
-    options, config = lstm.arguments(_command(card)[1])
+    options, config = _parsed(card, lstm.arguments)
     base = next(name for name in card.data if "@" in name and ":" not in name)
     return own_series.read(
         replace(options, store=models, data_options={**options.data_options, "origin": base}),
-        config.horizon,  # type: ignore[union-attr]
+        config.horizon,
     )
 
 
 def _read_labelled_images(card: store.Card, models: Path) -> Any:
-    options, _ = gan.arguments(_command(card)[1])
+    options, _ = _parsed(card, gan.arguments)
     own = options.data_options
     return gan_finetune.reference(options, gan_finetune.read(own["images"], own["size"], own["colour"], options.name))
 
@@ -112,6 +114,23 @@ def _command(card: store.Card) -> tuple[str, list[str]]:
     return words[at + 1], words[at + 2 :]
 
 
+def _parsed(card: store.Card, parse: Callable[[Sequence[str]], tuple[Options, Any]]) -> tuple[Options, Any]:
+    """Return the options and the config of the command on a card.
+
+    The device of the command is replaced by the CPU, because this machine may not have the device.
+
+    Raises:
+        EvaluationError: the command is rejected.
+    """
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return parse([*_command(card)[1], "--device", "cpu"])
+    except SystemExit as error:
+        reason = error.code if isinstance(error.code, str) else messages.getvalue().rpartition("error: ")[2].strip()
+        raise EvaluationError(f"command {card.command!r} is rejected: {reason}") from error
+
+
 def script_of(card: store.Card) -> Script:
     """Return the training script for the command on a card. Raises EvaluationError if the script is unknown."""
     module, _ = _command(card)
@@ -123,7 +142,8 @@ def script_of(card: store.Card) -> Script:
 def own_data(card: store.Card, models: Path) -> Any:
     """Return the user's own data that a version was trained on, or None for a built-in data set.
 
-    Raises DataError if the data are no longer there, and EvaluationError for an unknown training script.
+    Raises DataError if the data are no longer there, and EvaluationError for an unknown training script or a command
+    that is rejected.
     """
     if not any(":" in name and not name.startswith(TEACHER) for name in card.data):
         return None

@@ -34,8 +34,10 @@ def describe(speed: dict[str, Any], task: store.TaskName) -> str:
 def selected(parser: argparse.ArgumentParser, models: Path, names: Sequence[str]) -> list[tuple[str, int]]:
     """Return the versions in a model store, or those that ``names`` lists as NAME or NAME@VERSION.
 
-    An unknown name ends the command with a message.
+    A store that is not a folder, or an unknown name, ends the command with a message.
     """
+    if not models.is_dir():
+        parser.error(f"--store is {str(models)!r}, which is not a folder")
     versions = list(store.all_versions(models))
     labels = [f"{name}@{number}" for name, number in versions]
     if unknown := [text for text in names if text not in labels and text not in dict(versions)]:
@@ -44,17 +46,24 @@ def selected(parser: argparse.ArgumentParser, models: Path, names: Sequence[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Print the speed of all versions; return the exit status, which is 1 if a version is damaged."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="models or versions to measure (default: all)")
     parser.add_argument(
         "--store", metavar="DIR", type=Path, default="models_store", help="model store (default: %(default)s)"
     )
     options = parser.parse_args(argv)
+    status = 0
     for name, number in selected(parser, options.store, options.names):
-        version = store.read_version(options.store, name, number)
-        speed = measure(TASKS[version.card.task].load(version, torch.device("cpu")), processor())
+        try:
+            version = store.read_version(options.store, name, number)
+            speed = measure(TASKS[version.card.task].load(version, torch.device("cpu")), processor())
+        except store.StoreError as error:
+            print(f"{name}@{number}: not measured: {error}", flush=True)
+            status = 1
+            continue
         print(f"{name}@{number}: {describe(speed, version.card.task)}", flush=True)
-    return 0
+    return status
 
 
 if __name__ == "__main__":
