@@ -19,15 +19,8 @@ from pathlib import Path
 from training.data.datasets import DataError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # endings of image files
-PATH_COLUMNS = (
-    "path",
-    "file",
-    "filename",
-    "file_name",
-    "filepath",
-    "image_path",
-    "image",
-)  # possible headers of the column with paths
+# possible headers of the column with paths
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image_path", "image")
 LABEL_COLUMNS = ("label", "class", "category")  # possible headers of the column with labels
 SEVERAL_COLUMNS = ("labels", "tags", "classes", "categories")  # possible headers of a column with several labels
 PART_COLUMNS = ("split", "part", "subset")  # possible headers of the column with the part

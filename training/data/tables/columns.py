@@ -83,17 +83,19 @@ def _numbers_rows(name: str, frame: pd.DataFrame, timed: bool) -> bool:
     """Return whether a column only numbers the rows, judged by its name and its values.
 
     The name must be a word such as index. The first column may also have no name. Each value must be 1 larger than the
-    next smaller value. Ascending integers may also have gaps, such as the index of a filtered DataFrame. ``timed``:
-    whether another column holds the time stamps. If so, names such as time and period are allowed too, without gaps.
+    next smaller value. In the first column, ascending integers may also have gaps, as in the index of a filtered
+    DataFrame. ``timed``: whether another column holds the time stamps. If so, names such as time and period are allowed
+    too, without gaps.
     """
     counts = timed and role(name) in ("time", "clock")
-    index = INDEX_NAME.fullmatch(name) is not None or (name == "" and frame.columns[0] == name)
+    first = bool(frame.columns[0] == name)
+    index = INDEX_NAME.fullmatch(name) is not None or (name == "" and first)
     if not (counts or index):
         return False
     values = values_of(frame[name])
     if values.isna().any() or len(values) < 2:
         return False
-    if index and (values == values.round()).all() and (np.diff(values) > 0).all():
+    if index and first and (values == values.round()).all() and (np.diff(values) > 0).all():
         return True
     ordered = np.sort(values.to_numpy())  # rows may come in any order
     return bool((np.diff(ordered) == 1).all())
