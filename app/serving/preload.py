@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 
 import torch
 
+from app.engine.observer import VersionKey
 from app.networks import is_imported
 from app.serving.device import find_device
 from app.serving.loader import PreparedModel, PreparedModels
@@ -20,8 +20,8 @@ def preload(settings: Settings) -> PreparedModels:
 
     ``settings`` are the settings of a worker. Returns an empty dictionary if ``settings.threads`` is not 1, because a
     forked process cannot use the compute threads of its parent. Imported networks are left out, because their runtimes
-    may start threads. Versions that cannot be loaded are left out too. Each worker tries to load them again and reports
-    the reason.
+    may start threads, but they count towards ``settings.model_bytes``. Versions that cannot be loaded are left out too.
+    Each worker tries to load them again and reports the reason.
     """
     prepared: PreparedModels = {}
     if settings.threads != 1:
@@ -31,10 +31,20 @@ def preload(settings: Settings) -> PreparedModels:
     snapshot = StoreSnapshot.scan(settings.store, StoreSnapshot(), {})
     sizes = {key: files.weights_bytes for key, files in snapshot.files.items()}
     desired, defaults = desired_versions(snapshot, ()), set((snapshot.defaults or {}).values())
-    for key in versions_to_load(desired, {}, {}, defaults, settings.model_bytes, sizes):
-        if not is_imported(snapshot.cards[key].kind):
-            with contextlib.suppress(Exception):
+    loaded: dict[VersionKey, int] = {}  # as in a worker, the versions that are in memory limit what is loaded next
+    failed: set[VersionKey] = set()
+
+    def next_version() -> VersionKey | None:
+        due = versions_to_load(desired, {}, loaded, defaults, settings.model_bytes, sizes)
+        return next((key for key in due if key not in failed), None)
+
+    while key := next_version():
+        try:
+            if not is_imported(snapshot.cards[key].kind):
                 prepared[key] = PreparedModel.load(settings, device, *key)
+            loaded[key] = sizes[key]
+        except Exception:
+            failed.add(key)
     gc.collect()
     gc.freeze()  # otherwise garbage collection in a worker would write to each object, and copy the shared memory
     return prepared

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from support.networks import TINY, publish_tiny
+from support.networks import TINY, make_invalid, publish_tiny
 from support.processes import serving as serving_process
 
 from app.engine.executor import Executor
@@ -16,7 +16,7 @@ from app.observability.metrics import Metrics
 from app.serving.loader import LoadedModel, Loader
 from app.serving.preload import preload
 from app.settings import Settings
-from app.store import rollout
+from app.store import read_card, rollout, weights_size
 
 NAME = "tiny-gan"
 
@@ -65,11 +65,35 @@ def test_a_damaged_version_is_left_to_the_workers(tiny_store: Path) -> None:
     assert preload(Settings(store=tiny_store, threads=1)).keys() == {(name, 1) for name in TINY if name != NAME}
 
 
-def test_no_more_weights_are_loaded_than_allowed(tiny_store: Path) -> None:
-    publish_tiny(tiny_store, NAME)
-    prepared = preload(Settings(store=tiny_store, threads=1, model_bytes=1))
-    assert (NAME, 2) in prepared  # the default model
-    assert (NAME, 1) not in prepared
+def publish_canary_and_previous(folder: Path) -> None:
+    """Give a model three versions that stay in memory: 2 is active, 3 is the canary, and 1 is the previous version."""
+    for _ in range(2):
+        publish_tiny(folder, NAME)
+    for version in (1, 2):
+        rollout.activate(folder, NAME, version)
+    rollout.activate(folder, NAME, 3, share=10)
+
+
+def test_no_more_weights_are_loaded_than_allowed(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_canary_and_previous(tiny_store)
+    defaults = {(name, 1) for name in TINY if name != NAME} | {(NAME, 2)}
+    sizes = {key: weights_size(tiny_store, read_card(tiny_store / key[0] / str(key[1]))) for key in defaults}
+    total, other = sum(sizes.values()), sizes[NAME, 2]
+    for limit, others in ((1, []), (total + other, [3])):
+        prepared = preload(Settings(store=tiny_store, threads=1, model_bytes=limit))
+        assert prepared.keys() == defaults | {(NAME, number) for number in others}
+    monkeypatch.setattr("app.serving.preload.is_imported", lambda kind: kind == TINY["tiny-cnn"][1])
+    prepared = preload(Settings(store=tiny_store, threads=1, model_bytes=total + other))
+    assert prepared.keys() == (defaults - {("tiny-cnn", 1)}) | {(NAME, 3)}  # the imported network is counted too
+
+
+def test_a_damaged_version_does_not_use_the_allowed_memory(tiny_store: Path) -> None:
+    publish_canary_and_previous(tiny_store)
+    everything = preload(Settings(store=tiny_store, threads=1))
+    limit = sum(model.bytes for key, model in everything.items() if key != (NAME, 3))
+    make_invalid(tiny_store / NAME / "3")
+    prepared = preload(Settings(store=tiny_store, threads=1, model_bytes=limit))
+    assert prepared.keys() == everything.keys() - {(NAME, 3)}
 
 
 def test_a_prepared_version_is_used_once(loader: Loader) -> None:
