@@ -127,10 +127,8 @@ def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> No
         return  # not a zip archive; ``zipfile`` raises an error when it opens the file
     sizes = list(struct.unpack_from("<I", tail, end + 12))
     locator = end - LOCATOR_BYTES
-    if tail[max(0, locator) : end].startswith(
-        b"PK\6\7"
-    ):  # zip64: its record is before the locator, or at the offset in the locator
-        sizes = []
+    if locator >= 0 and tail[locator:end].startswith(b"PK\6\7"):
+        sizes = []  # zip64: its record is before the locator, or at the offset in the locator
         (offset,) = struct.unpack_from("<Q", tail, locator + 8)
         file.seek(min(offset, length))
         for record in (tail[max(0, locator - ZIP64_END_BYTES) : locator], file.read(ZIP64_END_BYTES)):

@@ -45,6 +45,8 @@ DIRECTORIES: list[tuple[str, bytes, int | None]] = [
     ("cut at the offset", locator(42) + end(7, record(9)[:-1]), None),
     ("cut before the locator", record(9)[:-1] + locator(10) + end(7), None),
     ("none", locator(2**63) + end(7), None),
+    ("cut locator", b"PK\6\7" + bytes(4) + end(0), None),
+    ("cut locator of a directory", locator(0)[:-1] + end(7), 7),
     ("other end", end(7)[:-1], None),
     ("empty", b"", None),
 ]
