@@ -29,7 +29,7 @@ from app.serving.reconcile import (
 )
 from app.serving.recovery import RecoveryMonitor
 from app.serving.store_watcher import StoreWatcher
-from app.serving.version_choice import VersionSet, resolve_name
+from app.serving.version_choice import VersionSet, resolve_name, served_names
 from app.settings import Settings
 from app.store import Card, TaskName
 from app.store.disk_thread import DiskThread
@@ -102,11 +102,11 @@ class Registry:
         loaded = self.cache.get(name, number)
         card = loaded.card if loaded else self.card(name, number)
         if card is None:  # the version was just removed from the store
-            raise UnknownModel(model or name, self.version_sets)
+            raise UnknownModel(model or name, served_names(self.version_sets))
         if card.task != task.name:
             fitting = [other for other in self.version_sets if (known := self.card(other)) and known.task == task.name]
             raise BadValue(
-                f"model {quote_value(model)} is for the task {card.task!r}, not {task.name!r}; "
+                f"model {quote_value(model or name)} is for the task {card.task!r}, not {task.name!r}; "
                 f"models for that task: {', '.join(fitting) or 'none'}",
                 "model",
             )

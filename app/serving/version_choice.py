@@ -91,6 +91,11 @@ class VersionSet:
         return self.canary if part < self.share * SHARE_PARTS / 100 else self.active
 
 
+def served_names(version_sets: Mapping[str, VersionSet]) -> list[str]:
+    """Return the names of the models that have served versions, for error messages."""
+    return [name for name, version_set in version_sets.items() if version_set.numbers]
+
+
 def resolve_name(version_sets: Mapping[str, VersionSet], model: str, request_id: str, param: str) -> VersionKey:
     """Return the model name and the version number for ``model``, which is ``name`` or ``name@version``.
 
@@ -104,16 +109,15 @@ def resolve_name(version_sets: Mapping[str, VersionSet], model: str, request_id:
     name, at, version = model.partition("@")
     version_set = version_sets.get(name)
     if version_set is None:
-        raise UnknownModel(model, version_sets, param)
+        raise UnknownModel(model, served_names(version_sets), param)
     if version_set.unloaded:
         raise UnloadedModel(f"model {quote_value(name)} is unloaded and must be loaded first", param)
     number = version_set.version_for(request_id)
     if at:
         number = int(version) if re.fullmatch(r"[1-9][0-9]{0,8}", version) else None
         if number in version_set.retired:
-            raise RetiredModel(
-                f"model {quote_value(model)} is retired; served models: {', '.join(version_set.labels())}", param
-            )
+            served = ", ".join(version_set.labels()) or "none"
+            raise RetiredModel(f"model {quote_value(model)} is retired; served models: {served}", param)
     if number is None or number not in version_set.numbers:
-        raise UnknownModel(model, version_set.labels() or version_sets, param)
+        raise UnknownModel(model, version_set.labels() or served_names(version_sets), param)
     return name, number

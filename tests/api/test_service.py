@@ -77,7 +77,12 @@ def test_a_broken_version_is_listed_and_the_other_versions_serve(serve: Serve, t
         answer = client.post("/v1/images/classify", content=b"x")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
         assert "do not make a lenet" in answer.json()["error"]["message"]
-        assert client.post("/v1/images/classify?model=tiny-cnn", content=b"x").status_code == 404
+        answer = client.post("/v1/images/classify?model=tiny-cnn", content=b"x")
+        assert answer.status_code == 404
+        assert answer.json()["error"]["message"].endswith("; served models: tiny-gan, tiny-lstm, tiny-rnn")
+        answer = client.get("/v2/models/tiny-cnn/ready")
+        assert answer.status_code == 503
+        assert answer.json()["error"].startswith("model 'tiny-cnn' is broken: tiny-cnn/1/card.json: sizes {'depth': 3}")
 
 
 def test_an_empty_store_is_not_ready(serve: Serve, tmp_path: Path) -> None:

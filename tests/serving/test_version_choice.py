@@ -95,14 +95,14 @@ VERSIONS = "served models: a@1, a@2, a@3"
 @pytest.mark.parametrize(
     ("model", "error_type", "message"),
     [
-        ("b", UnknownModel, "model 'b' is not served here; served models: a, away, empty"),
-        ("b@1", UnknownModel, "model 'b@1' is not served here; served models: a, away, empty"),
+        ("b", UnknownModel, "model 'b' is not served here; served models: a"),
+        ("b@1", UnknownModel, "model 'b@1' is not served here; served models: a"),
         ("a@9", UnknownModel, f"model 'a@9' is not served here; {VERSIONS}"),
         ("a@", UnknownModel, f"model 'a@' is not served here; {VERSIONS}"),
         ("a@01", UnknownModel, f"model 'a@01' is not served here; {VERSIONS}"),
         ("a@1@2", UnknownModel, f"model 'a@1@2' is not served here; {VERSIONS}"),
         ("a@4", RetiredModel, f"model 'a@4' is retired; {VERSIONS}"),
-        ("empty", UnknownModel, "model 'empty' is not served here; served models: a, away, empty"),
+        ("empty", UnknownModel, "model 'empty' is not served here; served models: a"),
         ("away", UnloadedModel, "model 'away' is unloaded and must be loaded first"),
         ("away@1", UnloadedModel, "model 'away' is unloaded and must be loaded first"),
     ],
@@ -113,3 +113,12 @@ def test_a_version_that_is_not_served_is_an_error_of_the_field(
     with pytest.raises(error_type) as raised:
         resolve_name(SETS, model, "r0", "the field")
     assert (raised.value.message, raised.value.param) == (message, "the field")
+
+
+def test_without_served_versions_an_error_lists_no_models() -> None:
+    sets = {"empty": SETS["empty"], "gone": VersionSet("gone", (), (1,), None, None)}
+    for model in ("b", "empty"):
+        with pytest.raises(UnknownModel, match=rf"^model '{model}' is not served here; served models: none$"):
+            resolve_name(sets, model, "r0", "model")
+    with pytest.raises(RetiredModel, match=r"^model 'gone@1' is retired; served models: none$"):
+        resolve_name(sets, "gone@1", "r0", "model")

@@ -13,6 +13,7 @@ from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, quote_va
 from app.observability.middleware import REQUEST_ID
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
+from app.serving.version_choice import served_names
 from app.tasks import TASKS
 
 Endpoint = Callable[..., Any]
@@ -51,7 +52,7 @@ async def model_in_path(registry: Registry, request: Request, name: str, deadlin
         model_name, number = version_in_path(registry, request, name)
     card = registry.card(model_name, number)
     if card is None:  # the version was just removed
-        raise UnknownModel(name, registry.version_sets, "name")
+        raise UnknownModel(name, served_names(registry.version_sets), "name")
     return await resolve_model(request, registry, TASKS[card.task], f"{model_name}@{number}", deadline)
 
 
@@ -59,9 +60,9 @@ def version_in_path(registry: Registry, request: Request, name: str) -> VersionK
     """Return the model name and the version number for the path of a request. Raises as ``model_in_path`` does."""
     version = request.path_params.get("version")
     if version is None:
-        if name not in registry.version_sets and (
-            reasons := [entry.reason for entry in registry.failures if entry.name == name]
-        ):
+        version_set = registry.version_sets.get(name)
+        usable = version_set is not None and (version_set.numbers or version_set.unloaded)
+        if not usable and (reasons := [entry.reason for entry in registry.failures if entry.name == name]):
             raise NotReady(f"model {quote_value(name)} is broken: {'; '.join(reasons)}")
         return registry.resolve_name(name, request.scope.get(REQUEST_ID, ""), "name")
     if not (version.isascii() and version.isdigit()):

@@ -102,6 +102,8 @@ async def test_a_model_of_another_task_is_rejected_with_those_that_fit(start: St
         "model",
     )
     assert rejection(registry.resolve, GENERATE_IMAGES, CNN)[1].endswith("models for that task: tiny-gan, tiny-cgan")
+    registry.defaults["classify"] = NAME
+    assert rejection(registry.resolve, CLASSIFY, None)[1].startswith("model 'tiny-gan' is for the task 'sample'")
 
 
 async def test_a_task_without_a_model_is_not_ready_and_says_why(start: Start, folder: Path) -> None:
