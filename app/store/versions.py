@@ -36,6 +36,7 @@ from app.store.card import CARD, Card, StoreError, parse_card, read_card
 
 WEIGHTS = "model.safetensors"
 ROLLOUT = "active.json"
+LOST_AND_FOUND = "lost+found"  # at the root of an ext4 file system; only root may read it
 DTYPES = (
     torch.float32,
     torch.float16,
@@ -134,8 +135,15 @@ class Version:
 
 
 def model_names(store: Path) -> list[str]:
-    """Return the sorted names of all folders in the store, except hidden folders. Their content is not checked."""
-    return sorted(path.name for path in store.iterdir() if not path.name.startswith(".") and _is_folder(path))
+    """Return the sorted names of the folders in the store. Their content is not checked.
+
+    Hidden folders, and the folder ``lost+found`` at the root of a file system, are left out.
+    """
+    return sorted(
+        path.name
+        for path in store.iterdir()
+        if not path.name.startswith(".") and path.name != LOST_AND_FOUND and _is_folder(path)
+    )
 
 
 def _is_folder(path: Path) -> bool:

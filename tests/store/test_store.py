@@ -332,6 +332,7 @@ def test_invalid_defaults_are_rejected(tmp_path: Path, content: str, sentence: s
 def test_an_unreadable_folder_is_reported_and_a_missing_one_is_empty(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / ".hidden").mkdir()
+    (tmp_path / "lost+found").mkdir()  # at the root of an ext4 volume
     assert store.version_numbers(tmp_path, "missing") == []
     with pytest.raises(store.StoreError, match=r"^file cannot be read: Not a directory$"):
         store.version_numbers(tmp_path, "file")
