@@ -94,7 +94,7 @@ class Conflict(QuartetError):
 
 
 class StoreNotWritable(QuartetError):
-    """The store cannot be written, for example because it is read-only or its disk is full."""
+    """The store cannot be read or written, for example because a permission is missing or its disk is full."""
 
     status = 507
     code = "store_not_writable"

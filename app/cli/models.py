@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         outside = error.filename and not Path(error.filename).is_relative_to(args.store)
-        return _fail(f"{error.filename if outside else 'the store cannot be written'}: {error.strerror or error}")
+        problem = error.filename if outside else "the store cannot be read or written"
+        return _fail(f"{problem}: {error.strerror or error}")
 
 
 def _fail(message: str) -> int:

@@ -180,7 +180,7 @@ def test_a_full_disk_gives_an_error_and_changes_nothing(
         with pytest.raises(OSError, match="No space left"):
             publish_tiny(disk, "tiny-cnn")
         status, _, error = run_models_command(capsys, disk, "activate", "tiny-gan", "1")
-        assert (status, error) == (1, "error: the store cannot be written: No space left on device\n")
+        assert (status, error) == (1, "error: the store cannot be read or written: No space left on device\n")
         with serve(store=disk, admin_key="k" * 32, store_poll_seconds=0.02) as client:
             client.headers["authorization"] = f"Bearer {'k' * 32}"
             answer = client.post("/v1/admin/import?renumber=true", content=archive_path.read_bytes())
@@ -200,7 +200,7 @@ def test_a_read_only_store_is_served_and_rejects_changes_with_a_message(
     with mounted(tmp_path / "disk", tiny_store, "1m") as disk:
         subprocess.run(["mount", "-o", "remount,ro", disk.parent], check=True)
         status, _, error = run_models_command(capsys, disk, "activate", "tiny-gan", "1")
-        assert (status, error) == (1, "error: the store cannot be written: Read-only file system\n")
+        assert (status, error) == (1, "error: the store cannot be read or written: Read-only file system\n")
         with serve(store=disk, admin_key="k" * 32) as client:
             client.headers["authorization"] = f"Bearer {'k' * 32}"
             content = client.get("/v1/admin/models/tiny-gan/export?version=1").content
@@ -212,7 +212,7 @@ def test_a_read_only_store_is_served_and_rejects_changes_with_a_message(
                 answer = client.post(f"/v1/admin/{path}", **body)  # type: ignore[arg-type]
                 assert (answer.status_code, answer.json()["error"]["message"]) == (
                     507,
-                    "the store cannot be written: Read-only file system",
+                    "the store cannot be read or written: Read-only file system",
                 )
             assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200
     assert store.read_defaults(tiny_store)["sample"] == "tiny-gan"

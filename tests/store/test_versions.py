@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.imported.onnx_models import linear_model
 from support.networks import publish_tiny, rewrite_card, rewrite_weights, tiny_card
+from support.service import run_models_command
 from torch.overrides import TorchFunctionMode
 
 from app import store
@@ -83,6 +84,17 @@ def test_an_unreadable_folder_does_not_hide_the_versions_of_other_models(
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     assert list(store.all_versions(tmp_path)) == [("tiny-cnn", 1), ("tiny-rnn", 1)]
+
+
+def test_the_command_line_does_not_call_an_unreadable_store_unwritable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def iterdir(folder: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    result = run_models_command(capsys, tmp_path, "list")
+    assert result == (1, "", "error: the store cannot be read or written: Permission denied\n")
 
 
 class Calls(TorchFunctionMode):

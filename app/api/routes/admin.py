@@ -54,7 +54,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         "description": "400: invalid value. 401: missing or unknown admin key. 404: unknown model or version. "
         "409: the state of the store does not allow the request.",
     },
-    "5XX": {**ERROR_RESPONSES["5XX"], "description": "500: internal error. 507: the store cannot be written."},
+    "5XX": {**ERROR_RESPONSES["5XX"], "description": "500: internal error. 507: the store cannot be read or written."},
 }
 
 
@@ -302,7 +302,7 @@ async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Confli
     Raises:
         NotFound: the version does not exist.
         Conflict: the rollout does not allow the change.
-        StoreNotWritable: the store is read-only, or the disk is full.
+        StoreNotWritable: the store cannot be read or written.
         QuartetError: another StoreError occurred, and was translated to the class ``otherwise``.
     """
     try:
@@ -318,4 +318,4 @@ async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Confli
 
 
 def _not_writable(error: OSError) -> StoreNotWritable:
-    return StoreNotWritable(f"the store cannot be written: {error.strerror or type(error).__name__}")
+    return StoreNotWritable(f"the store cannot be read or written: {error.strerror or type(error).__name__}")

@@ -133,7 +133,7 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
                 number = await disk.run(_run_command, query, folder, settings.store)
             versions = await disk.run(catalogue.describe_model, settings.store, query.name)
         except OSError as error:
-            raise StoreNotWritable(f"the store cannot be written: {error.strerror or error}") from None
+            raise StoreNotWritable(f"the store cannot be read or written: {error.strerror or error}") from None
         finally:
             await disk.run(stack.close)
         return json_response(versions | {"imported": number})
@@ -145,7 +145,7 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
     Raises:
         BadValue: the command rejects the file or an option.
         TimedOut: the import takes too long.
-        StoreNotWritable: the command cannot write to the store.
+        StoreNotWritable: the command cannot read or write the store.
     """
     arguments = [str(folder / "upload"), f"--store={store}", "--json"]
     for name, value in query.model_dump(exclude_none=True).items():
@@ -178,6 +178,6 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
     text = process.stderr.strip()  # warnings may precede the message, and a crash of Python has no message
     start = ERROR.search(text)
     message = (text[start.end() :] if start else text.rpartition("\n")[2]).replace(f"{folder}/", "")
-    if message.startswith("the store cannot be written"):
+    if message.startswith("the store cannot be read or written"):
         raise StoreNotWritable(message)
     raise BadValue(message, "body")
