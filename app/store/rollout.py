@@ -196,13 +196,16 @@ def _activated(models: Path, name: str, old: Rollout, version: int, share: float
     if version in old.retired:
         raise RolloutRefused(f"{name}@{version} is retired; `retire --undo` restores it")
     now = serving(models, name, old)
-    others = (number for number in old.previous_versions(now, numbers(models, name)) if number != now)
-    previous = next(others, None)  # if ``old.active`` is damaged, ``now`` may be ``old.previous``
-    if share == 100:
-        return Rollout(active=version, previous=previous if now == version else now, retired=old.retired)
-    if now == version:
+    if now == version and share < 100:
         raise RolloutRefused(f"{name}@{version} is already active; a canary must be another version")
-    return Rollout(active=now, previous=previous, canary=Canary(version=version, share=share), retired=old.retired)
+    if now != version and share == 100:
+        return Rollout(active=version, previous=now, retired=old.retired)
+    # if ``old.active`` is damaged, ``now`` may be ``old.previous``
+    others = [number for number in old.previous_versions(now, numbers(models, name)) if number != now]
+    valid = first_valid(models, name, others)  # without one, keep the number, because the version may be repaired
+    previous = valid.card.version if valid else next(iter(others), None)
+    canary = Canary(version=version, share=share) if share < 100 else None
+    return Rollout(active=now, previous=previous, canary=canary, retired=old.retired)
 
 
 def rollback(models: Path, name: str) -> Rollout:

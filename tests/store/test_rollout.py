@@ -116,6 +116,24 @@ def test_a_version_is_never_its_own_previous_version(three: Path, share: float) 
             rollback(three, NAME)
 
 
+@pytest.mark.parametrize(("version", "share"), [(3, 100), (1, 10)])
+def test_an_invalid_version_does_not_become_the_previous_version(three: Path, version: int, share: float) -> None:
+    publish_tiny(three, NAME)
+    for number in (2, 4):
+        make_invalid(three / NAME / str(number))
+    changed = activate(three, NAME, version, share)
+    assert (changed.active, changed.previous) == (3, 1)
+    rollback(three, NAME)  # ends the canary if there is one
+    assert active_version(three) == (1 if share == 100 else 3)
+
+
+def test_an_invalid_previous_version_is_kept_because_it_may_be_repaired(three: Path) -> None:
+    activate(three, NAME, 2)
+    activate(three, NAME, 3)
+    make_invalid(three / NAME / "2")
+    assert activate(three, NAME, 3).previous == 2
+
+
 def test_a_canary_ends_with_a_rollback_or_an_activation(three: Path) -> None:
     assert activate(three, NAME, 2, share=12.5).model_dump(include={"active", "canary"}) == {
         "active": 3,
