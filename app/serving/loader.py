@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -144,7 +145,7 @@ class Loader:
         ``in_background`` lowers the priority of this thread permanently, so that requests for other versions are not
         delayed.
         """
-        if in_background and hasattr(os, "setpriority"):
+        if in_background and sys.platform == "linux":  # on other systems, a thread has no priority of its own
             thread = threading.get_native_id()
             niceness = max(BACKGROUND_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))  # only root may lower niceness
             os.setpriority(os.PRIO_PROCESS, thread, niceness)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def test_the_active_and_previous_version_are_in_memory_and_others_load_on_demand
         assert model_entry(client)["loaded"] == [1, 3, 4]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
 @pytest.mark.parametrize("normal", [0, 15])
 def test_only_the_loading_thread_has_a_low_priority(
     serve: Serve, tiny_store: Path, monkeypatch: pytest.MonkeyPatch, normal: int
