@@ -50,7 +50,8 @@ class Settings(BaseSettings):
         1.0,
         ge=0,
         allow_inf_nan=False,
-        description="seconds between two scans of the store. 0 means only one scan, at start-up.",
+        description="seconds between two scans of the store. 0 means only one scan, at start-up. Then the service does "
+        "not try again to load versions that could not be loaded, and versions without requests stay in memory.",
     )
     model_bytes: int = Field(
         0,
