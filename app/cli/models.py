@@ -150,14 +150,14 @@ def _canary(row: dict[str, Any]) -> str:
 
 def _show(args: argparse.Namespace) -> None:
     row = catalogue.describe_model(args.store, args.name)
-    table: list[Row] = [("VERSION", "ROLE", "MIB", "CREATED", "FIGURES")]
+    table: list[Row] = [("VERSION", "ROLE", "MIB", "CREATED", "METRICS")]
     for version in row["versions"]:
         if version["problem"]:
             table.append((version["version"], version["role"], "-", "-", f"invalid: {version['problem']}"))
             continue
-        figures = ", ".join(f"{key} {value:g}" for key, value in list(version["metrics"].items())[:2])
+        metrics = ", ".join(f"{key} {value:g}" for key, value in list(version["metrics"].items())[:2])
         size = f"{version['bytes'] / 2**20:.1f}"
-        table.append((version["version"], version["role"], size, version["created"][:16], figures))
+        table.append((version["version"], version["role"], size, version["created"][:16], metrics))
     if not args.json:
         last = f"; last change: {row['by']}, {row['changed']}" if row["by"] else ""
         print(f"{row['name']}: {row['task'] or 'no valid version'}, {_status(row['name'], row)}{last}")

@@ -13,7 +13,7 @@ from pathlib import Path
 LOCK = ".lock"  # lock file in a folder; readers skip names that begin with a dot
 SCRATCH = ".publish-"  # prefix of scratch folders
 # An unlocked scratch folder older than this many seconds is stale. A new scratch folder is unlocked for a moment.
-LEFT_OVER = 60.0
+STALE_AFTER_SECONDS = 60.0
 
 
 @contextlib.contextmanager
@@ -60,7 +60,7 @@ def scratch_folder(store: Path) -> Iterator[Path]:
     """
     for stale in store.glob(f"{SCRATCH}*"):
         with contextlib.suppress(OSError):
-            if time.time() - stale.stat().st_mtime > LEFT_OVER:
+            if time.time() - stale.stat().st_mtime > STALE_AFTER_SECONDS:
                 with folder_lock(stale, wait=False):
                     pass  # its process has ended
                 shutil.rmtree(stale, ignore_errors=True)  # after the lock, because NFS keeps open files

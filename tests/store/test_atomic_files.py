@@ -14,7 +14,7 @@ from support.networks import publish_tiny
 
 from app import store
 from app.store import rollout
-from app.store.atomic_files import LEFT_OVER, LOCK, file_lock, folder_lock, replace_file, scratch_folder
+from app.store.atomic_files import LOCK, STALE_AFTER_SECONDS, file_lock, folder_lock, replace_file, scratch_folder
 
 
 def test_a_replaced_file_has_the_new_content_and_all_may_read_it(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_scratch_folder_is_locked_hidden_and_removed(tmp_path: Path) -> None:
 def test_only_old_unlocked_scratch_folders_are_removed(tmp_path: Path) -> None:
     for name in (".publish-old", ".publish-busy", ".publish-young", "other"):
         (tmp_path / name / "tiny-gan" / "1").mkdir(parents=True)
-        age = LEFT_OVER + (-30 if name == ".publish-young" else 30)
+        age = STALE_AFTER_SECONDS + (-30 if name == ".publish-young" else 30)
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     with folder_lock(tmp_path / ".publish-busy"):
         os.utime(tmp_path / ".publish-busy", (0, 0))  # its lock file is new
