@@ -232,6 +232,7 @@ class Batcher(Generic[Item, Result]):
                 continue
             has_part = True
             while (part := batch[-1].next_part()) and not shared and rows + part.rows <= self._batch_rows:
+                self._queue.charge(part)
                 batch.append(part)
                 rows += part.rows
 

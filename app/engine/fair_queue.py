@@ -78,6 +78,11 @@ class FairQueue(Generic[Item]):
         self._virtual_time = self._virtual_start[self._next_caller()]  # otherwise new callers could wait behind others
         return self._remove(item)
 
+    def charge(self, item: Item) -> None:
+        """Count the rows of an item that is computed without being queued towards the share of its caller."""
+        if item.caller in self._virtual_start:  # otherwise nobody else waits, and the shares are forgotten
+            self._virtual_start[item.caller] += item.rows
+
     def _remove(self, item: Item) -> Item:
         self._queues[item.caller].remove(item)
         self._virtual_start[item.caller] += item.rows

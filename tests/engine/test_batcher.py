@@ -92,7 +92,7 @@ class ListDoubler:
 
     def batcher(self, executor: Executor, batch_rows: int = 64) -> Any:
         observer = RecordingObserver()
-        return Batcher("m", self.predict, len, one_millisecond, executor, observer, batch_rows, 200, splitter=self)
+        return Batcher("m", self.predict, len, one_millisecond, executor, observer, batch_rows, 999, splitter=self)
 
 
 async def test_small_items_wait_for_one_part_of_a_large_item_only(executor: Executor) -> None:
@@ -147,6 +147,20 @@ async def test_parts_belong_to_the_key_and_the_trace_of_their_request(executor: 
         (4, "alice", trace),
     ]
     assert engine._admission._waiting_by_caller == {}
+
+
+async def test_parts_that_are_computed_together_count_towards_the_share_of_their_key(executor: Executor) -> None:
+    network = ListDoubler()
+    engine = network.batcher(executor, batch_rows=24)
+    tasks = await start_tasks(engine.submit([[0] * 17]))
+    await network.gate.busy()
+    for caller, number, sizes in (("a", 1, [120]), ("b", 2, [17] * 6)):
+        current_caller.set(caller)
+        tasks += await start_tasks(*(engine.submit([[number] * size]) for size in sizes))
+    network.gate.open.set()
+    await asyncio.gather(*tasks)
+    assert {(batch[0], len(batch)) for batch in network.gate.batches} == {(0, 17), (1, 24), (2, 17)}
+    assert [batch[0] for batch in network.gate.batches] == [0, 1, 2, 2, 1, 2, 1, 2, 2, 1, 2, 1]
 
 
 async def test_a_part_between_two_batches_is_answered_when_the_run_task_is_cancelled(

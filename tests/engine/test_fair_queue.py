@@ -61,6 +61,19 @@ def test_callers_share_rows_and_not_requests() -> None:
     assert abs(4 * callers[:25].count("a") - callers[:25].count("b")) <= 4
 
 
+def test_rows_that_were_never_queued_are_charged_to_their_caller_while_others_wait() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    for caller in "aaabbb":
+        queue.append(Item(caller))
+    assert queue.pop().caller == "a"
+    queue.charge(Item("a", rows=2))
+    assert [queue.pop().caller for _ in range(5)] == ["b", "b", "b", "a", "a"]
+    queue.charge(Item("a", rows=9))  # nobody waits
+    for caller in "ab":
+        queue.append(Item(caller))
+    assert queue.pop().caller == "a"
+
+
 def test_a_late_caller_gets_an_equal_share_from_its_arrival_on() -> None:
     queue: FairQueue[Item] = FairQueue()
     for _ in range(100):
