@@ -49,7 +49,7 @@ data: .venv/train ## download the training data to data/, or QUARTET_DATA_DIR
 train: .venv/train ## train and publish all networks in turn
 	$(BIN)/python -m training.cnn
 	$(BIN)/python -m training.cnn --preset strong
-	$(BIN)/python -m training.cnn --preset robust
+	$(BIN)/python -m training.cnn --preset accurate
 	$(BIN)/python -m training.rnn
 	$(BIN)/python -m training.rnn --preset strong
 	$(BIN)/python -m training.rnn --preset gated

@@ -3,8 +3,7 @@
     python -m training.cnn                     # preset workshop: cifar10-lenet, the workshop's CNN on CIFAR-10
     python -m training.cnn --preset digits     # mnist-judge, an MNIST classifier that evaluates the GANs
     python -m training.cnn --preset strong     # cifar10-whitened, on CIFAR-10 with the recipe of airbench95
-    python -m training.cnn --preset robust     # cifar10-robust, with parts of airbench96 and corrupted images
-    python -m training.cnn --preset accurate   # cifar10-accurate, with more channels and steps than robust
+    python -m training.cnn --preset accurate   # cifar10-accurate, with the recipe of airbench96 and corrupted images
     python -m training.cnn --images DIR --name pets   # preset own: your images, one sub-folder per class
 
 docs/measurements.md and the model cards contain the measured results.
@@ -84,7 +83,6 @@ NAMES = {
     "workshop": "cifar10-lenet",
     "digits": "mnist-judge",
     "strong": "cifar10-whitened",
-    "robust": "cifar10-robust",
     "accurate": "cifar10-accurate",
 }
 SIZES = {"lenet": LeNetSizes, "digit-net": DigitNetSizes}

@@ -902,7 +902,7 @@ def test_images_without_sub_folders_have_one_label(workspace: Path) -> None:
         ),
         (["--preset", "own"], "the preset own needs --images"),
         (["--minutes", "3"], "--minutes needs --images"),
-        (["--from", "cifar10-robust", "--name", "pets"], "--from needs --images"),
+        (["--from", "cifar10-accurate", "--name", "pets"], "--from needs --images"),
         (["--preset", "strong", "--size", "64"], "--size needs --images"),
         (["--images", "x", "--name", "a", "--minutes", "-1"], "minutes must be a number above 0, not '-1'"),
         (

@@ -47,7 +47,7 @@ WIDTHS = ["--first-width", "24", "--second-width", "26", "--third-width", "26"]
 TINY = {
     "cnn": IMAGES,
     "strong": ["--preset", "strong", *WIDTHS, *IMAGES],
-    "robust": ["--preset", "robust", *WIDTHS, *IMAGES, "--selected", "8", "--corrupted", "0.5"],
+    "accurate": ["--preset", "accurate", *WIDTHS, *IMAGES, "--selected", "8", "--corrupted", "0.5"],
     "rnn": ["--hidden", "8", "--epochs", "2", "--batch", "4", "--bptt", "40", "--validation", "0.4"],
     "gated": [
         *("--preset", "gated", "--hidden", "16", "--layers", "2", "--epochs", "2", "--batch", "4", "--bptt", "40"),
@@ -61,10 +61,10 @@ TINY = {
     "conditional": ["--preset", "conditional", "--epochs", "3", "--batch", "16", "--latent", "4"],
 }
 SCRIPTS: dict[str, Any] = {
-    **{"cnn": cnn, "strong": cnn, "robust": cnn, "rnn": rnn, "gated": rnn, "lstm": lstm, "forecaster": lstm},
+    **{"cnn": cnn, "strong": cnn, "accurate": cnn, "rnn": rnn, "gated": rnn, "lstm": lstm, "forecaster": lstm},
     **{"gan": gan, "conditional": gan},
 }
-LONG_TESTS = [stem for stem in SCRIPTS if stem != "strong"]  # "robust" runs the same code, and more
+LONG_TESTS = [stem for stem in SCRIPTS if stem != "strong"]  # "accurate" runs the same code, and more
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def finished(tiny_data: Path, models: Path, shared_folder: Path) -> Callable[[st
 
 
 SHORT = {
-    **{stem: ["--epochs", "1"] for stem in ("cnn", "robust", "gan", "conditional")},
+    **{stem: ["--epochs", "1"] for stem in ("cnn", "accurate", "gan", "conditional")},
     **{stem: ["--epochs", "1", "--batch", "16"] for stem in ("rnn", "gated")},
     **{stem: ["--updates", "3"] for stem in ("lstm", "forecaster")},
 }
@@ -311,8 +311,8 @@ def test_a_run_writes_plots_and_a_card_that_evaluation_confirms(
     assert "✗" in capsys.readouterr().out
 
 
-def test_the_preset_robust_stores_the_weights_of_convolutions_in_float16(finished: Callable[[str], Path]) -> None:
-    tensors = store.read_version(finished("robust") / "models", "cifar10-robust", 1).tensors
+def test_the_preset_accurate_stores_the_weights_of_convolutions_in_float16(finished: Callable[[str], Path]) -> None:
+    tensors = store.read_version(finished("accurate") / "models", "cifar10-accurate", 1).tensors
     half = {key for key, tensor in tensors.items() if tensor.dtype == torch.float16}
     assert half == {key for key in tensors if re.search(r"conv[123]\.weight", key)}
     assert len(half) == 9

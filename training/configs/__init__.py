@@ -8,10 +8,10 @@ schedule, except in the GANs and in the recipes of airbench95 and 96.
 """
 
 from training.configs.classifiers import (
+    CNN_ACCURATE,
     CNN_DIGITS,
     CNN_OWN,
     CNN_PRESETS,
-    CNN_ROBUST,
     CNN_STRONG,
     CNN_WORKSHOP,
     SAMPLE_CLASSIFIER,
@@ -40,10 +40,10 @@ from training.configs.series import (
 from training.configs.text import RNN_GATED, RNN_OWN, RNN_PRESETS, RNN_STRONG, RNN_WORKSHOP, RnnConfig
 
 __all__ = [
+    "CNN_ACCURATE",
     "CNN_DIGITS",
     "CNN_OWN",
     "CNN_PRESETS",
-    "CNN_ROBUST",
     "CNN_STRONG",
     "CNN_WORKSHOP",
     "GAN_CONDITIONAL",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from training import cnn
-from training.configs import CNN_ROBUST
+from training.configs import CNN_ACCURATE
 from training.data.image_batches import corrupted, masked
 from training.loops.airbench import Selector, whiten
 
@@ -26,7 +26,7 @@ def test_the_images_with_the_largest_loss_are_selected(images: Tensor) -> None:
     torch.manual_seed(0)
     network = WhitenedNet(WhitenedNetSizes(widths=(26, 26, 26), label_smoothing=0.2))
     whiten(network, images)
-    selector = Selector(replace(CNN_ROBUST, batch=40, selected=10), network)
+    selector = Selector(replace(CNN_ACCURATE, batch=40, selected=10), network)
     labels = torch.arange(40) % 10
     before = {key: tensor.clone() for key, tensor in selector.network.named_parameters()}
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_a_share_of_the_images_is_corrupted(images: Tensor) -> None:
 )
 def test_a_hyperparameter_outside_its_range_is_rejected(option: str, value: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=message):
-        cnn.main(["--preset", "robust", option, value, "--runs", str(tmp_path)])
+        cnn.main(["--preset", "accurate", option, value, "--runs", str(tmp_path)])
     assert not list(tmp_path.iterdir())  # otherwise --resume would continue this run
 
 
