@@ -333,10 +333,7 @@ class TextGenerator:
         self.step(self.dummy_texts(rows, 1))
 
     def warm_up(self, rows: int) -> None:
-        """Choose the precision, and measure the duration of steps of 1 to ``rows`` texts.
-
-        The attribute ``network`` is deleted to free memory, because ``steps`` may hold a copy of its weights.
-        """
+        """Choose the precision, and measure the duration of steps of 1 to ``rows`` texts. Delete ``network``."""
         generator = torch.Generator().manual_seed(0)
         characters = torch.randint(0, self.unknown, (rows,), generator=generator).to(self.device)
         states = torch.rand(rows, *self.initial_state.shape, generator=generator).to(self.device)
@@ -348,9 +345,10 @@ class TextGenerator:
         if batch_invariant(logits_and_state, states, 1) and self._block_invariant(1):
             self.min_rows = 1
         elif not (batch_invariant(logits_and_state, states, MIN_ROWS) and self._block_invariant(MIN_ROWS)):
+            del self.steps  # some devices cannot convert weights of which views exist
             self.steps, self.min_rows = self.network.double().steps(), 1
             self.initial_state = self.initial_state.double()
-        del self.network
+        del self.network  # to free memory, because ``steps`` may hold a copy of its weights
 
         texts = cache(partial(self.dummy_texts, characters=UNIFORMS_AHEAD))
         self.latency = LatencyModel.measure(lambda count: self.step(texts(count)), rows)
