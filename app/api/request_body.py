@@ -48,6 +48,11 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def text_or_list(value: Any) -> str:
+    """Return the union tag for ``value``, for a field that is a text or a list of texts."""
+    return "many" if isinstance(value, list) else "one"
+
+
 def with_limits(model: type[Model], **limits: dict[str, Any] | type[BaseModel]) -> type[Model]:
     """Return a subclass of the Pydantic class ``model`` that has further constraints on some fields.
 

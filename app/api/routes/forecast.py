@@ -13,7 +13,7 @@ from starlette.responses import Response
 from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openapi import request_body
-from app.api.request_body import ModelName, with_limits
+from app.api.request_body import ModelName, text_or_list, with_limits
 from app.api.responses import ERROR_RESPONSES, ForecastResponse, json_response, success_response, with_model
 from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
@@ -30,18 +30,12 @@ Value = Annotated[float, Field(ge=-1e300, le=1e300)] | None
 Level = Annotated[float, Field(gt=0, lt=100)]
 Known = Annotated[float, Field(ge=-1e300, le=1e300)]
 Start = Annotated[str, Field(max_length=100)]
+Starts = Annotated[Annotated[Start, Tag("one")] | Annotated[list[Start], Tag("many")], Discriminator(text_or_list)]
 
 
 def _one_or_many(value: Any) -> str:
     """Return the union tag for ``value``: ``one`` for one series, ``many`` for a list of series."""
     return "many" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
-
-
-def _text_or_list(value: Any) -> str:
-    return "many" if isinstance(value, list) else "one"
-
-
-Starts = Annotated[Annotated[Start, Tag("one")] | Annotated[list[Start], Tag("many")], Discriminator(_text_or_list)]
 
 
 class ForecastRequest(InferenceBody):

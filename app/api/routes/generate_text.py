@@ -14,7 +14,7 @@ from starlette.responses import Response
 from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openapi import request_body
-from app.api.request_body import MAX_SEED, ModelName, Seed, with_limits
+from app.api.request_body import MAX_SEED, ModelName, Seed, text_or_list, with_limits
 from app.api.responses import (
     ERROR_RESPONSES,
     TextResponse,
@@ -36,15 +36,9 @@ MAX_STOP_LENGTH = 100  # characters
 MAX_STOPS = 16
 
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-
-
-def _text_or_list(value: Any) -> str:
-    return "many" if isinstance(value, list) else "one"
-
-
 Stops = Annotated[
     Annotated[Stop, Tag("one")] | Annotated[list[Stop], Field(max_length=MAX_STOPS), Tag("many")],
-    Discriminator(_text_or_list),
+    Discriminator(text_or_list),
 ]
 
 
