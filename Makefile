@@ -87,7 +87,7 @@ bench-training: .venv/train ## compare the speed of this project's training loop
 	$(BIN)/python -m benchmarks.speed.training
 
 bench-processes: .venv/train ## compare the speed of training in one process and in two processes
-	$(BIN)/python -m benchmarks.speed.processes $(ARGS)
+	$(BIN)/python -m benchmarks.speed.distributed_training $(ARGS)
 
 swaps: .venv/test ## change the active version 100 times under load; kill 50 publications, 50 imports and 50 activations
 	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/robustness/test_version_swaps.py

@@ -38,7 +38,7 @@ from benchmarks.speed.serving import comma_separated, progress
 from benchmarks.support import load, servers
 from benchmarks.support.load import Request
 from benchmarks.support.servers import ROOT, free_port, stats
-from benchmarks.support.works import works
+from benchmarks.support.workloads import works
 from deploy.ray_serve import build
 
 PARTS = ("same", "replica", "node", "scaling", "drain")

@@ -23,7 +23,7 @@ import uvloop
 
 from benchmarks.support import load, servers
 from benchmarks.support.servers import ROOT, Server
-from benchmarks.support.works import Work, prepare, works
+from benchmarks.support.workloads import Work, prepare, works
 
 ROWS = ("cnn", "strong", "text", "forecast", "sample")
 RATE = 250  # samples of the stack per second

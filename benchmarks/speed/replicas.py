@@ -26,7 +26,7 @@ from pathlib import Path
 from benchmarks.speed.serving import Plan, comma_separated, compare, progress, show, started
 from benchmarks.support import load, report, servers
 from benchmarks.support.servers import ROOT, Server, free_port, stats
-from benchmarks.support.works import prepare, works
+from benchmarks.support.workloads import prepare, works
 
 WORKS = ("cnn", "strong", "text", "streams", "forecast", "sample")
 TASKS = ["classify", "continue", "forecast", "sample"]

@@ -45,7 +45,7 @@ from benchmarks.speed.training import hardware
 from benchmarks.support import load, servers
 from benchmarks.support.load import Request
 from benchmarks.support.servers import ROOT, Server
-from benchmarks.support.works import Work, prepare, works
+from benchmarks.support.workloads import Work, prepare, works
 
 WORKS = ("cnn", "strong", "forecast", "text")
 CORES = (1, 2, 4, 8, 16)

@@ -48,10 +48,10 @@ from app.settings import Settings
 from app.store import rollout
 from benchmarks import peers
 from benchmarks.speed.training import hardware
-from benchmarks.support import limits, load, report, servers
+from benchmarks.support import load, report, servers, throughput_limits
 from benchmarks.support.report import OURS, START, Results, part_name
 from benchmarks.support.servers import ROOT, Server, StartFailed
-from benchmarks.support.works import Work, prepare, prompts, works
+from benchmarks.support.workloads import Work, prepare, prompts, works
 
 WORKS = ("start", "cnn", "strong", "photo", "text", "streams", "forecast", "sample", "mixed", "large", "photos")
 SERVERS = ("ours", "plain", "plain2")
@@ -154,7 +154,7 @@ async def compare(plan: Plan, name: str, work: Work, running: Sequence[Server]) 
     """Measure one workload on each server with each number of callers, and add the figures to the results."""
     running = await usable_servers(running, name, work)
     bodies = [request.body for request in work.requests]
-    processes = {limit.name: limits.Process(limit, plan.store, bodies) for limit in work.limits}
+    processes = {limit.name: throughput_limits.Process(limit, plan.store, bodies) for limit in work.limits}
     try:
         for round_index in range(plan.rounds):
             for callers in work.callers or plan.callers:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed.loops import PAIRS, Loop
+from benchmarks.speed.training_loops import PAIRS, Loop
 from training.run import configure_cpu
 
 

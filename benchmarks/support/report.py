@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from benchmarks.support.load import Figures
-from benchmarks.support.works import ALONE, BESIDE, BESIDE_DIGITS, BESIDE_TEXTS
+from benchmarks.support.workloads import ALONE, BESIDE, BESIDE_DIGITS, BESIDE_TEXTS
 
 OURS, PLAIN = "ours", "plain"
 START = "start"

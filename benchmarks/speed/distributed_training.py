@@ -1,7 +1,7 @@
 """Measure training with several processes (DistributedDataParallel) on the CPU.
 
-    python -m benchmarks.speed.processes            # all networks and layouts, about four minutes
-    python -m benchmarks.speed.processes --only cnn --seconds 1 --rounds 1
+    python -m benchmarks.speed.distributed_training            # all networks and layouts, about four minutes
+    python -m benchmarks.speed.distributed_training --only cnn --seconds 1 --rounds 1
 
 The benchmark measures training steps with the presets for the data of users. The batch size is the same for any number
 of processes. With two processes, each takes half of the batch, and the processes average their gradients with gloo. The
@@ -120,7 +120,7 @@ def run_measurement(name: str, seconds: float, threads: int) -> None:
 def speed(name: str, seconds: float, count: int, threads: int) -> float:
     """Return the samples per second of one measurement in ``count`` new processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
-    arguments = ["-m", "benchmarks.speed.processes", "--measurement", name]
+    arguments = ["-m", "benchmarks.speed.distributed_training", "--measurement", name]
     arguments += ["--seconds", str(seconds), "--threads", str(threads)]
     result = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True, check=False)
     if result.returncode:

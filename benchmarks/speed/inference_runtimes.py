@@ -1,7 +1,7 @@
 """Compare the speed of a classifier's forward pass in the service with its speed in other CPU runtimes.
 
-    python -m benchmarks.speed.forwards                                   # both CIFAR-10 networks
-    python -m benchmarks.speed.forwards cifar10-whitened --rows 64 --threads 2
+    python -m benchmarks.speed.inference_runtimes                                   # both CIFAR-10 networks
+    python -m benchmarks.speed.inference_runtimes cifar10-whitened --rows 64 --threads 2
 
 The runtimes are measured in turn. The comparison includes ONNX Runtime (packages onnxruntime, onnx, onnxscript) and
 OpenVINO (package openvino) if these packages are installed. It includes compiled graphs if a C++ compiler is installed.
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from app import store
 from app.networks.cnn import Classifier, WhitenedNet, probabilities
 from app.tasks.classification import ImageClassifier
-from benchmarks.support.limits import newest
 from benchmarks.support.servers import ROOT
+from benchmarks.support.throughput_limits import newest
 
 Forward = Callable[[Tensor], Tensor]  # uint8 images -> logits
 MEASUREMENT_SECONDS = 0.3

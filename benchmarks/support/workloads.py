@@ -21,9 +21,9 @@ from PIL import Image
 from app import store
 from app.networks import build
 from benchmarks.support import load
-from benchmarks.support.limits import Limit, newest
 from benchmarks.support.load import Answer, Figures, Request
 from benchmarks.support.servers import ROOT, Server
+from benchmarks.support.throughput_limits import Limit, newest
 
 RNN = "bench-rnn"  # 2 layers of 512 units with random weights, in the benchmark's copy of the store
 PHOTO = "bench-photo"  # EfficientNet-Lite0 with random weights, in the benchmark's copy of the store
