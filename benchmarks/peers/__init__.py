@@ -41,7 +41,7 @@ class Peer:
     paths: Mapping[str, str]
     request: Callable[[bytes], Any] | None = None
     convert: Callable[[Any], Any] = lambda answer: answer
-    works: Sequence[str] = ("cnn",)
+    workloads: Sequence[str] = ("cnn",)
     environment: Mapping[str, str] = field(default_factory=dict)
     python: str = sys.executable
 
@@ -62,8 +62,8 @@ def mosec(workers: int, wait: int) -> Peer:
     paths = {CLASSIFY: "/classify", "/v1/series/forecast": "/forecast", "/v1/text/continue": "/text"}
     environment = {"PEER_WORKERS": str(workers), "PEER_WAIT": str(wait)}
     command = ["-m", "benchmarks.peers.mosec_server"]
-    works = ("cnn", "forecast", "text")
-    return Peer(["mosec>=0.9"], command, "/", paths, works=works, environment=environment)
+    workloads = ("cnn", "forecast", "text")
+    return Peer(["mosec>=0.9"], command, "/", paths, workloads=workloads, environment=environment)
 
 
 def triton(workers: int) -> Peer:
@@ -166,4 +166,4 @@ def server(name: str, python: Path, folder: Path, store: Path) -> Server:
 
     log = folder / f"{name}.log"
     command = [str(python), *peer.command]
-    return Server(name, command, port, log, environment, peer.ready, adapt, peer.convert, peer.works)
+    return Server(name, command, port, log, environment, peer.ready, adapt, peer.convert, peer.workloads)

@@ -38,7 +38,7 @@ from benchmarks.speed.serving import comma_separated, progress
 from benchmarks.support import load, servers
 from benchmarks.support.load import Request
 from benchmarks.support.servers import ROOT, free_port, stats
-from benchmarks.support.workloads import works
+from benchmarks.support.workloads import workloads
 from deploy.ray_serve import build
 
 PARTS = ("same", "replica", "node", "scaling", "drain")
@@ -140,11 +140,11 @@ def victim() -> int:
     raise LookupError("no replica runs")
 
 
-async def under_load(port: int, work: str, callers: int, change: Callable[[], Any]) -> str:
+async def under_load(port: int, workload: str, callers: int, change: Callable[[], Any]) -> str:
     """Send requests while ``change`` changes the cluster. Return a text with the statuses of the answers."""
-    workloads = works(ROOT / "models_store")
+    available = workloads(ROOT / "models_store")
     streams = [request for request in requests() if b'"stream"' in request.body]
-    selected = workloads["cnn"].requests if work == "cnn" else streams
+    selected = available["cnn"].requests if workload == "cnn" else streams
     stop, answers = asyncio.Event(), []
 
     async def keep_sending() -> None:
@@ -161,7 +161,7 @@ async def under_load(port: int, work: str, callers: int, change: Callable[[], An
     failed = sum(b'"error"' in answer.body for answer in answers if answer.status == 200)
     slowest = max(answer.seconds for answer in answers if answer.status == 200)
     figures = f"{statuses}, {failed} streams ended with an error; slowest {slowest:.1f} s"
-    return f"{work}, {callers} callers: {figures}; {report}"
+    return f"{workload}, {callers} callers: {figures}; {report}"
 
 
 async def drained(port: int, texts: int = 16) -> str:
@@ -239,9 +239,9 @@ async def parts(options: argparse.Namespace, port: int, ray_cluster: Cluster, pl
         print("one replica is drained:", await drained(port), flush=True)
         await asyncio.to_thread(deploy, FIXED)
         await wait_until(lambda: replicas() == 2)
-    for work in ("cnn", "streams"):
+    for workload in ("cnn", "streams"):
         if "replica" in options.only:
-            print("a replica is killed:", await under_load(port, work, options.callers, kill_replica), flush=True)
+            print("a replica is killed:", await under_load(port, workload, options.callers, kill_replica), flush=True)
     if "node" in options.only:
         print("a node is killed:", await under_load(port, "cnn", options.callers, remove_node), flush=True)
 

@@ -40,7 +40,7 @@ Step = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """A training workload. ``start`` returns a function that trains for one step on ``batch`` samples."""
 
     samples: str
@@ -82,10 +82,10 @@ def series() -> Step:
 
 
 TEXT = RNN_OWN
-WORKS = {
-    "cnn": Work("images", CNN_OWN.batch, images),
-    "rnn": Work("characters", TEXT.batch * TEXT.bptt, characters),
-    "lstm": Work("windows", LSTM_OWN.batch * ForecasterSizes().members, series),
+WORKLOADS = {
+    "cnn": Workload("images", CNN_OWN.batch, images),
+    "rnn": Workload("characters", TEXT.batch * TEXT.bptt, characters),
+    "lstm": Workload("windows", LSTM_OWN.batch * ForecasterSizes().members, series),
 }
 
 
@@ -103,7 +103,7 @@ def run_measurement(name: str, seconds: float, threads: int) -> None:
     configure_cpu(threads)
     distributed.initialize("cpu")
     torch.manual_seed(0)
-    step = WORKS[name].start()
+    step = WORKLOADS[name].start()
     step(0)
     started = time.perf_counter()
     for number in range(CALIBRATION_STEPS):
@@ -113,7 +113,7 @@ def run_measurement(name: str, seconds: float, threads: int) -> None:
     started = time.perf_counter()
     for number in range(count):
         step(number + 1 + CALIBRATION_STEPS)
-    distributed.print_once(str(count * WORKS[name].batch / (time.perf_counter() - started)))
+    distributed.print_once(str(count * WORKLOADS[name].batch / (time.perf_counter() - started)))
     distributed.exit_process()
 
 
@@ -141,8 +141,8 @@ def row(name: str, result: Sequence[Speed]) -> str:
     one, threads, two = result
     cells = [f"{speeds.median:,.0f} ({speeds.minimum:,.0f}–{speeds.maximum:,.0f})" for speeds in result]
     ratios = [f"{two.median / base.median:.2f}" for base in (one, threads)]
-    work = WORKS[name]
-    return f"| {name} | {work.samples}, {work.batch:,} per step | {' | '.join([*cells, *ratios])} |"
+    workload = WORKLOADS[name]
+    return f"| {name} | {workload.samples}, {workload.batch:,} per step | {' | '.join([*cells, *ratios])} |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -153,9 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--rounds", type=int, default=3, help="measurements of each number of processes (default: %(default)s)"
     )
-    parser.add_argument("--only", choices=list(WORKS), help="one network (default: all)")
+    parser.add_argument("--only", choices=list(WORKLOADS), help="one network (default: all)")
     # This program passes these two options to the processes that it starts.
-    parser.add_argument("--measurement", choices=list(WORKS), help=argparse.SUPPRESS)
+    parser.add_argument("--measurement", choices=list(WORKLOADS), help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.measurement:
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     print(f"| network | per second | {' | '.join(headers)} |\n|---|---|--:|--:|--:|--:|--:|", flush=True)
     results = {}
-    for name in [options.only] if options.only else list(WORKS):
+    for name in [options.only] if options.only else list(WORKLOADS):
         results[name] = measure(name, options.seconds, options.rounds)
         print(row(name, results[name]), flush=True)
     conditions = {

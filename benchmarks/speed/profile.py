@@ -23,7 +23,7 @@ import uvloop
 
 from benchmarks.support import load, servers
 from benchmarks.support.servers import ROOT, Server
-from benchmarks.support.workloads import Work, prepare, works
+from benchmarks.support.workloads import Workload, prepare, workloads
 
 ROWS = ("cnn", "strong", "text", "forecast", "sample")
 RATE = 250  # samples of the stack per second
@@ -75,9 +75,9 @@ def shares(lines: Iterable[str]) -> dict[str, float]:
     return {name: 100 * samples[name] / total for name in (*LAYERS, OTHER)} if total else {}
 
 
-async def profile(server: Server, work: Work, callers: int, seconds: float, folder: Path) -> list[float]:
+async def profile(server: Server, workload: Workload, callers: int, seconds: float, folder: Path) -> list[float]:
     """Return a list: requests per second, CPU milliseconds per request, then the share of each layer in per cent."""
-    await work.warm_up(server, callers)
+    await workload.warm_up(server, callers)
     assert server.process
     file = folder / "stacks"
     options = ["--pid", str(server.process.pid), "--duration", str(max(1, round(seconds))), "--rate", str(RATE)]
@@ -85,7 +85,7 @@ async def profile(server: Server, work: Work, callers: int, seconds: float, fold
     command = [py_spy, "record", *options, "--format", "raw", "--output", str(file)]
     cpu = server.cpu_seconds()
     spy = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    figures = await load.measure(server.port, work.adapted_requests(server), callers, seconds)
+    figures = await load.measure(server.port, workload.adapted_requests(server), callers, seconds)
     cpu = server.cpu_seconds() - cpu
     _, errors = await spy.communicate()
     if spy.returncode:
@@ -115,12 +115,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="quartet-profile-") as name:
         folder = Path(name)
         store, _ = prepare(ROOT / "models_store", folder)
-        known, rows = works(store), {}
+        known, rows = workloads(store), {}
         server = servers.ours(folder, store, "1x1")
         with server.running():
-            for work in options.only.split(","):
-                print(f"profiling {work}", file=sys.stderr)
-                rows[work] = uvloop.run(profile(server, known[work], options.callers, options.seconds, folder))
+            for workload in options.only.split(","):
+                print(f"profiling {workload}", file=sys.stderr)
+                rows[workload] = uvloop.run(profile(server, known[workload], options.callers, options.seconds, folder))
     print(table(rows))
 
 

@@ -1,7 +1,7 @@
 """Measure how much slower each protocol is than the native endpoint for the same work.
 
     python -m benchmarks.speed.protocols                                 # about three minutes
-    python -m benchmarks.speed.protocols --only forecast --callers 32    # one kind of work
+    python -m benchmarks.speed.protocols --only forecast --callers 32    # one workload
 
 The service runs with the settings of ``make serve``. Each round measures every protocol once, in rotating order. The
 load is generated as in ``benchmarks.speed.serving``. The column "time / native" shows the time of a request under full
@@ -61,7 +61,7 @@ def tensors(model: str, name: str, datatype: str, values: np.ndarray, **paramete
     }
 
 
-def works() -> dict[str, ProtocolRequests]:
+def workloads() -> dict[str, ProtocolRequests]:
     """Return the workloads by name.
 
     Each workload has a request for every protocol that supports it. The native request is the first.
@@ -112,42 +112,44 @@ def works() -> dict[str, ProtocolRequests]:
     }
 
 
-async def measure(server: Server, results: Results, options: argparse.Namespace, work: str, round_index: int) -> None:
+async def measure(
+    server: Server, results: Results, options: argparse.Namespace, workload: str, round_index: int
+) -> None:
     """Measure one workload with every protocol in one round."""
-    for protocol, request in rotated(list(works()[work].items()), round_index):
+    for protocol, request in rotated(list(workloads()[workload].items()), round_index):
         answer = await load.send(server.port, request)
         if answer.status != 200:
-            raise SystemExit(f"{work}, {protocol}: status {answer.status}: {answer.body[:300]!r}")
-        progress(f"{work}, round {round_index + 1} of {options.rounds}: {protocol}")
-        generator = load.measure if work in LONG or not load.has_wrk() else load.wrk
+            raise SystemExit(f"{workload}, {protocol}: status {answer.status}: {answer.body[:300]!r}")
+        progress(f"{workload}, round {round_index + 1} of {options.rounds}: {protocol}")
+        generator = load.measure if workload in LONG or not load.has_wrk() else load.wrk
         await load.call(server.port, [request], options.callers, 0.5)
         cpu, started = server.cpu_seconds(), time.perf_counter()
         figures = await generator(server.port, [request], options.callers, options.seconds)
         figures["cpu"] = (server.cpu_seconds() - cpu) / (time.perf_counter() - started)
-        results.add(work, protocol, options.callers, figures)
+        results.add(workload, protocol, options.callers, figures)
 
 
 def table(results: Results, callers: int) -> str:
-    lines = ["| work | protocol | requests/s | min–max | time / native | p50 ms | p99 ms | errors | CPU s/s |"]
+    lines = ["| workload | protocol | requests/s | min–max | time / native | p50 ms | p99 ms | errors | CPU s/s |"]
     lines.append("|---|---|--:|--:|--:|--:|--:|--:|--:|")
-    for work, protocols in results.cells.items():
-        native = results.median(work, NATIVE, callers, "per_second")
-        for protocol in sorted(protocols, key=list(works()[work]).index):
-            values = results.values(work, protocol, callers, "per_second")
-            rate = results.median(work, protocol, callers, "per_second")
+    for workload, protocols in results.cells.items():
+        native = results.median(workload, NATIVE, callers, "per_second")
+        for protocol in sorted(protocols, key=list(workloads()[workload]).index):
+            values = results.values(workload, protocol, callers, "per_second")
+            rate = results.median(workload, protocol, callers, "per_second")
             cells = [number(rate, 0), f"{min(values):,.0f}–{max(values):,.0f}", number(ratio(native, rate), 2)]
-            cells += [number(results.median(work, protocol, callers, key), 1) for key in ("p50", "p99")]
-            cells.append(number(sum(results.values(work, protocol, callers, "errors")), 0))
-            cells.append(number(results.median(work, protocol, callers, "cpu"), 2))
-            lines.append(f"| {work} | {protocol} | {' | '.join(cells)} |")
+            cells += [number(results.median(workload, protocol, callers, key), 1) for key in ("p50", "p99")]
+            cells.append(number(sum(results.values(workload, protocol, callers, "errors")), 0))
+            cells.append(number(results.median(workload, protocol, callers, "cpu"), 2))
+            lines.append(f"| {workload} | {protocol} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 async def bench(options: argparse.Namespace, server: Server) -> None:
     results = Results()
-    for work in options.only:
+    for workload in options.only:
         for round_index in range(options.rounds):
-            await measure(server, results, options, work, round_index)
+            await measure(server, results, options, workload, round_index)
     print(table(results, options.callers), flush=True)
 
 
@@ -157,9 +159,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--only",
-        type=comma_separated(tuple(works())),
-        default=list(works()),
-        help=f"workloads among {','.join(works())}",
+        type=comma_separated(tuple(workloads())),
+        default=list(workloads()),
+        help=f"workloads among {','.join(workloads())}",
     )
     parser.add_argument("--callers", type=int, default=32, help="number of callers (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=3, help="seconds of each measurement (default: %(default)s)")

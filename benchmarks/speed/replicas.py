@@ -1,7 +1,7 @@
 """Compare the speed of one and two replicas under Ray Serve with the speed of one and two workers.
 
     python -m benchmarks.speed.replicas                          # the table; needs the extra [ray]
-    python -m benchmarks.speed.replicas --only cnn --callers 64  # one kind of work
+    python -m benchmarks.speed.replicas --only cnn --callers 64  # one workload
     python -m benchmarks.speed.replicas --kill --seconds 20      # kill a replica under load and count the answers
 
 Each replica and each worker computes with one thread. With Ray, each request also passes through Ray's proxy and the
@@ -26,9 +26,9 @@ from pathlib import Path
 from benchmarks.speed.serving import Plan, comma_separated, compare, progress, show, started
 from benchmarks.support import load, report, servers
 from benchmarks.support.servers import ROOT, Server, free_port, stats
-from benchmarks.support.workloads import prepare, works
+from benchmarks.support.workloads import prepare, workloads
 
-WORKS = ("cnn", "strong", "text", "streams", "forecast", "sample")
+WORKLOADS = ("cnn", "strong", "text", "streams", "forecast", "sample")
 TASKS = ["classify", "continue", "forecast", "sample"]
 
 
@@ -69,13 +69,13 @@ def replica_processes(server: Server) -> list[int]:
 
 
 async def kill_replica(
-    server: Server, work: str, callers: int, seconds: float, folder: Path
+    server: Server, workload: str, callers: int, seconds: float, folder: Path
 ) -> collections.Counter[int]:
     """Kill a replica under load.
 
     Return the number of answers for each status. Status 0 means that there was no answer.
     """
-    task = asyncio.create_task(load.call(server.port, works(folder)[work].requests, callers, seconds))
+    task = asyncio.create_task(load.call(server.port, workloads(folder)[workload].requests, callers, seconds))
     await asyncio.sleep(seconds / 3)
     process = replica_processes(server)[0]
     os.kill(process, signal.SIGKILL)
@@ -93,10 +93,10 @@ async def bench(options: argparse.Namespace) -> None:
             server = replicas(folder, networks, 2)
             server.start(300)
             try:
-                for work in options.only:
-                    statuses = await kill_replica(server, work, options.callers[0], options.seconds, networks)
+                for workload in options.only:
+                    statuses = await kill_replica(server, workload, options.callers[0], options.seconds, networks)
                     print(
-                        f"{work}, {options.callers[0]} callers, one of two replicas killed: {dict(statuses)}",
+                        f"{workload}, {options.callers[0]} callers, one of two replicas killed: {dict(statuses)}",
                         flush=True,
                     )
             finally:
@@ -105,13 +105,13 @@ async def bench(options: argparse.Namespace) -> None:
         ours = [servers.ours(folder, networks, layout) for layout in ("1x1", "2x1")]
         # Clusters run one at a time, because a paused Ray cluster loses its nodes.
         clusters = [replicas(folder, networks, count) for count in (1, 2)]
-        selected = {work: replace(works(networks)[work], limits=()) for work in options.only}
+        selected = {workload: replace(workloads(networks)[workload], limits=()) for workload in options.only}
         for group in (ours, clusters[:1], clusters[1:]):
             with started(group) as running:
-                for title, work in selected.items():
-                    await compare(plan, title, work, running)
-        for title, work in selected.items():
-            show(plan.results, title, work.title)
+                for title, workload in selected.items():
+                    await compare(plan, title, workload, running)
+        for title, workload in selected.items():
+            show(plan.results, title, workload.title)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -119,7 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Compare the speed of replicas under Ray Serve and of workers of the service."
     )
     parser.add_argument(
-        "--only", type=comma_separated(WORKS), default=["cnn", "text"], help=f"workloads among {','.join(WORKS)}"
+        "--only",
+        type=comma_separated(WORKLOADS),
+        default=["cnn", "text"],
+        help=f"workloads among {','.join(WORKLOADS)}",
     )
     help_text = "numbers of clients that send requests at the same time"
     parser.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[64], help=help_text)

@@ -45,9 +45,9 @@ from benchmarks.speed.training import hardware
 from benchmarks.support import load, servers
 from benchmarks.support.load import Request
 from benchmarks.support.servers import ROOT, Server
-from benchmarks.support.workloads import Work, prepare, works
+from benchmarks.support.workloads import Workload, prepare, workloads
 
-WORKS = ("cnn", "strong", "forecast", "text")
+WORKLOADS = ("cnn", "strong", "forecast", "text")
 CORES = (1, 2, 4, 8, 16)
 CALLERS = 32  # for each core
 CONNECTIONS = 256  # for requests at random times
@@ -100,11 +100,11 @@ def mean_latency(rate: float, throughput: Mapping[int, float]) -> float:
     return float((numbers * weights).sum() / (empty + weights.sum()) / rate)
 
 
-async def speed(server: Server, work: Work, callers: int, seconds: float) -> Speed:
+async def speed(server: Server, workload: Workload, callers: int, seconds: float) -> Speed:
     """Measure a server, and return its throughput and CPU time."""
-    await work.warm_up(server, callers)
+    await workload.warm_up(server, callers)
     cpu, started = server.cpu_seconds(), time.perf_counter()
-    figures = await work.once(server, callers, seconds)
+    figures = await workload.once(server, callers, seconds)
     used = (server.cpu_seconds() - cpu) / (time.perf_counter() - started)
     if figures["errors"]:
         raise RuntimeError(f"{server.name}: {figures['errors']:.0f} requests failed")
@@ -144,19 +144,19 @@ async def latencies(port: int, requests: Sequence[Request], rate: float, seconds
     return result
 
 
-async def latency_rows(server: Server, work: Work, seconds: float) -> list[list[Any]]:
+async def latency_rows(server: Server, workload: Workload, seconds: float) -> list[list[Any]]:
     """Measure the latencies of a server with one worker on one core. Return a row of the table for each utilisation."""
     throughput = {}
     for callers in CONCURRENT:
-        await work.warm_up(server, callers)
-        throughput[callers] = (await work.once(server, callers, seconds))["per_second"]
+        await workload.warm_up(server, callers)
+        throughput[callers] = (await workload.once(server, callers, seconds))["per_second"]
     rows = []
     for utilisation in UTILISATIONS:
         rate = utilisation * max(throughput.values())
-        measured = await latencies(server.port, work.adapted_requests(server), rate, seconds)
+        measured = await latencies(server.port, workload.adapted_requests(server), rate, seconds)
         p99 = load.percentile(measured, 0.99)
         values = [1000 * value for value in (statistics.mean(measured), mean_latency(rate, throughput), p99)]
-        rows.append([work.title, f"{utilisation:.0%}", round(rate), *(round(value, 1) for value in values)])
+        rows.append([workload.title, f"{utilisation:.0%}", round(rate), *(round(value, 1) for value in values)])
     return rows
 
 
@@ -225,22 +225,23 @@ def running(folder: Path, networks: Path, cores: int) -> Iterator[Server]:
 async def bench(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """Measure all workloads. Return the tables of speeds and the rows of latencies."""
     counts = [cores for cores in CORES if cores <= len(os.sched_getaffinity(0))]
-    speeds: dict[str, dict[int, list[Speed]]] = {work: {cores: [] for cores in counts} for work in WORKS}
+    speeds: dict[str, dict[int, list[Speed]]] = {workload: {cores: [] for cores in counts} for workload in WORKLOADS}
     latency: list[list[Any]] = []
     with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name:
         networks, _ = prepare(options.store, Path(name))
-        all_works = works(networks)
+        all_workloads = workloads(networks)
         for round_index in range(options.rounds):
             for cores in counts:
                 with running(Path(name), networks, cores) as server:
-                    for work in WORKS:
-                        one = await speed(server, all_works[work], CALLERS * cores, options.seconds)
-                        speeds[work][cores].append(one)
-                        print(f"round {round_index + 1}, {work}, {cores} cores: {one.per_core:.0f} for each CPU second")
+                    for workload in WORKLOADS:
+                        one = await speed(server, all_workloads[workload], CALLERS * cores, options.seconds)
+                        speeds[workload][cores].append(one)
+                        rate = f"{one.per_core:.0f} for each CPU second"
+                        print(f"round {round_index + 1}, {workload}, {cores} cores: {rate}")
         with running(Path(name), networks, 1) as server:
-            for work in WORKS:
-                latency += await latency_rows(server, all_works[work], options.seconds)
-    return [speed_table(all_works[work].title, speeds[work]) for work in WORKS], latency
+            for workload in WORKLOADS:
+                latency += await latency_rows(server, all_workloads[workload], options.seconds)
+    return [speed_table(all_workloads[workload].title, speeds[workload]) for workload in WORKLOADS], latency
 
 
 def main() -> None:

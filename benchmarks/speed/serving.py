@@ -1,7 +1,7 @@
 """Measure the service under load, and compare it with a plain FastAPI server that has the same networks.
 
     python -m benchmarks.speed.serving                                       # everything, about twenty minutes
-    python -m benchmarks.speed.serving --only cnn --callers 1,64 --seconds 2 # one kind of work, short
+    python -m benchmarks.speed.serving --only cnn --callers 1,64 --seconds 2 # one workload, short
     python -m benchmarks.speed.serving --only cnn --layouts 1x2,2x1          # several layouts: workers x threads
     python -m benchmarks.speed.serving --only cnn --peers litserve,mlserver  # other servers, installed on demand
     python -m benchmarks.speed.serving --only large --layouts 1x1 --servers ours  # large requests beside small ones
@@ -51,9 +51,9 @@ from benchmarks.speed.training import hardware
 from benchmarks.support import load, report, servers, throughput_limits
 from benchmarks.support.report import OURS, START, Results, part_name
 from benchmarks.support.servers import ROOT, Server, StartFailed
-from benchmarks.support.workloads import Work, prepare, prompts, works
+from benchmarks.support.workloads import Workload, prepare, prompts, workloads
 
-WORKS = ("start", "cnn", "strong", "photo", "text", "streams", "forecast", "sample", "mixed", "large", "photos")
+WORKLOADS = ("start", "cnn", "strong", "photo", "text", "streams", "forecast", "sample", "mixed", "large", "photos")
 SERVERS = ("ours", "plain", "plain2")
 VERSIONS = ("torch", "fastapi", "uvicorn", "uvloop", "httptools", "pillow", "numpy")
 PLAINS = (("plain", 1), ("plain2", 2))  # names and numbers of processes
@@ -93,7 +93,7 @@ def started(servers_to_start: Sequence[Server]) -> Iterator[list[Server]]:
             try:
                 server.start()
             except StartFailed as error:
-                if server.works is None:
+                if server.workloads is None:
                     raise
                 print(f"\n{error}", flush=True)
                 ready.remove(server)
@@ -115,32 +115,32 @@ def resumed(server: Server) -> Iterator[None]:
         server.pause()
 
 
-async def measured(server: Server, work: Work, callers: int, seconds: float) -> dict[str, load.Figures]:
+async def measured(server: Server, workload: Workload, callers: int, seconds: float) -> dict[str, load.Figures]:
     """Measure one server. Return the figures of each part of the workload, with the server's CPU time and memory."""
     with resumed(server):
-        await work.warm_up(server, callers)
+        await workload.warm_up(server, callers)
         cpu, started_at = server.cpu_seconds(), time.perf_counter()
-        parts = await work.measure(server, callers, seconds)
+        parts = await workload.measure(server, callers, seconds)
         cpu, elapsed = server.cpu_seconds() - cpu, time.perf_counter() - started_at
         resources = {"cpu": cpu / elapsed, **server.memory()}
         return {part: {**figures, **resources} for part, figures in parts.items()}
 
 
-async def usable_servers(running: Sequence[Server], name: str, work: Work) -> list[Server]:
+async def usable_servers(running: Sequence[Server], name: str, workload: Workload) -> list[Server]:
     """Return the servers that support the workload and give the same answers as the first server."""
     usable: list[Server] = []
     expected: list[Any] = []
     for server in running:
-        if server.works is not None and name not in server.works:
+        if server.workloads is not None and name not in server.workloads:
             continue
         try:
             with resumed(server):
                 result = [
-                    work.read(server, await load.send(server.port, request))
-                    for request in work.adapted_requests(server)
+                    workload.read(server, await load.send(server.port, request))
+                    for request in workload.adapted_requests(server)
                 ]
             expected = expected or result
-            if not all(work.check(answer, ours) for answer, ours in zip(result, expected, strict=True)):
+            if not all(workload.check(answer, ours) for answer, ours in zip(result, expected, strict=True)):
                 raise ValueError(f"the answers are wrong or differ from those of {running[0].name}")
         except (OSError, ValueError, LookupError, TypeError) as error:
             print(f"\n{name}: {server.name} is not measured: {error}", flush=True)
@@ -150,18 +150,18 @@ async def usable_servers(running: Sequence[Server], name: str, work: Work) -> li
     return usable
 
 
-async def compare(plan: Plan, name: str, work: Work, running: Sequence[Server]) -> None:
+async def compare(plan: Plan, name: str, workload: Workload, running: Sequence[Server]) -> None:
     """Measure one workload on each server with each number of callers, and add the figures to the results."""
-    running = await usable_servers(running, name, work)
-    bodies = [request.body for request in work.requests]
-    processes = {limit.name: throughput_limits.Process(limit, plan.store, bodies) for limit in work.limits}
+    running = await usable_servers(running, name, workload)
+    bodies = [request.body for request in workload.requests]
+    processes = {limit.name: throughput_limits.Process(limit, plan.store, bodies) for limit in workload.limits}
     try:
         for round_index in range(plan.rounds):
-            for callers in work.callers or plan.callers:
+            for callers in workload.callers or plan.callers:
                 for server in rotated(running, round_index):
                     progress(f"{name}, round {round_index + 1} of {plan.rounds}, {callers} callers: {server.name}")
                     try:
-                        parts = await measured(server, work, callers, plan.seconds)
+                        parts = await measured(server, workload, callers, plan.seconds)
                     except (OSError, RuntimeError) as error:  # the server accepts no connections; skip it
                         print(f"\n{name}: {server.name} failed with {callers} callers: {error}", flush=True)
                         continue
@@ -177,12 +177,12 @@ async def compare(plan: Plan, name: str, work: Work, running: Sequence[Server]) 
 
 async def starts(plan: Plan, shipped: Path, factories: Sequence[Callable[[], Server]]) -> None:
     """Measure the time from process start to readiness, and the memory after each network has been used."""
-    all_works = works(shipped)
+    all_workloads = workloads(shipped)
     tasks = [
-        all_works["cnn"],
-        all_works["forecast"],
-        all_works["sample"],
-        replace(all_works["text"], requests=prompts(SHIPPED_RNN)),
+        all_workloads["cnn"],
+        all_workloads["forecast"],
+        all_workloads["sample"],
+        replace(all_workloads["text"], requests=prompts(SHIPPED_RNN)),
     ]
     for round_index in range(plan.rounds):
         for factory in rotated(factories, round_index):
@@ -254,24 +254,24 @@ async def bench(options: argparse.Namespace, results: Results) -> str:
             await starts(plan, shipped, factories)
             results.titles[START] = "start and memory, shipped networks"
             show(results, START, results.titles[START])
-        all_works = works(networks)
-        selected = [(name, all_works.get(name)) for name in options.only if name != START]
+        all_workloads = workloads(networks)
+        selected = [(name, all_workloads.get(name)) for name in options.only if name != START]
         if not selected:
             return rnn
         others = installed(options, folder, networks)
         with started([*(factory() for factory in server_factories(options, folder, networks)), *others]) as running:
-            for work_name, work in selected:
-                if work is None:
-                    print(f"\n{work_name}: not measured, the store has no such network", flush=True)
+            for workload_name, workload in selected:
+                if workload is None:
+                    print(f"\n{workload_name}: not measured, the store has no such network", flush=True)
                     continue
-                results.titles[work_name] = work.title
-                await compare(plan, work_name, work, running)
-                show(results, work_name, f"{work.title}{f' ({rnn})' if work.rnn else ''}")
+                results.titles[workload_name] = workload.title
+                await compare(plan, workload_name, workload, running)
+                show(results, workload_name, f"{workload.title}{f' ({rnn})' if workload.rnn else ''}")
         return rnn
 
 
-def show(results: Results, work: str, title: str) -> None:
-    print(f"\n**{work}: {title}**\n\n{report.table(results, work)}", flush=True)
+def show(results: Results, workload: str, title: str) -> None:
+    print(f"\n**{workload}: {title}**\n\n{report.table(results, workload)}", flush=True)
 
 
 def comma_separated(allowed: Sequence[str] = ()) -> Callable[[str], list[str]]:
@@ -291,9 +291,9 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description="Measure Quartet and a plain FastAPI server in alternation.")
     made.add_argument(
         "--only",
-        type=comma_separated(WORKS),
-        default=[work for work in WORKS if work not in ("large", "photos")],
-        help=f"workloads: {','.join(WORKS)} (default: all but large and photos)",
+        type=comma_separated(WORKLOADS),
+        default=[workload for workload in WORKLOADS if workload not in ("large", "photos")],
+        help=f"workloads: {','.join(WORKLOADS)} (default: all but large and photos)",
     )
     help_text = "numbers of clients that send requests at the same time"
     made.add_argument(
@@ -345,7 +345,7 @@ def save(path: Path, arguments: list[str], setting: dict[str, Any], results: Res
         ["python", "-m", "benchmarks.speed.serving", *arguments[:position], *arguments[position + 2 :]]
     )
     before = json.loads(path.read_text("utf-8")) if path.exists() else {"title": path.stem, "notes": []}
-    measured = [work for work in results.titles if work in results.cells]
+    measured = [workload for workload in results.titles if workload in results.cells]
     targets = report.targets_as_json(report.evaluate_targets(results))
     content = {
         "title": before["title"],
@@ -356,7 +356,7 @@ def save(path: Path, arguments: list[str], setting: dict[str, Any], results: Res
         "notes": before["notes"],
         "tables": [
             *([targets] if targets["rows"] else []),
-            *(report.as_json(results, work, results.titles[work]) for work in measured),
+            *(report.as_json(results, workload, results.titles[workload]) for workload in measured),
         ],
     }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -387,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"On {setting['hardware']}; {versions}; load by {setting['load']}.")
     print(f"Medians of {options.rounds} rounds of {options.seconds:g} s each. The RNN of the texts: {rnn}.\n")
     reached = {target.text: value for target, value in result}
-    print(json.dumps(finite({**setting, "targets": reached, "works": results.cells})))
+    print(json.dumps(finite({**setting, "targets": reached, "workloads": results.cells})))
     if options.save:
         save(options.save, list(sys.argv[1:] if argv is None else argv), setting, results)
 

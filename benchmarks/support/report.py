@@ -28,17 +28,17 @@ class Results:
     ours: str = OURS
     titles: dict[str, str] = field(default_factory=dict)  # titles of the measured workloads
 
-    def add(self, work: str, server: str, callers: int, figures: Figures) -> None:
-        self.cells.setdefault(work, {}).setdefault(server, {}).setdefault(callers, []).append(figures)
+    def add(self, workload: str, server: str, callers: int, figures: Figures) -> None:
+        self.cells.setdefault(workload, {}).setdefault(server, {}).setdefault(callers, []).append(figures)
 
-    def values(self, work: str, server: str, callers: int, key: str) -> list[float]:
+    def values(self, workload: str, server: str, callers: int, key: str) -> list[float]:
         """Return the figure ``key`` of each round that has it."""
-        rounds = self.cells.get(work, {}).get(server, {}).get(callers, [])
+        rounds = self.cells.get(workload, {}).get(server, {}).get(callers, [])
         return [figures[key] for figures in rounds if not math.isnan(figures.get(key, math.nan))]
 
-    def median(self, work: str, server: str, callers: int, key: str) -> float:
+    def median(self, workload: str, server: str, callers: int, key: str) -> float:
         """Return the median over rounds; NaN if nothing was measured."""
-        values = self.values(work, server, callers, key)
+        values = self.values(workload, server, callers, key)
         return statistics.median(values) if values else math.nan
 
 
@@ -73,54 +73,54 @@ def number(value: float, digits: int) -> str:
     return "" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
-def table(results: Results, work: str) -> str:
+def table(results: Results, workload: str) -> str:
     """Return a Markdown table with a row for each server and each number of callers.
 
     The table also shows the minimum and the maximum of the first figure over the rounds.
     """
-    columns = TABLES.get(work, COLUMNS)
+    columns = TABLES.get(workload, COLUMNS)
     first = columns[0]
     headers = ["server", "callers", first.header, "min–max", *(column.header for column in columns[1:])]
     lines = [f"| {' | '.join(headers)} |", f"|---|{'--:|' * (len(headers) - 1)}"]
-    servers = results.cells[work]
+    servers = results.cells[workload]
     for callers in sorted({callers for result in servers.values() for callers in result}):
         for server in (server for server in servers if callers in servers[server]):
-            values = results.values(work, server, callers, first.key) or [math.nan]
+            values = results.values(workload, server, callers, first.key) or [math.nan]
             spread = f"{number(min(values), first.digits)}–{number(max(values), first.digits)}"
-            cells = [cell(results, work, server, callers, column) for column in columns]
+            cells = [cell(results, workload, server, callers, column) for column in columns]
             lines.append(f"| {' | '.join([server, str(callers or ''), cells[0], spread, *cells[1:]])} |")
     return "\n".join(lines)
 
 
-def cell(results: Results, work: str, server: str, callers: int, column: Column) -> str:
-    return number(figure(results, work, server, callers, column), column.digits)
+def cell(results: Results, workload: str, server: str, callers: int, column: Column) -> str:
+    return number(figure(results, workload, server, callers, column), column.digits)
 
 
-def figure(results: Results, work: str, server: str, callers: int, column: Column) -> float:
+def figure(results: Results, workload: str, server: str, callers: int, column: Column) -> float:
     """Return the figure of a cell, or NaN for an empty cell."""
     if column.key == "ratio":
-        key = TABLES.get(work, COLUMNS)[0].key
+        key = TABLES.get(workload, COLUMNS)[0].key
         base = part_name(PLAIN, server.partition(": ")[2])
-        value = ratio(results.median(work, server, callers, key), results.median(work, base, callers, key))
+        value = ratio(results.median(workload, server, callers, key), results.median(workload, base, callers, key))
         return math.nan if server == base else value
     if column.total:
-        values = results.values(work, server, callers, column.key)
+        values = results.values(workload, server, callers, column.key)
         return sum(values) if values else math.nan
-    return results.median(work, server, callers, column.key)
+    return results.median(workload, server, callers, column.key)
 
 
-def as_json(results: Results, work: str, title: str) -> dict[str, Any]:
+def as_json(results: Results, workload: str, title: str) -> dict[str, Any]:
     """Return the table of a workload for benchmarks/results/: its columns (with their numbers of decimals) and rows."""
-    first, *others = TABLES.get(work, COLUMNS)
+    first, *others = TABLES.get(workload, COLUMNS)
     decimals = {"server": None, "callers": 0, first.header: first.digits, "min": first.digits, "max": first.digits}
     rows: list[list[Any]] = []
-    servers = results.cells[work]
+    servers = results.cells[workload]
     for callers in sorted({callers for rounds in servers.values() for callers in rounds}):
         for server in (server for server in servers if callers in servers[server]):
-            values = results.values(work, server, callers, first.key) or [math.nan]
-            figures = [(figure(results, work, server, callers, first), first.digits)]
+            values = results.values(workload, server, callers, first.key) or [math.nan]
+            figures = [(figure(results, workload, server, callers, first), first.digits)]
             figures += [(limit(values), first.digits) for limit in (min, max)]
-            figures += [(figure(results, work, server, callers, column), column.digits) for column in others]
+            figures += [(figure(results, workload, server, callers, column), column.digits) for column in others]
             rows.append([server, callers or None, *(rounded(value, digits) for value, digits in figures)])
     return {
         "title": title,
@@ -162,17 +162,17 @@ def ratio(value: float, base: float) -> float:
     return value / base if base else math.nan
 
 
-def over_plain(work: str, callers: int, key: str) -> Callable[[Results], float]:
+def over_plain(workload: str, callers: int, key: str) -> Callable[[Results], float]:
     return lambda result: ratio(
-        result.median(work, result.ours, callers, key), result.median(work, PLAIN, callers, key)
+        result.median(workload, result.ours, callers, key), result.median(workload, PLAIN, callers, key)
     )
 
 
-def of_limit(work: str, callers: int, limit: str) -> Callable[[Results], float]:
+def of_limit(workload: str, callers: int, limit: str) -> Callable[[Results], float]:
     """Return a function that computes Quartet's throughput in per cent of an upper limit (see ``limits``)."""
     key = "per_second"
     return lambda result: (
-        100 * ratio(result.median(work, result.ours, callers, key), result.median(work, limit, 0, key))
+        100 * ratio(result.median(workload, result.ours, callers, key), result.median(workload, limit, 0, key))
     )
 
 
@@ -180,12 +180,12 @@ def first_character(streams: int) -> Callable[[Results], float]:
     return lambda result: result.median("streams", result.ours, streams, "first_p99")
 
 
-def slowdown(work: str, callers: int, other: str) -> Callable[[Results], float]:
+def slowdown(workload: str, callers: int, other: str) -> Callable[[Results], float]:
     """Return a function that computes the p99 of classification while other requests run, relative to the p99 alone."""
 
     def measured(result: Results) -> float:
         beside, alone = (
-            result.median(work, part_name(result.ours, part), callers, "p99") for part in (BESIDE + other, ALONE)
+            result.median(workload, part_name(result.ours, part), callers, "p99") for part in (BESIDE + other, ALONE)
         )
         return ratio(beside, alone)
 

@@ -52,8 +52,8 @@ class Server:
     """A server. It runs in a separate session of the operating system, so that all its processes can be found.
 
     ``ready`` is the path of its readiness check. ``adapt`` converts a request from Quartet's format to the server's
-    format, and ``convert`` converts its answer to Quartet's format. ``works`` are the names of the supported workloads.
-    If ``works`` is None, the server supports all workloads.
+    format, and ``convert`` converts its answer to Quartet's format. ``workloads`` are the names of the supported
+    workloads. If ``workloads`` is None, the server supports all workloads.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Server:
     ready: str = "/health/ready"
     adapt: Callable[[Request], Request] = lambda request: request
     convert: Callable[[Any], Any] = lambda answer: answer
-    works: Sequence[str] | None = None
+    workloads: Sequence[str] | None = None
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, seconds: float = 120) -> float:

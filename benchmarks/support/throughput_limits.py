@@ -29,9 +29,9 @@ Batch = Callable[[], object]  # computes one batch
 
 @dataclass(frozen=True)
 class Limit:
-    """One upper limit of the throughput. ``work`` is a key of WORKS. ``rows`` is the number of requests in a batch."""
+    """One upper limit of the throughput. ``workload`` is a key of WORKLOADS. ``rows``: requests in a batch."""
 
-    work: str
+    workload: str
     model: str
     rows: int
     threads: int
@@ -117,7 +117,7 @@ def sample(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
     return batch
 
 
-WORKS = {"classify": classify, "text": text, "forecast": forecast, "sample": sample}
+WORKLOADS = {"classify": classify, "text": text, "forecast": forecast, "sample": sample}
 
 
 def serve_measurements(limit: Limit, folder: Path, bodies: Sequence[bytes], pipe: Connection) -> None:
@@ -127,7 +127,7 @@ def serve_measurements(limit: Limit, folder: Path, bodies: Sequence[bytes], pipe
     """
     torch.set_num_threads(limit.threads)
     torch.set_grad_enabled(False)
-    batch = WORKS[limit.work](newest(folder, limit.model), limit.rows, bodies)
+    batch = WORKLOADS[limit.workload](newest(folder, limit.model), limit.rows, bodies)
     batch()
     while seconds := pipe.recv():
         batches, started = 0, time.perf_counter()

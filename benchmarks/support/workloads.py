@@ -46,7 +46,7 @@ Check = Callable[[Any, Any], bool]  # (answer, Quartet's answer to the same requ
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """A workload. ``callers`` are the numbers of callers. If ``callers`` is empty, the command line sets them."""
 
     title: str
@@ -92,13 +92,13 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside(Work):
+class UnderLoad(Workload):
     """Measures classification first alone, and then while ``other_callers`` callers send the workload ``other``.
 
     ``name`` is the name of the other workload in the results.
     """
 
-    other: Work
+    other: Workload
     other_callers: int
     name: str
 
@@ -112,21 +112,21 @@ class Beside(Work):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixed(Beside):
+class Mixed(UnderLoad):
     """Measures classification first alone, then while texts are generated, and then while all four tasks run."""
 
-    others: Sequence[Work]
+    others: Sequence[Workload]
 
     async def measure(self, server: Server, callers: int, seconds: float) -> dict[str, Figures]:
         parts = await super().measure(server, callers, seconds)
         together = [self.once(server, callers, seconds)]
-        together += [work.once(server, SINGLE, math.ceil(seconds)) for work in self.others]
+        together += [workload.once(server, SINGLE, math.ceil(seconds)) for workload in self.others]
         names = [f"all four, {task}" for task in ("images", "texts", "forecasts", "draws")]
         return parts | dict(zip(names, await asyncio.gather(*together), strict=True))
 
 
 @dataclass(frozen=True)
-class PhotoSizes(Work):
+class PhotoSizes(Workload):
     """Measures how photographs of several sizes are classified, one size after the other. ``model`` is the network."""
 
     model: str = ""
@@ -135,8 +135,8 @@ class PhotoSizes(Work):
         parts = {}
         for megapixels in MEGAPIXELS:
             request = Request(f"/v1/images/classify?model={self.model}", large_photo(megapixels), "image/jpeg")
-            work = Work(self.title, [request], self.check, long=True)
-            parts[f"{megapixels:g} megapixels"] = await work.once(server, callers, seconds)
+            workload = Workload(self.title, [request], self.check, long=True)
+            parts[f"{megapixels:g} megapixels"] = await workload.once(server, callers, seconds)
         return parts
 
 
@@ -172,7 +172,7 @@ def prompts(model: str, stream: bool = False) -> list[Request]:
     return [Request("/v1/text/continue", json.dumps({"prompt": part, **options}).encode()) for part in parts]
 
 
-def works(folder: Path) -> dict[str, Work]:
+def workloads(folder: Path) -> dict[str, Workload]:
     """Return a dict from the name of each workload to the workload, for the networks in the store ``folder``.
 
     The workload ``strong`` is left out if the store has no CNN for it.
@@ -187,12 +187,12 @@ def works(folder: Path) -> dict[str, Work]:
     def images(model: str) -> list[Request]:
         return [Request(f"/v1/images/classify?model={model}", picture, "image/png") for picture in pictures]
 
-    def limits(work: str, model: str, *layouts: tuple[int, int]) -> list[Limit]:
-        return [Limit(work, model, rows, threads) for rows, threads in layouts]
+    def limits(workload: str, model: str, *layouts: tuple[int, int]) -> list[Limit]:
+        return [Limit(workload, model, rows, threads) for rows, threads in layouts]
 
     cnn, strong = "cifar10-lenet", STRONG if (folder / STRONG).is_dir() else None
-    works = {
-        "cnn": Work(
+    workloads = {
+        "cnn": Workload(
             "workshop CNN, one 32x32 PNG",
             images(cnn),
             same_label,
@@ -201,35 +201,35 @@ def works(folder: Path) -> dict[str, Work]:
     }
     if strong:
         layouts = limits("classify", strong, (1, 1), (32, 1), (32, 2))
-        works["strong"] = Work(f"{strong}, one 32x32 PNG", images(strong), same_label, layouts)
-    works |= photographs(strong or cnn)
-    text = Work(
+        workloads["strong"] = Workload(f"{strong}, one 32x32 PNG", images(strong), same_label, layouts)
+    workloads |= photographs(strong or cnn)
+    text = Workload(
         f"text, {PROMPT} characters in, {CHARACTERS} out",
         prompts(RNN),
         whole_text,
         limits("text", RNN, (1, 1), (32, 1), (32, 2)),
         long=True,
     )
-    forecast = Work(
+    forecast = Workload(
         f"forecasts of {HORIZON} steps",
         [Request("/v1/series/forecast", history)],
         same_forecast,
         limits("forecast", "sine-lstm", (1, 1), (32, 1)),
     )
-    sample = Work(
+    sample = Workload(
         f"{DIGITS} digits as PNGs",
         draw(DIGITS),
         whole_digits,
         limits("sample", "mnist-gan", (1, 1), (4, 1)),
     )
-    streams = Work(
+    streams = Workload(
         f"streams of {CHARACTERS} characters", prompts(RNN, stream=True), whole_text, callers=[8, 64], streamed=True
     )
-    works |= {"text": text, "streams": streams, "forecast": forecast, "sample": sample}
-    return works | beside(images(cnn), [text, forecast, sample], Work("large", draw(LARGE), whole_digits))
+    workloads |= {"text": text, "streams": streams, "forecast": forecast, "sample": sample}
+    return workloads | beside(images(cnn), [text, forecast, sample], Workload("large", draw(LARGE), whole_digits))
 
 
-def photographs(model: str) -> dict[str, Work]:
+def photographs(model: str) -> dict[str, Workload]:
     """Return the workloads that classify JPEG files.
 
     EfficientNet-Lite0 classifies files of 224 pixels, and ``model`` classifies files of all sizes.
@@ -238,12 +238,12 @@ def photographs(model: str) -> dict[str, Work]:
     def photos(name: str) -> list[Request]:
         return [Request(f"/v1/images/classify?model={name}", photo(seed), "image/jpeg") for seed in range(10)]
 
-    one_size = Work("EfficientNet-Lite0 with random weights, one 224x224 JPEG", photos(PHOTO), same_label)
+    one_size = Workload("EfficientNet-Lite0 with random weights, one 224x224 JPEG", photos(PHOTO), same_label)
     all_sizes = PhotoSizes(f"{model}, one JPEG photograph", photos(model), same_label, callers=[16], model=model)
     return {"photo": one_size, "photos": all_sizes}
 
 
-def beside(images: Sequence[Request], others: Sequence[Work], large: Work) -> dict[str, Work]:
+def beside(images: Sequence[Request], others: Sequence[Workload], large: Workload) -> dict[str, Workload]:
     """Return two workloads that classify images.
 
     ``mixed`` classifies while other tasks run. ``large`` classifies while large requests run.
@@ -259,7 +259,7 @@ def beside(images: Sequence[Request], others: Sequence[Work], large: Work) -> di
             name=BESIDE_TEXTS,
             others=others,
         ),
-        "large": Beside(
+        "large": UnderLoad(
             f"classification beside {BESIDE_DIGITS}",
             images,
             same_label,
