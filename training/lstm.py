@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tuning.train(options, config, argv)
         return
     if isinstance(config, ForecasterConfig) and options.part == "validation":
-        config = replace(config, held_out=1.0)  # otherwise the last updates train on the values that are measured
+        config = replace(config, held_out_share=1.0)  # otherwise the last steps train on the values that are measured
     if isinstance(config, LstmConfig):
         check_validation(config, datasets.sine())
     run = Run(options, config, argv)
@@ -150,7 +150,7 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
         "notes": (
             "Trained on the training parts of M4, on sums of these series and on synthetic series, so its metrics on "
             "M4 are in-domain. The last horizon of each series was held out for the first "
-            f"{config.held_out:.0%} of the updates. {sizes.members} members of one run, averaged by quantile."
+            f"{config.held_out_share:.0%} of the steps. {sizes.members} members of one run, averaged by quantile."
         ),
     }
     forecaster = run.predictor(GlobalForecaster, card, network)
@@ -185,10 +185,10 @@ def train_sine(run: Run, config: LstmConfig, series: datasets.Sine) -> Any:
     run.track(network=network, average=average, optimizer=optimizer)
 
     length = config.window + config.horizon
-    for step in run.steps(config.updates):
+    for step in run.steps(config.steps):
         starts = torch.randint(len(train) - length + 1, (config.batch, 1))
         windows = train[(starts + torch.arange(length)).to(train.device)]  # [batch, window + horizon]
-        learning_rate = config.learning_rate * cosine_schedule(step, config.updates)
+        learning_rate = config.learning_rate * cosine_schedule(step, config.steps)
         one_step, free_running = update(network, average, optimizer, windows, config, learning_rate)
         if (step + 1) % 50 == 0:
             run.log(
@@ -208,7 +208,7 @@ def update(
     learning_rate: float,
 ) -> tuple[Tensor, Tensor]:
     """Train on standardised windows [N, window + horizon] for one step; return the one-step and free-running losses."""
-    inputs = windows + config.jitter * torch.randn(windows.shape).to(windows.device)
+    inputs = windows + config.input_noise * torch.randn(windows.shape).to(windows.device)
     target = windows[:, config.window :]
     outputs, state = network.steps(inputs[:, : config.window])
     first = outputs[:, -1:]

@@ -244,10 +244,10 @@ def our_lstm() -> Loop:
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
     length = config.window + config.horizon
-    for step in steps(config.updates):
+    for step in steps(config.steps):
         starts = torch.randint(len(training) - length + 1, (config.batch, 1))
         windows = training[starts + torch.arange(length)]  # [batch, window + horizon]
-        rate = config.learning_rate * cosine_schedule(step, config.updates)
+        rate = config.learning_rate * cosine_schedule(step, config.steps)
         lstm.update(network, average, optimizer, windows, config, rate)
         yield config.batch * config.horizon
 

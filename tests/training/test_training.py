@@ -53,9 +53,10 @@ TINY = {
         *("--preset", "gated", "--hidden", "16", "--layers", "2", "--epochs", "2", "--batch", "4", "--bptt", "40"),
         *("--validation", "0.4"),
     ],
-    "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "60", "--batch", "4"],
+    "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--steps", "60", "--batch", "4"],
     "forecaster": [
-        *("--preset", "strong", "--hidden", "8", "--members", "2", "--updates", "20", "--batch", "8", "--series", "6")
+        *("--preset", "strong", "--hidden", "8", "--members", "2", "--steps", "20", "--batch", "8"),
+        *("--synthetic-series", "6"),
     ],
     "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--r1-penalty", "1"],
     "conditional": ["--preset", "conditional", "--epochs", "3", "--batch", "16", "--latent", "4"],
@@ -145,7 +146,7 @@ def finished(tiny_data: Path, models: Path, shared_folder: Path) -> Callable[[st
 SHORT = {
     **{stem: ["--epochs", "1"] for stem in ("cnn", "accurate", "gan", "conditional")},
     **{stem: ["--epochs", "1", "--batch", "16"] for stem in ("rnn", "gated")},
-    **{stem: ["--updates", "3"] for stem in ("lstm", "forecaster")},
+    **{stem: ["--steps", "3"] for stem in ("lstm", "forecaster")},
 }
 
 

@@ -15,11 +15,11 @@ class LstmConfig:
     hidden: Annotated[int, "hidden units per layer"]
     window: Annotated[int, "number of values that the network reads before the first forecast"]
     horizon: Annotated[int, "forecast steps. Preset own: 0 means one season or, without a season, 12 steps"]
-    updates: Annotated[int, "training steps"]
+    steps: Annotated[int, "training steps"]
     batch: Annotated[int, "windows per step"]
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
-    jitter: Annotated[float, "standard deviation of the noise that is added to the input to reduce overfitting"]
+    input_noise: Annotated[float, "standard deviation of the noise that is added to the input to reduce overfitting"]
     clip: Annotated[float, "largest norm of the gradient"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     validation: Annotated[int, "number of values held out for validation, at the end of the training part"]
@@ -33,21 +33,25 @@ class ForecasterConfig:
     layers: Annotated[int, "recurrent layers"]
     members: Annotated[int, "number of networks in the ensemble"]
     smoothings: Annotated[int, "number of exponential smoothing forecasts that the network combines; 0: none"]
-    updates: Annotated[int, "training steps"]
+    steps: Annotated[int, "training steps"]
     batch: Annotated[int, "windows per step"]  # of each member
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     dropout: Annotated[float, "dropout probability, after the encoder"]
     mixup: Annotated[float, "share of windows that are mixed with another window"]
-    hourly_share: Annotated[float, "share of windows from M4's hourly series; its weekly series get the rest"]
+    hourly_share: Annotated[
+        float, "share of windows from M4's hourly series. The share of the weekly series is 1 minus all shares"
+    ]
     summed_share: Annotated[float, "share of windows with values of M4 series that are summed to longer steps"]
     structural_share: Annotated[float, "share of windows from simulated exponential smoothing models"]
-    structural: Annotated[int, "number of simulated series for each season length"]
+    structural_series: Annotated[int, "number of simulated series for each season length"]
     synthetic_share: Annotated[float, "share of windows from random sums of trends, seasons, waves and noise"]
-    series: Annotated[int, "number of these random sums for each season length"]
+    synthetic_series: Annotated[int, "number of random sums for each season length"]
     clip: Annotated[float, "largest norm of the gradient"]  # of each member
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
-    held_out: Annotated[float, "share of updates, at the start, that leave out the last horizon of each series"]
+    held_out_share: Annotated[
+        float, "share of the steps, at the start, that do not use the last horizon of each series"
+    ]
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,11 @@ LSTM_WORKSHOP = LstmConfig(
     hidden=64,
     window=50,
     horizon=50,
-    updates=6000,
+    steps=6000,
     batch=32,
     learning_rate=3e-3,
     weight_decay=1e-2,
-    jitter=0.3,
+    input_noise=0.3,
     clip=1.0,
     ema_decay=0.995,
     validation=160,
@@ -84,7 +88,7 @@ LSTM_STRONG = ForecasterConfig(
     layers=1,
     members=3,
     smoothings=6,
-    updates=8000,
+    steps=8000,
     batch=256,
     learning_rate=4e-3,
     weight_decay=0.01,
@@ -93,12 +97,12 @@ LSTM_STRONG = ForecasterConfig(
     hourly_share=0.28,
     summed_share=0.2,
     structural_share=0.25,
-    structural=3000,
+    structural_series=3000,
     synthetic_share=0.1,
-    series=400,
+    synthetic_series=400,
     clip=1.0,
     ema_decay=0.999,
-    held_out=0.75,
+    held_out_share=0.75,
 )
 LSTM_OWN = ForecasterFinetuneConfig(
     horizon=0,

@@ -185,8 +185,8 @@ class Trainer:
 def pretrain(run: Run, config: ForecasterConfig) -> Any:
     """Train an ensemble from scratch; return the network with averaged weights.
 
-    The first steps train without the last horizon of every series; ``config.held_out`` is their share of all steps. The
-    remaining steps train on all values.
+    The first steps train without the last horizon of every series; ``config.held_out_share`` is their share of all
+    steps. The remaining steps train on all values.
     """
     sizes = ForecasterSizes(
         hidden=config.hidden,
@@ -201,14 +201,12 @@ def pretrain(run: Run, config: ForecasterConfig) -> Any:
     trainer = EnsembleTrainer(network, sampler, config, run.options.seed, run.options.threads)
     run.track(network=network, average=trainer.average, optimizer=trainer.optimizer)
 
-    first = round(config.updates * config.held_out)
-    for step in run.steps(config.updates):
+    first = round(config.steps * config.held_out_share)
+    for step in run.steps(config.steps):
         held_out = step < first
-        factor = (
-            cosine_schedule(step, first) if held_out else 0.5 * cosine_schedule(step - first, config.updates - first)
-        )
+        factor = cosine_schedule(step, first) if held_out else 0.5 * cosine_schedule(step - first, config.steps - first)
         loss = trainer.update(step, config.learning_rate * factor, held_out)
-        if (step + 1) % max(config.updates // 25, 1) == 0:
+        if (step + 1) % max(config.steps // 25, 1) == 0:
             run.log(loss=loss, **(validation_mase(trainer.average.module, sampler) if held_out else {}))
     return trainer.average.module
 

@@ -60,7 +60,7 @@ def training_sources(config: ForecasterConfig, seed: int) -> list[Source]:
     sources += _summed(weekly.past, SUMS_OF_WEEKS, config.summed_share)
     total = sum(weight for *_, weight in STRUCTURAL)
     for season, length, horizon, weight in STRUCTURAL:
-        series = structural(season, config.structural, length, derive_seed(seed, "structural", season, length))
+        series = structural(season, config.structural_series, length, derive_seed(seed, "structural", season, length))
         share = config.structural_share * weight / total
         sources.append(Source(list(series), season, horizon, share, TRUNCATED_SHARE))
     return sources + _synthetic(config, seed)
@@ -89,10 +89,10 @@ def sums_of(values: Tensor, count: float) -> Tensor:
 def _synthetic(config: ForecasterConfig, seed: int) -> list[Source]:
     """Return synthetic series for each season length. Some series without a season are also used with wrong seasons."""
     horizon, share = ForecasterSizes().horizon, config.synthetic_share / (len(SEASONS) + 2)
-    seasonless = synthetic(1, 2 * config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", 1))
+    seasonless = synthetic(1, 2 * config.synthetic_series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", 1))
     sources = [Source(list(seasonless), 1, horizon, 2 * share, TRUNCATED_SHARE)]
     for season in SEASONS:
-        seasonal = synthetic(season, config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", season))
+        seasonal = synthetic(season, config.synthetic_series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", season))
         series = [*seasonal, *seasonless[::MISLABELLED_EVERY]]
         sources.append(Source(series, season, horizon, share, TRUNCATED_SHARE))
     return sources
