@@ -42,7 +42,7 @@ METRICS = {  # names of metrics: meaning, better values
         HIGHER,
     ),
     ("mean_average_precision",): (
-        "for several labels per image: mean over the labels of the average precision. For one label, it is the mean of the precisions at the images that have the label, with all images sorted by probability",
+        "for several labels per image: mean over the labels of the average precision. For the average precision of a label, all images are sorted by probability, and the precisions at the images with the label are averaged",
         HIGHER,
     ),
     ("f1",): (
@@ -140,7 +140,7 @@ METRICS = {  # names of metrics: meaning, better values
         "near its share in the training images",
     ),
     ("commonest_class",): (
-        "share of the most common class: for classifiers, in the test images, which is the accuracy of always predicting this class; for generators without labels, in the generated images",
+        "for classifiers: accuracy of always predicting the most common class of the test images. For generators without labels: share of the most common class in the generated images",
         "for generators, near its share in the training images",
     ),
     ("label_accuracy", "label_accuracy_of_real"): (

@@ -73,7 +73,7 @@ def reject_seen(card: store.Card, option: str, data: dict[str, str]) -> None:
         raise DataError(
             f"{option}: this version of {card.name} was trained on all of {names}, also on the validation and test "
             f"parts, so the metrics of the new network would be too good. Omit {option.split()[0]}, or name a version "
-            f"that was trained with --no-refit. If {names} had other content in that training, rename it"
+            f"that was trained with --no-refit. If your {names} now has other content, give it another name"
         )
 
 
