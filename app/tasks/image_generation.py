@@ -83,12 +83,12 @@ class ImageSampler:
         """Return the label of each image, or None for each image if there are no labels."""
         return [None] * len(item) if item.classes is None else [self.labels[index] for index in item.classes]
 
-    def walk(self, count: int, label: str | None, seed: int, walk_to: int) -> LatentBatch:
-        """Return the latents of a path from the first image of ``seed`` to the first image of ``walk_to``.
+    def interpolate(self, count: int, label: str | None, seed: int, end_seed: int) -> LatentBatch:
+        """Return the latents of a path from the first image of ``seed`` to the first image of ``end_seed``.
 
         All images have the class of the first image. Raises BadValue for an unknown label.
         """
-        start, end = self.parse(1, label, seed), self.parse(1, label, walk_to)
+        start, end = self.parse(1, label, seed), self.parse(1, label, end_seed)
         latents = arc(start.latents[0], end.latents[0], count)
         return LatentBatch(latents, None if start.classes is None else start.classes.repeat(count))
 

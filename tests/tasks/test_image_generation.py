@@ -76,28 +76,28 @@ def test_labels_are_balanced_and_a_label_keeps_the_latents(conditional: ImageSam
 
 
 @pytest.mark.parametrize("name", ["sampler", "conditional"])
-def test_a_walk_leads_from_one_seed_to_another_in_equal_steps(name: str, request: pytest.FixtureRequest) -> None:
+def test_an_interpolation_between_two_seeds_has_equal_steps(name: str, request: pytest.FixtureRequest) -> None:
     sampler: ImageSampler = request.getfixturevalue(name)
-    walk = sampler.walk(9, None, 5, 6)
+    path = sampler.interpolate(9, None, 5, 6)
     first = sampler.parse(1, None, 5)
     last = sampler.parse(1, (sampler.names(first))[0], 6)
-    assert np.array_equal(walk.latents[[0, -1]], np.concatenate([first.latents, last.latents]))
-    assert sampler.names(walk) == sampler.names(first) * 9
+    assert np.array_equal(path.latents[[0, -1]], np.concatenate([first.latents, last.latents]))
+    assert sampler.names(path) == sampler.names(first) * 9
     start, end = first.latents[0], last.latents[0]
-    lengths = np.linalg.norm(walk.latents, axis=1)
+    lengths = np.linalg.norm(path.latents, axis=1)
     assert lengths.min() > 0.95 * min(np.linalg.norm(start), np.linalg.norm(end)), "the path passes near the origin"
-    directions = walk.latents / lengths[:, None]
+    directions = path.latents / lengths[:, None]
     angles = np.arccos((directions[1:] * directions[:-1]).sum(axis=1))
     assert angles.max() < 3 * angles.min()
-    assert np.linalg.matrix_rank(walk.latents, tol=1e-9) == 2
-    pixels, one, other = sampler.predict([walk, first, last])
+    assert np.linalg.matrix_rank(path.latents, tol=1e-9) == 2
+    pixels, one, other = sampler.predict([path, first, last])
     assert np.array_equal(pixels[[0, -1]], np.concatenate([one, other]))
 
 
-def test_a_walk_to_the_same_seed_is_constant_and_one_image_is_the_start(sampler: ImageSampler) -> None:
+def test_an_interpolation_to_the_same_seed_is_constant_and_one_image_is_the_start(sampler: ImageSampler) -> None:
     start = sampler.parse(1, None, 5).latents
-    assert np.allclose(sampler.walk(4, None, 5, 5).latents, start.repeat(4, axis=0), rtol=1e-12)
-    assert np.array_equal(sampler.walk(1, None, 5, 6).latents, start)
+    assert np.allclose(sampler.interpolate(4, None, 5, 5).latents, start.repeat(4, axis=0), rtol=1e-12)
+    assert np.array_equal(sampler.interpolate(1, None, 5, 6).latents, start)
 
 
 def test_a_wrong_number_of_labels_on_the_card_is_rejected(tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_a_grid_is_nearly_square_and_a_png_is_lossless() -> None:
 
 
 @pytest.mark.parametrize("kind", ["image/png", "image/apng", "image/webp"])
-def test_a_walk_can_be_one_animated_file(serve: Serve, tiny_store: Path, kind: str) -> None:
+def test_an_interpolation_can_be_one_animated_file(serve: Serve, tiny_store: Path, kind: str) -> None:
     with serve() as client:
-        body = {"count": 6, "seed": 1, "walk_to": 2, "model": "tiny-gan"}
+        body = {"count": 6, "seed": 1, "end_seed": 2, "model": "tiny-gan"}
         frames = [result["image"] for result in client.post("/v1/images/sample", json=body).json()["results"]]
         answer = client.post("/v1/images/sample", json=body, headers={"accept": kind})
         assert (answer.status_code, answer.headers["content-type"], answer.headers["x-seed"]) == (200, kind, "1")
@@ -141,8 +141,8 @@ def test_a_walk_can_be_one_animated_file(serve: Serve, tiny_store: Path, kind: s
             animation.seek(i)
             expected = Image.open(io.BytesIO(base64.b64decode(frame))).convert("RGB")
             assert np.array_equal(np.asarray(animation.convert("RGB")), np.asarray(expected))
-        constant = client.post("/v1/images/sample", json={**body, "walk_to": 1}, headers={"accept": kind})
+        constant = client.post("/v1/images/sample", json={**body, "end_seed": 1}, headers={"accept": kind})
         assert constant.status_code == 200
-        del body["walk_to"]
+        del body["end_seed"]
         sheet = client.post("/v1/images/sample", json=body, headers={"accept": kind})
         assert sheet.headers["content-type"] == ("image/png" if kind == "image/png" else "application/json")

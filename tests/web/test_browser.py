@@ -459,13 +459,13 @@ def test_images_and_interpolations_follow_their_seeds(shipped: httpx.Client, ope
     page.locator("#generation-to").fill("5")
     page.locator("#generation-count").fill("9")
     page.locator("#generation .status", has_text="9 steps from seed 1 to seed 5").wait_for()
-    walk = page.locator("#generation-sheet img").evaluate_all(sources)
-    assert walk == expected_sources(count=9, seed=1, walk_to=5)
-    assert (walk[0], walk[-1]) == (expected_sources(count=1, seed=1)[0], expected_sources(count=1, seed=5)[0])
+    path = page.locator("#generation-sheet img").evaluate_all(sources)
+    assert path == expected_sources(count=9, seed=1, end_seed=5)
+    assert (path[0], path[-1]) == (expected_sources(count=1, seed=1)[0], expected_sources(count=1, seed=5)[0])
     # If the user prefers reduced motion, the animation does not start automatically.
-    assert page.locator("#generation-frame").get_attribute("src") == walk[0]
+    assert page.locator("#generation-frame").get_attribute("src") == path[0]
     page.locator("#generation-step").fill("8")
-    assert page.locator("#generation-frame").get_attribute("src") == walk[8]
+    assert page.locator("#generation-frame").get_attribute("src") == path[8]
 
 
 def test_an_empty_second_seed_is_random(serve: Serve, open_page: Open) -> None:

@@ -27,7 +27,7 @@ from app.tasks.image_generation import ImageSampler, LatentBatch
 
 JSON = "application/json"
 IMAGE_TYPES = (JSON, "image/png")  # media types of a response, the default first
-WALK_TYPES = (*IMAGE_TYPES, "image/apng", "image/webp")
+INTERPOLATION_TYPES = (*IMAGE_TYPES, "image/apng", "image/webp")
 MAX_LABEL_LENGTH = 200  # characters
 
 
@@ -37,7 +37,7 @@ class GenerateImagesRequest(InferenceBody):
         None, description="label of the images, for models with labels", max_length=MAX_LABEL_LENGTH
     )
     seed: Seed | None = Field(None, description="random seed. The same seed gives the same images, for any `count`.")
-    walk_to: Seed | None = Field(
+    end_seed: Seed | None = Field(
         None, description="interpolate from the first image of `seed` to the first image of this seed"
     )
     model: ModelName = None
@@ -52,15 +52,15 @@ class ImageInference(Inference[ImageSampler]):
         self.rows, self.parse_size = body.count, body.count * model.predictor.latent
         self.body = body
         self.seed = secrets.randbelow(2**32) if body.seed is None else body.seed
-        media_types = IMAGE_TYPES if body.walk_to is None else WALK_TYPES
+        media_types = IMAGE_TYPES if body.end_seed is None else INTERPOLATION_TYPES
         self.media_type = preferred_media_type(header(request, b"accept"), media_types)
 
     def parse(self) -> list[LatentBatch]:
         body = self.body
-        if body.walk_to is None:
+        if body.end_seed is None:
             self.batch = self.predictor.parse(body.count, body.label, self.seed)
         else:
-            self.batch = self.predictor.walk(body.count, body.label, self.seed, body.walk_to)
+            self.batch = self.predictor.interpolate(body.count, body.label, self.seed, body.end_seed)
         return [self.batch]
 
     def response_size(self, outputs: Sequence[np.ndarray]) -> int:
@@ -71,7 +71,7 @@ class ImageInference(Inference[ImageSampler]):
     def respond(self, outputs: Sequence[np.ndarray]) -> Response:
         (pixels,) = outputs
         if self.media_type != JSON:
-            content = png(sheet(pixels), level=6) if self.body.walk_to is None else animated(pixels, self.media_type)
+            content = png(sheet(pixels), level=6) if self.body.end_seed is None else animated(pixels, self.media_type)
             headers = {"x-model": self.model.id, "x-seed": str(self.seed)}
             return Response(content, 200, headers, self.media_type)
         pairs = zip(self.predictor.names(self.batch), encode_images(pixels), strict=True)
@@ -99,7 +99,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         openapi_extra=request_body(body_model, openapi.GENERATE_IMAGES_EXAMPLE),
         responses=success_response(
             ImagesResponse,
-            {kind: {"schema": BINARY} for kind in WALK_TYPES[1:]},
+            {kind: {"schema": BINARY} for kind in INTERPOLATION_TYPES[1:]},
             "The images as PNG files, or one image",
         ),
     )
@@ -107,7 +107,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         """Generate images from a seed. If the model has labels, `label` selects the label of the images.
 
         The `Accept` header selects the format. The response is JSON with PNG files in base64, or one PNG image that
-        shows all generated images (`image/png`). With `walk_to`, `image/png` and `image/apng` return an animated PNG
+        shows all generated images (`image/png`). With `end_seed`, `image/png` and `image/apng` return an animated PNG
         image instead, and `image/webp` returns an animated WebP image.
         """
         return await endpoint.run(request)

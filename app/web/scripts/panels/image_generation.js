@@ -6,7 +6,7 @@ import { fieldNumber, Panel, randomSeed, showSliderValue } from "./panel.js";
 const STEP_MILLISECONDS = 90; // of the animated interpolation
 
 export function imageGenerationPanel() {
-  const sheet = byId("generation-sheet"), walk = byId("generation-walk"), frame = byId("generation-frame");
+  const sheet = byId("generation-sheet"), interpolation = byId("generation-interpolation"), frame = byId("generation-frame");
   const step = byId("generation-step"), play = byId("generation-play"), label = byId("generation-label");
   const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
   let images = [], timer = null;
@@ -14,10 +14,10 @@ export function imageGenerationPanel() {
   const panel = new Panel("generation", "sample", {
     request() {
       updateControls();
-      const { seed, walk_to: to, count } = panel.form.elements;
+      const { seed, end_seed: to, count } = panel.form.elements;
       const json = { model: panel.model || undefined, count: Number(count.value), seed: fieldNumber(seed) ?? undefined };
       if (label.value) json.label = label.value;
-      if (interpolates()) json.walk_to = fieldNumber(to) ?? randomSeed();
+      if (interpolates()) json.end_seed = fieldNumber(to) ?? randomSeed();
       return { path: "v1/images/sample", json };
     },
     show({ seed, results }, request) {
@@ -26,16 +26,16 @@ export function imageGenerationPanel() {
       images = results.map(({ image }) => `data:image/png;base64,${image}`);
       const altText = (i) => `${results[i].label === null ? "Image" : `Label ${results[i].label}`}, number ${i + 1} of seed ${seed}`;
       sheet.replaceChildren(...images.map((src, i) => createElement("li", {}, createElement("img", { src, alt: altText(i), width: 28, height: 28 }))));
-      walk.hidden = !interpolates();
-      if (interpolates()) showInterpolation(seed, request.json.walk_to);
-      return interpolates() ? `${results.length} steps from seed ${seed} to seed ${request.json.walk_to}` : `${results.length} images from seed ${seed}`;
+      interpolation.hidden = !interpolates();
+      if (interpolates()) showInterpolation(seed, request.json.end_seed);
+      return interpolates() ? `${results.length} steps from seed ${seed} to seed ${request.json.end_seed}` : `${results.length} images from seed ${seed}`;
     },
   });
-  const interpolates = () => panel.form.elements.mode.value === "walk";
+  const interpolates = () => panel.form.elements.mode.value === "interpolation";
 
   /** Show the controls for this mode and this model. */
   function updateControls() {
-    panel.form.querySelector('[data-param="walk_to"]').hidden = !interpolates();
+    panel.form.querySelector('[data-param="end_seed"]').hidden = !interpolates();
     const labels = panel.modelInfo?.labels ?? [];
     label.closest(".field").hidden = !labels.length;
     const current = [...label.options].slice(1).map((option) => option.value);
