@@ -755,8 +755,8 @@ def test_long_names_fit_a_phone(serve: Serve, tiny_store: Path, open_page: Open)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
-def test_axe_finds_no_serious_problem_and_the_page_fits_a_phone(
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("light", 834), ("dark", 390)])
+def test_axe_finds_no_serious_problem_and_the_page_fits_the_window(
     shipped: httpx.Client, open_page: Open, theme: str, width: int
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
@@ -772,4 +772,5 @@ def test_axe_finds_no_serious_problem_and_the_page_fits_a_phone(
     assert [(violation["id"], [node["target"] for node in violation["nodes"]]) for violation in violations
             if violation["impact"] in ("serious", "critical")] == []  # fmt: skip
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#image-bars").bounding_box()["width"] > 250  # enough for the names of labels
     assert expected_errors(page) == 1
