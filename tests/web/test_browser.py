@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from PIL import Image
 from support import processes
 from support.imported.onnx_models import linear_classifier, linear_model
 from support.networks import FORECASTER, TINY, publish_tiny, rewrite_card, tiny_card
@@ -182,16 +184,46 @@ def test_the_heat_map_has_the_chosen_opacity(shipped: httpx.Client, open_page: O
     command = page.locator("#image code").inner_text()
     output = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
     assert json.loads(output)["results"][0]["predictions"] == answer["results"][0]["predictions"]
-    source = page.locator("#image-heat").get_attribute("src")
-    assert source == f"data:image/png;base64,{answer['results'][0]['explanation']}"
+    heat = page.locator("#image-heat")
+    assert heat.get_attribute("src").startswith("blob:")  # Firefox rejects data URLs of more than 32 MB
+    pixels = heat.evaluate("""async (image) => {
+        await image.decode();
+        const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
+        [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+        context.drawImage(image, 0, 0);
+        return [...context.getImageData(0, 0, canvas.width, canvas.height).data];
+    }""")
+    explanation = Image.open(io.BytesIO(base64.b64decode(answer["results"][0]["explanation"])))
+    assert bytes(pixels) == explanation.convert("RGBA").tobytes()
     page.locator("#image-opacity").fill("30")
-    assert page.locator("#image-heat").evaluate("(image) => getComputedStyle(image).opacity") == "0.3"
+    assert heat.evaluate("(image) => getComputedStyle(image).opacity") == "0.3"
     page.get_by_label("Show heat map").uncheck()
     page.locator("#image-heat").wait_for(state="hidden")
     page.locator("#image select[name=model]").select_option("mnist-judge")
     page.get_by_role("button", name="Example: seven").click()
     page.locator("#image-bars li:first-child", has_text="7").wait_for()
     assert status_of(page, "image").startswith("mnist-judge")
+
+
+def test_a_heat_map_that_cannot_be_shown_is_hidden(serve: Serve, open_page: Open) -> None:
+    result = {"predictions": [{"label": "ship", "probability": 1.0}], "explanation": "AAAA"}
+    with serve() as client:
+        page = open_page(client)
+        page.locator("#image-heat").wait_for()
+        source = page.locator("#image-heat").get_attribute("src")
+        page.evaluate("""() => {
+            const revoke = URL.revokeObjectURL;
+            window.revoked = [];
+            URL.revokeObjectURL = (url) => (revoked.push(url), revoke.call(URL, url));
+        }""")
+        answer = {"model": "m", "version": 1, "results": [result]}
+        page.route("**/v1/images/classify*", lambda route: route.fulfill(json=answer))
+        page.locator("#image-top").press("ArrowRight")
+        page.locator("#image-bars li:first-child", has_text="ship").wait_for()
+        for selector in ("#image-heat", "#image-blend"):
+            page.locator(selector).wait_for(state="hidden")
+        assert page.locator("#image-picture").is_visible()
+        assert source in page.evaluate("revoked")
 
 
 def test_the_curl_command_gives_the_same_text(shipped: httpx.Client, open_page: Open) -> None:

@@ -28,8 +28,9 @@ export function imageClassificationPanel() {
     },
     show({ results: [result] }) {
       bars.replaceChildren(...result.predictions.map(bar));
+      URL.revokeObjectURL(heat.src);
       heat.hidden = blend.hidden = !result.explanation;
-      if (result.explanation) heat.src = `data:image/png;base64,${result.explanation}`;
+      if (result.explanation) heat.src = URL.createObjectURL(pngBlob(result.explanation));
       heat.alt = result.explanation ? `The same image with a heat map for ${result.predictions[0].label}` : "";
       const [best] = result.predictions;
       return `${best.label}, ${formatPercent(best.probability)}`;
@@ -86,6 +87,7 @@ export function imageClassificationPanel() {
     for (const image of [picture, heat]) image.classList.toggle("coarse", picture.naturalWidth <= MAX_COARSE);
   });
   picture.addEventListener("error", () => (picture.hidden = true)); // the service reports the error
+  heat.addEventListener("error", () => (heat.hidden = blend.hidden = true)); // the image remains visible
   opacity.dataset.unit = " %";
   showSliderValue(opacity);
   opacity.addEventListener("input", () => heat.style.setProperty("opacity", String(opacity.value / 100)));
@@ -107,6 +109,13 @@ export function imageClassificationPanel() {
 
   panel.start = () => (file ? panel.run() : classifySample(panel.modelInfo?.labels?.includes("3") ? "three" : "bird"));
   return panel;
+}
+
+/** Return a PNG file in base64 as a blob. Firefox limits data URLs to 32 MB; heat maps of photographs can be larger. */
+function pngBlob(base64) {
+  const binary = atob(base64), bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < binary.length; i += 1) bytes[i] = binary.charCodeAt(i);
+  return new Blob([bytes], { type: "image/png" });
 }
 
 function bar({ label, probability }) {
