@@ -287,6 +287,9 @@ def test_the_chart_shows_a_pasted_or_opened_series(shipped: httpx.Client, open_p
     page.locator("#series-values").fill("\n".join(str(i % 9) for i in range(60)) + "\n,, 3;4 null\t5")
     page.locator("#series .status", has_text="7 steps after 66 values").wait_for()
     assert "3,4,null,5]" in page.locator("#series code").inner_text()
+    history = chart.locator("path.history")
+    assert re.search(r"M[\d.]+,[\d.]+h0$", history.get_attribute("d"))  # the 5 after the missing value is a dot
+    assert history.evaluate("(path) => getComputedStyle(path).strokeLinecap") == "round"
     page.locator("#series-values").fill("[\n" + ",\n".join(f"{i}, {i + 1}" for i in range(30)) + "\n]")  # wrapped lines
     page.locator("#series .status", has_text="7 steps after 60 values").wait_for()
     assert "null" not in page.locator("#series code").inner_text()

@@ -65,7 +65,8 @@ export class Chart {
     return [...lines, ...left, ...below];
   }
 
-  /** Return the SVG path through `values` from position `start`, with gaps at missing values. */
+  /** Return the SVG path through `values` from position `start`, with gaps at missing values.
+   * `h0` lets the round line caps show a value between two missing values as a dot. */
   path(values, start) {
     let pen = "M";
     return values.map((value, i) => {
@@ -73,7 +74,7 @@ export class Chart {
         pen = "M";
         return "";
       }
-      const step = `${pen}${this.x(start + i).toFixed(1)},${this.y(value).toFixed(1)}`;
+      const step = `${pen}${this.x(start + i).toFixed(1)},${this.y(value).toFixed(1)}${pen === "M" ? "h0" : ""}`;
       pen = "L";
       return step;
     }).join("");
