@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -57,6 +58,24 @@ def test_scikit_learn_models_are_served(tmp_path: Path) -> None:
             np.testing.assert_allclose(result.as_numpy("probabilities"), model.predict_proba(rows), atol=1e-5)
         with pytest.raises(triton.InferenceServerException, match="expected \\[-1, 4\\]"):
             infer(port, "numbers", X=rows[:, :3])
+
+
+def test_only_the_body_limits_the_length_and_commas_of_texts(tmp_path: Path) -> None:
+    text, same = (helper.make_tensor_value_info(name, TensorProto.STRING, ["batch", 1]) for name in ("text", "same"))
+    graph = helper.make_graph([helper.make_node("Identity", ["text"], ["same"])], "graph", [text], [same])
+    (tmp_path / "store").mkdir()
+    add_model(tmp_path, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+    def send(*texts: str) -> httpx.Response:
+        tensor = {"name": "text", "shape": [len(texts), 1], "datatype": "BYTES", "data": texts}
+        return client.post("/v2/models/net/infer", json={"inputs": [tensor]})
+
+    with serving(Settings(store=tmp_path / "store", max_body_bytes=200_000, **TEST)) as client:
+        for texts in (["a, b" + ", c" * 12] * 100, ["a," * 90_000]):
+            answer = send(*texts)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["outputs"][0]["data"] == texts
+        assert send("a," * 100_000).status_code == 413
 
 
 @pytest.mark.parametrize("rows", [1, "batch"])

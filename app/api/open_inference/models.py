@@ -283,8 +283,10 @@ class ImportedTensors:
         shapes = self.predictor.sizes.dummy_shapes(max(self.rows, 1), limits.settings.max_body_bytes)
         self.values = min(sum(map(math.prod, shapes.values())), limits.settings.max_body_bytes)
         tensors = len(self.inputs) + len(self.outputs)
-        self.commas = min(self.values, MAX_JSON_VALUES) + TENSOR_COMMAS * tensors + EXTRA_COMMAS
-        self.bytes = TENSOR_BYTES * tensors
+        has_texts = any(spec.dtype == "string" for spec in model.card.inputs)  # only the body limits a text
+        json_values = MAX_JSON_VALUES if has_texts else min(self.values, MAX_JSON_VALUES)
+        self.commas = json_values + TENSOR_COMMAS * tensors + EXTRA_COMMAS
+        self.bytes = limits.settings.max_body_bytes if has_texts else TENSOR_BYTES * tensors
         self.parameters: tuple[str, ...] = ()
 
     def _output(self, spec: store.TensorSpec, predictor: Any) -> TensorSpec:
