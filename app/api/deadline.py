@@ -106,7 +106,10 @@ class Deadline:
 
     def _on_timer(self) -> None:
         if self._loop.time() >= self._at:
-            self._end(TimedOut("the deadline passed before the answer was complete; x-request-timeout is in seconds"))
+            # Only the parameter of the Open Inference Protocol sets an earlier deadline than the one of the request.
+            is_earlier = self._at < self._request.scope.get(DEADLINE, self._at)
+            unit = "timeout is in microseconds" if is_earlier else "x-request-timeout is in seconds"
+            self._end(TimedOut(f"the deadline passed before the answer was complete; {unit}"))
             return
         self._timer = self._loop.call_at(self._at, self._on_timer)
         if self._connection is None and self._disconnect_task is None:
