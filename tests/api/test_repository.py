@@ -19,7 +19,11 @@ from support.tensors import SHAPES, infer_inputs
 from tritonclient.utils import InferenceServerException
 
 from app import key_file
+from app.api.open_inference import metadata
+from app.api.open_inference.paths import model_in_path
 from app.server.system import can_fork
+from app.serving.loader import LoadedModel
+from app.serving.registry import Registry
 from app.serving.store_snapshot import worker_bytes
 from app.store import rollout
 
@@ -44,6 +48,19 @@ def service(serve: Serve, two: Path) -> Iterator[httpx.Client]:
 def states(client: triton.InferenceServerClient, name: str = NAME) -> list[tuple[str, str, str]]:
     index = client.get_model_repository_index()
     return [(entry["version"], entry["state"], entry["reason"]) for entry in index if entry["name"] == name]
+
+
+def test_a_model_that_is_removed_while_its_version_is_loaded_has_metadata(
+    service: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def remove_after_loading(registry: Registry, *arguments: Any) -> LoadedModel:
+        model = await model_in_path(registry, *arguments)
+        del registry.version_sets[NAME]
+        return model
+
+    monkeypatch.setattr(metadata, "model_in_path", remove_after_loading)
+    answer = service.get(f"/v2/models/{NAME}")
+    assert (answer.status_code, answer.json()["versions"]) == (200, ["2"])
 
 
 def test_the_client_unloads_and_loads_a_model(service: httpx.Client) -> None:

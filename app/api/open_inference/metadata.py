@@ -64,10 +64,12 @@ def _add_descriptions(routes: APIRouter, registry: Registry, settings: Settings)
         """
         model = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
         card, tensors = model.card, tensor_model(model, limits)
+        version_set = registry.version_sets.get(card.name)  # None if the model was removed while the version was loaded
+        numbers = version_set.numbers if version_set else [card.version]
         return json_response(
             {
                 "name": card.name,
-                "versions": [str(number) for number in sorted(registry.version_sets[card.name].numbers)],
+                "versions": [str(number) for number in sorted(numbers)],
                 "platform": _platform(card),
                 "inputs": _metadata(tensors.inputs),
                 "outputs": _metadata(tensors.outputs),
