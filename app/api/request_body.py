@@ -234,7 +234,9 @@ def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) 
         BadValue: the body is not a JSON object, has too many commas or fields, or has a field more than once.
     """
     if (commas := _count(content, b",")) > max_commas:
-        raise BadValue(f"the body has about {commas + 1:,} values and names; the maximum is {max_commas:,}")
+        raise BadValue(
+            f"the body has {commas:,} commas, which separate values and names; the maximum is {max_commas:,}"
+        )
     try:
         body = from_json(content or b"{}")
     except ValueError as error:

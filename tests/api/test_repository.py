@@ -67,6 +67,8 @@ def test_the_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
     before = service.post("/v1/images/sample", json=SAMPLE).raise_for_status().json()
     with triton.InferenceServerClient(address(service)) as client:
         assert "model_repository" in client.get_server_metadata()["extensions"]
+        waiting = "available, but not in memory; the first request loads it"
+        assert states(client) == [("1", "UNAVAILABLE", waiting), ("2", "READY", "")]
         client.infer(NAME, infer_inputs(NAME, True), model_version="1")  # loads the version
         assert states(client) == [("1", "READY", ""), ("2", "READY", "")]
         client.unload_model(NAME, headers=ADMIN_HEADERS)

@@ -247,7 +247,7 @@ def _json_array(item: RequestInput, i: int) -> np.ndarray:
     allowed = JSON_TYPES.get(datatype, {int, float, type(None)})  # null is a missing value, as NaN is in binary data
     for wrong_type in set(map(type, values)) - allowed:
         wrong = next(value for value in values if type(value) is wrong_type)
-        raise BadValue(f"{param} has {quote_value(wrong)}; it should be {datatype} only", "inputs")
+        raise BadValue(f"{param} has {quote_value(wrong)}; all values should be {datatype}", "inputs")
     if len(values) != math.prod(shape):
         raise BadValue(
             f"{param} has {len(values):,} values; its shape {quote_value(shape)} has {math.prod(shape):,}", "inputs"

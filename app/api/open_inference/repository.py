@@ -169,6 +169,6 @@ def _entry(registry: Registry, version: VersionStatus) -> dict[str, str]:
     reason = version.reason
     if version.state in (VersionState.UNLOADED, VersionState.LOADING):
         served = version.number in registry.version_sets[version.name].numbers
-        reason = "not in memory; the first request loads it" if served else "unloaded"
+        reason = "available, but not in memory; the first request loads it" if served else "unloaded"
     state = "READY" if version.state is VersionState.READY else "UNAVAILABLE"
     return {"name": version.name, "version": str(version.number), "state": state, "reason": reason}
