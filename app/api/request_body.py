@@ -189,23 +189,26 @@ class BodyReader:
     max_fields: int = MAX_FIELDS
 
 
-async def read_json(
-    request: Request, model: type[Model], reader: BodyReader, max_commas: int, queries: Collection[str] = ()
-) -> Model:
+async def read_json(request: Request, model: type[Model], reader: BodyReader, max_commas: int) -> Model:
     """Return a JSON body as an instance of the Pydantic class ``model``. The Content-Type header is ignored.
 
-    ``max_commas`` limits the commas in the body, and so the cost of parsing. ``queries`` are the names of the allowed
-    query parameters.
+    ``max_commas`` limits the commas in the body, and so the cost of parsing.
 
     Raises:
-        BadValue: the body does not fit ``model``, or a query parameter is not allowed.
+        BadValue: the body does not fit ``model``, or there is a query parameter.
         TooLarge, TooSlow, CallerGone, Overloaded, TimedOut: as in ``read_body`` or ``run_before_deadline``.
     """
     if request.scope["query_string"]:
         for name in request.query_params:
-            if name not in queries:
-                raise BadValue(f"there is no query parameter {quote_value(name)} here; send it in the body", name)
+            raise BadValue(f"there is no query parameter {quote_value(name)} here; send it in the body", name)
     content = await read_body(request, reader.limit, reader.pause_seconds)
+    return await parse_json(request, content, model, reader, max_commas)
+
+
+async def parse_json(
+    request: Request, content: bytes, model: type[Model], reader: BodyReader, max_commas: int
+) -> Model:
+    """Return the JSON body ``content`` as ``read_json`` does."""
     size = len(content) // BYTES_PER_VALUE
     if size <= INLINE_SIZE:  # the usual case, without the cost of a coroutine
         return _parse_model(content, max_commas, model, reader.max_fields)

@@ -50,8 +50,11 @@ def test_photos_are_classified_from_a_form_from_bytes_and_from_json(shipped: htt
     first = files[0].read_bytes()
     from_bytes = shipped.post("/v1/images/classify", content=first, headers={"content-type": "image/png"}).json()
     from_json = shipped.post("/v1/images/classify", json={"images": [base64.b64encode(first).decode()]}).json()
+    by_default = {"content-type": "application/x-www-form-urlencoded"}  # curl's default
+    content = b'\n {"images": ["%b"]}' % base64.b64encode(first)
+    from_curl = shipped.post("/v1/images/classify", content=content, headers=by_default).json()
     expected = answer["results"][0]["predictions"]
-    for single in (from_bytes, from_json):
+    for single in (from_bytes, from_json, from_curl):
         assert single["results"][0]["filename"] is None
         for prediction, reference in zip(single["results"][0]["predictions"], expected, strict=True):
             assert prediction["label"] == reference["label"]
