@@ -25,7 +25,7 @@ from docs.markdown import code, sentence, table
 FOLDER = Path(__file__).parent / "reference"
 
 CARD_FIELDS = {
-    "name": "name of the model: lower-case letters, digits and hyphens",
+    "name": "name of the model: lower-case letters, digits and hyphens; `stats` is reserved",
     "version": "version number, from 1",
     "task": "task that the model serves",
     "title": "one sentence that describes the model",

@@ -248,7 +248,7 @@ def _name(text: str) -> str:
     try:
         name: str = TypeAdapter(store.ModelName).validate_python(text)
     except ValidationError:
-        allowed = "at most 64 lower-case letters, digits and hyphens, not starting with a hyphen"
+        allowed = "at most 64 lower-case letters, digits and hyphens, not starting with a hyphen; stats is reserved"
         raise argparse.ArgumentTypeError(f"name {text!r} is not allowed; use {allowed}") from None
     return name
 

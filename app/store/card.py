@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from app.networks import TaskName
 
 CARD = "card.json"
-ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 VersionNumber = Annotated[int, Field(ge=1, lt=10**9)]
 INT64_LIMIT = 2**63
 Int64 = Annotated[int, Field(ge=-INT64_LIMIT, lt=INT64_LIMIT)]
 UNKNOWN_CHARACTER = "<unk>"
+
+
+def _not_reserved(name: str) -> str:
+    """Return ``name``. Raises PydanticCustomError for ``stats``, because /v2/models/stats is another endpoint."""
+    if name == "stats":
+        raise PydanticCustomError("reserved_name", "'stats' is reserved, because /v2/models/stats is another endpoint")
+    return name
+
+
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$"), AfterValidator(_not_reserved)]
 
 
 class StoreError(Exception):

@@ -49,6 +49,7 @@ def test_wrong_requests_are_rejected_without_a_process(serve: Serve) -> None:
         assert rejected(client, {}, b"") == "name is missing; it should be the name of the model"
         assert rejected(client, {"name": "a", "size": "x"}, b"").startswith("size is 'x'; it should be a valid integer")
         assert rejected(client, {"name": "../outside"}, b"").startswith("name is '../outside'; it should match")
+        assert "'stats' is reserved" in rejected(client, {"name": "stats"}, b"")
         assert "unknown field 'sizes'" in rejected(client, {"name": "a", "sizes": "1"}, b"")
         assert rejected(client, {"name": "a", "title": "a\0b"}, b"") == "title has a NUL character; leave it out"
         assert client.post(PATH, params={"name": "a"}, content=bytes(101)).status_code == 413

@@ -398,6 +398,7 @@ CARD_LIMITS: list[tuple[dict[str, object], str]] = [
     ({"version": 10**9}, "version: "),
     ({"series": {"season": 169}}, r"series\.season: "),
     ({"name": "Upper"}, "name: .*, found 'Upper'$"),
+    ({"name": "stats"}, "name: 'stats' is reserved, because /v2/models/stats is another endpoint, found 'stats'$"),
     ({"name": "x" * 90}, f"name: .*, found '{'x' * 80}'$"),
     ({"created": "0001-01-01"}, "created: Value error, year .*, found '0001-01-01'$"),
     ({"seed": 1, "series": {"known": holidays_on("2026-02-28")}}, ""),

@@ -896,6 +896,7 @@ def test_images_without_sub_folders_have_one_label(workspace: Path) -> None:
             ["--images", "shapes", "--name", "My Pets"],
             "name 'My Pets' is not allowed; use at most 64 lower-case letters",
         ),
+        (["--images", "shapes", "--name", "stats"], "name 'stats' is not allowed; "),
         (
             ["--images", "shapes", "--name", "a", "--preset", "strong"],
             "--images cannot be combined with --preset strong",

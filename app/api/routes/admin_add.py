@@ -29,7 +29,7 @@ from app.api.responses import json_response, success_response
 from app.api.routes.admin_responses import ImportResponse
 from app.errors import BadValue, StoreNotWritable, TimedOut
 from app.settings import Settings
-from app.store import TaskName, atomic_files, catalogue
+from app.store import ModelName, TaskName, atomic_files, catalogue
 from app.store.disk_thread import DiskThread
 
 IMPORT_SECONDS = 600.0  # seconds after which an import is stopped
@@ -38,7 +38,6 @@ FLAGS = {  # for each field: the value that differs from the default, and the op
     "standardise": (True, "--standardise"),
     "non_negative": (True, "--non-negative"),
 }
-NAME = r"^[a-z0-9][a-z0-9-]{0,63}$"
 ERROR = re.compile(r"^(?:python -m app\.models add: )?error: ", re.MULTILINE)  # starts the message on stderr
 FILES = ("labels", "vocabulary")  # sent as text in the query, but read from files by the command
 
@@ -48,7 +47,7 @@ class AddQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str | None = Field(None, pattern=NAME, description="name of the model", examples=["resnet"])
+    name: ModelName | None = Field(None, description="name of the model", examples=["resnet"])
     title: str | None = Field(None, max_length=1000, description="one sentence about the model")
     licence: str | None = Field(None, max_length=1000, description="licence of the network")
     source: str | None = Field(None, max_length=1000, description="where the network comes from")
