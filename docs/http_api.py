@@ -26,7 +26,8 @@ error codes.
 - Under `/v2`, `/v2/models/{name}/versions/{number}/...` is the same as `/v2/models/{name}/...`, but for a certain version.
 - Requests may have the headers `x-request-timeout` (time limit in seconds), `x-request-id` and `traceparent`. With
   [API keys](../how-to/keys.md), they need `Authorization: Bearer KEY` or `x-api-key: KEY`.
-- Responses have the header `x-request-id`. Responses with status 429 or 503 also have `Retry-After`.
+- Responses have the header `x-request-id`. Responses with status 429 or 503 also have `Retry-After`, except failed
+  health checks.
 - Streams of text have the header `x-model`, and pictures of generated images have the headers `x-model` and `x-seed`.
   `x-model` is the model that computed the response, as `name@version`. `x-seed` is the seed of the images.
 - Limits such as "at most 4000" follow from the default values of the [settings](settings.md).

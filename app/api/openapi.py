@@ -80,7 +80,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string"},
     },
     "Retry-After": {
-        "description": "The number of seconds after which a new attempt should succeed.",
+        "description": "The estimated number of seconds until a new attempt may succeed.",
         "schema": {"type": "integer", "minimum": 1},
     },
 }

@@ -201,7 +201,7 @@ def error_responses(model: type[BaseModel], bad_request: str) -> dict[int | str,
 ERROR_RESPONSES = error_responses(
     ErrorBody,
     "400: invalid value. 401: missing or unknown API key. 404: unknown model. 408: the body arrived too slowly. "
-    "413: too large. 415: not an image.",
+    "413: too large.",
 )
 
 

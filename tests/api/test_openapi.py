@@ -269,6 +269,12 @@ def test_without_an_admin_key_administration_is_not_documented() -> None:
     assert "Administration" not in {tag["name"] for tag in document["tags"]}
 
 
+def test_only_endpoints_that_read_images_have_status_415() -> None:
+    document = create_app(Settings(store=ROOT / "models_store", threads=1)).openapi()
+    failures = [(path, operation["responses"].get("4XX", {})) for _, path, operation in operations(document)]
+    assert [path for path, failure in failures if "415" in failure.get("description", "")] == ["/v1/images/classify"]
+
+
 def test_the_document_is_encoded_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve() as client:
         first = client.get("/openapi.json")

@@ -33,7 +33,14 @@ from app.api.request_body import (
     with_limits,
 )
 from app.api.request_head import header, read_query
-from app.api.responses import ERROR_RESPONSES, ClassifyResponse, json_response, success_response, with_model
+from app.api.responses import (
+    ClassifyResponse,
+    ErrorBody,
+    error_responses,
+    json_response,
+    success_response,
+    with_model,
+)
 from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotAnImage, TooLarge, quote_value
 from app.serving.loader import LoadedModel
@@ -47,6 +54,13 @@ PNG_PART = 3 * 2**18  # bytes that are encoded at a time, a multiple of 3
 BASE64_PART = 2**20  # characters that are decoded at a time, a multiple of 4; this takes 1 ms
 JSON_START = 64  # bytes in which a JSON object begins, perhaps after white space
 SMALL_BYTES = 32 * 1024  # files of up to this size in all may be decoded on the event loop
+
+
+FAILURES = error_responses(
+    ErrorBody,
+    "400: invalid value. 401: missing or unknown API key. 404: unknown model. 408: the body arrived too slowly. "
+    "413: too large. 415: not an image.",
+)
 
 
 class ClassifyQuery(BaseModel):
@@ -69,7 +83,7 @@ class ClassifyRequest(RequestBody):
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the route ``/v1/images/classify``. ``settings`` has the limits for requests."""
-    routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
+    routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=FAILURES)
     body_model = with_limits(ClassifyRequest, images={"max_length": settings.max_images})
     reader = BodyReader(settings.max_body_bytes, settings.body_seconds, registry.parse_executor)
 
