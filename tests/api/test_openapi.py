@@ -26,7 +26,7 @@ from app.settings import Settings
 KEY = "k" * 32
 ADMIN = {"authorization": f"Bearer {KEY}"}
 HORSE = IMAGES / "cifar10" / "0013-horse.png"
-JSON = "application/json"
+JSON, STREAM = "application/json", "text/event-stream"
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,18 @@ def test_the_document_is_valid(document: dict[str, Any]) -> None:
     validate(document)
 
 
+def version_fields(kind: str, text: str) -> dict[str, Any]:
+    """Return the fields of an answer, or of its first event, that name the model and version that computed it."""
+    answer = json.loads(text.partition("\n")[0].removeprefix("data: ") if kind == STREAM else text)
+    names = ("model", "version", "model_name", "model_version", "system_fingerprint")
+    return {name: answer[name] for name in names if name in answer} if isinstance(answer, dict) else {}
+
+
+def example_text(content: dict[str, Any]) -> str:
+    example = content["example"]
+    return example if isinstance(example, str) else json.dumps(example)
+
+
 def test_every_example_succeeds_and_its_answer_has_the_documented_schema(
     service: httpx.Client, document: dict[str, Any]
 ) -> None:
@@ -100,6 +112,8 @@ def test_every_example_succeeds_and_its_answer_has_the_documented_schema(
         assert kind in content, path
         if kind == JSON:
             check(document, content[JSON]["schema"], answer.json())
+        if kind in (JSON, STREAM):
+            assert version_fields(kind, answer.text) == version_fields(kind, example_text(content[kind])), path
         if operation["operationId"] == "roll_back":  # after the rollback, version 1 can be retired
             service.post(activate, json={"version": "newest"}).raise_for_status()
     service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
