@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -239,7 +241,10 @@ class Draft:
             torch.set_num_threads(threads)
 
     def _measure(self, task: TaskName) -> None:
-        before = _resident_mib()
+        weights = sum(tensor.nbytes for tensor in self.tensors.values()) / 2**20  # they are already in memory
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which includes reading and checking
+        before = _peak_mib()
         predictor = TASKS[task].load(self.version(), torch.device("cpu"))
         measured = self.card["speed"] = speed.measure(predictor, speed.processor())
         middle = speed.median_seconds(partial(predictor.dummy_run, MIDDLE_ROWS))
@@ -251,7 +256,7 @@ class Draft:
         for rows, value in milliseconds.items():
             split = f"{speed.processor()}, one thread"
             self._add_metric(f"milliseconds_for_{rows}_rows", speed.round_figure(value), split, 3)
-        self._add_metric("memory_mib", round(_resident_mib() - before), "network and batch of 64", 0)
+        self._add_metric("memory_mib", round(_peak_mib() - before + weights), "network and batch of 64", 0)
 
     def _add_metric(self, name: str, value: float, split: str, decimals: int) -> None:
         self.card["metrics"][name] = {"value": value, "split": split, "decimals": decimals}
@@ -354,6 +359,9 @@ def _computes_rows(
     return True
 
 
-def _resident_mib() -> float:
-    """Return the peak memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _peak_mib() -> float:
+    """Return the peak memory of this process in MiB, since its start or since the last reset by ``clear_refs``."""
+    with suppress(OSError):
+        if match := re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(match[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # a child process starts with its parent's peak

@@ -101,12 +101,21 @@ def test_the_card_describes_the_network(client: httpx.Client) -> None:
     assert [name for name in card["metrics"] if name.startswith("milliseconds")] == [
         f"milliseconds_for_{rows}_rows" for rows in (1, 8, 64)
     ]
-    assert card["metrics"]["memory_mib"]["value"] >= 0
     metadata = client.get("/v2/models/cnn").json()
     assert metadata["platform"] == "pytorch_pt2"
     assert metadata["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]
     assert client.get("/v2/models/cnn/config").json()["max_batch_size"] > 0
     assert client.get("/v2/models/mixing/config").json()["max_batch_size"] == 0
+
+
+def test_the_card_tells_the_memory_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory includes the weights, although they are read before the measurement."""
+    monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
+    weights_mib = 8
+    network = nn.Linear(1024, weights_mib * 256)
+    sizes = {"input": {0: torch.export.Dim("batch", max=64)}}
+    add(tmp_path / "store", export(network, torch.zeros(2, 1024), sizes=sizes), "large")
+    assert store.read_version(tmp_path / "store", "large", 1).card.metrics["memory_mib"].value >= weights_mib
 
 
 class RunningTotal(nn.Module):
