@@ -46,7 +46,7 @@ class ImportedForecaster(TaskPredictor):
     Options on the card:
         input: name of the tensor with the series, [N, context] or [N, context, 1].
         output: name of the tensor with the forecasts: [N, horizon] or [N, horizon, 1]; with quantiles,
-            [N, horizon, quantiles] or [N, quantiles, horizon].
+            [N, horizon, quantiles] or [N, quantiles, horizon]. If both sizes are equal, the quantiles come last.
         context: number of values that the network reads; by default, the length of the input tensor.
         quantiles: levels of the quantiles in ascending order: 0.5, at least one level below it and at least one above
             it; or 0.5 alone, which gives no intervals. By default, there are no quantiles.
