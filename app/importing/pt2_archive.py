@@ -86,6 +86,8 @@ def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipI
     if FORMAT not in names:
         old = any(name.endswith("serialized_exported_program.json") for name in (*names, *archive.namelist()))
         hint = "; it was saved by an older torch: save it again with torch 2.9 or later" if old else ""
+        if any(name.endswith("data.pkl") for name in names):
+            hint = "; it is a TorchScript file or a pickle of torch.save: export the network with torch.export"
         raise BadProgram(f"the file is not a .pt2 archive of torch.export.save{hint}")
     for name, info in zip(names, infos, strict=True):
         if name.startswith("data/aotinductor/"):

@@ -83,6 +83,7 @@ def test_pickles_and_native_code_are_rejected(cnn: bytes, tmp_path: Path) -> Non
     assert not (tmp_path / "executed").exists()
     assert "not an ONNX model" in rejected(tmp_path, attack)  # files that do not start like a zip archive
     assert "older torch" in rejected(tmp_path, {"serialized_exported_program.json": b"{}"})
+    assert "it is a TorchScript file or a pickle of torch.save" in rejected(tmp_path, {"data.pkl": attack})
 
 
 @pytest.mark.parametrize(
