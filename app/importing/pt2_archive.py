@@ -178,12 +178,14 @@ def _tensors(
             remaining_bytes -= math.prod(sizes) * dtype.itemsize
             if remaining_bytes < 0:
                 raise BadProgram(f"{name!r} exceeds the allowed {max_bytes:,} bytes of weights")
-            if path not in files:
+            is_read = path in files
+            if not is_read:
                 content = bytearray(_read(archive, entries, path) or bytes(8))
                 files[path] = torch.frombuffer(content, dtype=torch.uint8)
             raw = files[path]
             flat = raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(dtype)
-            tensors[name] = flat.as_strided(sizes, strides, offset).contiguous()
+            tensor = flat.as_strided(sizes, strides, offset).contiguous()
+            tensors[name] = tensor.clone() if is_read else tensor  # the store accepts no tensors that share memory
             keys[identity] = name
         weights[value] = keys[identity]
     return tensors, weights

@@ -246,6 +246,27 @@ def test_programs_that_cannot_be_served_are_rejected(module: nn.Module, message:
     assert message in rejected(tmp_path, entries(export(module, torch.ones(2))))
 
 
+class SharesMemory(nn.Module):
+    """A network with two weights that are overlapping parts of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        base = torch.arange(6.0)
+        self.register_buffer("first", base[:4])
+        self.register_buffer("last", base[2:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.first + 10 * self.last
+
+
+def test_weights_may_be_parts_of_one_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    path.write_bytes(export(SharesMemory(), torch.ones(4)))
+    add(tmp_path / "store", path, Description("net"), MAX_BYTES)
+    (output,) = store.read_version(tmp_path / "store", "net", 1).network().run({"x": torch.zeros(4).numpy()}).values()
+    assert output.tolist() == [20, 31, 42, 53]
+
+
 class DoublesInPlace(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mul_(2) + 1
