@@ -22,7 +22,7 @@ from app import store
 from app.errors import BadValue
 from app.importing.memory import LARGEST_SIZE, MAX_ROWS, MemoryLimit
 from app.importing.onnx_archive import is_onnx_archive, read_onnx_archive
-from app.importing.onnx_file import TYPES, read_inputs, read_onnx_file
+from app.importing.onnx_file import TYPES, fix_image_sizes, read_inputs, read_onnx_file
 from app.importing.pt2_archive import read_pt2
 from app.importing.pt2_graph import BadProgram, InputSpec
 from app.networks.imported import TEST_SIZE, ImportedSizes
@@ -54,6 +54,12 @@ class Description:
     vocabulary: Sequence[str] | None = None  # without ``UNKNOWN_CHARACTER``
     command: str = "python -m app.models add"
 
+    @property
+    def size(self) -> int | None:
+        """The size of the inputs according to the options, if it can be tested, otherwise None."""
+        size = self.options.get(SIZE_OPTIONS.get(self.task, ""))
+        return size if size and 0 < size <= LARGEST_TEST_SIZE else None
+
 
 def add(models: Path, file: Path, description: Description, max_bytes: int) -> Card:
     """Import ``file`` as the next version of a model, and return its card.
@@ -64,12 +70,14 @@ def add(models: Path, file: Path, description: Description, max_bytes: int) -> C
     if (size := file.stat().st_size) > max_bytes:
         raise BadProgram(f"{file.name} has {size:,} bytes; the maximum is {max_bytes:,}")
     if is_onnx_archive(file):
-        draft = _read_onnx(read_onnx_archive(file, max_bytes))
+        draft = _read_onnx(read_onnx_archive(file, max_bytes), description)
+    elif _is_archive(file):
+        draft = _read_program(file, max_bytes)
     else:
-        draft = _read_program(file, max_bytes) if _is_archive(file) else _read_onnx(read_onnx_file(file, max_bytes))
+        draft = _read_onnx(read_onnx_file(file, max_bytes), description)
     draft.card |= _card(description, file)
     draft.card["sizes"]["options"] = dict(description.options)
-    draft.check(description.options.get(SIZE_OPTIONS.get(description.task, "")))
+    draft.check(description.size)
     draft.measure(description.task)
     return store.publish(models, draft.card, draft.tensors).card
 
@@ -95,9 +103,11 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
     return Draft.start("exported-program", program.inputs, sizes, versions, tensors)
 
 
-def _read_onnx(tensors: dict[str, Tensor]) -> Draft:
+def _read_onnx(tensors: dict[str, Tensor], description: Description) -> Draft:
     """Return the draft for an ONNX file. The memory of its runs is not checked, because onnxruntime limits it."""
     inputs = read_inputs(tensors)
+    if description.task == "classify":
+        inputs = fix_image_sizes(inputs, description.options.get("input"), description.size)
     batch = _batch_symbol(inputs)
     symbols = {str(size) for spec in inputs for size in spec.shape if isinstance(size, str)} - {"?", batch}
     ranges = {symbol: [1, LARGEST_SIZE] for symbol in sorted(symbols)}
@@ -183,7 +193,7 @@ class Draft:
 
         rows = 2 if sizes.batched and sizes.max_rows > 1 else 1
         before = network.versions()
-        preferred = [preferred_size] if preferred_size and 0 < preferred_size <= LARGEST_TEST_SIZE else []
+        preferred = [preferred_size] if preferred_size else []
         size, (inputs, outputs) = _first_success(lambda size: run(rows, size, 0), sizes, [*preferred, *TEST_SIZES])
         self.card["sizes"]["test_size"] = size
         if network.versions() != before:
@@ -288,20 +298,24 @@ T = TypeVar("T")
 def _first_success(run: Callable[[int], T], sizes: ImportedSizes, candidates: Iterable[int]) -> tuple[int, T]:
     """Return the first of the sizes ``candidates`` for which ``run`` succeeds, and its result.
 
-    Raises BadProgram, the error of the first run, if all fail. Sizes that give the same shapes are tried only once.
+    Raises BadProgram, the error of the first run, if all fail. Its message has the sizes tried if there are several.
+    Sizes that give the same shapes are tried only once.
     """
     error: BadProgram | None = None
-    tried = []
+    tried: dict[int, dict[str, list[int]]] = {}
     for size in candidates:
-        if (shapes := sizes.dummy_shapes(1, size)) in tried:
+        if (shapes := sizes.dummy_shapes(1, size)) in tried.values():
             continue
-        tried.append(shapes)
+        tried[size] = shapes
         try:
             return size, run(size)
         except BadProgram as failure:
             error = error or failure
     assert error
-    raise error
+    if len(tried) < 2:
+        raise error
+    hint = "if some of them cannot vary, state their sizes in the file"
+    raise BadProgram(f"{error}; tried the sizes {', '.join(map(str, tried))} for all varying dimensions: {hint}")
 
 
 def _other_sizes(sizes: ImportedSizes, size: int) -> ImportedSizes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from app.importing.pt2_graph import BadProgram, InputSpec
 from app.networks.imported.onnx_format import read_onnx
 from app.networks.imported.onnx_network import EXTERNAL, MODEL, OnnxNetwork
 
+CHANNELS = 3  # of an image if the file does not state their number
 TYPES = {  # types of inputs and outputs; the keys are onnxruntime's names
     "tensor(bool)": "bool", "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32",
     "tensor(uint64)": "uint64", "tensor(int8)": "int8", "tensor(int16)": "int16", "tensor(int32)": "int32",
@@ -81,6 +83,25 @@ def read_inputs(tensors: Mapping[str, Tensor]) -> list[InputSpec]:
             raise BadProgram(f"input {name!r} is {kind}; allowed types: {', '.join(TYPES)}")
         specs.append(InputSpec(name, TYPES[kind], tuple(_dimension(size, axis) for axis, size in enumerate(shape))))
     return specs
+
+
+def fix_image_sizes(inputs: Sequence[InputSpec], images: str | None, side: int | None) -> list[InputSpec]:
+    """Return the inputs of a classifier. The varying sizes of the input ``images``, or of any input, are fixed.
+
+    Exporters such as Hugging Face Optimum declare all dimensions as varying, although the network reads only one number
+    of channels and one image size. A varying number of channels becomes ``CHANNELS``. A varying height and width become
+    ``side``, unless it is None. If all dimensions vary, the channels are taken to come first.
+    """
+
+    def fixed(spec: InputSpec) -> InputSpec:
+        if spec.name != (images or spec.name) or len(spec.shape) != 4:
+            return spec
+        last = spec.shape[3] in (1, CHANNELS) and spec.shape[1] not in (1, CHANNELS)
+        known = (None, side, side, None) if last else (None, CHANNELS, side, side)
+        pairs = zip(spec.shape, known, strict=True)
+        return replace(spec, shape=tuple(new if isinstance(size, str) and new else size for size, new in pairs))
+
+    return [fixed(spec) for spec in inputs]
 
 
 def _dimension(size: object, axis: int) -> int | str:

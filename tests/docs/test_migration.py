@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.imported.onnx_models import forest
+from support.imported.onnx_models import forest, square_classifier
 from support.imported.programs import SmallTransformer, export
 from support.service import ROOT, TEST, serving
 from torch import Tensor, nn
@@ -76,10 +76,13 @@ def test_the_guide_for_importing_a_model_is_followed(tmp_path: Path, monkeypatch
     )
     (tmp_path / "characters.json").write_text(json.dumps(list("\n abcdefghi")))
     (tmp_path / "imagenet.txt").write_text("a\nb\nc\nd\ne\n")
+    (tmp_path / "vit").mkdir()
+    vit = square_classifier(["batch_size", "num_channels", "height", "width"], 224, 5)
+    (tmp_path / "vit" / "model.onnx").write_bytes(vit.SerializeToString())
     run_add_commands(page, tmp_path / "store")
     assert models.main(["add", "forest.onnx", "--name", "forest", "--store", "store"]) == 0
     assert store.version_numbers(tmp_path / "store", "resnet") == [1, 2]
-    assert sorted(store.model_names(tmp_path / "store")) == ["forest", "gpt", "resnet", "series"]
+    assert sorted(store.model_names(tmp_path / "store")) == ["forest", "gpt", "resnet", "series", "vit"]
 
 
 def test_a_torchserve_archive_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

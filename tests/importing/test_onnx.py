@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
-from support.imported.onnx_models import externalise, forest, linear_model, onnx_model
+from PIL import Image
+from support.imported.onnx_models import externalise, forest, linear_model, onnx_model, square_classifier
 from support.service import TEST, serving
 from tritonclient import http as triton
 
@@ -125,6 +126,31 @@ def colour_model() -> ModelProto:
 def test_a_classifier_is_tested_with_images_of_its_size(tmp_path: Path) -> None:
     options = {"task": "classify", "labels": ["red", "green", "blue"], "options": {"size": 24}}
     assert add_model(tmp_path, colour_model(), **options).sizes["test_size"] == 24
+
+
+@pytest.mark.parametrize(
+    ("declared", "fixed"),
+    [
+        (["batch_size", "num_channels", "height", "width"], [-1, 3, 24, 24]),
+        (["batch_size", None, None, None], [-1, 3, 24, 24]),
+        (["batch_size", "height", "width", 3], [-1, 24, 24, 3]),
+    ],
+)
+def test_varying_sizes_of_a_classifier_are_fixed(tmp_path: Path, declared: list[Any], fixed: list[int]) -> None:
+    model = square_classifier(declared, 24, 3)
+    options = {"task": "classify", "labels": ["red", "green", "blue"]}
+    card = add_model(tmp_path, model, **options, options={"size": 24})
+    assert (card.inputs[0].shape, card.sizes["batched"]) == (fixed, True)
+    file = io.BytesIO()
+    Image.new("RGB", (30, 40), (255, 0, 0)).save(file, "PNG")
+    image = np.zeros([1, *fixed[1:]], np.float32)
+    with serving(Settings(store=tmp_path / "store", **TEST)) as client:
+        client.post("/v1/images/classify", content=file.getvalue()).raise_for_status()
+        assert infer(client.base_url.netloc.decode(), "net", x=image).as_numpy("y").tolist() == [[0, 0, 0]]
+        with pytest.raises(triton.InferenceServerException, match="expected \\[-1, "):
+            infer(client.base_url.netloc.decode(), "net", x=image[:, :2])
+    with pytest.raises(StoreError, match="tried the sizes 16, 32, 64, 128, 256 for all varying dimensions"):
+        add_model(tmp_path, model)
 
 
 def test_a_classifier_with_a_mask_is_rejected(tmp_path: Path) -> None:

@@ -43,7 +43,14 @@ def linear_classifier() -> ModelProto:
     return onnx_model(nodes, {"image": ["batch", 3, 2, 2]}, {"y": ["batch", 2]}, {"matrix": matrix})
 
 
-def bigram_model(values: int = 3) -> ModelProto:
+def square_classifier(shape: list[Any], side: int, labels: int) -> ModelProto:
+    """Return a classifier of RGB images of ``side`` x ``side`` pixels. Its input declares the shape ``shape``."""
+    matrix = np.random.default_rng(0).standard_normal((3 * side * side, labels)).astype(np.float32)
+    nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "matrix"], ["y"])]
+    return onnx_model(nodes, {"x": shape}, {"y": ["n", labels]}, {"matrix": matrix})
+
+
+def bigram_model(values: int = 3, time: str | None = "time") -> ModelProto:
     """Return a model of texts that computes the logits of the next character from the last character alone."""
     matrix = np.random.default_rng(0).standard_normal((values, values)).astype(np.float32)
     tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", "time"])
