@@ -27,11 +27,13 @@ from app.importing.pt2_archive import read_pt2
 from app.importing.pt2_graph import BadProgram, InputSpec
 from app.networks.imported import TEST_SIZE, ImportedSizes
 from app.networks.imported.exported_program import GRAPH, graph_tensor
+from app.networks.imported.onnx_format import read_onnx
+from app.networks.imported.onnx_network import MODEL
 from app.store import UNKNOWN_CHARACTER, Card, TaskName, TensorSpec, Version
 from app.tasks import TASKS, speed
 
 TOLERANCE = 1e-4  # relative to the largest output: allowed difference of a row's output alone and in a batch
-LOW_PRECISION_TOLERANCE = 2e-2  # the same for outputs in float16
+LOW_PRECISION_TOLERANCE = 2e-2  # the same if a weight or an output is in float16 or bfloat16
 TEST_SIZES = (TEST_SIZE, 32, 64, 128, 256)  # tried in turn; a network may need images of at least 32 pixels
 LARGEST_TEST_SIZE = 4096
 DEFAULT_MINIMUM = 2  # torch states this minimum for Dim.AUTO and Dim.DYNAMIC, but still allows a size of 1
@@ -202,7 +204,9 @@ class Draft:
             _same(output, other) for output, other in zip(outputs.values(), run(rows, size, 0)[1].values(), strict=True)
         ):
             raise BadProgram("two runs on the same input differ: the network draws random numbers; make them an input")
-        if sizes.batched and not _computes_rows(network.run, inputs, outputs, rows):
+        low = self._has_low_precision() or any(output.dtype == np.float16 for output in outputs.values())
+        tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE
+        if sizes.batched and not _computes_rows(network.run, inputs, outputs, rows, tolerance):
             self.card["sizes"] |= {"batched": False, "max_rows": 1}
             symbol = str(next(iter(sizes.inputs.values()))[0])
             self.card["sizes"]["ranges"] |= {symbol: [1, sizes.max_rows]}
@@ -223,6 +227,12 @@ class Draft:
             }
             for name, output in outputs.items()
         ]
+
+    def _has_low_precision(self) -> bool:
+        """Return whether a weight is float16 or bfloat16. Results then have rounding errors of this type."""
+        if self.card["kind"] == "onnx":
+            return read_onnx(self.tensors[MODEL].numpy().data).low_precision
+        return any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in self.tensors.values())
 
     def _limit_rows(self, run: Callable[[int], object]) -> None:
         """Reduce ``max_rows`` until a run succeeds, because onnxruntime limits the memory of a run."""
@@ -350,8 +360,12 @@ def _computes_rows(
     inputs: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
     rows: int,
+    tolerance: float,
 ) -> bool:
-    """Return whether each row of ``outputs`` equals, up to rounding, the output of a run on that input row alone."""
+    """Return whether each row of ``outputs`` equals the output of a run on that input row alone.
+
+    Differences may be up to ``tolerance``, relative to the largest output.
+    """
     for row in range(rows):
         try:
             single = run({name: array[row : row + 1] for name, array in inputs.items()})
@@ -364,7 +378,6 @@ def _computes_rows(
                 if not np.array_equal(single[name][0], output[row]):
                     return False
                 continue
-            tolerance = LOW_PRECISION_TOLERANCE if output.dtype == np.float16 else TOLERANCE
             largest = float(np.abs(output[np.isfinite(output)]).max(initial=0))
             if not np.allclose(
                 single[name][0], output[row], tolerance, tolerance * max(largest, 1e-30), equal_nan=True

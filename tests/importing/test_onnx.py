@@ -117,6 +117,20 @@ def test_a_model_may_read_only_some_sizes(tmp_path: Path) -> None:
             infer(port, "net", x=np.ones((1, 1, 33, 33), np.float32))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_rows_may_differ_by_the_rounding_of_the_weights(tmp_path: Path, dtype: type) -> None:
+    """A mean of all rows simulates rounding errors that depend on the batch size."""
+    nodes = [
+        helper.make_node("Cast", ["weight"], ["factor"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0]),
+        helper.make_node("Mul", ["mean", "factor"], ["error"]),
+        helper.make_node("Add", ["x", "error"], ["y"]),
+    ]
+    weights = {"weight": np.array([0.005], dtype)}
+    card = add_model(tmp_path, onnx_model(nodes, {"x": ["n", 3]}, {"y": ["n", 3]}, weights))
+    assert card.sizes["batched"] is (dtype is np.float16)
+
+
 def colour_model() -> ModelProto:
     """Return a classifier whose logits are the means of the three channels."""
     nodes = [helper.make_node("GlobalAveragePool", ["x"], ["mean"]), helper.make_node("Flatten", ["mean"], ["y"])]

@@ -246,6 +246,25 @@ def test_programs_that_cannot_be_served_are_rejected(module: nn.Module, message:
     assert message in rejected(tmp_path, entries(export(module, torch.ones(2))))
 
 
+class Rounds(nn.Module):
+    """A network with float32 outputs. A mean of all rows simulates rounding errors that depend on the batch size."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(3, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight.float() + 0.005 * x.mean(0)
+
+
+@pytest.mark.parametrize(("dtype", "batched"), [(torch.float16, True), (torch.bfloat16, True), (torch.float32, False)])
+def test_rows_may_differ_by_the_rounding_of_the_weights(tmp_path: Path, dtype: torch.dtype, batched: bool) -> None:
+    path = tmp_path / "net.pt2"
+    sizes = {"x": {0: torch.export.Dim("rows", max=64)}}
+    path.write_bytes(export(Rounds(dtype), torch.ones(2, 3), sizes=sizes))
+    assert add(tmp_path / "store", path, Description("net"), MAX_BYTES).sizes["batched"] is batched
+
+
 class SharesMemory(nn.Module):
     """A network with two weights that are overlapping parts of one tensor."""
 

@@ -16,7 +16,8 @@ MODEL_GRAPH, MODEL_FUNCTIONS, MODEL_OPSETS = 7, 25, 8
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
 NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 4, 5, 7
 ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
-TENSOR_DIMS, TENSOR_EXTERNAL, TENSOR_LOCATION = 1, 13, 14
+TENSOR_DIMS, TENSOR_TYPE, TENSOR_EXTERNAL, TENSOR_LOCATION = 1, 2, 13, 14
+LOW_PRECISION = (10, 16)  # values of ``TENSOR_TYPE`` for float16 and bfloat16
 FUNCTION_NAME, FUNCTION_NODE, FUNCTION_DOMAIN, FUNCTION_DEFAULT = 1, 7, 10, 11
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 NATIVE = ("com.microsoft", "com.ms.", "org.pytorch.")  # prefixes of domains with operators of onnxruntime
@@ -32,13 +33,19 @@ Operator = tuple[str, str]  # domain and name
 
 @dataclass
 class OnnxContent:
-    """The external data of an ONNX file: the name of each further file, and the size in bytes that it must have."""
+    """The content of an ONNX file.
+
+    Attributes:
+        external: the name of each file with external data, and the size in bytes that it must have.
+        low_precision: whether a tensor in the file or in its external data is float16 or bfloat16.
+    """
 
     external: dict[str, int] = field(default_factory=dict)
+    low_precision: bool = False
 
 
 def read_onnx(content: memoryview) -> OnnxContent:
-    """Check an ONNX file, and return its external data. Raises ValueError with a message that says what is wrong."""
+    """Check an ONNX file, and return what it contains. Raises ValueError with a message that says what is wrong."""
     result = OnnxContent()
     try:
         fields = list(_fields(content))
@@ -113,6 +120,8 @@ def _check_tensor(tensor: memoryview, result: OnnxContent) -> None:
     for number, value in _fields(tensor):
         if number == TENSOR_DIMS:
             dims += [value] if isinstance(value, int) else _varints(value)
+        elif number == TENSOR_TYPE:
+            result.low_precision |= value in LOW_PRECISION
         elif number == TENSOR_LOCATION:
             is_external = value == 1
         elif number == TENSOR_EXTERNAL and isinstance(value, memoryview):
