@@ -103,6 +103,8 @@ class GraphReader:
             target = node["target"].removeprefix("torch.ops.")
             if target == "higher_order.wrap_with_set_grad_enabled":
                 self._inline(node, scope, prefix)
+            elif target == "higher_order.wrap_with_autocast":
+                raise BadProgram("blocks of torch.autocast are not supported; export the network without them")
             elif target.startswith("higher_order."):
                 raise BadProgram(f"operator {target!r} is not allowed: control flow that depends on values")
             elif not target.startswith(CHECKS):

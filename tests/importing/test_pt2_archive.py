@@ -226,6 +226,12 @@ class Finds(nn.Module):
         return x[x > 0]
 
 
+class Casts(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return x @ x
+
+
 class Transforms(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.fft.rfft(x)
@@ -239,6 +245,7 @@ class Transforms(nn.Module):
         (Draws(), "two runs on the same input differ"),
         (Counts(), "changes its own weights or buffers"),
         (Finds(), "the result size of 'aten.index.Tensor' is not known from shapes alone"),
+        (Casts(), "blocks of torch.autocast are not supported"),
         (Transforms(), "output 'fft_rfft' is of type complex64; allowed types: bool, "),
     ],
 )
