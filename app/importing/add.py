@@ -93,6 +93,8 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
     """Read a ``.pt2`` file. The maximum of each varying size is chosen so that a run fits into memory."""
     with file.open("rb") as content:
         program = read_pt2(content, max_bytes)
+    if GRAPH in program.tensors:
+        raise BadProgram(f"a weight has the name {GRAPH!r}, which is reserved for the program; rename it")
     tensors = {**program.tensors, GRAPH: graph_tensor(program.graph)}
     for spec in program.inputs:
         if spec.dtype not in DTYPES:

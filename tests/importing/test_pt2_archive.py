@@ -232,6 +232,15 @@ class Casts(nn.Module):
             return x @ x
 
 
+class NamedLikeTheProgram(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("graph", torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.graph
+
+
 class Transforms(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.fft.rfft(x)
@@ -246,6 +255,7 @@ class Transforms(nn.Module):
         (Counts(), "changes its own weights or buffers"),
         (Finds(), "the result size of 'aten.index.Tensor' is not known from shapes alone"),
         (Casts(), "blocks of torch.autocast are not supported"),
+        (NamedLikeTheProgram(), "a weight has the name 'graph', which is reserved for the program; rename it"),
         (Transforms(), "output 'fft_rfft' is of type complex64; allowed types: bool, "),
     ],
 )
