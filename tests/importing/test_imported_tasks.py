@@ -424,6 +424,19 @@ def test_a_mismatch_names_the_tensor(
     assert not (tmp_path / "store" / name).exists()
 
 
+class Centring(nn.Module):
+    """A forecaster that subtracts the mean of all series of a batch."""
+
+    def forward(self, series: Tensor) -> Tensor:
+        return series - series.mean(0)
+
+
+def test_rows_may_not_affect_each_other(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "centring.pt2").write_bytes(export(Centring(), torch.zeros(2, 12), sizes={"series": {0: BATCH}}))
+    assert add(files, tmp_path / "store", "centring", *OPTIONS["points"]) == 1
+    assert "first dimension that is 1, or that counts rows which do not affect each other" in capsys.readouterr().err
+
+
 class Bidirectional(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -167,7 +167,8 @@ class TaskPredictor(TensorPredictor):
         firsts = {name: shape[0] if shape else 0 for name, shape in self.sizes.inputs.items()}
         for name, first in firsts.items():
             if not self.sizes.batched and first != 1:
-                raise self.mismatch(name, "should have a first dimension that counts rows")
+                expected = "should have a first dimension that is 1, or that counts rows which do not affect each other"
+                raise self.mismatch(name, expected)
 
     def mismatch(self, tensor: str, expected: str) -> StoreError:
         """Return the error for a tensor that does not fit the task."""
