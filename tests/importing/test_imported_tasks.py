@@ -17,7 +17,7 @@ import pytest
 import torch
 from onnx import helper
 from PIL import Image
-from support.imported.onnx_models import onnx_model
+from support.imported.onnx_models import bigram_model, onnx_model
 from support.imported.programs import SmallTransformer, export, export_cnn, export_transformer
 from support.service import TEST, serving
 from torch import Tensor, nn
@@ -422,6 +422,17 @@ def test_a_mismatch_names_the_tensor(
     assert add(files, tmp_path / "store", name, *options) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "store" / name).exists()
+
+
+def test_the_context_is_needed_if_the_length_varies(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The length has no name in the ONNX file, so nothing is known about it."""
+    (files / "bigram.onnx").write_bytes(bigram_model(len(VOCABULARY), time=None).SerializeToString())
+    options = ("--task", "continue", "--vocabulary", "vocabulary.json")
+    assert add(files, tmp_path / "store", "bigram", *options, suffix=".onnx") == 1
+    assert "tensor 'tokens' has no fixed length; option context sets the length" in capsys.readouterr().err
+    assert add(files, tmp_path / "store", "bigram", *options, "--context", "64", suffix=".onnx") == 0
 
 
 class Centring(nn.Module):

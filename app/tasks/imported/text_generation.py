@@ -208,7 +208,8 @@ class WindowNetwork(_CharacterNetwork):
         self._check_logits(self.output)
         self.fixed = self.input.shape[1] != -1
         rule = tensors.sizes.inputs[self.input.name][1]
-        longest = rule if isinstance(rule, int) else tensors.sizes.ranges.get(rule, [1, 1])[1]
+        unlisted = [1, math.inf if rule == "?" else 1]  # the size has no name, so no range is known
+        longest = rule if isinstance(rule, int) else tensors.sizes.ranges.get(rule, unlisted)[1]
         if longest > MAX_DEFAULT_CONTEXT and not tensors.options.get("context"):
             raise tensors.mismatch(self.input.name, "has no fixed length; option context sets the length")
         self.context = int(tensors.options.get("context") or longest)

@@ -53,8 +53,8 @@ def square_classifier(shape: list[Any], side: int, labels: int) -> ModelProto:
 def bigram_model(values: int = 3, time: str | None = "time") -> ModelProto:
     """Return a model of texts that computes the logits of the next character from the last character alone."""
     matrix = np.random.default_rng(0).standard_normal((values, values)).astype(np.float32)
-    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", "time"])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "time", values])
+    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", time])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", time, values])
     nodes = [helper.make_node("Gather", ["matrix", "tokens"], ["logits"])]
     graph = helper.make_graph(nodes, "graph", [tokens], [logits], [numpy_helper.from_array(matrix, "matrix")])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
