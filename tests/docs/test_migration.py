@@ -100,7 +100,9 @@ def test_a_torchserve_archive_is_moved(tmp_path: Path, monkeypatch: pytest.Monke
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
         archive.writestr("digits.pth", weights.getvalue())
         archive.writestr("model.py", MODEL)
-        archive.writestr("index_to_name.json", json.dumps({str(digit): f"digit {digit}" for digit in range(10)}))
+        names: dict[str, str | list[str]] = {str(digit): f"digit {digit}" for digit in range(10)}
+        names["9"] = ["n09", "digit 9"]  # archives for ImageNet have lists
+        archive.writestr("index_to_name.json", json.dumps(names))
     page = GUIDES / "from-torchserve.md"
     (script,) = re.findall(r"^```py\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     with warnings.catch_warnings():
