@@ -36,7 +36,7 @@ def test_an_uploaded_network_is_served(serve: Serve) -> None:
         assert (answer.json()["imported"], answer.json()["task"]) == (1, "classify")
         wait_until(lambda: client.get("/v1/models/uploaded").status_code == 200)
         card = client.get("/v1/models/uploaded").json()["card"]
-        assert (card["labels"], card["licence"]) == (["cat", "dog", "bird"], "MIT")
+        assert (card["labels"], card["licence"], card["title"]) == (["cat", "dog", "bird"], "MIT", "uploaded")
         assert card["sizes"]["options"]["mean"] == [-0.5, 0, 1]
         for labels, count in (("cat\ndog", 2), ("bytes", 1)):
             message = rejected(client, {**query, "labels": labels}, content)

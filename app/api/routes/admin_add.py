@@ -147,7 +147,8 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
         StoreNotWritable: the command cannot read or write the store.
     """
     arguments = [str(folder / "upload"), f"--store={store}", "--json"]
-    for name, value in query.model_dump(exclude_none=True).items():
+    title = query.title or query.name  # without a title, the command would use the name of the file, "upload"
+    for name, value in (query.model_dump(exclude_none=True) | {"title": title}).items():
         option = name.replace("_", "-")
         if name in FILES and (name, value) != ("vocabulary", "bytes"):
             (folder / name).write_text(value, "utf-8")
