@@ -92,7 +92,9 @@ def _check_onnx(content: bytes, signature: Signature, label: str) -> None:
 
 def _signature(version: Version) -> Signature:
     if is_imported(version.card.kind):
-        raise ExportRefused(f"{version.label} was imported; only networks of this project can be exported")
+        raise ExportRefused(
+            f"{version.label} was imported, so it can only be exported to an archive, without --onnx and --pt2"
+        )
     return SIGNATURES[version.card.task](version)
 
 
