@@ -278,6 +278,9 @@ def base_version(
     NAME stands for the active version of a model, and NAME@VERSION for the given version. If the folder of ``--store``
     does not have the version, the models that are included in the repository are searched.
 
+    With ``--from``, ``options.data_options["origin"]`` becomes NAME@VERSION. So the config of the run contains the
+    version, and the run is not resumed from another version that was published or activated in the meantime.
+
     Args:
         options: the options of the command.
         kinds: the network kinds that the command accepts.
@@ -307,6 +310,8 @@ def base_version(
         raise DataError(
             f"{flag} {text}: the network kind is {version.card.kind}; this command can start from {' or '.join(kinds)}"
         )
+    if not other:
+        options.data_options["origin"] = f"{name}@{version.card.version}"
     return version
 
 

@@ -307,6 +307,18 @@ def test_a_run_is_not_resumed_with_other_options(workspace: Path, monkeypatch: p
             train("cnn", "--resume", *resumed)
 
 
+def test_a_run_is_not_resumed_from_another_base_version(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit, match="resume with"):
+        train("cnn")  # without --from
+    base = store.read_version(workspace / "models_store", "cifar10-whitened", 1)
+    store.publish(workspace / "models_store", base.card.model_dump(), base.tensors)
+    with pytest.raises(SystemExit, match=r"was started with origin cifar10-whitened@1 \(now cifar10-whitened@2\)"):
+        train("cnn", "--resume")
+    with pytest.raises(SystemExit, match="resume with"):  # continues until the next line of the log
+        train("cnn", "--resume", "--from", "cifar10-whitened@1")
+
+
 @pytest.mark.parametrize("stem", SCRIPTS)
 def test_two_processes_train_like_one(stem: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = ["--bfloat16", "0", *(["--dropout", "0.2"] if stem == "rnn" else [])]
