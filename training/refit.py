@@ -77,6 +77,26 @@ def reject_seen(card: store.Card, option: str, data: dict[str, str]) -> None:
         )
 
 
+def reject_other_size(card: store.Card, option: str, data: dict[str, str], side: int) -> None:
+    """Raise DataError if a version was trained on the same images with another side length in pixels.
+
+    The split depends on the resized pixels. So the version may have learned from images that are now in the test part.
+
+    Args:
+        card: the card of an image classifier.
+        option: the option that names the version, with its value.
+        data: see ``seen_data``.
+        side: the side length to which the images are resized now.
+    """
+    size = card.sizes["image"]
+    if size != side and (names := ", ".join(key.partition(":")[2] for key in data if key in card.data)):
+        raise DataError(
+            f"{option}: this version of {card.name} was trained on images of {names} with --size {size}. With --size "
+            f"{side}, the images are divided into other parts, so the version may know the new test images. Use "
+            f"--size {size}"
+        )
+
+
 def describe(card: dict[str, Any], steps: int, how: str = "after which the first network was best") -> dict[str, Any]:
     """Return the model card of a network that was trained again for ``steps`` steps on all data.
 

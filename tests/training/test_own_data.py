@@ -207,6 +207,18 @@ def test_a_version_that_was_trained_on_all_of_the_data_is_no_start(stem: str, wo
     assert not (workspace / "runs").exists()
 
 
+def test_a_version_for_another_size_of_the_same_images_is_no_start(workspace: Path) -> None:
+    fields = {"labels": [str(i) for i in range(10)], "data": {"images:shapes": "digest"}}
+    card = tiny_card("small", "classify", "whitened-net", WHITENED, fields)
+    store.publish(Path("models_store"), card, build("whitened-net", WHITENED).state_dict())
+    message = (
+        r"--from small@1: this version of small was trained on images of shapes with --size 32\. .* Use --size 32$"
+    )
+    with pytest.raises(DataError, match=message):
+        train("cnn", "--from", "small", "--size", "64")
+    assert not Path("runs").exists()
+
+
 def test_data_are_the_same_if_their_name_or_their_digest_is_the_same() -> None:
     def seen(data: dict[str, str], refit_steps: int | None = 3, **own: str) -> list[str]:
         card = tiny_card("a", "forecast", "forecaster", FORECASTER, {"data": data, "refit_steps": refit_steps})

@@ -357,6 +357,13 @@ def test_fine_tuned_blocks_that_saw_all_photos_are_no_start(workspace: Path) -> 
     assert photo_training.read_base(options, dataset).name == "seen@1"
     with pytest.raises(DataError, match="--from seen@2: this version of seen was trained on all of photos"):
         cnn.main(["--images", "photos", *TRAIN, "--from", "seen@2"])
+    store.publish(
+        workspace / "models_store", {**card, "labels": fields["labels"]}, EfficientNetLite(SMALL).state_dict()
+    )
+    with pytest.raises(
+        DataError, match=r"--from seen@3: .* trained on images of photos with --size 96\. With --size 128,"
+    ):
+        cnn.main(["--images", "photos", *TRAIN, "--from", "seen@3", "--size", "128"])
 
 
 def test_augmentation_keeps_type_and_size_and_mirrors_only_on_request() -> None:

@@ -204,7 +204,9 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     """Train a classifier on your own images, evaluate it and publish it."""
     base = base_version(options, ("whitened-net",), "cifar10-whitened")
     if base:
-        refit.reject_seen(base.card, f"--from {base.card.name}@{base.card.version}", dataset.data)
+        option = f"--from {base.card.name}@{base.card.version}"
+        refit.reject_seen(base.card, option, dataset.data)
+        refit.reject_other_size(base.card, option, dataset.data, dataset.images.shape[-1])
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
     network = fine_tune(run, config, dataset, base)

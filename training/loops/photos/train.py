@@ -84,7 +84,7 @@ def read_base(options: Options, dataset: ImageDataset) -> Base:
     """Return the network given by ``--from``.
 
     Raises:
-        DataError: the network cannot be used, or its blocks were fine-tuned on all images of the dataset.
+        DataError: the network cannot be used, or it may know images of the test part.
     """
     origin: str | None = options.data_options["origin"]
     if origin in (None, pretrained.NAME):
@@ -97,6 +97,7 @@ def read_base(options: Options, dataset: ImageDataset) -> Base:
     name = f"{card.name}@{card.version}"
     if HEAD_ONLY not in card.notes:  # otherwise only the last layer has seen the images, and a new one replaces it
         refit.reject_seen(card, f"--from {name}", dataset.data)
+        refit.reject_other_size(card, f"--from {name}", dataset.data, dataset.images.shape[-1])
     return Base(version.network(), name, {name: card.weights_sha256}, card.licence, card.source)
 
 
