@@ -283,7 +283,7 @@ class Run:
     def write_file(self, name: str, text: str) -> None:
         """Write a file to the run's folder, in the first process only."""
         if distributed.rank() == 0:
-            (self.folder / name).write_text(text, "utf-8")
+            (self.folder / name).write_text(text, "utf-8", "backslashreplace")  # file names may not be UTF-8
 
     def plot_curves(self) -> Path:
         """Plot every metric of metrics.jsonl over the steps, write the plots to curves.png, and return its path."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import shutil
 import signal
 from collections import Counter
@@ -28,7 +29,7 @@ from app.tasks.image_codecs import ImageDecoder
 from training import cnn, gan, lstm, refit, rnn
 from training import run as running
 from training.configs import CNN_OWN, RNN_OWN
-from training.data import image_folders, shapes, texts
+from training.data import image_dataset, image_folders, shapes, texts
 from training.data.datasets import DataError
 from training.evaluation import evaluate, generation
 from training.loops import cnn_finetune, gan_finetune, time_budget
@@ -546,6 +547,18 @@ def test_unreadable_files_are_listed_and_skipped(tmp_path: Path) -> None:
     ):
         assert sentence in remarks
     assert len(pictures.skipped) == 4
+
+
+def test_names_of_files_need_not_be_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(20):
+        save_noise(tmp_path / "pets" / "cat", os.fsdecode(b"K\xe4tz%d.png" % number), number)
+    (tmp_path / "pets" / "cat" / os.fsdecode(b"gr\xfcn.jpg")).touch()
+    dataset = image_folders.read(tmp_path / "pets", 32, group=r"K.tz1?")
+    assert sum(map(len, dataset.split())) == 20
+    image_dataset.print_summary(dataset)
+    assert r"gr\udcfcn.jpg has 0 bytes" in capsys.readouterr().out
+    running.Run.write_file(SimpleNamespace(folder=tmp_path), "skipped.txt", dataset.skipped[0])  # type: ignore[arg-type]
+    assert r"gr\udcfcn.jpg" in (tmp_path / "skipped.txt").read_text()
 
 
 def test_duplicates_and_contradictory_labels_are_skipped(tmp_path: Path) -> None:

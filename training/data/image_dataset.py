@@ -170,8 +170,8 @@ class ImageDataset:
 
 
 def _position(unit: str) -> float:
-    """Return a hash of a text, as a number from 0 to 1."""
-    return int.from_bytes(hashlib.sha256(unit.encode()).digest()[:6]) / 2**48
+    """Return a hash of a text, as a number from 0 to 1. Groups may be parts of file names that are not UTF-8."""
+    return int.from_bytes(hashlib.sha256(unit.encode(errors="surrogateescape")).digest()[:6]) / 2**48
 
 
 def keep_trainable(dataset: ImageDataset, path: Path, classes: int = 2) -> ImageDataset:

@@ -66,6 +66,7 @@ def list_images(path: Path, name: str = "") -> ImageList:
     """
     if not path.exists():
         raise DataError(f"{path} does not exist")
+    _check_name(path.resolve().name, path)
     if path.is_file():
         return _list_csv(path)
     skipped: list[str] = []
@@ -83,7 +84,17 @@ def list_images(path: Path, name: str = "") -> ImageList:
     ]
     if not images:
         raise DataError(f"{path} holds no files: put the images of each class into its own sub-folder")
+    for label in sorted({label for image in images for label in image.labels}):
+        _check_name(label, path)
     return ImageList(images, None, skipped)
+
+
+def _check_name(name: str, path: Path) -> None:
+    """Raise DataError if a name is not UTF-8, because the model card contains it. ``path``: the folder or CSV file."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{path}: rename the folder or file {os.fsencode(name)!r}; its name is not UTF-8") from None
 
 
 def _entries(path: Path) -> list[Path]:
@@ -127,7 +138,12 @@ def _parts(path: Path) -> dict[Path, str]:
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*") if not file.name.startswith("."))
+    return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*") if not _is_hidden(file, folder))
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Return whether a file in a folder, or one of the sub-folders above it, has a name such as .thumbnails."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _has_classes(folder: Path) -> bool:
@@ -159,8 +175,12 @@ def _list_folder(path: Path, name: str, skipped: list[str], is_part: bool) -> It
     skipped += [f"{file}: not in a sub-folder, so it has no class" for file in loose]
     for folder in folders:
         for file in sorted(folder.rglob("*")):
-            if file.is_file() and not file.name.startswith("."):
+            if _is_hidden(file, folder):
+                continue
+            if file.is_file():
                 yield ListedImage(file, (folder.name,))
+            elif file.is_symlink() and file.is_dir():
+                skipped.append(f"{file}: a link to a folder; only links directly to the folder of a class are followed")
 
 
 def _list_flat(path: Path, files: list[Path], name: str, skipped: list[str]) -> Iterator[ListedImage]:

@@ -41,9 +41,9 @@ def local_device(device: str) -> str:
 
 
 def print_once(text: str) -> None:
-    """Print ``text`` in the first process only."""
+    """Print ``text`` in the first process only. Bytes of file names that are not UTF-8 are printed as escapes."""
     if rank() == 0:
-        print(text, flush=True)
+        print(text.encode(errors="backslashreplace").decode(), flush=True)
 
 
 def initialize(device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,23 @@ def write_files(folder: Path, *names: str) -> Path:
 def listed(path: Path) -> set[tuple[str, str, str]]:
     """Return the name, the label and the part of each image in a list."""
     return {(image.path.name, " ".join(image.labels), image.part) for image in list_images(path).images}
+
+
+def test_hidden_folders_and_links_to_folders_in_a_class_are_skipped(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "pets", "cat/0.jpg", "cat/.thumbnails/1.jpg", "cat/a/.cache/b/2.jpg", "cat/a/3.jpg")
+    write_files(tmp_path, "elsewhere/4.jpg")
+    (path / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
+    (path / "dog").symlink_to(tmp_path / "elsewhere")
+    assert listed(path) == {("0.jpg", "cat", ""), ("3.jpg", "cat", ""), ("4.jpg", "dog", "")}
+    remark = "a link to a folder; only links directly to the folder of a class are followed"
+    assert list_images(path).skipped == [f"{path}/cat/linked: {remark}"]
+
+
+@pytest.mark.parametrize("name", [b"K\xe4tz/1.jpg", b"K\xe4tz.1.jpg"])
+def test_a_label_that_is_not_utf_8_is_rejected_by_name(tmp_path: Path, name: bytes) -> None:
+    write_files(tmp_path, os.fsdecode(name), "dog/2.jpg" if b"/" in name else "dog.2.jpg")
+    with pytest.raises(DataError, match=r"rename the folder or file b'K\\xe4tz'; its name is not UTF-8"):
+        list_images(tmp_path)
 
 
 SPLIT = {("0.jpg", "cat", "train"), ("1.jpg", "dog", "train"), ("2.jpg", "cat", "test"), ("3.jpg", "dog", "test")}
