@@ -561,6 +561,16 @@ def test_names_of_files_need_not_be_utf_8(tmp_path: Path, capsys: pytest.Capture
     assert r"gr\udcfcn.jpg" in (tmp_path / "skipped.txt").read_text()
 
 
+def test_images_are_reordered_in_the_memory_that_they_already_use() -> None:
+    for seed in range(20):
+        indices = torch.randperm(9, generator=torch.Generator().manual_seed(seed))[: 9 - seed % 3]
+        images = torch.arange(9).view(9, 1, 1, 1).repeat(1, 3, 2, 2)
+        expected = images[indices]
+        reordered = image_folders._reordered(images, indices.tolist())
+        assert torch.equal(reordered, expected)
+        assert reordered.data_ptr() == images.data_ptr()
+
+
 def test_duplicates_and_contradictory_labels_are_skipped(tmp_path: Path) -> None:
     save_noise(tmp_path / "pets" / "cat", "a.png")
     save_noise(tmp_path / "pets" / "cat", "again.bmp")

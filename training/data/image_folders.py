@@ -19,7 +19,7 @@ from app.errors import QuartetError
 from app.tasks.image_codecs import ImageDecoder
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset
-from training.data.image_lists import ListedImage, list_images
+from training.data.image_lists import ImageList, list_images
 from training.loops import distributed
 
 MAX_PIXELS = 10**8  # images with more pixels are skipped
@@ -43,8 +43,8 @@ def read(path: Path, side: int, channels: int = 3, name: str = "", group: str | 
     """
     listed = list_images(path, name)
     groups = _groups(path, [image.path for image in listed.images], group) if group else []
-    decoded = _decode_all([image.path for image in listed.images], side, channels)
-    dataset = _deduplicate(path.resolve().name, listed.images, listed.labels, decoded, groups, listed.skipped)
+    images, errors = _decode_all([image.path for image in listed.images], side, channels)
+    dataset = _deduplicate(path.resolve().name, listed, images, errors, groups)
     if not dataset.labels.numel():
         first = dataset.skipped[0] if dataset.skipped else "all images have contradictory labels"
         raise DataError(f"{path}: none of its {len(listed.images):,} files is an image; first error: {first}")
@@ -81,45 +81,45 @@ def _groups(path: Path, files: list[Path], pattern: str) -> list[str]:
     return [(match[1] if compiled.groups else match[0]) or "" if match else "" for match in matches]
 
 
-def _decode_all(files: list[Path], side: int, channels: int) -> list[Tensor | str]:
-    """Return one item for each file: the pixels of the image, or an error message."""
-    decoder = ImageDecoder(channels, side)
+def _decode_all(files: list[Path], side: int, channels: int) -> tuple[Tensor, list[str]]:
+    """Return the pixels of the images uint8 [files, channels, side, side], and an error message for each file.
 
-    def decode(file: Path) -> Tensor | str:
+    The error message is empty if the file could be read. Otherwise the pixels are undefined.
+    """
+    decoder = ImageDecoder(channels, side)
+    images = torch.empty(len(files), channels, side, side, dtype=torch.uint8)
+
+    def decode(index: int) -> str:
+        file = files[index]
         try:
-            return decoder.parse(file.read_bytes(), MAX_PIXELS, str(file))
+            images[index] = decoder.parse(file.read_bytes(), MAX_PIXELS, str(file))
         except QuartetError as failure:
             return failure.message
         except OSError as error:
             return f"{file}: {error.strerror}"
+        return ""
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads help, because decoding releases the GIL
         bar = tqdm(total=len(files), desc="reading", unit="file", leave=False, disable=distributed.rank() > 0)
-        read = []
-        for outcome in pool.map(decode, files):
-            read.append(outcome)
+        errors = []
+        for error in pool.map(decode, range(len(files))):
+            errors.append(error)
             bar.update()
         bar.close()
-    return read
+    return images, errors
 
 
-def _deduplicate(
-    name: str,
-    listed: list[ListedImage],
-    known_labels: list[str] | None,
-    decoded: list[Tensor | str],
-    groups: list[str],
-    skipped: list[str],
-) -> ImageDataset:
-    """Remove duplicate images, and skip images that have two different labels."""
+def _deduplicate(name: str, listed: ImageList, images: Tensor, errors: list[str], groups: list[str]) -> ImageDataset:
+    """Remove duplicate images, and skip images that have two different labels. The images are reordered in place."""
     first: dict[str, int] = {}
     ambiguous: set[str] = set()
-    for index, (image, outcome) in enumerate(zip(listed, decoded, strict=True)):
-        if isinstance(outcome, str):
-            skipped.append(outcome)
+    files, skipped = listed.images, listed.skipped
+    for index, (image, error) in enumerate(zip(files, errors, strict=True)):
+        if error:
+            skipped.append(error)
             continue
-        digest = hashlib.sha256(outcome.numpy().tobytes()).hexdigest()
-        known = listed[first.setdefault(digest, index)]
+        digest = hashlib.sha256(images[index].numpy().tobytes()).hexdigest()
+        known = files[first.setdefault(digest, index)]
         if known.labels != image.labels:
             ambiguous.add(digest)
             names = " and ".join("+".join(labels) or "none" for labels in (known.labels, image.labels))
@@ -128,36 +128,39 @@ def _deduplicate(
             skipped.append(f"{image.path}: duplicate of {known.path}")
     distinct = sorted(digest for digest in first if digest not in ambiguous)
     chosen = [first[digest] for digest in distinct]
-    readable = {
-        label
-        for image, outcome in zip(listed, decoded, strict=True)
-        if not isinstance(outcome, str)
-        for label in image.labels
-    }
+    readable = {label for image, error in zip(files, errors, strict=True) if not error for label in image.labels}
     classes = sorted(readable)
-    unread = Counter(label for image in listed for label in image.labels if label not in readable)
+    unread = Counter(label for image in files for label in image.labels if label not in readable)
     if classes:  # if no file could be read, only the error of the first file is shown
         unreadable = (
             f"class {label}: none of its {count:,} files could be read" for label, count in sorted(unread.items())
         )
         skipped[:0] = unreadable  # at the beginning, so that these lines are printed
-    if known_labels is None:
-        labels = torch.tensor([classes.index(listed[index].labels[0]) for index in chosen], dtype=torch.int64)
+    if listed.labels is None:
+        labels = torch.tensor([classes.index(files[index].labels[0]) for index in chosen], dtype=torch.int64)
     else:
-        labels = torch.tensor([[label in listed[index].labels for label in classes] for index in chosen])
-    images = (
-        torch.stack([outcome for index in chosen if isinstance(outcome := decoded[index], Tensor)])
-        if chosen
-        else torch.empty(0)
-    )
-    parts = tuple(listed[index].part for index in chosen)
+        labels = torch.tensor([[label in files[index].labels for label in classes] for index in chosen])
+    parts = tuple(files[index].part for index in chosen)
     return ImageDataset(
         name,
         classes,
-        images,
+        _reordered(images, chosen),
         labels,
         distinct,
         skipped,
         parts if any(parts) else (),
         tuple(groups[index] for index in chosen) if groups else (),
     )
+
+
+def _reordered(images: Tensor, indices: list[int]) -> Tensor:
+    """Return ``images[indices]`` without a copy, because a copy would need the memory of all images again.
+
+    The images are swapped in place. ``indices`` must not contain an index twice.
+    """
+    for target, source in enumerate(indices):
+        while source < target:  # an earlier swap has moved this image
+            source = indices[source]
+        if source != target:
+            images[[target, source]] = images[[source, target]]
+    return images[: len(indices)]
