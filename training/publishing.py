@@ -87,10 +87,11 @@ def commit() -> str:
 
     Without git or a git checkout, return ``unknown``.
     """
+    root = Path(__file__).parents[1]  # the current folder may belong to another repository
 
     def git(*arguments: str) -> str:
         try:
-            done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
         except OSError:  # git is not installed
             return ""
         return done.stdout.strip()

@@ -389,6 +389,19 @@ def test_the_commit_is_unknown_without_git(tmp_path: Path, monkeypatch: pytest.M
     assert publishing.commit() == "unknown"
 
 
+def test_the_commit_is_that_of_the_code_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def record(command: list[str], **_: Any) -> Any:
+        commands.append(command)
+        return SimpleNamespace(stdout="")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(publishing.subprocess, "run", record)
+    publishing.commit()
+    assert [command[:3] for command in commands] == [["git", "-C", str(ROOT)]] * 2
+
+
 class Unreadable:
     """A test part that must not be read."""
 
