@@ -864,6 +864,11 @@ def test_weights_for_own_texts_are_selected_on_at_least_20_windows(count: int) -
     assert torch.equal(torch.cat([train, *validation]).sort().values, torch.arange(count))
 
 
+def test_more_held_out_parts_than_a_short_text_has_are_rejected() -> None:
+    with pytest.raises(SystemExit, match=r"--places is 2000; the text is too short for so many held-out parts"):
+        texts.hold_out_windows(torch.arange(9_000), 0.05, places=2000)
+
+
 def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

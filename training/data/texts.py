@@ -157,6 +157,8 @@ def hold_out_windows(characters: Tensor, share: float, places: int) -> tuple[Ten
     held_out = min(max(share * len(characters), min(needed, MAX_SHARE * len(characters))), MAX_WINDOWS * (WINDOW + 1))
     part, windows = int(held_out / places), -(-MIN_WINDOWS // places)
     window = min(WINDOW, (part - 1) // windows)
+    if window < 1:
+        raise SystemExit(f"--places is {places}; the text is too short for so many held-out parts")
     train, validation = _hold_out(characters, part, places)
     return train, validation, window
 
