@@ -50,8 +50,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "dest": "origin",
         "default": "scratch",
-        "help": "model to fine-tune: NAME or NAME@VERSION; scratch: start from random weights. All presets accept this "
-        "option",
+        "help": "model to fine-tune: NAME or NAME@VERSION; scratch: start from random weights. The new network has the "
+        f"kind and the sizes of this model, and the learning rate is multiplied by {FINETUNE_FACTOR:g}. All presets "
+        "accept this option",
     },
     "--teachers": {
         "metavar": "FOLDER",
@@ -132,7 +133,7 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     """Train a network on tinyshakespeare and publish it."""
     text = datasets.tinyshakespeare()
     data = {"tinyshakespeare": text.sha256}
-    base = read_base(options, data)
+    base = read_base(options, config, data)
     vocabulary = texts.vocabulary_of(text.train)
     run = Run(options, config, argv)
     characters = texts.encode(text.train, vocabulary)
@@ -185,17 +186,27 @@ def started_from(base: store.Version | None, config: RnnConfig) -> str:
     return f"Fine-tuned from {label}. " if config.epochs else f"All layers except the last are those of {label}. "
 
 
-def read_base(options: Options, data: dict[str, str]) -> store.Version | None:
+def read_base(options: Options, config: RnnConfig, data: dict[str, str]) -> store.Version | None:
     """Return the version given by ``--from``, or None for ``--from scratch``.
 
-    ``data``: the SHA-256 of the text by its key in the field ``data`` of a card.
+    Exits with a message if ``--hidden`` or ``--layers`` is given with another value than the version has.
+
+    Args:
+        options: the options of the command.
+        config: the preset's config with all overrides.
+        data: the SHA-256 of the text by its key in the field ``data`` of a card.
 
     Raises:
         DataError: the version cannot be used, or it was trained on all of the text.
     """
     base = base_version(options, KINDS)
     if base:
-        refit.reject_seen(base.card, f"--from {base.card.name}@{base.card.version}", data)
+        label, preset = f"{base.card.name}@{base.card.version}", RNN_PRESETS[options.preset]
+        refit.reject_seen(base.card, f"--from {label}", data)
+        for name in ("hidden", "layers"):
+            value, size = getattr(config, name), base.card.sizes.get(name, 1)
+            if value not in (getattr(preset, name), size):
+                raise SystemExit(f"--{name} is {value}, but the network in --from {label} has {size}; omit --{name}")
     return base
 
 
@@ -234,7 +245,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     """Train a network on the user's texts, measure it, train it again on all texts, and publish it."""
     text = texts.read(options.data_options["text"], options.data_options["encoding"])
     data = {f"text:{texts.name_of(path)}": text.sha256 for path in options.data_options["text"]}
-    base = read_base(options, data)
+    base = read_base(options, config, data)
     vocabulary = texts.vocabulary_of(text.train, options.data_options["min_count"])
     texts.report(text, vocabulary)
     if base:

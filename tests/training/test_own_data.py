@@ -894,6 +894,8 @@ def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(
     for wrong in (["--epochs", "0"], ["--epochs", "-1", "--from", "other@1"]):
         with pytest.raises(SystemExit, match=r"--epochs is (0|-1); it should be at least 1, or 0 with --from"):
             train("rnn", *wrong)
+    with pytest.raises(SystemExit, match="--hidden is 9, but the network in --from other@1 has 8; omit --hidden"):
+        train("rnn", "--from", "other", "--hidden", "9")
     Path("novel.txt").write_text("ПРИВЕТ\n" * 3000)
     with pytest.raises(DataError, match="--from other: its vocabulary covers 14% of the text's characters"):
         train("rnn", "--from", "other")
