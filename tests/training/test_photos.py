@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -345,6 +347,34 @@ def test_fine_tuning_is_used_if_it_lowers_the_validation_loss(
     assert not any(name.startswith(("stem", "blocks.0", "blocks.1")) for name in changed)
     assert "fine-tuned" in tuned.card.notes
     assert tuned.card.refit_steps == 10
+
+
+@pytest.mark.parametrize(("options", "factor"), [([], 2), (["--flip", "no"], 1), (["--no-refit"], 0)])
+def test_the_time_for_the_images_after_fine_tuning_is_planned(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], factor: int
+) -> None:
+    class Planned(Exception):
+        pass
+
+    def plan(run: Any, steps: int, start_dummy_run: Any, rehearse: Any, refit: bool) -> Any:
+        raise Planned(rehearse())
+
+    def logits_of(network: Any, dataset: ImageDataset, indices: torch.Tensor) -> torch.Tensor:
+        clock["now"] += 10 * len(indices)
+        return torch.zeros(len(indices), 3)
+
+    clock = {"now": 0.0}
+    monkeypatch.setattr(photo_training.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(photo_training.time_budget, "plan", plan)
+    monkeypatch.setattr(photo_training, "logits_of", logits_of)
+    monkeypatch.setattr(photo_training, "measured", lambda *_: ({}, {}))
+    options_, config = cnn.arguments(["--images", "photos", *TRAIN, "--minutes", "9", *options])
+    run: Any = SimpleNamespace(options=options_, finish=lambda *_: None)
+    dataset = cnn.read_dataset(options_, 96)
+    _, validation, test = dataset.split()
+    with pytest.raises(Planned) as planned:
+        photo_training.fine_tuned(run, config, dataset, Any, SimpleNamespace(choice=None, network=None), None)
+    assert planned.value.args[0] == pytest.approx(10 * (len(validation) + factor * len(test)))
 
 
 def test_fine_tuned_blocks_that_saw_all_photos_are_no_start(workspace: Path) -> None:

@@ -7,6 +7,7 @@ enough images, the last blocks of the network are fine-tuned too.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -134,7 +135,7 @@ def fine_tuned(
 
     Return the fine-tuned network, or ``head_only`` if ``start`` has a lower loss on the validation part.
     """
-    train_indices, validation, _ = dataset.split()
+    train_indices, validation, test = dataset.split()
     size = min(config.tail_batch, len(train_indices))
     steps = min(config.tail_epochs * (len(train_indices) // size), MAX_DEFAULT_STEPS)
 
@@ -144,11 +145,18 @@ def fine_tuned(
         return lambda step: trainer.update(dataset.images[some], dataset.labels[some], step + 100, 200)
 
     def rehearse() -> float:
+        """Evaluate, and return the estimated seconds for the images that the networks read after the fine-tuning.
+
+        These are the validation images and, for the refit, the test images, whose features are then computed.
+        """
         card, pictures = measured(run, dataset, base, head_only)
         run.finish(card, head_only.network, pictures)
-        return 0.0
+        further = len(validation) + refit.is_planned(run.options) * (1 + bool(config.flip)) * len(test)
+        return further * seconds_per_image
 
+    started = time.monotonic()
     before = Result(start, head_only.choice, validation, logits_of(start, dataset, validation))
+    seconds_per_image = (time.monotonic() - started) / len(validation)
     budget = time_budget.plan(run, steps, start_dummy_run, rehearse, refit.is_planned(run.options))
     network = tune(run, config, copy.deepcopy(start), dataset, train_indices, budget)
     after = Result(network, head_only.choice, validation, logits_of(network, dataset, validation), run.step)
