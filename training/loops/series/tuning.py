@@ -129,7 +129,8 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tupl
             best.update(trainer.average.module, validation_loss, step + 1)
             run.log(epoch=-(-(step + 1) // steps_per_epoch), loss=loss, validation_loss=validation_loss)
     trainer.average.module.load_state_dict(best.weights)
-    return trainer.average.module, (int(best.steps), budget.steps)
+    # The refit of all processes must have the same number of steps, but rounding may change the validation losses.
+    return trainer.average.module, (distributed.from_rank_zero(lambda: int(best.steps)), budget.steps)
 
 
 def finetune_again(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries, steps: int, total: int) -> Any:

@@ -193,17 +193,17 @@ def fit(
         total = budget()
         loss = _train_step(run, trainer, train, step, total)
         if (step + 1) % validate_every == 0 or step + 1 == total:
-            metrics = (
-                {"validation_loss": window_loss(trainer.average.module, *validation, window=window)}
-                if config.validation
-                else {}
-            )
+            metrics = {}
+            if config.validation:
+                metrics["validation_loss"] = window_loss(trainer.average.module, *validation, window=window)
             if best:
                 best.update(trainer.average.module, metrics["validation_loss"], step + 1)
             run.log(epoch=step // steps_per_epoch + 1, loss=loss.item(), **metrics)
     if best:
         trainer.average.module.load_state_dict(best.weights)
-    return trainer.average.module, (int(best.steps) if best else total, total)
+    # The refit of all processes must have the same number of steps, but rounding may change the validation losses.
+    steps = distributed.from_rank_zero(lambda: int(best.steps)) if best else total
+    return trainer.average.module, (steps, total)
 
 
 def fit_again(
