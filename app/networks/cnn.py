@@ -75,12 +75,12 @@ class LeNet(Classifier):
         """Return the maps [N, conv[1], 10, 10] of the last convolution, given pixels [N, channels, image, image]."""
         x = scaled(pixels, self.fc3.weight.dtype)
         # ReLU after pooling gives the same values with a quarter of the work.
-        x = F.relu(halved(convolved(self.conv1, x)))  # [N, 6, 14, 14]
-        return convolved(self.conv2, x)
+        x = F.relu(max_pool(conv2d(self.conv1, x)))  # [N, 6, 14, 14]
+        return conv2d(self.conv2, x)
 
     def classified(self, maps: Tensor) -> Tensor:
         """Return scores [N, classes], given maps."""
-        x = F.relu(halved(maps))  # [N, 16, 5, 5]
+        x = F.relu(max_pool(maps))  # [N, 16, 5, 5]
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
 
@@ -99,11 +99,11 @@ class DigitNetSizes:
     features: int = 128
 
 
-class Halved(nn.Module):
-    """A layer that applies ``halved``, which is max-pooling by 2."""
+class MaxPool(nn.Module):
+    """A layer that applies ``max_pool``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return halved(x)
+        return max_pool(x)
 
 
 class DigitNet(Classifier):
@@ -123,7 +123,7 @@ class DigitNet(Classifier):
             for channels in (channels_in, channels_out):
                 layers += [nn.Conv2d(channels, channels_out, 3, padding=1, bias=False)]
                 layers += [nn.BatchNorm2d(channels_out), nn.ReLU()]
-            return [*layers, Halved()]
+            return [*layers, MaxPool()]
 
         self.convolutions = nn.Sequential(*pair(sizes.channels, first), *pair(first, second))
         self.fc1 = nn.Linear(second * (sizes.image // 4) ** 2, sizes.features)
@@ -182,7 +182,7 @@ class Group(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor [N, out, S / 2, S / 2], given x [N, in, S, S]."""
-        first = F.gelu(self.norm1(halved(self.conv1(x))))
+        first = F.gelu(self.norm1(max_pool(self.conv1(x))))
         x = F.gelu(self.norm2(self.conv2(first)))
         return F.gelu(self.norm3(self.conv3(x)) + first) if self.residual else x
 
@@ -231,7 +231,7 @@ class WhitenedNet(Classifier):
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("views_temperature", torch.ones(()))
 
-    def halve(self) -> None:
+    def to_bfloat16(self) -> None:
         """Convert the large convolutions to bfloat16. The layers between them then also compute in bfloat16.
 
         On a CPU with bfloat16 instructions, this conversion halves the computing time and the memory. Pixels,
@@ -305,10 +305,10 @@ def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.sub(pixels, 127.5).to(dtype).div_(127.5)
 
 
-SMALL_BATCH = 4  # images; largest batch for which ``convolved`` uses matrix products
+SMALL_BATCH = 4  # images; largest batch for which ``conv2d`` uses matrix products
 
 
-def convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+def conv2d(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     """Apply a convolution with few channels to x [N, C, H, W].
 
     For at most SMALL_BATCH images without gradients on the CPU, this function uses matrix products. With so few images,
@@ -322,7 +322,7 @@ def convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     return torch.ops.aten.thnn_conv2d(x, weight, kernel, bias, stride, padding)
 
 
-def halved(x: Tensor) -> Tensor:
+def max_pool(x: Tensor) -> Tensor:
     """Return x [N, C, H, W] after max-pooling by 2, as a tensor [N, C, H // 2, W // 2].
 
     For more than SMALL_BATCH images without gradients on the CPU, this function takes the maximum of four strided

@@ -39,8 +39,8 @@ class ImageClassifier(ImageDecoder):
         self.device = device
         network = version.network()
         self.network = network.to(device, memory_format=network.order)
-        if device.type == "cpu" and fast_bfloat16(device) and hasattr(self.network, "halve"):
-            self.network.halve()
+        if device.type == "cpu" and fast_bfloat16(device) and hasattr(self.network, "to_bfloat16"):
+            self.network.to_bfloat16()
         super().__init__(self.network.sizes.channels, self.network.sizes.image)
         self.tta = tta and hasattr(self.network, "views")
         self.latency = LatencyModel(0.0, 0.0)

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cifar = datasets.cifar10()
     network = pretrained.load().to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     if fast_bfloat16(torch.device("cpu")):
-        network.halve()
+        network.to_bfloat16()
     cache = FeatureCache(options.runs / "features", network, "cpu")
 
     def features(images: Tensor, names: list[str], view: str) -> Tensor:

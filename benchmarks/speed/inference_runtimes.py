@@ -39,12 +39,12 @@ def eager(network: Classifier, example: Tensor, threads: int) -> Forward:
     return network.forward
 
 
-def halved(network: Any, example: Tensor, threads: int) -> Forward:
+def in_bfloat16(network: Any, example: Tensor, threads: int) -> Forward:
     """Return the forward pass with the large convolutions in bfloat16.
 
     Raises AttributeError for a network that does not support bfloat16.
     """
-    network.halve()
+    network.to_bfloat16()
     return network.forward
 
 
@@ -114,7 +114,7 @@ def openvino_bfloat16(network: Classifier, example: Tensor, threads: int) -> For
 
 RUNTIMES: dict[str, Callable[[Classifier, Tensor, int], Forward]] = {
     "single precision": eager,
-    "bfloat16 convolutions": halved,
+    "bfloat16 convolutions": in_bfloat16,
     "batch norm folded": folded,
     "TorchScript, frozen": frozen,
     "torch.compile": compiled,

@@ -16,7 +16,7 @@ from support.service import IMAGES, ROOT
 from app import store
 from app.errors import TooLarge
 from app.networks import build
-from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, halved, probabilities, unsmoothed
+from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, max_pool, probabilities, unsmoothed
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_codecs import ImageDecoder, overlay_heat_map
 from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
@@ -139,7 +139,7 @@ def test_the_fast_operations_without_gradients_equal_the_simple_ones(count: int)
         assert torch.allclose(network(pixels), simple, atol=1e-5)
     odd = torch.rand(count, 2, 7, 9)
     with torch.inference_mode():
-        assert torch.equal(halved(odd), torch.nn.functional.max_pool2d(odd, 2))
+        assert torch.equal(max_pool(odd), torch.nn.functional.max_pool2d(odd, 2))
 
 
 def test_a_heat_map_is_grad_cam_of_the_likeliest_class(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_bfloat16_is_close_to_float32_and_batch_invariant() -> None:
         [ImageDecoder(3, 32).parse(path.read_bytes()) for path in sorted(IMAGES.glob("cifar10/*.png"))]
     )
     before, before_views = probabilities(network(images)), probabilities(network.views(images))
-    network.halve()
+    network.to_bfloat16()
     after = probabilities(network(images))
     assert network.groups[1].conv1.weight.dtype == torch.bfloat16
     assert 0 < float((after - before).abs().max()) < 0.01

@@ -189,7 +189,7 @@ def allowed_difference(card: store.Card, name: str, now_on: str) -> tuple[float,
     before_on = card.hardware.partition(", ")[0]
     if name in TRAINED and now_on != before_on:
         return TRAINED[name], f"card: {before_on}, now: {now_on}"
-    if hasattr(KINDS[card.kind][0], "halve"):
+    if hasattr(KINDS[card.kind][0], "to_bfloat16"):
         return MAX_BFLOAT16_DIFFERENCE, f"some processors use bfloat16; card: {before_on}, now: {now_on}"
     return 0.0, ""
 

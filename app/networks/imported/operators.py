@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.networks.cnn import SMALL_BATCH, halved
+from app.networks.cnn import SMALL_BATCH, max_pool
 
 POINTWISE = """__and__ __or__ __xor__ abs acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and
 bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min clip
@@ -89,7 +89,7 @@ SIZES: dict[str, Operator] = {
     "torch.sym_int": _bounded(int),
     "torch.sym_float": _bounded(float),
 }
-SMALL_KERNEL = 4096  # values; for smaller kernels, matrix products are faster, see ``app.networks.cnn.convolved``
+SMALL_KERNEL = 4096  # values; for smaller kernels, matrix products are faster, see ``app.networks.cnn.conv2d``
 
 
 def _max_pool2d(
@@ -100,10 +100,10 @@ def _max_pool2d(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """Compute ``aten.max_pool2d``. For pooling by 2, use ``halved``, which is faster."""
+    """Compute ``aten.max_pool2d``. For pooling by 2, use ``max_pool``, which is faster."""
     plain = padding in (0, [0], [0, 0]) and dilation in (1, [1], [1, 1]) and not ceil_mode
     if plain and x.dim() == 4 and kernel_size in ([2, 2], [2]) and (stride or kernel_size) in ([2, 2], [2]):
-        return halved(x)
+        return max_pool(x)
     return F.max_pool2d(x, kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
 
 
@@ -116,7 +116,7 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Compute ``aten.conv2d``. For few images and a small kernel, use matrix products, as ``convolved`` does."""
+    """Compute ``aten.conv2d``. For few images and a small kernel, use matrix products."""
     small = input.shape[0] <= SMALL_BATCH and weight.numel() <= SMALL_KERNEL and input.dim() == 4
     if not small or groups != 1 or dilation not in (1, [1], [1, 1]) or not _runs_on_cpu(input):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)

@@ -196,7 +196,7 @@ def compute_features(
     network = base.network.to(device, memory_format=base.network.order).eval().requires_grad_(False)  # type: ignore[call-overload]
     state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     if device.type == "cpu" and fast_bfloat16(device):  # as the service does
-        network.halve()
+        network.to_bfloat16()
     cache = FeatureCache(run.options.runs / "features", network, run.options.device)
     views = [cache(dataset, indices, "plain", lambda images: images)]
     if config.flip:
