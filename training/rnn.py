@@ -39,7 +39,7 @@ from training.options import Options, Part, base_version, parse_options
 from training.run import Run
 
 KINDS = ("character-rnn", "stacked-rnn", "gated-rnn")
-REHEARSED_CHARACTERS = 8192  # number of test characters on which the duration of the test is estimated for --minutes
+TIMED_CHARACTERS = 8192  # number of test characters on which the duration of the test is estimated for --minutes
 # Largest number of test characters for each minute of --minutes, so that training gets most of the time.
 TEST_CHARACTERS_PER_MINUTE = 50_000
 FINETUNE_FACTOR = 0.3  # factor of the learning rate with --from
@@ -265,9 +265,9 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
         card = own_card(options, config, text, base, teachers, temperature)
         return measured_card(run, card, text, vocabulary, network, validation, window)
 
-    def rehearse(network: Any) -> float:
+    def timed_evaluation(network: Any) -> float:
         """Evaluate on the beginning of the test part; return the estimated seconds for the rest of the test part."""
-        part = dataclasses.replace(text, test=text.test[:REHEARSED_CHARACTERS])
+        part = dataclasses.replace(text, test=text.test[:TIMED_CHARACTERS])
         publish(run, evaluate_own(network, part), network, prompts)
         if options.part == "validation":
             return 0.0
@@ -284,7 +284,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
         network,
         keep_best=True,
         window=window,
-        rehearse=rehearse,
+        timed_evaluation=timed_evaluation,
         refit=refits,
         teachers=teachers,
     )

@@ -95,7 +95,7 @@ class Run:
         self.resumed: list[str] = []
         self._loaded = False
         self.latest_metrics: dict[str, float] = {}
-        self.rehearsing = self.refitting = False
+        self.is_timing = self.refitting = False
         self.own_data = data is not None
         configure_cpu(options.threads)
         distributed.initialize(options.device)
@@ -268,16 +268,16 @@ class Run:
                 self.tensorboard.add_scalar(f"refit_{name}" if self.refitting else name, value, self.step + 1)
             self.tensorboard.flush()
 
-    def rehearse(self, evaluate: Callable[[], float]) -> float:
+    def time_evaluation(self, evaluate: Callable[[], float]) -> float:
         """Run ``evaluate`` once to measure its time, and return the seconds. Nothing is printed or published.
 
         ``evaluate`` may call ``finish``. It returns the estimated seconds of the parts of the evaluation that it omits.
         These seconds are added to the measured time.
         """
-        start, self.rehearsing = time.monotonic(), True
+        start, self.is_timing = time.monotonic(), True
         with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
             further = evaluate()
-        self.rehearsing = False
+        self.is_timing = False
         return time.monotonic() - start + further
 
     def write_file(self, name: str, text: str) -> None:
@@ -331,7 +331,7 @@ class Run:
         """
         part = self.options.part if publish else "validation"
         card = {**card, "metrics": evaluate(part)}
-        if part == "test" and not self.rehearsing:
+        if part == "test" and not self.is_timing:
             full_card = {"name": self.options.name, **self.provenance(), **card}
             readings.record(self.options.runs, full_card, self.own_data)
         return card
@@ -347,7 +347,7 @@ class Run:
         card["speed"] = speed.measure(
             self.predictor(TASKS[card["task"]].predictor, card, network), card["hardware"].partition(", threads")[0]
         )
-        if self.rehearsing:
+        if self.is_timing:
             return
         (self.folder / store.CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         (self.folder / store.WEIGHTS).write_bytes(store.encode_weights(network.state_dict()))

@@ -452,7 +452,7 @@ def test_minutes_cover_start_training_and_evaluation(
     arguments = ["--images", "shapes", "--batch", "16", "--name", "mine", "--threads", "1", "--minutes", "100"]
     monkeypatch.setattr(time_budget, "_seconds_per_step", lambda step: 1e-4)
     monkeypatch.setattr(time_budget, "FREEZE_SHARE", 0.0)  # the first plan is not changed
-    monkeypatch.setattr(running.Run, "rehearse", lambda self, evaluate: 0.1)
+    monkeypatch.setattr(running.Run, "time_evaluation", lambda self, evaluate: 0.1)
     interrupt = cnn_finetune.FinetuneTrainer.update
     updates: list[int] = []
 
@@ -473,7 +473,7 @@ def test_minutes_cover_start_training_and_evaluation(
     assert (workspace / "models_store" / "mine" / "1").exists()
 
 
-def test_a_rehearsal_publishes_and_prints_nothing(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_timed_evaluation_publishes_and_prints_nothing(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--csv", "sales.csv", "--season", "7", "--batch", "16", "--force", "--name", "mine", "--threads", "1"]
     lstm.main([*arguments, "--minutes", "0.001"])
     lines = capsys.readouterr().out.splitlines()
@@ -822,7 +822,7 @@ def test_loading_modules_is_not_counted_for_the_rest_of_a_test(
         return measured(generator, text, limit)
 
     monkeypatch.setattr(rnn, "measure", measure)
-    monkeypatch.setattr(rnn, "REHEARSED_CHARACTERS", 400)
+    monkeypatch.setattr(rnn, "TIMED_CHARACTERS", 400)
     monkeypatch.setattr(running.time, "monotonic", clock.monotonic)
     arguments = [option for option in OWN["rnn"] if option not in ("--epochs", "3")]
     rnn.main([*arguments, "--minutes", "0.5", "--no-refit", "--name", "mine", "--threads", "1"])

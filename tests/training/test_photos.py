@@ -356,8 +356,8 @@ def test_the_time_for_the_images_after_fine_tuning_is_planned(
     class Planned(Exception):
         pass
 
-    def plan(run: Any, steps: int, start_dummy_run: Any, rehearse: Any, refit: bool) -> Any:
-        raise Planned(rehearse())
+    def plan(run: Any, steps: int, start_dummy_run: Any, timed_evaluation: Any, refit: bool) -> Any:
+        raise Planned(timed_evaluation())
 
     def logits_of(network: Any, dataset: ImageDataset, indices: torch.Tensor) -> torch.Tensor:
         clock["now"] += 10 * len(indices)

@@ -154,13 +154,15 @@ def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: 
         trainer = FinetuneTrainer(config, copy.deepcopy(network), device, base is not None)
         return lambda step: trainer.update(images, labels, train_indices[:size], step + 100, 200)
 
-    def rehearse() -> float:
+    def timed_evaluation() -> float:
         untrained = copy.deepcopy(network).eval()
         card, pictures = measured(run, dataset, untrained, base)
         run.finish(card, untrained, pictures)
         return 0.0
 
-    budget = time_budget.plan(run, config.epochs * per_epoch, start_dummy_run, rehearse, refit.is_planned(run.options))
+    budget = time_budget.plan(
+        run, config.epochs * per_epoch, start_dummy_run, timed_evaluation, refit.is_planned(run.options)
+    )
     trainer = FinetuneTrainer(config, network, device, base is not None)
     fit(run, trainer, images, labels, train_indices, validation, size, budget)
     network.eval()

@@ -185,13 +185,13 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
     per_epoch = len(images) // config.batch
     batches = recalibration_batches(options)
 
-    def rehearse() -> float:
+    def timed_evaluation() -> float:
         publish(run, real, conditional_trainer(config, options.device, sizes).averaged_generator(batches))
         return 0.0
 
     if options.minutes is not None and distributed.rank() == 0:
         real.prepare()  # cached now, because the time of an evaluation is measured next
-    budget = time_budget.plan(run, config.epochs * per_epoch, start_dummy_run, rehearse)
+    budget = time_budget.plan(run, config.epochs * per_epoch, start_dummy_run, timed_evaluation)
     torch.manual_seed(options.seed)  # the same initial weights with and without --minutes
     ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / budget.steps))  # the average covers at most 5 % of a short run
     trainer = conditional_trainer(replace(config, ema_decay=ema_decay), options.device, sizes)

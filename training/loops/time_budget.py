@@ -72,7 +72,7 @@ def plan(
     run: Run,
     default: int,
     start_dummy_run: Callable[[], Callable[[int], object]],
-    rehearse: Callable[[], float] | None = None,
+    timed_evaluation: Callable[[], float] | None = None,
     refit: bool = False,
 ) -> StepBudget:
     """Return the step budget of a run: ``default`` steps, or the steps that fit into ``--minutes``, but at least one.
@@ -82,8 +82,8 @@ def plan(
         default: the number of steps without ``--minutes``.
         start_dummy_run: returns a function that takes the number of a step, and trains a copy of the network for one
             step.
-        rehearse: runs the final evaluation once on an untrained network, to measure its time. Returns the seconds of
-            the parts that it skips; see ``Run.rehearse``.
+        timed_evaluation: runs the final evaluation once on an untrained network, to measure its time. Returns the
+            seconds of the parts that it skips; see ``Run.time_evaluation``.
         refit: whether half of the training time is kept for a second training on all data; see ``training.refit``.
     """
     minutes = run.options.minutes
@@ -91,7 +91,7 @@ def plan(
         return StepBudget(run, default)
     path = run.folder / "budget.json"
     if not distributed.from_rank_zero(path.exists):
-        finish = distributed.from_rank_zero(lambda: run.rehearse(rehearse) if rehearse else 0.0)
+        finish = distributed.from_rank_zero(lambda: run.time_evaluation(timed_evaluation) if timed_evaluation else 0.0)
         seconds = max(1e-5, _seconds_per_step(start_dummy_run()))
         trained_seconds = seconds * (1 + refit)
         distributed.from_rank_zero(lambda: _first_plan(run, 60 * minutes, trained_seconds, finish))

@@ -144,7 +144,7 @@ def fine_tuned(
         some = train_indices[:size]
         return lambda step: trainer.update(dataset.images[some], dataset.labels[some], step + 100, 200)
 
-    def rehearse() -> float:
+    def timed_evaluation() -> float:
         """Evaluate, and return the estimated seconds for the images that the networks read after the fine-tuning.
 
         These are the validation images and, for the refit, the test images, whose features are then computed.
@@ -157,7 +157,7 @@ def fine_tuned(
     started = time.monotonic()
     before = Result(start, head_only.choice, validation, logits_of(start, dataset, validation))
     seconds_per_image = (time.monotonic() - started) / len(validation)
-    budget = time_budget.plan(run, steps, start_dummy_run, rehearse, refit.is_planned(run.options))
+    budget = time_budget.plan(run, steps, start_dummy_run, timed_evaluation, refit.is_planned(run.options))
     network = tune(run, config, copy.deepcopy(start), dataset, train_indices, budget)
     after = Result(network, head_only.choice, validation, logits_of(network, dataset, validation), run.step)
     targets = dataset.labels[validation]

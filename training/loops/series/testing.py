@@ -107,7 +107,7 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
     validation = measure(forecaster, own, "validation")
     helped, reason = verdict(validation)
     publishes = helped or run.options.data_options["force"]
-    tests = publishes or run.rehearsing
+    tests = publishes or run.is_timing
     card = run.measure(
         card_of(own, network.sizes, reason),
         lambda part: measure(forecaster, own) if part == "test" else validation,

@@ -106,12 +106,12 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tupl
         discarded = Trainer(copy.deepcopy(network), sampler, _averaged(config, 1), options.seed, options.device)
         return lambda step: discarded.update(step, config.learning_rate)
 
-    def rehearse() -> float:
+    def timed_evaluation() -> float:
         finish(run, evaluate(run, own, network)[0], network, publishes=True)
         return 0.0
 
     steps = config.epochs * steps_per_epoch
-    budget = time_budget.plan(run, steps, start_dummy_run, rehearse, refit.is_planned(options))
+    budget = time_budget.plan(run, steps, start_dummy_run, timed_evaluation, refit.is_planned(options))
     config = _averaged(config, budget.steps)
     validation = Validation(
         GlobalForecaster(with_traits(own.base, own.traits), torch.device(options.device)),
@@ -155,5 +155,5 @@ def finish(run: Run, card: dict[str, Any], network: Any, publishes: bool) -> Non
     drawn = [run.folder / name for name in ("samples.png", "backtest.png") if (run.folder / name).exists()]
     pictures = {"curves.png": run.plot_curves()} | {path.name: path for path in drawn}
     run.finish(card, network, pictures, publish=publishes)
-    if (run.folder / "backtest.html").exists() and not run.rehearsing:
+    if (run.folder / "backtest.html").exists() and not run.is_timing:
         print(f"wrote {run.folder / 'backtest.html'}")

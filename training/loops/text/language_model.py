@@ -153,7 +153,7 @@ def fit(
     network: Any,
     keep_best: bool = False,
     window: int = WINDOW,
-    rehearse: Callable[[Any], float] | None = None,
+    timed_evaluation: Callable[[Any], float] | None = None,
     refit: bool = False,
     teachers: Teachers | None = None,
 ) -> tuple[Any, tuple[int, int]]:
@@ -162,7 +162,7 @@ def fit(
     Args:
         validation: the characters [N] of each part that is held out; ``window`` characters are evaluated at a time.
         keep_best: return the averaged weights with the lowest validation loss, because small texts are soon memorised.
-        rehearse: runs the final evaluation on an untrained network; ``--minutes`` needs its duration.
+        timed_evaluation: runs the final evaluation on an untrained network; ``--minutes`` needs its duration.
         refit: whether ``fit_again`` will follow, which takes as long as this training.
         teachers: networks from whose predictions the network learns as well.
     """
@@ -175,10 +175,10 @@ def fit(
         state = trainer.network.zero_state(config.batch // distributed.world_size())
         return lambda step: trainer.update(characters, state, config.learning_rate)
 
-    def rehearse_network() -> float:
-        return rehearse(network) if rehearse else 0.0
+    def evaluate_untrained() -> float:
+        return timed_evaluation(network) if timed_evaluation else 0.0
 
-    budget = time_budget.plan(run, config.epochs * steps_per_epoch, start_dummy_run, rehearse_network, refit)
+    budget = time_budget.plan(run, config.epochs * steps_per_epoch, start_dummy_run, evaluate_untrained, refit)
     total, validate_every = budget.steps, steps_per_epoch
     if run.options.minutes is not None:  # an epoch of a long text may take longer than the run
         validate_every = min(steps_per_epoch, max(MIN_STEPS_PER_VALIDATION, total // MAX_VALIDATIONS))
