@@ -294,7 +294,7 @@ def test_a_run_is_not_resumed_on_changed_data(workspace: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("stem", SCRIPTS)
 def test_numbers_with_which_no_step_is_possible_are_rejected(stem: str, capsys: pytest.CaptureFixture[str]) -> None:
-    own = {"cnn": ["epochs", "tail-batch"], "rnn": ["hidden", "bptt"], "gan": ["epochs", "r1-interval"]}
+    own = {"cnn": ["epochs", "finetune-batch"], "rnn": ["hidden", "bptt"], "gan": ["epochs", "r1-interval"]}
     for name in ("threads", "batch", *own.get(stem, ["epochs"])):
         with pytest.raises(SystemExit):
             train(stem, f"--{name}", "0")

@@ -333,11 +333,11 @@ def test_fine_tuning_is_used_if_it_lowers_the_validation_loss(
 ) -> None:
     monkeypatch.setattr(photo_training, "MIN_TUNED_IMAGES", 10)
     monkeypatch.setattr(photo_training, "MIN_CALIBRATION_IMAGES", 5)
-    command = ["--images", "photos", *TRAIN[2:], "--tail-epochs", "5", "--tail-batch", "16", "--flip", "no"]
+    command = ["--images", "photos", *TRAIN[2:], "--finetune-epochs", "5", "--finetune-batch", "16", "--flip", "no"]
     untouched = pretrained.load().state_dict()
     for name, rate, penalties in (("worse", "1", (0.1,)), ("tuned", "3e-3", (1e4,))):
         monkeypatch.setattr(linear_head, "PENALTIES", penalties)  # after a large penalty, fine-tuning can improve much
-        cnn.main([*command, "--name", name, "--tail-learning-rate", rate])
+        cnn.main([*command, "--name", name, "--finetune-learning-rate", rate])
     assert "fine-tuning did not help" in capsys.readouterr().out
     tuned, worse = (store.read_version(workspace / "models_store", name, 1) for name in ("tuned", "worse"))
     changed = {name for name, tensor in worse.tensors.items() if not torch.equal(tensor, untouched[name])}

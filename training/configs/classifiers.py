@@ -71,9 +71,9 @@ class CnnFinetuneConfig:
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
     flip: Annotated[int, "mirror images at random", SWITCH]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]
-    tail_epochs: Annotated[int, "epochs of fine-tuning the last blocks; 0: train only the last layer", PHOTOGRAPHS]
-    tail_batch: Annotated[int, "images per fine-tuning step", PHOTOGRAPHS]
-    tail_learning_rate: Annotated[float, "peak learning rate of fine-tuning", PHOTOGRAPHS]
+    finetune_epochs: Annotated[int, "epochs of fine-tuning the last blocks; 0: train only the last layer", PHOTOGRAPHS]
+    finetune_batch: Annotated[int, "images per fine-tuning step", PHOTOGRAPHS]
+    finetune_learning_rate: Annotated[float, "peak learning rate of fine-tuning", PHOTOGRAPHS]
 
 
 CNN_WORKSHOP = CnnConfig(
@@ -161,9 +161,9 @@ CNN_OWN = CnnFinetuneConfig(
     shift=2,
     flip=1,
     bfloat16=1,
-    tail_epochs=5,
-    tail_batch=32,
-    tail_learning_rate=2e-4,
+    finetune_epochs=5,
+    finetune_batch=32,
+    finetune_learning_rate=2e-4,
 )
 CNN_PRESETS: dict[str, CnnConfig | AirbenchConfig | CnnFinetuneConfig] = {
     "workshop": CNN_WORKSHOP,

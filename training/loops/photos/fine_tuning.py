@@ -36,17 +36,17 @@ def augmentation(side: int, flip: bool) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.stack([change(image) for image in images])
 
 
-class TailTrainer:
+class LastBlocksTrainer:
     """Trains the last blocks and layers with AdamW and a cosine schedule. Earlier layers are not trained."""
 
     def __init__(self, config: CnnFinetuneConfig, network: EfficientNetLite, device: str) -> None:
         self.config, self.device = config, torch.device(device)
         self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(self.device)
         self.network = network.to(self.device, memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
-        self.tail = nn.ModuleList([*list(network.blocks)[-TUNED_BLOCKS:], network.last, network.head]).requires_grad_(
-            True
-        )
-        self.optimizer = torch.optim.AdamW(self.tail.parameters(), weight_decay=config.weight_decay, fused=True)
+        self.trained = nn.ModuleList(
+            [*list(network.blocks)[-TUNED_BLOCKS:], network.last, network.head]
+        ).requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(self.trained.parameters(), weight_decay=config.weight_decay, fused=True)
         self.augment = augmentation(network.sizes.image, bool(config.flip))
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class TailTrainer:
 
     def update(self, images: Tensor, targets: Tensor, step: int, total: int) -> Tensor:
         """Train for step ``step`` of ``total`` on uint8 images [N, C, S, S]; return the mean loss."""
-        set_learning_rate(self.optimizer, self.config.tail_learning_rate * cosine_schedule(step, total))
+        set_learning_rate(self.optimizer, self.config.finetune_learning_rate * cosine_schedule(step, total))
         loss = loss_of(self.logits(self.augment(images).to(self.device)), targets.to(self.device))
         self.optimizer.zero_grad()
         loss.backward()
@@ -85,9 +85,9 @@ def tune(
     total: Callable[[], int],
 ) -> EfficientNetLite:
     """Train the last blocks of ``network`` for ``total()`` steps on the images ``indices``; return the network."""
-    trainer = TailTrainer(config, network, run.options.device)
+    trainer = LastBlocksTrainer(config, network, run.options.device)
     run.track(**trainer.state())
-    size = min(config.tail_batch, len(indices))
+    size = min(config.finetune_batch, len(indices))
     for step, epoch, batch in batches(run, indices, size, total):
         steps = total()
         loss = trainer.update(dataset.images[batch], dataset.labels[batch], step, steps)

@@ -29,7 +29,7 @@ from training.evaluation.own_images import best_thresholds, metrics_of, plot_pre
 from training.loops import distributed, time_budget
 from training.loops.photos import linear_head, pretrained
 from training.loops.photos.features import BATCH, FeatureCache
-from training.loops.photos.fine_tuning import TUNED_BLOCKS, TailTrainer, tune
+from training.loops.photos.fine_tuning import TUNED_BLOCKS, LastBlocksTrainer, tune
 from training.loops.photos.linear_head import Choice, loss_of
 from training.options import Options, base_version
 from training.run import Run
@@ -113,7 +113,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     known, every = torch.cat([train_indices, validation]).sort().values, torch.arange(len(dataset.labels))
     choice = choose_head(run, config, base, dataset, known)
     result = Result(new_head(run, config, base, dataset, known, choice), choice, known, choice.logits)
-    if config.tail_epochs and len(train_indices) >= MIN_TUNED_IMAGES and len(validation) >= MIN_CALIBRATION_IMAGES:
+    if config.finetune_epochs and len(train_indices) >= MIN_TUNED_IMAGES and len(validation) >= MIN_CALIBRATION_IMAGES:
         start = new_head(run, config, base, dataset, train_indices, choice)
         result = fine_tuned(run, config, dataset, base, result, start)
     card, pictures = measured(run, dataset, base, result)
@@ -136,11 +136,11 @@ def fine_tuned(
     Return the fine-tuned network, or ``head_only`` if ``start`` has a lower loss on the validation part.
     """
     train_indices, validation, test = dataset.split()
-    size = min(config.tail_batch, len(train_indices))
-    steps = min(config.tail_epochs * (len(train_indices) // size), MAX_DEFAULT_STEPS)
+    size = min(config.finetune_batch, len(train_indices))
+    steps = min(config.finetune_epochs * (len(train_indices) // size), MAX_DEFAULT_STEPS)
 
     def start_dummy_run() -> Callable[[int], object]:
-        trainer = TailTrainer(config, copy.deepcopy(start), run.options.device)
+        trainer = LastBlocksTrainer(config, copy.deepcopy(start), run.options.device)
         some = train_indices[:size]
         return lambda step: trainer.update(dataset.images[some], dataset.labels[some], step + 100, 200)
 
