@@ -98,7 +98,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
         raise SystemExit(f"--epochs is {config.epochs}; it should be at least 1, or 0 with --from")
     if config.kind == "character-rnn" and config.layers > 1:
         raise SystemExit(f"--layers is {config.layers}; the preset {options.preset} has one layer")
-    texts.check_held_out(config.validation, config.places)
+    texts.check_held_out(config.validation, config.validation_parts)
     return options, config
 
 
@@ -137,7 +137,7 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     vocabulary = texts.vocabulary_of(text.train)
     run = Run(options, config, argv)
     characters = texts.encode(text.train, vocabulary)
-    training, validation = texts.hold_out(characters, config.validation, config.places)
+    training, validation = texts.hold_out(characters, config.validation, config.validation_parts)
     train = training_text(training, vocabulary, config.rename, options.seed)
     validation = [part.to(options.device) for part in validation]
     teachers = read_teachers(options, vocabulary, data)
@@ -145,7 +145,7 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     network, _ = fit(run, config, train, validation, network, teachers=teachers)
     temperature = calibrate(network, validation, texts.WINDOW) if validation else None
     if config.validation:
-        notes = f"{config.validation:.0%} of the training part, in {config.places} places, were held out."
+        notes = f"{config.validation:.0%} of the training part, in {config.validation_parts} parts, were held out."
     else:
         notes = "Hyperparameters were chosen with 5 % of the training part held out; then all of it was trained on."
     card = {
@@ -253,7 +253,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     teachers = read_teachers(options, vocabulary, data)
     run = Run(options, config, argv, text.sha256)
     characters = texts.encode(text.train, vocabulary)
-    training, validation, window = texts.hold_out_windows(characters, config.validation, config.places)
+    training, validation, window = texts.hold_out_windows(characters, config.validation, config.validation_parts)
     train = training_text(training, vocabulary, config.rename, options.seed)
     validation = [part.to(options.device) for part in validation]
     batch = distributed.divisible_batch(min(config.batch, train.length // (4 * config.bptt)))

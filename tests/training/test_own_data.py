@@ -856,7 +856,7 @@ def test_a_training_part_that_is_too_short_is_rejected(characters: int, message:
 
 @pytest.mark.parametrize("count", [9_000, 30_000, 200_000, 5_000_000])
 def test_weights_for_own_texts_are_selected_on_at_least_20_windows(count: int) -> None:
-    train, validation, window = texts.hold_out_windows(torch.arange(count), 0.05, places=10)
+    train, validation, window = texts.hold_out_windows(torch.arange(count), 0.05, parts=10)
     windows = sum((len(part) - 1) // window for part in validation)
     assert texts.MIN_WINDOWS <= windows <= texts.MAX_WINDOWS
     assert window == texts.WINDOW or count < 40_000
@@ -865,8 +865,10 @@ def test_weights_for_own_texts_are_selected_on_at_least_20_windows(count: int) -
 
 
 def test_more_held_out_parts_than_a_short_text_has_are_rejected() -> None:
-    with pytest.raises(SystemExit, match=r"--places is 2000; the text is too short for so many held-out parts"):
-        texts.hold_out_windows(torch.arange(9_000), 0.05, places=2000)
+    with pytest.raises(
+        SystemExit, match=r"--validation-parts is 2000; the text is too short for so many held-out parts"
+    ):
+        texts.hold_out_windows(torch.arange(9_000), 0.05, parts=2000)
 
 
 def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(

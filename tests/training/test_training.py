@@ -227,7 +227,7 @@ def test_a_published_network_is_calibrated_without_training(tiny_data: Path, mod
     assert list(second.card.data) == ["tinyshakespeare", "shakespeare-rnn@1"]
     assert second.card.notes == (
         "All layers except the last are those of shakespeare-rnn@1. "
-        "30% of the training part, in 10 places, were held out. "
+        "30% of the training part, in 10 parts, were held out. "
         f"The logits were divided by {temperature:.3g}, which gives the lowest loss on the held-out characters."
     )
 
@@ -593,19 +593,19 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
 
 def test_validation_parts_are_spread_over_the_text_and_not_trained_on() -> None:
     characters = torch.arange(100_003)
-    training, validation = texts.hold_out(characters, 0.05, places=10)
+    training, validation = texts.hold_out(characters, 0.05, parts=10)
     assert [len(part) for part in validation] == [500] * 10
     assert torch.equal(torch.cat([training, *validation]).sort().values, characters)
     assert [round(part[250].item() / 10_000, 1) for part in validation] == [i + 0.5 for i in range(10)]
-    everything, nothing = texts.hold_out(characters, 0.0, places=10)
+    everything, nothing = texts.hold_out(characters, 0.0, parts=10)
     assert torch.equal(everything, characters)
     assert nothing == []
-    (middle,) = texts.hold_out(characters, 0.1, places=1)[1]
+    (middle,) = texts.hold_out(characters, 0.1, parts=1)[1]
     assert (len(middle), middle[0]) == (10_000, 45_001)
-    with pytest.raises(SystemExit, match="--places is 0; it should be at least 1"):
-        texts.hold_out(characters, 0.1, places=0)
-    with pytest.raises(SystemExit, match="holds out 50 characters in each of 10 places; at least 257"):
-        texts.hold_out(characters, 0.005, places=10)
+    with pytest.raises(SystemExit, match="--validation-parts is 0; it should be at least 1"):
+        texts.hold_out(characters, 0.1, parts=0)
+    with pytest.raises(SystemExit, match="holds out 50 characters in each of 10 parts; at least 257"):
+        texts.hold_out(characters, 0.005, parts=10)
 
 
 def test_augmented_images_are_shifted_and_mirrored_images() -> None:

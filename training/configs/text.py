@@ -29,7 +29,9 @@ class RnnConfig:
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]  # not for character-rnn
     rename: Annotated[float, "share of a play's speakers that get a new invented name in each epoch"] = 0.0
     distill: Annotated[float, "weight of the teachers' predictions in the loss; actual characters have the rest"] = 0.7
-    places: Annotated[int, "number of held-out parts, spread evenly over the text; 1: one part in the middle"] = 10
+    validation_parts: Annotated[
+        int, "number of held-out parts, spread evenly over the text; 1: one part in the middle"
+    ] = 10
 
 
 RNN_WORKSHOP = RnnConfig(

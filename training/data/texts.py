@@ -106,60 +106,60 @@ def decode(characters: Tensor, vocabulary: Sequence[str]) -> str:
     return "".join([entries[index] for index in characters.tolist()])
 
 
-def hold_out(characters: Tensor, share: float, places: int) -> tuple[Tensor, list[Tensor]]:
-    """Split characters [N] into a training part and ``places`` validation parts, spread evenly over the text.
+def hold_out(characters: Tensor, share: float, parts: int) -> tuple[Tensor, list[Tensor]]:
+    """Split characters [N] into a training part and ``parts`` validation parts, spread evenly over the text.
 
     The validation parts hold ``share`` of the characters in total.
     """
-    check_held_out(share, places)
+    check_held_out(share, parts)
     if not share:
         return characters, []
-    length = int(len(characters) * share / places)
+    length = int(len(characters) * share / parts)
     if length <= WINDOW:
         raise SystemExit(
-            f"--validation {share} holds out {length} characters in each of {places} places; "
+            f"--validation {share} holds out {length} characters in each of {parts} parts; "
             f"at least {WINDOW + 1} are needed, one evaluation window"
         )
-    return _hold_out(characters, length, places)
+    return _hold_out(characters, length, parts)
 
 
-def check_held_out(share: float, places: int) -> None:
-    """Exit with a message if ``share`` of a text cannot be held out in ``places`` parts, whatever the text is."""
+def check_held_out(share: float, parts: int) -> None:
+    """Exit with a message if ``share`` of a text cannot be held out in this number of parts, whatever the text is."""
     if not 0 <= share < 1:
         raise SystemExit(f"--validation is {share:g}; it should be a share from 0 to below 1, such as 0.05")
-    if places < 1:
-        raise SystemExit(f"--places is {places}; it should be at least 1")
+    if parts < 1:
+        raise SystemExit(f"--validation-parts is {parts}; it should be at least 1")
 
 
-def _hold_out(characters: Tensor, length: int, places: int) -> tuple[Tensor, list[Tensor]]:
-    """Divide the text into ``places`` sections, and hold out ``length`` characters in the middle of each section.
+def _hold_out(characters: Tensor, length: int, parts: int) -> tuple[Tensor, list[Tensor]]:
+    """Divide the text into ``parts`` sections, and hold out ``length`` characters in the middle of each section.
 
     Return the training part and the list of held-out parts.
     """
-    section = len(characters) // places
-    sections = [characters[i * section : (i + 1) * section if i < places - 1 else None] for i in range(places)]
+    section = len(characters) // parts
+    sections = [characters[i * section : (i + 1) * section if i < parts - 1 else None] for i in range(parts)]
     middle = (section - length) // 2
     train = torch.cat([part for section in sections for part in (section[:middle], section[middle + length :])])
     return train, [section[middle : middle + length] for section in sections]
 
 
-def hold_out_windows(characters: Tensor, share: float, places: int) -> tuple[Tensor, list[Tensor], int]:
+def hold_out_windows(characters: Tensor, share: float, parts: int) -> tuple[Tensor, list[Tensor], int]:
     """Split characters as ``hold_out`` does, but hold out MIN_WINDOWS to MAX_WINDOWS evaluation windows.
 
     Return the training part, the validation parts and the window length. If ``share`` of the text is shorter than
     MIN_WINDOWS windows, up to MAX_SHARE of the text is held out. If even MAX_SHARE is too short, the windows are
     shorter than WINDOW. If ``share`` is 0, nothing is held out.
     """
-    check_held_out(share, places)
+    check_held_out(share, parts)
     if not share:
         return characters, [], WINDOW
     needed = MIN_WINDOWS * (WINDOW + 1)
     held_out = min(max(share * len(characters), min(needed, MAX_SHARE * len(characters))), MAX_WINDOWS * (WINDOW + 1))
-    part, windows = int(held_out / places), -(-MIN_WINDOWS // places)
+    part, windows = int(held_out / parts), -(-MIN_WINDOWS // parts)
     window = min(WINDOW, (part - 1) // windows)
     if window < 1:
-        raise SystemExit(f"--places is {places}; the text is too short for so many held-out parts")
-    train, validation = _hold_out(characters, part, places)
+        raise SystemExit(f"--validation-parts is {parts}; the text is too short for so many held-out parts")
+    train, validation = _hold_out(characters, part, parts)
     return train, validation, window
 
 
