@@ -24,7 +24,7 @@ class RnnConfig:
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     dropout: Annotated[float, "dropout probability"]  # see training/loops/text/elman_recurrence.py
     reset_state: Annotated[float, "share of streams whose state is set to zero at each step, as at the start of a text"]
-    unknown: Annotated[float, "share of characters replaced by <unk>, so that the network learns to read <unk>"]
+    unknown_share: Annotated[float, "share of characters replaced by <unk>, so that the network learns to read <unk>"]
     validation: Annotated[float, "share of the training text held out for validation"]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]  # not for character-rnn
     rename: Annotated[float, "share of a play's speakers that get a new invented name in each epoch"] = 0.0
@@ -47,7 +47,7 @@ RNN_WORKSHOP = RnnConfig(
     ema_decay=0.999,
     dropout=0.05,
     reset_state=0.05,
-    unknown=0.002,
+    unknown_share=0.002,
     validation=0.0,
     bfloat16=0,
 )
@@ -64,7 +64,7 @@ RNN_STRONG = RnnConfig(
     ema_decay=0.999,
     dropout=0.38,
     reset_state=0.03,
-    unknown=0.002,
+    unknown_share=0.002,
     validation=0.02,
     bfloat16=1,
 )
@@ -81,7 +81,7 @@ RNN_GATED = RnnConfig(
     ema_decay=0.99,
     dropout=0.3,
     reset_state=0.3,
-    unknown=0.002,
+    unknown_share=0.002,
     validation=0.02,
     bfloat16=1,
     rename=0.6,
@@ -99,7 +99,7 @@ RNN_OWN = RnnConfig(
     ema_decay=0.999,
     dropout=0.2,
     reset_state=0.03,
-    unknown=0.002,
+    unknown_share=0.002,
     validation=0.05,
     bfloat16=1,
 )

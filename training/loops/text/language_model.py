@@ -133,7 +133,7 @@ class Trainer:
         ``state`` [batch / processes, layers, ...] and ``taught`` [batch / processes, bptt, V]: the state and the
         predictions of teachers for this process's share of the batch.
         """
-        unknown = torch.rand(characters.shape[0], characters.shape[1] - 1) < self.config.unknown
+        unknown = torch.rand(characters.shape[0], characters.shape[1] - 1) < self.config.unknown_share
         inputs = characters[:, :-1].masked_fill(unknown.to(characters.device), self.network.sizes.vocabulary - 1)
         loss, state = self.loss_module(distributed.shard(inputs), distributed.shard(characters[:, 1:]), state, taught)
         set_learning_rate(self.optimizer, learning_rate)
