@@ -74,7 +74,7 @@ def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _no_log_of_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Prevent trainings in tests from writing their test metrics to training/LOG.md."""
-    monkeypatch.setattr("training.readings.LOG", tmp_path / "LOG.md")
+    monkeypatch.setattr("training.evaluation_log.LOG", tmp_path / "LOG.md")
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from app import store
 from app.tasks import TASKS
-from training import readings
+from training import evaluation_log
 from training.evaluation import speed
 from training.loops import distributed
 from training.options import Options, Part
@@ -327,13 +327,13 @@ class Run:
         """Return the card with the metrics of ``evaluate``, on the test part or on validation data.
 
         The test part is read only if ``publish`` is true and the options allow it. Each measurement on the test part is
-        appended to a log; see ``training.readings``.
+        appended to a log; see ``training.evaluation_log``.
         """
         part = self.options.part if publish else "validation"
         card = {**card, "metrics": evaluate(part)}
         if part == "test" and not self.is_timing:
             full_card = {"name": self.options.name, **self.provenance(), **card}
-            readings.record(self.options.runs, full_card, self.own_data)
+            evaluation_log.record(self.options.runs, full_card, self.own_data)
         return card
 
     def finish(

@@ -100,7 +100,7 @@ def test_training_on_own_data_publishes_a_version_that_evaluation_confirms(
     (kind, digest), *_ = card.data.items()
     assert kind in ("images:shapes", "text:novel.txt", "csv:sales.csv")
     assert len(digest) == 64
-    assert len(Path("runs/test-readings.md").read_text().splitlines()) == 3  # two of them are the table's head
+    assert len(Path("runs/test-measurements.md").read_text().splitlines()) == 3  # two of them are the table's head
     assert card.labels == (None if stem in CHANGED_DATA else ["circle", "square", "triangle"])
     files = {path.name for path in (workspace / "models_store" / "mine" / "1").iterdir()}
     assert files >= {"curves.png", "samples.png"} | ({"confusion.png", "mistakes.png"} if stem == "cnn" else set())

@@ -30,7 +30,7 @@ from support.waiting import locked
 
 from app import store
 from app.networks import KINDS, build
-from training import cnn, gan, lstm, publishing, readings, rnn
+from training import cnn, evaluation_log, gan, lstm, publishing, rnn
 from training import run as running
 from training.configs import CnnConfig
 from training.data import datasets, texts
@@ -465,13 +465,13 @@ def test_generators_train_on_no_images_that_validate_them(
         gan.main([*command, "--resume"])
 
 
-def test_each_reading_of_a_test_part_is_logged(
+def test_each_measurement_on_a_test_part_is_logged(
     tiny_data: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log, own_log = tmp_path / "training" / "LOG.md", tmp_path / "runs" / readings.OWN_LOG
+    log, own_log = tmp_path / "training" / "LOG.md", tmp_path / "runs" / evaluation_log.OWN_LOG
     log.parent.mkdir()
     log.write_text("| time |\n|---|\n")
-    monkeypatch.setattr(readings, "LOG", log)
+    monkeypatch.setattr(evaluation_log, "LOG", log)
 
     def train(*options: str) -> None:
         lstm.main([*arguments("lstm", tmp_path / "runs", models), *options])
@@ -481,7 +481,7 @@ def test_each_reading_of_a_test_part_is_logged(
     assert not own_log.exists()
     train()  # the log is not in a git checkout
     assert len(log.read_text().splitlines()) == 2
-    (line,) = own_log.read_text().removeprefix(readings.HEAD).splitlines()
+    (line,) = own_log.read_text().removeprefix(evaluation_log.HEAD).splitlines()
     card = store.read_card(models / "sine-lstm" / "1")
     mse = card.metrics["one_step_mse"].value
     assert re.fullmatch(

@@ -1,8 +1,8 @@
 """Write a line to a log each time that a network is measured on a test part.
 
 Measurements on public data sets belong to the repository, so a git checkout logs them in training/LOG.md. Measurements
-on users' data are logged in test-readings.md in the folder of the runs. Without a git checkout, all measurements are
-logged in test-readings.md.
+on users' data are logged in test-measurements.md in the folder of the runs. Without a git checkout, all measurements
+are logged in test-measurements.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 LOG = Path(__file__).parent / "LOG.md"  # ends with the table of measurements, so that rows can be appended
-OWN_LOG = "test-readings.md"
+OWN_LOG = "test-measurements.md"
 HEAD = "| time | model | data | first metric | commit | command |\n|---|---|---|---|---|---|\n"
 
 
