@@ -138,7 +138,7 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     run = Run(options, config, argv)
     characters = texts.encode(text.train, vocabulary)
     training, validation = texts.hold_out(characters, config.validation, config.validation_parts)
-    train = training_text(training, vocabulary, config.rename, options.seed)
+    train = training_text(training, vocabulary, config.renamed_share, options.seed)
     validation = [part.to(options.device) for part in validation]
     teachers = read_teachers(options, vocabulary, data)
     config, network = initial_network(config, base, vocabulary)
@@ -223,15 +223,16 @@ def averaged(config: RnnConfig) -> str:
 
 def renamed(config: RnnConfig) -> str:
     """Return a sentence for the notes of a card, which says whether speakers had invented names."""
-    used = config.epochs and config.rename
-    return f" In each epoch, {config.rename:.0%} of the speakers had invented names." if used else ""
+    used = config.epochs and config.renamed_share
+    return f" In each epoch, {config.renamed_share:.0%} of the speakers had invented names." if used else ""
 
 
 def taught(config: RnnConfig, teachers: Teachers | None) -> str:
     """Return a sentence for the notes of a card, which says how many teachers the network had, and with what weight."""
     if not teachers:
         return ""
-    return f" Distilled: the mean predictions of {len(teachers.networks)} networks have the weight {config.distill:g}."
+    count, weight = len(teachers.networks), config.distillation_weight
+    return f" Distilled: the mean predictions of {count} networks have the weight {weight:g}."
 
 
 def calibrated(temperature: float | None) -> str:
@@ -254,7 +255,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     run = Run(options, config, argv, text.sha256)
     characters = texts.encode(text.train, vocabulary)
     training, validation, window = texts.hold_out_windows(characters, config.validation, config.validation_parts)
-    train = training_text(training, vocabulary, config.rename, options.seed)
+    train = training_text(training, vocabulary, config.renamed_share, options.seed)
     validation = [part.to(options.device) for part in validation]
     batch = distributed.divisible_batch(min(config.batch, train.length // (4 * config.bptt)))
     config = dataclasses.replace(config, batch=batch)
@@ -292,7 +293,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     card = distributed.from_rank_zero(lambda: evaluate_own(network))
     if refits:
         characters = texts.encode(text.train + text.test, vocabulary)
-        train = training_text(characters, vocabulary, config.rename, options.seed)
+        train = training_text(characters, vocabulary, config.renamed_share, options.seed)
         network = fit_again(run, config, train, initial, steps, total, teachers)
         divide_logits(network, temperature or 1.0)
         card = refit.describe(card, steps)

@@ -177,7 +177,7 @@ def test_a_network_learns_from_the_mean_predictions_of_teachers(
     _, first = teachers.predict(characters[:, :4], teachers.zero_states(3))
     assert torch.allclose(teachers.predict(characters[:, 4:], first)[0], whole, atol=0.01)  # bfloat16
     published = [option for option in command if option != "--no-publish"]
-    rnn.main([*published, "--name", "student", "--teachers", *folders, "--distill", "1"])
+    rnn.main([*published, "--name", "student", "--teachers", *folders, "--distillation-weight", "1"])
     card = json.loads((only_entry(tmp_path / "runs" / "student") / "card.json").read_text())
     assert list(card["data"])[1:] == ["teacher 1: teacher-1, seed 1", "teacher 2: teacher-2, seed 2"]
     assert "Distilled: the mean predictions of 2 networks have the weight 1." in card["notes"]

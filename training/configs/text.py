@@ -27,8 +27,10 @@ class RnnConfig:
     unknown_share: Annotated[float, "share of characters replaced by <unk>, so that the network learns to read <unk>"]
     validation: Annotated[float, "share of the training text held out for validation"]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]  # not for character-rnn
-    rename: Annotated[float, "share of a play's speakers that get a new invented name in each epoch"] = 0.0
-    distill: Annotated[float, "weight of the teachers' predictions in the loss; actual characters have the rest"] = 0.7
+    renamed_share: Annotated[float, "share of a play's speakers that get a new invented name in each epoch"] = 0.0
+    distillation_weight: Annotated[
+        float, "weight of the loss for the predictions of the teachers; the loss for the actual characters has the rest"
+    ] = 0.7
     validation_parts: Annotated[
         int, "number of held-out parts, spread evenly over the text; 1: one part in the middle"
     ] = 10
@@ -84,7 +86,7 @@ RNN_GATED = RnnConfig(
     unknown_share=0.002,
     validation=0.02,
     bfloat16=1,
-    rename=0.6,
+    renamed_share=0.6,
 )
 RNN_OWN = RnnConfig(
     kind="stacked-rnn",

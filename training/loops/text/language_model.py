@@ -68,7 +68,7 @@ class LossModule(nn.Module):
 
     def __init__(self, network: CharacterRNN | StackedRNN | GatedRNN, config: RnnConfig) -> None:
         super().__init__()
-        self.network, self.dropout, self.distill = network, config.dropout, config.distill
+        self.network, self.dropout, self.distillation_weight = network, config.dropout, config.distillation_weight
         if isinstance(network, GatedRNN):
             set_dropout(network, config.dropout)
         self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(network.head.weight.device)
@@ -90,7 +90,7 @@ class LossModule(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         if taught is not None:
             of_teachers = F.cross_entropy(logits.flatten(0, 1), taught.flatten(0, 1))
-            loss = torch.lerp(loss, of_teachers, self.distill)
+            loss = torch.lerp(loss, of_teachers, self.distillation_weight)
         return loss, state
 
 
