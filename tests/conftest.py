@@ -13,10 +13,10 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from support.fake_device import stand_in  # noqa: F401 - torch must know the device before the first gradient
 from support.markers import starts_processes
 from support.networks import SECOND_NETWORKS, TINY, publish_tiny
 from support.service import ROOT, TEST, HeldGenerator, Serve, serving
-from support.stand_in_device import stand_in  # noqa: F401 - torch must know the device before the first gradient
 from support.waiting import locked
 
 from app.cli import models

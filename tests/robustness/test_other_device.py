@@ -15,11 +15,11 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from support.fake_device import DeviceTensor, stand_in
 from support.images import image_bytes
 from support.imported.programs import export_cnn, export_transformer
 from support.networks import SMALL, publish_small
 from support.service import TEST, serving
-from support.stand_in_device import DeviceTensor, stand_in
 
 from app.cli import models
 from app.engine import circuit_breaker

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.fake_device import stand_in
 from support.images import image_bytes
 from support.networks import FORECASTER, tiny_card
 from support.processes import in_float64, start_pair, train_generators_in_float64
-from support.stand_in_device import stand_in
 
 from app import store
 from app.networks import build

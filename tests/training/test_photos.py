@@ -13,9 +13,9 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
+from support.fake_device import stand_in
 from support.networks import tiny_card
 from support.service import ROOT
-from support.stand_in_device import stand_in
 from torch import nn
 
 from app import store

@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.fake_device import stand_in
 from support.networks import tiny_card
 from support.processes import FORK_SERVER, train_and_wait
 from support.service import ROOT
-from support.stand_in_device import stand_in
 from support.waiting import locked
 
 from app import store
