@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from support.fake_device import stand_in  # noqa: F401 - torch must know the device before the first gradient
+from support.fake_device import fake_device  # noqa: F401 - torch must know the device before the first gradient
 from support.markers import starts_processes
 from support.networks import SECOND_NETWORKS, TINY, publish_tiny
 from support.service import ROOT, TEST, HeldGenerator, Serve, serving

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from support.fake_device import DeviceTensor, stand_in
+from support.fake_device import DeviceTensor, fake_device
 from support.images import image_bytes
 from support.imported.programs import export_cnn, export_transformer
 from support.networks import SMALL, publish_small
@@ -55,7 +55,7 @@ TENSORS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Yield the device. Services that the test starts after this compute on it."""
-    with stand_in.enabled() as device:
+    with fake_device.enabled() as device:
         monkeypatch.setattr("app.serving.registry.find_device", lambda name: device)
         monkeypatch.setitem(onnx_network.PROVIDERS, device.type, "CPUExecutionProvider")
         yield device
@@ -86,14 +86,14 @@ def test_numbers_indices_and_copies_are_allowed(device: torch.device) -> None:
     assert isinstance(own, DeviceTensor)
     assert own.device == device
     assert (own[cpu] + torch.tensor(1.0)).tolist() == [3, 1]
-    assert stand_in.copies_to_cpu == 1
+    assert fake_device.copies_to_cpu == 1
     own[[1, 2]] = torch.tensor(5.0)
     view = own[1:]
     view += 1  # views share memory
     assert own.cpu().numpy().tolist() == [0, 6, 6]
     cpu.copy_(own[:2])
     assert (cpu.tolist(), own.sum().item()) == ([0, 6], 12)
-    assert stand_in.copies_to_cpu == 4
+    assert fake_device.copies_to_cpu == 4
 
 
 @pytest.fixture
@@ -161,9 +161,9 @@ def test_every_kind_answers_as_on_the_cpu(store: Path, tta: bool, request: pytes
     device = request.getfixturevalue("device")
     with serving(settings) as client:
         assert {model.get("device") for model in client.get("/v1/models").json()["data"]} == {str(device)}
-        before = stand_in.operators
+        before = fake_device.operators
         actual = answers(client, store)
-        assert stand_in.operators > before
+        assert fake_device.operators > before
     assert_close(actual, expected)
 
 
@@ -183,10 +183,10 @@ def test_a_failed_kernel_gives_one_error_to_one_caller(store: Path, device: torc
 
     def fail_once(error: Exception) -> None:
         def fail(operator: Any) -> None:
-            del stand_in.before_operator
+            del fake_device.before_operator
             raise error
 
-        stand_in.before_operator = fail  # type: ignore[method-assign]
+        fake_device.before_operator = fail  # type: ignore[method-assign]
 
     with serving(Settings(store=store, **TEST)) as client:
 
@@ -219,7 +219,7 @@ def test_a_device_that_keeps_failing_stops_the_process(
 
     with serving(Settings(store=store, **TEST)) as client:
         assert client.post(path, **body).status_code == 200
-        stand_in.before_operator = fail  # type: ignore[method-assign]
+        fake_device.before_operator = fail  # type: ignore[method-assign]
         statuses = set()
         with contextlib.suppress(httpx.TransportError):
             while True:
@@ -235,6 +235,6 @@ def test_a_step_of_a_text_reads_the_device_once(store: Path, device: torch.devic
         generator.warm_up(4)
         texts = generator.dummy_texts(4, 5)
         generator.step(texts)
-        before = stand_in.copies_to_cpu
+        before = fake_device.copies_to_cpu
         generator.step(texts)
-        assert stand_in.copies_to_cpu == before + 1
+        assert fake_device.copies_to_cpu == before + 1

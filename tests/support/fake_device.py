@@ -77,7 +77,7 @@ class DeviceTensor(Tensor):
     def __torch_dispatch__(
         cls, operator: Any, types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
     ) -> Any:
-        return stand_in.compute(operator, arguments, named or {})
+        return fake_device.compute(operator, arguments, named or {})
 
 
 class Backend(_DummyBackendModule):
@@ -94,7 +94,7 @@ class Backend(_DummyBackendModule):
         """Do nothing; see ``get_rng_state``."""
 
 
-class StandInDevice:
+class FakeDevice:
     """The device.
 
     ``copies_to_cpu`` counts the tensors that were copied to the CPU, and the numbers that were read. A test replaces
@@ -227,5 +227,5 @@ OPERATORS = {
     aten._thnn_fused_lstm_cell.default: _fused_lstm_cell,
     aten._thnn_fused_lstm_cell_backward_impl.default: _fused_lstm_cell_backward,
 }
-stand_in = StandInDevice()
-stand_in.register()
+fake_device = FakeDevice()
+fake_device.register()

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.fake_device import stand_in
+from support.fake_device import fake_device
 from support.images import image_bytes
 from support.networks import FORECASTER, tiny_card
 from support.processes import in_float64, start_pair, train_generators_in_float64
@@ -987,6 +987,6 @@ def test_drawn_shapes_are_reproducible() -> None:
 @pytest.mark.parametrize("stem", OWN)
 def test_own_data_are_trained_on_another_device(stem: str, workspace: Path) -> None:
     """The device stands in for a GPU. Operators fail if tensors are created on the wrong device."""
-    with stand_in.enabled() as device:
+    with fake_device.enabled() as device:
         train(stem, "--epochs", "1", "--no-publish", "--device", str(device))
-        assert stand_in.operators > 100
+        assert fake_device.operators > 100

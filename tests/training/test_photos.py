@@ -13,7 +13,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
-from support.fake_device import stand_in
+from support.fake_device import fake_device
 from support.networks import tiny_card
 from support.service import ROOT
 from torch import nn
@@ -446,6 +446,6 @@ def test_unusable_folders_are_rejected_by_name(workspace: Path) -> None:
 
 def test_photos_are_trained_on_another_device(workspace: Path) -> None:
     """The device stands in for a GPU. Operators fail if tensors are created on the wrong device."""
-    with stand_in.enabled() as device:
+    with fake_device.enabled() as device:
         cnn.main(["--images", "photos", *TRAIN, "--no-publish", "--device", str(device)])
-        assert stand_in.operators > 100
+        assert fake_device.operators > 100

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.fake_device import stand_in
+from support.fake_device import fake_device
 from support.networks import tiny_card
 from support.processes import FORK_SERVER, train_and_wait
 from support.service import ROOT
@@ -153,10 +153,10 @@ SHORT = {
 @pytest.mark.parametrize("stem", LONG_TESTS)
 def test_a_network_is_trained_on_another_device(stem: str, tiny_data: Path, models: Path, tmp_path: Path) -> None:
     """The device stands in for a GPU. Operators fail if tensors are created on the wrong device."""
-    with stand_in.enabled() as device:
+    with fake_device.enabled() as device:
         options = [*SHORT[stem], "--device", str(device), "--no-publish"]
         SCRIPTS[stem].main([*arguments(stem, tmp_path / "runs", models), *options])
-        assert stand_in.operators > 100
+        assert fake_device.operators > 100
 
 
 def test_a_network_learns_from_the_mean_predictions_of_teachers(

@@ -1,1 +1,1 @@
-"""Stand-ins for parts of the service."""
+"""Stubs for parts of the service."""
