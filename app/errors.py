@@ -143,10 +143,7 @@ class NotAnImage(QuartetError):
 
 
 class Overloaded(QuartetError):
-    """A queue is full, or all requests together would hold too much memory.
-
-    ``retry_after`` is the estimated number of seconds after which a new attempt can succeed.
-    """
+    """A queue is full. ``retry_after`` is the estimated number of seconds after which a new attempt can succeed."""
 
     status = 429
     type = "rate_limit_error"
@@ -158,6 +155,12 @@ class Overloaded(QuartetError):
 
     def headers(self) -> dict[str, str]:
         return {"retry-after": str(self.retry_after)}
+
+
+class MemoryFull(Overloaded):
+    """All running requests together would hold too much memory. A later attempt may succeed."""
+
+    code = "memory_full"
 
 
 class LimitReached(Overloaded):

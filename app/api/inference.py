@@ -97,7 +97,7 @@ async def run_inference(request: Request, registry: Registry, inference: Inferen
 
     Raises:
         BadValue, Overloaded, NotReady, InferenceFailed, OutOfMemory: a step or the engine raised this error.
-        Overloaded: also raised if all requests together would hold too much memory.
+        MemoryFull: all requests together would hold too much memory.
         CallerGone, TimedOut: the client disconnected, or ``deadline`` passed.
     """
     executor = registry.parse_executor

@@ -81,7 +81,7 @@ async def read_body(request: Request, limit: int, pause_seconds: float, codings:
 
     Raises:
         BadValue: the body has another content coding.
-        TooLarge, TooSlow, CallerGone, Overloaded: as in ``read_raw_body``.
+        TooLarge, TooSlow, CallerGone, MemoryFull: as in ``read_raw_body``.
     """
     coding = header(request, b"content-encoding", "identity")
     if coding != "identity" and coding.lower() not in codings:
@@ -97,7 +97,7 @@ async def read_raw_body(request: Request, limit: int, pause_seconds: float) -> b
         TooLarge: the body is longer than ``limit`` bytes. Raised as soon as this is known.
         TooSlow: no byte arrived for ``pause_seconds``, or the deadline passed.
         CallerGone: the client disconnected.
-        Overloaded: all requests together would hold too much memory.
+        MemoryFull: all requests together would hold too much memory.
     """
     server = connection(request)
     if server and (body := server.take_body()) is not None:
@@ -196,7 +196,7 @@ async def read_json(request: Request, model: type[Model], reader: BodyReader, ma
 
     Raises:
         BadValue: the body does not fit ``model``, or there is a query parameter.
-        TooLarge, TooSlow, CallerGone, Overloaded, TimedOut: as in ``read_body`` or ``run_before_deadline``.
+        TooLarge, TooSlow, CallerGone, Overloaded, MemoryFull, TimedOut: as in ``read_body`` or ``run_before_deadline``.
     """
     if request.scope["query_string"]:
         for name in request.query_params:
@@ -317,7 +317,7 @@ async def read_form(request: Request, reader: BodyReader, max_files: int) -> lis
 
     Raises:
         BadValue: the body is not a complete form, its charset is not UTF-8 or ASCII, or it has too many files or texts.
-        TooLarge, TooSlow, CallerGone, Overloaded, TimedOut: as in ``read_json``.
+        TooLarge, TooSlow, CallerGone, Overloaded, MemoryFull, TimedOut: as in ``read_json``.
     """
     content_type = header(request, b"content-type")
     charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")

@@ -186,7 +186,7 @@ def error_responses(model: type[BaseModel], bad_request: str) -> dict[int | str,
         "4XX": {"content": content, "description": bad_request},
         429: {
             "content": content,
-            "description": "The model's queue is full, or the API key has reached its limit.",
+            "description": "A queue or the memory for requests is full, or the API key has reached its limit.",
             "headers": RETRY_AFTER,
         },
         "5XX": {"content": content, "description": "500: internal error. 504: the deadline has passed."},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -69,8 +70,8 @@ async def test_a_response_that_is_not_read_counts_until_it_is() -> None:
     waiting = [await start(app, size), await start(app, size)]
     client = Client()
     client.reads.set()
-    await client.request(app)
-    assert client.status == 429
+    answer = await client.request(app)
+    assert (client.status, json.loads(answer)["error"]["code"]) == (429, "memory_full")
     for reader, task in waiting:
         reader.reads.set()
         assert await task == bytes(size)

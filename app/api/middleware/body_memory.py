@@ -9,7 +9,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import error_response
-from app.errors import CallerGone, Overloaded
+from app.errors import CallerGone, MemoryFull
 
 PART_BYTES = 64 * 1024  # larger responses are sent in parts of this size; the server buffers about as much
 MIN_BYTES_PER_SECOND = 64 * 1024  # lowest average speed at which a client must read a response above ``PART_BYTES``
@@ -21,7 +21,7 @@ def hold_memory(request: Request, size: int) -> None:
     """Count ``size`` more bytes, such as a decompressed body, until the request ends. Call this on the event loop.
 
     Raises:
-        Overloaded: all requests together would hold too many bytes.
+        MemoryFull: all requests together would hold too many bytes.
     """
     if size and (hold := request.scope.get(HOLD)):
         hold(size)
@@ -53,7 +53,7 @@ class BodyMemoryLimit:
             request_bytes += size
             self.held_bytes += size
             if size and self.held_bytes > self.limit:
-                raise self._overloaded()
+                raise self._memory_full()
 
         async def counted_receive() -> Message:
             message = await receive()
@@ -71,7 +71,7 @@ class BodyMemoryLimit:
             size = len(message.get("body", b""))
             if start and size > PART_BYTES and is_open and not self._has_room(size, request_bytes):
                 is_open = False
-                await error_response(self._overloaded())(scope, receive, send)
+                await error_response(self._memory_full())(scope, receive, send)
             if not is_open:
                 return
             if start:
@@ -100,8 +100,8 @@ class BodyMemoryLimit:
         """Return whether a request that already holds ``own`` bytes may hold a response of ``size`` bytes."""
         return self.held_bytes + size <= self.limit or self.held_bytes - own <= self.limit / 2
 
-    def _overloaded(self) -> Overloaded:
-        return Overloaded(f"all running requests together would hold more than {self.limit:,} bytes", retry_after=1)
+    def _memory_full(self) -> MemoryFull:
+        return MemoryFull(f"all running requests together would hold more than {self.limit:,} bytes", retry_after=1)
 
 
 async def send_in_parts(send: Send, message: Message) -> None:
