@@ -97,6 +97,8 @@ def _merge(folder: Path, process: int) -> None:
         merged = total.with_suffix(".fresh")
         if total.exists():
             shutil.copyfile(total, merged)
+        else:
+            merged.unlink(missing_ok=True)  # left by an earlier merge that failed
         sums = MmapedDict(str(merged))
         for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(own):
             sums.write_value(key, sums.read_value(key)[0] + value, timestamp)
@@ -120,6 +122,7 @@ def rewrite_own_files(is_current: Callable[[Mapping[str, str]], bool]) -> None:
 
 def _current_copy(file: Path, is_current: Callable[[Mapping[str, str]], bool]) -> Path:
     copy = file.with_suffix(".fresh")
+    copy.unlink(missing_ok=True)  # left by an earlier attempt that failed
     content = MmapedDict(str(copy))
     for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(file):
         if is_current(json.loads(key)[2]):

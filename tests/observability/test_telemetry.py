@@ -31,14 +31,12 @@ from support.responses import metric_samples
 from support.service import ROOT, HeldGenerator, Serve
 from support.waiting import wait_until
 
-from app.observability import multiprocess_metrics
 from app.observability.access_log import AccessLog
 from app.observability.logs import JsonFormatter
 from app.observability.metrics import STALE_VERSIONS_PER_SWEEP, Metrics
 from app.observability.middleware import RequestTelemetry
 from app.observability.tracing import create_tracer
 from app.settings import Settings, SettingsError
-from app.store.atomic_files import file_lock
 from app.tasks.image_generation import ImageSampler
 
 CLASSIFY, CONTINUE, SAMPLE = "/v1/images/classify", "/v1/text/continue", "/v1/images/sample"
@@ -392,40 +390,3 @@ def test_tracing_without_opentelemetry_gives_a_clear_error(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"needs the extra \[tracing\]"):
         create_tracer("http://localhost:4318")
-
-
-def test_a_process_that_hangs_with_the_lock_of_the_metrics_does_not_stop_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(multiprocess_metrics.FOLDER_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(multiprocess_metrics, "LOCK_SECONDS", 0.0)
-    counts = MmapedDict(str(tmp_path / "counter_7.db"))
-    counts.write_value("key", 3.0, 0.0)
-    counts.close()
-    with file_lock(tmp_path):
-        multiprocess_metrics.merge_ended(7)
-    assert [file.name for file in tmp_path.iterdir()] == ["counter_7.db"]
-    multiprocess_metrics.merge_ended(7)
-    assert [file.name for file in tmp_path.iterdir()] == ["counter_0.db"]
-
-
-def test_metric_folders_of_killed_services_are_removed_and_others_stay(tmp_path: Path) -> None:
-    """Process ids do not show whether a service was killed, because they are reused in containers."""
-    for name in ("quartet-1-dead", "quartet-1-busy"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "alive").touch()
-    (tmp_path / "quartet-test-data").mkdir()
-    script = (
-        "import os; os.access = lambda *_: False\n"
-        "from app.observability.multiprocess_metrics import shared_metrics\n"
-        "with shared_metrics(): print(*sorted(os.listdir(os.environ['TMPDIR'])))"
-    )
-    with file_lock(tmp_path / "quartet-1-busy" / "alive"):
-        result = subprocess.run(
-            [sys.executable, "-c", script],
-            cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    busy, own, data = result.stdout.split()
-    assert (busy, data) == ("quartet-1-busy", "quartet-test-data")
-    assert re.fullmatch(r"quartet-\d+-\w+", own)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [busy, data]

@@ -1,0 +1,80 @@
+"""The files in which the processes of a service count."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.mmap_dict import MmapedDict
+from support.service import ROOT
+
+from app.observability import multiprocess_metrics
+from app.store.atomic_files import file_lock
+
+
+def write_counts(file: Path, counts: dict[str, float]) -> None:
+    content = MmapedDict(str(file))
+    for key, value in counts.items():
+        content.write_value(key, value, 0.0)
+    content.close()
+
+
+def read_counts(file: Path) -> dict[str, float]:
+    return {key: value for key, value, *_ in MmapedDict.read_all_values_from_file(str(file))}
+
+
+def test_counts_that_a_failed_merge_left_are_not_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(multiprocess_metrics.FOLDER_VARIABLE, str(tmp_path))
+    write_counts(tmp_path / "counter_0.fresh", {"key": 2.0, "other": 1.0})
+    write_counts(tmp_path / "counter_7.db", {"key": 3.0})
+    multiprocess_metrics.merge_ended(7)
+    assert [file.name for file in tmp_path.iterdir()] == ["counter_0.db"]
+    assert read_counts(tmp_path / "counter_0.db") == {"key": 3.0}
+
+
+def test_counts_that_a_failed_rewrite_left_are_not_kept(tmp_path: Path) -> None:
+    current, removed = (json.dumps(["a", "a", {"version": version}, ""]) for version in ("2", "1"))
+    write_counts(tmp_path / "counter_7.fresh", {removed: 5.0})
+    write_counts(tmp_path / "counter_7.db", {removed: 6.0, current: 3.0})
+    copy = multiprocess_metrics._current_copy(tmp_path / "counter_7.db", lambda labels: labels["version"] == "2")
+    assert read_counts(copy) == {current: 3.0}
+
+
+def test_a_process_that_hangs_with_the_lock_of_the_metrics_does_not_stop_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(multiprocess_metrics.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(multiprocess_metrics, "LOCK_SECONDS", 0.0)
+    write_counts(tmp_path / "counter_7.db", {"key": 3.0})
+    with file_lock(tmp_path):
+        multiprocess_metrics.merge_ended(7)
+    assert [file.name for file in tmp_path.iterdir()] == ["counter_7.db"]
+    multiprocess_metrics.merge_ended(7)
+    assert [file.name for file in tmp_path.iterdir()] == ["counter_0.db"]
+
+
+def test_metric_folders_of_killed_services_are_removed_and_others_stay(tmp_path: Path) -> None:
+    """Process ids do not show whether a service was killed, because they are reused in containers."""
+    for name in ("quartet-1-dead", "quartet-1-busy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "alive").touch()
+    (tmp_path / "quartet-test-data").mkdir()
+    script = (
+        "import os; os.access = lambda *_: False\n"
+        "from app.observability.multiprocess_metrics import shared_metrics\n"
+        "with shared_metrics(): print(*sorted(os.listdir(os.environ['TMPDIR'])))"
+    )
+    with file_lock(tmp_path / "quartet-1-busy" / "alive"):
+        result = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    busy, own, data = result.stdout.split()
+    assert (busy, data) == ("quartet-1-busy", "quartet-test-data")
+    assert re.fullmatch(r"quartet-\d+-\w+", own)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [busy, data]
