@@ -57,6 +57,15 @@ def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
     return context()
 
 
+def restore_metrics_folder() -> None:
+    """Make the shared folder again if it was removed. Each worker calls this when it starts.
+
+    systemd removes the files that a login user has in /dev/shm when the last session of this user ends (``RemoveIPC``
+    of logind). The counts in these files are lost, but without the folder no new worker could start.
+    """
+    os.makedirs(os.environ[FOLDER_VARIABLE], mode=0o700, exist_ok=True)
+
+
 def is_shared() -> bool:
     """Return whether this process has a shared folder for metrics."""
     return FOLDER_VARIABLE in os.environ

@@ -13,7 +13,7 @@ from limits.aio.storage import Storage
 
 from app.api.middleware.api_keys import limit_storage
 from app.observability.logs import log_in_background, log_without_waiting
-from app.observability.multiprocess_metrics import shared_metrics
+from app.observability.multiprocess_metrics import restore_metrics_folder, shared_metrics
 from app.server.supervisor import Supervisor
 from app.server.system import available_memory, can_fork, cores, handles_sighup, raise_file_limit, single_arena
 from app.server.uvicorn_server import (
@@ -147,6 +147,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
         prepared = preload(worker_settings)
 
         def work(channel: socket.socket) -> None:
+            restore_metrics_folder()
             log_in_background()
             exit_if_orphaned(parent, stop_seconds)
             run_server(WorkerServer(create_app(worker_settings, counters, prepared), worker_settings, channel))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -254,6 +255,22 @@ def test_metrics_of_dead_workers_are_merged_into_one_file(tiny_store: Path) -> N
                 assert metric_samples(client)[live] == 6 * round
         process_ids = {file.name.removesuffix(".db").rpartition("_")[2] for file in folder.glob("*.db")}
         assert process_ids <= {"0", *map(str, service.workers)}
+
+
+def test_a_worker_is_replaced_after_the_metrics_folder_was_removed(tiny_store: Path) -> None:
+    """systemd removes the folder when the last session of a login user ends."""
+    with serving(tiny_store, log_level="error") as service:
+        shutil.rmtree(next(Path("/dev/shm").glob(f"quartet-{service.process.pid}-*")))
+        os.kill(min(service.workers), signal.SIGKILL)
+
+        def new_worker_counts() -> bool:
+            try:
+                answer = httpx.get(f"{service.url}/metrics", timeout=TIMEOUT_SECONDS)
+            except httpx.HTTPError:  # the killed worker had the connection
+                return False
+            return answer.status_code == 200 and "quartet_workers 1.0" in answer.text
+
+        wait_until(new_worker_counts)
 
 
 def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
