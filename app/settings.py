@@ -77,8 +77,8 @@ class Settings(BaseSettings):
         ge=0,
         le=256,
         description="number of worker processes. 0 means one worker for each CPU core, or for each `QUARTET_THREADS` "
-        "cores if that is set, but at most 16 workers, and only as many as fit into half of the memory of the machine "
-        "or container. With a GPU, there is always one worker.",
+        "cores if that is set, but at most 16 workers, and only as many as fit into half of the memory of the machine, "
+        "container or systemd unit. With a GPU, there is always one worker.",
     )
     threads: int = Field(
         0,

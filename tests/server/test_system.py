@@ -43,6 +43,28 @@ def test_the_memory_limit_of_a_container_limits_the_memory(tmp_path: Path) -> No
     assert available_memory(tmp_path, meminfo) == 2**20
 
 
+def test_the_limits_of_the_own_cgroup_and_its_parents_apply(tmp_path: Path) -> None:
+    """systemd sets MemoryMax and CPUQuota on a cgroup below the root, or on one of its parents."""
+    root, membership, meminfo = tmp_path / "root", tmp_path / "membership", tmp_path / "meminfo"
+    membership.write_text("1:cpu:/other.slice\n0::/system.slice/quartet.service\n")
+    meminfo.write_text("MemTotal: 2048 kB\n")
+    unit, other = root / "system.slice" / "quartet.service", root / "other.slice"
+    unit.mkdir(parents=True)
+    other.mkdir()
+    (other / "memory.max").write_text("1")
+    (unit / "memory.max").write_text("1048576")
+    assert available_memory(root, meminfo, membership) == 2**20
+    (unit.parent / "memory.max").write_text("4096")
+    assert available_memory(root, meminfo, membership) == 4096
+    for folder in (unit, unit.parent):
+        (unit / "cpu.max").write_text("max 100000")
+        (unit.parent / "cpu.max").write_text("max 100000")
+        (folder / "cpu.max").write_text("100000 100000")
+        assert cores(root, membership) == 1
+    membership.write_text("0::/../other.slice\n")  # outside the visible hierarchy
+    assert available_memory(root, meminfo, membership) == 2 * 2**20
+
+
 @pytest.mark.parametrize(
     ("machine", "settings", "expected"),
     [
