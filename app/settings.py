@@ -162,6 +162,11 @@ class Settings(BaseSettings):
         60, description="seconds until a request times out. The header `x-request-timeout` can shorten this time."
     )
     body_seconds: Seconds = Field(30, description="seconds that a client may pause while it sends a body")
+    keep_alive_seconds: Count = Field(
+        5,
+        description="seconds after which the service closes an idle connection. Behind a proxy that keeps idle "
+        "connections open, this time must be longer than the idle time of the proxy.",
+    )
     max_images: Count = Field(16, description="largest number of images to classify per request")
     max_pixels: Count = Field(
         50_000_000,

@@ -46,6 +46,7 @@ class Server(uvicorn.Server):
             ws="none",
             server_header=False,
             proxy_headers=False,  # client addresses are not used
+            timeout_keep_alive=settings.keep_alive_seconds,
             timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
             http=BoundedHttpProtocol,
             **tls_context(settings),

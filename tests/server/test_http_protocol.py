@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -26,6 +27,8 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.server import http_protocol
 from app.server.http_protocol import FRAMING_BYTES, HEAD_BYTES, MAX_PIPELINED, BoundedHttpProtocol
+from app.server.uvicorn_server import Server
+from app.settings import Settings
 
 PACKET = 64 * 1024
 CHUNKED = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -223,6 +226,10 @@ def test_pipelined_requests_are_limited_and_the_waiting_ones_are_answered(tiny: 
     assert MAX_PIPELINED + 1 <= answer.count(b"HTTP/1.1 200 ") < 5 * MAX_PIPELINED
     assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200 ")
     assert_still_serves(tiny)
+
+
+def test_a_setting_changes_the_time_until_an_idle_connection_is_closed() -> None:
+    assert Server(Mock(), Settings(keep_alive_seconds=65)).config.timeout_keep_alive == 65
 
 
 OPENAPI = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
