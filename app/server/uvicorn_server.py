@@ -27,6 +27,7 @@ from app.settings import Settings, SettingsError
 log = logging.getLogger("quartet")
 TLS_HANDSHAKE_SECONDS = 10.0
 STDOUT = 1  # file descriptor
+CHANNEL_BYTES = 256  # number of bytes that a worker receives from the supervisor at a time
 
 
 class Server(uvicorn.Server):
@@ -304,24 +305,29 @@ class WorkerServer(Server):
         Report the connections to the supervisor before reading from them. If this worker died, the supervisor would
         give unreported connections to another worker.
         """
-        while self._accept():
-            pass
+        surplus = 0
+        while content := self._accept():
+            surplus += content.count(RELEASE_MESSAGE)
+        if surplus:  # only now, because a request to close more than ``CHANNEL_BYTES`` connections comes in parts
+            open_connections = [each for each in self.server_state.connections if isinstance(each, BoundedHttpProtocol)]
+            for connection in open_connections[:surplus]:
+                connection.close_after_response = True
         if self._received:
             self._report_load()
 
-    def _accept(self) -> bool:
-        """Receive messages with new connections or requests to close connections. Returns whether any message came."""
+    def _accept(self) -> bytes:
+        """Receive messages with new connections or requests to close connections. Returns empty bytes if none came."""
         loop = asyncio.get_running_loop()
         try:
-            content, descriptors, _, _ = socket.recv_fds(self._channel, 256, 16)
+            content, descriptors, _, _ = socket.recv_fds(self._channel, CHANNEL_BYTES, 16)
         except BlockingIOError:
-            return False
+            return b""
         except OSError:
             content, descriptors = b"", []
         if not content:  # the supervisor has ended: drain and exit
             loop.remove_reader(self._channel)
             self.handle_exit(signal.SIGTERM, None)
-            return False
+            return b""
         self._received += content.count(CONNECTION_MESSAGE)
         if lost := content.count(CONNECTION_MESSAGE) - len(descriptors):
             log.error("%s connections were lost: too many open files (see ulimit -n)", lost)
@@ -330,11 +336,7 @@ class WorkerServer(Server):
             task = loop.create_task(self._connect(socket.socket(fileno=descriptor)))
             self.arriving.add(task)
             task.add_done_callback(self.arriving.discard)
-        surplus = content.count(RELEASE_MESSAGE)
-        open_connections = [each for each in self.server_state.connections if isinstance(each, BoundedHttpProtocol)]
-        for connection in open_connections[:surplus]:
-            connection.close_after_response = True
-        return True
+        return content
 
     async def _connect(self, connection: socket.socket) -> None:
         connection.setblocking(False)

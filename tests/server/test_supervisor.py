@@ -24,9 +24,10 @@ from support.service import ROOT
 from support.waiting import wait_until
 
 from app.main import create_app
-from app.server.supervisor import CONNECTION_MESSAGE, Supervisor, WorkerProcess
+from app.server.http_protocol import BoundedHttpProtocol
+from app.server.supervisor import CONNECTION_MESSAGE, RELEASE_MESSAGE, Supervisor, WorkerProcess
 from app.server.system import can_fork
-from app.server.uvicorn_server import ListeningServer, WorkerServer, listen_at
+from app.server.uvicorn_server import CHANNEL_BYTES, ListeningServer, WorkerServer, listen_at
 from app.settings import Settings, SettingsError
 from benchmarks.reliability.restarts import connections
 
@@ -502,6 +503,24 @@ def test_connections_are_rebalanced_after_a_replacement(tiny_store: Path) -> Non
         wait_until(are_balanced)
         for connection in open_connections:
             connection.close()
+
+
+def test_a_request_to_close_many_connections_closes_as_many() -> None:
+    """The worker receives the request in parts."""
+
+    async def accept_all() -> None:
+        worker._accept_all()
+
+    own_end, channel = socket.socketpair()
+    with own_end, channel:
+        worker = WorkerServer(Mock(), Settings(), channel)
+        open_connections = [BoundedHttpProtocol.__new__(BoundedHttpProtocol) for _ in range(3 * CHANNEL_BYTES)]
+        for connection in open_connections:
+            connection.close_after_response = False
+            worker.server_state.connections.add(connection)
+        own_end.send(RELEASE_MESSAGE * (2 * CHANNEL_BYTES + 1))
+        asyncio.run(accept_all())
+    assert sum(connection.close_after_response for connection in open_connections) == 2 * CHANNEL_BYTES + 1
 
 
 def test_upgrade_requests_do_not_change_the_connection_counts(tiny_store: Path) -> None:
