@@ -74,7 +74,7 @@ class AccessLog:
         if trace.ended_at:
             line["compute_seconds"] = round(trace.ended_at - trace.started_at, 6)
         if trace.time_to_first_token:
-            line["first_seconds"] = round(trace.time_to_first_token, 6)
+            line["time_to_first_token_seconds"] = round(trace.time_to_first_token, 6)
         if trace.error_code:
             line["reason"] = trace.error_code
         if trace.span:

@@ -249,7 +249,7 @@ def test_the_access_log_can_be_json(serve: Serve, lines: Any) -> None:
     assert 0 <= image["queue_seconds"] < image["seconds"]
     assert 0 < image["compute_seconds"] < image["seconds"]
     assert (text["id"], text["model"], text["rows"]) == ("mine", "tiny-rnn", 2)
-    assert 0 < text["first_seconds"] <= text["queue_seconds"] + text["compute_seconds"] + 0.001
+    assert 0 < text["time_to_first_token_seconds"] <= text["queue_seconds"] + text["compute_seconds"] + 0.001
     assert (rejected["status"], rejected["reason"], "model" in rejected) == (400, "invalid_value", False)
     assert '/odd path/é"\n' in entries
 
