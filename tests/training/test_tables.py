@@ -190,6 +190,14 @@ def test_a_season_is_detected_without_time_stamps_if_there_is_one(tmp_path: Path
         assert read_table(write_table(tmp_path, ["step,y", *counted])).season == expected
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e160])
+def test_the_season_does_not_depend_on_the_unit_of_the_values(unit: float) -> None:
+    months = np.arange(144)
+    values = 100 + 20 * np.sin(np.pi * months / 6) + np.random.default_rng(0).normal(0, 3, 144)
+    assert frequency.season([unit * values], (12,)) == 12
+    assert frequency.season([np.full(144, unit)], (12,)) == 1
+
+
 def test_thousands_separators_signs_and_exponents_are_read(tmp_path: Path) -> None:
     cells = ["1,234.5", "-2", "1e3", "7"] * 10
     path = write_table(tmp_path, ["y;z", *(f"{cell};1" for cell in cells)])

@@ -224,10 +224,11 @@ def _jittered(times: Sequence[Times], steps: Sequence[np.ndarray], differences: 
 
 def autocorrelation(values: np.ndarray, lag: int) -> float:
     """Return the autocorrelation of linearly detrended values [T] at a lag; 0 for constant values."""
+    values = values / (np.abs(values).max() or 1.0)  # squares of very large or small values leave the range of float64
     steps = np.arange(len(values))
     residual = values - np.polyval(np.polyfit(steps, values, 1), steps)
     variance = float((residual**2).mean())
-    if variance <= 1e-12 * float((values**2).mean() + 1):
+    if variance <= 1e-12 * float((values**2).mean()):
         return 0.0
     return float((residual[lag:] * residual[:-lag]).mean()) / variance
 
