@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -299,56 +298,6 @@ def test_an_unusable_table_is_rejected(
     path = write_table(tmp_path, lines)
     with pytest.raises(DataError, match=sentence):
         read_table(path, ReadOptions(**options))
-
-
-def days_from(first: str, last: str, except_for: Sequence[str] = (), weekend: bool = True) -> list[datetime]:
-    begin, end = map(datetime.fromisoformat, (first, last))
-    days = [begin + timedelta(days=i) for i in range((end - begin).days + 1)]
-    return [day for day in days if f"{day:%Y-%m-%d}" not in except_for and (weekend or day.weekday() < 5)]
-
-
-@pytest.mark.parametrize(
-    ("days", "step", "months"),
-    [
-        (days_from("2024-01-01", "2024-06-30"), "M", (1, 6)),
-        (days_from("2024-01-01", "2024-06-03"), "M", (1, 5)),
-        (days_from("2024-01-20", "2024-06-30"), "M", (2, 6)),
-        (days_from("2024-01-20", "2024-06-28"), "M", (2, 5)),
-        (days_from("2024-01-01", "2024-06-03", [f"2024-04-{day}" for day in range(10, 28)]), "M", (1, 5)),
-        (days_from("2024-01-01", "2024-06-28", weekend=False), "M", (1, 6)),  # a Friday
-        (days_from("2024-01-01", "2024-06-21", weekend=False), "M", (1, 5)),
-        (days_from("2023-01-01", "2024-06-03")[::31], "M", None),  # one row per month
-        ([datetime(2023 + i // 12, i % 12 + 1, 1) for i in range(20)], "Q", (1, 18)),
-        ([datetime(2023 + i // 12, i % 12 + 1, 1) for i in range(18)], "Q", (1, 18)),
-    ],
-)
-def test_incomplete_time_steps_are_not_summed(
-    tmp_path: Path, days: list[datetime], step: str, months: tuple[int, int] | None
-) -> None:
-    path = write_table(tmp_path, ["day,sold", *(f"{day:%Y-%m-%d},10" for day in days)])
-    table = read_table(path, ReadOptions(resample=step, aggregate="sum"))
-    first, last = months or (1, 18)
-    in_range = [day for day in days if first <= 12 * (day.year - days[0].year) + day.month <= last]
-    (series,) = table.series
-    assert np.nansum(series.values) == 10 * len(in_range)
-    assert series.start == f"{in_range[0]:%Y-%m}-01"
-    assert sum("is left out: its rows" in remark for remark in table.remarks) == (
-        (in_range[0] != days[0]) + (in_range[-1] != days[-1])
-    )
-    mean = read_table(path, ReadOptions(resample=step, aggregate="mean"))
-    assert set(mean.series[0].values) == {10}
-
-
-def test_rows_of_the_future_do_not_complete_a_time_step(tmp_path: Path) -> None:
-    days = days_from("2024-01-01", "2024-08-20")
-    rows = [f"{day:%Y-%m-%d},{'' if day > datetime(2024, 6, 3) else 10},{i % 3}" for i, day in enumerate(days)]
-    path = write_table(tmp_path, ["day,sold,price", *rows])
-    table = read_table(path, ReadOptions(resample="M", aggregate="sum", known="price"))
-    assert table.series[0].values.tolist() == [310, 290, 310, 300, 310]
-    remark = "the last time step, 2024-06-01 00:00:00, is left out: its rows end at 2024-06-03 00:00:00, so their sum"
-    assert any(remark in text for text in table.remarks)
-    with pytest.raises(DataError, match=r"--resample Y: the rows from 2024-01-01 .* to 2024-06-03 .* cover no whole"):
-        read_table(path, ReadOptions(resample="Y", aggregate="sum", known="price"))
 
 
 def test_month_ends_are_one_month_apart() -> None:

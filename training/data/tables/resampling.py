@@ -8,14 +8,16 @@ import numpy as np
 import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
+from training.data.tables.frequency import DAY
 from training.data.tables.header import Body
 
 CALENDAR = {"W": "week", "M": "month", "ME": "month", "MS": "month", "Q": "quarter", "QE": "quarter", "QS": "quarter"}
 CALENDAR |= {"Y": "year", "YE": "year", "YS": "year", "A": "year"}
 CODES = {"week": "W-SUN", "month": "M", "quarter": "Q", "year": "Y"}  # the periods of pandas
-# A time step is incomplete if its part before the first or after the last row is more than this many times as long as
-# the longest time between two rows. In a regular table that lacks one row, it is twice as long.
-MAX_EMPTY_PART = 1.5
+# A time step is incomplete if its part before the first or after the last row is longer than in the median of the other
+# time steps, by more than this share of the longest time between two rows. In a regular table that lacks one row, the
+# difference is about one such time, but some months and quarters are shorter than others.
+MAX_EMPTY_PART = 0.75
 MAX_HOLES = 2  # number of the longest times between rows, at most 5 %, that do not count, because they may be holes
 
 
@@ -39,10 +41,30 @@ def _offset(step: str) -> str:
     return step if step.endswith("D") else step.lower()
 
 
-def _end(start: pd.Timestamp, step: str) -> pd.Timestamp:
+def _ends(starts: pd.DatetimeIndex, step: str) -> pd.DatetimeIndex:
     if period := CALENDAR.get(step.upper()):
-        return (start.to_period(CODES[period]) + 1).start_time
-    return start + to_offset(_offset(step))
+        return (starts.to_period(CODES[period]) + 1).start_time
+    return starts + to_offset(_offset(step))
+
+
+def _without_weekends(times: pd.Series | pd.DatetimeIndex) -> np.ndarray:
+    """Return the microseconds int64 [T] of the days from Monday to Friday before each time, since 1600."""
+    stamps = times.to_numpy().astype("datetime64[us]")
+    days = stamps.astype("datetime64[D]")
+    return np.busday_count("1600-01-01", days) * DAY + np.where(np.is_busday(days), (stamps - days).astype(np.int64), 0)
+
+
+def _microseconds(times: pd.Series | pd.DatetimeIndex) -> np.ndarray:
+    return times.to_numpy().astype("datetime64[us]").astype(np.int64)
+
+
+def _is_longer(part: int, others: np.ndarray, gap: int) -> bool:
+    """Return whether the empty part of a time step is longer than those of the ``others`` by too large a share of gap.
+
+    If there are no other time steps, they are assumed to be just long enough that one missing row is noticed.
+    """
+    usual = float(np.median(others)) if len(others) else MAX_EMPTY_PART * gap
+    return part > usual + MAX_EMPTY_PART * gap
 
 
 def without_incomplete(
@@ -57,16 +79,23 @@ def without_incomplete(
         DataError: no time step is complete.
     """
     there = pd.DataFrame(values).notna().any(axis=1)
-    gaps = np.sort(np.diff(np.unique(times[there])))
+    rows = pd.DataFrame({"start": starts[there], "time": times[there]})
+    weekend = (rows["time"].dt.day_of_week >= 5).any()
+    position = _microseconds if weekend else _without_weekends  # a month may begin or end with a weekend without rows
+    gaps = np.sort(np.diff(np.unique(position(rows["time"]))))
     if not len(gaps):
         return values
-    longest = MAX_EMPTY_PART * gaps[-1 - min(MAX_HOLES, len(gaps) // 20)]
-    first, last = starts[there].min(), starts[there].max()
-    begin, end = times[there].min(), times[there].max()
+    gap = gaps[-1 - min(MAX_HOLES, len(gaps) // 20)]
+    grouped = rows.groupby("start")["time"]
+    begins, ends = grouped.min(), grouped.max()
+    steps = pd.DatetimeIndex(begins.index)
+    before = position(begins) - position(steps)
+    after = position(_ends(steps, step)) - position(ends)
+    first, last, begin, end = steps[0], steps[-1], begins.iloc[0], ends.iloc[-1]
     incomplete = {}
-    if begin - first > longest:
+    if _is_longer(before[0], before[1:], gap):
         incomplete[first] = f"the first time step, {first}, is left out: its rows begin at {begin}"
-    if _end(last, step) - end > longest:
+    if _is_longer(after[-1], after[:-1], gap):
         incomplete[last] = f"the last time step, {last}, is left out: its rows end at {end}"
     if not set(starts[there]) - set(incomplete):
         raise body.error(f"--resample {step}: the rows from {begin} to {end} cover no whole time step")

@@ -1,0 +1,100 @@
+"""``--resample``: rows are put into longer time steps, and incomplete time steps are not summed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from training.data.datasets import DataError
+from training.data.tables.read import ReadOptions, read_table
+
+
+def write_table(folder: Path, lines: list[str]) -> Path:
+    path = folder / "table.csv"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def days_from(first: str, last: str, except_for: Sequence[str] = (), weekend: bool = True) -> list[datetime]:
+    begin, end = map(datetime.fromisoformat, (first, last))
+    days = [begin + timedelta(days=i) for i in range((end - begin).days + 1)]
+    return [day for day in days if f"{day:%Y-%m-%d}" not in except_for and (weekend or day.weekday() < 5)]
+
+
+@pytest.mark.parametrize(
+    ("days", "step", "months"),
+    [
+        (days_from("2024-01-01", "2024-06-30"), "M", (1, 6)),
+        (days_from("2024-01-01", "2024-06-03"), "M", (1, 5)),
+        (days_from("2024-01-20", "2024-06-30"), "M", (2, 6)),
+        (days_from("2024-01-20", "2024-06-28"), "M", (2, 5)),
+        (days_from("2024-01-01", "2024-06-03", [f"2024-04-{day}" for day in range(10, 28)]), "M", (1, 5)),
+        (days_from("2024-01-01", "2024-06-28", weekend=False), "M", (1, 6)),  # a Friday
+        (days_from("2024-01-01", "2024-06-21", weekend=False), "M", (1, 5)),
+        (days_from("2023-01-01", "2024-06-03")[::31], "M", None),  # one row per month
+        ([datetime(2023 + i // 12, i % 12 + 1, 1) for i in range(20)], "Q", (1, 18)),
+        ([datetime(2023 + i // 12, i % 12 + 1, 1) for i in range(18)], "Q", (1, 18)),
+    ],
+)
+def test_incomplete_time_steps_are_not_summed(
+    tmp_path: Path, days: list[datetime], step: str, months: tuple[int, int] | None
+) -> None:
+    path = write_table(tmp_path, ["day,sold", *(f"{day:%Y-%m-%d},10" for day in days)])
+    table = read_table(path, ReadOptions(resample=step, aggregate="sum"))
+    first, last = months or (1, 18)
+    in_range = [day for day in days if first <= 12 * (day.year - days[0].year) + day.month <= last]
+    (series,) = table.series
+    assert np.nansum(series.values) == 10 * len(in_range)
+    assert series.start == f"{in_range[0]:%Y-%m}-01"
+    assert sum("is left out: its rows" in remark for remark in table.remarks) == (
+        (in_range[0] != days[0]) + (in_range[-1] != days[-1])
+    )
+    mean = read_table(path, ReadOptions(resample=step, aggregate="mean"))
+    assert set(mean.series[0].values) == {10}
+
+
+def test_rows_of_the_future_do_not_complete_a_time_step(tmp_path: Path) -> None:
+    days = days_from("2024-01-01", "2024-08-20")
+    rows = [f"{day:%Y-%m-%d},{'' if day > datetime(2024, 6, 3) else 10},{i % 3}" for i, day in enumerate(days)]
+    path = write_table(tmp_path, ["day,sold,price", *rows])
+    table = read_table(path, ReadOptions(resample="M", aggregate="sum", known="price"))
+    assert table.series[0].values.tolist() == [310, 290, 310, 300, 310]
+    remark = "the last time step, 2024-06-01 00:00:00, is left out: its rows end at 2024-06-03 00:00:00, so their sum"
+    assert any(remark in text for text in table.remarks)
+    with pytest.raises(DataError, match=r"--resample Y: the rows from 2024-01-01 .* to 2024-06-03 .* cover no whole"):
+        read_table(path, ReadOptions(resample="Y", aggregate="sum", known="price"))
+
+
+@pytest.mark.parametrize(
+    ("frequency", "first", "last", "step", "left_out"),
+    [
+        ("ME", "2022-01-31", "2024-02-29", "Q", "2024-01-01"),
+        ("ME", "2020-01-31", "2024-11-30", "Y", "2024-01-01"),
+        ("QE", "2018-03-31", "2024-09-30", "Y", "2024-01-01"),
+        ("MS", "2022-02-01", "2024-12-01", "Q", "2022-01-01"),
+        ("MS", "2022-01-01", "2024-02-01", "Q", "2024-01-01"),
+        ("QS", "2018-04-01", "2024-10-01", "Y", "2018-01-01"),
+        ("D", "2024-01-02", "2024-06-30", "W", "2024-01-01"),
+        ("B", "2024-01-01", "2024-06-27", "W", "2024-06-24"),
+        ("h", "2024-01-01 01:00", "2024-02-01 23:00", "D", "2024-01-01"),
+        ("ME", "2022-01-31", "2024-03-31", "Q", None),
+        ("BME", "2022-01-31", "2024-06-28", "Q", None),
+        ("MS", "2019-01-01", "2020-12-01", "Y", None),
+        ("QS", "2018-01-01", "2024-10-01", "Y", None),
+        ("W-MON", "2023-01-02", "2024-06-24", "M", None),
+        ("B", "2024-01-01", "2024-06-28", "W", None),
+        ("B", "2023-07-03", "2024-06-28", "M", None),  # July 2023 begins, and June 2024 ends, with a weekend
+    ],
+)
+def test_a_time_step_that_lacks_one_row_is_incomplete(
+    tmp_path: Path, frequency: str, first: str, last: str, step: str, left_out: str | None
+) -> None:
+    path = write_table(tmp_path, ["time,sold", *(f"{time},10" for time in pd.date_range(first, last, freq=frequency))])
+    table = read_table(path, ReadOptions(resample=step, aggregate="sum"))
+    remarks = [remark for remark in table.remarks if "is left out: its rows" in remark]
+    assert [remark.split(" step, ")[1][:10] for remark in remarks] == ([left_out] if left_out else [])
