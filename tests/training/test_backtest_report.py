@@ -18,7 +18,7 @@ from app.networks import build
 from app.settings import Settings
 from training import lstm
 from training.data.datasets import DataError
-from training.data.tables.table import Series
+from training.data.tables.table import Series, Table
 from training.evaluation import backtest, forecast_metrics
 from training.evaluation.backtest import Split
 from training.evaluation.report import ets, results
@@ -47,6 +47,21 @@ def sales(seed: int, length: int = 120) -> np.ndarray:
 def split(values: np.ndarray, name: str = PLAIN) -> Split:
     known = np.ones(len(values), bool)
     return Split(Series(name, values, "2024-01-01", known), len(values) - 24, len(values) - 12)
+
+
+@pytest.mark.parametrize("season", [1, 4, 7, 12, 24, 52])
+def test_all_series_with_the_stated_number_of_values_can_be_split(season: int) -> None:
+    fewest = max(season + 2, backtest.MIN_PAST) + 3  # for a horizon of one step
+    for count in range(fewest - 1, 10 * season + 60):
+        one = Series("sales", np.random.default_rng(count).random(count), "2024-01-01", np.ones(count, bool))
+        table = Table("sales.csv", [one], "day", season, [])
+        horizon = min(season, backtest.longest_horizon(table))
+        if count < fewest:
+            with pytest.raises(DataError, match=f"{count} values; season {season} .* need at least {fewest},"):
+                backtest.split(table, horizon)
+        else:
+            (parts,) = backtest.split(table, horizon)
+            assert parts.validation + horizon <= parts.test <= count - horizon
 
 
 def test_a_published_version_has_the_report_as_a_picture(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

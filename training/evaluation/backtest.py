@@ -100,6 +100,8 @@ def split(table: Table, horizon: int) -> list[Split]:
                 (VALIDATION_SHARE, MAX_VALIDATION_HORIZONS),
             )
         )
+        if count - test - validation < min_training:  # the series is short, and its horizon even shorter
+            test = validation = horizon
         parts = Split(series, count - test - validation, count - test)
         if parts.validation < min_training:
             table.remarks.append(
