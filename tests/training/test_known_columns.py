@@ -145,6 +145,25 @@ def test_unusable_known_columns_are_rejected(options: dict[str, Any], message: s
     assert message in str(rejection.value)
 
 
+@pytest.mark.parametrize(
+    ("first", "zone", "reported"),
+    [
+        ("2024-12-23 23:00", "Z", True),  # midnight in Germany
+        ("2024-12-24 01:00", "+02:00", True),
+        ("2024-12-24 23:00", "", False),
+        ("2024-12-24", " 00:00+01:00", False),
+        ("2024-12-24", " 00:00Z", False),
+    ],
+)
+@pytest.mark.usefixtures("workspace")
+def test_the_days_of_holidays_are_reported_for_times_with_a_zone(first: str, zone: str, reported: bool) -> None:
+    days = pd.date_range(first, periods=40).astype(str)
+    pd.DataFrame({"day": [f"{day}{zone}" for day in days], "sold": PRICE[:40]}).to_csv("sales.csv", index=False)
+    remark = "holidays are counted from midnight to midnight UTC; for local days, write local times without a zone"
+    assert (remark in read(holidays="DE").remarks) == reported
+    assert remark not in read().remarks
+
+
 @pytest.mark.usefixtures("workspace")
 def test_aggregated_rows_have_the_mean_of_a_known_column() -> None:
     table = read(known="price", group="none", aggregate="sum", columns=["sold"])

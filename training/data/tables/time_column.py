@@ -368,19 +368,26 @@ def _from_numbers(
     return None
 
 
-def in_utc(column: TimeColumn, remarks: list[str]) -> TimeColumn:
+def in_utc(column: TimeColumn, remarks: list[str], holidays: bool) -> TimeColumn:
     """Convert times with a time zone to UTC.
 
     If all times are midnights in their time zone, the zone is ignored. With daylight saving time, these midnights would
-    not all be 24 hours apart in UTC.
+    not all be 24 hours apart in UTC. ``holidays``: whether --holidays is set.
     """
     reading = column.reading
     if reading.offsets is None:
         return column
     known = reading.times.dropna()
+    in_utc_already = not reading.offsets.fillna(0).any()
     if (known == known.dt.floor("D")).all():
-        remarks.append("the time stamps are local midnights; their time zone is ignored")
+        if not in_utc_already:
+            remarks.append("the time stamps are local midnights; their time zone is ignored")
         return TimeColumn(column.names, replace(reading, offsets=None))
-    remarks.append("time stamps with a zone are converted to UTC")
-    times = reading.times - pd.to_timedelta(reading.offsets, unit="s")
+    if not in_utc_already:
+        remarks.append("time stamps with a zone are converted to UTC")
+    if holidays:
+        remarks.append(
+            "holidays are counted from midnight to midnight UTC; for local days, write local times without a zone"
+        )
+    times = reading.times - pd.to_timedelta(reading.offsets.fillna(0), unit="s")
     return TimeColumn(column.names, replace(reading, times=times.astype("datetime64[us]"), offsets=None))

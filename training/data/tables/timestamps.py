@@ -108,7 +108,7 @@ class Reading:
 
     ``label``: name of the format. ``period``: "month", "quarter", "half-year", "week" or "year" if the cells are such
     periods, "step" if they count steps, otherwise "". ``times``: local times datetime64, NaT where a cell is not a time
-    stamp. ``offsets``: seconds east of UTC, 0 for cells without a time zone; None if all are 0.
+    stamp. ``offsets``: seconds east of UTC, NaN for cells without a time zone; None if no cell has a zone.
     """
 
     label: str
@@ -147,10 +147,10 @@ def readings(cells: pd.Series, week: bool = False) -> list[Reading]:
             continue  # a format must fit 80 % of all cells, so a format that fits so few cells of the sample is skipped
         parsed = {cell: time for cell, text in texts.items() if (time := _time(text, pattern, fields))}
         if parsed:
-            pairs = [parsed.get(cell, (None, 0)) if isinstance(cell, str) else (None, 0) for cell in cells]
+            pairs = [parsed.get(cell, (None, None)) if isinstance(cell, str) else (None, None) for cell in cells]
             times = pd.Series([time for time, _ in pairs], index=cells.index, dtype="datetime64[us]")
-            zones = pd.Series([zone for _, zone in pairs], index=cells.index)
-            results.append(Reading(label, period, times, zones if zones.any() else None))
+            zones = pd.Series([zone for _, zone in pairs], index=cells.index, dtype="float64")
+            results.append(Reading(label, period, times, zones if zones.notna().any() else None))
     return _plausible(results, known, week)
 
 
@@ -177,8 +177,8 @@ def _plausible(results: list[Reading], known: pd.Series, week: bool) -> list[Rea
     return different
 
 
-def _time(text: str, pattern: re.Pattern[str], fields: str) -> tuple[datetime.datetime, int] | None:
-    """Return the local time and the offset from UTC in seconds of a normalised cell; None if the cell does not fit."""
+def _time(text: str, pattern: re.Pattern[str], fields: str) -> tuple[datetime.datetime, int | None] | None:
+    """Return the local time of a normalised cell, and its seconds east of UTC if given; None if it does not fit."""
     match = pattern.fullmatch(text)
     if match is None:
         return None
@@ -188,7 +188,7 @@ def _time(text: str, pattern: re.Pattern[str], fields: str) -> tuple[datetime.da
         time = _date(groups, year, month, day)
         clock = _clock(groups)
         zone = groups.get("z")
-        return (time + clock, _offset(zone) if zone else 0) if clock is not None else None
+        return (time + clock, _offset(zone) if zone else None) if clock is not None else None
     except (ValueError, OverflowError):
         return None
 
@@ -236,23 +236,23 @@ def _typed(cells: pd.Series, dates: pd.Series) -> list[Reading]:
     if len(dates) < 0.8 * sum(not is_missing(cell) for cell in cells):
         return []
     stamps = {row: pd.Timestamp(cell) for row, cell in dates.items()}
-    offsets = {row: int((stamp.utcoffset() or datetime.timedelta()).total_seconds()) for row, stamp in stamps.items()}
+    zones = {row: int(zone.total_seconds()) for row, stamp in stamps.items() if (zone := stamp.utcoffset()) is not None}
     times = pd.Series({row: stamp.tz_localize(None) for row, stamp in stamps.items()}).reindex(cells.index)
-    zones = pd.Series(offsets).reindex(cells.index).fillna(0).astype(int) if any(offsets.values()) else None
-    return [Reading("dates", "", times.astype("datetime64[us]"), zones)]
+    offsets = pd.Series(zones, dtype="float64").reindex(cells.index) if zones else None
+    return [Reading("dates", "", times.astype("datetime64[us]"), offsets)]
 
 
 def with_format(cells: pd.Series, pattern: str) -> Reading:
     """Read cells in a strptime format. Raises ValueError if the format is invalid."""
     texts = cells.map(lambda cell: str(int(cell) if is_typed(cell) and cell == int(cell) else cell))
     times = pd.to_datetime(texts, format=pattern, errors="coerce", utc="%z" in pattern)
-    zones = pd.Series(0, index=cells.index)
+    zones = None
     if "%z" in pattern:
         known = texts[times.notna()]
         zones = known.map(lambda text: _zone(text, pattern)).astype("int64").reindex(cells.index, fill_value=0)
         times = times.dt.tz_localize(None) + pd.to_timedelta(zones, unit="s")
     period = "" if "%d" in pattern or "%j" in pattern else "month" if re.search("%[mbB]", pattern) else "year"
-    return Reading(pattern, period, times.astype("datetime64[us]"), zones if zones.any() else None)
+    return Reading(pattern, period, times.astype("datetime64[us]"), zones)
 
 
 def _zone(text: str, pattern: str) -> int:
