@@ -69,12 +69,14 @@ class StoreSnapshot:
     def scan(cls, folder: Path, previous: StoreSnapshot, failed: Mapping[VersionKey, LoadFailure]) -> StoreSnapshot:
         """Read the store. ``previous`` is the last snapshot, and ``failed`` are the versions that could not be loaded.
 
-        Cards in ``previous`` are not read again, because a version never changes. If the folder of a model or a rollout
-        file cannot be read, its content in ``previous`` is kept. A failed version is put into ``retry`` in three cases:
-        its files have changed, its ``retry_at`` has passed, or its card is not in the store any more. Files may change
-        because they were still being copied at the last scan.
+        A card in ``previous`` is read again only if the version has failed and its files have changed. The files of
+        other versions never change. If the folder of a model or a rollout file cannot be read, its content in
+        ``previous`` is kept. A failed version is put into ``retry`` in three cases: its files have changed, its
+        ``retry_at`` has passed, or its card is not in the store any more. Files may change because they were still
+        being copied at the last scan, or because an operator has repaired them.
         """
         snapshot = cls()
+        changed = {key for key, failure in failed.items() if file_stamps(folder, *key) != failure.files}
         for name in store.model_names(folder):
             try:
                 if numbers := store.version_numbers(folder, name):
@@ -90,7 +92,8 @@ class StoreSnapshot:
                 snapshot.rollouts[name] = previous.rollouts.get(name, Rollout())
                 snapshot.failures.append(LoadFailure(f"{name}/{rollout.FILE}", 0, str(error)))
             for number in numbers:
-                snapshot._read_card(folder, previous, name, number)
+                known = None if (name, number) in changed else previous.cards.get((name, number))
+                snapshot._read_card(folder, previous, known, name, number)
         try:
             snapshot.defaults = store.read_defaults(folder)
         except StoreError as error:
@@ -99,14 +102,15 @@ class StoreSnapshot:
         snapshot.retry = frozenset(
             key
             for key, failure in failed.items()
-            if key not in snapshot.cards or now >= failure.retry_at or file_stamps(folder, *key) != failure.files
+            if key not in snapshot.cards or now >= failure.retry_at or key in changed
         )
         return snapshot
 
-    def _read_card(self, folder: Path, previous: StoreSnapshot, name: str, number: int) -> None:
+    def _read_card(self, folder: Path, previous: StoreSnapshot, known: Card | None, name: str, number: int) -> None:
+        """Add the card and the files of a version. The card is read unless it is ``known``."""
         key = name, number
         try:
-            card = self.cards[key] = previous.cards.get(key) or store.read_card(folder / name / str(number))
+            card = self.cards[key] = known or store.read_card(folder / name / str(number))
             self.files[key] = VersionFiles.read(folder, card, previous.files.get(key))
         except StoreError as error:
             if number not in self.rollouts[name].retired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,23 @@ def test_a_version_that_failed_is_tried_again_when_its_files_changed_its_time_ca
     changed = LoadFailure(NAME, 3, "damaged", files=())
     gone = LoadFailure("gone", 1, "damaged", files=())
     assert scan(three, None, unchanged, due, changed, gone).retry == {(NAME, 2), (NAME, 3), ("gone", 1)}
+
+
+def test_the_card_of_a_failed_version_is_read_again_when_its_files_have_changed(three: Path) -> None:
+    failures = [LoadFailure(NAME, number, "damaged", file_stamps(three, NAME, number)) for number in (1, 2)]
+    before = scan(three)
+    path = three / NAME / "1" / store.CARD
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"title": "The repaired version"}))
+    (three / NAME / "1" / "curves.png").write_bytes(b"x")
+    after = scan(three, before, *failures)
+    assert after.cards[NAME, 1].title == "The repaired version"
+    assert after.cards[NAME, 2] is before.cards[NAME, 2]
+    assert after.retry == {(NAME, 1)}
+    assert after.files[NAME, 1].pictures == ("curves.png",)
+    path.write_text("{")
+    damaged = scan(three, after, failures[0])
+    assert [failure.label for failure in damaged.failures] == ["tiny-gan@1"]
+    assert damaged.retry == {(NAME, 1)}
 
 
 def test_a_version_that_could_not_be_read_is_tried_again_when_its_permissions_change(three: Path) -> None:
