@@ -233,6 +233,7 @@ class Batcher(Generic[Item, Result]):
             has_part = True
             while (part := batch[-1].next_part()) and not shared and rows + part.rows <= self._batch_rows:
                 self._queue.charge(part)
+                part.queued_at = entry.queued_at  # this part did not wait while earlier parts were computed
                 batch.append(part)
                 rows += part.rows
 

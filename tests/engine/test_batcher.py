@@ -661,6 +661,24 @@ async def test_the_parts_of_a_large_item_share_batches_for_a_second_after_a_smal
     executor.close()
 
 
+async def test_parts_that_share_a_batch_waited_since_the_first_of_them_was_queued(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, network = Clock(monkeypatch), ListDoubler()
+
+    def compute(items: Sequence[list[int]]) -> Sequence[list[int]]:
+        clock.seconds += 2.0
+        return items
+
+    network.predict = compute  # type: ignore[assignment, method-assign]
+    executor = Executor("inline", inline_seconds=1.0)
+    engine = network.batcher(executor)
+    await engine.submit([[1] * 150])
+    assert [len(batch) for batch in engine.observer.completed_batches] == [8, 8, 3]
+    assert engine.observer.queue_seconds == [0.0] * 19
+    executor.close()
+
+
 async def test_errors_name_the_model_and_are_reported(executor: Executor) -> None:
     gate, observer = Gate(), RecordingObserver()
     gate.open.set()
