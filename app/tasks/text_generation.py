@@ -61,6 +61,7 @@ class Continuation:
     options: SamplingOptions | None = None
     text: str = ""
     finish_reason: str | None = None
+    generated: int = 0  # number of characters generated so far, including those of a stop string
     last: int = field(init=False)
     batch: DecodeBatch | None = None  # the batch that contains the text, from its first character to its last
     row: int = 0  # in ``batch``
@@ -71,11 +72,6 @@ class Continuation:
     @property
     def finished(self) -> bool:
         return self.finish_reason is not None
-
-    @property
-    def generated(self) -> int:
-        """The number of characters generated so far."""
-        return len(self.text)
 
     @property
     def remaining(self) -> int:
@@ -102,13 +98,14 @@ class Continuation:
 
     def add(self, character: str) -> None:
         """Append a character. Finish the text before a stop string, or at its maximum length."""
+        self.generated += 1
         text = self.text + character
         for stop in self.stop:
             if text.endswith(stop):
                 self.text, self.finish_reason = text[: -len(stop)], "stop"
                 return
         self.text = text
-        if len(text) == len(self.uniforms):
+        if self.generated == len(self.uniforms):
             self.finish_reason = "length"
 
 

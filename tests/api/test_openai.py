@@ -58,6 +58,7 @@ def test_a_completion_equals_the_native_text(client: openai.OpenAI, tiny: httpx.
         results = tiny.post("/v1/text/continue", json=body).json()["results"]
         assert [choice.text for choice in answer.choices] == [result["text"] for result in results]
         assert [choice.finish_reason for choice in answer.choices] == [result["finish_reason"] for result in results]
+        assert answer.usage.completion_tokens == sum(len(choice.text) for choice in answer.choices)
     assert (answer.object, answer.model, answer.system_fingerprint) == ("text_completion", "tiny-rnn", "tiny-rnn@1")
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 80, 83)
 

@@ -350,6 +350,7 @@ def test_a_text_ends_at_the_first_stop_string_or_its_length(continuer: TextGener
     stop = full.text[10:12]
     cut = finish(continuer, begin(continuer, "a", stop=("never there", stop)))
     assert (cut.text, cut.finish_reason) == (full.text[: full.text.index(stop)], "stop")
+    assert (full.generated, cut.generated) == (40, len(cut.text) + len(stop))
 
 
 def test_a_seed_determines_the_text(continuer: TextGenerator) -> None:

@@ -250,8 +250,9 @@ class CompletionInference(Inference[TextGenerator]):
 
     def _size(self, text: Continuation) -> int:
         """Return the number of generated characters or bytes, without a stop string."""
-        stopped = self.predictor.reads_bytes and text.finish_reason == "stop"
-        return len(text.text.encode()) if stopped else text.generated
+        if text.finish_reason == "stop":
+            return len(text.text.encode() if self.predictor.reads_bytes else text.text)
+        return text.generated
 
 
 def _encoded(values: Iterator[Any]) -> orjson.Fragment:
