@@ -91,6 +91,11 @@ class LoadFailure:
         """The version as ``name@version``, or the path if ``version`` is 0."""
         return f"{self.name}@{self.version}" if self.version else self.name
 
+    @property
+    def message(self) -> str:
+        """The reason for an error message. It names the version; the reason of another failure names its file."""
+        return f"{self.label}: {self.reason}" if self.version else self.reason
+
     def log(self) -> None:
         """Log the failure as an error."""
         log.error("%s is not served: %s", self.label, self.reason)

@@ -18,7 +18,7 @@ from app.errors import TooManyVersions
 from app.serving.loader import LoadedModel
 from app.serving.store_snapshot import StoreSnapshot
 from app.serving.version_choice import VersionSet
-from app.store import Card, TaskName
+from app.store import Card, TaskName, missing_defaults
 
 IDLE_SECONDS = 300.0  # a version that is not resident is evicted after this many seconds without a request
 
@@ -148,11 +148,13 @@ def versions_to_replace(
 
 
 def check_defaults(
-    defaults: Mapping[TaskName, str], card: Callable[[str], Card | None]
+    defaults: Mapping[TaskName, str], card: Callable[[str], Card | None], stored: Collection[str]
 ) -> tuple[dict[TaskName, str], list[str]]:
-    """Return two values: the valid default model of each task, and the reasons why other default models are invalid.
+    """Return two values: the default model of each task, and the reasons why default models cannot be used.
 
-    A default is invalid if the model is for another task. ``card`` returns the card of a model's active version.
+    A default model for another task is left out. A default model that is not in the store is only reported, because it
+    can return. ``card`` returns the card of a model's active version. ``stored`` are the names of the models in the
+    store.
     """
     valid, reasons = dict(defaults), []
     for task, name in defaults.items():
@@ -160,4 +162,5 @@ def check_defaults(
         if model_card and model_card.task != task:
             del valid[task]
             reasons.append(f"defaults.json: {name!r} is for {model_card.task!r}, expected one for {task!r}")
+    reasons += missing_defaults(defaults, stored)
     return valid, reasons

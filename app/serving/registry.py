@@ -175,7 +175,7 @@ class Registry:
         version_set = self.version_sets.get(name)
         number = version_set.version_for(request_id) if version_set else None
         if number is None:
-            reasons = [f"{failure.label}: {failure.reason}" for failure in self.failures]
+            reasons = [failure.message for failure in self.failures]
             raise NotReady(f"no model serves the task {task!r}" + (f" ({'; '.join(reasons)})" if reasons else ""))
         return name, number
 
@@ -350,7 +350,7 @@ class Registry:
         """Use the valid default models of the snapshot. If ``defaults.json`` is unreadable, keep the current models."""
         snapshot = self.watcher.snapshot
         defaults = self.defaults if snapshot.defaults is None else snapshot.defaults
-        self.defaults, reasons = check_defaults(defaults, self.card)
+        self.defaults, reasons = check_defaults(defaults, self.card, snapshot.names)
         if snapshot.defaults_error:
             reasons.insert(0, snapshot.defaults_error)
         if reasons != [failure.reason for failure in self._default_failures]:

@@ -65,6 +65,11 @@ class StoreSnapshot:
     defaults: dict[TaskName, str] | None = None  # content of defaults.json; None if it cannot be read
     defaults_error: str = ""
 
+    @property
+    def names(self) -> set[str]:
+        """The names of the models in the store, including those whose folders cannot be read."""
+        return {*self.numbers, *(failure.name for failure in self.failures)}
+
     @classmethod
     def scan(cls, folder: Path, previous: StoreSnapshot, failed: Mapping[VersionKey, LoadFailure]) -> StoreSnapshot:
         """Read the store. ``previous`` is the last snapshot, and ``failed`` are the versions that could not be loaded.

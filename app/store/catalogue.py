@@ -94,11 +94,17 @@ def verify(folder: Path) -> Iterator[dict[str, Any]]:
 
     Yields one row for each of them. ``problem`` is empty if no problem was found.
     """
-    yield _check("defaults.json", lambda: store.read_defaults(folder))
+    yield _check("defaults.json", lambda: _check_defaults(folder))
     for name, numbers in stored_versions(folder).items():
         yield _check(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))
         for number in numbers:
             yield _check(f"{name}@{number}", lambda name=name, number=number: check_version(folder, name, number))
+
+
+def _check_defaults(folder: Path) -> None:
+    reasons = store.missing_defaults(store.read_defaults(folder), stored_versions(folder))
+    if reasons:
+        raise StoreError("; ".join(reasons))
 
 
 def _check(what: str, read: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import math
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -266,6 +266,12 @@ def read_defaults(store: Path) -> dict[TaskName, str]:
     if not isinstance(content, dict) or not all(task in tasks and isinstance(content[task], str) for task in content):
         raise StoreError(f"{path.name}: expected an object from task ({', '.join(tasks)}) to the name of a model")
     return content
+
+
+def missing_defaults(defaults: Mapping[TaskName, str], names: Collection[str]) -> list[str]:
+    """Return an error message for each default model that is not in ``names``, the models in the store."""
+    missing = dict.fromkeys(name for name in defaults.values() if name not in names)
+    return [f"defaults.json names {name!r}, which is not in the store" for name in missing]
 
 
 def publish(

@@ -218,11 +218,15 @@ def test_a_version_in_use_is_not_replaced(
     assert raised.value.headers()["retry-after"] == str(retry_after)
 
 
-def test_a_default_model_of_another_task_is_rejected() -> None:
+def test_a_default_model_of_another_task_is_rejected_and_a_missing_one_is_reported() -> None:
     cards = {"a": card("a"), "b": card("b", task="forecast")}
-    defaults, reasons = check_defaults({"sample": "a", "classify": "b", "forecast": "missing"}, cards.get)
-    assert defaults == {"sample": "a", "forecast": "missing"}
-    assert reasons == ["defaults.json: 'b' is for 'forecast', expected one for 'classify'"]
+    names: Any = {"sample": "a", "classify": "b", "forecast": "missing", "continue": "unloaded"}
+    defaults, reasons = check_defaults(names, cards.get, stored={"a", "b", "unloaded"})
+    assert defaults == {"sample": "a", "forecast": "missing", "continue": "unloaded"}
+    assert reasons == [
+        "defaults.json: 'b' is for 'forecast', expected one for 'classify'",
+        "defaults.json names 'missing', which is not in the store",
+    ]
 
 
 class Observers:

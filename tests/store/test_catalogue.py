@@ -166,6 +166,15 @@ def test_unreadable_defaults_and_rollouts_are_found(folder: Path) -> None:
     assert {row["problem"] for row in versions} == {""}
 
 
+def test_default_models_that_are_not_in_the_store_are_found(folder: Path) -> None:
+    (folder / "defaults.json").write_text('{"sample": "tiny-gan", "classify": "gone", "forecast": "lost"}')
+    assert next(iter(catalogue.verify(folder))) == {
+        "what": "defaults.json",
+        "problem": "defaults.json names 'gone', which is not in the store; "
+        "defaults.json names 'lost', which is not in the store",
+    }
+
+
 def test_two_versions_are_compared_by_all_facts_of_their_cards(folder: Path) -> None:
     version = folder / NAME / "2"
     rewrite_card(

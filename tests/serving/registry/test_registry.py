@@ -287,6 +287,28 @@ async def test_defaults_of_another_task_and_unreadable_defaults_are_reported_onc
     assert (registry.failures, registry.defaults) == ([], {"sample": OTHER})
 
 
+async def test_a_default_model_that_has_left_the_store_is_the_reason(
+    start: Start, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = start()
+    await registry.load()
+    reason = "defaults.json names 'tiny-gan', which is not in the store"
+    (folder / NAME).rename(folder / ".removed")
+    await scanned(registry)
+    assert rejection(registry.resolve, GENERATE_IMAGES, None)[1] == f"no model serves the task 'sample' ({reason})"
+    assert [(failure.label, failure.reason) for failure in registry.failures] == [("defaults.json", reason)]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [reason]
+    (folder / "defaults.json").write_text("{")
+    await scanned(registry)
+    assert [failure.reason.partition(":")[0] for failure in registry.failures] == [
+        "defaults.json cannot be read", reason,
+    ]  # fmt: skip
+    (folder / "defaults.json").write_text('{"sample": "tiny-gan"}')
+    (folder / ".removed").rename(folder / NAME)
+    await scanned(registry)
+    assert (registry.failures, resolved(registry)) == ([], "tiny-gan@3")
+
+
 async def test_unreadable_defaults_at_the_start_leave_the_tasks_without_a_default_model(
     start: Start, folder: Path
 ) -> None:
