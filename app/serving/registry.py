@@ -125,9 +125,9 @@ class Registry:
             return
         keys = [*loading, *((model.card.name, model.card.version) for model in models), (name, number)]
         surplus = sum(key not in resident for key in keys) - self.settings.max_on_demand_versions
-        surplus_bytes = 0
-        if limit := self.settings.model_bytes:
-            surplus_bytes = self.cache.bytes() + self.watcher.snapshot.files[name, number].weights_bytes - limit
+        files, limit = self.watcher.snapshot.files, self.settings.model_bytes  # a loading version may not be in files
+        coming = sum(files[key].weights_bytes for key in (*loading, (name, number)) if key in files)
+        surplus_bytes = self.cache.bytes() + coming - limit if limit else 0
         others = [model for model in models if not self._is_default(model)]
         surplus = 0 if (name, number) in resident else surplus
         for model in versions_to_replace(others, surplus, surplus_bytes, resident.__contains__, time.monotonic()):

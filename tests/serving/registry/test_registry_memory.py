@@ -79,6 +79,25 @@ async def test_versions_that_are_being_loaded_count_as_versions_on_demand(start:
     await asyncio.gather(*registry.cache.load_tasks())
 
 
+@pytest.mark.parametrize("missing_bytes", [0, 1])
+async def test_versions_that_are_being_loaded_count_towards_the_memory_limit(
+    start: Start, folder: Path, missing_bytes: int
+) -> None:
+    publish_tiny(folder, NAME)
+    size = store.weights_size(folder, store.read_card(folder / NAME / "1"))
+    hold = threading.Event()
+    resident = ["tiny-cgan@1", "tiny-cgan@2", "tiny-gan@4"]
+    registry = start(hold=hold, model_bytes=BYTES * len(resident) + 2 * size - missing_bytes)
+    await registry.load()
+    assert ids(registry) == resident
+    with pytest.raises(ModelLoading):
+        registry.resolve(GENERATE_IMAGES, "tiny-gan@1")
+    error = rejection(registry.resolve, GENERATE_IMAGES, "tiny-gan@3")[0]
+    assert error is (TooManyVersions if missing_bytes else ModelLoading)
+    hold.set()
+    await asyncio.gather(*registry.cache.load_tasks())
+
+
 @pytest.mark.parametrize(("missing_bytes", "replaced"), [(0, 0), (1, 1), (BYTES, 1), (BYTES + 1, 2)])
 async def test_a_version_on_demand_replaces_others_only_if_memory_is_short(
     start: Start, folder: Path, missing_bytes: int, replaced: int
