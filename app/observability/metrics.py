@@ -82,7 +82,11 @@ class Metrics:
             *VERSION_LABELS,
             buckets=INTER_TOKEN_SECONDS,
         )
-        self.queued = gauge("queued_rows", "Rows waiting for a batch", *VERSION_LABELS)
+        self.queued = gauge(
+            "queued_rows",
+            "Rows waiting for a batch, without the rest of large requests of which a part is being computed",
+            *VERSION_LABELS,
+        )
         self.running = gauge("running_rows", "Rows being computed", *VERSION_LABELS)
         self.rejected = counter(
             "rejected_requests_total",
