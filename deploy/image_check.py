@@ -77,7 +77,7 @@ def send_requests(client: httpx.Client) -> list[str]:
     models = client.get("/v1/models").raise_for_status().json()["data"]
     for model in models:
         if model["state"] != "ready":
-            raise CheckError(f"{model['id']} is {model['state']}: {model['broken']}")
+            raise CheckError(f"{model['id']} is {model['state']}: {model['failed']}")
         path, body = bodies[model["task"]]
         name = {"model": model["id"]}
         if model["task"] == "classify":  # this endpoint takes options as query parameters

@@ -92,7 +92,7 @@ class ImagesResponse(ResponseModel):
     results: list[GeneratedImage]
 
 
-class BrokenVersion(ResponseModel):
+class FailedVersion(ResponseModel):
     version: int
     reason: str
 
@@ -109,8 +109,8 @@ class UnavailableModel(ResponseModel):
     object: Literal["model"]
     created: int
     owned_by: str
-    state: Literal["broken", "unloaded"]
-    broken: list[BrokenVersion]
+    state: Literal["failed", "unloaded"]
+    failed: list[FailedVersion]
 
 
 class ServedModel(ResponseModel):
@@ -134,7 +134,7 @@ class ServedModel(ResponseModel):
     outputs: list[TensorSpec]
     labels: list[str] | None
     pictures: list[str] = Field(description="names of the picture files, for `/v1/models/{name}/pictures/{file}`")
-    broken: list[BrokenVersion] = Field(description="versions that could not be loaded")
+    failed: list[FailedVersion] = Field(description="versions that could not be loaded")
     card: Card
 
 
@@ -152,7 +152,7 @@ class LiveStatus(ResponseModel):
     seconds_unanswered: float = Field(description="seconds for which the engine has worked on its current job")
 
 
-class BrokenModel(ResponseModel):
+class FailedModel(ResponseModel):
     model: str
     version: int
     reason: str
@@ -162,7 +162,7 @@ class ReadyStatus(ResponseModel):
     ready: bool
     problems: list[str]
     models: list[str] = Field(description="versions in memory, as `name@version`")
-    broken: list[BrokenModel] = Field(description="versions that could not be loaded")
+    failed: list[FailedModel] = Field(description="versions that could not be loaded")
 
 
 class ErrorDetail(ResponseModel):

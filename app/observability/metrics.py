@@ -99,7 +99,7 @@ class Metrics:
         self.loaded = gauge("loaded_bytes", "Bytes of loaded weights in all workers", *VERSION_LABELS)
         self.states = gauge(
             "versions",
-            "Versions in memory (state live), and versions or files that cannot be served (state broken)",
+            "Versions in memory (state ready), and versions or files that cannot be used (state failed)",
             "state",
             mode="livemax",
         )
@@ -136,9 +136,9 @@ class Metrics:
         self.rate_limited.labels(key).inc()
 
     @log_errors
-    def on_versions(self, live: int, broken: int, current: frozenset[VersionKey]) -> None:
-        self.states.labels("live").set(live)
-        self.states.labels("broken").set(broken)
+    def on_versions(self, ready: int, failed: int, current: frozenset[VersionKey]) -> None:
+        self.states.labels("ready").set(ready)
+        self.states.labels("failed").set(failed)
         self.requests_running.set(self.running_requests)
         self._current = current
         with self._lock:

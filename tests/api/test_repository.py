@@ -119,7 +119,7 @@ def test_all_protocols_reject_requests_for_an_unloaded_model(service: httpx.Clie
     rejected = service.post("/v1/images/sample", json=SAMPLE)
     assert (rejected.status_code, rejected.json()["error"]["code"]) == (404, "model_unloaded")
     model = service.get(f"/v1/models/{NAME}").json()
-    assert (model["state"], model["broken"]) == ("unloaded", [])
+    assert (model["state"], model["failed"]) == ("unloaded", [])
     assert service.get(f"/v1/models/{NAME}@1").json()["error"]["code"] == "model_unloaded"
     assert {entry["id"]: entry["state"] for entry in service.get("/v1/models").json()["data"]}[NAME] == "unloaded"
     assert service.get("/health/ready").json()["ready"] is True

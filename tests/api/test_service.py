@@ -56,7 +56,7 @@ def test_a_working_service_is_live_and_ready(serve: Serve) -> None:
             "ready": True,
             "problems": [],
             "models": ["tiny-cnn@1", "tiny-gan@1", "tiny-lstm@1", "tiny-rnn@1"],
-            "broken": [],
+            "failed": [],
         }
 
 
@@ -67,13 +67,13 @@ def test_a_broken_version_is_listed_and_the_other_versions_serve(serve: Serve, t
     with serve() as client:
         ready = client.get("/health/ready")
         assert ready.status_code == 200
-        reasons = {f"{entry['model']}@{entry['version']}": entry["reason"] for entry in ready.json()["broken"]}
+        reasons = {f"{entry['model']}@{entry['version']}": entry["reason"] for entry in ready.json()["failed"]}
         assert re.fullmatch(r"tiny-gan/2/model\.safetensors: sha256 is .*", reasons["tiny-gan@2"])
         assert reasons["tiny-cnn@1"].startswith("tiny-cnn/1/card.json: sizes {'depth': 3} do not make a lenet")
         assert str(tiny_store) not in ready.text
         assert client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 1
         model = client.get("/v1/models/tiny-cnn").json()
-        assert (model["state"], model["broken"][0]["version"]) == ("broken", 1)
+        assert (model["state"], model["failed"][0]["version"]) == ("failed", 1)
         answer = client.post("/v1/images/classify", content=b"x")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
         assert "do not make a lenet" in answer.json()["error"]["message"]
@@ -82,7 +82,9 @@ def test_a_broken_version_is_listed_and_the_other_versions_serve(serve: Serve, t
         assert answer.json()["error"]["message"].endswith("; served models: tiny-gan, tiny-lstm, tiny-rnn")
         answer = client.get("/v2/models/tiny-cnn/ready")
         assert answer.status_code == 503
-        assert answer.json()["error"].startswith("model 'tiny-cnn' is broken: tiny-cnn/1/card.json: sizes {'depth': 3}")
+        assert answer.json()["error"].startswith(
+            "model 'tiny-cnn' cannot be served: tiny-cnn/1/card.json: sizes {'depth': 3}"
+        )
 
 
 def test_an_empty_store_is_not_ready(serve: Serve, tmp_path: Path) -> None:
@@ -211,7 +213,7 @@ def test_a_client_cannot_extend_the_deadline_beyond_the_setting(serve: Serve) ->
 def test_a_default_model_of_another_task_is_not_used(serve: Serve, tiny_store: Path) -> None:
     (tiny_store / "defaults.json").write_text('{"classify": "tiny-gan", "sample": "tiny-gan"}')
     with serve() as client:
-        (broken,) = client.get("/health/ready").json()["broken"]
+        (broken,) = client.get("/health/ready").json()["failed"]
         assert broken["reason"] == "defaults.json: 'tiny-gan' is for 'sample', expected one for 'classify'"
         assert client.post("/v1/images/classify", content=b"x").status_code == 503
         assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200
@@ -488,12 +490,12 @@ def test_a_running_service_loads_and_removes_versions_with_the_store(
             broken = incomplete.rename(
                 tiny_store / "tiny-rnn" / "3"
             )  # atomic, so that the service never sees a complete copy
-            wait_until(lambda: len(client.get("/health/ready").json()["broken"]) == 1)
-            assert client.get("/v1/models/tiny-rnn").json()["broken"][0]["version"] == 3
+            wait_until(lambda: len(client.get("/health/ready").json()["failed"]) == 1)
+            assert client.get("/v1/models/tiny-rnn").json()["failed"][0]["version"] == 3
             shutil.rmtree(broken)
             shutil.rmtree(tiny_store / "tiny-rnn" / "2")
             wait_until(lambda: client.post("/v1/text/continue", json=body).json()["version"] == 1)
-            wait_until(lambda: client.get("/health/ready").json()["broken"] == [])
+            wait_until(lambda: client.get("/health/ready").json()["failed"] == [])
             stop.set()
             for task in tasks:
                 task.result()
@@ -517,7 +519,7 @@ def test_a_default_model_can_be_changed_while_serving(serve: Serve, tiny_store: 
         wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 503)
         file.write_text('{"sample": "tiny-gan"}')
         wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 200)
-        assert client.get("/health/ready").json()["broken"] == []
+        assert client.get("/health/ready").json()["failed"] == []
 
 
 def test_a_disconnect_with_a_pipelined_request_ends_the_running_request(serve: Serve) -> None:

@@ -70,11 +70,11 @@ def test_loaded_bytes_are_measured_by_version(serve: Serve, tiny_store: Path) ->
         assert size == SIZE
         newer = publish_tiny(tiny_store, "tiny-gan").folder
         wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *labels("tiny-gan", 2))) == size)
-        assert metric_samples(client)["quartet_versions", ("state", "live")] == 5
+        assert metric_samples(client)["quartet_versions", ("state", "ready")] == 5
         assert metric_samples(client)["quartet_failures_total", *labels("tiny-gan")] == 0
         newer.rename(tiny_store / ".gone")
         wait_until(lambda: ("quartet_loaded_bytes", *labels("tiny-gan", 2)) not in metric_samples(client))
-        assert metric_samples(client)["quartet_versions", ("state", "live")] == 4
+        assert metric_samples(client)["quartet_versions", ("state", "ready")] == 4
 
 
 def test_gauges_show_queued_and_running_rows(serve: Serve, held: HeldGenerator) -> None:

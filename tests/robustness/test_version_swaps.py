@@ -145,7 +145,7 @@ def test_a_killed_store_change_leaves_a_valid_store(tiny_store: Path, serve: Ser
     publish_tiny(tiny_store, "tiny-gan")  # files of killed processes do not prevent publishing
     rollout.activate(tiny_store, "tiny-gan", 1)
     with serve() as client:
-        assert client.get("/health/ready").json()["broken"] == []
+        assert client.get("/health/ready").json()["failed"] == []
         assert client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 1
 
 

@@ -29,7 +29,7 @@ def test_make_serve_prints_an_address_that_answers_and_stops_cleanly() -> None:
                     break
             assert address, "".join(lines)
             with httpx.Client(base_url=address[1], timeout=30) as client:
-                assert client.get("/health/ready").json()["broken"] == []
+                assert client.get("/health/ready").json()["failed"] == []
                 files = sorted((IMAGES / "cifar10").glob("*.png"))
                 parts = [("file", (path.name, path.read_bytes())) for path in files]
                 results = client.post("/v1/images/classify", files=parts).json()["results"]

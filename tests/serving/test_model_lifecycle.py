@@ -208,7 +208,7 @@ def test_a_partly_copied_version_is_served_once_it_is_complete(serve: Serve, tin
         assert answering_version(client) == 1
         (copy / store.WEIGHTS).write_bytes(weights)
         wait_until(lambda: answering_version(client) == 2)
-        assert client.get("/health/ready").json()["broken"] == []
+        assert client.get("/health/ready").json()["failed"] == []
 
 
 def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_reported(
@@ -223,8 +223,8 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_reported(
     rollout.activate(tiny_store, "tiny-cnn", 2)  # the weights fit the network, so activation does not find the error
     with serve(store_poll_seconds=POLL_SECONDS) as client:
         folder.rename(tiny_store / NAME / "2")
-        wait_until(lambda: model_entry(client)["broken"] != [])
-        (entry,) = model_entry(client)["broken"]  # type: ignore[misc]
+        wait_until(lambda: model_entry(client)["failed"] != [])
+        (entry,) = model_entry(client)["failed"]  # type: ignore[misc]
         assert entry["reason"] == "tiny-gan/2/model.safetensors: tensor 'layers.0.bias' has 8 non-finite values, expected none"  # fmt: skip  # noqa: E501
         assert answering_version(client) == 1
         assert model_entry(client, "tiny-cnn")["active"] == 1
@@ -249,7 +249,7 @@ def test_a_version_that_failed_for_lack_of_memory_is_loaded_again(
         publish_tiny(tiny_store, NAME)
         wait_until(lambda: answering_version(client) == 2)
         assert warmed_up.count(2) == 2
-        assert client.get("/health/ready").json()["broken"] == []
+        assert client.get("/health/ready").json()["failed"] == []
 
 
 def test_an_unreadable_rollout_file_changes_nothing_while_serving(serve: Serve, tiny_store: Path) -> None:
@@ -262,7 +262,7 @@ def test_an_unreadable_rollout_file_changes_nothing_while_serving(serve: Serve, 
         assert answering_version(client) == 1
         file.write_text(json.dumps({"active": 2}))
         wait_until(lambda: answering_version(client) == 2)
-        assert client.get("/health/ready").json()["broken"] == []
+        assert client.get("/health/ready").json()["failed"] == []
 
 
 def test_a_retired_version_finishes_its_running_requests(serve: Serve, tiny_store: Path) -> None:

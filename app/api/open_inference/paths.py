@@ -42,7 +42,7 @@ async def model_in_path(registry: Registry, request: Request, name: str, deadlin
     Raises:
         UnknownModel, RetiredModel, UnloadedModel: the version is not served.
         BadValue: the version is not a number.
-        NotReady: the model is broken.
+        NotReady: the model cannot be served.
         TimedOut: the deadline passed.
     """
     try:
@@ -63,7 +63,7 @@ def version_in_path(registry: Registry, request: Request, name: str) -> VersionK
         version_set = registry.version_sets.get(name)
         usable = version_set is not None and (version_set.numbers or version_set.unloaded)
         if not usable and (reasons := [entry.reason for entry in registry.failures if entry.name == name]):
-            raise NotReady(f"model {quote_value(name)} is broken: {'; '.join(reasons)}")
+            raise NotReady(f"model {quote_value(name)} cannot be served: {'; '.join(reasons)}")
         return registry.resolve_name(name, request.scope.get(REQUEST_ID, ""), "name")
     if not (version.isascii() and version.isdigit()):
         raise BadValue(f"version is {quote_value(version)}; it should be a number", "version")

@@ -48,11 +48,11 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         The status is 503 if the service is not ready.
         """
         problems = registry.problems()
-        broken = [
+        failed = [
             {"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in registry.failures
         ]
         models = sorted(version.label for version in registry.versions() if version.state is VersionState.READY)
-        return _status({"ready": not problems, "problems": problems, "models": models, "broken": broken})
+        return _status({"ready": not problems, "problems": problems, "models": models, "failed": failed})
 
     @routes.get(
         "/metrics",

@@ -73,11 +73,11 @@ def _names(registry: Registry) -> list[str]:
 
 def _model(registry: Registry, name: str, number: int | None = None) -> dict[str, Any]:
     """Return the description of a model or of one of its versions. It extends the model object of OpenAI's API."""
-    broken = [{"version": entry.version, "reason": entry.reason} for entry in registry.failures if entry.name == name]
+    failed = [{"version": entry.version, "reason": entry.reason} for entry in registry.failures if entry.name == name]
     card, versions = registry.card(name, number), registry.version_sets.get(name)
     if card is None or versions is None:
-        state = "unloaded" if versions and versions.unloaded else "broken"
-        return {"id": name, "object": "model", "created": 0, "owned_by": "quartet", "state": state, "broken": broken}
+        state = "unloaded" if versions and versions.unloaded else "failed"
+        return {"id": name, "object": "model", "created": 0, "owned_by": "quartet", "state": state, "failed": failed}
     return {
         "id": name,
         "object": "model",
@@ -99,6 +99,6 @@ def _model(registry: Registry, name: str, number: int | None = None) -> dict[str
         "outputs": [spec.model_dump() for spec in card.outputs],
         "labels": card.labels,
         "pictures": list(registry.pictures(card)),
-        "broken": broken,
+        "failed": failed,
         "card": card.model_dump(),
     }

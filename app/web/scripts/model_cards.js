@@ -10,7 +10,7 @@ const SHOWN = 4; // metrics shown without opening the table
 export function showModelCards(models) {
   const order = Object.keys(TASKS);
   const sorted = [...models].sort((a, b) => order.indexOf(a.task) - order.indexOf(b.task) || b.default - a.default);
-  byId("cards").replaceChildren(...sorted.map((model) => (model.state === "ready" ? card(model) : brokenCard(model))));
+  byId("cards").replaceChildren(...sorted.map((model) => (model.state === "ready" ? card(model) : failedCard(model))));
 }
 
 function card(model) {
@@ -27,7 +27,7 @@ function card(model) {
     pictures(model),
     metrics.length > SHOWN ? details(`All ${metrics.length} metrics`, metricsTable(metrics)) : null,
     details(isImported(model.card) ? "Import" : "Training", origin(model)),
-    ...model.broken.map(failure));
+    ...model.failed.map(failure));
 }
 
 const readable = (name) => name.replaceAll("_", " ");
@@ -125,8 +125,8 @@ function details(summary, content) {
 
 const failure = ({ version, reason }) => createElement("p", { class: "error" }, `Version ${version} is not served: ${reason}`);
 
-function brokenCard(model) {
+function failedCard(model) {
   return createElement("article", { class: "card", "aria-label": model.id },
     createElement("header", {}, createElement("h3", {}, model.id), createElement("div", { class: "marks" }, createElement("span", {}, model.state === "unloaded" ? "unloaded" : "not served"))),
-    ...model.broken.map(failure));
+    ...model.failed.map(failure));
 }
