@@ -93,11 +93,11 @@ class Conflict(QuartetError):
     code = "conflict"
 
 
-class StoreNotWritable(QuartetError):
+class StoreUnavailable(QuartetError):
     """The store cannot be read or written, for example because a permission is missing or its disk is full."""
 
     status = 507
-    code = "store_not_writable"
+    code = "store_unavailable"
 
     def headers(self) -> dict[str, str]:
         return {"x-should-retry": "false"}

@@ -101,7 +101,7 @@ def test_the_answer_names_the_imported_version_and_not_the_newest(
     [
         (-9, "", (400, "invalid_value", "the import was ended by SIGKILL: the file may need too much memory")),
         (1, "error: the store cannot be read or written: No space left on device\n",
-         (507, "store_not_writable", "the store cannot be read or written: No space left on device")),
+         (507, "store_unavailable", "the store cannot be read or written: No space left on device")),
         (1, "error: FILE is no program: line one\nline two\n",
          (400, "invalid_value", "upload is no program: line one\nline two")),
         (1, "a warning: CUDA error: x\nerror: bad graph: internal error: foo\n",

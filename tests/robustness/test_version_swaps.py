@@ -184,7 +184,7 @@ def test_a_full_disk_gives_an_error_and_changes_nothing(
         with serve(store=disk, admin_key="k" * 32, store_poll_seconds=0.02) as client:
             client.headers["authorization"] = f"Bearer {'k' * 32}"
             answer = client.post("/v1/admin/import?renumber=true", content=archive_path.read_bytes())
-            assert (answer.status_code, answer.json()["error"]["code"]) == (507, "store_not_writable")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (507, "store_unavailable")
             assert str(disk) not in answer.text
             assert client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 2
             assert sorted(disk.rglob("*")) == before

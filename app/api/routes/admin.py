@@ -31,7 +31,7 @@ from app.api.routes.admin_responses import (
     StoreVerification,
     VersionComparison,
 )
-from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreNotWritable, Unauthorized
+from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavailable, Unauthorized
 from app.importing.memory import check_memory
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
@@ -271,7 +271,7 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
             finally:
                 await disk.run(body.close)
         except OSError as error:
-            raise _not_writable(error) from None
+            raise _unavailable(error) from None
         versions = await on_store(lambda: catalogue.describe_model(store, card.name))
         return json_response(versions | {"imported": card.version})
 
@@ -302,7 +302,7 @@ async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Confli
     Raises:
         NotFound: the version does not exist.
         Conflict: the rollout does not allow the change.
-        StoreNotWritable: the store cannot be read or written.
+        StoreUnavailable: the store cannot be read or written.
         QuartetError: another StoreError occurred, and was translated to the class ``otherwise``.
     """
     try:
@@ -314,8 +314,8 @@ async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Confli
     except StoreError as error:
         raise otherwise(str(error)) from None
     except OSError as error:
-        raise _not_writable(error) from None
+        raise _unavailable(error) from None
 
 
-def _not_writable(error: OSError) -> StoreNotWritable:
-    return StoreNotWritable(f"the store cannot be read or written: {error.strerror or type(error).__name__}")
+def _unavailable(error: OSError) -> StoreUnavailable:
+    return StoreUnavailable(f"the store cannot be read or written: {error.strerror or type(error).__name__}")

@@ -27,7 +27,7 @@ from app.api.request_body import spool_body
 from app.api.request_head import read_query
 from app.api.responses import json_response, success_response
 from app.api.routes.admin_responses import ImportResponse
-from app.errors import BadValue, StoreNotWritable, TimedOut
+from app.errors import BadValue, StoreUnavailable, TimedOut
 from app.settings import Settings
 from app.store import ModelName, TaskName, atomic_files, catalogue
 from app.store.disk_thread import DiskThread
@@ -132,7 +132,7 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
                 number = await disk.run(_run_command, query, folder, settings.store)
             versions = await disk.run(catalogue.describe_model, settings.store, query.name)
         except OSError as error:
-            raise StoreNotWritable(f"the store cannot be read or written: {error.strerror or error}") from None
+            raise StoreUnavailable(f"the store cannot be read or written: {error.strerror or error}") from None
         finally:
             await disk.run(stack.close)
         return json_response(versions | {"imported": number})
@@ -144,7 +144,7 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
     Raises:
         BadValue: the command rejects the file or an option.
         TimedOut: the import takes too long.
-        StoreNotWritable: the command cannot read or write the store.
+        StoreUnavailable: the command cannot read or write the store.
     """
     arguments = [str(folder / "upload"), f"--store={store}", "--json"]
     title = query.title or query.name  # without a title, the command would use the name of the file, "upload"
@@ -179,5 +179,5 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
     start = ERROR.search(text)
     message = (text[start.end() :] if start else text.rpartition("\n")[2]).replace(f"{folder}/", "")
     if message.startswith("the store cannot be read or written"):
-        raise StoreNotWritable(message)
+        raise StoreUnavailable(message)
     raise BadValue(message, "body")
