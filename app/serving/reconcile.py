@@ -17,7 +17,7 @@ from app.engine.observer import VersionKey
 from app.errors import TooManyVersions
 from app.serving.loader import LoadedModel
 from app.serving.store_snapshot import StoreSnapshot
-from app.serving.version_choice import VersionSet
+from app.serving.version_set import VersionSet
 from app.store import Card, TaskName, missing_defaults
 
 IDLE_SECONDS = 300.0  # a version that is not resident is evicted after this many seconds without a request

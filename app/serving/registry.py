@@ -29,7 +29,7 @@ from app.serving.reconcile import (
 )
 from app.serving.recovery import RecoveryMonitor
 from app.serving.store_watcher import StoreWatcher
-from app.serving.version_choice import VersionSet, resolve_name, served_names
+from app.serving.version_set import VersionSet, resolve_name, served_names
 from app.settings import Settings
 from app.store import Card, TaskName
 from app.store.disk_thread import DiskThread
@@ -163,7 +163,7 @@ class Registry:
                 return cast("LoadedModel[P]", result)
 
     def resolve_name(self, model: str, request_id: str = "", param: str = "model") -> VersionKey:
-        """Return the model name and the version number for ``model``; see ``version_choice.resolve_name``.
+        """Return the model name and the version number for ``model``; see ``version_set.resolve_name``.
 
         Raises:
             UnknownModel, RetiredModel, UnloadedModel: see ``resolve``.

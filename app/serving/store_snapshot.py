@@ -11,7 +11,7 @@ from pathlib import Path
 from app import store
 from app.engine.observer import VersionKey
 from app.serving.loader import LoadFailure, file_stamps
-from app.serving.version_choice import VersionSet
+from app.serving.version_set import VersionSet
 from app.store import Card, StoreError, TaskName, rollout
 from app.store.rollout import Rollout
 

@@ -43,7 +43,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from app.serving.version_choice import VersionSet
+from app.serving.version_set import VersionSet
 from app.settings import Settings
 from app.store import rollout
 from benchmarks import peers

@@ -27,7 +27,7 @@ from app.serving.reconcile import (
     versions_to_replace,
 )
 from app.serving.store_snapshot import StoreSnapshot
-from app.serving.version_choice import VersionSet
+from app.serving.version_set import VersionSet
 from app.store import Card
 from app.store.rollout import Canary, Rollout
 

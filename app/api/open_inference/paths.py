@@ -13,7 +13,7 @@ from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, quote_va
 from app.observability.middleware import REQUEST_ID
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
-from app.serving.version_choice import served_names
+from app.serving.version_set import served_names
 from app.tasks import TASKS
 
 Endpoint = Callable[..., Any]

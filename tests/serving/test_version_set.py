@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from app.errors import NotFound, RetiredModel, UnknownModel, UnloadedModel
-from app.serving.version_choice import VersionSet, resolve_name
+from app.serving.version_set import VersionSet, resolve_name
 from app.store.rollout import Canary, Rollout
 
 STORED = [1, 2, 3, 4]
