@@ -49,7 +49,7 @@ def _check_parameter(value: object) -> object:
 Parameters = dict[str, Annotated[str | int | float | bool, BeforeValidator(_check_parameter)]]
 
 
-class OpenModel(BaseModel):
+class LenientModel(BaseModel):
     """A part of a request.
 
     Unknown fields are ignored, because clients may send fields that only other servers know. A field that is null
@@ -66,7 +66,7 @@ class OpenModel(BaseModel):
         return {name: value for name, value in fields.items() if value is not None}
 
 
-class RequestInput(OpenModel):
+class RequestInput(LenientModel):
     name: str = Field(max_length=200)
     shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=MAX_DIMENSIONS)
     datatype: Datatype
@@ -74,12 +74,12 @@ class RequestInput(OpenModel):
     data: Any = None
 
 
-class RequestedOutput(OpenModel):
+class RequestedOutput(LenientModel):
     name: str = Field(max_length=200)
     parameters: Parameters = {}
 
 
-class InferenceRequest(OpenModel):
+class InferenceRequest(LenientModel):
     """The JSON part of a request."""
 
     id: str = Field(default="", max_length=MAX_ID_LENGTH)

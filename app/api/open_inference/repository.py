@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from app.api.deadline import DEADLINE, set_deadline
 from app.api.errors import validation_error
-from app.api.open_inference.decode import OpenModel
+from app.api.open_inference.decode import LenientModel
 from app.api.open_inference.paths import UnloadableModelPath, model_in_path
 from app.api.open_inference.responses import FAILURES, ModelLoaded, ModelUnloaded, RepositoryIndex
 from app.api.openapi import request_body
@@ -36,11 +36,11 @@ from app.store.rollout import Rollout
 B = TypeVar("B", bound=BaseModel)
 
 
-class IndexRequest(OpenModel):
+class IndexRequest(LenientModel):
     ready: bool = Field(False, description="list only versions that are ready")
 
 
-class LoadRequest(OpenModel):
+class LoadRequest(LenientModel):
     parameters: dict[str, Any] = Field(
         {}, description="`unload_dependents` has no effect, because models do not depend on each other"
     )
