@@ -149,7 +149,9 @@ class ModelList(ResponseModel):
 
 class LiveStatus(ResponseModel):
     live: bool
-    seconds_unanswered: float = Field(description="seconds for which the engine has worked on its current job")
+    seconds_since_progress: float = Field(
+        description="seconds since the engine started its current job; 0 if it is idle"
+    )
 
 
 class FailedModel(ResponseModel):

@@ -34,7 +34,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         """
         seconds = registry.executor.stalled_seconds()
         live = seconds < 2 * registry.settings.liveness_timeout_seconds
-        return _status({"live": live, "seconds_unanswered": round(seconds, 3)})
+        return _status({"live": live, "seconds_since_progress": round(seconds, 3)})
 
     @routes.get(
         "/health/ready",
