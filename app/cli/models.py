@@ -22,7 +22,7 @@ from app.exporting.files import to_onnx, to_pt2
 from app.importing.memory import check_memory
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue, read_defaults, rollout
-from app.store.rollout import NEWEST, Rollout
+from app.store.rollout import LATEST, Rollout
 
 MAX_COLUMN_WIDTH = 48  # characters; longer cells are cut, except with --json
 Row = Sequence[object]
@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "version",
         metavar="VERSION",
-        type=_version_or_newest,
-        help="version number, or `newest` to always serve the newest version",
+        type=_version_or_latest,
+        help="version number, or `latest` to always serve the newest version",
     )
     added.add_argument(
         "--share",
@@ -123,8 +123,8 @@ def _version(text: str) -> int:
     return int(text)
 
 
-def _version_or_newest(text: str) -> int | Literal["newest"]:
-    return NEWEST if text == NEWEST else _version(text)
+def _version_or_latest(text: str) -> int | Literal["latest"]:
+    return LATEST if text == LATEST else _version(text)
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -133,10 +133,10 @@ def _list(args: argparse.Namespace) -> None:
     table: list[Row] = [("NAME", "TASK", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "RETIRED")]
     for row in rows:
         task = f"{row['task'] or 'no valid version'}{' (default)' if row['default'] else ''}"
-        follows = " (unloaded)" if row["unloaded"] else " (newest)" if row["follows"] == NEWEST else ""
+        policy = " (unloaded)" if row["unloaded"] else " (latest)" if row["update_policy"] == LATEST else ""
         versions, retired = (", ".join(map(str, row[key])) for key in ("versions", "retired"))
         table.append(
-            (row["name"], task, f"{row['active'] or '-'}{follows}", _canary(row), row["previous"], versions, retired)
+            (row["name"], task, f"{row['active'] or '-'}{policy}", _canary(row), row["previous"], versions, retired)
         )
     _print(args, rows, table)
     for row in rows:
@@ -170,11 +170,11 @@ def _status(name: str, row: dict[str, Any]) -> str:
         return f"{name} is unloaded"
     if row["active"] is None:
         return "no version is active"
-    follows = " (newest)" if row["follows"] == NEWEST else ""
+    policy = " (latest)" if row["update_policy"] == LATEST else ""
     canary = (
         f", {name}@{row['canary']['version']} is the canary ({row['canary']['share']:g} %)" if row["canary"] else ""
     )
-    return f"{name}@{row['active']} is active{follows}{canary}"
+    return f"{name}@{row['active']} is active{policy}{canary}"
 
 
 def _activate(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from app import store
 from app.store import StoreError, rollout
-from app.store.rollout import Rollout, check_version, first_valid, stored_versions
+from app.store.rollout import LATEST, PINNED, Rollout, check_version, first_valid, stored_versions
 
 
 def list_models(folder: Path) -> list[dict[str, Any]]:
@@ -36,7 +36,7 @@ def _row(folder: Path, name: str, numbers: list[int], defaults: dict[store.TaskN
         "task": task,
         "default": task is not None and defaults.get(task) == name,
         "active": active,
-        "follows": "newest" if current.active is None else "choice",
+        "update_policy": LATEST if current.active is None else PINNED,
         "canary": current.canary.model_dump() if current.canary else None,
         "previous": previous[0] if previous else None,
         "retired": current.retired,

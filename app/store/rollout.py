@@ -32,7 +32,8 @@ from app.store import ModelName, StoreError, StrictModel, VersionNumber
 from app.store.atomic_files import folder_lock, replace_file
 
 FILE = store.ROLLOUT
-NEWEST: Literal["newest"] = "newest"
+LATEST: Literal["latest"] = "latest"
+PINNED: Literal["pinned"] = "pinned"
 Share = Annotated[float, Field(gt=0, lt=100)]
 _name: TypeAdapter[str] = TypeAdapter(ModelName)
 
@@ -169,24 +170,24 @@ def active_version(models: Path, name: str) -> int:
     return active
 
 
-def activate(models: Path, name: str, version: int | Literal["newest"], share: float = 100) -> Rollout:
+def activate(models: Path, name: str, version: int | Literal["latest"], share: float = 100) -> Rollout:
     """Make a version the active version, or make it the canary if ``share`` (in per cent) is below 100.
 
-    If ``version`` is "newest", the newest version becomes active. Each version that is published later also becomes
+    If ``version`` is "latest", the newest version becomes active. Each version that is published later also becomes
     active.
 
     Raises:
         VersionNotFound: the model or the version does not exist.
-        RolloutRefused: the version is retired, the share is out of range, or the requested canary is "newest" or the
+        RolloutRefused: the version is retired, the share is out of range, or the requested canary is "latest" or the
             active version.
         StoreError: the version is invalid.
     """
     if not 0 < share <= 100:
         raise RolloutRefused(f"the share is {share:g}; it should be more than 0 and at most 100 per cent")
-    if version == NEWEST:
+    if version == LATEST:
         if share < 100:
             raise RolloutRefused("the newest version cannot be a canary; use a version number")
-        return _change(models, name, "activate newest", lambda old: Rollout(retired=old.retired))
+        return _change(models, name, "activate latest", lambda old: Rollout(retired=old.retired))
     command = f"activate {version}" + (f" --share {share:g}" if share < 100 else "")
     return _change(models, name, command, lambda old: _activated(models, name, old, version, share))
 

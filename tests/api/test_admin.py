@@ -52,7 +52,7 @@ def test_a_version_is_activated_rolled_back_and_retired(admin: httpx.Client) -> 
 
 def test_the_store_can_be_inspected(admin: httpx.Client) -> None:
     listed = {row["name"]: row for row in admin.get("/v1/admin/models").json()["data"]}
-    assert (listed["tiny-gan"]["active"], listed["tiny-gan"]["follows"]) == (3, "newest")
+    assert (listed["tiny-gan"]["active"], listed["tiny-gan"]["update_policy"]) == (3, "latest")
     assert [version["role"] for version in admin.get("/v1/admin/models/tiny-gan").json()["versions"]] == [
         "",
         "previous",
@@ -120,7 +120,7 @@ def test_only_the_import_limit_applies_to_archives(serve: Serve, tiny_store: Pat
             "models/tiny-gan/activate",
             {"version": "2"},
             400,
-            "version is '2'; it should be the number of a version, or 'newest'",
+            "version is '2'; it should be the number of a version, or 'latest'",
         ),
         ("models/tiny-gan/activate", {"version": 2, "share": 0}, 400, "share is 0; it should be greater than 0"),
         ("models/tiny-gan/retire", {"version": 3}, 409, "tiny-gan@3 is the active version"),

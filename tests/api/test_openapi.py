@@ -115,7 +115,7 @@ def test_every_example_succeeds_and_its_answer_has_the_documented_schema(
         if kind in (JSON, STREAM):
             assert version_fields(kind, answer.text) == version_fields(kind, example_text(content[kind])), path
         if operation["operationId"] == "roll_back":  # after the rollback, version 1 can be retired
-            service.post(activate, json={"version": "newest"}).raise_for_status()
+            service.post(activate, json={"version": "latest"}).raise_for_status()
     service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
     service.post("/v1/admin/models/shakespeare-rnn/retire", json={"version": 1, "undo": True}).raise_for_status()
 

@@ -236,7 +236,7 @@ def test_the_command_line_unloads_and_loads_a_model(two: Path, capsys: pytest.Ca
     assert run_models_command(capsys, two, "unload", NAME) == (0, "tiny-cgan is unloaded\n", "")
     assert worker_bytes(two) < 101 * 2**20
     assert "2 (unloaded)" in run_models_command(capsys, two, "list", NAME)[1]
-    assert run_models_command(capsys, two, "load", NAME) == (0, "tiny-cgan@2 is active (newest)\n", "")
+    assert run_models_command(capsys, two, "load", NAME) == (0, "tiny-cgan@2 is active (latest)\n", "")
     rollout.unload(two, NAME)
     assert not rollout.activate(two, NAME, 1).unloaded  # activating a version also loads the model
     with pytest.raises(rollout.RolloutRefused, match="tiny-gan is the default for the task 'sample'"):

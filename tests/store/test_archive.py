@@ -167,7 +167,7 @@ def test_the_command_line_exports_and_imports_a_version(
     assert run_models_command(capsys, tmp_path / "first", "export", "tiny-gan@1", str(file))[0] == 1
     assert run_models_command(capsys, other, "import", str(file))[:2] == (
         0,
-        "imported tiny-gan@1; tiny-gan@1 is active (newest)\n",
+        "imported tiny-gan@1; tiny-gan@1 is active (latest)\n",
     )
     assert run_models_command(capsys, other, "import", str(file))[2] == "error: tiny-gan@1 is already in the store\n"
 

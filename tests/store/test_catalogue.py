@@ -33,7 +33,7 @@ def model_row(folder: Path) -> dict[str, Any]:
 
 def test_a_row_describes_the_rollout_of_a_model(folder: Path) -> None:
     row = {
-        "name": NAME, "task": "sample", "default": True, "active": 4, "follows": "newest", "canary": None,
+        "name": NAME, "task": "sample", "default": True, "active": 4, "update_policy": "latest", "canary": None,
         "previous": 3, "retired": [], "unloaded": False, "versions": [1, 2, 3, 4], "changed": "", "by": "",
         "problem": "",
     }  # fmt: skip
@@ -41,7 +41,7 @@ def test_a_row_describes_the_rollout_of_a_model(folder: Path) -> None:
     rollout.retire(folder, NAME, 1)
     changed = rollout.activate(folder, NAME, 2, share=10).changed
     assert catalogue.list_models(folder) == [
-        {**row, "follows": "choice", "canary": {"version": 2, "share": 10.0}, "previous": 3, "retired": [1],
+        {**row, "update_policy": "pinned", "canary": {"version": 2, "share": 10.0}, "previous": 3, "retired": [1],
          "changed": changed, "by": "activate 2 --share 10"}
     ]  # fmt: skip
 

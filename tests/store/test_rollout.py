@@ -66,7 +66,7 @@ def test_a_new_version_waits_while_a_chosen_version_is_active(three: Path) -> No
     activate(three, NAME, 2)
     publish_tiny(three, NAME)
     assert active_version(three) == 2
-    activate(three, NAME, "newest")
+    activate(three, NAME, "latest")
     assert active_version(three) == 4
     publish_tiny(three, NAME)
     assert active_version(three) == 5
@@ -171,7 +171,7 @@ REJECTED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
     (lambda folder: activate(folder, NAME, 1, share=101), RolloutRefused, "^the share is 101; it should be"),
     (lambda folder: activate(folder, NAME, 1, share=float("nan")), RolloutRefused, "the share is nan"),
     (lambda folder: activate(folder, NAME, 3, share=5), RolloutRefused, "^tiny-gan@3 is already active; a canary must be another version$"),
-    (lambda folder: activate(folder, NAME, "newest", share=5), RolloutRefused, "^the newest version cannot be a canary; use a version number$"),
+    (lambda folder: activate(folder, NAME, "latest", share=5), RolloutRefused, "^the newest version cannot be a canary; use a version number$"),
     (lambda folder: retire(folder, NAME, 9), VersionNotFound, "^there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3$"),
     (lambda folder: (make_invalid(folder / NAME / "1"), activate(folder, NAME, 1)), StoreError, "8 non-finite values"),
     (lambda folder: (make_invalid(folder / NAME / "1"), make_invalid(folder / NAME / "2"), rollback(folder, NAME)), RolloutRefused,
@@ -249,7 +249,7 @@ def test_the_file_has_the_command_and_the_time_of_the_last_change(three: Path) -
         (lambda: retire(three, NAME, 1), "retire 1"),
         (lambda: retire(three, NAME, 1, undo=True), "retire 1 --undo"),
         (lambda: activate(three, NAME, 2), "activate 2"),
-        (lambda: activate(three, NAME, "newest"), "activate newest"),
+        (lambda: activate(three, NAME, "latest"), "activate latest"),
     ]
     for change, command in commands:
         start = datetime.now(UTC).replace(microsecond=0)
@@ -269,7 +269,7 @@ def test_activating_a_version_keeps_the_retired_ones_and_ends_a_canary(three: Pa
     assert (changed.active, changed.previous, changed.canary, changed.retired) == (4, 3, None, [1])
     assert rollback(three, NAME).retired == [1]
     assert activate(three, NAME, 2, share=10).retired == [1]
-    changed = activate(three, NAME, "newest")
+    changed = activate(three, NAME, "latest")
     assert (changed.active, changed.previous, changed.canary, changed.retired) == (None, None, None, [1])
 
 

@@ -37,7 +37,7 @@ from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 from app.store import Card, StoreError, VersionNumber, archive, catalogue, rollout
 from app.store.disk_thread import DiskThread
-from app.store.rollout import NEWEST, RolloutRefused, VersionNotFound
+from app.store.rollout import LATEST, RolloutRefused, VersionNotFound
 
 PREFIX = "/v1/admin"
 SPOOLED = {f"{PREFIX}/import", f"{PREFIX}/add"}  # bodies are written to disk, not kept in memory
@@ -58,15 +58,15 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _number_or_newest(value: object) -> object:
-    if value == NEWEST or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9):
+def _number_or_latest(value: object) -> object:
+    if value == LATEST or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9):
         return value
-    raise PydanticCustomError("version", "Input should be the number of a version, or 'newest'")
+    raise PydanticCustomError("version", "Input should be the number of a version, or 'latest'")
 
 
 class Activation(RequestBody):
-    version: Annotated[VersionNumber | Literal["newest"], BeforeValidator(_number_or_newest)] = Field(
-        description="a version number, or `newest` to always serve the newest version"
+    version: Annotated[VersionNumber | Literal["latest"], BeforeValidator(_number_or_latest)] = Field(
+        description="a version number, or `latest` to always serve the newest version"
     )
     share: float = Field(
         100,
@@ -207,7 +207,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
         "/models/{name}/activate",
         operation_id="activate_version",
         summary="Activate a version",
-        openapi_extra=request_body(Activation, {"version": NEWEST}),
+        openapi_extra=request_body(Activation, {"version": LATEST}),
         responses=success_response(StoredVersions, description="The versions of the model, after the change"),
     )
     async def activate(name: ModelName, request: Request) -> Response:

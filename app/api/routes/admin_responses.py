@@ -17,8 +17,8 @@ class StoredName(ResponseModel):
     task: TaskName | None = Field(description="null if no version can be read")
     default: bool = Field(description="whether this is the default model of its task, for requests without a model")
     active: int | None = Field(description="the version for requests without a version number")
-    follows: Literal["newest", "choice"] = Field(
-        description="`newest` if new versions become active when they are published, `choice` if an admin chose the "
+    update_policy: Literal["latest", "pinned"] = Field(
+        description="`latest` if new versions become active when they are published, `pinned` if an admin chose the "
         "active version"
     )
     canary: Canary | None
