@@ -55,8 +55,8 @@ class AdmissionControl:
             seconds = math.ceil((self.waiting + rows) / rows_per_second) if rows_per_second else 1
             share = "" if caller is None else f", {own} of them of {caller}"
             raise Overloaded(
-                f"the queue of {self.name} is full: {self.waiting} of {self._max_rows} rows wait{share}, "
-                f"{rows} more were sent",
+                f"the queue of {self.name} is full: {self.waiting} of {self._max_rows} rows are waiting{share}; "
+                f"this request adds {rows}",
                 min(max(seconds, 1), MAX_RETRY_AFTER),
             )
 

@@ -141,7 +141,7 @@ def versions_to_replace(
     in_use = [IN_USE_SECONDS - (now - model.last_used_at) for model in replaced]
     if len(replaced) < surplus or any(seconds > 0 for seconds in in_use):
         raise TooManyVersions(
-            "no other version can be loaded now: too many of the versions in memory are in use",
+            "this version cannot be loaded now: all versions that it could replace are in use; retry later",
             math.ceil(max([1.0, *in_use])),
         )
     return replaced

@@ -141,7 +141,7 @@ def test_a_full_queue_rejects_requests_immediately_with_retry_after(serve: Serve
         assert [answer.status_code for answer in rejected] == [429] * 6
         for answer in rejected:
             assert int(answer.headers["retry-after"]) >= 1
-            assert "the queue of tiny-gan@1 is full: 8 of 8 rows wait" in answer.json()["error"]["message"]
+            assert "the queue of tiny-gan@1 is full: 8 of 8 rows are waiting" in answer.json()["error"]["message"]
         assert (
             metric_samples(client)[
                 "quartet_rejected_requests_total", ("model", "tiny-gan"), ("reason", "queue_full"), ("version", "1")

@@ -40,7 +40,7 @@ def test_rows_are_admitted_up_to_the_limit() -> None:
     admission.admit(99, 0.0)  # an empty queue accepts any request
     admission.add(None, 4)
     admission.admit(6, 0.0)
-    assert str(rejection(admission, 7)) == "the queue of m is full: 4 of 10 rows wait, 7 more were sent"
+    assert str(rejection(admission, 7)) == "the queue of m is full: 4 of 10 rows are waiting; this request adds 7"
     admission.remove(None, 1)
     admission.admit(7, 0.0)
     assert (admission.waiting, admission.rejected) == (3, 1)
@@ -62,7 +62,7 @@ def test_a_key_may_have_as_many_waiting_rows_as_are_free() -> None:
     admission.add("alice", 1)
     admission.add("bob", 1)
     current_caller.set("alice")
-    expected = "the queue of m is full: 6 of 10 rows wait, 5 of them of alice, 1 more were sent"
+    expected = "the queue of m is full: 6 of 10 rows are waiting, 5 of them of alice; this request adds 1"
     assert str(rejection(admission, 1)) == expected
     current_caller.set("bob")
     admission.admit(3, 0.0)

@@ -260,7 +260,7 @@ async def test_a_full_queue_rejects_exactly_the_surplus_with_retry_after(executo
         error = task.exception()
         assert isinstance(error, Overloaded)
         assert error.headers() == {"retry-after": "1"}
-        assert error.message.startswith("the queue of m is full: 8 of 8 rows wait")
+        assert error.message.startswith("the queue of m is full: 8 of 8 rows are waiting")
     gate.open.set()
     assert await asyncio.gather(*first, *rest[:8]) == [[2 * i] for i in range(9)]
     assert observer.rejections == 3

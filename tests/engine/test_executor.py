@@ -27,7 +27,7 @@ async def test_waiting_jobs_are_limited_and_leave_when_cancelled() -> None:
     waiting = await start_tasks(*(executor.run(done.append, number) for number in range(5)))
     assert [task.done() for task in waiting] == [False] * 3 + [True] * 2
     for task in waiting[3:]:
-        with pytest.raises(Overloaded, match="the queue of request parsing is full: 3 of 3 rows wait") as raised:
+        with pytest.raises(Overloaded, match="the queue of request parsing is full: 3 of 3 rows are waiting") as raised:
             await task
         assert raised.value.retry_after == 1
     waiting[1].cancel()
@@ -231,7 +231,7 @@ async def test_each_thread_and_place_in_the_queue_is_used_again() -> None:
         release = threading.Event()
         running = await start_tasks(*(executor.run(release.wait) for _ in range(2)))
         (waiting,) = await start_tasks(executor.run(int))
-        with pytest.raises(Overloaded, match="1 of 1 rows wait"):
+        with pytest.raises(Overloaded, match="1 of 1 rows are waiting"):
             await executor.run(int)
         release.set()
         assert await asyncio.gather(*running, waiting) == [True, True, 0]

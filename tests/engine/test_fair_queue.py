@@ -299,4 +299,4 @@ def test_another_key_is_admitted_while_one_floods_the_queue(serve: Serve, tmp_pa
 def _rows_wait(client: httpx.Client, key: str, rows: int) -> bool:
     """Return whether ``rows`` rows wait, which the error message of another request states."""
     answer = client.post("/v1/images/sample", json={"count": 16}, headers={"x-api-key": key})
-    return f"{rows} of 16 rows wait" in answer.json()["error"]["message"]
+    return f"{rows} of 16 rows are waiting" in answer.json()["error"]["message"]

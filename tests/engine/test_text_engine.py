@@ -143,7 +143,9 @@ async def test_long_texts_are_preempted_by_short_ones_and_resumed(
     assert not any(task.done() for task in long)
     while engine.load != (1, 2):  # noqa: ASYNC110  # other tasks run before the slots are filled again
         await asyncio.sleep(0.001)
-    with pytest.raises(Overloaded, match="1 of 5 rows wait, 5 more were sent"):  # the preempted text is queued again
+    with pytest.raises(
+        Overloaded, match="1 of 5 rows are waiting; this request adds 5"
+    ):  # the preempted text is queued again
         await engine.submit([CountingText(1)] * 5)
     long[0].cancel()
     stepper.permits.release(999)
@@ -448,7 +450,7 @@ async def test_a_full_queue_rejects_exactly_the_surplus(executor: Executor) -> N
     for task in waiting[4:]:
         error = task.exception()
         assert isinstance(error, Overloaded)
-        assert error.message == "the queue of m is full: 4 of 4 rows wait, 1 more were sent"
+        assert error.message == "the queue of m is full: 4 of 4 rows are waiting; this request adds 1"
         assert error.retry_after >= 1
     assert observer.rejections == 3
     stepper.permits.release(99)

@@ -159,7 +159,7 @@ def test_images_are_resized_cropped_and_normalised(
         assert predictions[label] == pytest.approx(probability, abs=0.01)
     explained = client.post("/v1/images/classify?model=cnn&explain=true", content=file.getvalue())
     assert explained.status_code == 400
-    assert "heat maps exist only for trained networks" in explained.json()["error"]["message"]
+    assert "heat maps are not supported for imported networks" in explained.json()["error"]["message"]
 
 
 def test_channels_may_come_last_and_outputs_be_probabilities(client: httpx.Client) -> None:
@@ -387,7 +387,7 @@ def check_completions_of_bytes(client: httpx.Client) -> None:
             (
                 "quantiles",
                 ["--task", "forecast", "--quantiles", levels],
-                "with 0.5, a level below it and a level above it, or be 0.5 alone",
+                "include 0.5, a lower and a higher level; or only 0.5",
             )
             for levels in ("0.1,0.5", "0.5,0.9", "0.9", "0.1,0.4,0.9", "0.9,0.5,0.1", "0,0.5,0.9", "0.1,0.5,1")
         ),

@@ -214,7 +214,10 @@ def test_a_version_in_use_is_not_replaced(
     models = loaded("b", 1, last_used_at=last_used_at), loaded("b", 2, last_used_at=last_used_at + 0.25)
     with pytest.raises(TooManyVersions) as raised:
         to_replace(surplus, surplus_bytes, *models)
-    assert raised.value.message == "no other version can be loaded now: too many of the versions in memory are in use"
+    assert (
+        raised.value.message
+        == "this version cannot be loaded now: all versions that it could replace are in use; retry later"
+    )
     assert raised.value.headers()["retry-after"] == str(retry_after)
 
 

@@ -72,8 +72,8 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
     @routes.post("/repository/models/{name}/unload", include_in_schema=False)
     async def refuse(request: Request, name: str) -> Response:
         raise NotEnabled(
-            "loading and unloading models requires an admin key, and this service has none; it serves the versions in "
-            "its store, without a request to load them",
+            "loading and unloading requires an admin key, but QUARTET_ADMIN_KEY is not set; the models in the store "
+            "are loaded automatically",
             "name",
         )
 

@@ -267,7 +267,7 @@ async def _explain(request: Request, registry: Registry, inference: ClassifyInfe
     executor, explainer = registry.parse_executor, inference.model.explainer
     if explainer is None:
         name = inference.model.card.name
-        raise BadValue(f"explain is true; {name} is imported, and heat maps exist only for trained networks", "explain")
+        raise BadValue(f"explain is true; heat maps are not supported for imported networks, such as {name}", "explain")
     with Deadline(request, deadline):
         await executor.run(_check_total_pixels, inference)
         items = await executor.run_or_inline(inference.parse_size, inference.parse)

@@ -98,8 +98,8 @@ class ImportedForecaster(TaskPredictor):
         ascending = np.all(np.diff([0, *self.quantiles, 1]) > 0) and 0.5 in self.quantiles
         if count and not (ascending and (count == 1 or 0 < median < count - 1)):  # intervals need bounds on both sides
             raise StoreError(
-                f"{self._card}: option quantiles is {self.quantiles.tolist()}; it should ascend from above 0 to below "
-                "1, with 0.5, a level below it and a level above it, or be 0.5 alone"
+                f"{self._card}: option quantiles is {self.quantiles.tolist()}; it should be increasing levels "
+                "between 0 and 1 that include 0.5, a lower and a higher level; or only 0.5"
             )
         if len(sizes) != (2 if count else 1) or (count and count not in sizes) or -1 in sizes:
             expected = f"[N, horizon, {count}] or [N, {count}, horizon]" if count else "[N, horizon]"

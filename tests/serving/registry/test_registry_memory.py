@@ -35,7 +35,7 @@ from app.store import rollout
 from app.tasks import GENERATE_IMAGES
 
 pytestmark = pytest.mark.anyio
-IN_USE = "no other version can be loaded now: too many of the versions in memory are in use"
+IN_USE = "this version cannot be loaded now: all versions that it could replace are in use; retry later"
 
 
 def leave_unused(registry: Registry, names: Sequence[str]) -> None:
