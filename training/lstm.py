@@ -2,7 +2,7 @@
 
     python -m training.lstm                           # sine-lstm: the workshop's LSTM on its noisy sine
     python -m training.lstm --preset strong           # series-lstm: one network for any series
-    python -m training.lstm --csv FILE --look         # show how the program reads your table
+    python -m training.lstm --csv FILE --preview      # show how the program reads your table
     python -m training.lstm --csv FILE --name sales   # preset own: fine-tune series-lstm on your series
     python -m training.lstm --csv FILE --backtest     # compare the fine-tuned network with ETS and seasonal naive
 
@@ -38,8 +38,8 @@ from training.run import Run, cosine_schedule, metric, set_learning_rate
 FREE_RUNNING_STEPS = 50  # length of the free-running forecasts that are measured
 OPTIONS: dict[str, dict[str, Any]] = {
     "--csv": {"metavar": "FILE", "type": Path, "help": "CSV, Excel or Parquet file with your series"},
-    "--look": {"action": "store_true", "help": "print how the program reads the file, and do not train"},
-    "--json": {"action": "store_true", "help": "with --look: print JSON"},
+    "--preview": {"action": "store_true", "help": "print how the program reads the file, and do not train"},
+    "--json": {"action": "store_true", "help": "with --preview: print JSON"},
     "--column": {"metavar": "NAME", "nargs": "+", "help": "columns to forecast; by default all numeric columns"},
     "--time": {
         "metavar": "NAME",
@@ -102,8 +102,8 @@ NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     options, config = arguments(argv)
-    if options.data_options["look"]:
-        own_series.look(options)
+    if options.data_options["preview"]:
+        own_series.preview(options)
         return
     if isinstance(config, ForecasterFinetuneConfig) and options.data_options["version"]:
         testing.backtest_version(options, config)

@@ -221,12 +221,12 @@ def _check_data_options(
         given = data_options.get(action.dest) not in (None, action.default)
         if given and not (flag == "--text" and action.dest in ("origin", "teachers")):  # also for public texts
             parser.error(f"{action.option_strings[0]} needs {flag}")
-    if data_options.get("json") and not data_options["look"]:
-        parser.error("--json needs --look")
-    if data_options.get("look"):
+    if data_options.get("json") and not data_options["preview"]:
+        parser.error("--json needs --preview")
+    if data_options.get("preview"):
         if not has_data:
-            parser.error(f"--look needs {flag}")
-        common.setdefault("name", "look")
+            parser.error(f"--preview needs {flag}")
+        common.setdefault("name", "preview")
     if data_options.get("version") and not data_options["backtest"]:
         parser.error("--version needs --backtest")
     if data_options.get("backtest"):

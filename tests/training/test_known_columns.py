@@ -92,9 +92,9 @@ def test_known_columns_are_read_beside_each_series(workspace: Path, capsys: pyte
     frame.to_csv("sales.csv", index=False)
     shuffled = {series.name: series.covariates for series in read(known="price,promo").series}
     assert (shuffled["south"] == np.stack([PRICE, PROMO], axis=1)).all()
-    lstm.main(["--csv", "sales.csv", "--known", "price,promo", "--look"])
+    lstm.main(["--csv", "sales.csv", "--known", "price,promo", "--preview"])
     assert "no season; known: price, promo\n" in capsys.readouterr().out.replace("season of 4 steps", "no season")
-    lstm.main(["--csv", "sales.csv", "--known", "price,promo", "--look", "--json"])
+    lstm.main(["--csv", "sales.csv", "--known", "price,promo", "--preview", "--json"])
     assert json.loads(capsys.readouterr().out)["known"] == ["price", "promo"]
 
 

@@ -698,7 +698,7 @@ def test_rows_without_time_stamps_are_reported(tmp_path: Path) -> None:
 def test_look_prints_json_or_rejects_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "file.csv"
     path.write_bytes(table("d,y", DAYS[:40]))
-    lstm.main(["--csv", str(path), "--look", "--json"])
+    lstm.main(["--csv", str(path), "--preview", "--json"])
     shown = json.loads(capsys.readouterr().out)
     one = {
         "name": "y",
@@ -711,13 +711,13 @@ def test_look_prints_json_or_rejects_with_status_2(tmp_path: Path, capsys: pytes
     }
     assert shown["series"] == [one]
     assert "time stamps: column 'd', %Y-%m-%d" in shown["remarks"]
-    lstm.main(["--csv", str(path), "--look"])
+    lstm.main(["--csv", str(path), "--preview"])
     assert "1 series (y) of 40 values, one per day" in capsys.readouterr().out
     path.write_bytes(table("d,y", [f"{x:%d/%m/%Y}" for x in MONTHS[:12]]))
     with pytest.raises(SystemExit) as stopped:
-        lstm.main(["--csv", str(path), "--look", "--json"])
+        lstm.main(["--csv", str(path), "--preview", "--json"])
     assert stopped.value.code == 2
     assert "--format %d/%m/%Y" in capsys.readouterr().err
-    for arguments in (["--look"], ["--csv", str(path), "--name", "x", "--json"]):
+    for arguments in (["--preview"], ["--csv", str(path), "--name", "x", "--json"]):
         with pytest.raises(SystemExit, match="2"):
             lstm.main(arguments)

@@ -108,7 +108,7 @@ def summary(table: Table) -> str:
 
 
 def describe(table: Table) -> dict[str, Any]:
-    """Return the content for ``--look --json``: each series with its first and last values, and the remarks."""
+    """Return the content for ``--preview --json``: each series with its first and last values, and the remarks."""
 
     def plain(values: np.ndarray) -> list[float | None]:
         return [None if np.isnan(value) else float(value) for value in values]

@@ -65,7 +65,7 @@ def read_options(options: Options) -> ReadOptions:
     return ReadOptions(**{name: own[flag] for name, flag in names.items()})
 
 
-def look(options: Options) -> None:
+def preview(options: Options) -> None:
     """Print how the table is read. If the table is rejected, exit with status 2 and a message."""
     try:
         table = read_table(options.data_options["csv"], read_options(options))
