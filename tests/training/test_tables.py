@@ -228,6 +228,14 @@ def test_one_unambiguous_number_decides_the_decimal_sign_of_its_column(
     assert set(table.series[1].values) == {1234.5}
 
 
+@pytest.mark.parametrize(("cells", "sign"), [(["1.250", "980"], ","), (["1,250", "980"], "."), (["1.25", "980"], None)])
+def test_a_sign_that_is_no_decimal_point_is_reported(tmp_path: Path, cells: list[str], sign: str | None) -> None:
+    table = read_table(write_table(tmp_path, ["y;z", *(f"{cell};1" for cell in cells * 20)]))
+    assert [remark for remark in table.remarks if "decimal" in remark] == (
+        [f"y: the decimal sign is {sign!r}"] if sign else []
+    )
+
+
 @pytest.mark.parametrize("delimiter", [";", ","])
 @pytest.mark.parametrize(("cell", "values"), [("1,234", {".": 1234, ",": 1.234}), ("1.234", {".": 1.234, ",": 1234})])
 def test_an_ambiguous_decimal_sign_is_rejected(

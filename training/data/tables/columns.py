@@ -147,7 +147,7 @@ def parse_values(body: Body, names: Sequence[str], decimal: str | None, missing:
         try:
             sign = decimal or numbers.decimal_sign(name, texts[name], body.delimiter, evidence)
             values = numbers.parse(name, cells, sign, body.remarks, missing)
-            if any("," in cell for cell in texts[name]):
+            if any("," in cell or (sign == "," and "." in cell) for cell in texts[name]):
                 body.remarks.append(f"{name}: the decimal sign is {sign!r}")
         except ValueError as error:
             raise body.error(str(error)) from error
