@@ -114,6 +114,15 @@ def test_wide_and_long_tables_hold_the_same_series(tmp_path: Path) -> None:
     assert read_table(by_rows, ReadOptions(by_rows=True)).sha256 == first.sha256
 
 
+@pytest.mark.parametrize("aggregate", [None, "sum"])
+def test_series_whose_names_would_be_equal_are_rejected(tmp_path: Path, aggregate: str | None) -> None:
+    shops = [("New York", "City"), ("New", "York City")]
+    rows = [f"{state},{town},{day:%Y-%m-%d},{i}" for i, day in enumerate(DAYS) for state, town in shops]
+    path = write_table(tmp_path, ["state,town,day,sold", *rows])
+    with pytest.raises(DataError, match=r"two series have the name 'New York City', because their cells .* in the col"):
+        read_table(path, ReadOptions(group="state,town", aggregate=aggregate))
+
+
 @pytest.mark.parametrize(
     ("stamps", "name"),
     [

@@ -193,6 +193,9 @@ def _labels(body: Body, groups: Sequence[str], unpivoted: bool) -> pd.Series:
     """Return the name of the series of each row: its cells in the columns ``groups``, joined by spaces.
 
     Without ``groups``, the name of the series is the name of the file if the table was unpivoted, otherwise "".
+
+    Raises:
+        DataError: a row has no name, or two series with different cells have the same name.
     """
     if not groups:
         return pd.Series(body.path.name.split(".")[0] if unpivoted else "", index=body.frame.index, dtype=object)
@@ -200,9 +203,20 @@ def _labels(body: Body, groups: Sequence[str], unpivoted: bool) -> pd.Series:
     blank = frame.isna().any(axis=1)
     if blank.any() and not unpivoted:
         raise body.error(f"row {blank.idxmax()} has no {', '.join(groups)}; write it into every row")
-    rows = frame.itertuples(index=False, name=None)
-    names = [" ".join(header.name_of(cell) for cell in row if cell is not None) for row in rows]
-    return pd.Series(names, index=frame.index, dtype=object)
+    texts = [tuple(map(header.name_of, row)) for row in frame.itertuples(index=False, name=None)]
+    cells: dict[str, tuple[str, ...]] = {}  # of the first series with each name
+    for own in dict.fromkeys(texts):
+        name = _joined(own)
+        if cells.setdefault(name, own) != own:
+            raise body.error(
+                f"two series have the name {name!r}, because their cells {cells[name]} and {own} in the columns "
+                f"{', '.join(groups)} are joined by spaces; change the cells of one of them"
+            )
+    return pd.Series(list(map(_joined, texts)), index=frame.index, dtype=object)
+
+
+def _joined(texts: Sequence[str]) -> str:
+    return " ".join(filter(None, texts))
 
 
 def _named(label: str, column: str, values: dict[str, pd.Series]) -> str:
