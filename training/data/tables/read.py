@@ -230,9 +230,10 @@ def _in_order(
 ) -> list[Rows]:
     """Return the series of a table without time stamps. ``padded``: drop empty cells at the end of each series."""
     result = []
+    indices = labels.groupby(labels, sort=False).indices
     for label in dict.fromkeys(labels):
         for column, own in values.items():
-            part = own[labels == label]
+            part = own.iloc[indices[label]]
             if padded:  # empty cells at the end of a row are padding
                 part = part.loc[: part.last_valid_index()] if part.notna().any() else part.iloc[:0]
             starts = [str(row).partition("column ")[2] or str(row) for row in part.index]
