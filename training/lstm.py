@@ -31,7 +31,7 @@ from training.data import datasets
 from training.data.tables.read import AGGREGATES
 from training.evaluation import forecaster as m4
 from training.loops.forecaster import pretrain
-from training.loops.series import own_series, testing, tuning
+from training.loops.series import evaluation, finetune, own_series
 from training.options import Options, parse_options
 from training.run import Run, cosine_schedule, metric, set_learning_rate
 
@@ -106,10 +106,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         own_series.preview(options)
         return
     if isinstance(config, ForecasterFinetuneConfig) and options.data_options["version"]:
-        testing.backtest_version(options, config)
+        evaluation.backtest_version(options, config)
         return
     if isinstance(config, ForecasterFinetuneConfig):
-        tuning.train(options, config, argv)
+        finetune.train(options, config, argv)
         return
     if isinstance(config, ForecasterConfig) and options.part == "validation":
         config = replace(config, held_out_share=1.0)  # otherwise the last steps train on the values that are measured

@@ -29,7 +29,7 @@ from training.data.tables.read import ReadOptions, read_table
 from training.data.tables.table import without_gaps
 from training.evaluation import backtest, generation
 from training.evaluation.report import ets
-from training.loops.series import own_series, testing, tuning
+from training.loops.series import evaluation, finetune, own_series
 from training.loops.series.validation import Validation
 from training.options import base_version
 
@@ -131,7 +131,7 @@ def test_without_improvement_only_force_publishes(workspace: Path, capsys: pytes
 def test_fine_tuning_helped_if_it_beats_the_base_version_and_seasonal_naive(losses: Any, start: str) -> None:
     names = ("", "untuned_", "naive_")
     metrics = {f"{name}quantile_loss": {"value": loss} for name, loss in zip(names, losses, strict=True)}
-    helped, sentence = testing.verdict(metrics)
+    helped, sentence = evaluation.verdict(metrics)
     assert sentence.startswith(start)
     assert helped == start.startswith("Fine-tuning helped on the validation part: ")
 
@@ -235,7 +235,7 @@ def test_a_missing_value_before_an_origin_does_not_show_the_values_after_it(
         origins = backtest.origins([split_with_gaps(workspace / "one.csv", changed_from)], 4, 4, part)
         past = origins.past[[place for _, place in origins.places].index(position)]
         forecasts = [
-            testing.as_method(forecaster, origins.subset(1))([past], 4, 4),
+            evaluation.as_method(forecaster, origins.subset(1))([past], 4, 4),
             backtest.seasonal_naive([past], 4, 4),
             ets.forecasts(replace(origins, past=[past], actual=origins.actual[:1], places=[(0, 0)]), ["one"], 99)[0],
         ]
@@ -257,7 +257,7 @@ def test_the_validation_loss_is_that_of_the_served_forecasts_at_gaps_too(workspa
     version = store.read_version(workspace / "models_store", "series-lstm", 1)
     forecaster = GlobalForecaster(version, torch.device("cpu"))
     origins = backtest.origins([split_with_gaps(workspace / "one.csv")], 4, 4, "validation")
-    served = backtest.metrics(origins, testing.as_method(forecaster, origins))["quantile_loss"]
+    served = backtest.metrics(origins, evaluation.as_method(forecaster, origins))["quantile_loss"]
     assert Validation(forecaster, origins)(forecaster.network) == pytest.approx(served, rel=1e-6)
 
 
@@ -267,7 +267,9 @@ def test_training_windows_end_with_known_values_before_the_validation_part(works
     for changed_from in (None, 68):
         split_with_gaps(workspace / "one.csv", changed_from)
         own = own_series.read(options, config.horizon)
-        sampler = tuning.window_sampler(own, ForecasterSizes(**FORECASTER), [split.validation for split in own.splits])
+        sampler = finetune.window_sampler(
+            own, ForecasterSizes(**FORECASTER), [split.validation for split in own.splits]
+        )
         batches.append(sampler.sample(500, 0.0, False, torch.Generator().manual_seed(0)))
     for before, after in zip(*batches, strict=True):
         assert torch.equal(before.nan_to_num(-1), after.nan_to_num(-1))

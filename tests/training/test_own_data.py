@@ -35,7 +35,7 @@ from training.evaluation import evaluate, generation
 from training.loops import cnn_finetune, gan_finetune, time_budget
 from training.loops import gan as gan_loop
 from training.loops.best_weights import BestWeights
-from training.loops.series import tuning
+from training.loops.series import finetune
 from training.loops.text import language_model
 from training.loops.text.distillation import Teachers
 
@@ -157,7 +157,7 @@ def test_published_weights_are_trained_again_on_all_data(
 
     monkeypatch.setattr(running.Run, "log", interrupt)
     monkeypatch.setattr(language_model, "MIN_STEPS_PER_VALIDATION", 1)
-    monkeypatch.setattr(tuning, "MAX_STEPS_PER_EPOCH", 8)
+    monkeypatch.setattr(finetune, "MAX_STEPS_PER_EPOCH", 8)
     with pytest.raises(SystemExit, match=r"at step [138] of \d+; resume with"):
         train(stem)
     assert not (models / "mine").exists()

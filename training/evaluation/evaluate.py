@@ -34,7 +34,7 @@ from training.data.datasets import DataError
 from training.evaluation import generation, language_model, own_images
 from training.evaluation.speed import processor, selected
 from training.loops import gan_finetune
-from training.loops.series import own_series, testing
+from training.loops.series import evaluation, own_series
 from training.loops.text.distillation import TEACHER
 from training.options import Options, store_of
 
@@ -98,7 +98,7 @@ def _read_labelled_images(card: store.Card, models: Path) -> Any:
 SCRIPTS: dict[str, Script] = {
     "training.cnn": Script(cnn.evaluate, None, _read_images, own_images.measure),
     "training.rnn": Script(rnn.evaluate, None, _read_text, language_model.measure),
-    "training.lstm": Script(lstm.evaluate, None, _read_table, testing.measure),
+    "training.lstm": Script(lstm.evaluate, None, _read_table, evaluation.measure),
     "training.gan": Script(
         generation.evaluate, generation.load_reference_classifier, _read_labelled_images, gan_finetune.measure
     ),

@@ -18,11 +18,11 @@ from training.data.tables import columns as roles
 from training.data.tables import frequency, header, resampling, time_column
 from training.data.tables.files import read_sheet
 from training.data.tables.header import Body
-from training.data.tables.layout import TIME, VALUE, unpivot
 from training.data.tables.numbers import is_missing
 from training.data.tables.table import Series, Table
 from training.data.tables.time_column import TimeColumn
 from training.data.tables.timestamps import Reading
+from training.data.tables.unpivot import TIME, VALUE, unpivot
 
 AGGREGATES = ("sum", "mean", "last")
 CALENDAR_YEARS = 10  # number of years after the last time stamp for which holidays are stored

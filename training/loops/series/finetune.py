@@ -26,8 +26,8 @@ from training.evaluation import backtest
 from training.loops import distributed, time_budget
 from training.loops.best_weights import BestWeights
 from training.loops.forecaster import Trainer
+from training.loops.series.evaluation import evaluate, references
 from training.loops.series.own_series import OwnSeries, label, read, report, traits_of_all_rows, with_traits
-from training.loops.series.testing import evaluate, references
 from training.loops.series.validation import Validation
 from training.options import Options
 from training.run import Run, cosine_schedule
