@@ -45,8 +45,8 @@ def sales(seed: int, length: int = 120) -> np.ndarray:
 
 
 def split(values: np.ndarray, name: str = PLAIN) -> Split:
-    known = np.ones(len(values), bool)
-    return Split(Series(name, values, "2024-01-01", known), len(values) - 24, len(values) - 12)
+    observed = np.ones(len(values), bool)
+    return Split(Series(name, values, "2024-01-01", observed), len(values) - 24, len(values) - 12)
 
 
 @pytest.mark.parametrize("season", [1, 4, 7, 12, 24, 52])

@@ -273,7 +273,7 @@ def test_training_windows_end_with_known_values_before_the_validation_part(works
         batches.append(sampler.sample(500, 0.0, False, torch.Generator().manual_seed(0)))
     for before, after in zip(*batches, strict=True):
         assert torch.equal(before.nan_to_num(-1), after.nan_to_num(-1))
-    assert set(batches[0].values[:, -1].tolist()) < set(values.values[values.known].tolist())
+    assert set(batches[0].values[:, -1].tolist()) < set(values.values[values.observed].tolist())
 
 
 def test_the_quantile_loss_of_a_forecast_with_equal_quantiles_is_its_mase(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_gaps_are_reported_and_interpolated(tmp_path: Path) -> None:
     table = read_table(path)
     assert table.remarks == [*DETECTED, "2 time steps (one per day) are missing, the first after 2024-01-02"]
     (series,) = table.series
-    assert (len(series.values), int(series.known.sum())) == (60, 57)
+    assert (len(series.values), int(series.observed.sum())) == (60, 57)
     filled = without_gaps(table)
     assert "sold: 3 missing values are interpolated" in filled.remarks
     assert filled.series[0].values[2] == pytest.approx(12)

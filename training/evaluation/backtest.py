@@ -125,19 +125,19 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> O
 
     The origins are one horizon apart in the test part, and a quarter of a horizon apart in the validation part.
 
-    Origins without a known value in their horizon are skipped.
+    Origins without an actual value in their horizon are skipped.
 
     Raises:
-        DataError: no origin has a known value in its horizon.
+        DataError: no origin has an actual value in its horizon.
     """
     past, actual, scales, places, covariates = [], [], [], [], []
     for number, parts in enumerate(splits):
         values = parts.series.values
         start, end = (parts.validation, parts.test) if part == "validation" else (parts.test, len(values))
         scale = forecast_metrics.mase_scale(values[: parts.validation], season)
-        known = np.where(parts.series.known, values, np.nan)
+        actual_values = np.where(parts.series.observed, values, np.nan)
         for origin in range(start, end - horizon + 1, horizon if part == "test" else max(1, horizon // 4)):
-            future = known[origin : origin + horizon]
+            future = actual_values[origin : origin + horizon]
             if not np.isnan(future).all():
                 past.append(past_of(parts.series, origin))
                 covariates.append(parts.series.covariates[max(origin - MAX_PAST, 0) : origin + horizon])
@@ -149,19 +149,19 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> O
     return Origins(past, np.stack(actual), np.array(scales), season, len(splits), places, covariates)
 
 
-def known_end(series: Series, end: int) -> int:
+def observed_end(series: Series, end: int) -> int:
     """Return the position after the last value that the table has before the position ``end``.
 
     The values from there to ``end`` are interpolated with values after ``end``. They would show the future to a
     forecaster.
     """
-    return int(np.flatnonzero(series.known[:end])[-1]) + 1
+    return int(np.flatnonzero(series.observed[:end])[-1]) + 1
 
 
 def past_of(series: Series, origin: int) -> np.ndarray:
     """Return at most MAX_PAST values before an origin, with NaN after the last value that the table has."""
     past = series.values[:origin].copy()
-    past[known_end(series, origin) :] = np.nan
+    past[observed_end(series, origin) :] = np.nan
     return past[-MAX_PAST:]
 
 

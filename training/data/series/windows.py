@@ -21,8 +21,8 @@ class Source:
 
     ``horizon``: number of forecast steps that are evaluated. ``share``: share of this source's windows in a batch,
     relative to the shares of the other sources. ``truncated``: share of the windows whose past is cut to a random
-    length. The logarithm of this length is uniformly distributed. ``known``: for each series, booleans [T] that are
-    False where the value is interpolated; None if all values are known.
+    length. The logarithm of this length is uniformly distributed. ``observed``: for each series, booleans [T] that
+    are False where the value is interpolated; None if no value is interpolated.
     """
 
     series: Sequence[Tensor]
@@ -30,7 +30,7 @@ class Source:
     horizon: int
     share: float
     truncated: float = 0.15
-    known: Sequence[Tensor] | None = None
+    observed: Sequence[Tensor] | None = None
 
 
 class Batch(NamedTuple):
@@ -57,7 +57,7 @@ class WindowSampler:
     """Draws windows of ``context`` past and ``horizon`` future values from all series of all sources.
 
     ``unlabelled``: share of the windows for which the network does not receive the season. The network also does not
-    receive a season that is as long as the past or longer. The past of a window ends with a known value, because
+    receive a season that is as long as the past or longer. The past of a window ends with an observed value, because
     interpolated values depend on the values after them.
     """
 
@@ -66,10 +66,10 @@ class WindowSampler:
         self.values = torch.cat([series for source in sources for series in source.series])
         self.lengths = torch.tensor([len(series) for source in sources for series in source.series])
         self.starts = self.lengths.cumsum(0) - self.lengths  # first position of each series in ``values``
-        self.unknown_before: Tensor | None = None  # number of unknown values directly before each position
-        if any(source.known for source in sources):
-            known = [known for source in sources for known in source.known or map(torch.isfinite, source.series)]
-            self.unknown_before = torch.cat([_unknown_before(each) for each in known])
+        self.missing_before: Tensor | None = None  # number of missing values directly before each position
+        if any(source.observed for source in sources):
+            observed = [own for source in sources for own in source.observed or map(torch.isfinite, source.series)]
+            self.missing_before = torch.cat([_missing_before(each) for each in observed])
         self.counts = torch.tensor([len(source.series) for source in sources])
         self.first_series = self.counts.cumsum(0) - self.counts  # index of the first series of each source
         self.shares = torch.tensor([source.share for source in sources])
@@ -107,8 +107,8 @@ class WindowSampler:
         latest = (end - self.horizons[sources] - MIN_VALUES).clamp(min=0)  # latest origin minus MIN_VALUES
         age = torch.where(random[1] < 0.5, random[2], random[2] ** 3)
         origins = (MIN_VALUES + latest - (age * (latest + 1)).long()).minimum(end - 1)
-        if self.unknown_before is not None:
-            origins = origins - self.unknown_before[self.starts[series] + origins]
+        if self.missing_before is not None:
+            origins = origins - self.missing_before[self.starts[series] + origins]
         past = origins.clamp(max=self.context)
         truncated = (MIN_VALUES * (past / MIN_VALUES) ** random[3]).round().long()
         past = torch.where(random[4] < self.truncated[sources], truncated.minimum(past), past)
@@ -157,8 +157,8 @@ class WindowSampler:
         return shifted / torch.where(scale > 0, scale, 1.0)
 
 
-def _unknown_before(known: Tensor) -> Tensor:
-    """Return the number of unknown values directly before each position of a series, given booleans [T]."""
-    positions = torch.arange(len(known))
-    last_known = torch.where(known, positions, -1).cummax(0).values
-    return F.pad(positions[:-1] - last_known[:-1], (1, 0))
+def _missing_before(observed: Tensor) -> Tensor:
+    """Return the number of missing values directly before each position of a series, given booleans [T]."""
+    positions = torch.arange(len(observed))
+    last_observed = torch.where(observed, positions, -1).cummax(0).values
+    return F.pad(positions[:-1] - last_observed[:-1], (1, 0))

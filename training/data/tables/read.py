@@ -357,7 +357,7 @@ def _table(
         series.append(Series(name, part, starts[there[0]], ~np.isnan(part), covariates))
     if not series:
         raise body.error("has no values")
-    filled = [np.interp(np.arange(len(s.values)), np.flatnonzero(s.known), s.values[s.known]) for s in series]
+    filled = [np.interp(np.arange(len(s.values)), np.flatnonzero(s.observed), s.values[s.observed]) for s in series]
     season = options.season or frequency.season(filled, seasons)
     return Table(body.path.name, series, step, season, body.remarks, names, calendar)
 

@@ -24,14 +24,14 @@ class Series:
         name: name of the series.
         values: float64 [T]; NaN where the table has no value, until ``without_gaps`` interpolates.
         start: time of the first value, in ISO 8601 if the table has time stamps.
-        known: bool [T]; False where the table has no value.
+        observed: bool [T]; False where the table has no value.
         covariates: values [T, K] of the columns whose future values are known.
     """
 
     name: str
     values: np.ndarray
     start: str
-    known: np.ndarray
+    observed: np.ndarray
     covariates: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
 
 
@@ -80,16 +80,16 @@ def without_gaps(table: Table) -> Table:
 
 def _without_gaps(series: Series, max_gap: int, remarks: list[str]) -> Series:
     name, values = series.name, series.values
-    known = np.flatnonzero(series.known)
-    breaks = np.flatnonzero(np.diff(known) > max_gap + 1)
-    edges = zip(np.concatenate([[0], breaks + 1]), np.concatenate([breaks, [len(known) - 1]]), strict=True)
-    first, last = max(((int(known[a]), int(known[b])) for a, b in edges), key=lambda edge: edge[1] - edge[0])
+    observed = np.flatnonzero(series.observed)
+    breaks = np.flatnonzero(np.diff(observed) > max_gap + 1)
+    edges = zip(np.concatenate([[0], breaks + 1]), np.concatenate([breaks, [len(observed) - 1]]), strict=True)
+    first, last = max(((int(observed[a]), int(observed[b])) for a, b in edges), key=lambda edge: edge[1] - edge[0])
     if len(breaks):
         remarks.append(
             f"{name}: {len(breaks)} gaps are longer than {max_gap} steps; only the longest part between them, "
             f"{last - first + 1:,} values, is used"
         )
-    part, there = values[first : last + 1], series.known[first : last + 1]
+    part, there = values[first : last + 1], series.observed[first : last + 1]
     if not there.all():
         remarks.append(f"{name}: {int((~there).sum())} missing values are interpolated")
         part = np.interp(np.arange(len(part)), np.flatnonzero(there), part[there])
@@ -122,7 +122,7 @@ def describe(table: Table) -> dict[str, Any]:
                 "length": len(series.values),
                 "first": plain(series.values[:3]),
                 "last": plain(series.values[-3:]),
-                "missing": int((~series.known).sum()),
+                "missing": int((~series.observed).sum()),
             }
             for series in table.series
         ],

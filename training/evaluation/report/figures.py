@@ -119,7 +119,7 @@ def draw_series(axis: Any, backtest: Backtest, number: int) -> None:
     first = max(0, starts[0] - SHOWN_PAST * backtest.horizon)
     positions = range(len(split.series.values))
     x: list[Any] = [*(times(split.series.start, backtest.table.frequency, positions) or positions)]
-    values = np.where(split.series.known, split.series.values, np.nan)
+    values = np.where(split.series.observed, split.series.values, np.nan)
     axis.plot(x[first:], values[first:], color="black", linewidth=1.1, zorder=4)
     for at, start in zip(windows, starts, strict=True):
         ahead = x[start : start + backtest.horizon]

@@ -66,7 +66,9 @@ def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) 
     Before windows are drawn, two components are subtracted from the values: the effects of the covariates, and the
     yearly pattern.
     """
-    parts = [(split.series, backtest.known_end(split.series, end)) for split, end in zip(own.splits, ends, strict=True)]
+    parts = [
+        (split.series, backtest.observed_end(split.series, end)) for split, end in zip(own.splits, ends, strict=True)
+    ]
     pasts = [series.values[:end] for series, end in parts]
     if own.traits.known:
         pasts = [
@@ -76,8 +78,8 @@ def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) 
     if own.traits.year:
         pasts = [values - yearly_pattern(values, own.traits.year, 0) for values in pasts]
     series = [torch.from_numpy(values) for values in pasts]
-    known = [torch.from_numpy(series.known[:end]) for series, end in parts]
-    source = Source(series, own.table.season, min(own.horizon, sizes.horizon), share=1.0, known=known)
+    observed = [torch.from_numpy(series.observed[:end]) for series, end in parts]
+    source = Source(series, own.table.season, min(own.horizon, sizes.horizon), share=1.0, observed=observed)
     return WindowSampler([source], sizes.context, sizes.horizon)
 
 

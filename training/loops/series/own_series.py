@@ -130,7 +130,7 @@ def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version
     be additive or proportional. The yearly pattern may be removed or kept. For each of these two decisions, the choice
     with the lower validation loss of the base version is returned.
     """
-    parts = [split.series.values[: split.test][split.series.known[: split.test]] for split in splits]
+    parts = [split.series.values[: split.test][split.series.observed[: split.test]] for split in splits]
     traits = store.SeriesTraits(season=table.season).model_copy(update=_kind_of(parts))
     year = YEARS.get(table.frequency)
     if min(split.validation for split in splits) < MIN_YEARS * (year or np.inf):
@@ -160,7 +160,7 @@ def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version
 
 def traits_of_all_rows(own: OwnSeries) -> store.SeriesTraits:
     """Return the traits of the series for a network that was trained on all rows, the test parts included."""
-    values = [split.series.values[split.series.known] for split in own.splits]
+    values = [split.series.values[split.series.observed] for split in own.splits]
     return own.traits.model_copy(update=_kind_of(values))
 
 
@@ -176,7 +176,7 @@ def _known(table: Table, splits: list[Split], proportional: bool) -> store.Known
     Raises:
         DataError: a column does not vary in the training parts.
     """
-    ends = [backtest.known_end(split.series, split.validation) for split in splits]
+    ends = [backtest.observed_end(split.series, split.validation) for split in splits]
     parts = [
         (split.series.values[:end], split.series.covariates[:end]) for split, end in zip(splits, ends, strict=True)
     ]
