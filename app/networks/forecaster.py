@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.networks.rnn import merge_norm
-from app.networks.series_reader import CHANNELS, ForecasterSizes, Reader, Reading
+from app.networks.series_reader import CHANNELS, ForecasterSizes, NetworkInputs, Reader
 
 QUANTILES = (0.025, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975)
 MEDIAN = QUANTILES.index(0.5)
@@ -49,9 +49,9 @@ class Member(nn.Module):
             nn.init.zeros_(self.mix.weight)
             nn.init.zeros_(self.mix.bias)
 
-    def forward(self, reading: Reading) -> Tensor:
+    def forward(self, inputs: NetworkInputs) -> Tensor:
         """Return the scaled quantiles [N, horizon, QUANTILES] relative to the naive forecast."""
-        return self.quantiles(self.hidden(reading.patches, reading.ahead), reading.candidates)
+        return self.quantiles(self.hidden(inputs.patches, inputs.ahead), inputs.candidates)
 
     def quantiles(self, hidden: Tensor, candidates: Tensor) -> Tensor:
         """Compute the last layer: return scaled quantiles [N, horizon, QUANTILES], given hidden [N, horizon, width]."""
@@ -107,24 +107,24 @@ class CombinedMembers:
         self.middle = _stacked(_weights(member.middle) for member in members)
         self.head = _stacked(_head_weights(member) for member in members)
 
-    def __call__(self, reading: Reading) -> Tensor:
+    def __call__(self, inputs: NetworkInputs) -> Tensor:
         """Return the mean of ``Member.forward`` over all members: [N, horizon, QUANTILES]."""
-        rows, patches, _ = reading.patches.shape
-        horizon = reading.ahead.shape[1]
-        embedded = F.silu(_product(reading.patches.transpose(0, 1).flatten(0, 1), self.embed))  # [M, patches N, hidden]
+        rows, patches, _ = inputs.patches.shape
+        horizon = inputs.ahead.shape[1]
+        embedded = F.silu(_product(inputs.patches.transpose(0, 1).flatten(0, 1), self.embed))  # [M, patches N, hidden]
         read = embedded
         for layer in self.layers:
             read = self._read(read, patches, *layer)
         last = read[:, -rows:] + embedded[:, -rows:]  # [M, N, hidden]
         summary = _product(F.layer_norm(last, (self.hidden,)), self.summary)
-        local = _product(reading.ahead.flatten(0, 1), self.local)  # [M, N horizon, hidden]
+        local = _product(inputs.ahead.flatten(0, 1), self.local)  # [M, N horizon, hidden]
         x = F.silu(local.unflatten(1, (rows, horizon)) + summary.unsqueeze(2)).flatten(1, 2)
         x = x + F.silu(_product(x, self.middle))
         raw = _product(x, self.head)
         outputs = in_order(raw[..., : len(QUANTILES)])
-        if reading.candidates.shape[2]:
+        if inputs.candidates.shape[2]:
             weights = raw[..., len(QUANTILES) :].softmax(2)[..., :-1]
-            outputs = outputs + (weights * reading.candidates.flatten(0, 1)).sum(2, keepdim=True)
+            outputs = outputs + (weights * inputs.candidates.flatten(0, 1)).sum(2, keepdim=True)
         return outputs.mean(0).unflatten(0, (rows, horizon))
 
     def _read(self, inputs: Tensor, patches: int, weights: tuple[Tensor, Tensor], recurrent: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class Forecaster(nn.Module):
         self.read = Reader(sizes)
         self.members = nn.ModuleList(Member(sizes) for _ in range(sizes.members))
         self.register_buffer("widening", torch.ones(2, sizes.horizon))
-        self.combined: Callable[[Reading], Tensor] | None = None
+        self.combined: Callable[[NetworkInputs], Tensor] | None = None
 
     def combine(self) -> None:
         """On the CPU, compute up to FEW_SERIES series faster from now on, with copies of the present weights."""
@@ -212,17 +212,17 @@ class Forecaster(nn.Module):
         Positions before the first value of a series are NaN. Each series must be longer than its season. The quantiles
         are in the units of the series.
         """
-        reading = self.read(values, seasons)
+        inputs = self.read(values, seasons)
         if self.combined is not None and len(values) <= FEW_SERIES:
-            errors = self.combined(reading).double()
+            errors = self.combined(inputs).double()
         else:
-            errors = torch.stack([member(reading) for member in self.members]).mean(0).double()
+            errors = torch.stack([member(inputs) for member in self.members]).mean(0).double()
         middle = errors[..., MEDIAN : MEDIAN + 1]
         errors = middle + (errors - middle) * self.widening[(seasons > 1).long()].unsqueeze(2)
         if self.sizes.smoothings:
             known = (~values.isnan()).sum(1).view(-1, 1, 1)
             errors = middle + (errors - middle) * (1 + SHORT_SERIES / known)
-        return reading.naive.unsqueeze(2) + errors * reading.scale.unsqueeze(2)
+        return inputs.naive.unsqueeze(2) + errors * inputs.scale.unsqueeze(2)
 
     def forecast(self, values: Tensor, seasons: Tensor, horizon: int) -> Tensor:
         """Return quantiles [N, horizon, QUANTILES] for any horizon.

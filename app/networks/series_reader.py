@@ -55,7 +55,7 @@ class ForecasterSizes:
         return (self.lags - 1 if self.lag_forecasts else 0) + 3 * self.smoothings
 
 
-class Reading(NamedTuple):
+class NetworkInputs(NamedTuple):
     """The naive forecast, the scale, and the inputs of the layers.
 
     The naive forecast and the scale convert the outputs of the layers to values of the series.
@@ -93,7 +93,7 @@ class Reader(nn.Module):
         self.register_buffer("moments", torch.from_numpy(moments), persistent=False)
         self.register_buffer("decayed", torch.from_numpy(decayed), persistent=False)
 
-    def forward(self, values: Tensor, seasons: Tensor) -> Reading:
+    def forward(self, values: Tensor, seasons: Tensor) -> NetworkInputs:
         """Return the inputs of the layers for N series.
 
         Args:
@@ -140,7 +140,7 @@ class Reader(nn.Module):
             extra = [profile_ahead.float().asinh(), strength.float().unsqueeze(2).expand_as(profile_ahead)]
             features_ahead += [candidates[-1].asinh(), *extra]
         ahead = torch.cat(features_ahead, dim=2)
-        return Reading(tokens, ahead, naive + level, scale, torch.cat(candidates, dim=2))
+        return NetworkInputs(tokens, ahead, naive + level, scale, torch.cat(candidates, dim=2))
 
     def _repeat_seasons(self, x: Tensor, known: Tensor, season: Tensor, naive: Tensor) -> tuple[Tensor, Tensor]:
         """Return the candidates [N, horizon, lags - 1] that repeat the last 2, 3 ... seasons, and features [N, 2 lags].

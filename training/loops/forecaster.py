@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, Member
-from app.networks.series_reader import ForecasterSizes, Reader, Reading
+from app.networks.series_reader import ForecasterSizes, NetworkInputs, Reader
 from app.tasks.precision import fast_bfloat16
 from training.configs import ForecasterConfig, ForecasterFinetuneConfig
 from training.data.series.sources import training_sources
@@ -27,14 +27,14 @@ MAX_ERROR = 50  # largest difference of a target from the naive forecast, in MAS
 UNLABELLED_SHARE = 0.15  # share of the windows for which the network does not receive the season
 
 
-def loss_sum(quantiles: Tensor, reading: Reading, batch: Batch) -> tuple[Tensor, Tensor]:
+def loss_sum(quantiles: Tensor, inputs: NetworkInputs, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return two sums: of the weighted pinball losses of scaled quantiles [N, horizon, QUANTILES], and of the weights.
 
     Unknown future values and constant series have weight 0. Errors are divided by the MASE scale of the past.
     """
-    known = ~batch.future.isnan() & (reading.scale > 0)
-    scale = torch.where(reading.scale > 0, reading.scale, 1.0)
-    target = ((batch.future - reading.naive) / scale).nan_to_num(0.0).clamp(-MAX_ERROR, MAX_ERROR).float()
+    known = ~batch.future.isnan() & (inputs.scale > 0)
+    scale = torch.where(inputs.scale > 0, inputs.scale, 1.0)
+    target = ((batch.future - inputs.naive) / scale).nan_to_num(0.0).clamp(-MAX_ERROR, MAX_ERROR).float()
     errors = target.unsqueeze(2) - quantiles
     levels = torch.tensor(QUANTILES, device=errors.device)
     losses = torch.maximum(levels * errors, (levels - 1) * errors).mean(2)  # [N, horizon]
@@ -49,10 +49,10 @@ def member_loss(
 
     If ``bfloat16`` is true, all layers but the last compute in bfloat16. The last layer and the loss stay in float32.
     """
-    reading = reader(batch.values, batch.seasons)
+    inputs = reader(batch.values, batch.seasons)
     with torch.autocast(batch.values.device.type, torch.bfloat16, enabled=bfloat16):
-        hidden = member.hidden(reading.patches, reading.ahead, dropout_mask)
-    return loss_sum(member.quantiles(hidden.float(), reading.candidates), reading, batch)
+        hidden = member.hidden(inputs.patches, inputs.ahead, dropout_mask)
+    return loss_sum(member.quantiles(hidden.float(), inputs.candidates), inputs, batch)
 
 
 class LossModule(nn.Module):
@@ -220,7 +220,7 @@ def validation_mase(network: Any, sampler: WindowSampler) -> dict[str, float]:
     result = {}
     for source, prefix in enumerate(PREFIXES.values()):
         batch = sampler.last_horizons(source).to(network.widening.device)
-        reading = network.read(batch.values, batch.seasons)
-        errors = (network(batch.values, batch.seasons)[..., MEDIAN] - batch.future).abs() / reading.scale
+        inputs = network.read(batch.values, batch.seasons)
+        errors = (network(batch.values, batch.seasons)[..., MEDIAN] - batch.future).abs() / inputs.scale
         result[f"{prefix}_mase"] = float(errors[:, : sampler.horizons[source]].mean())
     return result
