@@ -89,10 +89,7 @@ class Metrics:
         )
         self.running = gauge("running_rows", "Rows being computed", *VERSION_LABELS)
         self.rejected = counter(
-            "rejected_requests_total",
-            "Requests rejected by the queue of a version; quartet_errors_total counts all rejected requests",
-            *VERSION_LABELS,
-            "reason",
+            "rejected_requests_total", "Requests rejected by the queue of a version", *VERSION_LABELS, "reason"
         )
         self.rate_limited = counter("rate_limited_total", "Requests over the rate limit of their API key", "key")
         self.failures = counter("failures_total", "Failures of a network on a valid input", *VERSION_LABELS)
