@@ -14,7 +14,7 @@ AFFIXES = {  # parts of names that select a variant of a metric
     "hourly_": "on the hourly series of M4",
     "weekly_": "on the weekly series of M4",
     "untuned_": "of the network from which the training started",
-    "known_": "with the effects of the known columns",
+    "known_": "with the effects of the known covariates",
     "naive_": "of a forecast that repeats the last season",
 }
 CORRUPTIONS = ("noise", "blur", "contrast", "brightness", "pixelate", "jpeg")

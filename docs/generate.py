@@ -36,7 +36,7 @@ CARD_FIELDS = {
     "labels": "class names of a classifier, or of a generator with labels",
     "thresholds": "for classifiers with several labels per image: an image has a label if its probability reaches this value",
     "vocabulary": "characters of a text model; the index of a character is its token id",
-    "series": "properties of the series of a forecaster: season, year, non-negative or integer values, known columns",
+    "series": "properties of the series of a forecaster: season, year, non-negative or integer values, known covariates",
     "refit_steps": "number of training steps of the published network, if it was trained on all data. The metrics are then those of an earlier network, which was trained without the held-out data",
     "residuals": "for the kind `series-lstm` (the workshop's network, model `sine-lstm`): the standard deviation of the forecast errors for each step ahead, divided by the scale of the training series",
     "metrics": "measured figures, each with its value, its data and its number of decimals; see below",

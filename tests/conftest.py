@@ -33,7 +33,7 @@ TRAINING_FILES = (
     "test_photos.py",
     "test_forecaster_finetune.py",
     "test_new_architecture.py",
-    "test_known_columns.py",
+    "test_known_covariates.py",
     "test_backtest_report.py",
 )
 

@@ -66,7 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "nargs": "+",
         "help": "cells that stand for a missing value, such as -999; none: every number is a value",
     },
-    "--known": {
+    "--known-covariates": {
         "metavar": "NAME",
         "help": "columns whose future values are known in advance, such as price,promo. Requests then contain their "
         "future values",

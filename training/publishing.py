@@ -17,7 +17,7 @@ from app import store
 from app.store import rollout
 
 # Fields of a card that, with the weights, determine all answers. Fine-tuning may keep the weights, while the
-# coefficients of known columns are fitted again.
+# coefficients of known covariates are fitted again.
 FIELDS_OF_SAME_VERSION = ("task", "kind", "sizes", "labels", "thresholds", "vocabulary", "residuals", "series")
 
 

@@ -88,7 +88,7 @@ class Speed(StrictModel):
     hardware: str
 
 
-class KnownColumn(StrictModel):
+class KnownCovariate(StrictModel):
     """A covariate: a column whose future values the caller knows.
 
     ``mean`` and ``scale`` are its mean and standard deviation in the training data. ``coefficient`` is the effect of
@@ -122,7 +122,7 @@ class KnownCovariates(StrictModel):
     effects are relative to the mean absolute value of the series.
     """
 
-    columns: Annotated[list[KnownColumn], Field(min_length=1)]
+    columns: Annotated[list[KnownCovariate], Field(min_length=1)]
     proportional: bool = False
     calendar: HolidayCalendar | None = None
 

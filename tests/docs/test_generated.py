@@ -31,7 +31,7 @@ def test_the_page_of_the_http_api_states_defaults_and_where_null_is_possible() -
 
 def test_the_page_of_the_model_card_explains_every_metric_of_the_included_models() -> None:
     explained = {name for names in card_metrics.METRICS for name in names}
-    assert card_metrics.base_name("untuned_known_mase") in explained  # of versions that use known columns
+    assert card_metrics.base_name("untuned_known_mase") in explained  # of versions that use known covariates
     cards = [read_card(path) for path in sorted((ROOT / "models_store").glob("*/[0-9]*"))]
     assert cards
     for card in cards:

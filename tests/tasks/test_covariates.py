@@ -19,7 +19,7 @@ from app import store
 from app.errors import BadValue
 from app.networks import build
 from app.settings import Settings
-from app.store import HolidayCalendar, KnownColumn, KnownCovariates
+from app.store import HolidayCalendar, KnownCovariate, KnownCovariates
 from app.tasks.covariates import covariate_effect, holiday_counts, step_seconds
 from app.tasks.forecasting import GlobalForecaster
 
@@ -27,10 +27,10 @@ RANDOM = np.random.default_rng(0)
 PRICE, PROMO = RANDOM.uniform(1, 3, 60), (np.arange(60) % 9 < 2).astype(float)
 SALES = 40 + 5 * np.sin(np.arange(60) * np.pi / 2) - 6 * PRICE + 12 * PROMO + RANDOM.normal(0, 0.5, 60)
 COLUMNS = [
-    KnownColumn(name="price", mean=2.0, scale=0.5, coefficient=0.0),
-    KnownColumn(name="promo", mean=0.2, scale=0.4, coefficient=0.1),
+    KnownCovariate(name="price", mean=2.0, scale=0.5, coefficient=0.0),
+    KnownCovariate(name="promo", mean=0.2, scale=0.4, coefficient=0.1),
 ]
-HOLIDAYS = KnownColumn(name="holidays DE", mean=0.03, scale=0.2, coefficient=0.5)
+HOLIDAYS = KnownCovariate(name="holidays DE", mean=0.03, scale=0.2, coefficient=0.5)
 DATES = ["2024-01-01", "2024-05-01", "2024-05-09"]
 
 

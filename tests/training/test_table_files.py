@@ -258,8 +258,8 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         (["closed for repair", "none"], series("2024-01-01", "day", [-999 if i == 7 else v for i, v in enumerate(known)])),
     )):  # fmt: skip
         add(f"-999 and closed, {number}", closed, expected, missing=missing)
-    add("flags of a known column", lines("d,y,open", *([x, v, i % 7 > 0] for i, (x, v) in enumerate(zip(d40, v40, strict=True)))),
-        "open is 'False', not a number; write 1 for 'True' and 0 for 'False'", known="open")  # fmt: skip
+    add("flags of a known covariate", lines("d,y,open", *([x, v, i % 7 > 0] for i, (x, v) in enumerate(zip(d40, v40, strict=True)))),
+        "open is 'False', not a number; write 1 for 'True' and 0 for 'False'", known_covariates="open")  # fmt: skip
     add(
         "partly text",
         table("d,y", d40, ["closed" if i % 3 else v for i, v in enumerate(v40)]),

@@ -374,7 +374,7 @@ def test_large_values_have_complete_labels(serve: Serve, open_page: Open, tmp_pa
 
 
 def publish_sales(folder: Path) -> None:
-    """Publish two versions of a forecaster. The second version needs known columns and holidays."""
+    """Publish two versions of a forecaster. The second version needs known covariates and holidays."""
     columns = [
         {"name": name, "mean": 2.5, "scale": 1.0, "coefficient": -0.2} for name in ("price", "promo", "holidays")
     ]
@@ -385,7 +385,7 @@ def publish_sales(folder: Path) -> None:
         store.publish(folder, card, build("forecaster", FORECASTER).state_dict())
 
 
-def test_known_columns_of_a_forecaster_have_fields(
+def test_known_covariates_of_a_forecaster_have_fields(
     serve: Serve, tiny_store: Path, open_page: Open, tmp_path: Path
 ) -> None:
     publish_sales(tiny_store)

@@ -52,7 +52,7 @@ class Origins:
         season: number of steps in a season.
         series: number of series that the origins come from.
         places: for each origin, the index of its split and its position in the series.
-        covariates: for each origin, the values [T + horizon, K] of the known columns in its past and its horizon.
+        covariates: for each origin, the values [T + horizon, K] of the known covariates in its past and its horizon.
     """
 
     past: list[np.ndarray]

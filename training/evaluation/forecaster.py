@@ -53,8 +53,8 @@ def forecast_series(
 ) -> list[QuantileForecast]:
     """Return forecasts of many series [T], computed by the serving code in batches of 64.
 
-    If ``season`` is None, the forecaster detects it. ``covariates`` are the known columns [T + horizon, K] of each
-    series, for networks that were trained with known columns.
+    If ``season`` is None, the forecaster detects it. ``covariates`` are the known covariates [T + horizon, K] of each
+    series, for networks that were trained with known covariates.
     """
     rows = covariates if covariates is not None else [None] * len(past)
     items = [

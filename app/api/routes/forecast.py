@@ -64,9 +64,9 @@ class ForecastRequest(InferenceBody):
         | None
     ) = Field(
         None,
-        description="for versions trained with `--known`: a list of numbers for each covariate column. The list has "
-        "one number for each value of the series, followed by one for each step of the horizon. For a list of series, "
-        "send one list of numbers for each series.",
+        description="for versions trained with `--known-covariates`: a list of numbers for each covariate. The list "
+        "has one number for each value of the series, followed by one for each step of the horizon. For a list of "
+        "series, send one list of numbers for each series.",
         examples=[{"price": [2.5, 2.5, 2.0, 2.5, 2.0], "promo": [0, 0, 1, 0, 1]}],
         max_length=100,
     )

@@ -62,12 +62,12 @@ def test_rows_of_the_future_do_not_complete_a_time_step(tmp_path: Path) -> None:
     days = days_from("2024-01-01", "2024-08-20")
     rows = [f"{day:%Y-%m-%d},{'' if day > datetime(2024, 6, 3) else 10},{i % 3}" for i, day in enumerate(days)]
     path = write_table(tmp_path, ["day,sold,price", *rows])
-    table = read_table(path, ReadOptions(resample="M", aggregate="sum", known="price"))
+    table = read_table(path, ReadOptions(resample="M", aggregate="sum", known_covariates="price"))
     assert table.series[0].values.tolist() == [310, 290, 310, 300, 310]
     remark = "the last time step, 2024-06-01 00:00:00, is left out: its rows end at 2024-06-03 00:00:00, so their sum"
     assert any(remark in text for text in table.remarks)
     with pytest.raises(DataError, match=r"--resample Y: the rows from 2024-01-01 .* to 2024-06-03 .* cover no whole"):
-        read_table(path, ReadOptions(resample="Y", aggregate="sum", known="price"))
+        read_table(path, ReadOptions(resample="Y", aggregate="sum", known_covariates="price"))
 
 
 @pytest.mark.parametrize(

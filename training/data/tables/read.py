@@ -55,8 +55,8 @@ class ReadOptions:
         decimal: decimal sign, "." or ",".
         header: row number of the column names; 0 if the file has no column names.
         missing: further cells that stand for a missing value. With "none", every other number is a value.
-        known: columns whose future values are known, joined by commas.
-        holidays: country whose public holidays become a known column, such as "DE", or "DE-BY" with a subdivision.
+        known_covariates: columns whose future values are known, joined by commas.
+        holidays: country whose public holidays become a known covariate, such as "DE", or "DE-BY" with a subdivision.
     """
 
     columns: Sequence[str] | None = None
@@ -72,7 +72,7 @@ class ReadOptions:
     decimal: str | None = None
     header: int | None = None
     missing: Sequence[str] | None = None
-    known: str | None = None
+    known_covariates: str | None = None
     holidays: str | None = None
 
 
@@ -89,12 +89,14 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     body = header.locate(path, sheet, options.header)
     body.remarks.insert(0, f"read as {sheet.described}")
     _check_names(body, options)
-    known = _listed(options.known, body)
+    known = _listed(options.known_covariates, body)
     columns_only = (options.columns or known) and not options.by_rows
     given = None if options.group is None else _given_groups(body, options)
     unpivoted = None if columns_only else unpivot(body, options.by_rows, given)
     if known and unpivoted:
-        raise body.error("--known needs a table with one row per time step, so it cannot be used with --by-rows")
+        raise body.error(
+            "--known-covariates needs a table with one row per time step, so it cannot be used with --by-rows"
+        )
     time: TimeColumn | None
     if unpivoted:
         body, groups = unpivoted.body, unpivoted.labels
@@ -153,10 +155,10 @@ def _listed(names: str | None, body: Body) -> list[str]:
 
 def _check_names(body: Body, options: ReadOptions) -> None:
     groups = _given_groups(body, options)
-    known = _listed(options.known, body)
+    known = _listed(options.known_covariates, body)
     for name in known:
         if name in (options.columns or ()) or name in groups or known.count(name) > 1:
-            raise body.error(f"column {name!r} is named twice in --known, --column and --group")
+            raise body.error(f"column {name!r} is named twice in --known-covariates, --column and --group")
     for name in [*(options.columns or ()), *groups, *known]:
         if name not in body.frame:
             raise body.error(f"has no column {name!r}; its columns are: {', '.join(map(str, body.frame.columns))}")
@@ -344,7 +346,7 @@ def _table(
 ) -> Table:
     """Return the table of all series that have values. Each series is cut to its first and last value."""
     series = []
-    names = [*_listed(options.known, body), *([f"holidays {calendar.country}"] if calendar else [])]
+    names = [*_listed(options.known_covariates, body), *([f"holidays {calendar.country}"] if calendar else [])]
     for name, values, starts, known in arrays:
         there = np.flatnonzero(~np.isnan(values))
         if not len(there):
@@ -372,7 +374,7 @@ def _filled(body: Body, series: str, names: Sequence[str], covariates: np.ndarra
     for column, name in enumerate(names):
         missing = int(frame[column].isna().sum())
         if missing == len(frame):
-            raise body.error(f"{series}: column {name!r} of --known has no values")
+            raise body.error(f"{series}: column {name!r} of --known-covariates has no values")
         if missing:
             body.remarks.append(f"{series}: {missing} missing values of {name!r} repeat the value before them")
     return frame.ffill().bfill().to_numpy()

@@ -64,7 +64,7 @@ class Table:
         digest = hashlib.sha256()
         for series in self.series:
             digest.update(f"{series.name}\0{len(series.values)}\0".encode() + series.values.tobytes())
-            digest.update(series.covariates.tobytes())  # adds nothing if there are no known columns
+            digest.update(series.covariates.tobytes())  # adds nothing if there are no known covariates
         return digest.hexdigest()
 
 
@@ -126,7 +126,7 @@ def describe(table: Table) -> dict[str, Any]:
             }
             for series in table.series
         ],
-        **({"known": list(table.covariates)} if table.covariates else {}),
+        **({"known_covariates": list(table.covariates)} if table.covariates else {}),
         "remarks": table.remarks,
     }
 

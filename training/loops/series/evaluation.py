@@ -40,7 +40,7 @@ def as_method(forecaster: GlobalForecaster, origins: Origins) -> backtest.Foreca
 def measure(forecaster: GlobalForecaster, own: OwnSeries, part: Part = "test") -> dict[str, Any]:
     """Return the metrics of the fine-tuned forecaster, the base version and the seasonal naive forecast.
 
-    If the series have known columns, the base version is also measured with these columns.
+    If the series have known covariates, the base version is also measured with these columns.
     """
     origins = backtest.origins(own.splits, own.table.season, own.horizon, part).subset(MAX_FORECASTS)
     untuned = {"untuned_": own.base}
@@ -66,7 +66,7 @@ def verdict(metrics: dict[str, Any]) -> tuple[bool, str]:
     tuned, base, naive = (metrics[f"{prefix}quantile_loss"]["value"] for prefix in ("", "untuned_", "naive_"))
     losses = f"quantile loss {tuned:.3f}; before fine-tuning {base:.3f}, seasonal naive {naive:.3f}"
     if known := metrics.get("untuned_known_quantile_loss"):
-        losses += f"; before fine-tuning, but with the known columns, {known['value']:.3f}"
+        losses += f"; before fine-tuning, but with the known covariates, {known['value']:.3f}"
     if tuned > (1 - MIN_IMPROVEMENT) * base:
         return False, f"Fine-tuning did not help on the validation part: {losses}"
     if tuned >= naive:
@@ -81,7 +81,7 @@ def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, A
     names = ", ".join(split.series.name for split in own.splits[:5]) + (", ..." if count > 5 else "")
     season = f"season {table.season}" if table.season > 1 else "no season"
     season += f", yearly pattern of {own.traits.year:g} values" if own.traits.year else ""
-    season += f", known columns {', '.join(table.covariates)}" if table.covariates else ""
+    season += f", known covariates {', '.join(table.covariates)}" if table.covariates else ""
     return {
         **interface(sizes),
         "title": f"Forecasts of {names}, one value per {table.frequency}"[:200],

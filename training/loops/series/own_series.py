@@ -37,7 +37,7 @@ class OwnSeries:
     """A user's series, with the forecast horizon and the version to fine-tune.
 
     ``splits``: the series, split for training, validation and testing. ``traits``: season, yearly pattern, kind of
-    values and known columns, for the card. ``references``: forecasts of other methods, for the report of --backtest.
+    values and known covariates, for the card. ``references``: forecasts of other methods, for the report of --backtest.
     """
 
     table: Table
@@ -113,8 +113,8 @@ def read(options: Options, horizon: int) -> OwnSeries:
     names = [column.name for column in needed.columns] if needed else []
     if needed and names != list(table.covariates):
         calendar = f" --holidays {needed.calendar.country}" if needed.calendar else ""
-        known = f" --known {shlex.quote(','.join(needed.named))}" if needed.named else ""
-        raise DataError(f"{label(base)} reads the known columns {', '.join(names)}; use{known}{calendar}")
+        known = f" --known-covariates {shlex.quote(','.join(needed.named))}" if needed.named else ""
+        raise DataError(f"{label(base)} reads the known covariates {', '.join(names)}; use{known}{calendar}")
     if horizon < 0:
         raise DataError(f"--horizon is {horizon}; allowed are 1 or more, or 0 for one season")
     default = min(table.season if table.season > 1 else DEFAULT_HORIZON, base.card.sizes["horizon"])
@@ -149,11 +149,13 @@ def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version
         traits = forms[losses[1] < losses[0]]
         form = "shares of the usual value" if losses[1] < losses[0] else "absolute amounts"
         table.remarks.append(
-            f"known columns: {', '.join(table.covariates)}; their effects are {form}; validation loss of "
+            f"known covariates: {', '.join(table.covariates)}; their effects are {form}; validation loss of "
             f"{base.card.name}: {min(losses):.3f} with these columns, {without:.3f} without them"
         )
         if min(losses) > (1 - MIN_IMPROVEMENT) * without:
-            table.remarks.append("the known columns hardly lower this loss: compare with a training without --known")
+            table.remarks.append(
+                "the known covariates hardly lower this loss: compare with a training without --known-covariates"
+            )
     yearly = traits.model_copy(update={"year": year})
     return yearly if year and loss(yearly) < loss(traits) else traits
 
@@ -171,7 +173,7 @@ def _kind_of(parts: Sequence[np.ndarray]) -> dict[str, bool]:
 
 
 def _known(table: Table, splits: list[Split], proportional: bool) -> store.KnownCovariates:
-    """Return the known columns with their means, deviations and coefficients in the training parts of all series.
+    """Return the known covariates with their means, deviations and coefficients in the training parts of all series.
 
     Raises:
         DataError: a column does not vary in the training parts.
@@ -186,9 +188,9 @@ def _known(table: Table, splits: list[Split], proportional: bool) -> store.Known
     means, scales = ((together / unit).mean(axis=0) * unit, (together / unit).std(axis=0) * unit)
     for name, scale, largest in zip(table.covariates, scales, unit, strict=True):
         if scale <= 1e-9 * largest:
-            raise DataError(f"{table.name}: known column {name!r} does not vary in the training part; leave it out")
+            raise DataError(f"{table.name}: known covariate {name!r} does not vary in the training part; leave it out")
     columns = [
-        store.KnownColumn(name=name, mean=mean, scale=scale, coefficient=0.0)
+        store.KnownCovariate(name=name, mean=mean, scale=scale, coefficient=0.0)
         for name, mean, scale in zip(table.covariates, means.tolist(), scales.tolist(), strict=True)
     ]
     known = store.KnownCovariates(columns=columns, proportional=proportional, calendar=table.calendar)

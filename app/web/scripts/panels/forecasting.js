@@ -5,7 +5,7 @@ import { Chart, intervalsOf } from "../chart.js";
 import { byId, createElement, createSvg, distinguishingDigits, formatNumber } from "../dom.js";
 import { firstTime, parseTable, parseValues, roundValues } from "../series_parser.js";
 import { DrawingPad } from "../drawing_pad.js";
-import { KnownColumns, withoutMissingEnd } from "./known_columns.js";
+import { KnownCovariates, withoutMissingEnd } from "./known_covariates.js";
 import { acceptDrops, Panel } from "./panel.js";
 
 /** Synthetic series: a sine at 1,000 points over [0, 20] with noise of 0.2, and a sum of two sines. */
@@ -33,7 +33,7 @@ export function forecastingPanel() {
     closeTable();
     fill(roundValues(values));
   });
-  const known = new KnownColumns(), knownOf = new Map(); // by model: the known columns of its card, or null
+  const known = new KnownCovariates(), knownOf = new Map(); // by model: the known covariates of its card, or null
   let table = [], time = null, shownModel = null;
 
   const panel = new Panel("series", "forecast", {
@@ -54,7 +54,7 @@ export function forecastingPanel() {
     },
   });
 
-  /** Show the fields of the chosen model's known columns. Returns false if its card must be loaded first. */
+  /** Show the fields of the chosen model's known covariates. Returns false if its card must be loaded first. */
   function showKnown() {
     const { model } = panel;
     if (!model.includes("@")) knownOf.set(model, panel.modelInfo?.card.series?.known ?? null);
@@ -126,7 +126,7 @@ export function forecastingPanel() {
     column.value = String(Math.max(0, table.findLastIndex(({ name }) => !known.has(name))));
   }
 
-  /** Read the chosen column. With known columns, rows after its last value are the horizon. */
+  /** Read the chosen column. With known covariates, rows after its last value are the horizon. */
   function chooseColumn() {
     const { values } = table[column.value], past = withoutMissingEnd(values);
     if (!known.shown) return fill(values);

@@ -1,4 +1,4 @@
-"""``--known`` and ``--holidays``: users' tables with columns whose future values are known."""
+"""``--known-covariates`` and ``--holidays``: users' tables with columns whose future values are known."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def train(*options: str) -> None:
 
 
 def test_new_coefficients_are_published_even_if_the_weights_stay_the_same(workspace: Path) -> None:
-    options = ("--known", "price,promo", "--learning-rate", "0")
+    options = ("--known-covariates", "price,promo", "--learning-rate", "0")
     for expected in ([1], [1]):  # the same data a second time give no new version
         train(*options)
         assert store.version_numbers(workspace / "models_store", "sales") == expected
@@ -74,8 +74,8 @@ def test_new_coefficients_are_published_even_if_the_weights_stay_the_same(worksp
     assert first.series != second.series
 
 
-def test_known_columns_are_read_beside_each_series(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = read(known="price,promo", holidays="US-NY")
+def test_known_covariates_are_read_beside_each_series(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = read(known_covariates="price,promo", holidays="US-NY")
     assert [series.name for series in table.series] == ["north", "south"]
     assert table.covariates == ["price", "promo", "holidays US-NY"]
     for series in table.series:
@@ -90,12 +90,12 @@ def test_known_columns_are_read_beside_each_series(workspace: Path, capsys: pyte
     assert without.sha256 != table.sha256
     frame = pd.read_csv("sales.csv").sample(frac=1, random_state=0)
     frame.to_csv("sales.csv", index=False)
-    shuffled = {series.name: series.covariates for series in read(known="price,promo").series}
+    shuffled = {series.name: series.covariates for series in read(known_covariates="price,promo").series}
     assert (shuffled["south"] == np.stack([PRICE, PROMO], axis=1)).all()
-    lstm.main(["--csv", "sales.csv", "--known", "price,promo", "--preview"])
+    lstm.main(["--csv", "sales.csv", "--known-covariates", "price,promo", "--preview"])
     assert "no season; known: price, promo\n" in capsys.readouterr().out.replace("season of 4 steps", "no season")
-    lstm.main(["--csv", "sales.csv", "--known", "price,promo", "--preview", "--json"])
-    assert json.loads(capsys.readouterr().out)["known"] == ["price", "promo"]
+    lstm.main(["--csv", "sales.csv", "--known-covariates", "price,promo", "--preview", "--json"])
+    assert json.loads(capsys.readouterr().out)["known_covariates"] == ["price", "promo"]
 
 
 @pytest.mark.usefixtures("workspace")
@@ -103,9 +103,9 @@ def test_a_known_column_may_have_a_comma_in_its_name() -> None:
     frame = pd.read_csv("sales.csv").rename(columns={"price": "price, net"})
     frame.to_csv("sales.csv", index=False)
     for known, names in (("price, net", ["price, net"]), ("promo,price, net", ["promo", "price, net"])):
-        assert read(known=known, columns=["sold"]).covariates == names
+        assert read(known_covariates=known, columns=["sold"]).covariates == names
     with pytest.raises(DataError, match="has no column 'price'"):
-        read(known="price,net", columns=["sold"])
+        read(known_covariates="price,net", columns=["sold"])
 
 
 def test_missing_covariates_and_future_rows_are_reported(workspace: Path) -> None:
@@ -113,7 +113,7 @@ def test_missing_covariates_and_future_rows_are_reported(workspace: Path) -> Non
     frame.loc[5:6, "price"] = np.nan
     frame.loc[153:, "sold"] = np.nan
     frame.drop(index=20).to_csv("sales.csv", index=False)
-    table = without_gaps(read(known="price"))
+    table = without_gaps(read(known_covariates="price"))
     (series,) = table.series
     assert len(series.values) == len(series.covariates) == 153
     assert (series.covariates[5:7, 0] == PRICE[4]).all()
@@ -125,11 +125,11 @@ def test_missing_covariates_and_future_rows_are_reported(workspace: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"known": "rain"}, "has no column 'rain'; its columns are: day, shop, sold"),
-        ({"known": "price,price"}, "column 'price' is named twice"),
-        ({"known": "sold,price,promo"}, "has no column of numbers"),
-        ({"known": "price", "columns": ["price"]}, "column 'price' is named twice"),
-        ({"known": "shop", "group": "none", "aggregate": "sum"}, "shop is 'north', not a number"),
+        ({"known_covariates": "rain"}, "has no column 'rain'; its columns are: day, shop, sold"),
+        ({"known_covariates": "price,price"}, "column 'price' is named twice"),
+        ({"known_covariates": "sold,price,promo"}, "has no column of numbers"),
+        ({"known_covariates": "price", "columns": ["price"]}, "column 'price' is named twice"),
+        ({"known_covariates": "shop", "group": "none", "aggregate": "sum"}, "shop is 'north', not a number"),
         ({"holidays": "XX"}, "--holidays XX: "),
         ({"holidays": "DE-XX"}, "--holidays DE-XX: "),
         (
@@ -139,7 +139,7 @@ def test_missing_covariates_and_future_rows_are_reported(workspace: Path) -> Non
     ],
 )
 @pytest.mark.usefixtures("workspace")
-def test_unusable_known_columns_are_rejected(options: dict[str, Any], message: str) -> None:
+def test_unusable_known_covariates_are_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError) as rejection:
         read(**options)
     assert message in str(rejection.value)
@@ -166,7 +166,7 @@ def test_the_days_of_holidays_are_reported_for_times_with_a_zone(first: str, zon
 
 @pytest.mark.usefixtures("workspace")
 def test_aggregated_rows_have_the_mean_of_a_known_column() -> None:
-    table = read(known="price", group="none", aggregate="sum", columns=["sold"])
+    table = read(known_covariates="price", group="none", aggregate="sum", columns=["sold"])
     (series,) = table.series
     assert series.values == pytest.approx(sold(50, 0) + sold(400, 1))
     assert series.covariates[:, 0] == pytest.approx(PRICE)
@@ -176,12 +176,12 @@ def test_aggregated_rows_have_the_mean_of_a_known_column() -> None:
 def test_a_known_column_that_does_not_vary_in_the_training_part_is_rejected() -> None:
     frame = pd.read_csv("sales.csv").assign(promo=np.tile(np.repeat([0, 1], [140, 20]), 2))
     frame.to_csv("sales.csv", index=False)
-    with pytest.raises(DataError, match="known column 'promo' does not vary in the training part; leave it out"):
-        train("--known", "promo")
+    with pytest.raises(DataError, match="known covariate 'promo' does not vary in the training part; leave it out"):
+        train("--known-covariates", "promo")
 
 
-def test_known_columns_lower_the_loss_and_are_served(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train("--known", "price,promo", "--holidays", "US-NY")
+def test_known_covariates_lower_the_loss_and_are_served(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train("--known-covariates", "price,promo", "--holidays", "US-NY")
     card = store.read_card(workspace / "models_store" / "sales" / "1")
     losses = {name: card.metrics[f"{name}quantile_loss"].value for name in ("untuned_", "untuned_known_", "")}
     assert losses["untuned_known_"] < 0.7 * losses["untuned_"]
@@ -194,8 +194,8 @@ def test_known_columns_lower_the_loss_and_are_served(workspace: Path, capsys: py
     assert price.mean == pytest.approx(2.5, abs=0.1)
     assert price.coefficient / price.scale == pytest.approx(-0.3, abs=0.06)
     assert promo.coefficient / promo.scale == pytest.approx(0.5, abs=0.1)
-    assert re.search(r"but with the known columns, 0\.\d{3}\. ", card.notes)
-    assert "known columns price, promo, holidays US-NY" in card.notes
+    assert re.search(r"but with the known covariates, 0\.\d{3}\. ", card.notes)
+    assert "known covariates price, promo, holidays US-NY" in card.notes
     assert evaluate.main(["sales"]) == 0
     with serving(Settings(store=workspace / "models_store", **TEST)) as client:
         medians = []
@@ -207,12 +207,14 @@ def test_known_columns_lower_the_loss_and_are_served(workspace: Path, capsys: py
         assert np.mean(medians[1]) - np.mean(medians[0]) == pytest.approx(45, abs=10)
 
 
-def test_a_version_with_known_columns_is_measured_and_tuned_again(workspace: Path) -> None:
-    train("--known", "price,promo", "--no-refit", "--backtest")
+def test_a_version_with_known_covariates_is_measured_and_tuned_again(workspace: Path) -> None:
+    train("--known-covariates", "price,promo", "--no-refit", "--backtest")
     assert evaluate.main(["sales"]) == 0
-    with pytest.raises(DataError, match="sales@1 reads the known columns price, promo; use --known price,promo"):
+    with pytest.raises(
+        DataError, match="sales@1 reads the known covariates price, promo; use --known-covariates price,promo"
+    ):
         train("--from", "sales")
-    train("--known", "price,promo", "--from", "sales", "--no-refit")
+    train("--known-covariates", "price,promo", "--from", "sales", "--no-refit")
     cards = [store.read_card(workspace / "models_store" / "sales" / number) for number in ("1", "2")]
     losses = [cards[i].metrics[name].value for i, name in ((0, "quantile_loss"), (1, "untuned_quantile_loss"))]
     assert losses[0] == losses[1]
@@ -220,18 +222,20 @@ def test_a_version_with_known_columns_is_measured_and_tuned_again(workspace: Pat
 
 @pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("helps", [True, False])
-def test_known_columns_without_effect_are_reported(helps: bool) -> None:
+def test_known_covariates_without_effect_are_reported(helps: bool) -> None:
     frame = pd.read_csv("sales.csv").assign(rain=np.tile(np.random.default_rng(5).random(160), 2))
     frame.to_csv("sales.csv", index=False)
-    names = ["--known", "price,promo" if helps else "rain", "--column", "sold", "--season", "4"]
+    names = ["--known-covariates", "price,promo" if helps else "rain", "--column", "sold", "--season", "4"]
     options, config = lstm.arguments(["--csv", "sales.csv", "--name", "a", *names])
     remarks = own_series.read(options, config.horizon).table.remarks
-    assert any("compare with a training without --known" in remark for remark in remarks) == (not helps)
+    assert any("compare with a training without --known-covariates" in remark for remark in remarks) == (not helps)
 
 
 @pytest.mark.usefixtures("workspace")
 def test_test_values_of_covariates_influence_no_training() -> None:
-    options, config = lstm.arguments(["--csv", "sales.csv", "--name", "a", "--known", "price", "--season", "4"])
+    options, config = lstm.arguments(
+        ["--csv", "sales.csv", "--name", "a", "--known-covariates", "price", "--season", "4"]
+    )
     before = own_series.read(options, config.horizon).traits
     frame = pd.read_csv("sales.csv")
     late = frame["day"] >= str(DAYS[125].date())

@@ -1,12 +1,12 @@
-"""Measure how much known columns improve a forecast: the number of hired bicycles, with and without weather data.
+"""Measure how much known covariates improve a forecast: the number of hired bicycles, with and without weather data.
 
     python -m pip install --no-deps "ISLP>=0.6"
-    python -m benchmarks.known_columns [--hourly] [--seeds N]
+    python -m benchmarks.known_covariates [--hourly] [--seeds N]
 
-Known columns are columns of a table whose future values are known. The data are from Fanaee-T and Gama (2014), for the
-year 2011, in the package ISLP. Each network is fine-tuned on the training part, selected on the validation part, and
-measured once on the test part. For the forecast steps, the known columns contain the measured weather, not a weather
-forecast.
+Known covariates are columns of a table whose future values are known. The data are from Fanaee-T and Gama (2014), for
+the year 2011, in the package ISLP. Each network is fine-tuned on the training part, selected on the validation part,
+and measured once on the test part. For the forecast steps, the known covariates contain the measured weather, not a
+weather forecast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pandas as pd
 from training import lstm
 
 WEATHER = "temp,hum,windspeed,rain"
-FOLDER = Path("runs/known-columns")
+FOLDER = Path("runs/known-covariates")
 
 
 def read_hours() -> pd.DataFrame:
@@ -60,7 +60,7 @@ def train(path: Path, hourly: bool, known: bool, seed: int) -> dict[str, float]:
     options = ["--column", "bikers", "--season", season, "--horizon", season, "--name", name, "--seed", str(seed)]
     options += ["--threads", "1", "--no-refit", "--force", *(["--epochs", "6"] if hourly else [])]
     columns = f"{WEATHER},workingday" if hourly else WEATHER
-    options += ["--known", columns, "--holidays", "US-DC"] if known else []
+    options += ["--known-covariates", columns, "--holidays", "US-DC"] if known else []
     lstm.main(["--csv", str(path), "--runs", str(FOLDER), "--store", str(FOLDER / "models"), *options])
     card = json.loads(max((FOLDER / name).glob("*/card.json")).read_text())
     return {key: metric["value"] for key, metric in card["metrics"].items()}

@@ -3,7 +3,7 @@
 import { byId, createElement, formatNumber } from "../dom.js";
 import { parseValues } from "../series_parser.js";
 
-export class KnownColumns {
+export class KnownCovariates {
   constructor() {
     this.box = byId("series-known");
     this.start = byId("series-start");
@@ -17,7 +17,7 @@ export class KnownColumns {
     this.start.closest(".field").hidden = !holidays;
     this.box.hidden = !this.columns.length;
     const before = new Map([...this.box.querySelectorAll("textarea")].map((field) => [field.dataset.column, field.value]));
-    this.box.replaceChildren(createElement("legend", {}, "Covariates (known columns) ", createElement("span", { class: "hint" }, "past values, then future values")),
+    this.box.replaceChildren(createElement("legend", {}, "Known covariates ", createElement("span", { class: "hint" }, "past values, then future values")),
       ...this.columns.map(({ name }, i) => {
         const field = createElement("textarea", { id: `series-known-${i}`, name: "covariates", rows: 2, spellcheck: "false", "data-column": name });
         field.value = before.get(name) ?? "";
