@@ -152,7 +152,7 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
         "title": TITLES[config.kind],
         "kind": config.kind,
         "data": {**data, **origin(base), **(teachers.digests if teachers else {})},
-        "notes": f"{started_from(base, config)}{notes}{averaged(config)}{renamed(config)}{taught(config, teachers)}"
+        "notes": f"{started_from(base, config)}{notes}{averaged(config)}{renamed(config)}{distilled(config, teachers)}"
         f"{calibrated(temperature)}",
     }
     publish(run, measured_card(run, card, text, vocabulary, network, validation), network, PROMPTS)
@@ -227,7 +227,7 @@ def renamed(config: RnnConfig) -> str:
     return f" In each epoch, {config.renamed_share:.0%} of the speakers had invented names." if used else ""
 
 
-def taught(config: RnnConfig, teachers: Teachers | None) -> str:
+def distilled(config: RnnConfig, teachers: Teachers | None) -> str:
     """Return a sentence for the notes of a card, which says how many teachers the network had, and with what weight."""
     if not teachers:
         return ""
@@ -327,7 +327,7 @@ def own_card(
         "notes": (
             f"{started_from(base, config)}{notes} "
             f"Characters that occur less than {options.data_options['min_count']} times are {UNKNOWN_CHARACTER}."
-            f"{renamed(config)}{taught(config, teachers)}{calibrated(temperature)}"
+            f"{renamed(config)}{distilled(config, teachers)}{calibrated(temperature)}"
         ),
     }
 

@@ -74,12 +74,12 @@ class LossModule(nn.Module):
         self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(network.head.weight.device)
 
     def forward(
-        self, inputs: Tensor, targets: Tensor, state: Tensor, taught: Tensor | None = None
+        self, inputs: Tensor, targets: Tensor, state: Tensor, teacher_probabilities: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the loss, and the state after the last input.
 
         ``inputs``, ``targets``: characters [batch, T]. ``state`` [batch, layers, ...]: the state before the first
-        input. ``taught`` [batch, T, V]: the probabilities of teachers, from which the network learns as well.
+        input. ``teacher_probabilities`` [batch, T, V]: the mean probabilities of the teachers.
         """
         if isinstance(self.network, GatedRNN):
             with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.use_bfloat16):
@@ -88,9 +88,9 @@ class LossModule(nn.Module):
         else:
             logits, state = elman_recurrence.forward(self.network, inputs, state, self.dropout, self.use_bfloat16)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        if taught is not None:
-            of_teachers = F.cross_entropy(logits.flatten(0, 1), taught.flatten(0, 1))
-            loss = torch.lerp(loss, of_teachers, self.distillation_weight)
+        if teacher_probabilities is not None:
+            distillation_loss = F.cross_entropy(logits.flatten(0, 1), teacher_probabilities.flatten(0, 1))
+            loss = torch.lerp(loss, distillation_loss, self.distillation_weight)
         return loss, state
 
 
@@ -126,16 +126,18 @@ class Trainer:
         self.loss_module = distributed.data_parallel(LossModule(self.network, config))
 
     def update(
-        self, characters: Tensor, state: Tensor, learning_rate: float, taught: Tensor | None = None
+        self, characters: Tensor, state: Tensor, learning_rate: float, teacher_probabilities: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Train one step on characters [batch, bptt + 1]; return the loss and the new state.
 
-        ``state`` [batch / processes, layers, ...] and ``taught`` [batch / processes, bptt, V]: the state and the
-        predictions of teachers for this process's share of the batch.
+        ``state`` [batch / processes, layers, ...] and ``teacher_probabilities`` [batch / processes, bptt, V] are for
+        this process's share of the batch.
         """
         unknown = torch.rand(characters.shape[0], characters.shape[1] - 1) < self.config.unknown_share
         inputs = characters[:, :-1].masked_fill(unknown.to(characters.device), self.network.sizes.vocabulary - 1)
-        loss, state = self.loss_module(distributed.shard(inputs), distributed.shard(characters[:, 1:]), state, taught)
+        loss, state = self.loss_module(
+            distributed.shard(inputs), distributed.shard(characters[:, 1:]), state, teacher_probabilities
+        )
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad()
         loss.backward()
@@ -257,14 +259,14 @@ def _train_step(run: Run, trainer: Trainer, train: TrainingText, step: int, tota
     for name, state in run.tensors.items():
         run.tensors[name] = state.clone()
         run.tensors[name][distributed.shard(reset).to(state.device)] = 0
-    taught = None
+    teacher_probabilities = None
     if trainer.teachers:
         names = [_teacher_state(number) for number in range(len(trainer.teachers.networks))]
         states = [run.tensors[name] for name in names]
-        taught, states = trainer.teachers.predict(distributed.shard(characters[:, :-1]), states)
+        teacher_probabilities, states = trainer.teachers.predict(distributed.shard(characters[:, :-1]), states)
         run.tensors.update(zip(names, states, strict=True))
     learning_rate = config.learning_rate * cosine_schedule(step, total)
-    loss, run.tensors["state"] = trainer.update(characters, run.tensors["state"], learning_rate, taught)
+    loss, run.tensors["state"] = trainer.update(characters, run.tensors["state"], learning_rate, teacher_probabilities)
     return loss
 
 
