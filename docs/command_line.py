@@ -21,6 +21,7 @@ COMMANDS = {
         "training.rnn",
         "training.lstm",
         "training.gan",
+        "training.recalibrate",
         "training.data.shapes",
         "training.evaluation.evaluate",
         "training.evaluation.speed",

@@ -76,6 +76,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     **refit.OPTION,
 }
+SHOWN = 24  # images in samples.png
 SIDES = tuple(range(32, 513, 32))
 SMALL_SIDE = 64  # the largest side in pixels for whitened-net
 PHOTO_SIDE = 224
@@ -161,10 +162,15 @@ def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device
     wide = [layer for layer in network.groups.modules() if isinstance(layer, nn.Conv2d) and config.float16]
     for layer in wide:  # fit the temperatures with the rounded weights
         layer.half().float()
-    fit_temperatures(network, train_images[validation], train_labels[validation])
+    fit_temperatures(network, train_images[validation], train_labels[validation], smoothings(config))
     for layer in wide:  # so that the weights file contains float16
         layer.half()
     return network
+
+
+def smoothings(config: AirbenchConfig) -> list[float]:
+    """Return the strengths of label smoothing to try in the calibration: 0 to twice the strength in the training."""
+    return [step / 20 * config.label_smoothing for step in range(41)]
 
 
 def check(config: CnnConfig | AirbenchConfig) -> None:
@@ -178,12 +184,13 @@ def check(config: CnnConfig | AirbenchConfig) -> None:
             sys.exit(f"--{name.replace('_', '-')} must be from {low:,} to {high:,}, not {value:,}")
 
 
-def airbench_notes(config: AirbenchConfig) -> str:
+def airbench_notes(config: AirbenchConfig, network: WhitenedNet) -> str:
     """Return the notes for the model card."""
     notes = [
-        f"{config.validation:,} training images were held out for validation and to fit the temperatures.",
+        f"{config.validation:,} training images were held out for validation and calibration.",
         "6 views: the image and two copies shifted by one pixel, each also mirrored.",
-        f"The probabilities are corrected for the label smoothing of {config.label_smoothing} in training.",
+        f"The probabilities are corrected for a label smoothing of {network.sizes.label_smoothing:g}, which was fitted "
+        f"with the temperatures. The label smoothing in training was {config.label_smoothing:g}.",
     ]
     if config.selected:
         notes.append(f"Each step used the {config.selected} of {config.batch:,} images with the largest loss.")
@@ -247,8 +254,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"--batch is {config.batch:,}, but there are only {left:,} training images")
     run = Run(options, config, argv)
     if isinstance(config, AirbenchConfig):
-        network: nn.Module = train_airbench(run, config, images, options.device)
-        notes = airbench_notes(config)
+        whitened = train_airbench(run, config, images, options.device)
+        network: nn.Module = whitened
+        notes = airbench_notes(config, whitened)
     else:
         network = train_averaged(run, config, images, options.device)
         notes = (
@@ -277,10 +285,10 @@ def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, n
     _, shown, truth = images.measured(validation)
     samples = plot_samples(
         run.folder / "samples.png",
-        shown[:24],
+        shown[:SHOWN],
         images.labels,
-        torch.tensor(classifier.predict(list(shown[:24]))),
-        truth[:24],
+        torch.tensor(classifier.predict(list(shown[:SHOWN]))),
+        truth[:SHOWN],
     )
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 

@@ -153,7 +153,7 @@ class WhitenedNetSizes:
     """Sizes of ``WhitenedNet``.
 
     ``widths``: channels of the three groups of 3x3 convolutions. ``depth``: convolutions per group, 2 or 3.
-    ``label_smoothing``: strength of the label smoothing in training. ``unsmoothed`` removes its effect from the logits.
+    ``label_smoothing``: strength of the label smoothing whose effect ``unsmoothed`` removes from the logits.
     """
 
     classes: int = 10

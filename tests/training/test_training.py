@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.fake_device import fake_device
 from support.networks import tiny_card
 from support.processes import FORK_SERVER, train_and_wait
@@ -30,7 +30,7 @@ from support.waiting import locked
 
 from app import store
 from app.networks import KINDS, build
-from training import cnn, evaluation_log, gan, lstm, publishing, rnn
+from training import cnn, evaluation_log, gan, lstm, publishing, recalibrate, rnn
 from training import run as running
 from training.configs import CnnConfig
 from training.data import datasets, texts
@@ -141,6 +141,38 @@ def finished(tiny_data: Path, models: Path, shared_folder: Path) -> Callable[[st
         return folder
 
     return train
+
+
+def test_a_classifier_gets_the_calibration_of_another_training(
+    finished: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models, runs = tmp_path / "store", tmp_path / "runs"
+    shutil.copytree(finished("accurate") / "models", models)
+    options = [*TINY["accurate"], "--threads", "1", "--store", str(models), "--no-publish"]
+    cnn.main([*options, "--seed", "4", "--validation", "80", "--runs", str(runs)])
+    folder = only_entry(runs / "cifar10-accurate")
+    recalibrate.main(["cifar10-accurate@1", "--run", str(folder), "--store", str(models)])
+    before, after = (store.read_version(models, "cifar10-accurate", number) for number in (1, 2))
+    changed = {key for key in before.tensors if not torch.equal(before.tensors[key], after.tensors[key])}
+    assert changed == {"temperature", "views_temperature"}
+    own = json.loads((folder / "card.json").read_text())  # the training fits its calibration to the same 80 images
+    assert after.card.sizes == own["sizes"]
+    assert after.tensors["temperature"].item() == pytest.approx(
+        load_file(folder / "model.safetensors")["temperature"].item(), rel=1e-3
+    )
+    assert after.card.metrics["accuracy"] == before.card.metrics["accuracy"]
+    assert "were fitted to 80 images that a training with seed 4 held out" in after.card.notes
+    assert after.card.command
+    assert after.card.command.startswith("python -m training.recalibrate cifar10-accurate@1")
+    for arguments, message in (
+        (["cifar10-accurate", "--run", str(folder)], "is not NAME@VERSION"),
+        (["cifar10-accurate@9", "--run", str(folder)], "9"),
+        (["cifar10-accurate@1", "--run", str(tmp_path)], "not the folder of a finished run"),
+        (["mnist-judge@1", "--run", str(folder)], "its network has another"),
+    ):
+        with pytest.raises(SystemExit):
+            recalibrate.main([*arguments, "--store", str(models)])
+        assert message in capsys.readouterr().err
 
 
 SHORT = {

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur, jpeg
 
-from app.networks.cnn import WhitenedNet
+from app.networks.cnn import WhitenedNet, unsmoothed
 from app.tasks.classification import ImageClassifier
 from training.evaluation.calibration import fit_temperature
 from training.run import Run, permutation, save_figure
@@ -88,16 +90,32 @@ def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 @torch.inference_mode()
-def fit_temperatures(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
-    """Fit the two temperatures of the network: for predictions without and with test-time augmentation.
+def fit_temperatures(
+    network: WhitenedNet, images: Tensor, labels: Tensor, smoothings: Sequence[float] = (0.0,)
+) -> None:
+    """Calibrate the network on images that were not used for training.
 
-    Both temperatures must be 1 before the call.
+    Fit the two temperatures, for predictions without and with test-time augmentation. Of ``smoothings``, choose the
+    strength of label smoothing to remove from the logits. The sum of both negative log-likelihoods is minimised.
     """
     network.eval()
+    network.sizes = replace(network.sizes, label_smoothing=0.0)
+    for temperature in (network.temperature, network.views_temperature):
+        temperature.fill_(1)
     parts = images.split(250)
-    logits, tta_logits = (torch.cat([forward(part) for part in parts]) for forward in (network, network.views))
-    network.temperature.fill_(fit_temperature(logits, labels))
-    network.views_temperature.fill_(fit_temperature(tta_logits, labels))
+    scores = [torch.cat([forward(part) for part in parts]).double() for forward in (network, network.views)]
+
+    def fit(smoothing: float) -> tuple[float, list[float]]:
+        """Return the sum of the negative log-likelihoods, and the temperatures."""
+        logits = [unsmoothed(each, smoothing) for each in scores]
+        temperatures = [fit_temperature(each, labels) for each in logits]
+        losses = [F.cross_entropy(each / t, labels).item() for each, t in zip(logits, temperatures, strict=True)]
+        return sum(losses), temperatures
+
+    smoothing = min(smoothings, key=lambda smoothing: fit(smoothing)[0])
+    network.sizes = replace(network.sizes, label_smoothing=smoothing)
+    for temperature, value in zip((network.temperature, network.views_temperature), fit(smoothing)[1], strict=True):
+        temperature.fill_(value)
 
 
 def served_probabilities(classifier: ImageClassifier, images: Tensor) -> Tensor:

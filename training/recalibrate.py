@@ -1,0 +1,121 @@
+"""Publish a classifier for CIFAR-10 again, with the calibration of another training with the same recipe.
+
+    python -m training.cnn --preset accurate --seed 1 --validation 5000 --no-publish
+    python -m training.recalibrate cifar10-accurate@1 --run runs/cifar10-accurate/TIME
+
+If a training holds out few images, chance has a large effect on the calibration that is fitted to them. Networks of the
+same recipe have nearly the same calibration. So this command fits the temperatures and the strength of label smoothing
+to a network that was trained with another seed and with more images held out. The weights of the published version do
+not change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from app import store
+from app.networks.cnn import WhitenedNet
+from app.tasks.classification import ImageClassifier
+from training import cnn, evaluation_log, publishing
+from training.configs import AirbenchConfig
+from training.data import datasets
+from training.data.image_batches import fit_temperatures, plot_samples
+
+FITTED = ("temperature", "views_temperature")  # names of the fitted tensors
+SIZES_OF_RECIPE = ("classes", "channels", "image", "widths", "depth")
+
+
+def read_run(folder: Path) -> tuple[WhitenedNet, dict[str, Any], dict[str, Any]]:
+    """Return the network of a finished run in float32, its card and its config. Raises ValueError if it has none."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        fields = json.loads((folder / store.CARD).read_bytes())
+        card = store.Card.model_validate({"version": 1, "weights_sha256": "", **fields})
+        network = store.Version(folder, card, load((folder / store.WEIGHTS).read_bytes())).network()
+    except (OSError, ValueError, SafetensorError, store.StoreError) as error:
+        raise ValueError(f"--run {folder}: not the folder of a finished run ({error})") from error
+    if not isinstance(network, WhitenedNet) or "whiten_epochs" not in config:
+        raise ValueError(f"--run {folder}: only runs of the presets strong and accurate can be used")
+    return network.float(), fields, config
+
+
+def recalibrated(version: store.Version, folder: Path) -> store.Version:
+    """Return ``version`` with the calibration of a run.
+
+    Raises:
+        ValueError: the run cannot be used, or has another recipe.
+    """
+    network, fields, config = read_run(folder)
+    for key in SIZES_OF_RECIPE:
+        if fields["sizes"].get(key) != version.card.sizes.get(key):
+            raise ValueError(f"--run {folder}: its network has another {key} than {version.label}")
+    if fields["data"] != version.card.data:
+        raise ValueError(f"--run {folder}: its network was trained on other data than {version.label}")
+    images: datasets.Images = getattr(datasets, config["data"])()
+    _, held_out = images.split_validation(config["validation"])
+    recipe = AirbenchConfig(**{key: config[key] for key in AirbenchConfig.__dataclass_fields__})
+    fit_temperatures(network, images.train_images[held_out], images.train_labels[held_out], cnn.smoothings(recipe))
+    smoothing = network.sizes.label_smoothing
+    tensors = version.tensors | {name: getattr(network, name).clone() for name in FITTED}
+    notes = (
+        f"{version.card.notes} In this version, the temperatures and the corrected label smoothing ({smoothing:g}) "
+        f"were fitted to {len(held_out):,} images that a training with seed {config['seed']} held out. The other "
+        f"weights are those of {version.card.name}@{version.card.version}."
+    )
+    sizes = {**version.card.sizes, "label_smoothing": smoothing}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    card = version.card.model_copy(update={"sizes": sizes, "notes": notes, "created": created})
+    return replace(version, card=card, tensors=tensors)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("version", metavar="NAME@VERSION", help="the published version")
+    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="folder of the other training")
+    parser.add_argument(
+        "--store", default=Path("models_store"), type=Path, metavar="DIR", help="model store (default: %(default)s)"
+    )
+    options = parser.parse_args(argv)
+    name, _, number = options.version.partition("@")
+    if not number.isdecimal():
+        parser.error(f"{options.version!r} is not NAME@VERSION, such as cifar10-accurate@1")
+    try:
+        version = recalibrated(store.read_version(options.store, name, int(number)), options.run)
+    except (store.StoreError, ValueError) as error:
+        parser.error(str(error))
+    publish(version, options.store, shlex.join(["python", "-m", "training.recalibrate", *(argv or sys.argv[1:])]))
+
+
+def publish(version: store.Version, models: Path, command: str) -> None:
+    """Measure a version on the test part, and publish it as the next version of its model."""
+    classifier = ImageClassifier(version, torch.device("cpu"))
+    fields = version.card.model_dump(mode="json", exclude={"version", "weights_sha256"})
+    fields |= {"command": command, "commit": publishing.commit(), "metrics": cnn.evaluate(classifier)}
+    evaluation_log.record(version.folder, fields, own_data=False)
+    for key, metric in fields["metrics"].items():
+        print(f"{key:30} {metric['value']:.{metric['decimals']}f}  {metric['split']}")
+    _, images, labels = getattr(datasets, next(iter(version.card.data)))().measured()
+    shown = images[: cnn.SHOWN]
+    with tempfile.TemporaryDirectory() as folder:
+        predictions = torch.tensor(classifier.predict(list(shown)))
+        samples = plot_samples(Path(folder) / "samples.png", shown, version.card.labels or [], predictions, labels)
+        pictures = {"curves.png": version.folder / "curves.png", "samples.png": samples}
+        published = store.publish(models, fields, version.tensors, pictures)
+    print(f"published {published.folder}")
+
+
+if __name__ == "__main__":
+    main()
