@@ -46,14 +46,16 @@ not fail. In the first case, the processor computes the network in bfloat16. In 
 for the metric, and the processor differs from that of the first measurement.
 
 Hyperparameters were chosen on validation parts. Each model was trained once, with seed 0. So no model was selected as
-the best of several seeds. The table states how often each model was measured on the test part:
+the best of several seeds. `cifar10-accurate` was trained a second time only for the calibration of its probabilities.
+The table states how often each model was measured on the test part:
 
 | model | measurements on the test part |
 |---|---|
-| `shakespeare-rnn@2`, `series-lstm@1` and `@3`, `cifar10-accurate`, `mnist-cgan`, `mnist-gan`, `mnist-judge` | one |
+| `shakespeare-rnn@2`, `series-lstm@1` and `@3`, `mnist-cgan`, `mnist-gan`, `mnist-judge` | one |
 | `shakespeare-rnn@4` | one, after the network was chosen from two networks on validation data. After that, the other network was also measured once on the test part |
 | `shakespeare-rnn@5` | the measurements of `@4`, and two more with the same weights, because the notes on the first card were wrong. In version 5, the logits of version 4 are divided by a temperature that was fitted to validation data |
 | `series-lstm@2` | two, with the same weights. Before the second measurement, a change of the code set negative limits of intervals to 0. Before this change, the MSIS was 5.43 (hourly) and 15.78 (weekly) |
+| `cifar10-accurate` | two: with the calibration of its own training (calibration error 0.0117, and 0.0091 with test-time augmentation), and with the published calibration |
 | `cifar10-lenet` | two: for a training with batch size 128 (accuracy 0.742), and for the published training with batch size 512, which is faster |
 | `sine-lstm` | two: before and after a change of the code that computes the forecasts of 50 steps in one call. The figures were the same |
 | `cifar10-whitened` | three: first without a correction for label smoothing (calibration error 0.0106, and 0.0110 with test-time augmentation), then with another correction (0.0090 and 0.0071), then with the published correction |

@@ -170,7 +170,7 @@ def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device
 
 def smoothings(config: AirbenchConfig) -> list[float]:
     """Return the strengths of label smoothing to try in the calibration: 0 to twice the strength in the training."""
-    return [step / 20 * config.label_smoothing for step in range(41)]
+    return [round(step / 20 * config.label_smoothing, 6) for step in range(41)]
 
 
 def check(config: CnnConfig | AirbenchConfig) -> None:
