@@ -36,7 +36,7 @@ TRAINING_LAYERS = (
     ),
     ("training.data", "training.evaluation", "training.loops"),
     (
-        *("training.cnn", "training.rnn", "training.lstm", "training.gan"),
+        *("training.cnn", "training.rnn", "training.lstm", "training.gan", "training.recalibrate"),
         *("training.data.__main__", "training.evaluation.compare_forecasters", "training.evaluation.evaluate"),
     ),
 )
