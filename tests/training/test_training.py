@@ -164,6 +164,7 @@ def test_a_classifier_gets_the_calibration_of_another_training(
     assert "were fitted to 80 images that a training with seed 4 held out" in after.card.notes
     assert after.card.command
     assert after.card.command.startswith("python -m training.recalibrate cifar10-accurate@1")
+    assert evaluate.main(["cifar10-accurate@2", "--store", str(models)]) == 0
     for arguments, message in (
         (["cifar10-accurate", "--run", str(folder)], "is not NAME@VERSION"),
         (["cifar10-accurate@9", "--run", str(folder)], "9"),

@@ -97,6 +97,7 @@ def _read_labelled_images(card: store.Card, models: Path) -> Any:
 # The keys are the modules in the commands on the cards. Add one line here for each new training script.
 SCRIPTS: dict[str, Script] = {
     "training.cnn": Script(cnn.evaluate, None, _read_images, own_images.measure),
+    "training.recalibrate": Script(cnn.evaluate),
     "training.rnn": Script(rnn.evaluate, None, _read_text, language_model.measure),
     "training.lstm": Script(lstm.evaluate, None, _read_table, evaluation.measure),
     "training.gan": Script(
