@@ -114,7 +114,8 @@ def numbers(models: Path, name: str) -> list[int]:
         _name.validate_python(name)
     except ValidationError:
         raise VersionNotFound(
-            f"{shorten(name)} is not a model name; allowed characters: lower-case letters, digits and hyphens"
+            f"{shorten(name)} is not a model name; a name has 1 to 64 lower-case letters, digits and hyphens, does not "
+            "begin with a hyphen, and is not reserved"
         ) from None
     found: list[int] = []
     with suppress(StoreError):  # an unreadable folder counts as missing, as in ``stored_versions``
@@ -123,6 +124,15 @@ def numbers(models: Path, name: str) -> list[int]:
         names = ", ".join(stored_versions(models)) or "none"
         raise VersionNotFound(f"there is no model {name!r} in the store; models in the store: {names}")
     return found
+
+
+def servable(models: Path, name: str) -> list[int]:
+    """Return the version numbers of a model that are not retired, in the order of ``preference``.
+
+    Raises VersionNotFound, and StoreError for an unreadable rollout.
+    """
+    known = numbers(models, name)  # checks the name before it becomes a path
+    return read(models, name).preference(known)
 
 
 def shorten(value: object) -> str:

@@ -133,6 +133,18 @@ def test_a_version_is_loaded_by_its_number(serve: Serve, two: Path) -> None:
         assert [state for _, state, _ in states(triton_client)] == ["READY", "UNAVAILABLE", "READY"]
 
 
+def test_a_version_that_cannot_be_loaded_leaves_its_model_unloaded(service: httpx.Client, two: Path) -> None:
+    rollout.retire(two, NAME, 1)
+    service.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS).raise_for_status()
+    for version in ("1", "9", "x"):
+        refused = service.post(f"/v2/repository/models/{NAME}@{version}/load", headers=ADMIN_HEADERS)
+        assert (refused.status_code, refused.json()["error"]) == (
+            404,
+            f"'{NAME}@{version}' cannot be loaded; versions that can be loaded: 2",
+        )
+    assert rollout.read(two, NAME).unloaded
+
+
 def test_a_running_text_is_completed_when_its_model_is_unloaded(serve: Serve, two: Path) -> None:
     publish_tiny(two, "tiny-rnn")
     (two / "defaults.json").write_text("{}")
@@ -162,7 +174,7 @@ def test_a_running_text_is_completed_when_its_model_is_unloaded(serve: Serve, tw
             "tiny-cgan@7/load",
             {},
             404,
-            "model 'tiny-cgan@7' is not served here; served models: tiny-cgan@1, tiny-cgan@2",
+            "'tiny-cgan@7' cannot be loaded; versions that can be loaded: 1, 2",
         ),
         ("No/load", {}, 404, "'No' is not a model name"),
         (

@@ -165,7 +165,7 @@ def test_a_retired_version_is_not_served_and_keeps_its_files(three: Path) -> Non
 REJECTED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
     (lambda folder: activate(folder, NAME, 9), VersionNotFound, r"^there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3$"),
     (lambda folder: activate(folder, "other", 1), VersionNotFound, "^there is no model 'other' in the store; models in the store: tiny-gan$"),
-    (lambda folder: activate(folder, "../up", 1), VersionNotFound, r"^'\.\./up' is not a model name; allowed characters: lower-case letters, digits and hyphens$"),
+    (lambda folder: activate(folder, "../up", 1), VersionNotFound, r"^'\.\./up' is not a model name; a name has 1 to 64 lower-case letters, digits and hyphens"),
     (lambda folder: activate(folder, "x" * 90, 1), VersionNotFound, f"^'{'x' * 79}… is not a model name"),
     (lambda folder: activate(folder, NAME, 1, share=0), RolloutRefused, "^the share is 0; it should be more than 0 and at most 100 per cent$"),
     (lambda folder: activate(folder, NAME, 1, share=101), RolloutRefused, "^the share is 101; it should be"),

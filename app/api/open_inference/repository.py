@@ -11,6 +11,7 @@ do not use an outdated state: requests for the index, readiness checks of models
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
@@ -31,7 +32,7 @@ from app.serving.model_cache import VersionState, VersionStatus
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.store import rollout
-from app.store.rollout import Rollout
+from app.store.rollout import Rollout, VersionNotFound
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -100,7 +101,7 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
         """
         deadline = set_deadline(request, settings.request_seconds)
         _check((await _read_body(request, LoadRequest, settings)).parameters)
-        stored = await _change(request, registry, lambda: rollout.load(settings.store, name.partition("@")[0]))
+        stored = await _change(request, registry, lambda: _load(settings.store, name))
         active = None if "@" in name else stored.active  # the name alone could also mean the canary
         model = await model_in_path(registry, request, f"{name}@{active}" if active else name, deadline)
         return json_response({"name": model.card.name, "version": str(model.card.version), "load": True})
@@ -135,6 +136,15 @@ async def _change(request: Request, registry: Registry, change: Callable[[], Rol
     stored = await on_store(change)
     await registry.refresh(request.scope[DEADLINE])
     return stored
+
+
+def _load(models: Path, name: str) -> Rollout:
+    """Serve an unloaded model again. Raise VersionNotFound for ``name@version`` without such a version to serve."""
+    model, at, version = name.partition("@")
+    if at and version not in map(str, served := rollout.servable(models, model)):
+        versions = ", ".join(map(str, sorted(served))) or "none"
+        raise VersionNotFound(f"{quote_value(name)} cannot be loaded; versions that can be loaded: {versions}")
+    return rollout.load(models, model)
 
 
 def _check(parameters: dict[str, Any]) -> None:
