@@ -58,7 +58,7 @@ def test_quantiles_near_0_and_near_1_and_near_a_half_are_accepted(tiny: httpx.Cl
     [
         ("2026-01-01", "day", "2026-01-21T00:00:00"),
         ("2026-01-01T00:00:00+02:00", "H", "2026-01-01T20:00:00+02:00"),
-        ("2026-01-01T00:00:00Z", "week", "2026-05-21T00:00:00+00:00"),
+        ("2026-01-01T00:00:00Z", "week", "2026-05-21T00:00:00Z"),
         ("2024-06-30", "M", "2026-02-28T00:00:00"),
         ("2026-01-31", "quarter", "2031-01-31T00:00:00"),
         ("2023-04-30", "M", "2024-12-31T00:00:00"),  # the series starts at the end of a month
@@ -71,6 +71,14 @@ def test_the_forecast_starts_one_step_after_the_series_ends(
 ) -> None:
     answer = tiny.post(URL, json=request_body(start_timestamp=begin, frequency=frequency)).json()
     assert answer["outputs"][0]["content"][0]["start_timestamp"] == start
+
+
+def test_optional_fields_of_the_request_may_be_null(tiny: httpx.Client) -> None:
+    body = request_body(options={"horizon": 5, "quantiles": None}, start_timestamp=None, metadata=None)
+    (output,) = tiny.post(URL, json=body).raise_for_status().json()["outputs"]
+    (content,) = output["content"]
+    assert output["type"] == "time_series_forecast"
+    assert (content["quantiles"], content["start_timestamp"]) == ({}, "")  # KServe's client requires a string
 
 
 @pytest.mark.parametrize(

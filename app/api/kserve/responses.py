@@ -18,14 +18,16 @@ class TimeSeriesContent(ResponseModel):
     name: str
     mean_forecast: list[float] = Field(description="mean of the forecast at each of the `horizon` steps")
     frequency: str
-    start_timestamp: str | None = Field(description="time of the first forecast value in ISO 8601")
+    start_timestamp: str = Field(
+        description="time of the first forecast value in ISO 8601; empty if the request has no start time"
+    )
     quantiles: dict[str, list[float]] = Field(
         description="for each requested quantile, its value at each of the `horizon` steps"
     )
 
 
 class TimeSeriesOutput(ResponseModel):
-    type: Literal["univariate_time_series"]
+    type: Literal["time_series_forecast"]
     id: str
     status: Literal["completed"]
     content: list[TimeSeriesContent]

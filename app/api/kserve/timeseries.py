@@ -73,7 +73,7 @@ class TimeSeriesInput(RequestBody):
 
 class ForecastOptions(RequestBody):
     horizon: int = Field(ge=1, description="number of values to forecast")
-    quantiles: list[Quantile] = Field([], max_length=10)
+    quantiles: list[Quantile] | None = Field(None, max_length=10)
 
 
 class TimeSeriesRequest(InferenceBody):
@@ -98,7 +98,8 @@ class TimeSeriesInference(ForecastInference):
     ) -> None:
         self.request = body
         self.starts = [_forecast_start(series, f"inputs.{i}") for i, series in enumerate(body.inputs)]
-        levels = sorted({level for level in map(_level, body.options.quantiles) if level})
+        self.quantiles = body.options.quantiles or []
+        levels = sorted({level for level in map(_level, self.quantiles) if level})
         options = validate({"values": [], "horizon": body.options.horizon, "levels": levels}, forecast_request)
         fields: dict[str, Any] = {"values": [series.series for series in body.inputs]}
         name, known = model.card.name, model.card.series and model.card.series.known
@@ -119,7 +120,7 @@ class TimeSeriesInference(ForecastInference):
             raise BadValue(f"options.{error.message}", "options.horizon") from None
 
     def response_size(self, outputs: Sequence[Any]) -> int:
-        return len(self.items) * self.body.horizon * (1 + len(self.request.options.quantiles))
+        return len(self.items) * self.body.horizon * (1 + len(self.quantiles))
 
     def respond(self, outputs: Sequence[Any]) -> Response:
         try:
@@ -127,9 +128,9 @@ class TimeSeriesInference(ForecastInference):
         except BadValue as error:  # an imported network without intervals
             if error.param != "levels":
                 raise
-            name, sent = self.model.card.name, self.request.options.quantiles
-            problem = f"options.quantiles is {quote_value(sent)}; {name} forecasts no intervals, so send [] or [0.5]"
-            raise BadValue(problem, "options.quantiles") from None
+            problem = f"{self.model.card.name} forecasts no intervals, so send [] or [0.5]"
+            sent = quote_value(self.quantiles)
+            raise BadValue(f"options.quantiles is {sent}; {problem}", "options.quantiles") from None
         forecast_id = f"forecast-{secrets.token_hex(12)}"
         rows = enumerate(zip(self.request.inputs, self.starts, results, strict=True))
         return json_response(
@@ -142,7 +143,7 @@ class TimeSeriesInference(ForecastInference):
                 "version": self.model.card.version,
                 "outputs": [
                     {
-                        "type": series.type,
+                        "type": "time_series_forecast",
                         "id": f"{forecast_id}-{i}",
                         "status": "completed",
                         "content": [self._content(series, start, result)],
@@ -153,14 +154,13 @@ class TimeSeriesInference(ForecastInference):
         )
 
     def _content(self, series: TimeSeriesInput, start: str | None, result: dict[str, Any]) -> dict[str, Any]:
-        quantiles = self.request.options.quantiles
         return {
             "type": series.type,
             "name": series.name,
             "mean_forecast": result["mean"],
             "frequency": series.frequency,
-            "start_timestamp": start,
-            "quantiles": {repr(quantile): _quantile(result, quantile) for quantile in quantiles},
+            "start_timestamp": start or "",  # KServe's client requires a string
+            "quantiles": {repr(quantile): _quantile(result, quantile) for quantile in self.quantiles},
         }
 
 
@@ -194,10 +194,13 @@ def _forecast_start(series: TimeSeriesInput, param: str) -> str | None:
     param = f"{param}.start_timestamp"
     try:
         start = datetime.fromisoformat(series.start_timestamp)
-        return _add_steps(start, series.frequency, len(series.series)).isoformat()
+        forecast_start = _add_steps(start, series.frequency, len(series.series)).isoformat()
     except (ValueError, OverflowError):
         reason = f"{param} is {quote_value(series.start_timestamp)}; it should be a time in ISO 8601"
         raise BadValue(f"{reason} from which {len(series.series):,} steps can be counted", param) from None
+    if series.start_timestamp.endswith(("Z", "z")):  # the form that KServe's own server reads and writes
+        return forecast_start.removesuffix("+00:00") + "Z"
+    return forecast_start
 
 
 def _add_steps(start: datetime, frequency: str, steps: int) -> datetime:
