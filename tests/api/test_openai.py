@@ -186,6 +186,7 @@ def test_an_invalid_completion_request_raises_an_error_that_names_the_field(clie
         ({"max_tokens": 0}, "max_tokens", "without echo"),
         ({"max_tokens": 4001}, "max_tokens", "less than or equal to 4000"),
         ({"n": 17}, "n", "less than or equal to 16"),
+        ({"prompt": ["a"] * 17}, "prompt", "17 prompts with n 1 are 17 texts; the maximum is 16"),
         ({"prompt": ["a"] * 9, "n": 2}, "n", "9 prompts with n 2 are 18 texts; the maximum is 16"),
         ({"best_of": 3}, "best_of", "is 3; it should equal n, which is 1"),
         (

@@ -135,7 +135,8 @@ class CompletionInference(Inference[TextGenerator]):
         prompts, n = _prompts(body.prompt, self.predictor), body.n or 1
         if (count := len(prompts) * n) > self.settings.max_texts:
             raise BadValue(
-                f"{len(prompts)} prompts with n {n} are {count} texts; the maximum is {self.settings.max_texts}", "n"
+                f"{len(prompts)} prompts with n {n} are {count} texts; the maximum is {self.settings.max_texts}",
+                "n" if n > 1 else "prompt",
             )
         if (length := sum(map(len, prompts))) > max_characters:
             raise BadValue(

@@ -47,7 +47,8 @@ class ImageGenerationRequest(InferenceBody):
     moderation: Literal["auto", "low"] | None = None
     stream: Literal[False] | None = None
     seed: Seed | None = Field(None, description="random seed. The same seed gives the same images.")
-    user: str | None = None
+    user: str | None = Field(None, description="ignored")
+    safety_identifier: str | None = Field(None, description="ignored")
 
 
 class ImageGenerationInference(Inference[ImageSampler]):
