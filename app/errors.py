@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Iterable
 from typing import ClassVar
@@ -249,8 +250,11 @@ def inference_error(message: str, error: Exception) -> QuartetError:
 def quote_value(value: object, max_length: int = 60) -> str:
     """Return a value that a caller sent, as one line of text for an error message.
 
-    A string is cut to ``max_length`` characters. The text of any other value is cut to twice this length.
+    A string is cut to ``max_length`` characters. The text of any other value is cut to twice this length. None, True
+    and False are written as in JSON.
     """
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     if isinstance(value, str) and len(value) > max_length:
         return f"{value[:max_length]!r}… ({len(value):,} characters)"
     text = repr(value) if isinstance(value, str | int | float | None) else _SHORT.repr(value)

@@ -245,7 +245,7 @@ def test_a_streamed_text_equals_the_unstreamed_one(tiny: httpx.Client) -> None:
     usual = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"priority": 0, "max_tokens": 3}})
     assert usual.status_code == 200
     invalid = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"stream": True}})
-    assert invalid.json() == {"error": "stream is True; use generate_stream instead"}
+    assert invalid.json() == {"error": "stream is true; use generate_stream instead"}
 
 
 @pytest.mark.usefixtures("slow")
@@ -293,7 +293,7 @@ INVALID: list[tuple[str, Any, str]] = [
     ("tiny-lstm", {"inputs": [{**SERIES, "data": None}]}, "either data or parameters.binary_data_size"),
     ("tiny-lstm", {"inputs": [{**SERIES, "data": "abc"}]}, "inputs.0.data is 'abc'; it should be a list"),
     ("tiny-lstm", {"inputs": [{**SERIES, "data": ["7"] * 12}]}, "inputs.0.data has '7'"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "data": [True] * 12}]}, "inputs.0.data has True"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "data": [True] * 12}]}, "inputs.0.data has true"),
     ("tiny-lstm", {"inputs": [{**SERIES, "data": [[1] * 6, [1] * 6]}]}, "is nested as [2, 6]"),
     ("tiny-lstm", {"inputs": [{**SERIES, "data": [[1] * 6, [1] * 5]}]}, "is nested unevenly"),
     ("tiny-lstm", {"inputs": [{**SERIES, "data": [1] * 11 + [1e308]}]}, "values has 1e+308; allowed values: -1e300 to 1e300"),
@@ -310,9 +310,9 @@ INVALID: list[tuple[str, Any, str]] = [
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"sequence_id": 3}}, "unknown parameter 'sequence_id'"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"timeout": -1}}, "timeout is -1"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"priority": 1}}, "priority is 1; this service has one priority level, so send 0 or leave it out"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"priority": False}}, "priority is False"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"priority": False}}, "priority is false"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"horizon": [1]}}, "parameters.horizon is [1]; it should be a text, a number or a boolean"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"x" * 10**4: None}}, f"parameters.{'x' * 89} is None; it should be"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"x" * 10**4: None}}, f"parameters.{'x' * 89} is null; it should be"),
     ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"classification": 1}}]}, "has no classes"),
     ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean"}, {"name": "mean"}]}, "output 'mean' was sent more than once"),
     ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"binary_data": "false"}}]}, "binary_data is 'false'; it should be a boolean"),
@@ -395,7 +395,7 @@ def test_a_prompt_of_commas_does_not_count_as_json_values(tiny: httpx.Client) ->
         ({"seed": 1, "parameters": {"seed": 2}}, "'seed' was sent twice: beside text_input and in parameters"),
         ({"max_tokens": 3, "max_characters": 4}, "max_tokens is another name of max_characters; send one of them"),
         ({"max_tokens": 3, "parameters": {"max_characters": 4}}, "max_tokens is another name of max_characters"),
-        ({"stream": None}, "stream is None; it should be a boolean"),
+        ({"stream": None}, "stream is null; it should be a boolean"),
         ({"parameters": {"stream": "yes"}}, "stream is 'yes'; it should be a boolean"),
         ({"text_input": 5}, "text_input is 5; it should be a valid string"),
         ({"max_tokens": 0}, "max_tokens is 0; it should be greater than or equal to 1"),
