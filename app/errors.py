@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Self
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -25,6 +25,15 @@ class QuartetError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+
+    def without_frames(self) -> Self:
+        """Forget the tracebacks of this error and of its causes, and return the error.
+
+        A traceback refers to the frames of the request, and one of these frames usually refers to the error. Because of
+        this cycle, the body of each failed request would stay in memory until the next garbage collection.
+        """
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
     def headers(self) -> dict[str, str]:
         return {}

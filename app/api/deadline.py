@@ -136,4 +136,8 @@ class Deadline:
         if self._disconnect_task is not None:
             self._disconnect_task.cancel()
         if self._error and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise self._error from None
+            raised, self._error = self._error, None
+            try:
+                raise raised from None
+            finally:
+                del raised  # the error's traceback refers to this frame

@@ -38,7 +38,7 @@ class ErrorResponse(Response):
 
     def __init__(self, error: QuartetError, path: str = "") -> None:
         super().__init__(orjson.dumps(error_content(error, path)), error.status, error.headers(), "application/json")
-        self.error = error
+        self.error = error.without_frames()
         self.path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

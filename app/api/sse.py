@@ -70,7 +70,7 @@ class EventStream(Response):
         except CallerGone:
             raise
         except QuartetError as error:
-            failure = error
+            failure = error.without_frames()
         except asyncio.CancelledError:  # the time for a graceful shutdown is over
             failure = NotReady("the service stopped before the answer was complete")
         except Exception:

@@ -139,9 +139,8 @@ class Batcher(Generic[Item, Result]):
         try:
             return [self._join([await entry.future for entry in parts]) for parts in entries]
         finally:
-            for entry in chain.from_iterable(
-                entries
-            ):  # do not compute the remaining items after a failure or a disconnect
+            # Do not compute the remaining items after a failure or a disconnect.
+            for entry in chain.from_iterable(entries):
                 entry.future.cancel()  # also keeps asyncio from logging an error that nobody retrieves
                 if entry.waiting:
                     self._queue.discard(entry)

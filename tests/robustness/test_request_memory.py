@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import threading
+import weakref
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
+from support.service import Serve
+from support.waiting import wait_until
 
 from app.api.middleware import body_memory
 from app.api.middleware.body_memory import PART_BYTES, BodyMemoryLimit
 from app.errors import CallerGone
+from app.tasks.image_generation import ImageSampler
 
 LIMIT = 10 * PART_BYTES
 
@@ -115,3 +122,51 @@ async def test_a_client_that_reads_a_large_response_too_slowly_is_disconnected(m
     with pytest.raises(CallerGone):
         await client.request(app)
     assert app.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "timeout", "status"),
+    [
+        ("/v1/images/sample", {"count": "x"}, 60, 400),
+        ("/v1/images/sample", {"model": "nothing"}, 60, 404),
+        ("/v1/images/sample", {}, 60, 500),
+        ("/v1/images/classify", {"images": ["AAAA"]}, 60, 415),
+        ("/v1/text/continue", {"max_characters": 4000, "n": 16}, 0.1, 504),
+        (
+            "/v1/text/continue",
+            {"max_characters": 4000, "n": 16, "stream": True},
+            0.1,
+            None,
+        ),  # 504, or 200 with an error
+        ("/v2/models/tiny-gan/infer", {"inputs": []}, 60, 400),
+    ],
+)
+def test_a_failed_request_is_freed_without_garbage_collection(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, path: str, body: Any, timeout: float, status: int | None
+) -> None:
+    """Reference cycles through the traceback of an error kept hundreds of request bodies in memory."""
+
+    def fail_if_broken(self: ImageSampler, *arguments: Any) -> Any:
+        if broken.is_set():
+            raise RuntimeError("the network fails")
+        return predict(self, *arguments)
+
+    def create_and_note(self: Request, *arguments: Any, **named: Any) -> None:
+        create(self, *arguments, **named)
+        requests.append(weakref.ref(self))
+
+    create, predict, broken = Request.__init__, ImageSampler.predict, threading.Event()
+    requests: list[weakref.ref[Request]] = []
+    monkeypatch.setattr(ImageSampler, "predict", fail_if_broken)
+    monkeypatch.setattr(Request, "__init__", create_and_note)
+    with serve() as client:
+        broken.set()
+        gc.collect()
+        gc.disable()
+        try:
+            answer = client.post(path, json=body, headers={"x-request-timeout": str(timeout)})
+            assert status in (answer.status_code, None), answer.text
+            assert requests
+            wait_until(lambda: not any(request() for request in requests))
+        finally:
+            gc.enable()
