@@ -55,12 +55,14 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.settings = settings
         self.registry: Registry = app.state.registry
+        self._signalled = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.started:
             exit_on_signal()
         self.registry.stopping = True
-        self.force_exit = self.should_exit
+        self.force_exit = self._signalled  # not ``should_exit``, which ``drain`` also sets
+        self._signalled = True
         super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
