@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import multiprocessing
 import selectors
 import signal
@@ -97,6 +98,7 @@ class Supervisor:
         self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
         self._accepting = False
+        self._accept_error_at = -math.inf  # time.monotonic() of the last log line about this
         self._serving = False
         self._stopping: float | None = None  # time of the stop
         self._restart_delay = RESTART_DELAYS[0]
@@ -263,7 +265,9 @@ class Supervisor:
                 connection, _ = self._listener.accept()
             except OSError as error:
                 if not isinstance(error, BlockingIOError):
-                    log.error("cannot accept a connection: %s", error)
+                    if (now := time.monotonic()) > self._accept_error_at + 1:
+                        self._accept_error_at = now
+                        log.error("cannot accept a connection: %s", error)
                     time.sleep(0.01)  # out of file descriptors: workers need a moment to close some
                 return False
             if not self._hand_over(connection, ready):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import multiprocessing
 import os
 import shutil
@@ -27,7 +28,7 @@ from app.main import create_app
 from app.server.http_protocol import BoundedHttpProtocol
 from app.server.supervisor import CONNECTION_MESSAGE, RELEASE_MESSAGE, Supervisor, WorkerProcess
 from app.server.system import can_fork
-from app.server.uvicorn_server import CHANNEL_BYTES, ListeningServer, WorkerServer, listen_at
+from app.server.uvicorn_server import CHANNEL_BYTES, ListeningServer, Server, WorkerServer, listen_at
 from app.settings import Settings, SettingsError
 from benchmarks.reliability.restarts import connections
 
@@ -503,6 +504,31 @@ def test_connections_are_rebalanced_after_a_replacement(tiny_store: Path) -> Non
         wait_until(are_balanced)
         for connection in open_connections:
             connection.close()
+
+
+def test_a_repeated_error_of_accept_is_logged_once_per_second(caplog: pytest.LogCaptureFixture) -> None:
+    listener = Mock(accept=Mock(side_effect=OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+    supervisor = Supervisor(
+        listener, lambda channel: None, 1, 60.0, 60.0, 60.0, ready=lambda: None, died=lambda pid: None
+    )
+    supervisor._workers.append(WorkerProcess(Mock(), Mock(), ready=True))
+    supervisor._accepting = True
+    for _ in range(3):
+        supervisor._accept()
+    supervisor._accept_error_at -= 1.0  # as if a second had passed
+    supervisor._accept()
+    assert caplog.messages == ["cannot accept a connection: [Errno 24] Too many open files"] * 2
+
+
+def test_the_first_sigterm_lets_requests_finish_even_if_the_server_already_drains() -> None:
+    """The server drains when a network is broken."""
+    server = Server(Mock(), Settings())
+    server.started = True
+    server.drain()
+    server.handle_exit(signal.SIGTERM, None)
+    assert (server.should_exit, server.force_exit) == (True, False)
+    server.handle_exit(signal.SIGTERM, None)
+    assert server.force_exit
 
 
 def test_a_request_to_close_many_connections_closes_as_many() -> None:
