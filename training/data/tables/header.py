@@ -30,6 +30,19 @@ TOTAL = re.compile(
     r"mittelwert|durchschnitt|moyenne|somme|suma|ytd|count|min(?:imum)?|max(?:imum)?)\b.*",
     re.IGNORECASE,
 )
+# Words in the names of columns that hold time stamps or parts of them.
+WORDS = {
+    "year": "year years yr yyyy jahr année annee año anio anno ano rok",
+    "month": "yearmonth yyyymm month months mm mon monat mois mes mese mês miesiąc month_num",
+    "quarter": "quarter qtr quartal trimestre",
+    "week": "yearweek yyyyww week weeks wk kw woche semaine semana settimana isoweek weekno",
+    "day": "day dd tag jour día dia giorno dom",
+    "hour": "hour hr stunde heure hora ora hh",
+    "clock": "time uhrzeit zeit heure hora",
+    "time": "date dates datum datetime timestamp timestamps ts ds period periode epoch unix t step fecha horodatage "
+    "dato päivä when wann zeitpunkt zeitstempel",
+}
+ROLE = {word: role for role, words in WORDS.items() for word in words.split()}
 
 
 @dataclass
@@ -238,6 +251,15 @@ def name_of(cell: Any) -> str:
         return str(int(cell))
     text = str(cell)
     return text.removesuffix(" 00:00:00")
+
+
+def role(name: str) -> str:
+    """Return the role of a column by its name: a key of WORDS, or an empty string."""
+    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-zà-ÿ])(?=[A-Z])", " ", name).lower())
+    if not all(word in ROLE for word in words):
+        words = [word for word in words if len(word) > 2]  # in rain_mm, mm is not the month
+    roles = [ROLE[word] for word in words if word in ROLE]
+    return next((own for own in roles if own in ("time", "clock")), roles[0] if roles else "")
 
 
 def _joined(rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -12,23 +12,11 @@ import pandas as pd
 
 from training.data.datasets import DataError
 from training.data.tables import frequency, numbers, timestamps
-from training.data.tables.header import Body
+from training.data.tables.header import Body, role
 from training.data.tables.timestamps import Reading
 
-WORDS = {
-    "year": "year years yr yyyy jahr année annee año anio anno ano rok",
-    "month": "yearmonth yyyymm month months mm mon monat mois mes mese mês miesiąc month_num",
-    "quarter": "quarter qtr quartal trimestre",
-    "week": "yearweek yyyyww week weeks wk kw woche semaine semana settimana isoweek weekno",
-    "day": "day dd tag jour día dia giorno dom",
-    "hour": "hour hr stunde heure hora ora hh",
-    "clock": "time uhrzeit zeit heure hora",
-    "time": "date dates datum datetime timestamp timestamps ts ds period periode epoch unix t step fecha horodatage "
-    "dato päivä when wann zeitpunkt zeitstempel",
-}
 LIKE_DATE = re.compile(rf"\d{{1,2}}\.\d{{1,2}}\.(\d{{2}}){{1,2}}.*|\d{{4}}[-/ .,_]*({'|'.join(timestamps.MONTHS)})\.?")
 MANY_COLUMNS = 5  # in a table with more columns, each row may be a series
-ROLE = {word: role for role, words in WORDS.items() for word in words.split()}
 INDEX_NAME = re.compile(
     r"index|id|no\.?|nr\.?|#|obs|observation|rownames|unnamed: 0(\.\d+)?", re.IGNORECASE
 )  # names of columns that may number the rows
@@ -40,15 +28,6 @@ class TimeColumn:
 
     names: list[str]
     reading: Reading
-
-
-def role(name: str) -> str:
-    """Return the role of a column by its name: a key of WORDS, or an empty string."""
-    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-zà-ÿ])(?=[A-Z])", " ", name).lower())
-    if not all(word in ROLE for word in words):
-        words = [word for word in words if len(word) > 2]  # in rain_mm, mm is not the month
-    roles = [ROLE[word] for word in words if word in ROLE]
-    return next((own for own in roles if own in ("time", "clock")), roles[0] if roles else "")
 
 
 def values_of(cells: pd.Series) -> pd.Series:
