@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from training.data.datasets import DataError
 from training.data.tables.read import ReadOptions, read_table
 from training.data.tables.table import Table
 
@@ -49,3 +50,44 @@ def test_a_gap_between_iso_week_dates_is_a_gap_of_days(tmp_path: Path) -> None:
     table = read(tmp_path, "date,y", with_values([iso(day) for day in DAYS[:20] + DAYS[36:]]))
     assert table.frequency == "day"
     assert "16 time steps (one per day) are missing, the first after 2023-01-21" in table.remarks
+
+
+CLOCK = [datetime(2024, 1, 1, 22) + timedelta(minutes=10 * i) for i in range(300)]
+PARTS = [f"{x.year},{x.month},{x.day},{x.hour},{x.minute},{value}" for x, value in zip(CLOCK, VALUES, strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("header", "options"),
+    [
+        ("Year,Month,Day,Hour,Minute,y", {}),
+        ("Jahr,Monat,Tag,Stunde,minute,y", {}),
+        ("Year,Month,Day,Hour,Minute,y", {"time": "Year,Month,Day,Hour,Minute"}),
+        ("Year,Month,Day,Hour,Min,y", {"time": "Year,Month,Day,Hour,Min"}),
+    ],
+)
+def test_the_minute_belongs_to_the_time_stamp(tmp_path: Path, header: str, options: dict[str, Any]) -> None:
+    table = read(tmp_path, header, PARTS, **options)
+    assert (table.frequency, table.series[0].start) == ("10 minutes", "2024-01-01T22:00:00")
+    assert [series.values.tolist() for series in table.series] == [VALUES[:300]]
+
+
+def test_the_minute_and_the_second_may_follow_a_date_and_an_hour(tmp_path: Path) -> None:
+    times = [datetime(2024, 1, 1, 22) + timedelta(seconds=30 * i) for i in range(300)]
+    rows = [f"{x:%d.%m.%Y},{x.hour},{x.minute},{x.second},{v}" for x, v in zip(times, VALUES, strict=False)]
+    table = read(tmp_path, "Date,Hour,Minute,Second,y", rows)
+    assert (table.frequency, table.series[0].start) == ("30 seconds", "2024-01-01T22:00:00")
+    assert [series.values.tolist() for series in table.series] == [VALUES[:300]]
+
+
+@pytest.mark.parametrize("name", ["Min", "minute_of_hour"])
+def test_a_column_that_may_be_the_minute_does_not_name_the_series(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=f"column '{name}' may be a part of the time or name the series; .*--time with"):
+        read(tmp_path, f"Year,Month,Day,Hour,{name},y", PARTS)
+
+
+def test_a_column_of_durations_in_minutes_holds_values(tmp_path: Path) -> None:
+    rows = [f"{x:%Y,%m,%d,%H},{i % 7},{VALUES[i]}" for i, x in enumerate(CLOCK[:240:6])]
+    table = read(tmp_path, "Year,Month,Day,Hour,minutes_used,y", rows)
+    assert [series.name for series in table.series] == ["minutes_used", "y"]
+    table = read(tmp_path, "minute,y", [f"{3 + i % 3},{VALUES[i]}" for i in range(40)])
+    assert [series.name for series in table.series] == ["minute", "y"]

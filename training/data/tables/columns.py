@@ -228,9 +228,12 @@ def group_option(names: Sequence[str]) -> str:
 
 
 def _reject_part_of_time(body: Body, names: Sequence[str]) -> None:
-    """Raise DataError if a column that would name the series holds integers and has a name such as hour."""
+    """Raise DataError if a column that would name the series holds integers and has a name such as hour.
+
+    The name min is only rejected here, because it may also mean minimum.
+    """
     for name in names:
-        if role(name) and _counted(body.frame[name]):
+        if (role(name) or name.lower() == "min") and _counted(body.frame[name]):
             raise body.error(
                 f"column {name!r} may be a part of the time or name the series; use {group_option(names)} if each "
                 "of its values is a series, --time with all columns of the time, such as --time date,hour, or --time "

@@ -38,6 +38,8 @@ WORDS = {
     "week": "yearweek yyyyww week weeks wk kw woche semaine semana settimana isoweek weekno",
     "day": "day dd tag jour día dia giorno dom",
     "hour": "hour hr stunde heure hora ora hh",
+    "minute": "minute minut minuto minuta",
+    "second": "second sekunde seconde segundo secondo",
     "clock": "time uhrzeit zeit heure hora",
     "time": "date dates datum datetime timestamp timestamps ts ds period periode epoch unix t step fecha horodatage "
     "dato päivä when wann zeitpunkt zeitstempel",

@@ -12,7 +12,7 @@ import pandas as pd
 
 from training.data.datasets import DataError
 from training.data.tables import frequency, numbers, timestamps
-from training.data.tables.header import Body, role
+from training.data.tables.header import ROLE, Body, role
 from training.data.tables.timestamps import Reading
 
 LIKE_DATE = re.compile(rf"\d{{1,2}}\.\d{{1,2}}\.(\d{{2}}){{1,2}}.*|\d{{4}}[-/ .,_]*({'|'.join(timestamps.MONTHS)})\.?")
@@ -67,8 +67,7 @@ def detect(body: Body, time: str | None, pattern: str | None, columns: Sequence[
         raise body.error(f"several columns hold time stamps; choose one: {options}")
     if strong:
         (name,) = strong
-        clock = _clock_column(frame, name, strong[name])
-        return _named(body, [name, clock] if clock else [name], pattern)
+        return _named(body, [name, *_clock_columns(frame, name, strong[name])], pattern)
     if parts := _parts(frame, candidates):
         return _named(body, parts, pattern)
     return _from_numbers(body, candidates, columns, pattern)
@@ -133,29 +132,45 @@ def _fits(cells: pd.Series, pattern: str) -> bool:
         return False
 
 
-def _clock_column(frame: pd.DataFrame, date: str, readings: list[Reading]) -> str | None:
-    """Return the column with the time of day that belongs to the column ``date``.
+def _clock_columns(frame: pd.DataFrame, date: str, readings: list[Reading]) -> list[str]:
+    """Return the columns with the time of day that belong to the column ``date``.
 
-    Return None if no date occurs twice, or if no column fits.
+    Return [] if no date occurs twice, or if no column fits.
     """
     times = readings[0].times.dropna()
     if readings[0].period or not times.duplicated().any() or (times != times.dt.floor("D")).any():
-        return None
+        return []
     for name in frame.columns:
         if name == date or frame[name].nunique() < 2:
             continue
         known = [cell for cell in frame[name] if not numbers.is_missing(cell)]
         if all(map(timestamps.is_clock, known)):
-            return str(name)
+            return [str(name)]
         if role(name) in ("hour", "clock") and all(re.fullmatch(r"\d{1,2}(\.0)?", str(cell)) for cell in known):
-            return str(name)
-    return None
+            return _with_minutes(frame, str(name))
+    return []
+
+
+def _with_minutes(frame: pd.DataFrame, hour: str) -> list[str]:
+    """Return the column ``hour``, and the columns of the minute and the second if they are called exactly that."""
+    names = [hour]
+    for part in ("minute", "second"):
+        fitting = [name for name in frame.columns if ROLE.get(name.strip().lower()) == part and _in_sixty(frame[name])]
+        if not fitting:
+            break
+        names.append(fitting[0])
+    return names
+
+
+def _in_sixty(cells: pd.Series) -> bool:
+    """Return whether all cells are whole numbers from 0 to 59."""
+    return all(re.fullmatch(r"[0-5]?\d(\.0)?", str(cell)) for cell in cells if not numbers.is_missing(cell))
 
 
 def _parts(frame: pd.DataFrame, candidates: Sequence[str]) -> list[str] | None:
     """Return the columns of year and month, year and quarter, or year and week; None if there are none.
 
-    If the table also has columns of the day and the hour, they follow the column of the month.
+    If the table also has columns of the day, the hour, the minute and the second, they follow the column of the month.
     """
     roles: dict[str, str] = {}
     for name in candidates:
@@ -171,7 +186,8 @@ def _parts(frame: pd.DataFrame, candidates: Sequence[str]) -> list[str] | None:
     if month:
         day, hour = roles.get("day"), roles.get("hour")
         in_month = day and _are(frame[day], lambda text: re.fullmatch(r"[1-9]|0[1-9]|[12]\d|3[01]", text) is not None)
-        return [year, month, *([day] if day and in_month else []), *([hour] if hour and in_month else [])]
+        clock = _with_minutes(frame, hour) if hour and in_month else []
+        return [year, month, *([day] if day and in_month else []), *clock]
     return [year, part] if (part := quarter or roles.get("week")) else None
 
 
@@ -233,9 +249,10 @@ def _joined(body: Body, names: Sequence[str]) -> pd.Series:
     hours = [
         values_of(part) if role(name) in ("hour", "clock") else None for name, part in zip(names, parts, strict=True)
     ]
-    texts = []
+    texts: list[pd.Series] = []
+    clock = 0  # number of parts of the time of day in the columns directly before
     for at, (name, part) in enumerate(zip(names, parts, strict=True)):
-        own, own_hours = role(name), hours[at]
+        own, own_hours, clock_before, clock = role(name), hours[at], clock, 0
         if at and own == "quarter":
             part = part.map(lambda text: text if "q" in text.lower() else f"Q{text}", na_action="ignore")
         elif at and own == "week":
@@ -247,10 +264,16 @@ def _joined(body: Body, names: Sequence[str]) -> pd.Series:
             if first:
                 body.remarks.append(f"{name!r}: hours 1 to 24 are read as 0 to 23")
             part = own_hours.map(lambda hour, first=first: f"{int(hour) - first:02}:00", na_action="ignore")
+            clock = 1
+        elif clock_before in (1, 2) and own in ("minute", "second", "") and _in_sixty(part):
+            part = values_of(part).map(lambda value: f":{int(value):02}", na_action="ignore")
+            texts[-1] = texts[-1].str[:-3] if clock_before == 1 else texts[-1]
+            clock = clock_before + 1
         texts.append(part)
     numeric = all(str(cell).isdigit() for part in texts[:3] for cell in part.dropna())
     dates = role(names[0]) == "year" and numeric
     separators = ["-" if dates and at < 3 and role(names[at]) in ("month", "day") else " " for at in range(len(names))]
+    separators = ["" if text.str.startswith(":").any() else own for own, text in zip(separators, texts, strict=True)]
     rows = zip(*texts, strict=True)
     joined = [None if not all(isinstance(cell, str) for cell in row) else "".join(
         separator + cell for separator, cell in zip(separators, row, strict=True))[1:] for row in rows]  # fmt: skip
@@ -316,7 +339,7 @@ def _from_numbers(
     others = [name for name in frame.columns if name in columns or numbers.share(frame[name]) > 0.5]
     if others == numeric[:1] and len(numeric) == 1:  # the only column of numbers must hold the values
         numeric = []
-    named = [name for name in numeric if role(name)]
+    named = [name for name in numeric if role(name) not in ("", "minute", "second")]  # these may be durations
     for name in named:
         cells = frame[name]
         if timestamps.numeric_readings(cells, values_of(cells)) or timestamps.readings(cells):
