@@ -257,6 +257,14 @@ def test_an_ambiguous_decimal_sign_is_rejected(
         assert set(read_table(path, ReadOptions(decimal=sign)).series[0].values) == {value}
 
 
+def test_three_decimals_beside_whole_numbers_are_ambiguous_in_a_comma_separated_file(tmp_path: Path) -> None:
+    path = write_table(tmp_path, ["y,z", *(f"{cell},1" for cell in ["1.125", "1.250", "5.500", "3", "12"] * 8)])
+    with pytest.raises(DataError, match=r"y: '1\.125' may have decimals .* --decimal \. or --decimal ,"):
+        read_table(path)
+    values = read_table(path, ReadOptions(decimal=".")).series[0].values
+    assert values[:5].tolist() == [1.125, 1.25, 5.5, 3, 12]
+
+
 @pytest.mark.parametrize("pointed", ["1,234.5", "1,234,567", "0.5"])
 def test_a_column_with_decimal_commas_and_points_is_rejected_by_row(tmp_path: Path, pointed: str) -> None:
     path = write_table(tmp_path, ["y;z", *(["7;1"] * 40), "0,5;1", f"{pointed};1"])

@@ -190,7 +190,9 @@ def decimal_sign(name: str, cells: Sequence[str], delimiter: str, file_evidence:
     3. If no column has such a cell, but this column has a whole number of more than three digits, such as 1234,
        thousands are not separated. So a separator is a decimal sign.
     4. In a file whose cells are separated by spaces, a point is a decimal sign.
-    5. If the column has whole numbers, but none has more than three digits, a separator separates thousands.
+    5. If the column has whole numbers, but none has more than three digits, a separator separates thousands. This rule
+       does not hold for points in a file whose cells are separated by commas, because such points are rarely thousands
+       separators.
 
     In all other cases, the sign is ambiguous.
 
@@ -215,7 +217,7 @@ def decimal_sign(name: str, cells: Sequence[str], delimiter: str, file_evidence:
         (sign,) = unclear
         if any(text.isdigit() and len(text) > 3 for text in digits) or (delimiter in (" ", "  ") and sign == "."):
             return sign
-        if any(text.isdigit() for text in digits):
+        if any(text.isdigit() for text in digits) and not (delimiter == "," and sign == "."):
             return "," if sign == "." else "."
     cell = next(cell for cell in cells if re.search("[.,]", cell))
     raise ValueError(
