@@ -236,7 +236,7 @@ def _list_csv(path: Path) -> ImageList:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
         delimiter = max(",;\t", key=lambda mark: lines[0].count(mark)) if lines else ","
-        rows = list(csv.reader(lines, delimiter=delimiter))
+        rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is neither a folder nor a CSV file with paths and labels: {error}") from error
     table = _Table(path, rows, delimiter)

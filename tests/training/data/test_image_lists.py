@@ -121,6 +121,11 @@ def test_a_label_in_the_first_row_is_not_the_name_of_a_column(tmp_path: Path, ro
     assert listed(tmp_path / "list.csv") == {("a.jpg", row.partition(",")[2], ""), ("b.jpg", "cat", "")}
 
 
+def test_spaces_after_the_separator_are_not_part_of_a_label(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('a.jpg, "cat, grey"\nb.jpg, dog\n')
+    assert listed(tmp_path / "list.csv") == {("a.jpg", "cat, grey", ""), ("b.jpg", "dog", "")}
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
