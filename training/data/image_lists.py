@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.data.datasets import DataError
+from training.data.tables.files import decode
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # endings of image files
 # possible headers of the column with paths
@@ -223,7 +224,7 @@ def _shorten(names: list[str]) -> str:
 
 
 def _list_csv(path: Path) -> ImageList:
-    """List the images in the rows of a CSV file. Paths are relative to the CSV file.
+    """List the images in the rows of a CSV file. Paths are relative to the CSV file. The encoding is detected.
 
     With a header, the columns may be in any order. If no name stands for paths, the first column with an unknown name
     holds the paths. A column without a name is used only if there is no such column. If no name stands for labels, and
@@ -234,10 +235,16 @@ def _list_csv(path: Path) -> ImageList:
         DataError: the file cannot be read, or it has no images, no column of paths or no column of labels.
     """
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-        delimiter = max(",;\t", key=lambda mark: lines[0].count(mark)) if lines else ","
+        lines = decode(path, path.read_bytes())[0].splitlines()
+    except DataError as error:  # its message names an option that only tables have
+        raise DataError(
+            f"{path} is neither a folder nor a text file in a known encoding; save the list of paths and labels as CSV "
+            "in UTF-8, or unpack the images and name their folder"
+        ) from error
+    delimiter = max(",;\t", key=lambda mark: lines[0].count(mark)) if lines else ","
+    try:
         rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise DataError(f"{path} is neither a folder nor a CSV file with paths and labels: {error}") from error
     table = _Table(path, rows, delimiter)
     images = list(table.images())

@@ -126,6 +126,19 @@ def test_spaces_after_the_separator_are_not_part_of_a_label(tmp_path: Path) -> N
     assert listed(tmp_path / "list.csv") == {("a.jpg", "cat, grey", ""), ("b.jpg", "dog", "")}
 
 
+@pytest.mark.parametrize(("encoding", "mark"), [("utf-8-sig", ";"), ("cp1252", ";"), ("utf-16", "\t")])
+def test_a_list_that_excel_saved_is_read(tmp_path: Path, encoding: str, mark: str) -> None:
+    (tmp_path / "list.csv").write_text(f"path{mark}label\na.jpg{mark}Kätzchen\n", encoding)
+    assert listed(tmp_path / "list.csv") == {("a.jpg", "Kätzchen", "")}
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04\x14\0\x81\x8d", "path,label\na.jpg,Привет\n".encode("cp1251")])
+def test_a_file_that_is_no_list_is_rejected(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"list\.csv is neither a folder nor a text file .*; save .* in UTF-8, or"):
+        list_images(tmp_path / "list.csv")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
