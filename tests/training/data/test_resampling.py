@@ -58,6 +58,13 @@ def test_incomplete_time_steps_are_not_summed(
     assert set(mean.series[0].values) == {10}
 
 
+@pytest.mark.parametrize("step", ["-1D", "0D", "-15min", "0h"])
+def test_a_step_that_is_not_positive_is_rejected(tmp_path: Path, step: str) -> None:
+    path = write_table(tmp_path, ["day,sold", *(f"{day:%Y-%m-%d},10" for day in days_from("2024-01-01", "2024-02-29"))])
+    with pytest.raises(DataError, match=f"--resample {step}: a time step must be longer than 0; allowed are h, D, W"):
+        read_table(path, ReadOptions(resample=step))
+
+
 def test_rows_of_the_future_do_not_complete_a_time_step(tmp_path: Path) -> None:
     days = days_from("2024-01-01", "2024-08-20")
     rows = [f"{day:%Y-%m-%d},{'' if day > datetime(2024, 6, 3) else 10},{i % 3}" for i, day in enumerate(days)]

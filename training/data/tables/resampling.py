@@ -27,11 +27,13 @@ def resample(body: Body, step: str, times: pd.Series) -> tuple[pd.Series, str]:
     ``step``: D, h, 15min, W (from Monday), M, Q, Y, or another pandas offset of fixed length.
 
     Raises:
-        DataError: pandas does not know the step.
+        DataError: pandas does not know the step, or the step is not positive.
     """
     if period := CALENDAR.get(step.upper()):
         return times.dt.to_period(CODES[period]).dt.start_time.astype("datetime64[us]"), period
     try:
+        if pd.Timestamp(0) + to_offset(_offset(step)) <= pd.Timestamp(0):
+            raise ValueError("a time step must be longer than 0")
         return times.dt.floor(_offset(step)), ""
     except ValueError as error:
         raise body.error(f"--resample {step}: {error}; allowed are h, D, W, M, Q, Y and 15min") from error
