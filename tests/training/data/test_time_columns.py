@@ -91,3 +91,11 @@ def test_a_column_of_durations_in_minutes_holds_values(tmp_path: Path) -> None:
     assert [series.name for series in table.series] == ["minutes_used", "y"]
     table = read(tmp_path, "minute,y", [f"{3 + i % 3},{VALUES[i]}" for i in range(40)])
     assert [series.name for series in table.series] == ["minute", "y"]
+
+
+@pytest.mark.parametrize("pattern", ["%G-W%V-%u", "%Y week %W day %w", "%Y, %j"])
+def test_a_format_may_have_a_week_and_a_weekday_or_a_day_of_the_year(tmp_path: Path, pattern: str) -> None:
+    rows = [f'"{day.strftime(pattern)}",{value}' for day, value in zip(DAYS, VALUES, strict=False)]
+    table = read(tmp_path, "date,y", rows, format=pattern)
+    assert (table.frequency, table.series[0].start) == ("day", "2023-01-02")
+    assert table.series[0].values.tolist() == VALUES[:60]

@@ -215,7 +215,7 @@ def _named(body: Body, names: Sequence[str], pattern: str | None) -> TimeColumn:
             reading = timestamps.with_format(cells, pattern)
         except ValueError as error:
             raise body.error(f"--format {pattern}: {error}") from error
-        if reading.count < 0.8 * (cells.notna().sum()) or "%Y" not in pattern.replace("%y", "%Y").replace("%s", "%Y"):
+        if reading.count < 0.8 * (cells.notna().sum()) or not re.search("%[YyG]", pattern):
             raise body.error(f"--format {pattern} does not fit the cells of {label}, for example {_example(cells)!r}")
         return TimeColumn(list(names), reading)
     readings: list[Reading] = []

@@ -252,7 +252,7 @@ def with_format(cells: pd.Series, pattern: str) -> Reading:
         known = texts[times.notna()]
         zones = known.map(lambda text: _zone(text, pattern)).astype("int64").reindex(cells.index, fill_value=0)
         times = times.dt.tz_localize(None) + pd.to_timedelta(zones, unit="s")
-    period = "" if "%d" in pattern or "%j" in pattern else "month" if re.search("%[mbB]", pattern) else "year"
+    period = "" if re.search("%[djuw]", pattern) else "month" if re.search("%[mbB]", pattern) else "year"
     return Reading(pattern, period, times.astype("datetime64[us]"), zones)
 
 
