@@ -7,6 +7,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from training.data.datasets import DataError
@@ -99,3 +100,13 @@ def test_a_format_may_have_a_week_and_a_weekday_or_a_day_of_the_year(tmp_path: P
     table = read(tmp_path, "date,y", rows, format=pattern)
     assert (table.frequency, table.series[0].start) == ("day", "2023-01-02")
     assert table.series[0].values.tolist() == VALUES[:60]
+
+
+@pytest.mark.parametrize(("code", "step"), [("D", "day"), ("W", "week"), ("M", "month"), ("Q", "quarter")])
+@pytest.mark.parametrize("index", [True, False])
+def test_periods_of_pandas_are_time_stamps(tmp_path: Path, code: str, step: str, index: bool) -> None:
+    frame = pd.DataFrame({"period": pd.period_range("2020-01-06", periods=40, freq=code), "y": VALUES[:40]})
+    (frame.set_index("period") if index else frame).to_parquet(tmp_path / "table.parquet")
+    table = read_table(tmp_path / "table.parquet")
+    assert (table.frequency, table.series[0].start) == (step, "2020-01-06" if code in "DW" else "2020-01-01")
+    assert table.series[0].values.tolist() == VALUES[:40]

@@ -121,6 +121,8 @@ def _read_parquet(path: Path, content: bytes) -> Sheet:
         name for name in frame if frame[name].dtype == object and frame[name].map(pd.api.types.is_list_like).any()
     ]
     frame = frame.drop(columns=nested)
+    for name in [name for name in frame if isinstance(frame[name].dtype, pd.PeriodDtype)]:
+        frame[name] = frame[name].dt.to_timestamp()
     remarks = [f"column {str(name)!r} holds lists, so it is left out" for name in nested]
     cells = frame.astype(object).where(frame.notna(), None)
     rows = [[str(name) for name in frame.columns], *map(list, cells.itertuples(index=False, name=None))]
