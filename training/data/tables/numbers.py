@@ -252,6 +252,8 @@ def parse(name: str, cells: pd.Series, decimal: str, remarks: list[str], missing
             advice = f"use {missing_option(missing, text)} to read such cells as missing"
             if text.lower() in ("true", "false"):
                 advice = "write 1 for 'True' and 0 for 'False'"
+            elif not share(cells):
+                advice = "write numbers instead of words, such as 1 for 'yes' and 0 for 'no'"
             raise ValueError(f"row {row}: {name} is {text!r}, not a number; {advice}")
     written = {cell: parts for cell, parts in unique.items() if isinstance(parts, Written)}
     factors = _factors(name, written, remarks)
