@@ -110,3 +110,10 @@ def test_periods_of_pandas_are_time_stamps(tmp_path: Path, code: str, step: str,
     table = read_table(tmp_path / "table.parquet")
     assert (table.frequency, table.series[0].start) == (step, "2020-01-06" if code in "DW" else "2020-01-01")
     assert table.series[0].values.tolist() == VALUES[:40]
+
+
+def test_a_column_that_mixes_times_with_and_without_a_zone_is_rejected(tmp_path: Path) -> None:
+    stamps = [f"{stamp:%Y-%m-%dT%H:%M}{'+02:00' if i != 7 else ''}" for i, stamp in enumerate(CLOCK[:40])]
+    message = "row 9: the time in column 'time' has no time zone, but others have one; write the zone into every row"
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, "time,y", with_values(stamps))

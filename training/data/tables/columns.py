@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from training.data.tables import frequency, numbers
-from training.data.tables.header import Body, role
-from training.data.tables.time_column import INDEX_NAME, values_of
+from training.data.tables.header import INDEX_NAME, Body, role
+from training.data.tables.time_column import values_of
 from training.data.tables.timestamps import Reading
 
 ID_NAME = re.compile(

@@ -45,6 +45,9 @@ WORDS = {
     "dato päivä when wann zeitpunkt zeitstempel",
 }
 ROLE = {word: role for role, words in WORDS.items() for word in words.split()}
+INDEX_NAME = re.compile(
+    r"index|id|no\.?|nr\.?|#|obs|observation|rownames|unnamed: 0(\.\d+)?", re.IGNORECASE
+)  # names of columns that may number the rows
 
 
 @dataclass

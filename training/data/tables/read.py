@@ -108,7 +108,7 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
         time = time_column.detect(body, options.time, options.format, [*(options.columns or ()), *groups, *known])
         names = []
     if time:
-        time = _usable(body, time_column.in_utc(time, body.remarks, options.holidays is not None), names)
+        time = _usable(body, time_column.in_utc(body, time, options.holidays is not None), names)
     if options.holidays and time is None:
         raise body.error("--holidays needs a column of time stamps")
     used = [*groups, *known, *(time.names if time else ())]

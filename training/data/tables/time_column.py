@@ -12,14 +12,11 @@ import pandas as pd
 
 from training.data.datasets import DataError
 from training.data.tables import frequency, numbers, timestamps
-from training.data.tables.header import ROLE, Body, role
+from training.data.tables.header import INDEX_NAME, ROLE, Body, role
 from training.data.tables.timestamps import Reading
 
 LIKE_DATE = re.compile(rf"\d{{1,2}}\.\d{{1,2}}\.(\d{{2}}){{1,2}}.*|\d{{4}}[-/ .,_]*({'|'.join(timestamps.MONTHS)})\.?")
 MANY_COLUMNS = 5  # in a table with more columns, each row may be a series
-INDEX_NAME = re.compile(
-    r"index|id|no\.?|nr\.?|#|obs|observation|rownames|unnamed: 0(\.\d+)?", re.IGNORECASE
-)  # names of columns that may number the rows
 
 
 @dataclass(frozen=True)
@@ -370,13 +367,16 @@ def _from_numbers(
     return None
 
 
-def in_utc(column: TimeColumn, remarks: list[str], holidays: bool) -> TimeColumn:
+def in_utc(body: Body, column: TimeColumn, holidays: bool) -> TimeColumn:
     """Convert times with a time zone to UTC.
 
     If all times are midnights in their time zone, the zone is ignored. With daylight saving time, these midnights would
     not all be 24 hours apart in UTC. ``holidays``: whether --holidays is set.
+
+    Raises:
+        DataError: some of the times have no time zone, and not all times are midnights.
     """
-    reading = column.reading
+    reading, remarks = column.reading, body.remarks
     if reading.offsets is None:
         return column
     known = reading.times.dropna()
@@ -385,11 +385,16 @@ def in_utc(column: TimeColumn, remarks: list[str], holidays: bool) -> TimeColumn
         if not in_utc_already:
             remarks.append("the time stamps are local midnights; their time zone is ignored")
         return TimeColumn(column.names, replace(reading, offsets=None))
+    if (local := known.index[reading.offsets[known.index].isna()]).size:
+        raise body.error(
+            f"row {local[0]}: the time in column {', '.join(map(repr, column.names))} has no time zone, but others "
+            "have one; write the zone into every row"
+        )
     if not in_utc_already:
         remarks.append("time stamps with a zone are converted to UTC")
     if holidays:
         remarks.append(
             "holidays are counted from midnight to midnight UTC; for local days, write local times without a zone"
         )
-    times = reading.times - pd.to_timedelta(reading.offsets.fillna(0), unit="s")
+    times = reading.times - pd.to_timedelta(reading.offsets, unit="s")
     return TimeColumn(column.names, replace(reading, times=times.astype("datetime64[us]"), offsets=None))
