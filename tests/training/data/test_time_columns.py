@@ -117,3 +117,29 @@ def test_a_column_that_mixes_times_with_and_without_a_zone_is_rejected(tmp_path:
     message = "row 9: the time in column 'time' has no time zone, but others have one; write the zone into every row"
     with pytest.raises(DataError, match=message):
         read(tmp_path, "time,y", with_values(stamps))
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "message"),
+    [
+        ("date,y", {"group": "date"}, "column 'date' holds time stamps; it cannot name the series"),
+        ("date,y", {"group": "date", "time": "date"}, "column 'date' holds time stamps; it cannot name the series"),
+        ("Year,y", {"group": "Year"}, "column 'Year' holds time stamps; it cannot name the series"),
+        ("date,y", {"columns": ["date", "y"]}, "column 'date' holds time stamps, not numbers; omit it in --column"),
+        ("date,y", {"known_covariates": "date"}, "column 'date' holds time stamps, not numbers; omit it in --column"),
+    ],
+)
+def test_the_column_of_time_stamps_has_no_other_role(
+    tmp_path: Path, header: str, options: dict[str, Any], message: str
+) -> None:
+    stamps = [str(1950 + i) for i in range(40)] if header == "Year,y" else [str(day) for day in DAYS]
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, header, with_values(stamps), **options)
+
+
+def test_dates_may_name_series_if_the_steps_are_in_another_column_or_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    rows = [f"{day},{hour},{VALUES[hour]}" for day in DAYS[:3] for hour in range(24)]
+    names = [str(day) for day in DAYS[:3]]
+    assert [series.name for series in read(tmp_path, "date,hour,y", rows, group="date").series] == names
+    table = read(tmp_path, "date,hour,y", rows, group="date", time="none", columns=["y"])
+    assert [series.name for series in table.series] == names

@@ -10,9 +10,9 @@ from itertools import combinations, pairwise
 import numpy as np
 import pandas as pd
 
-from training.data.tables import frequency, numbers
+from training.data.tables import frequency, numbers, time_column, timestamps
 from training.data.tables.header import INDEX_NAME, Body, role
-from training.data.tables.time_column import values_of
+from training.data.tables.time_column import TimeColumn, time_readings, values_of
 from training.data.tables.timestamps import Reading
 
 ID_NAME = re.compile(
@@ -25,6 +25,34 @@ MAX_GROUP_COLUMNS = 3
 # Columns name the series only if, in the median group, at least this share of the time stamps has a row.
 MIN_FILL = 0.5
 MAX_TEXT_SHARE = 0.1  # largest share of cells in a column of numbers that are not numbers
+
+
+def detect_time(
+    body: Body, time: str | None, pattern: str | None, columns: Sequence[str], groups: Sequence[str]
+) -> TimeColumn | None:
+    """Find the time stamps of a table; return None if it has none.
+
+    ``time``, ``pattern``: values of --time and --format. ``columns``: the columns of --column and --known-covariates.
+    ``groups``: the columns of --group.
+
+    Raises:
+        DataError: the time stamps are ambiguous, or ``columns`` or ``groups`` contain their column.
+    """
+    for name in columns:
+        if time_readings(body, name):
+            raise body.error(
+                f"column {name!r} holds time stamps, not numbers; omit it in --column and --known-covariates"
+            )
+    detected = time_column.detect(body, time, pattern, [*columns, *groups])
+    if (detected is None and time is None) or (detected and set(detected.names) <= set(groups)):
+        for name in groups:
+            numeric = role(name) and timestamps.numeric_readings(body.frame[name], values_of(body.frame[name]))
+            if numeric or time_readings(body, name):
+                raise body.error(
+                    f"column {name!r} holds time stamps; it cannot name the series. Omit it in --group, or use --time "
+                    "none if each of its values is a series and the rows are in the order of time"
+                )
+    return detected
 
 
 def value_columns(

@@ -105,7 +105,7 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
         names = [VALUE]
     else:
         groups = _given_groups(body, options)
-        time = time_column.detect(body, options.time, options.format, [*(options.columns or ()), *groups, *known])
+        time = roles.detect_time(body, options.time, options.format, [*(options.columns or ()), *known], groups)
         names = []
     if time:
         time = _usable(body, time_column.in_utc(body, time, options.holidays is not None), names)

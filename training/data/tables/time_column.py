@@ -49,7 +49,7 @@ def detect(body: Body, time: str | None, pattern: str | None, columns: Sequence[
         names = [time] if time in frame else [name.strip() for name in time.split(",")]
         return _named(body, names, pattern)
     candidates = [name for name in frame.columns if name not in columns]
-    strong = {name: readings for name in candidates if (readings := _strong(body, name))}
+    strong = {name: readings for name in candidates if (readings := time_readings(body, name))}
     _reject_mixed(body, [name for name in candidates if name not in strong])
     strong = _without_derived(strong)
     if pattern is not None and not strong:
@@ -70,7 +70,7 @@ def detect(body: Body, time: str | None, pattern: str | None, columns: Sequence[
     return _from_numbers(body, candidates, columns, pattern)
 
 
-def _strong(body: Body, name: str) -> list[Reading]:
+def time_readings(body: Body, name: str) -> list[Reading]:
     """Return the possible readings of a column; [] if it holds plain numbers or no time stamps."""
     cells = body.frame[name]
     if numbers.share(cells) > 0.8 and not _like_dates(cells):
