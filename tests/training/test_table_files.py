@@ -463,6 +463,8 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         '"Country Name","Country Code","Indicator Name",' + ",".join(f'"{y}"' for y in range(1960, 2000)) + ",",
         '"Aruba","ABW","GDP",' + ",".join(f'"{v}"' for v in v40) + ",", '"Nowhere","NOW","GDP",' + "," * 40),
         series("1960-01-01", "year", v40, "Aruba"))  # fmt: skip
+    add("M5", lines(["id", "item_id", "state_id", *(f"d_{i}" for i in range(1, 41))], ["a_x", "a", "x", "", *v40[1:]],
+        ["b_x", "b", "x", "", *v40[1:]]), dict.fromkeys(("a_x", "b_x"), ("d_2", "step", v40[1:])), by_rows=True)  # fmt: skip
     add("Johns Hopkins", lines("Province/State,Country/Region,Lat,Long," + ",".join(f"{x.month}/{x.day}/{x:%y}" for x in d40),
         ["", "Albania", 41.1, 20.1, *v40], ["Alberta", "Canada", 53.9, -116.5, *(v + 1 for v in v40)]),
         {"Albania": ("2024-01-01", "day", v40), "Alberta Canada": ("2024-01-01", "day", [v + 1 for v in v40])})  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,9 @@ class Unpivoted:
 def unpivot(body: Body, by_rows: bool, group: Sequence[str] | None = None) -> Unpivoted | None:
     """Unpivot a table whose column names are time stamps; return None for all other tables.
 
-    ``by_rows``: treat each row as a series, whatever the names of the columns are. ``group``: the columns that name the
-    series; [] if all rows are one series; None to select these columns.
+    ``by_rows``: treat each row as a series, whatever the names of the columns are. If these names are not time stamps,
+    the first column names the series, and columns of texts directly after it are left out. ``group``: the columns that
+    name the series; [] if all rows are one series; None to select these columns.
 
     Raises:
         DataError: the columns are months or quarters without a year, weekdays, or ambiguous; or ``group`` does not fit.
@@ -74,7 +76,10 @@ def unpivot(body: Body, by_rows: bool, group: Sequence[str] | None = None) -> Un
     if by_rows and group is not None:
         raise body.error("--by-rows names each series by its first cell, so --group needs time stamps as column names")
     if by_rows:
-        return _melt(body, None, names[1:], names[:1], lambda c, row: c, timed=False)
+        texts = list(itertools.takewhile(lambda name: _holds_texts(body.frame[name]), names[1:-1]))
+        if texts:
+            body.remarks.append(f"columns {', '.join(map(repr, texts))} hold no numbers, so they are left out")
+        return _melt(body, None, names[1 + len(texts) :], names[:1], lambda c, row: c, timed=False)
     return None
 
 
@@ -103,6 +108,11 @@ def _hours(body: Body, group: Sequence[str] | None, names: Sequence[str]) -> Unp
 
 def _plain(cell: Any) -> str:
     return str(cell).removesuffix(" 00:00:00").removesuffix(".0")
+
+
+def _holds_texts(cells: pd.Series) -> bool:
+    """Return whether a column has cells, but no numbers."""
+    return bool(share(cells) == 0 and not cells.map(is_missing).all())
 
 
 def _are_counts(cells: pd.Series) -> bool:
