@@ -143,3 +143,9 @@ def test_dates_may_name_series_if_the_steps_are_in_another_column_or_in_the_orde
     assert [series.name for series in read(tmp_path, "date,hour,y", rows, group="date").series] == names
     table = read(tmp_path, "date,hour,y", rows, group="date", time="none", columns=["y"])
     assert [series.name for series in table.series] == names
+
+
+def test_the_only_column_of_values_does_not_name_the_series(tmp_path: Path) -> None:
+    rows = [f"{day},{at + 1},{(7 * at + number) % 48}" for number, day in enumerate(DAYS) for at in range(48)]
+    with pytest.raises(DataError, match=r"column 'Settlement Period' may be a part of the time or name the series"):
+        read(tmp_path, "Settlement Date,Settlement Period,demand", rows)

@@ -210,6 +210,7 @@ def group_columns(
 ) -> list[str]:
     """Return the columns that name the series of each row, so that no series has the same time stamp twice.
 
+    At least one column of values does not name the series. It is not a part of the time, such as Settlement Period.
     Return [] if no time stamp occurs twice. If ``optional`` is true, also return [] if no columns separate the rows
     with the same time stamp.
 
@@ -225,9 +226,11 @@ def group_columns(
     candidates = [name for name in frame.columns if name not in used and 1 < frame[name].nunique() <= len(frame) / 2]
     texts = [name for name in candidates if name not in values]
     counted = [name for name in candidates if name in values and _counted(frame[name])]
+    measured = {name for name in values if not role(name)} or set(values)
     for pool in (texts, texts + counted):
         for count in range(1, min(len(pool), MAX_GROUP_COLUMNS) + 1):
-            sets = [names for names in combinations(pool, count) if _complete(frame, times, list(names))]
+            sets = [names for names in combinations(pool, count) if not measured <= set(names)]
+            sets = [names for names in sets if _complete(frame, times, list(names))]
             sets = _without_synonyms(frame, sets)
             if len(sets) == 1:
                 _reject_part_of_time(body, sets[0])
