@@ -222,17 +222,19 @@ class Settings(BaseSettings):
     )
 
     def __init__(self, **values: Any) -> None:
-        known = {PREFIX + name.upper() for name in type(self).model_fields}
+        known = {name.upper() for name in type(self).model_fields}
         for variable in os.environ:
-            if variable.startswith(PREFIX) and variable not in known | OTHER_VARIABLES:
+            name = variable.removeprefix(PREFIX)
+            if variable.startswith(PREFIX) and name not in known and variable not in OTHER_VARIABLES:
                 if "KUBERNETES_SERVICE_HOST" in os.environ and KUBERNETES_VARIABLE.search(variable):
                     raise SettingsError(
                         f"{variable} is not a setting: Kubernetes sets it for a Service whose name begins with "
                         "quartet; set enableServiceLinks to false in the pod"
                     )
-                close = difflib.get_close_matches(variable, known, n=1)
-                hint = f"; did you mean {close[0]}?" if close else f"; known settings: {', '.join(sorted(known))}"
-                raise SettingsError(f"{variable} is not a setting{hint}")
+                close = difflib.get_close_matches(name, known, n=1)  # without the prefix, which all names share
+                names = ", ".join(PREFIX + each for each in close or sorted(known))
+                hint = f"did you mean {names}?" if close else f"known settings: {names}"
+                raise SettingsError(f"{variable} is not a setting; {hint}")
         try:
             super().__init__(**values)
         except ValidationError as error:

@@ -349,6 +349,7 @@ def test_default_values_keep_to_the_configured_limits(serve: Serve) -> None:
         ("QUARTET_DEVICE", "cuda:01", "QUARTET_DEVICE is 'cuda:01'"),
         ("QUARTET_DEVICE", "cuda:\u0663", "QUARTET_DEVICE is 'cuda:\u0663'"),
         ("QUARTET_DEVCE", "cpu", "QUARTET_DEVCE is not a setting; did you mean QUARTET_DEVICE?"),
+        ("QUARTET_FOO", "1", "QUARTET_FOO is not a setting; known settings: QUARTET_ADMIN_KEY, "),
     ],
 )
 def test_an_invalid_setting_is_rejected_by_name(
