@@ -1,7 +1,9 @@
 """Publish a classifier for CIFAR-10 again, with the calibration of another training with the same recipe.
 
     python -m training.cnn --preset accurate --seed 1 --validation 5000 --no-publish
-    python -m training.recalibrate cifar10-accurate@1 --run runs/cifar10-accurate/TIME
+    python -m training.recalibrate cifar10-accurate@N --run runs/cifar10-accurate/TIME
+
+N is the version that the first training published. The first command is the other training with the same recipe.
 
 If a training holds out few images, chance has a large effect on the calibration that is fitted to them. Networks of the
 same recipe have nearly the same calibration. So this command fits the temperatures and the strength of label smoothing
