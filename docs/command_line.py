@@ -27,8 +27,12 @@ COMMANDS = {
         "training.evaluation.speed",
         "training.evaluation.compare_forecasters",
     ),
-    "Benchmarks": (
+    "Benchmarks and tests": (
+        "benchmarks.accuracy.photos",
+        "benchmarks.known_covariates",
         "benchmarks.speed.serving",
+        "benchmarks.speed.profile",
+        "benchmarks.speed.scaling",
         "benchmarks.speed.protocols",
         "benchmarks.speed.imported",
         "benchmarks.speed.replicas",
@@ -40,6 +44,8 @@ COMMANDS = {
         "benchmarks.reliability.overload",
         "benchmarks.reliability.restarts",
         "benchmarks.reliability.attack",
+        "benchmarks.reliability.mutants",
+        "deploy.image_check",
     ),
 }
 # Defaults that depend on the machine. The page shows these texts instead of the values.
@@ -50,6 +56,7 @@ HEAD = """# Command line
 `make docs` generates this page from the argument parsers of the commands and from the Makefile. `python -m app.main`,
 which starts the service, has no options. Its [settings](settings.md) are environment variables. This page does not
 describe `make bench-cluster`, because this benchmark needs Ray. `make bench-cluster ARGS=--help` describes its options.
+`make fuzz` passes its options to `schemathesis run`.
 """
 
 

@@ -86,7 +86,7 @@ def show(name: str) -> str:
     return "\n".join(line for line in shown.stdout.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---"))
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run mutmut on the changes that match the patterns, and print the results. Return the exit status.
 
     Without patterns, run mutmut on all changes.
@@ -121,4 +121,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -7,13 +7,21 @@ import re
 from support.service import ROOT
 
 from app.store import read_card
-from docs import card_metrics, generate, http_api, measurements
+from docs import card_metrics, command_line, generate, http_api, measurements
 
 
 def test_the_reference_pages_are_up_to_date() -> None:
     stale = [path.name for path, text in generate.pages().items() if path.read_text("utf-8") != text]
     assert not stale, "run make docs"
     assert {path.name for path in generate.FOLDER.iterdir()} == {path.name for path in generate.pages()}
+
+
+def test_the_page_of_the_command_line_describes_every_module_with_options_that_make_runs() -> None:
+    described = {module for modules in command_line.COMMANDS.values() for module in modules}
+    run = set(re.findall(r"-m ((?:app|benchmarks|deploy|training)[\w.]+)", command_line.MAKEFILE.read_text("utf-8")))
+    without_options = {"app.main", "training.data"}
+    named_in_the_head = {"benchmarks.reliability.cluster", "benchmarks.reliability.fuzz"}
+    assert run - described == without_options | named_in_the_head
 
 
 def test_the_page_of_the_http_api_states_defaults_and_where_null_is_possible() -> None:
