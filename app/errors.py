@@ -153,7 +153,7 @@ class NotAnImage(QuartetError):
 
 
 class Overloaded(QuartetError):
-    """A queue is full. ``retry_after`` is the estimated number of seconds after which a new attempt can succeed."""
+    """A queue is full. The header ``Retry-After`` estimates after how many seconds a new attempt can succeed."""
 
     status = 429
     type = "rate_limit_error"
@@ -174,7 +174,7 @@ class MemoryFull(Overloaded):
 
 
 class LimitReached(Overloaded):
-    """The API key has reached its rate limit. ``retry_after`` is the number of seconds until the key works again."""
+    """The API key has reached its rate limit. The header ``Retry-After`` is the number of seconds to wait."""
 
     code = "rate_limit_exceeded"
 

@@ -30,6 +30,8 @@ error codes.
   health checks.
 - Streams of text have the header `x-model`, and pictures of generated images have the headers `x-model` and `x-seed`.
   `x-model` is the model that computed the response, as `name@version`. `x-seed` is the seed of the images.
+- A client must keep its side of the connection open until it has the response. A client that closes its side after the
+  request, as `nc -N` does, may get no response.
 - Limits such as "at most 4000" follow from the default values of the [settings](settings.md).
 """
 

@@ -62,7 +62,7 @@ class Metrics:
             return Histogram(f"quartet_{name}", text, labels, registry=self.registry, buckets=buckets)
 
         route = ("route", "method", "status")
-        self.requests = counter("requests_total", "Requests answered", *route)
+        self.requests = counter("requests_total", "Requests answered, or cancelled by the client (status 499)", *route)
         self.request_seconds = histogram(
             "request_seconds", "Duration of a request, until the last part of its response is sent", *route
         )
