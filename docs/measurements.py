@@ -197,7 +197,8 @@ KEY_FIGURES = [
         BENCH,
     ),
     KeyFigure(
-        "time from the start until the service is ready, with ten versions of eight networks and two workers",
+        "time from the start until the service is ready, with two workers (on 27 November 2026, with ten versions of eight "
+        "networks in memory)",
         result("speed/serving", "targets", "measured", figure="start to ready"),
         amount("s", 2),
         BENCH,
