@@ -20,7 +20,8 @@ from tritonclient import http as triton
 
 from app import store
 from app.cli import models
-from app.importing.add import Description, Draft, add
+from app.importing.add import Description, add
+from app.importing.draft import Draft
 from app.importing.pt2_graph import BadProgram
 from app.networks.imported.onnx_network import MODEL, OnnxNetwork
 from app.settings import Settings
