@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import re
 import resource
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from app import store
 from app.errors import BadValue
+from app.importing.memory import MAX_RUN_BYTES
 from app.importing.onnx_file import TYPES
 from app.importing.pt2_graph import BadProgram, InputSpec
-from app.networks.imported import TEST_SIZE, ImportedSizes
+from app.networks.imported import TEST_SIZE, ImportedNetwork, ImportedSizes
 from app.networks.imported.onnx_format import read_onnx
 from app.networks.imported.onnx_network import MODEL
 from app.store import TaskName, TensorSpec, Version
@@ -30,6 +32,8 @@ TOLERANCE = 1e-4  # relative to the largest output: allowed difference of a row'
 LOW_PRECISION_TOLERANCE = 2e-2  # the same if a weight or an output is in float16 or bfloat16
 TEST_SIZES = (TEST_SIZE, 32, 64, 128, 256)  # tried in turn; a network may need images of at least 32 pixels
 MIDDLE_ROWS = 8  # a batch of this many rows is timed too, besides one row and a full batch
+
+NamedArrays = dict[str, np.ndarray]  # tensors by name
 
 
 @dataclass
@@ -72,15 +76,8 @@ class Draft:
         sizes = ImportedSizes(**self.card["sizes"])
         dtypes = {spec["name"]: spec["dtype"] for spec in self.card["inputs"]}
 
-        def run(
-            rows: int, size: int, seed: int, sizes: ImportedSizes = sizes
-        ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-            arrays = _random_arrays(sizes.dummy_shapes(rows, size), dtypes, seed)
-            try:
-                return arrays, network.run({name: array.copy() for name, array in arrays.items()})  # it may change them
-            except Exception as error:
-                shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-                raise BadProgram(f"the network fails on inputs of the shapes {shapes}: {str(error)[:300]}") from error
+        def run(rows: int, size: int, seed: int, sizes: ImportedSizes = sizes) -> tuple[NamedArrays, NamedArrays]:
+            return _run_on_random(network, sizes.dummy_shapes(rows, size), dtypes, seed)
 
         rows = 2 if sizes.batched and sizes.max_rows > 1 else 1
         before = network.versions()
@@ -222,13 +219,34 @@ def _other_sizes(sizes: ImportedSizes, size: int) -> ImportedSizes:
     return replace(sizes, ranges=ranges)
 
 
-def _random_arrays(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed: int) -> dict[str, np.ndarray]:
+def _run_on_random(
+    network: ImportedNetwork, shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed: int
+) -> tuple[NamedArrays, NamedArrays]:
+    """Run a network on random inputs of these shapes, and return the inputs and the outputs.
+
+    Raises BadProgram if the network fails, or if the inputs need more than ``MAX_RUN_BYTES``.
+    """
+    texts = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    if sum(math.prod(shape) * _numpy_type(dtypes[name]).itemsize for name, shape in shapes.items()) > MAX_RUN_BYTES:
+        raise BadProgram(f"inputs of the shapes {texts} need too much memory; the maximum is {MAX_RUN_BYTES:,} bytes")
+    arrays = _random_arrays(shapes, dtypes, seed)
+    try:
+        return arrays, network.run({name: array.copy() for name, array in arrays.items()})  # it may change them
+    except Exception as error:
+        raise BadProgram(f"the network fails on inputs of the shapes {texts}: {str(error)[:300]}") from error
+
+
+def _numpy_type(dtype: str) -> np.dtype:
+    return np.dtype(object if dtype == "string" else dtype)
+
+
+def _random_arrays(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed: int) -> NamedArrays:
     """Return random inputs. Floats are normally distributed. Other values are 0 or 1, to serve as indices or texts."""
     generator = np.random.default_rng(seed)
     return {
-        name: generator.standard_normal(shape).astype(dtypes[name])
+        name: generator.standard_normal(shape, np.float32).astype(dtypes[name], copy=False)
         if dtypes[name].startswith("float")
-        else generator.integers(0, 2, shape).astype(object if dtypes[name] == "string" else dtypes[name])
+        else generator.integers(0, 2, shape, np.uint8).astype(_numpy_type(dtypes[name]), copy=False)
         for name, shape in shapes.items()
     }
 

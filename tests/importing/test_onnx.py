@@ -132,6 +132,22 @@ def test_rows_may_differ_by_the_rounding_of_the_weights(tmp_path: Path, dtype: t
     assert card.sizes["batched"] is (dtype is np.float16)
 
 
+def test_inputs_that_need_too_much_memory_are_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = [f"size_{axis}" for axis in range(10)]  # with the size 16: 512 GiB
+    model = onnx_model([helper.make_node("Neg", ["x"], ["y"])], {"x": shape}, {"y": shape})
+    with pytest.raises(
+        StoreError, match=r"inputs of the shapes x \[2, 16, .* need too much memory; the maximum is 2,147"
+    ):
+        add_model(tmp_path, model)
+    monkeypatch.setattr("app.importing.draft.MAX_RUN_BYTES", 2**20)
+    weights = {"weight": np.ones([1, *[17] * 4], np.float32)}
+    model = onnx_model([helper.make_node("Add", ["x", "weight"], ["y"])], {"x": shape[:5]}, {"y": shape[:5]}, weights)
+    with pytest.raises(
+        StoreError, match=r"(?s)fails on inputs of the shapes x \[2, 16, .*tried the sizes 16, 32, 64, "
+    ):
+        add_model(tmp_path, model)
+
+
 def colour_model() -> ModelProto:
     """Return a classifier whose logits are the means of the three channels."""
     nodes = [helper.make_node("GlobalAveragePool", ["x"], ["mean"]), helper.make_node("Flatten", ["mean"], ["y"])]
