@@ -62,6 +62,24 @@ def test_scikit_learn_models_are_served(tmp_path: Path) -> None:
             infer(port, "numbers", X=rows[:, :3])
 
 
+def test_an_encoder_must_allow_unknown_categories(tmp_path: Path) -> None:
+    text = helper.make_tensor_value_info("text", TensorProto.STRING, ["batch", 1])
+    code = helper.make_tensor_value_info("code", TensorProto.FLOAT, ["batch", 1, 2])
+
+    def encoder(zeros: int) -> ModelProto:
+        options = {"cats_strings": ["red", "blue"], "zeros": zeros}
+        node = helper.make_node("OneHotEncoder", ["text"], ["code"], domain="ai.onnx.ml", **options)
+        graph = helper.make_graph([node], "graph", [text], [code])
+        versions = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+        return helper.make_model(graph, opset_imports=versions, ir_version=8)
+
+    with pytest.raises(
+        StoreError, match=r'Unknown Category.*; train the encoder with OneHotEncoder\(handle_unknown="ig'
+    ):
+        add_model(tmp_path, encoder(zeros=0))
+    assert add_model(tmp_path, encoder(zeros=1)).outputs[0].shape == [-1, 1, 2]
+
+
 def test_only_the_body_limits_the_length_and_commas_of_texts(tmp_path: Path) -> None:
     text, same = (helper.make_tensor_value_info(name, TensorProto.STRING, ["batch", 1]) for name in ("text", "same"))
     graph = helper.make_graph([helper.make_node("Identity", ["text"], ["same"])], "graph", [text], [same])

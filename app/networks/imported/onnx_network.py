@@ -19,6 +19,8 @@ MAX_MODEL_BYTES = 2**31 - 1  # largest size of a protocol buffer
 ARENA_BYTES = 4 * 2**30  # limit for all ONNX models of this process together, without their weights
 EXTEND_AS_NEEDED = 1  # value of arena_extend_strategy; 0 would round up to powers of two
 OUT_OF_ARENA = "is smaller than requested bytes"  # part of onnxruntime's message when ARENA_BYTES are exceeded
+UNKNOWN_CATEGORY = "Unknown Category"  # part of the message of an encoder that does not allow unknown categories
+CATEGORY_HINT = '; train the encoder with OneHotEncoder(handle_unknown="ignore")'
 QUIET = 4  # log severity: only fatal errors, because all others are raised
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -100,6 +102,8 @@ class OnnxNetwork:
             results = self._session.run(None, dict(inputs))
         except Exception as error:  # onnxruntime raises exceptions of many classes
             message = str(error).rpartition("Status Message: ")[2]
+            if UNKNOWN_CATEGORY in message:
+                message = f"{message.strip()}{CATEGORY_HINT}"
             raise RuntimeError("it needs too much memory" if OUT_OF_ARENA in message else message) from error
         return dict(zip(self.outputs, results, strict=True))
 
