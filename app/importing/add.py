@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -60,16 +61,31 @@ def add(models: Path, file: Path, description: Description, max_bytes: int) -> C
     if (size := file.stat().st_size) > max_bytes:
         raise BadProgram(f"{file.name} has {size:,} bytes; the maximum is {max_bytes:,}")
     if is_onnx_archive(file):
-        draft = _read_onnx(read_onnx_archive(file, max_bytes), description)
+        drafts = _read_onnx(read_onnx_archive(file, max_bytes), description)
     elif _is_archive(file):
-        draft = _read_program(file, max_bytes)
+        drafts = [_read_program(file, max_bytes)]
     else:
-        draft = _read_onnx(read_onnx_file(file, max_bytes), description)
-    draft.card |= _card(description, file)
-    draft.card["sizes"]["options"] = dict(description.options)
-    draft.check(description.size)
+        drafts = _read_onnx(read_onnx_file(file, max_bytes), description)
+    for draft in drafts:
+        draft.card |= _card(description, file)
+        draft.card["sizes"]["options"] = dict(description.options)
+    draft = _checked(drafts, description.size)
     draft.measure(description.task)
     return store.publish(models, draft.card, draft.tensors).card
+
+
+def _checked(drafts: Sequence[Draft], size: int | None) -> Draft:
+    """Check the drafts in turn, and return the first that can be batched, or else the last.
+
+    Raises BadProgram if the last draft is checked and invalid.
+    """
+    for draft in drafts[:-1]:
+        with suppress(BadProgram):
+            draft.check(size)
+            if draft.card["sizes"]["batched"]:
+                return draft
+    drafts[-1].check(size)
+    return drafts[-1]
 
 
 def _is_archive(file: Path) -> bool:
@@ -95,16 +111,37 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
     return Draft.start("exported-program", program.inputs, sizes, versions, tensors)
 
 
-def _read_onnx(tensors: dict[str, Tensor], description: Description) -> Draft:
-    """Return the draft for an ONNX file. The memory of its runs is not checked, because onnxruntime limits it."""
+def _read_onnx(tensors: dict[str, Tensor], description: Description) -> list[Draft]:
+    """Return the drafts for an ONNX file, in the order of preference.
+
+    There are two drafts if the first dimensions of the inputs may be one batch dimension with several names. The memory
+    of the runs is not checked, because onnxruntime limits it.
+    """
     inputs = read_inputs(tensors)
     if description.task == "classify":
         inputs = fix_image_sizes(inputs, description.options.get("input"), description.size)
+    return [_onnx_draft(tensors, each) for each in (_rename_batch(inputs), inputs) if each]
+
+
+def _onnx_draft(tensors: dict[str, Tensor], inputs: Sequence[InputSpec]) -> Draft:
     batch = _batch_symbol(inputs)
     symbols = {str(size) for spec in inputs for size in spec.shape if isinstance(size, str)} - {"?", batch}
     ranges = {symbol: [1, LARGEST_SIZE] for symbol in sorted(symbols)}
     sizes = ImportedSizes(_shapes(inputs), ranges, batch is not None, MAX_ROWS if batch else 1)
     return Draft.start("onnx", inputs, sizes, {"onnxruntime": version("onnxruntime")}, tensors)
+
+
+def _rename_batch(inputs: Sequence[InputSpec]) -> list[InputSpec] | None:
+    """Return the inputs with one name for their first dimensions, or None if these cannot be one batch dimension.
+
+    Exporters such as tf2onnx give the batch dimension another name in each input.
+    """
+    first = [spec.shape[0] if spec.shape else None for spec in inputs]
+    names = {size for size in first if isinstance(size, str)}
+    others = {size for spec in inputs for size in spec.shape[1:]}
+    if len(names) < 2 or not all(isinstance(size, str) for size in first) or names & others:
+        return None
+    return [replace(spec, shape=(first[0], *spec.shape[1:])) for spec in inputs]
 
 
 def _shapes(inputs: Sequence[InputSpec]) -> dict[str, list[int | str]]:

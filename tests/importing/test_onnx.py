@@ -23,6 +23,7 @@ from app.cli import models
 from app.importing.add import Description, add
 from app.importing.draft import Draft
 from app.importing.pt2_graph import BadProgram
+from app.networks.imported import ImportedSizes
 from app.networks.imported.onnx_network import MODEL, OnnxNetwork
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue
@@ -212,6 +213,34 @@ def test_a_classifier_with_a_mask_is_rejected(tmp_path: Path) -> None:
     model = onnx_model(nodes, {"x": shape, "mask": shape}, {"y": ["batch", 3]})
     with pytest.raises(StoreError, match="tensor 'mask' is not an input of this task; it is float32"):
         add_model(tmp_path, model, task="classify", labels=["red", "green", "blue"], options={"input": "x"})
+
+
+@pytest.mark.parametrize(
+    ("operator", "names", "output", "batched"),
+    [
+        ("Add", ("unk__1", "unk__2"), ["unk__3", 4], True),
+        ("Add", ("unk__1", None), ["unk__3", 4], True),
+        ("TopK", ("rows", "columns"), ["rows", 4], False),  # fails if y has the two rows of the first test
+        ("Einsum", ("rows", "columns"), ["rows", "columns"], False),  # each result depends on all columns
+    ],
+)
+def test_the_batch_dimension_may_have_several_names(
+    tmp_path: Path, operator: str, names: tuple[str, str | None], output: list[Any], batched: bool
+) -> None:
+    columns = 8 if operator == "TopK" else 4
+    nodes = {
+        "Add": [helper.make_node("Add", ["x", "y"], ["z"])],
+        "Einsum": [helper.make_node("Einsum", ["x", "y"], ["z"], equation="ij,kj->ik")],
+        "TopK": [
+            helper.make_node("TopK", ["y", "count"], ["best", "indices"], axis=0),
+            helper.make_node("MatMul", ["x", "best"], ["z"]),
+        ],
+    }
+    inputs, count = {"x": [names[0], columns], "y": [names[1], 4]}, {"count": np.array([columns])}
+    card = add_model(tmp_path, onnx_model(nodes[operator], inputs, {"z": output}, count))
+    assert card.sizes["batched"] is batched
+    problem = ImportedSizes(**card.sizes).problem({"x": (2, columns), "y": (3, 4)})
+    assert (problem is not None) is batched
 
 
 def test_the_largest_batch_fits_into_memory() -> None:
