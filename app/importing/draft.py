@@ -102,17 +102,30 @@ class Draft:
         _, (_, others) = _first_success(  # the second size is for a network that reads only multiples of a number
             lambda other: run(other_rows, other, 1, other_sizes), other_sizes, [size + 1, 2 * size]
         )
+        declared = {name: spec.shape for name, spec in network.outputs.items()} if self.card["kind"] == "onnx" else {}
         self.card["outputs"] = [
             {
                 "name": name,
                 "dtype": _output_type(name, output),
-                "shape": [
-                    size if size == other and not (axis == 0 and self.card["sizes"]["batched"]) else -1
-                    for axis, (size, other) in enumerate(zip(output.shape, others[name].shape, strict=True))
-                ],
+                "shape": self._output_shape(output.shape, others[name].shape, declared.get(name)),
             }
             for name, output in outputs.items()
         ]
+
+    def _output_shape(self, shape: Sequence[int], other: Sequence[int], declared: Sequence[object] | None) -> list[int]:
+        """Return the shape of an output for the card, where -1 marks a varying size.
+
+        ``shape`` and ``other`` are the shapes in two runs. If the sizes of a dimension are equal, it may still vary
+        with input values. So a dimension that the file declares as varying is fixed only for a task, which needs
+        the size, and only if the size is not 0. ``declared`` is the declared shape, and None for exported programs.
+        """
+        result = []
+        for axis, sizes in enumerate(zip(shape, other, strict=True)):
+            counts_rows = axis == 0 and self.card["sizes"]["batched"]
+            fixed = declared is None or (len(declared) == len(shape) and isinstance(declared[axis], int))
+            needed = self.card["task"] != "infer" and sizes[0] > 0
+            result.append(sizes[0] if sizes[0] == sizes[1] and not counts_rows and (fixed or needed) else -1)
+        return result
 
     def _has_low_precision(self) -> bool:
         """Return whether a weight is float16 or bfloat16. Results then have rounding errors of this type."""

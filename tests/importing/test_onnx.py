@@ -243,6 +243,26 @@ def test_the_batch_dimension_may_have_several_names(
     assert (problem is not None) is batched
 
 
+@pytest.mark.parametrize(
+    ("limit", "task", "width"),
+    [(1e9, "infer", -1), (-1, "infer", -1), (-1, "forecast", 3)],  # NonZero finds 0 or 3 values
+)
+def test_the_card_tells_which_output_sizes_depend_on_values(
+    tmp_path: Path, limit: float, task: str, width: int
+) -> None:
+    """NonZero returns the indices of all values above a limit. Their number is declared as varying."""
+    nodes = [
+        helper.make_node("Abs", ["x"], ["positive"]),
+        helper.make_node("Greater", ["positive", "limit"], ["large"]),
+        helper.make_node("NonZero", ["large"], ["indices"]),
+        helper.make_node("Gather", ["indices", "second"], ["columns"]),
+        helper.make_node("Cast", ["columns"], ["y"], to=TensorProto.FLOAT),
+    ]
+    weights = {"limit": np.array(limit, np.float32), "second": np.array([1])}
+    model = onnx_model(nodes, {"x": [1, 3]}, {"y": [1, "count"]}, weights)
+    assert add_model(tmp_path, model, task=task).outputs[0].shape == [1, width]
+
+
 def test_the_largest_batch_fits_into_memory() -> None:
     def run(rows: int) -> None:
         tried.append(rows)
