@@ -24,6 +24,7 @@ from app.importing.add import Description, add
 from app.importing.draft import Draft
 from app.importing.pt2_graph import BadProgram
 from app.networks.imported import ImportedSizes
+from app.networks.imported.onnx_format import OnnxContent, _check_attributes
 from app.networks.imported.onnx_network import MODEL, OnnxNetwork
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue
@@ -506,6 +507,22 @@ def test_models_that_cannot_be_served_are_rejected(
     with pytest.raises(StoreError) as caught:
         add_model(tmp_path, make(tmp_path))
     assert message in str(caught.value)
+
+
+def test_long_lists_in_attributes_hide_no_field() -> None:
+    """The check leaves out numbers and short texts, but not the fields before, between and after them."""
+    secret = helper.make_tensor("secret", TensorProto.FLOAT, [1], [0.0])
+    secret.data_location = TensorProto.EXTERNAL
+    secret.external_data.add(key="location", value="/secret")
+    field = AttributeProto(t=secret).SerializeToString()
+    lists = AttributeProto(floats=[1.5] * 1500, ints=[-1, 0, 300] * 900, strings=[b"", b"LEAF", b"x" * 40, b"END"])
+    values = lists.SerializeToString()
+    _check_attributes("node", [memoryview(values)], set(), OnnxContent(), 0)
+    for attribute in (field + values, values + field, values + field + values):
+        with pytest.raises(ValueError, match="external data is in '/secret'"):
+            _check_attributes("node", [memoryview(attribute)], set(), OnnxContent(), 0)
+    with pytest.raises(IndexError):
+        _check_attributes("node", [memoryview(values[:-1])], set(), OnnxContent(), 0)
 
 
 def test_a_model_may_define_functions(tmp_path: Path) -> None:

@@ -27,6 +27,13 @@ FILE_NAME = re.compile(rb"%b(/%b){0,4}" % (_NAME, _NAME))
 MAX_DEPTH = 32  # largest nesting depth of graphs
 VALUES_PER_BYTE = 4  # largest number of values in a byte, reached by types with 2 bits
 
+# Matches 1 to 1,000 values that ``_check_attributes`` does not read: numbers in fields 1 to 15, and texts of up to 31
+# bytes in ``strings``. An attribute repeats the field for each value, and a tree ensemble has many values.
+_INTEGER = rb"[\x08\x10\x18\x20\x28\x30\x38\x40\x48\x50\x58\x60\x68\x70\x78][\x80-\xff]{0,9}[\x00-\x7f]"
+_FLOAT = rb"[\x0d\x15\x1d\x25\x2d\x35\x3d\x45\x4d\x55\x5d\x65\x6d\x75\x7d].{4}"
+_TEXT = rb"\x4a(?:%b)" % b"|".join(b"\\x%02x.{%d}" % (length, length) for length in range(32))  # field 9, ``strings``
+IGNORED = re.compile(rb"(?:%b|%b|%b){1,1000}" % (_FLOAT, _INTEGER, _TEXT), re.DOTALL)
+
 Field = tuple[int, int | memoryview]
 Operator = tuple[str, str]  # domain and name
 
@@ -103,7 +110,7 @@ def _check_attributes(
     owner: str, attributes: Iterable[memoryview], defined: set[Operator], result: OnnxContent, depth: int
 ) -> None:
     for attribute in attributes:
-        for number, value in _fields(attribute):
+        for number, value in _fields(attribute, IGNORED):
             if number in ATTRIBUTE_SPARSE:
                 raise ValueError(f"{owner} has a sparse tensor, which is not supported")
             if isinstance(value, memoryview) and number in ATTRIBUTE_TENSORS:
@@ -158,13 +165,18 @@ def _text(value: memoryview) -> str:
     return bytes(value).decode()
 
 
-def _fields(message: memoryview) -> Iterator[Field]:
+def _fields(message: memoryview, ignored: re.Pattern[bytes] | None = None) -> Iterator[Field]:
     """Yield the number and the value of each field: an integer, or the bytes of a text or message.
+
+    Fields that match ``ignored`` are left out.
 
     Raises IndexError for a truncated message, and ValueError for a wire type that onnx.proto does not use.
     """
     position, end = 0, len(message)
     while position < end:
+        if ignored and (match := ignored.match(message, position)):
+            position = match.end()
+            continue
         key, position = _varint(message, position)
         kind = key & 7
         if kind == 0:
