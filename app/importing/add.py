@@ -153,21 +153,26 @@ def _card(description: Description, file: Path) -> dict[str, Any]:
     return {
         "name": description.name,
         "task": description.task,
-        "title": description.title or f"Imported from {file.name}",
+        "title": _unicode(description.title or f"Imported from {file.name}"),
         "labels": list(description.labels) if description.labels else None,
         "vocabulary": [*description.vocabulary, UNKNOWN_CHARACTER] if description.vocabulary else None,
         "metrics": {},
         "data": {},
         "seed": 0,
-        "command": description.command,
+        "command": _unicode(description.command),
         "commit": "",
         "hardware": speed.processor(),
         "minutes": 0.0,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "notes": "",
-        "licence": description.licence,
-        "source": description.source,
+        "licence": _unicode(description.licence),
+        "source": _unicode(description.source),
     }
+
+
+def _unicode(text: str) -> str:
+    """Return ``text`` with a question mark for each byte of an argument or file name that is not UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _batch_symbol(inputs: Sequence[InputSpec]) -> str | None:

@@ -18,6 +18,7 @@ from app.store.card import (
     StrictModel,
     TensorSpec,
     VersionNumber,
+    card_text,
     parse_card,
     read_card,
 )
@@ -30,7 +31,6 @@ from app.store.versions import (
     SkipInit,
     Version,
     all_versions,
-    card_text,
     encode_weights,
     missing_defaults,
     model_names,

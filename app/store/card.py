@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -188,6 +190,15 @@ class Card(StrictModel):
     speed: Speed | None = None
     licence: str | None = None
     source: str | None = None
+
+
+def card_text(content: Mapping[str, Any]) -> bytes:
+    """Return the content of ``card.json``. Raises StoreError for a text that is not Unicode."""
+    try:
+        return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        text = error.object[max(error.start - 40, 0) : error.end]
+        raise StoreError(f"the card of {content['name']!r} has a text that is not Unicode: {text!r}") from None
 
 
 def parse_card(content: bytes, path: str) -> Card:

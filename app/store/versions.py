@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from app.networks import KINDS, Kind, TaskName, build, is_imported
 from app.store.atomic_files import folder_lock, replace_file, scratch_folder, sync
-from app.store.card import CARD, Card, StoreError, parse_card, read_card
+from app.store.card import CARD, Card, StoreError, card_text, parse_card, read_card
 
 WEIGHTS = "model.safetensors"
 ROLLOUT = "active.json"
@@ -322,11 +322,6 @@ def next_number(store: Path, name: str) -> int:
         named = [rollout.get("active"), rollout.get("previous"), canary.get("version"), *rollout.get("retired", ())]
         numbers += [number for number in named if isinstance(number, int)]
     return max(numbers, default=0) + 1
-
-
-def card_text(content: Mapping[str, Any]) -> bytes:
-    """Return the content of ``card.json``."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def place(store: Path, folder: Path) -> bool:

@@ -285,6 +285,22 @@ def test_a_file_with_labels_may_begin_with_a_byte_order_mark(tmp_path: Path) -> 
     assert store.read_version(tmp_path / "store", "net", 1).card.labels == ["red", "green", "blue"]
 
 
+def test_texts_on_the_command_line_may_not_be_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python decodes other bytes of arguments and file names to surrogates, which no JSON file can contain."""
+    (tmp_path / "store").mkdir()
+    path = tmp_path / "m\udcfcdel.onnx"
+    path.write_bytes(colour_model().SerializeToString())
+    options = ["--store", str(tmp_path / "store"), "--licence", "\udcff", "--source", "\udcff"]
+    for title in ([], ["--title", "\udcff"]):
+        assert models.main(["add", str(path), "--name", "net", *options, *title]) == 0
+    cards = [store.read_version(tmp_path / "store", "net", number).card for number in (1, 2)]
+    assert [card.title for card in cards] == ["Imported from m?del.onnx", "?"]
+    assert {(card.licence, card.source) for card in cards} == {("?", "?")}
+    wrong = ["--task", "classify", "--input", "\udcff"]
+    assert models.main(["add", str(path), "--name", "net", *options, *wrong]) == 1
+    assert "the card of 'net' has a text that is not Unicode: " in capsys.readouterr().err
+
+
 def test_a_model_computes_with_the_threads_of_the_service() -> None:
     content = torch.frombuffer(bytearray(linear_model()[0].SerializeToString()), dtype=torch.uint8)
     threads = torch.get_num_threads()
