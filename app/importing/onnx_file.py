@@ -26,26 +26,28 @@ TYPES = {  # types of inputs and outputs; the keys are onnxruntime's names
 def read_onnx_file(path: Path, max_bytes: int) -> dict[str, Tensor]:
     """Read an ONNX file and its external data. Return the files as the tensors of a version.
 
-    The files of external data must be in the folder of the ONNX file or below it.
+    The files of external data must be in the folder of the ONNX file or below it. If ``path`` is a link, the folder of
+    its target is allowed too: in the cache of Hugging Face, the model and its data are links to another folder.
 
     Raises:
         BadProgram: the file is invalid, or its external data is elsewhere or too large.
     """
     content = _tensor(path)
     external = external_files(path.name, content)
-    folder, total = path.resolve().parent, content.numel()
+    folders, total = (path.parent.resolve(), path.resolve().parent), content.numel()
     tensors = {MODEL: content}
     for name in external:
-        file = (folder / name).resolve()  # follows links
-        if not file.is_relative_to(folder) or not file.is_file():
+        paths = [(folder / name).resolve() for folder in folders]  # follows links
+        allowed = [each for each in paths if each.is_file() and any(map(each.is_relative_to, folders))]
+        if not allowed:
             raise BadProgram(
                 f"{path.name}: external data {name!r} is not a file below the folder of the model; over HTTP, send a "
                 "ZIP archive of the model and its data"
             )
-        total += file.stat().st_size
+        total += allowed[0].stat().st_size
         if total > max_bytes:
             raise BadProgram(f"{path.name} and its external data have {total:,} bytes; the maximum is {max_bytes:,}")
-        tensors[f"{EXTERNAL}{name}"] = _tensor(file)
+        tensors[f"{EXTERNAL}{name}"] = _tensor(allowed[0])
     return tensors
 
 

@@ -330,6 +330,35 @@ def test_external_data_below_the_folder_is_imported(tmp_path: Path, location: st
     assert archive.import_archive(tmp_path / "other", content, MAX_BYTES).kind == "onnx"
 
 
+def test_a_model_and_its_external_data_may_be_links(tmp_path: Path) -> None:
+    """The cache of Hugging Face has links in snapshots/REVISION to files in blobs that are named by their hash."""
+    model, matrix = linear_model()
+    externalise(model, "model.onnx_data", length=matrix.nbytes)
+    snapshot, blobs = tmp_path / "snapshots" / "revision", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "1").write_bytes(model.SerializeToString())
+    (blobs / "2").write_bytes(matrix.tobytes())
+    (snapshot / "model.onnx").symlink_to("../../blobs/1")
+    data = snapshot / "model.onnx_data"
+    data.symlink_to("../../blobs/2")
+
+    def add_snapshot() -> store.Card:
+        return add(tmp_path / "store", snapshot / "model.onnx", Description("net"), MAX_BYTES)
+
+    network = store.read_version(tmp_path / "store", "net", add_snapshot().version).network()
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_allclose(network.run({"x": x})["y"], x @ matrix, rtol=1e-5)
+    data.unlink()
+    (tmp_path / "secret").write_bytes(matrix.tobytes())
+    data.symlink_to(tmp_path / "secret")
+    with pytest.raises(StoreError, match=r"'model.onnx_data' is not a file below the folder"):
+        add_snapshot()
+    data.unlink()
+    (blobs / "model.onnx_data").write_bytes(matrix.tobytes())  # next to the target of the link
+    assert add_snapshot().version == 2
+
+
 def test_an_archive_has_a_model_and_its_external_data(tmp_path: Path) -> None:
     model, matrix = linear_model()
     externalise(model, "weights/matrix ü.bin", length=matrix.nbytes)
