@@ -330,6 +330,24 @@ def test_external_data_below_the_folder_is_imported(tmp_path: Path, location: st
     assert archive.import_archive(tmp_path / "other", content, MAX_BYTES).kind == "onnx"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
+def test_external_data_without_a_length_have_the_size_of_the_tensor(tmp_path: Path, dtype: type) -> None:
+    values = np.arange(6).astype(dtype).reshape(2, 3)
+    nodes = [
+        helper.make_node("Cast", ["weight"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["x", "number"], ["y"]),
+    ]
+    model = onnx_model(nodes, {"x": [2, 3]}, {"y": [2, 3]}, {"weight": values})
+    externalise(model, "data.bin", offset=64)
+    (tmp_path / "data.bin").write_bytes(bytes(64) + values.tobytes())
+    add_model(tmp_path, model)
+    network = store.read_version(tmp_path / "store", "net", 1).network()
+    assert network.run({"x": np.zeros((2, 3), np.float32)})["y"].tolist() == values.tolist()
+    (tmp_path / "data.bin").write_bytes(bytes(64) + values.tobytes()[:-1])
+    with pytest.raises(StoreError, match=f"is missing, or has less than {64 + values.nbytes} bytes"):
+        add_model(tmp_path, model)
+
+
 def test_a_model_and_its_external_data_may_be_links(tmp_path: Path) -> None:
     """The cache of Hugging Face has links in snapshots/REVISION to files in blobs that are named by their hash."""
     model, matrix = linear_model()
@@ -413,11 +431,12 @@ def add_model(tmp_path: Path, model: ModelProto | bytes, max_bytes: int = MAX_BY
         ("inside", {"length": 10**12}, "is missing, or has less than 1,000,000,000,000 bytes"),
         ("inside", {"length": 2}, "claims 12 values"),
         ("inside", {"offset": -1, "length": 48}, "has the offset '-1'"),
-        ("inside", {}, "has the offset '0' and the length ''"),
+        ("inside", {"length": ""}, "has the offset '0' and the length ''"),
+        ("inside", {"offset": 4}, "is missing, or has less than 52 bytes"),
     ],
 )
 def test_foreign_files_and_addresses_are_never_read(
-    location: str, entries: dict[str, int], message: str, tmp_path: Path
+    location: str, entries: dict[str, int | str], message: str, tmp_path: Path
 ) -> None:
     model, _ = linear_model()
     externalise(model, location, **entries)

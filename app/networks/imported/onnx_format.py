@@ -17,6 +17,15 @@ GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
 NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 4, 5, 7
 ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
 TENSOR_DIMS, TENSOR_TYPE, TENSOR_EXTERNAL, TENSOR_LOCATION = 1, 2, 13, 14
+BITS = {  # of one value, by ``TENSOR_TYPE``
+    **dict.fromkeys((2, 3, 9, 17, 18, 19, 20, 24), 8),  # uint8, int8, bool, float8
+    **dict.fromkeys((4, 5, 10, 16), 16),  # uint16, int16, float16, bfloat16
+    **dict.fromkeys((1, 6, 12), 32),  # float32, int32, uint32
+    **dict.fromkeys((7, 11, 13, 14), 64),  # int64, float64, uint64, complex64
+    15: 128,  # complex128
+    **dict.fromkeys((21, 22, 23), 4),  # uint4, int4, float4
+    **dict.fromkeys((25, 26), 2),  # uint2, int2
+}
 LOW_PRECISION = (10, 16)  # values of ``TENSOR_TYPE`` for float16 and bfloat16
 FUNCTION_NAME, FUNCTION_NODE, FUNCTION_DOMAIN, FUNCTION_DEFAULT = 1, 7, 10, 11
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
@@ -123,12 +132,13 @@ def _check_tensor(tensor: memoryview, result: OnnxContent) -> None:
     """Raise ValueError if a tensor claims more values than the file holds, or if its external data is not allowed."""
     dims: list[int] = []
     external: dict[str, str] = {}
-    is_external = False
+    is_external, kind = False, 0
     for number, value in _fields(tensor):
         if number == TENSOR_DIMS:
             dims += [value] if isinstance(value, int) else _varints(value)
         elif number == TENSOR_TYPE:
-            result.low_precision |= value in LOW_PRECISION
+            kind = value if isinstance(value, int) else 0
+            result.low_precision |= kind in LOW_PRECISION
         elif number == TENSOR_LOCATION:
             is_external = value == 1
         elif number == TENSOR_EXTERNAL and isinstance(value, memoryview):
@@ -136,7 +146,9 @@ def _check_tensor(tensor: memoryview, result: OnnxContent) -> None:
             external[entry.get(1, "")] = entry.get(2, "")
     available = len(tensor)
     if is_external or external:
-        location, start, length = external.get("location", ""), external.get("offset", "0"), external.get("length", "")
+        location, start = external.get("location", ""), external.get("offset", "0")
+        whole = str(-(math.prod(dims) * BITS[kind] // -8)) if kind in BITS else ""  # without a length
+        length = external.get("length", whole)
         if not FILE_NAME.fullmatch(location.encode()):
             raise ValueError(
                 f"external data is in {location[:80]!r}, which is not below the folder of the model, or has a name "
