@@ -102,6 +102,18 @@ def test_without_a_key_file_no_request_needs_a_key(serve: Serve) -> None:
         assert client.post(SAMPLE, json=GOOD, headers=bearer("whatever")).status_code == 200
 
 
+def test_the_folder_of_a_new_key_file_is_flushed_after_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[bool, bool]] = []
+    file = tmp_path / "keys.txt"
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: flushed.append((Path(f"/proc/self/fd/{handle}").resolve().is_dir(), file.exists()))
+    )
+    key_file.add(file, "alice")
+    assert flushed == [(False, False), (True, True)]
+
+
 def test_a_changed_key_file_takes_effect_without_a_restart(
     serve: Serve, file: Path, alice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
