@@ -17,7 +17,7 @@ from app.importing.onnx_file import external_files
 from app.importing.pt2_archive import MAX_DIRECTORY_BYTES
 from app.importing.pt2_graph import BadProgram
 from app.networks.imported.onnx_network import EXTERNAL, MODEL
-from app.store.archive import check_directory
+from app.store.archive import check_directory, check_offset
 
 DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, struct.error, zlib.error)
 
@@ -72,11 +72,13 @@ def _models(archive: zipfile.ZipFile) -> list[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an archive. Raises BadProgram if its list of entries is too long, or if reading fails."""
+    """Open an archive. Raises BadProgram if reading fails, and BadArchive for a wrong list of entries."""
     with path.open("rb") as file:
         try:
             check_directory(file, MAX_DIRECTORY_BYTES)
             with zipfile.ZipFile(file) as archive:
+                for entry in archive.infolist():
+                    check_offset(archive, entry)
                 yield archive
         except DAMAGED as error:
             raise BadProgram(f"the archive cannot be read: {error}") from None

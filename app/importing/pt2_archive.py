@@ -28,7 +28,7 @@ from torch import Tensor
 
 from app.importing.pt2_graph import DTYPES, BadProgram, GraphReader, InputSpec
 from app.networks.imported.exported_program import MAX_GRAPH_BYTES
-from app.store.archive import check_directory
+from app.store.archive import check_directory, check_offset
 
 MAX_DIRECTORY_BYTES = 4 * 2**20  # largest central directory of the zip archive, enough for 30,000 weights
 FORMAT, GRAPH_FILE = "archive_format", "models/model.json"
@@ -90,6 +90,7 @@ def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipI
             hint = "; it is a TorchScript file or a pickle of torch.save: export the network with torch.export"
         raise BadProgram(f"the file is not a .pt2 archive of torch.export.save{hint}")
     for name, info in zip(names, infos, strict=True):
+        check_offset(archive, info)
         if name.startswith("data/aotinductor/"):
             raise BadProgram(f"entry {name!r} is native code (AOTInductor), which is never loaded")
         if name.startswith("data/executorch/"):

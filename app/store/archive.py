@@ -139,6 +139,12 @@ def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> No
         raise BadArchive(f"its central directory has {size:,} bytes; the maximum is {max_bytes:,}")
 
 
+def check_offset(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Raise BadArchive for an entry outside the archive. ``zipfile`` would raise an OSError for such an entry."""
+    if not 0 <= entry.header_offset < archive.start_dir:
+        raise BadArchive(f"entry {entry.filename!r} cannot be unpacked: its offset is outside the archive")
+
+
 def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
     """Return the entries of an archive by name. Raises BadArchive if an entry is missing or not allowed."""
     entries: dict[str, zipfile.ZipInfo] = {}
@@ -158,8 +164,7 @@ def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipI
         if entry.compress_type not in METHODS:
             problem = f"its method is {entry.compress_type}; allowed values: 0 (stored), 8 (deflated)"
             raise BadArchive(f"entry {name!r} cannot be unpacked: {problem}")
-        if not 0 <= entry.header_offset < archive.start_dir:
-            raise BadArchive(f"entry {name!r} cannot be unpacked: its offset is outside the archive")
+        check_offset(archive, entry)
         entries[name] = entry
     for name in (CARD, WEIGHTS):
         if name not in entries:

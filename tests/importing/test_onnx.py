@@ -405,6 +405,10 @@ def test_an_archive_has_a_model_and_its_external_data(tmp_path: Path) -> None:
     (tmp_path / "upload").write_bytes(damaged)
     with pytest.raises(StoreError, match="the archive cannot be read: "):
         add(tmp_path / "store", tmp_path / "upload", Description("net"), MAX_BYTES)
+    damaged[-5:-3] = b"\xff\xff"  # makes the offsets of the entries negative
+    (tmp_path / "upload").write_bytes(damaged)
+    with pytest.raises(StoreError, match=r"cannot be unpacked: its offset is outside the archive"):
+        add(tmp_path / "store", tmp_path / "upload", Description("net"), MAX_BYTES)
 
 
 def add_model(tmp_path: Path, model: ModelProto | bytes, max_bytes: int = MAX_BYTES, **description: Any) -> store.Card:

@@ -169,6 +169,9 @@ def test_damaged_files_are_rejected(cnn: bytes, tmp_path: Path) -> None:
     assert "is missing" in rejected(tmp_path, {name: each for name, each in files.items() if name != CONSTANTS})
     assert "little" in rejected(tmp_path, {**files, "byteorder": b"big"})
     assert "not a .pt2 archive" in rejected(tmp_path, cnn[:-10])
+    far = bytearray(pack(tmp_path / "far.pt2", files).read_bytes())
+    far[-5:-3] = b"\xff\xff"  # the stated offset of the list of entries; those of the entries become negative
+    assert "cannot be unpacked: its offset is outside the archive" in rejected(tmp_path, bytes(far))
 
 
 def test_archives_of_other_kinds_are_rejected(cnn: bytes, tmp_path: Path) -> None:
