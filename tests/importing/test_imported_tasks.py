@@ -372,6 +372,7 @@ def check_completions_of_bytes(client: httpx.Client) -> None:
             ["--task", "classify", "--labels", "two.txt"],
             "tensor 'linear' should have one value for each of the 2",
         ),
+        ("cnn", ["--task", "classify"], "the task 'classify' needs labels"),
         ("cnn", [*OPTIONS["cnn"][:4], "--size", "9"], "tensor 'image' should have height and width 9"),
         ("cnn", [*OPTIONS["cnn"][:4], "--resize", "7"], "option resize is 7; it should be at least the size 8"),
         ("cnn", [*OPTIONS["cnn"][:4], "--mean", "1,2"], "option mean is [1.0, 2.0]; it should be one value, or 3"),

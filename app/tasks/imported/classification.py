@@ -32,6 +32,8 @@ class ImportedClassifier(TaskPredictor, ImageDecoder):
     def __init__(self, version: Version, device: torch.device) -> None:
         super().__init__(version, device)
         options, self.labels = self.options, self.card.labels or []
+        if not self.labels:
+            raise StoreError(f"{self._card}: the task {self.card.task!r} needs labels")
         self.input = self.tensor("input", self.inputs, (4,), "float uint8")
         self.reject_inputs_except(self.input.name)
         self.output = self.tensor("output", self.outputs, (2,), "float")
@@ -46,7 +48,7 @@ class ImportedClassifier(TaskPredictor, ImageDecoder):
         shape = (1, side, side, channels) if self.channels_last else (1, channels, side, side)
         if self.sizes.problem({self.input.name: shape}):
             raise self.mismatch(self.input.name, f"does not take images of {side} x {side}; option size sets the size")
-        if not self.labels or self.output.shape[1] not in (-1, len(self.labels)):
+        if self.output.shape[1] not in (-1, len(self.labels)):
             raise self.mismatch(self.output.name, f"should have one value for each of the {len(self.labels)} labels")
         resize = int(options.get("resize") or 0)
         if resize and resize < side:
