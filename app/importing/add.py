@@ -23,6 +23,7 @@ from app.importing.pt2_graph import BadProgram, InputSpec
 from app.networks.imported import ImportedSizes
 from app.networks.imported.exported_program import GRAPH, graph_tensor
 from app.store import UNKNOWN_CHARACTER, Card, TaskName
+from app.store.rollout import name_problem
 from app.tasks import speed
 
 LARGEST_TEST_SIZE = 4096
@@ -56,8 +57,10 @@ def add(models: Path, file: Path, description: Description, max_bytes: int) -> C
     """Import ``file`` as the next version of a model, and return its card.
 
     Raises:
-        StoreError: the file is invalid, or does not fit the task.
+        StoreError: the name or the file is invalid, or the file does not fit the task.
     """
+    if problem := name_problem(description.name):
+        raise BadProgram(problem)
     if (size := file.stat().st_size) > max_bytes:
         raise BadProgram(f"{file.name} has {size:,} bytes; the maximum is {max_bytes:,}")
     if is_onnx_archive(file):

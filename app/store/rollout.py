@@ -105,18 +105,25 @@ def stored_versions(models: Path) -> dict[str, list[int]]:
     return versions
 
 
+def name_problem(name: str) -> str | None:
+    """Return the error message for the name of a model that is not allowed, or None for an allowed name."""
+    try:
+        _name.validate_python(name)
+    except ValidationError:
+        return (
+            f"{shorten(name)} is not a model name; a name has 1 to 64 lower-case letters, digits and hyphens, does not "
+            "begin with a hyphen, and is not reserved"
+        )
+    return None
+
+
 def numbers(models: Path, name: str) -> list[int]:
     """Return the sorted version numbers of a model. The versions may be invalid.
 
     Raises VersionNotFound if there is no such model, or if the name is not allowed.
     """
-    try:
-        _name.validate_python(name)
-    except ValidationError:
-        raise VersionNotFound(
-            f"{shorten(name)} is not a model name; a name has 1 to 64 lower-case letters, digits and hyphens, does not "
-            "begin with a hyphen, and is not reserved"
-        ) from None
+    if problem := name_problem(name):
+        raise VersionNotFound(problem)
     found: list[int] = []
     with suppress(StoreError):  # an unreadable folder counts as missing, as in ``stored_versions``
         found = store.version_numbers(models, name)

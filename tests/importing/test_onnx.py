@@ -285,6 +285,14 @@ def test_a_file_with_labels_may_begin_with_a_byte_order_mark(tmp_path: Path) -> 
     assert store.read_version(tmp_path / "store", "net", 1).card.labels == ["red", "green", "blue"]
 
 
+@pytest.mark.parametrize("name", ["My_Net", "-net", "stats", "", "a" * 65, "\udcff"])
+def test_the_name_is_checked_before_the_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(
+        StoreError, match=r"is not a model name; a name has 1 to 64 lower-case letters, digits and hyph"
+    ):
+        add(tmp_path / "store", tmp_path / "missing.onnx", Description(name), MAX_BYTES)
+
+
 def test_texts_on_the_command_line_may_not_be_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Python decodes other bytes of arguments and file names to surrogates, which no JSON file can contain."""
     (tmp_path / "store").mkdir()
