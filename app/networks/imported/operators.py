@@ -25,36 +25,37 @@ from app.networks.cnn import SMALL_BATCH, max_pool
 POINTWISE = """__and__ __or__ __xor__ abs acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and
 bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min clip
 clone complex contiguous copysign cos cosh deg2rad digamma div divide elu eq erf erfc erfinv exp exp2 expm1 floor
-floor_divide fmax fmin fmod frac ge gelu glu greater greater_equal gt hardshrink hardsigmoid hardswish hardtanh hypot
-imag isclose isfinite isinf isnan le leaky_relu lerp less less_equal lgamma log log10 log1p log2 log_sigmoid logaddexp
-logaddexp2 logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul multiply
-nan_to_num ne neg negative not_equal polar positive pow prelu rad2deg real reciprocal relu relu6 remainder round rsqrt
-rsub selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink special_expit special_expm1 special_log1p
-sqrt square sub subtract tan tanh threshold true_divide trunc view_as_complex view_as_real where xlogy"""
+floor_divide fmax fmin fmod frac ge gelu glu greater greater_equal gt hardshrink hardsigmoid hardswish hardtanh
+heaviside hypot imag isclose isfinite isinf isnan le leaky_relu lerp less less_equal lgamma log log10 log1p log2
+log_sigmoid logaddexp logaddexp2 logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum
+mish mul multiply nan_to_num ne neg negative not_equal polar positive pow prelu rad2deg real reciprocal relu relu6
+remainder round rsqrt rsub selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink special_expit
+special_expm1 special_log1p sqrt square sub subtract tan tanh threshold true_divide trunc view_as_complex
+view_as_real where xlogy"""
 REDUCTIONS = """all amax amin aminmax any argmax argmin count_nonzero cummax cummin cumprod cumsum linalg_norm
 linalg_vector_norm log_softmax _log_softmax logcumsumexp logsumexp max mean median min nanmean nansum norm prod softmax
 _softmax std std_mean sum var var_mean"""
 SHAPES = """alias argsort atleast_1d atleast_2d atleast_3d broadcast_tensors broadcast_to bucketize cat channel_shuffle
-chunk column_stack concat concatenate copy copy_ detach detach_ diag_embed diagonal dstack expand expand_as fill flatten
-flip fliplr flipud gather hsplit hstack index index_add index_copy index_fill index_put index_select lift_fresh
+chunk column_stack concat concatenate copy copy_ detach detach_ diag_embed diagonal diff dstack expand expand_as fill
+flatten flip fliplr flipud gather hsplit hstack index index_add index_copy index_fill index_put index_select lift_fresh
 lift_fresh_copy masked_scatter meshgrid movedim moveaxis narrow numpy_T mT permute pixel_shuffle pixel_unshuffle
 ravel repeat reshape reshape_as resolve_conj resolve_neg roll rot90 scatter scatter_add scatter_reduce searchsorted
 select select_scatter slice slice_scatter sort split split_with_sizes squeeze stack swapaxes swapdims t take_along_dim
 tensor_split tile to _to_copy topk transpose tril triu type_as unbind unflatten unfold unsqueeze _unsafe_view view
 view_as vsplit vstack zero_"""
-CREATION = """arange eye full full_like linspace new_full new_ones new_zeros ones ones_like scalar_tensor tril_indices
-triu_indices zeros zeros_like"""
+CREATION = """arange eye full full_like hann_window linspace new_full new_ones new_zeros ones ones_like scalar_tensor
+tril_indices triu_indices zeros zeros_like"""
 LAYERS = """adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool3d
 adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d addbmm addmm addmv affine_grid_generator alpha_dropout
 avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bilinear bmm cdist col2im constant_pad_nd conv1d conv2d conv3d
-conv_transpose1d conv_transpose2d conv_transpose3d convolution cosine_similarity dot dropout einsum embedding
+conv_transpose1d conv_transpose2d conv_transpose3d convolution cosine_similarity cross dot dropout einsum embedding
 feature_alpha_dropout feature_dropout fft_fft fft_fft2 fft_ifft fft_ifft2 fft_irfft fft_irfft2 fft_rfft fft_rfft2
-grid_sampler grid_sampler_2d group_norm gru gru_cell im2col instance_norm layer_norm linear
+grid_sampler grid_sampler_2d group_norm gru gru_cell im2col instance_norm layer_norm linalg_cross linear
 lstm lstm_cell matmul max_pool1d max_pool2d max_pool2d_with_indices max_pool3d max_pool3d_with_indices mm mv
 native_layer_norm outer pad pairwise_distance reflection_pad1d
 reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d rms_norm rnn_relu rnn_relu_cell
 rnn_tanh rnn_tanh_cell scaled_dot_product_attention tensordot upsample_bicubic2d upsample_bilinear2d upsample_linear1d
-upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d"""
+upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d vdot"""
 SYMBOLIC = ("sym_numel", "sym_size", "sym_stride", "sym_storage_offset")
 ATEN = frozenset((*" ".join((POINTWISE, REDUCTIONS, SHAPES, CREATION, LAYERS)).split(), *SYMBOLIC))
 INTEGER_LIMIT = 2**63  # a larger integer is not a valid size, and its powers would take all memory
@@ -147,10 +148,16 @@ def _native_batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, m
     return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps), x.new_zeros(0), x.new_zeros(0)
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Compute ``aten._weight_norm``, but check the size of ``g``, which the original operator does not check."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
 REPLACED: dict[str, Operator] = {
     "aten.conv2d.default": _conv2d,
     "aten.max_pool2d.default": _max_pool2d,
     "aten.one_hot.default": _one_hot,
+    "aten._weight_norm.default": _weight_norm,
     "aten.native_group_norm.default": _native_group_norm,
     "aten._native_batch_norm_legit_no_training.default": _native_batch_norm,
     "aten.empty.memory_format": torch.zeros,  # never uninitialised memory
@@ -164,6 +171,7 @@ CREATING = frozenset(  # operators that make a tensor from numbers, on the devic
         "empty",
         "eye",
         "full",
+        "hann_window",
         "linspace",
         "ones",
         "scalar_tensor",
