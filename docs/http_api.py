@@ -49,9 +49,9 @@ def page() -> str:
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             name = f"{method.upper()} {path}"
-            group = (operation.get("tags") or ["other"])[0]
+            group = operation["tags"][0]
             groups.setdefault(group, []).append(f"\n### {name}\n\n" + "".join(describe(operation, document)))
-            overview.append((f"[`{name}`](#{anchor(name)})", summary(operation)))
+            overview.append((f"[`{name}`](#{anchor(name)})", operation["summary"]))
     overview += [("`GET /`", "The web page"), ("`GET /docs`", "Swagger UI")]
     parts = [HEAD, "\n", table(("endpoint", "purpose"), overview)]
     for group, sections in groups.items():
@@ -63,10 +63,6 @@ def anchor(heading: str) -> str:
     """Return the anchor that GitHub gives to a heading."""
     characters = "".join(char for char in heading.lower() if char.isalnum() or char in " -_")
     return characters.replace(" ", "-")
-
-
-def summary(operation: Schema) -> str:
-    return str(operation["summary"])
 
 
 def describe(operation: Schema, document: Schema) -> Iterator[str]:
@@ -111,17 +107,9 @@ def describe_body(content: Schema, document: Schema) -> Iterator[str]:
         yield f": {described}\n" if described else "\n"
         if schema.get("properties"):
             yield "\n" + fields(schema, document)
-        elif schema.get("type") and schema["type"] != "string":
-            yield f"\n{kind(schema, document)}\n"
-        for example in examples(media_type):
-            text = json.dumps(example, ensure_ascii=False)
-            if isinstance(example, dict) and len(text) <= LONGEST_EXAMPLE:
-                yield f"\n```json\n{text}\n```\n"
-
-
-def examples(content: Schema) -> list[Any]:
-    named = [example.get("value") for example in content.get("examples", {}).values()]
-    return [content["example"]] if "example" in content else named[:1]
+        text = json.dumps(media_type.get("example"), ensure_ascii=False)
+        if "example" in media_type and len(text) <= LONGEST_EXAMPLE:
+            yield f"\n```json\n{text}\n```\n"
 
 
 def response_types(response: Schema, document: Schema) -> Iterator[str]:
