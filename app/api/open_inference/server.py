@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.open_inference.responses import ServerLive, ServerMetadata, ServerReady
-from app.api.openapi import json_content
 from app.api.responses import json_response, success_response
+from app.api.routes.health import status_response, status_responses
 from app.serving.registry import Registry
 
 EXTENSIONS = [
@@ -24,10 +23,7 @@ def router(registry: Registry) -> APIRouter:
         "/health/live",
         operation_id="get_server_live",
         summary="Check that the process is alive",
-        responses={
-            **success_response(ServerLive, description="The process is alive"),
-            503: {"content": json_content(ServerLive), "description": "The engine hangs"},
-        },
+        responses=status_responses(ServerLive, "The process is alive", "The engine hangs"),
     )
     async def check_live() -> Response:
         """Respond with status 503 if the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`.
@@ -35,22 +31,18 @@ def router(registry: Registry) -> APIRouter:
         In this case, the process should be restarted.
         """
         live = registry.executor.stalled_seconds() < 2 * registry.settings.liveness_timeout_seconds
-        return Response(orjson.dumps({"live": live}), 200 if live else 503, media_type="application/json")
+        return status_response({"live": live}, live)
 
     @routes.get(
         "/health/ready",
         operation_id="get_server_ready",
         summary="Check that the service is ready for requests",
-        responses={
-            **success_response(ServerReady, description="The service is ready"),
-            503: {"content": json_content(ServerReady), "description": "The service is not ready"},
-        },
+        responses=status_responses(ServerReady, "The service is ready", "The service is not ready"),
     )
     async def check_ready() -> Response:
         """Respond with status 503 if the service is not ready. Clients should then use another server."""
         ready = not registry.problems()
-        content = {"live": True, "ready": ready}
-        return Response(orjson.dumps(content), 200 if ready else 503, media_type="application/json")
+        return status_response({"live": True, "ready": ready}, ready)
 
     @routes.get(
         "",

@@ -25,7 +25,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         "/health/live",
         operation_id="check_live",
         summary="Check that the process is alive",
-        responses=_status_responses(LiveStatus, "The process is alive", "The engine hangs"),
+        responses=status_responses(LiveStatus, "The process is alive", "The engine hangs"),
     )
     async def check_live() -> Response:
         """Respond with status 503 if the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`.
@@ -34,13 +34,13 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         """
         seconds = registry.executor.stalled_seconds()
         live = seconds < 2 * registry.settings.liveness_timeout_seconds
-        return _status({"live": live, "seconds_since_progress": round(seconds, 3)})
+        return status_response({"live": live, "seconds_since_progress": round(seconds, 3)}, live)
 
     @routes.get(
         "/health/ready",
         operation_id="check_ready",
         summary="Check that the service is ready for requests",
-        responses=_status_responses(ReadyStatus, "The service is ready", "The service is not ready"),
+        responses=status_responses(ReadyStatus, "The service is ready", "The service is not ready"),
     )
     async def check_ready() -> Response:
         """List the versions in memory, and the versions that could not be loaded.
@@ -52,7 +52,8 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
             {"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in registry.failures
         ]
         models = sorted(version.label for version in registry.versions() if version.state is VersionState.READY)
-        return _status({"ready": not problems, "problems": problems, "models": models, "failed": failed})
+        content = {"ready": not problems, "problems": problems, "models": models, "failed": failed}
+        return status_response(content, not problems)
 
     @routes.get(
         "/metrics",
@@ -70,11 +71,10 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     return routes
 
 
-def _status_responses(model: type[BaseModel], good: str, bad: str) -> dict[int | str, dict[str, Any]]:
+def status_responses(model: type[BaseModel], good: str, bad: str) -> dict[int | str, dict[str, Any]]:
+    """Return the argument ``responses`` of a route for a health check. ``good`` and ``bad`` describe the responses."""
     return {**success_response(model, description=good), 503: {"content": json_content(model), "description": bad}}
 
 
-def _status(content: dict[str, Any]) -> Response:
-    """Return 200 if the first value of ``content`` is true, otherwise 503."""
-    healthy = next(iter(content.values()))
+def status_response(content: dict[str, Any], healthy: bool) -> Response:
     return Response(orjson.dumps(content), 200 if healthy else 503, media_type="application/json")
