@@ -278,9 +278,10 @@ def _count_fields(value: Any) -> int:
 
 def validate(fields: dict[str, Any], model: type[Model]) -> Model:
     """Return ``fields`` as an instance of the Pydantic class ``model``. Raises BadValue."""
-    for name in fields:  # checked before pydantic, which would report each of a million unknown fields
-        if name not in model.model_fields:
-            raise unknown_field(name, model.model_fields)
+    if model.model_config.get("extra") == "forbid":
+        for name in fields:  # checked before pydantic, which would report each of a million unknown fields
+            if name not in model.model_fields:
+                raise unknown_field(name, model.model_fields)
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -16,11 +16,10 @@ from itertools import chain
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.api.errors import validation_error
-from app.api.request_body import parse_object
+from app.api.request_body import parse_object, validate
 from app.errors import BadValue, TooLarge, quote_value
 
 NUMPY = {
@@ -171,7 +170,7 @@ def decode_request(
     if json_length and not int(json_length):
         return _decode_raw(content, only_input, has_rows)
     length = int(json_length) if json_length else len(content)
-    request = DecodedRequest(_decode_json(content[:length], max_commas), {})
+    request = DecodedRequest(validate(parse_object(content[:length], max_commas), InferenceRequest), {})
     rest = memoryview(content)[length:]
     values_left = max_values
     for i, item in enumerate(request.body.inputs):
@@ -186,13 +185,6 @@ def decode_request(
     if rest:
         raise BadValue(f"unexpected additional input data: {len(rest):,} bytes follow the last input", "inputs")
     return request
-
-
-def _decode_json(content: bytes, max_commas: int) -> InferenceRequest:
-    try:
-        return InferenceRequest.model_validate(parse_object(content, max_commas))
-    except ValidationError as error:
-        raise validation_error(error.errors()) from None
 
 
 def _decode_raw(content: bytes, only_input: TensorSpec | None, has_rows: bool) -> DecodedRequest:

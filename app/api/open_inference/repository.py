@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from app.api.deadline import DEADLINE, set_deadline
-from app.api.errors import validation_error
 from app.api.open_inference.decode import LenientModel
 from app.api.open_inference.paths import UnloadableModelPath, model_in_path
 from app.api.open_inference.responses import FAILURES, ModelLoaded, ModelUnloaded, RepositoryIndex
 from app.api.openapi import request_body
-from app.api.request_body import EXTRA_COMMAS, max_json_bytes, parse_object, read_body
+from app.api.request_body import EXTRA_COMMAS, max_json_bytes, parse_object, read_body, validate
 from app.api.responses import json_response, success_response
 from app.api.routes.admin import guard, on_store
 from app.errors import BadValue, Conflict, NotEnabled, quote_value
@@ -165,10 +164,7 @@ async def _read_body(request: Request, model: type[B], settings: Settings) -> B:
     """
     set_deadline(request, settings.request_seconds)
     content = await read_body(request, max_json_bytes(settings.max_body_bytes, 0), settings.body_seconds)
-    try:
-        return model.model_validate(parse_object(content, EXTRA_COMMAS))
-    except ValidationError as error:
-        raise validation_error(error.errors()) from None
+    return validate(parse_object(content, EXTRA_COMMAS), model)
 
 
 def _entry(registry: Registry, version: VersionStatus) -> dict[str, str]:
