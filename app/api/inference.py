@@ -20,7 +20,6 @@ from app.engine.executor import INLINE_SIZE
 from app.observability.middleware import REQUEST_ID
 from app.serving.loader import LoadedModel, P
 from app.serving.registry import Registry
-from app.settings import Settings
 from app.tasks import Task
 
 
@@ -129,7 +128,6 @@ class JsonEndpoint(Generic[Body, P]):
     def __init__(
         self,
         registry: Registry,
-        settings: Settings,
         task: Task[P],
         body: type[Body],
         create: Callable[[Request, LoadedModel[P], Body], Inference[P]],
@@ -139,17 +137,17 @@ class JsonEndpoint(Generic[Body, P]):
         max_fields: int = MAX_FIELDS,
     ) -> None:
         self._registry = registry
-        self._request_seconds = settings.request_seconds
         self._task = task
         self._body = body
         self._create = create
+        settings = registry.settings
         max_bytes = max_json_bytes(settings.max_body_bytes, content_bytes)
         self._reader = BodyReader(max_bytes, settings.body_seconds, registry.parse_executor, max_fields)
         self._max_commas = content_commas + EXTRA_COMMAS
 
     async def run(self, request: Request) -> Response:
         """Answer a request. First read the body, then find the model and check its queue."""
-        deadline = set_deadline(request, self._request_seconds)
+        deadline = set_deadline(request, self._registry.settings.request_seconds)
         body = (await read_json(request, self._body, self._reader, self._max_commas)).resolved()
         model = await resolve_model(request, self._registry, self._task, body.model, deadline)
         inference = self._create(request, model, body)

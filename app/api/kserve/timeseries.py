@@ -228,7 +228,6 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     )
     endpoint = JsonEndpoint(
         registry,
-        settings,
         FORECAST,
         body_model,
         lambda _, model, body: TimeSeriesInference(model, body, forecast_request, settings),

@@ -370,7 +370,6 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     )
     endpoint = JsonEndpoint(
         registry,
-        settings,
         GENERATE_TEXT,
         body_model,
         lambda _, model, body: CompletionInference(model, body, text_request, settings, registry.parse_executor),

@@ -112,7 +112,6 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     body_model = with_limits(ImageGenerationRequest, n={"le": settings.max_samples})
     endpoint = JsonEndpoint(
         registry,
-        settings,
         GENERATE_IMAGES,
         body_model,
         lambda _, model, body: ImageGenerationInference(model, body, settings.max_samples),

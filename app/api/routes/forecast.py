@@ -225,7 +225,6 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     body_model = request_model(settings)
     endpoint = JsonEndpoint(
         registry,
-        settings,
         FORECAST,
         body_model,
         lambda _, model, body: ForecastInference(model, body, settings),

@@ -88,9 +88,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the route ``/v1/images/sample``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     body_model = with_limits(GenerateImagesRequest, count={"le": settings.max_samples})
-    endpoint = JsonEndpoint(
-        registry, settings, GENERATE_IMAGES, body_model, ImageInference, content_commas=MAX_LABEL_LENGTH
-    )
+    endpoint = JsonEndpoint(registry, GENERATE_IMAGES, body_model, ImageInference, content_commas=MAX_LABEL_LENGTH)
 
     @routes.post(
         "/images/sample",

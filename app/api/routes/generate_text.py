@@ -159,7 +159,6 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     body_model = request_model(settings)
     endpoint = JsonEndpoint(
         registry,
-        settings,
         GENERATE_TEXT,
         body_model,
         lambda _, model, body: TextInference(model, body),
