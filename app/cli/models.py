@@ -181,20 +181,16 @@ def _activate(args: argparse.Namespace) -> None:
     _report(args, rollout.activate(args.store, args.name, args.version, args.share))
 
 
-def _rollback(args: argparse.Namespace) -> None:
-    _report(args, rollout.rollback(args.store, args.name))
+def _change_model(change: Callable[[Path, str], Rollout]) -> Callable[[argparse.Namespace], None]:
+    """Return a command that calls ``change`` with the store and the name of a model, and reports the result."""
+    return lambda args: _report(args, change(args.store, args.name))
+
+
+_rollback, _unload, _load = map(_change_model, (rollout.rollback, rollout.unload, rollout.load))
 
 
 def _retire(args: argparse.Namespace) -> None:
     _report(args, rollout.retire(args.store, args.name, args.version, args.undo))
-
-
-def _unload(args: argparse.Namespace) -> None:
-    _report(args, rollout.unload(args.store, args.name))
-
-
-def _load(args: argparse.Namespace) -> None:
-    _report(args, rollout.load(args.store, args.name))
 
 
 def _default(args: argparse.Namespace) -> None:

@@ -203,6 +203,10 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
 def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     store, reader = settings.store, BodyReader(JSON_BYTES, settings.body_seconds, registry.parse_executor)
 
+    async def change(name: str, work: Callable[[], object]) -> Response:
+        await on_store(work)
+        return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
+
     @routes.post(
         "/models/{name}/activate",
         operation_id="activate_version",
@@ -217,8 +221,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
         """
         set_deadline(request, settings.request_seconds)
         body = await read_json(request, Activation, reader, MAX_COMMAS)
-        await on_store(lambda: rollout.activate(store, name, body.version, body.share))
-        return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
+        return await change(name, lambda: rollout.activate(store, name, body.version, body.share))
 
     @routes.post(
         "/models/{name}/rollback",
@@ -228,8 +231,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
     )
     async def roll_back(name: ModelName) -> Response:
         """End the canary. Without a canary, activate the previous version."""
-        await on_store(lambda: rollout.rollback(store, name))
-        return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
+        return await change(name, lambda: rollout.rollback(store, name))
 
     @routes.post(
         "/models/{name}/retire",
@@ -242,8 +244,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
         """Stop serving a version, even to requests with its number. The files stay, so `undo` can serve it again."""
         set_deadline(request, settings.request_seconds)
         body = await read_json(request, Retirement, reader, MAX_COMMAS)
-        await on_store(lambda: rollout.retire(store, name, body.version, body.undo))
-        return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
+        return await change(name, lambda: rollout.retire(store, name, body.version, body.undo))
 
 
 def _add_archives(routes: APIRouter, settings: Settings) -> None:
