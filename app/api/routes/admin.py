@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 
@@ -83,21 +83,15 @@ class Retirement(RequestBody):
 
 
 class DiffQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
     first: int = Field(1, ge=1, description="a version's number")
     second: int = Field(2, ge=1, description="another version's number")
 
 
 class VersionQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
     version: int | None = Field(None, ge=1, description="the version's number; by default the active version")
 
 
 class ImportQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
     renumber: bool = Field(
         False,
         description="whether to give the version the next free number instead of its number in the archive",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 import app
@@ -44,8 +44,6 @@ FILES = ("labels", "vocabulary")  # sent as text in the query, but read from fil
 
 class AddQuery(BaseModel):
     """The options of the command ``add``. Commas separate list items, except in ``labels`` and ``vocabulary``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: ModelName | None = Field(None, description="name of the model", examples=["resnet"])
     title: str | None = Field(None, max_length=1000, description="one sentence about the model")

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from fastapi import APIRouter, Request
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 from torch import Tensor
 
@@ -64,8 +64,6 @@ FAILURES = error_responses(
 
 
 class ClassifyQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
     model: ModelName = None
     top_k: int = Field(5, ge=1, le=1000, description="number of labels for each image, most probable first")
     explain: bool = Field(
