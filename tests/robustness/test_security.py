@@ -397,19 +397,9 @@ def test_a_connection_with_an_unfinished_body_is_closed_after_the_response(
         monkeypatch.setattr(http_protocol, name, 0.5)
     get = b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"
     with serve() as client:
-
-        def send(request: bytes) -> None:
-            connection.sendall(request)
-            received = b""
-            while not received.endswith(b"}"):
-                chunk = connection.recv(65536)
-                assert chunk, received
-                received += chunk
-            assert received.startswith(b"HTTP/1.1 200 ")
-
         for rest in (b"x", b"xyz"):  # a part of the body, or all of it
             with socket.create_connection((client.base_url.host, client.base_url.port or 0), 4) as connection:
-                send(get)
-                send(b"xyz" + get)  # a complete body keeps the connection open
+                request_live(connection, get)
+                request_live(connection, b"xyz" + get)  # a complete body keeps the connection open
                 connection.sendall(rest)
                 assert connection.recv(65536) == b""

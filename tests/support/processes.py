@@ -155,9 +155,12 @@ def serving(store: Path, own_group: bool = False, before: str = "", **settings: 
                 process.wait(TIMEOUT_SECONDS)
 
 
-def request_live(connection: socket.socket) -> bool:
+GET_LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def request_live(connection: socket.socket, request: bytes = GET_LIVE) -> bool:
     """Send GET /health/live over an open connection; return whether the service keeps the connection open."""
-    connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    connection.sendall(request)
     answer = b""
     while not answer.endswith(b"}"):
         chunk = connection.recv(4096)
