@@ -25,7 +25,8 @@ import torch
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.networks.forecaster import Forecaster
 from app.networks.series_reader import ForecasterSizes
-from benchmarks.speed.training import hardware
+from benchmarks.speed.training import Speed
+from benchmarks.support.hardware import hardware
 from training.configs import CNN_OWN, LSTM_OWN, RNN_OWN
 from training.data.series.windows import Source, WindowSampler
 from training.loops import cnn_finetune, distributed, forecaster
@@ -81,21 +82,11 @@ def series() -> Step:
     return lambda step: trainer.update(step, LSTM_OWN.learning_rate)
 
 
-TEXT = RNN_OWN
 WORKLOADS = {
     "cnn": Workload("images", CNN_OWN.batch, images),
-    "rnn": Workload("characters", TEXT.batch * TEXT.bptt, characters),
+    "rnn": Workload("characters", RNN_OWN.batch * RNN_OWN.bptt, characters),
     "lstm": Workload("windows", LSTM_OWN.batch * ForecasterSizes().members, series),
 }
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Samples per second: the median, minimum and maximum over the rounds."""
-
-    median: float
-    minimum: float
-    maximum: float
 
 
 def run_measurement(name: str, seconds: float, threads: int) -> None:

@@ -41,8 +41,8 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.speed.training import hardware
 from benchmarks.support import load, servers
+from benchmarks.support.hardware import hardware
 from benchmarks.support.load import Request
 from benchmarks.support.servers import ROOT, Server
 from benchmarks.support.workloads import Workload, prepare, workloads

@@ -47,8 +47,8 @@ from app.serving.version_set import VersionSet
 from app.settings import Settings
 from app.store import rollout
 from benchmarks import peers
-from benchmarks.speed.training import hardware
 from benchmarks.support import load, report, servers, throughput_limits
+from benchmarks.support.hardware import hardware
 from benchmarks.support.report import OURS, START, Results, part_name
 from benchmarks.support.servers import ROOT, Server, StartFailed
 from benchmarks.support.workloads import Workload, prepare, prompts, workloads

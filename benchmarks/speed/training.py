@@ -16,17 +16,16 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 
 from benchmarks.speed.training_loops import PAIRS, Loop
+from benchmarks.support.hardware import hardware
 from training.run import configure_cpu
 
 
@@ -130,13 +129,6 @@ def remarks(results: dict[str, Result]) -> list[str]:
             figures = f"{workshop:,.0f} and {ours:,.0f}, ratio {result.read_ratio:,.1f}"
             lines.append(f"{pair.unit.capitalize()} read per second, {name}: {figures}.")
     return lines
-
-
-def hardware() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
