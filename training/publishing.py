@@ -1,16 +1,19 @@
-"""Publish a trained network to the model store, and identify the code that trained it."""
+"""Publish a trained network to the model store, read the network of a run, and identify the code that trained it."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import hashlib
+import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import nn
 
 from app import store
@@ -39,6 +42,26 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
     if active != number:
         command = runnable(f"python -m app.models activate {name} {number}", models)
         print(f"{name}@{number} is not active; {name}@{active} is. To activate the new version: {command}")
+
+
+def read_run(folder: Path, option: str) -> tuple[store.Card, Any, dict[str, Any]]:
+    """Return the card, the network and the config of a finished run. ``option`` is the option that names its folder.
+
+    The folder may also be the folder of a published version. Then the config is empty.
+
+    Raises:
+        ValueError: the folder has no card or weights, or a file is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        config = dict(json.loads(path.read_bytes())) if path.exists() else {}
+        weights = (folder / store.WEIGHTS).read_bytes()
+        fields = json.loads((folder / store.CARD).read_bytes())  # the card of a run has neither version nor digest
+        digest = hashlib.sha256(weights).hexdigest()
+        card = store.Card.model_validate({"version": 1, **fields, "weights_sha256": digest})
+        return card, store.Version(folder, card, load(weights)).network(), config
+    except (OSError, ValueError, TypeError, SafetensorError, store.StoreError) as error:
+        raise ValueError(f"{option} {folder}: not the folder of a finished run ({error})") from error
 
 
 def find_version(models: Path, card: store.Card) -> int | None:

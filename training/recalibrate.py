@@ -14,7 +14,6 @@ not change.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import tempfile
@@ -22,11 +21,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 
 from app import store
 from app.networks.cnn import WhitenedNet
@@ -40,31 +36,20 @@ FITTED = ("temperature", "views_temperature")  # names of the fitted tensors
 SIZES_OF_RECIPE = ("classes", "channels", "image", "widths", "depth")
 
 
-def read_run(folder: Path) -> tuple[WhitenedNet, dict[str, Any], dict[str, Any]]:
-    """Return the network of a finished run in float32, its card and its config. Raises ValueError if it has none."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-        fields = json.loads((folder / store.CARD).read_bytes())
-        card = store.Card.model_validate({"version": 1, "weights_sha256": "", **fields})
-        network = store.Version(folder, card, load((folder / store.WEIGHTS).read_bytes())).network()
-    except (OSError, ValueError, SafetensorError, store.StoreError) as error:
-        raise ValueError(f"--run {folder}: not the folder of a finished run ({error})") from error
-    if not isinstance(network, WhitenedNet) or "whiten_epochs" not in config:
-        raise ValueError(f"--run {folder}: only runs of the presets strong and accurate can be used")
-    return network.float(), fields, config
-
-
 def recalibrated(version: store.Version, folder: Path) -> store.Version:
     """Return ``version`` with the calibration of a run.
 
     Raises:
         ValueError: the run cannot be used, or has another recipe.
     """
-    network, fields, config = read_run(folder)
+    other, network, config = publishing.read_run(folder, "--run")
+    if not isinstance(network, WhitenedNet) or "whiten_epochs" not in config:
+        raise ValueError(f"--run {folder}: only runs of the presets strong and accurate can be used")
+    network = network.float()
     for key in SIZES_OF_RECIPE:
-        if fields["sizes"].get(key) != version.card.sizes.get(key):
+        if other.sizes.get(key) != version.card.sizes.get(key):
             raise ValueError(f"--run {folder}: its network has another {key} than {version.label}")
-    if fields["data"] != version.card.data:
+    if other.data != version.card.data:
         raise ValueError(f"--run {folder}: its network was trained on other data than {version.label}")
     images: datasets.Images = getattr(datasets, config["data"])()
     _, held_out = images.split_validation(config["validation"])

@@ -165,10 +165,14 @@ def test_a_classifier_gets_the_calibration_of_another_training(
     assert after.card.command
     assert after.card.command.startswith("python -m training.recalibrate cifar10-accurate@1")
     assert evaluate.main(["cifar10-accurate@2", "--store", str(models)]) == 0
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    (damaged / store.CARD).write_text("null")
     for arguments, message in (
         (["cifar10-accurate", "--run", str(folder)], "is not NAME@VERSION"),
         (["cifar10-accurate@9", "--run", str(folder)], "9"),
         (["cifar10-accurate@1", "--run", str(tmp_path)], "not the folder of a finished run"),
+        (["cifar10-accurate@1", "--run", str(damaged)], "not the folder of a finished run"),
         (["mnist-judge@1", "--run", str(folder)], "its network has another"),
     ):
         with pytest.raises(SystemExit):

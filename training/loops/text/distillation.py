@@ -6,21 +6,17 @@ network can learn most of this improvement (Hinton et al. 2015, arXiv 1503.02531
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
-from app import store
 from app.tasks.precision import fast_bfloat16
 from training import refit
 from training.data.datasets import DataError
+from training.publishing import read_run
 
 TEACHER = "teacher "  # start of the names of teachers on a card
 
@@ -45,17 +41,14 @@ class Teachers:
         self._use_bfloat16 = fast_bfloat16(torch.device(device))
         for number, folder in enumerate(folders, 1):
             try:
-                weights = (folder / store.WEIGHTS).read_bytes()
-                fields = json.loads((folder / store.CARD).read_bytes())  # the card of a run has no version
-                card = store.Card.model_validate({"version": 1, "weights_sha256": "", **fields})
-                network = store.Version(folder, card, load(weights)).network()
-            except (OSError, ValueError, TypeError, SafetensorError, store.StoreError) as error:
-                raise DataError(f"--teachers {folder}: not the folder of a finished run ({error})") from error
+                card, network, _ = read_run(folder, "--teachers")
+            except ValueError as error:
+                raise DataError(str(error)) from error
             if card.vocabulary != list(vocabulary):
                 raise DataError(f"--teachers {folder}: {card.name} has another vocabulary")
             refit.reject_seen(card, f"--teachers {folder}", data)
             self.networks.append(network.to(device).eval().requires_grad_(False))
-            self.digests[f"{TEACHER}{number}: {card.name}, seed {card.seed}"] = hashlib.sha256(weights).hexdigest()
+            self.digests[f"{TEACHER}{number}: {card.name}, seed {card.seed}"] = card.weights_sha256
 
     def zero_states(self, rows: int) -> list[Tensor]:
         """Return the initial state of each teacher for ``rows`` texts."""
