@@ -108,7 +108,7 @@ def publish(run: Run, images: datasets.Images, network: Any, classifier: ImageCl
     }
     sampler = run.predictor(ImageSampler, card, network)
     card = run.measure(card, lambda part: generation.evaluate(sampler, classifier, part))
-    drawing = generation.class_rows(sampler, 10) if labelled else sampler.parse(64, None, 0)
+    drawing = generation.class_rows(sampler) if labelled else sampler.parse(64, None, 0)
     samples = save_sheet(run.folder / "samples.png", sampler.predict([drawing])[0])
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 

@@ -315,7 +315,7 @@ def base_version(
     return version
 
 
-def store_of(models: Path, name: str, number: int | None = None) -> Path:
+def store_of(models: Path, name: str, number: int | None) -> Path:
     """Return the store that has a version of a model: ``models`` or the included store.
 
     If neither store has the version, return ``models``.

@@ -40,17 +40,15 @@ P = TypeVar("P")  # the class of a predictor
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 SAVE_EVERY = 20  # seconds between two checkpoints
+WARM_UP = 0.05  # share of the training steps during which the learning rate rises
 
 
-def cosine_schedule(step: int, total: int, warm_up: float = 0.05) -> float:
-    """Return the factor of the learning rate: it rises linearly during ``warm_up``, and then follows a cosine to 0.
-
-    ``warm_up`` is a share of the ``total`` steps.
-    """
+def cosine_schedule(step: int, total: int) -> float:
+    """Return the factor of the learning rate: it rises linearly during ``WARM_UP``, and then follows a cosine to 0."""
     done = (step + 1) / total
-    if done < warm_up:
-        return done / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+    if done < WARM_UP:
+        return done / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -213,7 +213,7 @@ def with_model(model: LoadedModel, **rest: Any) -> dict[str, Any]:
 
 
 def success_response(
-    model: type[BaseModel], content: dict[str, Any] | None = None, description: str = "Success"
+    model: type[BaseModel], description: str, content: dict[str, Any] | None = None
 ) -> dict[int | str, dict[str, Any]]:
     """Return the argument ``responses`` of a FastAPI route that responds with status 200.
 

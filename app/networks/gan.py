@@ -49,9 +49,9 @@ class Discriminator(nn.Module):
     prevents an overflow.
     """
 
-    def __init__(self, pixels: int = 784, hidden: tuple[int, ...] = (512, 256)) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        widths = (pixels, *hidden)
+        widths = (784, 512, 256)
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.LeakyReLU(0.2)]
@@ -136,9 +136,9 @@ class ConditionalDiscriminator(nn.Module):
     classifies the image.
     """
 
-    def __init__(self, classes: int = 10, widths: tuple[int, int, int] = (32, 64, 128), channels: int = 1) -> None:
+    def __init__(self, classes: int, channels: int) -> None:
         super().__init__()
-        first, second, third = widths
+        first, second, third = 32, 64, 128
         self.conv1 = nn.Conv2d(channels, first, 4, stride=2, padding=1)
         self.conv2 = nn.Conv2d(first, second, 4, stride=2, padding=1)
         self.conv3 = nn.Conv2d(second, third, 3, stride=2, padding=1)

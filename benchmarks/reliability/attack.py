@@ -100,12 +100,12 @@ def large_bodies() -> list[bytes]:
     ]
 
 
-async def drip(writer: asyncio.StreamWriter, drop: bytes, seconds: float = 1.0) -> None:
-    """Send ``drop`` every ``seconds`` seconds, until the service closes the connection."""
+async def drip(writer: asyncio.StreamWriter, drop: bytes) -> None:
+    """Send ``drop`` every second, until the service closes the connection."""
     while not writer.is_closing():
         writer.write(drop)
         await writer.drain()
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(1)
 
 
 async def pour(writer: asyncio.StreamWriter, part: bytes) -> None:

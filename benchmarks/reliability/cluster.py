@@ -164,13 +164,13 @@ async def under_load(port: int, workload: str, callers: int, change: Callable[[]
     return f"{workload}, {callers} callers: {figures}; {report}"
 
 
-async def drained(port: int, texts: int = 16) -> str:
+async def drained(port: int) -> str:
     """Let Ray stop one of two replicas while long streams run. Return a text with the outcomes of the streams.
 
     Ray lets the replica finish its requests before it stops the replica.
     """
     long = {"model": "shakespeare-rnn", "prompt": "a", "max_characters": LONG, "stream": True}
-    selected = [Request("/v1/text/continue", json.dumps({**long, "seed": seed}).encode()) for seed in range(texts)]
+    selected = [Request("/v1/text/continue", json.dumps({**long, "seed": seed}).encode()) for seed in range(16)]
     tasks = [asyncio.create_task(load.send(port, request)) for request in selected]
     await asyncio.sleep(2)
     running, started = sum(not task.done() for task in tasks), time.perf_counter()
@@ -181,7 +181,7 @@ async def drained(port: int, texts: int = 16) -> str:
     complete = sum(isinstance(text := content(answer.body), dict) and len(text[0]) == LONG for answer in answers)
     longest = max(answer.seconds for answer in answers)
     outcome = f"{complete} finished, in at most {longest:.1f} s; the replica stopped after {seconds:.1f} s"
-    return f"{running} of {texts} were running, {outcome}"
+    return f"{running} of {len(tasks)} were running, {outcome}"
 
 
 @contextmanager

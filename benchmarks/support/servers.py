@@ -131,12 +131,12 @@ class Server:
         own = set(self.pids())
         return sum((int(fields[11]) + int(fields[12])) / TICKS for pid, fields in stats() if pid in own)
 
-    def wait_until_idle(self, seconds: float = 30) -> None:
-        """Wait up to ``seconds`` until the server uses no CPU time.
+    def wait_until_idle(self) -> None:
+        """Wait up to 30 seconds until the server uses no CPU time.
 
         The first process of a server may answer before the other processes of this server are ready.
         """
-        deadline, before = time.perf_counter() + seconds, self.cpu_seconds()
+        deadline, before = time.perf_counter() + 30, self.cpu_seconds()
         while time.perf_counter() < deadline:
             time.sleep(IDLE_SECONDS)
             before, used = (now := self.cpu_seconds()), now - before

@@ -169,7 +169,7 @@ def measure(version: store.Version, models: Path, device: str, own: Any = None) 
     return script.evaluate(predictor, script.reference_classifier(models, device, number))
 
 
-def sha256_of(name: str, models: Path, own: Any = None) -> str:
+def sha256_of(name: str, models: Path, own: Any) -> str:
     """Return the SHA-256 of a data set, of the user's own data, or of the weights of a reference classifier."""
     if ":" in name:
         return str(own.sha256)

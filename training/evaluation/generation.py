@@ -190,10 +190,10 @@ def nearest_distances(images: Tensor, others: Tensor) -> Tensor:
     return torch.cat([torch.cdist(part, others).min(dim=1).values for part in images.flatten(1).float().split(250)])
 
 
-def class_rows(sampler: ImageSampler, columns: int) -> LatentBatch:
-    """Return the latents for a sheet of samples that has one row per label. All rows have the same latents."""
-    rows = [sampler.parse(columns, label, 0) for label in sampler.labels]
-    classes = np.arange(len(rows)).repeat(columns)
+def class_rows(sampler: ImageSampler) -> LatentBatch:
+    """Return the latents for a sheet of samples with one row of ten per label. All rows have the same latents."""
+    rows = [sampler.parse(10, label, 0) for label in sampler.labels]
+    classes = np.arange(len(rows)).repeat(10)
     return LatentBatch(np.concatenate([row.latents for row in rows]), classes)
 
 

@@ -22,12 +22,13 @@ from training.run import derive_seed
 MOMENTUM = 0.85
 BIAS_FACTOR = 64  # factor of the learning rate for the biases of the batch norms
 LOOKAHEAD_INTERVAL = 5  # steps between two look-aheads
+WHITENING_EPSILON = 5e-4  # added to the variances, so that directions with little variance are not amplified much
 SELECTOR_WIDTHS = (32, 64, 64)
 SELECTOR_INTERVAL = 4  # steps between two updates of the network that selects images
 
 
 @torch.no_grad()
-def whiten(network: WhitenedNet, images: Tensor, epsilon: float = 5e-4) -> None:
+def whiten(network: WhitenedNet, images: Tensor) -> None:
     """Set the network's pixel mean and deviation, and the filters of its first layer, from uint8 images [N, C, S, S].
 
     The filters are the eigenvectors of the covariance matrix of 2x2 patches, and their negatives. They are scaled so
@@ -39,7 +40,7 @@ def whiten(network: WhitenedNet, images: Tensor, epsilon: float = 5e-4) -> None:
     patches = F.unfold((pixels - network.mean) / network.deviation, 2)  # [N, C * 4, places]
     patches = patches.transpose(0, 1).flatten(1)
     values, vectors = torch.linalg.eigh(patches @ patches.T / patches.shape[1])
-    filters = (vectors / (values + epsilon).sqrt()).T.view(-1, images.shape[1], 2, 2)
+    filters = (vectors / (values + WHITENING_EPSILON).sqrt()).T.view(-1, images.shape[1], 2, 2)
     network.whiten.weight.copy_(torch.cat([filters, -filters]))
 
 

@@ -30,6 +30,7 @@ from training.run import Run, permutation, set_learning_rate
 MAX_PREVIEWS = 25  # largest number of previews (sheets of samples) that a run saves; at most one per epoch
 PREVIEWS_PER_MINUTE = 6  # with --minutes N, a run saves at most 1 + 6 N previews
 RECALIBRATION_BATCHES = 100  # number of batches that give the final statistics of the batch norms
+RECALIBRATION_SIZE = 200  # images of each of these batches
 PREVIEW_BATCHES = 5  # number of batches that give the statistics of the batch norms for a preview
 
 
@@ -196,13 +197,11 @@ def conditional_trainer(config: ConditionalGanConfig, device: str, sizes: Condit
     """Return a trainer for convolutional networks with labels."""
     sizes = sizes or ConditionalSizes(config.latent)
     generator = ConditionalGenerator(sizes)
-    discriminator = ConditionalDiscriminator(sizes.classes, channels=sizes.channels)
+    discriminator = ConditionalDiscriminator(sizes.classes, sizes.channels)
     return GanTrainer(config, generator, discriminator, device, beta2=0.99)
 
 
-def recalibrate_batchnorm(
-    network: ConditionalGenerator, batches: int | None = None, size: int = 200
-) -> ConditionalGenerator:
+def recalibrate_batchnorm(network: ConditionalGenerator, batches: int | None) -> ConditionalGenerator:
     """Recompute the statistics of the batch norms from generated images, and switch to evaluation mode.
 
     The statistics collected during training belong to the weights of single steps, not to the averaged weights.
@@ -215,8 +214,8 @@ def recalibrate_batchnorm(
     network.train()
     with torch.no_grad():
         for _ in range(RECALIBRATION_BATCHES if batches is None else batches):
-            latents = torch.randn(size, network.sizes.latent, generator=generator)
-            network(latents.to(device), torch.arange(size, device=device) % network.sizes.classes)
+            latents = torch.randn(RECALIBRATION_SIZE, network.sizes.latent, generator=generator)
+            network(latents.to(device), torch.arange(len(latents), device=device) % network.sizes.classes)
     return network.eval()
 
 

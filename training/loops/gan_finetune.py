@@ -223,6 +223,6 @@ def publish(run: Run, real: Reference, network: Any) -> None:
     }
     sampler = run.predictor(ImageSampler, card, network)
     card = run.measure(card, lambda _: measure(sampler, real))
-    pixels: np.ndarray = sampler.predict([class_rows(sampler, 10)])[0]
+    pixels: np.ndarray = sampler.predict([class_rows(sampler)])[0]
     samples = save_sheet(run.folder / "samples.png", pixels, 10)
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})

@@ -105,7 +105,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         operation_id="infer",
         summary="Run a model on tensors",
         openapi_extra=request_body(InferenceRequest, openapi.INFER_EXAMPLE, others=binary),
-        responses=success_response(InferenceResponse, binary, "The output tensors"),
+        responses=success_response(InferenceResponse, "The output tensors", binary),
     )
     async def infer(request: Request, name: ModelPath) -> Response:
         """Run a model on input tensors and return its output tensors.

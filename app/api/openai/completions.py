@@ -384,8 +384,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         openapi_extra=request_body(body_model, openapi.COMPLETION_EXAMPLE),
         responses=success_response(
             Completion,
-            stream_response("With `stream`: a `Completion` with new characters in each event, then `[DONE]`"),
             "The completions of the prompts",
+            stream_response("With `stream`: a `Completion` with new characters in each event, then `[DONE]`"),
         ),
     )
     async def complete(request: Request) -> Response:

@@ -97,8 +97,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         openapi_extra=request_body(body_model, openapi.GENERATE_IMAGES_EXAMPLE),
         responses=success_response(
             ImagesResponse,
-            {kind: {"schema": BINARY} for kind in INTERPOLATION_TYPES[1:]},
             "The images as PNG files, or one image",
+            {kind: {"schema": BINARY} for kind in INTERPOLATION_TYPES[1:]},
         ),
     )
     async def generate_images(request: Request) -> Response:

@@ -173,8 +173,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         openapi_extra=request_body(body_model, openapi.GENERATE_TEXT_EXAMPLE),
         responses=success_response(
             TextResponse,
-            stream_response("With `stream`: events with new characters of a text, then `[DONE]`"),
             "The continuations of the prompt",
+            stream_response("With `stream`: events with new characters of a text, then `[DONE]`"),
         ),
     )
     async def continue_text(request: Request) -> Response:

@@ -29,11 +29,11 @@ def onnx_model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, **options)
 
 
-def linear_model(inputs: int = 4, outputs: int = 3) -> tuple[ModelProto, np.ndarray]:
-    """Return a model that multiplies rows by a matrix, and this matrix [inputs, outputs]."""
-    matrix = np.random.default_rng(0).standard_normal((inputs, outputs)).astype(np.float32)
+def linear_model() -> tuple[ModelProto, np.ndarray]:
+    """Return a model that multiplies rows by a matrix, and this matrix [4, 3]."""
+    matrix = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
     nodes = [helper.make_node("MatMul", ["x", "matrix"], ["y"])]
-    return onnx_model(nodes, {"x": ["batch", inputs]}, {"y": ["batch", outputs]}, {"matrix": matrix}), matrix
+    return onnx_model(nodes, {"x": ["batch", 4]}, {"y": ["batch", 3]}, {"matrix": matrix}), matrix
 
 
 def linear_classifier() -> ModelProto:

@@ -70,12 +70,12 @@ def edited(content: bytes, name: str, edit: Callable[[Any], None]) -> dict[str, 
 class SmallTransformer(nn.Module):
     """A causal language model with a vocabulary of 11 tokens, position embeddings and one encoder layer."""
 
-    def __init__(self, vocabulary: int = 11, longest: int = 32) -> None:
+    def __init__(self, longest: int = 32) -> None:
         super().__init__()
-        self.token = nn.Embedding(vocabulary, 8)
+        self.token = nn.Embedding(11, 8)
         self.position = nn.Embedding(longest, 8)
         self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        self.head = nn.Linear(8, vocabulary)
+        self.head = nn.Linear(8, 11)
 
     def forward(self, tokens: Tensor) -> Tensor:
         count = tokens.shape[1]
