@@ -88,12 +88,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PERCENT",
         help="share of the requests; below 100, the version is a canary",
     )
-    named("rollback", _rollback, "end the canary or, without a canary, activate the previous version again")
+    named(
+        "rollback",
+        _change_model(rollout.rollback),
+        "end the canary or, without a canary, activate the previous version again",
+    )
     added = named("retire", _retire, "stop serving a version, even to requests with its number, but keep its files")
     added.add_argument("version", metavar="VERSION", type=_version, help="version number")
     added.add_argument("--undo", action="store_true", help="serve the retired version again")
-    named("unload", _unload, "stop serving a model until it is loaded again")
-    named("load", _load, "serve an unloaded model again")
+    named("unload", _change_model(rollout.unload), "stop serving a model until it is loaded again")
+    named("load", _change_model(rollout.load), "serve an unloaded model again")
     named("default", _default, "make a model the default of its task, which answers requests that name no model")
     command("verify", _verify, "check the hashes, sizes and weights of all versions")
     added = named("diff", _diff, "compare the metrics, sizes, data and notes of two versions")
@@ -184,9 +188,6 @@ def _activate(args: argparse.Namespace) -> None:
 def _change_model(change: Callable[[Path, str], Rollout]) -> Callable[[argparse.Namespace], None]:
     """Return a command that calls ``change`` with the store and the name of a model, and reports the result."""
     return lambda args: _report(args, change(args.store, args.name))
-
-
-_rollback, _unload, _load = map(_change_model, (rollout.rollback, rollout.unload, rollout.load))
 
 
 def _retire(args: argparse.Namespace) -> None:
