@@ -88,11 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PERCENT",
         help="share of the requests; below 100, the version is a canary",
     )
-    named(
-        "rollback",
-        _change_model(rollout.rollback),
-        "end the canary or, without a canary, activate the previous version again",
-    )
+    named("rollback", _change_model(rollout.rollback), "end the canary, or activate the previous version again")
     added = named("retire", _retire, "stop serving a version, even to requests with its number, but keep its files")
     added.add_argument("version", metavar="VERSION", type=_version, help="version number")
     added.add_argument("--undo", action="store_true", help="serve the retired version again")

@@ -139,10 +139,11 @@ def _rename_batch(inputs: Sequence[InputSpec]) -> list[InputSpec] | None:
 
     Exporters such as tf2onnx give the batch dimension another name in each input.
     """
-    first = [spec.shape[0] if spec.shape else None for spec in inputs]
+    first = [spec.shape[0] for spec in inputs if spec.shape]
     names = {size for size in first if isinstance(size, str)}
     others = {size for spec in inputs for size in spec.shape[1:]}
-    if len(names) < 2 or not all(isinstance(size, str) for size in first) or names & others:
+    all_vary = len(first) == len(inputs) and all(isinstance(size, str) for size in first)
+    if len(names) < 2 or not all_vary or names & others:
         return None
     return [replace(spec, shape=(first[0], *spec.shape[1:])) for spec in inputs]
 
