@@ -1,7 +1,9 @@
-"""A transport that sends the head of a response together with its body."""
+"""A transport that sends the head of a response together with its body, and the number of unsent bytes."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -39,3 +41,15 @@ class CoalescingTransport:
 
     def is_closing(self) -> bool:
         return bool(self.transport.is_closing())
+
+
+def unsent_bytes(transport: Any) -> int:
+    """Return the number of bytes in the buffer of ``transport`` and in the send queue of its socket."""
+    unsent = transport.get_write_buffer_size()
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import fcntl
+        import termios
+
+        queued = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        unsent += int.from_bytes(queued, sys.byteorder)
+    return int(unsent)

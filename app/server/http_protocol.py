@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import socket
 import struct
-import sys
 import uuid
 from collections.abc import Callable
 from enum import Enum
@@ -18,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from app.api.connection import CONNECTION
 from app.errors import BadValue, QuartetError, TooSlow
 from app.server.close_delimited import CloseDelimitedCycle
-from app.server.coalescing_transport import CoalescingTransport
+from app.server.coalescing_transport import CoalescingTransport, unsent_bytes
 from app.server.error_bytes import error_bytes
 from app.server.upgrade import UpgradeIgnoringProtocol
 
@@ -196,7 +195,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._start_write_timer(self._unsent_bytes())
+        self._start_write_timer(unsent_bytes(self.transport))
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -209,7 +208,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
         """
 
         def check() -> None:
-            if (remaining := self._unsent_bytes()) <= max(0, unsent - STALLED_WRITE_BYTES):
+            if (remaining := unsent_bytes(self.transport)) <= max(0, unsent - STALLED_WRITE_BYTES):
                 self._start_write_timer(remaining)
             else:
                 with contextlib.suppress(OSError):  # SO_LINGER lets the system drop the unsent bytes
@@ -218,17 +217,6 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
                 self.transport.abort()
 
         self.write_timer = self.loop.call_later(STALLED_WRITE_SECONDS, check)
-
-    def _unsent_bytes(self) -> int:
-        """Return the number of bytes in the transport's buffer and in the socket's send queue."""
-        unsent = self.transport.get_write_buffer_size()
-        with contextlib.suppress(ImportError, OSError, AttributeError):
-            import fcntl
-            import termios
-
-            queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-            unsent += int.from_bytes(queued, sys.byteorder)
-        return int(unsent)
 
     def _stop_write_timer(self) -> None:
         if self.write_timer is not None:
@@ -355,7 +343,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
     def _limit_closing(self) -> None:
         """Limit the time that a closed transport waits for the client to read the unsent bytes."""
         if self.write_timer is None and self.transport.get_write_buffer_size():
-            self._start_write_timer(self._unsent_bytes())
+            self._start_write_timer(unsent_bytes(self.transport))
 
     def _on_too_many_bytes(self) -> None:
         if self.state is State.BODY:

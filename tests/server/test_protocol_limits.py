@@ -14,6 +14,7 @@ from support.stubs.http import Application, Connection
 
 from app.api.connection import CONNECTION
 from app.server import http_protocol
+from app.server.coalescing_transport import unsent_bytes
 from app.server.http_protocol import (
     DRAIN_SECONDS,
     FIRST_REQUEST_SECONDS,
@@ -166,13 +167,13 @@ def test_bytes_in_the_send_queue_of_the_socket_are_unsent_too(connection: Connec
     near, far = socket.socketpair()
     with near, far:
         connection.transport.socket, connection.transport.unsent = near, 1000
-        assert connection.protocol._unsent_bytes() == 1000
+        assert unsent_bytes(connection.transport) == 1000
         near.send(b"x")
-        assert 1000 < connection.protocol._unsent_bytes() < 20_000
+        assert 1000 < unsent_bytes(connection.transport) < 20_000
         far.recv(1)
-        assert connection.protocol._unsent_bytes() == 1000
+        assert unsent_bytes(connection.transport) == 1000
     connection.transport.socket = None
-    assert connection.protocol._unsent_bytes() == 1000
+    assert unsent_bytes(connection.transport) == 1000
 
 
 def test_no_timer_remains_after_the_end_of_a_connection_that_was_closed_with_unsent_bytes(
