@@ -15,12 +15,13 @@ CONNECTION = "quartet.connection"  # key in the ASGI scope
 
 
 class Connection(Protocol):
-    """The connection of a running request. It calls ``on_disconnect`` if the client disconnects during the request."""
-
-    on_disconnect: Callable[[], None] | None
+    """The connection of a running request."""
 
     def take_body(self) -> bytes | None:
         """Return the whole body, or None if ``receive`` must be used. Call this before the first ``receive``."""
+
+    def watch_disconnect(self, on_disconnect: Callable[[], None] | None) -> None:
+        """Call ``on_disconnect`` if the client disconnects. None ends this. Call this when the body has been read."""
 
 
 def connection(request: Request) -> Connection | None:

@@ -98,7 +98,7 @@ class Deadline:
         self._task, self._cancelling = task, task.cancelling()
         self._connection = connection(self._request)
         if self._connection:
-            self._connection.on_disconnect = self._on_disconnect
+            self._connection.watch_disconnect(self._on_disconnect)
             first = self._at
         else:
             first = min(self._loop.time() + DISCONNECT_CHECK_SECONDS, self._at)
@@ -132,7 +132,7 @@ class Deadline:
     ) -> None:
         self._timer.cancel()
         if self._connection:
-            self._connection.on_disconnect = None
+            self._connection.watch_disconnect(None)
         if self._disconnect_task is not None:
             self._disconnect_task.cancel()
         if self._error and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:

@@ -178,6 +178,12 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
         body, cycle.body = bytes(cycle.body), bytearray()
         return body
 
+    def watch_disconnect(self, on_disconnect: Callable[[], None] | None) -> None:
+        """Call ``on_disconnect`` if the client disconnects, until the next call."""
+        self.on_disconnect = on_disconnect
+        if on_disconnect:  # ``receive()`` stops reading if much of the body arrives at its end
+            self.flow.resume_reading()
+
     def _disconnect(self) -> None:
         """Tell the running request that its client has disconnected."""
         self.running.disconnected = True

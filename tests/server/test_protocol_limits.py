@@ -373,7 +373,7 @@ def test_a_running_request_is_told_that_its_client_has_disconnected(connect: Cal
     answered.loop.answer()
     running.send(GET)
     for connection in (running, answered):
-        connection.protocol.on_disconnect = told = Mock()
+        connection.protocol.watch_disconnect(on_disconnect := Mock())
         connection.protocol.connection_lost(None)
-        assert told.call_count == (connection is running)
+        assert on_disconnect.call_count == (connection is running)
         assert CONNECTION not in connection.protocol.running.scope

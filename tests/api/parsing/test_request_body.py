@@ -120,13 +120,14 @@ async def test_a_body_over_the_limit_is_rejected_as_soon_as_this_is_known() -> N
 class StubConnection:
     """A connection that may already have received the body."""
 
-    on_disconnect = None
-
     def __init__(self, body: bytes | None) -> None:
         self.body = body
 
     def take_body(self) -> bytes | None:
         return self.body
+
+    def watch_disconnect(self, on_disconnect: Callable[[], None] | None) -> None:
+        raise AssertionError("a request without a deadline watches no disconnect")
 
 
 async def test_a_body_that_the_server_has_received_is_taken_from_the_connection() -> None:
