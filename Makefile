@@ -11,8 +11,9 @@ INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip ins
 
 # One test process more than cores, because tests often wait for processes that they start.
 # OMP_WAIT_POLICY=passive: idle threads of one test do not occupy the cores that parallel tests need.
+# OMP_NUM_THREADS=1: the tests run in parallel, so one thread of torch in each test is faster than two.
 # PYTHONDONTWRITEBYTECODE=: the empty value allows bytecode files, so that not every test process compiles the project.
-PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
+PYTEST := OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
 
 .PHONY: help serve test exports quick check docs report train data evaluate profile bench bench-protocols bench-imported bench-scaling bench-replicas bench-cluster \
 	bench-training bench-processes image-check swaps model-check soak determinism overload restarts attack fuzz oldest mutants audit clean
