@@ -96,9 +96,10 @@ def test_numbers_indices_and_copies_are_allowed(device: torch.device) -> None:
     assert fake_device.copies_to_cpu == 4
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a store with a network of every kind. It has ``onnx-mean`` only if onnxruntime is installed."""
+    tmp_path = tmp_path_factory.mktemp("every-kind")
     folder = tmp_path / "store"
     for kind in SMALL:
         publish_small(folder, kind, kind)

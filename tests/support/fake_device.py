@@ -8,14 +8,13 @@ compute with these CPU tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "standin"
@@ -134,13 +133,12 @@ class FakeDevice:
         """Compute an operator on the device. Raises RuntimeError for tensors of several devices."""
         self.before_operator(operator)
         self.operators += 1
-        values, _ = tree_flatten((arguments, named))
-        own = [value for value in values if isinstance(value, DeviceTensor)]
+        own = [value for value in leaves((arguments, named)) if isinstance(value, DeviceTensor)]
         if own and operator not in COPIES:
             _check_devices(operator, arguments, named)
         to_cpu = torch.device(named["device"]).type == "cpu" if named.get("device") is not None else False
         on_cpu = OPERATORS.get(operator, operator)
-        result = on_cpu(*tree_map(_on_cpu, arguments), **tree_map(_on_cpu, named))
+        result = on_cpu(*map_leaves(_on_cpu, arguments), **map_leaves(_on_cpu, named))
         if operator is aten._local_scalar_dense.default or operator is aten.equal.default:
             self.copies_to_cpu += 1
         if operator is aten.copy_.default:
@@ -160,13 +158,31 @@ class FakeDevice:
             with torch.inference_mode(inference):
                 return DeviceTensor(value)
 
-        return tree_map(on_device, result)
+        return map_leaves(on_device, result)
 
 
 def _tensor(data: Any, *, device: Any = None, **named: Any) -> Tensor:
     """Replace ``torch.tensor``, which would write to the memory of the device without an operator."""
     result = create_tensor(data, **named)
     return result if device is None else result.to(device)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield the values in nested lists, tuples and dictionaries. torch's functions for this are slower."""
+    if isinstance(value, (list, tuple, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from leaves(each)
+    else:
+        yield value
+
+
+def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """Call ``function`` for the values in nested lists, tuples and dictionaries."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([map_leaves(function, each) for each in value])
+    if isinstance(value, dict):
+        return {key: map_leaves(function, each) for key, each in value.items()}
+    return function(value)
 
 
 def _on_cpu(value: Any) -> Any:
@@ -179,9 +195,8 @@ def _check_devices(operator: Any, arguments: tuple[Any, ...], named: dict[str, A
     """Raise RuntimeError if an argument is a CPU tensor, as a GPU does. Numbers and indices may be on the CPU."""
     index = INDEXED.get(operator)
     checked = [value for position, value in enumerate(arguments) if position != index]
-    values, _ = tree_flatten((checked, named))
     scalars_allowed = torch.Tag.pointwise in operator.tags or index is not None
-    for value in values:
+    for value in leaves((checked, named)):
         if isinstance(value, Tensor) and not isinstance(value, DeviceTensor) and (value.dim() or not scalars_allowed):
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and cpu! "
