@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.fake_device import fake_device  # noqa: F401 - torch must know the device before the first gradient
+from support.images import save_blank_pictures
 from support.markers import starts_processes
 from support.networks import SECOND_NETWORKS, TINY, publish_tiny
 from support.service import ROOT, TEST, HeldGenerator, Serve, serving
@@ -72,6 +73,12 @@ def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.path.name in TRAINING_FILES:
+        save_blank_pictures(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
 def _no_log_of_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Prevent trainings in tests from writing their test metrics to training/LOG.md."""
     monkeypatch.setattr("training.evaluation_log.LOG", tmp_path / "LOG.md")
@@ -87,12 +94,19 @@ def _subnormal_numbers() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
-@pytest.fixture
-def tiny_store(tmp_path: Path) -> Path:
-    """Create a store with one tiny network for each task."""
+@pytest.fixture(scope="session")
+def published_tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create a store with one tiny network for each task. Tests copy it, which is faster than publishing."""
+    folder = tmp_path_factory.mktemp("tiny") / "store"
     for name in TINY:
-        publish_tiny(tmp_path / "store", name)
-    return tmp_path / "store"
+        publish_tiny(folder, name)
+    return folder
+
+
+@pytest.fixture
+def tiny_store(published_tiny_store: Path, tmp_path: Path) -> Path:
+    """Create a store with one tiny network for each task."""
+    return shutil.copytree(published_tiny_store, tmp_path / "store")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from support.fake_device import fake_device
-from support.images import image_bytes
+from support.images import drawn_figures, image_bytes
 from support.networks import FORECASTER, tiny_card
 from support.processes import in_float64, start_pair, train_generators_in_float64
 
@@ -95,7 +95,8 @@ def train(stem: str, *options: str, name: str = "mine") -> None:
 def test_training_on_own_data_publishes_a_version_that_evaluation_confirms(
     stem: str, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(stem, *(["--no-refit"] if stem in REFITTED else []))
+    with drawn_figures():
+        train(stem, *(["--no-refit"] if stem in REFITTED else []))
     card = store.read_version(workspace / "models_store", "mine", 1).card
     (kind, digest), *_ = card.data.items()
     assert kind in ("images:shapes", "text:novel.txt", "csv:sales.csv")
@@ -260,10 +261,10 @@ def spoil_test_part(stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("stem", SCRIPTS)
 def test_no_publish_reads_no_test_part(stem: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--no-publish"]
-    train(stem, *options)
-    spoil_test_part(stem, monkeypatch)
-    train(stem, *options)
+    with drawn_figures():
+        train(stem, "--no-publish")
+        spoil_test_part(stem, monkeypatch)
+        train(stem, "--no-publish")
     first, second = sorted((workspace / "runs" / "mine").iterdir())
     metrics = [json.loads((folder / "card.json").read_text())["metrics"] for folder in (first, second)]
     assert metrics[0] == metrics[1] != {}

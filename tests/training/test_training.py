@@ -23,6 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.fake_device import fake_device
+from support.images import drawn_figures
 from support.networks import tiny_card
 from support.processes import FORK_SERVER, train_and_wait
 from support.service import ROOT
@@ -56,7 +57,7 @@ TINY = {
     "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--steps", "60", "--batch", "4"],
     "forecaster": [
         *("--preset", "strong", "--hidden", "8", "--members", "2", "--steps", "20", "--batch", "8"),
-        *("--synthetic-series", "6"),
+        *("--synthetic-series", "6", "--structural-series", "6"),
     ],
     "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--r1-penalty", "1"],
     "conditional": ["--preset", "conditional", "--epochs", "3", "--batch", "16", "--latent", "4"],
@@ -135,7 +136,7 @@ def finished(tiny_data: Path, models: Path, shared_folder: Path) -> Callable[[st
         with locked(folder.with_suffix(".lock")):
             if not (folder / "output").exists():
                 shutil.copytree(models, folder / "models")
-                with contextlib.redirect_stdout(io.StringIO()) as output:
+                with contextlib.redirect_stdout(io.StringIO()) as output, drawn_figures():
                     SCRIPTS[stem].main(arguments(stem, folder / "runs", folder / "models"))
                 (folder / "output").write_text(output.getvalue())
         return folder
