@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import gaussian_blur, jpeg
 
 from app.networks.cnn import WhitenedNet, unsmoothed
 from app.tasks.classification import ImageClassifier
@@ -56,6 +55,8 @@ def corrupted(images: Tensor, share: float) -> Tensor:
     count = min(round(len(images) * share / 4), len(images) // 4)
     if not count:
         return images
+    from torchvision.transforms.v2.functional import gaussian_blur, jpeg  # takes 2 s, and few trainings need it
+
     images = images.clone()
     noisy, blurred, compressed = torch.randperm(len(images))[: 4 * count].split([2 * count, count, count])
     noise = torch.randn(images[noisy].shape) * 40 * torch.rand(2 * count, 1, 1, 1)

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.data.datasets import DataError
-from training.data.tables.files import decode
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # endings of image files
 # possible headers of the column with paths
@@ -235,6 +234,8 @@ def _list_csv(path: Path) -> ImageList:
         DataError: the file cannot be read, or it has no images, no column of paths or no column of labels.
     """
     try:
+        from training.data.tables.files import decode  # imports pandas, which takes 0.7 s
+
         lines = decode(path, path.read_bytes())[0].splitlines()
     except DataError as error:  # its message names an option that only tables have
         raise DataError(
