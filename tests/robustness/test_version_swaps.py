@@ -204,7 +204,7 @@ def test_a_read_only_store_is_served_and_rejects_changes_with_a_message(
         with serve(store=disk, admin_key="k" * 32) as client:
             client.headers["authorization"] = f"Bearer {'k' * 32}"
             content = client.get("/v1/admin/models/tiny-gan/export?version=1").content
-            assert content == b"".join(archive.export_version(tiny_store, "tiny-gan", 1))
+            assert content == b"".join(archive.export_version(disk, "tiny-gan", 1))  # has the times of the files
             for path, body in (
                 ("import", {"content": content}),
                 ("models/tiny-gan/activate", {"json": {"version": 1}}),
