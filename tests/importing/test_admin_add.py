@@ -38,9 +38,8 @@ def test_an_uploaded_network_is_served(serve: Serve) -> None:
         card = client.get("/v1/models/uploaded").json()["card"]
         assert (card["labels"], card["licence"], card["title"]) == (["cat", "dog", "bird"], "MIT", "uploaded")
         assert card["sizes"]["options"]["mean"] == [-0.5, 0, 1]
-        for labels, count in (("cat\ndog", 2), ("bytes", 1)):
-            message = rejected(client, {**query, "labels": labels}, content)
-            assert f"tensor 'linear' should have one value for each of the {count} labels" in message
+        message = rejected(client, {**query, "labels": "bytes"}, content)
+        assert "tensor 'linear' should have one value for each of the 1 labels" in message
 
 
 def test_wrong_requests_are_rejected_without_a_process(serve: Serve) -> None:
