@@ -10,6 +10,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -24,8 +25,9 @@ from support.responses import CLASSIFY, PNG, assert_harmless, assert_rejected, a
 from support.service import Serve
 
 from app.errors import NotAnImage, TooLarge
+from app.tasks import image_codecs
 from app.tasks.classification import ImageClassifier
-from app.tasks.image_codecs import overlay_heat_map
+from app.tasks.image_codecs import ImageDecoder, overlay_heat_map
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
@@ -224,3 +226,51 @@ def test_a_changed_image_is_parsed_or_rejected_with_a_message(
     with contextlib.suppress(NotAnImage, TooLarge):  # any other exception fails the test
         pixels = classifier.parse(seed[:start] + inserted + seed[start + cut :], 10**6)
         assert pixels.shape == (3, 32, 32)
+
+
+@QUICK_PROFILE
+@given(
+    channels=st.sampled_from([1, 3]),
+    shape=st.sampled_from([(1, 1), (5, 17), (32, 32), (129, 128)]),
+    position=st.one_of(st.integers(0, 60), st.integers(0, 50_000)),
+    cut=st.integers(0, 20),
+    inserted=st.binary(max_size=12),
+)
+def test_a_small_png_has_the_pixels_and_errors_that_pillow_gives(
+    channels: int, shape: tuple[int, int], position: int, cut: int, inserted: bytes
+) -> None:
+    """Small PNGs without optional chunks have their own reader."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, channels), dtype=np.uint8)
+    file = save_image(Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels), "PNG")
+    changed = file[:position] + inserted + file[position + cut :]
+    data = file[41:-16]
+    two_parts = png((b"IHDR", file[16:29]), (b"IDAT", data[:9]), (b"IDAT", data[9:]))
+    wrong_checksum = file[:29] + bytes(4) + file[33:]
+    contents = (file, changed, two_parts, wrong_checksum)
+    decoder = ImageDecoder(channels, max(shape))
+
+    def outcome(content: bytes) -> list[int] | str:
+        try:
+            values: list[int] = decoder.parse(content, 10**6).flatten().tolist()
+            return values
+        except NotAnImage as error:
+            return str(error)
+
+    outcomes = [outcome(content) for content in contents]
+    read = [image_codecs._small_png(content) is not None for content in contents]
+    assert (read[0], *read[2:]) == (shape != (129, 128), shape != (129, 128), False)
+    with patch.object(image_codecs, "_small_png", return_value=None):
+        assert outcomes == [outcome(content) for content in contents]
+
+
+def test_the_largest_number_of_pixels_applies_to_small_pngs() -> None:
+    with pytest.raises(TooLarge, match="32 x 32 pixels"):
+        ImageDecoder(3, 32).parse(image_bytes(), 32 * 32 - 1)
+    assert ImageDecoder(3, 32).parse(image_bytes(), 32 * 32).shape == (3, 32, 32)
+
+
+def test_a_png_with_thousands_of_chunks_is_left_to_pillow() -> None:
+    """Reading them would block the event loop."""
+    file = image_bytes()
+    many_chunks = file[:33] + (bytes(4) + b"IDAT" + bytes(4)) * 6000 + file[33:]
+    assert image_codecs._small_png(many_chunks) is None
