@@ -175,7 +175,7 @@ KEY_FIGURES = [
     ),
     KeyFigure(
         "Fréchet distance of `mnist-cgan` to real digits, divided by the distance between two sets of real digits "
-        "(4.92, standard error 0.11). 1 is ideal",
+        "(4.92, standard error 0.50). 1 is ideal",
         lambda: metric("mnist-cgan", "frechet_distance_5000")() / metric("mnist-cgan", "frechet_floor_5000")(),
         amount("", 2),
         "make evaluate",
