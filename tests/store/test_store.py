@@ -212,6 +212,9 @@ def test_the_shipped_store_is_valid() -> None:
     for version in versions:
         version.network()
     assert set(store.read_defaults(ROOT / "models_store").values()) <= {version.card.name for version in versions}
+    sizes = [path.stat().st_size for path in (ROOT / "models_store").rglob("*") if path.is_file()]
+    assert max(sizes) < 25e6
+    assert sum(sizes) < 80e6  # a clone of the repository downloads all of them
 
 
 def test_the_next_publisher_removes_the_leftovers_of_a_killed_one(tmp_path: Path) -> None:
