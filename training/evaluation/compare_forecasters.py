@@ -58,10 +58,9 @@ def evaluation_sets() -> Iterator[EvaluationSet]:
             [past for past, _ in long],
             np.stack([actual for _, actual in long]),
         )
-    ett, airline, sine = datasets.etth1(), datasets.airline(), datasets.sine()
+    ett, airline = datasets.etth1(), datasets.airline()
     yield windows("ETTh1 OT, test months", ett.values.numpy()[: 20 * 720], 24, 16 * 720, 48, 48, 2000)
     yield windows("airline passengers, last 3 years", airline.values.numpy(), 12, 108, 12, 2, 2000)
-    yield windows("noisy sine, last fifth", sine.values.numpy(), 1, sine.split, 48, 8, 2000)
 
 
 def windows(
