@@ -1,8 +1,8 @@
 """Install, start and call other model servers, to compare their speed with Quartet.
 
-All servers serve the workshop's CNN. Mosec also serves texts and forecasts. Each server has a module in this folder,
-which follows the documentation of the server. Each server also has a virtual environment, created on first use. All
-servers classify images in batches of up to 64. If possible, they use one worker and no batching delay. Only the
+All servers serve the workshop's CNN. Mosec also serves texts, forecasts and digits. Each server has a module in this
+folder, which follows the documentation of the server. Each server also has a virtual environment, created on first use.
+All servers classify images in batches of up to 64. If possible, they use one worker and no batching delay. Only the
 variants of mosec and Triton use two workers or a longer delay. Programs in these virtual environments also import this
 file, so it imports only the standard library and modules of this project.
 """
@@ -59,10 +59,15 @@ def tensor(picture: bytes) -> Any:
 
 def mosec(workers: int, wait: int) -> Peer:
     """Return mosec with ``workers`` processes for each route, and a batching delay of ``wait`` milliseconds."""
-    paths = {CLASSIFY: "/classify", "/v1/series/forecast": "/forecast", "/v1/text/continue": "/text"}
+    paths = {
+        CLASSIFY: "/classify",
+        "/v1/series/forecast": "/forecast",
+        "/v1/text/continue": "/text",
+        "/v1/images/sample": "/digits",
+    }
     environment = {"PEER_WORKERS": str(workers), "PEER_WAIT": str(wait)}
     command = ["-m", "benchmarks.peers.mosec_server"]
-    workloads = ("cnn", "forecast", "text")
+    workloads = ("cnn", "forecast", "text", "sample")
     return Peer(["mosec>=0.9"], command, "/", paths, workloads=workloads, environment=environment)
 
 

@@ -1,4 +1,4 @@
-"""The workshop's CNN, forecasts and texts in mosec, with ``PEER_WORKERS`` Python processes for each route.
+"""The workshop's CNN, forecasts, texts and digits in mosec, with ``PEER_WORKERS`` Python processes for each route.
 
 A front end written in Rust queues the requests and forms batches. A request waits up to ``PEER_WAIT`` milliseconds for
 other requests that join its batch. Texts are also batched: the texts of one batch are generated together.
@@ -15,11 +15,12 @@ import torch
 from mosec import Server, Worker
 from torch import Tensor
 
-from benchmarks.peers.network import Classifier, Forecaster, TextGenerator
+from benchmarks.peers.network import Classifier, Forecaster, ImageGenerator, TextGenerator
 
 WORKERS = int(os.environ.get("PEER_WORKERS", "1"))
 MAX_BATCH = 64
 MAX_TEXTS = 32  # texts in a batch
+MAX_DRAWS = 16  # requests for digits in a batch
 
 
 def limit_threads() -> None:
@@ -59,13 +60,23 @@ class ContinueText(Worker):
         return self.generator.predict(data)
 
 
+class GenerateImages(Worker):
+    def __init__(self) -> None:
+        limit_threads()
+        self.generator = ImageGenerator()
+
+    def forward(self, data: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return self.generator.predict([body["count"] for body in data])
+
+
 def main() -> None:
     wait = int(os.environ.get("PEER_WAIT", "0"))
     sys.argv[1:] = ["--address", "127.0.0.1", "--port", os.environ["PEER_PORT"], "--log-level", "warning"]
     sys.argv += ["--timeout", "120000", "--wait", "0"]  # a max_wait_time of 0 means the value of --wait
     server = Server()
-    for worker, route in ((Classify, "/classify"), (Forecast, "/forecast"), (ContinueText, "/text")):
-        size = MAX_TEXTS if worker is ContinueText else MAX_BATCH
+    routes = {"/classify": Classify, "/forecast": Forecast, "/text": ContinueText, "/digits": GenerateImages}
+    for route, worker in routes.items():
+        size = {"/text": MAX_TEXTS, "/digits": MAX_DRAWS}.get(route, MAX_BATCH)
         server.append_worker(worker, num=WORKERS, max_batch_size=size, max_wait_time=wait, route=route)
     server.run()
 
