@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from support.images import image_bytes
 from support.networks import publish_tiny, tiny_card
 from support.service import IMAGES, ROOT
@@ -317,6 +318,22 @@ def test_logits_undo_label_smoothing(whitened: WhitenedNet) -> None:
     assert torch.equal(other.scores(images), whitened.scores(images))
     assert torch.equal(other(images), unsmoothed(whitened.scores(images), 0.2) / 0.5)
     assert torch.allclose(other.views(images), unsmoothed(whitened.views(images) * 0.25, 0.2) / 0.25, atol=1e-4)
+
+
+def test_a_photo_gets_the_same_label_if_it_is_decoded_at_reduced_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = ImageClassifier(store.read_version(ROOT / "models_store", "cifar10-whitened", 1), torch.device("cpu"))
+    photos = []
+    for path in sorted(IMAGES.glob("cifar10/*.png")):
+        photo = Image.open(path).resize((1600, 1200), Image.Resampling.BICUBIC)
+        photos.append(saved(photo, "JPEG", quality=90))
+    assert classifier.open(photos[0], 10**7).draft("RGB", (128, 128)) is not None
+    reduced = classifier.predict([classifier.parse(photo) for photo in photos])
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *_: None)
+    whole = classifier.predict([classifier.parse(photo) for photo in photos])
+    assert reduced != whole
+    for first, second in zip(reduced, whole, strict=True):
+        assert first == pytest.approx(second, abs=0.05)
+        assert int(np.argmax(first)) == int(np.argmax(second))
 
 
 @torch.no_grad()
