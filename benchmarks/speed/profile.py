@@ -1,6 +1,6 @@
 """Show which layers of the service use the CPU, for each kind of request.
 
-    python -m benchmarks.speed.profile                                  # about a minute
+    python -m benchmarks.speed.profile                                  # about two minutes
     python -m benchmarks.speed.profile --only cnn,forecast --callers 64
 
 The program sends requests to one worker with one thread, while py-spy samples the call stack of the worker. Each sample
@@ -23,9 +23,10 @@ import uvloop
 
 from benchmarks.support import load, servers
 from benchmarks.support.servers import ROOT, Server
-from benchmarks.support.workloads import Workload, prepare, workloads
+from benchmarks.support.workloads import PhotoSizes, Workload, prepare, workloads
 
-ROWS = ("cnn", "strong", "text", "forecast", "sample")
+PHOTOS = {"photo of 2 MP": 2, "photo of 12 MP": 12}  # megapixels
+ROWS = ("cnn", "strong", "text", "forecast", "sample", *PHOTOS)
 RATE = 250  # samples of the stack per second
 OTHER = "other"
 # A thread waits for work if its innermost call is one of these. Some systems report waiting threads as running.
@@ -35,7 +36,7 @@ WAITING = (
     "_worker (concurrent/futures/thread.py",
     "._work (app/store/disk_thread.py",
 )
-# The beginnings of the file names of each layer, as py-spy prints them.
+# The beginnings of the file names or of the calls of each layer, as py-spy prints them.
 LAYERS = {
     "HTTP": ("uvicorn/", "app/server/"),
     "ASGI and middleware": ("starlette/", "fastapi/", "app/api/"),
@@ -43,7 +44,8 @@ LAYERS = {
     "telemetry": ("prometheus_client/", "opentelemetry/", "app/observability/"),
     "logging": ("logging/", "app/observability/access_log", "app/observability/logs"),
     "JSON": ("pydantic/", "app/api/request_body", "app/api/responses"),
-    "image files": ("PIL/", "app/tasks/image_codecs"),
+    "image files": ("PIL/", "app/tasks/image_codecs"),  # without resizing
+    "resizing images": ("Image.resize (PIL/",),
     "inputs and outputs": ("app/tasks/",),
     "queues and batches": ("app/engine/", "app/serving/"),
     "forward": ("torch/", "app/networks/"),
@@ -58,7 +60,12 @@ def layer(stack: str) -> str:
     """
     for call in reversed(stack.split(";")):
         file = call.rpartition("(")[2]
-        matches = [(len(start), name) for name, starts in LAYERS.items() for start in starts if file.startswith(start)]
+        matches = [
+            (len(start), name)
+            for name, starts in LAYERS.items()
+            for start in starts
+            if file.startswith(start) or call.startswith(start)
+        ]
         if matches:
             return max(matches)[1]  # the longest matching beginning is the most specific one
     return OTHER
@@ -116,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = Path(name)
         store, _ = prepare(ROOT / "models_store", folder)
         known, rows = workloads(store), {}
+        photos = known["photos"]
+        assert isinstance(photos, PhotoSizes)
+        known |= {name: photos.of_size(megapixels) for name, megapixels in PHOTOS.items()}
         server = servers.ours(folder, store, "1x1")
         with server.running():
             for workload in options.only.split(","):

@@ -132,12 +132,13 @@ class PhotoSizes(Workload):
     model: str = ""
 
     async def measure(self, server: Server, callers: int, seconds: float) -> dict[str, Figures]:
-        parts = {}
-        for megapixels in MEGAPIXELS:
-            request = Request(f"/v1/images/classify?model={self.model}", large_photo(megapixels), "image/jpeg")
-            workload = Workload(self.title, [request], self.check, long=True)
-            parts[f"{megapixels:g} megapixels"] = await workload.once(server, callers, seconds)
-        return parts
+        sizes = {f"{megapixels:g} megapixels": self.of_size(megapixels) for megapixels in MEGAPIXELS}
+        return {title: await workload.once(server, callers, seconds) for title, workload in sizes.items()}
+
+    def of_size(self, megapixels: float) -> Workload:
+        """Return the workload with photographs of one size."""
+        request = Request(f"/v1/images/classify?model={self.model}", large_photo(megapixels), "image/jpeg")
+        return Workload(self.title, [request], self.check, long=True)
 
 
 def same_label(answer: Any, ours: Any) -> bool:

@@ -19,6 +19,7 @@ START = "run (asyncio/runners.py:190);RequestResponseCycle.run_asgi (uvicorn/pro
         (";reported (app/observability/logs.py:180);observe (prometheus_client/metrics.py:700)", "telemetry"),
         (";AccessLog._text (app/observability/access_log.py:60)", "logging"),
         (";ImageDecoder.decode (app/tasks/image_codecs.py:107);load (PIL/ImageFile.py:260)", "image files"),
+        (";ImageDecoder._shrink (app/tasks/image_codecs.py:130);Image.resize (PIL/Image.py:2400)", "resizing images"),
         (";ImageClassifier.predict (app/tasks/classification.py:50)", "inputs and outputs"),
         (";Conv2d.forward (torch/nn/modules/conv.py:548)", "forward"),
         (";Batcher._drain (app/engine/batcher.py:180)", "queues and batches"),
