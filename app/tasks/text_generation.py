@@ -185,7 +185,8 @@ class TextGenerator:
         """Raise BadValue if prompts of ``size`` characters or bytes take longer than ``max_prompt_seconds`` to read."""
         seconds_each = self.prefill_latency(prompts) / prompts  # one character of each prompt is read at a time
         if self.reads_many:
-            seconds_each = PREFILL_SECONDS / self.prefill_latency.rows_within(PREFILL_SECONDS)
+            count = min(self.prefill_latency.efficient_rows(PREFILL_SECONDS), MAX_PREFILL)
+            seconds_each = self.prefill_latency(count) / count
         if (seconds := seconds_each * size) > self.max_prompt_seconds:
             unit = "bytes" if self.reads_bytes else "characters"
             raise BadValue(
@@ -244,9 +245,12 @@ class TextGenerator:
                 self._prefill_lead -= perf_counter() - started_at
 
     def _prefill(self, prompts: list[Prompt]) -> None:
-        """Read the same number of characters of each prompt, for ``PREFILL_SECONDS`` or to the end of the shortest."""
+        """Read the same number of characters of each prompt, at most to the end of the shortest.
+
+        This takes about ``PREFILL_SECONDS``, or longer if the fixed costs of a call are high.
+        """
         if self.reads_many:
-            max_count = self.prefill_latency.rows_within(PREFILL_SECONDS) // len(prompts)
+            max_count = self.prefill_latency.efficient_rows(PREFILL_SECONDS) // len(prompts)
         else:
             # Log-probabilities need the logits, so a step takes as long as one that generates.
             latency = self.latency if any(prompt.log_probs for prompt in prompts) else self.prefill_latency

@@ -59,3 +59,11 @@ def test_a_network_without_batches_has_one_size(monkeypatch: pytest.MonkeyPatch)
     network = Network(monkeypatch, lambda rows: 0.03)
     assert LatencyModel.measure(network, 1) == LatencyModel(pytest.approx(0.03), 0.0)
     assert set(network.sizes) == {1}
+
+
+def test_fixed_costs_take_at_most_a_third_of_the_time_of_efficient_batches() -> None:
+    fast, slow = LatencyModel(0.0005, 0.00004), LatencyModel(0.0015, 0.00012)
+    assert fast.efficient_rows(0.002) == fast.rows_within(0.002) == 38
+    assert slow.rows_within(0.002) == 5
+    assert slow.efficient_rows(0.002) == 25
+    assert LatencyModel(0.001, 0.0).efficient_rows(0.002) >= 10**6
