@@ -267,6 +267,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
             self.cycle.__class__ = CloseDelimitedCycle  # uvicorn has no option for the class of a cycle
+            self.cycle.waiting_for_100_continue = False  # such clients expect only one response (RFC 9110, 10.1.1)
         if self.scope["method"] != "HEAD":  # a response to HEAD has no body to wait for
             transport: Any = CoalescingTransport(self.transport, self._close_after_response)  # has all used methods
             self.cycle.transport = transport

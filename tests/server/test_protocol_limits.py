@@ -332,6 +332,11 @@ def test_a_body_is_taken_only_if_it_is_complete_and_can_be_received(connection: 
     assert protocol.take_body() is None  # the client has disconnected
 
 
+def test_an_http_1_0_client_gets_no_status_100(connection: Connection) -> None:
+    connection.send(EXPECTING.replace(b"HTTP/1.1", b"HTTP/1.0") + b"x")
+    assert connection.protocol.take_body() == b"x"
+
+
 def test_waiting_requests_are_answered_in_turn(connection: Connection) -> None:
     connection.send(b"".join(GET.replace(b"/ ", b"/%d " % number) for number in range(3)))
     for number in range(3):
