@@ -218,6 +218,14 @@ def test_groups_are_never_divided(tmp_path: Path) -> None:
             image_folders.read(tmp_path / "films", 32, group=pattern)
 
 
+def test_one_group_for_each_class_gives_as_many_folds_as_classes(tmp_path: Path) -> None:
+    for number in range(12):
+        colour = "red" if number % 2 else "blue"
+        save(tmp_path / "films" / colour / f"film{number % 2}_{number}.png", [colour], number)
+    dataset = image_folders.read(tmp_path / "films", 32, group=r"film(\d+)_")
+    assert set(dataset.folds(torch.arange(12), 3).tolist()) == {0, 1}
+
+
 def test_labels_are_read_from_the_names_of_files(tmp_path: Path) -> None:
     for number in range(6):
         save(tmp_path / "flat" / f"{['cat', 'big_dog'][number % 2]}.{number}.png", ["red"], number)

@@ -124,7 +124,8 @@ class ImageDataset:
     def folds(self, indices: Tensor, count: int) -> Tensor:
         """Return the cross-validation fold of each image: integers [len(indices)] from 0 to ``count`` - 1.
 
-        Each class is spread evenly over the folds.
+        Each class is spread evenly over the folds. With groups, the groups of all classes are numbered together,
+        because each class may have only one group.
         """
         fold_of: dict[str, int] = {}
         positions: Counter[str] = Counter()
@@ -132,7 +133,7 @@ class ImageDataset:
         for index in sorted(indices.tolist(), key=lambda index: _position(self._unit(index))):
             unit = self._unit(index)
             if unit not in fold_of:
-                fold_of[unit] = positions[names[index]] % count
+                fold_of[unit] = (len(fold_of) if self.groups else positions[names[index]]) % count
                 positions[names[index]] += 1
         return torch.tensor([fold_of[self._unit(index)] for index in indices.tolist()])
 
