@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.networks.gan import ConditionalSizes
+from app.networks.gan import ConditionalGenerator, ConditionalSizes
 from app.tasks.image_generation import ImageSampler
 from training.configs import SAMPLE_CLASSIFIER, ConditionalGanConfig
 from training.data import image_folders
@@ -186,7 +186,8 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
     batches = recalibration_batches(options)
 
     def timed_evaluation() -> float:
-        publish(run, real, conditional_trainer(config, options.device, sizes).averaged_generator(batches))
+        # Only the first process calls this function, so it must not create a trainer, which waits for all processes.
+        publish(run, real, gan_loop.recalibrate_batchnorm(ConditionalGenerator(sizes).to(options.device), batches))
         return 0.0
 
     if options.minutes is not None and distributed.rank() == 0:
