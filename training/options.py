@@ -25,7 +25,10 @@ SHIPPED = Path(__file__).parents[1] / "models_store"
 C = TypeVar("C")  # the dataclass of a preset
 Part = Literal["test", "validation"]  # part of the data on which a trained network is measured
 FROM_SCRATCH = "; or use --from scratch"
-AT_LEAST_ONE = ("threads", "batch", "finetune_batch", "r1_interval", "epochs", "hidden", "layers", "bptt")
+AT_LEAST_ONE = (
+    *("threads", "batch", "finetune_batch", "r1_interval", "epochs", "steps"),
+    *("hidden", "layers", "members", "bptt", "window", "latent"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

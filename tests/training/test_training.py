@@ -389,6 +389,14 @@ def test_evaluation_tolerates_rounding_and_states_differences_of_processors(
     assert missing == f"  {name:34} on the card only ✗"
 
 
+@pytest.mark.parametrize("command", ["lstm --steps", "lstm --window", "gan --latent", "forecaster --members"])
+def test_sizes_and_numbers_of_steps_are_positive(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stem, option = command.split()
+    with pytest.raises(SystemExit):
+        SCRIPTS[stem].main([*TINY[stem], option, "0", "--no-publish"])
+    assert capsys.readouterr().err.endswith(f"error: {option} is 0; it should be at least 1\n")
+
+
 def test_a_store_that_is_no_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (speed, evaluate):
         with pytest.raises(SystemExit):
