@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.deadline import Deadline
 from app.api.errors import error_content, error_response
+from app.api.middleware.body_memory import DROPPED
 from app.errors import CallerGone, NotReady, QuartetError
 
 log = logging.getLogger("quartet")
@@ -57,6 +58,7 @@ class EventStream(Response):
         self.deadline = deadline
         self.last = last
         self.started = False
+        self.is_cut = False  # whether an event may have been sent in part
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         failure: QuartetError
@@ -65,6 +67,8 @@ class EventStream(Response):
                 with Deadline(self.request, self.deadline):
                     async for chunk in events:
                         await self._send(send, chunk)
+                        if DROPPED in scope:  # nobody would receive further events
+                            return
                     await self._send(send, self.last, more=False)
                     return
         except CallerGone:
@@ -83,7 +87,9 @@ class EventStream(Response):
             return
         try:
             async with asyncio.timeout(MAX_CLOSE_SECONDS):
-                await self._send(send, event(error_content(failure, scope["path"])) + self.last, more=False)
+                end = b"\n\n" if self.is_cut else b""  # otherwise the error would be part of the incomplete event
+                end += event(error_content(failure, scope["path"])) + self.last
+                await self._send(send, end, more=False)
         except TimeoutError:
             raise CallerGone("the client no longer reads") from None
 
@@ -91,4 +97,6 @@ class EventStream(Response):
         if not self.started:
             self.started = True
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        self.is_cut = True
         await send({"type": "http.response.body", "body": chunk, "more_body": more})
+        self.is_cut = False

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from support.service import Serve
 from support.waiting import wait_until
 
 from app.api import sse
+from app.api.middleware.body_memory import PART_BYTES, BodyMemoryLimit
 from app.api.routes import generate_text as texts
 from app.api.sse import EventStream
 from app.errors import BadValue, CallerGone
@@ -238,3 +240,55 @@ async def test_a_client_that_does_not_read_the_final_error_is_given_up(monkeypat
         async with asyncio.timeout(30):
             await EventStream(request, failing(), deadline)({"type": "http", "path": PATH}, receive, send)
     assert unread
+
+
+def stream(events: AsyncGenerator[bytes, None]) -> EventStream:
+    async def receive() -> Any:
+        return await asyncio.Event().wait()
+
+    deadline = asyncio.get_running_loop().time() + 30
+    return EventStream(Request({"type": "http", "headers": []}, receive), events, deadline)
+
+
+@pytest.mark.anyio
+async def test_an_error_after_a_part_of_an_event_is_an_event_of_its_own() -> None:
+    content, gate = b"", asyncio.Event()
+
+    async def one_event() -> AsyncGenerator[bytes, None]:
+        yield b"data: xyz\n\n"
+
+    async def send(message: Any) -> None:
+        nonlocal content
+        if message.get("body") == b"data: xyz\n\n":
+            content += b"data: x"
+            gate.set()
+            await asyncio.Event().wait()
+        content += message.get("body", b"")
+
+    sending = asyncio.ensure_future(stream(one_event())({"type": "http", "path": PATH}, Mock(), send))
+    await gate.wait()
+    sending.cancel()
+    await sending
+    incomplete, error, end = content.removesuffix(b"\n\n").split(b"\n\n")
+    assert (incomplete, end) == (b"data: x", b"data: [DONE]")
+    assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "not_ready"
+
+
+@pytest.mark.anyio
+async def test_a_stream_ends_when_its_response_is_rejected() -> None:
+    generated: list[bytes] = []
+    statuses: list[int] = []
+
+    async def large_events() -> AsyncGenerator[bytes, None]:
+        for _ in range(50):
+            generated.append(b"data: " + bytes(PART_BYTES) + b"\n\n")
+            yield generated[-1]
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status", 0))
+
+    app = BodyMemoryLimit(stream(large_events()), 2 * PART_BYTES)
+    app.held_bytes = 2 * PART_BYTES
+    await app({"type": "http", "path": PATH, "headers": []}, Mock(), send)
+    assert statuses == [429, 0]
+    assert len(generated) == 1

@@ -15,6 +15,7 @@ PART_BYTES = 64 * 1024  # larger responses are sent in parts of this size; the s
 MIN_BYTES_PER_SECOND = 64 * 1024  # lowest average speed at which a client must read a response above ``PART_BYTES``
 SLOW_SECONDS = 60.0  # added to the time that a response takes at ``MIN_BYTES_PER_SECOND``
 HOLD = "quartet.hold_memory"  # key in the ASGI scope: a function that counts bytes for the request
+DROPPED = "quartet.response_dropped"  # key in the ASGI scope, set when the rest of a response is not sent
 
 
 def hold_memory(request: Request, size: int) -> None:
@@ -63,14 +64,18 @@ class BodyMemoryLimit:
         start: Message | None = None  # the start of the response, held back until the first part of its body comes
         is_open = True  # False after the response was rejected, or the client was too slow
 
+        def drop_rest() -> None:
+            nonlocal is_open
+            is_open, scope[DROPPED] = False, True
+
         async def counted_send(message: Message) -> None:
-            nonlocal start, is_open
+            nonlocal start
             if message["type"] == "http.response.start":
                 start = message
                 return
             size = len(message.get("body", b""))
             if start and size > PART_BYTES and is_open and not self._has_room(size, request_bytes):
-                is_open = False
+                drop_rest()
                 await error_response(self._memory_full())(scope, receive, send)
             if not is_open:
                 return
@@ -84,7 +89,7 @@ class BodyMemoryLimit:
             try:
                 await send_in_parts(send, message)
             except TimeoutError:
-                is_open = False
+                drop_rest()
             finally:
                 self.held_bytes -= size
 
