@@ -177,7 +177,9 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         response_class=Response,
         responses={
             200: {
-                "content": stream_response("A `GenerateResponse` with new characters in each event"),
+                "content": stream_response(
+                    "Events with the fields of a `GenerateResponse`; only the last one has `finish_reason` and `seed`"
+                ),
                 "description": "Server-sent events",
             }
         },
