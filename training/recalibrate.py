@@ -83,15 +83,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         version = recalibrated(store.read_version(options.store, name, int(number)), options.run)
     except (store.StoreError, ValueError) as error:
         parser.error(str(error))
-    publish(version, options.store, shlex.join(["python", "-m", "training.recalibrate", *(argv or sys.argv[1:])]))
+    command = shlex.join(["python", "-m", "training.recalibrate", *(argv or sys.argv[1:])])
+    publish(version, options.store, options.run.parent.parent, command)
 
 
-def publish(version: store.Version, models: Path, command: str) -> None:
-    """Measure a version on the test part, and publish it as the next version of its model."""
+def publish(version: store.Version, models: Path, runs: Path, command: str) -> None:
+    """Measure a version on the test part, and publish it as the next version of its model.
+
+    The measurement is logged; see ``training.evaluation_log``. ``runs`` is the folder of all runs.
+    """
     classifier = ImageClassifier(version, torch.device("cpu"))
     fields = version.card.model_dump(mode="json", exclude={"version", "weights_sha256"})
     fields |= {"command": command, "commit": publishing.commit(), "metrics": cnn.evaluate(classifier)}
-    evaluation_log.record(version.folder, fields, own_data=False)
+    evaluation_log.record(runs, fields, own_data=False)
     for key, metric in fields["metrics"].items():
         print(f"{key:30} {metric['value']:.{metric['decimals']}f}  {metric['split']}")
     _, images, labels = getattr(datasets, next(iter(version.card.data)))().measured()

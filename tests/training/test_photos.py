@@ -218,6 +218,25 @@ def test_groups_are_never_divided(tmp_path: Path) -> None:
             image_folders.read(tmp_path / "films", 32, group=pattern)
 
 
+def test_a_list_without_any_label_or_with_an_impossible_path_is_reported(tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / f"{number}.png", ["red"], number)
+    table = tmp_path / "list.csv"
+    table.write_text("path,labels\n0.png,\n1.png,\n")
+    with pytest.raises(DataError, match="none of its 2 images has a label"):
+        image_folders.read(table, 32)
+    table.write_text("path,label\n0.png,a\n1.png,b\n2\0.png,b\n")
+    dataset = image_folders.read(table, 32)
+    assert len(dataset.digests) == 2
+    assert any("embedded null" in reason for reason in dataset.skipped)
+    assert image_folders.largest_side(table) > 0
+
+
+def test_images_without_labels_have_no_mean_average_precision() -> None:
+    metrics = multi_label_metrics(torch.rand(5, 2), torch.zeros(5, 2, dtype=torch.bool), torch.full((2,), 0.5), "")
+    assert set(metrics) == {"f1", "nll", "exact_match"}
+
+
 def test_one_group_for_each_class_gives_as_many_folds_as_classes(tmp_path: Path) -> None:
     for number in range(12):
         colour = "red" if number % 2 else "blue"

@@ -45,6 +45,8 @@ def read(path: Path, side: int, channels: int = 3, name: str = "", group: str | 
     groups = _groups(path, [image.path for image in listed.images], group) if group else []
     images, errors = _decode_all([image.path for image in listed.images], side, channels)
     dataset = _deduplicate(path.resolve().name, listed, images, errors, groups)
+    if dataset.digests and not dataset.classes:
+        raise DataError(f"{path}: none of its {len(listed.images):,} images has a label")
     if not dataset.labels.numel():
         first = dataset.skipped[0] if dataset.skipped else "all images have contradictory labels"
         raise DataError(f"{path}: none of its {len(listed.images):,} files is an image; first error: {first}")
@@ -59,7 +61,7 @@ def largest_side(path: Path) -> int:
     files = list_images(path).images
     decoder, sides = ImageDecoder(3, 1), []
     for image in files[:: -(-len(files) // SIZED_FILES)]:
-        with contextlib.suppress(QuartetError, OSError):
+        with contextlib.suppress(QuartetError, OSError, ValueError):  # a path with a NUL is a ValueError
             sides.append(max(decoder.open(image.path.read_bytes(), MAX_PIXELS).size))
     return round(statistics.median(sides)) if sides else 0
 
@@ -97,6 +99,8 @@ def _decode_all(files: list[Path], side: int, channels: int) -> tuple[Tensor, li
             return failure.message
         except OSError as error:
             return f"{file}: {error.strerror}"
+        except ValueError as error:  # the path has a NUL character
+            return f"{file}: {error}"
         return ""
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads help, because decoding releases the GIL

@@ -76,21 +76,22 @@ def multi_label_metrics(
     Args:
         probability: probability [N, classes] that an image has a label.
         labels: booleans [N, classes]: whether an image has a label. The mean average precision ignores labels that no
-            image has.
+            image has, and is left out if no image has a label.
         thresholds: thresholds [classes], or [N, classes] if they differ between images. An image gets a label if the
             probability is at least the threshold.
         split: description of these images for the card.
         origin: description of the thresholds for the card.
     """
-    tested = labels.any(dim=0)
-    precision = torch.stack([average_precision(probability[:, at], labels[:, at]) for at in tested.nonzero().flatten()])
+    tested = labels.any(dim=0).nonzero().flatten().tolist()
+    precision = [average_precision(probability[:, at], labels[:, at]).item() for at in tested]
     predicted = probability >= thresholds
     hits = (predicted & labels).sum().item()
     f1 = 2 * hits / max(1, int(predicted.sum()) + int(labels.sum()))
     exact = (predicted == labels).all(dim=1).double().mean().item()
     loss = -torch.where(labels, probability, 1 - probability).clamp(min=1e-12).log().mean().item()
-    return {
-        "mean_average_precision": metric(precision.mean().item(), f"{split}, {len(precision)} labels"),
+    mean = sum(precision) / max(1, len(precision))
+    metrics = {"mean_average_precision": metric(mean, f"{split}, {len(precision)} labels")} if precision else {}
+    return metrics | {
         "f1": metric(f1, f"{split}, {origin}"),
         "nll": metric(loss, f"{split}, for each label"),
         "exact_match": metric(exact, f"{split}: all labels correct, {origin}"),
