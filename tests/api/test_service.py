@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+import uvicorn
 from support.images import image_bytes
 from support.networks import publish_tiny, rewrite_card
 from support.processes import start_python
@@ -451,16 +452,16 @@ def slowness() -> float:
 def test_no_callback_blocks_the_event_loop_for_50_ms(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """All expensive requests run at the same time.
 
-    The test measures the processor time of each callback, because other processes may pause this process.
+    The test measures the processor time of each callback, because other processes may pause this process. This needs
+    asyncio's own event loop, because the callbacks of uvloop cannot be measured.
     """
-    slow_callbacks: list[str] = []
+    times: list[tuple[float, str]] = []
     run, limit = asyncio.Handle._run, 0.05 * slowness()
 
     def timed_run(handle: asyncio.Handle) -> None:
         start = time.thread_time()
         run(handle)
-        if (seconds := time.thread_time() - start) > limit:
-            slow_callbacks.append(f"{handle!r} took {seconds:.3f} s")
+        times.append((time.thread_time() - start, repr(handle)))
 
     photo = image_bytes("JPEG", size=(2000, 1500))
     requests: list[tuple[str, dict[str, Any]]] = [
@@ -471,14 +472,16 @@ def test_no_callback_blocks_the_event_loop_for_50_ms(serve: Serve, monkeypatch: 
         ("/v1/series/forecast", {"json": {"values": [[0.5, -1.25] * 700] * 64, "horizon": 500}}),
         ("/v1/images/sample", {"json": {"count": 1024}}),
     ]
-    with serve() as client, ThreadPoolExecutor(4) as pool:  # the start may block the event loop
-        monkeypatch.setattr(asyncio.Handle, "_run", timed_run)
+    monkeypatch.setattr(uvicorn.Config, "get_loop_factory", lambda _: asyncio.new_event_loop)
+    # The start and the stop of the service are not measured, because they may block the event loop.
+    with serve() as client, ThreadPoolExecutor(4) as pool, monkeypatch.context() as during_requests:
+        during_requests.setattr(asyncio.Handle, "_run", timed_run)
         responses = [
             pool.submit(httpx.post, f"{client.base_url}{path}", timeout=60, **body) for path, body in requests * 2
         ]
         assert {answer.result().status_code for answer in responses} == {200}
-        monkeypatch.undo()
-    assert not slow_callbacks
+    assert len(times) > 100
+    assert max(times) < (limit, "")
 
 
 def test_a_running_service_loads_and_removes_versions_with_the_store(
