@@ -10,6 +10,8 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import httpx
@@ -24,6 +26,9 @@ from support.networks import TINY, publish_tiny
 from support.responses import CLASSIFY, PNG, assert_harmless, assert_rejected, assert_still_serves
 from support.service import Serve
 
+from app.api.request_body import BYTES_PER_VALUE
+from app.api.routes.classify import ClassifyInference, ImageFile
+from app.engine.executor import INLINE_SIZE
 from app.errors import NotAnImage, TooLarge
 from app.tasks import image_codecs
 from app.tasks.classification import ImageClassifier
@@ -274,3 +279,13 @@ def test_a_png_with_thousands_of_chunks_is_left_to_pillow() -> None:
     file = image_bytes()
     many_chunks = file[:33] + (bytes(4) + b"IDAT" + bytes(4)) * 6000 + file[33:]
     assert image_codecs._small_png(many_chunks) is None
+
+
+def test_few_of_many_small_pngs_are_decoded_on_the_event_loop(classifier: ImageClassifier) -> None:
+    file = ImageFile("x.png", save_image(Image.new("RGB", (128, 128)), "PNG"), "file")
+    model: Any = SimpleNamespace(predictor=classifier, engine=None)
+    with patch.object(image_codecs, "_small_png", wraps=image_codecs._small_png) as small_png:
+        inference = ClassifyInference(model, [file] * 60, 1, 10**6)
+        assert small_png.call_count * 128 * 128 < 2 * BYTES_PER_VALUE * INLINE_SIZE
+        assert inference.parse_size > INLINE_SIZE
+        assert len(inference.parse()) == 60

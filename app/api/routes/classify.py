@@ -215,9 +215,13 @@ class ClassifyInference(Inference[ImageClassifier]):
         if sum(len(file.content) for file in self.files) <= SMALL_BYTES and all(
             is_simple_image(file.content) for file in self.files
         ):
-            images = list(map(self.open, self.files))
-            if sum(image.width * image.height for image in images) <= BYTES_PER_VALUE * INLINE_SIZE:
-                return images
+            images, pixels = [], 0
+            for file in self.files:
+                images.append(self.open(file))
+                pixels += images[-1].width * images[-1].height
+                if pixels > BYTES_PER_VALUE * INLINE_SIZE:
+                    return []  # open no more files, because small PNG files are decoded at once
+            return images
         return []
 
     def parse(self) -> list[Tensor]:
