@@ -48,7 +48,8 @@ for the metric, and the processor differs from that of the first measurement.
 Hyperparameters were chosen on validation parts. Each model was trained with seed 0. Two models were trained again with
 other seeds, but no model was selected as the best of several seeds. `cifar10-accurate` was trained a second time for
 the calibration of its probabilities. `series-lstm@3` was trained three times to measure the spread of its figures. The
-other trainings and their figures are in [training/LOG.md](../training/LOG.md).
+section [Three seeds of series-lstm 3](#three-seeds-of-series-lstm-3) and [training/LOG.md](../training/LOG.md) describe
+these trainings.
 The table states how often each model was measured on the test part:
 
 | model | measurements on the test part |

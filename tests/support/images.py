@@ -44,7 +44,7 @@ def save_image(image: Image.Image, kind: str, **options: Any) -> bytes:
 def save_blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write a blank picture for each figure of matplotlib, except for SVG files.
 
-    Drawing figures takes a third of the time of trainings in tests.
+    Drawing figures took a quarter of the time of trainings in tests.
     """
     from matplotlib.figure import Figure  # imported here, because few tests need it
 
