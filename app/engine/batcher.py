@@ -1,7 +1,8 @@
 """Dynamic batching for requests that need one forward pass.
 
-There is no batching delay. If the model is idle, a request is submitted to the executor immediately. The requests that
-arrive while a batch runs form the next batch, up to the maximum number of rows.
+If the model is idle, a request is normally submitted to the executor immediately. The requests that arrive while a
+batch runs form the next batch, up to the maximum number of rows. A batch is delayed only while several requests are
+being parsed on threads, such as large photos that are being decoded.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from app.errors import BadValue, NotReady, inference_error
 
 LARGE_ROWS = 16  # an item with more rows than this is large, and is split into parts
 PART_ROWS = 8  # maximum number of rows of a part
+GATHER_ROWS = 4  # a batch waits for items that are being parsed until it has this many rows
+GATHER_FACTOR = 4.0  # longest such wait, relative to the expected duration of the batch without these items
 SHARING_SECONDS = 1.0  # for this many seconds after a small item, each batch has at most one part of a large item
 
 Item = TypeVar("Item")
@@ -100,6 +103,9 @@ class Batcher(Generic[Item, Result]):
         self.observer = observer
         self._batch_rows = batch_rows
         self._admission = AdmissionControl(name, observer, queue_rows)
+        self.parsing = 0  # number of requests whose items are being parsed on threads
+        self._gather_rows = min(GATHER_ROWS, batch_rows)
+        self._arrived = asyncio.Event()  # set when an item is queued
         self._queue: FairQueue[QueueEntry[Item, Result]] = FairQueue()
         self._running: list[QueueEntry[Item, Result]] = []
         self._drain_task: asyncio.Task[None] | None = None
@@ -171,6 +177,7 @@ class Batcher(Generic[Item, Result]):
         entry.waiting, entry.queued_at = True, time.monotonic()
         self._queue.append(entry)
         self._admission.add(entry.caller, entry.rows_left)
+        self._arrived.set()
 
     def _leave(self, entry: QueueEntry[Item, Result]) -> None:
         """Stop counting the rows of an entry and of its following parts as waiting."""
@@ -182,6 +189,8 @@ class Batcher(Generic[Item, Result]):
         try:
             while self._queue:
                 try:
+                    if self._can_gather():
+                        await self._gather()
                     self._next_batch()
                     await self._run(self._running)
                 except Exception as error:  # an error outside ``predict``; otherwise callers would wait forever
@@ -205,6 +214,24 @@ class Batcher(Generic[Item, Result]):
         self.circuit_breaker.record_failure()
         with suppress(Exception):
             self.observer.on_failure(error)
+
+    def _can_gather(self) -> bool:
+        """Return whether the next batch is small, and enough requests are being parsed to fill it."""
+        waiting = self._admission.waiting
+        return waiting < self._gather_rows <= waiting + self.parsing
+
+    async def _gather(self) -> None:
+        """Wait for items that are being parsed, so that they are computed together.
+
+        If parsing an item takes longer than computing it, each batch would otherwise have one row, which takes more
+        time per row.
+        """
+        expected = self._expected_seconds([entry.item for entry in self._queue])
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_FACTOR * expected):
+                while self._queue and self._can_gather():
+                    self._arrived.clear()
+                    await self._arrived.wait()
 
     def _next_batch(self) -> None:
         """Move the next batch from the queue to ``_running``: the first entry, and as many more entries as fit.

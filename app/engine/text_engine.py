@@ -50,6 +50,7 @@ class TextEngine(Generic[Text]):
         self.name = name
         self.observer = observer
         self.circuit_breaker = CircuitBreaker()
+        self.parsing = 0  # as in ``Batcher``; this engine does not use it
         self._step = step
         self._step_seconds = step_seconds
         self._executor = executor

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support.engine import Gate, RecordingObserver, one_millisecond, record_sleeps, start_tasks
 
+from app.engine import batcher as batching
 from app.engine.admission import AdmissionControl, current_caller
 from app.engine.batcher import Batcher
 from app.engine.executor import Executor
@@ -52,6 +53,45 @@ async def test_an_idle_model_starts_immediately_and_a_busy_one_fills_the_next_ba
     gate.open.set()
     assert await asyncio.gather(*first, *rest) == [[2 * i] for i in range(1, 8)]
     assert gate.batches == [[1], [2, 3, 4, 5], [6, 7]]
+
+
+async def test_a_small_batch_waits_for_items_that_are_being_parsed(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "GATHER_FACTOR", 1e6)
+    gate = Gate()
+    gate.open.set()
+    engine = batcher(gate, executor)
+    engine.parsing = 3
+    tasks = await start_tasks(engine.submit([1]))
+    for i in (2, 3, 4):
+        await asyncio.sleep(0)
+        assert not gate.batches
+        engine.parsing -= 1
+        tasks += await start_tasks(engine.submit([i]))
+    await asyncio.gather(*tasks)
+    assert gate.batches == [[1, 2, 3, 4]]
+
+
+async def test_no_batch_waits_if_the_items_that_are_being_parsed_do_not_fill_it(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "GATHER_FACTOR", 1e6)
+    gate = Gate()
+    gate.open.set()
+    engine = batcher(gate, executor)
+    engine.parsing = 2
+    assert await engine.submit([1]) == [2]
+    engine.parsing = 9
+    assert await engine.submit([1, 2, 3, 4]) == [2, 4, 6, 8]
+
+
+async def test_a_batch_waits_only_for_a_limited_time(executor: Executor) -> None:
+    gate = Gate()
+    gate.open.set()
+    engine = batcher(gate, executor)
+    engine.parsing = 9
+    assert await engine.submit([1]) == [2]
 
 
 async def test_limits_count_rows_and_a_larger_item_is_computed_alone(executor: Executor) -> None:
