@@ -57,7 +57,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         description="largest total size, in bytes, of the weights in the memory of each worker. 0 means no limit. "
-        "Default models always stay loaded.",
+        "On a GPU, further versions are loaded only if their weights need at most half of its free memory. Default "
+        "models always stay loaded.",
     )
     max_on_demand_versions: int = Field(
         8,

@@ -25,6 +25,17 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Return the number of bytes that new tensors can use on a GPU, or None for the CPU.
+
+    Memory that torch has reserved, but that no tensor uses, counts as free.
+    """
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
 def limit_threads() -> None:
     """Let the current thread compute with the number of threads that was passed to ``torch.set_num_threads``.
 

@@ -14,6 +14,7 @@ from app.serving.loader import LoadedModel, LoadFailure
 
 log = logging.getLogger("quartet")
 LoadTask = asyncio.Task[LoadedModel | LoadFailure]
+GPU_WEIGHTS_SHARE = 0.5  # share of the free memory of a GPU that further weights may use; the rest is for computations
 
 
 class VersionState(Enum):
@@ -52,11 +53,15 @@ class ModelCache:
     """Stores an entry for each version that is loading, ready or failed. A version without an entry is unloaded.
 
     The weights of all ready versions should have at most ``max_bytes`` bytes in total, where 0 means no limit. Above
-    this limit, ``add`` evicts the least recently used versions.
+    this limit, ``add`` evicts the least recently used versions. ``free_bytes`` returns the free memory of a GPU, or
+    None for the CPU.
     """
 
-    def __init__(self, observers: ObserverFactory, max_bytes: int = 0) -> None:
+    def __init__(
+        self, observers: ObserverFactory, max_bytes: int = 0, free_bytes: Callable[[], int | None] = lambda: None
+    ) -> None:
         self.max_bytes = max_bytes
+        self._free_bytes = free_bytes
         self._observers = observers
         self._entries: dict[VersionKey, LoadTask | LoadedModel | LoadFailure] = {}
 
@@ -99,6 +104,14 @@ class ModelCache:
     def bytes(self) -> int:
         """Return the total size of the weights in memory, in bytes."""
         return sum(model.bytes for model in self.models())
+
+    def limit(self) -> int:
+        """Return how many bytes the weights of all versions, ready and future, may have in total; 0 means no limit."""
+        free = self._free_bytes()
+        if free is None:
+            return self.max_bytes
+        available = self.bytes() + max(1, int(GPU_WEIGHTS_SHARE * free))
+        return min(self.max_bytes or available, available)
 
     def set_loading(self, name: str, number: int, task: LoadTask) -> None:
         """Record that ``task`` loads a version. If the task ends without a result, the state becomes unloaded again."""

@@ -16,7 +16,7 @@ from weakref import WeakSet
 from app.engine.executor import Executor
 from app.engine.observer import EngineObserver, ObserverFactory, VersionKey
 from app.errors import BadValue, NotFound, NotReady, TimedOut, UnknownModel, UnloadedModel, quote_value
-from app.serving.device import find_device, limit_threads
+from app.serving.device import find_device, free_bytes, limit_threads
 from app.serving.loader import Engine, LoadedModel, Loader, LoadFailure, P, PreparedModels, check_store
 from app.serving.model_cache import LoadTask, ModelCache, ModelLoading, VersionState, VersionStatus
 from app.serving.reconcile import (
@@ -43,8 +43,8 @@ PARSE_NICENESS = 5  # so that decoding large images and unpacking bodies does no
 class Registry:
     """Chooses the model version for each request, and keeps the desired versions in memory.
 
-    The resident versions of each model (see ``reconcile``) stay in memory if ``settings.model_bytes`` allows it. Other
-    versions are loaded on demand. A damaged version never prevents other versions from being served.
+    The resident versions of each model (see ``reconcile``) stay in memory if ``settings.model_bytes`` and the GPU allow
+    it. Other versions are loaded on demand. A damaged version never prevents other versions from being served.
 
     ``prepared`` are versions that were loaded before this process was forked.
 
@@ -62,7 +62,7 @@ class Registry:
         self.parse_executor = executor("parse", settings.parse_threads, max_waiting=waiting, niceness=PARSE_NICENESS)
         self.load_executor = executor("load")  # its thread gets a low priority when it loads while requests are served
         check_store(settings.store)
-        self.cache = ModelCache(observers, settings.model_bytes)
+        self.cache = ModelCache(observers, settings.model_bytes, partial(free_bytes, self.device))
         self.loader = Loader(settings, observers, self.executor, self.device, prepared or {})
         self.watcher = StoreWatcher(
             settings.store, settings.store_poll_seconds, failed=self.cache.failures, on_scan=self._reconcile
@@ -125,7 +125,7 @@ class Registry:
             return
         keys = [*loading, *((model.card.name, model.card.version) for model in models), (name, number)]
         surplus = sum(key not in resident for key in keys) - self.settings.max_on_demand_versions
-        files, limit = self.watcher.snapshot.files, self.settings.model_bytes  # a loading version may not be in files
+        files, limit = self.watcher.snapshot.files, self.cache.limit()  # a loading version may not be in files
         coming = sum(files[key].weights_bytes for key in (*loading, (name, number)) if key in files)
         surplus_bytes = self.cache.bytes() + coming - limit if limit else 0
         others = [model for model in models if not self._is_default(model)]
@@ -293,7 +293,7 @@ class Registry:
             self.version_sets,
             {(model.card.name, model.card.version): model.bytes for model in self.cache.models()},
             set(self.defaults.values()),
-            self.settings.model_bytes,
+            self.cache.limit(),
             {key: files.weights_bytes for key, files in self.watcher.snapshot.files.items()},
         )
 

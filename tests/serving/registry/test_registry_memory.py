@@ -117,11 +117,40 @@ async def test_a_version_on_demand_replaces_others_only_if_memory_is_short(
     assert ids(registry) == sorted({*RESIDENT, "tiny-gan@1"} - ({"tiny-cgan@2"} if replaced else set()))
 
 
-async def test_the_version_of_a_default_model_is_loaded_even_if_memory_is_short(start: Start) -> None:
+@pytest.mark.parametrize("missing_bytes", [0, 2])
+async def test_the_free_memory_of_a_gpu_limits_the_versions_in_memory(
+    start: Start, folder: Path, missing_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the free memory is for weights. Unlike ``model_bytes``, it does not count the versions in memory."""
+    size = store.weights_size(folder, store.read_card(folder / NAME / "1"))
+    free = [2 * size]
+    monkeypatch.setattr("app.serving.registry.free_bytes", lambda device: free[0])
+    registry = start()
+    await registry.load()
+    assert ids(registry) == RESIDENT
+    free[0] -= missing_bytes
+    leave_unused(registry, ["tiny-cgan@2"])
+    await load_on_demand(registry, "tiny-gan@1")
+    assert ids(registry) == sorted({*RESIDENT, "tiny-gan@1"} - ({"tiny-cgan@2"} if missing_bytes else set()))
+
+
+@pytest.mark.parametrize(("free", "model_bytes"), [(0, 0), (0, 10**9), (10**9, 1)])
+async def test_without_free_memory_only_default_models_are_loaded(
+    start: Start, monkeypatch: pytest.MonkeyPatch, free: int, model_bytes: int
+) -> None:
+    monkeypatch.setattr("app.serving.registry.free_bytes", lambda device: free)
+    registry = start(model_bytes=model_bytes)
+    await registry.load()
+    assert ids(registry) == ["tiny-gan@3"]
+
+
+async def test_the_version_of_a_default_model_is_loaded_even_if_memory_is_short(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     registry = start(max_on_demand_versions=0)
     await registry.load()
     registry.cache.evict(registry.models()[-1], "test")
-    registry.settings = registry.settings.model_copy(update={"model_bytes": 1})
+    monkeypatch.setattr(registry.cache, "limit", lambda: 1)
     await load_on_demand(registry, NAME)
     assert ids(registry) == RESIDENT
 
