@@ -164,7 +164,12 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
 
 
 def check_validation(config: LstmConfig, series: datasets.Sine) -> None:
-    """Exit with a message if the validation part is too short for the free-running forecasts, or is too long."""
+    """Exit with a message if the horizon is too short, or the validation part is too short or too long.
+
+    The validation part must be long enough for the free-running forecasts.
+    """
+    if config.horizon < 2:  # with one step, there would be no free-running forecast
+        raise SystemExit(f"--horizon is {config.horizon}; it should be at least 2")
     most = series.split - config.window - config.horizon
     if not FREE_RUNNING_STEPS <= config.validation <= most:
         raise SystemExit(

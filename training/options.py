@@ -27,7 +27,8 @@ Part = Literal["test", "validation"]  # part of the data on which a trained netw
 FROM_SCRATCH = "; or use --from scratch"
 AT_LEAST_ONE = (
     *("threads", "batch", "finetune_batch", "r1_interval", "epochs", "steps"),
-    *("hidden", "layers", "members", "bptt", "window", "latent"),
+    *("hidden", "layers", "members", "bptt", "window", "latent", "smoothings"),
+    *("first_width", "second_width", "third_width", "later_width", "depth"),
 )
 
 
@@ -116,9 +117,7 @@ def parse_options(
     if preset != "own" and distributed.world_size() > 1:
         parser.error(f"the preset {preset} trains in one process; torchrun is for own data only")
     common["device"] = distributed.local_device(common["device"])
-    for name, value in {**common, **overrides}.items():
-        if name in AT_LEAST_ONE and value < 1 and (name, script) != ("epochs", "training.rnn"):
-            parser.error(f"--{name.replace('_', '-')} is {value}; it should be at least 1")
+    _check_numbers(parser, script, common, overrides)
     if not 0 <= common["seed"] < 2**63:
         parser.error(f"--seed is {common['seed']}; it should be between 0 and 2^63 - 1")
     try:
@@ -202,6 +201,18 @@ def _add_numbers(parser: argparse.ArgumentParser, presets: dict[str, C]) -> dict
                 groups[title] = parser.add_argument_group(title)
             groups[title].add_argument(option, type=parse, default=argparse.SUPPRESS, help=text, metavar=metavar)
     return values
+
+
+def _check_numbers(
+    parser: argparse.ArgumentParser, script: str, common: dict[str, Any], overrides: dict[str, Any]
+) -> None:
+    """Exit with a message if a number is out of range."""
+    for name, value in {**common, **overrides}.items():
+        option = "--" + name.replace("_", "-")
+        if name in AT_LEAST_ONE and value < 1 and (name, script) != ("epochs", "training.rnn"):
+            parser.error(f"{option} is {value}; it should be at least 1")
+        if name in overrides and not 0 <= value < math.inf:
+            parser.error(f"{option} is {value}; it should be finite and not negative")
 
 
 def _check_data_options(

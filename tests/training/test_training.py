@@ -197,6 +197,18 @@ def test_a_network_is_trained_on_another_device(stem: str, tiny_data: Path, mode
         assert fake_device.operators > 100
 
 
+@pytest.mark.parametrize("stem", ["accurate", "gated", "forecaster", "conditional"])
+def test_a_version_is_evaluated_on_another_device(stem: str, finished: Callable[[str], Path]) -> None:
+    """All figures are those on the card, which were measured on the CPU."""
+    models = finished(stem) / "models"
+    version = store.read_version(models, model_name(stem), 1)
+    with fake_device.enabled() as device:
+        lines = evaluate.check(version, models, str(device))
+        assert fake_device.operators > 100
+    assert lines
+    assert all(line.endswith("✓") for line in lines), lines
+
+
 def test_a_network_learns_from_the_mean_predictions_of_teachers(
     tiny_data: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +257,7 @@ def test_options_that_would_train_nothing_are_rejected(tiny_data: Path, models: 
         (gan, "gan", ["--batch", "5000"], "--batch is 5,000, but there are only"),
         (rnn, "rnn", ["--layers", "2"], "--layers is 2; the preset workshop has one layer"),
         (rnn, "rnn", ["--validation", "5"], "--validation is 5; it should be a share from 0 to below 1"),
+        (lstm, "lstm", ["--horizon", "1"], "--horizon is 1; it should be at least 2"),
         (lstm, "lstm", ["--validation", "49"], "--validation is 49; it should be from 50 to 785"),
         (lstm, "lstm", ["--validation", "786"], "--validation is 786; it should be from 50 to 785"),
     ):
@@ -389,12 +402,20 @@ def test_evaluation_tolerates_rounding_and_states_differences_of_processors(
     assert missing == f"  {name:34} on the card only ✗"
 
 
-@pytest.mark.parametrize("command", ["lstm --steps", "lstm --window", "gan --latent", "forecaster --members"])
+@pytest.mark.parametrize("command", ["strong --depth", "lstm --steps", "lstm --window", "gan --latent"])
 def test_sizes_and_numbers_of_steps_are_positive(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     stem, option = command.split()
     with pytest.raises(SystemExit):
         SCRIPTS[stem].main([*TINY[stem], option, "0", "--no-publish"])
     assert capsys.readouterr().err.endswith(f"error: {option} is 0; it should be at least 1\n")
+
+
+@pytest.mark.parametrize("value", ["-0.5", "nan", "inf"])
+def test_hyperparameters_are_finite_and_not_negative(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        lstm.main(["--learning-rate", value])
+    message = f"error: --learning-rate is {float(value)}; it should be finite and not negative\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 def test_a_store_that_is_no_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
