@@ -12,18 +12,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
-from benchmarks.support import load, servers
+from benchmarks.support import load, report, servers
+from benchmarks.support.hardware import hardware
 from benchmarks.support.servers import ROOT, Server
 from benchmarks.support.workloads import PhotoSizes, Workload, prepare, workloads
+from docs import markdown
 
 PHOTOS = {"photo of 2 MP": 2, "photo of 12 MP": 12}  # megapixels
 ROWS = ("cnn", "strong", "text", "forecast", "sample", *PHOTOS)
@@ -101,14 +106,28 @@ async def profile(server: Server, workload: Workload, callers: int, seconds: flo
     return [rate, 1000 * cpu / (rate * seconds), *shares(file.read_text().splitlines()).values()]
 
 
-def table(rows: dict[str, list[float]]) -> str:
-    """Return a Markdown table with a line for each figure and a column for each kind of request."""
+def table(profiles: dict[str, list[float]]) -> dict[str, Any]:
+    """Return a table for benchmarks/results/, with a row for each figure and a column for each kind of request."""
     names = ["requests/s", "CPU ms per request", *(f"{name}, %" for name in (*LAYERS, OTHER))]
-    lines = [f"| | {' | '.join(rows)} |", f"|---|{'--:|' * len(rows)}"]
+    rows = []
     for i, name in enumerate(names):
         digits = 2 if i == 1 else 0
-        lines.append(f"| {name} | {' | '.join(f'{figures[i]:,.{digits}f}' for figures in rows.values())} |")
-    return "\n".join(lines)
+        rows.append([name, *(f"{figures[i]:,.{digits}f}" for figures in profiles.values())])
+    return {"title": "", "columns": {"figure": None} | dict.fromkeys(profiles, "g"), "rows": rows}
+
+
+def save(path: Path, options: argparse.Namespace, profiles: dict[str, list[float]]) -> None:
+    """Write the table for ``make report``."""
+    arguments = f"--only {shlex.quote(options.only)} --callers {options.callers} --seconds {options.seconds:g}"
+    content = {
+        "title": path.stem,
+        "command": f"python -m benchmarks.speed.profile {arguments}",
+        "machine": hardware(),
+        "date": time.strftime("%Y-%m-%d"),
+        "notes": [],
+        "tables": [table(profiles)],
+    }
+    report.write(path, content)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -118,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default=",".join(ROWS), help="kinds of requests (default: %(default)s)")
     parser.add_argument("--callers", type=int, default=32, help="clients at the same time (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="seconds of each measurement (default: %(default)s)")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the table to a file in benchmarks/results/")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="quartet-profile-") as name:
         folder = Path(name)
@@ -131,7 +151,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             for workload in options.only.split(","):
                 print(f"profiling {workload}", file=sys.stderr)
                 rows[workload] = uvloop.run(profile(server, known[workload], options.callers, options.seconds, folder))
-    print(table(rows))
+    shown = table(rows)
+    print(markdown.table(list(shown["columns"]), shown["rows"], list(rows)))
+    if options.save:
+        save(options.save, options, rows)
 
 
 if __name__ == "__main__":

@@ -339,27 +339,26 @@ def finite(content: Any) -> Any:
 
 
 def save(path: Path, arguments: list[str], setting: dict[str, Any], results: Results) -> None:
-    """Write the tables for ``make report``. Keep the title and the notes of an existing file."""
+    """Write the tables for ``make report``."""
     position = arguments.index("--save")
     command = shlex.join(
         ["python", "-m", "benchmarks.speed.serving", *arguments[:position], *arguments[position + 2 :]]
     )
-    before = json.loads(path.read_text("utf-8")) if path.exists() else {"title": path.stem, "notes": []}
     measured = [workload for workload in results.titles if workload in results.cells]
     targets = report.targets_as_json(report.evaluate_targets(results))
     content = {
-        "title": before["title"],
+        "title": path.stem,
         "command": command,
         "machine": setting["hardware"],
         "date": time.strftime("%Y-%m-%d"),
         "software": ", ".join(f"{name} {version}" for name, version in setting["versions"].items()),
-        "notes": before["notes"],
+        "notes": [],
         "tables": [
             *([targets] if targets["rows"] else []),
             *(report.as_json(results, workload, results.titles[workload]) for workload in measured),
         ],
     }
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    report.write(path, content)
 
 
 def stop(*_: object) -> None:

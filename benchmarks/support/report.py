@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.support.load import Figures
@@ -107,6 +109,13 @@ def figure(results: Results, workload: str, server: str, callers: int, column: C
         values = results.values(workload, server, callers, column.key)
         return sum(values) if values else math.nan
     return results.median(workload, server, callers, column.key)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a file in benchmarks/results/. Keep the title and the notes of an existing file."""
+    before = json.loads(path.read_text("utf-8")) if path.exists() else {"title": path.stem, "notes": []}
+    kept = {key: before[key] for key in ("title", "notes")}
+    path.write_text(json.dumps(content | kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def as_json(results: Results, workload: str, title: str) -> dict[str, Any]:
