@@ -197,14 +197,14 @@ def test_a_network_is_trained_on_another_device(stem: str, tiny_data: Path, mode
         assert fake_device.operators > 100
 
 
-@pytest.mark.parametrize("stem", ["accurate", "gated", "forecaster", "conditional"])
+@pytest.mark.parametrize("stem", ["cnn", "gated", "forecaster", "conditional"])
 def test_a_version_is_evaluated_on_another_device(stem: str, finished: Callable[[str], Path]) -> None:
     """All figures are those on the card, which were measured on the CPU."""
     models = finished(stem) / "models"
     version = store.read_version(models, model_name(stem), 1)
     with fake_device.enabled() as device:
         lines = evaluate.check(version, models, str(device))
-        assert fake_device.operators > 100
+        assert fake_device.operators > 20
     assert lines
     assert all(line.endswith("✓") for line in lines), lines
 
