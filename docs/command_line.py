@@ -28,6 +28,7 @@ COMMANDS = {
         "training.evaluation.compare_forecasters",
     ),
     "Benchmarks and tests": (
+        "benchmarks.accuracy.corruptions",
         "benchmarks.accuracy.photos",
         "benchmarks.known_covariates",
         "benchmarks.speed.serving",
