@@ -103,11 +103,8 @@ async def run_inference(request: Request, registry: Registry, inference: Inferen
     if inference.parse_size <= INLINE_SIZE:  # the usual case, without the cost of a coroutine
         items = inference.parse()
     else:
-        inference.engine.parsing += 1
-        try:
+        with inference.engine.parsing():
             items = await run_before_deadline(request, executor, inference.parse_size, inference.parse)
-        finally:
-            inference.engine.parsing -= 1
     hold_memory(request, inference.memory_bytes)
     deadline = inference.engine_deadline(deadline)
     if inference.streamed:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Generic, Protocol, TypeVar
@@ -27,6 +27,7 @@ LARGE_ROWS = 16  # an item with more rows than this is large, and is split into 
 PART_ROWS = 8  # maximum number of rows of a part
 GATHER_ROWS = 4  # a batch waits for items that are being parsed until it has this many rows
 GATHER_FACTOR = 4.0  # longest such wait, relative to the expected duration of the batch without these items
+GATHER_MAX_RATIO = 0.9  # a batch waits only if this many rows take at most this share of their time one by one
 SHARING_SECONDS = 1.0  # for this many seconds after a small item, each batch has at most one part of a large item
 
 Item = TypeVar("Item")
@@ -103,9 +104,9 @@ class Batcher(Generic[Item, Result]):
         self.observer = observer
         self._batch_rows = batch_rows
         self._admission = AdmissionControl(name, observer, queue_rows)
-        self.parsing = 0  # number of requests whose items are being parsed on threads
+        self._parsing = 0  # number of requests that are being parsed on threads, or wait for such a thread
         self._gather_rows = min(GATHER_ROWS, batch_rows)
-        self._arrived = asyncio.Event()  # set when an item is queued
+        self._arrived = asyncio.Event()  # set when an item is queued, or a request is no longer being parsed
         self._queue: FairQueue[QueueEntry[Item, Result]] = FairQueue()
         self._running: list[QueueEntry[Item, Result]] = []
         self._drain_task: asyncio.Task[None] | None = None
@@ -215,18 +216,32 @@ class Batcher(Generic[Item, Result]):
         with suppress(Exception):
             self.observer.on_failure(error)
 
+    @contextmanager
+    def parsing(self) -> Iterator[None]:
+        """Count a request as being parsed while the ``with`` block runs. The next batch may wait for its items."""
+        self._parsing += 1
+        try:
+            yield
+        finally:
+            self._parsing -= 1
+            self._arrived.set()
+
     def _can_gather(self) -> bool:
         """Return whether the next batch is small, and enough requests are being parsed to fill it."""
         waiting = self._admission.waiting
-        return waiting < self._gather_rows <= waiting + self.parsing
+        return waiting < self._gather_rows <= waiting + self._parsing
 
     async def _gather(self) -> None:
         """Wait for items that are being parsed, so that they are computed together.
 
         If parsing an item takes longer than computing it, each batch would otherwise have one row, which takes more
-        time per row.
+        time per row. Do not wait if the network computes several rows no faster together than alone.
         """
-        expected = self._expected_seconds([entry.item for entry in self._queue])
+        items = [entry.item for entry in self._queue]
+        alone, together = (self._expected_seconds(items[:1] * rows) for rows in (1, self._gather_rows))
+        if together > GATHER_MAX_RATIO * self._gather_rows * alone:
+            return
+        expected = self._expected_seconds(items)
         with suppress(TimeoutError):
             async with asyncio.timeout(GATHER_FACTOR * expected):
                 while self._queue and self._can_gather():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Generic
 
 from app.engine.admission import AdmissionControl, current_caller
@@ -50,7 +50,6 @@ class TextEngine(Generic[Text]):
         self.name = name
         self.observer = observer
         self.circuit_breaker = CircuitBreaker()
-        self.parsing = 0  # as in ``Batcher``; this engine does not use it
         self._step = step
         self._step_seconds = step_seconds
         self._executor = executor
@@ -64,6 +63,11 @@ class TextEngine(Generic[Text]):
         self._round_ended_at = 0.0  # time.perf_counter() at the end of the last round
         self._text_seconds = 0.0  # the executor's ``text_seconds`` at the end of the last round
         self._rejected = 0  # number of rejected requests when the last round began
+
+    @staticmethod
+    def parsing() -> AbstractContextManager[None]:
+        """Return a context manager that does nothing, because texts join the running batch at any time."""
+        return nullcontext()
 
     @property
     def load(self) -> tuple[int, int]:

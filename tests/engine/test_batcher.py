@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -55,43 +56,79 @@ async def test_an_idle_model_starts_immediately_and_a_busy_one_fills_the_next_ba
     assert gate.batches == [[1], [2, 3, 4, 5], [6, 7]]
 
 
-async def test_a_small_batch_waits_for_items_that_are_being_parsed(
-    executor: Executor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def requests_being_parsed(engine: Any, count: int) -> Iterator[list[ExitStack]]:
+    """Let ``count`` requests be parsed. Closing one of the stacks ends the parsing of one request."""
+    with ExitStack() as all_stacks:
+        stacks = [all_stacks.enter_context(ExitStack()) for _ in range(count)]
+        for stack in stacks:
+            stack.enter_context(engine.parsing())
+        yield stacks
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let batches wait for items that are being parsed as long as necessary."""
     monkeypatch.setattr(batching, "GATHER_FACTOR", 1e6)
+
+
+async def test_a_small_batch_waits_for_items_that_are_being_parsed(executor: Executor, patient: None) -> None:
     gate = Gate()
     gate.open.set()
     engine = batcher(gate, executor)
-    engine.parsing = 3
-    tasks = await start_tasks(engine.submit([1]))
-    for i in (2, 3, 4):
-        await asyncio.sleep(0)
-        assert not gate.batches
-        engine.parsing -= 1
-        tasks += await start_tasks(engine.submit([i]))
-    await asyncio.gather(*tasks)
+
+    async def submit_parsed(request: ExitStack, item: int) -> Any:
+        request.close()
+        return await engine.submit([item])
+
+    with requests_being_parsed(engine, 3) as requests:
+        tasks = await start_tasks(engine.submit([1]))
+        for item, request in enumerate(requests, start=2):
+            await asyncio.sleep(0)
+            assert not gate.batches
+            tasks += await start_tasks(submit_parsed(request, item))
+        async with asyncio.timeout(30):
+            await asyncio.gather(*tasks)
     assert gate.batches == [[1, 2, 3, 4]]
 
 
-async def test_no_batch_waits_if_the_items_that_are_being_parsed_do_not_fill_it(
-    executor: Executor, monkeypatch: pytest.MonkeyPatch
+async def test_no_batch_waits_for_too_few_items(executor: Executor, patient: None) -> None:
+    """It does not wait either if a request that is being parsed fails, or if the batch is large enough."""
+    gate = Gate()
+    gate.open.set()
+    engine = batcher(gate, executor)
+    async with asyncio.timeout(30):
+        with requests_being_parsed(engine, 2):
+            assert await engine.submit([1]) == [2]
+        with requests_being_parsed(engine, 3) as (failing, *_):
+            (task,) = await start_tasks(engine.submit([3]))
+            await asyncio.sleep(0)
+            assert len(gate.batches) == 1
+            failing.close()
+            assert await task == [6]
+        with requests_being_parsed(engine, 9):
+            assert await engine.submit([1, 2, 3, 4]) == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("per_row", [0.0, 0.001])
+async def test_a_batch_waits_for_a_limited_time_and_only_if_this_saves_time(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, per_row: float
 ) -> None:
-    monkeypatch.setattr(batching, "GATHER_FACTOR", 1e6)
-    gate = Gate()
+    """Without fixed costs, a row takes as long alone as in a batch."""
+    gate, limits = Gate(), list[float]()
     gate.open.set()
     engine = batcher(gate, executor)
-    engine.parsing = 2
-    assert await engine.submit([1]) == [2]
-    engine.parsing = 9
-    assert await engine.submit([1, 2, 3, 4]) == [2, 4, 6, 8]
+    engine._expected_seconds = lambda items: per_row * len(items) or 0.002
+    timeout = asyncio.timeout
 
+    def recorded(seconds: float) -> asyncio.Timeout:
+        limits.append(seconds)
+        return timeout(seconds)
 
-async def test_a_batch_waits_only_for_a_limited_time(executor: Executor) -> None:
-    gate = Gate()
-    gate.open.set()
-    engine = batcher(gate, executor)
-    engine.parsing = 9
-    assert await engine.submit([1]) == [2]
+    monkeypatch.setattr(batching.asyncio, "timeout", recorded)
+    with requests_being_parsed(engine, 9):
+        assert await engine.submit([1]) == [2]
+    assert limits == ([] if per_row else [0.008])
 
 
 async def test_limits_count_rows_and_a_larger_item_is_computed_alone(executor: Executor) -> None:

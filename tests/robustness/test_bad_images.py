@@ -9,7 +9,7 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -28,6 +28,7 @@ from support.service import Serve
 
 from app.api.request_body import BYTES_PER_VALUE
 from app.api.routes.classify import ClassifyInference, ImageFile
+from app.engine.batcher import Batcher
 from app.engine.executor import INLINE_SIZE
 from app.errors import NotAnImage, TooLarge
 from app.tasks import image_codecs
@@ -289,3 +290,25 @@ def test_few_of_many_small_pngs_are_decoded_on_the_event_loop(classifier: ImageC
         assert small_png.call_count * 128 * 128 < 2 * BYTES_PER_VALUE * INLINE_SIZE
         assert inference.parse_size > INLINE_SIZE
         assert len(inference.parse()) == 60
+
+
+def test_only_images_that_threads_decode_count_as_being_parsed(tiny: httpx.Client) -> None:
+    """Each count ends, also for a damaged image. Otherwise all later batches would wait."""
+    parsing, counts = Batcher.parsing, list[int]()
+
+    @contextlib.contextmanager
+    def recorded(batcher: Batcher[Any, Any]) -> Iterator[None]:
+        with parsing(batcher):
+            counts.append(batcher._parsing)
+            yield
+        counts.append(batcher._parsing)
+
+    large = image_bytes("JPEG", size=(600, 400))
+    with patch.object(Batcher, "parsing", recorded):
+        for content, status, expected in ((large, 200, [1, 0]), (large[:9000], 415, [1]), (image_bytes(), 200, [])):
+            counts.clear()
+            assert tiny.post(CLASSIFY, content=content).status_code == status
+            assert counts == expected
+        counts.clear()
+        assert tiny.post(CLASSIFY, content=large).status_code == 200
+        assert counts == [1, 0]
