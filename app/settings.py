@@ -57,8 +57,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         description="largest total size, in bytes, of the weights in the memory of each worker. 0 means no limit. "
-        "On a GPU, further versions are loaded only if their weights need at most half of its free memory. Default "
-        "models always stay loaded.",
+        "On a GPU, a version that no request needs is loaded only if its weights need at most half of the free memory, "
+        "and a version that a request needs replaces versions that are not in use. Default models always stay loaded.",
     )
     max_on_demand_versions: int = Field(
         8,

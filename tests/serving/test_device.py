@@ -59,3 +59,14 @@ def test_unused_memory_that_torch_has_reserved_counts_as_free(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
     assert free_bytes(torch.device("cuda:0")) == 1_400
     assert free_bytes(torch.device("cpu")) is None
+
+
+def test_a_gpu_that_does_not_report_its_memory_counts_as_full(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(device: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "memory_reserved", fail)
+    assert free_bytes(torch.device("cuda:0")) == 0
+    assert "the free memory of cuda:0 cannot be read: CUDA error" in caplog.text
