@@ -25,10 +25,15 @@ SHIPPED = Path(__file__).parents[1] / "models_store"
 C = TypeVar("C")  # the dataclass of a preset
 Part = Literal["test", "validation"]  # part of the data on which a trained network is measured
 FROM_SCRATCH = "; or use --from scratch"
+# Numbers that the training scripts check, with messages that name the allowed range.
+CHECKED_LATER = (
+    *("epochs", "horizon", "validation", "validation_parts"),
+    *("depth", "selected", "cutout", "corrupted", "warm_up"),
+)
 AT_LEAST_ONE = (
     *("threads", "batch", "finetune_batch", "r1_interval", "epochs", "steps"),
-    *("hidden", "layers", "members", "bptt", "window", "latent", "smoothings"),
-    *("first_width", "second_width", "third_width", "later_width", "depth"),
+    *("hidden", "layers", "members", "bptt", "window", "latent"),
+    *("first_width", "second_width", "third_width", "later_width"),
 )
 
 
@@ -211,7 +216,7 @@ def _check_numbers(
         option = "--" + name.replace("_", "-")
         if name in AT_LEAST_ONE and value < 1 and (name, script) != ("epochs", "training.rnn"):
             parser.error(f"{option} is {value}; it should be at least 1")
-        if name in overrides and not 0 <= value < math.inf:
+        if name in overrides and name not in CHECKED_LATER and not 0 <= value < math.inf:
             parser.error(f"{option} is {value}; it should be finite and not negative")
 
 

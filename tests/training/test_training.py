@@ -402,7 +402,7 @@ def test_evaluation_tolerates_rounding_and_states_differences_of_processors(
     assert missing == f"  {name:34} on the card only ✗"
 
 
-@pytest.mark.parametrize("command", ["strong --depth", "lstm --steps", "lstm --window", "gan --latent"])
+@pytest.mark.parametrize("command", ["strong --first-width", "lstm --steps", "lstm --window", "gan --latent"])
 def test_sizes_and_numbers_of_steps_are_positive(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     stem, option = command.split()
     with pytest.raises(SystemExit):
