@@ -66,7 +66,8 @@ The table states how often each model was measured on the test part:
 
 During development, test runs of one or two epochs also printed figures of the test parts. These figures were not used
 to choose anything. Since 27 November 2026, the code adds a line to the end of [training/LOG.md](../training/LOG.md) for
-each measurement on a test part.
+each training that measures on a test part. The section [Corruptions of ImageNet-C](#corruptions-of-imagenet-c) read 500
+test images of CIFAR-10 once more, after all choices.
 
 The figures of `cifar10-accurate` were measured in bfloat16, and those of `cifar10-whitened` in float32. When the service
 loads such a model, it measures the speed of matrix products in bfloat16, and uses bfloat16 if it is clearly faster than
