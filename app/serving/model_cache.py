@@ -110,7 +110,7 @@ class ModelCache:
         free = self._free_bytes()
         if free is None:
             return self.max_bytes
-        available = self.bytes() + max(1, int(GPU_WEIGHTS_SHARE * free))
+        available = self.bytes() + max(1, int(GPU_WEIGHTS_SHARE * free))  # above 0, because 0 would mean no limit
         return min(self.max_bytes or available, available)
 
     def set_loading(self, name: str, number: int, task: LoadTask) -> None:
