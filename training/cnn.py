@@ -128,7 +128,7 @@ def evaluate(classifier: ImageClassifier, validation: int | None = None) -> dict
         return classification_metrics(probability, labels, split)
     metrics = calibrated_metrics(probability, network.temperature.item(), labels, split, "")
     with torch.inference_mode():
-        parts = [network.views(batch.to(classifier.device)) for batch in images.split(250)]
+        parts = [network.tta_logits(batch.to(classifier.device)) for batch in images.split(250)]
     tta_probability = probabilities(torch.cat(parts)).float().cpu()
     metrics |= calibrated_metrics(
         tta_probability, network.views_temperature.item(), labels, f"{split}, 6 views", "_views"

@@ -24,7 +24,7 @@ from training.configs import GAN_PRESETS, ConditionalGanConfig, GanConfig
 from training.data import datasets
 from training.evaluation import generation
 from training.loops import gan_finetune
-from training.loops.gan import conditional_trainer, fit, save_sheet, workshop_trainer
+from training.loops.gan import conditional_trainer, fit, save_grid, workshop_trainer
 from training.options import Options, parse_options
 from training.run import Run
 
@@ -109,7 +109,7 @@ def publish(run: Run, images: datasets.Images, network: Any, classifier: ImageCl
     sampler = run.predictor(ImageSampler, card, network)
     card = run.measure(card, lambda part: generation.evaluate(sampler, classifier, part))
     drawing = generation.class_rows(sampler) if labelled else sampler.parse(64, None, 0)
-    samples = save_sheet(run.folder / "samples.png", sampler.predict([drawing])[0])
+    samples = save_grid(run.folder / "samples.png", sampler.predict([drawing])[0])
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 
 

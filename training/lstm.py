@@ -182,7 +182,7 @@ def train_sine(run: Run, config: LstmConfig, series: datasets.Sine) -> Any:
     """Train the workshop's LSTM on random windows of the sine's training part; return the averaged network."""
     values = series.values[: series.split].float().to(run.options.device)
     network = SeriesLSTM(SeriesLSTMSizes(config.window, config.hidden)).to(run.options.device)
-    network.describe(values)
+    network.store_statistics(values)
     standardised = (values - network.location) / network.scale
     train, validation = standardised[: -config.validation], standardised[-config.validation - config.window :]
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))

@@ -21,7 +21,7 @@ from training.configs import SWITCH
 from training.data.datasets import DataError
 from training.loops import distributed
 
-SHIPPED = Path(__file__).parents[1] / "models_store"
+INCLUDED = Path(__file__).parents[1] / "models_store"
 C = TypeVar("C")  # the dataclass of a preset
 Part = Literal["test", "validation"]  # part of the data on which a trained network is measured
 FROM_SCRATCH = "; or use --from scratch"
@@ -321,7 +321,7 @@ def base_version(
         names = ", ".join(dict.fromkeys(other for other, _ in versions)) or "nothing"
         raise DataError(f"{flag} {text}: not in {options.store}, which holds {names}{advice}")
     try:
-        active = int(number) if number else rollout.serving(models, name, rollout.read(models, name))
+        active = int(number) if number else rollout.active_or_none(models, name, rollout.read(models, name))
         version = rollout.check_version(models, name, active or max(numbers))
     except store.StoreError as error:
         raise DataError(f"{flag} {text}: {error}") from error
@@ -339,7 +339,7 @@ def store_of(models: Path, name: str, number: int | None) -> Path:
 
     If neither store has the version, return ``models``.
     """
-    for folder in (models, SHIPPED):
+    for folder in (models, INCLUDED):
         numbers = store.version_numbers(folder, name) if folder.is_dir() else []
         if numbers and number in (None, *numbers):
             return folder

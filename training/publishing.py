@@ -38,7 +38,7 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
         print(f"published {version.folder}")
     else:
         print(f"{name}@{number} already has these weights")
-    active = rollout.serving(models, name, rollout.read(models, name))
+    active = rollout.active_or_none(models, name, rollout.read(models, name))
     if active != number:
         command = runnable(f"python -m app.models activate {name} {number}", models)
         print(f"{name}@{number} is not active; {name}@{active} is. To activate the new version: {command}")

@@ -109,12 +109,12 @@ class Batcher(Generic[Item, Result]):
         self._arrived = asyncio.Event()  # set when an item is queued, or a request is no longer being parsed
         self._queue: FairQueue[QueueEntry[Item, Result]] = FairQueue()
         self._running: list[QueueEntry[Item, Result]] = []
-        self._drain_task: asyncio.Task[None] | None = None
+        self._batch_task: asyncio.Task[None] | None = None
         self._rows_per_second = 0.0  # moving average; 0 means not measured yet
         self.circuit_breaker = CircuitBreaker()
 
     @property
-    def load(self) -> tuple[int, int]:
+    def row_counts(self) -> tuple[int, int]:
         """Two numbers: how many rows wait, and how many rows are being computed."""
         return self._admission.waiting, sum(entry.rows for entry in self._running)
 
@@ -141,8 +141,8 @@ class Batcher(Generic[Item, Result]):
         entries = [self._entries(item, rows) for item, rows in counted]
         for first, *_ in entries:
             self._enqueue(first)
-        if self._drain_task is None:
-            self._drain_task = asyncio.get_running_loop().create_task(self._drain())
+        if self._batch_task is None:
+            self._batch_task = asyncio.get_running_loop().create_task(self._run_batches())
         try:
             return [self._join([await entry.future for entry in parts]) for parts in entries]
         finally:
@@ -185,7 +185,7 @@ class Batcher(Generic[Item, Result]):
         entry.waiting = False
         self._admission.remove(entry.caller, entry.rows_left)
 
-    async def _drain(self) -> None:
+    async def _run_batches(self) -> None:
         """Run batches until the queue is empty."""
         try:
             while self._queue:
@@ -204,7 +204,7 @@ class Batcher(Generic[Item, Result]):
                     if not part.future.done():
                         self._enqueue(part)
         finally:
-            self._drain_task = None
+            self._batch_task = None
             self._stop()  # entries are left only if this task was cancelled
             self._running = []
 
@@ -328,8 +328,8 @@ class Batcher(Generic[Item, Result]):
     async def close(self, seconds: float) -> None:
         """Reject new requests and finish accepted requests. Fail the requests left after ``seconds`` seconds."""
         self._admission.closed = True
-        if self._drain_task:
-            await asyncio.wait([self._drain_task], timeout=seconds)
+        if self._batch_task:
+            await asyncio.wait([self._batch_task], timeout=seconds)
         self._stop()
 
     def _stop(self) -> None:

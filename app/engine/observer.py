@@ -75,10 +75,10 @@ class EngineObserver(Protocol):
     def on_failure(self, error: Exception) -> None:
         """Record that the network failed on a valid input that was computed alone, or that the engine failed."""
 
-    def on_loaded(self, size: int) -> None:
+    def on_memory(self, size: int) -> None:
         """Record that the weights of the version now occupy ``size`` bytes of memory. 0 means that it is unloaded."""
 
-    def on_load(self, queued: int, running: int) -> None:
+    def on_queue(self, queued: int, running: int) -> None:
         """Record that ``queued`` rows wait and that ``running`` rows are being computed."""
 
 

@@ -70,7 +70,7 @@ class TextEngine(Generic[Text]):
         return nullcontext()
 
     @property
-    def load(self) -> tuple[int, int]:
+    def row_counts(self) -> tuple[int, int]:
         """Two numbers: how many texts wait, and how many texts run."""
         return self._admission.waiting, len(self._scheduler.running)
 

@@ -80,11 +80,11 @@ class Draft:
             return _run_on_random(network, sizes.dummy_shapes(rows, size), dtypes, seed)
 
         rows = 2 if sizes.batched and sizes.max_rows > 1 else 1
-        before = network.versions()
+        before = network.weight_versions()
         preferred = [preferred_size] if preferred_size else []
         size, (inputs, outputs) = _first_success(lambda size: run(rows, size, 0), sizes, [*preferred, *TEST_SIZES])
         self.card["sizes"]["test_size"] = size
-        if network.versions() != before:
+        if network.weight_versions() != before:
             raise BadProgram("the network changes its own weights or buffers; export it in evaluation mode")
         if not all(
             _same(output, other) for output, other in zip(outputs.values(), run(rows, size, 0)[1].values(), strict=True)

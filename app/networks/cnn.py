@@ -13,10 +13,10 @@ from torch.nn import functional as F
 class Classifier(nn.Module, ABC):
     """Base class of the classifiers. It computes feature maps from pixels, then scores, and then calibrated logits.
 
-    ``order`` is the memory format of the weights with which the network is fastest.
+    ``memory_format`` is the memory format of the weights with which the network is fastest.
     """
 
-    order = torch.contiguous_format
+    memory_format = torch.contiguous_format
 
     @abstractmethod
     def maps(self, pixels: Tensor) -> Tensor:
@@ -205,7 +205,8 @@ class WhitenedNet(Classifier):
     (for six views) are fitted after training. They calibrate the probabilities that the softmax of the logits gives.
     """
 
-    order = torch.channels_last  # in other formats, each call copies the weights and takes 40 % longer for one image
+    # In other formats, each call copies the weights, and takes 40 % longer for one image.
+    memory_format = torch.channels_last
     mean: Tensor
     deviation: Tensor
     temperature: Tensor
@@ -261,7 +262,7 @@ class WhitenedNet(Classifier):
         """Return logits [N, classes], given scores [N, classes] of one view."""
         return unsmoothed(scores, self.sizes.label_smoothing) / self.temperature
 
-    def views(self, pixels: Tensor) -> Tensor:
+    def tta_logits(self, pixels: Tensor) -> Tensor:
         """Return logits [N, classes] from six views of each image, given pixels [N, channels, image, image], 0 to 255.
 
         Three views are the image, the image shifted one pixel up and left, and the image shifted one pixel down and
@@ -276,9 +277,8 @@ class WhitenedNet(Classifier):
         return unsmoothed(scores, self.sizes.label_smoothing) / self.views_temperature
 
 
-BEND = (
-    0.2  # width of the hyperbola's bend in ``unsmoothed``, divided by the probability that smoothing gives each class
-)
+# Width of the bend of the hyperbola in ``unsmoothed``, relative to the probability that smoothing gives each class.
+BEND = 0.2
 
 
 def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:

@@ -76,7 +76,7 @@ class EfficientNetLite(Classifier):
     The batch norms are merged into the convolutions, so the network computes the same function in less time.
     """
 
-    order = torch.channels_last
+    memory_format = torch.channels_last
 
     def __init__(self, sizes: EfficientNetSizes) -> None:
         super().__init__()

@@ -146,7 +146,7 @@ class GatedRNN(nn.Module):
             states.append(after)
         return self.head(self.dropout(self.norm(x))), torch.stack(states, dim=1)
 
-    def steps(self) -> GatedSteps:
+    def for_generation(self) -> GatedSteps:
         """Return the network in a form that generates text faster."""
         return GatedSteps(self)
 
@@ -221,9 +221,9 @@ class GatedSteps:
     def _normalise(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, (self.width,))
 
-    def logits(self, above: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [N, vocabulary] of the next character, given hidden values [N, hidden] from ``read``."""
-        return self.head(above)
+        return self.head(hidden)
 
 
 def _product(weight: Tensor, bias: Tensor, pack: bool) -> Any:

@@ -59,7 +59,7 @@ class SeriesLSTM(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("roughness", torch.ones(()))
 
-    def describe(self, series: Tensor) -> None:
+    def store_statistics(self, series: Tensor) -> None:
         """Store the location, scale and roughness of the training series [T]."""
         self.location.copy_(series.mean())
         self.scale.copy_(series.std())

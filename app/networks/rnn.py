@@ -47,7 +47,7 @@ class CharacterRNN(nn.Module):
         outputs, last = self.rnn(self.embedding(characters), state.transpose(0, 1).contiguous())  # [N, T, hidden]
         return self.head(outputs), last.transpose(0, 1)
 
-    def steps(self) -> Steps:
+    def for_generation(self) -> Steps:
         """Return a faster form of the network. It reads one character of each text per call."""
         return Steps(self)
 
@@ -113,15 +113,15 @@ class Steps:
 
         Returns the hidden values [N, hidden], from which ``logits`` computes the logits, and the next state.
         """
-        below, states = self.first[characters], []
+        inputs, states = self.first[characters], []
         for layer, before in zip(self.layers, state.unbind(1), strict=True):
-            below = layer(below, before)
-            states.append(below)
-        return below, torch.stack(states, dim=1)
+            inputs = layer(inputs, before)
+            states.append(inputs)
+        return inputs, torch.stack(states, dim=1)
 
-    def logits(self, above: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [N, vocabulary] of the next character, given hidden values [N, hidden] from ``read``."""
-        return self.head(above)
+        return self.head(hidden)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class StackedRNN(nn.Module):
             states.append(last.squeeze(0))
         return self.head(self.norm(x)), torch.stack(states, dim=1)
 
-    def steps(self) -> StackedSteps:
+    def for_generation(self) -> StackedSteps:
         """Return a faster form of the network. It reads one character of each text per call."""
         return StackedSteps(self)
 
@@ -203,14 +203,14 @@ class StackedSteps:
         """
         x, states = self.embedding[characters], []
         for i, (layer, before) in enumerate(zip(self.layers, state.unbind(1), strict=True)):
-            below = F.layer_norm(x, self.width) if i else self.first[characters]
-            states.append(layer(below, before))
+            inputs = F.layer_norm(x, self.width) if i else self.first[characters]
+            states.append(layer(inputs, before))
             x = torch.addcmul(x, self.gain[i], states[-1])
         return F.layer_norm(x, self.width), torch.stack(states, dim=1)
 
-    def logits(self, above: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [N, vocabulary] of the next character, given hidden values [N, hidden] from ``read``."""
-        return self.head(above)
+        return self.head(hidden)
 
 
 def merge_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,5 +242,5 @@ def _after_table(recurrent: Tensor, looked_up: Tensor, before: Tensor) -> Tensor
     return torch.addmm(looked_up, before, recurrent).tanh_()
 
 
-def _after_layer(read: Tensor, recurrent: Tensor, bias: Tensor, below: Tensor, before: Tensor) -> Tensor:
-    return torch.addmm(bias, below, read).addmm_(before, recurrent).tanh_()
+def _after_layer(read: Tensor, recurrent: Tensor, bias: Tensor, inputs: Tensor, before: Tensor) -> Tensor:
+    return torch.addmm(bias, inputs, read).addmm_(before, recurrent).tanh_()

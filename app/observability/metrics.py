@@ -44,7 +44,7 @@ class Metrics:
         self._disk = DiskThread("metrics")
         self.running_requests = 0  # copied to the gauge ``requests_running`` when the registry reports
         self._by_version: dict[VersionKey, VersionMetrics] = {}
-        self._current: frozenset[VersionKey] | None = None  # versions that are shown; None means all
+        self._known: frozenset[VersionKey] | None = None  # versions that are shown; None means all
         self._lock = threading.Lock()  # needed because versions are loaded on a thread
         self._create()
 
@@ -133,13 +133,13 @@ class Metrics:
         self.rate_limited.labels(key).inc()
 
     @log_errors
-    def on_versions(self, ready: int, failed: int, current: frozenset[VersionKey]) -> None:
+    def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey]) -> None:
         self.states.labels("ready").set(ready)
         self.states.labels("failed").set(failed)
         self.requests_running.set(self.running_requests)
-        self._current = current
+        self._known = known
         with self._lock:
-            gone = self._by_version.keys() - current
+            gone = self._by_version.keys() - known
             if len(gone) >= STALE_VERSIONS_PER_SWEEP:
                 self._forget(gone)
 
@@ -169,9 +169,7 @@ class Metrics:
     def _is_current(self, labels: Mapping[str, str]) -> bool:
         """Return whether a metric with these labels is shown. Metrics of removed versions are hidden."""
         return (
-            self._current is None
-            or "version" not in labels
-            or (labels["model"], int(labels["version"])) in self._current
+            self._known is None or "version" not in labels or (labels["model"], int(labels["version"])) in self._known
         )
 
     async def render(self, seconds: float) -> bytes:
@@ -275,10 +273,10 @@ class VersionMetrics:
         log.error("%s@%s failed", self.model, self.version, exc_info=error)
 
     @log_errors
-    def on_loaded(self, size: int) -> None:
+    def on_memory(self, size: int) -> None:
         self._metrics.loaded.labels(*self._labels).set(size)
 
     @log_errors
-    def on_load(self, queued: int, running: int) -> None:
+    def on_queue(self, queued: int, running: int) -> None:
         self._metrics.queued.labels(*self._labels).set(queued)
         self._metrics.running.labels(*self._labels).set(running)

@@ -23,7 +23,7 @@ from app.server.upgrade import UpgradeIgnoringProtocol
 
 HEAD_SECONDS = 30.0  # longest time until a request head is complete, or until the first request of a connection begins
 TRAILER_SECONDS = 30.0  # longest time until the trailers after a chunked body are complete
-DRAIN_SECONDS = 30.0  # longest time until the rest of a body has arrived, after its request was answered
+DISCARD_SECONDS = 30.0  # longest time until the rest of a body has arrived, after its request was answered
 # When the server stops, it waits this long for a request that has begun, or for the first request of a new connection.
 FIRST_REQUEST_SECONDS = 2.0
 IDLE_SECONDS = 0.05  # when the server stops, it waits this long for the next request on an idle connection
@@ -33,7 +33,7 @@ FIELD_BYTES = 32  # added to the size of each field's name and value, as in HTTP
 HEAD_BYTES = 64 * 1024  # largest size of request line and headers, as in h11, because httptools has no limit
 TRAILER_BYTES = 64 * 1024  # largest size of the fields after a chunked body
 FRAMING_BYTES = 512 * 1024  # chunk sizes and extensions may have this many bytes more than the body itself
-DRAIN_BYTES = 64 * 2**20  # largest size of the rest of a body after its request was answered
+DISCARD_BYTES = 64 * 2**20  # largest size of the rest of a body after its request was answered
 SLICE_BYTES = 16 * 1024  # number of bytes that are parsed at a time
 SMALL_SLICE_BYTES = 1024  # the same while the chunks of a body are small; parsing a slice takes about 0.2 ms
 SMALL_SLICE_SECONDS = 0.001  # between the starts of two small slices, which thus take a fifth of the loop's time
@@ -47,14 +47,14 @@ class State(Enum):
     HEAD = "head"  # a request line or headers; also the state of an idle connection
     BODY = "body"
     TRAILER = "trailer"  # fields after the last chunk of a body
-    DRAIN = "drain"  # the rest of a body whose request was already answered
+    DISCARD = "discard"  # the rest of a body whose request was already answered
 
 
 STATE_BYTES = {
     State.HEAD: HEAD_BYTES,
     State.BODY: FRAMING_BYTES,
     State.TRAILER: TRAILER_BYTES,
-    State.DRAIN: DRAIN_BYTES,
+    State.DISCARD: DISCARD_BYTES,
 }
 LOWEST_LIMIT = min(STATE_BYTES.values())
 
@@ -233,7 +233,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
         if self.pipeline:  # the next request starts
             self._run(self.pipeline[-1][0])
         elif self.state is State.BODY:
-            self._enter(State.DRAIN)
+            self._enter(State.DISCARD)
             self._start_state_timer()
         super().on_response_complete()
         if self.transport.is_closing():
@@ -298,7 +298,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
             super().on_message_complete()
 
     def _start_state_timer(self) -> None:
-        seconds = {State.TRAILER: TRAILER_SECONDS, State.DRAIN: DRAIN_SECONDS}.get(self.state, HEAD_SECONDS)
+        seconds = {State.TRAILER: TRAILER_SECONDS, State.DISCARD: DISCARD_SECONDS}.get(self.state, HEAD_SECONDS)
         self.state_timer = self.loop.call_later(seconds, self._on_state_timeout)
 
     def _stop_state_timer(self) -> None:
@@ -384,7 +384,7 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
                 self.flow.pause_reading()
                 return
             self._disconnect()  # the error is in the body of the running request
-        elif self.state in (State.TRAILER, State.DRAIN):  # the request already has a response
+        elif self.state in (State.TRAILER, State.DISCARD):  # the request already has a response
             self._close()
             return
         path = getattr(self, "url", b"").decode("latin-1").partition("?")[0]  # unset before a complete request line

@@ -158,7 +158,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
             count=workers,
             unready_after_seconds=settings.unready_after_seconds,
             liveness_timeout_seconds=settings.liveness_timeout_seconds,
-            shutdown_grace_seconds=stop_seconds,
+            kill_after_seconds=stop_seconds,
             ready=lambda: announce(listener, settings),
             died=remove_process,
         ).run()

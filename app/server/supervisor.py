@@ -72,7 +72,7 @@ class Supervisor:
 
     A worker without a heartbeat for ``unready_after_seconds`` gets connections only if no other worker accepts them.
     After ``liveness_timeout_seconds`` without a heartbeat, the worker is replaced. When the service is stopped, workers
-    that still run after ``shutdown_grace_seconds`` are killed. ``ready()`` is called when the service listens, and
+    that still run after ``kill_after_seconds`` are killed. ``ready()`` is called when the service listens, and
     ``died(pid)`` when a worker has ended.
     """
 
@@ -83,7 +83,7 @@ class Supervisor:
         count: int,
         unready_after_seconds: float,
         liveness_timeout_seconds: float,
-        shutdown_grace_seconds: float,
+        kill_after_seconds: float,
         ready: Callable[[], None],
         died: Callable[[int], None],
     ) -> None:
@@ -92,7 +92,7 @@ class Supervisor:
         self._count = count
         self._unready_after_seconds = unready_after_seconds
         self._liveness_timeout_seconds = liveness_timeout_seconds
-        self._shutdown_grace_seconds = shutdown_grace_seconds
+        self._kill_after_seconds = kill_after_seconds
         self._ready = ready
         self._died = died
         self._workers: list[WorkerProcess] = []
@@ -327,14 +327,14 @@ class Supervisor:
                 if not worker.was_ready and worker.stopping is None:
                     self._start_seconds = 2 * (now - worker.started)  # the store may have larger networks now
                 worker.ready, worker.stopping = False, now
-        if self._stopping is not None and now - self._stopping > self._shutdown_grace_seconds:
+        if self._stopping is not None and now - self._stopping > self._kill_after_seconds:
             self._kill()
         self._rebalance(now)
 
     def _hangs(self, worker: WorkerProcess, now: float) -> bool:
         """Return whether a worker has been silent too long. The first workers may take any time to become ready."""
         if worker.stopping is not None:  # a worker that drains may be silent
-            return now - worker.stopping > self._shutdown_grace_seconds + self._liveness_timeout_seconds
+            return now - worker.stopping > self._kill_after_seconds + self._liveness_timeout_seconds
         if worker.ready:
             return now - worker.last_heartbeat > self._liveness_timeout_seconds
         return self._serving and now - worker.started > max(

@@ -234,7 +234,7 @@ class WorkerServer(Server):
         super().__init__(app, settings)
         channel.setblocking(False)
         self._channel = channel
-        self._hang_seconds = settings.liveness_timeout_seconds
+        self._liveness_timeout_seconds = settings.liveness_timeout_seconds
         self._received = 0  # connections received since the last report
         self._closed = 0  # connections that have ended since the last report
         self._health = "busy"  # "unhealthy" if there are problems
@@ -245,10 +245,10 @@ class WorkerServer(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.accepting()
+        self.start_accepting()
         self._send_status("ready")
 
-    def accepting(self) -> None:
+    def start_accepting(self) -> None:
         """Accept connections from now on."""
         asyncio.get_running_loop().add_reader(self._channel, self._accept_all)
 
@@ -285,7 +285,7 @@ class WorkerServer(Server):
 
         A new connection counts as a running request, because its request begins soon.
         """
-        if self.registry.executor.stalled_seconds() < self._hang_seconds:
+        if self.registry.executor.stalled_seconds() < self._liveness_timeout_seconds:
             self._send_status(f"{self._health} {len(self.server_state.tasks) + self._received}")
         else:
             self._send_status()

@@ -134,13 +134,13 @@ class ModelCache:
         if isinstance(self._entries.get((name, number)), LoadFailure):
             del self._entries[name, number]
 
-    def add(self, model: LoadedModel, is_pinned: Callable[[LoadedModel], bool]) -> None:
-        """Record that a version is ready. While the limit is exceeded, evict others that are not pinned."""
+    def add(self, model: LoadedModel, must_stay: Callable[[LoadedModel], bool]) -> None:
+        """Record that a version is ready. While the limit is exceeded, evict others that need not stay."""
         self._entries[model.card.name, model.card.version] = model
-        self._observers.for_version(model.card.name, model.card.version).on_loaded(model.bytes)
+        self._observers.for_version(model.card.name, model.card.version).on_memory(model.bytes)
         log.info("%s is loaded", model.id)
         while self.max_bytes and (size := self.bytes()) > self.max_bytes:
-            evictable = [other for other in self.models() if other is not model and not is_pinned(other)]
+            evictable = [other for other in self.models() if other is not model and not must_stay(other)]
             if not evictable:
                 log.warning("QUARTET_MODEL_BYTES is %s, but the versions in use need %s bytes", self.max_bytes, size)
                 return
@@ -149,5 +149,5 @@ class ModelCache:
     def evict(self, model: LoadedModel, reason: str) -> None:
         """Remove a ready version from memory. Its engine still finishes the requests that it has accepted."""
         del self._entries[model.card.name, model.card.version]
-        self._observers.for_version(model.card.name, model.card.version).on_loaded(0)
+        self._observers.for_version(model.card.name, model.card.version).on_memory(0)
         log.info("%s is evicted: %s", model.id, reason)

@@ -48,7 +48,7 @@ def desired_versions(snapshot: StoreSnapshot, failed: Collection[VersionKey]) ->
 
 def versions_to_load(
     desired: VersionSets,
-    published: VersionSets,
+    served: VersionSets,
     loaded: Mapping[VersionKey, int],
     defaults: Collection[str],
     max_bytes: int,
@@ -71,7 +71,7 @@ def versions_to_load(
         if not max_bytes:
             return True
         if number == desired[name].active:
-            current = published.get(name)
+            current = served.get(name)
             if name in defaults or (current and current.active and (name, current.active) in loaded):
                 return True
         return used_bytes + weights_bytes[name, number] <= max_bytes
@@ -83,23 +83,21 @@ def versions_to_load(
     return [key for key in ordered if is_due(*key)]
 
 
-def sets_to_publish(
-    desired: VersionSets, published: VersionSets, pending: Collection[VersionKey]
-) -> Iterable[VersionSet]:
+def sets_to_serve(desired: VersionSets, served: VersionSets, pending: Collection[VersionKey]) -> Iterable[VersionSet]:
     """Yield the version sets that can serve requests now.
 
     The active version and the canary of such a set are not ``pending``, which means that they do not wait to be loaded.
     An unloaded model answers no requests now. Its new set is yielded even if a version in the set is pending.
     """
     for name, version_set in desired.items():
-        current = published.get(name)
+        current = served.get(name)
         is_pending = any((name, number) in pending for number in (version_set.active, version_set.canary) if number)
         if not is_pending or (current and current.unloaded):
             yield version_set
 
 
 def versions_to_evict(
-    models: Iterable[LoadedModel], published: VersionSets, now: float
+    models: Iterable[LoadedModel], served: VersionSets, now: float
 ) -> Iterable[tuple[LoadedModel, str]]:
     """Yield the versions that should be evicted from memory, each with the reason.
 
@@ -107,7 +105,7 @@ def versions_to_evict(
     ``IDLE_SECONDS``. ``now`` is the current time on ``time.monotonic``'s clock.
     """
     for model in models:
-        version_set = published.get(model.card.name)
+        version_set = served.get(model.card.name)
         if version_set is None or model.card.version not in version_set.numbers:
             yield model, "it is not served any more"
         elif model.card.version not in version_set.resident and now - model.last_used_at > IDLE_SECONDS:

@@ -22,7 +22,7 @@ from app.serving.model_cache import LoadTask, ModelCache, ModelLoading, VersionS
 from app.serving.reconcile import (
     check_defaults,
     desired_versions,
-    sets_to_publish,
+    sets_to_serve,
     versions_to_evict,
     versions_to_load,
     versions_to_replace,
@@ -241,7 +241,7 @@ class Registry:
         """Scan the store and load the versions that stay in memory, default models first."""
         await self.watcher.scan()
         self._update_defaults()
-        self._publish()
+        self._update_served()
         await self._load_missing()
         self._update_defaults()
         self._in_background = True
@@ -277,7 +277,7 @@ class Registry:
         """Apply a new scan: publish and evict versions now, and load missing versions in a background task."""
         for name, number in self.watcher.snapshot.retry:
             self.cache.reset_failed(name, number)
-        self._publish()
+        self._update_served()
         for model, reason in versions_to_evict(self.cache.models(), self.version_sets, time.monotonic()):
             self.cache.evict(model, reason)
         self._update_defaults()
@@ -301,17 +301,17 @@ class Registry:
         """Load the missing versions one after the other. After each load, determine the next version again."""
         while to_load := self._to_load(self._desired()):
             await self._load_version(*to_load[0])
-            self._publish()
+            self._update_served()
 
-    def _publish(self) -> None:
-        """Use the desired version set of each model if ``sets_to_publish`` yields it. Otherwise keep the old set."""
+    def _update_served(self) -> None:
+        """Use the desired version set of each model if ``sets_to_serve`` yields it. Otherwise keep the old set."""
         desired = self._desired()
         for name in self.version_sets.keys() - desired.keys():
             del self.version_sets[name]
-        for version_set in sets_to_publish(desired, self.version_sets, self._to_load(desired)):
-            self._publish_set(version_set)
+        for version_set in sets_to_serve(desired, self.version_sets, self._to_load(desired)):
+            self._serve(version_set)
 
-    def _publish_set(self, version_set: VersionSet) -> None:
+    def _serve(self, version_set: VersionSet) -> None:
         current = self.version_sets.get(version_set.name)
         self.version_sets[version_set.name] = version_set
         if self._in_background and (current is None or current.describe() != version_set.describe()):
@@ -332,11 +332,11 @@ class Registry:
             self.cache.set_failed(result)
             result.log()
             if current := self.version_sets.get(name):
-                self._publish_set(self._desired()[name] if current.active == number else current.without(number))
+                self._serve(self._desired()[name] if current.active == number else current.without(number))
             return result
         result.last_used_at = time.monotonic()
         self._engines.update(result.engines)
-        self.cache.add(result, is_pinned=self._is_default)
+        self.cache.add(result, must_stay=self._is_default)
         return result
 
     def _is_default(self, model: LoadedModel) -> bool:
@@ -376,15 +376,15 @@ class Registry:
     def report(self) -> None:
         """Report the waiting and running rows and the number of versions. Called at intervals, not for each request."""
         engines = list(self._engines)
-        loads = dict.fromkeys(self._reported_observers, (0, 0))  # an observer without engines reports 0 once
+        counts = dict.fromkeys(self._reported_observers, (0, 0))  # an observer without engines reports 0 once
         for engine in engines:
-            waiting, running = loads.get(engine.observer, (0, 0))
-            loads[engine.observer] = waiting + engine.load[0], running + engine.load[1]
-        for observer, load in loads.items():
-            observer.on_load(*load)
+            waiting, running = counts.get(engine.observer, (0, 0))
+            counts[engine.observer] = waiting + engine.row_counts[0], running + engine.row_counts[1]
+        for observer, (waiting, running) in counts.items():
+            observer.on_queue(waiting, running)
         self._reported_observers = {engine.observer for engine in engines}
         models, stored = self.models(), self.watcher.snapshot.numbers
-        known = {(model.card.name, model.card.version) for model in models} | {observer.key for observer in loads}
+        known = {(model.card.name, model.card.version) for model in models} | {observer.key for observer in counts}
         known |= {(name, number) for name, numbers in stored.items() for number in numbers}
         self.observers.on_versions(len(models), len(self.failures), frozenset(known))
 

@@ -109,7 +109,7 @@ def import_archive(
             _unpack(archive, entries, folder, max_bytes)
             if check and is_imported(card.kind):
                 check(store.read_version(scratch, card.name, card.version))
-            return _place(models, folder, card, renumber)
+            return _move_into_store(models, folder, card, renumber)
 
 
 def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> None:
@@ -136,7 +136,7 @@ def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> No
                 sizes += struct.unpack_from("<Q", record, 40)
     file.seek(0)
     if (size := max(sizes, default=0)) > max_bytes:
-        raise BadArchive(f"its central directory has {size:,} bytes; the maximum is {max_bytes:,}")
+        raise BadArchive(f"the central directory of the archive has {size:,} bytes; the maximum is {max_bytes:,}")
 
 
 def check_offset(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
@@ -170,9 +170,9 @@ def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipI
         if name not in entries:
             raise BadArchive(f"entry {name!r} is missing")
     if len(entries) - 2 > MAX_PICTURES:
-        raise BadArchive(f"it has {len(entries) - 2} pictures; the maximum is {MAX_PICTURES}")
+        raise BadArchive(f"the archive has {len(entries) - 2} pictures; the maximum is {MAX_PICTURES}")
     if (total := sum(entry.file_size for entry in entries.values())) > max_bytes:
-        raise BadArchive(f"it has {total:,} bytes unpacked; the maximum is {max_bytes:,}")
+        raise BadArchive(f"the archive has {total:,} bytes unpacked; the maximum is {max_bytes:,}")
     return entries
 
 
@@ -207,15 +207,15 @@ def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folde
             for chunk in chain([first], chunks):
                 remaining -= len(chunk)
                 if remaining < 0:
-                    raise BadArchive(f"it is too large unpacked; the maximum is {max_bytes:,} bytes")
+                    raise BadArchive(f"the archive is too large unpacked; the maximum is {max_bytes:,} bytes")
                 target.write(chunk)
 
 
-def _place(models: Path, folder: Path, card: store.Card, renumber: bool) -> store.Card:
+def _move_into_store(models: Path, folder: Path, card: store.Card, renumber: bool) -> store.Card:
     """Move the unpacked version into the store. If ``renumber`` is true, give it the next free number."""
     numbers = stored_versions(models).get(card.name, [])
     if not renumber:
-        if card.version in numbers or not store.place(models, folder):
+        if card.version in numbers or not store.move_into_store(models, folder):
             raise RolloutRefused(_conflict(models, card))
         return card
     while True:
@@ -223,7 +223,7 @@ def _place(models: Path, folder: Path, card: store.Card, renumber: bool) -> stor
         content = json.loads((folder / CARD).read_bytes()) | {"version": number}
         (folder / CARD).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
         folder = folder.rename(folder.parent / str(number))
-        if store.place(models, folder):
+        if store.move_into_store(models, folder):
             return store.read_card(models / card.name / str(number))
 
 
@@ -235,5 +235,5 @@ def _conflict(models: Path, card: store.Card) -> str:
     except StoreError:
         same = False
     return f"{label} is already in the store" + (
-        "" if same else ", with other content; `--renumber` gives it the next number"
+        "" if same else ", with other content; with `renumber`, the import gives it the next number"
     )

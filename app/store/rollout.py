@@ -172,7 +172,7 @@ def first_valid(models: Path, name: str, candidates: Iterable[int]) -> store.Ver
     return None
 
 
-def serving(models: Path, name: str, rollout: Rollout) -> int | None:
+def active_or_none(models: Path, name: str, rollout: Rollout) -> int | None:
     """Return the active version, or None if no version is valid."""
     version = first_valid(models, name, rollout.preference(numbers(models, name)))
     return None if version is None else version.card.version
@@ -181,7 +181,7 @@ def serving(models: Path, name: str, rollout: Rollout) -> int | None:
 def active_version(models: Path, name: str) -> int:
     """Return the active version of a model. Raises VersionNotFound, and RolloutRefused if no version is active."""
     numbers(models, name)  # checks the name before it becomes a path
-    active = serving(models, name, read(models, name))
+    active = active_or_none(models, name, read(models, name))
     if active is None:
         raise RolloutRefused(f"no version of {name} is active; state a version, such as {name}@1")
     return active
@@ -212,8 +212,8 @@ def activate(models: Path, name: str, version: int | Literal["latest"], share: f
 def _activated(models: Path, name: str, old: Rollout, version: int, share: float) -> Rollout:
     check_version(models, name, version)
     if version in old.retired:
-        raise RolloutRefused(f"{name}@{version} is retired; `retire --undo` restores it")
-    now = serving(models, name, old)
+        raise RolloutRefused(f"{name}@{version} is retired; `retire` with `undo` restores it")
+    now = active_or_none(models, name, old)
     if now == version and share < 100:
         raise RolloutRefused(f"{name}@{version} is already active; a canary must be another version")
     if now != version and share == 100:
@@ -239,7 +239,7 @@ def rollback(models: Path, name: str) -> Rollout:
 def _rolled_back(models: Path, name: str, old: Rollout) -> Rollout:
     if old.canary is not None:
         return old.model_copy(update={"canary": None})
-    now = serving(models, name, old)
+    now = active_or_none(models, name, old)
     candidates = old.previous_versions(now, numbers(models, name))
     target = first_valid(models, name, candidates)
     if target is None:
@@ -266,7 +266,7 @@ def _retired(models: Path, name: str, old: Rollout, version: int, undo: bool) ->
         if version not in old.retired:
             raise RolloutRefused(f"{name}@{version} is not retired")
         return old.model_copy(update={"retired": [number for number in old.retired if number != version]})
-    if version == old.active or version == serving(models, name, old):
+    if version == old.active or version == active_or_none(models, name, old):
         raise RolloutRefused(f"{name}@{version} is the active version; activate another one first")
     if old.canary and version == old.canary.version:
         raise RolloutRefused(f"{name}@{version} is the canary; `rollback` ends it")
@@ -285,10 +285,7 @@ def unload(models: Path, name: str) -> Rollout:
 def _unloaded(models: Path, name: str, old: Rollout) -> Rollout:
     for task, known in store.read_defaults(models).items():
         if known == name:
-            raise RolloutRefused(
-                f"{name} is the default for the task {task!r}; choose another default model with "
-                "`python -m app.models default` first"
-            )
+            raise RolloutRefused(f"{name} is the default for the task {task!r}; make another model the default first")
     return old.model_copy(update={"unloaded": True})
 
 

@@ -83,8 +83,12 @@ class Version:
 
     @property
     def label(self) -> str:
-        """The version as ``name/version``, for error messages."""
-        return f"{self.folder.parent.name}/{self.folder.name}"
+        """The version as ``name@version``, for error messages."""
+        return f"{self.folder.parent.name}@{self.folder.name}"
+
+    def path_of(self, file: str) -> str:
+        """Return ``name/version/file``, the path of a file in the store, for error messages."""
+        return f"{self.folder.parent.name}/{self.folder.name}/{file}"
 
     def network(self) -> Any:
         """Return the network with its weights, in evaluation mode.
@@ -94,28 +98,28 @@ class Version:
         """
         card = self.card
         if card.kind not in KINDS:
-            raise StoreError(f"{self.label}/{CARD}: kind is {card.kind!r}, expected one of {', '.join(KINDS)}")
+            raise StoreError(f"{self.path_of(CARD)}: kind is {card.kind!r}, expected one of {', '.join(KINDS)}")
         kind = KINDS[card.kind]
         if is_imported(card.kind):
             return self._imported_network(kind)
         if card.task != kind.task:
-            raise StoreError(f"{self.label}/{CARD}: task is {card.task!r}, expected {kind.task!r}")
+            raise StoreError(f"{self.path_of(CARD)}: task is {card.task!r}, expected {kind.task!r}")
         # check these sizes against the weights first, because a network with large wrong sizes would take much memory
         for key in REPEATED:
             if isinstance(count := card.sizes.get(key), int) and count > len(self.tensors):
-                raise StoreError(f"{self.label}/{CARD}: {key} is {count}, and there are {len(self.tensors)} tensors")
+                raise StoreError(f"{self.path_of(CARD)}: {key} is {count}, and there are {len(self.tensors)} tensors")
         try:
             with torch.device("meta"), SkipInit():
                 expected = {
                     key: tuple(tensor.shape) for key, tensor in build(card.kind, card.sizes).state_dict().items()
                 }
         except Exception as error:  # torch and Python raise exceptions of many classes for wrong sizes
-            raise StoreError(f"{self.label}/{CARD}: sizes {card.sizes} do not make a {card.kind}: {error}") from error
+            raise StoreError(f"{self.path_of(CARD)}: sizes {card.sizes} do not make a {card.kind}: {error}") from error
         actual = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
         for key in sorted(expected.keys() | actual.keys()):
             if expected.get(key) != actual.get(key):
                 raise StoreError(
-                    f"{self.label}/{WEIGHTS}: tensor {key!r} has shape {actual.get(key, 'none: it is missing')}, "
+                    f"{self.path_of(WEIGHTS)}: tensor {key!r} has shape {actual.get(key, 'none: it is missing')}, "
                     f"expected {expected.get(key, 'no such tensor')}"
                 )
         network = build(card.kind, card.sizes)
@@ -127,11 +131,11 @@ class Version:
         try:
             kind.sizes(**self.card.sizes)
         except TypeError as error:
-            raise StoreError(f"{self.label}/{CARD}: sizes do not fit: {error}") from error
+            raise StoreError(f"{self.path_of(CARD)}: sizes do not fit: {error}") from error
         try:
             return kind.network(self.tensors)
         except ValueError as error:
-            raise StoreError(f"{self.label}/{WEIGHTS}: {error}") from error
+            raise StoreError(f"{self.path_of(WEIGHTS)}: {error}") from error
 
 
 def model_names(store: Path) -> list[str]:
@@ -292,8 +296,8 @@ def publish(
     """
     name, weights = str(card["name"]), encode_weights(tensors)
     store.mkdir(parents=True, exist_ok=True)
-    number, placed = 0, False
-    while not placed:
+    number, is_moved = 0, False
+    while not is_moved:
         number = next_number(store, name)
         content = {**card, "version": number, "weights_sha256": hashlib.sha256(weights).hexdigest()}
         text = card_text(content)
@@ -305,7 +309,7 @@ def publish(
             (folder / CARD).write_bytes(text)
             for file, source in (files or {}).items():
                 shutil.copyfile(source, folder / file)
-            placed = place(store, folder)
+            is_moved = move_into_store(store, folder)
     return read_version(store, name, number)
 
 
@@ -324,7 +328,7 @@ def next_number(store: Path, name: str) -> int:
     return max(numbers, default=0) + 1
 
 
-def place(store: Path, folder: Path) -> bool:
+def move_into_store(store: Path, folder: Path) -> bool:
     """Verify a version in a scratch folder ``.../name/number`` and move it into the store by one rename.
 
     The model becomes the default model of its task if the task has none with a version. The task ``infer`` never has a

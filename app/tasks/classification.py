@@ -38,18 +38,18 @@ class ImageClassifier(ImageDecoder):
         self.labels = card.labels
         self.device = device
         network = version.network()
-        self.network = network.to(device, memory_format=network.order)
+        self.network = network.to(device, memory_format=network.memory_format)
         if device.type == "cpu" and fast_bfloat16(device) and hasattr(self.network, "to_bfloat16"):
             self.network.to_bfloat16()
         super().__init__(self.network.sizes.channels, self.network.sizes.image)
-        self.tta = tta and hasattr(self.network, "views")
+        self.tta = tta and hasattr(self.network, "tta_logits")
         self.latency = LatencyModel(0.0, 0.0)
 
     def predict(self, items: Sequence[Tensor]) -> list[list[float]]:
         """Return the probabilities [classes] of each image, given its pixels uint8 [channels, side, side]."""
         with torch.inference_mode():
             pixels = torch.stack(list(items)).to(self.device)
-            logits = self.network.views(pixels) if self.tta else self.network(pixels)
+            logits = self.network.tta_logits(pixels) if self.tta else self.network(pixels)
             result = self.network.probabilities(logits)  # [N, classes]
             check_finite(float(result.sum()), "probabilities")
             rows: list[list[float]] = result.tolist()
@@ -65,7 +65,7 @@ class ImageClassifier(ImageDecoder):
         pixels = torch.stack(list(items)).to(self.device)
         with torch.no_grad():
             maps = self.network.maps(pixels)
-            tta_logits = self.network.views(pixels) if self.tta else None
+            tta_logits = self.network.tta_logits(pixels) if self.tta else None
         maps.requires_grad_()
         with torch.enable_grad():
             scores = self.network.classified(maps)

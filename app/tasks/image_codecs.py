@@ -324,7 +324,7 @@ def animated(images: np.ndarray, kind: str) -> bytes:
     return file.getvalue()
 
 
-def sheet(images: np.ndarray, gap: int = 2, columns: int | None = None) -> np.ndarray:
+def image_grid(images: np.ndarray, gap: int = 2, columns: int | None = None) -> np.ndarray:
     """Return a picture [channels, H, W] of images [N, channels, height, width] in a grid, by default nearly square."""
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))

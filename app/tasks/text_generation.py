@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from app.errors import BadValue
-from app.store import UNKNOWN_CHARACTER, StoreError, Version
+from app.store import CARD, UNKNOWN_CHARACTER, StoreError, Version
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, check_finite, pad
 from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs
@@ -84,7 +84,7 @@ class Continuation:
         return self.prompt.state if self.batch is None else self.batch.state[self.row]
 
     @property
-    def settled(self) -> str:
+    def streamable_text(self) -> str:
         """The part of the text that a stream may send. It excludes last characters that may begin a stop string."""
         if self.finished or not self.stop:
             return self.text
@@ -159,7 +159,7 @@ class TextGenerator:
         """A subclass may pass a ``network`` that is used instead of the network of the version."""
         card = version.card
         network = network or version.network()
-        expected, path = network.sizes.vocabulary, f"{version.label}/card.json"
+        expected, path = network.sizes.vocabulary, version.path_of(CARD)
         if not card.vocabulary or card.vocabulary[-1] != UNKNOWN_CHARACTER or len(set(card.vocabulary)) != expected:
             raise StoreError(f"{path}: vocabulary must be {expected} distinct entries, {UNKNOWN_CHARACTER} last")
         if any(len(entry) != 1 for entry in card.vocabulary[:-1]):
@@ -171,7 +171,7 @@ class TextGenerator:
         self.unknown = len(card.vocabulary) - 1
         self.reads_bytes = False  # whether the vocabulary consists of the 256 bytes, for UTF-8
         self.device, self.network = device, network.to(device)
-        self.steps = self.network.steps()
+        self.steps = self.network.for_generation()
         self.reads_many = hasattr(self.steps, "read_many")  # whether it reads many characters at once
         self.initial_state = self.network.zero_state(1)[0]  # [layers, hidden]
         self.min_rows = MIN_ROWS  # smaller batches are padded
@@ -347,7 +347,7 @@ class TextGenerator:
             self.min_rows = 1
         elif not (batch_invariant(logits_and_state, states, MIN_ROWS) and self._block_invariant(MIN_ROWS)):
             del self.steps  # some devices cannot convert weights of which views exist
-            self.steps, self.min_rows = self.network.double().steps(), 1
+            self.steps, self.min_rows = self.network.double().for_generation(), 1
             self.initial_state = self.initial_state.double()
         del self.network  # to free memory, because ``steps`` may hold a copy of its weights
 

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     versions = [newest(options.store, name) for name in options.names]
     results = accuracies([ImageClassifier(version, torch.device("cpu")) for version in versions], options.images)
-    made = table([version.label.replace("/", "@") for version in versions], results)
+    made = table([version.label for version in versions], results)
     print(markdown.table(list(made["columns"]), [[name, *(f"{x:.3f}" for x in row)] for name, *row in made["rows"]]))
     for kind, values in results.items():
         print(f"{kind:18}", *(f"{value:.3f}" for value in values))

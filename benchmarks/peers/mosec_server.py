@@ -20,7 +20,7 @@ from benchmarks.peers.network import Classifier, Forecaster, ImageGenerator, Tex
 WORKERS = int(os.environ.get("PEER_WORKERS", "1"))
 MAX_BATCH = 64
 MAX_TEXTS = 32  # texts in a batch
-MAX_DRAWS = 16  # requests for digits in a batch
+MAX_IMAGE_REQUESTS = 16  # requests for digits in a batch
 
 
 def limit_threads() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
     server = Server()
     routes = {"/classify": Classify, "/forecast": Forecast, "/text": ContinueText, "/digits": GenerateImages}
     for route, worker in routes.items():
-        size = {"/text": MAX_TEXTS, "/digits": MAX_DRAWS}.get(route, MAX_BATCH)
+        size = {"/text": MAX_TEXTS, "/digits": MAX_IMAGE_REQUESTS}.get(route, MAX_BATCH)
         server.append_worker(worker, num=WORKERS, max_batch_size=size, max_wait_time=wait, route=route)
     server.run()
 

@@ -91,12 +91,12 @@ def case(version: store.Version, rows: int) -> Case:
         images = torch.randint(
             0, 256, (rows, *version.card.inputs[0].shape[1:]), dtype=torch.uint8, generator=generator
         )
-        network.to(memory_format=network.order)
+        network.to(memory_format=network.memory_format)
         served = ImageClassifier(version, torch.device("cpu")).network.forward
         return Case(network, (images,), served, probabilities)
     if task == "continue":
         characters = torch.randint(network.sizes.vocabulary, (rows,), generator=generator)
-        steps = network.steps()
+        steps = network.for_generation()
 
         def step(characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
             hidden, state = steps.read(characters, state)

@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: %(default)s)")
     parser.add_argument("--kill", action="store_true", help="instead, kill a replica under load, and count the answers")
-    parser.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
+    parser.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the included networks")
     asyncio.run(bench(parser.parse_args(argv)))
 
 

@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5, help="seconds of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each figure (default: %(default)s)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the results to this file")
-    parser.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
+    parser.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the included networks")
     options = parser.parse_args()
     tables, latency = uvloop.run(bench(options))
     command = f"python -m benchmarks.speed.scaling --seconds {options.seconds:g} --rounds {options.rounds}"

@@ -175,9 +175,9 @@ async def compare(plan: Plan, name: str, workload: Workload, running: Sequence[S
             process.stop()
 
 
-async def starts(plan: Plan, shipped: Path, factories: Sequence[Callable[[], Server]]) -> None:
+async def starts(plan: Plan, included: Path, factories: Sequence[Callable[[], Server]]) -> None:
     """Measure the time from process start to readiness, and the memory after each network has been used."""
-    all_workloads = workloads(shipped)
+    all_workloads = workloads(included)
     tasks = [
         all_workloads["cnn"],
         all_workloads["forecast"],
@@ -191,7 +191,7 @@ async def starts(plan: Plan, shipped: Path, factories: Sequence[Callable[[], Ser
             try:
                 seconds = server.start()
                 if server.name.startswith(OURS):
-                    check_all_ready(server, shipped)
+                    check_all_ready(server, included)
                 for task in tasks:
                     await load.call(server.port, task.requests, 8, 0.5)
                 plan.results.add(START, server.name, 0, {"seconds": seconds, **server.memory()})
@@ -199,14 +199,14 @@ async def starts(plan: Plan, shipped: Path, factories: Sequence[Callable[[], Ser
                 server.stop()
 
 
-def check_all_ready(server: Server, shipped: Path) -> None:
+def check_all_ready(server: Server, included: Path) -> None:
     """Raise SystemExit if a server is ready before it has loaded all versions that stay in memory."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health/ready") as answer:
         models = json.load(answer)["models"]
     expected = [
         f"{name}@{number}"
-        for name, numbers in rollout.stored_versions(shipped).items()
-        for number in VersionSet.build(name, numbers, rollout.read(shipped, name), ()).resident
+        for name, numbers in rollout.stored_versions(included).items()
+        for number in VersionSet.build(name, numbers, rollout.read(included, name), ()).resident
     ]
     if sorted(models) != sorted(expected):
         raise SystemExit(f"{server.name} is ready with {models}, expected {expected}")
@@ -244,15 +244,15 @@ def two_workers(folder: Path, networks: Path) -> Server:
 async def bench(options: argparse.Namespace, results: Results) -> str:
     """Run all selected workloads and print their tables. Return a description of the RNN."""
     with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name:
-        folder, shipped = Path(name), options.store
-        networks, rnn = prepare(shipped, folder)
+        folder, included = Path(name), options.store
+        networks, rnn = prepare(included, folder)
         plan = Plan(networks, options.seconds, options.rounds, options.callers, results)
         if START in options.only:
-            factories = server_factories(options, folder, shipped)
+            factories = server_factories(options, folder, included)
             if "workers" in Settings.model_fields and not options.layouts and "ours" in options.servers:
-                factories.append(partial(two_workers, folder, shipped))
-            await starts(plan, shipped, factories)
-            results.titles[START] = "start and memory, shipped networks"
+                factories.append(partial(two_workers, folder, included))
+            await starts(plan, included, factories)
+            results.titles[START] = "start and memory, included networks"
             show(results, START, results.titles[START])
         all_workloads = workloads(networks)
         selected = [(name, all_workloads.get(name)) for name in options.only if name != START]
@@ -313,7 +313,7 @@ def parser() -> argparse.ArgumentParser:
     peers_dir = Path.home() / ".cache/quartet-peers"
     made.add_argument("--peers-dir", type=Path, default=peers_dir, help="folder for their virtual environments")
     made.add_argument("--save", type=Path, metavar="FILE", help="write the tables to a file in benchmarks/results/")
-    made.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
+    made.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the included networks")
     return made
 
 

@@ -3,9 +3,10 @@
     python -m benchmarks.speed.training                             # all four networks, about four minutes
     python -m benchmarks.speed.training --only rnn --seconds 1      # one network, short
 
-The loops are in ``benchmarks/speed/loops.py``. The workshop's loops read a whole window of a text or series to predict
-one value, and the windows overlap. Quartet's loops read each character or value once, and predict the next value after
-each of them. Therefore the program also prints, below the table, the number of values that each loop reads per second.
+The loops are in ``benchmarks/speed/training_loops.py``. The workshop's loops read a whole window of a text or series to
+predict one value, and the windows overlap. Quartet's loops read each character or value once, and predict the next
+value after each of them. Therefore the program also prints, below the table, the number of values that each loop reads
+per second.
 The table calls Quartet's loops "ours". This benchmark only measures speed. The model cards state how well the networks
 learn.
 """

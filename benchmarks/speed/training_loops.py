@@ -217,7 +217,7 @@ def noisy_sine(network: SeriesLSTM) -> Tensor:
     """Return the standardised training values [T] of the LSTM."""
     series = datasets.sine()
     training = series.values[: series.split].float()
-    network.describe(training)
+    network.store_statistics(training)
     return ((training - network.location) / network.scale)[: -LSTM.validation]
 
 

@@ -146,14 +146,14 @@ def rounded(value: float, digits: int) -> float | None:
 
 @dataclass(frozen=True)
 class Target:
-    """A target for a figure: the required value ``must`` and the desired value ``aim``.
+    """A target for a figure: the required value ``must`` and the desired value ``goal``.
 
     If ``is_maximum`` is true, both values are upper limits of the figure. Otherwise they are lower limits.
     """
 
     text: str
     must: float
-    aim: float
+    goal: float
     measured: Callable[[Results], float]
     unit: str = "x"
     is_maximum: bool = False
@@ -161,7 +161,7 @@ class Target:
     def met(self, measured: float) -> str:
         if math.isnan(measured):
             return "not measured"
-        for limit, word in ((self.aim, "aim"), (self.must, "must")):
+        for limit, word in ((self.goal, "goal"), (self.must, "must")):
             if measured <= limit if self.is_maximum else measured >= limit:
                 return word
         return "no"
@@ -252,10 +252,10 @@ def evaluate_targets(results: Results) -> list[tuple[Target, float]]:
 
 
 def targets(evaluated: Sequence[tuple[Target, float]]) -> str:
-    lines = ["| target | must | aim | measured | met |", "|---|--:|--:|--:|---|"]
+    lines = ["| target | must | goal | measured | met |", "|---|--:|--:|--:|---|"]
     for target, measured in evaluated:
         sign = "≤" if target.is_maximum else "≥"
-        bounds = [f"{sign} {limit:g} {target.unit}" for limit in (target.must, target.aim)]
+        bounds = [f"{sign} {limit:g} {target.unit}" for limit in (target.must, target.goal)]
         shown = "" if math.isnan(measured) else f"{measured:,.2f} {target.unit}"
         lines.append(f"| {target.text} | {' | '.join(bounds)} | {shown} | {target.met(measured)} |")
     return "\n".join(lines)
@@ -266,7 +266,7 @@ def targets_as_json(evaluated: Sequence[tuple[Target, float]]) -> dict[str, Any]
     rows = []
     for target, measured in ((target, measured) for target, measured in evaluated if not math.isnan(measured)):
         sign = "≤" if target.is_maximum else "≥"
-        bounds = [f"{sign} {bound:g}" for bound in (target.must, target.aim)]
+        bounds = [f"{sign} {bound:g}" for bound in (target.must, target.goal)]
         rows.append([target.text, target.unit, *bounds, rounded(measured, 2)])
     columns = {"figure": None, "unit": None, "must": None, "goal": None, "measured": "g"}
     return {"title": "targets", "columns": columns, "rows": rows}

@@ -121,7 +121,7 @@ class Mixed(UnderLoad):
         parts = await super().measure(server, callers, seconds)
         together = [self.once(server, callers, seconds)]
         together += [workload.once(server, SINGLE, math.ceil(seconds)) for workload in self.others]
-        names = [f"all four, {task}" for task in ("images", "texts", "forecasts", "draws")]
+        names = [f"all four, {task}" for task in ("images", "texts", "forecasts", "generated images")]
         return parts | dict(zip(names, await asyncio.gather(*together), strict=True))
 
 
@@ -301,14 +301,14 @@ def large_photo(megapixels: float) -> bytes:
     return file.getvalue()
 
 
-def prepare(shipped: Path, folder: Path) -> tuple[Path, str]:
+def prepare(included: Path, folder: Path) -> tuple[Path, str]:
     """Copy the included store, and add the networks of the benchmark.
 
     Returns the folder of the new store, and a text about the RNN.
     """
     target = folder / "store"
-    shutil.copytree(shipped, target)
-    model = newest(shipped, "shakespeare-rnn").card
+    shutil.copytree(included, target)
+    model = newest(included, "shakespeare-rnn").card
     sizes: dict[str, Any] = {"vocabulary": len(model.vocabulary or []), "hidden": 512, "layers": 2}
     torch.manual_seed(0)
     network = build("character-rnn", sizes)
@@ -316,7 +316,7 @@ def prepare(shipped: Path, folder: Path) -> tuple[Path, str]:
     card |= {"name": RNN, "title": "untrained, for the benchmark", "metrics": {}}
     card |= {"kind": "character-rnn", "sizes": sizes}
     store.publish(target, card, network.state_dict())
-    classifier = newest(shipped, "cifar10-lenet").card
+    classifier = newest(included, "cifar10-lenet").card
     card = {key: value for key, value in classifier.model_dump().items() if key not in ("version", "weights_sha256")}
     card |= {"name": PHOTO, "title": "untrained, for the benchmark", "metrics": {}, "kind": "efficientnet-lite"}
     card |= {"sizes": {"classes": len(classifier.labels or ())}}

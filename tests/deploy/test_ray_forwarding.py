@@ -106,10 +106,10 @@ async def test_a_stream_is_not_buffered_and_a_disconnect_frees_its_slots(hosted:
     first = await anext(answer)
     assert first[0]["type"] == "http.response.start"
     (engine,) = [model.engine for model in hosted.app.state.registry.models() if model.card.name == "tiny-rnn"]
-    assert engine.load[1] == 16  # the texts are still running
+    assert engine.row_counts[1] == 16  # the texts are still running
     await answer.aclose()
     async with asyncio.timeout(30):
-        while engine.load != (0, 0):  # noqa: ASYNC110  # the engine has no event for this
+        while engine.row_counts != (0, 0):  # noqa: ASYNC110  # the engine has no event for this
             await asyncio.sleep(0.005)  # with 0, this loop would keep the GIL from the engine's thread
 
 

@@ -175,19 +175,19 @@ class ListDoubler:
 async def test_small_items_wait_for_one_part_of_a_large_item_only(executor: Executor) -> None:
     network, waiting = ListDoubler(), list[int]()
     engine = network.batcher(executor)
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
     next_batch = engine._next_batch
 
     def note_load() -> None:
         next_batch()
-        waiting.append(engine.load[0])
+        waiting.append(engine.row_counts[0])
 
     engine._next_batch = note_load
     tasks = await start_tasks(engine.submit([[1]]))
     await network.gate.busy()
     large, other = list(range(100, 140)), list(range(200, 220))
     tasks += await start_tasks(engine.submit([large]), engine.submit([other]), engine.submit([[2], [3, 4]]))
-    assert engine.load == (63, 1)
+    assert engine.row_counts == (63, 1)
     network.gate.open.set()
     answers = await asyncio.gather(*tasks)
     assert answers == [[[2]], [[2 * n for n in large]], [[2 * n for n in other]], [[4], [6, 8]]]
@@ -196,7 +196,7 @@ async def test_small_items_wait_for_one_part_of_a_large_item_only(executor: Exec
         [1], large[:8], [*other[:8], 2, 3, 4], large[8:16], other[8:16], large[16:24], other[16:],
         large[24:32], large[32:],
     ]  # fmt: skip
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
 
 
 async def test_a_part_is_computed_beside_small_items_before_it(executor: Executor) -> None:
@@ -244,7 +244,7 @@ async def test_a_part_between_two_batches_is_answered_when_the_run_task_is_cance
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def cancel() -> None:
-        engine._drain_task.cancel()
+        engine._batch_task.cancel()
         await asyncio.sleep(0)
 
     monkeypatch.setattr(executor, "yield_to_requests", cancel)
@@ -253,7 +253,7 @@ async def test_a_part_between_two_batches_is_answered_when_the_run_task_is_cance
     engine = network.batcher(executor, batch_rows=8)
     with pytest.raises(NotReady):
         await engine.submit([[1] * 20])
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
 
 
 async def test_a_splitter_that_returns_another_number_of_parts_is_an_error(executor: Executor) -> None:
@@ -262,7 +262,7 @@ async def test_a_splitter_that_returns_another_number_of_parts_is_an_error(execu
     engine = network.batcher(executor)
     with pytest.raises(ValueError, match="zip"):
         await engine.submit([[1] * 20])
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
 
 
 async def test_the_parts_of_a_lone_large_item_fill_batches(executor: Executor) -> None:
@@ -278,14 +278,14 @@ async def test_a_failed_or_cancelled_large_item_is_not_computed_further(executor
     engine = network.batcher(executor, batch_rows=16)
     (cancelled,) = await start_tasks(engine.submit([[1] * 99]))
     await network.gate.busy()
-    assert engine.load == (0, 16)  # the other rows of an item that has begun do not count as waiting
+    assert engine.row_counts == (0, 16)  # the other rows of an item that has begun do not count as waiting
     failing, waiting = await start_tasks(engine.submit([[5] * 16 + [-1] * 16 + [5] * 30]), engine.submit([[7]]))
     cancelled.cancel()
     network.gate.open.set()
     answers = await asyncio.gather(cancelled, failing, waiting, return_exceptions=True)
     assert [type(answer) for answer in answers] == [asyncio.CancelledError, InferenceFailed, list]
     assert [batch[-1] for batch in network.gate.batches] == [1, 5, -1, 7, -1]
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
 
 
 async def test_only_the_failing_item_gets_the_error(executor: Executor) -> None:
@@ -386,7 +386,7 @@ async def test_a_cancelled_item_does_not_make_the_next_batch_smaller(
     assert isinstance(answers.pop(2), asyncio.CancelledError)
     assert answers == [[2], [4], [8]]
     assert gate.batches == [[1], [2, 4]]
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
 
 
 class ClosingGate(Gate):
@@ -416,7 +416,7 @@ async def test_cancelling_a_running_item_does_not_affect_the_others(executor: Ex
     assert isinstance(answers[0], asyncio.CancelledError)
     assert isinstance(answers[2], asyncio.CancelledError | InferenceFailed)  # it may have failed before
     assert [answers[1], answers[3]] == [[4], [8]]
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
     assert await engine.submit([5]) == [10]
 
 
@@ -433,7 +433,7 @@ async def test_a_cancelled_request_does_not_delay_shutdown(executor: Executor) -
     assert [type(answer) for answer in answers[:2]] == [asyncio.CancelledError] * 2
     assert answers[2:] == [[6], None]
     assert gate.batches == [[1], [3]]
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
 
 
 async def test_the_measured_rate_includes_waiting_for_other_models(executor: Executor) -> None:
@@ -521,7 +521,7 @@ async def test_an_error_outside_the_network_fails_its_callers_immediately(execut
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(answer) for answer in answers] == [InferenceFailed, list]
     assert await engine.submit([2]) == [4]
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
 
 
 async def test_an_observer_that_fails_does_not_stop_the_batcher(executor: Executor) -> None:
@@ -531,7 +531,7 @@ async def test_an_observer_that_fails_does_not_stop_the_batcher(executor: Execut
     for item in (1, -1):
         with pytest.raises(InferenceFailed, match="m failed on this input"):
             await engine.submit([item])
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
 
 
 async def test_an_error_in_the_queue_fails_its_callers_immediately(
@@ -553,10 +553,10 @@ async def test_a_cancelled_run_task_answers_its_callers(executor: Executor) -> N
     tasks = await start_tasks(engine.submit([1]))
     await gate.busy()
     tasks += await start_tasks(engine.submit([2]))
-    engine._drain_task.cancel()
+    engine._batch_task.cancel()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(answer) for answer in answers] == [NotReady, NotReady]
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
     gate.open.set()
     assert await engine.submit([3]) == [6]
 
@@ -657,7 +657,7 @@ async def test_each_batch_is_reported_with_its_rows_times_and_traces(monkeypatch
         (4, 1000.0, 1002.0, 1004.0),
     ]
     assert all(entry.trace is trace and entry.caller == "alice" for entry in (*first, *second))
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
     executor.close()
 
 

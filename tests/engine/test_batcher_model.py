@@ -25,7 +25,7 @@ class BatcherMachine(EngineMachine):
     """A batcher whose rows are numbers. The network doubles each number, and fails on negative numbers."""
 
     modules = (batcher, circuit_breaker, executor)
-    run_task, max_running, queue_rows = "_drain_task", BATCH_ROWS, QUEUE_ROWS
+    run_task, max_running, queue_rows = "_batch_task", BATCH_ROWS, QUEUE_ROWS
 
     @initialize(with_keys=st.booleans(), observer_fails=st.booleans())
     def create(self, with_keys: bool, observer_fails: bool) -> None:

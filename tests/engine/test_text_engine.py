@@ -141,7 +141,7 @@ async def test_long_texts_are_preempted_by_short_ones_and_resumed(
     stepper.permits.release(12)
     await asyncio.gather(*short)
     assert not any(task.done() for task in long)
-    while engine.load != (1, 2):  # noqa: ASYNC110  # other tasks run before the slots are filled again
+    while engine.row_counts != (1, 2):  # noqa: ASYNC110  # other tasks run before the slots are filled again
         await asyncio.sleep(0.001)
     with pytest.raises(
         Overloaded, match="1 of 5 rows are waiting; this request adds 5"
@@ -152,7 +152,7 @@ async def test_long_texts_are_preempted_by_short_ones_and_resumed(
     answers = await asyncio.gather(*long, return_exceptions=True)
     assert isinstance(answers[0], asyncio.CancelledError)
     assert [text.done for answer in answers[1:] for text in answer] == [50, 50]
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
     assert max(stepper.sizes) == 2
     assert len(observer.queue_seconds) == 5  # a resumed text is not reported again
 
@@ -184,7 +184,7 @@ async def test_a_cancelled_preempted_text_is_not_resumed(executor: Executor, mon
     stepper.permits.release(99)
     await staying
     assert cancelled.done <= 3
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
 
 
 async def test_a_round_is_long_beside_long_batches_of_other_models(
@@ -260,7 +260,7 @@ async def test_cancelling_a_text_at_its_last_step_does_not_affect_the_others(exe
     answers = await asyncio.gather(last, beside, waiting, return_exceptions=True)
     assert isinstance(answers[0], asyncio.CancelledError)
     assert [text.done for answer in answers[1:] for text in answer] == [5, 1]
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
     assert [text.done for text in await engine.submit([CountingText(2)])] == [2]
 
 
@@ -279,7 +279,7 @@ async def test_a_cancelled_request_does_not_delay_shutdown(executor: Executor) -
     answers = await asyncio.gather(cancelled, waiting, finished, closing, return_exceptions=True)
     assert [type(answer) for answer in answers[:2]] == [asyncio.CancelledError] * 2
     assert [text.done for text in answers[2]] == [2]
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -335,7 +335,7 @@ async def test_a_stream_ends_when_all_of_its_texts_are_finished(executor: Execut
     short, long = texts = [CountingText(3), CountingText(6)]
     seen = [(short.done, long.done) async for _ in engine.stream(texts)]
     assert seen == sorted(seen)
-    assert (seen[-1], engine.load) == ((3, 6), (0, 0))
+    assert (seen[-1], engine.row_counts) == ((3, 6), (0, 0))
     assert 2 <= len(seen) <= 6
 
 
@@ -347,7 +347,7 @@ async def test_a_stream_shows_what_was_generated_before_an_error(executor: Execu
         async for _ in engine.stream([failing, good]):
             seen.append(failing.done)
     assert seen[-1] == 2
-    while engine.load != (0, 0):  # noqa: ASYNC110  # the good text leaves after its round
+    while engine.row_counts != (0, 0):  # noqa: ASYNC110  # the good text leaves after its round
         await asyncio.sleep(0.001)
 
 
@@ -421,7 +421,7 @@ async def test_an_error_outside_the_network_fails_its_callers_immediately(execut
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(answer) for answer in answers] == [InferenceFailed, InferenceFailed, list]
     assert str(answers[0]) == "m failed (LookupError)"
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
     (text,) = await engine.submit([CountingText(2)])
     assert text.finished
 
@@ -434,7 +434,7 @@ async def test_a_cancelled_run_task_answers_its_callers(executor: Executor) -> N
     engine._run_task.cancel()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(answer) for answer in answers] == [NotReady, NotReady]
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
     stepper.permits.release(99)
     (text,) = await engine.submit([CountingText(2)])
     assert text.finished
@@ -539,7 +539,7 @@ async def test_cancelling_texts_does_not_change_the_others(tmp_path: Path, execu
     assert [answers[seed][0].text for seed in range(0, 40, 2)] == alone[::2]
     cancelled_answers = [answer for answer in answers[1::2] if isinstance(answer, asyncio.CancelledError)]
     assert len(cancelled_answers) >= 15  # some were finished before they were cancelled
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
 
 
 async def test_a_round_takes_several_short_steps_until_one_text_is_finished(
@@ -642,7 +642,7 @@ async def test_a_stream_raises_the_error_of_its_first_failed_text_only_after_its
         async for _ in engine.stream([short, failing]):
             lengths.append((short.done, failing.done))  # noqa: PERF401
     assert lengths[-1] == (1, 2)
-    assert engine.load == (0, 0)
+    assert engine.row_counts == (0, 0)
 
 
 async def test_a_text_is_reported_before_its_caller_gets_it(

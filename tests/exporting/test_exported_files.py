@@ -177,7 +177,7 @@ def check_import(version: Version, path: Path, tmp_path: Path, capsys: pytest.Ca
     for output, value in expected.items():
         assert largest_difference(outputs[output], value) < MAX_DIFFERENCE
     assert run_models_command(capsys, tmp_path, "export", "again", "--pt2") == (
-        *(1, "", "error: again/1 was imported, so it can only be exported to an archive, without --onnx and --pt2\n"),
+        *(1, "", "error: again@1 was imported, so it can only be exported to an archive, without --onnx and --pt2\n"),
     )
 
 

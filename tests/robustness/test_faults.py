@@ -163,7 +163,7 @@ def recurrent_steps() -> Any:
     from app.networks import build
 
     _, kind, sizes, _ = TINY["tiny-rnn"]
-    return build(kind, sizes).steps()
+    return build(kind, sizes).for_generation()
 
 
 def test_one_failing_image_does_not_make_the_service_unready(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -393,7 +393,7 @@ def test_a_connection_without_a_complete_request_is_closed(serve: Serve, monkeyp
 def test_a_connection_with_an_unfinished_body_is_closed_after_the_response(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("HEAD_SECONDS", "DRAIN_SECONDS"):
+    for name in ("HEAD_SECONDS", "DISCARD_SECONDS"):
         monkeypatch.setattr(http_protocol, name, 0.5)
     get = b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"
     with serve() as client:

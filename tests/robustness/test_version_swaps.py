@@ -80,7 +80,7 @@ def test_version_changes_under_load_give_no_failed_or_mixed_up_answer(
 
 def swap(folder: Path, url: str, index: int) -> float:
     """Activate another version or roll back, under load. Return the seconds until every worker serves it."""
-    active = rollout.serving(folder, NAME, rollout.read(folder, NAME)) or 0
+    active = rollout.active_or_none(folder, NAME, rollout.read(folder, NAME)) or 0
     started = time.monotonic()
     state = rollout.rollback(folder, NAME) if index % 3 == 2 else rollout.activate(folder, NAME, active % 3 + 1)
 

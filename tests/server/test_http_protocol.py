@@ -171,7 +171,7 @@ def test_many_small_chunks_are_parsed_in_turn_with_other_connections(
 
 
 def test_the_rest_of_an_answered_body_is_limited(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "STATE_BYTES", http_protocol.STATE_BYTES | {http_protocol.State.DRAIN: 2**20})
+    monkeypatch.setattr(http_protocol, "STATE_BYTES", http_protocol.STATE_BYTES | {http_protocol.State.DISCARD: 2**20})
     with serve(max_body_bytes=10_000) as client, connected(client) as connection:
         connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n" % CLASSIFY.encode())
         assert sent_until_closed(connection, bytes(PACKET), 2**28) < 2**26

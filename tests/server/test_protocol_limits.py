@@ -16,7 +16,7 @@ from app.api.connection import CONNECTION
 from app.server import http_protocol
 from app.server.coalescing_transport import unsent_bytes
 from app.server.http_protocol import (
-    DRAIN_SECONDS,
+    DISCARD_SECONDS,
     FIRST_REQUEST_SECONDS,
     FRAMING_BYTES,
     HEAD_BYTES,
@@ -121,7 +121,7 @@ def test_each_state_has_its_own_time_limit(
     seconds: float,
     written: bytes,
 ) -> None:
-    for name, value in (("HEAD", 10), ("TRAILER", 20), ("DRAIN", 40)):
+    for name, value in (("HEAD", 10), ("TRAILER", 20), ("DISCARD", 40)):
         monkeypatch.setattr(http_protocol, f"{name}_SECONDS", value)
     connection = connect()
     connection.send(*parts[:1])
@@ -263,14 +263,16 @@ def test_a_connection_that_ends_with_a_response_does_not_wait_for_other_bodies(
 def test_the_rest_of_a_body_before_the_end_of_a_connection_is_limited(
     connect: Callable[[], Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_protocol, "STATE_BYTES", http_protocol.STATE_BYTES | {http_protocol.State.DRAIN: 100_000})
+    monkeypatch.setattr(
+        http_protocol, "STATE_BYTES", http_protocol.STATE_BYTES | {http_protocol.State.DISCARD: 100_000}
+    )
     silent, slow, large = (connect() for _ in range(3))
     for connection in (silent, slow, large):
         connection.send(CLOSING + b"Content-Length: 999999\r\n\r\nx")
         connection.loop.answer()
     silent.loop.wait(5)
     assert silent.transport.closed
-    for _ in range(int(DRAIN_SECONDS) - 1):
+    for _ in range(int(DISCARD_SECONDS) - 1):
         slow.loop.wait(1)
         slow.send(b"x")
     assert not slow.transport.closed

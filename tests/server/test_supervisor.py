@@ -73,7 +73,7 @@ def test_a_closed_connection_is_reported_without_waiting_for_the_next_tick(tiny_
             worker = WorkerServer(create_app(settings), settings, channel)
             worker.config.load()
             worker.lifespan = worker.config.lifespan_class(worker.config)
-            worker.accepting()
+            worker.start_accepting()
             with socket.create_connection(listener.getsockname()), listener.accept()[0] as connection:
                 socket.send_fds(own_end, [CONNECTION_MESSAGE], [connection.fileno()])
                 content = await asyncio.get_running_loop().sock_recv(own_end, 4096)
@@ -107,7 +107,7 @@ def test_a_signal_during_a_report_counts_no_connection_twice(tiny_store: Path) -
             return super().send(data, flags)
 
     async def report() -> None:
-        worker.accepting()
+        worker.start_accepting()
         worker._received = 2
         worker._send_status()
         await asyncio.sleep(0)
@@ -177,7 +177,7 @@ def test_all_waiting_connections_are_accepted_in_one_event_loop_iteration(tiny_s
         clients: list[socket.socket] = []
         with own_end, channel, socket.create_server(("127.0.0.1", 0)) as listener:
             worker = AbortingWorker(create_app(settings), settings, channel)
-            worker.accepting()
+            worker.start_accepting()
             for _ in range(20):
                 clients.append(socket.create_connection(listener.getsockname()))
                 with listener.accept()[0] as connection:

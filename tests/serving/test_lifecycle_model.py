@@ -61,7 +61,7 @@ class StubObservers:
     def for_version(self, model: str, version: int) -> StubObservers:
         return self
 
-    def on_loaded(self, size: int) -> None: ...
+    def on_memory(self, size: int) -> None: ...
 
 
 async def run_at_once(self: DiskThread, function: Callable[..., Any], *args: Any) -> Any:

@@ -21,7 +21,7 @@ from app.serving.reconcile import (
     IN_USE_SECONDS,
     check_defaults,
     desired_versions,
-    sets_to_publish,
+    sets_to_serve,
     versions_to_evict,
     versions_to_load,
     versions_to_replace,
@@ -88,7 +88,7 @@ def test_versions_that_failed_or_have_no_readable_card_are_not_desired() -> None
 
 def to_load(desired: dict[str, VersionSet], **changes: Any) -> list[VersionKey]:
     arguments: dict[str, Any] = {
-        "published": {},
+        "served": {},
         "loaded": {},
         "defaults": {"b"},
         "max_bytes": 0,
@@ -127,29 +127,29 @@ def test_with_a_memory_limit_only_default_models_and_fitting_versions_are_loaded
 
 
 def test_with_a_memory_limit_a_new_active_version_replaces_one_in_memory() -> None:
-    published = desired_versions(snapshot(a=([1], Rollout()), c=([1], Rollout())), [])
-    assert to_load(DESIRED, max_bytes=20, published=published, loaded={("a", 1): 10, ("b", 3): 10}) == [("a", 2)]
+    served = desired_versions(snapshot(a=([1], Rollout()), c=([1], Rollout())), [])
+    assert to_load(DESIRED, max_bytes=20, served=served, loaded={("a", 1): 10, ("b", 3): 10}) == [("a", 2)]
 
 
 def test_a_version_set_is_published_when_its_active_and_canary_version_are_loaded() -> None:
     desired = desired_versions(snapshot(a=([1, 2], CANARY), b=([1, 2], SECOND)), [])
 
-    def published(pending: list[VersionKey]) -> list[str]:
-        return [version_set.name for version_set in sets_to_publish(desired, {}, pending)]
+    def served(pending: list[VersionKey]) -> list[str]:
+        return [version_set.name for version_set in sets_to_serve(desired, {}, pending)]
 
-    assert published([]) == ["a", "b"]
-    assert published([("a", 1)]) == published([("a", 2)]) == ["b"]
-    assert published([("b", 1)]) == ["a", "b"]  # model b does not wait for its previous version
+    assert served([]) == ["a", "b"]
+    assert served([("a", 1)]) == served([("a", 2)]) == ["b"]
+    assert served([("b", 1)]) == ["a", "b"]  # model b does not wait for its previous version
 
 
 def test_a_model_that_is_loaded_again_is_published_immediately() -> None:
     unloaded = desired_versions(snapshot(a=([1], Rollout(unloaded=True))), [])
     desired = desired_versions(snapshot(a=([1], Rollout())), [])
-    assert list(sets_to_publish(desired, unloaded, [("a", 1)])) == [desired["a"]]
+    assert list(sets_to_serve(desired, unloaded, [("a", 1)])) == [desired["a"]]
 
 
 def test_versions_that_are_not_served_or_idle_are_evicted() -> None:
-    published = desired_versions(snapshot(a=([1, 2, 3, 4, 5], Rollout(active=4, previous=3, retired=[5]))), [])
+    served = desired_versions(snapshot(a=([1, 2, 3, 4, 5], Rollout(active=4, previous=3, retired=[5]))), [])
     now = 1000.0
     models = [
         loaded("a", 1, last_used_at=now - IDLE_SECONDS - 1),
@@ -159,7 +159,7 @@ def test_versions_that_are_not_served_or_idle_are_evicted() -> None:
         loaded("a", 5),
         loaded("gone", 1, last_used_at=now),
     ]
-    evicted = [(model.id, reason) for model, reason in versions_to_evict(models, published, now)]
+    evicted = [(model.id, reason) for model, reason in versions_to_evict(models, served, now)]
     assert evicted == [
         ("a@1", "no request for 300 s"),
         ("a@5", "it is not served any more"),
@@ -168,10 +168,10 @@ def test_versions_that_are_not_served_or_idle_are_evicted() -> None:
 
 
 def test_the_times_after_which_versions_are_evicted_are_exact() -> None:
-    published = desired_versions(snapshot(a=([1, 2, 3], Rollout())), [])
+    served = desired_versions(snapshot(a=([1, 2, 3], Rollout())), [])
     models = [loaded("a", 1, last_used_at=100.0)]
-    assert list(versions_to_evict(models, published, 100.0 + IDLE_SECONDS)) == []
-    assert list(versions_to_evict(models, published, 100.5 + IDLE_SECONDS)) != []
+    assert list(versions_to_evict(models, served, 100.0 + IDLE_SECONDS)) == []
+    assert list(versions_to_evict(models, served, 100.5 + IDLE_SECONDS)) != []
     assert versions_to_replace(models, 1, 0, lambda _: False, 100.0 + IN_USE_SECONDS) == models
     with pytest.raises(TooManyVersions):
         versions_to_replace(models, 1, 0, lambda _: False, 99.5 + IN_USE_SECONDS)
@@ -242,7 +242,7 @@ class Observers:
         observers, key = self, (model, version)
 
         class Observer:
-            def on_loaded(self, size: int) -> None:
+            def on_memory(self, size: int) -> None:
                 observers.sizes[key] = size
 
         return Observer()
@@ -259,7 +259,7 @@ def test_each_version_has_exactly_one_state() -> None:
 
         async def load() -> LoadedModel | LoadFailure:
             await finish.wait()
-            cache.add(loaded("a", 1), is_pinned=lambda _: False)
+            cache.add(loaded("a", 1), must_stay=lambda _: False)
             return loaded("a", 1)
 
         task = asyncio.create_task(load())
@@ -297,23 +297,23 @@ def test_each_version_has_exactly_one_state() -> None:
 def test_past_the_limit_the_least_recently_used_version_is_evicted_but_no_pinned_one() -> None:
     cache = ModelCache(Observers(), max_bytes=25)
     for model in (loaded("a", 1, last_used_at=1), loaded("a", 2, last_used_at=3), loaded("a", 3, last_used_at=2)):
-        cache.add(model, is_pinned=lambda model: model.card.version == 1)
+        cache.add(model, must_stay=lambda model: model.card.version == 1)
     assert [model.id for model in cache.models()] == ["a@1", "a@3"]
-    cache.add(loaded("b", 1, size=30), is_pinned=lambda model: model.card.version == 1)
+    cache.add(loaded("b", 1, size=30), must_stay=lambda model: model.card.version == 1)
     assert [model.id for model in cache.models()] == ["a@1", "b@1"]
 
 
 def test_among_several_versions_the_least_recently_used_one_is_evicted() -> None:
     cache = ModelCache(Observers(), max_bytes=20)
     for model in (loaded("a", 1, last_used_at=3), loaded("a", 2, last_used_at=1), loaded("a", 3, last_used_at=2)):
-        cache.add(model, is_pinned=lambda _: False)
+        cache.add(model, must_stay=lambda _: False)
     assert [model.id for model in cache.models()] == ["a@1", "a@3"]
 
 
 def test_without_a_limit_no_version_is_evicted() -> None:
     cache = ModelCache(Observers())
     for number in (1, 2):
-        cache.add(loaded("a", number), is_pinned=lambda _: False)
+        cache.add(loaded("a", number), must_stay=lambda _: False)
     assert [model.id for model in cache.models()] == ["a@1", "a@2"]
 
 
@@ -331,8 +331,8 @@ def test_the_reason_of_each_change_is_logged(caplog: pytest.LogCaptureFixture) -
     caplog.set_level("INFO", "quartet")
     cache = ModelCache(Observers(), max_bytes=15)
     for model in (loaded("a", 1), loaded("a", 2), loaded("b", 1)):
-        cache.add(model, is_pinned=lambda model: model.card.name == "b")
-    cache.add(loaded("b", 2), is_pinned=lambda model: True)
+        cache.add(model, must_stay=lambda model: model.card.name == "b")
+    cache.add(loaded("b", 2), must_stay=lambda model: True)
     assert [record.getMessage() for record in caplog.records] == [
         "a@1 is loaded",
         "a@2 is loaded",
@@ -347,7 +347,7 @@ def test_the_reason_of_each_change_is_logged(caplog: pytest.LogCaptureFixture) -
 def test_a_limit_that_is_just_reached_evicts_nothing() -> None:
     cache = ModelCache(Observers(), max_bytes=20)
     for model in (loaded("a", 10), loaded("a", 9)):
-        cache.add(model, is_pinned=lambda _: False)
+        cache.add(model, must_stay=lambda _: False)
     assert [model.id for model in cache.models()] == ["a@9", "a@10"]  # sorted by number
     assert cache.bytes() == 20
 
@@ -357,7 +357,7 @@ def test_failures_stay_in_order_and_only_failed_versions_are_reset() -> None:
     for name in "abca":
         cache.set_failed(LoadFailure(name, 1, name))
     assert [key[0] for key in cache.failures()] == ["b", "c", "a"]
-    cache.add(loaded("d", 1), is_pinned=lambda _: False)
+    cache.add(loaded("d", 1), must_stay=lambda _: False)
     cache.reset_failed("d", 1)
     cache.reset_failed("b", 1)
     cache.reset_failed("nothing", 1)

@@ -89,14 +89,14 @@ def test_a_renumbered_card_keeps_its_format(archive_bytes: bytes, other: Path) -
 def test_a_number_that_is_taken_during_the_import_is_not_replaced(
     archive_bytes: bytes, other: Path, monkeypatch: pytest.MonkeyPatch, renumber: bool
 ) -> None:
-    place, published = store.place, list[store.Version]()
+    move, published = store.move_into_store, list[store.Version]()
 
-    def place_late(models: Path, folder: Path) -> bool:
+    def move_later(models: Path, folder: Path) -> bool:
         if not published:
             published.append(publish_tiny(other, NAME))
-        return place(models, folder)
+        return move(models, folder)
 
-    monkeypatch.setattr(store, "place", place_late)
+    monkeypatch.setattr(store, "move_into_store", move_later)
     if renumber:
         assert import_bytes(other, archive_bytes, renumber=True).version == 2
     else:
@@ -125,7 +125,7 @@ def test_an_imported_network_is_checked_before_it_is_placed(tmp_path: Path, arch
     archive.import_archive(other, io.BytesIO(archive_bytes), 2**20, check=check)
     with pytest.raises(RolloutRefused):
         archive.import_archive(other, io.BytesIO(archive_bytes), 2**20)
-    assert [(version.label, list(version.tensors)) for version in checked] == [("net/1", ["model"])] * 2
+    assert [(version.label, list(version.tensors)) for version in checked] == [("net@1", ["model"])] * 2
 
 
 def test_an_archive_holds_the_files_of_a_version_without_compression(tmp_path: Path) -> None:

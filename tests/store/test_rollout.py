@@ -17,7 +17,7 @@ from support.service import run_models_command
 
 from app import store
 from app.store import StoreError, archive, rollout
-from app.store.rollout import RolloutRefused, VersionNotFound, activate, retire, rollback, serving
+from app.store.rollout import RolloutRefused, VersionNotFound, activate, active_or_none, retire, rollback
 
 NAME = "tiny-gan"
 
@@ -31,7 +31,7 @@ def three(tmp_path: Path) -> Path:
 
 
 def active_version(folder: Path) -> int | None:
-    return serving(folder, NAME, rollout.read(folder, NAME))
+    return active_or_none(folder, NAME, rollout.read(folder, NAME))
 
 
 def test_the_newest_valid_version_is_active_by_default(three: Path) -> None:

@@ -370,7 +370,7 @@ def test_a_number_that_was_published_in_the_meantime_is_not_replaced(tmp_path: P
     first = publish_tiny(tmp_path, "tiny-gan")
     content = (first.folder / store.WEIGHTS).read_bytes()
     other = publish_tiny(tmp_path / "scratch", "tiny-gan")
-    assert not store.place(tmp_path, other.folder)
+    assert not store.move_into_store(tmp_path, other.folder)
     assert (first.folder / store.WEIGHTS).read_bytes() == content
 
 

@@ -282,7 +282,7 @@ def test_six_views_are_averaged_with_weights(whitened: WhitenedNet) -> None:
     for top, weight in ((1, 0.25), (0, 0.125), (2, 0.125)):
         shifted = padded[:, :, top : top + 32, top : top + 32]
         total += weight * (whitened.scores(shifted) + whitened.scores(shifted.flip(-1)))
-    assert torch.allclose(whitened.views(noise_images(4)), total / 0.25, atol=1e-4)
+    assert torch.allclose(whitened.tta_logits(noise_images(4)), total / 0.25, atol=1e-4)
 
 
 @torch.no_grad()
@@ -317,7 +317,9 @@ def test_logits_undo_label_smoothing(whitened: WhitenedNet) -> None:
     other.load_state_dict(whitened.state_dict())
     assert torch.equal(other.scores(images), whitened.scores(images))
     assert torch.equal(other(images), unsmoothed(whitened.scores(images), 0.2) / 0.5)
-    assert torch.allclose(other.views(images), unsmoothed(whitened.views(images) * 0.25, 0.2) / 0.25, atol=1e-4)
+    assert torch.allclose(
+        other.tta_logits(images), unsmoothed(whitened.tta_logits(images) * 0.25, 0.2) / 0.25, atol=1e-4
+    )
 
 
 def test_a_photo_gets_the_same_label_if_it_is_decoded_at_reduced_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,12 +344,12 @@ def test_bfloat16_is_close_to_float32_and_batch_invariant() -> None:
     images = torch.stack(
         [ImageDecoder(3, 32).parse(path.read_bytes()) for path in sorted(IMAGES.glob("cifar10/*.png"))]
     )
-    before, before_views = probabilities(network(images)), probabilities(network.views(images))
+    before, before_views = probabilities(network(images)), probabilities(network.tta_logits(images))
     network.to_bfloat16()
     after = probabilities(network(images))
     assert network.groups[1].conv1.weight.dtype == torch.bfloat16
     assert 0 < float((after - before).abs().max()) < 0.01
-    assert float((probabilities(network.views(images)) - before_views).abs().max()) < 0.01
+    assert float((probabilities(network.tta_logits(images)) - before_views).abs().max()) < 0.01
     alone = torch.cat([probabilities(network(image.unsqueeze(0))) for image in images])
     assert torch.allclose(alone, after, atol=1e-6)
 

@@ -17,7 +17,7 @@ from support.service import Serve
 from app import store
 from app.errors import BadValue
 from app.networks import build
-from app.tasks.image_codecs import png, sheet
+from app.tasks.image_codecs import image_grid, png
 from app.tasks.image_generation import ImageSampler
 
 
@@ -104,7 +104,7 @@ def test_a_wrong_number_of_labels_on_the_card_is_rejected(tmp_path: Path) -> Non
     task, kind, sizes, _ = SECOND_NETWORKS["tiny-cgan"]
     card = tiny_card("odd", task, kind, sizes, {"labels": ["x"]})
     version = store.publish(tmp_path, card, build(kind, sizes).state_dict())
-    with pytest.raises(store.StoreError, match="odd/1: there are 1 labels, expected 3"):
+    with pytest.raises(store.StoreError, match="odd@1: there are 1 labels, expected 3"):
         ImageSampler(version, torch.device("cpu"))
 
 
@@ -120,7 +120,7 @@ def test_an_unknown_label_is_rejected(conditional: ImageSampler) -> None:
 
 def test_a_grid_is_nearly_square_and_a_png_is_lossless() -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, 3, 5, 4), dtype=np.uint8)
-    grid = sheet(images, gap=1)
+    grid = image_grid(images, gap=1)
     assert grid.shape == (3, 3 * 6 + 1, 3 * 5 + 1)
     assert np.array_equal(grid[:, 13:18, 1:5], images[6])
     assert (grid[:, 13:18, 6:] == 255).all()

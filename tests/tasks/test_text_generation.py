@@ -141,7 +141,7 @@ def test_the_fast_steps_equal_the_network(kind: str, layers: int, hidden: int, d
     for parameter in network.parameters():  # avoid the initial values 0 and 1
         torch.nn.init.normal_(parameter, std=0.1)
     network = network.to(getattr(torch, dtype)).requires_grad_(False)
-    characters, steps = torch.randint(11, (5, 12)), network.steps()
+    characters, steps = torch.randint(11, (5, 12)), network.for_generation()
     state = own_state = network.zero_state(5)  # the two states may hold different values
     for part in characters.split(7, dim=1):
         logits, state = network(part, state)
@@ -303,10 +303,10 @@ def test_a_stream_withholds_a_possible_start_of_a_stop_string(continuer: TextGen
     settled = []
     for character in "xabac":
         text.add(character)
-        settled.append(text.settled)
+        settled.append(text.streamable_text)
     assert settled == ["x", "x", "x", "xab", "xaba"]
     text.add("a")
-    assert (text.settled, text.finish_reason) == ("xaba", "stop")
+    assert (text.streamable_text, text.finish_reason) == ("xaba", "stop")
 
 
 def test_a_prompt_of_several_texts_is_read_once(continuer: TextGenerator) -> None:
@@ -408,7 +408,7 @@ def test_stop_strings_withhold_the_same_text_as_the_naive_rule(continuer: TextGe
         withheld_sizes = (
             size for stop in text.stop for size in range(len(stop) - 1, 0, -1) if text.text.endswith(stop[:size])
         )
-        assert text.settled == text.text[: len(text.text) - max(withheld_sizes, default=0)]
+        assert text.streamable_text == text.text[: len(text.text) - max(withheld_sizes, default=0)]
 
 
 def with_options(continuer: TextGenerator, **options: Any) -> SamplingOptions:

@@ -53,7 +53,7 @@ def test_a_batch_of_mixed_series_equals_single_series(forecaster: WindowForecast
 def test_a_network_recognises_series_like_its_training_series() -> None:
     network: Any = SeriesLSTM(SeriesLSTMSizes(10, 4))
     training = torch.sin(torch.arange(300) / 20) + 0.1 * torch.randn(300, generator=torch.Generator().manual_seed(0))
-    network.describe(training)
+    network.store_statistics(training)
     description, peak = network.training_series(), training[25:40].double().numpy()
     expected = [float(each) for each in (training.mean(), training.std(), training.diff().std())]
     assert description == pytest.approx(expected)

@@ -66,10 +66,12 @@ def test_a_comparison_pools_all_parts_and_splits_series_at_their_origins() -> No
     assert line == "| four | naive | 0.750 | 1.000 | 0.3000 | 30.0 | 0.250 | 0.250 |"
 
 
-def sample_windows(held_out: bool, mixup: float = 0.0, unlabelled: float = 0.0) -> tuple[Batch, WindowSampler]:
+def sample_windows(held_out: bool, mixup: float = 0.0, hidden_season_share: float = 0.0) -> tuple[Batch, WindowSampler]:
     """Sample windows from two sources. The values of series n (from 1) are 1000 n, 1000 n + 1, and so on."""
     series = [1000.0 * (i + 1) + torch.arange(40 + 10 * i, dtype=torch.float64) for i in range(4)]
-    sampler = WindowSampler([Source(series[:2], 3, 4, 0.5, 0.5), Source(series[2:], 1, 2, 0.5, 0.5)], 24, 6, unlabelled)
+    sampler = WindowSampler(
+        [Source(series[:2], 3, 4, 0.5, 0.5), Source(series[2:], 1, 2, 0.5, 0.5)], 24, 6, hidden_season_share
+    )
     return sampler.sample(2000, mixup, held_out, torch.Generator().manual_seed(0)), sampler
 
 
@@ -105,7 +107,7 @@ def test_mixed_windows_have_one_season_and_no_gaps() -> None:
 
 
 def test_a_share_of_the_windows_has_no_season() -> None:
-    batch, _ = sample_windows(False, unlabelled=0.5)
+    batch, _ = sample_windows(False, hidden_season_share=0.5)
     long, (without, _) = (~batch.values.isnan()).sum(1) > 3, sample_windows(False)
     seasonal = long & (without.seasons == 3)
     assert 0.45 < (batch.seasons[seasonal] == 1).double().mean() < 0.55

@@ -104,7 +104,7 @@ def fit_temperatures(
     for temperature in (network.temperature, network.views_temperature):
         temperature.fill_(1)
     parts = images.split(250)
-    scores = [torch.cat([forward(part) for part in parts]).double() for forward in (network, network.views)]
+    scores = [torch.cat([forward(part) for part in parts]).double() for forward in (network, network.tta_logits)]
 
     def fit(smoothing: float) -> tuple[float, list[float]]:
         """Return the sum of the negative log-likelihoods, and the temperatures."""

@@ -117,7 +117,7 @@ class ImageDataset:
         part_of = self._parts_by_hash()
         parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
         for index in range(len(self.digests)):
-            parts[part_of[self._unit(index)]].append(index)
+            parts[part_of[self._split_key(index)]].append(index)
         train, validation, test = (torch.tensor(part, dtype=torch.int64) for part in parts.values())
         return train, validation, test
 
@@ -130,14 +130,14 @@ class ImageDataset:
         fold_of: dict[str, int] = {}
         positions: Counter[str] = Counter()
         names = self.label_names
-        for index in sorted(indices.tolist(), key=lambda index: _position(self._unit(index))):
-            unit = self._unit(index)
+        for index in sorted(indices.tolist(), key=lambda index: _position(self._split_key(index))):
+            unit = self._split_key(index)
             if unit not in fold_of:
                 fold_of[unit] = (len(fold_of) if self.groups else positions[names[index]]) % count
                 positions[names[index]] += 1
-        return torch.tensor([fold_of[self._unit(index)] for index in indices.tolist()])
+        return torch.tensor([fold_of[self._split_key(index)] for index in indices.tolist()])
 
-    def _unit(self, index: int) -> str:
+    def _split_key(self, index: int) -> str:
         """Return the key of an image. Images with the same key stay in the same part.
 
         The key is the part that the user chose, followed by the image's group or, without a group, its digest.
@@ -147,14 +147,14 @@ class ImageDataset:
         return f"{own}\0{group or self.digests[index]}"
 
     def _parts_by_hash(self) -> dict[str, str]:
-        """Return the part of each image key; ``_unit`` defines the keys."""
+        """Return the part of each image key; ``_split_key`` defines the keys."""
         given = set(self.parts)
         shares = [part for part in ("test", "val") if part not in given]
         part_of: dict[str, str] = {}
         classes: dict[str, list[str]] = {}
         divisible = not self.multi_label and not self.groups  # otherwise, a key may belong to several classes
         for index, label in enumerate(self.label_names):
-            unit = self._unit(index)
+            unit = self._split_key(index)
             own = unit.partition("\0")[0]
             if own in ("val", "test"):
                 part_of[unit] = own

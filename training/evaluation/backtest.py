@@ -26,7 +26,8 @@ VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # the same limits for the v
 MAX_PAST = 1500  # largest number of values that a forecaster receives (four years of days); more would change little
 DECIMALS = {"mase": 3, "quantile_loss": 3, "coverage_95": 3}
 
-Forecast = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]  # pasts, season, horizon -> forecasts
+# Computes forecasts from the pasts of the series, the season, and the number of steps.
+ForecastFunction = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Origins:
         actual: the actual values [N, horizon] after each origin; NaN where the table has no value.
         mase_scale: the MASE scale [N] of each origin's series.
         season: number of steps in a season.
-        series: number of series that the origins come from.
+        series_count: number of series that the origins come from.
         places: for each origin, the index of its split and its position in the series.
         covariates: for each origin, the values [T + horizon, K] of the known covariates in its past and its horizon.
     """
@@ -59,7 +60,7 @@ class Origins:
     actual: np.ndarray
     mase_scale: np.ndarray
     season: int
-    series: int
+    series_count: int
     places: list[tuple[int, int]]
     covariates: list[np.ndarray]
 
@@ -70,7 +71,7 @@ class Origins:
         places = [self.places[index] for index in indices]
         covariates = [self.covariates[index] for index in indices]
         scales = self.mase_scale[indices]
-        return Origins(past, self.actual[indices], scales, self.season, self.series, places, covariates)
+        return Origins(past, self.actual[indices], scales, self.season, self.series_count, places, covariates)
 
 
 def longest_horizon(table: Table) -> int:
@@ -188,7 +189,7 @@ def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> lis
     return forecasts
 
 
-def metrics(origins: Origins, forecast: Forecast) -> dict[str, float]:
+def metrics(origins: Origins, forecast: ForecastFunction) -> dict[str, float]:
     """Return MASE, quantile loss and coverage of a forecast method over all origins."""
     forecasts = forecast(origins.past, origins.season, origins.actual.shape[1])
     lower, upper = (np.stack(side) for side in zip(*(each.interval(95) for each in forecasts), strict=True))
@@ -201,12 +202,12 @@ def metrics(origins: Origins, forecast: Forecast) -> dict[str, float]:
     }
 
 
-def card_metrics(origins: Origins, methods: dict[str, Forecast], part: Part = "test") -> dict[str, Any]:
+def card_metrics(origins: Origins, methods: dict[str, ForecastFunction], part: Part = "test") -> dict[str, Any]:
     """Return the metrics of several methods for a model card. The keys of ``methods`` are prefixes of the metrics."""
     horizon = origins.actual.shape[1]
     values = "held out of training" if part == "test" else "for validation"
     description = (
-        f"{len(origins.past):,} forecasts of {horizon} steps, from {origins.series:,} series, on values {values}"
+        f"{len(origins.past):,} forecasts of {horizon} steps, from {origins.series_count:,} series, on values {values}"
     )
     return {
         f"{prefix}{key}": metric(value, description, DECIMALS[key])

@@ -27,11 +27,12 @@ from training.data import datasets
 from training.evaluation import backtest, forecast_metrics
 from training.evaluation.forecaster import forecast_series
 
-MAX_ETS_SEASON = 24  # longest season that AutoETS supports; for longer seasons, it is told that there is no season
+MAX_ETS_SEASON = 24  # longest season that AutoETS supports; for longer seasons, AutoETS gets the season length 1
 LEVELS = (95, 80, 60, 40, 20)  # per cent; the bounds of these intervals are the quantiles of this project's forecasters
 PERIODS = {"YEARLY": 1, "QUARTERLY": 4, "MONTHLY": 12}  # frequencies of the M1 competition, and their seasons
 
-Forecast = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]  # pasts, season, horizon -> forecasts
+# Computes forecasts from the pasts of the series, the season, and the number of steps.
+ForecastFunction = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def windows(
     return EvaluationSet(name, season, past, np.stack([values[origin : origin + horizon] for origin in origins]))
 
 
-def statsforecast(model_name: str) -> Forecast:
+def statsforecast(model_name: str) -> ForecastFunction:
     """Return a forecast function for the statsforecast model with this class name."""
     from statsforecast import models
 
@@ -102,7 +103,7 @@ def served(
     return forecast_series(forecaster, list(past), None if detect else season, horizon)
 
 
-def row(part: EvaluationSet, forecaster: str, forecast: Forecast) -> str:
+def row(part: EvaluationSet, forecaster: str, forecast: ForecastFunction) -> str:
     """Return the row of the table for one forecaster and one test set."""
     past, actual, horizon = part.past, part.actual, part.actual.shape[1]
     forecasts = forecast(past, part.season, horizon)
@@ -136,11 +137,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="forecasters to compare, each NAME or NAME@VERSION (default: %(default)s)",
     )
     options = parser.parse_args(argv)
-    methods: dict[str, Forecast] = {}
+    methods: dict[str, ForecastFunction] = {}
     for model in options.model:
         name, _, version = model.partition("@")
         try:
-            number = version or rollout.serving(options.store, name, rollout.read(options.store, name))
+            number = version or rollout.active_or_none(options.store, name, rollout.read(options.store, name))
             if number is None:
                 parser.error(f"--model {name}: {options.store} holds no usable version of this model")
             forecaster = GlobalForecaster(store.read_version(options.store, name, int(number)), torch.device("cpu"))

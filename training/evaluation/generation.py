@@ -170,7 +170,7 @@ def load_reference_classifier(models: Path, device: str, version: int | None = N
     if not models.exists() or name not in rollout.stored_versions(models):
         command = runnable("python -m training.cnn --preset digits", models)
         raise SystemExit(f"{name} is not in {models}: run `{command}` first")
-    number = version or rollout.serving(models, name, rollout.read(models, name))
+    number = version or rollout.active_or_none(models, name, rollout.read(models, name))
     if number is None:
         command = runnable("python -m app.models verify", models)
         raise SystemExit(f"{models} holds no undamaged version of {name}: see `{command}`")
@@ -191,7 +191,7 @@ def nearest_distances(images: Tensor, others: Tensor) -> Tensor:
 
 
 def class_rows(sampler: ImageSampler) -> LatentBatch:
-    """Return the latents for a sheet of samples with one row of ten per label. All rows have the same latents."""
+    """Return the latents for a grid of samples with one row of ten per label. All rows have the same latents."""
     rows = [sampler.parse(10, label, 0) for label in sampler.labels]
     classes = np.arange(len(rows)).repeat(10)
     return LatentBatch(np.concatenate([row.latents for row in rows]), classes)

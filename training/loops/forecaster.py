@@ -24,7 +24,7 @@ from training.loops import distributed
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 MAX_ERROR = 50  # largest difference of a target from the naive forecast, in MASE scales; larger ones are clipped
-UNLABELLED_SHARE = 0.15  # share of the windows for which the network does not receive the season
+HIDDEN_SEASON_SHARE = 0.15  # share of the windows for which the network does not receive the season
 
 
 def loss_sum(quantiles: Tensor, inputs: NetworkInputs, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -196,7 +196,7 @@ def pretrain(run: Run, config: ForecasterConfig) -> Any:
         lag_forecasts=True,
     )
     sources = training_sources(config, run.options.seed)
-    sampler = WindowSampler(sources, sizes.context, sizes.horizon, UNLABELLED_SHARE)
+    sampler = WindowSampler(sources, sizes.context, sizes.horizon, HIDDEN_SEASON_SHARE)
     network = Forecaster(sizes).to(run.options.device)
     trainer = EnsembleTrainer(network, sampler, config, run.options.seed, run.options.threads)
     run.track(network=network, average=trainer.average, optimizer=trainer.optimizer)

@@ -22,12 +22,12 @@ from app.networks.gan import (
     Generator,
     GeneratorSizes,
 )
-from app.tasks.image_codecs import sheet
+from app.tasks.image_codecs import image_grid
 from training.configs import ConditionalGanConfig, GanConfig
 from training.loops import distributed
 from training.run import Run, permutation, set_learning_rate
 
-MAX_PREVIEWS = 25  # largest number of previews (sheets of samples) that a run saves; at most one per epoch
+MAX_PREVIEWS = 25  # largest number of previews (grids of samples) that a run saves; at most one per epoch
 PREVIEWS_PER_MINUTE = 6  # with --minutes N, a run saves at most 1 + 6 N previews
 RECALIBRATION_BATCHES = 100  # number of batches that give the final statistics of the batch norms
 RECALIBRATION_SIZE = 200  # images of each of these batches
@@ -247,15 +247,15 @@ def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, to
             run.log(epoch=epoch + 1, discriminator_loss=d_loss.item(), generator_loss=g_loss.item())
             if (epoch + 1) % preview_every == 0 and distributed.rank() == 0:
                 columns = None if labels is None else 10
-                save_sheet(run.folder / f"epoch-{epoch + 1:03}.png", trainer.preview(), columns)
+                save_grid(run.folder / f"epoch-{epoch + 1:03}.png", trainer.preview(), columns)
 
 
-def save_sheet(path: Path, images: np.ndarray, columns: int | None = None) -> Path:
+def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Path:
     """Save a picture with all uint8 images [N, channels, side, side] at twice their size; return its path.
 
     Without ``columns``, the numbers of rows and columns are about equal.
     """
-    pixels = sheet(images, columns=columns)
+    pixels = image_grid(images, columns=columns)
     picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path)
     return path

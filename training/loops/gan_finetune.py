@@ -29,7 +29,7 @@ from training.evaluation import generation
 from training.evaluation.generation import CLASSIFIER_WIDTHS, class_rows, label_classifier, nearest_distances
 from training.loops import distributed, time_budget
 from training.loops import gan as gan_loop
-from training.loops.gan import conditional_trainer, fit, save_sheet
+from training.loops.gan import conditional_trainer, fit, save_grid
 from training.options import Options, Part
 from training.run import Run, metric
 
@@ -225,5 +225,5 @@ def publish(run: Run, real: Reference, network: Any) -> None:
     sampler = run.predictor(ImageSampler, card, network)
     card = run.measure(card, lambda _: measure(sampler, real))
     pixels: np.ndarray = sampler.predict([class_rows(sampler)])[0]
-    samples = save_sheet(run.folder / "samples.png", pixels, 10)
+    samples = save_grid(run.folder / "samples.png", pixels, 10)
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})

@@ -23,7 +23,7 @@ from app.api.open_inference.decode import (
 )
 from app.api.open_inference.encode import encode_response, requested_outputs
 from app.api.open_inference.models import (
-    RequestModels,
+    RequestSchemas,
     TensorModel,
     check_inputs,
     earlier_deadline,
@@ -95,7 +95,7 @@ def tensors_engine(model: LoadedModel) -> Engine:
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the route ``infer`` of every model. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
-    limits = RequestModels.build(settings)
+    schemas = RequestSchemas.build(settings)
     binary = {"application/octet-stream": {"schema": BINARY}}
 
     @add_routes(
@@ -116,7 +116,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         deadline = set_deadline(request, settings.request_seconds)
         model = await model_in_path(registry, request, name, deadline)
         tensors_engine(model).admit(1)  # reject before the body is read
-        tensors = tensor_model(model, limits)
+        tensors = tensor_model(model, schemas)
         limit = max_json_bytes(settings.max_body_bytes, VALUE_BYTES * tensors.values + tensors.bytes)
         content = await read_body(request, limit, settings.body_seconds, tuple(DECOMPRESSORS))
         coding, json_length = header(request, b"content-encoding").lower(), header(request, JSON_LENGTH_HEADER)

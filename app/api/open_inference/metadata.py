@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.api.deadline import set_deadline
 from app.api.open_inference.decode import TensorSpec
-from app.api.open_inference.models import RequestModels, TensorModel, tensor_model
+from app.api.open_inference.models import RequestSchemas, TensorModel, tensor_model
 from app.api.open_inference.paths import ModelPath, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, ModelConfiguration, ModelMetadata, ModelNames, ModelReady
 from app.api.openapi import WITH_TIMEOUT
@@ -46,7 +46,7 @@ def _add_names(routes: APIRouter, registry: Registry) -> None:
 
 
 def _add_descriptions(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    limits = RequestModels.build(settings)
+    schemas = RequestSchemas.build(settings)
 
     @add_routes(
         routes,
@@ -63,7 +63,7 @@ def _add_descriptions(routes: APIRouter, registry: Registry, settings: Settings)
         All paths of a model also exist with `/versions/{version}` after the name.
         """
         model = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
-        card, tensors = model.card, tensor_model(model, limits)
+        card, tensors = model.card, tensor_model(model, schemas)
         version_set = registry.version_sets.get(card.name)  # None if the model was removed while the version was loaded
         numbers = version_set.numbers if version_set else [card.version]
         return json_response(
@@ -89,7 +89,7 @@ def _add_descriptions(routes: APIRouter, registry: Registry, settings: Settings)
     async def config(request: Request, name: ModelPath) -> Response:
         """Get a model's configuration in Triton's format."""
         model = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
-        return json_response(_configuration(model, tensor_model(model, limits)))
+        return json_response(_configuration(model, tensor_model(model, schemas)))
 
 
 def _add_readiness(routes: APIRouter, registry: Registry, settings: Settings) -> None:

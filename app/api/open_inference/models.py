@@ -47,15 +47,15 @@ PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  
 
 
 @dataclass(frozen=True)
-class RequestModels:
-    """The settings, and two Pydantic classes of bodies under ``/v1``, which validate the parameters of a request."""
+class RequestSchemas:
+    """The settings, and the Pydantic classes of two request bodies under ``/v1``, which validate parameters."""
 
     settings: Settings
     text_request: type[generate_text.GenerateTextRequest]
     forecast_request: type[forecast.ForecastRequest]
 
     @classmethod
-    def build(cls, settings: Settings) -> RequestModels:
+    def build(cls, settings: Settings) -> RequestSchemas:
         return cls(settings, generate_text.request_model(settings), forecast.request_model(settings))
 
 
@@ -66,13 +66,13 @@ class ClassifierTensors:
     [N, classes].
     """
 
-    def __init__(self, model: LoadedModel[ImageClassifier], limits: RequestModels) -> None:
+    def __init__(self, model: LoadedModel[ImageClassifier], schemas: RequestSchemas) -> None:
         predictor = model.predictor
         shape = (-1, predictor.channels, predictor.side, predictor.side)
         self.inputs = [TensorSpec("image", ("UINT8", "FP32"), shape)]
         labels = predictor.labels
         self.outputs = [TensorSpec("probabilities", ("FP64",), (-1, len(labels)), labels=labels)]
-        self.rows = limits.settings.max_images
+        self.rows = schemas.settings.max_images
         self.values = self.rows * predictor.channels * predictor.side**2
         self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
         self.parameters: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class TextTensors:
     vocabulary] of the first character of ``text``.
     """
 
-    def __init__(self, model: LoadedModel[TextGenerator], limits: RequestModels) -> None:
+    def __init__(self, model: LoadedModel[TextGenerator], schemas: RequestSchemas) -> None:
         self.predictor = model.predictor
         self.inputs = [TensorSpec("prompt", ("BYTES",), (-1,))]
         vocabulary = model.predictor.vocabulary
@@ -108,10 +108,10 @@ class TextTensors:
             TensorSpec("text", ("BYTES",), (-1,)),
             TensorSpec("log_probabilities", ("FP64",), (-1, len(vocabulary)), labels=vocabulary),
         ]
-        self.rows = self.values = limits.settings.max_texts
+        self.rows = self.values = schemas.settings.max_texts
         self.parameters = TEXT_PARAMETERS
-        self.text_request = limits.text_request
-        self.max_characters = limits.settings.max_prompt_characters
+        self.text_request = schemas.text_request
+        self.max_characters = schemas.settings.max_prompt_characters
         self.commas = self.values + self.max_characters + generate_text.MAX_STOP_LENGTH + EXTRA_COMMAS
         self.bytes = generate_text.BYTES_PER_CHARACTER * self.max_characters
 
@@ -158,9 +158,9 @@ class ForecasterTensors:
     [N], the time of the first value.
     """
 
-    def __init__(self, model: LoadedModel[AnyForecaster], limits: RequestModels) -> None:
+    def __init__(self, model: LoadedModel[AnyForecaster], schemas: RequestSchemas) -> None:
         self.model = model
-        self.settings = limits.settings
+        self.settings = schemas.settings
         self.inputs = [TensorSpec("values", FLOATS, (-1, -1))]
         known = model.card.series.known if model.card.series else None
         self.columns = known.named if known else []
@@ -173,11 +173,11 @@ class ForecasterTensors:
             TensorSpec("lower", ("FP64",), (-1, -1, -1)),
             TensorSpec("upper", ("FP64",), (-1, -1, -1)),
         ]
-        self.rows = limits.settings.max_series
-        self.values = limits.settings.max_series_values + self.rows * ("start" in {spec.name for spec in self.inputs})
+        self.rows = schemas.settings.max_series
+        self.values = schemas.settings.max_series_values + self.rows * ("start" in {spec.name for spec in self.inputs})
         self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
         self.parameters = ("horizon", "levels", "seasonality", "integer")
-        self.forecast_request = limits.forecast_request
+        self.forecast_request = schemas.forecast_request
 
     def items(self, request: DecodedRequest) -> list[Any]:
         values = request.tensors["values"].astype(np.float64)
@@ -231,14 +231,14 @@ class GeneratorTensors:
     or labels. Only models with labels have the input ``classes``. The output is ``images`` [N, channels, side, side].
     """
 
-    def __init__(self, model: LoadedModel[ImageSampler], limits: RequestModels) -> None:
+    def __init__(self, model: LoadedModel[ImageSampler], schemas: RequestSchemas) -> None:
         self.predictor = model.predictor
         sizes = model.predictor.network.sizes
         self.inputs = [TensorSpec("latents", FLOATS, (-1, sizes.latent))]
         if model.predictor.labels:
             self.inputs.append(TensorSpec("classes", ("INT64", "INT32", "BYTES"), (-1,)))
         self.outputs = [TensorSpec("images", ("UINT8",), (-1, sizes.channels, sizes.image, sizes.image))]
-        self.rows = limits.settings.max_samples
+        self.rows = schemas.settings.max_samples
         self.values = self.rows * (sizes.latent + 1)
         self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
         self.parameters: tuple[str, ...] = ()
@@ -275,18 +275,18 @@ class GeneratorTensors:
 class ImportedTensors:
     """Tensors of an imported network, which are the inputs and outputs of the network itself."""
 
-    def __init__(self, model: LoadedModel[TensorPredictor], limits: RequestModels) -> None:
+    def __init__(self, model: LoadedModel[TensorPredictor], schemas: RequestSchemas) -> None:
         self.predictor: TensorPredictor = getattr(model.predictor, "tensors", model.predictor)
         self.inputs = [_imported_spec(spec) for spec in model.card.inputs]
         self.outputs = [self._output(spec, model.predictor) for spec in model.card.outputs]
-        self.rows = limits.settings.max_rows if self.predictor.sizes.batched else 0
-        shapes = self.predictor.sizes.dummy_shapes(max(self.rows, 1), limits.settings.max_body_bytes)
-        self.values = min(sum(map(math.prod, shapes.values())), limits.settings.max_body_bytes)
+        self.rows = schemas.settings.max_rows if self.predictor.sizes.batched else 0
+        shapes = self.predictor.sizes.dummy_shapes(max(self.rows, 1), schemas.settings.max_body_bytes)
+        self.values = min(sum(map(math.prod, shapes.values())), schemas.settings.max_body_bytes)
         tensors = len(self.inputs) + len(self.outputs)
         has_texts = any(spec.dtype == "string" for spec in model.card.inputs)  # only the body limits a text
         json_values = MAX_JSON_VALUES if has_texts else min(self.values, MAX_JSON_VALUES)
         self.commas = json_values + TENSOR_COMMAS * tensors + EXTRA_COMMAS
-        self.bytes = limits.settings.max_body_bytes if has_texts else TENSOR_BYTES * tensors
+        self.bytes = schemas.settings.max_body_bytes if has_texts else TENSOR_BYTES * tensors
         self.parameters: tuple[str, ...] = ()
 
     def _output(self, spec: store.TensorSpec, predictor: Any) -> TensorSpec:
@@ -328,7 +328,7 @@ def _imported_spec(spec: store.TensorSpec) -> TensorSpec:
 
 
 TensorModel = ImportedTensors | ClassifierTensors | TextTensors | ForecasterTensors | GeneratorTensors
-MODELS: dict[TaskName, Callable[[LoadedModel[Any], RequestModels], TensorModel]] = {
+MODELS: dict[TaskName, Callable[[LoadedModel[Any], RequestSchemas], TensorModel]] = {
     "classify": ClassifierTensors,
     "continue": TextTensors,
     "forecast": ForecasterTensors,
@@ -337,10 +337,10 @@ MODELS: dict[TaskName, Callable[[LoadedModel[Any], RequestModels], TensorModel]]
 }
 
 
-def tensor_model(model: LoadedModel, limits: RequestModels) -> TensorModel:
+def tensor_model(model: LoadedModel, schemas: RequestSchemas) -> TensorModel:
     """Return an object that describes the tensors of a version. An imported network always uses its own tensors."""
     make = ImportedTensors if is_imported(model.card.kind) else MODELS[model.card.task]
-    return make(model, limits)
+    return make(model, schemas)
 
 
 def check_inputs(model: TensorModel, request: DecodedRequest) -> None:

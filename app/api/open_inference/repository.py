@@ -65,7 +65,7 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
         return json_response([_entry(registry, version) for version in versions])
 
     if admin_key:
-        _changes(routes, registry, settings, admin_key)
+        _add_load_and_unload(routes, registry, settings, admin_key)
         return routes
 
     @routes.post("/repository/models/{name}/load", include_in_schema=False)
@@ -80,7 +80,7 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
     return routes
 
 
-def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_key: str) -> None:
+def _add_load_and_unload(routes: APIRouter, registry: Registry, settings: Settings, admin_key: str) -> None:
     guarded: dict[str, Any] = {
         "dependencies": [Depends(guard(admin_key))],
         "openapi_extra": request_body(LoadRequest, {}),

@@ -10,7 +10,7 @@ from app.api.responses import Canary, ResponseModel
 from app.store import TaskName
 
 
-class StoredName(ResponseModel):
+class RolloutState(ResponseModel):
     """The rollout state of a model."""
 
     name: str
@@ -30,7 +30,7 @@ class StoredName(ResponseModel):
     problem: str = Field(description="empty if the state can be read")
 
 
-class StoredModel(StoredName):
+class StoredModel(RolloutState):
     versions: list[int]
 
 
@@ -45,7 +45,7 @@ class StoredVersion(ResponseModel):
     notes: str | None = None
 
 
-class StoredVersions(StoredName):
+class StoredVersions(RolloutState):
     versions: list[StoredVersion]
 
 

@@ -22,7 +22,7 @@ from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import GENERATE_IMAGES
-from app.tasks.image_codecs import animated, png, sheet
+from app.tasks.image_codecs import animated, image_grid, png
 from app.tasks.image_generation import ImageSampler, LatentBatch
 
 JSON = "application/json"
@@ -71,7 +71,9 @@ class ImageInference(Inference[ImageSampler]):
     def respond(self, outputs: Sequence[np.ndarray]) -> Response:
         (pixels,) = outputs
         if self.media_type != JSON:
-            content = png(sheet(pixels), level=6) if self.body.end_seed is None else animated(pixels, self.media_type)
+            content = (
+                png(image_grid(pixels), level=6) if self.body.end_seed is None else animated(pixels, self.media_type)
+            )
             headers = {"x-model": self.model.id, "x-seed": str(self.seed)}
             return Response(content, 200, headers, self.media_type)
         pairs = zip(self.predictor.names(self.batch), encode_images(pixels), strict=True)

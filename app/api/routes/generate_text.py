@@ -106,7 +106,7 @@ async def deltas(model: LoadedModel, texts: Sequence[Continuation]) -> AsyncGene
             step_deltas = []
             for index in sorted(unfinished):
                 text, finished = texts[index], texts[index].finished
-                new = text.settled[sent[index] :]
+                new = text.streamable_text[sent[index] :]
                 if finished:
                     unfinished.remove(index)
                 if new or finished:

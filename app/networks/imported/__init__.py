@@ -100,5 +100,5 @@ class ImportedNetwork(Protocol):
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Return the outputs by name. Raises ValueError, IndexError, RuntimeError or TypeError for invalid inputs."""
 
-    def versions(self) -> list[int]:
+    def weight_versions(self) -> list[int]:
         """Return a version number for each weight, which changes when the network changes this weight."""

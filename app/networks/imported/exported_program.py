@@ -217,7 +217,7 @@ class ExportedProgram:
                 step.kwargs[name] = device if isinstance(item, torch.device) else item
         return self
 
-    def versions(self) -> list[int]:
+    def weight_versions(self) -> list[int]:
         """Return a number for each weight that changes when an operator writes to it."""
         return [tensor._version for tensor in self._weights.values()]
 

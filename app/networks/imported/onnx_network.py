@@ -107,6 +107,6 @@ class OnnxNetwork:
             raise RuntimeError("it needs too much memory" if OUT_OF_ARENA in message else message) from error
         return dict(zip(self.outputs, results, strict=True))
 
-    def versions(self) -> list[int]:
+    def weight_versions(self) -> list[int]:
         """Return an empty list, because an ONNX model cannot change its own weights."""
         return []

@@ -45,9 +45,11 @@ class TensorPredictor:
         self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in self.card.outputs}
         for key, names in (("inputs", self.network.inputs), ("outputs", self.network.outputs)):
             if sorted(names) != sorted(getattr(self, key)):
-                raise StoreError(f"{version.label}/{CARD}: {key} are {', '.join(getattr(self, key))}, expected {names}")
+                present = ", ".join(getattr(self, key))
+                raise StoreError(f"{version.path_of(CARD)}: {key} are {present}, expected {', '.join(names)}")
         if sorted(self.sizes.inputs) != sorted(self.inputs):
-            raise StoreError(f"{version.label}/{CARD}: sizes.inputs are {', '.join(self.sizes.inputs)}")
+            present = ", ".join(self.sizes.inputs)
+            raise StoreError(f"{version.path_of(CARD)}: sizes.inputs are {present}, expected {', '.join(self.inputs)}")
         self.latency = LatencyModel(0.0, 0.0)
 
     def parse_tensors(self, arrays: Mapping[str, np.ndarray]) -> TensorRows:
@@ -144,11 +146,11 @@ class TensorPredictor:
 
     def warm_up(self, rows: int) -> None:
         """Measure the duration of 1 to ``rows`` rows. Raises StoreError if the network changes its own weights."""
-        before = self.network.versions()
+        before = self.network.weight_versions()
         self.latency = LatencyModel.measure(self.dummy_run, rows if self.sizes.batched else 1)
         if not self.sizes.batched:  # rows are computed one after the other
             self.latency = LatencyModel(self.latency.single_row, self.latency.single_row)
-        if self.network.versions() != before:
+        if self.network.weight_versions() != before:
             raise StoreError(f"{self.card.name} changes its own weights while it runs; export it in evaluation mode")
 
 
@@ -162,7 +164,7 @@ class TaskPredictor(TensorPredictor):
     def __init__(self, version: Version, device: torch.device) -> None:
         super().__init__(version, device)
         self.options = self.sizes.options
-        self._card = f"{version.label}/{CARD}"
+        self._card = version.path_of(CARD)
         self.device = device
         firsts = {name: shape[0] if shape else 0 for name, shape in self.sizes.inputs.items()}
         for name, first in firsts.items():

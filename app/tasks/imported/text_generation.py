@@ -115,7 +115,7 @@ class _CharacterNetwork:
         """Return the network unchanged, because it is on its device already."""
         return self
 
-    def steps(self) -> Self:
+    def for_generation(self) -> Self:
         """Return the network unchanged, because it has the methods ``read`` and ``logits`` itself."""
         return self
 

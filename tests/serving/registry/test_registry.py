@@ -369,7 +369,7 @@ async def test_the_rows_of_all_engines_of_a_version_are_reported_and_then_zero(s
     engine: Any = model.engine
     explainer = StubEngine(engine.observer)
     registry._engines.add(explainer)  # type: ignore[arg-type]
-    engine.load, explainer.load = (3, 1), (4, 2)
+    engine.row_counts, explainer.row_counts = (3, 1), (4, 2)
     registry.report()
     assert (NAME, 3, 7, 3) in observers.loads
     assert observers.versions == [(3, 1, frozenset({(NAME, 1), (NAME, 2), (NAME, 3), (OTHER, 1), (OTHER, 2)}))]

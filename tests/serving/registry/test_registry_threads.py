@@ -43,7 +43,7 @@ async def test_all_engines_of_a_version_are_reported_and_closed(start: Start) ->
         model: Any = load(name, number, in_background)
         model.explainer, model.tensors = StubEngine(model.engine.observer), StubEngine(model.engine.observer)
         for waiting, engine in enumerate((model.engine, model.explainer, model.tensors), start=1):
-            engine.load = (waiting, 10 * waiting)
+            engine.row_counts = (waiting, 10 * waiting)
             engines.append(engine)
         return model  # type: ignore[no-any-return]
 

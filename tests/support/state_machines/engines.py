@@ -134,10 +134,10 @@ class EngineMachine(VirtualMachine):
     @invariant()
     def limits_hold(self) -> None:
         waiting = self.waiting()
-        assert self.engine.load[0] == waiting.total()
+        assert self.engine.row_counts[0] == waiting.total()
         assert self.engine._admission._waiting_by_caller == {key: count for key, count in waiting.items() if key}
         assert len(self.pool.jobs) <= 1
-        assert self.engine.load[1] <= self.max_running
+        assert self.engine.row_counts[1] <= self.max_running
         assert bool(self.pending()) <= bool(self.pool.jobs), "a request waits, but nothing is computed"
 
     def finish(self) -> None:
@@ -155,7 +155,7 @@ class EngineMachine(VirtualMachine):
                 assert type(error) in request.allowed, error
             else:
                 self.check_result(request)
-        assert self.engine.load == (0, 0)
+        assert self.engine.row_counts == (0, 0)
         assert getattr(self.engine, self.run_task) is None
         assert not self.waiting()
         assert not self.engine._admission._waiting_by_caller

@@ -22,11 +22,11 @@ Start = Callable[..., Registry]
 
 
 class StubEngine:
-    """A stub of an engine whose load a test sets."""
+    """A stub of an engine whose row counts a test sets."""
 
     def __init__(self, observer: Any) -> None:
         self.observer = observer
-        self.load = (0, 0)
+        self.row_counts = (0, 0)
         self.circuit_breaker = CircuitBreaker()
         self.closed_within: float | None = None
 
@@ -41,9 +41,9 @@ class Observer:
         self.key = key
         self._observers = observers
 
-    def on_loaded(self, size: int) -> None: ...
+    def on_memory(self, size: int) -> None: ...
 
-    def on_load(self, queued: int, running: int) -> None:
+    def on_queue(self, queued: int, running: int) -> None:
         self._observers.loads.append((*self.key, queued, running))
 
 

@@ -56,13 +56,13 @@ class Batch(NamedTuple):
 class WindowSampler:
     """Draws windows of ``context`` past and ``horizon`` future values from all series of all sources.
 
-    ``unlabelled``: share of the windows for which the network does not receive the season. The network also does not
-    receive a season that is as long as the past or longer. The past of a window ends with an observed value, because
-    interpolated values depend on the values after them.
+    ``hidden_season_share``: share of the windows for which the network does not receive the season. The network also
+    does not receive a season that is as long as the past or longer. The past of a window ends with an observed value,
+    because interpolated values depend on the values after them.
     """
 
-    def __init__(self, sources: Sequence[Source], context: int, horizon: int, unlabelled: float = 0.0) -> None:
-        self.context, self.horizon, self.unlabelled = context, horizon, unlabelled
+    def __init__(self, sources: Sequence[Source], context: int, horizon: int, hidden_season_share: float = 0.0) -> None:
+        self.context, self.horizon, self.hidden_season_share = context, horizon, hidden_season_share
         self.values = torch.cat([series for source in sources for series in source.series])
         self.lengths = torch.tensor([len(series) for source in sources for series in source.series])
         self.starts = self.lengths.cumsum(0) - self.lengths  # first position of each series in ``values``
@@ -113,7 +113,7 @@ class WindowSampler:
         truncated = (MIN_VALUES * (past / MIN_VALUES) ** random[3]).round().long()
         past = torch.where(random[4] < self.truncated[sources], truncated.minimum(past), past)
         seasons = self.seasons[sources]
-        seasons = torch.where((seasons < past) & (random[5] >= self.unlabelled), seasons, 1)
+        seasons = torch.where((seasons < past) & (random[5] >= self.hidden_season_share), seasons, 1)
         return self._gather(sources, seasons, series, origins, past, end)
 
     def _gather(

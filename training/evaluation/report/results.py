@@ -12,7 +12,7 @@ import pandas as pd
 from app.tasks.forecasting import QuantileForecast
 from training.data.tables.table import Table
 from training.evaluation import backtest, forecast_metrics
-from training.evaluation.backtest import Forecast, Origins, Split
+from training.evaluation.backtest import ForecastFunction, Origins, Split
 from training.evaluation.report import ets
 
 MAX_WINDOWS = 300  # largest number of test windows in a report; if there are more, only some series are used
@@ -95,7 +95,7 @@ class References:
     methods: dict[str, list[QuantileForecast]]
     remarks: list[str]
 
-    def compare(self, table: Table, series: int, networks: dict[str, Forecast]) -> Backtest:
+    def compare(self, table: Table, series: int, networks: dict[str, ForecastFunction]) -> Backtest:
         """Add the forecasts of networks; return the backtest. The last network is the tuned network.
 
         ``series`` is the number of series in the table that could be split.

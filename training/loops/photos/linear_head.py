@@ -37,7 +37,7 @@ class LinearHead:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenPenalty:
     """The penalty with the lowest loss in cross-validation.
 
     ``temperature``: the best temperature for this penalty; 1 if images may have several labels. ``logits`` [N,
@@ -96,7 +96,7 @@ def choose(
     targets: Tensor,
     folds: Tensor,
     classes: int,
-) -> Choice:
+) -> ChosenPenalty:
     """Choose the penalty with the lowest loss in cross-validation, and fit the temperature on the same predictions.
 
     Args:
@@ -120,10 +120,10 @@ def choose(
     if targets.ndim == 1:
         low, high = TEMPERATURE_RANGE
         temperature = min(max(fit_temperature(chosen, targets), low), high)
-    return Choice(best, temperature, chosen / temperature, losses)
+    return ChosenPenalty(best, temperature, chosen / temperature, losses)
 
 
-def fit_chosen(features: Sequence[Tensor], targets: Tensor, classes: int, choice: Choice) -> LinearHead:
+def fit_chosen(features: Sequence[Tensor], targets: Tensor, classes: int, choice: ChosenPenalty) -> LinearHead:
     """Fit the head with the chosen penalty and temperature on all views [N, D]."""
     path = [penalty for penalty in PENALTIES if penalty >= choice.penalty]
     head = fit(torch.cat(list(features)), repeated(targets, features), classes, path)[-1]

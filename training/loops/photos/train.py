@@ -30,7 +30,7 @@ from training.loops import distributed, time_budget
 from training.loops.photos import linear_head, pretrained
 from training.loops.photos.features import BATCH, FeatureCache
 from training.loops.photos.fine_tuning import TUNED_BLOCKS, LastBlocksTrainer, tune
-from training.loops.photos.linear_head import Choice, loss_of
+from training.loops.photos.linear_head import ChosenPenalty, loss_of
 from training.options import Options, base_version
 from training.run import Run
 
@@ -67,7 +67,7 @@ class Result:
     """
 
     network: EfficientNetLite
-    choice: Choice
+    choice: ChosenPenalty
     indices: Tensor
     logits: Tensor
     steps: int = 0
@@ -193,7 +193,7 @@ def compute_features(
 ) -> list[Tensor]:
     """Return the features [len(indices), D] of each view: the image and, with ``--flip yes``, its mirror image."""
     device = torch.device(run.options.device)
-    network = base.network.to(device, memory_format=base.network.order).eval().requires_grad_(False)  # type: ignore[call-overload]
+    network = base.network.to(device, memory_format=base.network.memory_format).eval().requires_grad_(False)  # type: ignore[call-overload]
     state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     if device.type == "cpu" and fast_bfloat16(device):  # as the service does
         network.to_bfloat16()
@@ -205,7 +205,9 @@ def compute_features(
     return views
 
 
-def choose_head(run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageDataset, indices: Tensor) -> Choice:
+def choose_head(
+    run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageDataset, indices: Tensor
+) -> ChosenPenalty:
     """Choose the penalty of the last layer in cross-validation on the images with these indices."""
     features, folds = compute_features(run, config, base, dataset, indices), dataset.folds(indices, linear_head.FOLDS)
     choice = linear_head.choose(features, dataset.labels[indices], folds, len(dataset.classes))
@@ -215,7 +217,7 @@ def choose_head(run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageD
 
 
 def new_head(
-    run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageDataset, indices: Tensor, choice: Choice
+    run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageDataset, indices: Tensor, choice: ChosenPenalty
 ) -> EfficientNetLite:
     """Return the base network with a new last layer, which is fitted to the images with these indices."""
     features, classes = compute_features(run, config, base, dataset, indices), len(dataset.classes)

@@ -32,7 +32,7 @@ MAX_FORECASTS = 5000
 MAX_ETS_SECONDS = 60.0  # time limit for the ETS forecasts of a backtest report
 
 
-def as_method(forecaster: GlobalForecaster, origins: Origins) -> backtest.Forecast:
+def as_method(forecaster: GlobalForecaster, origins: Origins) -> backtest.ForecastFunction:
     """Return a function that forecasts with the forecaster, for a backtest on these origins."""
     return lambda past, season, horizon: forecast_series(forecaster, list(past), season, horizon, origins.covariates)
 
