@@ -1,4 +1,4 @@
-"""The errors that a caller can receive. Each kind of error is a class with an HTTP status, a type and a code.
+"""The errors that a client can receive. Each kind of error is a class with an HTTP status, a type and a code.
 
 ``type`` and ``code`` are fields of OpenAI's error body. OpenAI's clients raise exceptions with these two attributes.
 """
@@ -15,7 +15,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 class QuartetError(Exception):
-    """Base class of all errors for callers. ``param`` is the name of the wrong field or header, if there is one."""
+    """Base class of all errors for clients. ``param`` is the name of the wrong field or header, if there is one."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -217,7 +217,7 @@ class NotReady(QuartetError):
 
 
 class CallerGone(QuartetError):
-    """The caller closed the connection. This error is not sent, but it is counted in the metrics."""
+    """The client closed the connection. This error is not sent, but it is counted in the metrics."""
 
     status = 499
     type = "invalid_request_error"
@@ -232,7 +232,7 @@ class TimedOut(QuartetError):
     code = "deadline_exceeded"
 
     def headers(self) -> dict[str, str]:
-        return {"x-should-retry": "false"}  # a new attempt would exceed the time that the caller or a setting allows
+        return {"x-should-retry": "false"}  # a new attempt would exceed the time that the client or a setting allows
 
 
 class TooSlow(QuartetError):
@@ -251,13 +251,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def inference_error(message: str, error: Exception) -> QuartetError:
-    """Return the error for a caller. ``error`` is the exception that the network raised for the caller's input."""
+    """Return the error for a client. ``error`` is the exception that the network raised for the client's input."""
     message = f"{message} ({type(error).__name__})"
     return OutOfMemory(message) if is_out_of_memory(error) else InferenceFailed(message)
 
 
 def quote_value(value: object, max_length: int = 60) -> str:
-    """Return a value that a caller sent, as one line of text for an error message.
+    """Return a value that a client sent, as one line of text for an error message.
 
     A string is cut to ``max_length`` characters. The text of any other value is cut to twice this length. None, True
     and False are written as in JSON.

@@ -81,6 +81,7 @@ def parse_limits(text: str) -> tuple[RateLimitItem, ...]:
 def parse_keys(text: str) -> list[ApiKey]:
     """Parse the text of a key file. Raises KeysError."""
     keys: list[ApiKey] = []
+    line_of: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
@@ -91,13 +92,13 @@ def parse_keys(text: str) -> list[ApiKey]:
             raise KeysError(f"line {number}: the name should be lower-case letters, digits and '-', 64 at most")
         if not re.fullmatch(r"[0-9a-f]{64}", words[1]):
             raise KeysError(f"line {number}: the second word should be a sha256 of 64 hexadecimal digits")
+        if (earlier := line_of.setdefault(words[1], number)) != number:
+            raise KeysError(f"line {number} has the same key as line {earlier}")
         try:
             limits = parse_limits(words[2] if len(words) == 3 else "")
         except ValueError:
             raise KeysError(f"line {number}: limits should be like {LIMIT_EXAMPLES}") from None
         keys.append(ApiKey(words[0], bytes.fromhex(words[1]), limits))
-    if len({key.digest for key in keys}) < len(keys):
-        raise KeysError("two lines have the same key")
     if len(keys) > MAX_KEYS:
         raise KeysError(f"there are {len(keys):,} keys; the maximum is {MAX_KEYS:,}")
     return keys

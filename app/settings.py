@@ -65,7 +65,8 @@ class Settings(BaseSettings):
         ge=0,
         description="number of versions that each worker may load because a request names their version number. The "
         "active version, the canary, and the version that `active.json` names as `previous` do not count. Beyond "
-        "this number, a new version replaces the least recently used version, unless that version is in use.",
+        "this number, a new version replaces the least recently used version, unless that version has had a "
+        "request in the last ten seconds.",
     )
     device: str = Field(
         "auto",
@@ -90,8 +91,8 @@ class Settings(BaseSettings):
     )
     tta: bool = Field(
         False,
-        description="test-time augmentation: classify several views of each image, for networks that support it. The "
-        "results are more accurate, but take more time.",
+        description="test-time augmentation: classify shifted and mirrored copies of each image and average the "
+        "results, for networks that support it. The results are more accurate, but take more time.",
     )
     parse_threads: int = Field(
         2, ge=1, le=1024, description="number of threads that decode images and parse large bodies"
@@ -109,7 +110,9 @@ class Settings(BaseSettings):
     )
 
     admin_key: SecretStr | None = Field(
-        None, description="key for `/v1/admin`. Without a key, `/v1/admin` does not exist."
+        None,
+        description="key for `/v1/admin`, and for loading and unloading models under `/v2/repository/models`. Without "
+        "a key, `/v1/admin` does not exist, and loading and unloading return status 403.",
     )
     admin_key_file: FilePath | None = Field(
         None, description="file that contains the admin key, instead of `QUARTET_ADMIN_KEY`"
@@ -204,7 +207,7 @@ class Settings(BaseSettings):
         le=0.05,
         description="longest expected time, in seconds, of a batch or text step that runs on the event loop. Longer "
         "batches and steps run on a thread. 0 means that all of them run on a thread. While requests are rejected, "
-        "text steps run on the event loop for up to 12 milliseconds in a row.",
+        "text steps run on the event loop for about 12 milliseconds in a row, or less if a text is finished.",
     )
     unready_after_seconds: Seconds = Field(
         5, description="number of seconds after which the readiness check fails if no computation makes progress"

@@ -104,12 +104,12 @@ class Replica:
         return f"{context.deployment}-{context.replica_id.unique_id}", list(self.registry.observers.collect())
 
     async def check_health(self) -> None:
-        """Raise RuntimeError if the engine hangs or a network cannot recover. Ray then replaces the replica."""
+        """Raise RuntimeError if the compute thread hangs or a network cannot recover. Ray then replaces the replica."""
         if self.registry.recovery.failure:
             raise RuntimeError(self.registry.recovery.failure)
         silence = self.registry.executor.stalled_seconds()
         if silence > 2 * self.registry.settings.liveness_timeout_seconds:
-            raise RuntimeError(f"the engine has not answered for {silence:.0f} s")
+            raise RuntimeError(f"the compute thread has not answered for {silence:.0f} s")
 
     async def __del__(self) -> None:
         """Stop the service. Ray calls this method after the last request."""

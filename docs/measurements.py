@@ -70,9 +70,9 @@ each training that measures on a test part. The section [Corruptions of ImageNet
 test images of CIFAR-10 once more, after all choices.
 
 The figures of `cifar10-accurate` were measured in bfloat16, and those of `cifar10-whitened` in float32. When the service
-loads such a model, it measures the speed of matrix products in bfloat16, and uses bfloat16 if it is clearly faster than
-float32. Matrix products in bfloat16 take half of the time of float32 on an AMD EPYC, and 1.5 times as long on an Intel
-Xeon without AMX. In bfloat16, the accuracy of `cifar10-whitened` is 0.9417 (0.9463 with test-time augmentation). No
+loads such a model, it times a convolution in bfloat16 and in float32, and uses bfloat16 if it is clearly faster. In
+bfloat16, `cifar10-whitened` takes half of the time of float32 on an AMD EPYC, and 1.5 times as long on an Intel Xeon
+without AMX. In bfloat16, the accuracy of `cifar10-whitened` is 0.9417 (0.9463 with test-time augmentation). No
 other figure of this model changes by more than 0.001. In float32, the accuracy of `cifar10-accurate` is 0.9545, and its
 calibration error is 0.0064 (0.0056 with test-time augmentation).
 

@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "number of the row with the column names; 0: the file has no column names",
     },
     "--encoding": {"metavar": "NAME", "help": "encoding of a text file, such as cp1250"},
-    "--decimal": {"choices": (".", ","), "help": "decimal sign"},
+    "--decimal": {"choices": (".", ","), "help": "decimal separator"},
     "--missing": {
         "metavar": "CELL",
         "nargs": "+",

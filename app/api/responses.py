@@ -150,7 +150,7 @@ class ModelList(ResponseModel):
 class LiveStatus(ResponseModel):
     live: bool
     seconds_since_progress: float = Field(
-        description="seconds since the engine started its current job; 0 if it is idle"
+        description="seconds since the compute thread started its current job; 0 if it is idle"
     )
 
 

@@ -70,7 +70,7 @@ class FairQueue(Generic[Item]):
         return self._remove(self._queues[caller][0])
 
     def pop_from(self, caller: str | None) -> Item:
-        """Remove and return the first item of a caller. The caller must have an item in the queue."""
+        """Remove and return the first queued item of ``caller``. There must be one."""
         return self.take(self._queues[caller][0])
 
     def take(self, item: Item) -> Item:

@@ -19,6 +19,7 @@ import math
 import re
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
@@ -102,12 +103,12 @@ def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipI
             raise BadProgram(f"entry {name[:80]!r} is not allowed: it may be a pickle, which is never loaded")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
             raise BadProgram(f"entry {name!r} is compressed or encrypted; torch.export.save does neither")
-    if len(set(names)) < len(names):
-        raise BadProgram("an entry occurs twice")
-    if len({info.filename.partition("/")[0] for info in infos}) > 1:
-        raise BadProgram("there is more than one root folder")
+    if repeated := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise BadProgram(f"entry {repeated!r} occurs twice")
+    if len(roots := sorted({info.filename.partition("/")[0] for info in infos})) > 1:
+        raise BadProgram(f"there is more than one root folder: {', '.join(root[:80] for root in roots[:3])}")
     if (total := sum(info.file_size for info in infos)) > max_bytes:
-        raise BadProgram(f"it has {total:,} bytes; the maximum is {max_bytes:,}")
+        raise BadProgram(f"the entries have {total:,} bytes together; the maximum is {max_bytes:,}")
     return dict(zip(names, infos, strict=True))
 
 
@@ -204,7 +205,9 @@ def _layout(name: str, meta: Mapping[str, Any], size: int) -> tuple[torch.dtype,
     offset = meta["storage_offset"]["as_int"]
     numbers = [*sizes, *strides, offset]
     if len(sizes) != len(strides) or any(type(number) is not int or not 0 <= number < 2**48 for number in numbers):
-        raise BadProgram(f"{name!r} has the shape {sizes} with strides {strides} and offset {offset}")
+        raise BadProgram(
+            f"{name!r} has the shape {sizes} with strides {strides} and offset {offset}, not integers from 0"
+        )
     dtype: torch.dtype = getattr(torch, dtype_name)
     last = offset + sum((count - 1) * stride for count, stride in zip(sizes, strides, strict=True))
     if math.prod(sizes) and (last + 1) * dtype.itemsize > size:

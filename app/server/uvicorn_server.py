@@ -132,7 +132,8 @@ class Watchdog:
 class ListeningServer(Server):
     """A server with its own socket. It prints its address after start-up, because the system may choose the port.
 
-    ``watchdog`` ends the process if the engine hangs. Workers need no watchdog, because the supervisor watches them.
+    ``watchdog`` ends the process if the compute thread hangs. Workers need no watchdog, because the supervisor watches
+    them.
     """
 
     watchdog: Watchdog | None = None
@@ -281,7 +282,7 @@ class WorkerServer(Server):
         await super().shutdown(sockets)
 
     def _report_load(self) -> None:
-        """Report the number of running requests, unless the engine hangs.
+        """Report the number of running requests, unless the compute thread hangs.
 
         A new connection counts as a running request, because its request begins soon.
         """

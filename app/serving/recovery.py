@@ -22,7 +22,7 @@ class RecoveryMonitor:
 
     A network that has failed to recover ``MAX_FAILED_RECOVERIES`` times is run on a dummy input. The network could
     compute this input when the version was loaded. If it fails on the input now, the network is broken. Otherwise, only
-    the inputs of callers make the network fail.
+    the inputs of clients make the network fail.
     """
 
     def __init__(self, models: Callable[[], Sequence[LoadedModel]], executor: Executor) -> None:

@@ -74,14 +74,14 @@ class Registry:
         self.recovery = RecoveryMonitor(self.models, self.executor)
         self._default_failures: list[LoadFailure] = []
         self._engines: WeakSet[Engine] = WeakSet()  # also engines of evicted versions that finish requests
-        self._reported_observers: set[EngineObserver] = set()  # observers whose last reported load may not be 0
+        self._reported_observers: set[EngineObserver] = set()  # observers whose last report may not be 0
         self._reconcile_task: asyncio.Task[None] | None = None
         self._in_background = False  # whether requests are served while versions are loaded
 
     # Resolving requests
 
     def resolve(self, task: Task[P], model: str | None, request_id: str = "") -> LoadedModel[P]:
-        """Return the version that serves a request.
+        """Return the version that serves a request. If it is not in memory, start to load it.
 
         ``model`` is a name, ``name@version``, or None for the task's default model. Without a version number,
         ``request_id`` decides between the active version and the canary, if there is one.
@@ -367,9 +367,9 @@ class Registry:
         if not (models := models or self.models()):
             return ["no model in the store can be served"]
         limit = min(self.settings.unready_after_seconds, self.settings.liveness_timeout_seconds)
-        for executor, name in ((self.executor, "the engine has"), (self.parse_executor, "the decoding threads have")):
+        for executor, name in (self.executor, "compute thread has"), (self.parse_executor, "decoding threads have"):
             if (seconds := executor.stalled_seconds()) > limit:
-                return [f"{name} not answered for {seconds:.0f} s"]
+                return [f"the {name} not answered for {seconds:.0f} s"]
         failing = [model for model in models if any(engine.circuit_breaker.is_open() for engine in model.engines)]
         return [f"{model.id} fails on every input" for model in failing]
 

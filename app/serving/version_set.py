@@ -76,8 +76,8 @@ class VersionSet:
         """Return a text for the log that says which versions answer requests."""
         if self.unloaded:
             return "it is unloaded"
-        canary = f", version {self.canary} serves {self.share:g} % of the requests" if self.canary else ""
-        return f"version {self.active} serves{canary}" if self.active else "no version serves"
+        canary = f", version {self.canary} is the canary ({self.share:g} %)" if self.canary else ""
+        return f"version {self.active} is active{canary}" if self.active else "no version is active"
 
     def version_for(self, request_id: str) -> int | None:
         """Return the version that serves a request without a version number, or None if no version is active.

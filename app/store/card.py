@@ -91,7 +91,7 @@ class Speed(StrictModel):
 
 
 class KnownCovariate(StrictModel):
-    """A covariate: a column whose future values the caller knows.
+    """A covariate: a column whose future values the client knows.
 
     ``mean`` and ``scale`` are its mean and standard deviation in the training data. ``coefficient`` is the effect of
     one standard deviation, relative to the values of a series; see ``app.tasks.covariates``.

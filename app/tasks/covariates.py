@@ -1,4 +1,4 @@
-"""Known covariates: columns such as price, promotion and holidays, whose future values the caller knows.
+"""Known covariates: columns such as price, promotion and holidays, whose future values the client knows.
 
 A linear regression estimates the effect of the covariates on a series. This effect is subtracted from the series before
 the network reads the series, and is added to the forecast afterwards.

@@ -242,7 +242,7 @@ def test_a_key_is_stored_as_its_hash_and_printed_once(file: Path) -> None:
         ("alice " + "0" * 64 + " often", "line 1: limits should be like"),
         ("alice " + "0" * 64 + " 0/minute", "line 1: limits should be like"),
         ("\n#\n" + "a b c d", "line 3 has 4 words"),
-        ("a " + "0" * 64 + "\nb " + "0" * 64, "two lines have the same key"),
+        ("a " + "0" * 64 + "\nb " + "0" * 64, "line 2 has the same key as line 1"),
         ("".join(f"a {i:064x}\n" for i in range(1001)), "there are 1,001 keys; the maximum is 1,000"),
         ("\udcff", "it cannot be read"),
     ],

@@ -205,7 +205,7 @@ def test_an_invalid_completion_request_raises_an_error_that_names_the_field(clie
         ({"prompt": [-1]}, "prompt", "out of vocabulary"),
         ({"prompt": ["a", 3]}, "prompt", "prompt has 3"),
         ({"prompt": []}, "prompt", "prompt is []"),
-        ({"prompt": {"a": 1}}, "prompt", "it should be a text"),
+        ({"prompt": {"a": 1}}, "prompt", "it should be a string"),
         ({"prompt": ["a" * 60_000] * 2}, "prompt", "120,000 characters in all"),
         (
             {"prompt": "a" * 60_000, "n": 2, "echo": True, "logprobs": 1},
@@ -312,8 +312,8 @@ def test_an_image_prompt_chooses_labels_and_counts(client: openai.OpenAI, tiny: 
 def test_an_invalid_image_request_raises_an_error_that_names_the_field(client: openai.OpenAI) -> None:
     cases: list[tuple[dict[str, Any], str, str]] = [
         ({"response_format": "url"}, "response_format", "is 'url'; it should be 'b64_json'"),
-        ({"size": "256x256"}, "size", "is '256x256'; tiny-cgan draws 28x28"),
-        ({"prompt": "a cat"}, "prompt", "tiny-cgan cannot draw 'cat'; allowed labels: x, y, z"),
+        ({"size": "256x256"}, "size", "is '256x256'; tiny-cgan generates images of 28x28"),
+        ({"prompt": "a cat"}, "prompt", "tiny-cgan cannot generate 'cat'; allowed labels: x, y, z"),
         (
             {"prompt": "three sevens", "model": "tiny-gan"},
             "prompt",
@@ -357,7 +357,7 @@ def test_labels_may_be_words_and_unknown_words_are_rejected() -> None:
     assert prompt_labels("two cats and a dog", labels, "zoo") == [("cat", 2), ("Dog", 1)]
     assert prompt_labels("Hot dog", labels, "zoo") == [("hot dog", 1)]
     for prompt in ("ten", "a bird", "7", "²", "cats 10", "9" * 500):
-        with pytest.raises(BadValue, match="zoo cannot draw"):
+        with pytest.raises(BadValue, match="zoo cannot generate"):
             prompt_labels(prompt, labels, "zoo")
     assert prompt_labels("9" * 500 + " cats", labels, "zoo") == [("cat", 10**5)]
 

@@ -165,7 +165,7 @@ def test_a_running_text_is_completed_when_its_model_is_unloaded(serve: Serve, tw
             "tiny-gan/unload",
             {},
             409,
-            "tiny-gan is the default for the task 'sample'; choose another default model",
+            "tiny-gan is the default for the task 'sample'; make another model the default",
         ),
         ("tiny-cgan@1/unload", {}, 400, "all versions of a model are unloaded together; use `retire` for one version"),
         ("nothing/unload", {}, 404, "there is no model 'nothing' in the store; models in the store: tiny-cgan, "),

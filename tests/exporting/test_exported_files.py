@@ -227,7 +227,7 @@ def test_a_file_that_onnxruntime_rejects_is_not_written(
     monkeypatch.setattr("app.exporting.files._name", lambda values, outputs, names: None)
     status, _, error = run_models_command(capsys, tmp_path, "export", "tiny-gan", str(tmp_path / "x.onnx"), "--onnx")
     assert status == 1
-    assert error.startswith("error: torch cannot export tiny-gan/1: onnxruntime rejects the file: ")
+    assert error.startswith("error: torch cannot export tiny-gan@1: onnxruntime rejects the file: ")
     assert not (tmp_path / "x.onnx").exists()
 
 
@@ -245,7 +245,7 @@ def test_a_file_with_other_outputs_than_the_network_is_not_written(
     monkeypatch.setattr(files, "_program", trace_other_network)
     status, _, error = run_models_command(capsys, tmp_path, "export", "tiny-gan", str(tmp_path / "x.onnx"), "--onnx")
     assert (status, error) == (
-        *(1, "error: torch cannot export tiny-gan/1: the file's output 'images' differs from the network's\n"),
+        *(1, "error: torch cannot export tiny-gan@1: the file's output 'images' differs from the network's\n"),
     )
     assert not (tmp_path / "x.onnx").exists()
 

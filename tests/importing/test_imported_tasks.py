@@ -226,7 +226,10 @@ def test_openai_image_requests_get_the_size_of_the_output(files: Path, tmp_path:
     with serving(Settings(store=store, **TEST)) as client:
         answer = post(client, "/v1/images/generations", model="gan", prompt="two zeros and a one", size="4x4")
         assert (len(answer["data"]), answer["size"]) == (3, "4x4")
-        for name, message in (("wide", "wide draws 6x4; auto"), ("unknown", "for unknown, only auto is allowed")):
+        for name, message in (
+            ("wide", "wide generates images of 6x4; auto"),
+            ("unknown", "for unknown, only auto is allowed"),
+        ):
             body = {"model": name, "prompt": "digits", "size": "auto"}
             assert post(client, "/v1/images/generations", **body)["size"] == "6x4"
             rejected = client.post("/v1/images/generations", json={**body, "size": "4x6"})

@@ -185,7 +185,7 @@ def test_archives_of_other_kinds_are_rejected(cnn: bytes, tmp_path: Path) -> Non
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
-    ("root", "message"), [("model", "an entry occurs twice"), ("other", "there is more than one root folder")]
+    ("root", "message"), [("model", "occurs twice"), ("other", "there is more than one root folder")]
 )
 def test_a_repeated_entry_or_a_second_root_folder_is_rejected(
     cnn: bytes, tmp_path: Path, root: str, message: str

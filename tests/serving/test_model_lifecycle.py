@@ -228,7 +228,7 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_reported(
         assert entry["reason"] == "tiny-gan/2/model.safetensors: tensor 'layers.0.bias' has 8 non-finite values, expected none"  # fmt: skip  # noqa: E501
         assert answering_version(client) == 1
         assert model_entry(client, "tiny-cnn")["active"] == 1
-        assert "tiny-cnn@2 is not served: tiny-cnn/2: there are 1 labels" in caplog.text
+        assert "tiny-cnn@2 is not served: tiny-cnn@2: there are 1 labels" in caplog.text
         assert "tiny-gan@2 is not served: tiny-gan/2/model.safetensors" in caplog.text
 
 

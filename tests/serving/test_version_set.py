@@ -52,9 +52,9 @@ def test_a_version_can_be_left_out() -> None:
 
 
 def test_the_log_says_which_versions_serve() -> None:
-    assert CANARY.describe() == "version 3 serves, version 2 serves 25 % of the requests"
-    assert VersionSet("a", (1,), (), 1, None).describe() == "version 1 serves"
-    assert VersionSet("a", (), (), None, None).describe() == "no version serves"
+    assert CANARY.describe() == "version 3 is active, version 2 is the canary (25 %)"
+    assert VersionSet("a", (1,), (), 1, None).describe() == "version 1 is active"
+    assert VersionSet("a", (), (), None, None).describe() == "no version is active"
     assert VersionSet("a", (), (), None, None, unloaded=(1,)).describe() == "it is unloaded"
 
 

@@ -24,7 +24,9 @@ from app.store import archive
 from app.store.rollout import RolloutRefused, VersionNotFound, stored_versions
 
 NAME = "tiny-gan"
-OTHER_CONTENT = "^tiny-gan@1 is already in the store, with other content; `--renumber` gives it the next number$"
+OTHER_CONTENT = (
+    "^tiny-gan@1 is already in the store, with other content; with `renumber`, the import gives it the next number$"
+)
 PNG = b"\x89PNG\r\n\x1a\n..."
 
 
@@ -329,7 +331,7 @@ def test_the_limits_of_an_archive_are_allowed(
         total, card = sum(entry.file_size for entry in source.infolist()), source.getinfo("card.json").file_size
     with pytest.raises(archive.BadArchive) as raised:
         import_bytes(other, archive_bytes, max_bytes=total - 1)
-    assert str(raised.value) == f"it has {total:,} bytes unpacked; the maximum is {total - 1:,}"
+    assert str(raised.value) == f"the archive has {total:,} bytes unpacked; the maximum is {total - 1:,}"
     monkeypatch.setattr(archive, "MAX_CARD_BYTES", card - 1)
     with pytest.raises(archive.BadArchive) as raised:
         import_bytes(other, archive_bytes)
@@ -342,7 +344,7 @@ def test_an_archive_may_have_32_pictures(archive_bytes: bytes, other: Path) -> N
     def with_pictures(count: int) -> bytes:
         return repacked(archive_bytes, lambda e: e.update({f"{i}.png": PNG for i in range(count - 1)}))
 
-    with pytest.raises(archive.BadArchive, match=r"^it has 33 pictures; the maximum is 32$"):
+    with pytest.raises(archive.BadArchive, match=r"^the archive has 33 pictures; the maximum is 32$"):
         import_bytes(other, with_pictures(33))
     assert import_bytes(other, with_pictures(32)).name == NAME
 
@@ -355,7 +357,7 @@ def test_unpacked_bytes_are_counted_again(archive_bytes: bytes, tmp_path: Path) 
         archive._unpack(source, entries, tmp_path, total)
         with pytest.raises(archive.BadArchive) as raised:
             archive._unpack(source, entries, tmp_path, total - 1)
-    assert str(raised.value) == f"it is too large unpacked; the maximum is {total - 1:,} bytes"
+    assert str(raised.value) == f"the archive is too large unpacked; the maximum is {total - 1:,} bytes"
 
 
 @pytest.mark.parametrize("comment", [b"", b"an archive", b"PK"])
@@ -369,7 +371,7 @@ def test_a_long_central_directory_is_rejected_before_it_is_read(
         file.comment = comment
     monkeypatch.setattr(zipfile, "ZipFile", None)
     with pytest.raises(
-        archive.BadArchive, match=r"^its central directory has 1\d\d,\d{3} bytes; the maximum is 65,536$"
+        archive.BadArchive, match=r"^the central directory of the archive has 1\d\d,\d{3} bytes; the maximum is 65,536$"
     ):
         import_bytes(other, content.getvalue())
 
@@ -387,6 +389,8 @@ def test_a_zip64_archive_is_read_and_its_central_directory_is_limited(other: Pat
             + archive_bytes[position:]
         )
 
-    with pytest.raises(archive.BadArchive, match="its central directory has 70,000 bytes; the maximum is 65,536"):
+    with pytest.raises(
+        archive.BadArchive, match="the central directory of the archive has 70,000 bytes; the maximum is 65,536"
+    ):
         import_bytes(other, zip64_with_size(70_000))
     assert import_bytes(other, zip64_with_size(size)).version == 1

@@ -62,4 +62,4 @@ def test_the_stated_length_of_the_central_directory_is_limited(content: bytes, s
     assert file.tell() == 0
     with pytest.raises(archive.BadArchive) as raised:
         archive.check_directory(file, size - 1)
-    assert str(raised.value) == f"its central directory has {size:,} bytes; the maximum is {size - 1:,}"
+    assert str(raised.value) == f"the central directory of the archive has {size:,} bytes; the maximum is {size - 1:,}"

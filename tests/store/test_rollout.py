@@ -153,7 +153,7 @@ def test_a_retired_version_is_not_served_and_keeps_its_files(three: Path) -> Non
         retire(three, NAME, 3)
     retire(three, NAME, 2)
     assert store.read_version(three, NAME, 2).card.version == 2
-    with pytest.raises(RolloutRefused, match=r"^tiny-gan@2 is retired; `retire --undo` restores it$"):
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan@2 is retired; `retire` with `undo` restores it$"):
         activate(three, NAME, 2)
     assert rollback(three, NAME).active == 1  # version 2 is retired
     with pytest.raises(RolloutRefused, match=r"^tiny-gan@3 is not retired$"):
@@ -177,7 +177,7 @@ REJECTED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
     (lambda folder: (make_invalid(folder / NAME / "1"), make_invalid(folder / NAME / "2"), rollback(folder, NAME)), RolloutRefused,
      "^tiny-gan has no previous version; tiny-gan@2 is invalid; activate one by its number$"),
     (lambda folder: rollout.unload(folder, NAME), RolloutRefused,
-     "^tiny-gan is the default for the task 'sample'; choose another default model with `python -m app.models default` first$"),
+     "^tiny-gan is the default for the task 'sample'; make another model the default first$"),
 ]  # fmt: skip
 
 

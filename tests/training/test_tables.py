@@ -241,7 +241,7 @@ def test_one_unambiguous_number_decides_the_decimal_sign_of_its_column(
 def test_a_sign_that_is_no_decimal_point_is_reported(tmp_path: Path, cells: list[str], sign: str | None) -> None:
     table = read_table(write_table(tmp_path, ["y;z", *(f"{cell};1" for cell in cells * 20)]))
     assert [remark for remark in table.remarks if "decimal" in remark] == (
-        [f"y: the decimal sign is {sign!r}"] if sign else []
+        [f"y: the decimal separator is {sign!r}"] if sign else []
     )
 
 

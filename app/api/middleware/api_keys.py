@@ -38,7 +38,8 @@ class ApiKeys:
     """ASGI middleware that requires an API key, applies rate limits, and sets ``current_caller`` for the engines.
 
     ``ring`` has the valid keys. ``limits`` apply to keys without limits in the key file. ``on_rate_limited`` is called
-    with the key's name for each request that exceeds a limit.
+    with the key's name for each request that exceeds a limit. ``counts`` stores the number of requests.
+    ``failure`` returns the response to an error.
     """
 
     def __init__(

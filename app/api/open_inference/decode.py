@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ JSON_LENGTH_HEADER = b"inference-header-content-length"
 DECOMPRESSORS = {"gzip": 31, "deflate": 15}  # zlib's wbits for each content coding (RFC 9110, 8.4.1)
 JSON_TYPES: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, **{name: {int} for name in NUMPY if "INT" in name}}
 MAX_TENSORS = 256  # largest number of tensors in a request; scikit-learn models may have one input for each column
+MAX_FLOAT = sys.float_info.max  # larger integers cannot be converted to a float
 MAX_DIMENSIONS = 8  # largest number of dimensions of a tensor
 MAX_ID_LENGTH = 1000  # characters
 
@@ -41,7 +43,7 @@ Datatype = Literal[
 def _check_parameter(value: object) -> object:
     """Reject a value of a wrong type with a single message. Pydantic would give a message for each allowed type."""
     if type(value) not in (str, int, float, bool):
-        raise PydanticCustomError("parameter", "Input should be a text, a number or a boolean")
+        raise PydanticCustomError("parameter", "Input should be a string, a number or a boolean")
     return value
 
 
@@ -250,7 +252,10 @@ def _json_array(item: RequestInput, i: int) -> np.ndarray:
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=NUMPY[datatype])
     except OverflowError:
-        raise BadValue(f"{param} has a value that is no {datatype}", "inputs") from None
+        dtype = np.dtype(NUMPY[datatype])
+        low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (-MAX_FLOAT, MAX_FLOAT)
+        wrong = next(value for value in values if value is not None and not low <= value <= high)
+        raise BadValue(f"{param} has {quote_value(wrong)}, which no {datatype} can hold", "inputs") from None
     if array.dtype.kind == "f" and (infinite := np.isinf(array)).any():
         value, reason = values[infinite.argmax()], f"which no {datatype} can hold"
         if math.isinf(value):  # Infinity, but also 1e400, which the parser reads as infinity

@@ -78,7 +78,7 @@ def _take_id(body: dict[str, Any]) -> str:
         return ""
     if not isinstance(request_id, str) or len(request_id) > MAX_ID_LENGTH:
         raise BadValue(
-            f"id is {quote_value(request_id)}; it should be a text of at most {MAX_ID_LENGTH:,} characters", "id"
+            f"id is {quote_value(request_id)}; it should be a string of at most {MAX_ID_LENGTH:,} characters", "id"
         )
     return request_id
 

@@ -72,8 +72,8 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
     @routes.post("/repository/models/{name}/unload", include_in_schema=False)
     async def refuse(request: Request, name: str) -> Response:
         raise NotEnabled(
-            "loading and unloading requires an admin key, but QUARTET_ADMIN_KEY is not set; the models in the store "
-            "are loaded automatically",
+            "loading and unloading require an admin key, but neither QUARTET_ADMIN_KEY nor QUARTET_ADMIN_KEY_FILE is "
+            "set; the models in the store are loaded automatically",
             "name",
         )
 

@@ -23,10 +23,10 @@ def router(registry: Registry) -> APIRouter:
         "/health/live",
         operation_id="get_server_live",
         summary="Check that the process is alive",
-        responses=status_responses(ServerLive, "The process is alive", "The engine hangs"),
+        responses=status_responses(ServerLive, "The process is alive", "The compute thread hangs"),
     )
     async def check_live() -> Response:
-        """Respond with status 503 if the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`.
+        """Respond with status 503 if the compute thread has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`.
 
         In this case, the process should be restarted.
         """

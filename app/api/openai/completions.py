@@ -314,7 +314,7 @@ def _prompts(prompt: Any, predictor: TextGenerator) -> list[str]:
         return [prompt or ""]
     if not isinstance(prompt, list) or not prompt:
         raise BadValue(
-            f"prompt is {quote_value(prompt)}; it should be a text, or a list of texts or character ids", "prompt"
+            f"prompt is {quote_value(prompt)}; it should be a string, or a list of strings or character ids", "prompt"
         )
     if type(prompt[0]) is int:
         prompt = [prompt]
@@ -325,7 +325,7 @@ def _prompt(prompt: Any, vocabulary: Sequence[str], reads_bytes: bool) -> str:
     if isinstance(prompt, str):
         return prompt
     if not isinstance(prompt, list):
-        raise BadValue(f"prompt has {quote_value(prompt)}; it should be a text or a list of character ids", "prompt")
+        raise BadValue(f"prompt has {quote_value(prompt)}; it should be a string or a list of character ids", "prompt")
     for index in prompt:
         if type(index) is not int or not 0 <= index < len(vocabulary):
             raise BadValue(

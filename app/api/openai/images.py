@@ -52,7 +52,7 @@ class ImageGenerationRequest(InferenceBody):
 
 
 class ImageGenerationInference(Inference[ImageSampler]):
-    """Generates the images that a prompt asks for. Raises BadValue for a prompt that the model cannot draw."""
+    """Generates the images that a prompt asks for. Raises BadValue for a prompt with an unknown label."""
 
     def __init__(self, model: LoadedModel[ImageSampler], body: ImageGenerationRequest, max_samples: int) -> None:
         super().__init__(model)
@@ -75,7 +75,11 @@ class ImageGenerationInference(Inference[ImageSampler]):
             raise BadValue(f"response_format is {quote_value(body.response_format)}; {allowed}", "response_format")
         name, size = self.predictor.card.name, self.predictor.size
         if body.size not in (None, "auto", size):
-            allowed = f"{name} draws {size}; auto is also allowed" if size else f"for {name}, only auto is allowed"
+            allowed = (
+                f"{name} generates images of {size}; auto is also allowed"
+                if size
+                else f"for {name}, only auto is allowed"
+            )
             raise BadValue(f"size is {quote_value(body.size)}; {allowed}", "size")
 
     def parse(self) -> list[LatentBatch]:

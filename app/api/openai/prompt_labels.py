@@ -54,7 +54,7 @@ def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[
         elif word.isdigit() and all(digit in singulars for digit in word):
             label_counts += [(singulars[digit], 1) for digit in word]
         else:
-            labelled = f"cannot draw {quote_value(word)}; allowed labels: {', '.join(labels)}"
+            labelled = f"cannot generate {quote_value(word)}; allowed labels: {', '.join(labels)}"
             unlabelled = "has no labels, so none can be chosen; send the prompt 'digits'"
             raise BadValue(f"prompt is {quote_value(prompt)}; {model} {labelled if labels else unlabelled}", "prompt")
     return label_counts

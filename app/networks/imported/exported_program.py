@@ -158,7 +158,7 @@ class ExportedProgram:
 
     def _define(self, name: Any) -> Slot:
         if not isinstance(name, str) or name in self._names:
-            raise ValueError(f"value {str(name)[:80]!r} is defined twice, or is no text")
+            raise ValueError(f"value {str(name)[:80]!r} is defined twice, or is no string")
         return self._names.setdefault(name, Slot(len(self._names)))
 
     def _slot(self, name: Any) -> Slot:

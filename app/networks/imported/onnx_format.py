@@ -155,7 +155,8 @@ def _check_tensor(tensor: memoryview, result: OnnxContent) -> None:
                 "that is longer than 200 bytes, begins with a dot, or contains *, a backslash or a control character"
             )
         if not all(text.isascii() and text.isdigit() and len(text) < 16 for text in (start, length)):
-            raise ValueError(f"external data in {location!r} has the offset {start!r} and the length {length!r}")
+            numbers = f"the offset {start[:80]!r} and the length {length[:80]!r}"
+            raise ValueError(f"external data in {location!r} has {numbers}; both should have 1 to 15 digits")
         available = int(length)
         result.external[location] = max(result.external.get(location, 0), int(start) + int(length))
     if (count := math.prod(dims)) > VALUES_PER_BYTE * available:

@@ -151,10 +151,11 @@ class ImportedForecaster(TaskPredictor):
     def _converted(self, window: np.ndarray, param: str) -> np.ndarray:
         """Return a window in the data type of the input. Raises BadValue if a value is too large for this type."""
         with np.errstate(over="ignore"):
-            window = window.astype(self.input.dtype)
-        if np.isinf(window).any():
-            raise BadValue(f"{param} has a value that is too large for {self.card.name}", param)
-        return window
+            converted = window.astype(self.input.dtype)
+        if (infinite := np.isinf(converted)).any():
+            value = quote_value(float(window[infinite.argmax()]))
+            raise BadValue(f"{param} has {value}, which is too large for {self.card.name}", param)
+        return converted
 
     def predict_task(self, items: Sequence[ImportedWindow]) -> list[np.ndarray]:
         """Return the forecast [horizon, quantiles or 1] of each item, on the scale of its series."""

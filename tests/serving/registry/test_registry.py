@@ -212,7 +212,7 @@ async def test_a_new_version_serves_when_it_is_loaded_and_an_old_one_is_evicted(
     caplog.set_level("INFO", "quartet")
     registry = start()
     await registry.load()
-    assert not [record for record in caplog.records if "serves" in record.getMessage()]
+    assert not [record for record in caplog.records if "is active" in record.getMessage()]
     rollout.activate(folder, NAME, 1)
     await scanned(registry)
     assert resolved(registry) == "tiny-gan@1"
@@ -220,8 +220,8 @@ async def test_a_new_version_serves_when_it_is_loaded_and_an_old_one_is_evicted(
     await scanned(registry)
     assert ids(registry) == ["tiny-cgan@1", "tiny-cgan@2", "tiny-gan@1", "tiny-gan@3"]
     assert "tiny-gan@2 is evicted: it is not served any more" in caplog.text
-    assert [record.getMessage() for record in caplog.records if "serves" in record.getMessage()] == [
-        "tiny-gan: version 1 serves"
+    assert [record.getMessage() for record in caplog.records if "is active" in record.getMessage()] == [
+        "tiny-gan: version 1 is active"
     ]
     (folder / OTHER).rename(folder / ".removed")
     await scanned(registry)
@@ -343,7 +343,7 @@ async def test_a_process_without_models_or_with_a_broken_network_is_not_ready(st
 @pytest.mark.parametrize(
     ("executor", "problem"),
     [
-        ("executor", "the engine has not answered for 6 s"),
+        ("executor", "the compute thread has not answered for 6 s"),
         ("parse_executor", "the decoding threads have not answered for 6 s"),
     ],
 )

@@ -187,7 +187,7 @@ async def test_a_new_model_is_logged_when_it_serves(
     await registry.load()
     publish_tiny(folder, CNN)
     await scanned(registry)
-    assert [message for message in caplog.messages if "serves" in message] == ["tiny-cnn: version 1 serves"]
+    assert [message for message in caplog.messages if "active" in message] == ["tiny-cnn: version 1 is active"]
 
 
 async def test_a_version_that_will_be_active_is_not_on_demand(start: Start, folder: Path) -> None:

@@ -161,8 +161,8 @@ def parse_values(body: Body, names: Sequence[str], decimal: str | None, missing:
     ``missing``: further cells that stand for a missing value. If "none" is one of them, every other number is a value.
 
     Raises:
-        DataError: a cell is not a number, the decimal sign is ambiguous, units are mixed, or a value such as -999 may
-            stand for a missing value.
+        DataError: a cell is not a number, the decimal separator is ambiguous, units are mixed, or a value such as -999
+            may stand for a missing value.
     """
     frame, result = body.frame, {}
     texts = {
@@ -176,7 +176,7 @@ def parse_values(body: Body, names: Sequence[str], decimal: str | None, missing:
             sign = decimal or numbers.decimal_sign(name, texts[name], body.delimiter, evidence)
             values = numbers.parse(name, cells, sign, body.remarks, missing)
             if any("," in cell or (sign == "," and "." in cell) for cell in texts[name]):
-                body.remarks.append(f"{name}: the decimal sign is {sign!r}")
+                body.remarks.append(f"{name}: the decimal separator is {sign!r}")
         except ValueError as error:
             raise body.error(str(error)) from error
         values = values.mask(values.isin([float(text) for text in missing if numbers.is_plain(text)]))

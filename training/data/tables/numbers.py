@@ -1,4 +1,4 @@
-"""Parse numbers as people write them: decimal signs, thousands separators, currencies, units, and missing values."""
+"""Parse numbers as people write them: decimal and thousands separators, currencies, units, and missing values."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _digits(decimal: str, groups: str) -> re.Pattern[str]:
 
 
 def _parse(digits: str, decimal: str, exponent: str = "") -> float | None:
-    """Return the value of digits with separators, or None if they do not fit the decimal sign."""
+    """Return the value of digits with separators, or None if they do not fit the decimal separator."""
     thousands = "." if decimal == "," else ","
     groups = "\u2009" if "\u2009" in digits else thousands
     if not (_digits(decimal, groups).fullmatch(digits) or (decimal == "." and INDIAN.fullmatch(digits))):
@@ -161,7 +161,7 @@ def _either(digits: str) -> bool:
 
 
 def decimal_evidence(cells: Iterable[Any]) -> dict[str, str]:
-    """Return, for each decimal sign (``.`` or ``,``), a cell that is a number only with this sign.
+    """Return, for each decimal separator (``.`` or ``,``), a cell that is a number only with this sign.
 
     Signs without such a cell are omitted.
     """
@@ -181,15 +181,15 @@ def share(cells: pd.Series) -> float:
 
 
 def decimal_sign(name: str, cells: Sequence[str], delimiter: str, file_evidence: dict[str, str]) -> str:
-    """Return the decimal sign of a column, "." or ",". For a column without points and commas, return ".".
+    """Return the decimal separator of a column, "." or ",". For a column without points and commas, return ".".
 
     The following rules are tried in this order:
 
     1. If a cell of the column, such as 1.234,5, is a number with only one of the two signs, this sign is returned.
     2. If other columns have such cells, and these agree on a sign, this sign is returned.
     3. If no column has such a cell, but this column has a whole number of more than three digits, such as 1234,
-       thousands are not separated. So a separator is a decimal sign.
-    4. In a file whose cells are separated by spaces, a point is a decimal sign.
+       thousands are not separated. So a separator is a decimal separator.
+    4. In a file whose cells are separated by spaces, a point is a decimal separator.
     5. If the column has whole numbers, but none has more than three digits, a separator separates thousands. This rule
        does not hold for points in a file whose cells are separated by commas, because such points are rarely thousands
        separators.

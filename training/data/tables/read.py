@@ -52,7 +52,7 @@ class ReadOptions:
         by_rows: whether each row holds one series.
         season: season length in steps.
         sheet, encoding: the sheet of an Excel file; the encoding of a text file.
-        decimal: decimal sign, "." or ",".
+        decimal: decimal separator, "." or ",".
         header: row number of the column names; 0 if the file has no column names.
         missing: further cells that stand for a missing value. With "none", every other number is a value.
         known_covariates: columns whose future values are known, joined by commas.
