@@ -287,22 +287,28 @@ class Batcher(Generic[Item, Result]):
         try:
             results = await self._forward(batch)
         except Exception as error:
-            if len(batch) > 1:
-                for entry in batch:
-                    if not entry.future.done():
-                        await self._run([entry])
-                        await asyncio.sleep(0)
+            if len(batch) == 1:
+                self._fail_alone(batch[0], started_at, error)
                 return
-            batch[0].started_at = started_at
-            with suppress(Exception):
-                self.observer.on_dequeued(batch)  # so that the log of the request names the model
-            if isinstance(error, BadValue):  # the input is invalid, and only the network could detect that
-                set_exception(batch[0].future, error)
-                return
-            self._fail(batch, f"{self.name} failed on this input", error)
+        else:
+            for entry, result in zip(batch, results, strict=True):
+                set_result(entry.future, result)
             return
-        for entry, result in zip(batch, results, strict=True):
-            set_result(entry.future, result)
+        # outside of ``except``, because the traceback of the error keeps the tensors of the failed batch in memory
+        for entry in batch:
+            if not entry.future.done():
+                await self._run([entry])
+                await asyncio.sleep(0)
+
+    def _fail_alone(self, entry: QueueEntry[Item, Result], started_at: float, error: Exception) -> None:
+        """Set the error of an entry that failed although it was computed alone."""
+        entry.started_at = started_at
+        with suppress(Exception):
+            self.observer.on_dequeued([entry])  # so that the log of the request has its number of rows
+        if isinstance(error, BadValue):  # the input is invalid, and only the network could detect that
+            set_exception(entry.future, error)
+        else:
+            self._fail([entry], f"{self.name} failed on this input", error)
 
     async def _forward(self, batch: list[QueueEntry[Item, Result]]) -> Sequence[Result]:
         """Compute a batch, report its timing to the observer, and update the measured speed."""

@@ -115,7 +115,12 @@ class Executor:
             raise
         self._started_at[future] = time.monotonic()
         future.add_done_callback(finish)  # even if the caller leaves earlier, the thread is busy until the job ends
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            # The traceback of an error refers to this frame. Without this reference cycle, the tensors in the frames of
+            # the traceback are freed without a garbage collection.
+            del future
 
     async def _acquire(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wait for a free thread, and reserve it."""

@@ -177,15 +177,18 @@ class TextEngine(Generic[Text]):
             _, seconds = await self._executor.run_timed(expected, self._compute_round, texts)
             self.circuit_breaker.record_success()
             self.observer.on_batch(len(texts), seconds)
+            return
         except Exception as error:
-            if len(sequences) > 1:
-                for sequence in sequences:
-                    await self._advance([sequence])
-                    await asyncio.sleep(0)
-            elif isinstance(error, BadValue):  # the text is invalid, and only the network could detect that
-                sequences[0].fail(error)
-            elif not sequences[0].future.done():
-                self._fail(sequences, f"{self.name} failed on this text", error)
+            if len(sequences) == 1:
+                if isinstance(error, BadValue):  # the text is invalid, and only the network could detect that
+                    sequences[0].fail(error)
+                elif not sequences[0].future.done():
+                    self._fail(sequences, f"{self.name} failed on this text", error)
+                return
+        # outside of ``except``, because the traceback of the error keeps the tensors of the failed round in memory
+        for sequence in sequences:
+            await self._advance([sequence])
+            await asyncio.sleep(0)
 
     def _compute_round(self, texts: list[Text]) -> None:
         """Take one step for all texts, and further steps until the time budget is used or a text is finished.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -11,14 +12,14 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from support.engine import Gate, RecordingObserver, one_millisecond, record_sleeps, start_tasks
+from support.engine import Activations, Gate, RecordingObserver, one_millisecond, record_sleeps, start_tasks
 
 from app.engine import batcher as batching
 from app.engine.admission import AdmissionControl, current_caller
 from app.engine.batcher import Batcher
 from app.engine.executor import Executor
 from app.engine.observer import RequestTrace, current_trace
-from app.errors import BadValue, InferenceFailed, NotReady, Overloaded
+from app.errors import BadValue, InferenceFailed, NotReady, OutOfMemory, Overloaded
 
 pytestmark = pytest.mark.anyio
 
@@ -31,7 +32,11 @@ async def executor() -> AsyncIterator[Executor]:
 
 
 def batcher(
-    gate: Gate, executor: Executor, observer: RecordingObserver | None = None, batch_rows: int = 4, queue_rows: int = 8
+    gate: Gate | Activations,
+    executor: Executor,
+    observer: RecordingObserver | None = None,
+    batch_rows: int = 4,
+    queue_rows: int = 8,
 ) -> Any:
     return Batcher(
         "m",
@@ -54,6 +59,28 @@ async def test_an_idle_model_starts_immediately_and_a_busy_one_fills_the_next_ba
     gate.open.set()
     assert await asyncio.gather(*first, *rest) == [[2 * i] for i in range(1, 8)]
     assert gate.batches == [[1], [2, 3, 4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize("inline_seconds", [0.0, 1.0])
+async def test_a_failed_batch_leaves_no_tensors_in_memory(
+    monkeypatch: pytest.MonkeyPatch, inline_seconds: float
+) -> None:
+    """Otherwise its inputs, computed alone, and later requests may not have enough memory."""
+    executor, network, observer = Executor("test", inline_seconds=inline_seconds), Activations(), RecordingObserver()
+    monkeypatch.setattr(observer, "on_failure", lambda error: None)  # a recorded error keeps its frames
+    engine = batcher(network, executor, observer)
+    gc.disable()
+    try:
+        assert await engine.submit([1, 2, 3]) == [2, 4, 6]
+        for _ in range(2):
+            try:
+                await engine.submit([-1])
+            except OutOfMemory as error:
+                error.without_frames()  # as the API does
+        assert network.alive == [0] * 6
+    finally:
+        gc.enable()
+        executor.close()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.engine import Gate, RecordingObserver, record_sleeps, start_tasks
+from support.engine import Activations, Gate, RecordingObserver, record_sleeps, start_tasks
 from support.networks import publish_tiny
 
 from app.engine.admission import current_caller
@@ -292,6 +293,25 @@ async def test_only_the_failing_text_gets_the_error(executor: Executor, count: i
     assert isinstance(answers[1], InferenceFailed)
     assert [text.done for text in texts] == [5, 2, 5][:count]
     assert [str(error) for error in observer.failures] == ["failing"]
+
+
+@pytest.mark.parametrize("inline_seconds", [0.0, 1.0])
+async def test_a_failed_round_leaves_no_tensors_in_memory(inline_seconds: float) -> None:
+    executor, stepper, network = Executor("test", inline_seconds=inline_seconds), Stepper(), Activations()
+    stepper.permits.release(999)
+
+    def step(texts: Sequence[CountingText]) -> None:
+        network.predict([0] * len(texts))
+        stepper.step(texts)
+
+    engine = TextEngine("m", step, lambda texts: 0.01, executor, RecordingObserver(), 4, 8)
+    gc.disable()
+    try:
+        await engine.submit([CountingText(1), CountingText(1), CountingText(1)])
+        assert network.alive == [0] * 4
+    finally:
+        gc.enable()
+        executor.close()
 
 
 async def test_a_text_that_the_network_cannot_read_is_the_callers_error(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,26 @@ class RecordingObserver:
     def on_memory(self, size: int) -> None: ...
 
     def on_queue(self, queued: int, running: int) -> None: ...
+
+
+class Activations:
+    """A fake network that counts its activations in memory, as tensors in a network's frames would occupy memory.
+
+    It fails on more than one item, and on negative items. ``alive`` has, for each call, the activations of earlier
+    calls that are still in memory.
+    """
+
+    def __init__(self) -> None:
+        self.alive: list[int] = []
+        self._references: list[weakref.ref[set[int]]] = []
+
+    def predict(self, items: Sequence[int]) -> list[int]:
+        self.alive.append(sum(reference() is not None for reference in self._references))
+        activations = set(items)
+        self._references.append(weakref.ref(activations))
+        if len(items) > 1 or min(items) < 0:
+            raise MemoryError
+        return [2 * item for item in items]
 
 
 class Gate:
