@@ -17,6 +17,7 @@ from app.api.middleware.body_memory import hold_memory
 from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, BodyReader, RequestBody, max_json_bytes, read_json
 from app.api.sse import DONE, EventStream
 from app.engine.executor import INLINE_SIZE
+from app.engine.observer import current_trace
 from app.observability.middleware import REQUEST_ID
 from app.serving.loader import LoadedModel, P
 from app.serving.registry import Registry
@@ -35,6 +36,12 @@ async def resolve_model(
         UnknownModel, RetiredModel, UnloadedModel, BadValue, NotReady, TimedOut: see ``Registry.wait_for``.
     """
     return await registry.wait_for(task, name, request.scope.get(REQUEST_ID, ""), deadline)
+
+
+def record_version(model: LoadedModel) -> None:
+    """Record in the trace of the request that this version answers it. Metrics and the access log use this."""
+    if trace := current_trace.get():
+        trace.model, trace.version = model.card.name, model.card.version
 
 
 class InferenceBody(RequestBody):
@@ -151,6 +158,7 @@ class JsonEndpoint(Generic[Body, P]):
         deadline = set_deadline(request, self._registry.settings.request_seconds)
         body = (await read_json(request, self._body, self._reader, self._max_commas)).resolved()
         model = await resolve_model(request, self._registry, self._task, body.model, deadline)
+        record_version(model)
         inference = self._create(request, model, body)
         model.engine.admit(inference.rows)
         return await run_inference(request, self._registry, inference, deadline)

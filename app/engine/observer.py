@@ -17,8 +17,9 @@ VersionKey = tuple[str, int]  # model name and version number
 class RequestTrace:
     """Measurements of one request.
 
-    Times are on ``time.monotonic``'s clock. 0 means that the event has not happened yet. ``span`` is an object of the
-    tracing library. ``error_code`` is the code of the error response, or empty without an error.
+    ``model`` and ``version`` are empty until the version that answers the request is known. Times are on
+    ``time.monotonic``'s clock. 0 means that the event has not happened yet. ``span`` is an object of the tracing
+    library. ``error_code`` is the code of the error response, or empty without an error.
     """
 
     id: str = ""

@@ -68,8 +68,10 @@ class AccessLog:
             "status": status,
             "seconds": round(seconds, 6),
         }
+        if trace.model:
+            line |= {"model": trace.model, "version": trace.version}
         if trace.started_at:
-            line |= {"model": trace.model, "version": trace.version, "rows": trace.rows}
+            line["rows"] = trace.rows
             line["queue_seconds"] = round(trace.started_at - trace.queued_at, 6)
         if trace.ended_at:
             line["compute_seconds"] = round(trace.ended_at - trace.started_at, 6)

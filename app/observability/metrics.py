@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, Summary, generate_latest
 
-from app.engine.observer import BatchMember, VersionKey
+from app.engine.observer import BatchMember, RequestTrace, VersionKey
 from app.errors import TimedOut
 from app.observability.logs import log_errors
 from app.observability.multiprocess_metrics import collect_shared, is_shared, rewrite_own_files
@@ -25,6 +25,9 @@ R = TypeVar("R")
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 INTER_TOKEN_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+SUCCESS = "success"  # the label ``result`` of requests without an error
+Totals = dict[tuple[str, str, str, str], float]  # sums of metrics by metric, model, version and result
 
 VERSION_LABELS = ("model", "version")
 # Metrics are deleted for at least this many removed versions at a time, because a deletion rewrites all metrics files.
@@ -52,60 +55,80 @@ class Metrics:
         """Create all metrics. If they are in shared files, they continue from the earlier counts of this process."""
         self.registry = CollectorRegistry()
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"quartet_{name}", text, labels, registry=self.registry)
-
-        def gauge(name: str, text: str, *labels: str, mode: str = "livesum") -> Gauge:
-            return Gauge(f"quartet_{name}", text, labels, registry=self.registry, multiprocess_mode=mode)  # type: ignore[arg-type]
-
-        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
-            return Histogram(f"quartet_{name}", text, labels, registry=self.registry, buckets=buckets)
-
         route = ("route", "method", "status")
-        self.requests = counter("requests_total", "Requests answered, or cancelled by the client (status 499)", *route)
-        self.request_seconds = histogram(
+        self.requests = self._counter(
+            "requests_total", "Requests answered, or cancelled by the client (status 499)", *route
+        )
+        self.request_seconds = self._histogram(
             "request_seconds", "Duration of a request, until the last part of its response is sent", *route
         )
-        self.errors = counter("errors_total", "Requests that failed, by error code", "route", "reason")
-        self.requests_running = gauge("requests_running", "Requests in progress")
-        self.queue_seconds = histogram("queue_seconds", "Time from queueing to the start of a batch", *VERSION_LABELS)
-        self.compute_seconds = histogram(
-            "compute_seconds", "Duration of one batch, or of one round of text steps", *VERSION_LABELS
-        )
-        self.batch_rows = histogram("batch_rows", "Rows in one batch", *VERSION_LABELS, buckets=ROWS)
-        self.first_token_seconds = histogram(
-            "time_to_first_token_seconds", "Time from queueing to the first character of a text", *VERSION_LABELS
-        )
-        self.inter_token_seconds = histogram(
-            "inter_token_seconds",
-            "Mean time between two characters of a text",
-            *VERSION_LABELS,
-            buckets=INTER_TOKEN_SECONDS,
-        )
-        self.queued = gauge(
-            "queued_rows",
-            "Rows waiting for a batch, without the rest of large requests of which a part is being computed",
-            *VERSION_LABELS,
-        )
-        self.running = gauge("running_rows", "Rows being computed", *VERSION_LABELS)
-        self.rejected = counter(
-            "rejected_requests_total", "Requests rejected by the queue of a version", *VERSION_LABELS, "reason"
-        )
-        self.rate_limited = counter("rate_limited_total", "Requests over the rate limit of their API key", "key")
-        self.failures = counter("failures_total", "Failures of a network on a valid input", *VERSION_LABELS)
-        self.loaded = gauge("loaded_bytes", "Bytes of loaded weights in all workers", *VERSION_LABELS)
-        self.states = gauge(
+        self.errors = self._counter("errors_total", "Requests that failed, by error code", "route", "reason")
+        self.requests_running = self._gauge("requests_running", "Requests in progress")
+        self.rate_limited = self._counter("rate_limited_total", "Requests over the rate limit of their API key", "key")
+        self.states = self._gauge(
             "versions",
             "Versions in memory (state ready), and versions or files that cannot be used (state failed)",
             "state",
             mode="livemax",
         )
-        self.workers = gauge("workers", "Worker processes")
+        self.workers = self._gauge("workers", "Worker processes")
         self.workers.set(1)
+        self._create_for_versions()
         # A cache by route, method and status, because looking up labels in prometheus_client takes longer.
         self._responses: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         for metrics in self._by_version.values():
             metrics.bind()
+
+    def _create_for_versions(self) -> None:
+        """Create the metrics that exist for each version."""
+        self.version_request_seconds = self._summary(
+            "version_request_seconds",
+            "Duration of the requests for a version. The result is success, or the error code of the failure",
+            *VERSION_LABELS,
+            "result",
+        )
+        self.last_batch = self._gauge(
+            "last_batch_timestamp_seconds", "Unix time at which the last batch ended", *VERSION_LABELS, mode="livemax"
+        )
+        self.queue_seconds = self._histogram(
+            "queue_seconds", "Time from queueing to the start of a batch", *VERSION_LABELS
+        )
+        self.compute_seconds = self._histogram(
+            "compute_seconds", "Duration of one batch, or of one round of text steps", *VERSION_LABELS
+        )
+        self.batch_rows = self._histogram("batch_rows", "Rows in one batch", *VERSION_LABELS, buckets=ROWS)
+        self.first_token_seconds = self._histogram(
+            "time_to_first_token_seconds", "Time from queueing to the first character of a text", *VERSION_LABELS
+        )
+        self.inter_token_seconds = self._histogram(
+            "inter_token_seconds",
+            "Mean time between two characters of a text",
+            *VERSION_LABELS,
+            buckets=INTER_TOKEN_SECONDS,
+        )
+        self.queued = self._gauge(
+            "queued_rows",
+            "Rows waiting for a batch, without the rest of large requests of which a part is being computed",
+            *VERSION_LABELS,
+        )
+        self.running = self._gauge("running_rows", "Rows being computed", *VERSION_LABELS)
+        self.rejected = self._counter(
+            "rejected_requests_total", "Requests rejected by the queue of a version", *VERSION_LABELS, "reason"
+        )
+        self.failures = self._counter("failures_total", "Failures of a network on a valid input", *VERSION_LABELS)
+        self.loaded = self._gauge("loaded_bytes", "Bytes of loaded weights in all workers", *VERSION_LABELS)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"quartet_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str, mode: str = "livesum") -> Gauge:
+        return Gauge(f"quartet_{name}", text, labels, registry=self.registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+
+    def _histogram(self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+        return Histogram(f"quartet_{name}", text, labels, registry=self.registry, buckets=buckets)
+
+    def _summary(self, name: str, text: str, *labels: str) -> Summary:
+        return Summary(f"quartet_{name}", text, labels, registry=self.registry)
 
     def for_version(self, model: str, version: int) -> VersionMetrics:
         """Return the metrics of a version. Each version has one object, which is made at the first call."""
@@ -115,8 +138,9 @@ class Metrics:
             return self._by_version[model, version]
 
     @log_errors
-    def on_response(self, route: str, method: str, status: int, seconds: float, reason: str) -> None:
-        """Count a request that was answered or cancelled. ``reason`` is its error code, or empty without an error."""
+    def on_response(self, route: str, method: str, status: int, seconds: float, trace: RequestTrace) -> None:
+        """Count a request that was answered or cancelled. ``seconds`` is its duration."""
+        reason = trace.error_code or (str(status) if status >= 400 else "")
         key = (route, method, status)
         if key not in self._responses:
             labels = (route, method, str(status))
@@ -124,8 +148,10 @@ class Metrics:
         count, duration = self._responses[key]
         count.inc()
         duration.observe(seconds)
-        if reason or status >= 400:
-            self.errors.labels(route, reason or str(status)).inc()
+        if reason:
+            self.errors.labels(route, reason).inc()
+        if own := self._by_version.get((trace.model, trace.version)):
+            own.on_response(seconds, reason)
 
     @log_errors
     def on_rate_limited(self, key: str) -> None:
@@ -163,6 +189,8 @@ class Metrics:
                 self.failures,
                 self.loaded,
                 self.rejected,
+                self.version_request_seconds,
+                self.last_batch,
             ):
                 metric.remove_by_labels({"model": model, "version": str(version)})
 
@@ -180,10 +208,11 @@ class Metrics:
         """
         return await self._read(seconds, generate_latest, self)
 
-    async def totals(self, seconds: float) -> dict[tuple[str, str, str], float]:
-        """Return the sum over all workers of each metric of a version. The keys are metric, model and version.
+    async def totals(self, seconds: float) -> Totals:
+        """Return the sum over all workers of each metric of a version.
 
-        Histograms have values for their count and sum, but not for their buckets.
+        The result in a key is empty for metrics without this label. Histograms have values for their count and sum, but
+        not for their buckets.
 
         Raises:
             TimedOut: the files of the workers could not be read within ``seconds``.
@@ -196,13 +225,14 @@ class Metrics:
         except TimeoutError:
             raise TimedOut(f"the metrics of all workers could not be read within {seconds:g} seconds") from None
 
-    def _totals(self) -> dict[tuple[str, str, str], float]:
+    def _totals(self) -> Totals:
         """Add up the metrics of each version over all workers. ``totals`` calls this on the disk thread."""
-        totals: dict[tuple[str, str, str], float] = defaultdict(float)
+        totals: Totals = defaultdict(float)
         for family in self.collect():
             for sample in family.samples:
-                if "version" in sample.labels and not sample.name.endswith("_bucket"):
-                    totals[sample.name, sample.labels["model"], sample.labels["version"]] += sample.value
+                labels = sample.labels
+                if "version" in labels and not sample.name.endswith("_bucket"):
+                    totals[sample.name, labels["model"], labels["version"], labels.get("result", "")] += sample.value
         return totals
 
     def collect(self) -> Iterator[Metric]:
@@ -228,6 +258,14 @@ class VersionMetrics:
         self._rows = self._metrics.batch_rows.labels(*self._labels)
         # Prometheus must read 0 before the first failure. Otherwise increase() does not see this failure.
         self._failures = self._metrics.failures.labels(*self._labels)
+        self._last_batch = self._metrics.last_batch.labels(*self._labels)
+        self._requests: dict[str, Summary] = {}  # by result
+
+    def on_response(self, seconds: float, reason: str) -> None:
+        """Record the duration of a request. ``reason`` is its error code, or empty without an error."""
+        if reason not in self._requests:
+            self._requests[reason] = self._metrics.version_request_seconds.labels(*self._labels, reason or SUCCESS)
+        self._requests[reason].observe(seconds)
 
     @log_errors
     def on_dequeued(self, members: Sequence[BatchMember]) -> None:
@@ -236,7 +274,6 @@ class VersionMetrics:
             observe(member.started_at - member.queued_at)
             if trace := member.trace:
                 if not trace.started_at:
-                    trace.model, trace.version = self.model, self.version
                     trace.queued_at, trace.started_at = member.queued_at, member.started_at
                 trace.rows += member.rows
 
@@ -244,6 +281,7 @@ class VersionMetrics:
     def on_batch(self, rows: int, seconds: float) -> None:
         self._compute.observe(seconds)
         self._rows.observe(rows)
+        self._last_batch.set_to_current_time()
 
     @log_errors
     def on_completed(self, members: Sequence[BatchMember]) -> None:

@@ -94,11 +94,12 @@ class RequestTelemetry:
 
     def on_rejected(self, path: str, error: QuartetError, request_id: str) -> None:
         """Record a request that the HTTP server rejected, for example because it was not valid HTTP."""
-        self.metrics.on_response("unknown", "OTHER", error.status, 0.0, error.code)
-        self.log("-", path or "-", "unknown", error.status, 0.0, RequestTrace(request_id, error_code=error.code))
+        trace = RequestTrace(request_id, error_code=error.code)
+        self.metrics.on_response("unknown", "OTHER", error.status, 0.0, trace)
+        self.log("-", path or "-", "unknown", error.status, 0.0, trace)
 
     def _count(self, scope: Scope, status: int, seconds: float, trace: RequestTrace) -> None:
-        self.metrics.on_response(_route(scope), _method(scope), status, seconds, trace.error_code)
+        self.metrics.on_response(_route(scope), _method(scope), status, seconds, trace)
 
     def _on_end(self, scope: Scope, status: int, seconds: float, trace: RequestTrace) -> None:
         method, route = _method(scope), _route(scope)

@@ -8,6 +8,7 @@ import json
 import socket
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -190,7 +191,7 @@ def test_json_and_binary_inputs_may_be_mixed_and_pixels_may_be_floats(tiny: http
     np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
 
 
-def test_statistics_count_rows_and_batches(client: triton.InferenceServerClient) -> None:
+def test_statistics_count_requests_rows_and_batches(client: triton.InferenceServerClient) -> None:
     def figures(name: str, version: str = "") -> dict[str, Any]:
         (row,) = client.get_inference_statistics(name, version)["model_stats"]
         figures: dict[str, Any] = row
@@ -202,11 +203,13 @@ def test_statistics_count_rows_and_batches(client: triton.InferenceServerClient)
     images, texts = figures("tiny-cnn"), figures("tiny-rnn", "1")
     assert images["inference_count"] == before[0]["inference_count"] + 3
     assert images["execution_count"] == before[0]["execution_count"] + 1
-    for stage, times in (("success", 3), ("queue", 3), ("compute_infer", 1), ("fail", 0)):
+    for stage, times in (("success", 1), ("queue", 3), ("compute_infer", 1), ("fail", 0)):
         now, then = images["inference_stats"][stage], before[0]["inference_stats"][stage]
         assert now["count"] == then["count"] + times
         assert now["ns"] >= then["ns"]
     assert images["inference_stats"]["compute_infer"]["ns"] > before[0]["inference_stats"]["compute_infer"]["ns"]
+    assert before[0]["last_inference"] < images["last_inference"] <= time.time() * 1000
+    assert texts["inference_stats"]["success"]["count"] == before[1]["inference_stats"]["success"]["count"] + 1
     assert texts["inference_count"] == before[1]["inference_count"] + 3
     assert texts["execution_count"] > before[1]["execution_count"]
     assert [entry["name"] for entry in client.get_inference_statistics()["model_stats"]] == sorted(INPUTS)

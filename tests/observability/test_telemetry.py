@@ -268,13 +268,20 @@ def test_a_failed_request_is_logged_with_its_model_and_counted_as_failed(
     with serve(log_format="json") as client:
         broken.set()
         client.post(SAMPLE, json={"count": 3})
+        broken.clear()
+        for label in ("wrong", None):
+            client.post(SAMPLE, json={"count": 3, "label": label})
         ((stats,),) = client.get("/v2/models/tiny-gan/stats").json().values()
-    (entry,) = [entry for entry in map(json.loads, lines()) if entry.get("path") == SAMPLE]
+        samples = metric_samples(client)
+    entry, wrong, _ = [entry for entry in map(json.loads, lines()) if entry.get("path") == SAMPLE]
     assert (entry["model"], entry["version"], entry["rows"]) == ("tiny-gan", 1, 3)
     assert (entry["status"], entry["reason"], "compute_seconds" in entry) == (500, "inference_failed", False)
     assert 0 <= entry["queue_seconds"] < entry["seconds"]
+    assert (wrong["model"], wrong["version"], wrong["status"], "rows" in wrong) == ("tiny-gan", 1, 400, False)
     counts = {name: stats["inference_stats"][name]["count"] for name in ("success", "fail", "queue")}
-    assert counts == {"success": 0, "fail": 1, "queue": 1}
+    assert counts == {"success": 1, "fail": 2, "queue": 2}
+    labels = ("model", "tiny-gan"), ("result", "invalid_value"), ("version", "1")
+    assert samples["quartet_version_request_seconds_count", *labels] == 1
 
 
 def test_other_log_records_are_json_with_their_traceback() -> None:

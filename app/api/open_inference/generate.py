@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.deadline import set_deadline
-from app.api.inference import resolve_model, run_inference
+from app.api.inference import record_version, resolve_model, run_inference
 from app.api.open_inference.decode import MAX_ID_LENGTH
 from app.api.open_inference.models import TEXT_PARAMETERS, earlier_deadline, model_parameters
 from app.api.open_inference.paths import TextModelPath, add_routes, model_in_path
@@ -147,6 +147,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         body = await read_object(request, reader, max_commas)
         version = await model_in_path(registry, request, name, deadline)
         model = await resolve_model(request, registry, GENERATE_TEXT, version.id, deadline)  # rejects other tasks
+        record_version(model)
         request_id = _take_id(body)
         fields = _fields(body, streamed)
         earlier = earlier_deadline(fields, deadline)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.deadline import set_deadline
-from app.api.inference import Inference, run_inference
+from app.api.inference import Inference, record_version, run_inference
 from app.api.open_inference.decode import (
     DECOMPRESSORS,
     JSON_LENGTH_HEADER,
@@ -115,6 +115,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         """
         deadline = set_deadline(request, settings.request_seconds)
         model = await model_in_path(registry, request, name, deadline)
+        record_version(model)
         tensors_engine(model).admit(1)  # reject before the body is read
         tensors = tensor_model(model, schemas)
         limit = max_json_bytes(settings.max_body_bytes, VALUE_BYTES * tensors.values + tensors.bytes)

@@ -93,10 +93,10 @@ class Duration(ResponseModel):
 
 
 class InferenceStatistics(ResponseModel):
-    success: Duration
-    fail: Duration
-    queue: Duration
-    compute_infer: Duration
+    success: Duration = Field(description="answered requests")
+    fail: Duration = Field(description="failed requests, including those that were rejected or cancelled")
+    queue: Duration = Field(description="images, series and texts that were taken from the queue")
+    compute_infer: Duration = Field(description="batches, or rounds of the engine for text models")
     compute_input: Duration = Field(description="always 0, because it is not measured")
     compute_output: Duration = Field(description="always 0, because it is not measured")
     cache_hit: Duration = Field(description="always 0, because there is no cache")
@@ -106,6 +106,7 @@ class InferenceStatistics(ResponseModel):
 class ModelStatistics(ResponseModel):
     name: str
     version: str
+    last_inference: int = Field(description="time of the last batch in milliseconds since 1970; 0 if there was none")
     inference_count: int = Field(description="number of rows, or of texts for text models")
     execution_count: int = Field(description="number of batches")
     inference_stats: InferenceStatistics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,7 +13,7 @@ from app.api.open_inference.paths import ModelPath, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, StatisticsResponse
 from app.api.openapi import WITH_TIMEOUT
 from app.api.responses import json_response, success_response
-from app.observability.metrics import Metrics
+from app.observability.metrics import SUCCESS, Metrics, Totals
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.tasks import TASKS
@@ -61,36 +62,43 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     return routes
 
 
-def _statistics(model: LoadedModel, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:
-    """Return the statistics of a version, including metrics of the model that are not separated by version.
+def _statistics(model: LoadedModel, totals: Totals) -> dict[str, Any]:
+    """Return the statistics of a version.
 
-    The count of ``queue`` is the number of requests, or of parts of large requests, that were taken from the queue. The
-    count of ``success`` is this number without the failures.
-    ``compute_infer`` counts batches, or rounds of the engine for text models. ``inference_count`` counts rows, or texts
-    for text models. ``compute_input`` and ``compute_output`` are not measured and always 0.
+    ``success`` and ``fail`` count requests, with their durations. ``queue`` counts the items that were taken from the
+    queue: images, series, texts, and parts of large requests. ``compute_infer`` counts batches, or rounds of the engine
+    for text models. ``inference_count`` counts rows, or texts for text models. ``last_inference`` is the time of the
+    last batch, in milliseconds since 1970. ``compute_input`` and ``compute_output`` are not measured and always 0.
     """
+    key = model.card.name, str(model.card.version)
+    own = {(metric, result): total for (metric, *version, result), total in totals.items() if tuple(version) == key}
 
     def total(metric: str) -> float:
-        own, shared = ((f"quartet_{metric}", model.card.name, version) for version in (str(model.card.version), ""))
-        return totals.get(own, 0.0) + totals.get(shared, 0.0)
+        return own.get((f"quartet_{metric}", ""), 0.0)
 
-    def duration(metric: str) -> dict[str, int]:
-        return _duration(total(f"{metric}_count"), total(f"{metric}_sum"))
+    def requests(are_counted: Callable[[str], bool]) -> dict[str, int]:
+        ends = (
+            sum(value for (metric, result), value in own.items() if metric == name and are_counted(result))
+            for name in ("quartet_version_request_seconds_count", "quartet_version_request_seconds_sum")
+        )
+        return _duration(*ends)
 
-    queue, compute, failures = duration("queue_seconds"), duration("compute_seconds"), total("failures_total")
-    measured = {
-        "success": _duration(max(queue["count"] - failures, 0), (queue["ns"] + compute["ns"]) / 1e9),
-        "fail": _duration(failures, 0),
-        "queue": queue,
-        "compute_infer": compute,
-    }
+    queue = _duration(total("queue_seconds_count"), total("queue_seconds_sum"))
+    compute = _duration(total("compute_seconds_count"), total("compute_seconds_sum"))
     unmeasured = ("compute_input", "compute_output", "cache_hit", "cache_miss")
     return {
         "name": model.card.name,
         "version": str(model.card.version),
+        "last_inference": int(total("last_batch_timestamp_seconds") * 1000),
         "inference_count": queue["count"] if TASKS[model.card.task].engine == "text" else int(total("batch_rows_sum")),
         "execution_count": compute["count"],
-        "inference_stats": {**measured, **{name: _duration(0, 0) for name in unmeasured}},
+        "inference_stats": {
+            "success": requests(SUCCESS.__eq__),
+            "fail": requests(SUCCESS.__ne__),
+            "queue": queue,
+            "compute_infer": compute,
+            **{name: _duration(0, 0) for name in unmeasured},
+        },
         "response_stats": {},
         "batch_stats": [],
         "memory_usage": [],

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from app.api import openapi
 from app.api.deadline import Deadline, run_before_deadline, set_deadline
-from app.api.inference import Inference, resolve_model, run_inference
+from app.api.inference import Inference, record_version, resolve_model, run_inference
 from app.api.openapi import BINARY, request_body
 from app.api.request_body import (
     BYTES_PER_VALUE,
@@ -102,6 +102,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         deadline = set_deadline(request, settings.request_seconds)
         query = read_query(request, ClassifyQuery)
         model = await resolve_model(request, registry, CLASSIFY, query.model, deadline)
+        record_version(model)
         engine = model.explainer if query.explain else model.engine
         if engine:  # imported networks have no explainer
             engine.admit(1)  # reject before the body is read
