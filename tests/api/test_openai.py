@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -346,6 +347,8 @@ def test_an_invalid_image_request_raises_an_error_that_names_the_field(client: o
         ("ten fours", "4" * 10),
         ("zero sevens and an eight", "8"),
         ("digits", ""),
+        ("1,2,3", "123"),
+        ("4, 5 and 6", "456"),
     ],
 )
 def test_a_number_before_a_plural_is_a_count(prompt: str, labels: str) -> None:
@@ -360,6 +363,12 @@ def test_labels_may_be_words_and_unknown_words_are_rejected() -> None:
         with pytest.raises(BadValue, match="zoo cannot generate"):
             prompt_labels(prompt, labels, "zoo")
     assert prompt_labels("9" * 500 + " cats", labels, "zoo") == [("cat", 10**5)]
+
+
+@pytest.mark.parametrize("number", ["1,024", "3.5", "3.14", "-3", "2-3", "1,000,000"])
+def test_numbers_that_are_not_counts_are_rejected(number: str) -> None:
+    with pytest.raises(BadValue, match=f"cgan cannot generate '{re.escape(number)}'"):
+        prompt_labels(f"{number} sevens", list("0123456789"), "cgan")
 
 
 @pytest.mark.parametrize("prompt", ["5 digits", "draw twelve images, please"])

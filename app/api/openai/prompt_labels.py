@@ -20,6 +20,7 @@ IGNORED_WORDS = {
     *("digit", "digits", "number", "numbers", "image", "images", "picture", "pictures"),
 }
 COUNTED_WORDS = {"digits", "numbers", "images", "pictures"}
+LIST_COMMA = re.compile(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))")  # a comma as in "1,2,3", but not as in "1,024"
 MAX_COUNT = 10**5  # largest number of images of one label; larger numbers are replaced by this number
 
 
@@ -62,7 +63,7 @@ def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[
 
 def _words(prompt: str) -> list[str]:
     plain = re.sub(r"['’]", "", prompt.lower())
-    return re.findall(r"\d+s?|[^\W\d_]+", plain)
+    return re.findall(r"-?\d+(?:[.,-]\d+)+|-\d+|\d+s?|[^\W\d_]+", LIST_COMMA.sub(" ", plain))
 
 
 def _number(word: str) -> int | None:
