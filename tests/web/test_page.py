@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from fnmatch import fnmatch
@@ -68,6 +69,7 @@ def test_only_pictures_of_a_model_are_served(shipped: httpx.Client) -> None:
         tag = picture.headers["etag"]
         not_modified = shipped.get(f"/v1/models/mnist-gan/pictures/{file}", headers={"if-none-match": tag})
         assert (not_modified.status_code, not_modified.content) == (304, b"")
+        assert tag == f'"{hashlib.sha256(picture.content).hexdigest()[:32]}"'  # another picture has another tag
     for name, file, sentence in (
         ("mnist-gan", "card.json", "mnist-gan@1 has no picture 'card.json'; pictures: curves.png, samples.png"),
         ("mnist-gan", "..%2fcard.json", "the path "),

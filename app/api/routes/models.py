@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -62,7 +63,7 @@ def router(registry: Registry) -> APIRouter:
             known = ", ".join(pictures) or "none"
             raise NotFound(f"{model_name}@{number} has no picture {quote_value(file)}; pictures: {known}", "file")
         content = await registry.read_picture(card, file)
-        return cached_response(request, content, "image/png", f"{card.weights_sha256[:16]}-{file}")
+        return cached_response(request, content, "image/png", hashlib.sha256(content).hexdigest()[:32])
 
     return routes
 
