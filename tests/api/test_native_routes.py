@@ -204,7 +204,8 @@ def test_image_i_of_a_seed_does_not_depend_on_the_count(shipped: httpx.Client) -
 
 def test_an_image_sheet_shows_the_images_of_the_json_answer(shipped: httpx.Client) -> None:
     body = {"count": 5, "seed": 3}
-    sheet = shipped.post("/v1/images/sample", json=body, headers={"accept": "image/png"})
+    accept = [("accept", "image/png"), ("accept", "application/json;q=0.5")]  # like one header with both values
+    sheet = shipped.post("/v1/images/sample", json=body, headers=accept)
     assert sheet.headers["content-type"] == "image/png"
     assert (sheet.headers["x-model"], sheet.headers["x-seed"]) == ("mnist-cgan@1", "3")
     pixels = np.asarray(Image.open(io.BytesIO(sheet.content)))

@@ -15,7 +15,7 @@ from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openapi import BINARY, request_body
 from app.api.request_body import BYTES_PER_VALUE, ModelName, Seed, with_limits
-from app.api.request_head import header, preferred_media_type
+from app.api.request_head import preferred_media_type
 from app.api.responses import ERROR_RESPONSES, ImagesResponse, json_response, success_response, with_model
 from app.engine.executor import INLINE_SIZE
 from app.serving.loader import LoadedModel
@@ -53,7 +53,7 @@ class ImageInference(Inference[ImageSampler]):
         self.body = body
         self.seed = secrets.randbelow(2**32) if body.seed is None else body.seed
         media_types = IMAGE_TYPES if body.end_seed is None else INTERPOLATION_TYPES
-        self.media_type = preferred_media_type(header(request, b"accept"), media_types)
+        self.media_type = preferred_media_type(", ".join(request.headers.getlist("accept")), media_types)
 
     def parse(self) -> list[LatentBatch]:
         body = self.body
