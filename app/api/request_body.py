@@ -56,8 +56,9 @@ def text_or_list(value: Any) -> str:
 def with_limits(model: type[Model], **limits: dict[str, Any] | type[BaseModel]) -> type[Model]:
     """Return a subclass of the Pydantic class ``model`` that has further constraints on some fields.
 
-    The constraints on a field are arguments of ``Field``, or a result of ``with_limits`` for the class of the field. A
-    default value above a limit is replaced by the limit, because Pydantic does not check default values.
+    The constraints on a field are arguments of ``Field``, which may also replace its description, or a result of
+    ``with_limits`` for the class of the field. A default value above a limit is replaced by the limit, because Pydantic
+    does not check default values.
     """
     fields: dict[str, Any] = {}
     for name, limit in limits.items():
@@ -65,9 +66,10 @@ def with_limits(model: type[Model], **limits: dict[str, Any] | type[BaseModel]) 
         if isinstance(limit, type):
             fields[name] = (limit, info)
             continue
-        fields[name] = (Annotated[info.annotation, Field(**limit)], info)
-        if isinstance(info.default, int) and info.default > limit.get("le", info.default):
-            fields[name] = (Annotated[info.annotation, info, Field(**limit)], limit["le"])
+        default = ... if info.is_required() else info.default
+        if isinstance(default, int) and default > limit.get("le", default):
+            default = limit["le"]
+        fields[name] = (Annotated[info.annotation, info, Field(**limit)], default)  # the last arguments count
     return create_model(model.__name__, __base__=model, **fields)
 
 

@@ -223,7 +223,10 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     forecast_request = native.request_model(settings)
     body_model = with_limits(
         TimeSeriesRequest,
-        inputs={"max_length": settings.max_series},
+        inputs={
+            "max_length": settings.max_series,
+            "description": f"series with at most {settings.max_series_values:,} values in all",
+        },
         options=with_limits(ForecastOptions, horizon={"le": settings.max_horizon}),
     )
     endpoint = JsonEndpoint(

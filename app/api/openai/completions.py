@@ -58,9 +58,7 @@ class StreamOptions(RequestBody):
 
 class CompletionRequest(InferenceBody):
     model: ModelName = None
-    prompt: Any = Field(
-        None, description="one or several texts, or one or several lists of character ids", json_schema_extra=PROMPT
-    )
+    prompt: Any = Field(None, json_schema_extra=PROMPT)
     max_tokens: int | None = Field(
         None, ge=0, description="largest length of the text in characters. The default is 16. 0 requires `echo`."
     )
@@ -364,9 +362,13 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the route ``/v1/completions``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
     text_request = generate_text.request_model(settings)
-    max_prompt = settings.max_prompt_characters
+    max_prompt, max_texts = settings.max_prompt_characters, settings.max_texts
+    limits = f"at most {max_prompt:,} characters in all; prompts times `n` is at most {max_texts}"
     body_model = with_limits(
-        CompletionRequest, max_tokens={"le": settings.max_characters}, n={"le": settings.max_texts}
+        CompletionRequest,
+        prompt={"description": f"one or several texts or lists of character ids, {limits}"},
+        max_tokens={"le": settings.max_characters},
+        n={"le": max_texts},
     )
     endpoint = JsonEndpoint(
         registry,

@@ -97,7 +97,12 @@ class ForecastRequest(InferenceBody):
 
 def request_model(settings: Settings) -> type[ForecastRequest]:
     """Return the Pydantic class of the body, with the limits in ``settings``."""
-    return with_limits(ForecastRequest, horizon={"le": settings.max_horizon}, h={"le": settings.max_horizon})
+    values = (
+        f"a series, or a list of at most {settings.max_series} series, with at most {settings.max_series_values:,} "
+        "values in all; null marks a missing value"
+    )
+    horizon = {"le": settings.max_horizon}
+    return with_limits(ForecastRequest, values={"description": values}, horizon=horizon, h=horizon)
 
 
 def parse_size(body: ForecastRequest) -> int:
