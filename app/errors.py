@@ -225,7 +225,7 @@ class CallerGone(QuartetError):
 
 
 class TimedOut(QuartetError):
-    """The result of the request was not ready in time. OpenAI's clients do not repeat the request."""
+    """The deadline of the request passed before its response was ready. OpenAI's clients do not repeat the request."""
 
     status = 504
     type = "server_error"
@@ -236,7 +236,7 @@ class TimedOut(QuartetError):
 
 
 class TooSlow(QuartetError):
-    """The body stopped arriving, or arrived too slowly."""
+    """The body stopped arriving."""
 
     status = 408
     type = "invalid_request_error"

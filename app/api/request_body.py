@@ -22,7 +22,7 @@ from app.api.errors import unknown_field, validation_error
 from app.api.middleware.body_memory import hold_memory
 from app.api.request_head import header
 from app.engine.executor import INLINE_SIZE, Executor
-from app.errors import BadValue, CallerGone, QuartetError, TooLarge, TooSlow, quote_value
+from app.errors import BadValue, CallerGone, QuartetError, TimedOut, TooLarge, TooSlow, quote_value
 from app.store.disk_thread import DiskThread
 
 BYTES_PER_VALUE = 5  # processing this many bytes or pixels takes as long as processing one value
@@ -83,10 +83,10 @@ async def read_body(request: Request, limit: int, pause_seconds: float, codings:
 
     Raises:
         BadValue: the body has another content coding.
-        TooLarge, TooSlow, CallerGone, MemoryFull: as in ``read_raw_body``.
+        TooLarge, TooSlow, TimedOut, CallerGone, MemoryFull: as in ``read_raw_body``.
     """
     coding = header(request, b"content-encoding", "identity")
-    if coding != "identity" and coding.lower() not in codings:
+    if coding.lower() not in ("identity", *codings):
         allowed = f"allowed values: {', '.join(codings)}" if codings else "send the body as it is"
         raise BadValue(f"content-encoding is {quote_value(coding)}; {allowed}", "content-encoding")
     return await read_raw_body(request, limit, pause_seconds)
@@ -97,7 +97,8 @@ async def read_raw_body(request: Request, limit: int, pause_seconds: float) -> b
 
     Raises:
         TooLarge: the body is longer than ``limit`` bytes. Raised as soon as this is known.
-        TooSlow: no byte arrived for ``pause_seconds``, or the deadline passed.
+        TooSlow: no byte arrived for ``pause_seconds``.
+        TimedOut: the deadline passed.
         CallerGone: the client disconnected.
         MemoryFull: all requests together would hold too much memory.
     """
@@ -124,7 +125,7 @@ async def read_raw_body(request: Request, limit: int, pause_seconds: float) -> b
                 timeout.reschedule(min(loop.time() + pause_seconds, deadline))
     except TimeoutError as error:
         if timeout.when() == deadline:
-            raise TooSlow("the deadline passed before the body was complete") from error
+            raise TimedOut("the deadline passed before the body was complete") from error
         raise _paused(pause_seconds) from error
 
 

@@ -28,7 +28,7 @@ NUMPY = {
     "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
 JSON_LENGTH_HEADER = b"inference-header-content-length"
-DECOMPRESSORS = {"gzip": 31, "deflate": 15}  # zlib's wbits for each content coding (RFC 9110, 8.4.1)
+DECOMPRESSORS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits for each content coding (RFC 9110, 8.4.1)
 JSON_TYPES: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, **{name: {int} for name in NUMPY if "INT" in name}}
 MAX_TENSORS = 256  # largest number of tensors in a request; scikit-learn models may have one input for each column
 MAX_FLOAT = sys.float_info.max  # larger integers cannot be converted to a float

@@ -38,7 +38,7 @@ from app.api.request_body import (
     with_limits,
 )
 from app.engine.executor import INLINE_SIZE, Executor
-from app.errors import BadValue, CallerGone, QuartetError, TooLarge, TooSlow
+from app.errors import BadValue, CallerGone, QuartetError, TimedOut, TooLarge, TooSlow
 from app.store.disk_thread import DiskThread
 
 pytestmark = pytest.mark.anyio
@@ -165,7 +165,7 @@ async def test_a_body_that_stops_arriving_is_rejected() -> None:
 async def test_the_deadline_also_bounds_the_reading_of_a_body() -> None:
     late = request(b"ab", hang=True, deadline=asyncio.get_running_loop().time() + 0.01)
     assert await rejection(read_raw_body(late, 9, 60)) == (
-        TooSlow,
+        TimedOut,
         "the deadline passed before the body was complete",
         None,
     )
