@@ -15,7 +15,7 @@ INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip ins
 # PYTHONDONTWRITEBYTECODE=: the empty value allows bytecode files, so that not every test process compiles the project.
 PYTEST := OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
 
-.PHONY: help serve test exports quick check docs report train data evaluate profile bench bench-protocols bench-imported bench-scaling bench-replicas bench-cluster \
+.PHONY: help serve test slow quick check docs report train data evaluate profile bench bench-protocols bench-imported bench-scaling bench-replicas bench-cluster \
 	bench-training bench-processes image-check swaps model-check soak determinism overload restarts attack fuzz oldest mutants audit clean
 
 help: ## list the targets
@@ -27,8 +27,8 @@ serve: .venv/serve ## serve the networks in models_store/ on port 8000; PORT=811
 test: .venv/test ## run all tests, on all cores
 	$(PYTEST)
 
-exports: .venv/test ## test the exported files of all versions in models_store/, including the older versions
-	$(PYTEST) -m "" tests/docs/test_export_page.py tests/exporting
+slow: .venv/test ## run the slow tests: export every version in models_store/, and train on a simulated device
+	$(PYTEST) -m slow
 
 quick: .venv/test ## run only the fast tests of the service, in one to two minutes
 	$(PYTEST) -m "not processes and not trainings" $(addprefix --ignore tests/,docs exporting importing robustness training)

@@ -985,6 +985,7 @@ def test_drawn_shapes_are_reproducible() -> None:
     assert first.getvalue() == second.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", OWN)
 def test_own_data_are_trained_on_another_device(stem: str, workspace: Path) -> None:
     """The device stands in for a GPU. Operators fail if tensors are created on the wrong device."""

@@ -471,6 +471,7 @@ def test_unusable_folders_are_rejected_by_name(workspace: Path) -> None:
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_photos_are_trained_on_another_device(workspace: Path) -> None:
     """The device stands in for a GPU. Operators fail if tensors are created on the wrong device."""
     with fake_device.enabled() as device:

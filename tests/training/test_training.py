@@ -188,6 +188,7 @@ SHORT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", LONG_TESTS)
 def test_a_network_is_trained_on_another_device(stem: str, tiny_data: Path, models: Path, tmp_path: Path) -> None:
     """The device stands in for a GPU. Operators fail if tensors are created on the wrong device."""
