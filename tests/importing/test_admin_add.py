@@ -6,7 +6,7 @@ import contextlib
 import io
 import subprocess
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,12 @@ def test_the_answer_names_the_imported_version_and_not_the_newest(
 def test_a_failed_import_is_answered_with_its_reason(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, status: int | None, stderr: str, answer: tuple[int, str, str]
 ) -> None:
-    def run(command: Sequence[str], timeout: float, **_: object) -> subprocess.CompletedProcess[str]:
+    folders = []
+
+    def run(
+        command: Sequence[str], timeout: float, env: Mapping[str, str], **_: object
+    ) -> subprocess.CompletedProcess[str]:
+        folders.append((env["TMPDIR"], str(Path(command[4]).parent)))
         if status is None:
             raise subprocess.TimeoutExpired(command, timeout)
         return subprocess.CompletedProcess(command, status, "", stderr.replace("FILE", command[4]))
@@ -125,6 +130,9 @@ def test_a_failed_import_is_answered_with_its_reason(
         received = client.post(PATH, params={"name": "a"}, content=b"x", headers=ADMIN_HEADERS)
     error = received.json()["error"]
     assert (received.status_code, error["code"], error["message"]) == answer
+    ((temporary, upload),) = folders
+    assert temporary == upload  # all other folders may be read-only
+    assert not Path(upload).exists()
 
 
 def rejected(client: httpx.Client, query: dict[str, str], content: bytes) -> str:

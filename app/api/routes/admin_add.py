@@ -163,7 +163,8 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
             capture_output=True,
             text=True,
             timeout=IMPORT_SECONDS,
-            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            # The command's temporary files go into ``folder``, because other folders may be read-only.
+            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)},
             check=False,
         )
     except subprocess.TimeoutExpired:
