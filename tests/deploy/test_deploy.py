@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -233,12 +234,13 @@ def test_probes_and_settings_of_pods_exist(serve: Serve) -> None:
 
 def test_only_an_empty_volume_gets_the_networks_of_the_image(tmp_path: Path) -> None:
     (init_container,) = documents("deployment.yaml")[0]["spec"]["template"]["spec"]["initContainers"]
-    image, volume = tmp_path / "image", tmp_path / "volume"
+    image, volume, programs = tmp_path / "image", tmp_path / "volume", tmp_path / "programs"
+    variables = {"QUARTET_STORE": str(image), "HOSTNAME": "pod", "PATH": f"{programs}:{os.defpath}"}
 
     def run() -> set[str]:
         (shell, option, script) = init_container["command"]
         script = script.replace("/store", str(volume))
-        subprocess.run([shell, option, script], env={"QUARTET_STORE": str(image), "HOSTNAME": "pod"}, check=True)
+        subprocess.run([shell, option, script], env=variables, check=True)
         return {str(path.relative_to(volume)) for path in volume.rglob("*") if path.is_file()}
 
     for name in ("a/1/card.json", "b/2/card.json", "defaults.json"):
@@ -256,6 +258,12 @@ def test_only_an_empty_volume_gets_the_networks_of_the_image(tmp_path: Path) -> 
     (volume / ".seeded").unlink()
     shutil.rmtree(volume / "b")  # the volume now has other content
     assert run() == complete - {"b/2/card.json", ".seeded"}
+    shutil.rmtree(volume)
+    volume.mkdir()
+    programs.mkdir()  # this cp also does the work of another pod, which copies the same networks a moment earlier
+    (programs / "cp").write_text(f'#!/bin/sh\n"{shutil.which("cp")}" "$@"\n"{shutil.which("cp")}" -r "$2" {volume}/\n')
+    (programs / "cp").chmod(0o755)
+    assert run() == complete
 
 
 def test_the_kserve_manifest_has_known_fields_and_a_valid_container() -> None:
