@@ -118,7 +118,7 @@ fuzz: .venv/fuzz ## fuzz test: send random requests to the service with Schemath
 	$(BIN)/python -m benchmarks.reliability.fuzz $(ARGS)
 
 oldest: ## run all tests with the oldest allowed dependencies, in .venv-oldest
-	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv-oldest
 	@.venv-oldest/bin/python -m pip install -q "uv>=0.8"
 	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python $(if $(TORCH),--torch-backend=$(TORCH)) --resolution lowest-direct -e ".[test]"
 	.venv-oldest/bin/python -m pytest $(ARGS)
@@ -149,7 +149,8 @@ clean: ## remove the virtual environments and generated files
 .venv/ray: ALSO := .venv/serve .venv/train
 .venv/fuzz .venv/mutants: ALSO := .venv/serve .venv/train .venv/test
 .venv/serve .venv/train .venv/test .venv/ray .venv/fuzz .venv/mutants .venv/profile .venv/audit: pyproject.toml
-	@test -x $(BIN)/python || { echo "Setting up .venv: this takes a few minutes the first time"; $(PYTHON) -m venv .venv; echo "$(TORCH)" > .venv/torch; }
+# Without Debian's package python3-venv, `python3 -m venv` fails after it has made $(BIN)/python, so test pip instead.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Setting up .venv: this takes a few minutes the first time"; $(PYTHON) -m venv .venv && echo "$(TORCH)" > .venv/torch; } || { echo "$(PYTHON) -m venv failed; on Debian and Ubuntu, install the package python3-venv" >&2; exit 1; }
 	@test "$$(cat .venv/torch 2>/dev/null)" = "$(TORCH)" || { echo ".venv has another build of PyTorch than TORCH=$(TORCH): run 'make clean' first" >&2; exit 1; }
 	@$(INSTALL) -e ".$(EXTRA)"
 	@touch $@ $(ALSO)

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -61,26 +62,47 @@ def test_only_arguments_and_settings_choose_the_address(
     assert result.stdout.splitlines()[-1] == f"{settings} exec .venv/bin/python -m app.main"
 
 
+# If the file no-pip exists, `-m venv` makes .venv/bin/python and then fails, as without Debian's package python3-venv.
 FAKE_PYTHON = """#!/bin/sh
-if [ "$*" = "-m venv .venv" ]; then
+case "$*" in
+"-m venv .venv")
     mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/uv
-else
-    echo "$(basename $0) $*" >> calls
-fi
+    [ ! -e no-pip ] && touch .venv/bin/pip ;;
+"-m pip "*) echo "$(basename $0) $*" >> calls; [ -e .venv/bin/pip ] ;;
+*) echo "$(basename $0) $*" >> calls ;;
+esac
 """
 
+Make = Callable[..., subprocess.CompletedProcess[str]]
 
-def test_later_targets_install_packages_for_the_same_build_of_pytorch(tmp_path: Path) -> None:
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Return a function that runs make with the fake Python in ``tmp_path``."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "fake").write_text(FAKE_PYTHON)
     (tmp_path / "fake").chmod(0o755)
 
-    def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name not in ("TORCH", "MAKEFLAGS")}
         command = ["make", "PYTHON=./fake", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
+    return run
+
+
+def test_make_works_after_the_missing_package_of_python_is_installed(tmp_path: Path, make: Make) -> None:
+    (tmp_path / "no-pip").touch()
+    for _ in range(2):
+        result = make(".venv/serve", "TORCH=cpu")
+        assert result.returncode != 0
+        assert "./fake -m venv failed; on Debian and Ubuntu, install the package python3-venv" in result.stderr
+    (tmp_path / "no-pip").unlink()
+    assert make(".venv/serve", "TORCH=cpu").returncode == 0
+
+
+def test_later_targets_install_packages_for_the_same_build_of_pytorch(tmp_path: Path, make: Make) -> None:
     for target in ([".venv/serve", "TORCH=cpu"], [".venv/train"], [".venv/test", "TORCH=cpu"]):
         assert make(*target).returncode == 0
         *_, install = (tmp_path / "calls").read_text().splitlines()
