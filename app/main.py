@@ -89,7 +89,7 @@ def create_app(
     settings = settings or Settings()
     check_torch()
     torch.set_num_threads(settings.threads or cores())
-    metrics, log = Metrics(create_tracer(settings.otlp_endpoint)), AccessLog(settings.log_format)
+    metrics, log = Metrics(create_tracer(settings.otlp_endpoint), settings.workers), AccessLog(settings.log_format)
     registry, counters = Registry(settings, metrics, prepared), counters or limit_storage(settings)
 
     key = admin.admin_key(settings)

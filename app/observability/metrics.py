@@ -40,10 +40,13 @@ class Metrics:
     If there are several workers, the metrics of one version take about 65 KiB of Python objects in each worker, and up
     to 15 KiB in the shared files of the worker. The metrics of a removed version are hidden immediately. These metrics
     are deleted later, together with the metrics of other removed versions.
+
+    ``workers`` is the number of workers that the service should have. Without shared metrics, it is 1.
     """
 
-    def __init__(self, tracer: Tracer | None = None) -> None:
+    def __init__(self, tracer: Tracer | None = None, workers: int = 1) -> None:
         self.tracer = tracer
+        self._planned_workers = max(workers, 1) if is_shared() else 1
         self._disk = DiskThread("metrics")
         self.running_requests = 0  # copied to the gauge ``requests_running`` when the registry reports
         self._by_version: dict[VersionKey, VersionMetrics] = {}
@@ -73,6 +76,10 @@ class Metrics:
         )
         self.workers = self._gauge("workers", "Worker processes")
         self.workers.set(1)
+        self.planned_workers = self._gauge(
+            "planned_workers", "Worker processes that the service should have", mode="livemax"
+        )
+        self.planned_workers.set(self._planned_workers)
         self._create_for_versions()
         # A cache by route, method and status, because looking up labels in prometheus_client takes longer.
         self._responses: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}

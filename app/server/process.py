@@ -124,6 +124,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
     worker_settings = settings.model_copy(
         update={
             "threads": threads,
+            "workers": workers,  # for the metric quartet_planned_workers
             # Each worker must have room for one body of the allowed size.
             "max_buffered_bytes": max(settings.max_buffered_bytes // workers, settings.max_body_bytes),
             "queue_rows": max(1, settings.queue_rows // workers),

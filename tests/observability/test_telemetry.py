@@ -141,8 +141,11 @@ async def no_message() -> Any:
     raise AssertionError
 
 
+TWO_CORES = "from app.server import process; process.cores, process.available_memory = lambda: 2, lambda: None"
+
+
 def test_metrics_of_workers_are_added_up_and_gauges_of_dead_workers_removed(tiny_store: Path) -> None:
-    with serving(tiny_store) as service:
+    with serving(tiny_store, before=TWO_CORES, workers=0) as service:
         with httpx.Client(base_url=service.url) as client:
             wait_until(lambda: metric_samples(client).get(("quartet_workers",)) == 2)
             wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *labels("tiny-gan"))) == 2 * SIZE)
@@ -158,6 +161,7 @@ def test_metrics_of_workers_are_added_up_and_gauges_of_dead_workers_removed(tiny
                     samples = metric_samples(client)
             except httpx.HTTPError:
                 return False
+            assert samples["quartet_planned_workers",] == 2
             return (
                 samples.get(("quartet_workers",)) == 2 and samples["quartet_batch_rows_sum", *labels("tiny-gan")] == 18
             )
@@ -184,7 +188,7 @@ def test_metrics_of_removed_versions_are_hidden_and_deleted(
     serve: Serve, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metrics = Metrics()
-    monkeypatch.setattr("app.main.Metrics", lambda tracer: metrics)
+    monkeypatch.setattr("app.main.Metrics", lambda tracer, workers: metrics)
     with serve(store_poll_seconds=0.02) as client:
         client.post(SAMPLE, json={"count": 3})
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 5})
@@ -194,6 +198,7 @@ def test_metrics_of_removed_versions_are_hidden_and_deleted(
         )
         wait_until(lambda: not [key for key in metric_samples(client) if key[1:3] in removed])
         samples = metric_samples(client)
+        assert samples["quartet_workers",] == samples["quartet_planned_workers",] == 1
         assert samples["quartet_batch_rows_sum", *labels("tiny-gan")] >= 3
         assert samples["quartet_time_to_first_token_seconds_count", *labels("tiny-rnn")] == 1
         label_sets = {
@@ -220,7 +225,7 @@ def test_several_workers_delete_metrics_of_removed_versions_only(tiny_store: Pat
         wait_until(lambda: next(versions) > STALE_VERSIONS_PER_SWEEP + 2 and deleted())
         samples = metric_samples(client)
         assert samples[request_count] == samples["quartet_time_to_first_token_seconds_count", *labels("tiny-rnn")] == 6
-        assert samples["quartet_workers",] == 2
+        assert samples["quartet_workers",] == samples["quartet_planned_workers",] == 2
         assert samples["quartet_loaded_bytes", *labels("tiny-gan")] == 2 * SIZE
         assert httpx.post(f"{service.url}{CONTINUE}", json={"prompt": "a", "max_characters": 5}).status_code == 200
         assert metric_samples(client)[request_count] == 7
