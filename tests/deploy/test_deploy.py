@@ -16,9 +16,11 @@ import httpx
 import kubernetes_validate
 import pytest
 import yaml
+from support.imported.onnx_models import linear_model
 from support.responses import metric_samples
 from support.service import ROOT, Serve
 
+from app.cli import models
 from app.observability.metrics import Metrics
 from app.settings import PREFIX, Settings
 from deploy.image_check import send_requests
@@ -402,3 +404,10 @@ def test_containers_are_not_root_and_contain_an_sbom() -> None:
 
 def test_the_image_check_sends_a_request_to_each_model(shipped: httpx.Client) -> None:
     assert send_requests(shipped) == [model["id"] for model in shipped.get("/v1/models").json()["data"]]
+
+
+def test_the_image_check_accepts_a_network_without_a_task(serve: Serve, tiny_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "linear.onnx").write_bytes(linear_model()[0].SerializeToString())
+    assert models.main(["add", str(tmp_path / "linear.onnx"), "--name", "linear", "--store", str(tiny_store)]) == 0
+    with serve() as client:
+        assert "linear" in send_requests(client)
