@@ -332,8 +332,10 @@ def test_compose_matches_its_specification() -> None:
             assert COMPOSE["services"][other].get("profiles", []) == service["profiles"], name
 
 
-def test_grafana_uses_the_mounted_files() -> None:
+def test_grafana_uses_the_mounted_files_and_accepts_no_passwords() -> None:
     grafana = COMPOSE["services"]["grafana"]
+    assert grafana["environment"]["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert grafana["environment"]["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
     mounted = {target: source for source, target, *_ in (volume.split(":") for volume in grafana["volumes"])}
     assert mounted["/etc/grafana/provisioning"] == "./deploy/grafana/provisioning"  # the path that the image reads
     (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/quartet.yml").read_text())["providers"]
