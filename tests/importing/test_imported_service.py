@@ -227,6 +227,7 @@ def test_wrong_inputs_are_rejected_by_name(
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), 503, 503),
         (torch.AcceleratorError("CUDA error: device-side assert triggered"), 500, 503),
         (RuntimeError("index out of bounds"), 400, 200),
+        (RuntimeError("could not create a primitive"), 400, 200),  # also raised for tensors that are too large
     ],
 )
 def test_errors_of_the_device_are_not_the_callers(

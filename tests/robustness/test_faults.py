@@ -64,6 +64,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 FAULTS: dict[str, Callable[..., Any]] = {
     "raises an error": raising(RuntimeError("secret")),
     "is out of memory": raising(MemoryError("secret")),
+    "is out of memory for a convolution": raising(RuntimeError("could not create a primitive")),
     "is out of the GPU's memory": raising(torch.OutOfMemoryError("CUDA out of memory: secret")),
     "returns no rows": lambda self, items: [],
     "returns too many rows": lambda self, items: [None] * (len(items) + 1),

@@ -228,6 +228,7 @@ def store_error(cause: Exception) -> StoreError:
         (MemoryError(), "MemoryError: ", True),
         (torch.OutOfMemoryError("cuda"), "OutOfMemoryError: cuda", True),
         (RuntimeError("you tried to allocate memory"), "RuntimeError: you tried to allocate memory", True),
+        (RuntimeError("could not create a primitive"), "RuntimeError: could not create a primitive", True),
         (RuntimeError("shapes"), "RuntimeError: shapes", False),
         (OSError(5, "disk"), "OSError: [Errno 5] disk", True),
         (store_error(OSError(5, "disk")), "cannot be read", True),

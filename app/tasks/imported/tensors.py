@@ -106,8 +106,8 @@ class TensorPredictor:
         try:
             return self.network.run(arrays)
         except INPUT_ERRORS as error:
-            if is_out_of_memory(error) or isinstance(error, DEVICE_ERROR):  # not caused by the input alone
-                raise
+            if is_out_of_memory(error, imported=True) or isinstance(error, DEVICE_ERROR):
+                raise  # not caused by the input alone
             reason = str(error).strip().partition("\n")[0][:300]
             raise BadValue(f"{self.card.name} cannot read this input: {reason}", "inputs") from error
 
