@@ -58,6 +58,24 @@ def test_incomplete_time_steps_are_not_summed(
     assert set(mean.series[0].values) == {10}
 
 
+DAYS = days_from("2024-01-01", "2024-04-30")
+
+
+@pytest.mark.parametrize("layout", ["one series", "groups", "columns of dates"])
+@pytest.mark.parametrize("days", [DAYS, DAYS[::-1], DAYS[1::2] + DAYS[::2]], ids=["oldest", "newest", "unsorted"])
+def test_the_last_value_of_a_time_step_is_the_latest_in_any_order_of_rows(
+    tmp_path: Path, layout: str, days: list[datetime]
+) -> None:
+    shops = ("north",) if layout == "one series" else ("north", "south")
+    lines = ["day,shop,sold", *(f"{day:%Y-%m-%d},{shop},{day:%j}.5" for shop in shops for day in days)]
+    if layout == "columns of dates":
+        lines = ["shop," + ",".join(f"{day:%Y-%m-%d}" for day in days)]
+        lines += [f"{shop}," + ",".join(f"{day:%j}.5" for day in days) for shop in shops]
+    options = ReadOptions(resample="M", aggregate="last", group=None if layout == "one series" else "shop")
+    table = read_table(write_table(tmp_path, lines), options)
+    assert [series.values.tolist() for series in table.series] == [[31.5, 60.5, 91.5, 121.5]] * len(shops)
+
+
 @pytest.mark.parametrize("step", ["-1D", "0D", "-15min", "0h"])
 def test_a_step_that_is_not_positive_is_rejected(tmp_path: Path, step: str) -> None:
     path = write_table(tmp_path, ["day,sold", *(f"{day:%Y-%m-%d},10" for day in days_from("2024-01-01", "2024-02-29"))])

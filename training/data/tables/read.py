@@ -263,7 +263,7 @@ def _on_grid(
         if options.aggregate == "sum":
             values = resampling.without_incomplete(body, options.resample, time.reading.times, times, values)
     frame = pd.DataFrame({"(series)": labels, "(time)": times, **values, **covariates})
-    frame = frame.sort_values("(time)", kind="stable")
+    frame = frame.iloc[np.argsort(time.reading.times.to_numpy(), kind="stable")]  # by time also within a longer step
     frame, combined = resampling.combine(body, frame, options.aggregate, list(covariates), bool(options.resample))
     groups = {str(label): part for label, part in frame.groupby("(series)", sort=False)}
     time_grid = frequency.grid([part["(time)"].to_numpy() for part in groups.values()], period)
