@@ -258,6 +258,10 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         (["closed for repair", "none"], series("2024-01-01", "day", [-999 if i == 7 else v for i, v in enumerate(known)])),
     )):  # fmt: skip
         add(f"-999 and closed, {number}", closed, expected, missing=missing)
+    add("mostly closed", lines("d,a,b", *([x, v if i > 29 else "closed", v] for i, (x, v) in enumerate(zip(d40, v40, strict=True)))),
+        {**series("2024-01-31", "day", v40[30:], "a"), **series("2024-01-01", "day", v40, "b")}, missing=["closed"])  # fmt: skip
+    add("closed as the name of a series", lines("d,g,y", *([d, "closed" if g == "b" else g, y] for d, g, y in grouped)),
+        {"a": day["y"], "closed": two["b"]}, missing=["closed"], group="g")  # fmt: skip
     add("flags of a known covariate", lines("d,y,open", *([x, v, i % 7 > 0] for i, (x, v) in enumerate(zip(d40, v40, strict=True)))),
         "open is 'False', not a number; write 1 for 'True' and 0 for 'False'", known_covariates="open")  # fmt: skip
     add("words of a known covariate", lines("d,y,promo", *([x, v, "" if i % 9 == 4 else "no" if i % 7 else "yes"] for i, (x, v) in

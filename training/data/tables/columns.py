@@ -55,6 +55,21 @@ def detect_time(
     return detected
 
 
+def without_missing(frame: pd.DataFrame, missing: Sequence[str]) -> pd.DataFrame:
+    """Return the cells without the words of --missing, so that a column with many such words is a column of numbers.
+
+    Only columns whose other cells are mostly numbers change. In the names of series, such words are not missing.
+    Numbers of --missing, such as -999, are removed later, from the columns of values.
+    """
+    words = [text for text in missing if text != "none" and not numbers.is_number(text)]
+    columns = {}
+    for name in frame.columns if words else ():
+        cells = frame[name].mask(frame[name].isin(words), None)
+        if numbers.share(cells) > 0.5 or cells.map(numbers.is_missing).all():
+            columns[name] = cells
+    return frame.assign(**columns)
+
+
 def value_columns(
     body: Body, used: Sequence[str], requested: Sequence[str] | None, times: pd.Series | None
 ) -> list[str]:

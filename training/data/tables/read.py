@@ -87,6 +87,7 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
         raise DataError(f"--season is {options.season}; allowed are 1 (no season) to {MAX_SEASON} steps")
     sheet = read_sheet(path, options.sheet, options.encoding)
     body = header.locate(path, sheet, options.header)
+    body.frame = roles.without_missing(body.frame, options.missing or ())
     body.remarks.insert(0, f"read as {sheet.described}")
     _check_names(body, options)
     known = _listed(options.known_covariates, body)
