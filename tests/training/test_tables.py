@@ -315,6 +315,9 @@ def test_the_index_column_may_hold_the_time_stamps(tmp_path: Path, name: str) ->
         (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"format": "%H"}, "--format %H does not fit the cells"),
         (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"resample": "x"}, "--resample x: "),
         (["t,y", *(f"{i}/{i}/2020,{i}" for i in range(1, 10))], {}, "is ambiguous|are irregular"),
+        (["y", *"12345678"], {"resample": "M", "aggregate": "sum"}, "--resample M, --aggregate sum cannot be used"),
+        (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"time": "none", "format": "%d"}, "--format %d cannot be"),
+        (["a,b,c", "x,1,2", "y,2,1"], {"by_rows": True, "format": "%d"}, "--format %d cannot be used without time"),
     ],
 )  # fmt: skip
 def test_an_unusable_table_is_rejected(

@@ -132,6 +132,9 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     covariates = roles.parse_values(body, known, options.decimal, options.missing or ())
     labels = _labels(body, groups, unpivoted is not None)
     if time is None:
+        by_time = {"--format": options.format, "--resample": options.resample, "--aggregate": options.aggregate}
+        if unused := ", ".join(f"{option} {value}" for option, value in by_time.items() if value is not None):
+            raise body.error(f"{unused} cannot be used without time stamps; omit it, or name their column with --time")
         if not unpivoted and options.time is None:
             body.remarks.append("no column holds time stamps: the rows are read in the order of time")
         return _table(body, options, _in_order(labels, values, covariates, padded=unpivoted is not None), "step", None)
