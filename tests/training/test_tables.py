@@ -313,6 +313,8 @@ def test_the_index_column_may_hold_the_time_stamps(tmp_path: Path, name: str) ->
         (["a,b", "1,2"], {"sheet": "c"}, "is no Excel file, so it has no sheet 'c'"),
         (["a,b", "1,2"], {"encoding": "c"}, "--encoding c: Python knows no such encoding"),
         (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"format": "%H"}, "--format %H does not fit the cells"),
+        (["t,y", *(f"2024-01-0{i} UTC,1" for i in range(1, 9))], {"format": "%Y-%m-%d %Z"},
+         "--format %Y-%m-%d %Z: names of time zones are not supported; use %z for offsets such as .0100, or omit"),
         (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"resample": "x"}, "--resample x: "),
         (["t,y", *(f"{i}/{i}/2020,{i}" for i in range(1, 10))], {}, "is ambiguous|are irregular"),
         (["y", *"12345678"], {"resample": "M", "aggregate": "sum"}, "--resample M, --aggregate sum cannot be used"),

@@ -168,6 +168,9 @@ def _check_names(body: Body, options: ReadOptions) -> None:
             raise body.error(f"has no column {name!r}; its columns are: {', '.join(map(str, body.frame.columns))}")
     if options.aggregate not in (None, *AGGREGATES):
         raise body.error(f"--aggregate {options.aggregate}; allowed are {', '.join(AGGREGATES)}")
+    if "%Z" in (options.format or ""):
+        reason = "names of time zones are not supported; use %z for offsets such as +0100, or omit --format"
+        raise body.error(f"--format {options.format}: {reason}")
 
 
 def _usable(body: Body, time: TimeColumn, values: Sequence[str]) -> TimeColumn:
