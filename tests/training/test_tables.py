@@ -319,6 +319,8 @@ def test_the_index_column_may_hold_the_time_stamps(tmp_path: Path, name: str) ->
         (["t,y", *(f"{i}/{i}/2020,{i}" for i in range(1, 10))], {}, "is ambiguous|are irregular"),
         (["y", *"12345678"], {"resample": "M", "aggregate": "sum"}, "--resample M, --aggregate sum cannot be used"),
         (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"time": "none", "format": "%d"}, "--format %d cannot be"),
+        (["y", "1", "-1e308", "1"], {}, r"y has the value -1e\+308; allowed are -1e\+150 to 1e\+150"),
+        (["y,x", "1,2", "2,1e151", "1,3"], {"known_covariates": "x"}, r"y has the value 1e\+151; allowed are"),
         (["a,b,c", "x,1,2", "y,2,1"], {"by_rows": True, "format": "%d"}, "--format %d cannot be used without time"),
     ],
 )  # fmt: skip

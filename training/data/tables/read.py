@@ -26,6 +26,7 @@ from training.data.tables.unpivot import TIME, VALUE, unpivot
 
 AGGREGATES = ("sum", "mean", "last")
 CALENDAR_YEARS = 10  # number of years after the last time stamp for which holidays are stored
+MAX_VALUE = 1e150  # largest value of a series or covariate, because squares of larger values overflow
 NO_COLUMNS = np.empty((0, 0))
 
 
@@ -359,6 +360,9 @@ def _table(
         if not len(there):
             body.remarks.append(f"{name} has no values, so it is left out")
             continue
+        for cells in (values, known):
+            if len(wrong := cells[np.abs(cells) > MAX_VALUE]):
+                raise body.error(f"{name} has the value {wrong[0]}; allowed are -{MAX_VALUE} to {MAX_VALUE}")
         part = values[there[0] : there[-1] + 1]
         if names and there[-1] + 1 < len(values):
             body.remarks.append(f"{name}: the last {len(values) - 1 - there[-1]} rows have no value and are not used")
