@@ -44,7 +44,9 @@ WARM_UP = 0.05  # share of the training steps during which the learning rate ris
 
 
 def cosine_schedule(step: int, total: int) -> float:
-    """Return the factor of the learning rate: it rises linearly during ``WARM_UP``, and then follows a cosine to 0."""
+    """Return the factor of the learning rate: linear during ``WARM_UP``, then a cosine to 0. For a single step: 1."""
+    if total == 1:
+        return 1.0
     done = (step + 1) / total
     if done < WARM_UP:
         return done / WARM_UP

@@ -740,6 +740,7 @@ def test_the_cosine_schedule_warms_up_and_ends_at_zero() -> None:
     assert factors[0] < 0.3
     assert factors[-1] < 1e-3
     assert factors[5:] == sorted(factors[5:], reverse=True)
+    assert running.cosine_schedule(0, 1) == 1  # the only step trains the network
 
 
 def test_lookahead_returns_to_the_slow_weights_and_ends_with_them() -> None:
