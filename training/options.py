@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import math
 import os
+import sys
 import time
 import typing
 from collections.abc import Sequence
@@ -108,6 +109,9 @@ def parse_options(
         group.add_argument("--minutes", type=_minutes, metavar="N", help=minutes_help)
     numbers = _add_numbers(parser, presets)
     arguments = vars(parser.parse_args(argv))
+    if not arguments.get("preview"):
+        data = arguments[next(iter(data_flags)).removeprefix("--")] if data_flags else None
+        _check_utf8(parser, sys.argv[1:] if argv is None else argv, data)
     fields = {field.name for field in dataclasses.fields(Options)} - {"script", "data_options", "started"}
     common = {name: arguments.pop(name) for name in list(arguments) if name in fields}
     overrides = {name: arguments.pop(name) for name in list(arguments) if name in numbers}
@@ -132,6 +136,17 @@ def parse_options(
     config = dataclasses.replace(presets[preset], **overrides)  # type: ignore[type-var]
     started = time.monotonic() - (_process_age() if argv is None else 0.0)
     return Options(script, **common, data_options=arguments, started=started), config
+
+
+def _check_utf8(parser: argparse.ArgumentParser, words: Sequence[str], data: Path | Sequence[Path] | None) -> None:
+    """Exit with a message if a word of the command or the name of the data is not UTF-8, because the card has both."""
+    paths = [data] if isinstance(data, Path) else data or []
+    names = [os.path.basename(full(path)) for path in paths for full in (os.path.abspath, os.path.realpath)]
+    for text in (*words, *names):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            parser.error(f"{text!r} is not UTF-8; rename the file or folder")
 
 
 def _process_age() -> float:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import signal
 from collections import Counter
@@ -560,6 +561,21 @@ def test_names_of_files_need_not_be_utf_8(tmp_path: Path, capsys: pytest.Capture
     assert r"gr\udcfcn.jpg has 0 bytes" in capsys.readouterr().out
     running.Run.write_file(SimpleNamespace(folder=tmp_path), "skipped.txt", dataset.skipped[0])  # type: ignore[arg-type]
     assert r"gr\udcfcn.jpg" in (tmp_path / "skipped.txt").read_text()
+
+
+@pytest.mark.parametrize("option", ["data", "name of the data", "--store"])
+@pytest.mark.parametrize("stem", SCRIPTS)
+def test_a_command_that_is_not_utf_8_is_rejected_before_the_data_are_read(
+    stem: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / os.fsdecode(b"\xff")
+    bad.mkdir()
+    monkeypatch.chdir(bad)
+    data = {"data": str(bad), "name of the data": "."}.get(option, "pets")
+    with pytest.raises(SystemExit):
+        SCRIPTS[stem].main([OWN[stem][0], data, "--name", "mine", "--store", str(bad) if option == "--store" else "x"])
+    assert re.search(r"error: '.*\\udcff' is not UTF-8; rename the file or folder\n$", capsys.readouterr().err)
+    assert not list(bad.iterdir())
 
 
 def test_images_are_reordered_in_the_memory_that_they_already_use() -> None:
