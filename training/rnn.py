@@ -247,7 +247,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     text = texts.read(options.data_options["text"], options.data_options["encoding"])
     data = {f"text:{texts.name_of(path)}": text.sha256 for path in options.data_options["text"]}
     base = read_base(options, config, data)
-    vocabulary = texts.vocabulary_of(text.train, options.data_options["min_count"])
+    vocabulary = texts.own_vocabulary(text.train, options.data_options["min_count"])
     texts.report(text, vocabulary)
     if base:
         texts.check_known(base, text.train)

@@ -766,6 +766,12 @@ def test_an_unreadable_text_is_rejected_with_the_position(tmp_path: Path) -> Non
         texts.read([tmp_path / "nothing.txt"])
 
 
+def test_a_vocabulary_without_characters_is_rejected(workspace: Path) -> None:
+    with pytest.raises(DataError, match="--min-count is 99,999, but only 0 characters occur so often in the training"):
+        train("rnn", "--min-count", "99999")
+    assert not Path("runs").exists()
+
+
 def test_files_with_any_line_breaks_are_joined_to_one_text(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbf" + b"one\r\ntwo\r" * 2000)
     (tmp_path / "b").write_text("grüße", "utf-8")

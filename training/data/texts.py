@@ -90,6 +90,17 @@ def vocabulary_of(text: str, min_count: int = 1) -> list[str]:
     return [*sorted(character for character, count in counts.items() if count >= min_count), UNKNOWN_CHARACTER]
 
 
+def own_vocabulary(text: str, min_count: int) -> list[str]:
+    """Return the vocabulary of a user's text. Raises DataError if fewer than two characters occur often enough."""
+    vocabulary = vocabulary_of(text, min_count)
+    if len(vocabulary) < 3:
+        raise DataError(
+            f"--min-count is {min_count:,}, but only {len(vocabulary) - 1} characters occur so often in the training "
+            "part of the text; at least two are needed"
+        )
+    return vocabulary
+
+
 def encode(text: str, vocabulary: Sequence[str]) -> Tensor:
     """Return the vocabulary indices int32 [len(text)] of the characters of a text."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
