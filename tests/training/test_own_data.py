@@ -475,6 +475,30 @@ def test_minutes_cover_start_training_and_evaluation(
     assert (workspace / "models_store" / "mine" / "1").exists()
 
 
+def test_the_planned_time_of_a_step_includes_the_predictions_of_the_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(RNN_OWN, batch=4, bptt=8, hidden=8, layers=1)
+    read: list[torch.Tensor] = []
+
+    def predict(characters: torch.Tensor, states: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        read.append(characters)
+        return torch.full((*characters.shape, 5), 0.2), states
+
+    def plan(run: Any, default: int, start_dummy_run: Any, *_: Any) -> None:
+        step = start_dummy_run()
+        assert not read
+        step(0)
+        step(1)
+        raise SystemExit
+
+    monkeypatch.setattr(time_budget, "plan", plan)
+    text = texts.FixedText(torch.arange(100) % 5)
+    run: Any = SimpleNamespace(options=SimpleNamespace(device="cpu", seed=0, minutes=1.0))
+    teachers: Any = SimpleNamespace(zero_states=lambda rows: [], predict=predict)
+    with pytest.raises(SystemExit):
+        language_model.fit(run, config, text, [], language_model.new_network(config, 5), teachers=teachers)
+    assert [characters.shape for characters in read] == [(4, 8), (4, 8)]
+
+
 def test_a_timed_evaluation_publishes_and_prints_nothing(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--csv", "sales.csv", "--season", "7", "--batch", "16", "--force", "--name", "mine", "--threads", "1"]
     lstm.main([*arguments, "--minutes", "0.001"])

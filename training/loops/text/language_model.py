@@ -172,10 +172,9 @@ def fit(
     steps_per_epoch = count_steps(config, train.length)
 
     def start_dummy_run() -> Callable[[int], object]:
-        trainer = Trainer(copy.deepcopy(network), config, device)
+        trainer = Trainer(copy.deepcopy(network), config, device, teachers)
         characters = batch_at(train.characters(0), config, run.options.seed, 0, 0).to(device)
-        state = trainer.network.zero_state(config.batch // distributed.world_size())
-        return lambda step: trainer.update(characters, state, config.learning_rate)
+        return lambda step: _dummy_step(trainer, characters)
 
     def evaluate_untrained() -> float:
         return timed_evaluation(network) if timed_evaluation else 0.0
@@ -268,6 +267,15 @@ def _train_step(run: Run, trainer: Trainer, train: TrainingText, step: int, tota
     learning_rate = config.learning_rate * cosine_schedule(step, total)
     loss, run.tensors["state"] = trainer.update(characters, run.tensors["state"], learning_rate, teacher_probabilities)
     return loss
+
+
+def _dummy_step(trainer: Trainer, characters: Tensor) -> None:
+    """Train one step from initial states. ``characters`` [batch, bptt + 1]."""
+    config, teachers, probabilities = trainer.config, trainer.teachers, None
+    rows = config.batch // distributed.world_size()
+    if teachers:
+        probabilities, _ = teachers.predict(distributed.shard(characters[:, :-1]), teachers.zero_states(rows))
+    trainer.update(characters, trainer.network.zero_state(rows), config.learning_rate, probabilities)
 
 
 def count_steps(config: RnnConfig, characters: int) -> int:
