@@ -173,9 +173,13 @@ def smoothings(config: AirbenchConfig) -> list[float]:
     return [round(step / 20 * config.label_smoothing, 6) for step in range(41)]
 
 
-def check(config: CnnConfig | AirbenchConfig) -> None:
-    """End the command with a message if a hyperparameter is outside its range."""
-    ranges: dict[str, tuple[int, int]] = {"validation": (1, 49_000)}
+def check(config: CnnConfig | AirbenchConfig | CnnFinetuneConfig, side: int) -> None:
+    """End the command with a message if a hyperparameter is outside its range. ``side``: of the images, in pixels."""
+    ranges: dict[str, tuple[int, int]] = {"shift": (0, side - 1), "label_smoothing": (0, 1)}
+    if isinstance(config, CnnFinetuneConfig):
+        ranges["head_only_share"] = (0, 1)
+    else:
+        ranges["validation"] = (1, 49_000)
     if isinstance(config, AirbenchConfig):
         ranges |= {"depth": (2, 3), "selected": (0, config.batch), "cutout": (0, 32)}
         ranges |= {"corrupted": (0, 1), "warm_up": (0, 1)}
@@ -241,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, config = arguments(argv)
     if isinstance(config, CnnFinetuneConfig):
         side = image_side(options)
+        check(config, side)
         dataset = read_dataset(options, side)
         print_summary(dataset)
         if side > SMALL_SIDE:
@@ -248,8 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             cnn_finetune.train(options, config, argv, dataset)
         return
-    check(config)
     images: data.Images = getattr(data, config.data)()
+    check(config, images.train_images.shape[-1])
     if config.batch > (left := len(images.train_labels) - config.validation):
         sys.exit(f"--batch is {config.batch:,}, but there are only {left:,} training images")
     run = Run(options, config, argv)

@@ -310,6 +310,25 @@ def test_numbers_with_which_no_step_is_possible_are_rejected(stem: str, capsys: 
         assert f"error: {message}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("preset", "option", "value", "message"),
+    [
+        ("own", "--shift", "32", "--shift must be from 0 to 31, not 32"),
+        ("own", "--label-smoothing", "2", "--label-smoothing must be from 0 to 1, not 2.0"),
+        ("own", "--head-only-share", "5", "--head-only-share must be from 0 to 1, not 5.0"),
+        ("digits", "--shift", "28", "--shift must be from 0 to 27, not 28"),
+    ],
+)
+def test_numbers_of_image_classifiers_outside_their_range_are_rejected(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, preset: str, option: str, value: str, message: str
+) -> None:
+    monkeypatch.setattr(cnn.data, "mnist", lambda: SimpleNamespace(train_images=torch.zeros(1, 1, 28, 28)))
+    arguments = [*OWN["cnn"], "--name", "mine"] if preset == "own" else ["--preset", preset]
+    with pytest.raises(SystemExit, match=f"^{message}$"):
+        cnn.main([*arguments, option, value])
+    assert not Path("runs").exists()
+
+
 def test_a_run_is_not_resumed_with_other_options(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     for options, resumed, change in (
