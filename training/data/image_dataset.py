@@ -178,14 +178,21 @@ def _position(unit: str) -> float:
 def keep_trainable(dataset: ImageDataset, path: Path, classes: int = 2) -> ImageDataset:
     """Skip the classes with too few images.
 
-    Raises DataError if fewer than ``classes`` classes are left, or if a part of the split has no images.
+    Raises DataError if fewer than ``classes`` classes are left, if a part of the split has no images, or if a class has
+    no images for training.
     """
     kept = _keep_large_classes(dataset, path, classes)
-    for part, indices in zip(("training", "validation", "testing"), kept.split(), strict=True):
+    split = kept.split()
+    for part, indices in zip(("training", "validation", "testing"), split, strict=True):
         if not len(indices):
             groups = len(set(kept.groups))
             hint = f"--group makes only {groups} groups; use smaller groups" if groups else "add images to this part"
             raise DataError(f"{path}: no images are left for {part}; {hint}")
+    counts = replace(kept, labels=kept.labels[split[0]]).counts
+    if untrained := ", ".join(name for name, count in zip(kept.classes, counts, strict=True) if not count):
+        hint = "move images of each class to train" if kept.parts else "add images of each class"
+        hint = f"use smaller groups in --group, or {hint}" if kept.groups else hint
+        raise DataError(f"{path}: no images for training of {untrained}; {hint}, or remove these classes")
     return kept
 
 
