@@ -102,8 +102,7 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     time: TimeColumn | None
     if unpivoted:
         body, groups = unpivoted.body, unpivoted.labels
-        pattern = options.format
-        time = time_column.detect(body, TIME, pattern, ()) if unpivoted.timed else None
+        time = time_column.detect(body, TIME, options.format, ()) if unpivoted.timed else None
         names = [VALUE]
     else:
         groups = _given_groups(body, options)
@@ -111,8 +110,8 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
         names = []
     if time:
         time = _usable(body, time_column.in_utc(body, time, options.holidays is not None), names)
-    if options.holidays and time is None:
-        raise body.error("--holidays needs a column of time stamps")
+    else:
+        _reject_time_options(body, options)
     used = [*groups, *known, *(time.names if time else ())]
     times = time.reading.times if time else None
     if not unpivoted:
@@ -133,14 +132,20 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     covariates = roles.parse_values(body, known, options.decimal, options.missing or ())
     labels = _labels(body, groups, unpivoted is not None)
     if time is None:
-        by_time = {"--format": options.format, "--resample": options.resample, "--aggregate": options.aggregate}
-        if unused := ", ".join(f"{option} {value}" for option, value in by_time.items() if value is not None):
-            raise body.error(f"{unused} cannot be used without time stamps; omit it, or name their column with --time")
         if not unpivoted and options.time is None:
             body.remarks.append("no column holds time stamps: the rows are read in the order of time")
         return _table(body, options, _in_order(labels, values, covariates, padded=unpivoted is not None), "step", None)
     body.remarks.append(f"time stamps: column {', '.join(map(repr, time.names))}, {time.reading.label}")
     return _on_grid(body, options, labels, values, covariates, time)
+
+
+def _reject_time_options(body: Body, options: ReadOptions) -> None:
+    """Raise DataError if an option for time stamps is given. The table has none."""
+    if options.holidays:
+        raise body.error("--holidays needs a column of time stamps")
+    by_time = {"--format": options.format, "--resample": options.resample, "--aggregate": options.aggregate}
+    if unused := ", ".join(f"{option} {value}" for option, value in by_time.items() if value is not None):
+        raise body.error(f"{unused} cannot be used without time stamps; omit it, or name their column with --time")
 
 
 def _given_groups(body: Body, options: ReadOptions) -> list[str]:
