@@ -17,7 +17,7 @@ from app import store
 from app.importing.draft import Draft
 from app.importing.memory import LARGEST_SIZE, MAX_ROWS, MemoryLimit
 from app.importing.onnx_archive import is_onnx_archive, read_onnx_archive
-from app.importing.onnx_file import fix_image_sizes, read_inputs, read_onnx_file
+from app.importing.onnx_file import fix_image_sizes, read_onnx_file, read_signature
 from app.importing.pt2_archive import read_pt2
 from app.importing.pt2_graph import BadProgram, InputSpec
 from app.networks.imported import ImportedSizes
@@ -111,7 +111,7 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
         batch = None
     sizes = MemoryLimit(tensors, program.inputs).fit(_shapes(program.inputs), program.ranges, batch)
     versions = {"torch": torch.__version__, "exported by torch": program.torch_version}
-    return Draft.start("exported-program", program.inputs, sizes, versions, tensors)
+    return Draft.start("exported-program", program.inputs, sizes, versions, tensors, program.output_shapes)
 
 
 def _read_onnx(tensors: dict[str, Tensor], description: Description) -> list[Draft]:
@@ -120,18 +120,20 @@ def _read_onnx(tensors: dict[str, Tensor], description: Description) -> list[Dra
     There are two drafts if the first dimensions of the inputs may be one batch dimension with several names. The memory
     of the runs is not checked, because onnxruntime limits it.
     """
-    inputs = read_inputs(tensors)
+    inputs, output_shapes = read_signature(tensors)
     if description.task == "classify":
         inputs = fix_image_sizes(inputs, description.options.get("input"), description.size)
-    return [_onnx_draft(tensors, each) for each in (_rename_batch(inputs), inputs) if each]
+    return [_onnx_draft(tensors, each, output_shapes) for each in (_rename_batch(inputs), inputs) if each]
 
 
-def _onnx_draft(tensors: dict[str, Tensor], inputs: Sequence[InputSpec]) -> Draft:
+def _onnx_draft(
+    tensors: dict[str, Tensor], inputs: Sequence[InputSpec], output_shapes: Mapping[str, Sequence[object]]
+) -> Draft:
     batch = _batch_symbol(inputs)
     symbols = {str(size) for spec in inputs for size in spec.shape if isinstance(size, str)} - {"?", batch}
     ranges = {symbol: [1, LARGEST_SIZE] for symbol in sorted(symbols)}
     sizes = ImportedSizes(_shapes(inputs), ranges, batch is not None, MAX_ROWS if batch else 1)
-    return Draft.start("onnx", inputs, sizes, {"onnxruntime": version("onnxruntime")}, tensors)
+    return Draft.start("onnx", inputs, sizes, {"onnxruntime": version("onnxruntime")}, tensors, output_shapes)
 
 
 def _rename_batch(inputs: Sequence[InputSpec]) -> list[InputSpec] | None:

@@ -38,10 +38,14 @@ NamedArrays = dict[str, np.ndarray]  # tensors by name
 
 @dataclass
 class Draft:
-    """A version that is not published yet. Its card is completed step by step."""
+    """A version that is not published yet. Its card is completed step by step.
+
+    ``output_shapes`` are the shapes that the file declares for the outputs. A size that is no number varies.
+    """
 
     card: dict[str, Any]
     tensors: dict[str, Tensor]
+    output_shapes: Mapping[str, Sequence[object]]
 
     @classmethod
     def start(
@@ -51,11 +55,12 @@ class Draft:
         sizes: ImportedSizes,
         versions: dict[str, str],
         tensors: dict[str, Tensor],
+        output_shapes: Mapping[str, Sequence[object]],
     ) -> Draft:
         """Return a draft with the part of the card that is known from the file."""
         versions = {"python": platform.python_version(), **versions}
         card = {"kind": kind, "inputs": list(map(_tensor_spec, inputs)), "sizes": asdict(sizes), "versions": versions}
-        return cls(card, tensors)
+        return cls(card, tensors, output_shapes)
 
     def version(self) -> Version:
         """Return the version. Raises StoreError if the card is invalid, for example if the name is not allowed."""
@@ -102,27 +107,26 @@ class Draft:
         _, (_, others) = _first_success(  # the second size is for a network that reads only multiples of a number
             lambda other: run(other_rows, other, 1, other_sizes), other_sizes, [size + 1, 2 * size]
         )
-        declared = {name: spec.shape for name, spec in network.outputs.items()} if self.card["kind"] == "onnx" else {}
         self.card["outputs"] = [
             {
                 "name": name,
                 "dtype": _output_type(name, output),
-                "shape": self._output_shape(output.shape, others[name].shape, declared.get(name)),
+                "shape": self._output_shape(output.shape, others[name].shape, self.output_shapes[name]),
             }
             for name, output in outputs.items()
         ]
 
-    def _output_shape(self, shape: Sequence[int], other: Sequence[int], declared: Sequence[object] | None) -> list[int]:
+    def _output_shape(self, shape: Sequence[int], other: Sequence[int], declared: Sequence[object]) -> list[int]:
         """Return the shape of an output for the card, where -1 marks a varying size.
 
         ``shape`` and ``other`` are the shapes in two runs. If the sizes of a dimension are equal, it may still vary
         with input values. So a dimension that the file declares as varying is fixed only for a task, which needs
-        the size, and only if the size is not 0. ``declared`` is the declared shape, and None for exported programs.
+        the size, and only if the size is not 0. ``declared`` is the declared shape.
         """
         result = []
         for axis, sizes in enumerate(zip(shape, other, strict=True)):
             counts_rows = axis == 0 and self.card["sizes"]["batched"]
-            fixed = declared is None or (len(declared) == len(shape) and isinstance(declared[axis], int))
+            fixed = len(declared) == len(shape) and isinstance(declared[axis], int)
             needed = self.card["task"] != "infer" and sizes[0] > 0
             result.append(sizes[0] if sizes[0] == sizes[1] and not counts_rows and (fixed or needed) else -1)
         return result

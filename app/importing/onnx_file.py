@@ -66,8 +66,8 @@ def _tensor(path: Path) -> Tensor:
     return torch.from_numpy(np.fromfile(path, np.uint8))
 
 
-def read_inputs(tensors: Mapping[str, Tensor]) -> list[InputSpec]:
-    """Return the inputs of an ONNX model.
+def read_signature(tensors: Mapping[str, Tensor]) -> tuple[list[InputSpec], dict[str, list[object]]]:
+    """Return the inputs of an ONNX model, and the declared shapes of its outputs in the notation of onnxruntime.
 
     Raises BadProgram if the model is invalid, or if an input or output is not a tensor of a known type.
     """
@@ -84,7 +84,7 @@ def read_inputs(tensors: Mapping[str, Tensor]) -> list[InputSpec]:
         if kind not in TYPES:
             raise BadProgram(f"input {name!r} is {kind}; allowed types: {', '.join(TYPES)}")
         specs.append(InputSpec(name, TYPES[kind], tuple(_dimension(size, axis) for axis, size in enumerate(shape))))
-    return specs
+    return specs, {name: output.shape for name, output in network.outputs.items()}
 
 
 def fix_image_sizes(inputs: Sequence[InputSpec], images: str | None, side: int | None) -> list[InputSpec]:

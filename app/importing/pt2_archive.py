@@ -48,12 +48,14 @@ STRIDED = 7  # value of ``Layout.Strided`` in torch's schema
 class Program:
     """The content of a ``.pt2`` file: its graph in the format of ``ExportedProgram``, its weights, and its inputs.
 
-    ``ranges`` maps each varying size to its smallest and largest value. A largest value of None means no limit.
+    ``output_shapes`` maps each output to its declared shape, in which None stands for a size that varies. ``ranges``
+    maps each varying size to its smallest and largest value. A largest value of None means no limit.
     """
 
     graph: dict[str, Any]
     tensors: dict[str, Tensor]
     inputs: list[InputSpec]
+    output_shapes: dict[str, list[int | None]]
     ranges: dict[str, tuple[int, int | None]]
     torch_version: str
 
@@ -147,7 +149,7 @@ def _program(
     ranges = {
         name: (limits["min_val"] or 0, limits["max_val"]) for name, limits in content["range_constraints"].items()
     }
-    return Program(graph, tensors, reader.inputs, ranges, str(content.get("torch_version", "")))
+    return Program(graph, tensors, reader.inputs, reader.output_shapes, ranges, str(content.get("torch_version", "")))
 
 
 def _tensors(

@@ -50,11 +50,15 @@ class GraphReader:
         scope = {name: {"value": name} for name in (*self.weights, *(spec.name for spec in self.inputs))}
         self._read_nodes(graph, scope, "")
         specs = [spec for spec in signature["output_specs"] if "user_input_mutation" not in spec]
-        outputs = [self._read_output(spec, index, scope) for index, spec in enumerate(specs)]
+        names = [self._read_output(spec, index) for index, spec in enumerate(specs)]
         keys = _output_keys(module.get("module_call_graph"))
-        if len(keys) == len(outputs):
-            outputs = [output and [key, output[1]] for key, output in zip(keys, outputs, strict=True)]
-        self.outputs = [output for output in outputs if output is not None]
+        outputs = dict(zip(keys if len(keys) == len(names) else names, names, strict=True))
+        self.outputs = [[key, scope[name]["value"]] for key, name in outputs.items() if name is not None]
+        self.output_shapes = {  # None stands for a size that varies
+            key: [size.get("as_int") for size in graph["tensor_values"][name]["sizes"]]
+            for key, name in outputs.items()
+            if name is not None
+        }
         if not self.inputs or not self.outputs:
             raise BadProgram("the program should have at least one tensor as input and one as output")
         self._remove_unused()
@@ -82,8 +86,8 @@ class GraphReader:
         else:
             raise BadProgram(f"an input is of kind {kind!r}; custom classes are not allowed")
 
-    def _read_output(self, spec: Mapping[str, Any], index: int, scope: Mapping[str, Any]) -> list[Any] | None:
-        """Return the name and the value of an output, or None if the output is None."""
+    def _read_output(self, spec: Mapping[str, Any], index: int) -> str | None:
+        """Return torch's name of an output, or None if the output is None."""
         ((kind, value),) = spec.items()
         if kind != "user_output":
             raise BadProgram(
@@ -95,7 +99,7 @@ class GraphReader:
             return None
         if argument != "as_tensor":
             raise BadProgram(f"output {index} is not a tensor ({argument})")
-        return [content["name"], scope[content["name"]]["value"]]
+        return str(content["name"])
 
     def _read_nodes(self, graph: Mapping[str, Any], scope: dict[str, Any], prefix: str) -> None:
         """Append the nodes of a graph. ``scope`` maps its names to arguments. New names begin with ``prefix``."""

@@ -137,6 +137,23 @@ def test_the_card_tells_varying_sizes_of_outputs(
     assert [spec.shape for spec in (*card.inputs, *card.outputs)] == [[-1, size], [-1, size]]
 
 
+class LargestOfPairs(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.max_pool2d(x[:, None], (1, 2))[:, 0]
+
+
+@pytest.mark.parametrize(("task", "width"), [("infer", -1), ("forecast", 8)])  # a task needs the size of the output
+def test_an_output_with_half_the_size_of_the_input_varies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, width: int
+) -> None:
+    """The outputs for the two sizes of the test, 16 and 17, have the same size."""
+    monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
+    sizes = {"x": {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", min=4, max=64)}}
+    options = ("--task", task, *(("--context", "16") if task == "forecast" else ()))
+    add(tmp_path / "store", export(LargestOfPairs(), torch.zeros(2, 8), sizes=sizes), "pairs", *options)
+    assert store.read_version(tmp_path / "store", "pairs", 1).card.outputs[0].shape == [-1, width]
+
+
 def test_outputs_equal_those_of_torch(client: httpx.Client, networks: dict[str, tuple[nn.Module, bytes]]) -> None:
     images = torch.randn(5, 3, 8, 8)
     tokens = torch.randint(0, 11, (3, 7))

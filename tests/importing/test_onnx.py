@@ -271,7 +271,7 @@ def test_the_largest_batch_fits_into_memory() -> None:
             raise BadProgram("it needs too much memory")
 
     tried: list[int] = []
-    draft = Draft({"sizes": {"max_rows": 1024}}, {})
+    draft = Draft({"sizes": {"max_rows": 1024}}, {}, {})
     draft._limit_rows(run)
     assert (tried, draft.card["sizes"]["max_rows"]) == ([64, 32, 16, 8], 8)
 
