@@ -182,7 +182,12 @@ def _unicode(text: str) -> str:
 
 
 def _batch_symbol(inputs: Sequence[InputSpec]) -> str | None:
-    """Return the name of the batch size: the varying size that all inputs have as first dimension, or None."""
+    """Return the name of the batch size: the varying size that all inputs have as first dimension, or None.
+
+    A size that another dimension has too is no batch size. An example is the number of nodes of a graph, for which one
+    input has a row for each node, and another has a row and a column for each node.
+    """
     first = {spec.shape[0] if spec.shape else None for spec in inputs}
     (symbol,) = first if len(first) == 1 else (None,)
-    return symbol if isinstance(symbol, str) and symbol.isidentifier() else None
+    others = {str(size).rpartition("*")[2] for spec in inputs for size in spec.shape[1:]}
+    return symbol if isinstance(symbol, str) and symbol.isidentifier() and symbol not in others else None

@@ -244,6 +244,12 @@ def test_the_batch_dimension_may_have_several_names(
     assert (problem is not None) is batched
 
 
+def test_a_size_in_two_dimensions_does_not_count_rows(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["adjacency", "x"], ["z"])]
+    card = add_model(tmp_path, onnx_model(nodes, {"x": ["n", 4], "adjacency": ["n", "n"]}, {"z": ["n", 4]}))
+    assert (card.sizes["batched"], card.sizes["ranges"], card.outputs[0].shape) == (False, {"n": [1, 2**20]}, [-1, 4])
+
+
 @pytest.mark.parametrize(
     ("limit", "task", "width"),
     [(1e9, "infer", -1), (-1, "infer", -1), (-1, "forecast", 3)],  # NonZero finds 0 or 3 values

@@ -373,6 +373,23 @@ def test_the_keys_of_a_dictionary_name_the_outputs(
     assert [output.name for output in card.outputs] == ["out", "aux"]
 
 
+class Aggregates(nn.Module):
+    """A graph network that adds the values of the neighbours of each node."""
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        return adjacency @ x
+
+
+def test_a_size_in_two_dimensions_does_not_count_rows(tmp_path: Path) -> None:
+    nodes = torch.export.Dim("nodes", min=2, max=5000)
+    path = tmp_path / "net.pt2"
+    sizes = {"x": {0: nodes}, "adjacency": {0: nodes, 1: nodes}}
+    path.write_bytes(export(Aggregates(), torch.ones(7, 5), torch.ones(7, 7), sizes=sizes))
+    card = add(tmp_path / "store", path, Description("net"), MAX_BYTES)
+    assert (card.sizes["batched"], list(card.sizes["ranges"].values())) == (False, [[2, 5000]])
+    assert card.outputs[0].shape == [-1, 5]
+
+
 @pytest.mark.parametrize("size", [torch.export.Dim.AUTO, torch.export.Dim.DYNAMIC])
 def test_a_batch_size_without_stated_limits_may_be_1(size: Any, tmp_path: Path) -> None:
     path = tmp_path / "net.pt2"
