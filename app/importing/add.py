@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,11 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
     batch = _batch_symbol(program.inputs)
     if batch and program.ranges.get(batch, (0, None))[0] > DEFAULT_MINIMUM:  # the program rejects a batch of one row
         batch = None
-    sizes = MemoryLimit(tensors, program.inputs).fit(_shapes(program.inputs), program.ranges, batch)
+    fit = partial(MemoryLimit(tensors, program.inputs).fit, _shapes(program.inputs), program.ranges)
     versions = {"torch": torch.__version__, "exported by torch": program.torch_version}
-    return Draft.start("exported-program", program.inputs, sizes, versions, tensors, program.output_shapes)
+    return Draft.start(
+        "exported-program", program.inputs, fit(batch), versions, tensors, program.output_shapes, partial(fit, None)
+    )
 
 
 def _read_onnx(tensors: dict[str, Tensor], description: Description) -> list[Draft]:
@@ -129,11 +132,15 @@ def _read_onnx(tensors: dict[str, Tensor], description: Description) -> list[Dra
 def _onnx_draft(
     tensors: dict[str, Tensor], inputs: Sequence[InputSpec], output_shapes: Mapping[str, Sequence[object]]
 ) -> Draft:
+    symbols = {str(size) for spec in inputs for size in spec.shape if isinstance(size, str)} - {"?"}
+
+    def sizes(batch: str | None) -> ImportedSizes:
+        ranges = {symbol: [1, LARGEST_SIZE] for symbol in sorted(symbols - {batch})}
+        return ImportedSizes(_shapes(inputs), ranges, batch is not None, MAX_ROWS if batch else 1)
+
+    versions = {"onnxruntime": version("onnxruntime")}
     batch = _batch_symbol(inputs)
-    symbols = {str(size) for spec in inputs for size in spec.shape if isinstance(size, str)} - {"?", batch}
-    ranges = {symbol: [1, LARGEST_SIZE] for symbol in sorted(symbols)}
-    sizes = ImportedSizes(_shapes(inputs), ranges, batch is not None, MAX_ROWS if batch else 1)
-    return Draft.start("onnx", inputs, sizes, {"onnxruntime": version("onnxruntime")}, tensors, output_shapes)
+    return Draft.start("onnx", inputs, sizes(batch), versions, tensors, output_shapes, partial(sizes, None))
 
 
 def _rename_batch(inputs: Sequence[InputSpec]) -> list[InputSpec] | None:

@@ -41,11 +41,13 @@ class Draft:
     """A version that is not published yet. Its card is completed step by step.
 
     ``output_shapes`` are the shapes that the file declares for the outputs. A size that is no number varies.
+    ``unbatched`` returns the sizes for the case that rows affect each other.
     """
 
     card: dict[str, Any]
     tensors: dict[str, Tensor]
     output_shapes: Mapping[str, Sequence[object]]
+    unbatched: Callable[[], ImportedSizes]
 
     @classmethod
     def start(
@@ -56,11 +58,12 @@ class Draft:
         versions: dict[str, str],
         tensors: dict[str, Tensor],
         output_shapes: Mapping[str, Sequence[object]],
+        unbatched: Callable[[], ImportedSizes],
     ) -> Draft:
         """Return a draft with the part of the card that is known from the file."""
         versions = {"python": platform.python_version(), **versions}
         card = {"kind": kind, "inputs": list(map(_tensor_spec, inputs)), "sizes": asdict(sizes), "versions": versions}
-        return cls(card, tensors, output_shapes)
+        return cls(card, tensors, output_shapes, unbatched)
 
     def version(self) -> Version:
         """Return the version. Raises StoreError if the card is invalid, for example if the name is not allowed."""
@@ -98,9 +101,7 @@ class Draft:
         low = self._has_low_precision() or any(output.dtype == np.float16 for output in outputs.values())
         tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE
         if sizes.batched and not _computes_rows(network.run, inputs, outputs, rows, tolerance):
-            self.card["sizes"] |= {"batched": False, "max_rows": 1}
-            symbol = str(next(iter(sizes.inputs.values()))[0])
-            self.card["sizes"]["ranges"] |= {symbol: [1, sizes.max_rows]}
+            self.card["sizes"] |= {"batched": False, "max_rows": 1, "ranges": self.unbatched().ranges}
         if self.card["kind"] == "onnx":
             self._limit_rows(lambda rows: run(rows, size, 0))
         other_rows, other_sizes = rows + 1 if rows > 1 else 1, _other_sizes(sizes, size)

@@ -150,6 +150,7 @@ def test_rows_may_differ_by_the_rounding_of_the_weights(tmp_path: Path, dtype: t
     weights = {"weight": np.array([0.005], dtype)}
     card = add_model(tmp_path, onnx_model(nodes, {"x": ["n", 3]}, {"y": ["n", 3]}, weights))
     assert card.sizes["batched"] is (dtype is np.float16)
+    assert card.sizes["ranges"] == ({} if card.sizes["batched"] else {"n": [1, 2**20]})
 
 
 def test_inputs_that_need_too_much_memory_are_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +278,8 @@ def test_the_largest_batch_fits_into_memory() -> None:
             raise BadProgram("it needs too much memory")
 
     tried: list[int] = []
-    draft = Draft({"sizes": {"max_rows": 1024}}, {}, {})
+    sizes = ImportedSizes({}, {}, batched=True, max_rows=1024)
+    draft = Draft.start("onnx", [], sizes, {}, {}, {}, lambda: sizes)
     draft._limit_rows(run)
     assert (tried, draft.card["sizes"]["max_rows"]) == ([64, 32, 16, 8], 8)
 

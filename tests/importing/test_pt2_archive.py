@@ -373,6 +373,22 @@ def test_the_keys_of_a_dictionary_name_the_outputs(
     assert [output.name for output in card.outputs] == ["out", "aux"]
 
 
+class FindsLargest(nn.Module):
+    def forward(self, points: Tensor) -> Tensor:
+        return points.amax(0)
+
+
+@pytest.mark.parametrize(("low", "high", "limits"), [(None, 20_000, [1, 20_000]), (2, 2**40, [2, 2**20])])
+def test_the_number_of_rows_is_limited_by_the_file_if_rows_affect_each_other(
+    low: int | None, high: int, limits: list[int], tmp_path: Path
+) -> None:
+    path = tmp_path / "net.pt2"
+    sizes = {"points": {0: torch.export.Dim("n", min=low, max=high)}}
+    path.write_bytes(export(FindsLargest(), torch.ones(5, 3), sizes=sizes))
+    card = add(tmp_path / "store", path, Description("net"), MAX_BYTES)
+    assert (card.sizes["batched"], list(card.sizes["ranges"].values())) == (False, [limits])
+
+
 class Aggregates(nn.Module):
     """A graph network that adds the values of the neighbours of each node."""
 
