@@ -120,17 +120,25 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
 def _read_onnx(tensors: dict[str, Tensor], description: Description) -> list[Draft]:
     """Return the drafts for an ONNX file, in the order of preference.
 
-    There are two drafts if the first dimensions of the inputs may be one batch dimension with several names. The memory
-    of the runs is not checked, because onnxruntime limits it.
+    There are two drafts if the first dimensions of the inputs may be one batch dimension with several names. If no
+    other dimension has a name or number, the last draft has no batch dimension, because all sizes may have to be equal.
+    The memory of the runs is not checked, because onnxruntime limits it.
     """
     inputs, output_shapes = read_signature(tensors)
     if description.task == "classify":
         inputs = fix_image_sizes(inputs, description.options.get("input"), description.size)
-    return [_onnx_draft(tensors, each, output_shapes) for each in (_rename_batch(inputs), inputs) if each]
+    start = partial(_onnx_draft, tensors, output_shapes)
+    drafts = [start(each, _batch_symbol(each)) for each in (_rename_batch(inputs), inputs) if each]
+    if _batch_symbol(inputs) and {size for spec in inputs for size in spec.shape[1:]} == {"?"}:
+        drafts.append(start(inputs, None))
+    return drafts
 
 
 def _onnx_draft(
-    tensors: dict[str, Tensor], inputs: Sequence[InputSpec], output_shapes: Mapping[str, Sequence[object]]
+    tensors: dict[str, Tensor],
+    output_shapes: Mapping[str, Sequence[object]],
+    inputs: Sequence[InputSpec],
+    batch: str | None,
 ) -> Draft:
     symbols = {str(size) for spec in inputs for size in spec.shape if isinstance(size, str)} - {"?"}
 
@@ -139,7 +147,6 @@ def _onnx_draft(
         return ImportedSizes(_shapes(inputs), ranges, batch is not None, MAX_ROWS if batch else 1)
 
     versions = {"onnxruntime": version("onnxruntime")}
-    batch = _batch_symbol(inputs)
     return Draft.start("onnx", inputs, sizes(batch), versions, tensors, output_shapes, partial(sizes, None))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +84,8 @@ def read_signature(tensors: Mapping[str, Tensor]) -> tuple[list[InputSpec], dict
     for name, kind, shape in network.signature():
         if kind not in TYPES:
             raise BadProgram(f"input {name!r} is {kind}; allowed types: {', '.join(TYPES)}")
-        specs.append(InputSpec(name, TYPES[kind], tuple(_dimension(size, axis) for axis, size in enumerate(shape))))
-    return specs, {name: output.shape for name, output in network.outputs.items()}
+        specs.append(InputSpec(name, TYPES[kind], tuple(map(_dimension, shape))))
+    return _with_named_rows(specs), {name: output.shape for name, output in network.outputs.items()}
 
 
 def fix_image_sizes(inputs: Sequence[InputSpec], images: str | None, side: int | None) -> list[InputSpec]:
@@ -106,13 +107,15 @@ def fix_image_sizes(inputs: Sequence[InputSpec], images: str | None, side: int |
     return [fixed(spec) for spec in inputs]
 
 
-def _dimension(size: object, axis: int) -> int | str:
-    """Return the size of a dimension: a number, or a name if it varies.
+def _dimension(size: object) -> int | str:
+    """Return the size of a dimension: a number, a name if it varies, or ``?`` if it varies and has no name."""
+    return size if isinstance(size, int) or (isinstance(size, str) and size.isidentifier()) else "?"
 
-    If the size has no name, return ``batch`` for the first dimension and ``?`` for other dimensions.
-    """
-    if isinstance(size, int):
-        return size
-    if isinstance(size, str) and size.isidentifier():
-        return size
-    return "?" if axis else "batch"
+
+def _with_named_rows(inputs: Sequence[InputSpec]) -> list[InputSpec]:
+    """Return the inputs with a new name for each first dimension that has none, because it may be a batch dimension."""
+    known = {size for spec in inputs for size in spec.shape}
+    names = (name for index in count() if (name := f"batch_{index}") not in known)
+    return [
+        replace(spec, shape=(next(names), *spec.shape[1:])) if spec.shape[:1] == ("?",) else spec for spec in inputs
+    ]

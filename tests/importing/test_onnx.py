@@ -222,12 +222,17 @@ def test_a_classifier_with_a_mask_is_rejected(tmp_path: Path) -> None:
     [
         ("Add", ("unk__1", "unk__2"), ["unk__3", 4], True),
         ("Add", ("unk__1", None), ["unk__3", 4], True),
+        ("Add", (None, None), ["unk__3", 4], True),
+        ("Add", ("batch-1", "batch_0"), [None, 4], True),
         ("TopK", ("rows", "columns"), ["rows", 4], False),  # fails if y has the two rows of the first test
         ("Einsum", ("rows", "columns"), ["rows", "columns"], False),  # each result depends on all columns
+        ("Einsum", (None, None), [None, None], False),
+        ("Einsum", (None, "batch_0"), [None, None], False),
+        ("Einsum", ("batch-1", "batch-2"), [None, None], False),
     ],
 )
 def test_the_batch_dimension_may_have_several_names(
-    tmp_path: Path, operator: str, names: tuple[str, str | None], output: list[Any], batched: bool
+    tmp_path: Path, operator: str, names: tuple[str | None, str | None], output: list[Any], batched: bool
 ) -> None:
     columns = 8 if operator == "TopK" else 4
     nodes = {
@@ -243,6 +248,13 @@ def test_the_batch_dimension_may_have_several_names(
     assert card.sizes["batched"] is batched
     problem = ImportedSizes(**card.sizes).problem({"x": (2, columns), "y": (3, 4)})
     assert (problem is not None) is batched
+
+
+@pytest.mark.parametrize("size", [None, "rows"])
+def test_unnamed_sizes_may_have_to_be_equal(tmp_path: Path, size: str | None) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "x"], ["y"])]
+    card = add_model(tmp_path, onnx_model(nodes, {"x": [size, None]}, {"y": [None, None]}))
+    assert (card.sizes["batched"], card.outputs[0].shape) == (False, [-1, -1])
 
 
 def test_a_size_in_two_dimensions_does_not_count_rows(tmp_path: Path) -> None:
