@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from app.store import StoreError
@@ -52,12 +53,11 @@ class GraphReader:
         specs = [spec for spec in signature["output_specs"] if "user_input_mutation" not in spec]
         names = [self._read_output(spec, index) for index, spec in enumerate(specs)]
         keys = _output_keys(module.get("module_call_graph"))
-        outputs = dict(zip(keys if len(keys) == len(names) else names, names, strict=True))
-        self.outputs = [[key, scope[name]["value"]] for key, name in outputs.items() if name is not None]
+        pairs = zip(keys if len(keys) == len(names) else names, names, strict=True)
+        outputs = _with_unique_keys([(str(key), name) for key, name in pairs if name is not None])
+        self.outputs = [[key, scope[name]["value"]] for key, name in outputs.items()]
         self.output_shapes = {  # None stands for a size that varies
-            key: [size.get("as_int") for size in graph["tensor_values"][name]["sizes"]]
-            for key, name in outputs.items()
-            if name is not None
+            key: [size.get("as_int") for size in graph["tensor_values"][name]["sizes"]] for key, name in outputs.items()
         }
         if not self.inputs or not self.outputs:
             raise BadProgram("the program should have at least one tensor as input and one as output")
@@ -165,6 +165,20 @@ def _output_keys(calls: Any) -> list[str]:
     except (KeyError, IndexError, TypeError, ValueError):
         return []
     return keys if is_flat and all(isinstance(key, str) and 0 < len(key) <= 200 for key in keys) else []
+
+
+def _with_unique_keys(outputs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return a dictionary from pairs of a key and a value. A repeated key gets a number, such as in ``mul_1``."""
+    used = {key for key, _ in outputs}
+    numbers = {key: count(1) for key in used}
+    result: dict[str, str] = {}
+    for key, value in outputs:
+        unique = key
+        if key in result:
+            unique = next(name for number in numbers[key] if (name := f"{key}_{number}") not in used)
+            used.add(unique)
+        result[unique] = value
+    return result
 
 
 def _dimension(size: Mapping[str, Any]) -> int | str:

@@ -406,6 +406,22 @@ def test_a_size_in_two_dimensions_does_not_count_rows(tmp_path: Path) -> None:
     assert card.outputs[0].shape == [-1, 5]
 
 
+class Repeats(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        first = x * 2
+        return first, first, x * 3, first
+
+
+def test_each_output_has_its_own_name_even_if_it_is_returned_twice(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    path.write_bytes(export(Repeats(), torch.ones(2)))
+    card = add(tmp_path / "store", path, Description("net"), MAX_BYTES)
+    outputs = store.read_version(tmp_path / "store", "net", 1).network().run({"x": torch.ones(2).numpy()})
+    expected = {"mul": 2, "mul_2": 2, "mul_1": 3, "mul_3": 2}
+    assert {name: output[0] for name, output in outputs.items()} == expected
+    assert [output.name for output in card.outputs] == list(expected)
+
+
 @pytest.mark.parametrize("size", [torch.export.Dim.AUTO, torch.export.Dim.DYNAMIC])
 def test_a_batch_size_without_stated_limits_may_be_1(size: Any, tmp_path: Path) -> None:
     path = tmp_path / "net.pt2"
