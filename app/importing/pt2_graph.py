@@ -16,6 +16,7 @@ DTYPES = {  # values of ``ScalarType`` in torch's schema
     9: "complex32", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16",
 }  # fmt: skip
 FORMULA = re.compile(r"(?:Mul\(Integer\((\d{1,9})\), )?(?:Symbol\(')?(\w{1,40})(?:'(?:, \w+=True)*\))?\)?")
+TERM = re.compile(r"Symbol\('(\w{1,40})'(?:, \w+=True)*\)|Integer\((-?\d{1,9})\)")
 KEYWORD = 2  # value of ``ArgumentKind.KEYWORD`` in torch's schema
 # The graph omits these operators, because the service checks the inputs.
 CHECKS = ("aten._assert_", "aten._functional_assert_", "aten.sym_constrain_range")
@@ -70,7 +71,7 @@ class GraphReader:
             if argument != "as_tensor":
                 raise BadProgram(f"input {str(content)[:80]!r} is not a tensor ({argument})")
             meta = tensor_values[content["name"]]
-            shape = tuple(map(_dimension, meta["sizes"]))
+            shape = tuple(_dimension(content["name"], axis, size) for axis, size in enumerate(meta["sizes"]))
             self.inputs.append(InputSpec(content["name"], DTYPES.get(meta["dtype"], "?"), shape))
         elif kind == "parameter":
             self.weights[value["arg"]["name"]] = ("weights", value["parameter_name"])
@@ -181,16 +182,21 @@ def _with_unique_keys(outputs: Sequence[tuple[str, str]]) -> dict[str, str]:
     return result
 
 
-def _dimension(size: Mapping[str, Any]) -> int | str:
-    """Return the size of a dimension: a number, a name, a multiple such as ``2*name``, or ``?`` for other formulas.
+def _dimension(name: str, axis: int, size: Mapping[str, Any]) -> int | str:
+    """Return the size of dimension ``axis`` of the input ``name``: a number, a name, or a multiple such as ``2*name``.
 
-    Formulas are never evaluated.
+    Raises BadProgram for other formulas. Formulas are never evaluated.
     """
     if "as_int" in size:
         return int(size["as_int"])
-    if match := FORMULA.fullmatch(size["as_expr"]["expr_str"]):
+    formula = size["as_expr"]["expr_str"]
+    if match := FORMULA.fullmatch(formula):
         return f"{match[1]}*{match[2]}" if match[1] else match[2]
-    return "?"
+    readable = TERM.sub(lambda match: match[1] or match[2], formula)
+    raise BadProgram(
+        f"input {name!r} has the size {readable[:200]} in dimension {axis}; "
+        "a varying size should be a name or a multiple of a name, such as k or 4*k"
+    )
 
 
 def _argument(argument: Mapping[str, Any], scope: Mapping[str, Any]) -> Any:

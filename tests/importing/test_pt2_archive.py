@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,19 +123,20 @@ def test_only_known_operators_are_called(target: str, cnn: bytes, tmp_path: Path
 def test_texts_of_the_graph_are_not_evaluated(cnn: bytes, tmp_path: Path) -> None:
     code = f"__import__('os').mkdir({str(tmp_path / 'executed')!r})"
 
-    def insert(program: Any) -> None:
+    def insert(program: Any, into_inputs: bool = False) -> None:
         graph = program["graph_module"]["graph"]
-        for meta in graph["tensor_values"].values():
+        for name, meta in graph["tensor_values"].items():
             for size in meta["sizes"]:
-                if "as_expr" in size:
+                if "as_expr" in size and (into_inputs or name != "image"):
                     size["as_expr"]["expr_str"] = code
         program["guards_code"] = [code]
         for node in graph["nodes"]:
             node["metadata"] = {"stack_trace": code, "source_fn_stack": code}
 
     files = edited(cnn, GRAPH_FILE, insert)
-    card = add(tmp_path / "store", pack(tmp_path / "net.pt2", files), Description("net"), MAX_BYTES)
-    assert card.sizes["batched"] is False  # its first size has no name
+    assert add(tmp_path / "store", pack(tmp_path / "net.pt2", files), Description("net"), MAX_BYTES).sizes["batched"]
+    files = edited(cnn, GRAPH_FILE, partial(insert, into_inputs=True))
+    assert f"input 'image' has the size {code[:200]} in dimension 0" in rejected(tmp_path, files)
     assert not (tmp_path / "executed").exists()
 
 
@@ -264,6 +267,16 @@ class Transforms(nn.Module):
 )
 def test_programs_that_cannot_be_served_are_rejected(module: nn.Module, message: str, tmp_path: Path) -> None:
     assert message in rejected(tmp_path, entries(export(module, torch.ones(2))))
+
+
+def test_a_varying_size_is_a_name_or_a_multiple_of_a_name(tmp_path: Path) -> None:
+    network = nn.Conv1d(2, 3, 3, stride=2)
+    length = torch.export.Dim("length", min=2, max=100)
+    content = export(network, torch.zeros(1, 2, 8), sizes={"input": {2: 4 * length}})
+    (tmp_path / "net.pt2").write_bytes(content)
+    assert add(tmp_path / "store", tmp_path / "net.pt2", Description("net"), MAX_BYTES).inputs[0].shape == [1, 2, -1]
+    message = rejected(tmp_path, export(network, torch.zeros(1, 2, 9), sizes={"input": {2: 4 * length + 1}}))
+    assert re.fullmatch(r"input 'input' has the size Add\(Mul\(4, \w+\), 1\) in dimension 2; .* as k or 4\*k", message)
 
 
 class Rounds(nn.Module):
