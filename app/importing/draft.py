@@ -21,7 +21,7 @@ from app import store
 from app.errors import BadValue
 from app.importing.memory import MAX_RUN_BYTES
 from app.importing.onnx_file import TYPES
-from app.importing.pt2_graph import BadProgram, InputSpec
+from app.importing.pt2_graph import CHANGES_WEIGHTS, BadProgram, InputSpec
 from app.networks.imported import TEST_SIZE, ImportedNetwork, ImportedSizes
 from app.networks.imported.onnx_format import read_onnx
 from app.networks.imported.onnx_network import MODEL
@@ -93,7 +93,7 @@ class Draft:
         size, (inputs, outputs) = _first_success(lambda size: run(rows, size, 0), sizes, [*preferred, *TEST_SIZES])
         self.card["sizes"]["test_size"] = size
         if network.weight_versions() != before:
-            raise BadProgram("the network changes its own weights or buffers; export it in evaluation mode")
+            raise BadProgram(CHANGES_WEIGHTS)
         if not all(
             _same(output, other) for output, other in zip(outputs.values(), run(rows, size, 0)[1].values(), strict=True)
         ):

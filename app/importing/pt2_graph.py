@@ -25,6 +25,9 @@ DICTIONARIES = ("builtins.dict", "collections.OrderedDict")
 MEMORY_FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
 
 
+CHANGES_WEIGHTS = "the network changes its own weights or buffers; export it in evaluation mode"
+
+
 class BadProgram(StoreError):
     """The file is not a program that can be served. The message states which part is wrong."""
 
@@ -125,9 +128,17 @@ class GraphReader:
                 kwargs[item["name"]] = value
             else:
                 args.append(value)
+        if target == "aten.batch_norm.default" and self._updates_statistics(node, scope):
+            raise BadProgram(CHANGES_WEIGHTS)
         results = [_result(result, scope, prefix) for result in node["outputs"]]
         outputs = results[0] if len(results) == 1 else results
         self.nodes.append({"op": target, "args": args, "kwargs": kwargs, "outputs": outputs})
+
+    def _updates_statistics(self, node: Mapping[str, Any], scope: Mapping[str, Any]) -> bool:
+        """Return whether a batch normalisation is in training mode and changes buffers of the network."""
+        arguments = {item["name"]: item["arg"] for item in node["inputs"]}
+        mean = _argument(arguments["running_mean"], scope)
+        return arguments["training"]["as_bool"] is True and mean is not None and mean["value"] in self.weights
 
     def _inline(self, node: Mapping[str, Any], scope: dict[str, Any], prefix: str) -> None:
         """Append the nodes of a ``torch.no_grad()`` block to the nodes of the surrounding graph."""

@@ -269,6 +269,29 @@ def test_programs_that_cannot_be_served_are_rejected(module: nn.Module, message:
     assert message in rejected(tmp_path, entries(export(module, torch.ones(2))))
 
 
+class Normalises(nn.Module):
+    """A network in training mode, which computes the mean and variance of the batch, and may store them."""
+
+    def __init__(self, stores: bool) -> None:
+        super().__init__()
+        self.stores = stores
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("variance", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            stored = (self.mean, self.variance) if self.stores else (None, None)
+            return nn.functional.batch_norm(x, *stored, training=True)
+
+
+def test_a_network_cannot_update_the_statistics_of_its_batch_normalisation(tmp_path: Path) -> None:
+    sizes = {"x": {0: torch.export.Dim("rows", max=64)}}
+    message = rejected(tmp_path, export(Normalises(stores=True), torch.ones(8, 3), sizes=sizes))
+    assert message == "the network changes its own weights or buffers; export it in evaluation mode"
+    (tmp_path / "net.pt2").write_bytes(export(Normalises(stores=False), torch.ones(8, 3), sizes=sizes))
+    assert not add(tmp_path / "store", tmp_path / "net.pt2", Description("net"), MAX_BYTES).sizes["batched"]
+
+
 def test_a_varying_size_is_a_name_or_a_multiple_of_a_name(tmp_path: Path) -> None:
     network = nn.Conv1d(2, 3, 3, stride=2)
     length = torch.export.Dim("length", min=2, max=100)
