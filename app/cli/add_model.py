@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,27 @@ TASK_OPTIONS = {  # see the predictors in app.tasks.imported
 LISTS = {"labels": ("classify", "sample"), "vocabulary": ("continue",)}  # tasks that read each of these files
 
 
+def _integer(text: str) -> int:
+    with suppress(ValueError):
+        if abs(number := int(text)) < 2**63:
+            return number
+    raise argparse.ArgumentTypeError(f"{text[:80]!r} should be an integer between -2**63 and 2**63")
+
+
+def _number(text: str) -> float:
+    with suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise argparse.ArgumentTypeError(f"{text[:80]!r} should be a number that is not infinite or NaN")
+
+
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} should be numbers, separated by commas") from None
+        return [_number(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text[:80]!r} should be numbers that are not infinite or NaN, separated by commas"
+        ) from None
 
 
 def _names(text: str) -> list[str]:
@@ -60,9 +78,9 @@ def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the tasks ``classify`` and ``sample``."""
     group = parser.add_argument_group("classify: images [N, C, H, W] or [N, H, W, C] to classes [N, labels]")
     group.add_argument("--labels", metavar="FILE", type=Path, help="text file with one label per line, also for sample")
-    group.add_argument("--size", type=int, help="height and width in pixels (default: those of the input tensor)")
+    group.add_argument("--size", type=_integer, help="height and width in pixels (default: those of the input tensor)")
     group.add_argument(
-        "--resize", type=int, metavar="PIXELS", help="scale the shorter side to PIXELS, then crop the centre"
+        "--resize", type=_integer, metavar="PIXELS", help="scale the shorter side to PIXELS, then crop the centre"
     )
     group.add_argument(
         "--interpolation", choices=("bilinear", "bicubic"), help="method of resizing (default: bilinear)"
@@ -79,8 +97,8 @@ def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sample: latents [N, latent] to images [N, C, H, W]")
     group.add_argument("--latents", metavar="TENSOR", help="name of the input for the latent vectors")
     group.add_argument("--classes", metavar="TENSOR", help="name of the input for class indices [N]; needs --labels")
-    group.add_argument("--low", type=float, help="value of black in the output (default: -1)")
-    group.add_argument("--high", type=float, help="value of white in the output (default: 1)")
+    group.add_argument("--low", type=_number, help="value of black in the output (default: -1)")
+    group.add_argument("--high", type=_number, help="value of white in the output (default: 1)")
 
 
 def _add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +108,7 @@ def _add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--output", metavar="TENSOR", help="name of the output, also for classify and sample (default: the only one)"
     )
-    group.add_argument("--context", type=int, help="number of values, or of characters, that the network reads")
+    group.add_argument("--context", type=_integer, help="number of values, or of characters, that the network reads")
     group.add_argument(
         "--quantiles", type=_numbers, metavar="A,B,C", help="quantile levels of the output, such as 0.1,0.5,0.9"
     )
@@ -122,7 +140,7 @@ def _add_sequence_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="names of the outputs for the next state, ordered like --states",
     )
-    group.add_argument("--unknown", type=int, help="index that stands for unknown characters (default: 0)")
+    group.add_argument("--unknown", type=_integer, help="index that stands for unknown characters (default: 0)")
 
 
 def run(args: argparse.Namespace, command: Sequence[str] | None = None) -> Card:

@@ -305,6 +305,26 @@ def test_a_file_with_labels_may_begin_with_a_byte_order_mark(tmp_path: Path) -> 
     assert store.read_version(tmp_path / "store", "net", 1).card.labels == ["red", "green", "blue"]
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("mean", "0,nan,0", "numbers that are not infinite or NaN, separated by commas"),
+        ("std", "1;2", "numbers that are not infinite or NaN, separated by commas"),
+        ("quantiles", "inf", "numbers that are not infinite or NaN, separated by commas"),
+        ("low", "-inf", "a number that is not infinite or NaN"),
+        ("high", "1e999", "a number that is not infinite or NaN"),
+        ("size", str(2**63), "an integer between -2**63 and 2**63"),
+        ("context", "1.5", "an integer between -2**63 and 2**63"),
+    ],
+)
+def test_a_wrong_number_is_rejected_with_its_option(
+    option: str, value: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        models.main(["add", "net.onnx", "--name", "net", f"--{option}={value}"])
+    assert f"argument --{option}: {value!r} should be {expected}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["My_Net", "-net", "stats", "", "a" * 65, "\udcff"])
 def test_the_name_is_checked_before_the_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(
