@@ -80,6 +80,7 @@ SHOWN = 24  # images in samples.png
 SIDES = tuple(range(32, 513, 32))
 SMALL_SIDE = 64  # the largest side in pixels for whitened-net
 PHOTO_SIDE = 224
+DATA_SIDES = {"cifar10": 32, "mnist": 28}  # sides of the public images in pixels
 NAMES = {
     "workshop": "cifar10-lenet",
     "digits": "mnist-judge",
@@ -253,8 +254,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             cnn_finetune.train(options, config, argv, dataset)
         return
+    check(config, DATA_SIDES[config.data])  # before the data are read
     images: data.Images = getattr(data, config.data)()
-    check(config, images.train_images.shape[-1])
     if config.batch > (left := len(images.train_labels) - config.validation):
         sys.exit(f"--batch is {config.batch:,}, but there are only {left:,} training images")
     run = Run(options, config, argv)

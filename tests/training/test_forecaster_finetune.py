@@ -437,7 +437,7 @@ def test_a_run_killed_after_publishing_does_not_publish_again(workspace: Path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing.rollout, "serving", interrupt)
+        patch.setattr(publishing.rollout, "active_or_none", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train("--force", "--from", "series-lstm@1")
     card = tiny_card("sales", "forecast", "forecaster", FORECASTER, {})
