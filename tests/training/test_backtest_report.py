@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from support.networks import FORECASTER, tiny_card
 from support.service import TEST, serving
 
 from app import store
 from app.networks import build
 from app.settings import Settings
+from app.tasks.forecasting import QuantileForecast
 from training import lstm
 from training.data.datasets import DataError
 from training.data.tables.table import Series, Table
 from training.evaluation import backtest, forecast_metrics
 from training.evaluation.backtest import Split
 from training.evaluation.report import ets, results
+from training.evaluation.report.figures import draw_errors
 
 PLAIN, STRANGE = "north", "<b>$\\frac&"  # names of series
 TRAINING = ["--csv", "sales.csv", "--epochs", "1", "--batch", "16", "--threads", "1", "--season", "4", "--backtest"]
@@ -173,6 +178,33 @@ def test_the_error_by_step_averages_to_the_mase() -> None:
     )
 
 
+def test_a_report_on_constant_test_values_compares_with_exact_methods(tmp_path: Path) -> None:
+    splits = [split(np.where(np.arange(120) < 70, sales(5), 7.0))]
+    references = results.references(splits, 4, 4, seconds=0)
+    table = Table("sales.csv", [splits[0].series], "day", 4, [])
+    for shift, relation in ((1.0, "above"), (0.0, "equal to")):
+
+        def shifted(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:
+            forecasts = backtest.seasonal_naive(past, season, horizon)
+            return [replace(each, median=each.median + shift) for each in forecasts]  # noqa: B023
+
+        compared = references.compare(table, 1, {"own": shifted})
+        assert f", {relation} that of the best other method, seasonal naive (0.000)." in compared.verdict()
+        draw_errors(Figure().subplots(), compared)
+
+
+def test_ets_without_season_is_used_if_a_series_is_too_short_for_its_season() -> None:
+    """statsmodels needs 10 + 2 (season // 2) values for the start values of a seasonal model."""
+    for season, length in ((4, 10), (4, 13), (7, 15)):
+        options, _ = ets._chosen(sales(5, length), season, lambda *_: None)
+        assert "seasonal" not in options
+
+
+def test_a_subset_of_windows_counts_only_its_series() -> None:
+    origins = backtest.origins([split(sales(seed), f"s{seed}") for seed in range(6)], 4, 4, "test")
+    assert (origins.series_count, origins.subset(3).series_count) == (6, 3)
+
+
 def test_some_of_many_series_are_reported() -> None:
     splits = [split(sales(seed), f"s{seed}") for seed in range(130)]
     references = results.references(splits, 4, 4, seconds=0)
@@ -185,6 +217,9 @@ def test_some_of_many_series_are_reported() -> None:
     ("start", "step", "third"),
     [
         ("2024-01-31", "month", "2024-03-31"),
+        ("2015-02-28", "month", "2015-04-30"),
+        ("2024-06-30", "quarter", "2024-12-31"),
+        ("2024-01-28", "month", "2024-03-28"),
         ("2024-01-01 + 2 steps", "quarter", "2025-01-01"),
         ("2024-01-01T22:30:00", "45 minutes", "2024-01-02T00:00:00"),
         ("2024-01-05", "business day", "2024-01-09"),

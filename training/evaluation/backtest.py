@@ -51,7 +51,6 @@ class Origins:
         actual: the actual values [N, horizon] after each origin; NaN where the table has no value.
         mase_scale: the MASE scale [N] of each origin's series.
         season: number of steps in a season.
-        series_count: number of series that the origins come from.
         places: for each origin, the index of its split and its position in the series.
         covariates: for each origin, the values [T + horizon, K] of the known covariates in its past and its horizon.
     """
@@ -60,7 +59,6 @@ class Origins:
     actual: np.ndarray
     mase_scale: np.ndarray
     season: int
-    series_count: int
     places: list[tuple[int, int]]
     covariates: list[np.ndarray]
 
@@ -71,7 +69,12 @@ class Origins:
         places = [self.places[index] for index in indices]
         covariates = [self.covariates[index] for index in indices]
         scales = self.mase_scale[indices]
-        return Origins(past, self.actual[indices], scales, self.season, self.series_count, places, covariates)
+        return Origins(past, self.actual[indices], scales, self.season, places, covariates)
+
+    @property
+    def series_count(self) -> int:
+        """Number of series that the origins come from."""
+        return len({number for number, _ in self.places})
 
 
 def longest_horizon(table: Table) -> int:
@@ -147,7 +150,7 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> O
                 places.append((number, origin))
     if not past:
         raise DataError(f"all values of the {part} parts are missing, so no forecast can be measured")
-    return Origins(past, np.stack(actual), np.array(scales), season, len(splits), places, covariates)
+    return Origins(past, np.stack(actual), np.array(scales), season, places, covariates)
 
 
 def observed_end(series: Series, end: int) -> int:

@@ -73,7 +73,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def _chosen(past: np.ndarray, season: int, check: Callable[..., None]) -> tuple[dict[str, Any], np.ndarray]:
     """Return the options and parameters of the model with the lowest AICc for a series [T]."""
-    seasonal = season > 1 and len(past) >= MIN_SEASONS * season + 1
+    fewest = max(MIN_SEASONS * season + 1, 10 + 2 * (season // 2))  # the second is statsmodels' limit for start values
+    seasonal = season > 1 and len(past) >= fewest
     models = (*NON_SEASONAL, *(SEASONAL if seasonal else ()), *(MULTIPLICATIVE if seasonal and past.min() > 0 else ()))
     best: tuple[float, dict[str, Any], np.ndarray] | None = None
     for model in models:

@@ -83,7 +83,7 @@ def draw_errors(axis: Any, backtest: Backtest) -> None:
         axis.text(0, at + 0.24, name, fontsize=9, va="bottom", weight=weight, parse_math=False)
         axis.text(1, at + 0.24, others, fontsize=9, va="bottom", ha="right", transform=axis.get_yaxis_transform())
         axis.text(error.mase, at, f" {error.mase:.3f}", fontsize=9, va="center", weight=weight)
-    axis.set_xlim(0, 1.12 * max(error.mase for error in errors))
+    axis.set_xlim(0, 1.12 * max(error.mase for error in errors) or 1)  # all errors may be 0
     axis.set_ylim(-0.4, len(names) - 0.35)
     axis.set_axis_off()
     count, series = len(backtest.origins.past), len(backtest.splits)

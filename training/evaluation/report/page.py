@@ -50,8 +50,7 @@ def _page(backtest: Backtest, command: str, explanations: dict[str, str]) -> str
     windows = (
         f"{len(origins.past):,} windows of {backtest.horizon} steps (one per {step}), one horizon apart, from "
         f"{len(backtest.splits):,} series. The windows are at the end of each series. They were not used to train the "
-        "networks. The season, unless --season is given, and whether values are whole or non-negative, were determined "
-        "from all values."
+        "networks. The season was determined from all values, unless --season is given."
     )
     if len(backtest.splits) < backtest.series:
         windows += (

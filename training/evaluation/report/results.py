@@ -77,9 +77,12 @@ class Backtest:
         scores = {name: self.errors(name).mase for name in self.methods}
         own = scores.pop(self.tuned)
         other = min(scores, key=lambda name: scores[name])
-        change = own / scores[other] - 1
-        relation = f"{abs(change):.0%} {'below' if change < 0 else 'above'}"
-        relation = "equal to" if abs(change) < 0.005 else relation
+        if scores[other] > 0:
+            change = own / scores[other] - 1
+            relation = f"{abs(change):.0%} {'below' if change < 0 else 'above'}"
+            relation = "equal to" if abs(change) < 0.005 else relation
+        else:  # the other method is exact, for example because the test values are constant
+            relation = "above" if own > 0 else "equal to"
         return (
             f"The mean absolute scaled error of {self.tuned} is {own:.3f}, {relation} that of the best other method, "
             f"{other} ({scores[other]:.3f})."
@@ -139,5 +142,6 @@ def times(start: str, step: str, positions: Sequence[int]) -> list[pd.Timestamp]
     if name == "business day":
         return [first + pd.offsets.BusinessDay(step) for step in steps]
     if name in MONTHS:
-        return [first + pd.DateOffset(months=int(size) * MONTHS[name] * step) for step in steps]
+        months = [first + pd.DateOffset(months=int(size) * MONTHS[name] * step) for step in steps]
+        return [time + pd.offsets.MonthEnd(0) for time in months] if first.is_month_end else months
     return [first + pd.Timedelta(seconds=size * SECONDS[name] * step) for step in steps] if name in SECONDS else None
