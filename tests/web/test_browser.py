@@ -299,6 +299,28 @@ def test_the_chart_shows_a_pasted_or_opened_series(shipped: httpx.Client, open_p
     page.locator("#series .status", has_text="7 steps after 55 values").wait_for()
     assert page.locator("#series-column option").all_inner_texts() == ["units; sold", "price"]
     assert '"values":[1.5,2.5,3.5,' in page.locator("#series code").inner_text()
+    large = ", ".join(str(10**15 + 40 * (i % 5)) for i in range(50))  # differ only after the twelfth digit
+    page.locator("#series-values").fill(large)
+    page.locator("#series .status", has_text="7 steps after 50 values").wait_for()
+    assert not re.search("NaN|Infinity", history.get_attribute("d"))
+
+
+def test_years_may_be_titles_and_the_first_value_may_be_missing(
+    shipped: httpx.Client, open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page(shipped)
+    status_of(page, "series")
+    dates = [f"2026-01-{i:02}" for i in range(1, 31)]
+    open_table(
+        page, tmp_path / "years.csv", "date,2024,2025\n" + "".join(f"{day},1,{i}\n" for i, day in enumerate(dates))
+    )
+    page.locator("#series .status", has_text="after 30 values").wait_for()
+    assert page.locator("#series-column option").all_inner_texts() == ["2024", "2025"]
+    open_table(
+        page, tmp_path / "gap.csv", f"{dates[0]},\n" + "".join(f"{day},{i}\n" for i, day in enumerate(dates[1:]))
+    )
+    page.locator("#series .status", has_text="after 30 values").wait_for()
+    assert '"values":[null,0,1,' in page.locator("#series code").inner_text()
 
 
 def open_table(page: Any, path: Path, content: str) -> None:

@@ -32,13 +32,18 @@ export function parseTable(text) {
   const separator = ["\t", ";", ","].find((each) => lines[0].includes(each)) ?? ",";
   const decimal = separator === ";" ? (word) => word.replace(/^(\s*"?[-+]?\d*),(\d+"?\s*)$/, "$1.$2") : (word) => word;
   const rows = lines.map((line) => splitCells(line, separator).map(decimal));
-  const hasHeader = rows[0].every((word) => typeof parseValue(word) !== "number");
+  const hasHeader = rows[0].some((word, column) => isTitle(word) && (!rows[0].some(isNumber) || !isTitle(rows[1]?.[column] ?? word)));
   const titles = hasHeader ? rows.shift() : [];
   return rows[0] === undefined ? [] : rows[0].map((_, column) => ({
     name: titles[column]?.trim() || `Column ${column + 1}`,
     values: rows.map((row) => parseValue(row[column] ?? "")),
   })).filter(({ values }) => values.some((each) => typeof each === "number") && !values.includes(undefined));
 }
+
+const isNumber = (word) => typeof parseValue(word) === "number";
+
+/** Return whether a cell may be a column title: it is neither a value nor a date. */
+const isTitle = (word) => parseValue(word) === undefined && !/^\s*"?\d/.test(word);
 
 /** Return the cells of a line. Separators within quotes do not count. */
 function splitCells(line, separator) {
