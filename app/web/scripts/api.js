@@ -103,7 +103,12 @@ export async function* events(response) {
     for (const event of parts) {
       const data = event.replace(/^data: /, "");
       if (data === "[DONE]") return;
-      const content = JSON.parse(data);
+      let content;
+      try {
+        content = JSON.parse(data);
+      } catch { // an empty or incomplete event; the event of an error follows
+        continue;
+      }
       if (content.error) throw requestError(content.error);
       yield content;
     }
@@ -121,6 +126,11 @@ export async function showPicture(image, path) {
   }
   await nearViewport(image);
   image.src = URL.createObjectURL(await blob(await send({ path }))); // <img src> sends no key
+}
+
+/** Free the pictures in an element that is removed from the page. */
+export function releasePictures(element) {
+  for (const { src } of element.querySelectorAll('img[src^="blob:"]')) URL.revokeObjectURL(src);
 }
 
 function nearViewport(element) {

@@ -134,7 +134,9 @@ function scale(from, to, start, end) {
 
 function valueRange(values) {
   const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
-  const margin = low === high ? Math.max(1, Math.abs(low) / 1e6) : 0; // so that axis marks differ
+  const size = Math.max(Math.abs(low), Math.abs(high));
+  let margin = high - low < size * 1e-14 ? size * 1e-13 : 0; // so that axis marks differ
+  if (low === high) margin = Math.max(1, size / 1e6);
   return [low - margin, high + margin];
 }
 
@@ -144,6 +146,7 @@ function ticks([low, high], count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough * 0.999);
   const first = Math.floor(low / step + 1e-9), last = Math.ceil(high / step - 1e-9);
-  const marks = Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+  const digits = Math.min(17, Math.max(12, Math.ceil(Math.log10(Math.max(Math.abs(low), Math.abs(high)) / step)) + 2));
+  const marks = Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(digits)));
   return { low: marks[0], high: marks.at(-1), marks };
 }

@@ -161,7 +161,10 @@ export function forecastingPanel() {
       fill(syntheticSeries(button.dataset.series));
     });
   }
-  acceptDrops(panel.root, open);
+  acceptDrops(panel.root, (file) => {
+    panel.announce();
+    open(file);
+  });
   text.addEventListener("input", () => {
     closeTable();
     if (pad.on) setDrawing(false);

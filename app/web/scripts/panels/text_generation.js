@@ -72,7 +72,9 @@ export function textGenerationPanel() {
     panel.running.abort(); // closes the connection, and the service stops generating
   });
   panel.form.elements.prompt.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) panel.run();
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    panel.announce();
+    panel.run();
   });
   panel.start = () => panel.run();
   return panel;
