@@ -118,8 +118,8 @@ class Executor:
         try:
             return await asyncio.wrap_future(future)
         finally:
-            # The traceback of an error refers to this frame. Without this reference cycle, the tensors in the frames of
-            # the traceback are freed without a garbage collection.
+            # The error in ``future`` has a traceback that refers to this frame. With this reference cycle, the tensors
+            # in the frames of the traceback would stay in memory until the next garbage collection.
             del future
 
     async def _acquire(self, loop: asyncio.AbstractEventLoop) -> None:
