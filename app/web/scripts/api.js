@@ -128,11 +128,6 @@ export async function showPicture(image, path) {
   image.src = URL.createObjectURL(await blob(await send({ path }))); // <img src> sends no key
 }
 
-/** Free the pictures in an element that is removed from the page. */
-export function releasePictures(element) {
-  for (const { src } of element.querySelectorAll('img[src^="blob:"]')) URL.revokeObjectURL(src);
-}
-
 function nearViewport(element) {
   return new Promise((resolve) => {
     const observer = new IntersectionObserver((entries) => {

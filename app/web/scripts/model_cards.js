@@ -1,6 +1,6 @@
 // One card for each model, with its metrics, its versions and the pictures of its training.
 
-import { json, releasePictures, send, showPicture } from "./api.js";
+import { json, send, showPicture } from "./api.js";
 import { byId, createElement } from "./dom.js";
 
 const TASKS = { classify: "image classification", continue: "text generation", forecast: "forecasting", sample: "image generation", infer: "tensor inference" };
@@ -10,7 +10,6 @@ const SHOWN = 4; // metrics shown without opening the table
 export function showModelCards(models) {
   const order = Object.keys(TASKS);
   const sorted = [...models].sort((a, b) => order.indexOf(a.task) - order.indexOf(b.task) || b.default - a.default);
-  releasePictures(byId("cards"));
   byId("cards").replaceChildren(...sorted.map((model) => (model.state === "ready" ? card(model) : failedCard(model))));
 }
 
@@ -65,7 +64,6 @@ async function switchVersion(element, id) {
   }
   if (element.dataset.chosen !== id) return; // another version was chosen meanwhile
   const other = card(model);
-  releasePictures(element);
   element.replaceWith(other);
   other.querySelector('.marks button[aria-pressed="true"]').focus();
 }
