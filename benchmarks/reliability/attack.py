@@ -324,20 +324,19 @@ async def measure(server: Server, name: str, seconds: float) -> Row:
     process.start()
     other_end.close()  # otherwise ``pipe.recv`` does not notice the end of the process
     await asyncio.to_thread(pipe.recv)
-    alone, _ = await call(server.port, requests, CALLERS, seconds)
+    alone = await call(server.port, requests, CALLERS, seconds)
     pipe.send("start")
     await asyncio.sleep(START_SECONDS)
-    (during, _), peak = await asyncio.gather(
-        call(server.port, requests, CALLERS, seconds), memory_peak(server, seconds)
-    )
+    during, peak = await asyncio.gather(call(server.port, requests, CALLERS, seconds), memory_peak(server, seconds))
     await asyncio.to_thread(process.join)
     if process.exitcode:
         raise RuntimeError(f"the attackers failed: {attack.title}")
     await asyncio.sleep(RECOVERY_SECONDS)
-    after, _ = await call(server.port, requests, CALLERS, seconds)
-    answers = (*alone, *during, *after)
-    errors = sum(answer.status != 200 or answer.seconds > MAX_SECONDS for answer in answers)
-    return Row(attack.title, attack.connections, p99(alone), p99(during), p99(after), errors, round(peak))
+    after = await call(server.port, requests, CALLERS, seconds)
+    loads = [load.answers for load in (alone, during, after)]
+    errors = sum(answer.status != 200 or answer.seconds > MAX_SECONDS for answers in loads for answer in answers)
+    p99_alone, p99_during, p99_after = map(p99, loads)
+    return Row(attack.title, attack.connections, p99_alone, p99_during, p99_after, errors, round(peak))
 
 
 def results(rows: Sequence[Row]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ node      kill a node with all its processes under load; print the same figures 
 scaling   wait until load starts a second replica; then run only two streams until it is removed; print these figures
 drain     reduce two replicas to one while both generate long texts; print the number of finished texts
 
-In the printed statuses, 0 stands for an incomplete answer or a refused connection.
+In the printed statuses, 0 stands for an incomplete answer or a refused connection. The exit status is 1 if an answer
+of the cluster differs in the part ``same``, or if a text is not finished in the part ``drain``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import json
 import os
 import re
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +38,7 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.speed.serving import comma_separated, progress
 from benchmarks.support import load, servers
-from benchmarks.support.load import Request
+from benchmarks.support.load import Answer, Request
 from benchmarks.support.servers import ROOT, free_port, stats
 from benchmarks.support.workloads import workloads
 from deploy.ray_serve import build
@@ -145,11 +147,11 @@ async def under_load(port: int, workload: str, callers: int, change: Callable[[]
     available = workloads(ROOT / "models_store")
     streams = [request for request in requests() if b'"stream"' in request.body]
     selected = available["cnn"].requests if workload == "cnn" else streams
-    stop, answers = asyncio.Event(), []
+    stop, answers = asyncio.Event(), list[Answer]()
 
     async def keep_sending() -> None:
         while not stop.is_set():
-            answers.extend((await load.call(port, selected, callers, 1.0))[0])
+            answers.extend((await load.call(port, selected, callers, 1.0)).answers)
 
     task = asyncio.create_task(keep_sending())
     await asyncio.sleep(3)
@@ -164,10 +166,11 @@ async def under_load(port: int, workload: str, callers: int, change: Callable[[]
     return f"{workload}, {callers} callers: {figures}; {report}"
 
 
-async def drained(port: int) -> str:
-    """Let Ray stop one of two replicas while long streams run. Return a text with the outcomes of the streams.
+async def drained(port: int) -> tuple[str, bool]:
+    """Let Ray stop one of two replicas while long streams run.
 
-    Ray lets the replica finish its requests before it stops the replica.
+    Ray lets the replica finish its requests before it stops the replica. Return a text with the outcomes of the
+    streams, and whether all streams were finished.
     """
     long = {"model": "shakespeare-rnn", "prompt": "a", "max_characters": LONG, "stream": True}
     selected = [Request("/v1/text/continue", json.dumps({**long, "seed": seed}).encode()) for seed in range(16)]
@@ -181,7 +184,7 @@ async def drained(port: int) -> str:
     complete = sum(isinstance(text := content(answer.body), dict) and len(text[0]) == LONG for answer in answers)
     longest = max(answer.seconds for answer in answers)
     outcome = f"{complete} finished, in at most {longest:.1f} s; the replica stopped after {seconds:.1f} s"
-    return f"{running} of {len(tasks)} were running, {outcome}"
+    return f"{running} of {len(tasks)} were running, {outcome}", complete == len(tasks)
 
 
 @contextmanager
@@ -206,7 +209,10 @@ def deploy(layout: Mapping[str, float]) -> None:
     serve.run(build({"groups": {GROUP: {"tasks": TASKS, **layout}}}), name=APPLICATION, route_prefix="/")
 
 
-async def parts(options: argparse.Namespace, port: int, ray_cluster: Cluster, plain: int) -> None:
+async def parts(options: argparse.Namespace, port: int, ray_cluster: Cluster, plain: int) -> bool:
+    """Run the selected parts, and print their results. Return whether all required results are right."""
+    passed = True
+
     async def kill_replica() -> str:
         os.kill(victim(), signal.SIGKILL)
         await wait_until(lambda: replicas() < 2)
@@ -235,8 +241,11 @@ async def parts(options: argparse.Namespace, port: int, ray_cluster: Cluster, pl
             flush=True,
         )
         print("\n".join(differing), flush=True)
+        passed = not differing
     if "drain" in options.only:
-        print("one replica is drained:", await drained(port), flush=True)
+        outcome, finished = await drained(port)
+        print("one replica is drained:", outcome, flush=True)
+        passed = passed and finished
         await asyncio.to_thread(deploy, FIXED)
         await wait_until(lambda: replicas() == 2)
     for workload in ("cnn", "streams"):
@@ -244,6 +253,7 @@ async def parts(options: argparse.Namespace, port: int, ray_cluster: Cluster, pl
             print("a replica is killed:", await under_load(port, workload, options.callers, kill_replica), flush=True)
     if "node" in options.only:
         print("a node is killed:", await under_load(port, "cnn", options.callers, remove_node), flush=True)
+    return passed
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -263,9 +273,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             if "same" in options.only:
                 plain.start()
-            asyncio.run(parts(options, port, nodes, plain.port))
+            passed = asyncio.run(parts(options, port, nodes, plain.port))
         finally:
             plain.stop()
+    sys.exit(not passed)
 
 
 if __name__ == "__main__":

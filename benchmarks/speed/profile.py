@@ -97,13 +97,13 @@ async def profile(server: Server, workload: Workload, callers: int, seconds: flo
     command = [py_spy, "record", *options, "--format", "raw", "--output", str(file)]
     cpu = server.cpu_seconds()
     spy = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    figures = await load.measure(server.port, workload.adapted_requests(server), callers, seconds)
+    result = await load.call(server.port, workload.adapted_requests(server), callers, seconds)
     cpu = server.cpu_seconds() - cpu
     _, errors = await spy.communicate()
     if spy.returncode:
         raise SystemExit(f"py-spy failed: {errors.decode().strip()}")
-    rate = figures["per_second"]
-    return [rate, 1000 * cpu / (rate * seconds), *shares(file.read_text().splitlines()).values()]
+    rate = load.summary(result)["per_second"]
+    return [rate, 1000 * cpu / len(result.answers), *shares(file.read_text().splitlines()).values()]
 
 
 def table(profiles: dict[str, list[float]]) -> dict[str, Any]:

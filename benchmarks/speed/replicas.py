@@ -80,8 +80,7 @@ async def kill_replica(
     process = replica_processes(server)[0]
     os.kill(process, signal.SIGKILL)
     progress(f"killed {process}")
-    answers, _ = await task
-    return collections.Counter(answer.status for answer in answers)
+    return collections.Counter(answer.status for answer in (await task).answers)
 
 
 async def bench(options: argparse.Namespace) -> None:

@@ -288,7 +288,8 @@ def comma_separated(allowed: Sequence[str] = ()) -> Callable[[str], list[str]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description="Measure Quartet and a plain FastAPI server in alternation.")
+    description = "Measure Quartet and a plain FastAPI server in alternation."
+    made = argparse.ArgumentParser(description=description, allow_abbrev=False)  # see report.without_save
     made.add_argument(
         "--only",
         type=comma_separated(WORKLOADS),
@@ -340,10 +341,7 @@ def finite(content: Any) -> Any:
 
 def save(path: Path, arguments: list[str], setting: dict[str, Any], results: Results) -> None:
     """Write the tables for ``make report``."""
-    position = arguments.index("--save")
-    command = shlex.join(
-        ["python", "-m", "benchmarks.speed.serving", *arguments[:position], *arguments[position + 2 :]]
-    )
+    command = shlex.join(["python", "-m", "benchmarks.speed.serving", *report.without_save(arguments)])
     measured = [workload for workload in results.titles if workload in results.cells]
     targets = report.targets_as_json(report.evaluate_targets(results))
     content = {

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -84,6 +84,41 @@ class Answer:
     @property
     def seconds(self) -> float:
         return self.ended - self.started
+
+    @property
+    def succeeded(self) -> bool:
+        """Return whether the status is 200 and the answer is not a stream that ended with an error event."""
+        return self.status == 200 and b'data: {"error"' not in self.body
+
+    @property
+    def stream_end(self) -> str:
+        """Return how a stream ended: ``finished``, ``announced`` (an error event), ``cut off``, ``lost`` or a status.
+
+        This works for streams whose last event is ``[DONE]``.
+        """
+        if self.status != 200:
+            return str(self.status) if self.status else "lost"
+        if not self.body.rstrip(b"0\r\n").endswith(b"data: [DONE]"):
+            return "cut off"
+        return "finished" if self.succeeded else "announced"
+
+
+@dataclass(frozen=True)
+class Load:
+    """All answers to a load, and the times (``perf_counter``) between which the load is measured.
+
+    The measurement begins when every caller has received its first answer. Before this time, the callers wait shorter
+    than later, because the queues of the server are still short.
+    """
+
+    answers: Sequence[Answer]
+    begin: float
+    end: float
+
+    @property
+    def measured(self) -> list[Answer]:
+        """The answers that were complete after ``begin``, including those that were complete after ``end``."""
+        return [answer for answer in self.answers if answer.ended > self.begin]
 
 
 class Connection(asyncio.Protocol):
@@ -161,24 +196,35 @@ async def send(port: int, request: Request) -> Answer:
     return answer
 
 
-async def call(port: int, requests: Sequence[Request], callers: int, seconds: float) -> tuple[list[Answer], float]:
-    """Send requests for ``seconds``, and wait for all answers. Return the answers and the time when sending ended."""
+async def call(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Load:
+    """Send requests until ``seconds`` after every caller has received its first answer. Wait for all answers."""
     raw, index, answers = [request.bytes() for request in requests], count(), []
     connections = [await connect(port) for _ in range(callers)]
-    end = time.perf_counter() + seconds
+    waiting, begin = callers, math.inf
 
     async def caller(connection: Connection) -> None:
-        while time.perf_counter() < end:
+        nonlocal waiting, begin
+        is_first = True
+        while time.perf_counter() < begin + seconds:
             if connection.closes and connection.transport:
                 connection.transport.close()
             if connection.closes or not connection.transport:
                 connection = await connect(port)
             answers.append(await connection.send(raw[next(index) % len(raw)]))
+            waiting -= is_first
+            if is_first and not waiting:
+                begin = answers[-1].ended
+            is_first = False
         if connection.transport:
             connection.transport.close()
 
-    await asyncio.gather(*map(caller, connections))
-    return answers, end
+    tasks = [asyncio.ensure_future(caller(connection)) for connection in connections]
+    try:
+        await asyncio.gather(*tasks)
+    finally:  # if one caller fails, stop the others
+        for task in tasks:
+            task.cancel()
+    return Load(answers, begin, begin + seconds)
 
 
 def percentile(values: Sequence[float], part: float) -> float:
@@ -191,35 +237,42 @@ def percentiles(prefix: str, seconds: Sequence[float]) -> Figures:
     return {f"{prefix}p{part}": percentile(seconds, part / 100) * 1000 for part in (50, 95, 99)}
 
 
-def summary(answers: Sequence[Answer], end: float, seconds: float) -> Figures:
+def summary(load: Load) -> Figures:
     """Return requests per second, latencies and errors.
 
-    A request that was still running at ``end`` counts as a fraction: the share of its duration before ``end``.
-    Otherwise, if many long requests run at the same time, either all of them or none of them would count.
+    A request that ran only partly during the measurement counts as a fraction: the share of its duration during the
+    measurement. Otherwise, if many long requests run at the same time, either all of them or none of them would count.
     """
-    successful = [answer for answer in answers if answer.status == 200]
-    parts = [(min(answer.ended, end) - answer.started) / answer.seconds for answer in successful]
-    figures = {"per_second": sum(parts) / seconds, "errors": float(len(answers) - len(successful))}
+    successful = [answer for answer in load.measured if answer.succeeded]
+    parts = [(min(answer.ended, load.end) - max(answer.started, load.begin)) / answer.seconds for answer in successful]
+    figures = {
+        "per_second": sum(parts) / (load.end - load.begin),
+        "errors": float(sum(not answer.succeeded for answer in load.answers)),
+    }
     return {**figures, **percentiles("", [answer.seconds for answer in successful])}
 
 
-def stream_summary(answers: Sequence[Answer], end: float, seconds: float) -> Figures:
+def stream_summary(load: Load) -> Figures:
     """Return the figures of ``summary``, and also figures of streams.
 
-    These are the characters per second, the time to the first character and the time between two characters.
+    These are the characters per second, the time to the first character and the time between two characters. A stream
+    without characters or without its last event is an error.
     """
-    firsts, gaps, characters, incomplete = [], [], 0, 0
-    for answer in answers:
+    firsts, gaps, characters = [], [], 0
+    answers: list[Answer] = []
+    for answer in load.answers:
         times = [arrival for arrival, _ in arrivals(answer)]
-        if not times or not answer.body.rstrip(b"0\r\n").endswith(b"data: [DONE]"):
-            incomplete += answer.status == 200  # ``summary`` counts the other statuses as errors
+        if not times or answer.stream_end != "finished":
+            answers.append(replace(answer, status=0))
             continue
-        firsts.append(times[0] - answer.started)
-        gaps += [later - earlier for earlier, later in pairwise(times)]
-        characters += sum(arrival <= end for arrival in times)
-    figures = summary(answers, end, seconds)
-    figures["errors"] += incomplete
-    return {**figures, "characters": characters / seconds, **percentiles("first_", firsts), **percentiles("gap_", gaps)}
+        answers.append(answer)
+        characters += sum(load.begin < arrival <= load.end for arrival in times)
+        if answer.ended > load.begin:
+            firsts.append(times[0] - answer.started)
+            gaps += [later - earlier for earlier, later in pairwise(times)]
+    figures = summary(replace(load, answers=answers))
+    figures["characters"] = characters / (load.end - load.begin)
+    return {**figures, **percentiles("first_", firsts), **percentiles("gap_", gaps)}
 
 
 def arrivals(answer: Answer) -> list[tuple[float, str]]:
@@ -240,13 +293,11 @@ def arrivals(answer: Answer) -> list[tuple[float, str]]:
 
 
 async def measure(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:
-    answers, end = await call(port, requests, callers, seconds)
-    return summary(answers, end, seconds)
+    return summary(await call(port, requests, callers, seconds))
 
 
 async def measure_streams(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:
-    answers, end = await call(port, requests, callers, seconds)
-    return stream_summary(answers, end, seconds)
+    return stream_summary(await call(port, requests, callers, seconds))
 
 
 async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:

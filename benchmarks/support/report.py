@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,6 +117,15 @@ def write(path: Path, content: dict[str, Any]) -> None:
     before = json.loads(path.read_text("utf-8")) if path.exists() else {"title": path.stem, "notes": []}
     kept = {key: before[key] for key in ("title", "notes")}
     path.write_text(json.dumps(content | kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def without_save(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of the command line without ``--save FILE`` or ``--save=FILE``."""
+    return [
+        argument
+        for previous, argument in pairwise(["", *arguments])
+        if "--save" not in (previous, argument) and not argument.startswith("--save=")
+    ]
 
 
 def as_json(results: Results, workload: str, title: str) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from itertools import pairwise
 import httpx
 import pytest
 
-from benchmarks.reliability import restarts, soak
+from benchmarks.reliability import soak
 from benchmarks.support import mix
-from benchmarks.support.load import Answer
 
 
 def test_a_request_gets_the_same_answer_alone_and_among_64(shipped: httpx.Client) -> None:
@@ -42,21 +41,6 @@ def test_the_comparison_detects_a_wrong_answer() -> None:
     assert not mix.same("classify", [200, {"p": 0.5}], [200, {"p": 0.501}])
     assert not mix.same("continue", [200, {"p": 0.5}], [200, {"p": 0.500001}])
     assert not mix.same("forecast", [200, [1.0]], [200, [1.0, 2.0]])
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "outcome"),
-    [
-        (200, b'data: {"index": 0, "text": "a"}\n\ndata: [DONE]\n\n', "finished"),
-        (200, b'data: {"index": 0, "text": "a"}\n\ndata: {"error": {}}\n\ndata: [DONE]\n\n', "announced"),
-        (200, b'data: {"index": 0, "text": "a"}\n\n', "cut off"),
-        (200, b"", "cut off"),
-        (502, b"<html>", "502"),
-        (0, b"", "lost"),
-    ],
-)
-def test_the_end_of_a_stream_is_classified(status: int, body: bytes, outcome: str) -> None:
-    assert restarts.stream_end(Answer(0.0, 1.0, status, [(0.5, body)])) == outcome
 
 
 def test_the_soak_test_reports_growing_resources() -> None:
