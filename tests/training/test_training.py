@@ -721,13 +721,14 @@ def test_density_and_coverage_are_one_for_equal_features_and_zero_for_distant_on
     assert generation.density_and_coverage(real, fake + 100) == (0, 0)
 
 
-def test_recalibrated_batch_norms_have_the_statistics_of_their_inputs() -> None:
+@pytest.mark.parametrize("labels", [None, torch.tensor([0] * 80 + [3] * 20)])
+def test_recalibrated_batch_norms_have_the_statistics_of_their_inputs(labels: torch.Tensor | None) -> None:
     torch.manual_seed(0)
     network: Any = build("conditional-generator", {"latent": 4})
     with torch.no_grad():
         network.linear.weight.mul_(10)
-    recalibrate_batchnorm(network, 50)
-    classes = torch.arange(500) % 10
+    recalibrate_batchnorm(network, 50, labels)
+    classes = torch.arange(500) % 10 if labels is None else labels.repeat(5)
     inputs = network.linear(torch.cat([torch.randn(500, 4), torch.eye(10)[classes]], dim=1)).unflatten(1, (49, -1))
     norm = network.norms[0].norm
     assert torch.allclose(norm.running_mean, inputs.mean(dim=(0, 1)), atol=0.2)

@@ -162,17 +162,20 @@ class GanTrainer:
         self.discriminator.requires_grad_(True)
         return g_loss
 
-    def averaged_generator(self, batches: int | None = None) -> Any:
-        """Return the moving average of the generator. If the generator takes labels, recalibrate its batch norms."""
-        network = self.average.module
-        return recalibrate_batchnorm(network, batches) if isinstance(network, ConditionalGenerator) else network
+    def averaged_generator(self, batches: int | None = None, labels: Tensor | None = None) -> Any:
+        """Return the moving average of the generator. If the generator takes labels, recalibrate its batch norms.
 
-    def preview(self) -> np.ndarray:
+        See ``recalibrate_batchnorm`` for the parameters.
+        """
+        network = self.average.module
+        return recalibrate_batchnorm(network, batches, labels) if isinstance(network, ConditionalGenerator) else network
+
+    def preview(self, labels: Tensor | None) -> np.ndarray:
         """Return uint8 images that the averaged generator makes from fixed latents.
 
-        There are 64 images or, with labels, ten images for each class.
+        There are 64 images or, with labels, ten images for each class. ``labels`` are those of the training images.
         """
-        network = self.averaged_generator(PREVIEW_BATCHES)
+        network = self.averaged_generator(PREVIEW_BATCHES, labels)
         conditional = isinstance(network, ConditionalGenerator)
         rows = np.random.default_rng(0).standard_normal((10 if conditional else 64, self.config.latent))
         latents = torch.from_numpy(rows).to(torch.get_default_dtype())
@@ -201,21 +204,28 @@ def conditional_trainer(config: ConditionalGanConfig, device: str, sizes: Condit
     return GanTrainer(config, generator, discriminator, device, beta2=0.99)
 
 
-def recalibrate_batchnorm(network: ConditionalGenerator, batches: int | None) -> ConditionalGenerator:
+def recalibrate_batchnorm(
+    network: ConditionalGenerator, batches: int | None, labels: Tensor | None = None
+) -> ConditionalGenerator:
     """Recompute the statistics of the batch norms from generated images, and switch to evaluation mode.
 
     The statistics collected during training belong to the weights of single steps, not to the averaged weights.
+    ``labels`` [N] are the labels of the training images. The generated images have these labels in random order,
+    because the statistics depend on the shares of the classes. Without ``labels``, all classes are equally frequent.
     """
     generator = torch.Generator().manual_seed(0)
+    order = torch.arange(network.sizes.classes) if labels is None else permutation(len(labels), 0, "recalibration")
+    in_order = order if labels is None else labels.cpu()[order]
     device, norms = network.linear.weight.device, [own for own in network.modules() if isinstance(own, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # makes the statistics a mean over all batches
     network.train()
     with torch.no_grad():
-        for _ in range(RECALIBRATION_BATCHES if batches is None else batches):
+        for batch in range(RECALIBRATION_BATCHES if batches is None else batches):
             latents = torch.randn(RECALIBRATION_SIZE, network.sizes.latent, generator=generator)
-            network(latents.to(device), torch.arange(len(latents), device=device) % network.sizes.classes)
+            positions = torch.arange(RECALIBRATION_SIZE) + batch * RECALIBRATION_SIZE
+            network(latents.to(device), in_order[positions % len(in_order)].to(device))
     return network.eval()
 
 
@@ -247,7 +257,7 @@ def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, to
             run.log(epoch=epoch + 1, discriminator_loss=d_loss.item(), generator_loss=g_loss.item())
             if (epoch + 1) % preview_every == 0 and distributed.rank() == 0:
                 columns = None if labels is None else 10
-                save_grid(run.folder / f"epoch-{epoch + 1:03}.png", trainer.preview(), columns)
+                save_grid(run.folder / f"epoch-{epoch + 1:03}.png", trainer.preview(labels), columns)
 
 
 def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Path:

@@ -187,7 +187,8 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
 
     def timed_evaluation() -> float:
         # Only the first process calls this function, so it must not create a trainer, which waits for all processes.
-        publish(run, real, gan_loop.recalibrate_batchnorm(ConditionalGenerator(sizes).to(options.device), batches))
+        network = ConditionalGenerator(sizes).to(options.device)
+        publish(run, real, gan_loop.recalibrate_batchnorm(network, batches, labels))
         return 0.0
 
     if options.minutes is not None and distributed.rank() == 0:
@@ -198,7 +199,7 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
     trainer = conditional_trainer(replace(config, ema_decay=ema_decay), options.device, sizes)
     fit(run, trainer, images, labels, budget)
     if distributed.rank() == 0:
-        publish(run, real, trainer.averaged_generator(batches))
+        publish(run, real, trainer.averaged_generator(batches, labels))
     distributed.exit_process()
 
 
