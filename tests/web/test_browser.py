@@ -652,7 +652,7 @@ def test_with_a_key_pictures_are_loaded_when_they_become_visible(
             status_of(page, panel)
         assert not any(url.endswith("curves.png") for url in requests)
         page.locator("#models").scroll_into_view_if_needed()
-        page.locator(".pictures img[src^='blob:']").wait_for()
+        page.locator(".pictures img[src^='data:image/png']").wait_for()
     assert expected_errors(page) == 1
 
 

@@ -125,7 +125,16 @@ export async function showPicture(image, path) {
     return;
   }
   await nearViewport(image);
-  image.src = URL.createObjectURL(await blob(await send({ path }))); // <img src> sends no key
+  image.src = await dataUrl(await blob(await send({ path }))); // <img src> sends no key
+}
+
+/** Return a URL that contains the data. Unlike an object URL, it needs no memory after the last element that shows it is removed. */
+function dataUrl(data) {
+  return new Promise((resolve) => {
+    const reader = new FileReader();
+    reader.addEventListener("load", () => resolve(reader.result));
+    reader.readAsDataURL(data);
+  });
 }
 
 function nearViewport(element) {
