@@ -6,6 +6,7 @@ the test part, which are at the end of each series.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ MIN_PAST = 8  # smallest number of values before the first origin
 TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24
 VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # the same limits for the validation part
 MAX_PAST = 1500  # largest number of values that a forecaster receives (four years of days); more would change little
-DECIMALS = {"mase": 3, "quantile_loss": 3, "coverage_95": 3}
+ROUNDING = 1e-9  # values repeat if they differ by less than this share of the largest value
 
 # Computes forecasts from the pasts of the series, the season, and the number of steps.
 ForecastFunction = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]
@@ -83,6 +84,11 @@ def longest_horizon(table: Table) -> int:
     return max(1, (median - max(table.season + 2, MIN_PAST)) // 3)
 
 
+def _repeats(values: np.ndarray, season: int) -> bool:
+    """Return whether the values repeat exactly with the season, except for rounding."""
+    return forecast_metrics.mase_scale(values, season) <= ROUNDING * float(np.abs(values).max())
+
+
 def split(table: Table, horizon: int) -> list[Split]:
     """Split all usable series. For each series that is left out, add the reason to the table's remarks.
 
@@ -112,7 +118,7 @@ def split(table: Table, horizon: int) -> list[Split]:
                 f"{series.name}: {count} values; season {table.season} and horizon {horizon} need at least "
                 f"{min_training + 2 * horizon}, so the series is left out"
             )
-        elif not forecast_metrics.mase_scale(series.values[: parts.validation], table.season):
+        elif _repeats(series.values[: parts.validation], table.season):
             table.remarks.append(
                 f"{series.name}: its first {parts.validation} values repeat exactly with season {table.season}, so "
                 "errors have no scale (MASE divides by 0): the series is left out"
@@ -205,15 +211,25 @@ def metrics(origins: Origins, forecast: ForecastFunction) -> dict[str, float]:
     }
 
 
-def card_metrics(origins: Origins, methods: dict[str, ForecastFunction], part: Part = "test") -> dict[str, Any]:
-    """Return the metrics of several methods for a model card. The keys of ``methods`` are prefixes of the metrics."""
+def decimals(key: str, value: float) -> int:
+    """Return the number of decimals of a metric: 3, or more for three significant digits of an error below 0.1."""
+    if key == "coverage_95" or not 0 < value < math.inf:
+        return 3
+    return min(max(3, 2 - math.floor(math.log10(value))), 12)
+
+
+def card_metrics(origins: Origins, results: dict[str, dict[str, float]], part: Part = "test") -> dict[str, Any]:
+    """Return the results of several methods for a model card.
+
+    ``results`` maps prefixes to the results of ``metrics``. The prefix is added to the names of the metrics.
+    """
     horizon = origins.actual.shape[1]
     values = "held out of training" if part == "test" else "for validation"
     description = (
         f"{len(origins.past):,} forecasts of {horizon} steps, from {origins.series_count:,} series, on values {values}"
     )
     return {
-        f"{prefix}{key}": metric(value, description, DECIMALS[key])
-        for prefix, forecast in methods.items()
-        for key, value in metrics(origins, forecast).items()
+        f"{prefix}{key}": metric(value, description, decimals(key, value))
+        for prefix, values in results.items()
+        for key, value in values.items()
     }

@@ -38,9 +38,17 @@ def as_method(forecaster: GlobalForecaster, origins: Origins) -> backtest.Foreca
 
 
 def measure(forecaster: GlobalForecaster, own: OwnSeries, part: Part = "test") -> dict[str, Any]:
-    """Return the metrics of the fine-tuned forecaster, the base version and the seasonal naive forecast.
+    """Return the metrics for the card; see ``compare``."""
+    return compare(forecaster, own, part)[1]
 
-    If the series have known covariates, the base version is also measured with these columns.
+
+def compare(
+    forecaster: GlobalForecaster, own: OwnSeries, part: Part
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Measure the fine-tuned forecaster, the base version and the seasonal naive forecast.
+
+    If the series have known covariates, the base version is also measured with these columns. Return the results of
+    each method, and the same results as rounded metrics for the card.
     """
     origins = backtest.origins(own.splits, own.table.season, own.horizon, part).subset(MAX_FORECASTS)
     untuned = {"untuned_": own.base}
@@ -54,19 +62,22 @@ def measure(forecaster: GlobalForecaster, own: OwnSeries, part: Part = "test") -
         },
         "naive_": backtest.seasonal_naive,
     }
-    return backtest.card_metrics(origins, methods, part)
+    results = {prefix: backtest.metrics(origins, method) for prefix, method in methods.items()}
+    return results, backtest.card_metrics(origins, results, part)
 
 
-def verdict(metrics: dict[str, Any]) -> tuple[bool, str]:
-    """Return whether fine-tuning helped, and a sentence about it. ``metrics``: the metrics on the validation part.
+def verdict(results: dict[str, dict[str, float]]) -> tuple[bool, str]:
+    """Return whether fine-tuning helped, and a sentence about it. ``results``: those of the validation part.
 
     Fine-tuning helped if two conditions hold. The quantile loss is lower than the loss of the seasonal naive forecast.
     It is also lower than the loss of the base version, by at least the share MIN_IMPROVEMENT of this loss.
     """
-    tuned, base, naive = (metrics[f"{prefix}quantile_loss"]["value"] for prefix in ("", "untuned_", "naive_"))
-    losses = f"quantile loss {tuned:.3f}; before fine-tuning {base:.3f}, seasonal naive {naive:.3f}"
-    if known := metrics.get("untuned_known_quantile_loss"):
-        losses += f"; before fine-tuning, but with the known covariates, {known['value']:.3f}"
+    loss = {prefix: values["quantile_loss"] for prefix, values in results.items()}
+    shown = {prefix: f"{value:.{backtest.decimals('quantile_loss', value)}f}" for prefix, value in loss.items()}
+    tuned, base, naive = loss[""], loss["untuned_"], loss["naive_"]
+    losses = f"quantile loss {shown['']}; before fine-tuning {shown['untuned_']}, seasonal naive {shown['naive_']}"
+    if "untuned_known_" in shown:
+        losses += f"; before fine-tuning, but with the known covariates, {shown['untuned_known_']}"
     if tuned > (1 - MIN_IMPROVEMENT) * base:
         return False, f"Fine-tuning did not help on the validation part: {losses}"
     if tuned >= naive:
@@ -104,8 +115,8 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
     is published if fine-tuning helped on the validation part, or with --force.
     """
     forecaster = run.predictor(GlobalForecaster, card_of(own, network.sizes, "Not measured yet"), network)
-    validation = measure(forecaster, own, "validation")
-    helped, reason = verdict(validation)
+    results, validation = compare(forecaster, own, "validation")
+    helped, reason = verdict(results)
     publishes = helped or run.options.data_options["force"]
     tests = publishes or run.is_timing
     card = run.measure(
