@@ -36,6 +36,11 @@ AT_LEAST_ONE = (
     *("hidden", "layers", "members", "bptt", "window", "latent"),
     *("first_width", "second_width", "third_width", "later_width"),
 )
+BELOW_ONE = ("dropout", "ema_decay", "beta1")
+AT_MOST_ONE = (
+    *("mixup", "reset_state", "unknown_share", "renamed_share", "head_only_share"),
+    *("summed_share", "structural_share", "synthetic_share"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +238,10 @@ def _check_numbers(
             parser.error(f"{option} is {value}; it should be at least 1")
         if name in overrides and name not in CHECKED_LATER and not 0 <= value < math.inf:
             parser.error(f"{option} is {value}; it should be finite and not negative")
+        if name in BELOW_ONE and value >= 1:
+            parser.error(f"{option} is {value}; it should be below 1")
+        if name in AT_MOST_ONE and value > 1:
+            parser.error(f"{option} is {value}; it should be at most 1")
 
 
 def _check_data_options(

@@ -411,6 +411,17 @@ def test_sizes_and_numbers_of_steps_are_positive(command: str, capsys: pytest.Ca
     assert capsys.readouterr().err.endswith(f"error: {option} is 0; it should be at least 1\n")
 
 
+@pytest.mark.parametrize(
+    ("command", "limit"),
+    [("rnn --dropout 1", "below 1"), ("lstm --ema-decay 1", "below 1"), ("rnn --unknown-share 2", "at most 1")],
+)
+def test_shares_and_decays_have_an_upper_limit(command: str, limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stem, option, value = command.split()
+    with pytest.raises(SystemExit):
+        SCRIPTS[stem].main([option, value])
+    assert capsys.readouterr().err.endswith(f"error: {option} is {float(value)}; it should be {limit}\n")
+
+
 @pytest.mark.parametrize("value", ["-0.5", "nan", "inf"])
 def test_hyperparameters_are_finite_and_not_negative(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
