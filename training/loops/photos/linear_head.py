@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from training.evaluation.calibration import fit_temperature
 
-# Factors of the squared weights in the loss, from strong to weak.
+# Factors of half the squared weights in the loss, from strong to weak.
 PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FOLDS = 5
 MAX_STEPS = 60  # steps of L-BFGS for each penalty; each fit starts from the weights of the next stronger penalty
@@ -67,8 +67,8 @@ def fit(features: Tensor, targets: Tensor, classes: int, penalties: Sequence[flo
         features: features [N, D] of the images.
         targets: indices [N], or booleans [N, classes] if images may have several labels.
         classes: number of classes.
-        penalties: the loss contains the squared norm of the weights, multiplied by this factor. The features are scaled
-            to variance 1 first.
+        penalties: the loss contains half of the squared norm of the weights, multiplied by this factor. The features
+            are scaled to variance 1 first.
     """
     mean = features.mean(dim=0)
     deviation = features.std(dim=0, correction=0).clamp(min=MIN_DEVIATION)
