@@ -30,7 +30,7 @@ Row = Sequence[object]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 1 with an error message."""
-    args = _parser().parse_args(arguments)
+    args = _parse(arguments)
     if not args.store.is_dir():
         return _fail(f"--store is {str(args.store)!r}, which is not a folder")
     try:
@@ -46,6 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{problem}: {error.strerror or error}")
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments. Before Python 3.13, argparse does not find the FILE in ``export NAME --onnx FILE``."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(args, "file", ...) is None:
+        args.file, rest = Path(rest[0]), []
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
 def _fail(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 1
@@ -56,7 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app.models", description=__doc__, formatter_class=plain)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
-        "--store", type=Path, default=Settings().store, help="folder of the store (default: QUARTET_STORE, %(default)s)"
+        "--store",
+        type=Path,
+        default=Settings().store,
+        help="model store; QUARTET_STORE sets another default (default: %(default)s)",
     )
     shared.add_argument("--json", action="store_true", help="print JSON instead of a table")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
