@@ -23,6 +23,8 @@ from training.data.datasets import DataError
 from training.loops import distributed
 
 INCLUDED = Path(__file__).parents[1] / "models_store"
+STORE = Path(os.environ.get("QUARTET_STORE") or "models_store")  # the same default as that of the service
+STORE_HELP = "model store; QUARTET_STORE sets another default (default: %(default)s)"
 C = TypeVar("C")  # the dataclass of a preset
 Part = Literal["test", "validation"]  # part of the data on which a trained network is measured
 FROM_SCRATCH = "; or use --from scratch"
@@ -193,9 +195,7 @@ def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> 
         "--runs", metavar="DIR", type=Path, default=Path("runs"), help="folder for logs and checkpoints"
     )
     parser.add_argument("--log-dir", metavar="DIR", type=Path, help="folder for TensorBoard logs; default: none")
-    parser.add_argument(
-        "--store", metavar="DIR", type=Path, default=Path("models_store"), help="model store to publish to"
-    )
+    parser.add_argument("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
 
 
 def _add_numbers(parser: argparse.ArgumentParser, presets: dict[str, C]) -> dict[str, dict[str, Any]]:

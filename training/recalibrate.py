@@ -31,6 +31,7 @@ from training import cnn, evaluation_log, publishing
 from training.configs import AirbenchConfig
 from training.data import datasets
 from training.data.image_batches import fit_temperatures, plot_samples
+from training.options import STORE, STORE_HELP
 
 FITTED = ("temperature", "views_temperature")  # names of the fitted tensors
 SIZES_OF_RECIPE = ("classes", "channels", "image", "widths", "depth")
@@ -72,9 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("version", metavar="NAME@VERSION", help="the published version")
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="folder of the other training")
-    parser.add_argument(
-        "--store", default=Path("models_store"), type=Path, metavar="DIR", help="model store (default: %(default)s)"
-    )
+    parser.add_argument("--store", default=STORE, type=Path, metavar="DIR", help=STORE_HELP)
     options = parser.parse_args(argv)
     name, _, number = options.version.partition("@")
     if not number.isdecimal():

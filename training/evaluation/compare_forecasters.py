@@ -26,6 +26,7 @@ from app.tasks.forecasting import SCORES, GlobalForecaster, QuantileForecast
 from training.data import datasets
 from training.evaluation import backtest, forecast_metrics
 from training.evaluation.forecaster import forecast_series
+from training.options import STORE, STORE_HELP
 
 MAX_ETS_SEASON = 24  # longest season that AutoETS supports; for longer seasons, AutoETS gets the season length 1
 LEVELS = (95, 80, 60, 40, 20)  # per cent; the bounds of these intervals are the quantiles of this project's forecasters
@@ -126,9 +127,7 @@ def row(part: EvaluationSet, forecaster: str, forecast: ForecastFunction) -> str
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--store", metavar="DIR", type=Path, default="models_store", help="model store (default: %(default)s)"
-    )
+    parser.add_argument("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
     parser.add_argument(
         "--model",
         metavar="NAME",

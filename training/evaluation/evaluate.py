@@ -36,7 +36,7 @@ from training.evaluation.speed import processor, selected
 from training.loops import gan_finetune
 from training.loops.series import evaluation, own_series
 from training.loops.text.distillation import TEACHER
-from training.options import Options, store_of
+from training.options import STORE, STORE_HELP, Options, store_of
 
 # Largest difference between processors with and without bfloat16. Usual differences are 0.0001 to 0.001.
 MAX_BFLOAT16_DIFFERENCE = 0.002
@@ -241,9 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the comparison of all versions; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="models or versions to measure (default: all)")
-    parser.add_argument(
-        "--store", metavar="DIR", type=Path, default="models_store", help="model store (default: %(default)s)"
-    )
+    parser.add_argument("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     options = parser.parse_args(argv)
     wrong = measured = missing = different = 0

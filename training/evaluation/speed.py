@@ -20,6 +20,7 @@ from app import store
 from app.tasks import TASKS
 from app.tasks.speed import measure as measure
 from app.tasks.speed import processor as processor
+from training.options import STORE, STORE_HELP
 
 
 def describe(speed: dict[str, Any], task: store.TaskName) -> str:
@@ -49,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the speed of all versions; return the exit status, which is 1 if a version is damaged."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="models or versions to measure (default: all)")
-    parser.add_argument(
-        "--store", metavar="DIR", type=Path, default="models_store", help="model store (default: %(default)s)"
-    )
+    parser.add_argument("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
     options = parser.parse_args(argv)
     status = 0
     for name, number in selected(parser, options.store, options.names):
