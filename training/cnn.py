@@ -238,7 +238,7 @@ def read_dataset(options: Options, side: int) -> ImageDataset:
     path: Path = options.data_options["images"]
     dataset = keep_trainable(read(path, side, group=options.data_options["group"]), path)
     if dataset.multi_label and side <= SMALL_SIDE:
-        raise DataError(f"{path} has several labels for an image, which needs --size {PHOTO_SIDE}, not --size {side}")
+        raise DataError(f"{path} has several labels for an image, which needs --size {PHOTO_SIDE}; the size is {side}")
     return dataset
 
 

@@ -152,7 +152,7 @@ def test_a_column_of_0_and_1_for_each_label_equals_a_column_of_labels(
     assert first.sha256 == second.sha256
     assert first.classes == ["blue", "green", "red"]
     monkeypatch.setattr(image_dataset, "MIN_IMAGES_PER_CLASS", 2)
-    with pytest.raises(DataError, match="several labels for an image, which needs --size 224, not --size 32"):
+    with pytest.raises(DataError, match="several labels for an image, which needs --size 224; the size is 32"):
         cnn.main(["--images", "flags.csv", "--name", "mine", "--size", "32"])
 
 
