@@ -23,12 +23,15 @@ BUSINESS_DAY = "business day"
 Array = np.ndarray
 
 
-def differences(values: Array, inputs: Array, season: int, known: KnownCovariates) -> tuple[Array, Array, Array]:
+def differences(
+    values: Array, inputs: Array, season: int, known: KnownCovariates, observed: Array | None = None
+) -> tuple[Array, Array, Array]:
     """Return three arrays for the regression of ``values`` [T] on ``inputs`` [T + ahead, K].
 
     The first array [T + ahead, K] contains the regressors. The second array [T - season, K] contains the changes of the
     regressors from one season to the next. The third array [T - season] contains the changes of the values. The values
-    are first divided by their mean absolute value.
+    are first divided by their mean absolute value. If ``observed`` [T] is False for a value, the value was missing and
+    has been filled. Changes from or to such values are left out, because they do not show the effect of the covariates.
 
     A regressor is a standardised covariate. If ``known.proportional`` is true, the covariate is multiplied by the usual
     absolute value of the series at the same position in the season.
@@ -47,17 +50,23 @@ def differences(values: Array, inputs: Array, season: int, known: KnownCovariate
         seasons = max(1, min(PROFILE_SEASONS, count // season))
         usual = np.abs(relative[count - seasons * season :]).reshape(seasons, season).mean(0)
         effects = effects * usual[(np.arange(len(inputs)) - count) % season][:, None]
-    return effects, effects[season:count] - effects[: count - season], relative[season:] - relative[:-season]
+    inputs_change, change = effects[season:count] - effects[: count - season], relative[season:] - relative[:-season]
+    if observed is not None and not observed.all():
+        both_observed = observed[season:] & observed[:-season]
+        inputs_change, change = inputs_change[both_observed], change[both_observed]
+    return effects, inputs_change, change
 
 
-def covariate_effect(values: Array, inputs: Array, season: int, known: KnownCovariates) -> Array:
+def covariate_effect(
+    values: Array, inputs: Array, season: int, known: KnownCovariates, observed: Array | None = None
+) -> Array:
     """Return the effect [T + ahead] of covariates [T + ahead, K] on values [T] and on the ``ahead`` steps after them.
 
     The coefficients are fitted to the values by ridge regression, which pulls them towards the coefficients found in
     training with the weight PRIOR_VALUES. A covariate that is constant within the values keeps its coefficient from
-    training, so it still has an effect.
+    training, so it still has an effect. Values for which ``observed`` [T] is False do not influence the coefficients.
     """
-    effects, inputs_change, change = differences(values, inputs, season, known)
+    effects, inputs_change, change = differences(values, inputs, season, known, observed)
     prior = np.array([column.coefficient for column in known.columns])
     precision = inputs_change.T @ inputs_change + PRIOR_VALUES * np.eye(len(prior))
     coefficients = prior + np.linalg.solve(precision, inputs_change.T @ (change - inputs_change @ prior))

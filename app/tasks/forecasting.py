@@ -176,7 +176,7 @@ def read_window(
     integer = traits.integer and bool((actual % 1 == 0).all())
     window = np.full(context, np.nan)
     inputs = None if covariates is None else covariates[int(known[0]) :]
-    series, added = _without_effects(fill_missing(series, season), traits, season, inputs, gap, horizon)
+    series, added = _without_effects(series, traits, season, inputs, gap, horizon)
     series = series[-context:]
     window[context - len(series) :] = series
     if gap > MAX_GAP:  # shorten by whole seasons, because the forecast hardly changes that far ahead
@@ -253,17 +253,18 @@ def _without_effects(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Subtract two parts from a series [T]: its yearly pattern, and the effect of covariates [T + gap + horizon, K].
 
-    Returns the remaining series [T], and the values [horizon] to add to its forecast (None if nothing was subtracted).
+    Returns the remaining series [T] with its missing values (NaN) filled, and the values [horizon] to add to its
+    forecast (None if nothing was subtracted).
     """
-    added = None
+    filled, added = fill_missing(series, season), None
     if traits.known and covariates is not None:
-        effect = covariate_effect(series, covariates, season, traits.known)
-        series, added = series - effect[: len(series)], effect[len(series) + gap :]
+        effect = covariate_effect(filled, covariates, season, traits.known, ~np.isnan(series))
+        filled, added = fill_missing(series - effect[: len(series)], season), effect[len(series) + gap :]
     if traits.year and len(series) >= MIN_YEARS * traits.year:
-        pattern = yearly_pattern(series, traits.year, gap + horizon)
+        pattern = yearly_pattern(filled, traits.year, gap + horizon)
         ahead = pattern[len(series) + gap :]
-        series, added = series - pattern[: len(series)], ahead if added is None else ahead + added
-    return series, added
+        filled, added = filled - pattern[: len(series)], ahead if added is None else ahead + added
+    return filled, added
 
 
 def _outliers(series: np.ndarray) -> np.ndarray:

@@ -94,6 +94,26 @@ def test_forecasts_without_covariates_are_unchanged_and_gaps_are_aligned() -> No
     assert forecaster.parse(values, 12, seasonality=4).added is None
 
 
+@pytest.mark.parametrize("missing", [2, 1])
+@pytest.mark.parametrize("proportional", [False, True])
+def test_missing_values_do_not_show_the_effect_of_covariates(proportional: bool, missing: int) -> None:
+    """Every second value at a promotion, or every such value, is missing, or is an outlier."""
+    promo = PROMO[:, None]
+    usual = np.tile([10.0, 11, 13, 20], 15)
+    values = usual + promo[:, 0] * (usual if proportional else usual[:48].mean())
+    known = KnownCovariates(
+        columns=[KnownCovariate(name="promo", mean=0.0, scale=1.0, coefficient=1.0)], proportional=proportional
+    )
+    places = np.flatnonzero(PROMO[1:47])[::missing] + 1
+    sent: list[float | None] = values[:48].tolist()
+    for place in places:
+        sent[place] = None
+    sent[places[0]] = 1e9
+    item = tiny_forecaster(known).parse(sent, 12, seasonality=4, covariates=promo)
+    assert item.added == pytest.approx((values - usual)[48:], rel=0.2)
+    assert item.values == pytest.approx(usual[24:48], rel=0.2)
+
+
 # --- holidays
 
 
