@@ -16,13 +16,14 @@ from support.service import TEST, serving
 
 from app import store
 from app.networks import build
+from app.networks.series_reader import ForecasterSizes
 from app.settings import Settings
 from training import lstm
 from training.data.datasets import DataError
 from training.data.tables.read import ReadOptions, read_table
 from training.data.tables.table import without_gaps
 from training.evaluation import evaluate
-from training.loops.series import own_series
+from training.loops.series import finetune, own_series
 
 DAYS = pd.date_range("2023-01-02", periods=160)
 PRICE = np.random.default_rng(0).choice([2.0, 2.5, 3.0], 160)
@@ -229,6 +230,24 @@ def test_known_covariates_without_effect_are_reported(helps: bool) -> None:
     options, config = lstm.arguments(["--csv", "sales.csv", "--name", "a", *names])
     remarks = own_series.read(options, config.horizon).table.remarks
     assert any("compare with a training without --known-covariates" in remark for remark in remarks) == (not helps)
+
+
+@pytest.mark.usefixtures("workspace")
+def test_missing_values_do_not_show_the_effect_of_a_known_column() -> None:
+    options, config = lstm.arguments(
+        ["--csv", "sales.csv", "--name", "a", "--known-covariates", "price,promo", "--season", "4"]
+    )
+    past = []
+    for missing in ([], np.flatnonzero(PROMO)[1:20:2]):
+        frame = pd.read_csv("sales.csv")
+        frame.loc[frame["day"].isin(DAYS[missing].astype(str)), "sold"] = np.nan
+        frame.to_csv("sales.csv", index=False)
+        own = own_series.read(options, config.horizon)
+        assert own.traits.known
+        promo = own.traits.known.columns[1]
+        assert promo.coefficient / promo.scale == pytest.approx(0.5, abs=0.1)
+        past.append(finetune.window_sampler(own, ForecasterSizes(**FORECASTER), [96, 96]).values.numpy())
+    assert past[1] == pytest.approx(past[0], rel=0.2)
 
 
 @pytest.mark.usefixtures("workspace")

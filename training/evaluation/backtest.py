@@ -169,16 +169,15 @@ def observed_end(series: Series, end: int) -> int:
 
 
 def past_of(series: Series, origin: int) -> np.ndarray:
-    """Return at most MAX_PAST values before an origin, with NaN after the last value that the table has."""
-    past = series.values[:origin].copy()
-    past[observed_end(series, origin) :] = np.nan
-    return past[-MAX_PAST:]
+    """Return at most MAX_PAST values before an origin, with NaN for the values that the table does not have."""
+    return np.where(series.observed, series.values, np.nan)[:origin][-MAX_PAST:]
 
 
 def without_gap(past: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the values [T] without NaN at the end, and the number of these NaN."""
-    end = int(np.flatnonzero(~np.isnan(past))[-1]) + 1
-    return past[:end], len(past) - end
+    """Return the values [T] without NaN at the end, and the number of these NaN. Other NaN are interpolated."""
+    known = np.flatnonzero(~np.isnan(past))
+    end = int(known[-1]) + 1
+    return np.interp(np.arange(end), known, past[known]), len(past) - end
 
 
 def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:

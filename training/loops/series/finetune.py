@@ -12,16 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from app.networks.series_reader import ForecasterSizes
 from app.tasks.covariates import covariate_effect
 from app.tasks.forecasting import GlobalForecaster
-from app.tasks.seasonality import yearly_pattern
+from app.tasks.seasonality import fill_missing, yearly_pattern
 from training import refit
 from training.configs import ForecasterFinetuneConfig
 from training.data.series.windows import Source, WindowSampler
-from training.data.tables.table import to_json_lines
+from training.data.tables.table import Series, to_json_lines
 from training.evaluation import backtest
 from training.loops import distributed, time_budget
 from training.loops.best_weights import BestWeights
@@ -71,16 +72,21 @@ def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) 
     ]
     pasts = [series.values[:end] for series, end in parts]
     if own.traits.known:
-        pasts = [
-            values - covariate_effect(values, series.covariates[:end], own.table.season, own.traits.known)
-            for values, (series, end) in zip(pasts, parts, strict=True)
-        ]
+        pasts = [_without_covariates(own, series, end) for series, end in parts]
     if own.traits.year:
         pasts = [values - yearly_pattern(values, own.traits.year, 0) for values in pasts]
     series = [torch.from_numpy(values) for values in pasts]
     observed = [torch.from_numpy(series.observed[:end]) for series, end in parts]
     source = Source(series, own.table.season, min(own.horizon, sizes.horizon), share=1.0, observed=observed)
     return WindowSampler([source], sizes.context, sizes.horizon)
+
+
+def _without_covariates(own: OwnSeries, series: Series, end: int) -> np.ndarray:
+    """Return the first ``end`` values of a series without the effects of the covariates. Gaps are filled afterwards."""
+    values, covariates, observed = series.values[:end], series.covariates[:end], series.observed[:end]
+    assert own.traits.known
+    effect = covariate_effect(values, covariates, own.table.season, own.traits.known, observed)
+    return fill_missing(np.where(observed, values - effect, np.nan), own.table.season)
 
 
 def _averaged(config: ForecasterFinetuneConfig, steps: int) -> ForecasterFinetuneConfig:

@@ -180,9 +180,10 @@ def _known(table: Table, splits: list[Split], proportional: bool) -> store.Known
     """
     ends = [backtest.observed_end(split.series, split.validation) for split in splits]
     parts = [
-        (split.series.values[:end], split.series.covariates[:end]) for split, end in zip(splits, ends, strict=True)
+        (split.series.values[:end], split.series.covariates[:end], split.series.observed[:end])
+        for split, end in zip(splits, ends, strict=True)
     ]
-    together = np.concatenate([covariates for _, covariates in parts])
+    together = np.concatenate([covariates for _, covariates, _ in parts])
     # The columns are first divided by their largest absolute value, so that no square overflows.
     unit = np.abs(together).max(axis=0) + (together == 0).all(axis=0)
     means, scales = ((together / unit).mean(axis=0) * unit, (together / unit).std(axis=0) * unit)
@@ -195,8 +196,8 @@ def _known(table: Table, splits: list[Split], proportional: bool) -> store.Known
     ]
     known = store.KnownCovariates(columns=columns, proportional=proportional, calendar=table.calendar)
     precision, product = PRIOR_VALUES * np.eye(len(columns)), np.zeros(len(columns))
-    for values, covariates in parts:
-        _, inputs_change, change = differences(values, covariates, table.season, known)
+    for values, covariates, observed in parts:
+        _, inputs_change, change = differences(values, covariates, table.season, known, observed)
         precision += inputs_change.T @ inputs_change
         product += inputs_change.T @ change
     coefficients = np.linalg.solve(precision, product).tolist()
