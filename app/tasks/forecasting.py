@@ -39,7 +39,7 @@ NORMAL_SCORES = np.array([-1.0, 0.0, 1.0])
 
 @dataclass(frozen=True)
 class QuantileForecast:
-    """A forecast on the scale of its series: mean [horizon], median [horizon], and quantiles [horizon, Q].
+    """A forecast on the scale of its series: mean [horizon], median [horizon], and unrounded quantiles [horizon, Q].
 
     ``scores`` [Q] are the quantiles of the standard normal distribution at the levels of ``quantiles``, in ascending
     order. ``non_negative`` and ``integer`` say that the bounds of intervals are at least 0, and that they are rounded.
@@ -67,8 +67,8 @@ class QuantileForecast:
         """Return the values [horizon] at a normal score, interpolated or extrapolated from the nearest quantiles."""
         scores, quantiles = self.scores, self.quantiles
         if not scores[0] < score < scores[-1]:
-            outermost = -1 if score > 0 else 0
-            bound = self.median + (quantiles[:, outermost] - self.median) * (score / scores[outermost])
+            middle, outermost = quantiles[:, int(np.searchsorted(scores, 0.0))], -1 if score > 0 else 0
+            bound = middle + (quantiles[:, outermost] - middle) * (score / scores[outermost])
             return like_series(bound, self.non_negative, self.integer)
         above = int(np.searchsorted(scores, score, "right"))
         fraction = (score - scores[above - 1]) / (scores[above] - scores[above - 1])
@@ -223,8 +223,9 @@ class GlobalForecaster:
             quantiles = quantiles + item.added[:, None]
         median = quantiles[:, MEDIAN].copy()
         mean = median + (quantiles - median[:, None]) @ MEAN_WEIGHTS
-        mean, median, quantiles = (like_series(x, item.non_negative, item.integer) for x in (mean, median, quantiles))
-        return QuantileForecast(mean, median, SCORES, quantiles, item.season, item.non_negative, item.integer)
+        mean, median, quantiles = (like_series(x, item.non_negative) for x in (mean, median, quantiles))
+        forecast = QuantileForecast(mean, median, SCORES, quantiles, item.season, item.non_negative)
+        return forecast.rounded() if item.integer else forecast
 
     def forecast(self, item: SeriesWindow, result: QuantileForecast) -> QuantileForecast:
         """Return the result of ``predict`` for an item, which is a QuantileForecast already."""
@@ -251,10 +252,9 @@ class GlobalForecaster:
 def _without_effects(
     series: np.ndarray, traits: SeriesTraits, season: int, covariates: np.ndarray | None, gap: int, horizon: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Subtract two parts from a series [T]: its yearly pattern, and the effect of covariates [T + gap + horizon, K].
+    """Fill NaN in a series [T]. Subtract its yearly pattern and the effect of covariates [T + gap + horizon, K].
 
-    Returns the remaining series [T] with its missing values (NaN) filled, and the values [horizon] to add to its
-    forecast (None if nothing was subtracted).
+    Returns the remaining series [T], and the values [horizon] to add to its forecast (None if nothing was subtracted).
     """
     filled, added = fill_missing(series, season), None
     if traits.known and covariates is not None:

@@ -504,6 +504,16 @@ def test_counts_are_forecast_as_counts(forecaster: GlobalForecaster, values: lis
     assert signed.median.min() < 0
 
 
+@pytest.mark.parametrize("level", [30, 50, 80, 95, 99.9])
+def test_integer_bounds_are_the_rounded_bounds(forecaster: GlobalForecaster, level: float) -> None:
+    values = np.random.default_rng(0).poisson(3, 60).tolist()
+    each = [with_traits(forecaster, season=4, non_negative=True, integer=integer) for integer in (False, True)]
+    exact, rounded = (counting.predict([counting.parse(values, 24)])[0] for counting in each)
+    expected = np.round(exact.interval(level)).tolist()
+    for forecast in (rounded, exact.rounded()):
+        assert np.stack(forecast.interval(level)).tolist() == expected
+
+
 def test_the_yearly_pattern_of_the_card_is_removed_and_added_again(forecaster: GlobalForecaster) -> None:
     yearly = with_traits(forecaster, season=1, year=40.0)
     wave = 100 * np.sin(2 * np.pi * np.arange(140) / 40)
