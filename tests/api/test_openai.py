@@ -348,6 +348,8 @@ def test_an_invalid_image_request_raises_an_error_that_names_the_field(client: o
         ("zero sevens and an eight", "8"),
         ("digits", ""),
         ("1,2,3", "123"),
+        ("a 7 and the digits 0 and 5", "705"),
+        ("3 handwritten sevens", "777"),
         ("4, 5 and 6", "456"),
     ],
 )
@@ -371,7 +373,22 @@ def test_numbers_that_are_not_counts_are_rejected(number: str) -> None:
         prompt_labels(f"{number} sevens", list("0123456789"), "cgan")
 
 
-@pytest.mark.parametrize("prompt", ["5 digits", "draw twelve images, please"])
-def test_a_number_of_random_images_is_rejected_with_advice(prompt: str) -> None:
-    with pytest.raises(BadValue, match="for random labels, send the prompt 'digits' and the number as n"):
+RANDOM_LABELS = "but no label; for random labels, send the prompt 'digits' and the number as n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("5 digits", f"with 5 digits {RANDOM_LABELS}"),
+        ("draw twelve images, please", f"with twelve images {RANDOM_LABELS}"),
+        ("3 handwritten digits", f"with 3 digits {RANDOM_LABELS}"),
+        ("draw me 10 handwritten digits", f"with 10 digits {RANDOM_LABELS}"),
+        ("a couple of handwritten numbers, please", f"with couple numbers {RANDOM_LABELS}"),
+        ("5 pictures of a 7", "with 5 pictures before the label '7'; write '5 7s', or send only the label"),
+        ("3 images of sevens", "with 3 images before the label 'sevens'; write '3 sevens', or send only the label"),
+        ("3 digit images of 42", "with 3 images before the label '4'; write '3 4s', or send only the label"),
+    ],
+)
+def test_a_number_of_images_without_a_label_is_rejected_with_advice(prompt: str, message: str) -> None:
+    with pytest.raises(BadValue, match=re.escape(message)):
         prompt_labels(prompt, list("0123456789"), "cgan")

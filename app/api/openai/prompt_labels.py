@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import pairwise, zip_longest
+from collections.abc import Collection, Sequence
+from itertools import zip_longest
 
 from app.errors import BadValue, quote_value
 
@@ -20,6 +20,7 @@ IGNORED_WORDS = {
     *("digit", "digits", "number", "numbers", "image", "images", "picture", "pictures"),
 }
 COUNTED_WORDS = {"digits", "numbers", "images", "pictures"}
+LINKING_WORDS = {"of", "the", "handwritten", "digit", "number", "image", "picture"}  # between number and counted word
 LIST_COMMA = re.compile(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))")  # a comma as in "1,2,3", but not as in "1,024"
 MAX_COUNT = 10**5  # largest number of images of one label; larger numbers are replaced by this number
 
@@ -31,15 +32,13 @@ def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[
     or one label for each of its digits, as in "42". ``model`` is the model's name for error messages.
 
     Raises:
-        BadValue: a word is not a label, a number or an ignored word, or the prompt asks for a number of random images.
+        BadValue: a word is not a label, a number or an ignored word, or a number counts images instead of labels, as in
+            "3 handwritten digits" or "5 pictures of a 7".
     """
     singulars, plurals = _names(labels)
     if prompt.strip().lower() in singulars:
         return [(singulars[prompt.strip().lower()], 1)]
-    for word, following in pairwise(_words(prompt)):
-        if _number(word) is not None and following in COUNTED_WORDS and following not in singulars:
-            advice = "for random labels, send the prompt 'digits' and the number as n"
-            raise BadValue(f"prompt is {quote_value(prompt)}, with {word} {following} but no label; {advice}", "prompt")
+    _reject_counted_images(prompt, singulars, plurals)
     words = [word for word in _words(prompt) if word not in IGNORED_WORDS or word in singulars]
     label_counts: list[tuple[str, int]] = []
     count = 1
@@ -59,6 +58,27 @@ def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[
             unlabelled = "has no labels, so none can be chosen; send the prompt 'digits'"
             raise BadValue(f"prompt is {quote_value(prompt)}; {model} {labelled if labels else unlabelled}", "prompt")
     return label_counts
+
+
+def _reject_counted_images(prompt: str, singulars: Collection[str], plurals: Collection[str]) -> None:
+    """Raise BadValue if a number counts images or digits in general, as in "3 handwritten digits"."""
+    words, number = iter(_words(prompt)), ""  # the last number, if only linking words follow it
+    for word in words:
+        if number and word in COUNTED_WORDS and word not in singulars:
+            break
+        if _number(word) is not None:
+            number = word
+        elif word not in LINKING_WORDS or word in singulars:
+            number = ""
+    else:
+        return
+    names = [name for later in words for name in (later if later.isdigit() else [later])]
+    label = next((name for name in names if name in singulars or name in plurals), None)
+    problem, advice = "but no label", "for random labels, send the prompt 'digits' and the number as n"
+    if label:
+        problem, plural = f"before the label {quote_value(label)}", label if label in plurals else f"{label}s"
+        advice = f"write '{number} {plural}', or send only the label as the prompt and the number as n"
+    raise BadValue(f"prompt is {quote_value(prompt)}, with {number} {word} {problem}; {advice}", "prompt")
 
 
 def _words(prompt: str) -> list[str]:
