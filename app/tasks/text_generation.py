@@ -62,6 +62,7 @@ class Continuation:
     text: str = ""
     finish_reason: str | None = None
     generated: int = 0  # number of characters generated so far, including those of a stop string
+    stop_length: int = 0  # number of generated characters of the stop string that ended the text
     last: int = field(init=False)
     batch: DecodeBatch | None = None  # the batch that contains the text, from its first character to its last
     row: int = 0  # in ``batch``
@@ -102,7 +103,7 @@ class Continuation:
         text = self.text + character
         for stop in self.stop:
             if text.endswith(stop):
-                self.text, self.finish_reason = text[: -len(stop)], "stop"
+                self.text, self.finish_reason, self.stop_length = text[: -len(stop)], "stop", len(stop)
                 return
         self.text = text
         if self.generated == len(self.uniforms):

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from app.cli import models
 from app.settings import Settings
 from app.tasks.imported import ImportedTextGenerator
+from app.tasks.imported.text_generation import ByteContinuation
 from app.tasks.latency_model import LatencyModel
+from app.tasks.text_generation import Prompt
 
 BATCH = torch.export.Dim("batch", max=64)
 VOCABULARY = list("\n abcdefghi")
@@ -365,6 +367,29 @@ def check_completions_of_bytes(client: httpx.Client) -> None:
         assert rejected.status_code == 400, rejected.text
         assert rejected.json()["error"]["param"] == param
         assert message in rejected.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("generated", "stop", "text", "size"),
+    [
+        (b"a\xe2\x82xc", "\ufffd", "a", 1),
+        (b"a\xe2\x82xc", "x", "a\ufffd", 3),
+        (b"a\xe2\x82xc", "\ufffdx", "a", 1),
+        (b"a\xe2\x82\xe2\x82\xacx", "\u20ac", "a\ufffd", 3),
+        (b"a\xe2\x82", "\ufffd", "a", 1),
+        (b"\xff\xff\xff\xffab", "b", "\ufffd\ufffd\ufffd\ufffda", 5),
+        ("aé€!".encode(), "!", "aé€", 6),
+        (b"\xff\xe2\x82", "", "\ufffd\ufffd", 3),
+    ],
+)
+def test_invalid_bytes_are_counted_and_may_be_a_stop_string(generated: bytes, stop: str, text: str, size: int) -> None:
+    prompt = Prompt(np.zeros(1, np.int64), torch.zeros(1))
+    continuation = ByteContinuation(prompt, np.zeros(len(generated)), 1.0, 1, 1.0, (stop,) if stop else (), 0)
+    for byte in generated:
+        if not continuation.finished:
+            continuation.add(chr(byte))
+    assert (continuation.text, continuation.finish_reason) == (text, "stop" if stop else "length")
+    assert continuation.generated - continuation.stop_length == size
 
 
 @pytest.mark.parametrize(

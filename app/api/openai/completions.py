@@ -244,14 +244,13 @@ class CompletionInference(Inference[TextGenerator]):
         """Return the numbers of characters, or bytes if the network reads bytes. Several choices share one prompt."""
         prompts = [choice.text.prompt.characters for choice in self.choices[:: self.body.n or 1] if choice.prompt]
         prompt = sum(map(len, prompts))
-        completion = 0 if self.body.max_tokens == 0 else sum(self._size(choice.text) for choice in self.choices)
+        completion = 0 if self.body.max_tokens == 0 else sum(map(_size, self.choices))
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-    def _size(self, text: Continuation) -> int:
-        """Return the number of generated characters or bytes, without a stop string."""
-        if text.finish_reason == "stop":
-            return len(text.text.encode() if self.predictor.reads_bytes else text.text)
-        return text.generated
+
+def _size(choice: CompletionChoice) -> int:
+    """Return the number of generated characters or bytes, without a stop string."""
+    return choice.text.generated - choice.text.stop_length
 
 
 def _encoded(values: Iterator[Any]) -> orjson.Fragment:
