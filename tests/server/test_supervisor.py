@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import multiprocessing
 import os
 import shutil
@@ -13,6 +14,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -26,7 +29,7 @@ from support.waiting import wait_until
 
 from app.main import create_app
 from app.server.http_protocol import BoundedHttpProtocol
-from app.server.supervisor import CONNECTION_MESSAGE, RELEASE_MESSAGE, Supervisor, WorkerProcess
+from app.server.supervisor import CONNECTION_MESSAGE, RELEASE_MESSAGE, RESTART_DELAYS, Supervisor, WorkerProcess
 from app.server.system import can_fork
 from app.server.uvicorn_server import CHANNEL_BYTES, ListeningServer, Server, WorkerServer, listen_at
 from app.settings import Settings, SettingsError
@@ -44,6 +47,13 @@ class AbortingWorker(WorkerServer):
                 transport.abort()
 
         return AbortingProtocol()
+
+
+def supervisor_of(*workers: WorkerProcess, work: Callable[[socket.socket], None] = lambda channel: None) -> Supervisor:
+    """Return a supervisor that serves with these workers. Its listener is a stub."""
+    supervisor = Supervisor(Mock(), work, 1, 1.0, 20.0, 30.0, ready=lambda: None, died=lambda pid: None)
+    supervisor._workers, supervisor._serving = [*workers], True
+    return supervisor
 
 
 def test_connections_are_distributed_and_metrics_are_added_up(tiny_store: Path) -> None:
@@ -243,6 +253,47 @@ def test_connections_that_a_dying_worker_did_not_receive_go_to_another(tiny_stor
             connection.close()
 
 
+def test_a_connection_that_no_worker_accepts_in_time_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    own_end, client = socket.socketpair()
+    with own_end, client:
+        client.settimeout(TIMEOUT_SECONDS)
+        supervisor = supervisor_of()
+        supervisor._pending.append((own_end, time.monotonic() + 60))
+        supervisor._offer_again()
+        assert len(supervisor._pending) == 1
+        supervisor._pending[0] = own_end, time.monotonic() - 1
+        supervisor._offer_again()
+        assert not supervisor._pending
+        assert client.recv(1) == b""
+    assert caplog.messages == ["closed a connection: no worker accepted it"]
+
+
+def test_a_new_worker_closes_the_connections_that_wait_for_other_workers() -> None:
+    """Otherwise, a client would not notice that another worker has closed its connection."""
+
+    def wait(channel: socket.socket) -> None:
+        channel.sendall(b"x")
+        signal.pause()
+
+    pairs = [socket.socketpair() for _ in range(3)]
+    with contextlib.ExitStack() as opened:
+        for end in (end for pair in pairs for end in pair):
+            opened.enter_context(end)
+            end.settimeout(TIMEOUT_SECONDS)
+        (pending, first_client), (sent, second_client), (channel, _) = pairs
+        supervisor = supervisor_of(WorkerProcess(Mock(), channel, sent=deque([sent])), work=wait)
+        supervisor._pending.append((pending, math.inf))
+        new = supervisor._spawn()
+        opened.callback(new.process.join)
+        opened.callback(new.process.kill)
+        with new.channel:
+            new.channel.settimeout(TIMEOUT_SECONDS)
+            assert new.channel.recv(1) == b"x"
+        for own_end, client in ((pending, first_client), (sent, second_client)):
+            own_end.close()
+            assert client.recv(1) == b""
+
+
 def test_metrics_of_dead_workers_are_merged_into_one_file(tiny_store: Path) -> None:
     with serving(tiny_store, log_level="error") as service:
         folder = next(Path("/dev/shm").glob(f"quartet-{service.process.pid}-*"))
@@ -315,20 +366,27 @@ def test_a_new_worker_gets_more_time_if_the_last_one_started_slowly_or_was_kille
 
 
 def test_a_worker_that_hangs_while_it_stops_is_killed() -> None:
-    """Otherwise, it would never be replaced."""
+    """Otherwise, it would never be replaced. It has the grace period and the liveness timeout, together 50 s."""
+    process = Mock(exitcode=None)
+    worker = WorkerProcess(process, Mock(), stopping=time.monotonic() - 45, last_heartbeat=time.monotonic() - 1000)
+    supervisor = supervisor_of(worker)
+    supervisor._check_workers()
+    assert not process.kill.called
+    worker.stopping = time.monotonic() - 51
+    supervisor._check_workers()
+    assert process.kill.called
+
+
+@pytest.mark.parametrize(("lifetime", "delay"), [(11.0, RESTART_DELAYS[0]), (1.0, RESTART_DELAYS[1])])
+def test_the_delay_of_restarts_is_short_again_after_a_worker_that_lived_longer(lifetime: float, delay: float) -> None:
     own_end, worker_end = socket.socketpair()
-    with own_end, worker_end, socket.socket() as listener:
-        supervisor = Supervisor(listener, lambda channel: None, 1, 1.0, 20.0, 30.0, lambda: None, lambda pid: None)
-        process = multiprocessing.get_context("fork").Process(target=signal.pause)
-        process.start()
-        worker = WorkerProcess(process, own_end, stopping=time.monotonic(), last_heartbeat=time.monotonic() - 1000)
-        supervisor._workers, supervisor._serving = [worker], True
+    worker_end.close()
+    with own_end:
+        own_end.setblocking(False)
+        supervisor = supervisor_of(WorkerProcess(Mock(exitcode=1), own_end, started=time.monotonic() - lifetime))
+        supervisor._restart_delay = 6.4  # after several workers that died early
         supervisor._check_workers()
-        assert process.is_alive()
-        worker.stopping = time.monotonic() - 51
-        supervisor._check_workers()
-        process.join(TIMEOUT_SECONDS)
-        assert process.exitcode == -signal.SIGKILL
+    assert (supervisor._restart_delay, supervisor._workers) == (delay, [])
 
 
 @pytest.mark.parametrize("inline_seconds", [0, 0.05])
@@ -506,6 +564,18 @@ def test_connections_are_rebalanced_after_a_replacement(tiny_store: Path) -> Non
             connection.close()
 
 
+def test_no_connections_are_moved_to_an_unhealthy_worker() -> None:
+    channel, now = Mock(), time.monotonic()
+    other = WorkerProcess(Mock(), Mock(), ready=True, unhealthy=True)
+    supervisor = supervisor_of(WorkerProcess(Mock(), channel, ready=True, connections=20), other)
+    supervisor._balanced_at = now - 2
+    supervisor._rebalance(now)
+    assert not channel.send.called
+    other.unhealthy, supervisor._balanced_at = False, now - 2
+    supervisor._rebalance(now)
+    channel.send.assert_called_once_with(RELEASE_MESSAGE * 10)
+
+
 def test_a_repeated_error_of_accept_is_logged_once_per_second(caplog: pytest.LogCaptureFixture) -> None:
     listener = Mock(accept=Mock(side_effect=OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
     supervisor = Supervisor(
@@ -547,6 +617,24 @@ def test_a_request_to_close_many_connections_closes_as_many() -> None:
         own_end.send(RELEASE_MESSAGE * (2 * CHANNEL_BYTES + 1))
         asyncio.run(accept_all())
     assert sum(connection.close_after_response for connection in open_connections) == 2 * CHANNEL_BYTES + 1
+
+
+def test_connections_that_a_worker_cannot_open_are_reported_as_closed(caplog: pytest.LogCaptureFixture) -> None:
+    """The kernel delivers messages without connections to a process with too many open files."""
+
+    async def accept_all() -> None:
+        worker._accept_all()
+
+    own_end, channel = socket.socketpair()
+    with own_end, channel:
+        own_end.settimeout(TIMEOUT_SECONDS)
+        app = Mock()
+        app.state.registry.executor.stalled_seconds.return_value = 0.0
+        worker = WorkerServer(app, Settings(), channel)
+        own_end.send(CONNECTION_MESSAGE * 2)
+        asyncio.run(accept_all())
+        assert own_end.recv(1000).startswith(b"got 2\nleft 2\n")
+    assert caplog.messages == ["2 connections were lost: too many open files (see ulimit -n)"]
 
 
 def test_upgrade_requests_do_not_change_the_connection_counts(tiny_store: Path) -> None:
