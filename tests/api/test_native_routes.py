@@ -346,6 +346,6 @@ def test_large_base64_is_decoded_part_by_part(monkeypatch: pytest.MonkeyPatch) -
     for size in range(30):
         content = bytes(range(size))
         assert classify._decode_base64(base64.b64encode(content).decode(), "images.0") == content
-    for wrong in ("QQ==QQ==QQ==", "QUFBQUFB=", "QUFBQUFBQ", "QUFBQU\nFB", "QUFBQUFBé"):
+    for wrong in ("QQ==QQ==QQ==", "AAAAQQ==QQ==", "QUFBQUFB=", "QUFBQUFBQ", "QUFBQU\nFB", "QUFBQUFBé"):
         with pytest.raises(NotAnImage, match=r"images\.0 is"):
             classify._decode_base64(wrong, "images.0")

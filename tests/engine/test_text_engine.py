@@ -18,6 +18,7 @@ from support.engine import Activations, Gate, RecordingObserver, record_sleeps, 
 from support.networks import publish_tiny
 
 from app.engine.admission import current_caller
+from app.engine.circuit_breaker import FAILURE_THRESHOLD
 from app.engine.executor import Executor
 from app.engine.observer import RequestTrace, current_trace
 from app.engine.scheduler import TextSequence
@@ -263,6 +264,26 @@ async def test_cancelling_a_text_at_its_last_step_does_not_affect_the_others(exe
     assert [text.done for answer in answers[1:] for text in answer] == [5, 1]
     assert engine.row_counts == (0, 0)
     assert [text.done for text in await engine.submit([CountingText(2)])] == [2]
+
+
+@pytest.mark.parametrize("failing", [False, True])
+async def test_texts_cancelled_during_their_last_round_count_neither_as_finished_nor_as_failures(
+    executor: Executor, failing: bool
+) -> None:
+    stepper, observer = Stepper(), RecordingObserver()
+    engine = engine_of(stepper, executor, rows=FAILURE_THRESHOLD, observer=observer)
+    texts = [CountingText(3, failing, done=2) for _ in range(FAILURE_THRESHOLD)]
+    (task,) = await start_tasks(engine.submit(texts))
+    await asyncio.sleep(0)  # the round has started
+    assert engine.row_counts == (0, FAILURE_THRESHOLD)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    stepper.permits.release(99)
+    await engine.close(10)
+    assert [text.finished for text in texts] == [not failing] * FAILURE_THRESHOLD
+    assert (observer.completed_batches, observer.failures) == ([], [])
+    assert not engine.circuit_breaker.is_open()
 
 
 async def test_a_cancelled_request_does_not_delay_shutdown(executor: Executor) -> None:

@@ -103,6 +103,14 @@ def test_a_rollback_activates_the_previous_version_and_a_second_one_undoes_it(th
     assert rollback(three, NAME).active == 1
 
 
+def test_after_a_rollback_the_chosen_version_is_the_previous_one_even_if_it_is_invalid(three: Path) -> None:
+    activate(three, NAME, 2)
+    activate(three, NAME, 3)
+    make_invalid(three / NAME / "3")
+    changed = rollback(three, NAME)
+    assert (changed.active, changed.previous) == (2, 3)
+
+
 @pytest.mark.parametrize("share", [100, 10])
 def test_a_version_is_never_its_own_previous_version(three: Path, share: float) -> None:
     activate(three, NAME, 2)

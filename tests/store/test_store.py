@@ -374,6 +374,22 @@ def test_a_number_that_was_published_in_the_meantime_is_not_replaced(tmp_path: P
     assert (first.folder / store.WEIGHTS).read_bytes() == content
 
 
+def test_nothing_is_published_if_the_folder_of_the_model_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing_sync(path: Path) -> None:
+        if path == tmp_path / "tiny-gan":
+            raise OSError(errno.EIO, "Input/output error")
+        sync(path)
+
+    publish_tiny(tmp_path, "tiny-gan")
+    sync = versions.sync
+    monkeypatch.setattr(versions, "sync", failing_sync)
+    with pytest.raises(OSError, match="Input/output error"):
+        publish_tiny(tmp_path, "tiny-gan")
+    assert store.version_numbers(tmp_path, "tiny-gan") == [1]
+
+
 def test_a_version_that_cannot_be_moved_into_the_store_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing_rename(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")

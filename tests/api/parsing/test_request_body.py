@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from fastapi import Request
 from pydantic import Field
+from support.engine import start_tasks
 
 from app.api import request_body
 from app.api.connection import CONNECTION
-from app.api.deadline import DEADLINE
+from app.api.deadline import DEADLINE, Deadline
 from app.api.middleware.body_memory import HOLD
 from app.api.request_body import (
     BYTES_PER_VALUE,
@@ -169,6 +170,21 @@ async def test_the_deadline_also_bounds_the_reading_of_a_body() -> None:
         "the deadline passed before the body was complete",
         None,
     )
+
+
+async def test_a_shutdown_at_the_same_time_as_the_deadline_is_not_lost() -> None:
+    """Both cancel the task of the request. The deadline handles only its own cancellation."""
+
+    async def wait() -> None:
+        with deadline:
+            await asyncio.Event().wait()
+
+    deadline = Deadline(request(hang=True), asyncio.get_running_loop().time() + PAUSE)
+    (task,) = await start_tasks(wait())
+    deadline._end(TimedOut("the deadline passed"))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_each_chunk_restarts_the_allowed_pause() -> None:
