@@ -116,6 +116,7 @@ def test_a_hung_worker_does_not_outlive_the_supervisor(tiny_store: Path) -> None
     ) as service:
         workers, caller = service.workers, service.connect()
         caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
+        wait_until((tiny_store / ".hung").exists)
         service.process.kill()
         service.process.wait(TIMEOUT_SECONDS)
         wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
@@ -225,7 +226,7 @@ def test_a_request_that_cannot_finish_before_the_stop_gets_503(tiny_store: Path,
         processes = service.workers
         with service.connect() as caller:
             caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
-            time.sleep(0.3)  # the network is computing by now
+            wait_until((tiny_store / ".hung").exists)
             service.process.send_signal(signal.SIGTERM)
             assert caller.recv(65536).startswith(b"HTTP/1.1 503 ")
         assert service.process.wait(TIMEOUT_SECONDS) == 0  # less than two default grace periods
