@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -36,6 +35,7 @@ from app.main import create_app
 from app.settings import Settings, SettingsError
 from app.tasks.classification import ImageClassifier
 from app.tasks.text_generation import TextGenerator
+from benchmarks.support.servers import free_port
 
 SAMPLE, GOOD = "/v1/images/sample", {"count": 1, "seed": 1}
 
@@ -380,9 +380,7 @@ def redis(tmp_path: Path) -> Iterator[str]:
     pytest.importorskip("redis")
     if not shutil.which("redis-server"):
         pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
     with subprocess.Popen(["redis-server", *options], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
