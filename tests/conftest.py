@@ -21,9 +21,15 @@ from support.service import ROOT, TEST, HeldGenerator, Serve, serving
 from support.waiting import locked
 
 from app.cli import models
-from app.settings import Settings
+from app.settings import OTHER_VARIABLES, PREFIX, Settings
 from app.tasks.image_generation import ImageSampler, LatentBatch
 from app.tasks.text_generation import Continuation, TextGenerator
+
+# Settings of the shell would change the services that the tests start. The modules above read no settings when they are
+# imported.
+for variable in [name for name in os.environ if name.startswith(PREFIX) and name not in OTHER_VARIABLES]:
+    del os.environ[variable]
+
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
