@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from support.service import ROOT, TEST, HeldGenerator, Serve, serving
 from support.waiting import locked
 
 from app.cli import models
+from app.engine.executor import Executor
 from app.settings import OTHER_VARIABLES, PREFIX, Settings
 from app.tasks.image_generation import ImageSampler, LatentBatch
 from app.tasks.text_generation import Continuation, TextGenerator
@@ -113,6 +114,22 @@ def published_tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_store(published_tiny_store: Path, tmp_path: Path) -> Path:
     """Create a store with one tiny network for each task."""
     return shutil.copytree(published_tiny_store, tmp_path / "store")
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """Return a store with three versions of tiny-gan."""
+    for _ in range(3):
+        publish_tiny(tmp_path, "tiny-gan")
+    return tmp_path
+
+
+@pytest.fixture
+async def executor() -> AsyncIterator[Executor]:
+    """Yield an executor with one thread."""
+    executor = Executor("test")
+    yield executor
+    executor.close()
 
 
 @pytest.fixture

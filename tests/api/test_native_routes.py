@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from support.images import image_bytes
+from support.images import decode_image, image_bytes
 from support.service import IMAGES, Serve
 
 from app.api.routes import classify
@@ -32,10 +32,6 @@ def noisy(start: int, end: int, seed: int = 0) -> list[float]:
     """Return a part of the workshop's series with new noise."""
     generator = random.Random(seed)
     return [value + generator.gauss(0, 0.2) for value in SINE[start:end]]
-
-
-def decode_image(text: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
 
 
 def test_photos_are_classified_from_a_form_from_bytes_and_from_json(shipped: httpx.Client) -> None:

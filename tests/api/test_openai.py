@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import pytest
-from PIL import Image
+from support.images import decode_image
 from support.networks import SECOND_NETWORKS, TINY, VOCABULARY
 from support.responses import metric_samples
 from support.service import Serve, address
@@ -286,10 +283,6 @@ def test_a_request_whose_deadline_has_passed_is_not_retried(serve: Serve) -> Non
             assert (late.value.status_code, late.value.code) == (504, "deadline_exceeded")
         late_requests = "quartet_requests_total", ("method", "POST"), ("route", "/v1/completions"), ("status", "504")
         assert metric_samples(service)[late_requests] == 2
-
-
-def decode_image(text: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
 
 
 def test_an_image_prompt_chooses_labels_and_counts(client: openai.OpenAI, tiny: httpx.Client) -> None:

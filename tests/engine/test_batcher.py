@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
@@ -22,13 +22,6 @@ from app.engine.observer import RequestTrace, current_trace
 from app.errors import BadValue, InferenceFailed, NotReady, OutOfMemory, Overloaded
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def executor() -> AsyncIterator[Executor]:
-    executor = Executor("test")
-    yield executor
-    executor.close()
 
 
 def batcher(

@@ -7,7 +7,7 @@ import gc
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("app.engine.text_engine.time", clock)
     return clock
-
-
-@pytest.fixture
-async def executor() -> AsyncIterator[Executor]:
-    executor = Executor("test")
-    yield executor
-    executor.close()
 
 
 def preempt_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

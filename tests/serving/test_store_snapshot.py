@@ -22,14 +22,6 @@ NAME = "tiny-gan"
 MIB = 2**20
 
 
-@pytest.fixture
-def three(tmp_path: Path) -> Path:
-    """Return a store with three versions of tiny-gan."""
-    for _ in range(3):
-        publish_tiny(tmp_path, NAME)
-    return tmp_path
-
-
 def scan(folder: Path, previous: StoreSnapshot | None = None, *failed: LoadFailure) -> StoreSnapshot:
     failures = {(failure.name, failure.version): failure for failure in failed}
     return StoreSnapshot.scan(folder, previous or StoreSnapshot(), failures)

@@ -22,14 +22,6 @@ from app.store.rollout import RolloutRefused, VersionNotFound, activate, active_
 NAME = "tiny-gan"
 
 
-@pytest.fixture
-def three(tmp_path: Path) -> Path:
-    """Return a store with three versions of tiny-gan."""
-    for _ in range(3):
-        publish_tiny(tmp_path, NAME)
-    return tmp_path
-
-
 def active_version(folder: Path) -> int | None:
     return active_or_none(folder, NAME, rollout.read(folder, NAME))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -35,10 +36,15 @@ def png_with_size(width: int, height: int) -> bytes:
     )
 
 
-def save_image(image: Image.Image, kind: str, **options: Any) -> bytes:
+def save_image(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def decode_image(text: str) -> np.ndarray:
+    """Return the pixels of an image file in base64."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
 
 
 def save_blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

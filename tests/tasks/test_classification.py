@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from support.images import image_bytes
+from support.images import image_bytes, save_image
 from support.networks import publish_tiny, tiny_card
 from support.service import IMAGES, ROOT
 
@@ -29,12 +29,6 @@ def classifier(tmp_path: Path) -> ImageClassifier:
     return ImageClassifier(publish_tiny(tmp_path, "tiny-cnn"), torch.device("cpu"))
 
 
-def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)  # type: ignore[arg-type]
-    return file.getvalue()
-
-
 def test_an_image_of_the_right_size_is_decoded_exactly(classifier: ImageClassifier) -> None:
     content = image_bytes()
     pixels = np.asarray(Image.open(io.BytesIO(content))).transpose(2, 0, 1)
@@ -46,27 +40,27 @@ def test_the_orientation_of_a_photo_is_applied(classifier: ImageClassifier) -> N
     upright.paste("white", (0, 0, 32, 8))  # a light upper part
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was rotated by 90 degrees
-    turned = saved(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
-    assert np.array_equal(classifier.parse(turned).numpy(), classifier.parse(saved(upright)).numpy())
+    turned = save_image(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    assert np.array_equal(classifier.parse(turned).numpy(), classifier.parse(save_image(upright)).numpy())
 
 
 def test_transparent_pixels_become_white(classifier: ImageClassifier) -> None:
     for mode, clear in (("RGBA", (255, 0, 0, 0)), ("LA", (9, 0))):
-        assert (classifier.parse(saved(Image.new(mode, (32, 32), clear))) == 255).all()
+        assert (classifier.parse(save_image(Image.new(mode, (32, 32), clear))) == 255).all()
     palette = Image.new("P", (32, 32), 0)
     palette.putpalette([255, 0, 0] + [0] * 765)
-    assert (classifier.parse(saved(palette, transparency=0)) == 255).all()
+    assert (classifier.parse(save_image(palette, transparency=0)) == 255).all()
 
 
 def test_sixteen_bit_images_are_scaled_not_truncated(classifier: ImageClassifier) -> None:
     wide = Image.fromarray(np.full((32, 32), 128 * 257, dtype=np.uint16))
-    assert (classifier.parse(saved(wide)) == 128).all()
+    assert (classifier.parse(save_image(wide)) == 128).all()
 
 
 def test_the_transparent_shade_of_a_sixteen_bit_png_becomes_white(classifier: ImageClassifier) -> None:
     shades = np.full((32, 32), 1000, np.uint16)
     shades[16:] = 1001  # the same shade in 8 bits, but not transparent
-    content = saved(Image.fromarray(shades), transparency=1000)
+    content = save_image(Image.fromarray(shades), transparency=1000)
     expected = np.full((3, 32, 32), 255)
     expected[:, 16:] = 4
     assert np.array_equal(classifier.parse(content).numpy(), expected)
@@ -78,12 +72,12 @@ def test_a_lab_image_is_read_in_colour_and_in_grey() -> None:
     grey = Image.merge("LAB", [Image.new("L", (32, 32), level) for level in (136, 128, 128)])
     assert grey.convert("RGB").getpixel((0, 0)) == (127, 127, 127)
     for channels in (1, 3):
-        assert (ImageDecoder(channels, 32).parse(saved(grey, "TIFF")) == 127).all()
+        assert (ImageDecoder(channels, 32).parse(save_image(grey, "TIFF")) == 127).all()
 
 
 def test_the_first_frame_of_an_animation_is_read(classifier: ImageClassifier) -> None:
     frames = [Image.new("RGB", (32, 32), color) for color in ("white", "black")]
-    animation = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    animation = save_image(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert (classifier.parse(animation) == 255).all()
 
 
@@ -91,7 +85,7 @@ def test_the_edges_of_a_large_image_are_used(classifier: ImageClassifier) -> Non
     photo = Image.new("RGB", (640, 320), "black")
     photo.paste("white", (0, 0, 40, 320))
     photo.paste("white", (600, 0, 640, 320))
-    pixels = classifier.parse(saved(photo))
+    pixels = classifier.parse(save_image(photo))
     assert (pixels[:, :, 0] > 200).all()
     assert (pixels[:, :, 31] > 200).all()
     assert (pixels[:, :, 8:24] < 20).all()
@@ -99,7 +93,7 @@ def test_the_edges_of_a_large_image_are_used(classifier: ImageClassifier) -> Non
 
 def test_resizing_is_antialiased(classifier: ImageClassifier) -> None:
     board = np.indices((320, 320)).sum(axis=0) % 2 * 255
-    pixels = classifier.parse(saved(Image.fromarray(board.astype(np.uint8)))).float()
+    pixels = classifier.parse(save_image(Image.fromarray(board.astype(np.uint8)))).float()
     assert (pixels - 127.5).abs().max() < 10
 
 
@@ -164,8 +158,8 @@ def test_a_palette_with_transparency_is_read_before_the_image_is_resized(classif
     palette = Image.fromarray(colours[..., :3]).quantize(4)
     with_alpha = palette.convert("PA")
     assert with_alpha.mode == "PA"
-    pixels = classifier.parse(saved(with_alpha, "TIFF"))
-    assert torch.equal(pixels, classifier.parse(saved(palette.convert("RGB"))))
+    pixels = classifier.parse(save_image(with_alpha, "TIFF"))
+    assert torch.equal(pixels, classifier.parse(save_image(palette.convert("RGB"))))
     assert pixels[0, 0, 0] > 200
 
 
@@ -183,10 +177,10 @@ def test_deep_images_equal_their_eight_bit_versions(classifier: ImageClassifier,
     dtype = {"I;16": "<u2", "I;16B": ">u2", "I": np.int32, "F": np.float32}[mode]
     deep = Image.fromarray((shades * max_value).astype(dtype))
     assert deep.mode == mode
-    content, expected = saved(deep, "TIFF"), classifier.parse(saved(plain))
+    content, expected = save_image(deep, "TIFF"), classifier.parse(save_image(plain))
     assert np.abs(classifier.parse(content).numpy().astype(int) - expected.numpy()).max() <= 2
     heat = np.zeros((4, 4), np.float32)
-    files = [overlay_heat_map(Image.open(io.BytesIO(data)), heat) for data in (content, saved(plain))]
+    files = [overlay_heat_map(Image.open(io.BytesIO(data)), heat) for data in (content, save_image(plain))]
     overlay, expected_overlay = (np.asarray(Image.open(io.BytesIO(file)), int) for file in files)
     assert np.abs(overlay - expected_overlay).max() <= 2
 
@@ -327,7 +321,7 @@ def test_a_photo_gets_the_same_label_if_it_is_decoded_at_reduced_size(monkeypatc
     photos = []
     for path in sorted(IMAGES.glob("cifar10/*.png")):
         photo = Image.open(path).resize((1600, 1200), Image.Resampling.BICUBIC)
-        photos.append(saved(photo, "JPEG", quality=90))
+        photos.append(save_image(photo, "JPEG", quality=90))
     assert classifier.open(photos[0], 10**7).draft("RGB", (128, 128)) is not None
     reduced = classifier.predict([classifier.parse(photo) for photo in photos])
     monkeypatch.setattr(JpegImageFile, "draft", lambda *_: None)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.hypothesis_profiles import QUICK_PROFILE
+from support.tables import write_table
 
 from training.data.datasets import DataError
 from training.data.tables import frequency
@@ -23,12 +24,6 @@ from training.data.tables.table import without_gaps
 
 DETECTED = ["read as text (utf-8), comma-separated", "time stamps: column 'day', %Y-%m-%d"]
 DAYS = [datetime(2024, 1, 1) + timedelta(days=i) for i in range(60)]
-
-
-def write_table(folder: Path, lines: list[str]) -> Path:
-    path = folder / "table.csv"
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-    return path
 
 
 def write_weekly_table(folder: Path, **replaced: str) -> Path:

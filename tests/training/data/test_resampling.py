@@ -9,15 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.tables import write_table
 
 from training.data.datasets import DataError
 from training.data.tables.read import ReadOptions, read_table
-
-
-def write_table(folder: Path, lines: list[str]) -> Path:
-    path = folder / "table.csv"
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-    return path
 
 
 def days_from(first: str, last: str, except_for: Sequence[str] = (), weekend: bool = True) -> list[datetime]:
