@@ -26,11 +26,10 @@ from app.settings import OTHER_VARIABLES, PREFIX, Settings
 from app.tasks.image_generation import ImageSampler, LatentBatch
 from app.tasks.text_generation import Continuation, TextGenerator
 
-# Settings of the shell would change the services that the tests start. The modules above read no settings when they are
-# imported.
-for variable in [name for name in os.environ if name.startswith(PREFIX) and name not in OTHER_VARIABLES]:
+# Other settings of the shell than the device would change the services that the tests start. The modules above read no
+# settings when they are imported.
+for variable in {name for name in os.environ if name.startswith(PREFIX)} - OTHER_VARIABLES - {"QUARTET_DEVICE"}:
     del os.environ[variable]
-
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
