@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import struct
 import uuid
 from collections.abc import Callable
 from enum import Enum
@@ -17,9 +14,9 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from app.api.connection import CONNECTION
 from app.errors import BadValue, QuartetError, TooSlow
 from app.server.close_delimited import CloseDelimitedCycle
-from app.server.coalescing_transport import CoalescingTransport, unsent_bytes
+from app.server.coalescing_transport import CoalescingTransport
 from app.server.error_bytes import error_bytes
-from app.server.upgrade import UpgradeIgnoringProtocol
+from app.server.write_limit import WriteLimitedProtocol
 
 HEAD_SECONDS = 30.0  # longest time until a request head is complete, or until the first request of a connection begins
 TRAILER_SECONDS = 30.0  # longest time until the trailers after a chunked body are complete
@@ -27,8 +24,6 @@ DISCARD_SECONDS = 30.0  # longest time until the rest of a body has arrived, aft
 # When the server stops, it waits this long for a request that has begun, or for the first request of a new connection.
 FIRST_REQUEST_SECONDS = 2.0
 IDLE_SECONDS = 0.05  # when the server stops, it waits this long for the next request on an idle connection
-STALLED_WRITE_SECONDS = 60.0  # in this time a client must read STALLED_WRITE_BYTES, or all unsent bytes if fewer
-STALLED_WRITE_BYTES = 64 * 1024
 FIELD_BYTES = 32  # added to the size of each field's name and value, as in HTTP/2 (RFC 9113, 6.5.2)
 HEAD_BYTES = 64 * 1024  # largest size of request line and headers, as in h11, because httptools has no limit
 TRAILER_BYTES = 64 * 1024  # largest size of the fields after a chunked body
@@ -71,10 +66,8 @@ class LimitExceeded(Exception):
     """Raised in a callback of the parser to stop the parser. uvicorn then calls ``send_400_response``."""
 
 
-class BoundedHttpProtocol(UpgradeIgnoringProtocol):
+class BoundedHttpProtocol(WriteLimitedProtocol):
     """uvicorn's httptools protocol with limits on the bytes and the time of each state of a connection.
-
-    The time that a response waits for the client to read it is limited, too.
 
     The time limit of a state applies only while the server waits for data from the client. While a request of the
     connection is being answered, only the time limit of ``TRAILER`` applies. The application limits the bytes of a body
@@ -94,7 +87,6 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
         self.chunks = 0  # number of chunks whose size lines have arrived
         self.chunks_with_data = 0  # the value of ``chunks`` when the last data arrived
         self.state_timer: asyncio.TimerHandle | None = None  # ends a state that lasts too long
-        self.write_timer: asyncio.TimerHandle | None = None  # closes the connection if the client reads too little
         self.running: Any = None  # the request that is being answered; ``cycle`` may be a later request
         self.close_after_response = self.close_after_body = self.stopping = False
         self.on_disconnect: Callable[[], None] | None = None  # set while a request waits for its answer
@@ -198,36 +190,6 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
 
     def _is_answering(self) -> bool:
         return bool(self.running and not self.running.response_complete)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._start_write_timer(unsent_bytes(self.transport))
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._stop_write_timer()
-
-    def _start_write_timer(self, unsent: int) -> None:
-        """Start a timer that closes the connection if the client reads too little.
-
-        Otherwise unsent bytes would use memory, and would delay the exit of the server.
-        """
-
-        def check() -> None:
-            if (remaining := unsent_bytes(self.transport)) <= max(0, unsent - STALLED_WRITE_BYTES):
-                self._start_write_timer(remaining)
-            else:
-                with contextlib.suppress(OSError):  # SO_LINGER lets the system drop the unsent bytes
-                    linger = self.transport.get_extra_info("socket").setsockopt
-                    linger(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.transport.abort()
-
-        self.write_timer = self.loop.call_later(STALLED_WRITE_SECONDS, check)
-
-    def _stop_write_timer(self) -> None:
-        if self.write_timer is not None:
-            self.write_timer.cancel()
-            self.write_timer = None
 
     def on_response_complete(self) -> None:
         if self.pipeline:  # the next request starts
@@ -346,11 +308,6 @@ class BoundedHttpProtocol(UpgradeIgnoringProtocol):
     def _close(self) -> None:
         self.transport.close()
         self._limit_closing()
-
-    def _limit_closing(self) -> None:
-        """Limit the time that a closed transport waits for the client to read the unsent bytes."""
-        if self.write_timer is None and self.transport.get_write_buffer_size():
-            self._start_write_timer(unsent_bytes(self.transport))
 
     def _on_too_many_bytes(self) -> None:
         if self.state is State.BODY:

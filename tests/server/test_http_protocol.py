@@ -25,7 +25,7 @@ from support.service import HeldGenerator, Serve
 from support.waiting import wait_until
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from app.server import http_protocol
+from app.server import http_protocol, write_limit
 from app.server.http_protocol import FRAMING_BYTES, HEAD_BYTES, MAX_PIPELINED, BoundedHttpProtocol
 from app.server.uvicorn_server import Server
 from app.settings import Settings
@@ -252,7 +252,7 @@ def is_reset(connection: socket.socket) -> bool:
 
 
 def test_a_client_that_reads_too_slowly_is_disconnected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "STALLED_WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(write_limit, "STALLED_WRITE_SECONDS", 0.2)
 
     def reads() -> bool:
         with contextlib.suppress(BlockingIOError):
@@ -266,7 +266,7 @@ def test_a_client_that_reads_too_slowly_is_disconnected(serve: Serve, monkeypatc
 def test_a_closed_connection_does_not_wait_for_a_client_that_reads_nothing(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_protocol, "STALLED_WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(write_limit, "STALLED_WRITE_SECONDS", 0.2)
     connection_made = BoundedHttpProtocol.connection_made
 
     def with_large_buffer(self: BoundedHttpProtocol, transport: asyncio.BaseTransport) -> None:

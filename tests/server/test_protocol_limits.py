@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import Mock
@@ -14,7 +12,6 @@ from support.stubs.http import Application, Connection
 
 from app.api.connection import CONNECTION
 from app.server import http_protocol
-from app.server.coalescing_transport import unsent_bytes
 from app.server.http_protocol import (
     DISCARD_SECONDS,
     FIRST_REQUEST_SECONDS,
@@ -23,8 +20,6 @@ from app.server.http_protocol import (
     IDLE_SECONDS,
     MAX_PIPELINED,
     SLICE_BYTES,
-    STALLED_WRITE_BYTES,
-    STALLED_WRITE_SECONDS,
     TRAILER_BYTES,
     BoundedHttpProtocol,
 )
@@ -133,60 +128,6 @@ def test_each_state_has_its_own_time_limit(
     connection.loop.wait(1)
     assert connection.transport.closed
     assert written in connection.transport.written
-
-
-def test_a_client_reads_a_part_of_the_unsent_bytes_in_each_interval_or_is_disconnected(connection: Connection) -> None:
-    loop, transport = connection.loop, connection.transport
-    transport.unsent = 4 * STALLED_WRITE_BYTES
-    connection.protocol.pause_writing()
-    for _ in range(2):
-        transport.unsent -= STALLED_WRITE_BYTES
-        loop.wait(STALLED_WRITE_SECONDS)
-        assert not transport.aborted
-    transport.unsent -= STALLED_WRITE_BYTES - 1
-    loop.wait(STALLED_WRITE_SECONDS)
-    assert transport.aborted
-
-
-def test_a_closed_connection_waits_once_for_the_client_to_read(connection: Connection) -> None:
-    """Afterwards, the system drops the unsent bytes."""
-    connection.protocol.pause_writing()
-    connection.protocol.resume_writing()
-    connection.transport.unsent = 1
-    connection.transport.socket = Mock(fileno=Mock(side_effect=OSError))
-    connection.send(b"nonsense\r\n\r\n")
-    connection.loop.wait(STALLED_WRITE_SECONDS - 1)
-    assert (connection.transport.closed, connection.transport.aborted) == (True, False)
-    connection.loop.wait(1)
-    assert connection.transport.aborted
-    set_option = connection.transport.socket.setsockopt
-    set_option.assert_called_once_with(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def test_bytes_in_the_send_queue_of_the_socket_are_unsent_too(connection: Connection) -> None:
-    near, far = socket.socketpair()
-    with near, far:
-        connection.transport.socket, connection.transport.unsent = near, 1000
-        assert unsent_bytes(connection.transport) == 1000
-        near.send(b"x")
-        assert 1000 < unsent_bytes(connection.transport) < 20_000
-        far.recv(1)
-        assert unsent_bytes(connection.transport) == 1000
-    connection.transport.socket = None
-    assert unsent_bytes(connection.transport) == 1000
-
-
-def test_no_timer_remains_after_the_end_of_a_connection_that_was_closed_with_unsent_bytes(
-    connection: Connection,
-) -> None:
-    connection.transport.unsent = 1000
-    for _ in range(2):
-        connection.protocol.pause_writing()
-        connection.protocol.resume_writing()
-    connection.protocol.pause_writing()
-    connection.send(b"nonsense\r\n\r\n")
-    connection.protocol.connection_lost(None)
-    assert connection.loop.timers == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""A limit on the time that a response waits for the client to read it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from typing import Any
+
+from app.server.coalescing_transport import unsent_bytes
+from app.server.upgrade import UpgradeIgnoringProtocol
+
+STALLED_WRITE_SECONDS = 60.0  # in this time a client must read STALLED_WRITE_BYTES, or all unsent bytes if fewer
+STALLED_WRITE_BYTES = 64 * 1024
+
+
+class WriteLimitedProtocol(UpgradeIgnoringProtocol):
+    """uvicorn's httptools protocol, with a limit on the time that a response waits for the client to read it."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.write_timer: asyncio.TimerHandle | None = None  # closes the connection if the client reads too little
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start_write_timer(unsent_bytes(self.transport))
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_write_timer()
+
+    def _start_write_timer(self, unsent: int) -> None:
+        """Start a timer that closes the connection if the client reads too little.
+
+        Otherwise unsent bytes would use memory, and would delay the exit of the server.
+        """
+
+        def check() -> None:
+            if (remaining := unsent_bytes(self.transport)) <= max(0, unsent - STALLED_WRITE_BYTES):
+                self._start_write_timer(remaining)
+            else:
+                with contextlib.suppress(OSError):  # SO_LINGER lets the system drop the unsent bytes
+                    linger = self.transport.get_extra_info("socket").setsockopt
+                    linger(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.transport.abort()
+
+        self.write_timer = self.loop.call_later(STALLED_WRITE_SECONDS, check)
+
+    def _stop_write_timer(self) -> None:
+        if self.write_timer is not None:
+            self.write_timer.cancel()
+            self.write_timer = None
+
+    def _limit_closing(self) -> None:
+        """Limit the time that a closed transport waits for the client to read the unsent bytes."""
+        if self.write_timer is None and self.transport.get_write_buffer_size():
+            self._start_write_timer(unsent_bytes(self.transport))
