@@ -303,7 +303,7 @@ class BoundedHttpProtocol(WriteLimitedProtocol):
         if self.running.response_complete and self.running.more_body and not self.stopping:
             self.close_after_body = True
         else:
-            self.transport.close()
+            self._close()
 
     def _close(self) -> None:
         self.transport.close()

@@ -8,10 +8,8 @@ import json
 import os
 import pickle
 import re
-import shutil
 import socket
 import ssl
-import subprocess
 import zipfile
 from pathlib import Path
 
@@ -155,20 +153,6 @@ def host_status(app: ASGIApp, host: str) -> int:
 def test_an_invalid_origin_is_rejected_by_name(origins: str) -> None:
     with pytest.raises(SettingsError, match="QUARTET_CORS_ORIGINS is "):
         cors(None, Settings(cors_origins=origins))  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    if not shutil.which("openssl"):
-        pytest.skip("openssl is not installed")
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return cert, key
 
 
 def test_a_single_process_serves_tls_and_rejects_plain_http(serve: Serve, certificate: tuple[Path, Path]) -> None:
