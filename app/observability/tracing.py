@@ -7,6 +7,7 @@ as a batch. OpenTelemetry is imported only if ``QUARTET_OTLP_ENDPOINT`` is set.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,9 @@ class Tracer:
 
         Returns the span and its ``traceparent``, which is empty if OpenTelemetry is disabled.
         """
-        incoming = {name.decode(): value.decode("latin-1") for name, value in headers if name in CONTEXT_HEADERS}
+        texts = [(name.decode(), value.decode("latin-1")) for name, value in headers if name in CONTEXT_HEADERS]
+        # OpenTelemetry would reject other characters too, but log them.
+        incoming = {name: text for name, text in texts if text.isascii() and text.isprintable()}
         parent = self._propagator.extract(incoming, self._no_context)
         span = self._tracer.start_span(method, parent, self._trace.SpanKind.SERVER)
         outgoing: dict[str, str] = {}
@@ -117,6 +120,7 @@ def create_tracer(address: str) -> Tracer | None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise SettingsError(f"QUARTET_OTLP_ENDPOINT needs the extra [tracing] ({error.name} is missing)") from None
+    logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)  # its warnings quote invalid headers of clients
     resource = Resource.create()  # reads OpenTelemetry's environment variables
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": "quartet"}))

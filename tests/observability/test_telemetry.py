@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, islice
@@ -385,6 +385,44 @@ def test_requests_queueing_computation_and_batches_are_traced(serve: Serve, coll
     assert [attributes(span)["quartet.rows"] for span in texts] == [2]
     rejected = [attributes(span) for span in collector.spans if attributes(span).get("error.type")]
     assert [fields["error.type"] for fields in rejected] == ["invalid_value"]
+
+
+@pytest.fixture
+def trace_state() -> Iterator[Callable[..., dict[str, str]]]:
+    """Return a function that starts the span of a request with these ``tracestate`` headers. It returns their members.
+
+    No span is sent to a collector.
+    """
+    tracer = create_tracer("http://127.0.0.1:9")
+    assert tracer
+
+    def begin(*states: bytes) -> dict[str, str]:
+        headers = [(b"traceparent", PARENT.encode()), *((b"tracestate", state) for state in states)]
+        span, traceparent = tracer.begin("GET", headers)
+        assert traceparent.decode()[:36] == PARENT[:36]
+        return dict(span.get_span_context().trace_state)
+
+    yield begin
+    tracer.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "logger"),
+    [
+        (b"forged", "quartet"),
+        (b"a" * 9000, "quartet"),
+        (b"x\x852026-11-29 06:00:00", "opentelemetry.trace.span"),
+        (b"x\x9b31m", "opentelemetry.trace.span"),
+    ],
+)
+def test_an_invalid_tracestate_of_a_client_is_not_logged(
+    trace_state: Callable[..., dict[str, str]], state: bytes, logger: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Characters that end a line or control a terminal are not logged even if OpenTelemetry's warnings are on."""
+    assert trace_state(b"a=1") == {"a": "1"}
+    with caplog.at_level(logging.WARNING, logger):
+        assert trace_state(state) == {}
+    assert caplog.messages == []
 
 
 def test_without_a_collector_opentelemetry_is_not_imported(serve: Serve) -> None:
