@@ -19,6 +19,7 @@ from app.observability.metrics import Metrics
 
 log = logging.getLogger("quartet")
 REQUEST_ID = "quartet.request_id"  # key in the ASGI scope
+REJECTION = "quartet.rejection"  # key in the ASGI scope: the error that the HTTP server sent to a running request
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # ids that clients may choose
 SECURITY_HEADERS = (  # added to every response, for browsers
     (b"x-content-type-options", b"nosniff"),
@@ -46,7 +47,7 @@ class RequestTelemetry:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        scope[REQUEST_ID] = request_id = _request_id(scope)
+        request_id = assign_request_id(scope)
         trace = RequestTrace(request_id)
         current_trace.set(trace)
         headers = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
@@ -58,9 +59,11 @@ class RequestTelemetry:
         counted = False
 
         def count() -> None:
-            nonlocal counted
+            nonlocal counted, status
             if not counted:
                 counted = True
+                if rejection := scope.get(REJECTION):  # the application has only noticed a disconnect
+                    status, trace.error_code = rejection.status, rejection.code
                 self._count(scope, status, time.perf_counter() - started, trace)
 
         async def send_with_headers(message: Message) -> None:
@@ -121,12 +124,19 @@ def _route(scope: MutableMapping[str, Any]) -> str:
     return getattr(scope.get("route"), "path", None) or "unknown"
 
 
-def _request_id(scope: Scope) -> str:
-    """Return the client's ``x-request-id`` if it is allowed, otherwise a new id."""
+def assign_request_id(scope: MutableMapping[str, Any]) -> str:
+    """Return the id of a request: the client's ``x-request-id`` if it is allowed, otherwise a new id.
+
+    Further calls for the same request return the same id.
+    """
+    if REQUEST_ID not in scope:
+        scope[REQUEST_ID] = _client_id(scope) or os.urandom(16).hex()
+    return str(scope[REQUEST_ID])
+
+
+def _client_id(scope: MutableMapping[str, Any]) -> str:
     for key, value in scope["headers"]:
         if key == b"x-request-id":
-            text = value.decode("latin-1")
-            if REQUEST_ID_PATTERN.fullmatch(text):
-                return text
-            break
-    return os.urandom(16).hex()
+            text = str(value.decode("latin-1"))
+            return text if REQUEST_ID_PATTERN.fullmatch(text) else ""
+    return ""

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.api.connection import CONNECTION
 from app.errors import BadValue, QuartetError, TooSlow
+from app.observability.middleware import REJECTION, assign_request_id
 from app.server.close_delimited import CloseDelimitedCycle
 from app.server.coalescing_transport import CoalescingTransport
 from app.server.error_bytes import error_bytes
@@ -340,13 +341,15 @@ class BoundedHttpProtocol(WriteLimitedProtocol):
                 last.keep_alive = False
                 self.flow.pause_reading()
                 return
+            request_id = assign_request_id(self.running.scope)
+            self.running.scope[REJECTION] = error  # recorded when the request ends
             self._disconnect()  # the error is in the body of the running request
         elif self.state in (State.TRAILER, State.DISCARD):  # the request already has a response
             self._close()
             return
         path = getattr(self, "url", b"").decode("latin-1").partition("?")[0]  # unset before a complete request line
-        request_id = uuid.uuid4().hex
-        if not self._is_answering():  # a running request is counted when it ends
+        if not self._is_answering():
+            request_id = uuid.uuid4().hex
             self.app.state.on_rejected(path, error, request_id)  # set by create_app
         self.transport.write(error_bytes(error, path, request_id))
         self._close()

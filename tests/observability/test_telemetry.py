@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -287,6 +288,35 @@ def test_a_failed_request_is_logged_with_its_model_and_counted_as_failed(
     assert counts == {"success": 1, "fail": 2, "queue": 2}
     labels = ("model", "tiny-gan"), ("result", "invalid_value"), ("version", "1")
     assert samples["quartet_version_request_seconds_count", *labels] == 1
+
+
+@pytest.mark.parametrize("own_id", ["", "x-request-id: mine\r\n"])
+@pytest.mark.parametrize(
+    ("rest", "status", "reason"),
+    [(b"ZZ\r\n", 400, "invalid_value"), (b"0\r\nx: " + b"y" * 100_000, 431, "head_too_large")],
+    ids=["chunk", "trailers"],
+)
+def test_a_request_whose_body_is_not_http_is_recorded_with_the_id_and_status_of_its_answer(
+    serve: Serve, lines: Any, rest: bytes, status: int, reason: str, own_id: str
+) -> None:
+    head = f"POST {SAMPLE} HTTP/1.1\r\nHost: x\r\n{own_id}Transfer-Encoding: chunked\r\n\r\n".encode()
+    with serve(log_format="json") as client:
+        count = ("quartet_requests_total", ("method", "POST"), ("route", SAMPLE), ("status", str(status)))
+        answers = []
+        for runs in (False, True):  # whether the request runs before the rest of its body arrives
+            with socket.create_connection((client.base_url.host, client.base_url.port or 80), 30) as connection:
+                connection.sendall(head if runs else head + rest)
+                if runs:
+                    wait_until(lambda: metric_samples(client)["quartet_requests_running",] >= 2)
+                    connection.sendall(rest)
+                answers.append(connection.recv(65536).decode())
+        wait_until(lambda: metric_samples(client).get(count) == 2)
+    ids = [re.findall(r"\r\nx-request-id: (\S+)\r\n", answer)[0] for answer in answers]
+    assert (ids == ["mine", "mine"]) == bool(own_id)
+    entries = [entry for entry in map(json.loads, lines()) if entry.get("path") == SAMPLE]
+    assert [(entry["id"], entry["status"], entry["reason"]) for entry in entries] == [
+        (request_id, status, reason) for request_id in ids
+    ]
 
 
 def test_other_log_records_are_json_with_their_traceback() -> None:
