@@ -95,7 +95,7 @@ class Metrics:
             "result",
         )
         self.last_batch = self._gauge(
-            "last_batch_timestamp_seconds", "Unix time at which the last batch ended", *VERSION_LABELS, mode="livemax"
+            "last_batch_timestamp_seconds", "Unix time at which the last batch ended", *VERSION_LABELS, mode="max"
         )
         self.queue_seconds = self._histogram(
             "queue_seconds", "Time from queueing to the start of a batch", *VERSION_LABELS

@@ -83,6 +83,8 @@ def collect_shared() -> list[Metric]:
 def merge_ended(process: int) -> None:
     """Add the counts of an ended process to the sums of all ended processes, in one file for each kind of metric.
 
+    Of the gauges, only those with the mode ``max`` are kept. Their file has the largest values instead of sums.
+
     Otherwise each ended process would leave files that every later reader has to read. If another process has the lock
     for longer than LOCK_SECONDS, because it hangs, the files stay. The sums of the readers are then still correct.
     """
@@ -102,7 +104,8 @@ def merge_ended(process: int) -> None:
 
 def _merge(folder: Path, process: int) -> None:
     for own in folder.glob(f"*_{process}.db"):
-        total = folder / f"{own.name.partition('_')[0]}_{DEAD}.db"
+        kind = own.name.rpartition("_")[0]  # such as counter or gauge_max
+        total = folder / f"{kind}_{DEAD}.db"
         merged = total.with_suffix(".fresh")
         if total.exists():
             shutil.copyfile(total, merged)
@@ -110,7 +113,8 @@ def _merge(folder: Path, process: int) -> None:
             merged.unlink(missing_ok=True)  # left by an earlier merge that failed
         sums = MmapedDict(str(merged))
         for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(own):
-            sums.write_value(key, sums.read_value(key)[0] + value, timestamp)
+            before = sums.read_value(key)[0]
+            sums.write_value(key, max(before, value) if kind == "gauge_max" else before + value, timestamp)
         sums.close()
         merged.replace(total)
         own.unlink()

@@ -37,6 +37,19 @@ def test_counts_that_a_failed_merge_left_are_not_added(tmp_path: Path, monkeypat
     assert read_counts(tmp_path / "counter_0.db") == {"key": 3.0}
 
 
+def test_the_times_of_ended_processes_are_not_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(multiprocess_metrics.FOLDER_VARIABLE, str(tmp_path))
+    key = json.dumps(["last", "last", {"version": "1"}, "Time of the last batch"])
+    for process, time in ((7, 50.0), (8, 60.0), (9, 40.0)):
+        write_counts(tmp_path / f"gauge_max_{process}.db", {key: time})
+        write_counts(tmp_path / f"gauge_livesum_{process}.db", {key: 1.0})
+        multiprocess_metrics.merge_ended(process)
+    assert [file.name for file in tmp_path.iterdir()] == ["gauge_max_0.db"]
+    write_counts(tmp_path / "gauge_max_10.db", {key: 0.0})  # of the worker that replaces the last one
+    (metric,) = multiprocess_metrics.collect_shared()
+    assert [(sample.labels, sample.value) for sample in metric.samples] == [({"version": "1"}, 60.0)]
+
+
 def test_counts_that_a_failed_rewrite_left_are_not_kept(tmp_path: Path) -> None:
     current, removed = (json.dumps(["a", "a", {"version": version}, ""]) for version in ("2", "1"))
     write_counts(tmp_path / "counter_7.fresh", {removed: 5.0})

@@ -153,7 +153,8 @@ def test_metrics_of_workers_are_added_up_and_gauges_of_dead_workers_removed(tiny
         for _ in range(6):  # new connections reach both workers
             assert httpx.post(f"{service.url}{SAMPLE}", json={"count": 3}).status_code == 200
         with httpx.Client(base_url=service.url) as client:
-            assert metric_samples(client)["quartet_batch_rows_sum", *labels("tiny-gan")] == 18
+            before = metric_samples(client)
+        assert before["quartet_batch_rows_sum", *labels("tiny-gan")] == 18
         os.kill(min(service.workers), signal.SIGKILL)
 
         def replaced() -> bool:
@@ -163,8 +164,9 @@ def test_metrics_of_workers_are_added_up_and_gauges_of_dead_workers_removed(tiny
             except httpx.HTTPError:
                 return False
             assert samples["quartet_planned_workers",] == 2
-            return (
-                samples.get(("quartet_workers",)) == 2 and samples["quartet_batch_rows_sum", *labels("tiny-gan")] == 18
+            return samples.get(("quartet_workers",)) == 2 and all(
+                samples[name, *labels("tiny-gan")] == before[name, *labels("tiny-gan")]
+                for name in ("quartet_batch_rows_sum", "quartet_last_batch_timestamp_seconds")
             )
 
         wait_until(replaced)
