@@ -136,8 +136,9 @@ class Settings(BaseSettings):
     )
     cors_origins: str = Field(
         "",
-        description="CORS origins whose web pages may call the service, separated by commas, or `*` for all origins. "
-        "Empty means that only pages of the same origin may call the service.",
+        description="CORS origins whose web pages may call the service, separated by commas, such as `https://a.b` or "
+        "`https://a.b:8443`, or `*` for all origins. Wildcards within an origin are not allowed. Empty means that only "
+        "pages of the same origin may call the service.",
     )
     trusted_hosts: str = Field(
         "",

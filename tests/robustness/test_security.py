@@ -149,10 +149,40 @@ def host_status(app: ASGIApp, host: str) -> int:
     return TestClient(app).get("/", headers={"host": host}).status_code
 
 
-@pytest.mark.parametrize("origins", ["a.example", "https://a.example/", "https://a.example, ftp://b"])
+@pytest.mark.parametrize(
+    "origins",
+    [
+        *("a.example", "https://a.example/", "https://a.example, ftp://b", "https://", "https://*.a.example"),
+        *(
+            "http://a.example:80",
+            "https://[::1]:443",
+            "https://a.example:",
+            "https://user@a.example",
+            "https://é.example",
+        ),
+    ],
+)
 def test_an_invalid_origin_is_rejected_by_name(origins: str) -> None:
     with pytest.raises(SettingsError, match="QUARTET_CORS_ORIGINS is "):
         cors(None, Settings(cors_origins=origins))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("configured", "origin"),
+    [
+        ("https://A.Example", "https://a.example"),
+        ("http://a.example:443", "http://a.example:443"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("http://10.0.0.1:8000", "http://10.0.0.1:8000"),
+        ("*", "https://a.example"),
+    ],
+)
+def test_a_valid_origin_is_allowed_in_the_form_that_browsers_send(
+    tiny_app: FastAPI, configured: str, origin: str
+) -> None:
+    app = cors(tiny_app, Settings(cors_origins=configured))
+    answer = TestClient(app).get("/", headers={"origin": origin})
+    assert answer.headers["access-control-allow-origin"] in (origin, "*")
 
 
 def test_a_single_process_serves_tls_and_rejects_plain_http(serve: Serve, certificate: tuple[Path, Path]) -> None:

@@ -5,6 +5,8 @@ By default, no other origin may call the service.
 
 from __future__ import annotations
 
+import re
+
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -19,6 +21,8 @@ EXPOSED_HEADERS = (  # response headers that a page may read
     "x-should-retry",
     "inference-header-content-length",
 )
+# Browsers send origins in this form, without wildcards, paths and default ports. Other origins would never match.
+ORIGIN = re.compile(r"(?!http://.*:80$|https://.*:443$)https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[1-9][0-9]{0,4})?")
 MAX_AGE = 3600  # seconds for which a browser may cache a preflight response
 
 
@@ -28,11 +32,12 @@ def cors(app: ASGIApp, settings: Settings) -> ASGIApp:
     Raises:
         SettingsError: an origin is malformed.
     """
-    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
+    origins = [origin.strip().lower() for origin in settings.cors_origins.split(",") if origin.strip()]
     for origin in origins:
-        if origin != "*" and (not origin.startswith(("http://", "https://")) or origin.count("/") != 2):
+        if origin != "*" and not ORIGIN.fullmatch(origin):
             raise SettingsError(
-                f"QUARTET_CORS_ORIGINS is {settings.cors_origins!r}: {origin!r} is not like https://a.b"
+                f"QUARTET_CORS_ORIGINS is {settings.cors_origins!r}: {origin!r} is not like https://a.b or "
+                "https://a.b:8443; wildcards, paths and the default ports 80 and 443 are not allowed"
             )
     if not origins:
         return app
