@@ -438,6 +438,10 @@ def trace_state() -> Iterator[Callable[..., dict[str, str]]]:
     tracer.close()
 
 
+def test_several_tracestate_headers_are_one_list(trace_state: Callable[..., dict[str, str]]) -> None:
+    assert list(trace_state(b"a=1,b=2", b"", b"c=3").items()) == [("a", "1"), ("b", "2"), ("c", "3")]
+
+
 @pytest.mark.parametrize(
     ("state", "logger"),
     [
