@@ -88,6 +88,8 @@ def install(app: FastAPI) -> None:
             return error_response(NotFound(f"the path {quote_value(path)} does not exist; /docs lists all paths"))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allow = headers.get("Allow", "")
+            if "GET" in allow and "HEAD" not in allow:
+                allow += ", HEAD"  # FastRoutes answers it, but FastAPI does not know this
             return error_response(
                 MethodNotAllowed(f"{quote_value(path)} does not take {request.method}; allowed: {allow}", allow)
             )

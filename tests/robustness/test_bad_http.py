@@ -78,14 +78,14 @@ def test_a_malformed_request_gets_a_4xx_with_the_documented_schema(tiny: httpx.C
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_a_wrong_method_gives_405_with_the_allowed_one(tiny: httpx.Client, path: str) -> None:
+def test_a_wrong_method_gives_405_with_the_allowed_ones(tiny: httpx.Client, path: str) -> None:
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"):
         if method == ROUTES[path]:
             continue
         answer = tiny.request(method, path)
         assert_harmless(answer)
         assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
-        assert ROUTES[path] in answer.headers["allow"]
+        assert answer.headers["allow"] == {"GET": "GET, HEAD", "POST": "POST"}[ROUTES[path]]
     assert_still_serves(tiny)
 
 
