@@ -57,6 +57,13 @@ def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
     return context()
 
 
+def use_own_metrics() -> None:
+    """Keep the metrics of this process in memory, even if the environment names a folder of another service."""
+    for variable in (FOLDER_VARIABLE, FOLDER_VARIABLE.lower()):  # prometheus_client still reads the old name
+        os.environ.pop(variable, None)
+    values.ValueClass = values.get_value_class()  # chosen when prometheus_client was imported
+
+
 def restore_metrics_folder() -> None:
     """Make the shared folder again if it was removed. Each worker calls this when it starts.
 

@@ -13,7 +13,7 @@ from limits.aio.storage import Storage
 
 from app.api.middleware.api_keys import limit_storage
 from app.observability.logs import log_in_background, log_without_waiting
-from app.observability.multiprocess_metrics import restore_metrics_folder, shared_metrics
+from app.observability.multiprocess_metrics import restore_metrics_folder, shared_metrics, use_own_metrics
 from app.server.supervisor import Supervisor
 from app.server.system import available_memory, can_fork, cores, handles_sighup, raise_file_limit, single_arena
 from app.server.uvicorn_server import (
@@ -83,6 +83,7 @@ def plan_workers(settings: Settings) -> tuple[int, int]:
 
 def run_alone(settings: Settings, create_app: AppFactory) -> None:
     """Serve in this process until SIGTERM, SIGINT or SIGHUP stops it. A signal during start-up exits immediately."""
+    use_own_metrics()
     log_in_background()
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal once more after draining
         signal.signal(number, exit_on_signal)

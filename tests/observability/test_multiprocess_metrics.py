@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from prometheus_client.mmap_dict import MmapedDict
+from support.processes import serving
 from support.service import ROOT
 
 from app.observability import multiprocess_metrics
@@ -91,3 +93,13 @@ def test_metric_folders_of_killed_services_are_removed_and_others_stay(tmp_path:
     assert (busy, data) == ("quartet-1-busy", "quartet-test-data")
     assert re.fullmatch(r"quartet-\d+-\w+", own)
     assert sorted(path.name for path in tmp_path.iterdir()) == [busy, data]
+
+
+def test_a_single_process_ignores_the_metrics_folder_of_another_service(tiny_store: Path) -> None:
+    before = (
+        "import os\nfrom prometheus_client import values\n"
+        "for name in ('PROMETHEUS_MULTIPROC_DIR', 'prometheus_multiproc_dir'): os.environ[name] = '/nonexistent'\n"
+        "values.ValueClass = values.get_value_class()"
+    )
+    with serving(tiny_store, before=before, workers=1) as service:
+        assert "quartet_workers 1.0" in httpx.get(f"{service.url}/metrics").text
