@@ -199,8 +199,8 @@ class Settings(BaseSettings):
         "status 429. Each version of a model has a queue. Explanations, tensors for imported text models, and bodies "
         "that wait for parsing have further queues.",
     )
-    max_running_texts: Count = Field(
-        128, description="largest number of texts that one worker generates at the same time"
+    max_running_texts: int = Field(  # at most 1,024, because a network computes all batch sizes when it is loaded
+        128, ge=1, le=1024, description="largest number of texts that one worker generates at the same time"
     )
     inline_seconds: float = Field(
         0.004,

@@ -338,6 +338,7 @@ def test_default_values_keep_to_the_configured_limits(serve: Serve) -> None:
         ("QUARTET_PORT", "70000", "QUARTET_PORT is '70000': input should be less than or equal to 65535"),
         ("QUARTET_MAX_IMAGES", "0", "QUARTET_MAX_IMAGES is '0': input should be greater than or equal to 1"),
         ("QUARTET_MAX_IMAGES", "9" * 30, "input should be less than or equal to 1000000000000"),
+        ("QUARTET_MAX_RUNNING_TEXTS", "1025", "input should be less than or equal to 1024"),
         ("QUARTET_THREADS", "1025", "QUARTET_THREADS is '1025': input should be less than or equal to 1024"),
         ("QUARTET_LIVENESS_TIMEOUT_SECONDS", "nan", "QUARTET_LIVENESS_TIMEOUT_SECONDS is 'nan'"),
         ("QUARTET_STORE", "", "QUARTET_STORE is '': the path should not be empty"),
