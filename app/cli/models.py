@@ -66,12 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m app.models", description=__doc__, formatter_class=plain)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--store",
-        type=Path,
-        default=Settings().store,
-        help="model store; QUARTET_STORE sets another default (default: %(default)s)",
-    )
+    store_help = "model store; QUARTET_STORE sets another default (default: %(default)s)"
+    shared.add_argument("--store", type=Path, default=Settings().store, help=store_help)
     shared.add_argument("--json", action="store_true", help="print JSON instead of a table")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
 
