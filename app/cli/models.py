@@ -150,8 +150,12 @@ def _list(args: argparse.Namespace) -> None:
         )
     _print(args, rows, table)
     for row in rows:
-        if row["problem"]:
-            print(f"{row['name']}: {row['problem']}", file=sys.stderr)
+        _print_problem(row)
+
+
+def _print_problem(row: dict[str, Any]) -> None:
+    if row["problem"]:
+        print(f"{row['name']}: {row['problem']}", file=sys.stderr)
 
 
 def _canary(row: dict[str, Any]) -> str:
@@ -204,12 +208,14 @@ def _default(args: argparse.Namespace) -> None:
     rollout.make_default(args.store, args.name)
     row = catalogue.model_row(args.store, args.name)
     print(json.dumps(row) if args.json else f"{args.name} is the default for the task {row['task']!r}")
+    _print_problem(row)
 
 
 def _report(args: argparse.Namespace, changed: Rollout) -> None:
     row = catalogue.model_row(args.store, args.name)
     retired = f"; retired: {', '.join(map(str, changed.retired))}" if changed.retired else ""
     print(json.dumps(row) if args.json else f"{_status(args.name, row)}{retired}")
+    _print_problem(row)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -259,6 +265,7 @@ def _import(args: argparse.Namespace) -> None:
     row = catalogue.model_row(args.store, card.name)
     label = f"{card.name}@{card.version}"
     print(json.dumps(row) if args.json else f"imported {label}; {_status(card.name, row)}")
+    _print_problem(row)
 
 
 def _add(args: argparse.Namespace) -> None:
@@ -266,6 +273,7 @@ def _add(args: argparse.Namespace) -> None:
     row = catalogue.model_row(args.store, card.name)
     added = row | {"added": card.version}
     print(json.dumps(added) if args.json else f"added {card.name}@{card.version}; {_status(card.name, row)}")
+    _print_problem(row)
 
 
 def _export(args: argparse.Namespace) -> None:

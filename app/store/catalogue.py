@@ -12,22 +12,35 @@ from app.store.rollout import LATEST, PINNED, Rollout, check_version, first_vali
 
 
 def list_models(folder: Path) -> list[dict[str, Any]]:
-    """Return one row per model: its task, rollout and versions."""
-    defaults = store.read_defaults(folder)
-    return [_row(folder, name, numbers, defaults) for name, numbers in stored_versions(folder).items()]
+    """Return one row per model: its task, rollout and versions. ``problem`` names files that cannot be read."""
+    defaults, problem = _defaults(folder)
+    return [_row(folder, name, numbers, defaults, problem) for name, numbers in stored_versions(folder).items()]
 
 
 def model_row(folder: Path, name: str) -> dict[str, Any]:
     """Return the row of one model. Raises VersionNotFound."""
-    return _row(folder, name, rollout.numbers(folder, name), store.read_defaults(folder))
+    return _row(folder, name, rollout.numbers(folder, name), *_defaults(folder))
 
 
-def _row(folder: Path, name: str, numbers: list[int], defaults: dict[store.TaskName, str]) -> dict[str, Any]:
-    current, problem = Rollout(), ""
+def _defaults(folder: Path) -> tuple[dict[store.TaskName, str], str]:
+    """Return the default models, and an error message if ``defaults.json`` cannot be read.
+
+    An error is not raised, because callers describe a model after they have changed it.
+    """
+    try:
+        return store.read_defaults(folder), ""
+    except StoreError as error:
+        return {}, str(error)
+
+
+def _row(
+    folder: Path, name: str, numbers: list[int], defaults: dict[store.TaskName, str], problem: str
+) -> dict[str, Any]:
+    current = Rollout()
     try:
         current = rollout.read(folder, name)
     except StoreError as error:
-        problem = str(error)
+        problem = "; ".join(filter(None, (str(error), problem)))
     version = first_valid(folder, name, current.preference(numbers))
     active, task = (version.card.version, version.card.task) if version else (None, None)
     previous = [number for number in current.previous_versions(active, numbers) if number in numbers]

@@ -78,6 +78,19 @@ def test_a_version_is_exported_and_imported(admin: httpx.Client, tiny_store: Pat
     assert (invalid.status_code, invalid.json()["error"]["code"]) == (400, "invalid_value")
 
 
+def test_unreadable_defaults_are_no_error_of_the_request(admin: httpx.Client, tiny_store: Path) -> None:
+    content = b"".join(archive.export_version(tiny_store, "tiny-gan", 1))
+    (tiny_store / "defaults.json").write_text("[]")
+    answer = admin.post("/v1/admin/models/tiny-gan/rollback")
+    assert (answer.status_code, answer.json()["active"]) == (200, 2)
+    assert answer.json()["problem"].startswith("defaults.json: expected an object from task")
+    for path in ("import?renumber=true", "add?name=other&task=classify"):
+        answer = admin.post(f"/v1/admin/{path}", content=content)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
+        assert answer.json()["error"]["message"].startswith("defaults.json: expected an object")
+    assert store.version_numbers(tiny_store, "tiny-gan") == [1, 2, 3]
+
+
 def test_a_version_must_be_stated_to_export_a_model_without_an_active_version(
     admin: httpx.Client, tiny_store: Path
 ) -> None:

@@ -111,6 +111,16 @@ def test_an_unreadable_rollout_is_a_problem_of_its_model(folder: Path) -> None:
     assert row["active"] == 4
 
 
+def test_unreadable_defaults_are_a_problem_of_each_row(folder: Path) -> None:
+    (folder / "defaults.json").write_text("[]")
+    row = model_row(folder)
+    assert row["problem"].startswith("defaults.json: expected an object from task")
+    assert (row["default"], row["active"]) == (False, 4)
+    (folder / NAME / rollout.FILE).write_text("[]")
+    assert model_row(folder)["problem"].startswith("tiny-gan/active.json: the file: ")
+    assert "; defaults.json: expected" in model_row(folder)["problem"]
+
+
 def test_the_versions_of_a_model_have_roles_and_figures(folder: Path) -> None:
     rewrite_card(folder / NAME / "4", metrics={"fid": {"value": 1.5, "split": "test"}}, notes="a note")
     rollout.retire(folder, NAME, 1)

@@ -343,6 +343,21 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
     assert [version["role"] for version in json.loads(details)["versions"]] == ["", "active", "retired"]
 
 
+@pytest.mark.parametrize("command", ["rollback tiny-gan", "import gan.zip --renumber"])
+def test_a_change_with_unreadable_defaults_is_reported_as_done_or_not_made(
+    three: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(three)
+    Path("gan.zip").write_bytes(b"".join(archive.export_version(three, NAME, 1)))
+    (three / "defaults.json").write_text("[]")
+    status, out, error = run_models_command(capsys, three, *command.split())
+    assert "defaults.json: expected an object from task" in error
+    if command.startswith("import"):
+        assert (status, out, rollout.numbers(three, NAME)) == (1, "", [1, 2, 3])
+    else:
+        assert (status, out, active_version(three)) == (0, "tiny-gan@2 is active\n", 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "sentence"),
     [

@@ -35,7 +35,7 @@ from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavaila
 from app.importing.memory import check_memory
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
-from app.store import Card, StoreError, VersionNumber, archive, catalogue, rollout
+from app.store import Card, StoreError, VersionNumber, archive, catalogue, read_defaults, rollout
 from app.store.disk_thread import DiskThread
 from app.store.rollout import LATEST, RolloutRefused, VersionNotFound
 
@@ -260,6 +260,7 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
             body = await disk.run(lambda: tempfile.TemporaryFile(dir=store))  # noqa: SIM115 - closed on the same thread
             try:
                 await spool_body(request, disk, body, max_bytes, settings.body_seconds)
+                await on_store(lambda: read_defaults(store))  # an error in the store is not an error in the archive
                 card: Card = await on_store(
                     lambda: archive.import_archive(store, body, max_bytes, renumber, check_memory), otherwise=BadValue
                 )

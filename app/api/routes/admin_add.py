@@ -27,9 +27,9 @@ from app.api.request_body import spool_body
 from app.api.request_head import read_query
 from app.api.responses import json_response, success_response
 from app.api.routes.admin_responses import ImportResponse
-from app.errors import BadValue, StoreUnavailable, TimedOut
+from app.errors import BadValue, Conflict, StoreUnavailable, TimedOut
 from app.settings import Settings
-from app.store import ModelName, TaskName, atomic_files, catalogue
+from app.store import ModelName, StoreError, TaskName, atomic_files, catalogue, read_defaults
 from app.store.disk_thread import DiskThread
 
 IMPORT_SECONDS = 600.0  # seconds after which an import is stopped
@@ -127,8 +127,12 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
             finally:
                 await disk.run(file.close)
             async with running:
+                if query.task != "infer":  # an error in the store is not an error in the file
+                    await disk.run(read_defaults, settings.store)
                 number = await disk.run(_run_command, query, folder, settings.store)
             versions = await disk.run(catalogue.describe_model, settings.store, query.name)
+        except StoreError as error:
+            raise Conflict(str(error)) from None
         except OSError as error:
             raise StoreUnavailable(f"the store cannot be read or written: {error.strerror or error}") from None
         finally:
