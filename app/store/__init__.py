@@ -43,8 +43,8 @@ from app.store.versions import (
     version_numbers,
     version_pictures,
     weights_digest,
-    weights_size,
 )
+from app.store.weights_size import weights_size
 
 __all__ = [
     "CARD",
