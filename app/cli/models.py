@@ -19,10 +19,11 @@ from typing import Any, Literal
 
 from app.cli import add_model
 from app.exporting.files import to_onnx, to_pt2
-from app.importing.memory import check_memory
+from app.importing.memory import check_archived
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue, read_defaults, rollout
 from app.store.rollout import LATEST, Rollout
+from app.tasks import check_loading
 
 MAX_COLUMN_WIDTH = 48  # characters; longer cells are cut, except with --json
 Row = Sequence[object]
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PERCENT",
         help="share of the requests; below 100, the version is a canary",
     )
-    named("rollback", _change_model(rollout.rollback), "end the canary, or activate the previous version again")
+    named("rollback", _roll_back, "end the canary, or activate the previous version again")
     added = named("retire", _retire, "stop serving a version, even to requests with its number, but keep its files")
     added.add_argument("version", metavar="VERSION", type=_version, help="version number")
     added.add_argument("--undo", action="store_true", help="serve the retired version again")
@@ -139,7 +140,7 @@ def _version_or_latest(text: str) -> int | Literal["latest"]:
 
 def _list(args: argparse.Namespace) -> None:
     names = sorted(set(args.names))
-    rows = [catalogue.model_row(args.store, name) for name in names] if names else catalogue.list_models(args.store)
+    rows = [_row(args, name) for name in names] if names else catalogue.list_models(args.store, check_loading)
     table: list[Row] = [("NAME", "TASK", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "RETIRED")]
     for row in rows:
         task = f"{row['task'] or 'no valid version'}{' (default)' if row['default'] else ''}"
@@ -153,6 +154,10 @@ def _list(args: argparse.Namespace) -> None:
         _print_problem(row)
 
 
+def _row(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    return catalogue.model_row(args.store, name, check_loading)
+
+
 def _print_problem(row: dict[str, Any]) -> None:
     if row["problem"]:
         print(f"{row['name']}: {row['problem']}", file=sys.stderr)
@@ -163,7 +168,7 @@ def _canary(row: dict[str, Any]) -> str:
 
 
 def _show(args: argparse.Namespace) -> None:
-    row = catalogue.describe_model(args.store, args.name)
+    row = catalogue.describe_model(args.store, args.name, check_loading)
     table: list[Row] = [("VERSION", "ROLE", "MIB", "CREATED", "METRICS")]
     for version in row["versions"]:
         if version["problem"]:
@@ -192,7 +197,11 @@ def _status(name: str, row: dict[str, Any]) -> str:
 
 
 def _activate(args: argparse.Namespace) -> None:
-    _report(args, rollout.activate(args.store, args.name, args.version, args.share))
+    _report(args, rollout.activate(args.store, args.name, args.version, args.share, check_loading))
+
+
+def _roll_back(args: argparse.Namespace) -> None:
+    _report(args, rollout.rollback(args.store, args.name, check_loading))
 
 
 def _change_model(change: Callable[[Path, str], Rollout]) -> Callable[[argparse.Namespace], None]:
@@ -201,25 +210,25 @@ def _change_model(change: Callable[[Path, str], Rollout]) -> Callable[[argparse.
 
 
 def _retire(args: argparse.Namespace) -> None:
-    _report(args, rollout.retire(args.store, args.name, args.version, args.undo))
+    _report(args, rollout.retire(args.store, args.name, args.version, args.undo, check_loading))
 
 
 def _default(args: argparse.Namespace) -> None:
-    rollout.make_default(args.store, args.name)
-    row = catalogue.model_row(args.store, args.name)
+    rollout.make_default(args.store, args.name, check_loading)
+    row = _row(args, args.name)
     print(json.dumps(row) if args.json else f"{args.name} is the default for the task {row['task']!r}")
     _print_problem(row)
 
 
 def _report(args: argparse.Namespace, changed: Rollout) -> None:
-    row = catalogue.model_row(args.store, args.name)
+    row = _row(args, args.name)
     retired = f"; retired: {', '.join(map(str, changed.retired))}" if changed.retired else ""
     print(json.dumps(row) if args.json else f"{_status(args.name, row)}{retired}")
     _print_problem(row)
 
 
 def _verify(args: argparse.Namespace) -> int:
-    rows = list(catalogue.verify(args.store))
+    rows = list(catalogue.verify(args.store, check_loading))
     failed = [row for row in rows if row["problem"]]
     if args.json:
         print(json.dumps(rows, indent=2))
@@ -255,14 +264,14 @@ def _import(args: argparse.Namespace) -> None:
             raise archive.BadArchive(f"{args.file} has {size:,} bytes; the maximum is {max_bytes:,}")
         read_defaults(args.store)  # so that an error in the store is not attributed to the archive
         try:
-            card = archive.import_archive(args.store, file, max_bytes, args.renumber, check_memory)
+            card = archive.import_archive(args.store, file, max_bytes, args.renumber, check_archived)
         except rollout.RolloutRefused:  # the message names the version
             raise
         except StoreError as error:
             other = "; this is not an archive of `export`; for .pt2 and ONNX files, use `add`"
             hint = other if args.file.suffix.lower() in (".pt2", ".onnx") else ""
             raise StoreError(f"{args.file}: {error}{hint}") from None
-    row = catalogue.model_row(args.store, card.name)
+    row = _row(args, card.name)
     label = f"{card.name}@{card.version}"
     print(json.dumps(row) if args.json else f"imported {label}; {_status(card.name, row)}")
     _print_problem(row)
@@ -270,7 +279,7 @@ def _import(args: argparse.Namespace) -> None:
 
 def _add(args: argparse.Namespace) -> None:
     card = add_model.run(args)
-    row = catalogue.model_row(args.store, card.name)
+    row = _row(args, card.name)
     added = row | {"added": card.version}
     print(json.dumps(added) if args.json else f"added {card.name}@{card.version}; {_status(card.name, row)}")
     _print_problem(row)
@@ -279,7 +288,7 @@ def _add(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     name, at, number = args.model.partition("@")
     try:
-        version = _version(number) if at else rollout.active_version(args.store, name)
+        version = _version(number) if at else rollout.active_version(args.store, name, check_loading)
     except argparse.ArgumentTypeError:
         raise rollout.VersionNotFound(f"{args.model!r} should be a name and a version, such as sales@3") from None
     suffix = ".pt2" if args.pt2 else ".onnx" if args.onnx else ".zip"

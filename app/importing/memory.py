@@ -16,6 +16,7 @@ from app.importing.pt2_graph import BadProgram, InputSpec
 from app.networks.imported import ImportedSizes
 from app.networks.imported.exported_program import DTYPES, ExportedProgram
 from app.store import Version
+from app.tasks import check_loading
 
 MAX_RUN_BYTES = 2 * 2**30  # limit for all values that a run holds at the same time, without the weights
 USUAL_ROWS = 16  # sizes without a stated maximum are limited so that a batch of this many rows fits into memory
@@ -137,6 +138,12 @@ def _tensors(item: Any) -> Iterable[Tensor]:
     elif isinstance(item, list | tuple):
         for each in item:
             yield from _tensors(each)
+
+
+def check_archived(version: Version) -> None:
+    """Check that the service can load a version of an archive, and that its runs fit into memory. Raises StoreError."""
+    check_memory(version)
+    check_loading(version)
 
 
 def check_memory(version: Version) -> None:

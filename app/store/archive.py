@@ -12,13 +12,12 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import IO, cast
 
 from app import store
-from app.networks import is_imported
 from app.store import CARD, PICTURE, WEIGHTS, StoreError
 from app.store.atomic_files import scratch_folder
 from app.store.rollout import RolloutRefused, check_version, shorten, stored_versions
@@ -82,13 +81,13 @@ def import_archive(
     file: IO[bytes],
     max_bytes: int,
     renumber: bool = False,
-    check: Callable[[store.Version], None] | None = None,
+    check: store.Check | None = None,
 ) -> store.Card:
     """Publish the version in an archive and return its card.
 
     The version keeps its name and its number. If ``renumber`` is true, the version gets the next free number instead.
-    The unpacked files may have at most ``max_bytes`` bytes. ``check`` is called for a version of an imported network,
-    and raises StoreError to reject the version.
+    The unpacked files may have at most ``max_bytes`` bytes. ``check`` is called before the version is moved into the
+    store, and raises StoreError to reject it.
 
     Raises:
         BadArchive: the file is not the archive of a version, or is too large.
@@ -107,9 +106,7 @@ def import_archive(
             folder = scratch / card.name / str(card.version)
             folder.mkdir(parents=True)
             _unpack(archive, entries, folder, max_bytes)
-            if check and is_imported(card.kind):
-                check(store.read_version(scratch, card.name, card.version))
-            return _move_into_store(models, folder, card, renumber)
+            return _move_into_store(models, folder, card, renumber, check)
 
 
 def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> None:
@@ -211,11 +208,13 @@ def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folde
                 target.write(chunk)
 
 
-def _move_into_store(models: Path, folder: Path, card: store.Card, renumber: bool) -> store.Card:
+def _move_into_store(
+    models: Path, folder: Path, card: store.Card, renumber: bool, check: store.Check | None
+) -> store.Card:
     """Move the unpacked version into the store. If ``renumber`` is true, give it the next free number."""
     numbers = stored_versions(models).get(card.name, [])
     if not renumber:
-        if card.version in numbers or not store.move_into_store(models, folder):
+        if card.version in numbers or not store.move_into_store(models, folder, check):
             raise RolloutRefused(_conflict(models, card))
         return card
     while True:
@@ -223,7 +222,7 @@ def _move_into_store(models: Path, folder: Path, card: store.Card, renumber: boo
         content = json.loads((folder / CARD).read_bytes()) | {"version": number}
         (folder / CARD).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
         folder = folder.rename(folder.parent / str(number))
-        if store.move_into_store(models, folder):
+        if store.move_into_store(models, folder, check):
             return store.read_card(models / card.name / str(number))
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from app import store
-from app.store import StoreError, rollout
+from app.store import Check, StoreError, rollout
 from app.store.rollout import LATEST, PINNED, Rollout, check_version, first_valid, stored_versions
 
 
-def list_models(folder: Path) -> list[dict[str, Any]]:
-    """Return one row per model: its task, rollout and versions. ``problem`` names files that cannot be read."""
-    defaults, problem = _defaults(folder)
-    return [_row(folder, name, numbers, defaults, problem) for name, numbers in stored_versions(folder).items()]
+def list_models(folder: Path, check: Check | None = None) -> list[dict[str, Any]]:
+    """Return one row per model: its task, rollout and versions. ``problem`` names files that cannot be read.
+
+    ``check`` raises StoreError for a version that the service cannot load. Such a version is not active.
+    """
+    common = *_defaults(folder), check
+    return [_row(folder, name, numbers, *common) for name, numbers in stored_versions(folder).items()]
 
 
-def model_row(folder: Path, name: str) -> dict[str, Any]:
+def model_row(folder: Path, name: str, check: Check | None = None) -> dict[str, Any]:
     """Return the row of one model. Raises VersionNotFound."""
-    return _row(folder, name, rollout.numbers(folder, name), *_defaults(folder))
+    return _row(folder, name, rollout.numbers(folder, name), *_defaults(folder), check)
 
 
 def _defaults(folder: Path) -> tuple[dict[store.TaskName, str], str]:
@@ -34,14 +38,19 @@ def _defaults(folder: Path) -> tuple[dict[store.TaskName, str], str]:
 
 
 def _row(
-    folder: Path, name: str, numbers: list[int], defaults: dict[store.TaskName, str], problem: str
+    folder: Path,
+    name: str,
+    numbers: list[int],
+    defaults: dict[store.TaskName, str],
+    problem: str,
+    check: Check | None,
 ) -> dict[str, Any]:
     current = Rollout()
     try:
         current = rollout.read(folder, name)
     except StoreError as error:
         problem = "; ".join(filter(None, (str(error), problem)))
-    version = first_valid(folder, name, current.preference(numbers))
+    version = first_valid(folder, name, current.preference(numbers), check)
     active, task = (version.card.version, version.card.task) if version else (None, None)
     previous = [number for number in current.previous_versions(active, numbers) if number in numbers]
     return {
@@ -61,13 +70,13 @@ def _row(
     }
 
 
-def describe_model(folder: Path, name: str) -> dict[str, Any]:
+def describe_model(folder: Path, name: str, check: Check | None = None) -> dict[str, Any]:
     """Return the row of a model, in which ``versions`` has one row for each version. Raises VersionNotFound."""
-    row = model_row(folder, name)
-    return {**row, "versions": [_version(folder, row, number) for number in row["versions"]]}
+    row = model_row(folder, name, check)
+    return {**row, "versions": [_version(folder, row, number, check) for number in row["versions"]]}
 
 
-def _version(folder: Path, row: dict[str, Any], number: int) -> dict[str, Any]:
+def _version(folder: Path, row: dict[str, Any], number: int, check: Check | None) -> dict[str, Any]:
     name, role = row["name"], ""
     if number in row["retired"]:
         role = "retired"
@@ -78,7 +87,7 @@ def _version(folder: Path, row: dict[str, Any], number: int) -> dict[str, Any]:
     elif number == row["previous"]:
         role = "previous"
     try:
-        card = check_version(folder, name, number).card
+        card = check_version(folder, name, number, check).card
         total_bytes = size(folder, name, number)
     except StoreError as error:
         return {"version": number, "role": role, "problem": str(error)}
@@ -102,8 +111,8 @@ def size(folder: Path, name: str, number: int) -> int:
         raise StoreError(f"{name}/{number} cannot be read: {error.strerror}") from error
 
 
-def verify(folder: Path) -> Iterator[dict[str, Any]]:
-    """Check the default models, rollouts and versions in the store.
+def verify(folder: Path, check: Check | None = None) -> Iterator[dict[str, Any]]:
+    """Check the default models, rollouts and versions in the store. ``check`` is a further check of each version.
 
     Yields one row for each of them. ``problem`` is empty if no problem was found.
     """
@@ -111,7 +120,7 @@ def verify(folder: Path) -> Iterator[dict[str, Any]]:
     for name, numbers in stored_versions(folder).items():
         yield _check(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))
         for number in numbers:
-            yield _check(f"{name}@{number}", lambda name=name, number=number: check_version(folder, name, number))
+            yield _check(f"{name}@{number}", partial(check_version, folder, name, number, check))
 
 
 def _check_defaults(folder: Path) -> None:

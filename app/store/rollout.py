@@ -28,7 +28,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from app import store
-from app.store import ModelName, StoreError, StrictModel, VersionNumber
+from app.store import Check, ModelName, StoreError, StrictModel, VersionNumber
 from app.store.atomic_files import folder_lock, replace_file
 
 FILE = store.ROLLOUT
@@ -154,44 +154,51 @@ def _no_version(name: str, version: int, known: Iterable[int]) -> VersionNotFoun
     )
 
 
-def check_version(models: Path, name: str, version: int) -> store.Version:
-    """Read and verify a version and its network. Raises VersionNotFound, and StoreError for an invalid version."""
+def check_version(models: Path, name: str, version: int, check: Check | None = None) -> store.Version:
+    """Read and verify a version and its network. ``check`` is a further check, which raises StoreError.
+
+    Raises VersionNotFound, and StoreError for an invalid version.
+    """
     known = numbers(models, name)
     if version not in known:
         raise _no_version(name, version, known)
     checked = store.read_version(models, name, version)
     checked.network()
+    if check:
+        check(checked)
     return checked
 
 
-def first_valid(models: Path, name: str, candidates: Iterable[int]) -> store.Version | None:
+def first_valid(models: Path, name: str, candidates: Iterable[int], check: Check | None = None) -> store.Version | None:
     """Return the first of the candidates that passes ``check_version``, or None."""
     for number in candidates:
         with suppress(StoreError):
-            return check_version(models, name, number)
+            return check_version(models, name, number, check)
     return None
 
 
-def active_or_none(models: Path, name: str, rollout: Rollout) -> int | None:
+def active_or_none(models: Path, name: str, rollout: Rollout, check: Check | None = None) -> int | None:
     """Return the active version, or None if no version is valid."""
-    version = first_valid(models, name, rollout.preference(numbers(models, name)))
+    version = first_valid(models, name, rollout.preference(numbers(models, name)), check)
     return None if version is None else version.card.version
 
 
-def active_version(models: Path, name: str) -> int:
+def active_version(models: Path, name: str, check: Check | None = None) -> int:
     """Return the active version of a model. Raises VersionNotFound, and RolloutRefused if no version is active."""
     numbers(models, name)  # checks the name before it becomes a path
-    active = active_or_none(models, name, read(models, name))
+    active = active_or_none(models, name, read(models, name), check)
     if active is None:
         raise RolloutRefused(f"no version of {name} is active; state a version, such as {name}@1")
     return active
 
 
-def activate(models: Path, name: str, version: int | Literal["latest"], share: float = 100) -> Rollout:
+def activate(
+    models: Path, name: str, version: int | Literal["latest"], share: float = 100, check: Check | None = None
+) -> Rollout:
     """Make a version the active version, or make it the canary if ``share`` (in per cent) is below 100.
 
     If ``version`` is "latest", the newest version becomes active. Each version that is published later also becomes
-    active.
+    active. ``check`` raises StoreError for a version that the service cannot load.
 
     Raises:
         VersionNotFound: the model or the version does not exist.
@@ -206,59 +213,61 @@ def activate(models: Path, name: str, version: int | Literal["latest"], share: f
             raise RolloutRefused("the newest version cannot be a canary; use a version number")
         return _change(models, name, "activate latest", lambda old: Rollout(retired=old.retired))
     command = f"activate {version}" + (f" --share {share:g}" if share < 100 else "")
-    return _change(models, name, command, lambda old: _activated(models, name, old, version, share))
+    return _change(models, name, command, lambda old: _activated(models, name, old, version, share, check))
 
 
-def _activated(models: Path, name: str, old: Rollout, version: int, share: float) -> Rollout:
-    check_version(models, name, version)
+def _activated(models: Path, name: str, old: Rollout, version: int, share: float, check: Check | None) -> Rollout:
+    check_version(models, name, version, check)
     if version in old.retired:
         raise RolloutRefused(f"{name}@{version} is retired; `retire` with `undo` restores it")
-    now = active_or_none(models, name, old)
+    now = active_or_none(models, name, old, check)
     if now == version and share < 100:
         raise RolloutRefused(f"{name}@{version} is already active; a canary must be another version")
     if now != version and share == 100:
         return Rollout(active=version, previous=now, retired=old.retired)
     # if ``old.active`` is damaged, ``now`` may be ``old.previous``
     others = [number for number in old.previous_versions(now, numbers(models, name)) if number != now]
-    valid = first_valid(models, name, others)  # without one, keep the number, because the version may be repaired
+    valid = first_valid(
+        models, name, others, check
+    )  # without one, keep the number, because the version may be repaired
     previous = valid.card.version if valid else next(iter(others), None)
     canary = Canary(version=version, share=share) if share < 100 else None
     return Rollout(active=now, previous=previous, canary=canary, retired=old.retired)
 
 
-def rollback(models: Path, name: str) -> Rollout:
+def rollback(models: Path, name: str, check: Check | None = None) -> Rollout:
     """End the canary if there is one. Otherwise, activate the previous version.
 
     While ``active`` is null, the previous version is the newest valid version that is older than the active version.
     After a rollback to the previous version, a second rollback undoes the first. Raises VersionNotFound, and
     RolloutRefused if there is no valid previous version.
     """
-    return _change(models, name, "rollback", lambda old: _rolled_back(models, name, old))
+    return _change(models, name, "rollback", lambda old: _rolled_back(models, name, old, check))
 
 
-def _rolled_back(models: Path, name: str, old: Rollout) -> Rollout:
+def _rolled_back(models: Path, name: str, old: Rollout, check: Check | None) -> Rollout:
     if old.canary is not None:
         return old.model_copy(update={"canary": None})
-    now = active_or_none(models, name, old)
+    now = active_or_none(models, name, old, check)
     candidates = old.previous_versions(now, numbers(models, name))
-    target = first_valid(models, name, candidates)
+    target = first_valid(models, name, candidates, check)
     if target is None:
         reason = f"; {name}@{candidates[0]} is invalid" if candidates else ""
         raise RolloutRefused(f"{name} has no previous version{reason}; activate one by its number")
     return Rollout(active=target.card.version, previous=old.active or now, retired=old.retired, unloaded=old.unloaded)
 
 
-def retire(models: Path, name: str, version: int, undo: bool = False) -> Rollout:
+def retire(models: Path, name: str, version: int, undo: bool = False, check: Check | None = None) -> Rollout:
     """Stop serving a version, even to requests with its number. Its files stay, and ``undo`` serves it again.
 
     Raises VersionNotFound. Raises RolloutRefused for the active version, for the canary, and if ``undo`` is true and
     the version is not retired.
     """
     command = f"retire {version}" + (" --undo" if undo else "")
-    return _change(models, name, command, lambda old: _retired(models, name, old, version, undo))
+    return _change(models, name, command, lambda old: _retired(models, name, old, version, undo, check))
 
 
-def _retired(models: Path, name: str, old: Rollout, version: int, undo: bool) -> Rollout:
+def _retired(models: Path, name: str, old: Rollout, version: int, undo: bool, check: Check | None) -> Rollout:
     known = numbers(models, name)
     if version not in known:
         raise _no_version(name, version, known)
@@ -266,7 +275,7 @@ def _retired(models: Path, name: str, old: Rollout, version: int, undo: bool) ->
         if version not in old.retired:
             raise RolloutRefused(f"{name}@{version} is not retired")
         return old.model_copy(update={"retired": [number for number in old.retired if number != version]})
-    if version == old.active or version == active_or_none(models, name, old):
+    if version == old.active or version == active_or_none(models, name, old, check):
         raise RolloutRefused(f"{name}@{version} is the active version; activate another one first")
     if old.canary and version == old.canary.version:
         raise RolloutRefused(f"{name}@{version} is the canary; `rollback` ends it")
@@ -301,7 +310,7 @@ def load(models: Path, name: str) -> Rollout:
     return _change(models, name, "load", lambda old: old.model_copy(update={"unloaded": False}))
 
 
-def make_default(models: Path, name: str) -> None:
+def make_default(models: Path, name: str, check: Check | None = None) -> None:
     """Make a model the default model of its task. The rollout does not change.
 
     Raises:
@@ -314,7 +323,7 @@ def make_default(models: Path, name: str) -> None:
         current = read(models, name)
         if current.unloaded:
             raise RolloutRefused(f"{name} is unloaded; `load` serves it again")
-        version = first_valid(models, name, current.preference(numbers(models, name)))
+        version = first_valid(models, name, current.preference(numbers(models, name)), check)
         if version is None:
             raise RolloutRefused(f"{name} has no valid version; `verify` prints the reasons")
         if version.card.task == "infer":

@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +130,9 @@ class Version:
             return kind.network(self.tensors)
         except ValueError as error:
             raise StoreError(f"{self.path_of(WEIGHTS)}: {error}") from error
+
+
+Check = Callable[[Version], object]  # raises StoreError for a version that the service cannot load
 
 
 def model_names(store: Path) -> list[str]:
@@ -288,7 +291,7 @@ def next_number(store: Path, name: str) -> int:
     return max(numbers, default=0) + 1
 
 
-def move_into_store(store: Path, folder: Path) -> bool:
+def move_into_store(store: Path, folder: Path, check: Check | None = None) -> bool:
     """Verify a version in a scratch folder ``.../name/number`` and move it into the store by one rename.
 
     The model becomes the default model of its task if the task has none with a version. The task ``infer`` never has a
@@ -299,6 +302,8 @@ def move_into_store(store: Path, folder: Path) -> bool:
     name, number = folder.parent.name, folder.name
     version = read_version(folder.parent.parent, name, int(number))
     version.network()
+    if check:
+        check(version)
     for path in (*folder.iterdir(), folder):
         path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))  # the service may run as another user
         sync(path)

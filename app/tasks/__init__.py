@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 import torch
 
 from app.networks import is_imported
-from app.store import Card, TaskName, Version
+from app.store import Card, StoreError, TaskName, Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import AnyForecaster, load_forecaster
 from app.tasks.image_generation import ImageSampler
@@ -146,3 +146,13 @@ IMPORTED: dict[TaskName, Callable[..., Predictor]] = {  # predictors of imported
 TASKS: dict[TaskName, Task[Any]] = {
     task.name: task for task in (CLASSIFY, GENERATE_TEXT, FORECAST, GENERATE_IMAGES, INFER)
 }
+
+
+def check_loading(version: Version) -> None:
+    """Check that the service can load a version, without computing anything. Raises StoreError if it cannot."""
+    try:
+        TASKS[version.card.task].load(version, torch.device("cpu"))
+    except StoreError:
+        raise
+    except Exception as error:  # a wrong card can cause exceptions of many classes
+        raise StoreError(f"{version.label}: {type(error).__name__}: {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.networks import publish_tiny
+from support.networks import publish_tiny, rewrite_card
 from support.responses import ADMIN_HEADERS, ADMIN_KEY
 from support.service import ROOT, Serve
 from support.waiting import wait_until
@@ -89,6 +89,20 @@ def test_unreadable_defaults_are_no_error_of_the_request(admin: httpx.Client, ti
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
         assert answer.json()["error"]["message"].startswith("defaults.json: expected an object")
     assert store.version_numbers(tiny_store, "tiny-gan") == [1, 2, 3]
+
+
+def test_a_version_that_the_service_cannot_load_is_refused(admin: httpx.Client, tiny_store: Path) -> None:
+    rewrite_card(tiny_store / "tiny-gan" / "2", labels=["a"])
+    message, name = "tiny-gan@2: there are 1 labels, expected 0", "tiny-gan"
+    refused = admin.post(f"/v1/admin/models/{name}/activate", json={"version": 2})
+    assert (refused.status_code, refused.json()["error"]["message"]) == (409, message)
+    assert {"what": "tiny-gan@2", "problem": message} in admin.get("/v1/admin/verify").json()["data"]
+    assert admin.get(f"/v1/admin/models/{name}").json()["versions"][1]["problem"] == message
+    content = b"".join(archive.export_version(tiny_store, name, 2))
+    refused = admin.post("/v1/admin/import?renumber=true", content=content)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_value")
+    assert admin.post(f"/v1/admin/models/{name}/rollback").json()["active"] == 1  # skips version 2
+    assert store.version_numbers(tiny_store, name) == [1, 2, 3]
 
 
 def test_a_version_must_be_stated_to_export_a_model_without_an_active_version(

@@ -19,7 +19,7 @@ from support.service import Serve
 from support.waiting import wait_until
 
 from app.cli import models
-from app.store import catalogue
+from app.store import Check, catalogue
 
 PATH = "/v1/admin/add"
 pytestmark = pytest.mark.processes
@@ -75,9 +75,9 @@ def test_the_answer_names_the_imported_version_and_not_the_newest(
 ) -> None:
     model_row = catalogue.model_row
 
-    def row_with_another(folder: Path, name: str) -> dict[str, Any]:
+    def row_with_another(folder: Path, name: str, check: Check) -> dict[str, Any]:
         """Return the row as if another process had imported another version at the same time."""
-        row = model_row(folder, name)
+        row = model_row(folder, name, check)
         return row | {"versions": [*row["versions"], 9]}
 
     def run(command: Sequence[str], **_: object) -> subprocess.CompletedProcess[str]:

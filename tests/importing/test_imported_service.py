@@ -27,7 +27,7 @@ from tritonclient import http as triton
 from app import store
 from app.api.open_inference.encode import encode_response
 from app.cli import models
-from app.importing.memory import check_memory
+from app.importing.memory import check_archived
 from app.networks.imported.exported_program import GRAPH, ExportedProgram, graph_tensor, read_graph
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue
@@ -362,7 +362,7 @@ def test_an_archive_cannot_exceed_the_memory_limit(folder: Path, tmp_path: Path,
     other = tmp_path / "other"
     other.mkdir()
     with pytest.raises(StoreError, match="one run needs 1,099,511,"):
-        archive.import_archive(other, content, 2**20, check=check_memory)
+        archive.import_archive(other, content, 2**20, check=check_archived)
     assert models.main(["import", str(tmp_path / "cnn.zip"), "--store", str(other)]) == 1
     assert not (other / "cnn").exists()
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.networks import make_invalid, publish_tiny
+from support.networks import make_invalid, publish_tiny, rewrite_card
 from support.service import run_models_command
 
 from app import store
 from app.store import StoreError, archive, rollout
 from app.store.rollout import RolloutRefused, VersionNotFound, activate, active_or_none, retire, rollback
+from app.tasks import check_loading
 
 NAME = "tiny-gan"
 
@@ -341,6 +342,43 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
     ]
     _, details, _ = run_models_command(capsys, three, "show", "tiny-gan", "--json")
     assert [version["role"] for version in json.loads(details)["versions"]] == ["", "active", "retired"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("tiny-cnn", {"labels": list("abcdefghi")}, "tiny-cnn@2: there are 9 labels, expected 10"),
+        ("tiny-lstm", {"residuals": [0.1, -0.1]}, "tiny-lstm@2: residuals must be a list of standard deviations"),
+        ("tiny-gan", {"labels": ["a"]}, "tiny-gan@2: there are 1 labels, expected 0"),
+        ("tiny-rnn", {"vocabulary": ["a"]}, "tiny-rnn/2/card.json: vocabulary must be 13 distinct entries"),
+    ],
+)
+def test_a_version_that_the_service_cannot_load_is_not_active(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, change: dict[str, object], reason: str
+) -> None:
+    folder, other = tmp_path / "store", tmp_path / "other"
+    for each in (folder, folder, folder, other):
+        publish_tiny(each, name)
+    rewrite_card(folder / name / "2", **change)
+    file = str(tmp_path / "version.zip")
+    for store_folder, command, status in (
+        (folder, f"activate {name} 2", 1),
+        (folder, f"activate {name} 2 --share 10", 1),
+        (folder, "verify", 1),
+        (folder, f"export {name}@2 {file}", 0),
+        (other, f"import {file}", 1),
+    ):
+        actual, out, error = run_models_command(capsys, store_folder, *command.split())
+        assert actual == status, command
+        assert (reason in out + error) == bool(status), command
+    assert rollout.numbers(other, name) == [1]
+    assert rollback(folder, name, check_loading).active == 1  # skips version 2
+    activate(folder, name, "latest")
+    (folder / name / "3").rename(tmp_path / "removed")
+    row = json.loads(run_models_command(capsys, folder, "list", "--json")[1])[0]
+    assert (row["active"], row["default"]) == (1, True)
+    assert run_models_command(capsys, folder, "retire", name, "1")[0] == 1
+    assert run_models_command(capsys, folder, "retire", name, "2")[0] == 0
 
 
 @pytest.mark.parametrize("command", ["rollback tiny-gan", "import gan.zip --renumber"])

@@ -32,12 +32,13 @@ from app.api.routes.admin_responses import (
     VersionComparison,
 )
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavailable, Unauthorized
-from app.importing.memory import check_memory
+from app.importing.memory import check_archived
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 from app.store import Card, StoreError, VersionNumber, archive, catalogue, read_defaults, rollout
 from app.store.disk_thread import DiskThread
 from app.store.rollout import LATEST, RolloutRefused, VersionNotFound
+from app.tasks import check_loading
 
 PREFIX = "/v1/admin"
 SPOOLED = {f"{PREFIX}/import", f"{PREFIX}/add"}  # bodies are written to disk, not kept in memory
@@ -156,7 +157,7 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
     )
     async def list_store() -> Response:
         """List all models in the store with their active, canary, previous and retired versions."""
-        return json_response({"data": await on_store(lambda: catalogue.list_models(store))})
+        return json_response({"data": await on_store(lambda: catalogue.list_models(store, check_loading))})
 
     @routes.get(
         "/models/{name}",
@@ -166,7 +167,7 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
     )
     async def show_versions(name: ModelName) -> Response:
         """List all versions of one model, including broken versions, with their role, size and metrics."""
-        return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
+        return json_response(await on_store(lambda: catalogue.describe_model(store, name, check_loading)))
 
     @routes.get(
         "/models/{name}/diff",
@@ -189,9 +190,10 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
     async def verify() -> Response:
         """Check the default models, the rollouts, and the model cards and weights of all versions.
 
-        The check compares hashes and sizes, and tests whether all weights are finite. It does not read pictures.
+        The check compares hashes and sizes, and tests whether all weights are finite and whether the service could
+        load each version. It does not read pictures.
         """
-        return json_response({"data": await on_store(lambda: list(catalogue.verify(store)))})
+        return json_response({"data": await on_store(lambda: list(catalogue.verify(store, check_loading)))})
 
 
 def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> None:
@@ -199,7 +201,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
 
     async def change(name: str, work: Callable[[], object]) -> Response:
         await on_store(work)
-        return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
+        return json_response(await on_store(lambda: catalogue.describe_model(store, name, check_loading)))
 
     @routes.post(
         "/models/{name}/activate",
@@ -215,7 +217,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
         """
         set_deadline(request, settings.request_seconds)
         body = await read_json(request, Activation, reader, MAX_COMMAS)
-        return await change(name, lambda: rollout.activate(store, name, body.version, body.share))
+        return await change(name, lambda: rollout.activate(store, name, body.version, body.share, check_loading))
 
     @routes.post(
         "/models/{name}/rollback",
@@ -225,7 +227,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
     )
     async def roll_back(name: ModelName) -> Response:
         """End the canary. Without a canary, activate the previous version."""
-        return await change(name, lambda: rollout.rollback(store, name))
+        return await change(name, lambda: rollout.rollback(store, name, check_loading))
 
     @routes.post(
         "/models/{name}/retire",
@@ -238,7 +240,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
         """Stop serving a version, even to requests with its number. The files stay, so `undo` can serve it again."""
         set_deadline(request, settings.request_seconds)
         body = await read_json(request, Retirement, reader, MAX_COMMAS)
-        return await change(name, lambda: rollout.retire(store, name, body.version, body.undo))
+        return await change(name, lambda: rollout.retire(store, name, body.version, body.undo, check_loading))
 
 
 def _add_archives(routes: APIRouter, settings: Settings) -> None:
@@ -262,13 +264,13 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
                 await spool_body(request, disk, body, max_bytes, settings.body_seconds)
                 await on_store(lambda: read_defaults(store))  # an error in the store is not an error in the archive
                 card: Card = await on_store(
-                    lambda: archive.import_archive(store, body, max_bytes, renumber, check_memory), otherwise=BadValue
+                    lambda: archive.import_archive(store, body, max_bytes, renumber, check_archived), otherwise=BadValue
                 )
             finally:
                 await disk.run(body.close)
         except OSError as error:
             raise _unavailable(error) from None
-        versions = await on_store(lambda: catalogue.describe_model(store, card.name))
+        versions = await on_store(lambda: catalogue.describe_model(store, card.name, check_loading))
         return json_response(versions | {"imported": card.version})
 
     @routes.get(
@@ -284,7 +286,7 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
         wanted = read_query(request, VersionQuery).version
 
         def open_archive() -> tuple[int, Iterator[bytes]]:
-            number = wanted or rollout.active_version(store, name)
+            number = wanted or rollout.active_version(store, name, check_loading)
             return number, archive.export_version(store, name, number)
 
         version, chunks = await on_store(open_archive)

@@ -31,6 +31,7 @@ from app.errors import BadValue, Conflict, StoreUnavailable, TimedOut
 from app.settings import Settings
 from app.store import ModelName, StoreError, TaskName, atomic_files, catalogue, read_defaults
 from app.store.disk_thread import DiskThread
+from app.tasks import check_loading
 
 IMPORT_SECONDS = 600.0  # seconds after which an import is stopped
 FLAGS = {  # for each field: the value that differs from the default, and the option for this value
@@ -130,7 +131,7 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
                 if query.task != "infer":  # an error in the store is not an error in the file
                     await disk.run(read_defaults, settings.store)
                 number = await disk.run(_run_command, query, folder, settings.store)
-            versions = await disk.run(catalogue.describe_model, settings.store, query.name)
+            versions = await disk.run(catalogue.describe_model, settings.store, query.name, check_loading)
         except StoreError as error:
             raise Conflict(str(error)) from None
         except OSError as error:
