@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,15 +117,21 @@ def verify(folder: Path, check: Check | None = None) -> Iterator[dict[str, Any]]
 
     Yields one row for each of them. ``problem`` is empty if no problem was found.
     """
-    yield _check("defaults.json", lambda: _check_defaults(folder))
+    yield _check("defaults.json", lambda: _check_defaults(folder, check))
     for name, numbers in stored_versions(folder).items():
         yield _check(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))
         for number in numbers:
             yield _check(f"{name}@{number}", partial(check_version, folder, name, number, check))
 
 
-def _check_defaults(folder: Path) -> None:
-    reasons = store.missing_defaults(store.read_defaults(folder), stored_versions(folder))
+def _check_defaults(folder: Path, check: Check | None) -> None:
+    defaults, stored = store.read_defaults(folder), stored_versions(folder)
+    reasons = store.missing_defaults(defaults, stored)
+    for task, name in defaults.items():
+        with suppress(StoreError):  # the row of the rollout has this problem
+            version = first_valid(folder, name, rollout.read(folder, name).preference(stored.get(name, ())), check)
+            if version and version.card.task != task:
+                reasons.append(f"defaults.json: {name!r} is for {version.card.task!r}, expected one for {task!r}")
     if reasons:
         raise StoreError("; ".join(reasons))
 

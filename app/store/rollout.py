@@ -202,8 +202,8 @@ def activate(
 
     Raises:
         VersionNotFound: the model or the version does not exist.
-        RolloutRefused: the version is retired, the share is out of range, or the requested canary is "latest" or the
-            active version.
+        RolloutRefused: the version is retired or for another task than the other versions, the share is out of range,
+            or the requested canary is "latest" or the active version.
         StoreError: the version is invalid.
     """
     if not 0 < share <= 100:
@@ -211,15 +211,28 @@ def activate(
     if version == LATEST:
         if share < 100:
             raise RolloutRefused("the newest version cannot be a canary; use a version number")
-        return _change(models, name, "activate latest", lambda old: Rollout(retired=old.retired))
+        return _change(models, name, "activate latest", lambda old: _with_latest(models, name, old, check))
     command = f"activate {version}" + (f" --share {share:g}" if share < 100 else "")
     return _change(models, name, command, lambda old: _activated(models, name, old, version, share, check))
 
 
+def _with_latest(models: Path, name: str, old: Rollout, check: Check | None) -> Rollout:
+    latest = Rollout(retired=old.retired)
+    _refuse_other_task(models, first_valid(models, name, latest.preference(numbers(models, name)), check), old.retired)
+    return latest
+
+
+def _refuse_other_task(models: Path, version: store.Version | None, retired: list[int]) -> None:
+    """Raise RolloutRefused if other valid versions, except those in ``retired``, have another task than ``version``."""
+    if version and (problem := store.task_problem(models, version.card, retired)):
+        raise RolloutRefused(problem)
+
+
 def _activated(models: Path, name: str, old: Rollout, version: int, share: float, check: Check | None) -> Rollout:
-    check_version(models, name, version, check)
+    checked = check_version(models, name, version, check)
     if version in old.retired:
         raise RolloutRefused(f"{name}@{version} is retired; `retire` with `undo` restores it")
+    _refuse_other_task(models, checked, old.retired)
     now = active_or_none(models, name, old, check)
     if now == version and share < 100:
         raise RolloutRefused(f"{name}@{version} is already active; a canary must be another version")
@@ -261,7 +274,7 @@ def retire(models: Path, name: str, version: int, undo: bool = False, check: Che
     """Stop serving a version, even to requests with its number. Its files stay, and ``undo`` serves it again.
 
     Raises VersionNotFound. Raises RolloutRefused for the active version, for the canary, and if ``undo`` is true and
-    the version is not retired.
+    the version is not retired or is for another task than the other versions.
     """
     command = f"retire {version}" + (" --undo" if undo else "")
     return _change(models, name, command, lambda old: _retired(models, name, old, version, undo, check))
@@ -274,7 +287,9 @@ def _retired(models: Path, name: str, old: Rollout, version: int, undo: bool, ch
     if undo:
         if version not in old.retired:
             raise RolloutRefused(f"{name}@{version} is not retired")
-        return old.model_copy(update={"retired": [number for number in old.retired if number != version]})
+        remaining = [number for number in old.retired if number != version]
+        _refuse_other_task(models, first_valid(models, name, [version]), remaining)
+        return old.model_copy(update={"retired": remaining})
     if version == old.active or version == active_or_none(models, name, old, check):
         raise RolloutRefused(f"{name}@{version} is the active version; activate another one first")
     if old.canary and version == old.canary.version:

@@ -283,12 +283,41 @@ def next_number(store: Path, name: str) -> int:
     removed version, and would be retired or active as the removed version was.
     """
     numbers = [number for known, number in all_versions(store) if known == name]
-    with suppress(OSError, ValueError, TypeError, AttributeError):  # an invalid file, which other functions report
-        rollout = json.loads((store / name / ROLLOUT).read_bytes())
+    rollout = _rollout(store, name)
+    with suppress(TypeError, AttributeError):
         canary = rollout.get("canary") or {}
         named = [rollout.get("active"), rollout.get("previous"), canary.get("version"), *rollout.get("retired", ())]
         numbers += [number for number in named if isinstance(number, int)]
     return max(numbers, default=0) + 1
+
+
+def _rollout(store: Path, name: str) -> dict[str, Any]:
+    """Return the content of the rollout file. The result is empty for an invalid file, which other functions report."""
+    with suppress(OSError, ValueError):
+        content = json.loads((store / name / ROLLOUT).read_bytes())
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def task_problem(store: Path, card: Card, retired: Collection[int]) -> str | None:
+    """Return an error message if a model has versions for another task than the version with this card.
+
+    Versions in ``retired`` and invalid versions do not count. Versions for the task ``infer`` do not count either,
+    because an imported network with a task also answers requests of tensors.
+    """
+    for number in version_numbers(store, card.name):
+        if number == card.version or number in retired:
+            continue
+        with suppress(StoreError):
+            other = read_card(store / card.name / str(number))
+            if other.task not in (card.task, "infer"):
+                read_version(store, card.name, number).network()
+                return (
+                    f"{card.name}@{card.version}: task is {card.task!r}, expected {other.task!r} as for "
+                    f"{card.name}@{number}; use another name, or retire the versions for {other.task!r}"
+                )
+    return None
 
 
 def move_into_store(store: Path, folder: Path, check: Check | None = None) -> bool:
@@ -296,8 +325,8 @@ def move_into_store(store: Path, folder: Path, check: Check | None = None) -> bo
 
     The model becomes the default model of its task if the task has none with a version. The task ``infer`` never has a
     default. Returns False if a version with this number has been published in the meantime, otherwise True. Raises
-    StoreError for an invalid version or an invalid ``defaults.json``. After any error, the version is still in the
-    scratch folder.
+    StoreError for an invalid version, for a version with another task than the other versions of the model, and for an
+    invalid ``defaults.json``. After any error, the version is still in the scratch folder.
     """
     name, number = folder.parent.name, folder.name
     version = read_version(folder.parent.parent, name, int(number))
@@ -312,6 +341,9 @@ def move_into_store(store: Path, folder: Path, check: Check | None = None) -> bo
         (store / name).chmod((store / name).stat().st_mode | 0o555)
     task, target, moved = version.card.task, store / name / number, False
     with folder_lock(store):  # so that two first publications do not both become the default model
+        retired = _rollout(store, name).get("retired")
+        if problem := task_problem(store, version.card, retired if isinstance(retired, list) else ()):
+            raise StoreError(problem)
         defaults = {} if task == "infer" else read_defaults(store)
         is_first = task != "infer" and not _has_version(store, defaults.get(task))
         try:

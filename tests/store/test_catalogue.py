@@ -185,6 +185,13 @@ def test_default_models_that_are_not_in_the_store_are_found(folder: Path) -> Non
     }
 
 
+def test_a_default_model_for_another_task_is_found(folder: Path) -> None:
+    (folder / "defaults.json").write_text('{"classify": "tiny-gan"}')
+    assert next(iter(catalogue.verify(folder)))["problem"] == (
+        "defaults.json: 'tiny-gan' is for 'sample', expected one for 'classify'"
+    )
+
+
 def test_two_versions_are_compared_by_all_facts_of_their_cards(folder: Path) -> None:
     version = folder / NAME / "2"
     rewrite_card(

@@ -344,6 +344,30 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
     assert [version["role"] for version in json.loads(details)["versions"]] == ["", "active", "retired"]
 
 
+def test_all_served_versions_of_a_model_have_the_same_task(three: Path, tmp_path: Path) -> None:
+    tiny_cnn = publish_tiny(tmp_path / "other", "tiny-cnn")
+    shutil.copytree(tiny_cnn.folder, three / NAME / "4")  # no command publishes such a version
+    rewrite_card(three / NAME / "4", name=NAME, version=4)
+    for version, other, tasks in ((4, 1, ("classify", "sample")), (1, 4, ("sample", "classify"))):
+        sentence = (
+            f"^tiny-gan@{version}: task is '{tasks[0]}', expected '{tasks[1]}' as for tiny-gan@{other}; "
+            f"use another name, or retire the versions for '{tasks[1]}'$"
+        )
+        for share in (100, 10):
+            with pytest.raises(RolloutRefused, match=sentence):
+                activate(three, NAME, version, share)
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan@4: task is 'classify'"):
+        activate(three, NAME, "latest")
+    assert not (three / NAME / rollout.FILE).exists()
+    assert rollback(three, NAME).active == 3
+    retire(three, NAME, 4)
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan@4: task is 'classify'"):
+        retire(three, NAME, 4, undo=True)
+    assert activate(three, NAME, 1).active == 1
+    activate(three, NAME, "latest")
+    assert publish_tiny(three, NAME).card.version == 5
+
+
 @pytest.mark.parametrize(
     ("name", "change", "reason"),
     [

@@ -123,6 +123,28 @@ def test_an_invalid_version_is_not_published(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_version_for_another_task_than_the_other_versions_is_not_published(tmp_path: Path) -> None:
+    publish_tiny(tmp_path, "tiny-gan")
+    task, kind, sizes, fields = TINY["tiny-cnn"]
+    card, tensors = tiny_card("tiny-gan", task, kind, sizes, fields), build(kind, sizes).state_dict()
+    with pytest.raises(
+        store.StoreError, match=r"^tiny-gan@2: task is 'classify', expected 'sample' as for tiny-gan@1; use another"
+    ):
+        store.publish(tmp_path, card, tensors)
+    assert list(store.all_versions(tmp_path)) == [("tiny-gan", 1)]
+    assert store.read_defaults(tmp_path) == {"sample": "tiny-gan"}
+    rollout = tmp_path / "tiny-gan" / store.ROLLOUT
+    for content in ("[]", '{"retired": 1}', '{"retired": null}', '{"retired": [2]}'):
+        rollout.write_text(content)
+        with pytest.raises(store.StoreError, match="expected 'sample'"):
+            store.publish(tmp_path, card, tensors)
+    rollout.write_text('{"retired": [1]}')
+    assert store.publish(tmp_path, card, tensors).card.version == 2
+    rollout.unlink()
+    make_invalid(tmp_path / "tiny-gan" / "1")
+    assert store.publish(tmp_path, card, tensors).card.version == 3
+
+
 INVALID: list[tuple[str, Callable[[Path], object], str]] = [
     ("no card", lambda folder: (folder / "card.json").unlink(), r"^tiny-gan/1/card\.json cannot be read: No such file or directory$"),
     ("no weights", lambda folder: (folder / "model.safetensors").unlink(), r"^tiny-gan/1/model\.safetensors cannot be read: No such file or directory$"),

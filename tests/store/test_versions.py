@@ -46,6 +46,18 @@ def test_an_imported_network_of_the_task_infer_is_never_a_default(tmp_path: Path
     assert store.read_defaults(tmp_path) == {"sample": "tiny-gan"}
 
 
+def test_an_imported_network_gets_a_task_but_does_not_lose_it(tmp_path: Path) -> None:
+    publish_linear(tmp_path)
+    tensors = store.read_version(tmp_path, "linear", 1).tensors
+    for task in ("forecast", "forecast"):  # version 1 for the task infer does not count
+        store.publish(tmp_path, tiny_card("linear", task, "onnx", SIZES, {}), tensors)
+    assert store.read_defaults(tmp_path) == {"forecast": "linear"}
+    for change in (publish_linear, lambda folder: rollout.activate(folder, "linear", 1)):
+        with pytest.raises(store.StoreError, match=r"^linear@\d: task is 'infer', expected 'forecast' as for linear@2"):
+            change(tmp_path)
+    assert rollout.activate(tmp_path, "linear", 2).active == 2
+
+
 def test_an_invalid_imported_network_is_rejected_with_a_reason(tmp_path: Path) -> None:
     folder = publish_linear(tmp_path)[0].folder
     rewrite_card(folder, sizes={**SIZES, "max_rows": 0})
