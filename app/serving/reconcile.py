@@ -18,7 +18,7 @@ from app.errors import TooManyVersions
 from app.serving.loader import LoadedModel
 from app.serving.store_snapshot import StoreSnapshot
 from app.serving.version_set import VersionSet
-from app.store import Card, TaskName, missing_defaults
+from app.store import Card, TaskName, unserved_defaults
 
 IDLE_SECONDS = 300.0  # a version that is not resident is evicted after this many seconds without a request
 
@@ -146,13 +146,16 @@ def versions_to_replace(
 
 
 def check_defaults(
-    defaults: Mapping[TaskName, str], card: Callable[[str], Card | None], stored: Collection[str]
+    defaults: Mapping[TaskName, str],
+    card: Callable[[str], Card | None],
+    stored: Collection[str],
+    unloaded: Collection[str],
 ) -> tuple[dict[TaskName, str], list[str]]:
     """Return two values: the default model of each task, and the reasons why default models cannot be used.
 
-    A default model for another task is left out. A default model that is not in the store is only reported, because it
-    can return. ``card`` returns the card of a model's active version. ``stored`` are the names of the models in the
-    store.
+    A default model for another task is left out. A default model that is not in the store, or is unloaded, is only
+    reported, because it can return. ``card`` returns the card of a model's active version. ``stored`` are the names of
+    the models in the store, and ``unloaded`` those of the unloaded models.
     """
     valid, reasons = dict(defaults), []
     for task, name in defaults.items():
@@ -160,5 +163,5 @@ def check_defaults(
         if model_card and model_card.task != task:
             del valid[task]
             reasons.append(f"defaults.json: {name!r} is for {model_card.task!r}, expected one for {task!r}")
-    reasons += missing_defaults(defaults, stored)
+    reasons += unserved_defaults(defaults, stored, unloaded)
     return valid, reasons

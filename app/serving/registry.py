@@ -350,7 +350,7 @@ class Registry:
         """Use the valid default models of the snapshot. If ``defaults.json`` is unreadable, keep the current models."""
         snapshot = self.watcher.snapshot
         defaults = self.defaults if snapshot.defaults is None else snapshot.defaults
-        self.defaults, reasons = check_defaults(defaults, self.card, snapshot.names)
+        self.defaults, reasons = check_defaults(defaults, self.card, snapshot.names, snapshot.unloaded)
         if snapshot.defaults_error:
             reasons.insert(0, snapshot.defaults_error)
         if reasons != [failure.reason for failure in self._default_failures]:

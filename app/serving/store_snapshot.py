@@ -70,6 +70,11 @@ class StoreSnapshot:
         """The names of the models in the store, including those whose folders cannot be read."""
         return {*self.numbers, *(failure.name for failure in self.failures)}
 
+    @property
+    def unloaded(self) -> set[str]:
+        """The names of the unloaded models."""
+        return {name for name, current in self.rollouts.items() if current.unloaded}
+
     @classmethod
     def scan(cls, folder: Path, previous: StoreSnapshot, failed: Mapping[VersionKey, LoadFailure]) -> StoreSnapshot:
         """Read the store. ``previous`` is the last snapshot, and ``failed`` are the versions that could not be loaded.

@@ -126,12 +126,15 @@ def verify(folder: Path, check: Check | None = None) -> Iterator[dict[str, Any]]
 
 def _check_defaults(folder: Path, check: Check | None) -> None:
     defaults, stored = store.read_defaults(folder), stored_versions(folder)
-    reasons = store.missing_defaults(defaults, stored)
+    reasons, unloaded = list[str](), set[str]()
     for task, name in defaults.items():
         with suppress(StoreError):  # the row of the rollout has this problem
-            version = first_valid(folder, name, rollout.read(folder, name).preference(stored.get(name, ())), check)
+            current = rollout.read(folder, name)
+            unloaded |= {name} if current.unloaded else set()
+            version = first_valid(folder, name, current.preference(stored.get(name, ())), check)
             if version and version.card.task != task:
                 reasons.append(f"defaults.json: {name!r} is for {version.card.task!r}, expected one for {task!r}")
+    reasons += store.unserved_defaults(defaults, stored, unloaded)
     if reasons:
         raise StoreError("; ".join(reasons))
 

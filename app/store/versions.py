@@ -235,10 +235,13 @@ def read_defaults(store: Path) -> dict[TaskName, str]:
     return content
 
 
-def missing_defaults(defaults: Mapping[TaskName, str], names: Collection[str]) -> list[str]:
-    """Return an error message for each default model that is not in ``names``, the models in the store."""
-    missing = dict.fromkeys(name for name in defaults.values() if name not in names)
-    return [f"defaults.json names {name!r}, which is not in the store" for name in missing]
+def unserved_defaults(
+    defaults: Mapping[TaskName, str], stored: Collection[str], unloaded: Collection[str]
+) -> list[str]:
+    """Return an error message for each default model that is not in the store or that is unloaded."""
+    names = dict.fromkeys(defaults.values())
+    reasons = [f"defaults.json names {name!r}, which is not in the store" for name in names if name not in stored]
+    return reasons + [f"defaults.json names {name!r}, which is unloaded" for name in names if name in unloaded]
 
 
 def publish(
@@ -323,10 +326,11 @@ def task_problem(store: Path, card: Card, retired: Collection[int]) -> str | Non
 def move_into_store(store: Path, folder: Path, check: Check | None = None) -> bool:
     """Verify a version in a scratch folder ``.../name/number`` and move it into the store by one rename.
 
-    The model becomes the default model of its task if the task has none with a version. The task ``infer`` never has a
-    default. Returns False if a version with this number has been published in the meantime, otherwise True. Raises
-    StoreError for an invalid version, for a version with another task than the other versions of the model, and for an
-    invalid ``defaults.json``. After any error, the version is still in the scratch folder.
+    The model becomes the default model of its task if the task has none with a version, unless the model is unloaded.
+    The task ``infer`` never has a default. Returns False if a version with this number has been published in the
+    meantime, otherwise True. Raises StoreError for an invalid version, for a version with another task than the other
+    versions of the model, and for an invalid ``defaults.json``. After any error, the version is still in the scratch
+    folder.
     """
     name, number = folder.parent.name, folder.name
     version = read_version(folder.parent.parent, name, int(number))
@@ -341,11 +345,13 @@ def move_into_store(store: Path, folder: Path, check: Check | None = None) -> bo
         (store / name).chmod((store / name).stat().st_mode | 0o555)
     task, target, moved = version.card.task, store / name / number, False
     with folder_lock(store):  # so that two first publications do not both become the default model
-        retired = _rollout(store, name).get("retired")
+        rollout = _rollout(store, name)
+        retired = rollout.get("retired")
         if problem := task_problem(store, version.card, retired if isinstance(retired, list) else ()):
             raise StoreError(problem)
         defaults = {} if task == "infer" else read_defaults(store)
-        is_first = task != "infer" and not _has_version(store, defaults.get(task))
+        may_be_default = task != "infer" and rollout.get("unloaded") is not True
+        is_first = may_be_default and not _has_version(store, defaults.get(task))
         try:
             if is_first:  # before the rename: if the process is killed in between, the next publication repairs it
                 _write_defaults(store, {**defaults, task: name})

@@ -221,14 +221,15 @@ def test_a_version_in_use_is_not_replaced(
     assert raised.value.headers()["retry-after"] == str(retry_after)
 
 
-def test_a_default_model_of_another_task_is_rejected_and_a_missing_one_is_reported() -> None:
+def test_a_default_model_of_another_task_is_rejected_and_a_missing_or_unloaded_one_is_reported() -> None:
     cards = {"a": card("a"), "b": card("b", task="forecast")}
     names: Any = {"sample": "a", "classify": "b", "forecast": "missing", "continue": "unloaded"}
-    defaults, reasons = check_defaults(names, cards.get, stored={"a", "b", "unloaded"})
+    defaults, reasons = check_defaults(names, cards.get, {"a", "b", "unloaded"}, {"unloaded"})
     assert defaults == {"sample": "a", "forecast": "missing", "continue": "unloaded"}
     assert reasons == [
         "defaults.json: 'b' is for 'forecast', expected one for 'classify'",
         "defaults.json names 'missing', which is not in the store",
+        "defaults.json names 'unloaded', which is unloaded",
     ]
 
 

@@ -192,6 +192,21 @@ def test_a_default_model_for_another_task_is_found(folder: Path) -> None:
     )
 
 
+def test_an_unloaded_model_does_not_become_the_default_by_publication(folder: Path) -> None:
+    publish_tiny(folder, "tiny-cgan")
+    rollout.unload(folder, "tiny-cgan")
+    (folder / NAME).rename(folder / ".removed")
+    publish_tiny(folder, "tiny-cgan")
+    assert store.read_defaults(folder) == {"sample": NAME}
+    store.set_default(folder, "sample", "tiny-cgan")
+    assert next(iter(catalogue.verify(folder)))["problem"] == "defaults.json names 'tiny-cgan', which is unloaded"
+    rollout.load(folder, "tiny-cgan")
+    assert not any(row["problem"] for row in catalogue.verify(folder))
+    store.set_default(folder, "sample", NAME)
+    publish_tiny(folder, "tiny-cgan")
+    assert store.read_defaults(folder) == {"sample": "tiny-cgan"}
+
+
 def test_two_versions_are_compared_by_all_facts_of_their_cards(folder: Path) -> None:
     version = folder / NAME / "2"
     rewrite_card(

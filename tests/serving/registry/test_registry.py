@@ -287,6 +287,15 @@ async def test_defaults_of_another_task_and_unreadable_defaults_are_reported_onc
     assert (registry.failures, registry.defaults) == ([], {"sample": OTHER})
 
 
+async def test_an_unloaded_default_model_is_the_reason(start: Start, folder: Path) -> None:
+    registry = start()
+    await registry.load()
+    (folder / NAME / "active.json").write_text('{"unloaded": true}')
+    await scanned(registry)
+    reason = "defaults.json names 'tiny-gan', which is unloaded"
+    assert rejection(registry.resolve, GENERATE_IMAGES, None)[1] == f"no model serves the task 'sample' ({reason})"
+
+
 async def test_a_default_model_that_has_left_the_store_is_the_reason(
     start: Start, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
