@@ -18,7 +18,7 @@ from support.service import Serve, address, run_models_command
 from support.tensors import SHAPES, infer_inputs
 from tritonclient.utils import InferenceServerException
 
-from app import key_file
+from app import key_file, store
 from app.api.open_inference import metadata
 from app.api.open_inference.paths import model_in_path
 from app.server.system import can_fork
@@ -97,6 +97,27 @@ def test_a_loaded_model_with_a_canary_answers_for_its_active_version(service: ht
     for _ in range(8):
         loaded = service.post(f"/v2/repository/models/{NAME}/load", json={}, headers=ADMIN_HEADERS)
         assert loaded.raise_for_status().json() == {"name": NAME, "version": "1", "load": True}
+
+
+@pytest.mark.parametrize("damaged_at_start", [True, False])
+def test_a_model_with_a_damaged_active_version_is_loaded_with_another_one(
+    serve: Serve, two: Path, damaged_at_start: bool
+) -> None:
+    rollout.activate(two, NAME, 1)
+    rollout.activate(two, NAME, 2)
+    weights = two / NAME / "2" / store.WEIGHTS
+    if damaged_at_start:
+        weights.write_bytes(b"")
+    with serve(admin_key=ADMIN_KEY) as client:
+        for change in ("load", "unload", "load"):
+            answer = client.post(f"/v2/repository/models/{NAME}/{change}", headers=ADMIN_HEADERS).raise_for_status()
+            weights.write_bytes(b"")
+        assert answer.json() == {"name": NAME, "version": "1", "load": True}
+        for number in (1, 2):
+            (two / NAME / str(number) / store.CARD).unlink()
+        client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS).raise_for_status()
+        refused = client.post(f"/v2/repository/models/{NAME}/load", headers=ADMIN_HEADERS)
+        assert (refused.status_code, "card.json cannot be read" in refused.json()["error"]) == (503, True)
 
 
 def test_the_asyncio_client_unloads_and_loads_a_model(service: httpx.Client) -> None:

@@ -26,8 +26,10 @@ from app.api.openapi import request_body
 from app.api.request_body import EXTRA_COMMAS, max_json_bytes, parse_object, read_body, validate
 from app.api.responses import json_response, success_response
 from app.api.routes.admin import guard, on_store
-from app.errors import BadValue, Conflict, NotEnabled, quote_value
+from app.errors import BadValue, Conflict, NotEnabled, UnknownModel, quote_value
+from app.serving.loader import LoadedModel
 from app.serving.model_cache import VersionState, VersionStatus
+from app.serving.reconcile import desired_versions
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.store import rollout
@@ -101,8 +103,10 @@ def _add_load_and_unload(routes: APIRouter, registry: Registry, settings: Settin
         deadline = set_deadline(request, settings.request_seconds)
         _check((await _read_body(request, LoadRequest, settings)).parameters)
         stored = await _change(request, registry, lambda: _load(settings.store, name))
-        active = None if "@" in name else stored.active  # the name alone could also mean the canary
-        model = await model_in_path(registry, request, f"{name}@{active}" if active else name, deadline)
+        # with a chosen active version, there may be a canary, which the name alone could also mean
+        pinned = "@" not in name and stored.active is not None
+        load_model = _active_model if pinned else model_in_path
+        model = await load_model(registry, request, name, deadline)
         return json_response({"name": model.card.name, "version": str(model.card.version), "load": True})
 
     @routes.post(
@@ -144,6 +148,22 @@ def _load(models: Path, name: str) -> Rollout:
         versions = ", ".join(map(str, sorted(served))) or "none"
         raise VersionNotFound(f"{quote_value(name)} cannot be loaded; versions that can be loaded: {versions}")
     return rollout.load(models, model)
+
+
+async def _active_model(registry: Registry, request: Request, name: str, deadline: float) -> LoadedModel:
+    """Return the active version of a model when it is in memory. A version that cannot be loaded is not active.
+
+    Raises the errors of ``model_in_path``.
+    """
+    while True:
+        version_set = desired_versions(registry.watcher.snapshot, registry.cache.failures()).get(name)
+        if version_set is None or version_set.active is None:
+            return await model_in_path(registry, request, name, deadline)
+        try:
+            return await model_in_path(registry, request, f"{name}@{version_set.active}", deadline)
+        except UnknownModel:
+            if (name, version_set.active) not in registry.cache.failures():
+                raise
 
 
 def _check(parameters: dict[str, Any]) -> None:
