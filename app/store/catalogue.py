@@ -115,13 +115,26 @@ def size(folder: Path, name: str, number: int) -> int:
 def verify(folder: Path, check: Check | None = None) -> Iterator[dict[str, Any]]:
     """Check the default models, rollouts and versions in the store. ``check`` is a further check of each version.
 
-    Yields one row for each of them. ``problem`` is empty if no problem was found.
+    Yields one row for each of them, and one for each folder that cannot be read. ``problem`` is empty if no problem was
+    found.
     """
     yield _check("defaults.json", lambda: _check_defaults(folder, check))
+    yield from ({"what": name, "problem": problem} for name, problem in _unreadable_folders(folder).items())
     for name, numbers in stored_versions(folder).items():
         yield _check(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))
         for number in numbers:
             yield _check(f"{name}@{number}", partial(check_version, folder, name, number, check))
+
+
+def _unreadable_folders(folder: Path) -> dict[str, str]:
+    """Return an error message for each model whose folder cannot be read."""
+    problems = {}
+    for name in store.model_names(folder):
+        try:
+            store.version_numbers(folder, name)
+        except StoreError as error:
+            problems[name] = str(error)
+    return problems
 
 
 def _check_defaults(folder: Path, check: Check | None) -> None:
@@ -134,7 +147,7 @@ def _check_defaults(folder: Path, check: Check | None) -> None:
             version = first_valid(folder, name, current.preference(stored.get(name, ())), check)
             if version and version.card.task != task:
                 reasons.append(f"defaults.json: {name!r} is for {version.card.task!r}, expected one for {task!r}")
-    reasons += store.unserved_defaults(defaults, stored, unloaded)
+    reasons += store.unserved_defaults(defaults, {*stored, *_unreadable_folders(folder)}, unloaded)
     if reasons:
         raise StoreError("; ".join(reasons))
 

@@ -98,7 +98,10 @@ def read(models: Path, name: str) -> Rollout:
 
 
 def stored_versions(models: Path) -> dict[str, list[int]]:
-    """Return the sorted version numbers of each model in the store. The versions may be invalid."""
+    """Return the sorted version numbers of each model in the store. The versions may be invalid.
+
+    Unreadable folders are skipped.
+    """
     versions: dict[str, list[int]] = {}
     for name, number in store.all_versions(models):
         versions.setdefault(name, []).append(number)
@@ -120,13 +123,12 @@ def name_problem(name: str) -> str | None:
 def numbers(models: Path, name: str) -> list[int]:
     """Return the sorted version numbers of a model. The versions may be invalid.
 
-    Raises VersionNotFound if there is no such model, or if the name is not allowed.
+    Raises VersionNotFound if there is no such model, or if the name is not allowed, and StoreError for an unreadable
+    folder.
     """
     if problem := name_problem(name):
         raise VersionNotFound(problem)
-    found: list[int] = []
-    with suppress(StoreError):  # an unreadable folder counts as missing, as in ``stored_versions``
-        found = store.version_numbers(models, name)
+    found = store.version_numbers(models, name)
     if not found:
         names = ", ".join(stored_versions(models)) or "none"
         raise VersionNotFound(f"there is no model {name!r} in the store; models in the store: {names}")

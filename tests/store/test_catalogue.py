@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.networks import make_invalid, publish_tiny, rewrite_card
+from support.service import run_models_command
 
 from app import store
 from app.store import catalogue, rollout
@@ -205,6 +208,22 @@ def test_an_unloaded_model_does_not_become_the_default_by_publication(folder: Pa
     store.set_default(folder, "sample", NAME)
     publish_tiny(folder, "tiny-cgan")
     assert store.read_defaults(folder) == {"sample": "tiny-cgan"}
+
+
+def test_an_unreadable_folder_of_a_model_is_a_problem(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    iterdir = Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        if path == folder / NAME:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    problem = "tiny-gan cannot be read: Permission denied"
+    assert [row for row in catalogue.verify(folder) if row["problem"]] == [{"what": NAME, "problem": problem}]
+    assert run_models_command(capsys, folder, "show", NAME) == (1, "", f"error: {problem}\n")
 
 
 def test_two_versions_are_compared_by_all_facts_of_their_cards(folder: Path) -> None:
