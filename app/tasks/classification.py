@@ -16,6 +16,14 @@ from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import check_finite, fast_bfloat16
 
 
+def check_thresholds(version: Version) -> None:
+    """Raise StoreError if the card has thresholds, or the network needs them, but not one for each label."""
+    card = version.card
+    thresholds, labels = len(card.thresholds or []), len(card.labels or [])
+    if (card.thresholds is not None or card.sizes.get("multi_label")) and thresholds != labels:
+        raise StoreError(f"{version.label}: there are {thresholds} thresholds, expected {labels}")
+
+
 class ImageClassifier(ImageDecoder):
     """Predictor for networks that classify images.
 
@@ -30,10 +38,7 @@ class ImageClassifier(ImageDecoder):
         if not card.labels or len(card.labels) != card.sizes.get("classes", 10):
             classes = card.sizes.get("classes", 10)
             raise StoreError(f"{version.label}: there are {len(card.labels or [])} labels, expected {classes}")
-        if card.sizes.get("multi_label") and len(card.thresholds or []) != len(card.labels):
-            raise StoreError(
-                f"{version.label}: there are {len(card.thresholds or [])} thresholds, expected {len(card.labels)}"
-            )
+        check_thresholds(version)
         self.card = card
         self.labels = card.labels
         self.device = device

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 from app.cli import models
 from app.settings import Settings
+from app.store import StoreError, read_version
+from app.tasks import check_loading
 from app.tasks.imported import ImportedTextGenerator
 from app.tasks.imported.text_generation import ByteContinuation
 from app.tasks.latency_model import LatencyModel
@@ -162,6 +165,14 @@ def test_images_are_resized_cropped_and_normalised(
     explained = client.post("/v1/images/classify?model=cnn&explain=true", content=file.getvalue())
     assert explained.status_code == 400
     assert "heat maps are not supported for imported networks" in explained.json()["error"]["message"]
+
+
+@pytest.mark.usefixtures("client")
+def test_a_card_with_thresholds_has_one_for_each_label(files: Path) -> None:
+    version = read_version(files / "store", "cnn", 1)
+    version = replace(version, card=version.card.model_copy(update={"thresholds": [0.5]}))
+    with pytest.raises(StoreError, match=r"^cnn@1: there are 1 thresholds, expected 3$"):
+        check_loading(version)
 
 
 def test_channels_may_come_last_and_outputs_be_probabilities(client: httpx.Client) -> None:

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from support.images import image_bytes, save_image
-from support.networks import publish_tiny, tiny_card
+from support.networks import publish_tiny, rewrite_card, tiny_card
 from support.service import IMAGES, ROOT
 
 from app import store
 from app.errors import TooLarge
 from app.networks import build
 from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, max_pool, probabilities, unsmoothed
+from app.tasks import check_loading
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_codecs import ImageDecoder, overlay_heat_map
 from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
@@ -27,6 +28,16 @@ from training.loops.airbench import whiten
 @pytest.fixture
 def classifier(tmp_path: Path) -> ImageClassifier:
     return ImageClassifier(publish_tiny(tmp_path, "tiny-cnn"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("thresholds", [[], [0.5], [0.5] * 11])
+def test_a_card_has_a_threshold_for_each_label_or_none(tmp_path: Path, thresholds: list[float]) -> None:
+    version = publish_tiny(tmp_path, "tiny-cnn")
+    rewrite_card(version.folder, thresholds=[0.5] * 10)
+    check_loading(store.read_version(tmp_path, "tiny-cnn", 1))
+    rewrite_card(version.folder, thresholds=thresholds)
+    with pytest.raises(store.StoreError, match=rf"^tiny-cnn@1: there are {len(thresholds)} thresholds, expected 10$"):
+        check_loading(store.read_version(tmp_path, "tiny-cnn", 1))
 
 
 def test_an_image_of_the_right_size_is_decoded_exactly(classifier: ImageClassifier) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from app.store import StoreError, Version
+from app.tasks.classification import check_thresholds
 from app.tasks.image_codecs import ImageDecoder
 from app.tasks.imported.tensors import TaskPredictor
 
@@ -34,6 +35,7 @@ class ImportedClassifier(TaskPredictor, ImageDecoder):
         options, self.labels = self.options, self.card.labels or []
         if not self.labels:
             raise StoreError(f"{self._card}: the task {self.card.task!r} needs labels")
+        check_thresholds(version)
         self.input = self.tensor("input", self.inputs, (4,), "float uint8")
         self.reject_inputs_except(self.input.name)
         self.output = self.tensor("output", self.outputs, (2,), "float")
