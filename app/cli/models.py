@@ -181,6 +181,7 @@ def _show(args: argparse.Namespace) -> None:
         last = f"; last change: {row['by']}, {row['changed']}" if row["by"] else ""
         print(f"{row['name']}: {row['task'] or 'no valid version'}, {_status(row['name'], row)}{last}")
     _print(args, row, table)
+    _print_problem(row)
 
 
 def _status(name: str, row: dict[str, Any]) -> str:

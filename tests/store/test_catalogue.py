@@ -107,11 +107,13 @@ def test_the_folders_of_all_models_are_listed_once(folder: Path, monkeypatch: py
     assert set(listed) == {folder / NAME}
 
 
-def test_an_unreadable_rollout_is_a_problem_of_its_model(folder: Path) -> None:
+def test_an_unreadable_rollout_is_a_problem_of_its_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / NAME / rollout.FILE).write_text('{"active": "two"}')
     row = model_row(folder)
     assert row["problem"] == "tiny-gan/active.json: active: Input should be a valid integer, found 'two'"
     assert row["active"] == 4
+    for command in ("list", "show"):
+        assert run_models_command(capsys, folder, command, NAME)[::2] == (0, f"tiny-gan: {row['problem']}\n")
 
 
 def test_unreadable_defaults_are_a_problem_of_each_row(folder: Path) -> None:
