@@ -42,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        outside = error.filename and not Path(error.filename).is_relative_to(args.store)
-        problem = error.filename if outside else "the store cannot be read or written"
+        problem = error.filename if _is_outside(error, args) else "the store cannot be read or written"
         return _fail(f"{problem}: {error.strerror or error}")
 
 
@@ -56,6 +55,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
+
+
+def _is_outside(error: OSError, args: argparse.Namespace) -> bool:
+    """Return whether the file of an error is not a file of the store. A file that an argument names never is."""
+    if not error.filename:
+        return False
+    path = Path(error.filename)
+    is_argument = path != args.store and path in vars(args).values()
+    return is_argument or not path.resolve().is_relative_to(args.store.resolve())
 
 
 def _fail(message: str) -> int:
@@ -263,6 +271,8 @@ def _import(args: argparse.Namespace) -> None:
         max_bytes = Settings().max_import_bytes
         if (size := os.fstat(file.fileno()).st_size) > max_bytes:
             raise archive.BadArchive(f"{args.file} has {size:,} bytes; the maximum is {max_bytes:,}")
+        if not file.seekable():
+            raise archive.BadArchive(f"{args.file} is a pipe; the archive should be a file on a disk")
         read_defaults(args.store)  # so that an error in the store is not attributed to the archive
         try:
             card = archive.import_archive(args.store, file, max_bytes, args.renumber, check_archived)

@@ -13,6 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import IO, cast
@@ -60,20 +61,33 @@ class _Sink:
 def export_version(models: Path, name: str, version: int) -> Iterator[bytes]:
     """Yield the archive of a version in chunks. Raises VersionNotFound, and StoreError for an invalid version."""
     folder = check_version(models, name, version).folder
-    pictures = sorted(path.name for path in folder.iterdir() if PICTURE.fullmatch(path.name))
-    return _packed([folder / entry for entry in (CARD, WEIGHTS, *pictures)])
+    pictures = store.version_pictures(models, name, version)
+    chunks = _packed([folder / entry for entry in (CARD, WEIGHTS, *pictures)])
+    try:
+        next(chunks)  # opens all files, because an error is not reported properly after the first chunk was sent
+    except OSError as error:
+        file = Path(error.filename).name
+        raise StoreError(f"{name}/{version}/{file} cannot be read: {error.strerror}") from error
+    return chunks
 
 
 def _packed(paths: Sequence[Path]) -> Iterator[bytes]:
+    """Open the files and yield an empty chunk, then yield the archive in chunks."""
     sink = _Sink()
-    with zipfile.ZipFile(cast(IO[bytes], sink), "w", zipfile.ZIP_STORED) as archive:
-        for path in paths:
-            entry = zipfile.ZipInfo.from_file(path, path.name, strict_timestamps=False)
-            with path.open("rb") as source, archive.open(entry, "w") as target:
+    with ExitStack() as stack:
+        sources = [
+            (zipfile.ZipInfo.from_file(path, path.name, strict_timestamps=False), stack.enter_context(path.open("rb")))
+            for path in paths
+        ]
+        yield b""
+        archive = stack.enter_context(zipfile.ZipFile(cast(IO[bytes], sink), "w", zipfile.ZIP_STORED))
+        for entry, source in sources:
+            with archive.open(entry, "w") as target:
                 while chunk := source.read(CHUNK_BYTES):
                     target.write(chunk)
                     yield sink.take()
-    yield sink.take()
+        archive.close()
+        yield sink.take()
 
 
 def import_archive(

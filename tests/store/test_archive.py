@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -10,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +146,29 @@ def test_an_archive_holds_the_files_of_a_version_without_compression(tmp_path: P
         archive.export_version(tmp_path, NAME, 2)
 
 
+def test_a_picture_that_cannot_be_read_is_named_before_the_first_chunk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = publish_tiny(tmp_path, NAME).folder
+    (folder / "folder.png").mkdir()  # not a picture
+    (folder / "curves.png").write_bytes(PNG)
+    with zipfile.ZipFile(io.BytesIO(b"".join(archive.export_version(tmp_path, NAME, 1)))) as exported:
+        assert exported.namelist() == ["card.json", "model.safetensors", "curves.png"]
+    open_file = Path.open
+
+    def refuse(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == "curves.png":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_file(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    file = tmp_path / "gan.zip"
+    assert run_models_command(capsys, tmp_path, "export", f"{NAME}@1", str(file)) == (
+        *(1, "", "error: tiny-gan/1/curves.png cannot be read: Permission denied\n"),
+    )
+    assert not file.exists()
+
+
 def test_a_version_is_exported_and_imported_in_chunks(
     tmp_path: Path, archive_bytes: bytes, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +198,27 @@ def test_the_command_line_exports_and_imports_a_version(
         "imported tiny-gan@1; tiny-gan@1 is active (latest)\n",
     )
     assert run_models_command(capsys, other, "import", str(file))[2] == "error: tiny-gan@1 is already in the store\n"
+
+
+@pytest.mark.parametrize("command", ["import nothing.zip", "export tiny-gan@1 nothing/gan.zip"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_an_error_of_a_file_that_is_not_in_the_store_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, absolute: bool
+) -> None:
+    publish_tiny(tmp_path, NAME)
+    monkeypatch.chdir(tmp_path)
+    result = run_models_command(capsys, tmp_path if absolute else Path(), *command.split())
+    assert result == (1, "", f"error: {command.split()[-1]}: No such file or directory\n")
+
+
+def test_a_pipe_is_not_imported(other: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reading, writing = os.pipe()
+    try:
+        result = run_models_command(capsys, other, "import", f"/dev/fd/{reading}")
+        assert result == (1, "", f"error: /dev/fd/{reading} is a pipe; the archive should be a file on a disk\n")
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 @pytest.mark.parametrize(
