@@ -231,9 +231,12 @@ def _default(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace, changed: Rollout) -> None:
     row = _row(args, args.name)
-    retired = f"; retired: {', '.join(map(str, changed.retired))}" if changed.retired else ""
-    print(json.dumps(row) if args.json else f"{_status(args.name, row)}{retired}")
+    print(json.dumps(row) if args.json else f"{_status(args.name, row)}{_retired(changed.retired)}")
     _print_problem(row)
+
+
+def _retired(numbers: Sequence[int]) -> str:
+    return f"; retired: {', '.join(map(str, numbers))}" if numbers else ""
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -284,7 +287,7 @@ def _import(args: argparse.Namespace) -> None:
             raise StoreError(f"{args.file}: {error}{hint}") from None
     row = _row(args, card.name)
     label = f"{card.name}@{card.version}"
-    print(json.dumps(row) if args.json else f"imported {label}; {_status(card.name, row)}")
+    print(json.dumps(row) if args.json else f"imported {label}; {_status(card.name, row)}{_retired(row['retired'])}")
     _print_problem(row)
 
 

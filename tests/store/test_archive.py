@@ -23,7 +23,7 @@ from support.service import run_models_command
 from app import store
 from app.importing.add import Description, add
 from app.store import archive
-from app.store.rollout import RolloutRefused, VersionNotFound, stored_versions
+from app.store.rollout import RolloutRefused, VersionNotFound, retire, stored_versions
 
 NAME = "tiny-gan"
 OTHER_CONTENT = (
@@ -198,6 +198,12 @@ def test_the_command_line_exports_and_imports_a_version(
         "imported tiny-gan@1; tiny-gan@1 is active (latest)\n",
     )
     assert run_models_command(capsys, other, "import", str(file))[2] == "error: tiny-gan@1 is already in the store\n"
+    publish_tiny(other, NAME)
+    retire(other, NAME, 1)
+    (other / NAME / "1").rename(tmp_path / "removed")  # version 1 stays retired, and answers no requests
+    assert run_models_command(capsys, other, "import", str(file))[:2] == (
+        *(0, "imported tiny-gan@1; tiny-gan@2 is active (latest); retired: 1\n"),
+    )
 
 
 @pytest.mark.parametrize("command", ["import nothing.zip", "export tiny-gan@1 nothing/gan.zip"])
