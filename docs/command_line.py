@@ -74,7 +74,7 @@ def parser_of(module: str) -> argparse.ArgumentParser:
     def stop(parser: argparse.ArgumentParser, *_: object) -> None:
         raise Parsed(parser)
 
-    with patch.object(argparse.ArgumentParser, "parse_args", stop), patch.object(sys, "argv", [module]):
+    with patch.object(argparse.ArgumentParser, "parse_known_args", stop), patch.object(sys, "argv", [module]):
         try:
             importlib.import_module(module).main()
         except Parsed as parsed:

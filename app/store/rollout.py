@@ -242,9 +242,8 @@ def _activated(models: Path, name: str, old: Rollout, version: int, share: float
         return Rollout(active=version, previous=now, retired=old.retired)
     # if ``old.active`` is damaged, ``now`` may be ``old.previous``
     others = [number for number in old.previous_versions(now, numbers(models, name)) if number != now]
-    valid = first_valid(
-        models, name, others, check
-    )  # without one, keep the number, because the version may be repaired
+    valid = first_valid(models, name, others, check)
+    # without a valid version, keep the number, because the version may be repaired
     previous = valid.card.version if valid else next(iter(others), None)
     canary = Canary(version=version, share=share) if share < 100 else None
     return Rollout(active=now, previous=previous, canary=canary, retired=old.retired)
