@@ -40,7 +40,7 @@ AT_LEAST_ONE = (
 )
 BELOW_ONE = ("dropout", "ema_decay", "beta1")
 AT_MOST_ONE = (
-    *("mixup", "reset_state", "unknown_share", "renamed_share", "head_only_share"),
+    *("mixup", "reset_state", "unknown_share", "renamed_share"),
     *("summed_share", "structural_share", "synthetic_share"),
 )
 
