@@ -344,6 +344,11 @@ def test_an_invalid_image_request_raises_an_error_that_names_the_field(client: o
         ("a 7 and the digits 0 and 5", "705"),
         ("3 handwritten sevens", "777"),
         ("4, 5 and 6", "456"),
+        ("one picture of a 7", "7"),
+        ("1 handwritten image of two 3s", "33"),
+        ("a picture of a one", "1"),
+        ("number one, picture of a 2", "12"),
+        ("one picture of digits", ""),
     ],
 )
 def test_a_number_before_a_plural_is_a_count(prompt: str, labels: str) -> None:

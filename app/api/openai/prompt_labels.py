@@ -21,6 +21,7 @@ IGNORED_WORDS = {
 }
 COUNTED_WORDS = {"digits", "numbers", "images", "pictures"}
 LINKING_WORDS = {"of", "the", "handwritten", "digit", "number", "image", "picture"}  # between number and counted word
+ONE_PICTURE = re.compile(r"\b(?:one|1)(?= (?:handwritten )?(?:image|picture) of\b)")  # a count, not a label
 LIST_COMMA = re.compile(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))")  # a comma as in "1,2,3", but not as in "1,024"
 MAX_COUNT = 10**5  # largest number of images of one label; larger numbers are replaced by this number
 
@@ -28,8 +29,9 @@ MAX_COUNT = 10**5  # largest number of images of one label; larger numbers are r
 def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[str, int]]:
     """Return the labels in a prompt, each with its number of images. For a prompt without labels, the list is empty.
 
-    A number before a plural or a unit is a count, as in "three sevens" or "2 dozen cats". Any other number is a label,
-    or one label for each of its digits, as in "42". ``model`` is the model's name for error messages.
+    A number before a plural or a unit is a count, as in "three sevens" or "2 dozen cats". "One picture of" is a count,
+    too. Any other number is a label, or one label for each of its digits, as in "42". ``model`` is the model's name for
+    error messages.
 
     Raises:
         BadValue: a word is not a label, a number or an ignored word, or a number counts images instead of labels, as in
@@ -82,7 +84,7 @@ def _reject_counted_images(prompt: str, singulars: Collection[str], plurals: Col
 
 
 def _words(prompt: str) -> list[str]:
-    plain = re.sub(r"['’]", "", prompt.lower())
+    plain = ONE_PICTURE.sub("", re.sub(r"['’]", "", prompt.lower()))
     return re.findall(r"-?\d+(?:[.,-]\d+)+|-\d+|\d+s?|[^\W\d_]+", LIST_COMMA.sub(" ", plain))
 
 
