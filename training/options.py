@@ -25,6 +25,7 @@ from training.loops import distributed
 INCLUDED = Path(__file__).parents[1] / "models_store"
 STORE = Path(os.environ.get("QUARTET_STORE") or "models_store")  # the same default as that of the service
 STORE_HELP = "model store; QUARTET_STORE sets another default (default: %(default)s)"
+TASKS = {"training.cnn": "classify", "training.rnn": "continue", "training.lstm": "forecast", "training.gan": "sample"}
 C = TypeVar("C")  # the dataclass of a preset
 Part = Literal["test", "validation"]  # part of the data on which a trained network is measured
 FROM_SCRATCH = "; or use --from scratch"
@@ -134,12 +135,9 @@ def parse_options(
         parser.error(f"the preset {preset} trains in one process; torchrun is for own data only")
     common["device"] = distributed.local_device(common["device"])
     _check_numbers(parser, script, common, overrides)
-    if not 0 <= common["seed"] < 2**63:
-        parser.error(f"--seed is {common['seed']}; it should be between 0 and 2^63 - 1")
-    try:
-        torch.empty(0, device=common["device"])
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
-        parser.error(f"--device is {common['device']!r}: {str(error).splitlines()[0]}")
+    _check_device(parser, common["device"])
+    if common["publish"] and not arguments.get("preview"):
+        _check_task(parser, script, common["store"], common["name"])
     config = dataclasses.replace(presets[preset], **overrides)  # type: ignore[type-var]
     started = time.monotonic() - (_process_age() if argv is None else 0.0)
     return Options(script, **common, data_options=arguments, started=started), config
@@ -242,6 +240,15 @@ def _check_numbers(
             parser.error(f"{option} is {value}; it should be below 1")
         if name in AT_MOST_ONE and value > 1:
             parser.error(f"{option} is {value}; it should be at most 1")
+    if not 0 <= common["seed"] < 2**63:
+        parser.error(f"--seed is {common['seed']}; it should be between 0 and 2^63 - 1")
+
+
+def _check_device(parser: argparse.ArgumentParser, device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
+        parser.error(f"--device is {device!r}: {str(error).splitlines()[0]}")
 
 
 def _check_data_options(
@@ -285,6 +292,16 @@ def _check_data_options(
         parser.error(f"--minutes needs {flag}: the other presets have a fixed number of epochs")
     if common["minutes"] is not None and "epochs" in overrides:
         parser.error("--minutes and --epochs cannot be combined")
+
+
+def _check_task(parser: argparse.ArgumentParser, script: str, models: Path, name: str) -> None:
+    """Exit with a message if the network could not be published, because the model has versions for another task."""
+    try:
+        problem = store.task_problem(models, name, None, TASKS[script], rollout.read(models, name).retired)
+    except store.StoreError as error:
+        problem = str(error)
+    if problem:
+        parser.error(problem)
 
 
 def _name(text: str) -> str:

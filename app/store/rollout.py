@@ -226,7 +226,10 @@ def _with_latest(models: Path, name: str, old: Rollout, check: Check | None) -> 
 
 def _refuse_other_task(models: Path, version: store.Version | None, retired: list[int]) -> None:
     """Raise RolloutRefused if other valid versions, except those in ``retired``, have another task than ``version``."""
-    if version and (problem := store.task_problem(models, version.card, retired)):
+    if version is None:
+        return
+    card = version.card
+    if problem := store.task_problem(models, card.name, card.version, card.task, retired):
         raise RolloutRefused(problem)
 
 

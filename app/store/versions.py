@@ -303,23 +303,22 @@ def _rollout(store: Path, name: str) -> dict[str, Any]:
     return {}
 
 
-def task_problem(store: Path, card: Card, retired: Collection[int]) -> str | None:
-    """Return an error message if a model has versions for another task than the version with this card.
+def task_problem(store: Path, name: str, version: int | None, task: str, retired: Collection[int]) -> str | None:
+    """Return an error message if a model has versions for another task. For a future version, ``version`` is None.
 
     Versions in ``retired`` and invalid versions do not count. Versions for the task ``infer`` do not count either,
     because an imported network with a task also answers requests of tensors.
     """
-    for number in version_numbers(store, card.name):
-        if number == card.version or number in retired:
+    for number in version_numbers(store, name):
+        if number == version or number in retired:
             continue
         with suppress(StoreError):
-            other = read_card(store / card.name / str(number))
-            if other.task not in (card.task, "infer"):
-                read_version(store, card.name, number).network()
-                return (
-                    f"{card.name}@{card.version}: task is {card.task!r}, expected {other.task!r} as for "
-                    f"{card.name}@{number}; use another name, or retire the versions for {other.task!r}"
-                )
+            other = read_card(store / name / str(number)).task
+            if other not in (task, "infer"):
+                read_version(store, name, number).network()
+                label = f"{name}@{version}" if version else name
+                advice = f"use another name, or retire the versions for {other!r}"
+                return f"{label}: task is {task!r}, expected {other!r} as for {name}@{number}; {advice}"
     return None
 
 
@@ -347,7 +346,7 @@ def move_into_store(store: Path, folder: Path, check: Check | None = None) -> bo
     with folder_lock(store):  # so that two first publications do not both become the default model
         rollout = _rollout(store, name)
         retired = rollout.get("retired")
-        if problem := task_problem(store, version.card, retired if isinstance(retired, list) else ()):
+        if problem := task_problem(store, name, int(number), task, retired if isinstance(retired, list) else ()):
             raise StoreError(problem)
         defaults = {} if task == "infer" else read_defaults(store)
         may_be_default = task != "infer" and rollout.get("unloaded") is not True

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from support.fake_device import fake_device
 from support.images import drawn_figures, image_bytes
-from support.networks import FORECASTER, tiny_card
+from support.networks import FORECASTER, publish_tiny, tiny_card
 from support.processes import in_float64, start_pair, train_generators_in_float64
 
 from app import store
@@ -1070,6 +1070,20 @@ def test_contradictory_options_are_rejected(
     with pytest.raises(SystemExit):
         cnn.main(options)
     assert sentence in capsys.readouterr().err
+
+
+def test_a_name_of_a_model_for_another_task_is_rejected_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_tiny(tmp_path, "tiny-gan")
+    options = ["--images", str(tmp_path / "missing"), "--name", "tiny-gan", "--store", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        cnn.main(options)
+    problem = "tiny-gan: task is 'classify', expected 'sample' as for tiny-gan@1; use another name"
+    assert problem in capsys.readouterr().err
+    for accepted in (["--no-publish"], ["--name", "other"]):  # these trainings begin, and find no images
+        with pytest.raises(SystemExit, match="missing"):
+            cnn.main([*options, *accepted])
 
 
 def test_drawn_shapes_are_reproducible() -> None:
