@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from app import store
 from app.store import Check, StoreError, rollout
-from app.store.rollout import LATEST, PINNED, Rollout, check_version, first_valid, stored_versions
+from app.store.rollout import LATEST, PINNED, Rollout, check_version, first_valid
 
 
 def list_models(folder: Path, check: Check | None = None) -> list[dict[str, Any]]:
-    """Return one row per model: its task, rollout and versions. ``problem`` names files that cannot be read.
+    """Return one row per model: its task, rollout and versions. ``problem`` names what cannot be read.
 
     ``check`` raises StoreError for a version that the service cannot load. Such a version is not active.
     """
-    common = *_defaults(folder), check
-    return [_row(folder, name, numbers, *common) for name, numbers in stored_versions(folder).items()]
+    defaults, problem = _defaults(folder)
+    stored, unreadable = _read_folders(folder)
+    rows = [_row(folder, name, numbers, defaults, problem, check) for name, numbers in stored.items()]
+    rows += [_row(folder, name, [], defaults, reason, check) for name, reason in unreadable.items()]
+    return sorted(rows, key=itemgetter("name"))
 
 
 def model_row(folder: Path, name: str, check: Check | None = None) -> dict[str, Any]:
@@ -119,26 +123,28 @@ def verify(folder: Path, check: Check | None = None) -> Iterator[dict[str, Any]]
     found.
     """
     yield _check("defaults.json", lambda: _check_defaults(folder, check))
-    yield from ({"what": name, "problem": problem} for name, problem in _unreadable_folders(folder).items())
-    for name, numbers in stored_versions(folder).items():
+    stored, unreadable = _read_folders(folder)
+    yield from ({"what": name, "problem": problem} for name, problem in unreadable.items())
+    for name, numbers in stored.items():
         yield _check(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))
         for number in numbers:
             yield _check(f"{name}@{number}", partial(check_version, folder, name, number, check))
 
 
-def _unreadable_folders(folder: Path) -> dict[str, str]:
-    """Return an error message for each model whose folder cannot be read."""
-    problems = {}
+def _read_folders(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Return the version numbers of each model with versions, and an error message for each unreadable folder."""
+    stored, problems = {}, {}
     for name in store.model_names(folder):
         try:
-            store.version_numbers(folder, name)
+            if numbers := store.version_numbers(folder, name):
+                stored[name] = numbers
         except StoreError as error:
             problems[name] = str(error)
-    return problems
+    return stored, problems
 
 
 def _check_defaults(folder: Path, check: Check | None) -> None:
-    defaults, stored = store.read_defaults(folder), stored_versions(folder)
+    defaults, (stored, unreadable) = store.read_defaults(folder), _read_folders(folder)
     reasons, unloaded = list[str](), set[str]()
     for task, name in defaults.items():
         with suppress(StoreError):  # the row of the rollout has this problem
@@ -147,7 +153,7 @@ def _check_defaults(folder: Path, check: Check | None) -> None:
             version = first_valid(folder, name, current.preference(stored.get(name, ())), check)
             if version and version.card.task != task:
                 reasons.append(f"defaults.json: {name!r} is for {version.card.task!r}, expected one for {task!r}")
-    reasons += store.unserved_defaults(defaults, {*stored, *_unreadable_folders(folder)}, unloaded)
+    reasons += store.unserved_defaults(defaults, {*stored, *unreadable}, unloaded)
     if reasons:
         raise StoreError("; ".join(reasons))
 

@@ -77,15 +77,21 @@ def test_a_model_that_is_removed_while_it_is_listed_has_no_active_version(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_tiny(folder, "tiny-cnn")
-    stored_versions = catalogue.stored_versions
+    version_numbers = store.version_numbers
 
-    def stored_before_the_removal(store: Path) -> dict[str, list[int]]:
-        versions = stored_versions(store)
-        shutil.rmtree(folder / NAME, ignore_errors=True)
-        return versions
+    def numbers_before_the_removal(models: Path, name: str) -> list[int]:
+        numbers = version_numbers(models, name)
+        if name == NAME:
+            shutil.rmtree(folder / NAME, ignore_errors=True)
+        return numbers
 
-    monkeypatch.setattr(catalogue, "stored_versions", stored_before_the_removal)
-    assert [(row["name"], row["active"]) for row in catalogue.list_models(folder)] == [("tiny-cnn", 1), (NAME, None)]
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "version_numbers", numbers_before_the_removal)
+        rows = catalogue.list_models(folder)
+    assert [(row["name"], row["active"], row["versions"]) for row in rows] == [
+        ("tiny-cnn", 1, [1]),
+        (NAME, None, [1, 2, 3, 4]),
+    ]
     with pytest.raises(VersionNotFound, match="there is no model 'tiny-gan' in the store"):
         catalogue.model_row(folder, NAME)
 
@@ -226,6 +232,12 @@ def test_an_unreadable_folder_of_a_model_is_a_problem(
     problem = "tiny-gan cannot be read: Permission denied"
     assert [row for row in catalogue.verify(folder) if row["problem"]] == [{"what": NAME, "problem": problem}]
     assert run_models_command(capsys, folder, "show", NAME) == (1, "", f"error: {problem}\n")
+    publish_tiny(folder, "tiny-cnn")
+    rows = catalogue.list_models(folder)
+    assert [(row["name"], row["versions"], row["problem"]) for row in rows] == [
+        ("tiny-cnn", [1], ""),
+        (NAME, [], problem),
+    ]
 
 
 def test_two_versions_are_compared_by_all_facts_of_their_cards(folder: Path) -> None:
