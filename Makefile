@@ -27,7 +27,7 @@ serve: .venv/serve ## serve the networks in models_store/ on port 8000; PORT=811
 test: .venv/test ## run all tests, on all cores
 	$(PYTEST)
 
-slow: .venv/test ## run the slow tests: export every version in models_store/, and train on a simulated device
+slow: .venv/test ## run the slow tests: export every version and kind of network, and train on a simulated device
 	$(PYTEST) -m slow
 
 quick: .venv/test ## run only the fast tests of the service, in one to two minutes

@@ -31,6 +31,8 @@ from app.tasks.imported import TensorPredictor
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
 MAX_DIFFERENCE = 1e-4
+# Exports take long, so `make slow` tests the other kinds.
+EXPORTED = ("lenet", "character-rnn", "gated-rnn", "series-lstm", "forecaster", "conditional-generator")
 
 
 def inputs_like(example: Tensor, rows: int) -> Tensor:
@@ -87,7 +89,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory, exported: Callable[[str], 
     return Exports(tmp_path_factory.mktemp("exports"), exported)
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in EXPORTED else pytest.mark.slow) for kind in SMALL]
+)
 def test_both_files_have_the_outputs_of_the_network(kind: str, exports: Exports) -> None:
     version, onnx_file, pt2_file = exports.version(kind), exports.file(kind, "onnx"), exports.file(kind, "pt2")
     signature = SIGNATURES[version.card.task](version)
