@@ -131,3 +131,8 @@ def test_nixtla_names_are_accepted_as_aliases(tiny: httpx.Client) -> None:
     both = tiny.post(url, json={"values": SERIES, "levels": [50], "level": [50]}).json()["error"]
     assert (both["param"], both["message"]) == ("level", "level is another name of levels; send one of them")
     assert tiny.post(url, json={"values": SERIES, "h": 1001}).json()["error"]["param"] == "h"
+    repeated = tiny.post(url, json={"values": SERIES, "level": [50, 50]}).json()["error"]
+    assert (repeated["param"], repeated["message"]) == (
+        "level",
+        "level is [50.0, 50.0]; each level may occur only once",
+    )

@@ -84,7 +84,7 @@ class ForecastRequest(InferenceBody):
         """Return the body with ``h`` and ``level`` moved to ``horizon`` and ``levels``.
 
         Raises:
-            BadValue: a field and its alias were both sent.
+            BadValue: a field and its alias were both sent, or a level is repeated in ``level``.
         """
         changes: dict[str, Any] = {}
         for field, alias in (("horizon", "h"), ("levels", "level")):
@@ -92,7 +92,14 @@ class ForecastRequest(InferenceBody):
                 if field in self.model_fields_set:
                     raise BadValue(f"{alias} is another name of {field}; send one of them", alias)
                 changes |= {field: value, alias: None}
+        _check_levels(self.level or [], "level")
         return self.model_copy(update=changes) if changes else self
+
+
+def _check_levels(levels: list[float], param: str) -> None:
+    """Raise BadValue, with the name ``param``, if a level is repeated."""
+    if len(set(levels)) < len(levels):
+        raise BadValue(f"{param} is {quote_value(levels)}; each level may occur only once", param)
 
 
 def request_model(settings: Settings) -> type[ForecastRequest]:
@@ -135,8 +142,7 @@ def parse_series(
     if (count := sum(map(len, series))) > settings.max_series_values:
         raise BadValue(f"{field} has {count:,} values; the maximum is {settings.max_series_values:,}", field)
     covariates = _covariates(model, body, [len(values) for values in series], is_list, settings, start_param)
-    if len(set(body.levels)) < len(body.levels):
-        raise BadValue(f"levels is {quote_value(body.levels)}; each level may occur only once", "levels")
+    _check_levels(body.levels, "levels")
     parse, season = model.predictor.parse, body.seasonality
     params = [series_param.format(i) if is_list else "values" for i in range(len(series))]
     if covariates is not None:  # only global forecasters, which forecast any series, have covariates
