@@ -344,6 +344,23 @@ def test_years_may_be_titles_and_the_first_value_may_be_missing(
     assert '"values":[null,0,1,' in page.locator("#series code").inner_text()
 
 
+def test_series_are_read_from_tables(serve: Serve, open_page: Open) -> None:
+    tables = {
+        '"Price; EUR",Volume\n1,2\n3,4\n': {"Price; EUR": [1, 3], "Volume": [2, 4]},
+        'time,"temp; C"\n2024-01-01,5.2\n2024-01-02,5.3\n': {"temp; C": [5.2, 5.3]},
+    }
+    read = """async (tables) => {
+        const { parseTable } = await import("/web/scripts/series_parser.js");
+        const columns = (text) => Object.fromEntries(parseTable(text).map(({ name, values }) => [name, values]));
+        return tables.map(columns);
+    }"""
+    with serve() as client:
+        page = open_page(client)
+        status_of(page, "series")
+        found = page.evaluate(read, list(tables))
+    assert dict(zip(tables, found, strict=True)) == tables
+
+
 def open_table(page: Any, path: Path, content: str) -> None:
     path.write_text(content)
     page.set_input_files("#series-file", path)

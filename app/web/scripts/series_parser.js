@@ -29,7 +29,7 @@ export function firstTime(text) {
 export function parseTable(text) {
   const lines = text.replace(/^\uFEFF/, "").split(/\r?\n/).filter((line) => line.trim());
   if (!lines.length) return [];
-  const separator = ["\t", ";", ","].find((each) => lines[0].includes(each)) ?? ",";
+  const separator = ["\t", ";", ","].find((each) => splitCells(lines[0], each).length > 1) ?? ",";
   const decimal = separator === ";" ? (word) => word.replace(/^(\s*"?[-+]?\d*),(\d+"?\s*)$/, "$1.$2") : (word) => word;
   const rows = lines.map((line) => splitCells(line, separator).map(decimal));
   const hasHeader = rows[0].some((word, column) => isTitle(word) && (!rows[0].some(isNumber) || !isTitle(rows[1]?.[column] ?? word)));
