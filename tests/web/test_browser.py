@@ -344,21 +344,33 @@ def test_years_may_be_titles_and_the_first_value_may_be_missing(
     assert '"values":[null,0,1,' in page.locator("#series code").inner_text()
 
 
-def test_series_are_read_from_tables(serve: Serve, open_page: Open) -> None:
+def test_series_are_read_from_text_and_from_tables(serve: Serve, open_page: Open) -> None:
+    texts = {
+        "1\t\t3\t4": [1, None, 3, 4],  # a row of a spreadsheet with an empty cell
+        "\t1\t2\n \t3": [None, 1, 2, None, 3],
+        "[\n\t1,\t2,\n\t3\n]": [1, 2, 3],
+        "1 2  3 \t 4": [1, 2, 3, 4],
+        "1\n\n3\n": [1, None, 3],
+        "\t\n\t": [],
+    }
     tables = {
+        "value\n5\n\n7\n\n": {"value": [5, None, 7]},  # an empty line is a missing value
+        "a,b\n1,2\n\n3,4\n": {"a": [1, 3], "b": [2, 4]},  # an empty line is not a row
+        "a\tb\n1\t2\n\t\n3\t4\n": {"a": [1, None, 3], "b": [2, None, 4]},
         '"Price; EUR",Volume\n1,2\n3,4\n': {"Price; EUR": [1, 3], "Volume": [2, 4]},
         'time,"temp; C"\n2024-01-01,5.2\n2024-01-02,5.3\n': {"temp; C": [5.2, 5.3]},
     }
-    read = """async (tables) => {
-        const { parseTable } = await import("/web/scripts/series_parser.js");
+    read = """async ([texts, tables]) => {
+        const { parseTable, parseValues } = await import("/web/scripts/series_parser.js");
         const columns = (text) => Object.fromEntries(parseTable(text).map(({ name, values }) => [name, values]));
-        return tables.map(columns);
+        return [texts.map(parseValues), tables.map(columns)];
     }"""
     with serve() as client:
         page = open_page(client)
         status_of(page, "series")
-        found = page.evaluate(read, list(tables))
-    assert dict(zip(tables, found, strict=True)) == tables
+        found = page.evaluate(read, [list(texts), list(tables)])
+    assert dict(zip(texts, found[0], strict=True)) == texts
+    assert dict(zip(tables, found[1], strict=True)) == tables
 
 
 def open_table(page: Any, path: Path, content: str) -> None:

@@ -10,12 +10,17 @@ function parseValue(word) {
   return Number.isFinite(result) ? result : undefined;
 }
 
-/** Return the values of a text, separated by commas, semicolons, spaces or lines. Other words are kept, so that the service rejects them. */
+/**
+ * Return the values of a text, separated by commas, semicolons, spaces, tabs or lines. Other words are kept, so that the
+ * service rejects them.
+ */
 export function parseValues(text) {
-  const inside = text.trim().replace(/^\[|\]$/g, "").trim();
+  const trimmed = text.replace(/^[^\S\t]+|\s+$/g, ""); // a tab at the start follows an empty cell of a spreadsheet
+  const inside = trimmed.replace(/^\s*\[\s*|\s*\]$/g, "");
   if (!inside) return [];
   // A line break after a comma does not separate two values, because lists of numbers are often wrapped.
-  const words = inside.replace(/[ \t]*(?:[,;](?:[ \t]*\r?\n)?|\r?\n)[ \t]*/g, ",").split(/,|[ \t]+/);
+  // Each tab separates two cells of a spreadsheet, except beside a comma. An empty cell is a missing value.
+  const words = inside.replace(/[ \t]*[,;](?:[ \t]*\r?\n)?[ \t]*| *(?:\r?\n|\t) */g, ",").split(/,| +/);
   while (words.at(-1) === "") words.pop();
   return words.map((word) => (parseValue(word) === undefined ? word : parseValue(word)));
 }
@@ -27,9 +32,12 @@ export function firstTime(text) {
 
 /** Return the numeric columns of a CSV file in order, as [{ name, values }]. */
 export function parseTable(text) {
-  const lines = text.replace(/^\uFEFF/, "").split(/\r?\n/).filter((line) => line.trim());
-  if (!lines.length) return [];
-  const separator = ["\t", ";", ","].find((each) => splitCells(lines[0], each).length > 1) ?? ",";
+  const all = text.replace(/^\uFEFF/, "").split(/\r?\n/), hasText = (line) => line.trim() !== "";
+  if (!all.some(hasText)) return [];
+  const inner = all.slice(all.findIndex(hasText), all.findLastIndex(hasText) + 1);
+  const found = ["\t", ";", ","].find((each) => splitCells(inner[0], each).length > 1), separator = found ?? ",";
+  // In a file with one column, an empty line is a missing value.
+  const lines = inner.filter((line) => !found || line.includes(separator) || hasText(line));
   const decimal = separator === ";" ? (word) => word.replace(/^(\s*"?[-+]?\d*),(\d+"?\s*)$/, "$1.$2") : (word) => word;
   const rows = lines.map((line) => splitCells(line, separator).map(decimal));
   const hasHeader = rows[0].some((word, column) => isTitle(word) && (!rows[0].some(isNumber) || !isTitle(rows[1]?.[column] ?? word)));
