@@ -45,6 +45,10 @@ async function startWithKey(key = null) {
     startError.textContent = error.message;
     startError.hidden = false;
     byId("key").hidden = error.status !== 401;
+    if (key !== null && error.status === 401) {
+      byId("key-value").focus(); // the focus was lost when the form was hidden
+      byId("key-value").select();
+    }
   }
 }
 

@@ -31,7 +31,11 @@ export function textGenerationPanel() {
       return request;
     },
     receive,
-    onEnd: () => (stop.disabled = true),
+    onEnd() {
+      // A disabled button loses the keyboard focus.
+      if (document.activeElement === stop) panel.form.querySelector("[type=submit]").focus();
+      stop.disabled = true;
+    },
     show({ last, first, count, seconds }) {
       const parts = [`first character after ${formatDuration(first)}`, `${formatNumber(count / seconds, 3)} characters/s`];
       if (last.unknown_characters.length) parts.push(`unknown characters: ${last.unknown_characters.join(" ")}`);
