@@ -24,8 +24,8 @@ error codes.
 
 - The admin endpoints exist only if the service has an [admin key](../how-to/rollout.md#over-http).
 - Under `/v2`, `/v2/models/{name}/versions/{number}/...` is the same as `/v2/models/{name}/...`, but for a certain version.
-- Requests may have the headers `x-request-timeout` (time limit in seconds), `x-request-id` and `traceparent`. With
-  [API keys](../how-to/keys.md), they need `Authorization: Bearer KEY` or `x-api-key: KEY`.
+- Requests may have the headers `x-request-timeout` (time limit in seconds; not under `/v1/admin`), `x-request-id` and
+  `traceparent`. With [API keys](../how-to/keys.md), they need `Authorization: Bearer KEY` or `x-api-key: KEY`.
 - Responses have the header `x-request-id`. Responses with status 429 or 503 also have `Retry-After`, except failed
   health checks.
 - Streams of text have the header `x-model`, and pictures of generated images have the headers `x-model` and `x-seed`.

@@ -121,8 +121,9 @@ def request_body(
     query: type[BaseModel] | None = None,
     form: dict[str, Any] | None = None,
     others: dict[str, Any] | None = None,
+    timeout: bool = True,
 ) -> dict[str, Any]:
-    """Return ``openapi_extra`` for an endpoint that reads its JSON body itself, and that has a deadline.
+    """Return ``openapi_extra`` for an endpoint that reads its JSON body itself.
 
     An empty body counts as ``{}``, so the body is required only if ``model`` has required fields.
 
@@ -132,6 +133,7 @@ def request_body(
         query: the Pydantic class of the query parameters.
         form: the schema of a multipart form, with a title. The document lists the form before the JSON body.
         others: further media types with their schemas.
+        timeout: whether ``x-request-timeout`` limits the time until the response.
     """
     schemas, content = schemas_of(model), {}
     if form:
@@ -142,7 +144,7 @@ def request_body(
     parameters = query_parameters(query)["parameters"] if query else []
     return {
         "requestBody": {"required": required, "content": content | (others or {})},
-        "parameters": [*parameters, REQUEST_TIMEOUT],
+        "parameters": [*parameters, REQUEST_TIMEOUT] if timeout else parameters,
         SCHEMAS: schemas,
     }
 

@@ -249,7 +249,7 @@ def test_request_and_response_headers_are_documented(document: dict[str, Any]) -
     for _, path, operation in operations(document):
         assert request_id in operation["parameters"], path
         has_timeout = path.startswith("/v2/models/{name}") or (
-            "requestBody" in operation and not path.endswith(("/import", "/add"))
+            "requestBody" in operation and not path.startswith("/v1/admin/")
         )
         assert (timeout in operation["parameters"]) is has_timeout, path
         for status, response in operation["responses"].items():

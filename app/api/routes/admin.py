@@ -207,7 +207,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
         "/models/{name}/activate",
         operation_id="activate_version",
         summary="Activate a version",
-        openapi_extra=request_body(Activation, {"version": LATEST}),
+        openapi_extra=request_body(Activation, {"version": LATEST}, timeout=False),
         responses=success_response(StoredVersions, description="The versions of the model, after the change"),
     )
     async def activate(name: ModelName, request: Request) -> Response:
@@ -233,7 +233,7 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
         "/models/{name}/retire",
         operation_id="retire_version",
         summary="Retire a version",
-        openapi_extra=request_body(Retirement, {"version": 1}),
+        openapi_extra=request_body(Retirement, {"version": 1}, timeout=False),
         responses=success_response(StoredVersions, description="The versions of the model, after the change"),
     )
     async def retire(name: ModelName, request: Request) -> Response:
