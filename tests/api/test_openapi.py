@@ -173,16 +173,34 @@ def test_other_requests_give_answers_with_the_documented_schema(
     service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
 
 
-def test_errors_have_the_documented_schema(service: httpx.Client, document: dict[str, Any]) -> None:
-    for path, body in (
-        ("/v1/images/sample", {"model": "none"}),
-        ("/v2/models/{name}/infer", {}),
-        ("/v1/admin/models/{name}/retire", {"version": 0}),
+def test_errors_have_a_documented_status_and_schema(service: httpx.Client, document: dict[str, Any]) -> None:
+    key = service.headers["authorization"]
+    for path, name, status, body, authorization in (
+        ("/v1/images/sample", "", 404, {"model": "none"}, key),
+        ("/v2/models/{name}/infer", "none", 404, {}, key),
+        ("/v1/admin/models/{name}/retire", "none", 400, {"version": 0}, key),
+        ("/v1/admin/models/{name}/retire", "none", 413, {"x": " " * 2**14}, key),
+        ("/v2/repository/models/{name}/load", "none", 404, {}, key),
+        ("/v2/repository/models/{name}/unload", "series-lstm", 409, {}, key),
+        ("/v2/repository/models/{name}/unload", "none", 401, {}, "Bearer none"),
     ):
-        answer = service.post(path.replace("{name}", "none"), json=body)
-        assert 400 <= answer.status_code < 500
-        schema = document["paths"][path]["post"]["responses"]["4XX"]["content"][JSON]["schema"]
-        check(document, schema, answer.json())
+        headers = {"authorization": authorization}
+        answer = service.post(path.replace("{name}", name), json=body, headers=headers)
+        assert answer.status_code == status, (path, answer.text)
+        response = document["paths"][path]["post"]["responses"]["4XX"]
+        assert f"{status}: " in response["description"], path
+        check(document, response["content"][JSON]["schema"], answer.json())
+
+
+def test_operations_with_a_body_or_the_admin_key_document_their_statuses(document: dict[str, Any]) -> None:
+    for _, path, operation in operations(document):
+        descriptions = {status: answer["description"] for status, answer in operation["responses"].items()}
+        if "requestBody" in operation:
+            for status in ("408", "413", "504"):
+                assert f"{status}: " in descriptions[f"{status[0]}XX"], (path, status)
+        if path.startswith(("/v1/admin/", "/v2/repository/models/")):
+            assert "401: missing or unknown admin key" in descriptions["4XX"], path
+            assert "507: " in descriptions["5XX"], path
 
 
 def test_bodies_and_answers_are_named_schemas(document: dict[str, Any]) -> None:

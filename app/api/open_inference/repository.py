@@ -21,7 +21,7 @@ from starlette.responses import Response
 from app.api.deadline import DEADLINE, set_deadline
 from app.api.open_inference.decode import LenientModel
 from app.api.open_inference.paths import UnloadableModelPath, model_in_path
-from app.api.open_inference.responses import FAILURES, ModelLoaded, ModelUnloaded, RepositoryIndex
+from app.api.open_inference.responses import FAILURES, REPOSITORY_FAILURES, ModelLoaded, ModelUnloaded, RepositoryIndex
 from app.api.openapi import request_body
 from app.api.request_body import EXTRA_COMMAS, max_json_bytes, parse_object, read_body, validate
 from app.api.responses import json_response, success_response
@@ -92,7 +92,7 @@ def _add_load_and_unload(routes: APIRouter, registry: Registry, settings: Settin
         "/repository/models/{name}/load",
         operation_id="load_model",
         summary="Load a model",
-        responses=success_response(ModelLoaded, description="The version is in memory"),
+        responses=success_response(ModelLoaded, description="The version is in memory") | REPOSITORY_FAILURES,
         **guarded,
     )
     async def load(request: Request, name: UnloadableModelPath) -> Response:
@@ -113,7 +113,7 @@ def _add_load_and_unload(routes: APIRouter, registry: Registry, settings: Settin
         "/repository/models/{name}/unload",
         operation_id="unload_model",
         summary="Unload a model",
-        responses=success_response(ModelUnloaded, description="The model is no longer served"),
+        responses=success_response(ModelUnloaded, description="The model is no longer served") | REPOSITORY_FAILURES,
         **guarded,
     )
     async def unload(request: Request, name: UnloadableModelPath) -> Response:

@@ -25,6 +25,19 @@ FAILURES = error_responses(
     "413: too large.",
 )
 
+REPOSITORY_FAILURES: dict[int | str, dict[str, Any]] = {  # of ``load`` and ``unload``, which change the store
+    "4XX": {
+        **FAILURES["4XX"],
+        "description": "400: invalid value. 401: missing or unknown admin key. 404: unknown model or version. "
+        "408: the body arrived too slowly. 409: a setting or the state of the store does not allow the request. "
+        "413: too large.",
+    },
+    "5XX": {
+        **FAILURES["5XX"],
+        "description": f"{FAILURES['5XX']['description']} 507: the store cannot be read or written.",
+    },
+}
+
 
 class ServerLive(ResponseModel):
     live: bool

@@ -53,9 +53,12 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     "4XX": {
         **ERROR_RESPONSES["4XX"],
         "description": "400: invalid value. 401: missing or unknown admin key. 404: unknown model or version. "
-        "409: the state of the store does not allow the request.",
+        "408: the body arrived too slowly. 409: the state of the store does not allow the request. 413: too large.",
     },
-    "5XX": {**ERROR_RESPONSES["5XX"], "description": "500: internal error. 507: the store cannot be read or written."},
+    "5XX": {
+        **ERROR_RESPONSES["5XX"],
+        "description": "500: internal error. 504: the request took too long. 507: the store cannot be read or written.",
+    },
 }
 
 
