@@ -227,7 +227,7 @@ def test_a_heat_map_that_cannot_be_shown_is_hidden(serve: Serve, open_page: Open
 
 
 def test_sliders_show_their_values_after_the_page_was_left(serve: Serve, open_page: Open) -> None:
-    """The browser must not restore values, because it sends no event from which the page could learn of them."""
+    """The browser must not restore sliders, because it sends no event from which the page could learn their values."""
     shown = """(sliders) => sliders.map(({ id, value }) => {
         const text = document.querySelector(`output[for="${id}"]`).textContent.replace(",", "");
         return text !== "off" && parseFloat(text) !== Number(value) ? `${id} is ${value}, not ${text}` : null;
@@ -238,6 +238,7 @@ def test_sliders_show_their_values_after_the_page_was_left(serve: Serve, open_pa
             status_of(page, panel)
         page.locator("input[type=range]").evaluate_all("(sliders) => sliders.forEach((slider) => slider.stepUp(3))")
         page.locator("#image-opacity").fill("30")
+        page.locator("#text-prompt").fill("JULIET:")
         page.goto("about:blank")
         page.go_back()
         status_of(page, "generation")
@@ -245,6 +246,7 @@ def test_sliders_show_their_values_after_the_page_was_left(serve: Serve, open_pa
         assert page.locator("input[type=range]").evaluate_all(shown) == []
         opacity = page.locator("#image-heat").evaluate("(image) => getComputedStyle(image).opacity")
         assert float(opacity) == float(page.locator("#image-opacity").input_value()) / 100
+        assert page.locator("#text-prompt").input_value() == "JULIET:"
 
 
 def test_the_curl_command_gives_the_same_text(shipped: httpx.Client, open_page: Open) -> None:
