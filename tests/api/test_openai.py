@@ -197,6 +197,7 @@ def test_an_invalid_completion_request_raises_an_error_that_names_the_field(clie
         ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
         ({"logit_bias": {"12": 1}}, "logit_bias", "'12': out of vocabulary; ids are 0 to 11"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "'a': out of vocabulary"),
+        ({"logit_bias": {"1": 100, "01": -100}}, "logit_bias", "'01': out of vocabulary"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1", "less than or equal to 100"),
         ({"presence_penalty": 2.5}, "presence_penalty", "less than or equal to 2"),
         ({"prompt": [12]}, "prompt", "12: out of vocabulary; ids are 0 to 11"),

@@ -347,7 +347,7 @@ def _sampling_options(body: CompletionRequest, predictor: TextGenerator) -> Call
         return None
     bias = np.zeros(len(predictor.vocabulary))
     for key, value in (body.logit_bias or {}).items():
-        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < predictor.unknown):
+        if not (len(key) < 10 and key.isdecimal() and key == str(int(key)) and int(key) < predictor.unknown):
             raise BadValue(
                 f"logit_bias has {quote_value(key)}: out of vocabulary; ids are 0 to {predictor.unknown - 1}",
                 "logit_bias",
