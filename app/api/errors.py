@@ -63,6 +63,8 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
     path = [str(part) for part in first["loc"] if part not in ("one", "many")]  # union tags
     param = ".".join(path)[:MAX_PARAM_LENGTH] or None  # a client may have sent a field name of any length
     message = re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", first["msg"].replace(" after validation", ""))
+    if first["type"] == "literal_error":
+        message = message.replace("False", "false")  # as in JSON
     if first["type"] == "missing":
         return BadValue(f"{param} is missing", param)
     return BadValue(

@@ -307,6 +307,7 @@ def test_an_image_prompt_chooses_labels_and_counts(client: openai.OpenAI, tiny: 
 def test_an_invalid_image_request_raises_an_error_that_names_the_field(client: openai.OpenAI) -> None:
     cases: list[tuple[dict[str, Any], str, str]] = [
         ({"response_format": "url"}, "response_format", "is 'url'; it should be 'b64_json'"),
+        ({"extra_body": {"stream": True}}, "stream", "is true; it should be false"),
         ({"size": "256x256"}, "size", "is '256x256'; tiny-cgan generates images of 28x28"),
         ({"prompt": "a cat"}, "prompt", "tiny-cgan cannot generate 'cat'; allowed labels: x, y, z"),
         (
