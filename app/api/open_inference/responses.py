@@ -108,7 +108,9 @@ class Duration(ResponseModel):
 class InferenceStatistics(ResponseModel):
     success: Duration = Field(description="answered requests")
     fail: Duration = Field(description="failed requests, including those that were rejected or cancelled")
-    queue: Duration = Field(description="images, series and texts that were taken from the queue")
+    queue: Duration = Field(
+        description="images, series, texts, and requests for generated images or tensors that left the queue"
+    )
     compute_infer: Duration = Field(description="batches, or rounds of the engine for text models")
     compute_input: Duration = Field(description="always 0, because it is not measured")
     compute_output: Duration = Field(description="always 0, because it is not measured")
