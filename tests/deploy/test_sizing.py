@@ -1,14 +1,18 @@
-"""The model that predicts the speed on more cores, and the measurement that checks this model."""
+"""The model that predicts the speed on more cores, the measurement that checks it, and the documented memory."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import httpx
 import pytest
 from support.service import ROOT
 
+from app.server import process
+from app.serving.store_snapshot import worker_bytes
+from app.settings import Settings
 from benchmarks.speed.scaling import contention, efficiency, latencies, mean_latency
 from benchmarks.support.load import Request
 
@@ -48,3 +52,25 @@ def test_the_sizing_page_has_the_figures_of_the_measurement() -> None:
     assert rows[2 : 2 + len(expected)] == expected
     figures = [[title, share, *map(str, values)] for title, share, *values in latency["rows"]]
     assert [row[1:] for row in rows[4 + len(expected) :]] == [row[1:] for row in figures]
+
+
+def test_the_documented_memory_is_enough_for_one_worker_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = worker_bytes(ROOT / "models_store")
+    monkeypatch.setattr(process, "worker_bytes", lambda *_: needed)
+
+    def workers(cores: int, gibibytes: float) -> int:
+        monkeypatch.setattr(process, "cores", lambda: cores)
+        monkeypatch.setattr(process, "available_memory", lambda: int(gibibytes * 2**30))
+        return process.plan_workers(Settings(store=ROOT / "models_store", device="cpu"))[0]
+
+    files = ("docker-compose.yml", "docs/how-to/docker.md", "docs/how-to/sizing.md")
+    compose, page, sizing = (" ".join((ROOT / file).read_text().replace("# ", "").split()) for file in files)
+    memory, _ = re.findall(r"mem_limit: \$\{MEMORY:-(\d+)g\}", compose)  # of the services without and with a GPU
+    default = workers(16, int(memory))
+    assert f"With `{memory}g` and the included networks, these are {default} workers." in page
+    ((cores, gibibytes),) = re.findall(r"CPUS=(\d+) MEMORY=(\d+)g", page)
+    assert workers(int(cores), int(gibibytes)) == int(cores)
+    for text in (compose, page, sizing):
+        assert re.search(rf"(more than|enough for) {default} cores", text)
+        (each,) = re.findall(r"at least ([\d.]+) GiB for each core", text)
+        assert [workers(number, number * float(each)) for number in range(1, 17)] == [*range(1, 17)]
