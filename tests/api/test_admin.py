@@ -14,6 +14,7 @@ from support.service import ROOT, Serve
 from support.waiting import wait_until
 
 from app import store
+from app.api.routes.admin import admin_key
 from app.main import create_app
 from app.settings import Settings, SettingsError
 from app.store import archive
@@ -190,8 +191,21 @@ def test_the_admin_key_may_be_in_a_file_and_must_be_long(tmp_path: Path, tiny_st
     with pytest.raises(SettingsError, match="both set"):
         create_app(Settings(store=tiny_store, threads=1, admin_key_file=file, admin_key=ADMIN_KEY))  # type: ignore[arg-type]
     with pytest.raises(SettingsError) as rejection:
-        create_app(Settings(store=tiny_store, threads=1, admin_key="tooshort"))  # type: ignore[arg-type]
+        create_app(Settings(store=tiny_store, threads=1, admin_key="tooshort".center(16)))  # type: ignore[arg-type]
     assert "tooshort" not in str(rejection.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("", None),
+        (f"{ADMIN_KEY} ", ADMIN_KEY),
+        (f" {ADMIN_KEY}\n", ADMIN_KEY),
+        ("a long secret key", "a long secret key"),
+    ],
+)
+def test_spaces_around_the_admin_key_are_removed(key: str, expected: str | None) -> None:
+    assert admin_key(Settings(admin_key=key)) == expected  # type: ignore[arg-type]
 
 
 def test_the_page_on_versions_lists_every_admin_endpoint() -> None:

@@ -106,13 +106,15 @@ class ImportQuery(BaseModel):
 def admin_key(settings: Settings) -> str | None:
     """Return the admin key from the settings or from its file, or None if neither is set.
 
+    Spaces and line breaks at the start and end of the key are removed, as they are from the key in a request.
+
     Raises:
         SettingsError: the key and the file are both set, the file cannot be read, or the key is too short or is not
             printable ASCII.
     """
     if settings.admin_key and settings.admin_key_file:
         raise SettingsError("QUARTET_ADMIN_KEY and QUARTET_ADMIN_KEY_FILE are both set; set one of them")
-    key, source = settings.admin_key.get_secret_value() if settings.admin_key else None, "QUARTET_ADMIN_KEY"
+    key, source = settings.admin_key.get_secret_value().strip() if settings.admin_key else None, "QUARTET_ADMIN_KEY"
     if path := settings.admin_key_file:
         source = f"QUARTET_ADMIN_KEY_FILE is {str(path)!r}: its content"
         try:
