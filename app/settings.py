@@ -229,8 +229,10 @@ class Settings(BaseSettings):
     def __init__(self, **values: Any) -> None:
         known = {name.upper() for name in type(self).model_fields}
         for variable in os.environ:
-            name = variable.removeprefix(PREFIX)
-            if variable.startswith(PREFIX) and name not in known and variable not in OTHER_VARIABLES:
+            upper = variable.upper()  # pydantic also reads variables in lower case
+            name = upper.removeprefix(PREFIX)
+            is_known = variable == upper and (name in known or variable in OTHER_VARIABLES)
+            if upper.startswith(PREFIX) and not is_known:
                 if "KUBERNETES_SERVICE_HOST" in os.environ and KUBERNETES_VARIABLE.search(variable):
                     raise SettingsError(
                         f"{variable} is not a setting: Kubernetes sets it for a Service whose name begins with "

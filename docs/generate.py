@@ -84,9 +84,9 @@ SETTINGS_HEAD = """# Settings
 
 `make docs` generates this page from `app/settings.py`.
 
-Settings are environment variables. If a value is invalid or a `QUARTET_` variable is unknown, the service prints the
-name of the variable and does not start. The training scripts also read `QUARTET_DATA_DIR`, the folder of the training
-data.
+Settings are environment variables. If a value is invalid, or a `QUARTET_` variable is unknown or not in upper case, the
+service prints the name of the variable and does not start. The training scripts also read `QUARTET_DATA_DIR`, the
+folder of the training data.
 
 """
 METRICS_HEAD = """# Metrics

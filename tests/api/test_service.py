@@ -352,6 +352,8 @@ def test_default_values_keep_to_the_configured_limits(serve: Serve) -> None:
         ("QUARTET_DEVICE", "cuda:01", "QUARTET_DEVICE is 'cuda:01'"),
         ("QUARTET_DEVICE", "cuda:\u0663", "QUARTET_DEVICE is 'cuda:\u0663'"),
         ("QUARTET_DEVCE", "cpu", "QUARTET_DEVCE is not a setting; did you mean QUARTET_DEVICE?"),
+        ("quartet_port", "9000", "quartet_port is not a setting; did you mean QUARTET_PORT?"),
+        ("Quartet_prot", "9000", "Quartet_prot is not a setting; did you mean QUARTET_PORT?"),
         ("QUARTET_FOO", "1", "QUARTET_FOO is not a setting; known settings: QUARTET_ADMIN_KEY, "),
     ],
 )
