@@ -29,7 +29,7 @@ from app.serving.reconcile import (
 )
 from app.serving.recovery import RecoveryMonitor
 from app.serving.store_watcher import StoreWatcher
-from app.serving.version_set import VersionSet, resolve_name, served_names
+from app.serving.version_set import VersionSet, models_for, resolve_name, served_names
 from app.settings import Settings
 from app.store import Card, TaskName
 from app.store.disk_thread import DiskThread
@@ -90,6 +90,7 @@ class Registry:
             UnknownModel: no such model or version.
             RetiredModel, UnloadedModel: the version is retired, or the model is unloaded.
             BadValue: the model is for another task.
+            NotFound: ``model`` is None, and the task has models but no default model.
             NotReady: no model serves the task, the registry is closed, or the process ends because of a failure.
             ModelLoading: the version is not in memory; its loading has begun.
             TooManyVersions: the version is not in memory, and the versions that it would replace are in use.
@@ -104,12 +105,9 @@ class Registry:
         if card is None:  # the version was just removed from the store
             raise UnknownModel(model or name, served_names(self.version_sets))
         if card.task != task.name:
-            fitting = [other for other in self.version_sets if (known := self.card(other)) and known.task == task.name]
-            raise BadValue(
-                f"model {quote_value(model or name)} is for the task {card.task!r}, not {task.name!r}; "
-                f"models for that task: {', '.join(fitting) or 'none'}",
-                "model",
-            )
+            mismatch = f"model {quote_value(model or name)} is for the task {card.task!r}, not {task.name!r}"
+            names = models_for(task.name, self.version_sets, self.card) or "none"
+            raise BadValue(f"{mismatch}; models for that task: {names}", "model")
         if loaded is None:
             self._make_room(name, number)
             raise ModelLoading(f"{name}@{number}", self._load_version(name, number))
@@ -172,9 +170,11 @@ class Registry:
 
     def _resolve_default(self, task: TaskName, request_id: str) -> VersionKey:
         name = self.defaults.get(task, "")
-        version_set = self.version_sets.get(name)
-        number = version_set.version_for(request_id) if version_set else None
+        number = version_set.version_for(request_id) if (version_set := self.version_sets.get(name)) else None
         if number is None:
+            defaults, names = self.watcher.snapshot.defaults, models_for(task, self.version_sets, self.card)
+            if names and defaults is not None and task not in defaults:
+                raise NotFound(f"the task {task!r} has no default model; set model to one of: {names}", "model")
             reasons = [failure.message for failure in self.failures]
             raise NotReady(f"no model serves the task {task!r}" + (f" ({'; '.join(reasons)})" if reasons else ""))
         return name, number

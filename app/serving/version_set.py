@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app.engine.observer import VersionKey
 from app.errors import RetiredModel, UnknownModel, UnloadedModel, quote_value
+from app.store import Card, TaskName
 from app.store.rollout import Rollout
 
 SHARE_PARTS = 10_000  # a canary's share is applied in steps of 0.01 %
@@ -94,6 +95,14 @@ class VersionSet:
 def served_names(version_sets: Mapping[str, VersionSet]) -> list[str]:
     """Return the names of the models that have served versions, for error messages."""
     return [name for name, version_set in version_sets.items() if version_set.numbers]
+
+
+def models_for(task: TaskName, names: Iterable[str], card: Callable[[str], Card | None]) -> str:
+    """Return those of the models that are for a task, separated by commas, for error messages.
+
+    ``card`` returns the card of a model's active version, or None if no version is active.
+    """
+    return ", ".join(name for name in names if (known := card(name)) and known.task == task)
 
 
 def resolve_name(version_sets: Mapping[str, VersionSet], model: str, request_id: str, param: str) -> VersionKey:

@@ -154,8 +154,24 @@ def _check_defaults(folder: Path, check: Check | None) -> None:
             if version and version.card.task != task:
                 reasons.append(f"defaults.json: {name!r} is for {version.card.task!r}, expected one for {task!r}")
     reasons += store.unserved_defaults(defaults, {*stored, *unreadable}, unloaded)
+    reasons += _tasks_without_default(folder, defaults, stored)
     if reasons:
         raise StoreError("; ".join(reasons))
+
+
+def _tasks_without_default(
+    folder: Path, defaults: dict[store.TaskName, str], stored: dict[str, list[int]]
+) -> Iterator[str]:
+    """Yield an error message for each task that has no default model, but a valid model that is not unloaded."""
+    names: dict[store.TaskName, list[str]] = {}
+    for name, numbers in stored.items():
+        with suppress(StoreError):  # the row of the rollout has this problem
+            current = rollout.read(folder, name)
+            version = None if current.unloaded else first_valid(folder, name, current.preference(numbers))
+            if version and version.card.task not in (*defaults, "infer"):
+                names.setdefault(version.card.task, []).append(name)
+    for task, fitting in names.items():
+        yield f"defaults.json names no model for the task {task!r}; `default` chooses one of: {', '.join(fitting)}"
 
 
 def _check(what: str, read: Any) -> dict[str, Any]:

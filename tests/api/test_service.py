@@ -530,7 +530,7 @@ def test_a_default_model_can_be_changed_while_serving(serve: Serve, tiny_store: 
     with serve(store_poll_seconds=0.02) as client:
         assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200
         file.write_text('{"classify": "tiny-cnn"}')
-        wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 503)
+        wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 404)
         file.write_text('{"sample": "tiny-gan"}')
         wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 200)
         file.write_text("{")

@@ -199,8 +199,25 @@ def test_default_models_that_are_not_in_the_store_are_found(folder: Path) -> Non
 def test_a_default_model_for_another_task_is_found(folder: Path) -> None:
     (folder / "defaults.json").write_text('{"classify": "tiny-gan"}')
     assert next(iter(catalogue.verify(folder)))["problem"] == (
-        "defaults.json: 'tiny-gan' is for 'sample', expected one for 'classify'"
+        "defaults.json: 'tiny-gan' is for 'sample', expected one for 'classify'; "
+        "defaults.json names no model for the task 'sample'; `default` chooses one of: tiny-gan"
     )
+
+
+def test_a_task_with_models_but_without_a_default_model_is_found(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("tiny-cgan", "tiny-cnn", "tiny-lstm"):
+        publish_tiny(folder, name)
+    (folder / "tiny-lstm" / "1" / store.WEIGHTS).unlink()
+    (folder / "defaults.json").write_text('{"classify": "tiny-cnn"}')
+    problem = "defaults.json names no model for the task 'sample'; `default` chooses one of: tiny-cgan, tiny-gan"
+    assert next(iter(catalogue.verify(folder)))["problem"] == problem
+    rollout.unload(folder, NAME)
+    status, out, _ = run_models_command(capsys, folder, "verify")
+    assert (status, out.splitlines()[0]) == (1, f"defaults.json: {problem.removesuffix(', tiny-gan')}")
+    rollout.unload(folder, "tiny-cgan")
+    assert next(iter(catalogue.verify(folder)))["problem"] == ""
 
 
 def test_an_unloaded_model_does_not_become_the_default_by_publication(folder: Path) -> None:

@@ -120,6 +120,23 @@ async def test_a_task_without_a_model_is_not_ready_and_says_why(start: Start, fo
     assert rejection(working.resolve, CLASSIFY, None)[1] == "no model serves the task 'classify'"
 
 
+async def test_a_task_with_models_but_without_a_default_model_needs_the_name_of_a_model(
+    start: Start, folder: Path
+) -> None:
+    (folder / "defaults.json").write_text("{}")
+    registry = start()
+    await registry.watcher.scan()
+    assert rejection(registry.resolve, GENERATE_IMAGES, None)[0] is NotReady  # all models wait to be loaded
+    await registry.load()
+    message = "the task 'sample' has no default model; set model to one of: tiny-cgan, tiny-gan"
+    assert rejection(registry.resolve, GENERATE_IMAGES, None) == (NotFound, message, "model")
+    assert rejection(registry.resolve, CLASSIFY, None)[0] is NotReady
+    for name in (NAME, OTHER):
+        rollout.unload(folder, name)
+    await scanned(registry)
+    assert rejection(registry.resolve, GENERATE_IMAGES, None)[0] is NotReady
+
+
 async def test_a_version_that_is_not_in_memory_is_loaded_once_for_all_requests(start: Start) -> None:
     hold = threading.Event()
     registry = start(hold=hold)
