@@ -101,9 +101,13 @@ class ModelCache:
         """Return the tasks of all versions that are loading."""
         return [entry for entry in self._entries.values() if isinstance(entry, asyncio.Task)]
 
+    def sizes(self) -> dict[VersionKey, int]:
+        """Return the size of the weights of each ready version, in bytes."""
+        return {(model.card.name, model.card.version): model.bytes for model in self.models()}
+
     def bytes(self) -> int:
         """Return the total size of the weights in memory, in bytes."""
-        return sum(model.bytes for model in self.models())
+        return sum(self.sizes().values())
 
     def limit(self) -> int:
         """Return how many bytes the weights of all versions, ready and future, may have in total; 0 means no limit."""

@@ -29,7 +29,7 @@ def preload(settings: Settings) -> PreparedModels:
     torch.set_num_threads(1)
     device = find_device(settings.device)
     snapshot = StoreSnapshot.scan(settings.store, StoreSnapshot(), {})
-    sizes = {key: files.weights_bytes for key, files in snapshot.files.items()}
+    sizes = snapshot.weights_bytes
     desired, defaults = desired_versions(snapshot, ()), set((snapshot.defaults or {}).values())
     loaded: dict[VersionKey, int] = {}  # as in a worker, the versions that are in memory limit what is loaded next
     failed: set[VersionKey] = set()

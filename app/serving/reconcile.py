@@ -53,6 +53,7 @@ def versions_to_load(
     defaults: Collection[str],
     max_bytes: int,
     weights_bytes: Mapping[VersionKey, int],
+    loading: Collection[VersionKey] = (),
 ) -> list[VersionKey]:
     """Return the resident versions that are not in memory and should be loaded now, most important first.
 
@@ -60,8 +61,9 @@ def versions_to_load(
     parts, the models in ``defaults`` (names) come first. ``loaded`` maps each version in memory to its size in bytes.
 
     If the memory limit ``max_bytes`` is not 0, a version is loaded in only three cases: it is the active version of a
-    default model, it replaces an active version in memory, or it fits beside the versions in memory. ``weights_bytes``
-    maps each version in the store to its size.
+    default model, it replaces an active version in memory, or it fits beside the versions that are in memory or being
+    loaded. ``weights_bytes`` maps each version in the store to its size. ``loading`` are the versions being loaded. If
+    such a version should be loaded, it is returned too.
     """
     used_bytes = sum(loaded.values())
 
@@ -74,7 +76,9 @@ def versions_to_load(
             current = served.get(name)
             if name in defaults or (current and current.active and (name, current.active) in loaded):
                 return True
-        return used_bytes + weights_bytes[name, number] <= max_bytes
+        others = [key for key in loading if key != (name, number)]
+        coming_bytes = sum(weights_bytes[key] for key in others if key in weights_bytes)  # files may have been removed
+        return used_bytes + coming_bytes + weights_bytes[name, number] <= max_bytes
 
     names = sorted(desired, key=lambda name: (name not in defaults, name))
     residents = {name: desired[name].resident for name in names}

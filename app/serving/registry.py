@@ -288,13 +288,9 @@ class Registry:
         return desired_versions(self.watcher.snapshot, self.cache.failures())
 
     def _to_load(self, desired: dict[str, VersionSet]) -> list[VersionKey]:
+        cache, defaults, sizes = self.cache, set(self.defaults.values()), self.watcher.snapshot.weights_bytes
         return versions_to_load(
-            desired,
-            self.version_sets,
-            {(model.card.name, model.card.version): model.bytes for model in self.cache.models()},
-            set(self.defaults.values()),
-            self.cache.limit(),
-            {key: files.weights_bytes for key, files in self.watcher.snapshot.files.items()},
+            desired, self.version_sets, cache.sizes(), defaults, cache.limit(), sizes, cache.loading()
         )
 
     async def _load_missing(self) -> None:

@@ -75,6 +75,11 @@ class StoreSnapshot:
         """The names of the unloaded models."""
         return {name for name, current in self.rollouts.items() if current.unloaded}
 
+    @property
+    def weights_bytes(self) -> dict[VersionKey, int]:
+        """The size that the weights of each version with a readable card will have in memory, in bytes."""
+        return {key: files.weights_bytes for key, files in self.files.items()}
+
     @classmethod
     def scan(cls, folder: Path, previous: StoreSnapshot, failed: Mapping[VersionKey, LoadFailure]) -> StoreSnapshot:
         """Read the store. ``previous`` is the last snapshot, and ``failed`` are the versions that could not be loaded.

@@ -126,6 +126,25 @@ def test_with_a_memory_limit_only_default_models_and_fitting_versions_are_loaded
     assert to_load(DESIRED, max_bytes=max_bytes, loaded=in_memory) == expected
 
 
+@pytest.mark.parametrize(
+    ("max_bytes", "loading", "expected"),
+    [
+        (30, [("a", 1)], [("a", 2), ("c", 1), ("b", 2), ("a", 1)]),
+        (29, [("a", 1)], [("a", 1)]),  # its own bytes are counted once
+        (29, [("a", 1), ("a", 2)], []),
+        (20, [("gone", 1)], [("a", 2), ("c", 1), ("b", 2), ("a", 1)]),
+        (0, [("a", 1)], [("a", 2), ("c", 1), ("b", 2), ("a", 1)]),
+    ],
+)
+def test_other_versions_that_are_being_loaded_count_towards_the_memory_limit(
+    max_bytes: int, loading: list[VersionKey], expected: list[VersionKey]
+) -> None:
+    sizes = {(name, number): 10 for name, version_set in DESIRED.items() for number in version_set.numbers}
+    assert (
+        to_load(DESIRED, max_bytes=max_bytes, loaded={("b", 3): 10}, loading=loading, weights_bytes=sizes) == expected
+    )
+
+
 def test_with_a_memory_limit_a_new_active_version_replaces_one_in_memory() -> None:
     served = desired_versions(snapshot(a=([1], Rollout()), c=([1], Rollout())), [])
     assert to_load(DESIRED, max_bytes=20, served=served, loaded={("a", 1): 10, ("b", 3): 10}) == [("a", 2)]

@@ -98,6 +98,26 @@ async def test_versions_that_are_being_loaded_count_towards_the_memory_limit(
     await asyncio.gather(*registry.cache.load_tasks())
 
 
+@pytest.mark.parametrize(("free_bytes", "expected"), [(0, VersionState.LOADING), (-1, VersionState.UNLOADED)])
+async def test_an_evicted_version_is_loaded_again_only_if_it_fits_beside_versions_being_loaded(
+    start: Start, folder: Path, free_bytes: int, expected: VersionState
+) -> None:
+    """The store is scanned while the version that a request needs is being loaded."""
+    size, other_size = (store.weights_size(folder, store.read_card(folder / name / "1")) for name in (NAME, OTHER))
+    hold = threading.Event()
+    registry = start(hold=hold, model_bytes=BYTES * 3 + size + other_size + free_bytes)
+    await registry.load()
+    assert ids(registry) == RESIDENT
+    registry.cache.evict(registry.models()[1], "test")
+    with pytest.raises(ModelLoading):
+        registry.resolve(GENERATE_IMAGES, "tiny-gan@1")
+    await registry.watcher.refresh()
+    await asyncio.sleep(0)
+    assert registry.state(OTHER, 2) is expected
+    hold.set()
+    await asyncio.gather(*registry.cache.load_tasks())
+
+
 @pytest.mark.parametrize(("missing_bytes", "replaced"), [(0, 0), (1, 1), (BYTES, 1), (BYTES + 1, 2)])
 async def test_a_version_on_demand_replaces_others_only_if_memory_is_short(
     start: Start, folder: Path, missing_bytes: int, replaced: int
