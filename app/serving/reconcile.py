@@ -122,6 +122,7 @@ def versions_to_replace(
     surplus_bytes: int,
     is_resident: Callable[[VersionKey], bool],
     now: float,
+    loading: Collection[VersionKey] = (),
 ) -> list[LoadedModel]:
     """Return the versions to evict from memory, to make room for a version that a request asks for.
 
@@ -129,8 +130,12 @@ def versions_to_replace(
     further versions are chosen until the weights of the chosen versions have ``surplus_bytes`` bytes in total. The
     least recently used versions are chosen first. ``now`` is the current time on ``time.monotonic``'s clock.
 
+    ``loading`` are the versions being loaded, which cannot be evicted. If there are none, a version may exceed the
+    memory limit. So a version that needs more memory than the limit allows can be served, but only one at a time.
+
     Raises:
-        TooManyVersions: a chosen version is in use, or fewer than ``surplus`` versions can be evicted.
+        TooManyVersions: a chosen version is in use, fewer than ``surplus`` versions can be evicted, or other versions
+            are being loaded and fewer than ``surplus_bytes`` bytes can be freed.
     """
     models = sorted(others, key=lambda model: model.last_used_at)
     on_demand = [model for model in models if not is_resident((model.card.name, model.card.version))]
@@ -141,7 +146,8 @@ def versions_to_replace(
         if model not in replaced:
             replaced.append(model)
     in_use = [IN_USE_SECONDS - (now - model.last_used_at) for model in replaced]
-    if len(replaced) < surplus or any(seconds > 0 for seconds in in_use):
+    exceeds_limit = bool(loading) and sum(model.bytes for model in replaced) < surplus_bytes
+    if len(replaced) < surplus or exceeds_limit or any(seconds > 0 for seconds in in_use):
         raise TooManyVersions(
             "this version cannot be loaded now: all versions that it could replace are in use; retry later",
             math.ceil(max([1.0, *in_use])),

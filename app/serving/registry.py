@@ -123,12 +123,13 @@ class Registry:
             return
         keys = [*loading, *((model.card.name, model.card.version) for model in models), (name, number)]
         surplus = sum(key not in resident for key in keys) - self.settings.max_on_demand_versions
-        files, limit = self.watcher.snapshot.files, self.cache.limit()  # a loading version may not be in files
-        coming = sum(files[key].weights_bytes for key in (*loading, (name, number)) if key in files)
+        sizes, limit = self.watcher.snapshot.weights_bytes, self.cache.limit()
+        coming = sum(sizes.get(key, 0) for key in (*loading, (name, number)))  # a loading version may not be in sizes
         surplus_bytes = self.cache.bytes() + coming - limit if limit else 0
         others = [model for model in models if not self._is_default(model)]
         surplus = 0 if (name, number) in resident else surplus
-        for model in versions_to_replace(others, surplus, surplus_bytes, resident.__contains__, time.monotonic()):
+        replaced = versions_to_replace(others, surplus, surplus_bytes, resident.__contains__, time.monotonic(), loading)
+        for model in replaced:
             self.cache.evict(model, f"{name}@{number} replaces it")
 
     async def wait_for(self, task: Task[P], model: str | None, request_id: str, deadline: float) -> LoadedModel[P]:

@@ -240,6 +240,15 @@ def test_a_version_in_use_is_not_replaced(
     assert raised.value.headers()["retry-after"] == str(retry_after)
 
 
+def test_a_version_exceeds_the_memory_limit_only_if_no_other_version_is_being_loaded() -> None:
+    models, nothing_resident = [loaded("b", 1), loaded("b", 2)], frozenset[VersionKey]().__contains__
+    for surplus_bytes, loading in ((20, [("b", 3)]), (21, [])):
+        assert versions_to_replace(models, 0, surplus_bytes, nothing_resident, 1000.0, loading) == models
+    with pytest.raises(TooManyVersions) as raised:
+        versions_to_replace(models, 0, 21, nothing_resident, 1000.0, [("b", 3)])
+    assert raised.value.headers()["retry-after"] == "1"
+
+
 def test_a_default_model_of_another_task_is_rejected_and_a_missing_or_unloaded_one_is_reported() -> None:
     cards = {"a": card("a"), "b": card("b", task="forecast")}
     names: Any = {"sample": "a", "classify": "b", "forecast": "missing", "continue": "unloaded"}

@@ -98,6 +98,23 @@ async def test_versions_that_are_being_loaded_count_towards_the_memory_limit(
     await asyncio.gather(*registry.cache.load_tasks())
 
 
+@pytest.mark.parametrize(("model_bytes", "free"), [(1, None), (0, 0)])
+async def test_only_one_version_on_demand_is_loaded_above_the_memory_limit(
+    start: Start, monkeypatch: pytest.MonkeyPatch, model_bytes: int, free: int | None
+) -> None:
+    """The limit is ``model_bytes`` on the CPU, and follows from the free memory of a GPU."""
+    monkeypatch.setattr("app.serving.registry.free_bytes", lambda device: free)
+    hold = threading.Event()
+    registry = start(hold=hold, model_bytes=model_bytes)
+    await registry.load()
+    with pytest.raises(ModelLoading):
+        registry.resolve(GENERATE_IMAGES, "tiny-gan@1")
+    assert rejection(registry.resolve, GENERATE_IMAGES, "tiny-cgan@1")[:2] == (TooManyVersions, IN_USE)
+    hold.set()
+    await asyncio.gather(*registry.cache.load_tasks())
+    assert ids(registry) == ["tiny-gan@1", "tiny-gan@3"]
+
+
 @pytest.mark.parametrize(("free_bytes", "expected"), [(0, VersionState.LOADING), (-1, VersionState.UNLOADED)])
 async def test_an_evicted_version_is_loaded_again_only_if_it_fits_beside_versions_being_loaded(
     start: Start, folder: Path, free_bytes: int, expected: VersionState
