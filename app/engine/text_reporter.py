@@ -63,7 +63,8 @@ class TextReporter(Generic[Text]):
             self.flush()
 
     def flush(self) -> None:
-        """Report the finished texts collected so far."""
+        """Report the finished texts collected so far, and release texts that ended without a character."""
+        self._without_token = [sequence for sequence in self._without_token if not sequence.future.done()]
         texts, self._finished = self._finished, []
         if texts:
             self._observer.on_completed(texts)

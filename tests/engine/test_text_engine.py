@@ -7,6 +7,7 @@ import gc
 import random
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,6 +258,32 @@ async def test_cancelling_a_text_at_its_last_step_does_not_affect_the_others(exe
     assert [text.done for answer in answers[1:] for text in answer] == [5, 1]
     assert engine.row_counts == (0, 0)
     assert [text.done for text in await engine.submit([CountingText(2)])] == [2]
+
+
+@pytest.mark.parametrize("inline_seconds", [0.0, 1.0])
+async def test_an_idle_engine_keeps_no_texts_that_were_cancelled_before_their_first_character(
+    inline_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = Executor("test", inline_seconds=inline_seconds)
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def cancel() -> None:
+        """Cancel the requests between two rounds."""
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    monkeypatch.setattr(executor, "yield_to_requests", cancel)
+    engine: Any = TextEngine("m", lambda texts: None, lambda texts: 0.01, executor, RecordingObserver(), 4, 8, 0)
+    texts = [CountingText(1) for _ in range(3)]
+    references = [weakref.ref(text) for text in texts]
+    tasks += await start_tasks(engine.submit(texts[:1]), engine.submit(texts[1:]))
+    texts.clear()
+    await engine.close(10)
+    executor._pool.shutdown()  # the thread may keep the texts of the last round for a moment
+    assert engine.row_counts == (0, 0)
+    tasks.clear()
+    assert [reference() for reference in references] == [None] * 3
 
 
 @pytest.mark.parametrize("failing", [False, True])

@@ -119,3 +119,12 @@ def test_a_finished_text_is_not_kept_until_it_is_reported(loop: asyncio.Abstract
     assert text() is None
     reporter.flush()
     assert len(observer.completed_batches) == 1
+
+
+def test_a_flush_releases_only_ended_texts_without_a_character(loop: asyncio.AbstractEventLoop) -> None:
+    reporter: TextReporter[Any] = TextReporter(RecordingObserver())
+    running, cancelled = made = sequences(loop, 0, 0)
+    reporter.started(made)
+    cancelled.future.cancel()
+    reporter.flush()
+    assert reporter._without_token == [running]
