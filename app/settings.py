@@ -200,7 +200,10 @@ class Settings(BaseSettings):
         "that wait for parsing have further queues.",
     )
     max_running_texts: int = Field(  # at most 1,024, because a network computes all batch sizes when it is loaded
-        128, ge=1, le=1024, description="largest number of texts that one worker generates at the same time"
+        128,
+        ge=1,
+        le=1024,
+        description="largest number of texts of one version that one worker generates at the same time",
     )
     inline_seconds: float = Field(
         0.004,
