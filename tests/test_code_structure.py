@@ -147,7 +147,15 @@ def test_networks_import_only_torch_app_and_the_standard_library() -> None:
                 "functools",
                 "itertools",
                 "abc",
-                *("json", "math", "numpy", "onnxruntime", "operator", "re"),  # packages that imported networks need
+                *(
+                    "ast",
+                    "json",
+                    "math",
+                    "numpy",
+                    "onnxruntime",
+                    "operator",
+                    "re",
+                ),  # packages that imported networks need
                 "typing",
                 "torch",
                 "app",

@@ -21,6 +21,7 @@ from app.importing.onnx_archive import is_onnx_archive, read_onnx_archive
 from app.importing.onnx_file import fix_image_sizes, read_onnx_file, read_signature
 from app.importing.pt2_archive import read_pt2
 from app.importing.pt2_graph import BadProgram, InputSpec
+from app.importing.pt2_guards import depend_on_rows
 from app.networks.imported import ImportedSizes
 from app.networks.imported.exported_program import GRAPH, graph_tensor
 from app.store import UNKNOWN_CHARACTER, Card, TaskName
@@ -110,7 +111,13 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
     batch = _batch_symbol(program.inputs)
     if batch and program.ranges.get(batch, (0, None))[0] > DEFAULT_MINIMUM:  # the program rejects a batch of one row
         batch = None
-    fit = partial(MemoryLimit(tensors, program.inputs).fit, _shapes(program.inputs), program.ranges)
+    if batch and depend_on_rows(program.guards, program.inputs, program.ranges, batch):
+        batch = None
+    limit = MemoryLimit(tensors, program.inputs)
+
+    def fit(batch: str | None) -> ImportedSizes:
+        return replace(limit.fit(_shapes(program.inputs), program.ranges, batch), guards=program.guards)
+
     versions = {"torch": torch.__version__, "exported by torch": program.torch_version}
     return Draft.start(
         "exported-program", program.inputs, fit(batch), versions, tensors, program.output_shapes, partial(fit, None)

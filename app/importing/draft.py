@@ -23,6 +23,7 @@ from app.importing.memory import MAX_RUN_BYTES
 from app.importing.onnx_file import TYPES
 from app.importing.pt2_graph import CHANGES_WEIGHTS, BadProgram, InputSpec
 from app.networks.imported import TEST_SIZE, ImportedNetwork, ImportedSizes
+from app.networks.imported.guards import broken_guard
 from app.networks.imported.onnx_format import read_onnx
 from app.networks.imported.onnx_network import MODEL
 from app.store import TaskName, TensorSpec, Version
@@ -85,7 +86,12 @@ class Draft:
         dtypes = {spec["name"]: spec["dtype"] for spec in self.card["inputs"]}
 
         def run(rows: int, size: int, seed: int, sizes: ImportedSizes = sizes) -> tuple[NamedArrays, NamedArrays]:
-            return _run_on_random(network, sizes.dummy_shapes(rows, size), dtypes, seed)
+            shapes = sizes.dummy_shapes(rows, size)
+            if guard := broken_guard(sizes.guards, shapes):
+                raise BadProgram(
+                    f"the shapes {_shape_texts(shapes)} do not fulfil the condition {guard} of the program"
+                )
+            return _run_on_random(network, shapes, dtypes, seed)
 
         rows = 2 if sizes.batched and sizes.max_rows > 1 else 1
         before = network.weight_versions()
@@ -244,7 +250,7 @@ def _run_on_random(
 
     Raises BadProgram if the network fails, or if the inputs need more than ``MAX_RUN_BYTES``.
     """
-    texts = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    texts = _shape_texts(shapes)
     if sum(math.prod(shape) * _numpy_type(dtypes[name]).itemsize for name, shape in shapes.items()) > MAX_RUN_BYTES:
         raise BadProgram(f"inputs of the shapes {texts} need too much memory; the maximum is {MAX_RUN_BYTES:,} bytes")
     arrays = _random_arrays(shapes, dtypes, seed)
@@ -252,6 +258,10 @@ def _run_on_random(
         return arrays, network.run({name: array.copy() for name, array in arrays.items()})  # it may change them
     except Exception as error:
         raise BadProgram(f"the network fails on inputs of the shapes {texts}: {str(error)[:300]}") from error
+
+
+def _shape_texts(shapes: Mapping[str, Sequence[int]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
 
 
 def _numpy_type(dtype: str) -> np.dtype:

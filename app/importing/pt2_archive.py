@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from app.importing.pt2_graph import DTYPES, BadProgram, GraphReader, InputSpec
+from app.importing.pt2_guards import read_guards
 from app.networks.imported.exported_program import MAX_GRAPH_BYTES
 from app.store.archive import check_directory, check_offset
 
@@ -49,7 +50,8 @@ class Program:
     """The content of a ``.pt2`` file: its graph in the format of ``ExportedProgram``, its weights, and its inputs.
 
     ``output_shapes`` maps each output to its declared shape, in which None stands for a size that varies. ``ranges``
-    maps each varying size to its smallest and largest value. A largest value of None means no limit.
+    maps each varying size to its smallest and largest value. A largest value of None means no limit. ``guards`` are
+    conditions on the sizes, see ``app.networks.imported.guards``.
     """
 
     graph: dict[str, Any]
@@ -57,6 +59,7 @@ class Program:
     inputs: list[InputSpec]
     output_shapes: dict[str, list[int | None]]
     ranges: dict[str, tuple[int, int | None]]
+    guards: list[str]
     torch_version: str
 
 
@@ -149,7 +152,9 @@ def _program(
     ranges = {
         name: (limits["min_val"] or 0, limits["max_val"]) for name, limits in content["range_constraints"].items()
     }
-    return Program(graph, tensors, reader.inputs, reader.output_shapes, ranges, str(content.get("torch_version", "")))
+    guards = read_guards(content.get("guards_code", []), reader.inputs)
+    torch_version = str(content.get("torch_version", ""))
+    return Program(graph, tensors, reader.inputs, reader.output_shapes, ranges, guards, torch_version)
 
 
 def _tensors(

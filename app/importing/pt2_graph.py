@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from app.networks.imported.operators import ASSERT
 from app.store import StoreError
 
 DTYPES = {  # values of ``ScalarType`` in torch's schema
@@ -18,8 +19,8 @@ DTYPES = {  # values of ``ScalarType`` in torch's schema
 FORMULA = re.compile(r"(?:Mul\(Integer\((\d{1,9})\), )?(?:Symbol\(')?(\w{1,40})(?:'(?:, \w+=True)*\))?\)?")
 TERM = re.compile(r"Symbol\('(\w{1,40})'(?:, \w+=True)*\)|Integer\((-?\d{1,9})\)")
 KEYWORD = 2  # value of ``ArgumentKind.KEYWORD`` in torch's schema
-# The graph omits these operators, because the service checks the inputs.
-CHECKS = ("aten._assert_", "aten._functional_assert_", "aten.sym_constrain_range")
+# The graph omits these operators, because the service checks the types and ranges of the inputs.
+CHECKS = ("aten._assert_tensor_metadata", "aten._assert_async", "aten._functional_assert_", "aten.sym_constrain_range")
 PLAIN = ("as_int", "as_bool", "as_string", "as_ints", "as_bools", "as_strings", "as_int_lists")
 DICTIONARIES = ("builtins.dict", "collections.OrderedDict")
 MEMORY_FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
@@ -152,13 +153,15 @@ class GraphReader:
             scope[name] = inner[result]
 
     def _remove_unused(self) -> None:
-        """Remove unused weights, and nodes with unused results. Some of these nodes compute sizes for ``CHECKS``."""
+        """Remove unused weights, and nodes with unused results. Some of these nodes compute sizes for ``CHECKS``.
+
+        In-place operators such as ``add_`` and conditions on sizes are kept.
+        """
         used = {value for _, value in self.outputs}
         nodes = []
         for node in reversed(self.nodes):
-            if node["op"].rpartition(".")[0].endswith("_") or used.intersection(
-                _values(node["outputs"])
-            ):  # keep in-place operators such as ``add_``
+            kept = node["op"].rpartition(".")[0].endswith("_") or node["op"] == ASSERT
+            if kept or used.intersection(_values(node["outputs"])):
                 nodes.append(node)
                 used.update(_values([node["args"], *node["kwargs"].values()]))
         self.nodes = nodes[::-1]

@@ -123,13 +123,13 @@ def test_only_known_operators_are_called(target: str, cnn: bytes, tmp_path: Path
 def test_texts_of_the_graph_are_not_evaluated(cnn: bytes, tmp_path: Path) -> None:
     code = f"__import__('os').mkdir({str(tmp_path / 'executed')!r})"
 
-    def insert(program: Any, into_inputs: bool = False) -> None:
+    def insert(program: Any, into_inputs: bool = False, guards: tuple[str, ...] = ()) -> None:
         graph = program["graph_module"]["graph"]
         for name, meta in graph["tensor_values"].items():
             for size in meta["sizes"]:
                 if "as_expr" in size and (into_inputs or name != "image"):
                     size["as_expr"]["expr_str"] = code
-        program["guards_code"] = [code]
+        program["guards_code"] = list(guards)
         for node in graph["nodes"]:
             node["metadata"] = {"stack_trace": code, "source_fn_stack": code}
 
@@ -137,6 +137,8 @@ def test_texts_of_the_graph_are_not_evaluated(cnn: bytes, tmp_path: Path) -> Non
     assert add(tmp_path / "store", pack(tmp_path / "net.pt2", files), Description("net"), MAX_BYTES).sizes["batched"]
     files = edited(cnn, GRAPH_FILE, partial(insert, into_inputs=True))
     assert f"input 'image' has the size {code[:200]} in dimension 0" in rejected(tmp_path, files)
+    files = edited(cnn, GRAPH_FILE, partial(insert, guards=(code,)))
+    assert f"condition {code[:200]!r} cannot be read" in rejected(tmp_path, files)
     assert not (tmp_path / "executed").exists()
 
 

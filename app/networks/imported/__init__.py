@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, product
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 
+from app.networks.imported.guards import MAX_CHARACTERS, broken_guard, read_guard
+
 TEST_SIZE = 16  # size of the variable dimensions in test runs, unless the network needs another size
+TRIED_SIZES = 4096  # combinations of sizes that are tried to find one that fulfils the guards
 Arrays = Mapping[str, np.ndarray]  # tensors by name; a tensor of texts is an array with dtype object
 
 
@@ -25,6 +29,7 @@ class ImportedSizes:
         max_rows: largest number of rows in one run. For an exported program, a run of this size fits into memory.
         test_size: a size of the variable dimensions with which the network runs, for test runs and measurements.
         options: settings that tell the task how to use the network, such as the names of its tensors.
+        guards: conditions on the sizes of an exported program, such as ``image.shape[2] % 2 == 0``.
     """
 
     inputs: dict[str, list[int | str]]
@@ -33,6 +38,7 @@ class ImportedSizes:
     max_rows: int
     test_size: int = TEST_SIZE
     options: dict[str, Any] = field(default_factory=dict)
+    guards: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rules = [rule for shape in self.inputs.values() for rule in shape]
@@ -45,14 +51,46 @@ class ImportedSizes:
             raise TypeError("test_size should be a number from 1 on")
         if any(len(pair) != 2 for pair in self.ranges.values()):
             raise TypeError("ranges should hold pairs of numbers")
+        self._check_guards()
+
+    def _check_guards(self) -> None:
+        """Raise TypeError if a guard is invalid, or reads a size that no input has."""
+        if sum(map(len, self.guards)) > MAX_CHARACTERS:
+            raise TypeError(f"guards should have at most {MAX_CHARACTERS:,} characters together")
+        for guard in self.guards:
+            try:
+                sizes = read_guard(guard).sizes
+            except ValueError as error:
+                raise TypeError(str(error)) from error
+            if not sizes:
+                raise TypeError(f"guard {guard[:200]!r} should read the size of an input")
+            for name, axis in sizes:
+                if not 0 <= axis < len(self.inputs.get(name, ())):
+                    raise TypeError(f"guard {guard[:200]!r} reads dimension {axis} of {name!r}, which does not exist")
 
     def dummy_shapes(self, rows: int, size: int = 0) -> dict[str, list[int]]:
         """Return a shape for each input.
 
-        Variable sizes are ``size``, or the nearest value in their range. If ``size`` is 0, ``test_size`` is used.
+        Variable sizes are ``size``, or the nearest value in their range. If ``size`` is 0, ``test_size`` is used. If
+        these sizes break a guard, sizes near them are tried, first larger ones.
         """
         size = size or self.test_size
-        sizes = {symbol: min(max(size, low), high) for symbol, (low, high) in self.ranges.items()}
+        shapes = self._shapes(rows, size, {})
+        if not broken_guard(self.guards, shapes):
+            return shapes
+        count = int(TRIED_SIZES ** (1 / max(len(self.ranges), 1)) / 2)
+        steps = [*range(count), *range(-1, -count, -1)]
+        for combination in islice(product(steps, repeat=len(self.ranges)), TRIED_SIZES):
+            other = self._shapes(rows, size, dict(zip(self.ranges, combination, strict=True)))
+            if not broken_guard(self.guards, other):
+                return other
+        return shapes
+
+    def _shapes(self, rows: int, size: int, steps: Mapping[str, int]) -> dict[str, list[int]]:
+        """Return a shape for each input. ``steps`` has the difference of a variable size from ``size``."""
+        sizes = {
+            symbol: min(max(size + steps.get(symbol, 0), low), high) for symbol, (low, high) in self.ranges.items()
+        }
         shapes = {}
         for name, rules in self.inputs.items():
             shape = []
@@ -85,6 +123,8 @@ class ImportedSizes:
                 if not low <= number <= high:
                     allowed = f"{low * int(factor or 1):,} to {high * int(factor or 1):,}"
                     return name, f"{allowed} in dimension {axis}"
+        if guard := broken_guard(self.guards, shapes):
+            return min(read_guard(guard).sizes)[0], guard
         return None
 
 

@@ -60,6 +60,8 @@ SYMBOLIC = ("sym_numel", "sym_size", "sym_stride", "sym_storage_offset")
 ATEN = frozenset((*" ".join((POINTWISE, REDUCTIONS, SHAPES, CREATION, LAYERS)).split(), *SYMBOLIC))
 INTEGER_LIMIT = 2**63  # a larger integer is not a valid size, and its powers would take all memory
 
+ASSERT = "aten._assert_scalar.default"  # a condition on sizes, without a result
+
 Operator = Callable[..., Any]
 
 
@@ -153,7 +155,17 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
+def _assert_scalar(condition: Any, message: str) -> tuple[()]:
+    """Raise ValueError if a condition on sizes is false."""
+    if isinstance(condition, Tensor):
+        raise ValueError("an operator for sizes got a tensor")
+    if not condition:
+        raise ValueError(f"the program does not allow these sizes: {message}")
+    return ()
+
+
 REPLACED: dict[str, Operator] = {
+    ASSERT: _assert_scalar,
     "aten.conv2d.default": _conv2d,
     "aten.max_pool2d.default": _max_pool2d,
     "aten.one_hot.default": _one_hot,

@@ -12,6 +12,7 @@ import torch
 
 from app.errors import BadValue, is_out_of_memory
 from app.networks.imported import Arrays, ImportedNetwork, ImportedSizes
+from app.networks.imported.guards import broken_guard
 from app.store import CARD, StoreError, TensorSpec, Version
 from app.tasks.latency_model import LatencyModel
 
@@ -103,6 +104,8 @@ class TensorPredictor:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _run(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        if guard := broken_guard(self.sizes.guards, {name: array.shape for name, array in arrays.items()}):
+            raise BadValue(f"{self.card.name} cannot read this input: expected sizes with {guard}", "inputs")
         try:
             return self.network.run(arrays)
         except INPUT_ERRORS as error:

@@ -29,12 +29,14 @@ class SmallCNN(nn.Module):
         return self.fc(torch.flatten(self.pool(torch.relu(self.conv(image))), 1))
 
 
-def export(module: nn.Module, *inputs: Tensor, sizes: Mapping[str, dict[int, Any]] | None = None) -> bytes:
+def export(
+    module: nn.Module, *inputs: Tensor, sizes: Mapping[str, dict[int, Any]] | None = None, **options: Any
+) -> bytes:
     """Return the ``.pt2`` file of a module. ``sizes`` names the variable dimensions of each input."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own code causes warnings
         file = io.BytesIO()
-        torch.export.save(torch.export.export(module.eval(), inputs, dynamic_shapes=sizes), file)
+        torch.export.save(torch.export.export(module.eval(), inputs, dynamic_shapes=sizes, **options), file)
     return file.getvalue()
 
 
