@@ -58,6 +58,19 @@ def test_an_imported_operator_gives_the_result_of_torch(
         np.testing.assert_allclose(output, network(x).numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("name", ["div", "div_", "divide", "divide_"])
+def test_an_overflow_of_a_division_is_an_error(name: str, dtype: torch.dtype) -> None:
+    """The operator of torch itself ends the process."""
+    low = torch.iinfo(dtype).min
+    for overload, divisor in (("Tensor_mode", torch.tensor([-1, 2], dtype=dtype)), ("Scalar_mode", -1)):
+        divide = find_operator(f"aten.{name}.{overload}")
+        with pytest.raises(ValueError, match=f"the smallest {str(dtype).removeprefix('torch.')} was divided by -1"):
+            divide(torch.tensor([low, 7], dtype=dtype), divisor, rounding_mode="trunc")
+        halves = divide(torch.tensor([low + 1, 7], dtype=dtype), divisor, rounding_mode="trunc")
+        assert halves.tolist() == [-low - 1, 3 if overload == "Tensor_mode" else -7]
+
+
 def test_a_weight_norm_does_not_read_beyond_its_gains() -> None:
     """The operator of torch itself reads beyond the end of ``g``, and crashes the process."""
     compute = find_operator("aten._weight_norm.default")

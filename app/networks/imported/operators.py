@@ -155,6 +155,20 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
+def _safe_division(name: str, overload: str) -> Operator:
+    """Return a division that checks for an overflow of integers, which would end the process."""
+    function = getattr(getattr(torch.ops.aten, name), overload)._op
+
+    def divide(x: Tensor, y: Any, *, rounding_mode: str | None = None) -> Any:
+        kind = torch.result_type(x, y)
+        checked = rounding_mode == "trunc" and kind in (torch.int32, torch.int64) and not x.is_meta
+        if checked and ((x == torch.iinfo(kind).min) & (y == -1)).any():
+            raise ValueError(f"the smallest {str(kind).removeprefix('torch.')} was divided by -1")
+        return function(x, y, rounding_mode=rounding_mode)
+
+    return divide
+
+
 def _assert_scalar(condition: Any, message: str) -> tuple[()]:
     """Raise ValueError if a condition on sizes is false."""
     if isinstance(condition, Tensor):
@@ -172,6 +186,11 @@ REPLACED: dict[str, Operator] = {
     "aten._weight_norm.default": _weight_norm,
     "aten.native_group_norm.default": _native_group_norm,
     "aten._native_batch_norm_legit_no_training.default": _native_batch_norm,
+    **{
+        f"aten.{name}.{overload}": _safe_division(name, overload)
+        for name in ("div", "div_", "divide", "divide_")
+        for overload in ("Tensor_mode", "Scalar_mode")
+    },
     "aten.empty.memory_format": torch.zeros,  # never uninitialised memory
     "aten.empty_like.default": torch.zeros_like,
 }
