@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -486,6 +486,39 @@ def test_rows_may_not_affect_each_other(files: Path, tmp_path: Path, capsys: pyt
     (files / "centring.pt2").write_bytes(export(Centring(), torch.zeros(2, 12), sizes={"series": {0: BATCH}}))
     assert add(files, tmp_path / "store", "centring", *OPTIONS["points"]) == 1
     assert "first dimension that is 1, or that counts rows which do not affect each other" in capsys.readouterr().err
+
+
+class Repeats(nn.Module):
+    """A causal network that repeats the last character. It predicts another character for other lengths."""
+
+    def __init__(self, allows: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.allows = allows
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits = nn.functional.one_hot(tokens, len(VOCABULARY)).float() * 50
+        return logits if self.allows(tokens.shape[1]) else logits.roll(1, dims=2)
+
+
+@pytest.mark.parametrize(
+    ("allows", "size"),
+    [
+        (lambda length: length > 3, torch.export.Dim("length", min=4, max=16)),
+        (lambda length: length % 4 == 0, torch.export.Dim.AUTO),
+    ],
+    ids=["minimum", "multiple"],
+)
+def test_a_short_text_is_padded_to_a_length_that_the_network_takes(
+    allows: Callable[[int], bool], size: Any, files: Path, tmp_path: Path
+) -> None:
+    content = export(Repeats(allows), torch.zeros(2, 8, dtype=torch.int64), sizes={"tokens": {0: BATCH, 1: size}})
+    (files / "repeats.pt2").write_bytes(content)
+    assert add(files, tmp_path / "store", "repeats", *OPTIONS["transformer"][:4], "--context", "16") == 0
+    generator = ImportedTextGenerator(read_version(tmp_path / "store", "repeats", 1), torch.device("cpu"))
+    for count in (1, 5):
+        window = torch.tensor([[count, *[3] * count, *[0] * (16 - count)]])
+        assert generator.steps.logits(window)[0, :-1].argmax() == 3
+    assert add(files, tmp_path / "store", "repeats", *OPTIONS["transformer"][:4], "--context", "3") == 1
 
 
 class Bidirectional(nn.Module):

@@ -217,13 +217,25 @@ class WindowNetwork(_CharacterNetwork):
         if longest > MAX_DEFAULT_CONTEXT and not tensors.options.get("context"):
             raise tensors.mismatch(self.input.name, "has no fixed length; option context sets the length")
         self.context = int(tensors.options.get("context") or longest)
-        if self.context < 1 or self.context > longest or (self.fixed and self.context != longest):
+        self.lengths: dict[int, int] = {}  # results of ``_length``
+        if self.context < 1 or self.context > longest or not self._takes(self.context):
             raise tensors.mismatch(self.input.name, f"does not take a context of {self.context} characters")
         self._check_causal()
 
+    def _takes(self, length: int) -> bool:
+        return self.tensors.sizes.problem({self.input.name: (1, length)}) is None
+
+    def _length(self, characters: int) -> int:
+        """Return the smallest length of a window that the network takes and that has room for the characters."""
+        if self.fixed:
+            return self.context
+        if characters not in self.lengths:
+            self.lengths[characters] = next(filter(self._takes, range(characters, self.context + 1)))
+        return self.lengths[characters]
+
     def _check_causal(self) -> None:
         """Raise StoreError if the logits at a position depend on a later character."""
-        tokens = np.zeros((1, min(self.context, 16) if not self.fixed else self.context), self.input.dtype)
+        tokens = np.zeros((1, self._length(min(self.context, 16))), self.input.dtype)
         changed = tokens.copy()
         changed[0, -1] = min(1, self.values - 1)
         first, second = (self._run(each) for each in (tokens, changed))
@@ -254,7 +266,7 @@ class WindowNetwork(_CharacterNetwork):
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [N, V + 1] after the last character of each window, given the states from ``read``."""
         counts, window = hidden[:, 0].long(), hidden[:, 1:].long()
-        length = self.context if self.fixed else max(1, int(counts.max()))
+        length = self._length(max(1, int(counts.max())))
         logits = self._run(self._indices(window[:, :length], self.input.dtype))
         last = np.maximum(counts.numpy() - 1, 0)
         return self._with_unknown(logits[np.arange(len(last)), last])
