@@ -19,7 +19,7 @@ from app.importing.draft import Draft
 from app.importing.memory import LARGEST_SIZE, MAX_ROWS, MemoryLimit
 from app.importing.onnx_archive import is_onnx_archive, read_onnx_archive
 from app.importing.onnx_file import fix_image_sizes, read_onnx_file, read_signature
-from app.importing.pt2_archive import read_pt2
+from app.importing.pt2_archive import DEFAULT_MINIMUM, read_pt2
 from app.importing.pt2_graph import BadProgram, InputSpec
 from app.importing.pt2_guards import depend_on_rows
 from app.networks.imported import ImportedSizes
@@ -29,7 +29,6 @@ from app.store.rollout import name_problem
 from app.tasks import speed
 
 LARGEST_TEST_SIZE = 4096
-DEFAULT_MINIMUM = 2  # torch states this minimum for Dim.AUTO and Dim.DYNAMIC, but still allows a size of 1
 SIZE_OPTIONS = {"classify": "size", "forecast": "context"}  # by task: the option with the size of the inputs
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")  # allowed for inputs
 

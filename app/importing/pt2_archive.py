@@ -42,6 +42,7 @@ CONFIGS = {
 RAW_FILE = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
 IGNORED = re.compile(r"archive_version|byteorder|\.data/\w+|extra/.*|" + re.escape(SAMPLE_INPUTS))
 WEIGHT_DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+DEFAULT_MINIMUM = 2  # torch states this minimum for a size without a stated minimum, but still allows a size of 1
 STRIDED = 7  # value of ``Layout.Strided`` in torch's schema
 
 
@@ -149,12 +150,19 @@ def _program(
     tensors, weights = _tensors(archive, entries, payloads, reader.weights, max_bytes)
     graph: dict[str, Any] = {"inputs": [spec.name for spec in reader.inputs], "weights": weights}
     graph |= {"nodes": reader.nodes, "outputs": reader.outputs}
-    ranges = {
-        name: (limits["min_val"] or 0, limits["max_val"]) for name, limits in content["range_constraints"].items()
-    }
+    ranges = {name: _range(limits) for name, limits in content["range_constraints"].items()}
     guards = read_guards(content.get("guards_code", []), reader.inputs)
     torch_version = str(content.get("torch_version", ""))
     return Program(graph, tensors, reader.inputs, reader.output_shapes, ranges, guards, torch_version)
+
+
+def _range(limits: Mapping[str, Any]) -> tuple[int, int | None]:
+    """Return the smallest and largest value of a size. None stands for no limit.
+
+    ``Dim.AUTO`` and ``Dim.DYNAMIC`` have the range from ``DEFAULT_MINIMUM`` without a maximum.
+    """
+    low, high = limits["min_val"] or 0, limits["max_val"]
+    return (1, None) if low == DEFAULT_MINIMUM and high is None else (low, high)
 
 
 def _tensors(
