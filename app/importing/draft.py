@@ -32,6 +32,7 @@ from app.tasks import TASKS, speed
 TOLERANCE = 1e-4  # relative to the largest output: allowed difference of a row's output alone and in a batch
 LOW_PRECISION_TOLERANCE = 2e-2  # the same if a weight or an output is in float16 or bfloat16
 TEST_SIZES = (TEST_SIZE, 32, 64, 128, 256)  # tried in turn; a network may need images of at least 32 pixels
+WIDE = 100  # largest integer in a second test of the rows, which a network may reject, for example as an index
 MIDDLE_ROWS = 8  # a batch of this many rows is timed too, besides one row and a full batch
 
 NamedArrays = dict[str, np.ndarray]  # tensors by name
@@ -106,7 +107,8 @@ class Draft:
             raise BadProgram("two runs on the same input differ: the network draws random numbers; make them an input")
         low = self._has_low_precision() or any(output.dtype == np.float16 for output in outputs.values())
         tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE
-        if sizes.batched and not _computes_rows(network.run, inputs, outputs, rows, tolerance):
+        wide = partial(_random_arrays, sizes.dummy_shapes(rows, size), dtypes, 0, WIDE)
+        if sizes.batched and not _are_independent(network, inputs, outputs, wide, rows, tolerance):
             self.card["sizes"] |= {"batched": False, "max_rows": 1, "ranges": self.unbatched().ranges}
         if self.card["kind"] == "onnx":
             self._limit_rows(lambda rows: run(rows, size, 0))
@@ -268,19 +270,44 @@ def _numpy_type(dtype: str) -> np.dtype:
     return np.dtype(object if dtype == "string" else dtype)
 
 
-def _random_arrays(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed: int) -> NamedArrays:
-    """Return random inputs. Floats are normally distributed. Other values are 0 or 1, to serve as indices or texts."""
+def _random_arrays(
+    shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed: int, largest: int = 1
+) -> NamedArrays:
+    """Return random inputs. Floats are normally distributed.
+
+    Other values are 0 to ``largest``. By default, they are 0 or 1, to serve as indices or texts.
+    """
     generator = np.random.default_rng(seed)
     return {
         name: generator.standard_normal(shape, np.float32).astype(dtypes[name], copy=False)
         if dtypes[name].startswith("float")
-        else generator.integers(0, 2, shape, np.uint8).astype(_numpy_type(dtypes[name]), copy=False)
+        else generator.integers(0, largest + 1, shape, np.uint8).astype(_numpy_type(dtypes[name]), copy=False)
         for name, shape in shapes.items()
     }
 
 
 def _same(output: np.ndarray, other: np.ndarray) -> bool:
     return output.shape == other.shape and np.array_equal(output, other, equal_nan=output.dtype.kind in "fc")
+
+
+def _are_independent(
+    network: ImportedNetwork,
+    inputs: NamedArrays,
+    outputs: NamedArrays,
+    wide: Callable[[], NamedArrays],
+    rows: int,
+    tolerance: float,
+) -> bool:
+    """Return whether each row of a batch has the output of a run on this row alone.
+
+    Besides ``inputs``, this is tested with equal rows, and with the inputs ``wide()``. If the network fails on these
+    other inputs, they are not tested.
+    """
+    tests = [(inputs, outputs)]
+    for other in ({name: np.repeat(array[:1], rows, axis=0) for name, array in inputs.items()}, wide()):
+        with suppress(Exception):  # torch raises exceptions of many classes
+            tests.append((other, network.run({name: array.copy() for name, array in other.items()})))
+    return all(_computes_rows(network.run, *test, rows, tolerance) for test in tests)
 
 
 def _computes_rows(

@@ -283,6 +283,33 @@ def test_the_card_tells_which_output_sizes_depend_on_values(
     assert add_model(tmp_path, model, task=task).outputs[0].shape == [1, width]
 
 
+def unique() -> ModelProto:
+    """Return a model that removes repeated rows."""
+    node = helper.make_node("Unique", ["x"], ["y"], axis=0, sorted=0)
+    return onnx_model([node], {"x": ["n", 1]}, {"y": ["k", 1]})
+
+
+def relative() -> ModelProto:
+    """Return a model that divides integers by their maximum, which is 1 for rows of 0 and 1."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["x"], ["float_x"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["most"], ["float_most"], to=TensorProto.FLOAT),
+        helper.make_node("Max", ["float_most", "one"], ["divisor"]),
+        helper.make_node("Div", ["float_x", "divisor"], ["y"]),
+    ]
+    model = onnx_model(nodes, {"x": ["n", 1]}, {"y": ["n", 1]}, {"one": np.ones(1, np.float32)})
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    return model
+
+
+@pytest.mark.parametrize("make", [unique, relative])
+def test_rows_that_depend_on_each_other_only_for_some_values_are_not_batched(
+    make: Callable[[], ModelProto], tmp_path: Path
+) -> None:
+    assert add_model(tmp_path, make()).sizes["batched"] is False
+
+
 def test_the_largest_batch_fits_into_memory() -> None:
     def run(rows: int) -> None:
         tried.append(rows)
