@@ -131,6 +131,8 @@ def _read_onnx(tensors: dict[str, Tensor], description: Description) -> list[Dra
     The memory of the runs is not checked, because onnxruntime limits it.
     """
     inputs, output_shapes = read_signature(tensors)
+    if not inputs:
+        raise BadProgram("the model should have at least one tensor as input")
     if description.task == "classify":
         inputs = fix_image_sizes(inputs, description.options.get("input"), description.size)
     start = partial(_onnx_draft, tensors, output_shapes)

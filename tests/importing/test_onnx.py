@@ -623,9 +623,15 @@ def random_model(_: Path) -> ModelProto:
     return onnx_model(nodes, {"x": ["n", 1]}, {"y": ["n", 1]})
 
 
+def without_inputs(_: Path) -> ModelProto:
+    constant = helper.make_node("Constant", [], ["y"], value_float=1.0)
+    return onnx_model([constant], {}, {"y": []})
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (without_inputs, "the model should have at least one tensor as input"),
         (loop, "operator 'Loop' is not allowed: it may run forever"),
         (custom, "operator 'MatMul' of the domain 'custom.native' is not allowed: it is a custom operator"),
         (reading_default, "external data is in '../secret', which is not below the folder"),
