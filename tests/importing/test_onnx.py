@@ -623,6 +623,12 @@ def random_model(_: Path) -> ModelProto:
     return onnx_model(nodes, {"x": ["n", 1]}, {"y": ["n", 1]})
 
 
+def renumbered(ir: int, opset: int) -> ModelProto:
+    model, _ = linear_model()
+    model.ir_version, model.opset_import[0].version = ir, opset
+    return model
+
+
 def without_inputs(_: Path) -> ModelProto:
     constant = helper.make_node("Constant", [], ["y"], value_float=1.0)
     return onnx_model([constant], {}, {"y": []})
@@ -631,6 +637,8 @@ def without_inputs(_: Path) -> ModelProto:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda _: renumbered(99, 17), "cannot read the model: Unsupported model IR version: 99, max supported"),
+        (lambda _: renumbered(8, 99), "Current official support for domain ai.onnx is till opset"),
         (without_inputs, "the model should have at least one tensor as input"),
         (loop, "operator 'Loop' is not allowed: it may run forever"),
         (custom, "operator 'MatMul' of the domain 'custom.native' is not allowed: it is a custom operator"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Self
@@ -21,6 +22,8 @@ EXTEND_AS_NEEDED = 1  # value of arena_extend_strategy; 0 would round up to powe
 OUT_OF_ARENA = "is smaller than requested bytes"  # part of onnxruntime's message when ARENA_BYTES are exceeded
 UNKNOWN_CATEGORY = "Unknown Category"  # part of the message of an encoder that does not allow unknown categories
 CATEGORY_HINT = '; train the encoder with OneHotEncoder(handle_unknown="ignore")'
+# The start of a message: a status, and perhaps the name of a source file and the signature of a function in C++.
+SOURCE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:/\S+:\d+ .*?\) (?=[A-Z]))?")
 QUIET = 4  # log severity: only fatal errors, because all others are raised
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -81,7 +84,9 @@ class OnnxNetwork:
                 self._tensors[MODEL].numpy().tobytes(), options, providers=providers
             )
         except Exception as error:  # onnxruntime raises exceptions of a different class for each status
-            raise ValueError(f"onnxruntime cannot read the model: {str(error)[:300]}") from error
+            raise ValueError(
+                f"onnxruntime cannot read the model: {SOURCE.sub('', str(error), count=1)[:500]}"
+            ) from error
         self.inputs = [each.name for each in self._session.get_inputs()]
         self.outputs = {each.name: each for each in self._session.get_outputs()}
 
