@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from app.importing.pt2_graph import BadProgram, InputSpec
-from app.networks.imported.onnx_format import read_onnx
+from app.networks.imported.onnx_format import inputs_without_shape, read_onnx
 from app.networks.imported.onnx_network import EXTERNAL, MODEL, OnnxNetwork
 
 CHANNELS = 3  # of an image if the file does not state their number
@@ -81,9 +81,12 @@ def read_signature(tensors: Mapping[str, Tensor]) -> tuple[list[InputSpec], dict
             hint = "; convert it with the option zipmap=False" if "map(" in output.type else ""
             raise BadProgram(f"output {name!r} is {output.type}; allowed types: {', '.join(TYPES)}{hint}")
     specs = []
+    unshaped = inputs_without_shape(tensors[MODEL].numpy().data)
     for name, kind, shape in network.signature():
         if kind not in TYPES:
             raise BadProgram(f"input {name!r} is {kind}; allowed types: {', '.join(TYPES)}")
+        if name in unshaped:
+            raise BadProgram(f"input {name!r} has no shape; state it in the file")
         specs.append(InputSpec(name, TYPES[kind], tuple(map(_dimension, shape))))
     return _with_named_rows(specs), {name: output.shape for name, output in network.outputs.items()}
 

@@ -634,12 +634,19 @@ def without_inputs(_: Path) -> ModelProto:
     return onnx_model([constant], {}, {"y": []})
 
 
+def without_shape(_: Path) -> ModelProto:
+    model = onnx_model([helper.make_node("Mul", ["x", "x"], ["y"])], {"x": [1]}, {"y": [1]})
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda _: renumbered(99, 17), "cannot read the model: Unsupported model IR version: 99, max supported"),
         (lambda _: renumbered(8, 99), "Current official support for domain ai.onnx is till opset"),
         (without_inputs, "the model should have at least one tensor as input"),
+        (without_shape, "input 'x' has no shape; state it in the file"),
         (loop, "operator 'Loop' is not allowed: it may run forever"),
         (custom, "operator 'MatMul' of the domain 'custom.native' is not allowed: it is a custom operator"),
         (reading_default, "external data is in '../secret', which is not below the folder"),

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 MODEL_GRAPH, MODEL_FUNCTIONS, MODEL_OPSETS = 7, 25, 8
-GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_SPARSE = 1, 5, 11, 15
+VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TENSOR_SHAPE = 1, 2, 1, 2
 NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 4, 5, 7
 ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
 TENSOR_DIMS, TENSOR_TYPE, TENSOR_EXTERNAL, TENSOR_LOCATION = 1, 2, 13, 14
@@ -66,7 +67,7 @@ def read_onnx(content: memoryview) -> OnnxContent:
     try:
         fields = list(_fields(content))
         functions = [value for number, value in fields if number == MODEL_FUNCTIONS and isinstance(value, memoryview)]
-        defined = {(_last_text(each, FUNCTION_DOMAIN), _last_text(each, FUNCTION_NAME)) for each in functions}
+        defined = {(last_text(each, FUNCTION_DOMAIN), last_text(each, FUNCTION_NAME)) for each in functions}
         graphs = [value for number, value in fields if number == MODEL_GRAPH and isinstance(value, memoryview)]
         if len(graphs) != 1 or not any(number == MODEL_OPSETS for number, _ in fields):
             raise ValueError("the file is not an ONNX model")
@@ -74,14 +75,26 @@ def read_onnx(content: memoryview) -> OnnxContent:
             if domain.startswith(NATIVE):  # onnxruntime might prefer its own operator of the same name
                 raise ValueError(f"function {name!r} has the domain {domain!r}, which is reserved for onnxruntime")
         for function in functions:
-            for node in _messages(function, FUNCTION_NODE):
+            for node in messages(function, FUNCTION_NODE):
                 _check_node(node, defined, result, 0)
             # A node in the function may refer to such a value, and is then computed with it.
-            _check_attributes("function", _messages(function, FUNCTION_DEFAULT), defined, result, 0)
+            _check_attributes("function", messages(function, FUNCTION_DEFAULT), defined, result, 0)
         _check_graph(graphs[0], defined, result, 0)
     except (IndexError, UnicodeDecodeError, OverflowError) as error:
         raise ValueError(f"the file is not an ONNX model: {error}") from error
     return result
+
+
+def inputs_without_shape(content: memoryview) -> list[str]:
+    """Return the names of the input tensors whose shapes are not in the file. onnxruntime takes them for scalars."""
+    return [
+        last_text(value, VALUE_NAME)
+        for graph in messages(content, MODEL_GRAPH)
+        for value in messages(graph, GRAPH_INPUT)
+        for kind in messages(value, VALUE_TYPE)
+        for tensor in messages(kind, TYPE_TENSOR)
+        if not any(True for _ in messages(tensor, TENSOR_SHAPE))
+    ]
 
 
 def _check_graph(graph: memoryview, defined: set[Operator], result: OnnxContent, depth: int) -> None:
@@ -163,15 +176,15 @@ def _check_tensor(tensor: memoryview, result: OnnxContent) -> None:
         raise ValueError(f"a tensor claims {count:,} values; the file holds {available:,} bytes of it")
 
 
-def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
+def messages(message: memoryview, number: int) -> Iterator[memoryview]:
     return (
         value for field_number, value in _fields(message) if field_number == number and isinstance(value, memoryview)
     )
 
 
-def _last_text(message: memoryview, number: int) -> str:
+def last_text(message: memoryview, number: int) -> str:
     """Return a text field. Like a protocol buffer, a message that repeats the field has its last value."""
-    return _text([memoryview(b""), *_messages(message, number)][-1])
+    return _text([memoryview(b""), *messages(message, number)][-1])
 
 
 def _text(value: memoryview) -> str:
