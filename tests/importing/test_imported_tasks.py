@@ -464,6 +464,23 @@ def test_a_mismatch_names_the_tensor(
     assert not (tmp_path / "store" / name).exists()
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "message"),
+    [
+        ("h", "w", "has a varying height and width; option size sets them"),
+        (16, 24, "should have equal height and width"),
+    ],
+)
+def test_a_classifier_reads_square_images(
+    height: int | str, width: int | str, message: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
+    model = onnx_model([node], {"x": ["n", 3, height, width]}, {"y": ["n", 3]})
+    (files / "means.onnx").write_bytes(model.SerializeToString())
+    assert add(files, tmp_path / "store", "means", *OPTIONS["cnn"][:4], suffix=".onnx") == 1
+    assert f"tensor 'x' {message}" in capsys.readouterr().err
+
+
 def test_the_context_is_needed_if_the_length_varies(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,7 +45,11 @@ class ImportedClassifier(TaskPredictor, ImageDecoder):
         if channels not in (1, 3):
             raise self.mismatch(self.input.name, "should have 1 or 3 channels")
         side = int(options.get("size") or max(sides))
-        if side < 1 or any(length not in (-1, side) for length in sides):
+        if side < 1:
+            raise self.mismatch(self.input.name, "has a varying height and width; option size sets them")
+        if min(sides) > 0 and sides[0] != sides[1]:
+            raise self.mismatch(self.input.name, "should have equal height and width")
+        if any(length not in (-1, side) for length in sides):
             raise self.mismatch(self.input.name, f"should have height and width {side}; option size sets them")
         shape = (1, side, side, channels) if self.channels_last else (1, channels, side, side)
         if self.sizes.problem({self.input.name: shape}):
