@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.importing.onnx_division import reject_overflowing_divisions
 from app.importing.pt2_graph import BadProgram, InputSpec
 from app.networks.imported.onnx_format import inputs_without_shape, read_onnx
 from app.networks.imported.onnx_network import EXTERNAL, MODEL, OnnxNetwork
@@ -74,6 +75,10 @@ def read_signature(tensors: Mapping[str, Tensor]) -> tuple[list[InputSpec], dict
     """
     try:
         network = OnnxNetwork(tensors)
+    except ValueError as error:
+        raise BadProgram(str(error)) from None
+    try:
+        reject_overflowing_divisions(network, tensors)
     except ValueError as error:
         raise BadProgram(str(error)) from None
     for name, output in network.outputs.items():

@@ -640,9 +640,44 @@ def without_shape(_: Path) -> ModelProto:
     return model
 
 
+def dividing(kind: int, *, by_input: bool = True, operator: str = "Div") -> ModelProto:
+    """Return a model that casts its inputs to a type, and divides one by the difference of the other and 5."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["dividend"], to=kind),
+        helper.make_node("Cast", ["z"], ["cast"], to=kind),
+        helper.make_node("Cast", ["five"], ["number"], to=kind),
+        helper.make_node("Sub", ["cast", "number"], ["difference"]),
+        helper.make_node(operator, ["dividend", "difference" if by_input else "number"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["float", "z"], ["y"]),
+    ]
+    shape = ["n", 1]
+    return onnx_model(nodes, {"x": shape, "z": shape}, {"y": shape}, {"five": np.full(1, 5, np.float32)})
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        dividing(TensorProto.FLOAT),
+        dividing(TensorProto.INT64, by_input=False),
+        dividing(TensorProto.INT64, operator="Sub"),
+    ],
+)
+def test_divisions_that_cannot_overflow_are_allowed(model: ModelProto, tmp_path: Path) -> None:
+    assert add_model(tmp_path, model).sizes["batched"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda _: dividing(TensorProto.INT32),
+            "operator 'Div' with the result 'quotient' divides integers by a value",
+        ),
+        (
+            lambda _: dividing(TensorProto.INT64),
+            "operator 'Div' with the result 'quotient' divides integers by a value",
+        ),
         (lambda _: renumbered(99, 17), "cannot read the model: Unsupported model IR version: 99, max supported"),
         (lambda _: renumbered(8, 99), "Current official support for domain ai.onnx is till opset"),
         (without_inputs, "the model should have at least one tensor as input"),

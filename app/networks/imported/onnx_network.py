@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from app.networks.imported import Arrays
-from app.networks.imported.onnx_format import read_onnx
+from app.networks.imported.onnx_format import GRAPH_OUTPUT, MODEL_GRAPH, VALUE_NAME, read_onnx
 
 MODEL = "model"  # key of the tensor uint8 [bytes] that holds the ONNX file
 EXTERNAL = "external/"  # start of the keys of tensors that hold external data; the file name follows
@@ -41,6 +41,14 @@ def _runtime() -> Any:
     return onnxruntime
 
 
+def _field(number: int, content: bytes) -> bytes:
+    """Return a field of a protocol buffer that is a text or a message."""
+    length, size = len(content), b""
+    while length >= 0x80:
+        size, length = size + bytes([length & 0x7F | 0x80]), length >> 7
+    return bytes([number << 3 | 2]) + size + bytes([length]) + content
+
+
 class OnnxNetwork:
     """An ONNX model. It uses as many threads as torch does.
 
@@ -66,6 +74,11 @@ class OnnxNetwork:
         self._open("cpu")
 
     def _open(self, device: str) -> None:
+        self._session = self._new_session(device, self._tensors[MODEL].numpy().tobytes())
+        self.inputs = [each.name for each in self._session.get_inputs()]
+        self.outputs = {each.name: each for each in self._session.get_outputs()}
+
+    def _new_session(self, device: str, content: bytes) -> Any:
         runtime = _runtime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -80,15 +93,23 @@ class OnnxNetwork:
         preferred = dict.fromkeys((PROVIDERS[device], PROVIDERS["cpu"]))
         providers = [name for name in preferred if name in runtime.get_available_providers()]
         try:
-            self._session = runtime.InferenceSession(
-                self._tensors[MODEL].numpy().tobytes(), options, providers=providers
-            )
+            return runtime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # onnxruntime raises exceptions of a different class for each status
             raise ValueError(
                 f"onnxruntime cannot read the model: {SOURCE.sub('', str(error), count=1)[:500]}"
             ) from error
-        self.inputs = [each.name for each in self._session.get_inputs()]
-        self.outputs = {each.name: each for each in self._session.get_outputs()}
+
+    def value_types(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the types of results of nodes in the notation of onnxruntime. Must be called before ``to``.
+
+        Raises ValueError if onnxruntime cannot find them.
+        """
+        if not (hidden := [name for name in names if name not in self.outputs]):
+            return {name: self.outputs[name].type for name in names}
+        outputs = b"".join(_field(GRAPH_OUTPUT, _field(VALUE_NAME, name.encode())) for name in hidden)
+        content = self._tensors[MODEL].numpy().tobytes() + _field(MODEL_GRAPH, outputs)  # is merged with the graph
+        known = {each.name: each.type for each in self._new_session("cpu", content).get_outputs()}
+        return {name: known[name] for name in names}
 
     def to(self, device: torch.device) -> Self:
         """Run on a GPU if onnxruntime has a provider for it. The model stays on the CPU otherwise."""
