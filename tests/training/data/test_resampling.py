@@ -118,3 +118,20 @@ def test_a_time_step_that_lacks_one_row_is_incomplete(
     table = read_table(path, ReadOptions(resample=step, aggregate="sum"))
     remarks = [remark for remark in table.remarks if "is left out: its rows" in remark]
     assert [remark.split(" step, ")[1][:10] for remark in remarks] == ([left_out] if left_out else [])
+
+
+def test_sums_are_0_only_between_the_first_and_the_last_value_of_a_series(tmp_path: Path) -> None:
+    days = days_from("2024-01-01", "2024-04-30")
+    rows = [
+        f"{day:%Y-%m-%d},{10 if 30 <= i < 90 else ''},{10 if i < 90 else ''},{i % 3}"
+        for i, day in enumerate(days)
+        for _ in range(2)
+        if day.weekday() != 6
+    ]
+    path = write_table(tmp_path, ["day,new,old,promo", *rows])
+    new, old = (table := read_table(path, ReadOptions(aggregate="sum", known_covariates="promo"))).series
+    assert (new.start, old.start) == ("2024-01-31", "2024-01-01")
+    assert old.values.tolist() == [20 * (day.weekday() != 6) for day in days[:90]]
+    assert new.values.tolist() == old.values[30:].tolist()
+    assert old.observed.all()
+    assert "12 time steps (one per day) count as 0, the first after 2024-01-06" in table.remarks

@@ -297,13 +297,14 @@ def _on_grid(
     series = []
     for label in order:
         part, at = groups[label], positions[label] - positions[label][0]
-        holes = int(at[-1]) + 1 - len(at)
-        if holes:
-            missing = np.flatnonzero(np.diff(at) > 1)[0]
+        there = at[part[list(values)].notna().any(axis=1).to_numpy()]
+        holes = np.setdiff1d(np.arange(there[0], there[-1]), at) if len(there) else there
+        if len(holes):
+            before = part["(time)"].iloc[np.searchsorted(at, holes[0]) - 1]
             effect = "count as 0" if fill == 0 else "are missing"
             body.remarks.append(
-                f"{label + ': ' if label else ''}{holes} time steps (one per {time_grid.name}) {effect}, "
-                f"the first after {_iso(part['(time)'].iloc[missing], midnight, period)}"
+                f"{label + ': ' if label else ''}{len(holes)} time steps (one per {time_grid.name}) {effect}, "
+                f"the first after {_iso(before, midnight, period)}"
             )
         starts = np.full(int(at[-1]) + 1, "", dtype=object)
         starts[at] = [_iso(stamp, midnight, period) for stamp in part["(time)"]]
@@ -313,8 +314,7 @@ def _on_grid(
             counts = holiday_counts(calendar, part["(time)"].iloc[0].to_pydatetime(), len(known))
             known = np.column_stack([known, counts])
         for column in values:
-            grid = np.full(int(at[-1]) + 1, fill)
-            grid[at] = part[column].to_numpy()
+            grid = resampling.spread(part[column].to_numpy(), at, fill)
             series.append(Rows(_named(label, column, values), grid, list(starts), known))
     return _table(body, options, series, time_grid.name, time_grid.seasons, calendar)
 

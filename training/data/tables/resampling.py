@@ -136,3 +136,16 @@ def combine(
             rows[list(covariates)] = grouped[list(covariates)].mean()
         frame = rows.reset_index()
     return frame, bool(double.any())
+
+
+def spread(values: np.ndarray, at: np.ndarray, fill: float) -> np.ndarray:
+    """Put the values of rows at their positions ``at`` in a grid of time steps.
+
+    Steps without a row are ``fill`` between the first and the last value, which is not NaN. Other steps are NaN.
+    """
+    grid = np.full(int(at[-1]) + 1, np.nan)
+    there = at[~np.isnan(values)]
+    if len(there):
+        grid[there[0] : there[-1]] = fill
+    grid[at] = values
+    return grid
