@@ -386,8 +386,14 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("row numbers of a filtered table", lines(",y", *zip(kept, v40, strict=True)), series("2", "step", v40))
     gap = [NAN if i == 5 else v for i, v in enumerate(v40)]
     pairs = [f"{v},{v + 1}" for v in v40]
-    add("a row of missing values", lines("a,b", *pairs[:5], "NA,NA", *pairs[6:]),
-        {"a": ("2", "step", gap), "b": ("2", "step", [v and v + 1 for v in gap])})  # fmt: skip
+    expected = {"a": ("2", "step", gap), "b": ("2", "step", [v and v + 1 for v in gap])}
+    add("a row of missing values", lines("a,b", *pairs[:5], "NA,NA", *pairs[6:]), expected)
+    add("a row of empty cells", lines("a,b", *pairs[:5], ",", *pairs[6:], ",", "Source: B,"), expected)
+    sheet = [["a", "b"], *([v and v + k for k in (0, 1)] for v in gap)]
+    add("a row of empty cells, Excel", excel(Sheet=sheet), expected, "xlsx")
+    for name, stamps, expected in (("dates", d40, day), ("row numbers", range(1, 41), series("2", "step", v40))):
+        rows = [f"{stamp},{v}" for stamp, v in zip(stamps, v40, strict=True)]
+        add(f"a row of empty cells between {name}", lines(",y", *rows[:5], ",", *rows[5:]), expected)
     add("a line between the rows", lines("a,b", *pairs[:5], "---,---", *pairs[5:]),
         {"a": ("2", "step", v40), "b": ("2", "step", [v + 1 for v in v40])})  # fmt: skip
     add(

@@ -122,6 +122,16 @@ def value_columns(
     return selected
 
 
+def restore_empty_rows(body: Body, named: bool) -> None:
+    """Insert the rows without a filled cell, which are time steps, because the table has no time stamps.
+
+    If rows are ``named``, or a column numbers them, time steps have a name or number. So empty rows only separate
+    others and stay left out.
+    """
+    if not named and not any(_numbers_rows(name, body.frame, False) for name in body.frame.columns):
+        body.restore_empty_rows()
+
+
 def _numbers_rows(name: str, frame: pd.DataFrame, timed: bool) -> bool:
     """Return whether a column only numbers the rows, judged by its name and its values.
 

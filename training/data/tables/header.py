@@ -55,7 +55,7 @@ class Body:
     """The rows of a table below its header.
 
     ``frame``: the cells; None if a cell is empty. Its columns have the names of the header. Its index states the place
-    of each row in the file.
+    of each row in the file. Rows without a filled cell are left out; ``empty`` has their numbers.
     ``header_cells``: the cells of the header as read from the file. They may be dates.
     """
 
@@ -64,6 +64,14 @@ class Body:
     header_cells: list[Any]
     delimiter: str
     remarks: list[str]
+    empty: Sequence[int] = ()
+
+    def restore_empty_rows(self) -> None:
+        """Insert the rows without a filled cell between the others. Blank lines have no cell, so they stay left out."""
+        first, last = self.frame.index.min(), self.frame.index.max()
+        if between := [row for row in self.empty if first < row < last]:
+            self.frame = self.frame.reindex(sorted([*self.frame.index, *between]))
+            self.remarks.append(f"{len(between)} empty rows are missing values, the first is row {between[0]}")
 
     def error(self, problem: str) -> DataError:
         """Return an error whose message has the path of the file and the problem."""
@@ -97,8 +105,6 @@ def locate(path: Path, sheet: Sheet, header: int | None = None) -> Body:
     if not below:
         raise DataError(f"{path} has no rows below its column names: {', '.join(names)[:80]}")
     below, names, titles = _aligned(path, below, names, titles, sheet.delimiter)
-    if len(names) == 1:
-        below = _with_gaps(sheet, below)
     frame = pd.DataFrame([row for _, row in below], index=[number for number, _ in below], columns=names, dtype=object)
     keep = [at for at, name in enumerate(names) if name or frame.iloc[:, at].notna().any()]
     frame, titles = frame.iloc[:, keep], [titles[at] for at in keep]
@@ -110,7 +116,10 @@ def locate(path: Path, sheet: Sheet, header: int | None = None) -> Body:
     if copies.any():
         remarks.append(f"row {copies.idxmax()} repeats the header: {int(copies.sum())} such rows are left out")
     frame = frame[~copies]
-    return Body(path, _without_notes(frame, remarks), titles, sheet.delimiter, remarks)
+    empty = sorted(
+        {number for number, row in zip(sheet.numbers, sheet.rows, strict=True) if row} - {n for n, _ in rows}
+    )
+    return Body(path, _without_notes(frame, remarks), titles, sheet.delimiter, remarks, empty)
 
 
 def _given(path: Path, rows: Sequence[tuple[int, list[Any]]], header: int) -> tuple[list[str], list[Any], Any]:
@@ -320,17 +329,6 @@ def _aligned(
         )
     width = len(names)
     return [(number, [*row[:width], *[None] * (width - len(row))]) for number, row in below], names, titles[:width]
-
-
-def _with_gaps(sheet: Sheet, below: Sequence[tuple[int, list[Any]]]) -> list[tuple[int, list[Any]]]:
-    """Return the rows of a table with one column, and the empty cells between them, which are missing values.
-
-    A blank line of a text file has no cell, so it is left out.
-    """
-    filled = dict(below)
-    first, last = min(filled), max(filled)
-    numbered = zip(sheet.numbers, sheet.rows, strict=True)
-    return [(number, filled.get(number, [None])) for number, row in numbered if row and first <= number <= last]
 
 
 def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:

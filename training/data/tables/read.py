@@ -99,19 +99,19 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
         raise body.error(
             "--known-covariates needs a table with one row per time step, so it cannot be used with --by-rows"
         )
+    names = [VALUE] if unpivoted else []
     time: TimeColumn | None
     if unpivoted:
         body, groups = unpivoted.body, unpivoted.labels
         time = time_column.detect(body, TIME, options.format, ()) if unpivoted.timed else None
-        names = [VALUE]
     else:
         groups = _given_groups(body, options)
         time = roles.detect_time(body, options.time, options.format, [*(options.columns or ()), *known], groups)
-        names = []
     if time:
         time = _usable(body, time_column.in_utc(body, time, options.holidays is not None), names)
     else:
         _reject_time_options(body, options)
+        roles.restore_empty_rows(body, bool(unpivoted or groups))
     used = [*groups, *known, *(time.names if time else ())]
     times = time.reading.times if time else None
     if not unpivoted:
