@@ -18,6 +18,8 @@ from app.errors import NotAnImage, TooLarge
 ORIENTATION = 0x0112  # EXIF tag
 TILE = (322, 323)  # TIFF tags of the width and height of a tile
 MAX_SCANS = 100  # limit for progressive JPEGs, because each scan decodes the whole image
+MAX_SEGMENTS = 10_000  # of a JPEG; reading more of them would take longer than 10 ms
+SCAN, END = 0xDA, 0xD9  # JPEG markers (ITU-T T.81) of the start of a scan and the end of the image
 UPRIGHT = {  # the operation that undoes each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -199,10 +201,33 @@ def _small_png(content: bytes) -> Image.Image | None:
 
 
 def _scans(content: bytes) -> int:
-    """Return the number of scans of a JPEG. For 2.6 MB, this takes 0.3 ms, while ``bytes.count`` would take 2.3 ms."""
+    """Return the number of scans of a JPEG. A result of at most MAX_SCANS may be too large.
+
+    First, all bytes that equal the marker of a scan are counted. For 2.6 MB, this takes 0.3 ms, while ``bytes.count``
+    would take 2.3 ms. If there are too many, only the markers that a decoder reads are counted: not those inside other
+    segments, such as comments, nor those behind the image, such as in the video that a phone appends. If a file has
+    more than MAX_SEGMENTS segments, all markers count.
+    """
     values = np.frombuffer(content, np.uint8)
-    bands = (values[start : start + BAND + 1] for start in range(0, len(values), BAND))
-    return sum(int(np.count_nonzero((band[:-1] == 0xFF) & (band[1:] == 0xDA))) for band in bands)
+    bands = [(start, values[start : start + BAND + 1]) for start in range(0, len(values), BAND)]
+    total = sum(int(np.count_nonzero((band[:-1] == 0xFF) & (band[1:] == SCAN))) for _, band in bands)
+    if total <= MAX_SCANS:
+        return total
+    scans = segments = position = 0
+    for start, band in bands:
+        kinds = band[1:]  # libjpeg skips the markers below 0xC0 and those of restarts, 0xD0 to 0xD7, without a length
+        is_marker = (band[:-1] == 0xFF) & (kinds >= 0xC0) & (kinds & 0xF8 != 0xD0) & (kinds != 0xFF)
+        markers = start + np.flatnonzero(is_marker)
+        while (at := int(np.searchsorted(markers, position))) < len(markers):
+            position = int(markers[at]) + 2
+            kind = content[position - 1]
+            segments += 1
+            if kind == END or segments > MAX_SEGMENTS:
+                return scans if kind == END else total
+            scans += kind == SCAN
+            if position > 2:  # the first marker, of the start of the image, has no segment
+                position += max(2, int.from_bytes(content[position : position + 2], "big"))
+    return scans
 
 
 def _tile(image: Image.Image) -> int:

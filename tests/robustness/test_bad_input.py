@@ -59,7 +59,7 @@ IMAGES: list[tuple[str, bytes, int, str]] = [
     ("a wide bomb", png_with_size(2**31 - 1, 1), 413, "2,147,483,647 x 1 pixels"),
     ("no pixels", png_with_size(0, 0), 415, ""),
     ("a tiff with a tile larger than it", tiff_with_tile_of(29_984), 413, "tiles of 899,040,256 pixels; the maximum is 50,000,000"),
-    ("a jpeg with a thousand scans", image_bytes("JPEG") + b"\xff\xda" * 1000, 413, "scans; the maximum is 100"),
+    ("a jpeg with a thousand scans", image_bytes("JPEG")[:-2] + b"\xff\xda\0\2" * 1000, 413, "scans; the maximum is 100"),
 ]  # fmt: skip
 
 JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [

@@ -407,11 +407,45 @@ def test_corruptions_are_reproducible_and_grow_with_strength() -> None:
     assert torch.equal(images, before)
 
 
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+END = b"\xff\xd9"  # of a JPEG
+SCANS = b"\xff\xda\0\2" * 100
+
+
 @pytest.mark.parametrize("start", [998, 999, 1000])
 def test_scans_of_a_jpeg_are_counted_across_the_borders_of_bands(start: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.tasks.image_codecs.BAND", 1000)
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "JPEG")
-    content = file.getvalue().ljust(start, b"\0") + b"\xff\xda" * 100
+    content = jpeg().removesuffix(END).ljust(start, b"\0") + SCANS
     with pytest.raises(TooLarge, match="101 scans"):
         ImageDecoder(3, 32).open(content, max_pixels=100)
+
+
+def test_markers_of_scans_that_are_not_read_do_not_count() -> None:
+    content = jpeg()
+    comment = b"\xff\xfe" + (2 + len(SCANS)).to_bytes(2, "big") + SCANS
+    for photo in (content + SCANS, content[:2] + comment + content[2:]):  # behind the image, and in a comment
+        image = ImageDecoder(3, 8).parse(photo, max_pixels=100)
+        assert torch.equal(image, ImageDecoder(3, 8).parse(content, max_pixels=100))
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",  # scan data
+        b"\xff\xfe\0\4" + END,  # in a comment
+        b"\xff\xfe\0\0",  # a comment whose length is too small
+        b"\xff\xff",  # fill bytes
+        b"\xff\5\xff\0",  # an unknown marker
+        b"\xff\xd0\xff\0",  # a restart
+        b"\xff\xfe\0\2" * 10_000 + END,
+    ],
+    ids=["data", "end in a comment", "no length", "fill bytes", "unknown marker", "restart", "10,000 segments"],
+)
+def test_scans_cannot_be_hidden(before: bytes) -> None:
+    with pytest.raises(TooLarge, match="101 scans; the maximum is 100"):
+        ImageDecoder(3, 32).open(jpeg().removesuffix(END) + before + SCANS, max_pixels=100)
