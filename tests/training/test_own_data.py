@@ -872,6 +872,17 @@ def test_folders_and_any_encoding_are_read(tmp_path: Path, capsys: pytest.Captur
         texts.read([russian], "nonsense")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_text_with_bytes_of_0_needs_its_encoding(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "russian.txt"
+    path.write_text("война и мир\n" * 1000, encoding)
+    with pytest.raises(
+        DataError, match=r"has bytes of 0, so it is a binary file, or .* for example --encoding utf-16-le"
+    ):
+        texts.read([path])
+    assert texts.read([path], encoding).train.startswith("война и мир\n")
+
+
 def test_a_file_without_read_permission_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
 

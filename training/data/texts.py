@@ -264,7 +264,13 @@ def _read_file(path: Path, encoding: str | None) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    chosen = encoding or encodings.detected(content) or "utf-8"
+    chosen = encoding or encodings.detected(content)
+    if chosen is None and b"\0" in content:
+        raise DataError(
+            f"{path} has bytes of 0, so it is a binary file, or UTF-16 or UTF-32 without a byte order mark; give its "
+            "encoding, for example --encoding utf-16-le"
+        )
+    chosen = chosen or "utf-8"
     try:
         text = content.decode(chosen)
     except LookupError as error:
