@@ -233,6 +233,9 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         series("2024-01-01", "day", [1100.5 + v for v in v40]))  # fmt: skip
     add("per cent", table("d,y", d40, [f"{v}%" for v in v40]), day)
     add("units", table("d,y", d40, [f"{v} kWh" for v in v40]), day)
+    for mark in (" p", " e"):
+        add(f"the mark{mark}", table("d,y", d40, [f"{v}{mark}" if v > 20 else str(v) for v in v40]), day)
+    add("an exponent without digits", table("d,y", d40, [*map(str, v40[1:]), "5e"]), "row 41: y is '5e', not a number")
     add(
         "two units",
         table("d,y", d40, [f"{v} {'kg' if i % 2 else 'g'}" for i, v in enumerate(v40)]),

@@ -118,7 +118,10 @@ def _written(cell: str) -> Written | None:
         return None
     signs = [sign for sign in (match["sign"], match["sign2"], match["minus"], match["open"]) if sign]
     suffix = match["suffix"] or ""
-    if len(signs) > 1 or suffix.lower() in {"am", "pm", "a.m.", "p.m.", "st", "nd", "rd", "th", "e"}:
+    attached = not (match["gap"] or match["digits"][-1].isspace())
+    if len(signs) > 1 or suffix.lower() in {"am", "pm", "a.m.", "p.m.", "st", "nd", "rd", "th"}:
+        return None
+    if suffix.lower() == "e" and attached:  # an exponent without digits, such as 5e
         return None
     digits = re.sub(r"(?<=\d)['’`\s](?=\d{3}(?!\d))", "\u2009", match["digits"].strip())
     if re.search(r"[\s'’`]", digits.replace("\u2009", "")) or (
@@ -133,7 +136,7 @@ def _written(cell: str) -> Written | None:
         match["exponent"] or "",
         currency,
         unit,
-        bool(unit) and not (match["gap"] or match["digits"][-1].isspace()),
+        bool(unit) and attached,
     )
 
 
