@@ -78,6 +78,21 @@ def test_a_step_that_is_not_positive_is_rejected(tmp_path: Path, step: str) -> N
         read_table(path, ReadOptions(resample=step))
 
 
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("D", "with --resample D, more than 40 % of the time steps have no row; use a longer step"),
+        ("Y", "with --resample Y, no series has two time steps; use a shorter step"),
+    ],
+)
+def test_a_step_that_does_not_fit_the_rows_is_rejected(tmp_path: Path, step: str, message: str) -> None:
+    days = [day for i, day in enumerate(days_from("2024-01-01", "2024-06-30")) if i % 8 in (0, 3)]
+    path = write_table(tmp_path, ["day,sold", *(f"{day:%Y-%m-%d},10" for day in days)])
+    with pytest.raises(DataError, match=message):
+        read_table(path, ReadOptions(resample=step, aggregate="mean"))
+    assert read_table(path, ReadOptions(resample="W", aggregate="mean")).frequency == "week"
+
+
 def test_rows_of_the_future_do_not_complete_a_time_step(tmp_path: Path) -> None:
     days = days_from("2024-01-01", "2024-08-20")
     rows = [f"{day:%Y-%m-%d},{'' if day > datetime(2024, 6, 3) else 10},{i % 3}" for i, day in enumerate(days)]

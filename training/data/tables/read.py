@@ -282,11 +282,7 @@ def _on_grid(
     time_grid = frequency.grid([part["(time)"].to_numpy() for part in groups.values()], period)
     if time_grid is None:
         few = max(len(part) for part in groups.values()) < 2
-        problem = "no series has two time stamps" if few else "the time stamps are irregular"
-        raise body.error(
-            f"{problem}, for example {', '.join(str(stamp) for stamp in frame['(time)'][:4])}; use --resample D (or "
-            "h, 15min, W, M) and --aggregate sum, mean or last"
-        )
+        raise body.error(resampling.irregular(frame["(time)"], options.resample, few))
     if time_grid.jitter:
         body.remarks.append(f"time stamps with jitter are moved to the nearest step of one {time_grid.name}")
     calendar = _calendar(body, options.holidays, time_grid.name, frame["(time)"]) if options.holidays else None

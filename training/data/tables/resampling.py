@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
+from training.data.tables import frequency
 from training.data.tables.frequency import DAY
 from training.data.tables.header import Body
 
@@ -136,6 +137,20 @@ def combine(
             rows[list(covariates)] = grouped[list(covariates)].mean()
         frame = rows.reset_index()
     return frame, bool(double.any())
+
+
+def irregular(times: pd.Series, step: str | None, few: bool) -> str:
+    """Return the message for ``times`` that are on no grid of time steps, or too ``few``. ``step``: --resample."""
+    if step and few:
+        return f"with --resample {step}, no series has two time steps; use a shorter step"
+    if step:
+        holes = f"more than {100 * frequency.MAX_HOLES:.0f} % of the time steps have no row"
+        return f"with --resample {step}, {holes}; use a longer step, for example the next one of h, D, W, M, Q and Y"
+    problem = "no series has two time stamps" if few else "the time stamps are irregular"
+    return (
+        f"{problem}, for example {', '.join(map(str, times[:4]))}; use --resample D (or h, 15min, W, M) and "
+        "--aggregate sum, mean or last"
+    )
 
 
 def spread(values: np.ndarray, at: np.ndarray, fill: float) -> np.ndarray:
