@@ -33,7 +33,7 @@ from training.data.image_dataset import ImageDataset, keep_trainable, print_summ
 from training.data.image_folders import largest_side, read
 from training.evaluation.calibration import calibrated_metrics, classification_metrics
 from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
-from training.loops import airbench, cnn_finetune
+from training.loops import airbench, cnn_finetune, distributed
 from training.loops.classifier import AveragedTrainer, fit
 from training.loops.photos import pretrained
 from training.loops.photos import train as photos
@@ -300,4 +300,4 @@ def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, n
 
 
 if __name__ == "__main__":
-    main()
+    distributed.run_command(main)

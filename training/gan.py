@@ -23,7 +23,7 @@ from app.tasks.image_generation import ImageSampler
 from training.configs import GAN_PRESETS, ConditionalGanConfig, GanConfig
 from training.data import datasets
 from training.evaluation import generation
-from training.loops import gan_finetune
+from training.loops import distributed, gan_finetune
 from training.loops.gan import conditional_trainer, fit, save_grid, workshop_trainer
 from training.options import Options, parse_options
 from training.run import Run
@@ -114,4 +114,4 @@ def publish(run: Run, images: datasets.Images, network: Any, classifier: ImageCl
 
 
 if __name__ == "__main__":
-    main()
+    distributed.run_command(main)

@@ -30,6 +30,7 @@ from training.configs import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneC
 from training.data import datasets
 from training.data.tables.read import AGGREGATES
 from training.evaluation import forecaster as m4
+from training.loops import distributed
 from training.loops.forecaster import pretrain
 from training.loops.series import evaluation, finetune, own_series
 from training.options import Options, parse_options
@@ -365,4 +366,4 @@ def draw_samples(path: Path, forecaster: WindowForecaster, validation: tuple[int
 
 
 if __name__ == "__main__":
-    main()
+    distributed.run_command(main)

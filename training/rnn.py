@@ -371,4 +371,4 @@ def publish(run: Run, card: dict[str, Any], network: Any, prompts: Sequence[str]
 
 
 if __name__ == "__main__":
-    main()
+    distributed.run_command(main)

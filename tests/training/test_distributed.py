@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 
+import pytest
+import torch.distributed as dist
 from support.service import ROOT
+
+from training import options
+from training.loops import distributed
 
 ONE_OF_TWO = """
 import os
@@ -67,3 +73,34 @@ def test_gradients_and_batch_norms_of_two_processes_equal_those_of_one() -> None
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("printed once") == 1
+
+
+@pytest.mark.parametrize("stem", ["cnn", "rnn", "lstm", "gan"])
+def test_ctrl_c_outside_the_training_steps_ends_a_command_with_one_line(
+    stem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(options, "parse_options", interrupt)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "training" / f"{stem}.py"), run_name="__main__")
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "\ninterrupted; the same command with --resume continues\n"
+
+
+def test_ctrl_c_ends_one_of_several_processes_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def end(status: int) -> None:
+        raise SystemExit(f"at once with status {status}")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit, match="at once with status 130"):
+        distributed.run_command(interrupt)
+    assert capsys.readouterr().err == ""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+INTERRUPTED = 130  # exit status after Ctrl-C, 128 + SIGINT
 
 
 def world_size() -> int:
@@ -67,6 +68,24 @@ def exit_process() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Call ``main`` of a training command. Ctrl-C exits with status INTERRUPTED, and a message of the first process.
+
+    If there are several processes, Python's finalization is skipped, as in ``exit_process``. The process group is not
+    destroyed, because that may wait for other processes.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        if rank() == 0:
+            print("\ninterrupted; the same command with --resume continues", file=sys.stderr)
+        if dist.is_initialized():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        sys.exit(INTERRUPTED)
 
 
 def from_rank_zero(make: Callable[[], T]) -> T:
