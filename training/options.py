@@ -136,8 +136,8 @@ def parse_options(
     common["device"] = distributed.local_device(common["device"])
     _check_numbers(parser, script, common, overrides)
     _check_device(parser, common["device"])
-    if common["publish"] and not arguments.get("preview"):
-        _check_task(parser, script, common["store"], common["name"])
+    if common["publish"] and not arguments.get("preview") and (task := TASKS.get(script)):
+        _check_task(parser, task, common["store"], common["name"])
     config = dataclasses.replace(presets[preset], **overrides)  # type: ignore[type-var]
     started = time.monotonic() - (_process_age() if argv is None else 0.0)
     return Options(script, **common, data_options=arguments, started=started), config
@@ -294,10 +294,10 @@ def _check_data_options(
         parser.error("--minutes and --epochs cannot be combined")
 
 
-def _check_task(parser: argparse.ArgumentParser, script: str, models: Path, name: str) -> None:
+def _check_task(parser: argparse.ArgumentParser, task: str, models: Path, name: str) -> None:
     """Exit with a message if the network could not be published, because the model has versions for another task."""
     try:
-        problem = store.task_problem(models, name, None, TASKS[script], rollout.read(models, name).retired)
+        problem = store.task_problem(models, name, None, task, rollout.read(models, name).retired)
     except store.StoreError as error:
         problem = str(error)
     if problem:

@@ -1008,7 +1008,7 @@ def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(
     with pytest.raises(DataError, match="--from other: its vocabulary covers 14% of the text's characters"):
         train("rnn", "--from", "other")
     with pytest.raises(SystemExit, match="the network kind is character-rnn; this command can start from whitened-net"):
-        train("cnn", "--from", "other")
+        train("cnn", "--from", "other", name="pets")
 
 
 def test_the_weights_with_the_lowest_validation_loss_are_kept() -> None:

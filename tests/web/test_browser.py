@@ -139,6 +139,8 @@ def test_a_late_sample_does_not_replace_a_chosen_image(serve: Serve, tiny_store:
         page.evaluate("document.querySelector('[data-example=horse]').click()")
         page.set_input_files("#image-file", HORSE)
         page.locator("#image-picture[alt='Image 0013-horse.png']").wait_for()
+        while not held:  # Playwright calls the function above only during other calls
+            page.evaluate("new Promise(requestAnimationFrame)")
         with page.expect_response("**/web/samples/horse.png"):
             held[0].continue_()
         page.get_by_label("Show heat map").uncheck()
