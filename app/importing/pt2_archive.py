@@ -151,7 +151,7 @@ def _program(
     graph: dict[str, Any] = {"inputs": [spec.name for spec in reader.inputs], "weights": weights}
     graph |= {"nodes": reader.nodes, "outputs": reader.outputs}
     ranges = {name: _range(limits) for name, limits in content["range_constraints"].items()}
-    guards = read_guards(content.get("guards_code", []), reader.inputs)
+    guards = read_guards(content.get("guards_code") or [], reader.inputs)
     torch_version = str(content.get("torch_version", ""))
     return Program(graph, tensors, reader.inputs, reader.output_shapes, ranges, guards, torch_version)
 
