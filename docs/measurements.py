@@ -99,8 +99,11 @@ Each training measures the speed of its network on one thread with the code of t
 model card. `python -m training.evaluation.speed` measures these figures again. On a machine that other programs use, the
 results of two runs can differ by 15 % or more.
 
-Rows of different machines cannot be compared. On the same Intel Xeon with AMX, `cifar10-whitened` classifies 1,780 and
-`cifar10-accurate` 841 images per second in batches of 64.
+Rows of different machines cannot be compared, and several machines have the name AMD EPYC. In four runs on one of them
+(29 November 2026), `series-lstm@3` took 0.97 to 1.40 times as long as `series-lstm@1` for one forecast, but computed
+1.11 to 1.33 times as many in batches. `shakespeare-rnn@5` took 0.81 to 1.15 times as long as `shakespeare-rnn@2` for
+one character, and computed 1.06 to 1.29 times as many in batches. On the same Intel Xeon with AMX, `cifar10-whitened`
+classifies 1,780 and `cifar10-accurate` 841 images per second in batches of 64.
 """
 ITEMS = {"classify": "images", "continue": "characters", "forecast": "forecasts", "sample": "images"}
 SECTIONS = {
