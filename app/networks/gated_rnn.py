@@ -60,8 +60,8 @@ class LinearRecurrence(torch.autograd.Function):
 def recur(inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
     """Compute ``LinearRecurrence`` without gradients. Dividing a text into several calls gives the same bits."""
     states = inputs.new_empty(inputs.shape)
-    for t in range(inputs.shape[1]):
-        state = torch.lerp(state, inputs[:, t], gates[:, t], out=states[:, t])
+    for t, (new, gate) in enumerate(zip(inputs.unbind(1), gates.unbind(1), strict=True)):
+        state = torch.lerp(state, new, gate, out=states[:, t])  # export does not support a part of ``unbind`` here
     return states
 
 
