@@ -18,7 +18,7 @@ from support.networks import VOCABULARY, publish_tiny, tiny_card
 from app import store
 from app.networks import build
 from app.networks.gated_rnn import GatedSteps, LinearRecurrence
-from app.networks.rnn import MIN_PACKED_WIDTH, Packed
+from app.networks.rnn import CHUNKS, LONG_CHUNK, MIN_PACKED_WIDTH, Packed
 from app.tasks import text_generation
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, pad
@@ -241,7 +241,7 @@ def test_packed_weights_use_few_kernels_and_are_batch_invariant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    weight, bias, x = torch.randn(70, MIN_PACKED_WIDTH), torch.randn(70), torch.randn(121, MIN_PACKED_WIDTH)
+    weight, bias, x = torch.randn(70, MIN_PACKED_WIDTH), torch.randn(70), torch.randn(289, MIN_PACKED_WIDTH)
     packed, sizes = Packed(weight, bias), set()
     product = packed._product
 
@@ -252,8 +252,21 @@ def test_packed_weights_use_few_kernels_and_are_batch_invariant(
     monkeypatch.setattr(packed, "_product", record_size)
     full_batch = packed(x)
     assert torch.allclose(full_batch, torch.tanh(x @ weight.T + bias), atol=1e-4)
-    assert all(torch.allclose(packed(pad(x[:rows], 1))[:rows], full_batch[:rows], atol=1e-6) for rows in range(1, 122))
-    assert sizes <= {1, 2, 4, 6, 8, 16, 32}
+    assert all(torch.allclose(packed(pad(x[:rows], 1))[:rows], full_batch[:rows], atol=1e-6) for rows in range(1, 290))
+    assert sizes - {LONG_CHUNK} <= {1, 2, 4, 6, 8, 16, 32}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rounding", [0.0, 1e-6])
+def test_long_chunks_are_used_only_if_they_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, rounding: float) -> None:
+    def product(self: Packed, x: torch.Tensor) -> torch.Tensor:
+        return x * (1 + rounding * (len(x) > max(CHUNKS)))
+
+    monkeypatch.setattr(Packed, "_product", product)
+    packed = Packed(torch.rand(70, MIN_PACKED_WIDTH), torch.zeros(70))
+    assert packed.chunks == (CHUNKS if rounding else (LONG_CHUNK, *CHUNKS))
+    x = torch.rand(2 * LONG_CHUNK + 1, MIN_PACKED_WIDTH)
+    assert torch.equal(packed(x), x)
 
 
 def test_batch_invariant_detects_rounding_that_depends_on_the_batch() -> None:
