@@ -31,7 +31,7 @@ class TextEngine(Generic[Text]):
     """Generates texts with one model. It holds the queue of waiting texts and the list of running texts.
 
     ``step`` runs on ``executor``. For each given text, ``step`` generates one character or reads a part of the prompt.
-    If ``step`` raises an error, it must leave the texts unchanged. ``step_seconds`` maps a number of texts to the
+    If ``step`` raises an error, it must leave the texts unchanged. ``step_seconds`` returns the
     expected duration of a step in seconds. At most ``max_running`` texts run at the same time, and at most
     ``queue_rows`` texts wait. A round normally lasts ``normal_budget`` seconds.
     """
@@ -40,7 +40,7 @@ class TextEngine(Generic[Text]):
         self,
         name: str,
         step: Callable[[Sequence[Text]], None],
-        step_seconds: Callable[[int], float],
+        step_seconds: Callable[[Sequence[Text]], float],
         executor: Executor,
         observer: EngineObserver,
         max_running: int,
@@ -173,7 +173,7 @@ class TextEngine(Generic[Text]):
         """
         try:
             texts = [sequence.text for sequence in sequences]
-            expected = expected_seconds(self._step_seconds(len(texts)), self._gap())
+            expected = expected_seconds(self._step_seconds(texts), self._gap())
             _, seconds = await self._executor.run_timed(expected, self._compute_round, texts)
             self.circuit_breaker.record_success()
             self.observer.on_batch(len(texts), seconds)

@@ -171,7 +171,7 @@ class Loader:
             predictor.max_prompt_seconds = self.settings.max_prompt_seconds
             observer = self.observers.for_version(card.name, card.version)
             rows, queue = max_rows(self.settings, task), self.settings.queue_rows
-            engine = TextEngine(_label(card), predictor.step, predictor.latency, self.executor, observer, rows, queue)
+            engine = TextEngine(_label(card), predictor.step, predictor.seconds, self.executor, observer, rows, queue)
             tensors = getattr(predictor, "tensors", None)
             batcher = self._batcher(card, tensors, tensors.predict, tensors.seconds, tensors) if tensors else None
             return LoadedModel(card, predictor, engine, tensors=batcher, bytes=size)

@@ -83,6 +83,9 @@ class TextPredictor(Predictor, Protocol):
     def step(self, texts: Sequence[Any]) -> None:
         """Add one token to each text whose prompt has been read, and read the next part of all other prompts."""
 
+    def seconds(self, texts: Sequence[Any]) -> float:
+        """Return the expected duration of a step in seconds."""
+
     def dummy_texts(self, rows: int, characters: int) -> Sequence[Any]:
         """Return ``rows`` dummy texts for ``step``, each of which takes ``characters`` steps."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 MAX_SINGLES, SINGLES_SECONDS = 10, 0.01  # limits on repeating batches of one row, of which the fastest counts
 SIZE_FACTOR = 4  # ratio of two batch sizes that are measured one after the other
+CHUNK_ROWS = 32  # rows that a matrix kernel computes at once; on CPUs, fewer rows take nearly as long
 SLOW_BATCH_SECONDS = 0.01  # seconds; after a batch that takes this long, no larger batches are measured
 
 
@@ -26,11 +27,13 @@ class LatencyModel:
         return 1 + int(min(max(seconds - self.single_row, 0.0) / max(self.per_row, 1e-9), 1e9))
 
     def efficient_rows(self, seconds: float) -> int:
-        """Return the number of rows that take at most ``seconds``, or more if a batch has high fixed costs.
+        """Return the number of rows that take at most ``seconds``, or more if that is more efficient.
 
-        With the returned number of rows, the fixed costs take at most about a third of the time.
+        With the returned number of rows, the fixed costs take at most about a third of the time. The number is a
+        multiple of ``CHUNK_ROWS``.
         """
-        return max(self.rows_within(seconds), int(min(2 * self.single_row / max(self.per_row, 1e-9), 1e9)))
+        rows = max(self.rows_within(seconds), int(min(2 * self.single_row / max(self.per_row, 1e-9), 1e9)))
+        return max(rows - rows % CHUNK_ROWS, CHUNK_ROWS)
 
     @classmethod
     def measure(cls, compute: Callable[[int], object], rows: int) -> LatencyModel:

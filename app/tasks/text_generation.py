@@ -20,10 +20,11 @@ from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, check_finite, pad
 from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs
 
-PREFILL_SECONDS = 0.002  # longest prefill (reading of prompts) in a step, so that other texts do not wait long
+PREFILL_SECONDS = 0.002  # time of prefill (reading of prompts) in a step, short because other texts wait for it
+PREFILL_ALONE_SECONDS = 0.01  # the same while no text is generated; later requests wait at most about this long
 PREFILL_SHARE = 1.0  # time of prefill relative to the time of generation, while prompts are read and texts generated
 MAX_PREFILL = 256  # largest number of characters of a prompt that are read in a step
-BLOCK_SIZES = (2, 3, 5, 7, 12, 32)  # numbers of characters read at once that ``warm_up`` tries
+BLOCK_SIZES = (1, 2, 3, 5, 7, 12, 32)  # numbers of characters read at once that ``warm_up`` tries, and a larger one
 LOGIT_ROWS = 32  # largest number of rows whose logits are computed at once, as in ``Packed``
 UNIFORMS_AHEAD = 64  # steps for which a batch holds random numbers
 
@@ -143,9 +144,7 @@ class DecodeBatch:
 
     def matches(self, texts: Sequence[Continuation]) -> bool:
         """Return whether the batch consists of ``texts`` and has random numbers for one more step."""
-        pairs = zip(self.texts, texts, strict=False)
-        same = len(texts) == len(self.texts) and all(known() is text for known, text in pairs)
-        return same and self.steps_done < UNIFORMS_AHEAD
+        return self.steps_done < UNIFORMS_AHEAD and [known() for known in self.texts] == list(texts)
 
 
 class TextGenerator:
@@ -200,16 +199,12 @@ class TextGenerator:
     def parse(self, text: str) -> tuple[Prompt, list[str]]:
         """Return two values: the prompt of a text, and the sorted list of its characters outside the vocabulary.
 
-        An empty text becomes a line break, or ``<unk>`` if a line break is not in the vocabulary.
-
-        Raises:
-            BadValue: reading the text takes longer than ``max_prompt_seconds``.
+        An empty text becomes a line break, or ``<unk>`` if a line break is not in the vocabulary. Raises BadValue if
+        reading the text takes longer than ``max_prompt_seconds``.
         """
         self.check_prompt(len(text))
-        if not text:
-            return Prompt(np.array([self.index.get("\n", self.unknown)]), self.initial_state), []
-        indices = np.fromiter((self.index.get(character, self.unknown) for character in text), np.int64, len(text))
-        return Prompt(indices, self.initial_state), sorted(set(text) - self.index.keys())
+        indices = [self.index.get(character, self.unknown) for character in text or "\n"]
+        return Prompt(np.array(indices, np.int64), self.initial_state), sorted(set(text) - self.index.keys())
 
     def begin(
         self,
@@ -224,9 +219,13 @@ class TextGenerator:
     ) -> Continuation:
         """Return a new text for ``step``. ``seed`` determines all its random numbers."""
         uniforms = np.random.Generator(np.random.Philox(seed)).random(max_characters)
-        size = len(self.vocabulary)
-        top_k = min(top_k or size, size)
+        top_k = min(top_k or len(self.vocabulary), len(self.vocabulary))
         return self.continuation(prompt, uniforms, temperature, top_k, top_p or 1.0, tuple(stop), seed, options)
+
+    def seconds(self, texts: Sequence[Continuation]) -> float:
+        """Return the expected duration of a step in seconds."""
+        alone = all(text.prompt.unread for text in texts)
+        return PREFILL_ALONE_SECONDS if alone else self.latency(len(texts))
 
     def step(self, texts: Sequence[Continuation]) -> None:
         """Generate one character of each text whose prompt has been read, and read a part of the other prompts.
@@ -238,24 +237,24 @@ class TextGenerator:
         with torch.inference_mode():
             started_at = perf_counter()
             if prompts and not (decoding and self._prefill_lead > 0):
-                self._prefill(prompts)
+                self._prefill(prompts, PREFILL_SECONDS if decoding else PREFILL_ALONE_SECONDS)
                 self._prefill_lead = (perf_counter() - started_at) / PREFILL_SHARE
                 started_at = perf_counter()
             if decoding:
                 self._decode(decoding, [prompt for prompt in prompts if prompt.unread])
                 self._prefill_lead -= perf_counter() - started_at
 
-    def _prefill(self, prompts: list[Prompt]) -> None:
+    def _prefill(self, prompts: list[Prompt], seconds: float) -> None:
         """Read the same number of characters of each prompt, at most to the end of the shortest.
 
-        This takes about ``PREFILL_SECONDS``, or longer if the fixed costs of a call are high.
+        This takes about ``seconds`` seconds, or longer if more characters at once are more efficient.
         """
         if self.reads_many:
-            max_count = self.prefill_latency.efficient_rows(PREFILL_SECONDS) // len(prompts)
+            max_count = self.prefill_latency.efficient_rows(seconds) // len(prompts)
         else:
             # Log-probabilities need the logits, so a step takes as long as one that generates.
             latency = self.latency if any(prompt.log_probs for prompt in prompts) else self.prefill_latency
-            max_count = int(PREFILL_SECONDS / latency(len(prompts)))
+            max_count = int(seconds / latency(len(prompts)))
         count = min(max(1, min(max_count, MAX_PREFILL)), *(prompt.unread for prompt in prompts))
         block = np.stack([prompt.characters[prompt.read : prompt.read + count] for prompt in prompts])  # [N, count]
         state = torch.stack([prompt.state for prompt in prompts])
@@ -372,10 +371,11 @@ class TextGenerator:
         if not self.reads_many:
             return True
         self.min_rows = min_rows
-        characters = torch.arange(2 * max(BLOCK_SIZES), device=self.device).view(2, -1) % max(self.unknown, 1)
+        characters = torch.arange(MAX_PREFILL, device=self.device).view(2, -1) % max(self.unknown, 1)
+        first = characters[:, : max(BLOCK_SIZES)]
         with torch.inference_mode():
-            single = self._read_in_parts(characters, 1)
-            return all(torch.equal(self._read_in_parts(characters, size), single) for size in BLOCK_SIZES)
+            outputs = self._read_in_parts(characters, MAX_PREFILL // 2)[:, : max(BLOCK_SIZES)]
+            return all(torch.equal(self._read_in_parts(first, size), outputs) for size in BLOCK_SIZES)
 
     def _read_in_parts(self, characters: Tensor, size: int) -> Tensor:
         """Read characters [N, T] in blocks of ``size``. Return the outputs [N, T, hidden] of ``steps.read_many``."""

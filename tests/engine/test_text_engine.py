@@ -102,7 +102,7 @@ def engine_of(
     return TextEngine(
         "m",
         stepper.step,
-        lambda rows: 0.001,
+        lambda texts: 0.001,
         executor,
         observer or RecordingObserver(),
         rows,
@@ -210,7 +210,7 @@ async def test_long_rounds_of_another_text_engine_do_not_lengthen_rounds(
     monkeypatch.setattr("app.engine.step_budget.MAX_STEP_BUDGET", 60.0)
     quick, observer = Stepper(threading.Semaphore(99)), RecordingObserver()
     slow_stepper = Stepper(threading.Semaphore(99))
-    slow = TextEngine("slow", slow_step, lambda rows: 0.001, executor, RecordingObserver(), 1, 4, 0)
+    slow = TextEngine("slow", slow_step, lambda texts: 0.001, executor, RecordingObserver(), 1, 4, 0)
     other = asyncio.ensure_future(slow.submit([CountingText(9)]))
     await engine_of(quick, executor, observer=observer).submit([CountingText(9)])
     assert len(observer.batches) == 9  # each round has one step
@@ -445,7 +445,7 @@ async def test_retry_after_follows_from_the_measured_time_of_a_text(
 
     clock.advance(5.0)
     stepper = Stepper()
-    engine: Any = TextEngine("m", step, lambda rows: 0.001, executor, RecordingObserver(), 2, 4, normal_budget=0)
+    engine: Any = TextEngine("m", step, lambda texts: 0.001, executor, RecordingObserver(), 2, 4, normal_budget=0)
     for _ in range(2):  # 10 s each, so the average is 0.8 * (0.8 * 1 + 0.2 * 10) + 0.2 * 10 = 4.24 s
         stepper.permits.release()
         await engine.submit([CountingText(1)])
@@ -559,7 +559,7 @@ async def test_each_text_is_the_same_in_a_batch_and_alone(
             generator.step([sequence])
         alone.append((sequence.text, sequence.finish_reason))
 
-    engine: Any = TextEngine("m", generator.step, generator.latency, executor, RecordingObserver(), 8, 99)
+    engine: Any = TextEngine("m", generator.step, generator.seconds, executor, RecordingObserver(), 8, 99)
     tasks = []
     for begin in range(0, 60, 3):
         tasks += await start_tasks(*(engine.submit([text(seed)]) for seed in range(begin, begin + 3)))
@@ -592,7 +592,7 @@ async def test_cancelling_texts_does_not_change_the_others(tmp_path: Path, execu
             if sequence.seed % 2 and len(sequence.text) >= sequence.seed % 23:
                 loop.call_soon_threadsafe(tasks[sequence.seed].cancel)
 
-    engine: Any = TextEngine("m", step, lambda rows: 0.001, executor, RecordingObserver(), 8, 99, normal_budget=0)
+    engine: Any = TextEngine("m", step, lambda texts: 0.001, executor, RecordingObserver(), 8, 99, normal_budget=0)
     tasks = [asyncio.ensure_future(engine.submit([text(seed)])) for seed in range(40)]
     await asyncio.sleep(0)
     tasks[39].cancel()  # this text still waits
@@ -609,7 +609,7 @@ async def test_a_round_takes_several_short_steps_until_one_text_is_finished(
     monkeypatch.setattr("app.engine.step_budget.LONG_GAP", 60.0)  # on a busy machine any gap may be long
     stepper, observer = Stepper(), RecordingObserver()
     stepper.permits.release(99)
-    engine: Any = TextEngine("m", stepper.step, lambda rows: 0.001, executor, observer, 2, 4, normal_budget=60)
+    engine: Any = TextEngine("m", stepper.step, lambda texts: 0.001, executor, observer, 2, 4, normal_budget=60)
     await asyncio.gather(
         engine.submit([CountingText(3)]), engine.submit([CountingText(5)]), engine.submit([CountingText(4)])
     )
@@ -650,7 +650,7 @@ async def test_rounds_are_reported_with_their_texts_and_seconds(
 
     stepper, observer = Stepper(threading.Semaphore(99)), RecordingObserver()
     monkeypatch.setattr(observer, "on_batch", lambda rows, seconds: rounds.append((rows, seconds)))
-    engine: Any = TextEngine("m", step, lambda rows: 0.001, executor, observer, 2, 4, normal_budget=0.5)
+    engine: Any = TextEngine("m", step, lambda texts: 0.001, executor, observer, 2, 4, normal_budget=0.5)
     await engine.submit([CountingText(5), CountingText(9)])
     assert rounds == [(2, 0.5), (2, 0.5), (2, 0.25), (1, 0.5), (1, 0.5)]
     assert executor.text_seconds == 2.25
@@ -668,7 +668,7 @@ async def test_a_round_after_a_long_gap_ends_with_the_first_character_of_a_text(
 
     stepper, observer, gate = Stepper(), RecordingObserver(), Gate()
     executor.text_seconds = 1000.0  # computing time of earlier rounds
-    engine: Any = TextEngine("m", stepper.step, lambda rows: 0.001, executor, observer, 2, 4, normal_budget=60)
+    engine: Any = TextEngine("m", stepper.step, lambda texts: 0.001, executor, observer, 2, 4, normal_budget=60)
     (other,) = await start_tasks(executor.run(gate.predict, [1]))
     (task,) = await start_tasks(engine.submit([Prompted(9)]))
     await asyncio.sleep(0)  # its first round waits for the other job
@@ -688,7 +688,9 @@ async def test_the_expected_duration_of_a_round_decides_where_it_runs() -> None:
         for text in texts:
             text.done += 1
 
-    engine: Any = TextEngine("m", step, lambda rows: 0.3 * rows, executor, RecordingObserver(), 2, 4, normal_budget=0)
+    engine: Any = TextEngine(
+        "m", step, lambda texts: 0.3 * len(texts), executor, RecordingObserver(), 2, 4, normal_budget=0
+    )
     await engine.submit([CountingText(1), CountingText(2)])
     assert [name.startswith("both") for name in threads] == [True, False]
     executor.close()

@@ -54,7 +54,7 @@ class TextEngineMachine(EngineMachine):
         self.prepare(with_keys, observer_fails)
         self.begun: dict[str | None, list[CountedText]] = {}
         self.engine = text_engine.TextEngine(
-            "m", self.step, lambda rows: 1.0, self.executor, self.observer, MAX_RUNNING, QUEUE_ROWS
+            "m", self.step, lambda texts: 1.0, self.executor, self.observer, MAX_RUNNING, QUEUE_ROWS
         )
 
     def step(self, texts: Sequence[CountedText]) -> None:

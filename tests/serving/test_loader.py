@@ -88,7 +88,7 @@ def test_a_text_model_gets_a_text_engine(loader: Loader) -> None:
     assert isinstance(engine, TextEngine)
     assert (engine.name, engine._max_running, engine._admission._max_rows) == ("tiny-rnn@1", 3, 7)
     assert engine._step == model.predictor.step
-    assert engine._step_seconds is model.predictor.latency
+    assert engine._step_seconds == model.predictor.seconds
     assert engine._executor is loader.executor
     observers: Any = loader.observers
     assert observers.keys == [("tiny-rnn", 1)]

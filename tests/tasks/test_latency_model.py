@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from app.tasks import latency_model
-from app.tasks.latency_model import LatencyModel
+from app.tasks.latency_model import CHUNK_ROWS, LatencyModel
 
 
 class Network:
@@ -62,8 +62,11 @@ def test_a_network_without_batches_has_one_size(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_fixed_costs_take_at_most_a_third_of_the_time_of_efficient_batches() -> None:
-    fast, slow = LatencyModel(0.0005, 0.00004), LatencyModel(0.0015, 0.00012)
-    assert fast.efficient_rows(0.002) == fast.rows_within(0.002) == 38
-    assert slow.rows_within(0.002) == 5
-    assert slow.efficient_rows(0.002) == 25
+    fast, slow = LatencyModel(0.0005, 0.00002), LatencyModel(0.0015, 0.00004)
+    assert (fast.rows_within(0.002), slow.rows_within(0.002)) == (76, 13)
+    assert (fast.efficient_rows(0.002), slow.efficient_rows(0.002)) == (64, 64)
     assert LatencyModel(0.001, 0.0).efficient_rows(0.002) >= 10**6
+
+
+def test_efficient_batches_have_at_least_one_chunk() -> None:
+    assert LatencyModel(0.0009, 0.0009).efficient_rows(0.002) == CHUNK_ROWS

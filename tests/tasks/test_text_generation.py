@@ -22,10 +22,18 @@ from app.networks.rnn import CHUNKS, LONG_CHUNK, MIN_PACKED_WIDTH, Packed
 from app.tasks import text_generation
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, pad
-from app.tasks.text_generation import PREFILL_SECONDS, UNIFORMS_AHEAD, Continuation, TextGenerator, memory_bytes
+from app.tasks.text_generation import (
+    PREFILL_ALONE_SECONDS,
+    PREFILL_SECONDS,
+    UNIFORMS_AHEAD,
+    Continuation,
+    TextGenerator,
+    memory_bytes,
+)
 from app.tasks.token_sampling import LogProbs, Sampler, SamplingOptions, record_log_probs
 
-PIECE = 60  # number of prompt characters that a step reads
+PIECE = 40  # number of prompt characters that a step reads while a text is generated
+ALONE = round(PIECE * PREFILL_ALONE_SECONDS / PREFILL_SECONDS)  # the same while no text is generated
 
 
 @pytest.fixture
@@ -70,7 +78,7 @@ def test_a_prompt_becomes_indices_and_unknown_characters_are_listed(continuer: T
 
 
 def test_a_prompt_read_in_blocks_gives_the_state_of_one_pass(continuer: TextGenerator) -> None:
-    prompt = "abcdefghij \n" * (3 * PIECE // 12) + "a"
+    prompt = "abcdefghij \n" * (3 * ALONE // 12) + "a"
     text = begin(continuer, prompt)
     steps = 0
     while text.prompt.unread:
@@ -112,9 +120,16 @@ def test_prompts_are_read_together_and_generation_starts_when_one_is_read(
     continuer.step([*texts, generating])
     assert [len(text.text) for text in (*texts, generating)] == [0, 1, 0, 5]
     unread = texts[0].prompt.unread
-    continuer.step(texts[:1])  # without other texts, each step reads a part of the prompt
+    continuer.step(texts[:1])  # without other texts, each step reads a longer part of the prompt
     continuer.step(texts[:1])
-    assert texts[0].prompt.unread == unread - 2 * PIECE
+    assert texts[0].prompt.unread == unread - 2 * ALONE
+
+
+def test_a_step_that_only_reads_prompts_takes_longer(continuer: TextGenerator) -> None:
+    texts = [begin(continuer, "a" * length) for length in (2, 1_000)]
+    assert continuer.seconds(texts) == PREFILL_ALONE_SECONDS
+    continuer.step(texts)
+    assert continuer.seconds(texts) == continuer.latency(2) < PREFILL_ALONE_SECONDS
 
 
 @pytest.mark.parametrize(("prefill", "steps"), [(0.0005, 1), (0.003, 3), (0.01, 10)])
@@ -168,8 +183,9 @@ def gated(gated_version: store.Version) -> TextGenerator:
 
 @pytest.mark.parametrize("piece", [1, 7, 200])
 def test_a_prompt_read_at_once_gives_the_text_and_log_probabilities_of_single_steps(
-    gated: TextGenerator, piece: int
+    gated: TextGenerator, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("app.tasks.latency_model.CHUNK_ROWS", 1)  # so that blocks may be short
     prompt = "abcdefghij \n" * 12
     results = []
     for parallel in (False, True):
@@ -204,14 +220,18 @@ def one_by_one(
 def test_reading_many_characters_that_rounds_differently_is_detected(
     gated: TextGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rounded_by_length(self: GatedSteps, characters: torch.Tensor, state: torch.Tensor) -> Any:
-        hidden, state = one_by_one(self, characters, state)
-        return hidden * (1 + 1e-6 * characters.shape[1]), state
+    def rounded_from(length: int) -> Any:
+        def read_many(self: GatedSteps, characters: torch.Tensor, state: torch.Tensor) -> Any:
+            hidden, state = one_by_one(self, characters, state)
+            return hidden * (1 if characters.shape[1] < length else 1 + 1e-6), state
+
+        return read_many
 
     monkeypatch.setattr(GatedSteps, "read_many", one_by_one)
     assert gated._block_invariant(1)
-    monkeypatch.setattr(GatedSteps, "read_many", rounded_by_length)
-    assert not gated._block_invariant(1)
+    for length in (2, 12, 64):
+        monkeypatch.setattr(GatedSteps, "read_many", rounded_from(length))
+        assert not gated._block_invariant(1)
 
 
 def test_blocks_that_are_exact_only_with_padding_are_padded(
@@ -327,7 +347,7 @@ def test_a_prompt_of_several_texts_is_read_once(continuer: TextGenerator) -> Non
     settings: tuple[Any, ...] = (10, 1.0, None, None, ())
     texts = [continuer.begin(prompt, *settings, seed) for seed in range(3)]
     continuer.step(texts)
-    assert prompt.read == PIECE
+    assert prompt.read == ALONE
     alone = []
     for seed in range(3):
         own, _ = continuer.parse("abc" * 100)
