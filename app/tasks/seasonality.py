@@ -17,6 +17,8 @@ MAX_SEASON = 168  # values; longest season that is detected
 # A season outside SEASONS needs a higher prominence and autocorrelation, because among so many candidates some are
 # strong by chance.
 MIN_PROMINENCE, UNUSUAL_MIN_PROMINENCE, UNUSUAL_MIN_CORRELATION = 0.15, 0.25, 0.5
+# A season close to one in SEASONS must also have less than this share of its distance from an autocorrelation of 1.
+NEAR_RATIO = 0.5
 
 
 def detect_season(values: np.ndarray) -> int:
@@ -47,7 +49,7 @@ def detect_season(values: np.ndarray) -> int:
         return 1
     while divisors := [m for m in strong if m < best and best % m == 0 and strong[m] >= DIVISOR_RATIO * strong[best]]:
         best = max(divisors, key=strong.__getitem__)
-    return best
+    return best if best in SEASONS else _refine(recent, best)
 
 
 def _autocorrelation(x: np.ndarray) -> np.ndarray:
@@ -59,15 +61,30 @@ def _autocorrelation(x: np.ndarray) -> np.ndarray:
 
 
 def _peaks(correlation: np.ndarray) -> list[int]:
-    """Return the lags of local maxima of the autocorrelation that are not close to a season in ``SEASONS``.
+    """Return the lags of local maxima of the autocorrelation that are not in ``SEASONS``.
 
-    Lags above ``MAX_SEASON`` or above a third of the length of the series are left out.
+    Lags above ``MAX_SEASON`` or above a third of the length of the series are left out. So are lags close to a season
+    in ``SEASONS``, unless the autocorrelation is much higher at the lag.
     """
     count = len(correlation)
     unbiased = correlation * count / (count - np.arange(count))
     max_lag = min(MAX_SEASON, (count - 1) // 3)
     peaks = [m for m in range(2, max_lag + 1) if unbiased[m - 1] < unbiased[m] >= unbiased[m + 1]]
-    return [m for m in peaks if all(abs(m - season) > season // 24 for season in SEASONS)]
+    near = {m: [season for season in SEASONS if abs(m - season) <= season // 24] for m in peaks}
+    return [m for m in peaks if m not in SEASONS and all(_is_better(unbiased, m, season) for season in near[m])]
+
+
+def _is_better(unbiased: np.ndarray, lag: int, season: int) -> bool:
+    return season >= len(unbiased) or 1 - unbiased[lag] < NEAR_RATIO * (1 - unbiased[season])
+
+
+def _refine(x: np.ndarray, season: int) -> int:
+    """Return the lag with the smallest mean squared difference among ``season`` and the lags next to it.
+
+    The trend and the short overlap at long lags can move the maximum of the autocorrelation of a smooth series.
+    """
+    lags = range(max(season - 1, 2), season + 2)
+    return min(lags, key=lambda lag: float(np.square(x[lag:] - x[:-lag]).mean()))
 
 
 def _strength(correlation: np.ndarray, season: int, usual: bool = True) -> float:

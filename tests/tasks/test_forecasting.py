@@ -342,6 +342,23 @@ def test_a_season_is_detected_in_noise_and_on_a_trend(season: int) -> None:
         assert detect_season(-1e-9 * values) == season
 
 
+@pytest.mark.parametrize("season", [23, 25, 50, 51, 53, 54, 161, 163])
+def test_a_clear_season_next_to_a_usual_one_is_detected(season: int) -> None:
+    random, time = np.random.default_rng(0), np.arange(6 * season)
+    wave = np.sin(2 * np.pi * time / season) + 0.4 * np.cos(4 * np.pi * time / season + 1)
+    assert detect_season(wave) == season
+    assert detect_season(random.normal(size=season)[time % season] + 0.1 * random.normal(size=len(time))) == season
+
+
+@pytest.mark.parametrize("season", [100, 120, 150])
+@pytest.mark.parametrize("phase", [0, 1, 2])
+def test_the_season_of_four_smooth_cycles_is_exact(season: int, phase: int) -> None:
+    time = np.arange(4 * season)
+    assert (
+        detect_season(np.sin(2 * np.pi * time / season + phase) + 0.4 * np.cos(4 * np.pi * time / season + 1)) == season
+    )
+
+
 @pytest.mark.parametrize("season", [2, 5, 6, 9, 10, 30, 36, 48, 96, 130])
 def test_an_unusual_season_is_detected_instead_of_a_usual_one_close_to_it(season: int) -> None:
     time = np.arange(6 * season + 40)
