@@ -59,10 +59,11 @@ class LinearRecurrence(torch.autograd.Function):
 
 def recur(inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
     """Compute ``LinearRecurrence`` without gradients. Dividing a text into several calls gives the same bits."""
-    states = inputs.new_empty(inputs.shape)
-    for t, (new, gate) in enumerate(zip(inputs.unbind(1), gates.unbind(1), strict=True)):
-        state = torch.lerp(state, new, gate, out=states[:, t])  # export does not support a part of ``unbind`` here
-    return states
+    states = []
+    for new, gate in zip(inputs.unbind(1), gates.unbind(1), strict=True):
+        state = torch.lerp(state, new, gate)  # without ``out``, which the import of exported programs rejects
+        states.append(state)
+    return torch.stack(states, dim=1)
 
 
 class GatedBlock(nn.Module):

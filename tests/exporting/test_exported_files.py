@@ -121,7 +121,9 @@ def test_both_files_have_the_outputs_of_the_network(kind: str, exports: Exports)
         assert str(ROOT).encode() not in file.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["lenet", "character-rnn", "series-lstm", "forecaster", "conditional-generator"])
+@pytest.mark.parametrize(
+    "kind", ["lenet", "character-rnn", "gated-rnn", "series-lstm", "forecaster", "conditional-generator"]
+)
 def test_an_exported_program_can_be_imported_again(
     kind: str, exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
