@@ -90,8 +90,9 @@ class Reader(nn.Module):
         weights, decay = np.exp(-age / timescales), np.exp(-0.5 / timescales)
         decayed = decay * (1 - decay ** np.arange(1.0, sizes.horizon + 1)[:, None]) / (1 - decay)
         moments = np.concatenate([weights, weights * age, weights * age**2], axis=1)
-        self.register_buffer("moments", torch.from_numpy(moments), persistent=False)
-        self.register_buffer("decayed", torch.from_numpy(decayed), persistent=False)
+        # Copy them, because torch cannot export an empty buffer that shares its memory with NumPy.
+        self.register_buffer("moments", torch.from_numpy(moments).clone(), persistent=False)
+        self.register_buffer("decayed", torch.from_numpy(decayed).clone(), persistent=False)
 
     def forward(self, values: Tensor, seasons: Tensor) -> NetworkInputs:
         """Return the inputs of the layers for N series.

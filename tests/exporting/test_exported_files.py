@@ -164,6 +164,14 @@ def test_an_exported_forecaster_can_be_imported_as_a_task(
         imported.parse(weeks, 3, seasonality=169)
 
 
+def test_a_forecaster_without_smoothing_is_exported_as_a_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = publish_tiny(tmp_path, "tiny-forecaster")
+    assert version.network().sizes.smoothings == 0
+    assert run_models_command(capsys, tmp_path, "export", "tiny-forecaster", str(tmp_path / "x.pt2"), "--pt2")[0] == 0
+
+
 def test_an_exported_onnx_file_can_be_imported_again(
     exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
