@@ -63,7 +63,7 @@ class HeadTooLarge(QuartetError):
     code = "head_too_large"
 
 
-class LimitExceeded(Exception):
+class StopParsing(Exception):
     """Raised in a callback of the parser to stop the parser. uvicorn then calls ``send_400_response``."""
 
 
@@ -88,6 +88,7 @@ class BoundedHttpProtocol(WriteLimitedProtocol):
         self.chunks = 0  # number of chunks whose size lines have arrived
         self.chunks_with_data = 0  # the value of ``chunks`` when the last data arrived
         self.state_timer: asyncio.TimerHandle | None = None  # ends a state that lasts too long
+        self.problem = ""  # what is wrong with a request that the parser accepts
         self.running: Any = None  # the request that is being answered; ``cycle`` may be a later request
         self.close_after_response = self.close_after_body = self.stopping = False
         self.on_disconnect: Callable[[], None] | None = None  # set while a request waits for its answer
@@ -209,13 +210,13 @@ class BoundedHttpProtocol(WriteLimitedProtocol):
     def on_url(self, url: bytes) -> None:
         self.field_bytes += len(url)
         if self.field_bytes > HEAD_BYTES:  # checked here too, because the end of a head resets ``state_bytes``
-            raise LimitExceeded
+            raise StopParsing
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.field_bytes += len(name) + len(value) + FIELD_BYTES
         if self.field_bytes > HEAD_BYTES:  # checked for the same reason as in ``on_url``
-            raise LimitExceeded
+            raise StopParsing
         if self.state is State.HEAD:  # trailers are not headers of the request (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
@@ -226,7 +227,11 @@ class BoundedHttpProtocol(WriteLimitedProtocol):
         if self.transport.is_closing():  # the request was rejected
             return
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise LimitExceeded  # the connection is closed after the response to the last waiting request
+            raise StopParsing  # the connection is closed after the response to the last waiting request
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):  # as RFC 9112, 3.2 requires
+            self.problem = f"the request has {hosts} Host headers; HTTP requires exactly one"
+            raise StopParsing
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
             self.cycle.__class__ = CloseDelimitedCycle  # uvicorn has no option for the class of a cycle
@@ -327,7 +332,7 @@ class BoundedHttpProtocol(WriteLimitedProtocol):
         if self.field_bytes > HEAD_BYTES:
             self._reject_head()
         else:
-            self._reject(BadValue(f"the request is not valid HTTP: {msg.strip()}"))
+            self._reject(BadValue(self.problem or f"the request is not valid HTTP: {msg.strip()}"))
 
     def _reject(self, error: QuartetError) -> None:
         """Send ``error``, or the responses to earlier requests if there are any. Then close the connection."""

@@ -165,7 +165,7 @@ async def short_connection(streams: Streams, number: int) -> None:
 async def header_tricks(streams: Streams, number: int) -> None:
     tricks = (
         b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * 12_000 + b"\r\n",
-        b"GET /%s HTTP/1.1\r\n\r\n" % (b"a" * 60_000),
+        b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 60_000),
         GET * 5000,
         b"GET / HTTP/1.1\r\nx: " + b"y" * 100_000,
         b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",

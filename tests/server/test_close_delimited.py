@@ -32,7 +32,7 @@ def answer(
 ) -> tuple[bytes, bytes]:
     """Return the head and the body of the answer to a request. The connection must be closed after HTTP/1.0."""
     connection = Connection(application)
-    connection.send(method + b" / HTTP/" + version + b"\r\n" + headers + b"\r\n")
+    connection.send(method + b" / HTTP/" + version + b"\r\nHost: x\r\n" + headers + b"\r\n")
     connection.loop.answer()
     assert connection.transport.closed == (version == b"1.0")
     head, _, body = connection.transport.written.partition(b"\r\n\r\n")

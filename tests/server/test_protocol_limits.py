@@ -24,10 +24,10 @@ from app.server.http_protocol import (
     BoundedHttpProtocol,
 )
 
-CLOSING = b"POST / HTTP/1.1\r\nConnection: close\r\n"
+CLOSING = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-EXPECTING = b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n"
-CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+EXPECTING = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture
@@ -48,6 +48,21 @@ def connect() -> Iterator[Callable[[], Connection]]:
 @pytest.fixture
 def connection(connect: Callable[[], Connection]) -> Connection:
     return connect()
+
+
+@pytest.mark.parametrize(("version", "hosts"), [(b"1.1", 0), (b"1.1", 2), (b"1.0", 2)])
+def test_a_request_without_one_host_is_rejected(connection: Connection, version: bytes, hosts: int) -> None:
+    request = b"GET / HTTP/%s\r\n%s\r\n" % (version, b"Host: x\r\n" * hosts)
+    head, _, body = connection.send(request).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["message"] == f"the request has {hosts} Host headers; HTTP requires exactly one"
+    assert connection.transport.is_closing()
+
+
+def test_an_http_1_0_request_needs_no_host(connection: Connection) -> None:
+    connection.send(b"GET / HTTP/1.0\r\n\r\n")
+    connection.loop.answer()
+    assert connection.transport.written.startswith(b"HTTP/1.1 204 ")
 
 
 def test_a_rejected_request_is_recorded_without_its_query_and_with_the_id_of_its_answer(connection: Connection) -> None:
