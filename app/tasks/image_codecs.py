@@ -17,6 +17,7 @@ from app.errors import NotAnImage, TooLarge
 
 ORIENTATION = 0x0112  # EXIF tag
 TILE = (322, 323)  # TIFF tags of the width and height of a tile
+BITS, PHOTOMETRIC = 258, 262  # TIFF tags of the bits per channel, and of the meaning of the values (0: zero is white)
 MAX_SCANS = 100  # limit for progressive JPEGs, because each scan decodes the whole image
 MAX_SEGMENTS = 10_000  # of a JPEG; reading more of them would take longer than 10 ms
 SCAN, END = 0xDA, 0xD9  # JPEG markers (ITU-T T.81) of the start of a scan and the end of the image
@@ -251,7 +252,8 @@ def _factor(image: Image.Image) -> float | None:
     Return None for other images.
     """
     if image.mode.startswith("I;16"):
-        return 1 / 257
+        bits: int = getattr(image, "tag_v2", {}).get(BITS, (16,))[0]  # Pillow does not scale 12-bit values to 16 bits
+        return 255 / (2**bits - 1)
     if image.mode not in ("I", "F"):
         return None
     shades = np.asarray(image)
@@ -274,6 +276,8 @@ def _in_bytes(image: Image.Image, factor: float) -> Image.Image:
     for top in range(0, len(shades), rows):
         band = np.nan_to_num(shades[top : top + rows].astype(np.float32)) * np.float32(factor)
         result[top : top + rows] = band.clip(0, 255).round()
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # Pillow inverts only TIFFs with up to 8 bits per channel
+        np.subtract(255, result, out=result)
     if (transparent := image.info.get("transparency")) is None:
         return Image.fromarray(result)
     alpha = np.uint8(255) * (shades != transparent)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from support.images import image_bytes, save_image
+from support.images import grey_tiff, image_bytes, save_image
 from support.networks import publish_tiny, rewrite_card, tiny_card
 from support.service import IMAGES, ROOT
 
@@ -194,6 +194,21 @@ def test_deep_images_equal_their_eight_bit_versions(classifier: ImageClassifier,
     files = [overlay_heat_map(Image.open(io.BytesIO(data)), heat) for data in (content, save_image(plain))]
     overlay, expected_overlay = (np.asarray(Image.open(io.BytesIO(file)), int) for file in files)
     assert np.abs(overlay - expected_overlay).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype", "max_value", "photometric"),
+    [(12, "<u2", 4095, 1), (16, "<u2", 65535, 1), (16, "<u2", 65535, 0), (32, "<f4", 1, 0), (32, "<f4", 255, 0)],
+)
+def test_deep_grey_tiffs_have_the_right_brightness(
+    classifier: ImageClassifier, bits: int, dtype: str, max_value: int, photometric: int
+) -> None:
+    shades = np.arange(32 * 32).reshape(32, 32) % 256
+    values = (shades if photometric == 1 else 255 - shades) * (max_value / 255)  # 0 means that zero is white
+    content = grey_tiff((values if dtype == "<f4" else values.round()).astype(dtype), bits, photometric)
+    assert (classifier.parse(content).numpy() == shades).all()
+    overlay = overlay_heat_map(Image.open(io.BytesIO(content)), np.zeros((4, 4), np.float32))
+    assert (np.asarray(Image.open(io.BytesIO(overlay))) == shades[..., None]).all()
 
 
 def test_with_tta_explain_returns_the_same_probabilities(whitened: WhitenedNet, tmp_path: Path) -> None:
