@@ -367,6 +367,20 @@ def test_labels_may_be_words_and_unknown_words_are_rejected() -> None:
     assert prompt_labels("9" * 500 + " cats", labels, "zoo") == [("cat", 10**5)]
 
 
+def test_labels_that_differ_only_in_case_are_chosen_by_exact_prompts() -> None:
+    labels = ["A", "a", "T-shirt", "T-Shirt", "7"]
+    for label in labels:
+        assert prompt_labels(f" {label} ", labels, "letters") == [(label, 1)]
+    for prompt, word, same in (
+        ("two As and a 7", "as", "'A' and 'a'"),
+        ("seven A", "a", "'A' and 'a'"),
+        ("t-shirt", "t-shirt", "'T-shirt' and 'T-Shirt'"),
+    ):
+        with pytest.raises(BadValue, match=f"^prompt is '{prompt}'; '{word}' can mean the labels {same}; send only"):
+            prompt_labels(prompt, labels, "letters")
+    assert prompt_labels("two sevens", labels, "letters") == [("7", 2)]
+
+
 @pytest.mark.parametrize("number", ["1,024", "3.5", "3.14", "-3", "2-3", "1,000,000"])
 def test_numbers_that_are_not_counts_are_rejected(number: str) -> None:
     with pytest.raises(BadValue, match=f"cgan cannot generate '{re.escape(number)}'"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 
 from app.errors import BadValue, quote_value
@@ -34,10 +35,14 @@ def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[
     error messages.
 
     Raises:
-        BadValue: a word is not a label, a number or an ignored word, or a number counts images instead of labels, as in
-            "3 handwritten digits" or "5 pictures of a 7".
+        BadValue: a word is not a label, a number or an ignored word. Or a word can mean several labels, which differ
+            only in upper and lower case. Or a number counts images instead of labels, as in "3 handwritten digits" or
+            "5 pictures of a 7".
     """
+    if prompt.strip() in labels:
+        return [(prompt.strip(), 1)]
     singulars, plurals = _names(labels)
+    _reject_ambiguous_words(prompt, labels, plurals | singulars)
     if prompt.strip().lower() in singulars:
         return [(singulars[prompt.strip().lower()], 1)]
     _reject_counted_images(prompt, singulars, plurals)
@@ -60,6 +65,18 @@ def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[
             unlabelled = "has no labels, so none can be chosen; send the prompt 'digits'"
             raise BadValue(f"prompt is {quote_value(prompt)}; {model} {labelled if labels else unlabelled}", "prompt")
     return label_counts
+
+
+def _reject_ambiguous_words(prompt: str, labels: Sequence[str], names: Mapping[str, str]) -> None:
+    """Raise BadValue if a word of the prompt, or all of it, can mean several labels, such as "A" and "a"."""
+    counts = Counter(label.lower() for label in dict.fromkeys(labels))
+    for word in (prompt.strip().lower(), *_words(prompt)):
+        name = names.get(word, "").lower()
+        if counts[name] > 1:
+            same = " and ".join(quote_value(label) for label in dict.fromkeys(labels) if label.lower() == name)
+            problem = f"{quote_value(word)} can mean the labels {same}"
+            advice = "send only one label, exactly as written here, as the prompt and the number of images as n"
+            raise BadValue(f"prompt is {quote_value(prompt)}; {problem}; {advice}", "prompt")
 
 
 def _reject_counted_images(prompt: str, singulars: Collection[str], plurals: Collection[str]) -> None:
