@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
 
 from app.errors import NotAnImage, TooLarge
@@ -37,6 +37,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 FRAME = 80  # milliseconds for which an animation shows each image
 COLOURS = {1: 0, 3: 2}  # PNG colour type by number of channels
 PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # signature, length and type of the first chunk
+GREY_STEPS = {"L;2": 85, "L;4": 17}  # difference between two neighbouring shades in 8 bits, by raw mode of a PNG
 PNG_MODES = {b"\x08\0\0\0\0": "L", b"\x08\x02\0\0\0": "RGB"}  # mode by bit depth, colour type and methods of a PNG
 SMALL_IMAGE = 128 * 128  # pixels
 SMALL_FILE = 64 * 1024  # bytes; larger files may have so many chunks that reading them blocks the event loop
@@ -84,6 +85,7 @@ class ImageDecoder:
             return small
         try:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
+            _scale_transparent_colour(image)
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises exceptions of many classes for damaged files
@@ -199,6 +201,21 @@ def _small_png(content: bytes) -> Image.Image | None:
         return Image.frombytes(mode, (width, height), b"".join(parts), "zip", mode)
     except (struct.error, ValueError):  # the file is incomplete or damaged
         return None
+
+
+def _scale_transparent_colour(image: ImageFile.ImageFile) -> None:
+    """Convert the transparent colour of an opened PNG to 8 bits per channel, because Pillow converts only the pixels.
+
+    Colours with 16 bits per channel keep their high bytes, like the pixels.
+    """
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or colour is None or not image.tile:
+        return
+    raw_mode = image.tile[0][3]
+    if raw_mode in GREY_STEPS:
+        image.info["transparency"] = colour * GREY_STEPS[raw_mode]
+    elif raw_mode == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _scans(content: bytes) -> int:

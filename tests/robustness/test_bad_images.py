@@ -17,6 +17,7 @@ from unittest.mock import patch
 import httpx
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -164,6 +165,36 @@ def test_an_unusual_image_is_classified_and_explained(tiny: httpx.Client, name: 
     explained = tiny.post(f"{CLASSIFY}?explain=true", content=VALID[name])
     assert explained.status_code == 200, explained.text
     assert explained.json()["results"][0]["explanation"]
+
+
+@pytest.mark.parametrize(
+    ("bits", "colours", "row", "transparent"),
+    [
+        (2, 0, "1b", "0001"),
+        (4, 0, "05af", "0005"),
+        (8, 0, "0005aaff", "0005"),
+        (8, 2, "000000 123456 010203 ffffff", "001200340056"),
+        (16, 2, "000000000000 123456789abc 010203040506 ffffffffffff", "123456789abc"),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_transparent_colour_of_a_png_becomes_white(
+    bits: int, colours: int, row: str, transparent: str, channels: int
+) -> None:
+    """The second of four pixels has the transparent colour."""
+    data = (b"IDAT", zlib.compress(4 * (b"\0" + bytes.fromhex(row))))
+    opaque = png(header(4, 4, bits, colours), data)
+    content = png(header(4, 4, bits, colours), (b"tRNS", bytes.fromhex(transparent)), data)
+    decoder, heat = ImageDecoder(channels, 4), np.zeros((4, 4), np.float32)
+    expected = decoder.parse(opaque)
+    assert (expected[:, :, 1] < 200).all()
+    expected[:, :, 1] = 255
+    assert torch.equal(decoder.parse(content), expected)
+    overlay, opaque_overlay = (
+        np.array(Image.open(io.BytesIO(overlay_heat_map(decoder.open(file, 16), heat)))) for file in (content, opaque)
+    )
+    opaque_overlay[:, 1] = 255
+    assert np.array_equal(overlay, opaque_overlay)
 
 
 def test_the_pixel_limit_of_explanations_applies_to_all_images_together(serve: Serve) -> None:
