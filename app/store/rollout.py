@@ -6,6 +6,8 @@ replaced by one rename, so every process sees either the old or the new rollout.
     active      the version that serves requests without a version number; null means the newest valid version that is
                 not retired
     previous    the version that was active before; ``rollback`` activates it if there is no canary
+    latest      the version that ``activate latest`` made active; once a newer version is active, ``previous`` is not
+                used any more
     canary      a version that serves a share of the requests without a version number, in per cent
     retired     versions that are not served any more, even to requests with their number; their files stay
     unloaded    true if no version is served until the model is loaded or a version is activated
@@ -58,6 +60,7 @@ class Rollout(StrictModel):
 
     active: VersionNumber | None = None
     previous: VersionNumber | None = None
+    latest: VersionNumber | None = None
     canary: Canary | None = None
     retired: list[VersionNumber] = Field(default_factory=list)
     unloaded: bool = False
@@ -74,10 +77,14 @@ class Rollout(StrictModel):
         """Return the versions that ``rollback`` may activate, best first.
 
         If ``active.json`` gives the number of the active version, the result is at most one version, ``previous``.
-        Otherwise, the result is all versions that are older than ``active`` and not retired.
+        This also holds after ``activate latest``, until a newer version is published. Otherwise, the result is all
+        versions that are older than ``active`` and not retired.
         """
         if self.active is not None:
             return [] if self.previous is None else [self.previous]
+        is_latest = active is not None and self.latest is not None and active <= self.latest
+        if is_latest and self.previous is not None and self.previous != active:
+            return [self.previous]
         return [number for number in self.preference(numbers) if active is not None and number < active]
 
 
@@ -219,9 +226,25 @@ def activate(
 
 
 def _with_latest(models: Path, name: str, old: Rollout, check: Check | None) -> Rollout:
-    latest = Rollout(retired=old.retired)
-    _refuse_other_task(models, first_valid(models, name, latest.preference(numbers(models, name)), check), old.retired)
-    return latest
+    candidates = Rollout(retired=old.retired).preference(numbers(models, name))
+    newest = first_valid(models, name, candidates, check)
+    _refuse_other_task(models, newest, old.retired)
+    latest = newest.card.version if newest else None
+    now = active_or_none(models, name, old, check)
+    return Rollout(previous=_previous(models, name, old, now, latest, check), latest=latest, retired=old.retired)
+
+
+def _previous(
+    models: Path, name: str, old: Rollout, now: int | None, active: int | None, check: Check | None
+) -> int | None:
+    """Return the previous version after ``active`` has replaced ``now``, which may be the same version."""
+    if now != active:
+        return now
+    # if ``old.active`` is damaged, ``now`` may be ``old.previous``
+    others = [number for number in old.previous_versions(now, numbers(models, name)) if number != now]
+    valid = first_valid(models, name, others, check)
+    # without a valid version, keep the number, because the version may be repaired
+    return valid.card.version if valid else next(iter(others), None)
 
 
 def _refuse_other_task(models: Path, version: store.Version | None, retired: list[int]) -> None:
@@ -241,21 +264,17 @@ def _activated(models: Path, name: str, old: Rollout, version: int, share: float
     now = active_or_none(models, name, old, check)
     if now == version and share < 100:
         raise RolloutRefused(f"{name}@{version} is already active; a canary must be another version")
-    if now != version and share == 100:
-        return Rollout(active=version, previous=now, retired=old.retired)
-    # if ``old.active`` is damaged, ``now`` may be ``old.previous``
-    others = [number for number in old.previous_versions(now, numbers(models, name)) if number != now]
-    valid = first_valid(models, name, others, check)
-    # without a valid version, keep the number, because the version may be repaired
-    previous = valid.card.version if valid else next(iter(others), None)
+    active = version if share == 100 else now
+    previous = _previous(models, name, old, now, active, check)
     canary = Canary(version=version, share=share) if share < 100 else None
-    return Rollout(active=now, previous=previous, canary=canary, retired=old.retired)
+    return Rollout(active=active, previous=previous, canary=canary, retired=old.retired)
 
 
 def rollback(models: Path, name: str, check: Check | None = None) -> Rollout:
     """End the canary if there is one. Otherwise, activate the previous version.
 
-    While ``active`` is null, the previous version is the newest valid version that is older than the active version.
+    If no version was activated, or if a newer version was published after ``activate latest``, the previous version is
+    the newest valid version that is older than the active version.
     After a rollback to the previous version, a second rollback undoes the first. Raises VersionNotFound, and
     RolloutRefused if there is no valid previous version.
     """

@@ -289,7 +289,8 @@ def next_number(store: Path, name: str) -> int:
     rollout = _rollout(store, name)
     with suppress(TypeError, AttributeError):
         canary = rollout.get("canary") or {}
-        named = [rollout.get("active"), rollout.get("previous"), canary.get("version"), *rollout.get("retired", ())]
+        named = [rollout.get(key) for key in ("active", "previous", "latest")]
+        named += [canary.get("version"), *rollout.get("retired", ())]
         numbers += [number for number in named if isinstance(number, int)]
     return max(numbers, default=0) + 1
 

@@ -16,6 +16,7 @@ from support.networks import make_invalid, publish_tiny, rewrite_card
 from support.service import run_models_command
 
 from app import store
+from app.serving.version_set import VersionSet
 from app.store import StoreError, archive, rollout
 from app.store.rollout import RolloutRefused, VersionNotFound, activate, active_or_none, retire, rollback
 from app.tasks import check_loading
@@ -94,6 +95,37 @@ def test_a_rollback_activates_the_previous_version_and_a_second_one_undoes_it(th
     activate(three, NAME, 1)
     assert rollback(three, NAME).active == 3
     assert rollback(three, NAME).active == 1
+
+
+def test_a_rollback_after_activating_the_latest_version_activates_the_version_before(three: Path) -> None:
+    activate(three, NAME, 1)
+    for _ in range(2):  # the second time, the latest version is active already
+        changed = activate(three, NAME, "latest")
+        assert (changed.active, changed.previous, changed.latest) == (None, 1, 3)
+    served = VersionSet.build(NAME, [1, 2, 3], changed, ())
+    assert (served.previous, served.resident) == (1, [3, 1])
+    assert rollback(three, NAME).active == 1
+    assert rollback(three, NAME).active == 3
+    assert activate(three, NAME, "latest").previous == 1  # the active version does not change
+    publish_tiny(three, NAME)
+    assert VersionSet.build(NAME, [1, 2, 3, 4], rollout.read(three, NAME), ()).resident == [4]
+    assert rollback(three, NAME).active == 3
+
+
+def test_a_rollback_after_activating_the_latest_version_may_find_versions_invalid_or_retired(three: Path) -> None:
+    activate(three, NAME, 1)
+    activate(three, NAME, "latest")
+    make_invalid(three / NAME / "3")
+    assert active_version(three) == 2
+    assert rollback(three, NAME).active == 1
+    activate(three, NAME, 2)
+    activate(three, NAME, "latest")  # version 2 is the newest valid version
+    make_invalid(three / NAME / "1")
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan has no previous version; tiny-gan@1 is invalid; activate one"):
+        rollback(three, NAME)
+    retire(three, NAME, 1)
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan has no previous version; activate one by its number$"):
+        rollback(three, NAME)
 
 
 def test_after_a_rollback_the_chosen_version_is_the_previous_one_even_if_it_is_invalid(three: Path) -> None:
@@ -194,8 +226,11 @@ def test_a_new_version_does_not_get_the_number_of_a_removed_version(three: Path)
     activate(three, NAME, 5, share=10)
     shutil.rmtree(three / NAME / "5")
     assert publish_tiny(three, NAME).card.version == 6
-    (three / NAME / rollout.FILE).write_text("[]")
+    activate(three, NAME, "latest")
+    shutil.rmtree(three / NAME / "6")
     assert publish_tiny(three, NAME).card.version == 7
+    (three / NAME / rollout.FILE).write_text("[]")
+    assert publish_tiny(three, NAME).card.version == 8
 
 
 @pytest.mark.parametrize(("change", "error_type", "sentence"), REJECTED, ids=range(len(REJECTED)))
@@ -271,7 +306,7 @@ def test_activating_a_version_keeps_the_retired_ones_and_ends_a_canary(three: Pa
     assert rollback(three, NAME).retired == [1]
     assert activate(three, NAME, 2, share=10).retired == [1]
     changed = activate(three, NAME, "latest")
-    assert (changed.active, changed.previous, changed.canary, changed.retired) == (None, None, None, [1])
+    assert (changed.active, changed.previous, changed.canary, changed.retired) == (None, 3, None, [1])
 
 
 def test_retiring_the_previous_version_leaves_none(three: Path) -> None:
