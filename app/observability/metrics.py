@@ -74,8 +74,7 @@ class Metrics:
             "state",
             mode="livemax",
         )
-        self.workers = self._gauge("workers", "Worker processes")
-        self.workers.set(1)
+        self.workers = self._gauge("workers", "Worker processes that have loaded their models")
         self.planned_workers = self._gauge(
             "planned_workers", "Worker processes that the service should have", mode="livemax"
         )
@@ -167,6 +166,7 @@ class Metrics:
 
     @log_errors
     def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey]) -> None:
+        self.workers.set(1)  # the first report comes after the models were loaded
         self.states.labels("ready").set(ready)
         self.states.labels("failed").set(failed)
         self.requests_running.set(self.running_requests)
