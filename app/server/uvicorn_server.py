@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import math
 import os
 import signal
 import socket
@@ -48,7 +47,7 @@ class Server(uvicorn.Server):
             server_header=False,
             proxy_headers=False,  # client addresses are not used
             timeout_keep_alive=settings.keep_alive_seconds,
-            timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
+            timeout_graceful_shutdown=settings.shutdown_grace_seconds,  # type: ignore[arg-type]  # may be a fraction
             http=BoundedHttpProtocol,
             **tls_context(settings),
         )

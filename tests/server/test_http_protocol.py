@@ -228,8 +228,9 @@ def test_pipelined_requests_are_limited_and_the_waiting_ones_are_answered(tiny: 
     assert_still_serves(tiny)
 
 
-def test_a_setting_changes_the_time_until_an_idle_connection_is_closed() -> None:
-    assert Server(Mock(), Settings(keep_alive_seconds=65)).config.timeout_keep_alive == 65
+def test_settings_change_the_timeouts_of_idle_connections_and_of_the_shutdown() -> None:
+    config = Server(Mock(), Settings(keep_alive_seconds=65, shutdown_grace_seconds=0.2)).config
+    assert (config.timeout_keep_alive, config.timeout_graceful_shutdown) == (65, 0.2)
 
 
 OPENAPI = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
