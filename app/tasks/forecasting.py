@@ -39,10 +39,10 @@ NORMAL_SCORES = np.array([-1.0, 0.0, 1.0])
 
 @dataclass(frozen=True)
 class QuantileForecast:
-    """A forecast on the scale of its series: mean [horizon], median [horizon], and unrounded quantiles [horizon, Q].
+    """A forecast on the scale of its series: mean [horizon], median [horizon], and quantiles [horizon, Q].
 
     ``scores`` [Q] are the quantiles of the standard normal distribution at the levels of ``quantiles``, in ascending
-    order. ``non_negative`` and ``integer`` say that the bounds of intervals are at least 0, and that they are rounded.
+    order. ``non_negative`` and ``integer``: bounds of intervals are at least 0, and rounded. ``quantiles`` are not.
     """
 
     mean: np.ndarray
@@ -223,7 +223,7 @@ class GlobalForecaster:
             quantiles = quantiles + item.added[:, None]
         median = quantiles[:, MEDIAN].copy()
         mean = median + (quantiles - median[:, None]) @ MEAN_WEIGHTS
-        mean, median, quantiles = (like_series(x, item.non_negative) for x in (mean, median, quantiles))
+        mean, median = (like_series(x, item.non_negative) for x in (mean, median))
         forecast = QuantileForecast(mean, median, SCORES, quantiles, item.season, item.non_negative)
         return forecast.rounded() if item.integer else forecast
 

@@ -152,11 +152,12 @@ def test_an_exported_forecaster_can_be_imported_as_a_task(
             forecasts.append(predictor.forecast(item, predictor.predict([item])[0]))
         expected, actual = forecasts
         floor = 0.0 if options else -np.inf
-        for each in ("mean", "median", "quantiles"):
-            assert getattr(actual, each) == pytest.approx(
-                np.maximum(getattr(expected, each), floor), abs=MAX_DIFFERENCE
-            )
-        assert actual.interval(80)[0] == pytest.approx(np.maximum(expected.interval(80)[0], floor), abs=MAX_DIFFERENCE)
+        assert actual.quantiles == pytest.approx(expected.quantiles, abs=MAX_DIFFERENCE)
+        pairs = [(actual.mean, expected.mean), (actual.median, expected.median)]
+        for level in (20, 80, 99):
+            pairs += zip(actual.interval(level), expected.interval(level), strict=True)
+        for own, other in pairs:
+            assert own == pytest.approx(np.maximum(other, floor), abs=MAX_DIFFERENCE)
         assert actual.seasonality == expected.seasonality
     with pytest.raises(BadValue, match="ends with 2 missing values"):
         imported.parse([*weeks, None, None], imported.horizon - 1)

@@ -190,6 +190,17 @@ def test_forecasts_of_non_negative_series_are_non_negative(
     assert unclipped.interval(99.9)[0].min() < 0
 
 
+@pytest.mark.parametrize("level", [10, 60, 95, 99.9])
+def test_bounds_are_clipped_after_they_are_computed(forecaster: GlobalForecaster, level: float) -> None:
+    item = forecaster.parse(np.random.default_rng(0).random(48).tolist(), 12)
+    added = np.linspace(-1.5, 0.5, 12)  # makes some quantiles negative
+    items = [dataclasses.replace(item, added=added, non_negative=each) for each in (True, False)]
+    clipped, unclipped = forecaster.predict(items)
+    assert unclipped.median.min() < 0 == clipped.median.min() < clipped.interval(level)[1].max()
+    for bound, expected in zip(clipped.interval(level), unclipped.interval(level), strict=True):
+        assert bound == pytest.approx(np.maximum(expected, 0), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "max_ratio"), [("season", 0.85), ("trend", 0.85), ("noisy sine", 1.0), ("level", 0.85), ("walk", 1.1)]
 )

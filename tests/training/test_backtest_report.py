@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from app.tasks.forecasting import QuantileForecast
 from training import lstm
 from training.data.datasets import DataError
 from training.data.tables.table import Series, Table
-from training.evaluation import backtest, forecast_metrics
+from training.evaluation import backtest, forecast_metrics, forecaster
 from training.evaluation.backtest import Split
 from training.evaluation.report import ets, results
 from training.evaluation.report.figures import draw_errors
@@ -176,6 +177,26 @@ def test_the_error_by_step_averages_to_the_mase() -> None:
             references.origins.mase_scale,
         )
     )
+
+
+def test_metrics_of_non_negative_forecasts_use_no_negative_quantiles() -> None:
+    def method(past: Any, season: int, horizon: int) -> Any:
+        return [replace(each, non_negative=True) for each in backtest.seasonal_naive(past, season, horizon)]
+
+    def clipped(past: Any, season: int, horizon: int) -> Any:
+        return [replace(each, quantiles=np.maximum(each.quantiles, 0)) for each in method(past, season, horizon)]
+
+    splits = [split(np.abs(sales(5) - sales(5).mean()))]
+    origins = backtest.origins(splits, 4, 4, "test")
+    references = results.References(splits, origins, {}, [])
+    compared = references.compare(None, 1, {"own": method, "clipped": clipped})  # type: ignore[arg-type]
+    assert min(forecast.quantiles.min() for forecast in compared.methods["own"]) < 0
+    assert compared.errors("own").wql == compared.errors("clipped").wql
+    own, other = (backtest.metrics(origins, each)["quantile_loss"] for each in (method, clipped))
+    assert own == other
+    own, other = (forecaster.metrics("own", origins.past, origins.actual, 4, each)["wql"]
+                  for each in compared.methods.values())  # fmt: skip
+    assert own == other
 
 
 def test_a_report_on_constant_test_values_compares_with_exact_methods(tmp_path: Path) -> None:

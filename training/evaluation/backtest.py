@@ -201,7 +201,7 @@ def metrics(origins: Origins, forecast: ForecastFunction) -> dict[str, float]:
     """Return MASE, quantile loss and coverage of a forecast method over all origins."""
     forecasts = forecast(origins.past, origins.season, origins.actual.shape[1])
     lower, upper = (np.stack(side) for side in zip(*(each.interval(95) for each in forecasts), strict=True))
-    quantiles = np.stack([each.quantiles for each in forecasts])[..., 1:-1]  # levels 0.1 to 0.9
+    quantiles = forecast_metrics.quantiles_of(forecasts)
     median = np.stack([each.median for each in forecasts])
     return {
         "mase": forecast_metrics.mase(origins.actual, median, origins.mase_scale),

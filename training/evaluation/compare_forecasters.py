@@ -108,7 +108,8 @@ def row(part: EvaluationSet, forecaster: str, forecast: ForecastFunction) -> str
     """Return the row of the table for one forecaster and one test set."""
     past, actual, horizon = part.past, part.actual, part.actual.shape[1]
     forecasts = forecast(past, part.season, horizon)
-    median, quantiles = (np.stack([getattr(each, key) for each in forecasts]) for key in ("median", "quantiles"))
+    median = np.stack([each.median for each in forecasts])
+    quantiles = forecast_metrics.quantiles_of(forecasts)
     scale = np.array([forecast_metrics.mase_scale(values, part.season) for values in past])
     naive = np.stack([forecast_metrics.seasonal_naive(values, part.season, horizon) for values in past])
     lower, upper = (np.stack(side) for side in zip(*(each.interval(95) for each in forecasts), strict=True))
@@ -117,7 +118,7 @@ def row(part: EvaluationSet, forecaster: str, forecast: ForecastFunction) -> str
     cells = [
         f"{mase:.3f}",
         f"{mase / forecast_metrics.mase(actual, naive, scale):.3f}",
-        f"{forecast_metrics.wql(actual, list(np.moveaxis(quantiles[..., 1:-1], 2, 0))):.4f}",
+        f"{forecast_metrics.wql(actual, list(np.moveaxis(quantiles, 2, 0))):.4f}",
         f"{forecast_metrics.msis(actual, lower, upper, scale):.1f}",
         f"{forecast_metrics.coverage(actual, *narrow):.3f}",
         f"{forecast_metrics.coverage(actual, lower, upper):.3f}",

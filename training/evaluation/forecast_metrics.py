@@ -11,10 +11,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from app.tasks.forecasting import QuantileForecast, like_series
+
 LEVELS = tuple(level / 10 for level in range(1, 10))  # quantile levels of wql and quantile_loss
 ALPHA = 0.05  # msis uses 95 % intervals
 # sMAPE and MASE of M4's benchmark Naive2, by data set
 NAIVE2 = {"m4_hourly": (18.383, 2.395), "m4_weekly": (9.161, 2.777)}
+
+
+def quantiles_of(forecasts: Sequence[QuantileForecast]) -> np.ndarray:
+    """Return the quantiles [N, horizon, LEVELS] of forecasts, which are not negative if the series are not."""
+    return np.stack([like_series(each.quantiles, each.non_negative) for each in forecasts])[..., 1:-1]
 
 
 def mase_scale(past: np.ndarray, season: int) -> float:

@@ -71,7 +71,7 @@ def metrics(
     scale = np.array([forecast_metrics.mase_scale(values, season) for values in past])
     medians = np.stack([forecast.median for forecast in forecasts])
     lower, upper = (np.stack(side) for side in zip(*(forecast.interval(95) for forecast in forecasts), strict=True))
-    quantiles = np.stack([forecast.quantiles for forecast in forecasts])[..., 1:-1]
+    quantiles = forecast_metrics.quantiles_of(forecasts)
     result = {
         "smape": forecast_metrics.smape(actual, medians),
         "mase": forecast_metrics.mase(actual, medians, scale),

@@ -184,7 +184,7 @@ class ImportedForecaster(TaskPredictor):
         edges = np.array([0.0, *self.quantiles, 1.0])
         weights = (edges[2:] - edges[:-2]) / 2  # weight of each quantile in the mean
         weights[[0, -1]] += np.array([edges[1], 1 - edges[-2]]) / 2
-        mean, median, quantiles = (like_series(x, item.non_negative) for x in (quantiles @ weights, median, quantiles))
+        mean, median = (like_series(x, item.non_negative) for x in (quantiles @ weights, median))
         return QuantileForecast(mean, median, self.scores, quantiles, item.season, item.non_negative)
 
 

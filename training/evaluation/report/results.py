@@ -57,7 +57,7 @@ class Backtest:
         """Return the errors of a method."""
         forecasts, actual, scale = self.methods[method], self.origins.actual, self.origins.mase_scale
         median = np.stack([forecast.median for forecast in forecasts])
-        quantiles = np.stack([forecast.quantiles for forecast in forecasts])[..., 1:-1]  # levels 0.1 to 0.9
+        quantiles = forecast_metrics.quantiles_of(forecasts)
         lower, upper = (np.stack(side) for side in zip(*(each.interval(80) for each in forecasts), strict=True))
         scaled = np.abs(actual - median) / scale[:, None]
         counts = (~np.isnan(scaled)).sum(axis=0)
