@@ -31,6 +31,7 @@ COLUMNS = [
     KnownCovariate(name="promo", mean=0.2, scale=0.4, coefficient=0.1),
 ]
 HOLIDAYS = KnownCovariate(name="holidays DE", mean=0.03, scale=0.2, coefficient=0.5)
+STEPS = {"office": "day", "bank": "business day", "meter": "15 minutes", "shifts": "2 days"}  # of models with holidays
 DATES = ["2024-01-01", "2024-05-01", "2024-05-09"]
 
 
@@ -151,9 +152,9 @@ def tiny_forecaster(known: KnownCovariates) -> GlobalForecaster:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     models = tmp_path_factory.mktemp("known")
     holidays = KnownCovariates(columns=[COLUMNS[1], HOLIDAYS], calendar=calendar("day"))
-    only_holidays = KnownCovariates(columns=[HOLIDAYS], calendar=calendar("day"))
-    every: list[tuple[str, KnownCovariates | None]] = [("plain", None), ("shop", holidays), ("office", only_holidays)]
-    for name, known in [("sales", KnownCovariates(columns=COLUMNS)), *every]:
+    every: dict[str, KnownCovariates | None] = {"plain": None, "shop": holidays}
+    every |= {name: KnownCovariates(columns=[HOLIDAYS], calendar=calendar(step)) for name, step in STEPS.items()}
+    for name, known in {"sales": KnownCovariates(columns=COLUMNS), **every}.items():
         torch.manual_seed(0)
         fields = {"series": store.SeriesTraits(season=4, known=known).model_dump()} if known else {}
         card = tiny_card(name, "forecast", "forecaster", FORECASTER, fields)
@@ -280,8 +281,8 @@ def test_an_error_names_the_wrong_one_of_several_starts(client: httpx.Client) ->
 
 
 def test_the_start_timestamp_of_kserve_gives_the_holidays(client: httpx.Client) -> None:
-    def forecast(*starts: str | None, frequency: str = "D") -> httpx.Response:
-        series = {"type": "univariate_time_series", "series": SALES[:48].tolist(), "frequency": frequency}
+    def forecast(*starts: str | None) -> httpx.Response:
+        series = {"type": "univariate_time_series", "series": SALES[:48].tolist(), "frequency": "D"}
         inputs = [{**series, "start_timestamp": start} for start in starts]
         request = {"model": "office", "inputs": inputs, "options": {"horizon": 6}}
         return client.post("/v1/timeseries/forecast", json=request)
@@ -299,10 +300,34 @@ def test_the_start_timestamp_of_kserve_gives_the_holidays(client: httpx.Client) 
     late = forecast(starts[0], "2025-12-01").json()["error"]
     assert late["param"] == "inputs.1.start_timestamp"
     assert late["message"].startswith("inputs.1.start_timestamp: the series and its forecast are from 2025 to 2026")
-    hourly = forecast(*starts, frequency="H").json()["error"]
-    assert (hourly["param"], hourly["message"]) == (
+
+
+@pytest.mark.parametrize(
+    ("model", "right", "wrong", "allowed", "begin", "start"),
+    [
+        ("office", "D", "H", "'day' or 'D'", "2024-04-22", "2024-05-02T00:00:00"),
+        ("bank", "D", "H", "'day' or 'D'", "2024-04-22T09:30", "2024-05-06T09:30:00"),
+        ("bank", "day", "Y", "'day' or 'D'", "2024-04-21", "2024-05-06T00:00:00"),
+        # Friday in local time, but Saturday in UTC. Holidays are counted in UTC, so the first value is on Monday.
+        ("bank", "D", "week", "'day' or 'D'", "2024-04-19T23:00-02:00", "2024-05-05T23:00:00-02:00"),
+        ("meter", "T", "D", "'minute' or 'T'", "2024-04-22T00:00Z", "2024-04-22T02:30:00Z"),
+        ("shifts", "D", "M", "'day' or 'D'", "2024-04-22", "2024-05-12T00:00:00"),
+    ],
+)
+def test_the_time_step_of_the_holidays_decides_the_frequency_and_the_start_of_the_forecast(
+    client: httpx.Client, model: str, right: str, wrong: str, allowed: str, begin: str, start: str
+) -> None:
+    def forecast(frequency: str) -> Any:
+        series = {"type": "univariate_time_series", "series": SALES[:10].tolist(), "start_timestamp": begin}
+        request = {"model": model, "inputs": [{**series, "frequency": frequency}], "options": {"horizon": 2}}
+        return client.post("/v1/timeseries/forecast", json=request).json()
+
+    assert forecast(right)["outputs"][0]["content"][0]["start_timestamp"] == start
+    error = forecast(wrong)["error"]
+    assert (error["param"], error["message"]) == (
         "inputs.0.frequency",
-        "inputs.0.frequency is 'H'; office was trained with one value per day",
+        f"inputs.0.frequency is '{wrong}'; {model} was trained with one value per {STEPS[model]}, "
+        f"so it should be {allowed}",
     )
 
 

@@ -6,7 +6,7 @@ import calendar
 import secrets
 import time
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -28,7 +28,7 @@ from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import FORECAST
-from app.tasks.covariates import step_seconds
+from app.tasks.covariates import parse_time, step_seconds
 from app.tasks.forecasting import AnyForecaster
 
 SECONDS = {
@@ -97,7 +97,6 @@ class TimeSeriesInference(ForecastInference):
         settings: Settings,
     ) -> None:
         self.request = body
-        self.starts = [_forecast_start(series, f"inputs.{i}") for i, series in enumerate(body.inputs)]
         self.quantiles = body.options.quantiles or []
         levels = sorted({level for level in map(_level, self.quantiles) if level})
         options = validate({"values": [], "horizon": body.options.horizon, "levels": levels}, forecast_request)
@@ -106,9 +105,10 @@ class TimeSeriesInference(ForecastInference):
         if known and known.named:
             problem = f"{name} needs {', '.join(known.named)}, for which this protocol has no field"
             raise BadValue(f"{problem}; use /v1/series/forecast", "model")
-        if known and known.calendar:
-            step = known.calendar.step
+        step = known.calendar.step if known and known.calendar else None
+        if step:
             fields["start"] = [_start(series, f"inputs.{i}", name, step) for i, series in enumerate(body.inputs)]
+        self.starts = [_forecast_start(series, f"inputs.{i}", step) for i, series in enumerate(body.inputs)]
         super().__init__(model, options.model_copy(update=fields), settings)
 
     def parse(self) -> list[Any]:
@@ -175,32 +175,48 @@ def _quantile(result: dict[str, Any], quantile: float) -> np.ndarray:
 def _start(series: TimeSeriesInput, param: str, model: str, step: str) -> str:
     """Return the time of the first value, for a model that uses the holidays in each time step ``step``.
 
-    Raises BadValue if there is no time, or if the series has another time step.
+    Raises BadValue if there is no time, or if the frequency is not the unit of the time step.
     """
-    seconds = step_seconds(step)
-    if seconds in SECONDS.values() and SECONDS.get(series.frequency) != seconds:
+    unit = step.split(" ")[-1].removesuffix("s")  # such as "minute" for "15 minutes", and "day" for "business day"
+    allowed = [frequency for frequency, seconds in SECONDS.items() if seconds == SECONDS.get(unit)]
+    if series.frequency not in allowed:
         problem = f"{param}.frequency is {quote_value(series.frequency)}; {model} was trained with one value per {step}"
-        raise BadValue(problem, f"{param}.frequency")
+        raise BadValue(f"{problem}, so it should be {' or '.join(map(repr, allowed))}", f"{param}.frequency")
     if series.start_timestamp is None:
         reason = f"{model} needs the time of the first value, to know the holidays"
         raise BadValue(f"{param}.start_timestamp is missing; {reason}", f"{param}.start_timestamp")
     return series.start_timestamp
 
 
-def _forecast_start(series: TimeSeriesInput, param: str) -> str | None:
-    """Return the time of the first forecast, or None if the series has no start time. Raises BadValue."""
+def _forecast_start(series: TimeSeriesInput, param: str, step: str | None) -> str | None:
+    """Return the time of the first forecast, or None if the series has no start time. Raises BadValue.
+
+    ``step`` is the time step of a model that uses holidays. If it is None, the frequency of the series is the step.
+    """
     if series.start_timestamp is None:
         return None
-    param = f"{param}.start_timestamp"
+    param, count = f"{param}.start_timestamp", len(series.series)
     try:
         start = datetime.fromisoformat(series.start_timestamp)
-        forecast_start = _add_steps(start, series.frequency, len(series.series)).isoformat()
+        if step is None:
+            forecast_start = _add_steps(start, series.frequency, count).isoformat()
+        else:
+            day = parse_time(series.start_timestamp, param, step).date()
+            forecast_start = (start + _duration(day, step, count)).isoformat()
     except (ValueError, OverflowError):
         reason = f"{param} is {quote_value(series.start_timestamp)}; it should be a time in ISO 8601"
-        raise BadValue(f"{reason} from which {len(series.series):,} steps can be counted", param) from None
+        raise BadValue(f"{reason} from which {count:,} steps can be counted", param) from None
     if series.start_timestamp.endswith(("Z", "z")):  # the form that KServe's own server reads and writes
         return forecast_start.removesuffix("+00:00") + "Z"
     return forecast_start
+
+
+def _duration(day: date, step: str, steps: int) -> timedelta:
+    """Return the duration of ``steps`` time steps that begin on ``day``. The time step is fixed or a business day."""
+    if (seconds := step_seconds(step)) is not None:
+        return timedelta(seconds=seconds * steps)
+    days = np.busday_offset(day, steps, roll="forward") - np.datetime64(day)
+    return timedelta(days=int(days.astype(int)))
 
 
 def _add_steps(start: datetime, frequency: str, steps: int) -> datetime:
