@@ -31,7 +31,7 @@ FORBIDDEN_IMPORTS = {  # imports of other modules in the same layer
 TRAINING_LAYERS = (
     (
         *("training.configs", "training.options", "training.run", "training.publishing"),
-        *("training.evaluation_log", "training.refit"),
+        *("training.checkpoints", "training.evaluation_log", "training.refit"),
         *("training.data.datasets", "training.evaluation.speed", "training.loops.distributed"),
     ),
     ("training.data", "training.evaluation", "training.loops"),

@@ -31,6 +31,8 @@ from tqdm import tqdm
 from app import store
 from app.tasks import TASKS
 from training import evaluation_log
+from training.checkpoints import checkpoint
+from training.checkpoints.run_folder import log_lines, open_folder
 from training.evaluation import speed
 from training.loops import distributed
 from training.options import Options, Part
@@ -108,27 +110,8 @@ class Run:
         if data is not None:
             own = {key: str(value) for key, value in options.data_options.items() if value is not None}
             content |= {"minutes": options.minutes, "data": data, **own}
-        self.folder = distributed.from_rank_zero(lambda: self._open_folder(json.loads(json.dumps(content))))
+        self.folder = distributed.from_rank_zero(lambda: open_folder(options, json.loads(json.dumps(content))))
         self.tensorboard = self._open_tensorboard()
-
-    def _open_folder(self, content: dict[str, Any]) -> Path:
-        runs = self.options.runs / self.options.name
-        started = [folder for folder in runs.glob("*") if (folder / "config.json").exists()]
-        unfinished = sorted(folder for folder in started if not (folder / "finished").exists())
-        if self.options.resume and unfinished:
-            before = json.loads((unfinished[-1] / "config.json").read_text())
-            changed = [key for key in {**content, **before} if before.get(key) != content.get(key)]
-            if changed:
-                changes = ", ".join(f"{key} {before.get(key)} (now {content.get(key)})" for key in changed)
-                sys.exit(f"{unfinished[-1]} was started with {changes}: resume it with the same options and data")
-            return unfinished[-1]
-        if self.options.resume:
-            print(f"{runs} holds no unfinished run: starting a new run")
-        folder = runs / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
-        folder.mkdir(parents=True)
-        (folder / "config.tmp").write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(folder / "config.tmp", folder / "config.json")
-        return folder
 
     def _open_tensorboard(self) -> Any:
         """Return a TensorBoard writer if ``--log-dir`` is given and this is the first process; otherwise None.
@@ -166,28 +149,14 @@ class Run:
             if distributed.rank() == 0:
                 self._log.unlink(missing_ok=True)  # from a run that was killed before its first checkpoint
             return
-        advice = "start a new run without --resume"
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # for a damaged file, torch raises errors of many classes
-            sys.exit(f"{path} is damaged ({type(error).__name__}); {advice}")
-        if state.get("code") != code_digest():
-            sys.exit(
-                f"{path} was written by other code (commit {state.get('commit', 'unknown')}, now {self.commit}): use "
-                f"that code, or {advice}"
-            )
-        try:
-            for name, tracked in objects.items():
-                tracked.load_state_dict(state["tracked"][name])
-        except (RuntimeError, KeyError, ValueError) as error:
-            sys.exit(f"{path} does not fit this network, for example {str(error)[:200]}; {advice}")
+        state = checkpoint.load(path, objects, self.commit)
         device = self.options.device
         self.tensors.update({name: distributed.shard(whole.to(device)) for name, whole in state["tensors"].items()})
         self.step, self.seconds, self.resumed = state["step"], state["seconds"], state["resumed"]
         self._loaded = True
         if distributed.rank():
             return
-        lines = [line for line in _log_lines(self._log) if json.loads(line)["step"] <= self.step]
+        lines = [line for line in log_lines(self._log) if json.loads(line)["step"] <= self.step]
         self._log.write_text("".join(lines))
         print(f"{self.folder}: resumed at step {self.step}")
 
@@ -199,8 +168,7 @@ class Run:
         tracked = {name: tracked.state_dict() for name, tracked in self.tracked.items()}
         state = {"tracked": tracked, "tensors": tensors, "step": self.step, "seconds": self.seconds}
         state |= {"code": code_digest(), "commit": self.commit, "resumed": self.resumed}
-        torch.save(state, self.folder / "state.tmp")
-        os.replace(self.folder / "state.tmp", self._checkpoint)
+        checkpoint.save(self._checkpoint, state)
 
     def steps(self, total: int | Callable[[], int]) -> Iterator[int]:
         """Yield the number of each remaining step, and show a progress bar. Each step has its own random seed.
@@ -289,7 +257,7 @@ class Run:
         """Plot every metric of metrics.jsonl over the steps, write the plots to curves.png, and return its path."""
         from matplotlib.figure import Figure
 
-        records = [json.loads(line) for line in _log_lines(self.folder / "metrics.jsonl")]
+        records = [json.loads(line) for line in log_lines(self.folder / "metrics.jsonl")]
         names = list(dict.fromkeys(name for record in records for name in record if name not in ("step", "epoch")))
         figure = Figure(figsize=(4.2 * max(1, len(names)), 3.2), layout="constrained")
         axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
@@ -374,11 +342,6 @@ def configure_cpu(threads: int) -> None:
         malloc = ctypes.CDLL(None)
         malloc.mallopt(M_MMAP_MAX, 0)  # allocate all tensors in the heap, which never shrinks:
         malloc.mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def _log_lines(path: Path) -> list[str]:
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n")]  # a killed process may leave the last line incomplete
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 80) -> Path:

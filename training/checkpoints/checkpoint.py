@@ -1,0 +1,43 @@
+"""Read and write the checkpoints of a training run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.publishing import code_digest
+
+
+def load(path: Path, objects: dict[str, Any], commit: str) -> dict[str, Any]:
+    """Restore the tracked ``objects`` from a checkpoint, and return the checkpoint.
+
+    Exits with a message if the checkpoint is damaged, was written by other code, or does not fit the objects.
+    ``commit``: the commit of this code.
+    """
+    advice = "start a new run without --resume"
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # for a damaged file, torch raises errors of many classes
+        sys.exit(f"{path} is damaged ({type(error).__name__}); {advice}")
+    if state.get("code") != code_digest():
+        sys.exit(
+            f"{path} was written by other code (commit {state.get('commit', 'unknown')}, now {commit}): use "
+            f"that code, or {advice}"
+        )
+    try:
+        for name, tracked in objects.items():
+            tracked.load_state_dict(state["tracked"][name])
+    except (RuntimeError, KeyError, ValueError) as error:
+        sys.exit(f"{path} does not fit this network, for example {str(error)[:200]}; {advice}")
+    return state
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint. It replaces the previous checkpoint atomically."""
+    new = path.with_name("state.tmp")
+    torch.save(state, new)
+    os.replace(new, path)

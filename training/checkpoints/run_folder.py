@@ -1,0 +1,39 @@
+"""The folder of a training run: start a new folder, or find the folder of the run to resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from training.options import Options
+
+
+def open_folder(options: Options, content: dict[str, Any]) -> Path:
+    """Return a new folder or, with ``--resume``, that of an unfinished run. ``content``: what config.json contains."""
+    runs = options.runs / options.name
+    started = [folder for folder in runs.glob("*") if (folder / "config.json").exists()]
+    unfinished = sorted(folder for folder in started if not (folder / "finished").exists())
+    if options.resume and unfinished:
+        before = json.loads((unfinished[-1] / "config.json").read_text())
+        changed = [key for key in {**content, **before} if before.get(key) != content.get(key)]
+        if changed:
+            changes = ", ".join(f"{key} {before.get(key)} (now {content.get(key)})" for key in changed)
+            sys.exit(f"{unfinished[-1]} was started with {changes}: resume it with the same options and data")
+        return unfinished[-1]
+    if options.resume:
+        print(f"{runs} holds no unfinished run: starting a new run")
+    folder = runs / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
+    folder.mkdir(parents=True)
+    (folder / "config.tmp").write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(folder / "config.tmp", folder / "config.json")
+    return folder
+
+
+def log_lines(path: Path) -> list[str]:
+    """Return the complete lines of a log, or an empty list if the log does not exist."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]  # a killed process may leave the last line incomplete
