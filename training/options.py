@@ -182,7 +182,11 @@ def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> 
     parser.add_argument("--device", default=device, help="cpu, cuda or cuda:N")
     cores = max(1, (os.cpu_count() or 1) // distributed.local_world_size())
     parser.add_argument("--threads", metavar="N", type=int, default=cores, help="number of CPU threads of PyTorch")
-    parser.add_argument("--resume", action="store_true", help="resume the last unfinished run of this model")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="resume the last unfinished run of this model with the same options and data",
+    )
     parser.add_argument(
         "--no-publish",
         dest="publish",

@@ -331,14 +331,14 @@ def test_numbers_of_image_classifiers_outside_their_range_are_rejected(
 
 def test_a_run_is_not_resumed_with_other_options(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
-    for options, resumed, change in (
-        (("--group", r"00\d\d"), (), r"group 00\\d\\d \(now None\)"),  # the parts of the split would differ
-        ((), ("--group", r"00\d\d"), r"group None \(now 00\\d\\d\)"),
+    for name, options, resumed, change in (
+        ("first", ("--group", r"00\d\d"), (), r"group 00\\d\\d \(now None\)"),  # the parts of the split would differ
+        ("second", (), ("--group", r"00\d\d"), r"group None \(now 00\\d\\d\)"),
     ):
         with pytest.raises(SystemExit, match="resume with"):
-            train("cnn", *options)
+            train("cnn", *options, name=name)
         with pytest.raises(SystemExit, match=f"was started with {change}: resume it with the same options and data"):
-            train("cnn", "--resume", *resumed)
+            train("cnn", "--resume", *resumed, name=name)
 
 
 def test_a_run_is_not_resumed_from_another_base_version(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

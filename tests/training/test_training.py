@@ -540,6 +540,7 @@ def test_generators_train_on_no_images_that_validate_them(
     images = datasets.mnist()
     assert torch.equal(seen[0], images.train_images)
     assert torch.equal(seen[1], images.train_images[images.split_validation(60)[0]])
+    shutil.rmtree(min((tmp_path / "runs" / "mnist-cgan").iterdir()))  # the run that would read the test part
     with pytest.raises(SystemExit, match=r"was started with part validation \(now test\)"):
         gan.main([*command, "--resume"])
 
@@ -600,6 +601,18 @@ def test_ctrl_c_saves_a_checkpoint_and_prints_the_resume_command(
         cnn.main([*arguments("cnn", tmp_path / "runs", models), "--resume", "--batch", "8"])
     cnn.main([*arguments("cnn", tmp_path / "runs", models), "--resume"])
     assert (models / "cifar10-lenet" / "1").exists()
+
+
+def test_the_newest_unfinished_run_with_the_same_options_is_resumed(tmp_path: Path) -> None:
+    def start(*arguments: str) -> Path:
+        options, config = lstm.arguments(["--runs", str(tmp_path), "--threads", "1", *arguments])
+        return running.Run(options, config, arguments).folder
+
+    folders = [start("--seed", seed) for seed in ("1", "1", "2")]
+    assert start("--seed", "1", "--resume") == folders[1]
+    assert start("--seed", "2", "--resume") == folders[2]
+    with pytest.raises(SystemExit, match=rf"^{re.escape(str(folders[2]))} was started with seed 2 \(now 3\): "):
+        start("--seed", "3", "--resume")
 
 
 @pytest.mark.parametrize("refit", [False, True])

@@ -13,17 +13,18 @@ from training.options import Options
 
 
 def open_folder(options: Options, content: dict[str, Any]) -> Path:
-    """Return a new folder or, with ``--resume``, that of an unfinished run. ``content``: what config.json contains."""
+    """Return a new folder or, with ``--resume``, that of the newest unfinished run with the same config and data.
+
+    Exits with a message if no unfinished run has the same. ``content``: what config.json contains.
+    """
     runs = options.runs / options.name
     started = [folder for folder in runs.glob("*") if (folder / "config.json").exists()]
-    unfinished = sorted(folder for folder in started if not (folder / "finished").exists())
+    unfinished = sorted((folder for folder in started if not (folder / "finished").exists()), reverse=True)
     if options.resume and unfinished:
-        before = json.loads((unfinished[-1] / "config.json").read_text())
-        changed = [key for key in {**content, **before} if before.get(key) != content.get(key)]
-        if changed:
-            changes = ", ".join(f"{key} {before.get(key)} (now {content.get(key)})" for key in changed)
-            sys.exit(f"{unfinished[-1]} was started with {changes}: resume it with the same options and data")
-        return unfinished[-1]
+        changes = [_changes(folder, content) for folder in unfinished]
+        if "" not in changes:
+            sys.exit(f"{unfinished[0]} was started with {changes[0]}: resume it with the same options and data")
+        return unfinished[changes.index("")]
     if options.resume:
         print(f"{runs} holds no unfinished run: starting a new run")
     folder = runs / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
@@ -31,6 +32,13 @@ def open_folder(options: Options, content: dict[str, Any]) -> Path:
     (folder / "config.tmp").write_text(json.dumps(content, indent=2) + "\n")
     os.replace(folder / "config.tmp", folder / "config.json")
     return folder
+
+
+def _changes(folder: Path, content: dict[str, Any]) -> str:
+    """Return the differences between the config.json of a run and ``content``, or an empty string."""
+    before = json.loads((folder / "config.json").read_text())
+    changed = [key for key in {**content, **before} if before.get(key) != content.get(key)]
+    return ", ".join(f"{key} {before.get(key)} (now {content.get(key)})" for key in changed)
 
 
 def log_lines(path: Path) -> list[str]:
