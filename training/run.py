@@ -79,6 +79,7 @@ class Run:
         tracked: the objects with ``state_dict`` that a checkpoint holds.
         tensors: further tensors of a checkpoint, which are divided among the processes along the first dimension.
         refitting: whether the second training, on all data, has begun; see ``begin_refit``.
+        lock: in the first process, holds the lock of the folder until the run is finished or interrupted.
 
     ``data`` is the digest of the user's data, or None for public data. A run can be resumed only with the same config
     and the same data, and measured only on the part of the data for which it was started.
@@ -110,7 +111,9 @@ class Run:
         if data is not None:
             own = {key: str(value) for key, value in options.data_options.items() if value is not None}
             content |= {"minutes": options.minutes, "data": data, **own}
-        self.folder = distributed.from_rank_zero(lambda: open_folder(options, json.loads(json.dumps(content))))
+        content = json.loads(json.dumps(content))
+        self.lock = contextlib.ExitStack()
+        self.folder = distributed.from_rank_zero(lambda: open_folder(options, content, self.lock))
         self.tensorboard = self._open_tensorboard()
 
     def _open_tensorboard(self) -> Any:
@@ -213,6 +216,7 @@ class Run:
                 bar.update()
                 if interrupted:
                     bar.close()
+                    self.lock.close()
                     if distributed.rank():
                         sys.exit(1)
                     command = f"{runnable(self.command)} --resume"
@@ -327,6 +331,7 @@ class Run:
         if self.tensorboard is not None:
             self.tensorboard.close()
         (self.folder / "finished").touch()
+        self.lock.close()
 
 
 def configure_cpu(threads: int) -> None:

@@ -604,14 +604,20 @@ def test_ctrl_c_saves_a_checkpoint_and_prints_the_resume_command(
 
 
 def test_the_newest_unfinished_run_with_the_same_options_is_resumed(tmp_path: Path) -> None:
-    def start(*arguments: str) -> Path:
+    def start(*arguments: str) -> running.Run:
         options, config = lstm.arguments(["--runs", str(tmp_path), "--threads", "1", *arguments])
-        return running.Run(options, config, arguments).folder
+        return running.Run(options, config, arguments)
 
-    folders = [start("--seed", seed) for seed in ("1", "1", "2")]
-    assert start("--seed", "1", "--resume") == folders[1]
-    assert start("--seed", "2", "--resume") == folders[2]
-    with pytest.raises(SystemExit, match=rf"^{re.escape(str(folders[2]))} was started with seed 2 \(now 3\): "):
+    runs = [start("--seed", seed) for seed in ("1", "1", "2")]
+    newest = re.escape(str(runs[2].folder))
+    with pytest.raises(SystemExit, match=rf"^{newest} is still running in another process: wait until it ends, or "):
+        start("--seed", "2", "--resume")
+    for run in runs:
+        run.lock.close()
+    resumed = [start("--seed", "1", "--resume") for _ in range(2)]
+    assert [run.folder for run in resumed] == [runs[1].folder, runs[0].folder]  # the newest one runs already
+    assert start("--seed", "2", "--resume").folder == runs[2].folder
+    with pytest.raises(SystemExit, match=rf"^{newest} was started with seed 2 \(now 3\): "):
         start("--seed", "3", "--resume")
 
 
@@ -625,6 +631,7 @@ def test_a_run_killed_before_its_first_checkpoint_leaves_no_lines_in_the_log(tmp
             run.begin_refit()
         run.track()
         run.log(loss=1.0)  # the first run ends here, without a checkpoint
+        run.lock.close()
     log = run.folder / ("refit.jsonl" if refit else "metrics.jsonl")
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1]
     assert len(list(run.folder.parent.iterdir())) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -9,26 +10,40 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from app.store.atomic_files import folder_lock
 from training.options import Options
 
 
-def open_folder(options: Options, content: dict[str, Any]) -> Path:
+def open_folder(options: Options, content: dict[str, Any], lock: contextlib.ExitStack) -> Path:
     """Return a new folder or, with ``--resume``, that of the newest unfinished run with the same config and data.
 
-    Exits with a message if no unfinished run has the same. ``content``: what config.json contains.
+    The folder is locked until ``lock`` is closed. The operating system releases the locks of killed processes. Runs
+    that another process is training are not resumed. Exits with a message if no run can be resumed.
+
+    Args:
+        options: the options of the command.
+        content: what config.json contains.
+        lock: holds the lock of the folder.
     """
     runs = options.runs / options.name
     started = [folder for folder in runs.glob("*") if (folder / "config.json").exists()]
     unfinished = sorted((folder for folder in started if not (folder / "finished").exists()), reverse=True)
     if options.resume and unfinished:
-        changes = [_changes(folder, content) for folder in unfinished]
-        if "" not in changes:
-            sys.exit(f"{unfinished[0]} was started with {changes[0]}: resume it with the same options and data")
-        return unfinished[changes.index("")]
+        changes = {folder: _changes(folder, content) for folder in unfinished}
+        fitting = [folder for folder in unfinished if not changes[folder]]
+        for folder in fitting:
+            with contextlib.suppress(BlockingIOError):
+                lock.enter_context(folder_lock(folder, wait=False))
+                return folder
+        newest = unfinished[0]
+        if not fitting:
+            sys.exit(f"{newest} was started with {changes[newest]}: resume it with the same options and data")
+        sys.exit(f"{fitting[0]} is still running in another process: wait until it ends, or stop it")
     if options.resume:
         print(f"{runs} holds no unfinished run: starting a new run")
     folder = runs / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
     folder.mkdir(parents=True)
+    lock.enter_context(folder_lock(folder))
     (folder / "config.tmp").write_text(json.dumps(content, indent=2) + "\n")
     os.replace(folder / "config.tmp", folder / "config.json")
     return folder
