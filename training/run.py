@@ -210,6 +210,7 @@ class Run:
                 last_step = bar.total = count()
                 interrupted = distributed.any_rank(interrupted)
                 if interrupted or self.step == last_step or distributed.any_rank(now - saved > SAVE_EVERY):
+                    self._check_weights()
                     self.save()
                     saved = now
                 bar.set_postfix({key: f"{value:.4g}" for key, value in self.latest_metrics.items()}, refresh=False)
@@ -224,6 +225,15 @@ class Run:
         finally:
             bar.close()
             signal.signal(signal.SIGINT, before)
+
+    def _check_weights(self) -> None:
+        """Exit with a message if a tracked network has weights that are not finite."""
+        for name, network in self.tracked.items():
+            if isinstance(network, torch.nn.Module):
+                bad = sum(int((~tensor.isfinite()).sum()) for tensor in network.state_dict().values())
+                if bad:
+                    message = f"at step {self.step}, {name} has {bad:,} weights that are NaN or infinite"
+                    sys.exit(f"the training diverged: {message}; use a lower learning rate")
 
     def log(self, **metrics: float) -> None:
         """Show metrics on the progress bar and append them to the log with the current step.

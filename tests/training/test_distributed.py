@@ -104,3 +104,24 @@ def test_ctrl_c_ends_one_of_several_processes_at_once(
     with pytest.raises(SystemExit, match="at once with status 130"):
         distributed.run_command(interrupt)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "end", "message"),
+    [
+        (
+            ArithmeticError("forecasts are not finite"),
+            SystemExit,
+            "^forecasts are not finite: probably the training di",
+        ),
+        (ZeroDivisionError("division by zero"), ZeroDivisionError, "^division by zero$"),
+    ],
+)
+def test_a_network_without_finite_outputs_ends_a_command_with_a_message(
+    error: Exception, end: type[BaseException], message: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(end, match=message):
+        distributed.run_command(fail)

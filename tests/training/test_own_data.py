@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -433,6 +434,23 @@ def test_an_unusable_checkpoint_is_rejected(
         torch.save({**torch.load(path, weights_only=True), **change}, path)
     with pytest.raises(SystemExit, match=sentence):
         train("rnn", "--resume")
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")  # all forecasts are NaN
+@pytest.mark.parametrize("stem", ["cnn", "rnn", "lstm"])
+def test_a_training_that_diverges_publishes_nothing(workspace: Path, stem: str) -> None:
+    with pytest.raises(SystemExit, match=r"^the training diverged: at step .* has [0-9,]+ weights that are NaN or inf"):
+        train(stem, "--learning-rate", "1e30")
+    assert not (workspace / "models_store" / "mine").exists()
+
+
+def test_a_text_network_without_a_finite_validation_loss_is_not_published(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language_model, "window_loss", lambda *_, **__: math.inf)
+    with pytest.raises(SystemExit, match=r"^the training diverged: no validation loss was finite; use a lower "):
+        train("rnn")
+    assert not (workspace / "models_store" / "mine").exists()
 
 
 class Clock:

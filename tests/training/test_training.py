@@ -621,6 +621,13 @@ def test_the_newest_unfinished_run_with_the_same_options_is_resumed(tmp_path: Pa
         start("--seed", "3", "--resume")
 
 
+@pytest.mark.parametrize("stem", ["cnn", "lstm", "forecaster"])
+def test_a_training_that_diverges_publishes_nothing(stem: str, tiny_data: Path, models: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^the training diverged: at step .* has [0-9,]+ weights that are NaN or inf"):
+        SCRIPTS[stem].main([*arguments(stem, tmp_path / "runs", models), "--learning-rate", "1e30"])
+    assert not (models / model_name(stem)).exists()
+
+
 @pytest.mark.parametrize("refit", [False, True])
 def test_a_run_killed_before_its_first_checkpoint_leaves_no_lines_in_the_log(tmp_path: Path, refit: bool) -> None:
     command = ["--runs", str(tmp_path), "--threads", "1"]

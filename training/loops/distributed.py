@@ -73,6 +73,8 @@ def exit_process() -> None:
 def run_command(main: Callable[[], None]) -> None:
     """Call ``main`` of a training command. Ctrl-C exits with status INTERRUPTED, and a message of the first process.
 
+    If a network has returned values that are not finite, exit with a message.
+
     If there are several processes, Python's finalization is skipped, as in ``exit_process``. The process group is not
     destroyed, because that may wait for other processes.
     """
@@ -86,6 +88,10 @@ def run_command(main: Callable[[], None]) -> None:
             sys.stderr.flush()
             os._exit(INTERRUPTED)
         sys.exit(INTERRUPTED)
+    except ArithmeticError as error:
+        if type(error) is not ArithmeticError:  # such as a division by zero, which is a defect of the code
+            raise
+        sys.exit(f"{error}: probably the training diverged; use a lower learning rate")
 
 
 def from_rank_zero(make: Callable[[], T]) -> T:

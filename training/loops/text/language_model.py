@@ -201,6 +201,8 @@ def fit(
                 best.update(trainer.average.module, metrics["validation_loss"], step + 1)
             run.log(epoch=step // steps_per_epoch + 1, loss=loss.item(), **metrics)
     if best:
+        if total and not best.loss.isfinite():
+            raise SystemExit("the training diverged: no validation loss was finite; use a lower --learning-rate")
         trainer.average.module.load_state_dict(best.weights)
     # The refit of all processes must have the same number of steps, but rounding may change the validation losses.
     steps = distributed.from_rank_zero(lambda: int(best.steps)) if best else total
