@@ -44,7 +44,7 @@ CARD_FIELDS = {
     "seed": "seed of the training",
     "command": "command that trained or imported the model",
     "commit": "git commit of the code that finished the training",
-    "resumed": "where the training was resumed: step, commit of the code and version of PyTorch; absent or null if the training was not resumed",
+    "resumed": "where the training was resumed: step, and the commit of the code and the version of PyTorch before and after; absent or null if the training was not resumed",
     "versions": "versions of Python and PyTorch",
     "hardware": "processor and threads of the training",
     "minutes": "duration of the training",

@@ -75,7 +75,7 @@ class Run:
     """One training run with its folder, progress bar and checkpoints.
 
     Attributes:
-        resumed: the steps at which the run was resumed, each with the commit and the version of PyTorch, for the card.
+        resumed: the steps at which the run was resumed, each with the commits and versions of PyTorch, for the card.
         tracked: the objects with ``state_dict`` that a checkpoint holds.
         tensors: further tensors of a checkpoint, which are divided among the processes along the first dimension.
         refitting: whether the second training, on all data, has begun; see ``begin_refit``.
@@ -96,7 +96,7 @@ class Run:
         self.tensors: dict[str, torch.Tensor] = {}
         self.step, self.seconds = 0, 0.0
         self.resumed: list[str] = []
-        self._loaded = False
+        self._code_before = ""  # commit and version of PyTorch that wrote the checkpoint, if one was loaded
         self.latest_metrics: dict[str, float] = {}
         self.is_timing = self.refitting = False
         self.own_data = data is not None
@@ -133,7 +133,7 @@ class Run:
         Call this method after the last step of the first training. If the run is resumed later, the first training has
         no steps left, and the second training continues.
         """
-        self.refitting, self.step, self._loaded = True, 0, False
+        self.refitting, self.step, self._code_before = True, 0, ""
         self.tracked, self.tensors, self.latest_metrics = {}, {}, {}
 
     @property
@@ -156,7 +156,7 @@ class Run:
         device = self.options.device
         self.tensors.update({name: distributed.shard(whole.to(device)) for name, whole in state["tensors"].items()})
         self.step, self.seconds, self.resumed = state["step"], state["seconds"], state["resumed"]
-        self._loaded = True
+        self._code_before = _code(state.get("commit", "unknown"), state.get("torch", "unknown"))
         if distributed.rank():
             return
         lines = [line for line in log_lines(self._log) if json.loads(line)["step"] <= self.step]
@@ -170,7 +170,8 @@ class Run:
             return
         tracked = {name: tracked.state_dict() for name, tracked in self.tracked.items()}
         state = {"tracked": tracked, "tensors": tensors, "step": self.step, "seconds": self.seconds}
-        state |= {"code": code_digest(), "commit": self.commit, "resumed": self.resumed}
+        state |= {"code": code_digest(), "commit": self.commit, "torch": str(torch.__version__)}
+        state["resumed"] = self.resumed
         checkpoint.save(self._checkpoint, state)
 
     def steps(self, total: int | Callable[[], int]) -> Iterator[int]:
@@ -187,10 +188,12 @@ class Run:
 
         count = total if callable(total) else lambda: total
         last_step = count()
-        if self._loaded and self.step < last_step:
+        before, after = self._code_before, _code(self.commit, torch.__version__)
+        if before and (self.step < last_step or before != after):
+            place = f"step {self.step}" if self.step < last_step else f"after the last step, {self.step}"
             training = " of the training on all data" if self.refitting else ""
-            self.resumed.append(f"step {self.step}{training}, commit {self.commit}, torch {torch.__version__}")
-        before = signal.signal(signal.SIGINT, interrupt)
+            self.resumed.append(f"{place}{training}; before: {before}; after: {after}")
+        handler = signal.signal(signal.SIGINT, interrupt)
         saved = last = time.monotonic()
         bar = tqdm(
             total=last_step,
@@ -224,7 +227,7 @@ class Run:
                     sys.exit(f"saved {self.folder} at step {self.step} of {last_step}; resume with: {command}")
         finally:
             bar.close()
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, handler)
 
     def _check_weights(self) -> None:
         """Exit with a message if a tracked network has weights that are not finite."""
@@ -370,6 +373,10 @@ def save_figure(figure: Any, path: Path, dpi: int = 80) -> Path:
 def metric(value: float, split: str, decimals: int = 4) -> dict[str, Any]:
     """Return a metric in the form of the card, rounded to ``decimals``."""
     return {"value": round(float(value), decimals), "split": split, "decimals": decimals}
+
+
+def _code(commit: str, version: str) -> str:
+    return f"commit {commit}, torch {version}"
 
 
 def _hardware(options: Options) -> str:

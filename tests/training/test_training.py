@@ -319,7 +319,8 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     assert uninterrupted.card.resumed is None
     assert resumed.card.resumed is not None
     (place,) = resumed.card.resumed
-    assert re.fullmatch(r"step \d+, commit .+, torch \S+", place)
+    code = f"commit {re.escape(resumed.card.commit)}, torch {re.escape(torch.__version__)}"
+    assert re.fullmatch(rf"step \d+; before: {code}; after: {code}", place)
 
     (killed / "finished").unlink()  # simulates a kill right after publishing
     script.main([*arguments(stem, tmp_path / "killed", models), "--resume"])
@@ -619,6 +620,37 @@ def test_the_newest_unfinished_run_with_the_same_options_is_resumed(tmp_path: Pa
     assert start("--seed", "2", "--resume").folder == runs[2].folder
     with pytest.raises(SystemExit, match=rf"^{newest} was started with seed 2 \(now 3\): "):
         start("--seed", "3", "--resume")
+
+
+def test_a_card_states_the_code_before_and_after_each_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(commit: str, version: str, *, last: int) -> list[str]:
+        """Train until the step ``last``, and return the card's entries about resumes."""
+        monkeypatch.setattr(running, "commit", lambda: commit)
+        monkeypatch.setattr(torch, "__version__", version)
+        arguments = ["--runs", str(tmp_path), "--threads", "1", "--resume"]
+        options, config = lstm.arguments(arguments)
+        run = running.Run(options, config, arguments)
+        run.track()
+        for _ in run.steps(lambda: 9):
+            if run.step + 1 == last:
+                signal.raise_signal(signal.SIGINT)
+        run.lock.close()
+        return run.provenance()["resumed"] or []
+
+    with pytest.raises(SystemExit, match="at step 3 of 9"):
+        train("a", "1.0", last=3)
+    first = "step 3; before: commit a, torch 1.0; after: commit b, torch 2.0"
+    with pytest.raises(SystemExit, match="at step 9 of 9"):
+        train("b", "2.0", last=9)
+    assert train("b", "2.0", last=0) == [first]
+    last = "after the last step, 9; before: commit b, torch 2.0; after: commit {}, torch {}"
+    assert train("c", "2.0", last=0) == [first, last.format("c", "2.0")]
+    assert train("b", "2.1", last=0) == [first, last.format("b", "2.1")]
+    (path,) = tmp_path.rglob("state.pt")
+    state = torch.load(path, weights_only=True)
+    torch.save({key: value for key, value in state.items() if key != "torch"}, path)  # of an older version of the code
+    old = "after the last step, 9; before: commit b, torch unknown; after: commit b, torch 2.0"
+    assert train("b", "2.0", last=0) == [first, old]
 
 
 @pytest.mark.parametrize("stem", ["cnn", "lstm", "forecaster"])
