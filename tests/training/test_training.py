@@ -33,6 +33,7 @@ from app import store
 from app.networks import KINDS, build
 from training import cnn, evaluation_log, gan, lstm, publishing, recalibrate, rnn
 from training import run as running
+from training.checkpoints import checkpoint
 from training.configs import CnnConfig
 from training.data import datasets, texts
 from training.evaluation import evaluate, generation, language_model, speed
@@ -651,6 +652,18 @@ def test_a_card_states_the_code_before_and_after_each_resume(tmp_path: Path, mon
     torch.save({key: value for key, value in state.items() if key != "torch"}, path)  # of an older version of the code
     old = "after the last step, 9; before: commit b, torch unknown; after: commit b, torch 2.0"
     assert train("b", "2.0", last=0) == [first, old]
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    path, new = tmp_path / "state.pt", tmp_path / "state.tmp"
+    for kept in ("", "; the previous checkpoint is kept, so --resume continues the run"):
+        new.symlink_to("/dev/full")
+        sentence = f"the checkpoint {new} could not be written (No space left on device){kept}"
+        with pytest.raises(SystemExit, match=f"^{re.escape(sentence)}$"):
+            checkpoint.save(path, {"weights": torch.zeros(1000)})
+        assert not new.is_symlink()
+        checkpoint.save(path, {"step": 3})
+        assert torch.load(path, weights_only=True) == {"step": 3}
 
 
 @pytest.mark.parametrize("stem", ["cnn", "lstm", "forecaster"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -37,7 +38,16 @@ def load(path: Path, objects: dict[str, Any], commit: str) -> dict[str, Any]:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint. It replaces the previous checkpoint atomically."""
-    new = path.with_name("state.tmp")
-    torch.save(state, new)
-    os.replace(new, path)
+    """Write a checkpoint. It replaces the previous checkpoint atomically.
+
+    Exits with a message if it cannot be written, for example because the disk is full. The previous checkpoint is kept.
+    """
+    new, content = path.with_name("state.tmp"), io.BytesIO()
+    torch.save(state, content)  # not to the file, because the errors of torch do not name the cause
+    try:
+        new.write_bytes(content.getbuffer())
+        os.replace(new, path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        kept = "; the previous checkpoint is kept, so --resume continues the run" if path.exists() else ""
+        sys.exit(f"the checkpoint {new} could not be written ({error.strerror}){kept}")
