@@ -31,9 +31,9 @@ class TextEngine(Generic[Text]):
     """Generates texts with one model. It holds the queue of waiting texts and the list of running texts.
 
     ``step`` runs on ``executor``. For each given text, ``step`` generates one character or reads a part of the prompt.
-    If ``step`` raises an error, it must leave the texts unchanged. ``step_seconds`` returns the
-    expected duration of a step in seconds. At most ``max_running`` texts run at the same time, and at most
-    ``queue_rows`` texts wait. A round normally lasts ``normal_budget`` seconds.
+    If ``step`` raises an error, it must leave the texts unchanged. ``step_seconds`` returns the expected duration of a
+    step in seconds. At most ``max_running`` texts run at the same time, and at most ``queue_rows`` texts wait. A round
+    normally lasts ``normal_budget`` seconds.
     """
 
     def __init__(
