@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
-from prometheus_client import CollectorRegistry, Metric, multiprocess, values
+from prometheus_client import Metric, multiprocess, values
 from prometheus_client.mmap_dict import MmapedDict
 
 from app.observability.logs import log_errors
@@ -80,10 +80,21 @@ def is_shared() -> bool:
 
 def collect_shared() -> list[Metric]:
     """Return the metrics of all workers. Waits while files are being merged."""
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)
-    with file_lock(Path(os.environ[FOLDER_VARIABLE])):
-        return list(registry.collect())
+    folder = Path(os.environ[FOLDER_VARIABLE])
+    with file_lock(folder):
+        files = [file for file in folder.glob("*.db") if _has_content(file)]
+        return list(multiprocess.MultiProcessCollector.merge(files))
+
+
+def _has_content(file: Path) -> bool:
+    """Return whether a file of counts exists and is not empty. prometheus_client cannot read an empty file.
+
+    A file is empty for a moment when a starting worker creates it, and stays empty if the worker is killed then.
+    """
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:  # a gauge of a worker that has just ended
+        return False
 
 
 @log_errors
@@ -111,6 +122,9 @@ def merge_ended(process: int) -> None:
 
 def _merge(folder: Path, process: int) -> None:
     for own in folder.glob(f"*_{process}.db"):
+        if not _has_content(own):
+            own.unlink()
+            continue
         kind = own.name.rpartition("_")[0]  # such as counter or gauge_max
         total = folder / f"{kind}_{DEAD}.db"
         merged = total.with_suffix(".fresh")

@@ -52,6 +52,17 @@ def test_the_times_of_ended_processes_are_not_added(tmp_path: Path, monkeypatch:
     assert [(sample.labels, sample.value) for sample in metric.samples] == [({"version": "1"}, 60.0)]
 
 
+def test_a_file_that_a_worker_has_just_created_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(multiprocess_metrics.FOLDER_VARIABLE, str(tmp_path))
+    write_counts(tmp_path / "counter_7.db", {json.dumps(["a", "a_total", {}, "A"]): 3.0})
+    (tmp_path / "counter_8.db").touch()
+    (tmp_path / "gauge_livesum_8.db").touch()
+    (metric,) = multiprocess_metrics.collect_shared()
+    assert [sample.value for sample in metric.samples] == [3.0]
+    multiprocess_metrics.merge_ended(8)  # the worker was killed before it wrote to its files
+    assert [file.name for file in tmp_path.iterdir()] == ["counter_7.db"]
+
+
 def test_counts_that_a_failed_rewrite_left_are_not_kept(tmp_path: Path) -> None:
     current, removed = (json.dumps(["a", "a", {"version": version}, ""]) for version in ("2", "1"))
     write_counts(tmp_path / "counter_7.fresh", {removed: 5.0})
