@@ -78,6 +78,8 @@ def replace_file(path: Path, text: str) -> None:
     The caller must hold the ``folder_lock`` of the folder, because the temporary file always has the same name.
     """
     new = path.with_name(f".{path.name}.new")
+    with contextlib.suppress(OSError):
+        new.unlink()  # left by a killed process of another user, whose files this process may not change
     try:
         with new.open("w", encoding="utf-8") as file:
             file.write(text)

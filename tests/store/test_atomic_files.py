@@ -45,6 +45,15 @@ def test_a_failed_replacement_leaves_the_old_content_and_nothing_else(
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_the_file_that_a_killed_process_left_is_removed_and_not_changed(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("left")
+    (tmp_path / ".file.json.new").symlink_to(other)  # root may change any file, so that file modes prove nothing
+    replace_file(tmp_path / "file.json", "new")
+    assert (other.read_text(), (tmp_path / "file.json").read_text()) == ("left", "new")
+    assert not (tmp_path / "file.json").is_symlink()
+
+
 def test_the_first_error_is_raised_if_the_temporary_file_cannot_be_removed_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
