@@ -27,13 +27,17 @@ class DiskThread:
         self._running = False
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function on the thread. Return its result, or raise its exception."""
+        """Run the function on the thread. Return its result, or raise its exception.
+
+        Raises:
+            RuntimeError: no thread can be started. The function is never run.
+        """
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         with self._lock:
-            self._jobs.append((future, lambda: function(*args, **kwargs)))
-            if not self._running:
+            if not self._running:  # if no thread can be started, the job must not run later
                 threading.Thread(target=self._work, name=self._name, daemon=True).start()
                 self._running = True
+            self._jobs.append((future, lambda: function(*args, **kwargs)))
         return await future
 
     async def run_within(self, seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -53,6 +53,20 @@ async def test_an_exception_of_any_class_is_passed_on_and_the_next_job_runs() ->
 
 
 @pytest.mark.anyio
+async def test_a_job_whose_thread_cannot_be_started_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing_start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    disk, calls = DiskThread("disk"), list[int]()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", failing_start)
+        with pytest.raises(RuntimeError, match="can't start"):
+            await disk.run(calls.append, 1)
+    await disk.run(calls.append, 2)
+    assert calls == [2]
+
+
+@pytest.mark.anyio
 async def test_jobs_run_in_turn_in_one_thread_and_abandoned_ones_never() -> None:
     disk, event, calls = DiskThread("disk"), threading.Event(), list[int]()
     first = asyncio.create_task(disk.run(event.wait, 30))
