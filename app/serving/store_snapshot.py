@@ -100,13 +100,9 @@ class StoreSnapshot:
                 snapshot.failures.append(LoadFailure(name, 0, str(error)))
                 if name in previous.numbers:
                     snapshot.numbers[name] = previous.numbers[name]
-        for name, numbers in snapshot.numbers.items():
-            try:
-                snapshot.rollouts[name] = rollout.read(folder, name)
-            except StoreError as error:
-                snapshot.rollouts[name] = previous.rollouts.get(name, Rollout())
-                snapshot.failures.append(LoadFailure(f"{name}/{rollout.FILE}", 0, str(error)))
-            for number in numbers:
+        for name in snapshot.numbers:
+            snapshot._read_rollout(folder, previous, name)
+            for number in snapshot.numbers[name]:
                 known = None if (name, number) in changed else previous.cards.get((name, number))
                 snapshot._read_card(folder, previous, known, name, number)
         try:
@@ -120,6 +116,23 @@ class StoreSnapshot:
             if key not in snapshot.cards or now >= failure.retry_at or key in changed
         )
         return snapshot
+
+    def _read_rollout(self, folder: Path, previous: StoreSnapshot, name: str) -> None:
+        """Add the rollout of a model. If it has changed since the last scan, read the version numbers again.
+
+        Otherwise, a version that was published and activated after the numbers were read would be missing. If the
+        rollout retires all older versions, no version of the model would then be served.
+        """
+        known = previous.rollouts.get(name)
+        try:
+            while (current := rollout.read(folder, name)) != known:
+                known = current
+                with contextlib.suppress(StoreError):
+                    self.numbers[name] = store.version_numbers(folder, name) or self.numbers[name]
+            self.rollouts[name] = current
+        except StoreError as error:
+            self.rollouts[name] = previous.rollouts.get(name, Rollout())
+            self.failures.append(LoadFailure(f"{name}/{rollout.FILE}", 0, str(error)))
 
     def _read_card(self, folder: Path, previous: StoreSnapshot, known: Card | None, name: str, number: int) -> None:
         """Add the card and the files of a version. The card is read unless it is ``known``."""

@@ -71,6 +71,23 @@ def test_an_unreadable_card_is_a_failure_unless_its_version_is_retired(three: Pa
     assert list(snapshot.cards) == list(snapshot.files) == [(NAME, 3)]
 
 
+def test_versions_that_are_published_during_a_scan_are_not_missing(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish_and_retire(models: Path, name: str) -> Rollout:
+        monkeypatch.undo()  # the scan has read the numbers, but not the rollout
+        publish_tiny(models, name)
+        for number in (1, 2, 3):
+            rollout.retire(models, name, number)
+        return rollout.read(models, name)
+
+    before = scan(three)
+    monkeypatch.setattr(rollout, "read", publish_and_retire)
+    after = scan(three, before)
+    assert (after.numbers[NAME], after.rollouts[NAME].retired) == ([1, 2, 3, 4], [1, 2, 3])
+    assert (NAME, 4) in after.cards
+
+
 def test_unreadable_rollouts_and_defaults_are_reported(three: Path) -> None:
     rollout.activate(three, NAME, 2)
     before = scan(three)
