@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -34,11 +35,13 @@ R = TypeVar("R")
 def lower_priority(niceness: int) -> None:
     """Add ``niceness`` to the niceness of the current thread, on Linux only.
 
-    The change is permanent, because only root may raise a priority.
+    The change is permanent, because only root may raise a priority. Nothing changes if the system forbids it, for
+    example by a seccomp filter.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
+        with suppress(OSError):  # an error here would end all threads of the executor
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
 
 
 @dataclass(eq=False, slots=True)

@@ -153,7 +153,8 @@ class Loader:
         if in_background and sys.platform == "linux":  # on other systems, a thread has no priority of its own
             thread = threading.get_native_id()
             niceness = max(BACKGROUND_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))  # only root may lower niceness
-            os.setpriority(os.PRIO_PROCESS, thread, niceness)
+            with contextlib.suppress(OSError):  # the system may forbid it, for example by a seccomp filter
+                os.setpriority(os.PRIO_PROCESS, thread, niceness)
         files = file_stamps(self.settings.store, name, number)
         try:
             prepared = self.prepared.pop((name, number), None)

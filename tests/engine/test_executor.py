@@ -313,3 +313,13 @@ async def test_niceness_is_added_to_that_of_the_process_for_the_threads_only() -
     assert await normal.run(niceness) == niceness() == before
     nice.close()
     normal.close()
+
+
+async def test_an_executor_works_if_the_system_forbids_other_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    executor = Executor("nice", niceness=3)
+    assert await executor.run(int) == 0
+    executor.close()

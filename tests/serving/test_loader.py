@@ -191,6 +191,17 @@ def test_a_system_without_priorities_of_threads_loads_in_the_background(
     assert isinstance(loader.load(NAME, 1, in_background=True), LoadedModel)
 
 
+def test_a_version_is_loaded_in_the_background_if_the_system_forbids_other_priorities(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    publish_tiny(loader.settings.store, NAME)
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    assert isinstance(loader.load(NAME, 1, in_background=True), LoadedModel)
+
+
 @pytest.mark.parametrize(("name", "rows"), [(NAME, 5), ("tiny-rnn", 3)])
 def test_a_network_is_warmed_up_for_its_largest_batch(
     loader: Loader, monkeypatch: pytest.MonkeyPatch, name: str, rows: int
