@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-MAX_SINGLES, SINGLES_SECONDS = 10, 0.01  # limits on repeating batches of one row, of which the fastest counts
+MAX_REPEATS, REPEAT_SECONDS = 10, 0.01  # limits on repeating a batch; seconds are those of the fastest repeat
+INTERRUPTED_SECONDS = 0.5  # a batch that seems interrupted is repeated at least until this time has passed
 SIZE_FACTOR = 4  # ratio of two batch sizes that are measured one after the other
 CHUNK_ROWS = 32  # rows that a matrix kernel computes at once; on CPUs, fewer rows take nearly as long
 SLOW_BATCH_SECONDS = 0.01  # seconds; after a batch that takes this long, no larger batches are measured
@@ -43,16 +45,28 @@ class LatencyModel:
         slow network would delay the start of the service.
         """
         _seconds(compute, 1)  # the first batch of a size is the slowest
-        singles = [_seconds(compute, 1) for _ in range(2)]
-        while len(singles) < MAX_SINGLES and sum(singles) < SINGLES_SECONDS:
-            singles.append(_seconds(compute, 1))
-        size, seconds = 1, min(singles)
+        single = min(_seconds(compute, 1), _fastest(compute, 1))
+        size, seconds = 1, single
         while size < rows and (size == 1 or seconds < SLOW_BATCH_SECONDS):
             size = min(SIZE_FACTOR * size, rows)
             seconds = _seconds(compute, size)
-            if size == rows or seconds >= SLOW_BATCH_SECONDS:  # an interruption can make one batch slow
-                seconds = min(seconds, _seconds(compute, size))
-        return cls(min(singles), max(seconds - min(singles), 0.0) / max(size - 1, 1))
+            if size == rows or seconds >= SLOW_BATCH_SECONDS:
+                seconds = min(seconds, _fastest(compute, size, size * single))
+        return cls(single, max(seconds - single, 0.0) / max(size - 1, 1))
+
+
+def _fastest(compute: Callable[[int], object], rows: int, longest: float = math.inf) -> float:
+    """Return the seconds of the fastest of several batches, because other programs may interrupt some of them.
+
+    Batches that take more than ``longest`` seconds, such as the time of the same rows one by one, seem interrupted.
+    """
+    fastest = total = _seconds(compute, rows)
+    for repeats in range(1, MAX_REPEATS):
+        if repeats * fastest >= REPEAT_SECONDS and (fastest <= longest or total >= INTERRUPTED_SECONDS):
+            break
+        seconds = _seconds(compute, rows)
+        fastest, total = min(fastest, seconds), total + seconds
+    return fastest
 
 
 def _seconds(compute: Callable[[int], object], rows: int) -> float:

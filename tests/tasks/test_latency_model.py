@@ -25,7 +25,7 @@ class Network:
 def test_all_sizes_of_a_fast_network_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, lambda rows: 0.001 + 0.0001 * rows)
     model = LatencyModel.measure(network, 24)
-    assert network.sizes == [1] * 11 + [4, 16, 24, 24]
+    assert network.sizes == [1] * 12 + [4, 16] + [24] * 4
     assert model(1) == pytest.approx(0.0011)
     assert model(24) == pytest.approx(0.0034)
 
@@ -49,10 +49,26 @@ def test_one_interrupted_batch_does_not_change_the_model(monkeypatch: pytest.Mon
     assert LatencyModel.measure(network, 16)(16) == pytest.approx(0.016)
 
 
+@pytest.mark.parametrize("rows", [4, 16])
+def test_several_interrupted_batches_of_one_size_do_not_change_the_model(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    network = Network(monkeypatch, lambda size: 0.1 if size == rows and network.sizes.count(rows) < 4 else 0.001 * size)
+    assert LatencyModel.measure(network, 16)(256) == pytest.approx(0.256)
+
+
+def test_batches_that_always_take_longer_than_their_rows_are_not_repeated_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Network(monkeypatch, lambda rows: 0.2 * rows**2)
+    LatencyModel.measure(network, 16)
+    assert network.sizes == [1, 1, 1, 4, 4]
+
+
 def test_batches_of_one_row_are_repeated_because_the_first_ones_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, lambda rows: 0.003 if len(network.sizes) < 3 else 0.001)
     assert LatencyModel.measure(network, 1).single_row == pytest.approx(0.001)
-    assert len(network.sizes) == 1 + 2 + 4  # the first batch, two slow ones, and others until 10 ms have passed
+    assert len(network.sizes) == 2 + latency_model.MAX_REPEATS
 
 
 def test_a_network_without_batches_has_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
