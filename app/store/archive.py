@@ -59,7 +59,13 @@ class _Sink:
 
 
 def export_version(models: Path, name: str, version: int) -> Iterator[bytes]:
-    """Yield the archive of a version in chunks. Raises VersionNotFound, and StoreError for an invalid version."""
+    """Yield the archive of a version in chunks.
+
+    Raises:
+        VersionNotFound: the version does not exist.
+        BadArchive: ``import_archive`` would reject the archive because of the card or the pictures.
+        StoreError: the version is invalid.
+    """
     folder = check_version(models, name, version).folder
     pictures = store.version_pictures(models, name, version)
     chunks = _packed([folder / entry for entry in (CARD, WEIGHTS, *pictures)])
@@ -72,13 +78,19 @@ def export_version(models: Path, name: str, version: int) -> Iterator[bytes]:
 
 
 def _packed(paths: Sequence[Path]) -> Iterator[bytes]:
-    """Open the files and yield an empty chunk, then yield the archive in chunks."""
+    """Open and check the files and yield an empty chunk, then yield the archive in chunks."""
     sink = _Sink()
     with ExitStack() as stack:
         sources = [
             (zipfile.ZipInfo.from_file(path, path.name, strict_timestamps=False), stack.enter_context(path.open("rb")))
             for path in paths
         ]
+        _check_pictures(sum(entry.filename.endswith(".png") for entry, _ in sources))
+        for entry, source in sources:
+            if entry.filename == CARD:
+                _check_card_size(entry.file_size)
+            _check_start(entry.filename, source.read(len(PNG)))
+            source.seek(0)
         yield b""
         archive = stack.enter_context(zipfile.ZipFile(cast(IO[bytes], sink), "w", zipfile.ZIP_STORED))
         for entry, source in sources:
@@ -180,11 +192,26 @@ def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipI
     for name in (CARD, WEIGHTS):
         if name not in entries:
             raise BadArchive(f"entry {name!r} is missing")
-    if len(entries) - 2 > MAX_PICTURES:
-        raise BadArchive(f"the archive has {len(entries) - 2} pictures; the maximum is {MAX_PICTURES}")
+    _check_pictures(len(entries) - 2)
     if (total := sum(entry.file_size for entry in entries.values())) > max_bytes:
         raise BadArchive(f"the archive has {total:,} bytes unpacked; the maximum is {max_bytes:,}")
     return entries
+
+
+def _check_pictures(count: int) -> None:
+    if count > MAX_PICTURES:
+        raise BadArchive(f"the archive has {count} pictures; the maximum is {MAX_PICTURES}")
+
+
+def _check_card_size(size: int) -> None:
+    if size > MAX_CARD_BYTES:
+        raise BadArchive(f"entry {CARD!r} is too large; the maximum is {MAX_CARD_BYTES:,} bytes")
+
+
+def _check_start(name: str, start: bytes) -> None:
+    """Raise BadArchive if a picture, whose first bytes are ``start``, is not a PNG file."""
+    if name.endswith(".png") and not start.startswith(PNG):
+        raise BadArchive(f"entry {name!r} is not a PNG file")
 
 
 def _chunks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -201,8 +228,7 @@ def _card(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> store.Card:
     content = b""
     for chunk in _chunks(archive, entry):
         content += chunk
-        if len(content) > MAX_CARD_BYTES:
-            raise BadArchive(f"entry {entry.filename!r} is too large; the maximum is {MAX_CARD_BYTES:,} bytes")
+        _check_card_size(len(content))
     return store.parse_card(content, f"the archive's {CARD}")
 
 
@@ -213,8 +239,7 @@ def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folde
         with (folder / name).open("wb") as target:
             chunks = _chunks(archive, entry)
             first = next(chunks, b"")
-            if name.endswith(".png") and not first.startswith(PNG):
-                raise BadArchive(f"entry {name!r} is not a PNG file")
+            _check_start(name, first)
             for chunk in chain([first], chunks):
                 remaining -= len(chunk)
                 if remaining < 0:

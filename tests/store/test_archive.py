@@ -63,6 +63,30 @@ def test_an_exported_version_can_be_imported_into_another_store(
     assert sorted(path.name for path in other.iterdir()) == [".lock", "defaults.json", NAME]
 
 
+def many_pictures(folder: Path) -> None:
+    for number in range(33):
+        (folder / f"{number}.png").write_bytes(PNG)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (many_pictures, "the archive has 33 pictures; the maximum is 32"),
+        (lambda folder: (folder / "curves.png").write_bytes(b"GIF8"), "entry 'curves.png' is not a PNG file"),
+        (
+            lambda folder: rewrite_card(folder, notes="n" * 2**22),
+            "entry 'card.json' is too large; the maximum is 4,194,304 bytes",
+        ),
+    ],
+)
+def test_a_version_that_could_not_be_imported_is_not_exported(
+    tmp_path: Path, change: Callable[[Path], None], problem: str
+) -> None:
+    change(publish_tiny(tmp_path, NAME).folder)
+    with pytest.raises(archive.BadArchive, match=f"^{problem}$"):
+        archive.export_version(tmp_path, NAME, 1)
+
+
 def test_an_existing_version_number_is_rejected_or_renumbered(archive_bytes: bytes, other: Path) -> None:
     import_bytes(other, archive_bytes)
     with pytest.raises(RolloutRefused, match=r"^tiny-gan@1 is already in the store$"):
