@@ -18,12 +18,13 @@ Schema = dict[str, Any]
 
 HEAD = """# HTTP API
 
-`make docs` generates this page from the OpenAPI document. A running service shows the same content at `/docs`, and serves
-the document at `/openapi.json`. [Calling the service](../how-to/clients.md) shows examples. [Errors](errors.md) lists all
-error codes.
+`make docs` generates this page from the OpenAPI document. A running service shows the same content at `/docs`, and
+serves the document at `/openapi.json`. [Calling the service](../how-to/clients.md) shows examples. [Errors](errors.md)
+lists all error codes.
 
 - The admin endpoints exist only if the service has an [admin key](../how-to/rollout.md#over-http).
-- Under `/v2`, `/v2/models/{name}/versions/{number}/...` is the same as `/v2/models/{name}/...`, but for a certain version.
+- Under `/v2`, `/v2/models/{name}/versions/{number}/...` is the same as `/v2/models/{name}/...`, but for a certain
+  version.
 - Requests may have the headers `x-request-timeout` (time limit in seconds; not under `/v1/admin`), `x-request-id` and
   `traceparent`. With [API keys](../how-to/keys.md), they need `Authorization: Bearer KEY` or `x-api-key: KEY`.
 - Responses have the header `x-request-id`. Responses with status 429 or 503 also have `Retry-After`, except failed
@@ -32,7 +33,7 @@ error codes.
   `x-model` is the model that computed the response, as `name@version`. `x-seed` is the seed of the images.
 - A client must keep its side of the connection open until it has the response. A client that closes its side after the
   request, as `nc -N` does, may get no response.
-- Limits such as "at most 4000" follow from the default values of the [settings](settings.md).
+- Limits such as "at most 4,000" follow from the default values of the [settings](settings.md).
 """
 
 

@@ -71,7 +71,7 @@ class SeriesForecast(ResponseModel):
     mean: list[float] = Field(description="mean of the forecast at each of the `horizon` steps")
     median: list[float]
     intervals: dict[str, Interval] = Field(description="prediction intervals by level in per cent, such as `80`")
-    seasonality: int | None = Field(description="number of values per season, as given or detected")
+    seasonality: int | None = Field(description="values per season, or null if the model does not use seasons")
 
 
 class ForecastResponse(ResponseModel):

@@ -49,7 +49,8 @@ class ForecastRequest(InferenceBody):
     seasonality: int | None = Field(
         None,
         ge=1,
-        description="values per season, such as 24 for hourly values. If it is null, the service detects the season.",
+        description="values per season, such as 24 for hourly values. If it is null, a network that was fine-tuned on "
+        "a table uses the season of the table. Otherwise the service detects the season.",
     )
     integer: bool = Field(False, description="whether to round all results to integers, for example for counts")
     covariates: (
