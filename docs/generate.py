@@ -93,9 +93,9 @@ METRICS_HEAD = """# Metrics
 
 `make docs` generates this page from `app/observability/metrics.py`.
 
-`GET /metrics` returns these metrics for all workers together, in the Prometheus text format. Units are seconds, rows and
-bytes. A row is one input of a network, such as one image. [Monitoring](../how-to/monitoring.md) describes the dashboard
-and the alerts.
+`GET /metrics` returns these metrics for all workers together, in the Prometheus text format. Units are seconds, rows
+and bytes. A row is one input of a network, such as one image. [Monitoring](../how-to/monitoring.md) describes the
+dashboard and the alerts.
 
 """
 ERRORS_HEAD = """# Errors
