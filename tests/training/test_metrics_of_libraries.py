@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.evaluation import calibration, forecast_metrics, generation, own_images
+from training.evaluation import calibration, forecast_metrics, generation, image_classifier
 
 SERIES, HORIZON, SEASON, PAST = 5, 12, 4, 40
 LEVELS = np.array(forecast_metrics.LEVELS)
@@ -116,7 +116,7 @@ def test_precision_and_f1_of_several_labels(classification: Any) -> None:
     torch.manual_seed(0)
     labels = torch.rand(300, 5) < torch.tensor([0.1, 0.2, 0.3, 0.5, 0.8])
     probability = (2 * torch.randn(300, 5) + 2 * labels - 1).sigmoid()
-    own = own_images.multi_label_metrics(probability, labels, torch.full((5,), 0.4), "")
+    own = image_classifier.multi_label_metrics(probability, labels, torch.full((5,), 0.4), "")
     precision = classification.multilabel_average_precision(probability, labels.int(), num_labels=5, average="macro")
     assert own["mean_average_precision"]["value"] == pytest.approx(precision.item(), abs=1e-4)
     f1 = classification.multilabel_f1_score(probability, labels.int(), num_labels=5, threshold=0.4, average="micro")

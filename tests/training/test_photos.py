@@ -28,7 +28,7 @@ from training.data import image_dataset, image_folders
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset, keep_trainable
 from training.evaluation import evaluate
-from training.evaluation.own_images import (
+from training.evaluation.image_classifier import (
     average_precision,
     best_thresholds,
     cross_fitted_thresholds,

@@ -31,7 +31,7 @@ from app.tasks import TASKS
 from training import cnn, gan, lstm, rnn
 from training.data import datasets, texts
 from training.data.datasets import DataError
-from training.evaluation import generation, language_model, own_images
+from training.evaluation import generation, image_classifier, language_model
 from training.evaluation.speed import processor, selected
 from training.loops import gan_finetune
 from training.loops.series import evaluation, own_series
@@ -96,7 +96,7 @@ def _read_labelled_images(card: store.Card, models: Path) -> Any:
 
 # The keys are the modules in the commands on the cards. Add one line here for each new training script.
 SCRIPTS: dict[str, Script] = {
-    "training.cnn": Script(cnn.evaluate, None, _read_images, own_images.measure),
+    "training.cnn": Script(cnn.evaluate, None, _read_images, image_classifier.measure),
     "training.recalibrate": Script(cnn.evaluate),
     "training.rnn": Script(rnn.evaluate, None, _read_text, language_model.measure),
     "training.lstm": Script(lstm.evaluate, None, _read_table, evaluation.measure),

@@ -31,7 +31,7 @@ from training.data.image_batches import (
     shift_and_mirror,
 )
 from training.data.image_dataset import ImageDataset
-from training.evaluation.own_images import metrics_of, plot_predictions
+from training.evaluation.image_classifier import metrics_of, plot_predictions
 from training.loops import airbench, distributed, time_budget
 from training.loops.classifier import fit
 from training.loops.winograd import Winograd

@@ -25,7 +25,7 @@ from training.data.datasets import DataError
 from training.data.image_batches import served_probabilities
 from training.data.image_dataset import ImageDataset
 from training.evaluation.calibration import fit_temperature
-from training.evaluation.own_images import best_thresholds, metrics_of, plot_predictions
+from training.evaluation.image_classifier import best_thresholds, metrics_of, plot_predictions
 from training.loops import distributed, time_budget
 from training.loops.photos import linear_head, pretrained
 from training.loops.photos.features import BATCH, FeatureCache

@@ -1,4 +1,4 @@
-"""Metrics and pictures of classifiers that were trained on your own images."""
+"""Metrics and pictures of image classifiers."""
 
 from __future__ import annotations
 
