@@ -28,11 +28,16 @@ from training import refit
 from training.configs import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
 from training.data import datasets as data
 from training.data.datasets import DataError
-from training.data.image_batches import fit_temperatures, plot_samples, served_probabilities
 from training.data.image_dataset import ImageDataset, keep_trainable, print_summary
 from training.data.image_folders import largest_side, read
-from training.evaluation.calibration import calibrated_metrics, classification_metrics
+from training.evaluation.calibration import (
+    calibrated_metrics,
+    classification_metrics,
+    fit_temperatures,
+    served_probabilities,
+)
 from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
+from training.evaluation.image_classifier import plot_samples
 from training.loops import airbench, cnn_finetune, distributed
 from training.loops.classifier import AveragedTrainer, fit
 from training.loops.photos import pretrained

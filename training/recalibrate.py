@@ -30,7 +30,8 @@ from app.tasks.classification import ImageClassifier
 from training import cnn, evaluation_log, publishing
 from training.configs import AirbenchConfig
 from training.data import datasets
-from training.data.image_batches import fit_temperatures, plot_samples
+from training.evaluation.calibration import fit_temperatures
+from training.evaluation.image_classifier import plot_samples
 from training.options import STORE, STORE_HELP
 
 FITTED = ("temperature", "views_temperature")  # names of the fitted tensors

@@ -34,7 +34,7 @@ from benchmarks.support.servers import ROOT
 from benchmarks.support.throughput_limits import newest
 from docs import markdown
 from training.data import datasets
-from training.data.image_batches import served_probabilities
+from training.evaluation.calibration import served_probabilities
 
 MODELS = ["cifar10-lenet", "cifar10-whitened", "cifar10-accurate"]
 GROUPS = {  # as in the paper

@@ -1,19 +1,13 @@
-"""Batches, augmentation, evaluation and plots for image classifiers."""
+"""Batches and augmentation for image classifiers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from app.networks.cnn import WhitenedNet, unsmoothed
-from app.tasks.classification import ImageClassifier
-from training.evaluation.calibration import fit_temperature
-from training.run import Run, permutation, save_figure
+from training.run import Run, permutation
 
 
 def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
@@ -77,110 +71,3 @@ def batches(run: Run, train: Tensor, size: int, total: Callable[[], int]) -> Ite
         if shuffled_epoch != epoch:
             shuffled_epoch, order = epoch, train[permutation(len(train), run.options.seed, "epoch", epoch)]
         yield step, epoch, order[position * size : (position + 1) * size]
-
-
-def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of images [N, C, S, S] that the network classifies correctly."""
-    network.eval()
-    with torch.inference_mode():
-        correct = sum(
-            int((network(x).argmax(1).eq(y)).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
-        )
-    network.train()
-    return correct / len(labels)
-
-
-@torch.inference_mode()
-def fit_temperatures(
-    network: WhitenedNet, images: Tensor, labels: Tensor, smoothings: Sequence[float] = (0.0,)
-) -> None:
-    """Calibrate the network on images that were not used for training.
-
-    Fit the two temperatures, for predictions without and with test-time augmentation. Of ``smoothings``, choose the
-    strength of label smoothing to remove from the logits. The sum of both negative log-likelihoods is minimised.
-    """
-    network.eval()
-    network.sizes = replace(network.sizes, label_smoothing=0.0)
-    for temperature in (network.temperature, network.views_temperature):
-        temperature.fill_(1)
-    parts = images.split(250)
-    scores = [torch.cat([forward(part) for part in parts]).double() for forward in (network, network.tta_logits)]
-
-    def fit(smoothing: float) -> tuple[float, list[float]]:
-        """Return the sum of the negative log-likelihoods, and the temperatures."""
-        logits = [unsmoothed(each, smoothing) for each in scores]
-        temperatures = [fit_temperature(each, labels) for each in logits]
-        losses = [F.cross_entropy(each / t, labels).item() for each, t in zip(logits, temperatures, strict=True)]
-        return sum(losses), temperatures
-
-    smoothing = min(smoothings, key=lambda smoothing: fit(smoothing)[0])
-    network.sizes = replace(network.sizes, label_smoothing=smoothing)
-    for temperature, value in zip((network.temperature, network.views_temperature), fit(smoothing)[1], strict=True):
-        temperature.fill_(value)
-
-
-def served_probabilities(classifier: ImageClassifier, images: Tensor) -> Tensor:
-    """Return the probabilities [N, classes] that the service would return for uint8 images [N, C, S, S]."""
-    rows = [classifier.predict(list(batch)) for batch in images.split(500)]
-    return torch.tensor([row for batch in rows for row in batch])
-
-
-def plot_samples(
-    path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor, beside: str = ""
-) -> Path:
-    """Plot up to 24 images with their predictions. The titles of wrong predictions are red.
-
-    ``beside``: second line in the titles of wrong predictions. In this line, {truth} is replaced by the true class.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5.2), layout="constrained")
-    for i, axis in enumerate(figure.subplots(3, 8).flat):
-        axis.axis("off")
-        if i >= len(images):
-            continue
-        best = int(probability[i].argmax())
-        axis.imshow(images[i].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
-        correct = best == int(truth[i])
-        title = f"{_shorten(labels[best])} {probability[i, best]:.0%}"
-        if beside and not correct:
-            title += "\n" + beside.format(truth=_shorten(labels[int(truth[i])]))
-        axis.set_title(title, fontsize=9, color="black" if correct else "crimson", parse_math=False)
-    return save_figure(figure, path, 70)
-
-
-def plot_confusion(path: Path, labels: list[str], truth: Tensor, predictions: Tensor) -> Path:
-    """Plot the confusion matrix: classes in rows, predictions in columns."""
-    from matplotlib.figure import Figure
-
-    counts = torch.zeros(len(labels), len(labels), dtype=torch.int64)
-    counts.index_put_((truth, predictions), torch.ones_like(truth), accumulate=True)
-    side = min(16.0, 2.2 + 0.55 * len(labels))
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axis = figure.subplots()
-    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    names = [_shorten(label) for label in labels]
-    axis.set_xticks(range(len(labels)), names, rotation=90, parse_math=False)
-    axis.set_yticks(range(len(labels)), names, parse_math=False)
-    axis.set(xlabel="predicted", ylabel="true class")
-    if len(labels) <= 20:
-        for row, column in counts.nonzero().tolist():
-            color = "white" if counts[row, column] > counts[row].sum() / 2 else "black"
-            axis.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=color, fontsize=8)
-    return save_figure(figure, path)
-
-
-def plot_mistakes(path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor) -> Path:
-    """Plot the 24 most confident wrong predictions.
-
-    If there are fewer wrong predictions, the least confident correct predictions follow.
-    """
-    confidence, predictions = probability.max(dim=1)
-    wrong = predictions != truth
-    worst = torch.where(wrong, confidence, -1 - confidence).argsort(descending=True)
-    return plot_samples(path, images[worst], labels, probability[worst], truth[worst], "is {truth}")
-
-
-def _shorten(label: str) -> str:
-    return label if len(label) <= 14 else f"{label[:13]}…"

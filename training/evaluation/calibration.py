@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from app.networks.cnn import WhitenedNet, unsmoothed
+from app.tasks.classification import ImageClassifier
 from training.run import metric
+
+
+def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Return the share of images [N, C, S, S] that the network classifies correctly."""
+    network.eval()
+    with torch.inference_mode():
+        correct = sum(
+            int((network(x).argmax(1).eq(y)).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
+        )
+    network.train()
+    return correct / len(labels)
+
+
+def served_probabilities(classifier: ImageClassifier, images: Tensor) -> Tensor:
+    """Return the probabilities [N, classes] that the service would return for uint8 images [N, C, S, S]."""
+    rows = [classifier.predict(list(batch)) for batch in images.split(500)]
+    return torch.tensor([row for batch in rows for row in batch])
 
 
 def classification_metrics(probability: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
@@ -59,3 +80,32 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         slope = ((logits * middle).softmax(dim=1) * logits).sum(dim=1).mean() - label_logit
         low, high = (low, middle) if slope > 0 else (middle, high)
     return 1 / (low * high) ** 0.5
+
+
+@torch.inference_mode()
+def fit_temperatures(
+    network: WhitenedNet, images: Tensor, labels: Tensor, smoothings: Sequence[float] = (0.0,)
+) -> None:
+    """Calibrate the network on images that were not used for training.
+
+    Fit the two temperatures, for predictions without and with test-time augmentation. Of ``smoothings``, choose the
+    strength of label smoothing to remove from the logits. The sum of both negative log-likelihoods is minimised.
+    """
+    network.eval()
+    network.sizes = replace(network.sizes, label_smoothing=0.0)
+    for temperature in (network.temperature, network.views_temperature):
+        temperature.fill_(1)
+    parts = images.split(250)
+    scores = [torch.cat([forward(part) for part in parts]).double() for forward in (network, network.tta_logits)]
+
+    def fit(smoothing: float) -> tuple[float, list[float]]:
+        """Return the sum of the negative log-likelihoods, and the temperatures."""
+        logits = [unsmoothed(each, smoothing) for each in scores]
+        temperatures = [fit_temperature(each, labels) for each in logits]
+        losses = [F.cross_entropy(each / t, labels).item() for each, t in zip(logits, temperatures, strict=True)]
+        return sum(losses), temperatures
+
+    smoothing = min(smoothings, key=lambda smoothing: fit(smoothing)[0])
+    network.sizes = replace(network.sizes, label_smoothing=smoothing)
+    for temperature, value in zip((network.temperature, network.views_temperature), fit(smoothing)[1], strict=True):
+        temperature.fill_(value)

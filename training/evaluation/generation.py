@@ -19,7 +19,7 @@ from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import ImageSampler, LatentBatch
 from training.configs import SAMPLE_CLASSIFIER, CnnConfig
 from training.data import datasets
-from training.data.image_batches import accuracy_of
+from training.evaluation.calibration import accuracy_of
 from training.loops.classifier import AveragedTrainer
 from training.options import Part, store_of
 from training.publishing import runnable

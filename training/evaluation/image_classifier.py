@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from app.tasks.classification import ImageClassifier
-from training.data.image_batches import plot_confusion, plot_mistakes, plot_samples, served_probabilities
 from training.data.image_dataset import ImageDataset
-from training.evaluation.calibration import classification_metrics
+from training.evaluation.calibration import classification_metrics, served_probabilities
 from training.options import Part
-from training.run import metric
+from training.run import metric, save_figure
 
 
 def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any]:
@@ -152,3 +151,64 @@ def plot_predictions(folder: Path, dataset: ImageDataset, indices: Tensor, proba
         "confusion.png": plot_confusion(folder / "confusion.png", labels, truth, probability.argmax(dim=1)),
         "mistakes.png": plot_mistakes(folder / "mistakes.png", images, labels, probability, truth),
     }
+
+
+def plot_samples(
+    path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor, beside: str = ""
+) -> Path:
+    """Plot up to 24 images with their predictions. The titles of wrong predictions are red.
+
+    ``beside``: second line in the titles of wrong predictions. In this line, {truth} is replaced by the true class.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    for i, axis in enumerate(figure.subplots(3, 8).flat):
+        axis.axis("off")
+        if i >= len(images):
+            continue
+        best = int(probability[i].argmax())
+        axis.imshow(images[i].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
+        correct = best == int(truth[i])
+        title = f"{_shorten(labels[best])} {probability[i, best]:.0%}"
+        if beside and not correct:
+            title += "\n" + beside.format(truth=_shorten(labels[int(truth[i])]))
+        axis.set_title(title, fontsize=9, color="black" if correct else "crimson", parse_math=False)
+    return save_figure(figure, path, 70)
+
+
+def plot_confusion(path: Path, labels: list[str], truth: Tensor, predictions: Tensor) -> Path:
+    """Plot the confusion matrix: classes in rows, predictions in columns."""
+    from matplotlib.figure import Figure
+
+    counts = torch.zeros(len(labels), len(labels), dtype=torch.int64)
+    counts.index_put_((truth, predictions), torch.ones_like(truth), accumulate=True)
+    side = min(16.0, 2.2 + 0.55 * len(labels))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    names = [_shorten(label) for label in labels]
+    axis.set_xticks(range(len(labels)), names, rotation=90, parse_math=False)
+    axis.set_yticks(range(len(labels)), names, parse_math=False)
+    axis.set(xlabel="predicted", ylabel="true class")
+    if len(labels) <= 20:
+        for row, column in counts.nonzero().tolist():
+            color = "white" if counts[row, column] > counts[row].sum() / 2 else "black"
+            axis.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=color, fontsize=8)
+    return save_figure(figure, path)
+
+
+def plot_mistakes(path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor) -> Path:
+    """Plot the 24 most confident wrong predictions.
+
+    If there are fewer wrong predictions, the least confident correct predictions follow.
+    """
+    confidence, predictions = probability.max(dim=1)
+    wrong = predictions != truth
+    worst = torch.where(wrong, confidence, -1 - confidence).argsort(descending=True)
+    return plot_samples(path, images[worst], labels, probability[worst], truth[worst], "is {truth}")
+
+
+def _shorten(label: str) -> str:
+    return label if len(label) <= 14 else f"{label[:13]}…"

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.tasks.precision import fast_bfloat16
 from training.configs import AirbenchConfig
-from training.data.image_batches import accuracy_of, corrupted, masked, shift_and_mirror
+from training.data.image_batches import corrupted, masked, shift_and_mirror
+from training.evaluation.calibration import accuracy_of
 from training.loops.winograd import Winograd
 from training.run import derive_seed
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.configs import CnnConfig
-from training.data.image_batches import accuracy_of, batches, shift_and_mirror
+from training.data.image_batches import batches, shift_and_mirror
+from training.evaluation.calibration import accuracy_of
 from training.run import Run, cosine_schedule, set_learning_rate
 
 

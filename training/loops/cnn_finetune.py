@@ -23,14 +23,9 @@ from app.tasks.classification import ImageClassifier
 from app.tasks.precision import fast_bfloat16
 from training import refit
 from training.configs import CnnFinetuneConfig
-from training.data.image_batches import (
-    accuracy_of,
-    batches,
-    fit_temperatures,
-    served_probabilities,
-    shift_and_mirror,
-)
+from training.data.image_batches import batches, shift_and_mirror
 from training.data.image_dataset import ImageDataset
+from training.evaluation.calibration import accuracy_of, fit_temperatures, served_probabilities
 from training.evaluation.image_classifier import metrics_of, plot_predictions
 from training.loops import airbench, distributed, time_budget
 from training.loops.classifier import fit

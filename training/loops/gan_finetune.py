@@ -23,9 +23,9 @@ from app.tasks.image_generation import ImageSampler
 from training.configs import SAMPLE_CLASSIFIER, ConditionalGanConfig
 from training.data import image_folders
 from training.data.datasets import DataError
-from training.data.image_batches import accuracy_of
 from training.data.image_dataset import ImageDataset, keep_trainable, print_summary
 from training.evaluation import generation
+from training.evaluation.calibration import accuracy_of
 from training.evaluation.generation import CLASSIFIER_WIDTHS, class_rows, label_classifier, nearest_distances
 from training.loops import distributed, time_budget
 from training.loops import gan as gan_loop

@@ -22,9 +22,8 @@ from app.tasks.precision import fast_bfloat16
 from training import refit
 from training.configs import CnnFinetuneConfig
 from training.data.datasets import DataError
-from training.data.image_batches import served_probabilities
 from training.data.image_dataset import ImageDataset
-from training.evaluation.calibration import fit_temperature
+from training.evaluation.calibration import fit_temperature, served_probabilities
 from training.evaluation.image_classifier import best_thresholds, metrics_of, plot_predictions
 from training.loops import distributed, time_budget
 from training.loops.photos import linear_head, pretrained
