@@ -7,7 +7,7 @@ from typing import get_args
 
 from support.networks import publish_tiny
 
-from app.api.open_inference.models import MODELS
+from app.api.open_inference.tensors import MODELS
 from app.main import create_app
 from app.networks import KINDS, TaskName
 from app.settings import Settings

@@ -13,9 +13,9 @@ from app.api import openapi
 from app.api.deadline import set_deadline
 from app.api.inference import record_version, resolve_model, run_inference
 from app.api.open_inference.decode import MAX_ID_LENGTH
-from app.api.open_inference.models import TEXT_PARAMETERS, earlier_deadline, model_parameters
 from app.api.open_inference.paths import TextModelPath, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, GenerateParameters, GenerateRequest, GenerateResponse
+from app.api.open_inference.tensors import TEXT_PARAMETERS, earlier_deadline, model_parameters
 from app.api.openapi import request_body
 from app.api.request_body import EXTRA_COMMAS, BodyReader, max_json_bytes, read_object, validate, with_limits
 from app.api.responses import json_response, stream_response, success_response

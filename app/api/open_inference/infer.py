@@ -22,15 +22,15 @@ from app.api.open_inference.decode import (
     decompress,
 )
 from app.api.open_inference.encode import encode_response, requested_outputs
-from app.api.open_inference.models import (
+from app.api.open_inference.paths import ModelPath, add_routes, model_in_path
+from app.api.open_inference.responses import FAILURES, InferenceResponse
+from app.api.open_inference.tensors import (
     RequestSchemas,
     TensorModel,
     check_inputs,
     earlier_deadline,
     tensor_model,
 )
-from app.api.open_inference.paths import ModelPath, add_routes, model_in_path
-from app.api.open_inference.responses import FAILURES, InferenceResponse
 from app.api.openapi import BINARY, request_body
 from app.api.request_body import BYTES_PER_VALUE, max_json_bytes, read_body
 from app.api.request_head import header

@@ -9,9 +9,9 @@ from starlette.responses import Response
 
 from app.api.deadline import set_deadline
 from app.api.open_inference.decode import TensorSpec
-from app.api.open_inference.models import RequestSchemas, TensorModel, tensor_model
 from app.api.open_inference.paths import ModelPath, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, ModelConfiguration, ModelMetadata, ModelNames, ModelReady
+from app.api.open_inference.tensors import RequestSchemas, TensorModel, tensor_model
 from app.api.openapi import WITH_TIMEOUT
 from app.api.responses import json_response, success_response
 from app.errors import NotReady
