@@ -34,7 +34,7 @@ from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples
 from training.loops import distributed
 from training.loops.text.calibration import calibrate, divide_logits
 from training.loops.text.distillation import Teachers
-from training.loops.text.language_model import fit, fit_again, new_network
+from training.loops.text.language_model import fit, fit_again, new_network, transfer_weights
 from training.options import Options, Part, base_version, parse_options
 from training.run import Run
 
@@ -167,7 +167,7 @@ def initial_network(config: RnnConfig, base: store.Version | None, vocabulary: S
         return config, new_network(config, len(vocabulary))
     config = dataclasses.replace(config, kind=base.card.kind, learning_rate=config.learning_rate * FINETUNE_FACTOR)
     network = build(base.card.kind, {**base.card.sizes, "vocabulary": len(vocabulary)})
-    return config, texts.transfer_weights(network, vocabulary, base)
+    return config, transfer_weights(network, vocabulary, base)
 
 
 def origin(base: store.Version | None) -> dict[str, str]:

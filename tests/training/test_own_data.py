@@ -1003,7 +1003,7 @@ def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(
     card = tiny_card("other", "continue", "character-rnn", sizes, {"vocabulary": vocabulary})
     base = store.publish(Path("models_store"), card, build("character-rnn", sizes).state_dict())
     own = texts.vocabulary_of(TEXT, 1)
-    network = texts.transfer_weights(build("character-rnn", {**sizes, "vocabulary": len(own)}), own, base)
+    network = language_model.transfer_weights(build("character-rnn", {**sizes, "vocabulary": len(own)}), own, base)
     for character, base_index in (("t", vocabulary.index("t")), ("q", len(vocabulary) - 1)):
         row = network.embedding.weight[own.index(character)]
         assert torch.equal(row, base.tensors["embedding.weight"][base_index])

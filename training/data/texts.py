@@ -1,7 +1,4 @@
-"""Read a user's files and folders as one text, split the text, and encode it as character indices.
-
-``transfer_weights`` starts a network with a new vocabulary from the weights of a published network.
-"""
+"""Read a user's files and folders as one text, split the text, and encode it as character indices."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -209,21 +206,6 @@ def check_known(base: store.Version, text: str) -> None:
             f"{MIN_KNOWN_SHARE:.0%} are needed; omit --from to train from scratch"
         )
     distributed.print_once(f"the vocabulary of {base.card.name}@{base.card.version} covers {known:.1%} of the text")
-
-
-def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Version) -> Any:
-    """Copy the weights of ``base`` into ``network``; return ``network``.
-
-    Characters that are not in the vocabulary of ``base`` get the weights of ``<unk>``.
-    """
-    base_vocabulary = base.card.vocabulary or []
-    index = {character: i for i, character in enumerate(base_vocabulary)}
-    rows = torch.tensor([index.get(character, len(base_vocabulary) - 1) for character in vocabulary])
-    weights = dict(base.network().state_dict())
-    for key in ("embedding.weight", "head.weight", "head.bias"):
-        weights[key] = weights[key][rows]
-    network.load_state_dict(weights)
-    return network
 
 
 def _files(paths: Sequence[Path], encoding: str | None) -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from app import store
 from app.networks import build
 from app.networks.gated_rnn import GatedBlock, GatedRNN
 from app.networks.rnn import CharacterRNN, StackedRNN
@@ -44,6 +45,21 @@ def new_network(config: RnnConfig, vocabulary_size: int) -> Any:
             nn.init.xavier_uniform_(weight)
         elif config.kind == "stacked-rnn" and "bias" in name:
             nn.init.zeros_(weight)
+    return network
+
+
+def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Version) -> Any:
+    """Copy the weights of ``base`` into ``network``; return ``network``.
+
+    Characters that are not in the vocabulary of ``base`` get the weights of ``<unk>``.
+    """
+    base_vocabulary = base.card.vocabulary or []
+    index = {character: i for i, character in enumerate(base_vocabulary)}
+    rows = torch.tensor([index.get(character, len(base_vocabulary) - 1) for character in vocabulary])
+    weights = dict(base.network().state_dict())
+    for key in ("embedding.weight", "head.weight", "head.bias"):
+        weights[key] = weights[key][rows]
+    network.load_state_dict(weights)
     return network
 
 
