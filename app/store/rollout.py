@@ -16,6 +16,8 @@ replaced by one rename, so every process sees either the old or the new rollout.
 
 While ``active`` is a number, a newly published version serves only requests with its number, until it is activated. No
 function here deletes a version.
+
+``app.serving.version_set`` chooses the version that serves a request.
 """
 
 from __future__ import annotations
