@@ -152,8 +152,8 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
         "title": TITLES[config.kind],
         "kind": config.kind,
         "data": {**data, **origin(base), **(teachers.digests if teachers else {})},
-        "notes": f"{started_from(base, config)}{notes}{averaged(config)}{renamed(config)}{distilled(config, teachers)}"
-        f"{calibrated(temperature)}",
+        "notes": f"{origin_note(base, config)}{notes}{averaging_note(config)}{renaming_note(config)}"
+        f"{distillation_note(config, teachers)}{calibration_note(temperature)}",
     }
     publish(run, measured_card(run, card, text, vocabulary, network, validation), network, PROMPTS)
 
@@ -178,7 +178,7 @@ def origin(base: store.Version | None) -> dict[str, str]:
     return {f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}
 
 
-def started_from(base: store.Version | None, config: RnnConfig) -> str:
+def origin_note(base: store.Version | None, config: RnnConfig) -> str:
     """Return a sentence for the notes of a card: from which version the training started, if from any."""
     if not base:
         return ""
@@ -216,18 +216,18 @@ def read_teachers(options: Options, vocabulary: Sequence[str], data: dict[str, s
     return Teachers(folders, vocabulary, options.device, data) if folders else None
 
 
-def averaged(config: RnnConfig) -> str:
+def averaging_note(config: RnnConfig) -> str:
     """Return a sentence for the notes of a card, which says whether the weights are averaged."""
     return " Weights averaged over steps." if config.epochs else ""
 
 
-def renamed(config: RnnConfig) -> str:
+def renaming_note(config: RnnConfig) -> str:
     """Return a sentence for the notes of a card, which says whether speakers had invented names."""
     used = config.epochs and config.renamed_share
     return f" In each epoch, {config.renamed_share:.0%} of the speakers had invented names." if used else ""
 
 
-def distilled(config: RnnConfig, teachers: Teachers | None) -> str:
+def distillation_note(config: RnnConfig, teachers: Teachers | None) -> str:
     """Return a sentence for the notes of a card, which says how many teachers the network had, and with what weight."""
     if not teachers:
         return ""
@@ -235,7 +235,7 @@ def distilled(config: RnnConfig, teachers: Teachers | None) -> str:
     return f" Distilled: the mean predictions of {count} networks have the weight {weight:g}."
 
 
-def calibrated(temperature: float | None) -> str:
+def calibration_note(temperature: float | None) -> str:
     """Return a sentence for the notes of a card, which says by what temperature the logits were divided."""
     if temperature is None:
         return ""
@@ -313,7 +313,7 @@ def own_card(
     """Return the fields title, kind, data and notes for the card of a network that was trained on the user's texts."""
     names = " ".join(texts.name_of(path) for path in options.data_options["text"])
     data = {f"text:{names}": text.sha256, **(teachers.digests if teachers else {}), **origin(base)}
-    notes = averaged(config).lstrip()
+    notes = averaging_note(config).lstrip()
     if config.validation:
         kept = ": of the averaged weights, those with the lowest validation loss were kept" if config.epochs else ""
         notes = (
@@ -325,9 +325,9 @@ def own_card(
         "kind": config.kind,
         "data": data,
         "notes": (
-            f"{started_from(base, config)}{notes} "
+            f"{origin_note(base, config)}{notes} "
             f"Characters that occur less than {options.data_options['min_count']} times are {UNKNOWN_CHARACTER}."
-            f"{renamed(config)}{distilled(config, teachers)}{calibrated(temperature)}"
+            f"{renaming_note(config)}{distillation_note(config, teachers)}{calibration_note(temperature)}"
         ),
     }
 
