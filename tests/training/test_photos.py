@@ -400,7 +400,7 @@ def test_the_time_for_the_images_after_fine_tuning_is_planned(
     dataset = cnn.read_dataset(options_, 96)
     _, validation, test = dataset.split()
     with pytest.raises(Planned) as planned:
-        photo_training.fine_tuned(run, config, dataset, Any, SimpleNamespace(choice=None, network=None), None)
+        photo_training.fine_tune(run, config, dataset, Any, SimpleNamespace(choice=None, network=None), None)
     assert planned.value.args[0] == pytest.approx(10 * (len(validation) + factor * len(test)))
 
 

@@ -114,7 +114,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     result = Result(new_head(run, config, base, dataset, known, choice), choice, known, choice.logits)
     if config.finetune_epochs and len(train_indices) >= MIN_TUNED_IMAGES and len(validation) >= MIN_CALIBRATION_IMAGES:
         start = new_head(run, config, base, dataset, train_indices, choice)
-        result = fine_tuned(run, config, dataset, base, result, start)
+        result = fine_tune(run, config, dataset, base, result, start)
     card, pictures = measured(run, dataset, base, result)
     network = result.network
     if refit.is_planned(options):
@@ -122,12 +122,12 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
         if result.steps:
             steps = result.steps
             run.begin_refit()
-            network = divided(tune(run, config, network, dataset, every, lambda: steps), result.temperature)
+            network = divide_logits(tune(run, config, network, dataset, every, lambda: steps), result.temperature)
         card = refit.describe(card, steps, "of the first training" if result.steps else HEAD_ONLY)
     run.finish(card, network, pictures)
 
 
-def fine_tuned(
+def fine_tune(
     run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: Base, head_only: Result, start: EfficientNetLite
 ) -> Result:
     """Fine-tune ``start``, whose last layer is fitted to the training part.
@@ -167,7 +167,7 @@ def fine_tuned(
         return head_only
     temperature = after.best_temperature(targets)
     return replace(
-        after, network=divided(network, temperature), logits=after.logits / temperature, temperature=temperature
+        after, network=divide_logits(network, temperature), logits=after.logits / temperature, temperature=temperature
     )
 
 
@@ -179,7 +179,7 @@ def logits_of(network: EfficientNetLite, dataset: ImageDataset, indices: Tensor)
     return torch.cat(parts).clone()
 
 
-def divided(network: EfficientNetLite, temperature: float) -> EfficientNetLite:
+def divide_logits(network: EfficientNetLite, temperature: float) -> EfficientNetLite:
     """Divide the logits of the network by the temperature; return the network."""
     with torch.no_grad():
         network.head.weight.div_(temperature)
