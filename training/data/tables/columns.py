@@ -126,7 +126,7 @@ def restore_empty_rows(body: Body, named: bool) -> None:
     """Insert the rows without a filled cell, which are time steps, because the table has no time stamps.
 
     If rows are ``named``, or a column numbers them, time steps have a name or number. So empty rows only separate
-    others and stay left out.
+    other rows, and stay left out.
     """
     if not named and not any(_numbers_rows(name, body.frame, False) for name in body.frame.columns):
         body.restore_empty_rows()

@@ -67,7 +67,7 @@ class Body:
     empty: Sequence[int] = ()
 
     def restore_empty_rows(self) -> None:
-        """Insert the rows without a filled cell between the others. Blank lines have no cell, so they stay left out."""
+        """Insert the rows without a filled cell among the other rows. Blank lines have no cell and stay left out."""
         first, last = self.frame.index.min(), self.frame.index.max()
         if between := [row for row in self.empty if first < row < last]:
             self.frame = self.frame.reindex(sorted([*self.frame.index, *between]))

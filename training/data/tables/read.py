@@ -1,4 +1,4 @@
-"""Read all series of a file: cells, header, layout, time stamps, values, groups, and the grid of time steps."""
+"""Read all series of a file: cells, header, unpivoting, time stamps, values, groups, and the grid of time steps."""
 
 from __future__ import annotations
 

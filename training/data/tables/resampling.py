@@ -62,7 +62,7 @@ def _microseconds(times: pd.Series | pd.DatetimeIndex) -> np.ndarray:
 
 
 def _is_longer(part: int, others: np.ndarray, gap: int) -> bool:
-    """Return whether the empty part of a time step is longer than those of the ``others`` by too large a share of gap.
+    """Return whether the empty part of a time step is longer than those of ``others`` by too large a share of ``gap``.
 
     If there are no other time steps, they are assumed to be just long enough that one missing row is noticed.
     """
