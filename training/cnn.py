@@ -180,7 +180,7 @@ def smoothings(config: AirbenchConfig) -> list[float]:
 
 
 def check(config: CnnConfig | AirbenchConfig | CnnFinetuneConfig, side: int) -> None:
-    """End the command with a message if a hyperparameter is outside its range. ``side``: of the images, in pixels."""
+    """Exit with a message if a hyperparameter is out of range. ``side``: side length of the images in pixels."""
     ranges: dict[str, tuple[int, int]] = {"shift": (0, side - 1), "label_smoothing": (0, 1)}
     if isinstance(config, CnnFinetuneConfig):
         ranges["head_only_share"] = (0, 1)

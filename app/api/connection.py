@@ -21,7 +21,7 @@ class Connection(Protocol):
         """Return the whole body, or None if ``receive`` must be used. Call this before the first ``receive``."""
 
     def watch_disconnect(self, on_disconnect: Callable[[], None] | None) -> None:
-        """Call ``on_disconnect`` if the client disconnects. None ends this. Call this when the body has been read."""
+        """Call ``on_disconnect`` if the client disconnects. None removes the callback. The body must have been read."""
 
 
 def connection(request: Request) -> Connection | None:

@@ -28,7 +28,7 @@ from app.store import UNKNOWN_CHARACTER, Card, TaskName
 from app.store.rollout import name_problem
 from app.tasks import speed
 
-LARGEST_TEST_SIZE = 4096
+LARGEST_TEST_SIZE = 4096  # largest input size of the options that is used in test runs
 SIZE_OPTIONS = {"classify": "size", "forecast": "context"}  # by task: the option with the size of the inputs
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")  # allowed for inputs
 

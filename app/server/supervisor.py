@@ -98,7 +98,7 @@ class Supervisor:
         self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
         self._accepting = False
-        self._accept_error_at = -math.inf  # time.monotonic() of the last log line about this
+        self._accept_error_at = -math.inf  # time.monotonic() of the last log line about a failed accept
         self._serving = False
         self._stopping: float | None = None  # time of the stop
         self._restart_delay = RESTART_DELAYS[0]

@@ -290,7 +290,7 @@ def _check(body: CompletionRequest, predictor: TextGenerator) -> None:
 
 
 def _native_fields(body: CompletionRequest, limit: int) -> dict[str, Any]:
-    """Return the fields for a request to ``/v1/text/continue``, except the prompt. ``limit``: of the characters."""
+    """Return the fields for ``/v1/text/continue``, except the prompt. ``limit`` is the largest ``max_characters``."""
     return {
         "max_characters": min(16, limit) if body.max_tokens is None else max(body.max_tokens, 1),
         "temperature": 1.0 if body.temperature is None else body.temperature,

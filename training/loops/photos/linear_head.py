@@ -18,7 +18,7 @@ from training.evaluation.calibration import fit_temperature
 PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FOLDS = 5
 MAX_STEPS = 60  # steps of L-BFGS for each penalty; each fit starts from the weights of the next stronger penalty
-MIN_DEVIATION = 1e-3
+MIN_DEVIATION = 1e-3  # features are divided by their deviation, or by this number if a feature hardly varies
 # Limits of the fitted temperature. Without limits, it would be 0 if there are few images and all are classified
 # correctly.
 TEMPERATURE_RANGE = (0.4, 2.5)

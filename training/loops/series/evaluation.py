@@ -28,7 +28,7 @@ from training.loops.series.own_series import MIN_IMPROVEMENT, OwnSeries, label, 
 from training.options import Options, Part
 from training.run import Run
 
-MAX_FORECASTS = 5000
+MAX_FORECASTS = 5000  # largest number of forecasts that are measured on a part of the series
 MAX_ETS_SECONDS = 60.0  # time limit for the ETS forecasts of a backtest report
 
 
