@@ -148,12 +148,12 @@ class ConditionalDiscriminator(nn.Module):
         self.classes = nn.Linear(third, classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, grey: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return two tensors: logits [N] of the probability that an image is real, and class logits [N, classes].
 
-        ``grey`` are images in [-1, 1], and ``labels`` [N] are their classes.
+        ``images`` [N, channels, H, W] are in [-1, 1], and ``labels`` [N] are their classes.
         """
-        x = F.leaky_relu(self.conv1(grey), 0.2)  # [N, 32, 14, 14]
+        x = F.leaky_relu(self.conv1(images), 0.2)  # [N, 32, 14, 14]
         x = F.leaky_relu(self.conv2(x), 0.2)  # [N, 64, 7, 7]
         x = F.leaky_relu(self.conv3(x), 0.2)  # [N, 128, 4, 4]
         x = F.leaky_relu(self.linear(x.flatten(1)), 0.2)
@@ -161,8 +161,8 @@ class ConditionalDiscriminator(nn.Module):
         return fitting.squeeze(1), self.classes(x)
 
 
-def as_pixels(grey: Tensor) -> Tensor:
+def as_pixels(images: Tensor) -> Tensor:
     """Return uint8 pixels, given values in [-1, 1]. Raises ArithmeticError if a value is not finite, such as NaN."""
-    if not bool(grey.sum().isfinite()):
-        raise ArithmeticError("grey values are not finite")
-    return ((grey + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    if not bool(images.sum().isfinite()):
+        raise ArithmeticError("pixel values are not finite")
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
