@@ -407,13 +407,14 @@ def test_a_connection_without_a_complete_request_is_closed(serve: Serve, monkeyp
 def test_a_connection_with_an_unfinished_body_is_closed_after_the_response(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("HEAD_SECONDS", "DISCARD_SECONDS"):
-        monkeypatch.setattr(http_protocol, name, 0.5)
     get = b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"
-    with serve() as client:
+    with serve(keep_alive_seconds=60) as client:
+        address = (client.base_url.host, client.base_url.port or 0)
         for rest in (b"x", b"xyz"):  # a part of the body, or all of it
-            with socket.create_connection((client.base_url.host, client.base_url.port or 0), 4) as connection:
+            with socket.create_connection(address, 30) as connection, monkeypatch.context() as limits:
                 request_live(connection, get)
+                for name in ("HEAD_SECONDS", "DISCARD_SECONDS"):
+                    limits.setattr(http_protocol, name, 0.5)
                 request_live(connection, b"xyz" + get)  # a complete body keeps the connection open
                 connection.sendall(rest)
                 assert connection.recv(65536) == b""
