@@ -235,12 +235,12 @@ def test_the_first_frame_of_an_animation_is_classified(tiny: httpx.Client) -> No
 @pytest.mark.parametrize("name", [*INVALID, *BOMBS])
 def test_an_invalid_image_or_decompression_bomb_is_rejected(tiny: httpx.Client, name: str) -> None:
     content = BOMBS[name]() if name in BOMBS else INVALID[name]
-    started = time.perf_counter()
+    started = time.process_time()  # the service runs in this process
     for explain in ("false", "true"):
         answer = tiny.post(f"{CLASSIFY}?explain={explain}", content=content)
         assert_harmless(answer)
         assert answer.status_code in (413, 415), answer.text
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert_still_serves(tiny)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import io
 import json
@@ -267,8 +268,9 @@ def send_slowly(client: httpx.Client, start: bytes, drop: bytes) -> bytes:
         connection.sendall(start)
         connection.settimeout(0.02)
         for _ in range(1500):  # 30 s
-            try:
+            with contextlib.suppress(ConnectionError):  # the service may have answered and closed the connection
                 connection.sendall(drop)
+            try:
                 return connection.recv(65536)
             except TimeoutError:
                 continue
@@ -327,9 +329,9 @@ def test_a_million_invalid_values_are_rejected_quickly(service: httpx.Client) ->
         (b"{" + b",".join(b'"k%d":1' % i for i in range(1900)) + b"}", "k0"),
     ]
     for content, param in bodies:
-        started = time.perf_counter()
+        started = time.process_time()  # the service runs in this process
         assert_rejected(service.post(FORECAST, content=content), 400, param, "")
-        assert time.perf_counter() - started < 5  # below 0.5 s on an idle machine
+        assert time.process_time() - started < 5  # below 0.5 s on an idle machine
     assert_still_serves(service)
 
 
