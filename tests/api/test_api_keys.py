@@ -401,9 +401,10 @@ def test_services_with_one_redis_share_their_counters(serve: Serve, file: Path, 
 
 
 def test_requests_are_not_limited_while_redis_is_unreachable(
-    serve: Serve, file: Path, caplog: pytest.LogCaptureFixture
+    serve: Serve, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("redis")
+    monkeypatch.setattr(api_keys, "STORAGE_RETRY_SECONDS", 600.0)
     key = key_file.add(file, "alice", "1/hour")
     with serve(keys_file=file, rate_limit_storage="redis://127.0.0.1:9") as client:
         assert [client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for _ in range(3)] == [200] * 3
@@ -424,7 +425,7 @@ def test_keys_appear_in_no_log_and_no_response(
                         answer = client.post(path, json=body, headers=headers)
                         responses.append(answer.text.replace(f"'{key}'", "") if "key" in body else answer.text)
                         responses.append(str(answer.headers))
-            with httpx.Client(base_url=client.base_url) as other_client:
+            with httpx.Client(base_url=client.base_url, timeout=60) as other_client:
                 other_client.get(
                     "/health/live", headers={"authorization": key, "x-request-id": f"\u00e9{key}".encode()}
                 )

@@ -496,7 +496,7 @@ def test_a_running_service_loads_and_removes_versions_with_the_store(
         answers, stop = [first], threading.Event()
 
         def send_requests() -> None:
-            with httpx.Client(base_url=client.base_url) as caller:
+            with httpx.Client(base_url=client.base_url, timeout=60) as caller:
                 while not stop.is_set():
                     answers.append(caller.post("/v1/text/continue", json=body).raise_for_status().json())
 

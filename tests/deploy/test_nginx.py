@@ -52,7 +52,7 @@ def nginx(folder: Path, port: int, upstreams: list[int]) -> Iterator[str]:
 
 def answer_count(service: ServiceProcess, route: str) -> float:
     """Return the number of requests to a route that a service has answered with status 200."""
-    with httpx.Client(base_url=service.url) as client:
+    with httpx.Client(base_url=service.url, timeout=60) as client:
         return metric_samples(client).get(
             ("quartet_requests_total", ("method", "POST"), ("route", route), ("status", "200")), 0.0
         )
@@ -80,7 +80,7 @@ def test_streams_are_not_buffered_and_a_restart_loses_no_request(tiny_store: Pat
             assert next(chunks).startswith(b"data: ")
             assert answer_count(first, CONTINUE) + answer_count(other, CONTINUE) == 0  # the answer is not complete
             assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
-        assert httpx.get(f"{url}/metrics").status_code == 404
+        assert httpx.get(f"{url}/metrics", timeout=60).status_code == 404
         tasks = [pool.submit(send_requests, url) for _ in range(4)]
         try:
             wait_until(lambda: min(answer_count(first, SAMPLE), answer_count(other, SAMPLE)) > 20)

@@ -113,4 +113,4 @@ def test_a_single_process_ignores_the_metrics_folder_of_another_service(tiny_sto
         "values.ValueClass = values.get_value_class()"
     )
     with serving(tiny_store, before=before, workers=1) as service:
-        assert "quartet_workers 1.0" in httpx.get(f"{service.url}/metrics").text
+        assert "quartet_workers 1.0" in httpx.get(f"{service.url}/metrics", timeout=60).text

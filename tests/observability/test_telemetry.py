@@ -147,19 +147,19 @@ TWO_CORES = "from app.server import process; process.cores, process.available_me
 
 def test_metrics_of_workers_are_added_up_and_gauges_of_dead_workers_removed(tiny_store: Path) -> None:
     with serving(tiny_store, before=TWO_CORES, workers=0) as service:
-        with httpx.Client(base_url=service.url) as client:
+        with httpx.Client(base_url=service.url, timeout=60) as client:
             wait_until(lambda: metric_samples(client).get(("quartet_workers",)) == 2)
             wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *labels("tiny-gan"))) == 2 * SIZE)
         for _ in range(6):  # new connections reach both workers
-            assert httpx.post(f"{service.url}{SAMPLE}", json={"count": 3}).status_code == 200
-        with httpx.Client(base_url=service.url) as client:
+            assert httpx.post(f"{service.url}{SAMPLE}", json={"count": 3}, timeout=60).status_code == 200
+        with httpx.Client(base_url=service.url, timeout=60) as client:
             before = metric_samples(client)
         assert before["quartet_batch_rows_sum", *labels("tiny-gan")] == 18
         os.kill(min(service.workers), signal.SIGKILL)
 
         def replaced() -> bool:
             try:
-                with httpx.Client(base_url=service.url) as client:
+                with httpx.Client(base_url=service.url, timeout=60) as client:
                     samples = metric_samples(client)
             except httpx.HTTPError:
                 return False
@@ -222,8 +222,9 @@ def test_several_workers_delete_metrics_of_removed_versions_only(tiny_store: Pat
         serving(tiny_store, store_poll_seconds=0.02) as service,
         httpx.Client(base_url=service.url, timeout=60) as client,
     ):
+        short = {"prompt": "a", "max_characters": 5}
         for _ in range(6):
-            assert httpx.post(f"{service.url}{CONTINUE}", json={"prompt": "a", "max_characters": 5}).status_code == 200
+            assert httpx.post(f"{service.url}{CONTINUE}", json=short, timeout=60).status_code == 200
         request_count = "quartet_requests_total", ("method", "POST"), ("route", CONTINUE), ("status", "200")
         (folder,) = Path("/dev/shm").glob(f"quartet-{service.process.pid}-*")
 
@@ -237,7 +238,7 @@ def test_several_workers_delete_metrics_of_removed_versions_only(tiny_store: Pat
         assert samples[request_count] == samples["quartet_time_to_first_token_seconds_count", *labels("tiny-rnn")] == 6
         assert samples["quartet_workers",] == samples["quartet_planned_workers",] == 2
         assert samples["quartet_loaded_bytes", *labels("tiny-gan")] == 2 * SIZE
-        assert httpx.post(f"{service.url}{CONTINUE}", json={"prompt": "a", "max_characters": 5}).status_code == 200
+        assert httpx.post(f"{service.url}{CONTINUE}", json=short, timeout=60).status_code == 200
         assert metric_samples(client)[request_count] == 7
         assert not [key for key in metric_samples(client) if ("version", "2") in key]
 

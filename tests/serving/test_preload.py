@@ -129,4 +129,4 @@ def test_workers_use_the_versions_that_the_supervisor_has_loaded(tiny_store: Pat
     with serving_process(tiny_store, before=LOAD_IN_SUPERVISOR_ONLY, workers=2, threads=1) as service:
         for _ in range(4):
             body = {"count": 1, "model": NAME, "seed": 1}
-            assert httpx.post(f"{service.url}/v1/images/sample", json=body).status_code == 200
+            assert httpx.post(f"{service.url}/v1/images/sample", json=body, timeout=60).status_code == 200
