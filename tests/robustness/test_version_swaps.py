@@ -44,6 +44,8 @@ with httpx.Client(timeout=60) as client:
         model = f"tiny-rnn@{pinned}" if pinned else "tiny-rnn"
         answer = client.post(url, json={**body, "model": model})
         answers += 1
+        if answers == 1:
+            print("started", flush=True)
         content = answer.json() if answer.status_code == 200 else {"version": answer.text, "results": [{"text": ""}]}
         version, text = str(content["version"]), content["results"][0]["text"]
         versions.add(version)
@@ -69,6 +71,8 @@ def test_version_changes_under_load_give_no_failed_or_mixed_up_answer(
         command = [sys.executable, "-c", CALLER, url, json.dumps(BODY), json.dumps(expected)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         callers = [subprocess.Popen(command, **pipes) for _ in range(CALLERS)]  # type: ignore[call-overload]
+        for caller in callers:
+            assert caller.stdout.readline() == "started\n"
         swap_seconds = [swap(tiny_store, url, i) for i in range(SWAPS)]
         reports = [json.loads(caller.communicate(timeout=TIMEOUT_SECONDS)[0]) for caller in callers]
     assert [report["wrong"] for report in reports] == [[]] * CALLERS
