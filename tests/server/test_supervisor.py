@@ -328,7 +328,7 @@ def test_a_worker_is_replaced_after_the_metrics_folder_was_removed(tiny_store: P
 
 
 def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
-    with serving(tiny_store, liveness_timeout_seconds=0.5) as service:
+    with serving(tiny_store, liveness_timeout_seconds=2) as service:
         before = service.workers
         os.kill(min(before), signal.SIGSTOP)
         wait_until(lambda: min(before) not in service.workers and len(service.workers) == 2)
@@ -516,7 +516,8 @@ def test_a_failing_worker_gets_no_connections_while_another_works(tiny_store: Pa
 
 def test_connections_wait_while_all_workers_are_busy(tiny_store: Path) -> None:
     """More connections wait than the channels to the workers can hold, and none of them is closed."""
-    with serving(tiny_store) as service:
+    long_wait = "from app.server import supervisor\nsupervisor.MAX_PENDING_SECONDS = 60"
+    with serving(tiny_store, before=long_wait) as service:
         for worker in service.workers:
             os.kill(worker, signal.SIGSTOP)
         open_connections = [service.connect() for _ in range(700)]
