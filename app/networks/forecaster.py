@@ -130,18 +130,19 @@ class CombinedMembers:
     def _read(self, inputs: Tensor, patches: int, weights: tuple[Tensor, Tensor], recurrent: Tensor) -> Tensor:
         """Compute an LSTM layer. Inputs and outputs are [M, patches N, hidden], ordered by patch."""
         gates = _product(inputs, weights).unflatten(1, (patches, -1))  # [M, patches, N, 4 hidden]
-        outputs = inputs.new_empty(inputs.shape).unflatten(1, (patches, -1))
-        current = gates[:, 0].clone()
+        outputs = inputs.new_empty(inputs.shape)
+        gates_at, outputs_at = gates.unbind(1), outputs.unflatten(1, (patches, -1)).unbind(1)
+        current = gates_at[0].clone()
         sigmoids, cell_input = current.split((3 * self.hidden, self.hidden), 2)
         input_gate, forget_gate, output_gate = sigmoids.chunk(3, 2)
         cell = torch.zeros_like(input_gate)
         for patch in range(patches):
             if patch:
-                torch.baddbmm(gates[:, patch], outputs[:, patch - 1], recurrent, out=current)
+                torch.baddbmm(gates_at[patch], outputs_at[patch - 1], recurrent, out=current)
             sigmoids.sigmoid_()
             cell.mul_(forget_gate).addcmul_(input_gate, cell_input.tanh_())
-            torch.mul(output_gate, cell.tanh(), out=outputs[:, patch])
-        return outputs.flatten(1, 2)
+            torch.mul(output_gate, cell.tanh(), out=outputs_at[patch])
+        return outputs
 
 
 def _product(inputs: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
@@ -253,8 +254,8 @@ def _never_narrower(widths: Tensor, seasons: Tensor) -> Tensor:
     """
     period = seasons.view(-1, 1, 1)
     step = torch.arange(widths.shape[1], device=widths.device).view(1, -1, 1)
-    for power in range(widths.shape[1].bit_length()):
-        before = step - period * 2**power
-        earlier = widths.gather(1, before.clamp(min=0).expand_as(widths))
-        widths = torch.where(before >= 0, torch.maximum(widths, earlier), widths)
+    distances = period * 2 ** torch.arange(widths.shape[1].bit_length(), device=widths.device)
+    earlier = torch.maximum(step - distances, step % period)  # [N, horizon, distances]; at the earliest, in season 1
+    for positions in earlier.split(1, 2):
+        widths = torch.maximum(widths, widths.gather(1, positions.expand_as(widths)))
     return widths

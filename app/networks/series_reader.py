@@ -119,14 +119,15 @@ class Reader(nn.Module):
         large_unit = torch.where(spread > MIN_SCALE, spread, 1.0)
 
         # The quotients are far below the limit of float32, because the scale is at least ``FLOOR`` times the spread.
-        near, far, change = (part.float() for part in (x / unit, (x / large_unit).clamp(-10, 10), differences / unit))
+        scaled = x / unit
+        near, far, change = (part.float() for part in (scaled, (x / large_unit).clamp(-10, 10), differences / unit))
         tokens = torch.stack([near.asinh(), far, change.asinh(), known.float()], dim=2)  # [N, context, CHANNELS]
         tokens = tokens.unflatten(1, (-1, self.sizes.patch)).flatten(2)
         summary = [(large_unit / unit).log(), season.log(), known.sum(1, keepdim=True).log()]
         features = torch.cat([feature.float() for feature in summary], dim=1) / 3  # [N, 3]
         tokens = torch.cat([tokens, features.unsqueeze(1).expand(-1, tokens.shape[1], -1)], dim=2)
         naive, ahead = self._ahead(x, known, unit, season)
-        scaled, scaled_naive = x / unit, naive / unit
+        scaled_naive = naive / unit
         features_ahead, candidates = [ahead], [ahead[..., :0]]
         if self.sizes.lag_forecasts:
             repeated, errors = self._repeat_seasons(scaled, known, season, scaled_naive)
@@ -158,13 +159,15 @@ class Reader(nn.Module):
         repeated, known_repeated = _at(x, known, count + step - later * (step // later + 1))
         candidates = torch.where(known_repeated, repeated - naive.unsqueeze(2), 0.0)
 
-        before, comparable = _at(x.float(), known, torch.arange(count, device=x.device) - periods.transpose(1, 2))
+        x = x.float()
+        before, comparable = _at(x, known, torch.arange(count, device=x.device) - periods.transpose(1, 2))
         comparable = comparable & known.unsqueeze(1)  # [N, lags, context]
         compared = comparable.sum(2)
-        differences = torch.where(comparable, (x.float().unsqueeze(1) - before).abs(), 0.0)
+        differences = torch.where(comparable, (x.unsqueeze(1) - before).abs(), 0.0)
         errors = differences.sum(2) / compared.clamp(min=1)
-        logarithms = torch.where(compared > 0, (errors + ERROR_FLOOR).log(), 0.0)
-        return candidates, torch.cat([logarithms, (compared > 0).float()], dim=1)
+        known_errors = compared > 0
+        logarithms = torch.where(known_errors, (errors + ERROR_FLOOR).log(), 0.0)
+        return candidates, torch.cat([logarithms, known_errors.float()], dim=1)
 
     def _smooth(self, x: Tensor, known: Tensor, season: Tensor, profile: Tensor) -> Tensor:
         """Return the classical forecasts [N, horizon, 3 smoothings] of series x [N, context] without their seasons.
