@@ -27,6 +27,9 @@ export function formatNumber(value, digits = 4) {
   return value.toLocaleString("en", { maximumSignificantDigits: digits, notation });
 }
 
+/** Return a count with its noun in the singular or plural, such as "1 image" or "1,200 images". */
+export const formatCount = (count, noun) => `${formatNumber(count, 6)} ${noun}${count === 1 ? "" : "s"}`;
+
 /** Return how many significant digits, `least` to 10, distinguish values that differ by a thousandth of their range. */
 export function distinguishingDigits(values, least = 4) {
   const known = values.filter((value) => typeof value === "number");

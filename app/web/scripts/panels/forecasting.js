@@ -2,7 +2,7 @@
 
 import { json, readFile, send } from "../api.js";
 import { Chart, intervalsOf } from "../chart.js";
-import { byId, createElement, createSvg, distinguishingDigits, formatNumber } from "../dom.js";
+import { byId, createElement, createSvg, distinguishingDigits, formatCount, formatNumber } from "../dom.js";
 import { firstTime, parseTable, parseValues, roundValues } from "../series_parser.js";
 import { DrawingPad } from "../drawing_pad.js";
 import { KnownCovariates, withoutMissingEnd } from "./known_covariates.js";
@@ -50,7 +50,7 @@ export function forecastingPanel() {
       showLegend(forecast);
       showTable(forecast, distinguishingDigits([...values, ...forecast.median], 5));
       const season = forecast.seasonality > 1 ? `, season of ${forecast.seasonality} values` : "";
-      return `forecast of ${formatNumber(horizon)} steps after ${formatNumber(values.length, 6)} values${season}`;
+      return `forecast of ${formatCount(horizon, "step")} after ${formatCount(values.length, "value")}${season}`;
     },
   });
 
@@ -178,7 +178,7 @@ const syntheticSeries = (name) => roundValues(Array.from({ length: LENGTH }, (_,
 /** Return a description of the chart for screen readers. */
 function describe(values, { median }) {
   const known = values.filter((value) => value !== null), digits = distinguishingDigits([...known, ...median]);
-  return `A series of ${values.length} values, and its forecast of ${median.length} steps. The last value is ` +
+  return `A series of ${formatCount(values.length, "value")}, and its forecast of ${formatCount(median.length, "step")}. The last value is ` +
     `${formatNumber(known.at(-1), digits)}, and the last median is ${formatNumber(median.at(-1), digits)}. The table below lists the forecast.`;
 }
 

@@ -1,6 +1,6 @@
 // Image generation: show a grid of images for a seed and a label, or an interpolation between two seeds.
 
-import { byId, createElement } from "../dom.js";
+import { byId, createElement, formatCount } from "../dom.js";
 import { fieldNumber, Panel, randomSeed, showSliderValue } from "./panel.js";
 
 const STEP_MILLISECONDS = 90; // of the animated interpolation
@@ -28,7 +28,8 @@ export function imageGenerationPanel() {
       sheet.replaceChildren(...images.map((src, i) => createElement("li", {}, createElement("img", { src, alt: altText(i), width: 28, height: 28 }))));
       interpolation.hidden = !interpolates();
       if (interpolates()) showInterpolation(seed, request.json.end_seed);
-      return interpolates() ? `${results.length} steps from seed ${seed} to seed ${request.json.end_seed}` : `${results.length} images from seed ${seed}`;
+      const shown = formatCount(results.length, interpolates() ? "step" : "image");
+      return `${shown} from seed ${seed}${interpolates() ? ` to seed ${request.json.end_seed}` : ""}`;
     },
   });
   const interpolates = () => panel.form.elements.mode.value === "interpolation";

@@ -1,6 +1,6 @@
 // Covariates of a forecaster, such as price or promotion: one field for each column, and the time of the first value.
 
-import { byId, createElement, formatNumber } from "../dom.js";
+import { byId, createElement, formatCount, formatNumber } from "../dom.js";
 import { parseValues } from "../series_parser.js";
 
 export class KnownCovariates {
@@ -68,7 +68,7 @@ function extended(field, { mean }, count) {
   let hint = shown;
   if (values.length > count) hint = `the first ${formatNumber(count, 6)} of ${shown} values are used`;
   else if (!values.length) hint = `empty: ${last}, the mean of the training data, is used for all values`;
-  else if (values.length < count) hint = `${shown} values; the last value ${last} is repeated up to ${formatNumber(count, 6)} values`;
+  else if (values.length < count) hint = `${formatCount(values.length, "value")}; the last value ${last} is repeated up to ${formatNumber(count, 6)} values`;
   field.closest(".field").querySelector(".hint").textContent = hint;
   return [...values.slice(0, count), ...Array(Math.max(0, count - values.length)).fill(last)];
 }

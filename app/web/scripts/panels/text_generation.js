@@ -1,7 +1,7 @@
 // Text generation: show the text while it streams, and stop it on request.
 
 import { events } from "../api.js";
-import { byId, formatDuration, formatNumber } from "../dom.js";
+import { byId, formatCount, formatDuration, formatNumber } from "../dom.js";
 import { fieldNumber, Panel } from "./panel.js";
 
 export function textGenerationPanel() {
@@ -62,7 +62,7 @@ export function textGenerationPanel() {
       }
     } catch (error) {
       if (error.name === "AbortError" && signal === panel.running.signal) {
-        panel.showStatus({ model, version }, `stopped after ${formatNumber(count)} characters`);
+        panel.showStatus({ model, version }, `stopped after ${formatCount(count, "character")}`);
       }
       throw error;
     }
