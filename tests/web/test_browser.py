@@ -856,7 +856,7 @@ def test_a_chosen_theme_is_kept(shipped: httpx.Client, open_page: Open) -> None:
 
 
 def test_long_names_fit_a_phone(serve: Serve, tiny_store: Path, open_page: Open) -> None:
-    name, width = "n" * 64, 390
+    name, width = "n" * 64, 320
     classifier = {"labels": [f"{digit}" * 100 for digit in range(10)]}
     store.publish(
         tiny_store, tiny_card(f"c{name[1:]}", "classify", "lenet", TINY["tiny-cnn"][2], classifier),
