@@ -852,7 +852,10 @@ def test_a_chosen_theme_is_kept(shipped: httpx.Client, open_page: Open) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
     page.reload()
     assert page.evaluate(scheme) == "light"
-    page.get_by_role("button", name="Switch to the dark theme").wait_for()
+    page.get_by_role("button", name="Switch to the dark theme").click()
+    assert page.evaluate(scheme) == "dark"
+    page.emulate_media(media="print")
+    assert page.evaluate(scheme) == "light"
 
 
 def test_long_names_fit_a_phone(serve: Serve, tiny_store: Path, open_page: Open) -> None:
