@@ -272,6 +272,15 @@ def test_the_curl_command_gives_the_same_text(shipped: httpx.Client, open_page: 
     assert "".join(event["text"] for event in events) == generated
 
 
+def test_invisible_unknown_characters_are_shown_as_code_points(shipped: httpx.Client, open_page: Open) -> None:
+    page = open_page(shipped)
+    status_of(page, "text")
+    page.locator("#text-length").fill("20")
+    page.locator("#text-prompt").fill("a\t\u2764\ufe0f")  # a tab and an emoji of two characters
+    page.get_by_role("button", name="Generate text").click()
+    page.locator("#text .status", has_text="unknown characters: U+0009 \u2764 U+FE0F").wait_for()
+
+
 def test_stop_disconnects_and_ends_generation(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     status_of(page, "text")

@@ -38,7 +38,7 @@ export function textGenerationPanel() {
     },
     show({ last, first, count, seconds }) {
       const parts = [`first character after ${formatDuration(first)}`, `${formatNumber(count / seconds, 3)} characters/s`];
-      if (last.unknown_characters.length) parts.push(`unknown characters: ${last.unknown_characters.join(" ")}`);
+      if (last.unknown_characters.length) parts.push(`unknown characters: ${last.unknown_characters.map(visibleCharacter).join(" ")}`);
       return parts.join(" · ");
     },
   });
@@ -82,4 +82,10 @@ export function textGenerationPanel() {
   });
   panel.start = () => panel.run();
   return panel;
+}
+
+/** Return a character, or its code point if it is invisible by itself, such as U+0009 for a tab. */
+function visibleCharacter(character) {
+  const code = character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  return /[\p{C}\p{M}\p{Z}]/u.test(character) ? `U+${code}` : character;
 }
