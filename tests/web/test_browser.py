@@ -596,6 +596,13 @@ def test_images_and_interpolations_follow_their_seeds(shipped: httpx.Client, ope
     assert page.locator("#generation-frame").get_attribute("src") == path[0]
     page.locator("#generation-step").fill("8")
     assert page.locator("#generation-frame").get_attribute("src") == path[8]
+    label, value, slider = (
+        page.locator(f"#generation-interpolation {tag}").bounding_box() for tag in ("label", "output", "input")
+    )
+    assert label["y"] < value["y"] + value["height"] <= slider["y"]  # the value is beside the label
+    page.get_by_label("Images", exact=True).first.check()
+    page.locator("#generation-count").fill("1")
+    page.locator("#generation .status", has_text="1 image from seed 1").wait_for()
 
 
 def test_an_empty_second_seed_is_random(serve: Serve, open_page: Open) -> None:
