@@ -58,6 +58,11 @@ def test_the_page_has_no_inline_code_and_no_external_files() -> None:
         assert not re.findall(r"innerHTML|\beval\(|new Function|document\.write", path.read_text()), path.name
 
 
+def test_no_list_of_numbers_asks_for_a_keyboard_without_separators() -> None:
+    """The decimal keyboard of iPhones has neither a space nor a minus sign."""
+    assert not re.findall(r"<textarea[^>]*\sinputmode=", (WEB / "index.html").read_text())
+
+
 def test_only_pictures_of_a_model_are_served(shipped: httpx.Client) -> None:
     model = shipped.get("/v1/models/mnist-gan").json()
     assert model["pictures"] == ["curves.png", "samples.png"]
