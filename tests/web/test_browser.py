@@ -340,6 +340,10 @@ def test_the_chart_shows_a_pasted_or_opened_series(shipped: httpx.Client, open_p
     page.locator("#series-values").fill(large)
     page.locator("#series .status", has_text="7 steps after 50 values").wait_for()
     assert not re.search("NaN|Infinity", history.get_attribute("d"))
+    page.locator("#series-horizon").fill("1")
+    page.locator("#series-values").fill("1 2 3")
+    page.locator("#series .status", has_text="1 step after 3 values").wait_for()
+    assert chart.locator("text[text-anchor=middle]").all_text_contents() == ["0", "1", "2", "3"]
 
 
 def test_years_may_be_titles_and_the_first_value_may_be_missing(

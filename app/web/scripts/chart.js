@@ -44,7 +44,8 @@ export class Chart {
     this.digits = distinguishingDigits(known);
 
     const svg = createSvg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
-    svg.append(...this.axes(down.marks, ticks([0, last], width / TICKS.across).marks.filter((mark) => mark <= last), width));
+    const across = ticks([0, last], width / TICKS.across).marks.filter((mark) => mark <= last && Number.isInteger(mark));
+    svg.append(...this.axes(down.marks, across, width));
     const edge = lastValue(history);
     for (const { level, lower, upper } of intervals) svg.append(this.band(history.length, lower, upper, edge, level));
     svg.append(createSvg("path", { class: "history", d: this.path(history, 0) }));
