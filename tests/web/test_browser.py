@@ -878,6 +878,18 @@ def test_a_chosen_theme_is_kept(shipped: httpx.Client, open_page: Open) -> None:
     assert page.evaluate(scheme) == "light"
 
 
+def test_the_chosen_mode_is_visible_with_forced_colours(serve: Serve, open_page: Open) -> None:
+    """Windows replaces the colours of pages in its high-contrast themes."""
+    colour = "(element) => getComputedStyle(element).backgroundColor"
+    with serve() as client:
+        page = open_page(client, forced_colors="active")
+        status_of(page, "generation")
+        chosen = page.locator(".switch input:checked + span")
+        assert chosen.evaluate(colour) != page.locator("body").evaluate(colour)
+        # Otherwise the browser draws a box of the colour of the page behind the text.
+        assert chosen.evaluate("(element) => getComputedStyle(element).forcedColorAdjust") == "none"
+
+
 def test_long_names_fit_a_phone(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     name, width = "n" * 64, 320
     classifier = {"labels": [f"{digit}" * 100 for digit in range(10)]}
