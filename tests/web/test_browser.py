@@ -922,6 +922,8 @@ def test_long_names_fit_a_phone(serve: Serve, tiny_store: Path, open_page: Open)
                 box = element.bounding_box()
                 assert box["x"] + box["width"] <= width, selector
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        padding = page.evaluate("parseFloat(getComputedStyle(document.documentElement).scrollPaddingTop)")
+        assert page.locator(".top").bounding_box()["height"] <= padding  # it does not cover the targets of its links
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("light", 834), ("dark", 390)])
