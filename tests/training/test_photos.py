@@ -325,6 +325,9 @@ def test_average_precision_and_thresholds() -> None:
     probability = torch.tensor([[0.9], [0.8], [0.3], [0.2]])
     present = torch.tensor([[True], [False], [True], [False]])
     assert average_precision(probability[:, 0], present[:, 0]).item() == pytest.approx((1 + 2 / 3) / 2)
+    tied = torch.tensor([0.9, 0.5, 0.5, 0.5])
+    for order in ([True, True, False, False], [True, False, False, True]):  # the order of equal probabilities
+        assert average_precision(tied, torch.tensor(order)).item() == pytest.approx((1 + 2 / 4) / 2)
     assert best_thresholds(probability, torch.tensor([[True], [True], [True], [False]])) == [0.25]
     assert best_thresholds(probability, torch.tensor([[True], [True], [False], [False]])) == [0.5]
 

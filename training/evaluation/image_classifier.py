@@ -101,10 +101,14 @@ def average_precision(probability: Tensor, present: Tensor) -> Tensor:
     """Return the average precision of one label.
 
     ``present`` [N] states whether an image has the label. The images are sorted by decreasing probability [N]. The
-    result is the mean of the precisions at the images that have the label.
+    result is the mean of the precisions at the images that have the label. Images with equal probabilities have the
+    same precision: the precision after the last of them.
     """
-    order = present[probability.argsort(descending=True, stable=True)].double()
+    ordered, indices = probability.sort(descending=True)
+    order = present[indices].double()
     precision = order.cumsum(dim=0) / torch.arange(1, len(order) + 1)
+    counts = ordered.unique_consecutive(return_counts=True)[1]
+    precision = precision[counts.cumsum(dim=0) - 1].repeat_interleave(counts)
     return (precision * order).sum() / order.sum()
 
 
