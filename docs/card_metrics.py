@@ -112,7 +112,7 @@ METRICS = {  # names of metrics: meaning, better values
     ),
     ("frechet_ratio",): ("`frechet_distance` / `frechet_floor`", "lower; real images have about 1"),
     ("frechet_ratio_unseen", "frechet_ratio_unseen_spread"): (
-        "`frechet_distance_5000` / `frechet_floor_5000`, and its standard error",
+        "`frechet_distance_5000` / `frechet_floor_5000`, and the standard error that the floor contributes to this ratio",
         "lower; real images have about 1",
     ),
     ("nearest_neighbour_ratio",): (
