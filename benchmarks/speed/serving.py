@@ -18,7 +18,9 @@ every server must give the same answers as Quartet. Quartet ("ours") runs with t
 rows "in process", one process does the work of a server without HTTP: it decodes, computes and encodes whole batches.
 
 The table shows medians over the rounds. "CPU s/s" is the number of CPU seconds that all processes of a server use per
-second. The memory is the sum over all processes of a server: the PSS (shared pages count once) or the RSS.
+second. The memory is the sum over all processes of a server: the PSS or the RSS. The PSS divides a shared page between
+all processes that use it. The benchmark and the other servers also use pages of PyTorch's files, so the PSS is lower
+than on a machine without them.
 """
 
 from __future__ import annotations

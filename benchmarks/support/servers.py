@@ -144,7 +144,11 @@ class Server:
                 return
 
     def memory(self) -> dict[str, float]:
-        """Return the memory of all processes in MiB. ``pss`` counts shared pages once, ``rss`` once per process."""
+        """Return the memory of all processes in MiB.
+
+        ``rss`` counts a shared page once for each process. ``pss`` divides a shared page between all processes that use
+        it, including processes that do not belong to the server.
+        """
         kilobytes = {"pss": 0, "rss": 0}
         for pid in self.pids():
             try:
