@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -47,6 +48,30 @@ def test_the_measurement_begins_after_the_first_answer_of_each_caller(shipped: h
     assert len(result.answers) - len(result.measured) >= 4
     assert result.end - result.begin == pytest.approx(0.05)
     assert max(answer.started for answer in result.answers) < result.end
+
+
+@pytest.mark.skipif(not load.has_wrk(), reason="wrk is not installed")
+def test_requests_without_an_answer_do_not_reduce_the_rate_of_wrk() -> None:
+    """The server answers each connection once with 200 and once with 500, and then closes it without an answer."""
+    answered = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal answered
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            for status in (b"200", b"500"):
+                await reader.readuntil(b"{}")
+                writer.write(b"HTTP/1.1 %s x\r\nContent-Length: 0\r\n\r\n" % status)
+                answered += 1
+            await reader.readuntil(b"{}")
+        writer.close()
+
+    async def measure() -> load.Figures:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            return await load.wrk(server.sockets[0].getsockname()[1], [Request("/", b"{}")], 2, 1)
+
+    figures = asyncio.run(measure())
+    assert answered / 20 < figures["per_second"] < answered  # wrk runs for one second, or for longer if it is slow
+    assert figures["errors"] == pytest.approx(answered, abs=6)  # some answers arrive after the end
 
 
 def stream(body: bytes, status: int = 200) -> Answer:
