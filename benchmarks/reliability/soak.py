@@ -40,6 +40,7 @@ from benchmarks.support.load import Connection, Request, connect, percentile
 from benchmarks.support.servers import ROOT, Server
 
 SAMPLE_SECONDS = 2.0  # time between two samples of the processes' resources
+DISCONNECT_SECONDS = 0.1  # time after which a caller closes its connection during an answer
 SWAPPED_MODEL = "sine-lstm"
 DIFFERENT_REQUESTS = 400  # number of different requests, sent repeatedly
 # Limit of the growth of the memory in the last two fifths, in MiB per 10,000 requests. Earlier, caches still fill: on a
@@ -87,14 +88,18 @@ async def call(
 
 
 async def disconnect(port: int, observations: Observations, deadline: float) -> None:
-    """Send long requests until ``deadline``, and disconnect during each answer."""
+    """Send long requests until ``deadline``, and disconnect during each answer. A shorter answer is wrong."""
     while time.monotonic() < deadline:
         connection: Connection = await connect(port)
         task = asyncio.create_task(connection.send(LONG.bytes()))
-        await asyncio.sleep(0.1)
+        ended, _ = await asyncio.wait([task], timeout=DISCONNECT_SECONDS)
         if connection.transport:
             connection.transport.abort()
-        await task
+        answer = await task
+        if ended:
+            observations.wrong.append(
+                f"cancelled: status {answer.status}, {answer.body[:200]!r} instead of a long text"
+            )
         observations.sent["cancelled"] += 1
 
 

@@ -153,10 +153,12 @@ async def answers(port: int, mix_requests: Sequence[MixRequest], callers: int) -
 async def expected_answers(port: int, mix_requests: Sequence[MixRequest]) -> list[Any]:
     """Send all requests, one after the other. Return the contents of the answers.
 
-    Raises RuntimeError if a valid request fails. Otherwise, a service that answers only errors would seem to be right.
+    Raises RuntimeError if a valid request fails, or if an invalid request gets a status below 400 or above 499.
+    Otherwise, a service that answers only errors would seem to be right.
     """
     contents = await answers(port, mix_requests, 1)
     for request, content in zip(mix_requests, contents, strict=True):
-        if request.kind != "bad" and isinstance(content, list) and content[0] != 200:
+        status = content[0] if isinstance(content, list) else 200
+        if status // 100 != (4 if request.kind == "bad" else 2):
             raise RuntimeError(f"{request.request.path} failed: {str(content)[:200]}")
     return contents

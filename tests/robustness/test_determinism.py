@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import suppress
 from itertools import pairwise
 
 import httpx
@@ -10,6 +12,7 @@ import pytest
 
 from benchmarks.reliability import soak
 from benchmarks.support import mix
+from benchmarks.support.load import Request
 
 
 def test_a_request_gets_the_same_answer_alone_and_among_64(shipped: httpx.Client) -> None:
@@ -34,6 +37,42 @@ def test_a_service_that_rejects_valid_requests_does_not_pass(shipped: httpx.Clie
     wrong = [mix.MixRequest("sample", mix.INVALID[3])]
     with pytest.raises(RuntimeError, match=r"^/v1/images/sample failed: \[404, "):
         asyncio.run(mix.expected_answers(shipped.base_url.port or 0, wrong))
+
+
+def test_a_service_that_accepts_invalid_requests_does_not_pass(shipped: httpx.Client) -> None:
+    accepted = [mix.MixRequest("bad", Request("/v1/images/sample", b'{"count": 1}'))]
+    with pytest.raises(RuntimeError, match=r"^/v1/images/sample failed: \[200, "):
+        asyncio.run(mix.expected_answers(shipped.base_url.port or 0, accepted))
+
+
+def test_the_soak_test_reports_an_answer_that_ends_before_its_caller_disconnects(
+    shipped: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak, "DISCONNECT_SECONDS", 60.0)
+    monkeypatch.setattr(soak, "LONG", mix.INVALID[0])
+    observations = soak.Observations()
+    asyncio.run(soak.disconnect(shipped.base_url.port or 0, observations, time.monotonic() + 0.5))
+    assert observations.wrong
+    assert all(wrong.startswith("cancelled: status 400, ") for wrong in observations.wrong)
+
+
+def test_the_soak_test_disconnects_during_an_answer() -> None:
+    observations = soak.Observations()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    async def run() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            await soak.disconnect(port, observations, time.monotonic() + 0.5)
+
+    asyncio.run(run())
+    assert observations.sent["cancelled"]
+    assert not observations.wrong
 
 
 def test_the_comparison_detects_a_wrong_answer() -> None:
