@@ -188,7 +188,7 @@ def over_plain(workload: str, callers: int, key: str) -> Callable[[Results], flo
 
 
 def of_limit(workload: str, callers: int, limit: str) -> Callable[[Results], float]:
-    """Return a function that computes Quartet's throughput in per cent of an upper limit (see ``limits``)."""
+    """Return a function that computes Quartet's throughput in per cent of a limit (see ``throughput_limits``)."""
     key = "per_second"
     return lambda result: (
         100 * ratio(result.median(workload, result.ours, callers, key), result.median(workload, limit, 0, key))

@@ -1,7 +1,8 @@
-"""Upper limits of the throughput: one process does the work of a server, but receives no requests over HTTP.
+"""Limits of the throughput: one process does the work of a server, but receives no requests over HTTP.
 
-The process calls the network on whole batches. A server reaches the same rate only if it needs no time to receive
-requests, to form batches and to send answers.
+The process calls the network on whole batches. A server with the same computation reaches this rate only if it needs no
+time to receive requests, to form batches and to send answers. The process computes in float32 with the stored weights.
+The service prepares the weights, and uses bfloat16 where bfloat16 is faster, so it can exceed a limit.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Batch = Callable[[], object]  # computes one batch
 
 @dataclass(frozen=True)
 class Limit:
-    """One upper limit of the throughput. ``workload`` is a key of WORKLOADS. ``rows``: requests in a batch."""
+    """One limit of the throughput. ``workload`` is a key of WORKLOADS. ``rows``: requests in a batch."""
 
     workload: str
     model: str
