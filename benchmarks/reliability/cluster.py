@@ -11,8 +11,8 @@ node      kill a node with all its processes under load; print the same figures 
 scaling   wait until load starts a second replica; then run only two streams until it is removed; print these figures
 drain     reduce two replicas to one while both generate long texts; print the number of finished texts
 
-In the printed statuses, 0 stands for an incomplete answer or a refused connection. The exit status is 1 if an answer
-of the cluster differs in the part ``same``, or if a text is not finished in the part ``drain``.
+In the printed statuses, 0 stands for an incomplete answer. The exit status is 1 if an answer of the cluster differs in
+the part ``same``, if a text is not finished in the part ``drain``, or if the cluster refuses a connection.
 """
 
 from __future__ import annotations
