@@ -339,13 +339,17 @@ async def measure(server: Server, name: str, seconds: float) -> Row:
     return Row(attack.title, attack.connections, p99_alone, p99_during, p99_after, errors, round(peak))
 
 
-def results(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the rows in the format of the files in ``benchmarks/results/``."""
+def results(rows: Sequence[Row], seconds: float, names: Sequence[str]) -> dict[str, Any]:
+    """Return the rows in the format of the files in ``benchmarks/results/``.
+
+    ``seconds`` and ``names`` are the options ``--seconds`` and ``--only`` of this measurement.
+    """
+    only = "" if list(names) == list(ATTACKS) else f" --only {','.join(names)}"
     columns = {"attack": None, "connections": "g", "p99 alone, ms": 1, "during the attack": 1, "ratio": 1}
     columns |= {"after 10 s": 1, "failed normal requests": "g", "largest PSS, MiB": "g"}
     return {
         "title": "Attacks",
-        "command": "make attack",
+        "command": f"python -m benchmarks.reliability.attack --seconds {seconds:g}{only}",
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores; the attackers use the same cores",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "notes": [
@@ -373,21 +377,21 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(ATTACKS), help="attacks, separated by commas (default: all)")
     parser.add_argument("--save", type=Path, help="write the results to this file")
     options = parser.parse_args()
-    rows = []
-    columns = list(results([])["tables"][0]["columns"])
+    rows, names = [], options.only.split(",")
+    columns = list(results([], options.seconds, names)["tables"][0]["columns"])
     print("|", *(f"{column} |" for column in columns))
     print("|---|" + "--:|" * (len(columns) - 1))
     with tempfile.TemporaryDirectory() as folder:
         server = servers.ours(Path(folder), ROOT / "models_store")
         with server.running():
             asyncio.run(call(server.port, normal_requests(), CALLERS, 2))  # warm up
-            for name in options.only.split(","):
+            for name in names:
                 row = asyncio.run(measure(server, name, options.seconds))
                 verdict = "" if row.passed() else "FAILED"
                 print("|", *(f"{cell} |" for cell in row.cells()), verdict, flush=True)
                 rows.append(row)
     if options.save:
-        options.save.write_text(json.dumps(results(rows), indent=2) + "\n")
+        options.save.write_text(json.dumps(results(rows, options.seconds, names), indent=2) + "\n")
     sys.exit(not all(row.passed() for row in rows))
 
 

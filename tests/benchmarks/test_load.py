@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.reliability import restarts
+from benchmarks.reliability import attack, restarts
 from benchmarks.speed import serving
 from benchmarks.support import load, mix, report
 from benchmarks.support.load import Answer, Load, Request
@@ -122,3 +122,9 @@ def test_the_saved_command_has_no_file_name(option: list[str]) -> None:
     arguments = ["--only", "cnn", *option, "--rounds", "2"]
     assert serving.parser().parse_args(arguments).save == Path("tables.json")
     assert report.without_save(arguments) == ["--only", "cnn", "--rounds", "2"]
+
+
+@pytest.mark.parametrize(("names", "only"), [(list(attack.ATTACKS), ""), (["bombs", "json"], " --only bombs,json")])
+def test_the_saved_command_of_the_attack_test_has_its_options(names: list[str], only: str) -> None:
+    command = attack.results([], 7.5, names)["command"]
+    assert command == f"python -m benchmarks.reliability.attack --seconds 7.5{only}"
