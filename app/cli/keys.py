@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.cli.output import write_line
 from app.key_file import KeysError, add
 
 
@@ -28,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         key = add(Path(options.file), options.name, options.limit)
     except (KeysError, OSError, UnicodeError) as error:
         sys.exit(f"{options.file}: {error}")
-    print(key)
+    try:
+        write_line(key)
+    except OSError as error:
+        sys.exit(f"{options.file}: the key was added, but could not be printed: {error}; remove its line")
     print(f"Store the key now: {options.file} contains only its hash.", file=sys.stderr)
 
 

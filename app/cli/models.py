@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.cli import add_model
+from app.cli.output import write_line
 from app.exporting.files import to_onnx, to_pt2
 from app.importing.memory import check_archived
 from app.settings import Settings
@@ -39,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoreError as error:
         return _fail(str(error))
     except BrokenPipeError:  # the reader, such as `head`, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         problem = error.filename if _is_outside(error, args) else "the store cannot be read or written"
@@ -187,7 +187,7 @@ def _show(args: argparse.Namespace) -> None:
         table.append((version["version"], version["role"], size, version["created"][:16], metrics))
     if not args.json:
         last = f"; last change: {row['by']}, {row['changed']}" if row["by"] else ""
-        print(f"{row['name']}: {row['task'] or 'no valid version'}, {_status(row['name'], row)}{last}")
+        write_line(f"{row['name']}: {row['task'] or 'no valid version'}, {_status(row['name'], row)}{last}")
     _print(args, row, table)
     _print_problem(row)
 
@@ -225,13 +225,13 @@ def _retire(args: argparse.Namespace) -> None:
 def _default(args: argparse.Namespace) -> None:
     rollout.make_default(args.store, args.name, check_loading)
     row = _row(args, args.name)
-    print(json.dumps(row) if args.json else f"{args.name} is the default for the task {row['task']!r}")
+    write_line(json.dumps(row) if args.json else f"{args.name} is the default for the task {row['task']!r}")
     _print_problem(row)
 
 
 def _report(args: argparse.Namespace, changed: Rollout) -> None:
     row = _row(args, args.name)
-    print(json.dumps(row) if args.json else f"{_status(args.name, row)}{_retired(changed.retired)}")
+    write_line(json.dumps(row) if args.json else f"{_status(args.name, row)}{_retired(changed.retired)}")
     _print_problem(row)
 
 
@@ -243,13 +243,13 @@ def _verify(args: argparse.Namespace) -> int:
     rows = list(catalogue.verify(args.store, check_loading))
     failed = [row for row in rows if row["problem"]]
     if args.json:
-        print(json.dumps(rows, indent=2))
+        write_line(json.dumps(rows, indent=2))
         return bool(failed)
     for row in failed:
-        print(f"{row['what']}: {row['problem']}")
+        write_line(f"{row['what']}: {row['problem']}")
     versions = sum("@" in row["what"] for row in rows)
     problems = f"{len(failed)} problem{'s' if len(failed) > 1 else ''} found" if failed else "all valid"
-    print(f"{versions} versions checked: {problems}")
+    write_line(f"{versions} versions checked: {problems}")
     return bool(failed)
 
 
@@ -287,7 +287,9 @@ def _import(args: argparse.Namespace) -> None:
             raise StoreError(f"{args.file}: {error}{hint}") from None
     row = _row(args, card.name)
     label = f"{card.name}@{card.version}"
-    print(json.dumps(row) if args.json else f"imported {label}; {_status(card.name, row)}{_retired(row['retired'])}")
+    write_line(
+        json.dumps(row) if args.json else f"imported {label}; {_status(card.name, row)}{_retired(row['retired'])}"
+    )
     _print_problem(row)
 
 
@@ -295,7 +297,7 @@ def _add(args: argparse.Namespace) -> None:
     card = add_model.run(args)
     row = _row(args, card.name)
     added = row | {"added": card.version}
-    print(json.dumps(added) if args.json else f"added {card.name}@{card.version}; {_status(card.name, row)}")
+    write_line(json.dumps(added) if args.json else f"added {card.name}@{card.version}; {_status(card.name, row)}")
     _print_problem(row)
 
 
@@ -319,7 +321,7 @@ def _export(args: argparse.Namespace) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     size = path.stat().st_size
-    print(json.dumps({"file": str(path), "bytes": size}) if args.json else f"{path}: {size:,} bytes")
+    write_line(json.dumps({"file": str(path), "bytes": size}) if args.json else f"{path}: {size:,} bytes")
 
 
 def _exported(args: argparse.Namespace, name: str, version: int) -> Iterable[bytes]:
@@ -332,13 +334,13 @@ def _exported(args: argparse.Namespace, name: str, version: int) -> Iterable[byt
 def _print(args: argparse.Namespace, data: object, table: Sequence[Row]) -> None:
     """Print ``data`` as JSON if --json is given, otherwise ``table`` with aligned columns."""
     if args.json:
-        print(json.dumps(data, indent=2, ensure_ascii=False))
+        write_line(json.dumps(data, indent=2))
         return
     cells = [[_cell(value) for value in row] for row in table]
     widths = [min(MAX_COLUMN_WIDTH, max(map(len, column))) for column in zip(*cells, strict=True)]
     for row in cells:
         fitted = [_cut(cell, width) for cell, width in zip(row[:-1], widths, strict=False)]
-        print("  ".join([*fitted, row[-1]]).rstrip())
+        write_line("  ".join([*fitted, row[-1]]).rstrip())
 
 
 def _cell(value: object) -> str:

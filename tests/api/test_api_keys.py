@@ -30,6 +30,7 @@ from app.api.middleware import api_keys
 from app.api.middleware.api_keys import is_public
 from app.api.middleware.shared_counters import SharedCounters
 from app.api.routes import admin
+from app.cli import keys
 from app.errors import Unauthorized
 from app.main import create_app
 from app.settings import Settings, SettingsError
@@ -229,6 +230,14 @@ def test_a_key_is_stored_as_its_hash_and_printed_once(file: Path) -> None:
         failed = subprocess.run([*command[:3], *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert failed.returncode == 1
         assert "Traceback" not in failed.stderr
+    assert file.read_text().count("\n") == 1
+
+
+def test_a_key_that_cannot_be_printed_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full_disk:
+        monkeypatch.setattr(sys, "stdout", full_disk)
+        with pytest.raises(SystemExit, match=r"not be printed: .*No space left on device.*; remove its line"):
+            keys.main(["new", "alice", "--file", str(file)])
     assert file.read_text().count("\n") == 1
 
 

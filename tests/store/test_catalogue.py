@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -293,3 +296,36 @@ def test_two_versions_are_compared_by_all_facts_of_their_cards(folder: Path) -> 
         VersionNotFound, match=r"^there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3, 4$"
     ):
         catalogue.diff(folder, NAME, 1, 9)
+
+
+def test_a_full_disk_and_an_exited_reader_are_noticed_before_the_exit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The output is shorter than the buffer of standard output, which Python would otherwise write only at exit."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    for handle, status, message in (
+        (writer, 0, ""),
+        (os.open("/dev/full", os.O_WRONLY), 1, "error: /dev/stdout: No space left on device\n"),
+    ):
+        for command in (["list"], ["list", "--json"], ["show", NAME], ["activate", NAME, "2"], ["verify"]):
+            with os.fdopen(os.dup(handle), "w") as output:
+                monkeypatch.setattr(sys, "stdout", output)
+                assert run_models_command(capsys, folder, *command) == (status, "", message)
+        os.close(handle)
+
+
+def test_characters_outside_the_encoding_of_the_output_are_escaped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    title, path = "Zahlen für Gemälde", tmp_path / "\udcff.zip"  # a file name that is not UTF-8
+    rewrite_card(folder / NAME / "4", title=title)
+    monkeypatch.setattr(sys, "stdout", (tmp_path / "output").open("w", encoding="ascii"))
+    for command in (["diff", NAME, "3", "4"], ["show", NAME, "--json"], ["export", NAME, str(path)]):
+        assert run_models_command(capsys, folder, *command)[0] == 0
+    sys.stdout.close()
+    output = (tmp_path / "output").read_text("ascii")
+    assert "Zahlen f\\xfcr" in output
+    assert json.loads(output[output.index("{") : output.rindex("}") + 1])["versions"][3]["title"] == title
+    assert "\\udcff.zip: " in output
+    assert path.exists()
