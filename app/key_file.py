@@ -193,6 +193,8 @@ def add(path: Path, name: str, limits: str = "") -> str:
     except ValueError:
         raise KeysError(f"the limit is {limits!r}; it should be like {LIMIT_EXAMPLES}") from None
     key, path = new_key(), path.resolve()
+    if path.exists() and not path.is_file():  # such as /dev/null, which root would replace
+        raise KeysError("it is not a regular file")
     with file_lock(path.parent):  # two processes may add keys at the same time
         before = path.read_text("utf-8") if path.exists() else ""
         text = before + ("" if before.endswith("\n") or not before else "\n")

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -177,6 +178,15 @@ def test_no_key_is_made_for_an_invalid_limit(file: Path, limit: str) -> None:
     with pytest.raises(key_file.KeysError, match=re.escape(sentence)):
         key_file.add(file, "alice", limit)
     assert not file.exists()
+
+
+def test_only_a_regular_file_is_replaced_by_a_new_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # addresses of sockets are short
+    with socket.socket(socket.AF_UNIX) as special_file:
+        special_file.bind("special")
+    with pytest.raises(key_file.KeysError, match="it is not a regular file"):
+        key_file.add(Path("special"), "alice")
+    assert Path("special").is_socket()
 
 
 def test_keys_created_concurrently_are_all_stored(file: Path) -> None:
