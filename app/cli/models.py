@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app.models", description=__doc__, formatter_class=plain)
     shared = argparse.ArgumentParser(add_help=False)
     store_help = "model store; QUARTET_STORE sets another default (default: %(default)s)"
-    shared.add_argument("--store", type=Path, default=Settings().store, help=store_help)
+    shared.add_argument("--store", type=_folder, default=Settings().store, help=store_help)
     shared.add_argument("--json", action="store_true", help="print JSON instead of a table")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
 
@@ -130,6 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     formats.add_argument("--pt2", action="store_true", help="write a `torch.export` program")
     formats.add_argument("--onnx", action="store_true", help="write an ONNX file (needs the extra [onnx])")
     return parser
+
+
+def _folder(text: str) -> Path:
+    if not text:  # would otherwise be the working directory
+        raise argparse.ArgumentTypeError("the path should not be empty")
+    return Path(text)
 
 
 def _capitalised(text: str) -> str:

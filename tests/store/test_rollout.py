@@ -461,6 +461,7 @@ def test_a_change_with_unreadable_defaults_is_reported_as_done_or_not_made(
         ("activate tiny-gan 9", 1, "error: there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3\n"),
         ("activate tiny-gan two", 2, "'two' is not a version; it should be a number such as 3\n"),
         ("export tiny-gan@x x.zip", 1, "error: 'tiny-gan@x' should be a name and a version, such as sales@3\n"),
+        ("list --store=", 2, "error: argument --store: the path should not be empty\n"),
         ("import nothing.zip", 1, "error: nothing.zip: No such file or directory\n"),
         ("retire tiny-gan 3", 1, "error: tiny-gan@3 is the active version; activate another one first\n"),
     ],
