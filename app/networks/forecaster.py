@@ -255,7 +255,7 @@ def _never_narrower(widths: Tensor, seasons: Tensor) -> Tensor:
     period = seasons.view(-1, 1, 1)
     step = torch.arange(widths.shape[1], device=widths.device).view(1, -1, 1)
     distances = period * 2 ** torch.arange(widths.shape[1].bit_length(), device=widths.device)
-    earlier = torch.maximum(step - distances, step % period)  # [N, horizon, distances]; at the earliest, in season 1
+    earlier = torch.maximum(step - distances, step % period)  # [N, horizon, distances], not before the first season
     for positions in earlier.split(1, 2):
         widths = torch.maximum(widths, widths.gather(1, positions.expand_as(widths)))
     return widths
