@@ -15,6 +15,8 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.limits import Limits
+
 PREFIX = "QUARTET_"
 OTHER_VARIABLES = {"QUARTET_DATA_DIR"}  # read by training/
 # Kubernetes sets variables such as X_SERVICE_HOST, X_PORT and X_PORT_80_TCP_ADDR for a Service with the name x.
@@ -227,6 +229,9 @@ class Settings(BaseSettings):
         20,
         description="seconds that running requests may take during shutdown. After that, running computations may take "
         "the same time again.",
+    )
+    limits: Limits = Field(
+        Limits(), description="JSON object that changes constants of `app/limits.py`. It is meant for tests."
     )
 
     def __init__(self, **values: Any) -> None:

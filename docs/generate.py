@@ -15,13 +15,15 @@ from unittest.mock import patch
 
 from prometheus_client.metrics import MetricWrapperBase
 
+import app.main  # noqa: F401 - defines all errors
 from app import errors, store
 from app.networks import KINDS
 from app.observability.metrics import Metrics
 from app.settings import PREFIX, Settings
-from docs import card_metrics, command_line, http_api
+from docs import card_metrics
 from docs.markdown import code, sentence, table
 
+LARGE = 1e18  # larger numbers are written with an exponent
 FOLDER = Path(__file__).parent / "reference"
 
 CARD_FIELDS = {
@@ -113,29 +115,41 @@ of the same form. The values of `type` and `code` are like those of OpenAI, so t
 exception class.
 
 """
+BOUNDS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+}
 INDEX = """# Reference
 
-`make docs` generates these pages from the code. A test fails if they are out of date.
+`make docs` generates these pages from the code. A test fails if they are out of date. The reference of the HTTP API is
+`/docs` of a running service, and `/openapi.json`. The reference of a command is its `--help`.
 
-- [HTTP API](http-api.md)
 - [Settings](settings.md)
 - [Metrics](metrics.md)
-- [Command line](command-line.md)
 - [Errors](errors.md)
 - [Model card](model-card.md)
 """
+
+
+def number(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() and value < LARGE else f"{value:g}"
 
 
 def settings() -> str:
     rows = []
     schemas = Settings.model_json_schema()["properties"]
     for name, field in Settings.model_fields.items():
+        if name == "limits":  # for tests only
+            continue
         schema = schemas[name]
         choices = [schema, *schema.get("anyOf", ())]
-        limits = [text.format(http_api.number(choice[key])) for choice in choices for key, text in http_api.LIMITS.items() if
-                  key in choice and not key.endswith("Length")]  # fmt: skip
+        bounds = [
+            text.format(number(choice[key])) for choice in choices for key, text in BOUNDS.items() if key in choice
+        ]
         default = "" if field.default is None else str(field.default)
-        rows.append((code(PREFIX + name.upper()), code(default), ", ".join(limits), field.description))
+        rows.append((code(PREFIX + name.upper()), code(default), ", ".join(bounds), field.description))
     return SETTINGS_HEAD + table(("variable", "default", "allowed", "description"), rows)
 
 
@@ -218,8 +232,6 @@ def _pages() -> dict[Path, str]:
         FOLDER / "metrics.md": metrics(),
         FOLDER / "errors.md": error_page(),
         FOLDER / "model-card.md": card(),
-        FOLDER / "http-api.md": http_api.page(),
-        FOLDER / "command-line.md": command_line.page(),
     }
 
 

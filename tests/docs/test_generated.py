@@ -7,34 +7,13 @@ import re
 from support.service import ROOT
 
 from app.store import read_card
-from docs import card_metrics, command_line, generate, http_api, measurements
+from docs import card_metrics, generate, measurements
 
 
 def test_the_reference_pages_are_up_to_date() -> None:
     stale = [path.name for path, text in generate.pages().items() if path.read_text("utf-8") != text]
     assert not stale, "run make docs"
     assert {path.name for path in generate.FOLDER.iterdir()} == {path.name for path in generate.pages()}
-
-
-def test_the_page_of_the_command_line_describes_every_module_with_options_that_make_runs() -> None:
-    described = {module for modules in command_line.COMMANDS.values() for module in modules}
-    run = set(re.findall(r"-m ((?:app|benchmarks|deploy|training)[\w.]+)", command_line.MAKEFILE.read_text("utf-8")))
-    without_options = {"app.main", "training.data"}
-    named_in_the_head = {"benchmarks.reliability.cluster", "benchmarks.reliability.fuzz"}
-    assert run - described == without_options | named_in_the_head
-
-
-def test_the_page_of_the_http_api_states_defaults_and_where_null_is_possible() -> None:
-    page = http_api.page()
-    for row in (
-        "| `top_k` | query | integer (at least 1, at most 1,000) | `5` | number of labels",
-        "| `name` | path | string | required | a model's name |",
-        "| `results[].filename` | string or null | required |",
-        "| `choices[].logprobs` | object or null | required |",
-        "| `choices[].logprobs.token_logprobs` | array of (number or null) | required |",
-        "| `seed` | integer (at least 0, below 9,007,199,254,740,992) | |",  # a field that can be left out
-    ):
-        assert f"\n{row}" in page
 
 
 def test_the_page_of_the_model_card_explains_every_metric_of_the_included_models() -> None:
@@ -69,7 +48,3 @@ def test_every_measurement_names_its_command_machine_and_date() -> None:
         assert all(content[key] for key in ("title", "command", "machine")), path
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", content["date"]), path
         assert path.parent.name in measurements.SECTIONS
-
-
-def test_the_readme_has_at_most_200_lines() -> None:
-    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200

@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from support.service import ROOT
-
 from docs.http_api import anchor
+from support.service import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = ("app", "benchmarks", "deploy", "docs", "models_store", "tests", "training")
@@ -51,12 +50,3 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
         targets = {(page.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)", text_of(page))}
         waiting += targets - reached
     assert not {page.name for page in PAGES} - {page.name for page in reached}
-
-
-@pytest.mark.parametrize("name", ["how-to/own-data.md", "how-to/train.md", "how-to/rollout.md", "tutorial/README.md"])
-def test_options_that_a_page_names_exist(name: str) -> None:
-    flag = r"(?<![\w-])--[a-z][a-z-]*"
-    reference = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
-    other_programs = {"--help", "--logdir", "--nproc-per-node"}  # options of argparse, tensorboard and torchrun
-    documented = other_programs.union(re.findall(flag, reference))
-    assert not set(re.findall(flag, (ROOT / "docs" / name).read_text("utf-8"))) - documented
