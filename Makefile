@@ -13,9 +13,10 @@ INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip ins
 # OMP_WAIT_POLICY=passive: idle threads of one test do not occupy the cores that parallel tests need.
 # OMP_NUM_THREADS=1: the tests run in parallel, so one thread of torch in each test is faster than two.
 # PYTHONDONTWRITEBYTECODE=: the empty value allows bytecode files, so that not every test process compiles the project.
+export ALLOW_SKIPS
 PYTEST := OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
 
-.PHONY: help serve test slow quick check docs report train data evaluate profile bench bench-protocols bench-imported bench-scaling bench-replicas bench-cluster \
+.PHONY: help serve test test-all check docs report train data evaluate profile bench bench-protocols bench-imported bench-scaling bench-replicas bench-cluster \
 	bench-training bench-processes image-check swaps model-check soak determinism overload restarts attack fuzz oldest mutants audit clean
 
 help: ## list the targets
@@ -24,19 +25,19 @@ help: ## list the targets
 serve: .venv/serve ## serve the networks in models_store/ on port 8000; PORT=8111 changes the port
 	@QUARTET_HOST=$(HOST) QUARTET_PORT=$(PORT) exec $(BIN)/python -m app.main
 
-test: .venv/test ## run all tests, on all cores
-	$(PYTEST)
+test: .venv/test ## run the tests that take a few minutes together, on all cores; ALLOW_SKIPS=1 permits skipped tests
+	$(PYTEST) $(ARGS)
 
-slow: .venv/test ## run the slow tests: export every version and kind of network, and train on a simulated device
-	$(PYTEST) -m slow
+test-all: .venv/test-all ## run all tests, also the slow ones, and those with the oldest dependencies and the container image
+	$(PYTEST) -m "" $(ARGS)
+	$(MAKE) oldest image-check
 
-quick: .venv/test ## run only the fast tests of the service, in one to two minutes
-	$(PYTEST) -m "not processes and not trainings" $(addprefix --ignore tests/,docs exporting importing robustness training)
-
-check: .venv/test ## run ruff and mypy
+check: .venv/test ## run ruff, mypy, import-linter, and the rules for tests and functions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python .ci/check_tests.py
 
 docs: .venv/test ## generate the reference pages in docs/reference/ from the code
 	$(BIN)/python -m docs.generate
@@ -137,6 +138,7 @@ clean: ## remove the virtual environments and generated files
 .venv/serve: EXTRA :=
 .venv/train: EXTRA := [train]
 .venv/test: EXTRA := [test]
+.venv/test-all: EXTRA := [test,ray]
 .venv/ray: EXTRA := [train,ray]
 .venv/fuzz: EXTRA := [fuzz]
 .venv/audit: EXTRA := [audit]
@@ -145,10 +147,11 @@ clean: ## remove the virtual environments and generated files
 # ALSO lists the targets that need only a subset of the packages of a target. They count as installed, too.
 .venv/train: ALSO := .venv/serve
 .venv/test: ALSO := .venv/serve .venv/train
+.venv/test-all: ALSO := .venv/serve .venv/train .venv/test .venv/ray
 .venv/profile: ALSO := .venv/serve .venv/train
 .venv/ray: ALSO := .venv/serve .venv/train
 .venv/fuzz .venv/mutants: ALSO := .venv/serve .venv/train .venv/test
-.venv/serve .venv/train .venv/test .venv/ray .venv/fuzz .venv/mutants .venv/profile .venv/audit: pyproject.toml
+.venv/serve .venv/train .venv/test .venv/test-all .venv/ray .venv/fuzz .venv/mutants .venv/profile .venv/audit: pyproject.toml
 # Without Debian's package python3-venv, `python3 -m venv` fails after it has made $(BIN)/python, so test pip instead.
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Setting up .venv: this takes a few minutes the first time"; $(PYTHON) -m venv .venv && echo "$(TORCH)" > .venv/torch; } || { echo "$(PYTHON) -m venv failed; on Debian and Ubuntu, install the package python3-venv" >&2; exit 1; }
 	@test "$$(cat .venv/torch 2>/dev/null)" = "$(TORCH)" || { echo ".venv has another build of PyTorch than TORCH=$(TORCH): run 'make clean' first" >&2; exit 1; }

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import pytest
 import torch
 from support.fake_device import fake_device  # noqa: F401 - torch must know the device before the first gradient
 from support.images import save_blank_pictures
-from support.markers import starts_processes
 from support.networks import SECOND_NETWORKS, TINY, publish_tiny
 from support.service import ROOT, TEST, HeldGenerator, Serve, serving
 from support.waiting import locked
@@ -50,17 +49,26 @@ LONGEST_FILES = ("test_swagger_ui.py", "test_tutorial.py", "test_exported_files.
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start processes or a browser, and the tests that train networks.
-
-    ``make quick`` does not run these tests. The longest tests start first, so that no core is idle while the last of
-    them runs.
-    """
+    """Start the longest tests first, so that no core is idle while the last of them runs."""
     items.sort(key=lambda item: 0 if item.path.name in LONGEST_FILES else 1 if item.path.name in TRAINING_FILES else 2)
-    for item in items:
-        if starts_processes(item) or "browser" in getattr(item, "fixturenames", ()):
-            item.add_marker("processes")
-        if item.path.name in TRAINING_FILES:
-            item.add_marker("trainings")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let skipped tests fail, because a missing program should not hide a defect. ``ALLOW_SKIPS=1`` permits them."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("ALLOW_SKIPS") != "1":
+        report.outcome, report.longrepr = "failed", f"skipped, and ALLOW_SKIPS is not 1: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Let skipped files fail, as ``pytest_runtest_makereport`` does for tests."""
+    report = yield
+    if report.skipped and os.environ.get("ALLOW_SKIPS") != "1":
+        report.outcome, report.longrepr = "failed", f"skipped, and ALLOW_SKIPS is not 1: {report.longrepr}"
+    return report
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from app.cli import models
 from app.store import Check, catalogue
 
 PATH = "/v1/admin/add"
-pytestmark = pytest.mark.processes
 
 
 def test_an_uploaded_network_is_served(serve: Serve) -> None:
