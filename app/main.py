@@ -29,7 +29,8 @@ from app.api.middleware.fast_routes import FastRoutes
 from app.api.middleware.trusted_host import trusted_hosts
 from app.api.open_inference import generate, infer, metadata, repository, server, statistics
 from app.api.openai import completions, images
-from app.api.routes import admin, classify, forecast, generate_images, generate_text, health, models, page
+from app.api.routes import admin, classify, forecast, generate_images, generate_text, health, page
+from app.api.routes import models as model_list
 from app.observability.access_log import AccessLog
 from app.observability.logs import configure_logging
 from app.observability.metrics import Metrics
@@ -38,8 +39,8 @@ from app.observability.tracing import create_tracer
 from app.server.process import run_service
 from app.server.system import cores, trim_heap
 from app.serving.device import limit_threads
-from app.serving.loader import PreparedModels
-from app.serving.registry import Registry
+from app.serving.model import PreparedModels
+from app.serving.models import Models
 from app.settings import Settings, SettingsError
 
 NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # ``RequestTelemetry`` replaces FastAPI's telemetry
@@ -90,7 +91,7 @@ def create_app(
     check_torch()
     torch.set_num_threads(settings.threads or cores())
     metrics, log = Metrics(create_tracer(settings.otlp_endpoint), settings.workers), AccessLog(settings.log_format)
-    registry, counters = Registry(settings, metrics, prepared), counters or limit_storage(settings)
+    models, counters = Models(settings, metrics, prepared), counters or limit_storage(settings)
 
     key = admin.admin_key(settings)
     app = FastAPIOffline(
@@ -99,27 +100,27 @@ def create_app(
         description=DESCRIPTION,
         version="0.1.0",
         openapi_tags=TAGS if key else [tag for tag in TAGS if tag["name"] != "Administration"],
-        lifespan=lambda _: _lifespan(registry, counters, metrics, log),
+        lifespan=lambda _: _lifespan(models, counters, metrics, log),
         redirect_slashes=False,
         telemetry=NO_TELEMETRY,
     )
-    app.state.registry = registry
+    app.state.models = models
     errors.install(app)
     tasks = [
-        module.router(registry, settings)
+        module.router(models, settings)
         for module in (classify, generate_text, forecast, generate_images, completions, images, timeseries)
     ]
-    tensors = [infer.router(registry, settings), generate.router(registry, settings)]
+    tensors = [infer.router(models, settings), generate.router(models, settings)]
     for router in (
         *tasks,
-        models.router(registry),
-        server.router(registry),
-        statistics.router(registry, metrics),
-        metadata.router(registry, settings),
+        model_list.router(models),
+        server.router(models),
+        statistics.router(models, metrics),
+        metadata.router(models, settings),
         *tensors,
-        repository.router(registry, settings, key),
-        health.router(registry, metrics),
-        *([admin.router(registry, settings, key)] if key else []),
+        repository.router(models, settings, key),
+        health.router(models, metrics),
+        *([admin.router(models, settings, key)] if key else []),
         page.router(),
     ):
         app.include_router(router)
@@ -152,22 +153,20 @@ def _middleware(
 
 
 @asynccontextmanager
-async def _lifespan(
-    registry: Registry, counters: Storage | None, metrics: Metrics, log: AccessLog
-) -> AsyncIterator[None]:
+async def _lifespan(models: Models, counters: Storage | None, metrics: Metrics, log: AccessLog) -> AsyncIterator[None]:
     """Load the models at the start, watch the store while the application runs, and close everything at the end."""
     limit_threads()  # the event loop computes small batches, and may run in another thread than ``create_app``
-    await registry.load()
+    await models.load()
     gc.collect()
     trim_heap()
     gc.freeze()  # the garbage collector skips the loaded models from now on; checking them would delay requests
     gc.set_threshold(10_000, 20, 20)  # collect rarely, because requests leave few reference cycles
-    endless = registry.watcher.watch(), registry.recovery.watch(), _report(registry)
+    endless = models.watcher.watch(), models.recovery.watch(), _report(models)
     background = [asyncio.create_task(coroutine) for coroutine in endless]
     yield
     for task in background:
         task.cancel()
-    await registry.close()
+    await models.close()
     if counters:
         await close_storage(counters)
     await asyncio.to_thread(log.close)
@@ -185,10 +184,10 @@ def check_torch() -> None:
         raise SettingsError(f"torch is {torch.__version__}; {OLDEST_TORCH} or newer is required")
 
 
-async def _report(registry: Registry) -> None:
+async def _report(models: Models) -> None:
     """Update this worker's metrics at intervals, because any worker may answer /metrics for all workers."""
     while True:
-        registry.report()
+        models.report()
         await asyncio.sleep(REPORT_SECONDS)
 
 

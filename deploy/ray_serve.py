@@ -85,7 +85,7 @@ class Replica:
     async def __init__(self, environment: dict[str, str]) -> None:  # type: ignore[misc]  # Ray awaits it
         os.environ.update(environment)
         self.hosted = HostedApp(create_app(Settings()))
-        self.registry = self.hosted.app.state.registry
+        self.models = self.hosted.app.state.models
         await self.hosted.start()
 
     async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[list[Message], None]:
@@ -99,16 +99,16 @@ class Replica:
 
     async def metrics(self) -> tuple[str, list[Metric]]:
         """Return the name of this replica and its metrics."""
-        self.registry.report()
+        self.models.report()
         context = serve.get_replica_context()
-        return f"{context.deployment}-{context.replica_id.unique_id}", list(self.registry.observers.collect())
+        return f"{context.deployment}-{context.replica_id.unique_id}", list(self.models.observers.collect())
 
     async def check_health(self) -> None:
         """Raise RuntimeError if the compute thread hangs or a network cannot recover. Ray then replaces the replica."""
-        if self.registry.recovery.failure:
-            raise RuntimeError(self.registry.recovery.failure)
-        silence = self.registry.executor.stalled_seconds()
-        if silence > 2 * self.registry.settings.liveness_timeout_seconds:
+        if self.models.recovery.failure:
+            raise RuntimeError(self.models.recovery.failure)
+        silence = self.models.executor.stalled_seconds()
+        if silence > 2 * self.models.settings.liveness_timeout_seconds:
             raise RuntimeError(f"the compute thread has not answered for {silence:.0f} s")
 
     async def __del__(self) -> None:

@@ -19,26 +19,24 @@ from app.api.sse import DONE, EventStream
 from app.engine.executor import INLINE_SIZE
 from app.engine.observer import current_trace
 from app.observability.middleware import REQUEST_ID
-from app.serving.loader import LoadedModel, P
-from app.serving.registry import Registry
+from app.serving.model import Model, P
+from app.serving.models import Models
 from app.tasks import Task
 
 
-async def resolve_model(
-    request: Request, registry: Registry, task: Task[P], name: str | None, deadline: float
-) -> LoadedModel[P]:
+async def resolve_model(request: Request, models: Models, task: Task[P], name: str | None, deadline: float) -> Model[P]:
     """Return the loaded model version that answers a request. Waits for a version that is still being loaded.
 
     While a new version serves a share of the requests (as a canary), the request id selects the version. Requests with
     the same ``x-request-id`` therefore get the same version.
 
     Raises:
-        UnknownModel, RetiredModel, UnloadedModel, BadValue, NotReady, TimedOut: see ``Registry.wait_for``.
+        UnknownModel, RetiredModel, UnloadedModel, BadValue, NotReady, TimedOut: see ``Models.wait_for``.
     """
-    return await registry.wait_for(task, name, request.scope.get(REQUEST_ID, ""), deadline)
+    return await models.wait_for(task, name, request.scope.get(REQUEST_ID, ""), deadline)
 
 
-def record_version(model: LoadedModel) -> None:
+def record_version(model: Model) -> None:
     """Record in the trace of the request that this version answers it. Metrics and the access log use this."""
     if trace := current_trace.get():
         trace.model, trace.version = model.card.name, model.card.version
@@ -71,7 +69,7 @@ class Inference(Generic[P]):
     stream_end = DONE
     memory_bytes = 0  # memory for the items, without the body; known after ``parse``
 
-    def __init__(self, model: LoadedModel[P]) -> None:
+    def __init__(self, model: Model[P]) -> None:
         self.model = model
         self.engine = model.engine
 
@@ -96,7 +94,7 @@ class Inference(Generic[P]):
         raise NotImplementedError
 
 
-async def run_inference(request: Request, registry: Registry, inference: Inference[Any], deadline: float) -> Response:
+async def run_inference(request: Request, models: Models, inference: Inference[Any], deadline: float) -> Response:
     """Parse a request, run it on the engine and return the response.
 
     The caller must have read the body and checked the queue with the engine's ``admit``.
@@ -106,7 +104,7 @@ async def run_inference(request: Request, registry: Registry, inference: Inferen
         MemoryFull: all requests together would hold too much memory.
         CallerGone, TimedOut: the client disconnected, or ``deadline`` passed.
     """
-    executor = registry.parse_executor
+    executor = models.parse_executor
     if inference.parse_size <= INLINE_SIZE:  # the usual case, without the cost of a coroutine
         items = inference.parse()
     else:
@@ -135,22 +133,22 @@ class JsonEndpoint(Generic[Body, P]):
 
     def __init__(
         self,
-        registry: Registry,
+        models: Models,
         task: Task[P],
         body: type[Body],
-        create: Callable[[Request, LoadedModel[P], Body], Inference[P]],
+        create: Callable[[Request, Model[P], Body], Inference[P]],
         *,
         content_bytes: int = 0,
         content_commas: int,
         max_fields: int = MAX_FIELDS,
     ) -> None:
-        self._registry = registry
+        self._registry = models
         self._task = task
         self._body = body
         self._create = create
-        settings = registry.settings
+        settings = models.settings
         max_bytes = max_json_bytes(settings.max_body_bytes, content_bytes)
-        self._reader = BodyReader(max_bytes, settings.body_seconds, registry.parse_executor, max_fields)
+        self._reader = BodyReader(max_bytes, settings.body_seconds, models.parse_executor, max_fields)
         self._max_commas = content_commas + EXTRA_COMMAS
 
     async def run(self, request: Request) -> Response:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 from starlette.responses import Response
 
 from app.api.openapi import BINARY, RETRY_AFTER, json_content
-from app.serving.loader import LoadedModel
+from app.serving.model import Model
 from app.store import Card, TaskName, TensorSpec
 
 MIN_LOG_PROBABILITY = -9999.0  # for an impossible character, as in vLLM, because JSON has no minus infinity
@@ -207,7 +207,7 @@ ERROR_RESPONSES = error_responses(
 )
 
 
-def with_model(model: LoadedModel, **rest: Any) -> dict[str, Any]:
+def with_model(model: Model, **rest: Any) -> dict[str, Any]:
     """Return the fields ``rest`` of a response, together with the name and version of the model."""
     return {"model": model.card.name, "version": model.card.version, **rest}
 

@@ -27,7 +27,7 @@ from app.server.uvicorn_server import (
     tls_context,
 )
 from app.serving.device import find_device
-from app.serving.loader import PreparedModels, check_store
+from app.serving.model import PreparedModels, check_store
 from app.serving.preload import preload
 from app.serving.store_snapshot import worker_bytes
 from app.settings import Settings, SettingsError
@@ -108,11 +108,9 @@ def run_server(server: ListeningServer | WorkerServer) -> None:
     """
     server.run()
     logging.shutdown()  # called here, because a forked worker does not call it at exit
-    registry = server.registry
-    status = 1 if registry.recovery.failure else 0
-    if status or any(
-        executor.busy for executor in (registry.executor, registry.parse_executor, registry.load_executor)
-    ):
+    models = server.models
+    status = 1 if models.recovery.failure else 0
+    if status or any(executor.busy for executor in (models.executor, models.parse_executor, models.load_executor)):
         os._exit(status)
 
 

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 from app.server.http_protocol import BoundedHttpProtocol
 from app.server.supervisor import CONNECTION_MESSAGE, RELEASE_MESSAGE
-from app.serving.registry import Registry
+from app.serving.models import Models
 from app.settings import Settings, SettingsError
 
 log = logging.getLogger("quartet")
@@ -53,25 +53,25 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.settings = settings
-        self.registry: Registry = app.state.registry
+        self.models: Models = app.state.models
         self._signalled = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.started:
             exit_on_signal()
-        self.registry.stopping = True
+        self.models.stopping = True
         self.force_exit = self._signalled  # not ``should_exit``, which ``drain`` also sets
         self._signalled = True
         super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        if self.registry.recovery.failure and not self.should_exit:
+        if self.models.recovery.failure and not self.should_exit:
             self.drain()
         return await super().on_tick(counter)
 
     def drain(self) -> None:
         """Report that this process is not ready, finish running requests, and then end the server."""
-        self.registry.stopping = self.should_exit = True
+        self.models.stopping = self.should_exit = True
 
 
 def exit_on_signal(*_: object) -> NoReturn:
@@ -138,7 +138,7 @@ class ListeningServer(Server):
     watchdog: Watchdog | None = None
 
     async def on_tick(self, counter: int) -> bool:
-        if self.watchdog and self.registry.executor.stalled_seconds() < self.settings.liveness_timeout_seconds:
+        if self.watchdog and self.models.executor.stalled_seconds() < self.settings.liveness_timeout_seconds:
             self.watchdog.heartbeat()
         return await super().on_tick(counter)
 
@@ -269,7 +269,7 @@ class WorkerServer(Server):
             asyncio.get_running_loop().call_soon_threadsafe(self._send_status, "stopping")
 
     async def on_tick(self, counter: int) -> bool:
-        self._health = "unhealthy" if self.registry.problems() else "busy"
+        self._health = "unhealthy" if self.models.problems() else "busy"
         self._report_load()
         return await super().on_tick(counter)
 
@@ -285,7 +285,7 @@ class WorkerServer(Server):
 
         A new connection counts as a running request, because its request begins soon.
         """
-        if self.registry.executor.stalled_seconds() < self._liveness_timeout_seconds:
+        if self.models.executor.stalled_seconds() < self._liveness_timeout_seconds:
             self._send_status(f"{self._health} {len(self.server_state.tasks) + self._received}")
         else:
             self._send_status()

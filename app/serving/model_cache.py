@@ -10,10 +10,10 @@ from enum import Enum
 
 from app.engine.observer import ObserverFactory, VersionKey
 from app.errors import NotReady
-from app.serving.loader import LoadedModel, LoadFailure
+from app.serving.model import LoadFailure, Model
 
 log = logging.getLogger("quartet")
-LoadTask = asyncio.Task[LoadedModel | LoadFailure]
+LoadTask = asyncio.Task[Model | LoadFailure]
 GPU_WEIGHTS_SHARE = 0.5  # share of the free memory of a GPU that further weights may use; the rest is for computations
 
 
@@ -63,25 +63,25 @@ class ModelCache:
         self.max_bytes = max_bytes
         self._free_bytes = free_bytes
         self._observers = observers
-        self._entries: dict[VersionKey, LoadTask | LoadedModel | LoadFailure] = {}
+        self._entries: dict[VersionKey, LoadTask | Model | LoadFailure] = {}
 
     def state(self, name: str, number: int) -> VersionState:
         """Return the state of a version."""
         entry = self._entries.get((name, number))
         if entry is None:
             return VersionState.UNLOADED
-        if isinstance(entry, LoadedModel):
+        if isinstance(entry, Model):
             return VersionState.READY
         return VersionState.FAILED if isinstance(entry, LoadFailure) else VersionState.LOADING
 
-    def get(self, name: str, number: int) -> LoadedModel | None:
+    def get(self, name: str, number: int) -> Model | None:
         """Return a version if it is ready, otherwise None."""
         entry = self._entries.get((name, number))
-        return entry if isinstance(entry, LoadedModel) else None
+        return entry if isinstance(entry, Model) else None
 
-    def models(self) -> list[LoadedModel]:
+    def models(self) -> list[Model]:
         """Return the ready versions, sorted by name and number."""
-        entries = [entry for entry in self._entries.values() if isinstance(entry, LoadedModel)]
+        entries = [entry for entry in self._entries.values() if isinstance(entry, Model)]
         return sorted(entries, key=lambda model: (model.card.name, model.card.version))
 
     def failures(self) -> dict[VersionKey, LoadFailure]:
@@ -138,7 +138,7 @@ class ModelCache:
         if isinstance(self._entries.get((name, number)), LoadFailure):
             del self._entries[name, number]
 
-    def add(self, model: LoadedModel, must_stay: Callable[[LoadedModel], bool]) -> None:
+    def add(self, model: Model, must_stay: Callable[[Model], bool]) -> None:
         """Record that a version is ready. While the limit is exceeded, evict others that need not stay."""
         self._entries[model.card.name, model.card.version] = model
         self._observers.for_version(model.card.name, model.card.version).on_memory(model.bytes)
@@ -150,7 +150,7 @@ class ModelCache:
                 return
             self.evict(min(evictable, key=lambda other: other.last_used_at), "QUARTET_MODEL_BYTES is exceeded")
 
-    def evict(self, model: LoadedModel, reason: str) -> None:
+    def evict(self, model: Model, reason: str) -> None:
         """Remove a ready version from memory. Its engine still finishes the requests that it has accepted."""
         del self._entries[model.card.name, model.card.version]
         self._observers.for_version(model.card.name, model.card.version).on_memory(0)

@@ -9,7 +9,7 @@ import torch
 from app.engine.observer import VersionKey
 from app.networks import is_imported
 from app.serving.device import find_device
-from app.serving.loader import PreparedModel, PreparedModels
+from app.serving.model import PreparedModel, PreparedModels
 from app.serving.reconcile import desired_versions, versions_to_load
 from app.serving.store_snapshot import StoreSnapshot
 from app.settings import Settings

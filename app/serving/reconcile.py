@@ -1,6 +1,6 @@
 """Determine which versions of each model should be served.
 
-To serve these versions, the registry loads, publishes and evicts versions. This module chooses the versions for each of
+To serve these versions, `Models` loads, publishes and evicts versions. This module chooses the versions for each of
 these three actions.
 
 To publish a version set means to use it for requests. A resident version stays in memory even without requests. The
@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from app.engine.observer import VersionKey
 from app.errors import TooManyVersions
-from app.serving.loader import LoadedModel
+from app.serving.model import Model
 from app.serving.store_snapshot import StoreSnapshot
 from app.serving.version_set import VersionSet
 from app.store import Card, TaskName, unserved_defaults
@@ -100,9 +100,7 @@ def sets_to_serve(desired: VersionSets, served: VersionSets, pending: Collection
             yield version_set
 
 
-def versions_to_evict(
-    models: Iterable[LoadedModel], served: VersionSets, now: float
-) -> Iterable[tuple[LoadedModel, str]]:
+def versions_to_evict(models: Iterable[Model], served: VersionSets, now: float) -> Iterable[tuple[Model, str]]:
     """Yield the versions that should be evicted from memory, each with the reason.
 
     A version is evicted when it is not served any more, or when it is not resident and has had no request for
@@ -117,13 +115,13 @@ def versions_to_evict(
 
 
 def versions_to_replace(
-    others: Iterable[LoadedModel],
+    others: Iterable[Model],
     surplus: int,
     surplus_bytes: int,
     is_resident: Callable[[VersionKey], bool],
     now: float,
     loading: Collection[VersionKey] = (),
-) -> list[LoadedModel]:
+) -> list[Model]:
     """Return the versions to evict from memory, to make room for a version that a request asks for.
 
     ``others`` are the versions that may be evicted. First, ``surplus`` versions that are not resident are chosen. Then

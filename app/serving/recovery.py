@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from app.engine.circuit_breaker import CircuitBreaker
 from app.engine.executor import Executor
 from app.errors import is_out_of_memory
-from app.serving.loader import LoadedModel
+from app.serving.model import Model
 
 log = logging.getLogger("quartet")
 
@@ -25,7 +25,7 @@ class RecoveryMonitor:
     the inputs of clients make the network fail.
     """
 
-    def __init__(self, models: Callable[[], Sequence[LoadedModel]], executor: Executor) -> None:
+    def __init__(self, models: Callable[[], Sequence[Model]], executor: Executor) -> None:
         self.failure = ""  # why this process must be restarted; empty if no restart is needed
         self._models = models
         self._executor = executor
@@ -38,7 +38,7 @@ class RecoveryMonitor:
                 for engine in model.engines:
                     await self._check(model, engine.circuit_breaker)
 
-    async def _check(self, model: LoadedModel, breaker: CircuitBreaker) -> None:
+    async def _check(self, model: Model, breaker: CircuitBreaker) -> None:
         if breaker.failed_recoveries < MAX_FAILED_RECOVERIES:
             return
         try:

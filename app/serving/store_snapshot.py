@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app import store
 from app.engine.observer import VersionKey
-from app.serving.loader import LoadFailure, file_stamps
+from app.serving.model import LoadFailure, file_stamps
 from app.serving.version_set import VersionSet
 from app.store import Card, StoreError, TaskName, rollout
 from app.store.rollout import Rollout

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from app.engine.observer import VersionKey
-from app.serving.loader import LoadFailure
+from app.serving.model import LoadFailure
 from app.serving.store_snapshot import StoreSnapshot, is_unloaded
 from app.store.disk_thread import DiskThread
 

@@ -476,12 +476,12 @@ def test_oversized_headers_give_431_with_the_protocol_s_schema(tiny: httpx.Clien
 def test_an_unexpected_error_gives_500_with_the_protocol_s_schema(
     tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app.serving.registry import Registry
+    from app.serving.models import Models
 
     def fail(*_: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(Registry, "resolve", fail)
+    monkeypatch.setattr(Models, "resolve", fail)
     answer = infer(tiny, "tiny-lstm", {"inputs": [SERIES]})
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] in answer.json()["error"]

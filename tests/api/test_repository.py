@@ -22,8 +22,8 @@ from app import key_file, store
 from app.api.open_inference import metadata
 from app.api.open_inference.paths import model_in_path
 from app.server.system import can_fork
-from app.serving.loader import LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Model
+from app.serving.models import Models
 from app.serving.store_snapshot import worker_bytes
 from app.store import rollout
 
@@ -53,9 +53,9 @@ def states(client: triton.InferenceServerClient, name: str = NAME) -> list[tuple
 def test_a_model_that_is_removed_while_its_version_is_loaded_has_metadata(
     service: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def remove_after_loading(registry: Registry, *arguments: Any) -> LoadedModel:
-        model = await model_in_path(registry, *arguments)
-        del registry.version_sets[NAME]
+    async def remove_after_loading(models: Models, *arguments: Any) -> Model:
+        model = await model_in_path(models, *arguments)
+        del models.version_sets[NAME]
         return model
 
     monkeypatch.setattr(metadata, "model_in_path", remove_after_loading)

@@ -250,13 +250,13 @@ def test_every_response_has_a_request_id(serve: Serve) -> None:
 
 
 def test_an_unexpected_error_gives_500_without_its_details(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.serving.registry import Registry
+    from app.serving.models import Models
 
     def fail(*_: object) -> None:
         raise RuntimeError("secret")
 
     with serve(cors_origins="https://a.example") as client:
-        monkeypatch.setattr(Registry, "resolve", fail)
+        monkeypatch.setattr(Models, "resolve", fail)
         for origin, allowed in (("https://a.example", "https://a.example"), ("https://b.example", None)):
             answer = client.post("/v1/images/sample", json={}, headers={"origin": origin})
             assert answer.status_code == 500

@@ -105,7 +105,7 @@ async def test_a_stream_is_not_buffered_and_a_disconnect_frees_its_slots(hosted:
     answer = hosted.answer(scope, json.dumps(LONG).encode())
     first = await anext(answer)
     assert first[0]["type"] == "http.response.start"
-    (engine,) = [model.engine for model in hosted.app.state.registry.models() if model.card.name == "tiny-rnn"]
+    (engine,) = [model.engine for model in hosted.app.state.models.loaded() if model.card.name == "tiny-rnn"]
     assert engine.row_counts[1] == 16  # the texts are still running
     await answer.aclose()
     async with asyncio.timeout(30):

@@ -56,7 +56,7 @@ TENSORS: dict[str, dict[str, Any]] = {
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Yield the device. Services that the test starts after this compute on it."""
     with fake_device.enabled() as device:
-        monkeypatch.setattr("app.serving.registry.find_device", lambda name: device)
+        monkeypatch.setattr("app.serving.models.find_device", lambda name: device)
         monkeypatch.setitem(onnx_network.PROVIDERS, device.type, "CPUExecutionProvider")
         yield device
 

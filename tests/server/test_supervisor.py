@@ -633,7 +633,7 @@ def test_connections_that_a_worker_cannot_open_are_reported_as_closed(caplog: py
     with own_end, channel:
         own_end.settimeout(TIMEOUT_SECONDS)
         app = Mock()
-        app.state.registry.executor.stalled_seconds.return_value = 0.0
+        app.state.models.executor.stalled_seconds.return_value = 0.0
         worker = WorkerServer(app, Settings(), channel)
         own_end.send(CONNECTION_MESSAGE * 2)
         asyncio.run(accept_all())

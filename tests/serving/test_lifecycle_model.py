@@ -22,8 +22,8 @@ from support.state_machines.virtual_time import VirtualMachine, counted, manual_
 from app.engine import circuit_breaker, executor
 from app.engine.observer import VersionKey
 from app.errors import NotReady, QuartetError, RetiredModel, TimedOut, TooManyVersions, UnknownModel, UnloadedModel
-from app.serving import registry, store_watcher
-from app.serving.loader import LoadedModel, LoadFailure
+from app.serving import models, store_watcher
+from app.serving.model import LoadFailure, Model
 from app.serving.model_cache import VersionState
 from app.serving.reconcile import IN_USE_SECONDS, desired_versions
 from app.serving.store_snapshot import StoreSnapshot, VersionFiles
@@ -71,7 +71,7 @@ async def run_at_once(self: DiskThread, function: Callable[..., Any], *args: Any
 class LifecycleMachine(VirtualMachine):
     """A service with two models: a, the default, and b. The store is in memory. Rules decide when loading ends."""
 
-    modules = (registry, store_watcher, circuit_breaker, executor)
+    modules = (models, store_watcher, circuit_breaker, executor)
 
     @initialize(limit=st.sampled_from([0, 0, 65]))
     def create(self, limit: int) -> None:
@@ -88,16 +88,16 @@ class LifecycleMachine(VirtualMachine):
         settings = Settings(
             store=Path(self.folder.name), device="cpu", model_bytes=limit, max_on_demand_versions=MAX_ON_DEMAND
         )
-        self.registry = registry.Registry(settings, StubObservers())  # type: ignore[arg-type]
-        self.registry.executor.close()
-        self.registry.parse_executor.close()
-        self.registry.load_executor, self.pool = manual_executor("load")
-        self.registry.loader.load = self.load  # type: ignore[method-assign]
-        self.requests: list[asyncio.Task[LoadedModel]] = []
-        starting = self.loop.start(self.registry.load(), None)
+        self.models = models.Models(settings, StubObservers())  # type: ignore[arg-type]
+        self.models.executor.close()
+        self.models.parse_executor.close()
+        self.models.load_executor, self.pool = manual_executor("load")
+        self.models.loader.load = self.load  # type: ignore[method-assign]
+        self.requests: list[asyncio.Task[Model]] = []
+        starting = self.loop.start(self.models.load(), None)
         self.end_loads()
         assert starting.done()
-        self.watching = self.loop.start(self.registry.watcher.watch(), None)
+        self.watching = self.loop.start(self.models.watcher.watch(), None)
 
     def scan(self, folder: Path, previous: StoreSnapshot, failed: Mapping[VersionKey, LoadFailure]) -> StoreSnapshot:
         keys = [(name, number) for name, numbers in self.stored.items() for number in sorted(numbers)]
@@ -112,12 +112,12 @@ class LifecycleMachine(VirtualMachine):
             defaults={"sample": "a"},
         )
 
-    def load(self, name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
+    def load(self, name: str, number: int, in_background: bool = False) -> Model | LoadFailure:
         if (name, number) in self.broken or number not in self.stored[name]:
             return LoadFailure(name, number, "damaged")
         predictor: Any = None
         engine: Any = StubEngine()
-        return LoadedModel(card(name, number), predictor, engine, bytes=BYTES)
+        return Model(card(name, number), predictor, engine, bytes=BYTES)
 
     # Actions of operators
 
@@ -162,9 +162,9 @@ class LifecycleMachine(VirtualMachine):
     def end_load(self) -> None:
         self.pool.finish()
         self.loop.settle()
-        limit = self.registry.settings.model_bytes
-        if limit and self.registry.cache.bytes() > limit:
-            others = [model for model in self.registry.models() if not self.registry._is_default(model)]
+        limit = self.models.settings.model_bytes
+        if limit and self.models.cache.bytes() > limit:
+            others = [model for model in self.models.loaded() if not self.models._is_default(model)]
             assert len(others) <= 1, "more than the memory limit allows"
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 2.0, 12.0, 400.0]))
@@ -178,33 +178,33 @@ class LifecycleMachine(VirtualMachine):
         timeout=st.sampled_from([0.5, 5.0, 60.0]),
     )
     def send(self, model: str | None, timeout: float) -> None:
-        before, loading = set(self.registry.models()), set(self.registry.cache.loading())
-        coroutine = self.registry.wait_for(GENERATE_IMAGES, model, "id", self.loop.time() + timeout)
+        before, loading = set(self.models.loaded()), set(self.models.cache.loading())
+        coroutine = self.models.wait_for(GENERATE_IMAGES, model, "id", self.loop.time() + timeout)
         task = self.loop.start(coroutine, None)
         self.requests.append(task)
-        for evicted in before - set(self.registry.models()):
-            version_set = self.registry.version_sets.get(evicted.card.name)
+        for evicted in before - set(self.models.loaded()):
+            version_set = self.models.version_sets.get(evicted.card.name)
             if version_set is None or evicted.card.version not in version_set.numbers:
                 continue  # a scan during this request found that the version is not served any more
             assert self.loop.time() - evicted.last_used_at >= IN_USE_SECONDS, "a version in use was evicted"
-        if new := [key for key in set(self.registry.cache.loading()) - loading if not self.is_resident(key)]:
-            keys = [*self.registry.cache.loading(), *self.keys_in_memory()]
+        if new := [key for key in set(self.models.cache.loading()) - loading if not self.is_resident(key)]:
+            keys = [*self.models.cache.loading(), *self.keys_in_memory()]
             assert sum(not self.is_resident(key) for key in keys) <= MAX_ON_DEMAND, new
         if task.done() and not task.exception():
             answer, name = task.result().card, (model or "a").partition("@")[0]
             assert answer.name == name
             assert model in (None, name, f"{name}@{answer.version}")
-            assert answer.version in self.registry.version_sets[name].numbers
+            assert answer.version in self.models.version_sets[name].numbers
 
     def has_failed(self, name: str) -> bool:
-        return any(key[0] == name for key in self.registry.cache.failures())
+        return any(key[0] == name for key in self.models.cache.failures())
 
     def is_resident(self, key: VersionKey) -> bool:
-        sets = [*self.registry.version_sets.values(), *self.registry._desired().values()]
+        sets = [*self.models.version_sets.values(), *self.models._desired().values()]
         return any(key[0] == version_set.name and key[1] in version_set.resident for version_set in sets)
 
     def keys_in_memory(self) -> list[VersionKey]:
-        return [(model.card.name, model.card.version) for model in self.registry.models()]
+        return [(model.card.name, model.card.version) for model in self.models.loaded()]
 
     @precondition(lambda self: not all(task.done() for task in self.requests))
     @rule(index=st.integers(0, 10**6))
@@ -215,15 +215,15 @@ class LifecycleMachine(VirtualMachine):
 
     @invariant()
     def sets_are_consistent(self) -> None:
-        for version_set in self.registry.version_sets.values():
+        for version_set in self.models.version_sets.values():
             assert not set(version_set.numbers) & set(version_set.retired)
             assert set(version_set.resident) <= set(version_set.numbers)
             name, active = version_set.name, version_set.active
             if version_set.unloaded or not active:
                 self.reloading.add(name)
-            elif self.registry.state(name, active) is VersionState.READY:
+            elif self.models.state(name, active) is VersionState.READY:
                 self.reloading.discard(name)
-            elif not self.registry.settings.model_bytes and not self.has_failed(name):
+            elif not self.models.settings.model_bytes and not self.has_failed(name):
                 assert name in self.reloading, "the active version is not in memory"
         assert len(self.pool.jobs) <= 1
 
@@ -242,22 +242,22 @@ class LifecycleMachine(VirtualMachine):
         for task in self.requests:
             if not task.cancelled() and (error := task.exception()):
                 assert isinstance(error, ERRORS), error
-        failures = self.registry.cache.failures()
+        failures = self.models.cache.failures()
         assert all(key in self.broken for key in failures), "a repaired version is not loaded"
-        desired = desired_versions(self.registry.watcher.snapshot, failures)
-        assert self.registry.version_sets == desired
-        if not self.registry.settings.model_bytes:
+        desired = desired_versions(self.models.watcher.snapshot, failures)
+        assert self.models.version_sets == desired
+        if not self.models.settings.model_bytes:
             for version_set in desired.values():
                 for number in version_set.resident:
-                    assert self.registry.state(version_set.name, number) is VersionState.READY
+                    assert self.models.state(version_set.name, number) is VersionState.READY
         for name, number in self.keys_in_memory():
             assert number in desired[name].numbers
         self.watching.cancel()
-        closing = self.loop.start(self.registry.close(), None)
+        closing = self.loop.start(self.models.close(), None)
         assert closing.done()
         with pytest.raises(QuartetError):
-            self.registry.resolve(GENERATE_IMAGES, None)
-        assert not self.registry.cache.loading()
+            self.models.resolve(GENERATE_IMAGES, None)
+        assert not self.models.cache.loading()
 
     def teardown(self) -> None:
         try:

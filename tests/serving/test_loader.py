@@ -23,11 +23,11 @@ from app.engine.batcher import Batcher
 from app.engine.executor import Executor
 from app.engine.text_engine import TextEngine
 from app.importing.add import Description, add
-from app.serving.loader import (
+from app.serving.model import (
     RETRY_SECONDS,
-    LoadedModel,
     Loader,
     LoadFailure,
+    Model,
     PreparedModel,
     check_store,
     file_stamps,
@@ -57,10 +57,10 @@ def loader(tmp_path: Path) -> Loader:
     return Loader(Settings(store=tmp_path, **SETTINGS), observers, Executor("compute"), torch.device("cpu"))
 
 
-def loaded(loader: Loader, name: str) -> LoadedModel:
+def loaded(loader: Loader, name: str) -> Model:
     publish_tiny(loader.settings.store, name)
     model = loader.load(name, 1)
-    assert isinstance(model, LoadedModel), model
+    assert isinstance(model, Model), model
     return model
 
 
@@ -131,7 +131,7 @@ def test_weights_stored_in_float16_are_counted_as_loaded_in_float32(loader: Load
     folder = publish_tiny(loader.settings.store, NAME).folder
     rewrite_weights(folder, lambda tensors: tensors.update({key: each.half() for key, each in tensors.items()}))
     model = loader.load(NAME, 2)
-    assert isinstance(model, LoadedModel), model
+    assert isinstance(model, Model), model
     assert model.bytes == size
 
 
@@ -141,7 +141,7 @@ def imported(loader: Loader, content: ModelProto, description: Description) -> A
     file.write_bytes(content.SerializeToString())
     add(loader.settings.store, file, description, max_bytes=2**20)
     model = loader.load(description.name, 1)
-    assert isinstance(model, LoadedModel), model
+    assert isinstance(model, Model), model
     return model
 
 
@@ -176,9 +176,9 @@ def test_a_thread_that_loads_in_the_background_gets_a_low_priority(
     known = {(os.PRIO_PROCESS, thread): niceness}
     monkeypatch.setattr(os, "getpriority", lambda which, who: known[which, who])
     monkeypatch.setattr(os, "setpriority", lambda *change: changes.append(change))
-    assert isinstance(loader.load(NAME, 1), LoadedModel)
+    assert isinstance(loader.load(NAME, 1), Model)
     assert changes == []
-    assert isinstance(loader.load(NAME, 1, in_background=True), LoadedModel)
+    assert isinstance(loader.load(NAME, 1, in_background=True), Model)
     assert changes == [(os.PRIO_PROCESS, thread, lowered)]
 
 
@@ -186,9 +186,9 @@ def test_a_system_without_priorities_of_threads_loads_in_the_background(
     loader: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_tiny(loader.settings.store, NAME)
-    monkeypatch.setattr("app.serving.loader.sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr("app.serving.model.sys", SimpleNamespace(platform="darwin"))
     monkeypatch.setattr(os, "setpriority", lambda *_: pytest.fail("this would change the priority of a process"))
-    assert isinstance(loader.load(NAME, 1, in_background=True), LoadedModel)
+    assert isinstance(loader.load(NAME, 1, in_background=True), Model)
 
 
 def test_a_version_is_loaded_in_the_background_if_the_system_forbids_other_priorities(
@@ -199,7 +199,7 @@ def test_a_version_is_loaded_in_the_background_if_the_system_forbids_other_prior
 
     publish_tiny(loader.settings.store, NAME)
     monkeypatch.setattr(os, "setpriority", forbidden)
-    assert isinstance(loader.load(NAME, 1, in_background=True), LoadedModel)
+    assert isinstance(loader.load(NAME, 1, in_background=True), Model)
 
 
 @pytest.mark.parametrize(("name", "rows"), [(NAME, 5), ("tiny-rnn", 3)])
@@ -266,7 +266,7 @@ def test_a_prepared_version_whose_files_have_changed_is_read_again(loader: Loade
     loader.prepared[NAME, 1] = prepared
     card.write_text(card.read_text() + "\n")
     model = loader.load(NAME, 1)
-    assert isinstance(model, LoadedModel)
+    assert isinstance(model, Model)
     assert model.predictor is not prepared.predictor
 
 
@@ -275,8 +275,8 @@ def test_a_prepared_version_is_used_once(loader: Loader) -> None:
     prepared = PreparedModel.load(loader.settings, loader.device, NAME, 1)
     loader.prepared[NAME, 1] = prepared
     first, second = loader.load(NAME, 1), loader.load(NAME, 1)
-    assert isinstance(first, LoadedModel)
-    assert isinstance(second, LoadedModel)
+    assert isinstance(first, Model)
+    assert isinstance(second, Model)
     assert first.predictor is prepared.predictor
     assert second.predictor is not prepared.predictor
 

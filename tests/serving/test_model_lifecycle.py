@@ -17,7 +17,7 @@ from support.service import Serve
 from support.waiting import wait_until
 
 from app import store
-from app.serving.loader import LoadedModel, Loader, LoadFailure
+from app.serving.model import Loader, LoadFailure, Model
 from app.store import rollout
 from app.tasks.image_generation import ImageSampler
 
@@ -109,7 +109,7 @@ def test_a_request_waits_for_a_loading_version_until_its_deadline(
         publish_tiny(tiny_store, NAME)
     load, release = Loader.load, threading.Event()
 
-    def wait_and_load(self: Loader, name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
+    def wait_and_load(self: Loader, name: str, number: int, in_background: bool = False) -> Model | LoadFailure:
         assert not in_background or release.wait(30)
         return load(self, name, number, in_background)
 
@@ -243,7 +243,7 @@ def test_a_version_that_failed_for_lack_of_memory_is_loaded_again(
             raise MemoryError
         warm_up(sampler, rows)
 
-    monkeypatch.setattr("app.serving.loader.RETRY_SECONDS", POLL_SECONDS)
+    monkeypatch.setattr("app.serving.model.RETRY_SECONDS", POLL_SECONDS)
     monkeypatch.setattr(ImageSampler, "warm_up", fail_once)
     with serve(store_poll_seconds=POLL_SECONDS) as client:
         publish_tiny(tiny_store, NAME)

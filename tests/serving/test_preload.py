@@ -13,7 +13,7 @@ from support.processes import serving as serving_process
 
 from app.engine.executor import Executor
 from app.observability.metrics import Metrics
-from app.serving.loader import LoadedModel, Loader
+from app.serving.model import Loader, Model
 from app.serving.preload import preload
 from app.settings import Settings
 from app.store import read_card, rollout, weights_size
@@ -100,8 +100,8 @@ def test_a_prepared_version_is_used_once(loader: Loader) -> None:
     """Two engines must not share a predictor, because a text predictor keeps the state of its running batch."""
     prepared = loader.prepared[NAME, 1]
     first, second = loader.load(NAME, 1), loader.load(NAME, 1)
-    assert isinstance(first, LoadedModel)
-    assert isinstance(second, LoadedModel)
+    assert isinstance(first, Model)
+    assert isinstance(second, Model)
     assert first.predictor is prepared.predictor
     assert second.predictor is not prepared.predictor
 
@@ -110,18 +110,18 @@ def test_a_version_whose_files_have_changed_since_is_loaded_again(loader: Loader
     prepared = loader.prepared[NAME, 1]
     os.utime(tiny_store / NAME / "1" / "model.safetensors", ns=(1, 1))
     loaded = loader.load(NAME, 1)
-    assert isinstance(loaded, LoadedModel)
+    assert isinstance(loaded, Model)
     assert loaded.predictor is not prepared.predictor
 
 
 LOAD_IN_SUPERVISOR_ONLY = """
 import os
-from app.serving import loader
-supervisor, load = os.getpid(), loader.PreparedModel.load
+from app.serving import model
+supervisor, load = os.getpid(), model.PreparedModel.load
 def load_in_supervisor(*arguments):
     assert os.getpid() == supervisor, "a worker has loaded a version"
     return load(*arguments)
-loader.PreparedModel.load = load_in_supervisor
+model.PreparedModel.load = load_in_supervisor
 """
 
 

@@ -14,7 +14,7 @@ from support.networks import TINY, tiny_card
 
 from app.engine.observer import VersionKey
 from app.errors import TooManyVersions
-from app.serving.loader import LoadedModel, LoadFailure
+from app.serving.model import LoadFailure, Model
 from app.serving.model_cache import ModelCache, ModelLoading, VersionState
 from app.serving.reconcile import (
     IDLE_SECONDS,
@@ -52,9 +52,9 @@ def snapshot(unreadable: tuple[VersionKey, ...] = (), **models: tuple[list[int],
     )
 
 
-def loaded(name: str, version: int, size: int = 10, last_used_at: float = 0.0) -> LoadedModel:
+def loaded(name: str, version: int, size: int = 10, last_used_at: float = 0.0) -> Model:
     nothing: Any = None
-    return LoadedModel(card(name, version), nothing, nothing, bytes=size, last_used_at=last_used_at)
+    return Model(card(name, version), nothing, nothing, bytes=size, last_used_at=last_used_at)
 
 
 def test_desired_versions_follow_from_stored_versions_and_rollout() -> None:
@@ -196,7 +196,7 @@ def test_the_times_after_which_versions_are_evicted_are_exact() -> None:
         versions_to_replace(models, 1, 0, lambda _: False, 99.5 + IN_USE_SECONDS)
 
 
-def to_replace(surplus: int, surplus_bytes: int, *models: LoadedModel) -> list[str]:
+def to_replace(surplus: int, surplus_bytes: int, *models: Model) -> list[str]:
     """Return the versions to evict, if the versions of model a are resident."""
     replaced = versions_to_replace(models, surplus, surplus_bytes, lambda key: key[0] == "a", now=1000.0)
     return [model.id for model in replaced]
@@ -286,7 +286,7 @@ def test_each_version_has_exactly_one_state() -> None:
         assert cache.state("a", 1) is VersionState.UNLOADED
         finish = asyncio.Event()
 
-        async def load() -> LoadedModel | LoadFailure:
+        async def load() -> Model | LoadFailure:
             await finish.wait()
             cache.add(loaded("a", 1), must_stay=lambda _: False)
             return loaded("a", 1)

@@ -13,7 +13,7 @@ from support.networks import publish_tiny
 from support.waiting import wait_until
 
 from app import store
-from app.serving.loader import LoadFailure, file_stamps
+from app.serving.model import LoadFailure, file_stamps
 from app.serving.store_snapshot import StoreSnapshot, VersionFiles, is_unloaded, worker_bytes
 from app.store import rollout
 from app.store.rollout import Rollout

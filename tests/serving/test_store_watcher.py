@@ -13,7 +13,7 @@ import pytest
 from support.networks import publish_tiny
 
 from app.serving import store_watcher
-from app.serving.loader import LoadFailure
+from app.serving.model import LoadFailure
 from app.serving.store_snapshot import StoreSnapshot
 from app.serving.store_watcher import StoreWatcher
 from app.store import rollout

@@ -24,8 +24,8 @@ from app.api.responses import ERROR_RESPONSES, json_response, success_response
 from app.api.routes import forecast as native
 from app.api.routes.forecast import ForecastInference, Value
 from app.errors import BadValue, quote_value
-from app.serving.loader import LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Model
+from app.serving.models import Models
 from app.settings import Settings
 from app.tasks import FORECAST
 from app.tasks.covariates import parse_time, step_seconds
@@ -91,7 +91,7 @@ class TimeSeriesInference(ForecastInference):
 
     def __init__(
         self,
-        model: LoadedModel[AnyForecaster],
+        model: Model[AnyForecaster],
         body: TimeSeriesRequest,
         forecast_request: type[native.ForecastRequest],
         settings: Settings,
@@ -233,7 +233,7 @@ def _add_steps(start: datetime, frequency: str, steps: int) -> datetime:
     return start.replace(year=year, month=month + 1, day=last_day if on_last_day else min(start.day, last_day))
 
 
-def router(registry: Registry, settings: Settings) -> APIRouter:
+def router(models: Models, settings: Settings) -> APIRouter:
     """Return the routes under ``/v1/timeseries``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1/timeseries", tags=["KServe time series"], responses=ERROR_RESPONSES)
     forecast_request = native.request_model(settings)
@@ -246,7 +246,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         options=with_limits(ForecastOptions, horizon={"le": settings.max_horizon}),
     )
     endpoint = JsonEndpoint(
-        registry,
+        models,
         FORECAST,
         body_model,
         lambda _, model, body: TimeSeriesInference(model, body, forecast_request, settings),
@@ -261,9 +261,9 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         summary="List the forecasting models",
         responses=success_response(TimeSeriesModelNames, description="Names of models"),
     )
-    async def models(request: Request) -> Response:
+    async def list_models(request: Request) -> Response:
         """List the names of all models that forecast series."""
-        cards = map(registry.card, registry.version_sets)
+        cards = map(models.card, models.version_sets)
         return json_response(sorted(card.name for card in cards if card and card.task == FORECAST.name))
 
     @routes.post(

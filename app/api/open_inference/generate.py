@@ -23,8 +23,8 @@ from app.api.routes import generate_text
 from app.api.routes.generate_text import TextInference
 from app.api.sse import event
 from app.errors import BadValue, quote_value
-from app.serving.loader import LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Model
+from app.serving.models import Models
 from app.settings import Settings
 from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextGenerator
@@ -39,7 +39,7 @@ class GenerateInference(TextInference):
 
     def __init__(
         self,
-        model: LoadedModel[TextGenerator],
+        model: Model[TextGenerator],
         body: generate_text.GenerateTextRequest,
         request_id: str,
         streamed: bool,
@@ -133,27 +133,27 @@ def _documented_body(settings: Settings) -> type[GenerateRequest]:
     )
 
 
-def router(registry: Registry, settings: Settings) -> APIRouter:
+def router(models: Models, settings: Settings) -> APIRouter:
     """Return the routes ``generate`` and ``generate_stream`` for texts. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
     text_request = generate_text.request_model(settings)
     body_model = _documented_body(settings)
     limit = max_json_bytes(settings.max_body_bytes, generate_text.BYTES_PER_CHARACTER * settings.max_prompt_characters)
-    reader = BodyReader(limit, settings.body_seconds, registry.parse_executor)
+    reader = BodyReader(limit, settings.body_seconds, models.parse_executor)
     max_commas = settings.max_prompt_characters + EXTRA_COMMAS
 
     async def run(request: Request, name: str, streamed: bool) -> Response:
         deadline = set_deadline(request, settings.request_seconds)
         body = await read_object(request, reader, max_commas)
-        version = await model_in_path(registry, request, name, deadline)
-        model = await resolve_model(request, registry, GENERATE_TEXT, version.id, deadline)  # rejects other tasks
+        version = await model_in_path(models, request, name, deadline)
+        model = await resolve_model(request, models, GENERATE_TEXT, version.id, deadline)  # rejects other tasks
         record_version(model)
         request_id = _take_id(body)
         fields = _fields(body, streamed)
         earlier = earlier_deadline(fields, deadline)
         inference = GenerateInference(model, _native_body(fields, text_request), request_id, streamed, earlier)
         model.engine.admit(1)
-        return await run_inference(request, registry, inference, deadline)
+        return await run_inference(request, models, inference, deadline)
 
     @add_routes(
         routes,

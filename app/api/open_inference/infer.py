@@ -35,8 +35,8 @@ from app.api.openapi import BINARY, request_body
 from app.api.request_body import BYTES_PER_VALUE, max_json_bytes, read_body
 from app.api.request_head import header
 from app.api.responses import success_response
-from app.serving.loader import Engine, LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Engine, Model
+from app.serving.models import Models
 from app.settings import Settings
 from app.tasks.text_generation import Continuation, memory_bytes
 
@@ -47,7 +47,7 @@ class TensorInference(Inference[Any]):
     """Computes the output tensors of a model. ``limit`` is the largest size, in bytes, of the decompressed body."""
 
     def __init__(
-        self, model: LoadedModel, tensors: TensorModel, content: bytes, coding: str, json_length: str, limit: int
+        self, model: Model, tensors: TensorModel, content: bytes, coding: str, json_length: str, limit: int
     ) -> None:
         super().__init__(model)
         self.engine = tensors_engine(model)
@@ -87,12 +87,12 @@ class TensorInference(Inference[Any]):
         return encode_response(head, self.decoded.body, arrays, {spec.name: spec for spec in tensors.outputs})
 
 
-def tensors_engine(model: LoadedModel) -> Engine:
+def tensors_engine(model: Model) -> Engine:
     """Return the engine that runs a model on tensors. An imported text model has this engine and a text engine."""
     return model.tensors or model.engine
 
 
-def router(registry: Registry, settings: Settings) -> APIRouter:
+def router(models: Models, settings: Settings) -> APIRouter:
     """Return the route ``infer`` of every model. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
     schemas = RequestSchemas.build(settings)
@@ -114,7 +114,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         The body may be compressed with gzip or deflate.
         """
         deadline = set_deadline(request, settings.request_seconds)
-        model = await model_in_path(registry, request, name, deadline)
+        model = await model_in_path(models, request, name, deadline)
         record_version(model)
         tensors_engine(model).admit(1)  # reject before the body is read
         tensors = tensor_model(model, schemas)
@@ -122,6 +122,6 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         content = await read_body(request, limit, settings.body_seconds, tuple(DECOMPRESSORS))
         coding, json_length = header(request, b"content-encoding").lower(), header(request, JSON_LENGTH_HEADER)
         inference = TensorInference(model, tensors, content, coding, json_length, limit)
-        return await run_inference(request, registry, inference, deadline)
+        return await run_inference(request, models, inference, deadline)
 
     return routes

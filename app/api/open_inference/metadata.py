@@ -15,8 +15,8 @@ from app.api.open_inference.tensors import RequestSchemas, TensorModel, tensor_m
 from app.api.openapi import WITH_TIMEOUT
 from app.api.responses import json_response, success_response
 from app.errors import NotReady
-from app.serving.loader import LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Model
+from app.serving.models import Models
 from app.settings import Settings
 from app.store import Card
 
@@ -24,16 +24,16 @@ PLATFORMS = {"exported-program": "pytorch_pt2", "onnx": "onnxruntime_onnx"}  # a
 CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # the name of every other type is TYPE_ plus the data type
 
 
-def router(registry: Registry, settings: Settings) -> APIRouter:
+def router(models: Models, settings: Settings) -> APIRouter:
     """Return the route ``/v2/models`` and the routes of each model. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
-    _add_names(routes, registry)
-    _add_descriptions(routes, registry, settings)
-    _add_readiness(routes, registry, settings)
+    _add_names(routes, models)
+    _add_descriptions(routes, models, settings)
+    _add_readiness(routes, models, settings)
     return routes
 
 
-def _add_names(routes: APIRouter, registry: Registry) -> None:
+def _add_names(routes: APIRouter, models: Models) -> None:
     @routes.get(
         "/models",
         operation_id="list_model_names",
@@ -42,10 +42,10 @@ def _add_names(routes: APIRouter, registry: Registry) -> None:
     )
     async def list_models() -> Response:
         """List the names of all models, whether they are loaded or not."""
-        return json_response({"models": sorted(registry.version_sets)})
+        return json_response({"models": sorted(models.version_sets)})
 
 
-def _add_descriptions(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+def _add_descriptions(routes: APIRouter, models: Models, settings: Settings) -> None:
     schemas = RequestSchemas.build(settings)
 
     @add_routes(
@@ -62,9 +62,9 @@ def _add_descriptions(routes: APIRouter, registry: Registry, settings: Settings)
 
         All paths of a model also exist with `/versions/{version}` after the name.
         """
-        model = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
+        model = await model_in_path(models, request, name, set_deadline(request, settings.request_seconds))
         card, tensors = model.card, tensor_model(model, schemas)
-        version_set = registry.version_sets.get(card.name)  # None if the model was removed while the version was loaded
+        version_set = models.version_sets.get(card.name)  # None if the model was removed while the version was loaded
         numbers = version_set.numbers if version_set else [card.version]
         return json_response(
             {
@@ -88,11 +88,11 @@ def _add_descriptions(routes: APIRouter, registry: Registry, settings: Settings)
     )
     async def config(request: Request, name: ModelPath) -> Response:
         """Get a model's configuration in Triton's format."""
-        model = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
+        model = await model_in_path(models, request, name, set_deadline(request, settings.request_seconds))
         return json_response(_configuration(model, tensor_model(model, schemas)))
 
 
-def _add_readiness(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+def _add_readiness(routes: APIRouter, models: Models, settings: Settings) -> None:
     @add_routes(
         routes,
         "GET",
@@ -105,9 +105,9 @@ def _add_readiness(routes: APIRouter, registry: Registry, settings: Settings) ->
     async def model_ready(request: Request, name: ModelPath) -> Response:
         """Check that a model answers requests. Otherwise the status is 404 or 503, and the body has the reason."""
         deadline = set_deadline(request, settings.request_seconds)
-        await registry.recheck(name.partition("@")[0], deadline)  # another process may have loaded or unloaded it
-        model = await model_in_path(registry, request, name, deadline)
-        if problems := registry.problems([model]):
+        await models.recheck(name.partition("@")[0], deadline)  # another process may have loaded or unloaded it
+        model = await model_in_path(models, request, name, deadline)
+        if problems := models.problems([model]):
             raise NotReady("; ".join(problems))
         return json_response({"name": model.card.name, "ready": True})
 
@@ -120,7 +120,7 @@ def _metadata(specs: list[TensorSpec]) -> list[dict[str, Any]]:
     return [{"name": spec.name, "datatype": spec.datatypes[0], "shape": spec.shape} for spec in specs]
 
 
-def _configuration(model: LoadedModel, tensors: TensorModel) -> dict[str, Any]:
+def _configuration(model: Model, tensors: TensorModel) -> dict[str, Any]:
     """Return a model's configuration in Triton's format."""
 
     def describe(specs: list[TensorSpec]) -> list[dict[str, Any]]:

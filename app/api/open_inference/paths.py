@@ -11,8 +11,8 @@ from app.api.inference import resolve_model
 from app.engine.observer import VersionKey
 from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, quote_value
 from app.observability.middleware import REQUEST_ID
-from app.serving.loader import LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Model
+from app.serving.models import Models
 from app.serving.version_set import served_names
 from app.tasks import TASKS
 
@@ -36,7 +36,7 @@ def add_routes(routes: APIRouter, method: str, path: str, **options: Any) -> Cal
     return add
 
 
-async def model_in_path(registry: Registry, request: Request, name: str, deadline: float) -> LoadedModel:
+async def model_in_path(models: Models, request: Request, name: str, deadline: float) -> Model:
     """Return the model version in the path of a request. Waits for a version that is still being loaded.
 
     Raises:
@@ -46,25 +46,25 @@ async def model_in_path(registry: Registry, request: Request, name: str, deadlin
         TimedOut: the deadline passed.
     """
     try:
-        model_name, number = version_in_path(registry, request, name)
+        model_name, number = version_in_path(models, request, name)
     except UnloadedModel:
-        await registry.recheck(name.partition("@")[0], deadline)  # another process may have just loaded the model
-        model_name, number = version_in_path(registry, request, name)
-    card = registry.card(model_name, number)
+        await models.recheck(name.partition("@")[0], deadline)  # another process may have just loaded the model
+        model_name, number = version_in_path(models, request, name)
+    card = models.card(model_name, number)
     if card is None:  # the version was just removed
-        raise UnknownModel(name, served_names(registry.version_sets), "name")
-    return await resolve_model(request, registry, TASKS[card.task], f"{model_name}@{number}", deadline)
+        raise UnknownModel(name, served_names(models.version_sets), "name")
+    return await resolve_model(request, models, TASKS[card.task], f"{model_name}@{number}", deadline)
 
 
-def version_in_path(registry: Registry, request: Request, name: str) -> VersionKey:
+def version_in_path(models: Models, request: Request, name: str) -> VersionKey:
     """Return the model name and the version number for the path of a request. Raises as ``model_in_path`` does."""
     version = request.path_params.get("version")
     if version is None:
-        version_set = registry.version_sets.get(name)
+        version_set = models.version_sets.get(name)
         usable = version_set is not None and (version_set.numbers or version_set.unloaded)
-        if not usable and (reasons := [entry.reason for entry in registry.failures if entry.name == name]):
+        if not usable and (reasons := [entry.reason for entry in models.failures if entry.name == name]):
             raise NotReady(f"model {quote_value(name)} cannot be served: {'; '.join(reasons)}")
-        return registry.resolve_name(name, request.scope.get(REQUEST_ID, ""), "name")
+        return models.resolve_name(name, request.scope.get(REQUEST_ID, ""), "name")
     if not (version.isascii() and version.isdigit()):
         raise BadValue(f"version is {quote_value(version)}; it should be a number", "version")
-    return registry.resolve_name(f"{name}@{version}", param="version")
+    return models.resolve_name(f"{name}@{version}", param="version")

@@ -27,10 +27,10 @@ from app.api.request_body import EXTRA_COMMAS, max_json_bytes, parse_object, rea
 from app.api.responses import json_response, success_response
 from app.api.routes.admin import guard, on_store
 from app.errors import BadValue, Conflict, NotEnabled, UnknownModel, quote_value
-from app.serving.loader import LoadedModel
+from app.serving.model import Model
 from app.serving.model_cache import VersionState, VersionStatus
+from app.serving.models import Models
 from app.serving.reconcile import desired_versions
-from app.serving.registry import Registry
 from app.settings import Settings
 from app.store import rollout
 from app.store.rollout import Rollout, VersionNotFound
@@ -48,7 +48,7 @@ class LoadRequest(LenientModel):
     )
 
 
-def router(registry: Registry, settings: Settings, admin_key: str | None) -> APIRouter:
+def router(models: Models, settings: Settings, admin_key: str | None) -> APIRouter:
     """Return the routes ``/v2/repository/...``. Without an admin key, ``load`` and ``unload`` are refused."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
 
@@ -62,12 +62,12 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
     async def index(request: Request) -> Response:
         """List the states of all versions that are not retired. `reason` says why a version is unavailable."""
         body = await _read_body(request, IndexRequest, settings)
-        await registry.refresh(request.scope[DEADLINE])
-        versions = [version for version in registry.versions() if version.state is VersionState.READY or not body.ready]
-        return json_response([_entry(registry, version) for version in versions])
+        await models.refresh(request.scope[DEADLINE])
+        versions = [version for version in models.versions() if version.state is VersionState.READY or not body.ready]
+        return json_response([_entry(models, version) for version in versions])
 
     if admin_key:
-        _add_load_and_unload(routes, registry, settings, admin_key)
+        _add_load_and_unload(routes, models, settings, admin_key)
         return routes
 
     @routes.post("/repository/models/{name}/load", include_in_schema=False)
@@ -82,7 +82,7 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
     return routes
 
 
-def _add_load_and_unload(routes: APIRouter, registry: Registry, settings: Settings, admin_key: str) -> None:
+def _add_load_and_unload(routes: APIRouter, models: Models, settings: Settings, admin_key: str) -> None:
     guarded: dict[str, Any] = {
         "dependencies": [Depends(guard(admin_key))],
         "openapi_extra": request_body(LoadRequest, {}),
@@ -102,11 +102,11 @@ def _add_load_and_unload(routes: APIRouter, registry: Registry, settings: Settin
         """
         deadline = set_deadline(request, settings.request_seconds)
         _check((await _read_body(request, LoadRequest, settings)).parameters)
-        stored = await _change(request, registry, lambda: _load(settings.store, name))
+        stored = await _change(request, models, lambda: _load(settings.store, name))
         # with a chosen active version, there may be a canary, which the name alone could also mean
         pinned = "@" not in name and stored.active is not None
         load_model = _active_model if pinned else model_in_path
-        model = await load_model(registry, request, name, deadline)
+        model = await load_model(models, request, name, deadline)
         return json_response({"name": model.card.name, "version": str(model.card.version), "load": True})
 
     @routes.post(
@@ -125,19 +125,19 @@ def _add_load_and_unload(routes: APIRouter, registry: Registry, settings: Settin
         if "@" in name:
             allowed = "all versions of a model are unloaded together; use `retire` for one version"
             raise BadValue(f"name is {quote_value(name)}; {allowed}", "name")
-        await _change(request, registry, lambda: rollout.unload(settings.store, name))
+        await _change(request, models, lambda: rollout.unload(settings.store, name))
         return json_response({"name": name, "unload": True})
 
 
-async def _change(request: Request, registry: Registry, change: Callable[[], Rollout]) -> Rollout:
+async def _change(request: Request, models: Models, change: Callable[[], Rollout]) -> Rollout:
     """Change the store, and apply the change in this process. Return the result of ``change``.
 
     Raises Conflict, TimedOut, and errors of ``on_store``.
     """
-    if not registry.settings.store_poll_seconds:
+    if not models.settings.store_poll_seconds:
         raise Conflict("QUARTET_STORE_POLL_SECONDS is 0: this service reads its store only at the start")
     stored = await on_store(change)
-    await registry.refresh(request.scope[DEADLINE])
+    await models.refresh(request.scope[DEADLINE])
     return stored
 
 
@@ -150,19 +150,19 @@ def _load(models: Path, name: str) -> Rollout:
     return rollout.load(models, model)
 
 
-async def _active_model(registry: Registry, request: Request, name: str, deadline: float) -> LoadedModel:
+async def _active_model(models: Models, request: Request, name: str, deadline: float) -> Model:
     """Return the active version of a model when it is in memory. A version that cannot be loaded is not active.
 
     Raises the errors of ``model_in_path``.
     """
     while True:
-        version_set = desired_versions(registry.watcher.snapshot, registry.cache.failures()).get(name)
+        version_set = desired_versions(models.watcher.snapshot, models.cache.failures()).get(name)
         if version_set is None or version_set.active is None:
-            return await model_in_path(registry, request, name, deadline)
+            return await model_in_path(models, request, name, deadline)
         try:
-            return await model_in_path(registry, request, f"{name}@{version_set.active}", deadline)
+            return await model_in_path(models, request, f"{name}@{version_set.active}", deadline)
         except UnknownModel:
-            if (name, version_set.active) not in registry.cache.failures():
+            if (name, version_set.active) not in models.cache.failures():
                 raise
 
 
@@ -187,14 +187,14 @@ async def _read_body(request: Request, model: type[B], settings: Settings) -> B:
     return validate(parse_object(content, EXTRA_COMMAS), model)
 
 
-def _entry(registry: Registry, version: VersionStatus) -> dict[str, str]:
+def _entry(models: Models, version: VersionStatus) -> dict[str, str]:
     """Return the entry of a version in the index.
 
     A version that its first request will load is listed as unavailable, because Triton has no state for such a version.
     """
     reason = version.reason
     if version.state in (VersionState.UNLOADED, VersionState.LOADING):
-        served = version.number in registry.version_sets[version.name].numbers
+        served = version.number in models.version_sets[version.name].numbers
         reason = "available, but not in memory; the first request loads it" if served else "unloaded"
     state = "READY" if version.state is VersionState.READY else "UNAVAILABLE"
     return {"name": version.name, "version": str(version.number), "state": state, "reason": reason}

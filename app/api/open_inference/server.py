@@ -8,14 +8,14 @@ from starlette.responses import Response
 from app.api.open_inference.responses import ServerLive, ServerMetadata, ServerReady
 from app.api.responses import json_response, success_response
 from app.api.routes.health import status_response, status_responses
-from app.serving.registry import Registry
+from app.serving.models import Models
 
 EXTENSIONS = [
     *("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters", "statistics")
 ]
 
 
-def router(registry: Registry) -> APIRouter:
+def router(models: Models) -> APIRouter:
     """Return the routes ``/v2`` and ``/v2/health/...``."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
@@ -30,7 +30,7 @@ def router(registry: Registry) -> APIRouter:
 
         In this case, the process should be restarted.
         """
-        live = registry.executor.stalled_seconds() < 2 * registry.settings.liveness_timeout_seconds
+        live = models.executor.stalled_seconds() < 2 * models.settings.liveness_timeout_seconds
         return status_response({"live": live}, live)
 
     @routes.get(
@@ -41,7 +41,7 @@ def router(registry: Registry) -> APIRouter:
     )
     async def check_ready() -> Response:
         """Respond with status 503 if the service is not ready. Clients should then use another server."""
-        ready = not registry.problems()
+        ready = not models.problems()
         return status_response({"live": True, "ready": ready}, ready)
 
     @routes.get(

@@ -14,12 +14,12 @@ from app.api.open_inference.responses import FAILURES, StatisticsResponse
 from app.api.openapi import WITH_TIMEOUT
 from app.api.responses import json_response, success_response
 from app.observability.metrics import SUCCESS, Metrics, Totals
-from app.serving.loader import LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Model
+from app.serving.models import Models
 from app.tasks import TASKS
 
 
-def router(registry: Registry, metrics: Metrics) -> APIRouter:
+def router(models: Models, metrics: Metrics) -> APIRouter:
     """Return the routes ``/v2/models/stats`` and ``/v2/models/{name}/stats``.
 
     Add these routes before the routes of ``metadata``, which would take "stats" as the name of a model.
@@ -34,8 +34,8 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     )
     async def all_statistics() -> Response:
         """Get the number of requests, the waiting time and the computing time of each version in memory."""
-        totals = await metrics.totals(registry.settings.request_seconds)
-        return json_response({"model_stats": [_statistics(model, totals) for model in registry.models()]})
+        totals = await metrics.totals(models.settings.request_seconds)
+        return json_response({"model_stats": [_statistics(model, totals) for model in models.loaded()]})
 
     @add_routes(
         routes,
@@ -51,18 +51,18 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
 
         Without a version in the path, the response has all versions of the model that are in memory.
         """
-        deadline = set_deadline(request, registry.settings.request_seconds)
-        model = await model_in_path(registry, request, name, deadline)
+        deadline = set_deadline(request, models.settings.request_seconds)
+        model = await model_in_path(models, request, name, deadline)
         versions = [model]
         if "version" not in request.path_params and "@" not in name:
-            versions = [each for each in registry.models() if each.card.name == name] or versions
-        totals = await metrics.totals(registry.settings.request_seconds)
+            versions = [each for each in models.loaded() if each.card.name == name] or versions
+        totals = await metrics.totals(models.settings.request_seconds)
         return json_response({"model_stats": [_statistics(each, totals) for each in versions]})
 
     return routes
 
 
-def _statistics(model: LoadedModel, totals: Totals) -> dict[str, Any]:
+def _statistics(model: Model, totals: Totals) -> dict[str, Any]:
     """Return the statistics of a version.
 
     ``success`` and ``fail`` count requests, with their durations. ``queue`` counts the items that were taken from the

@@ -22,7 +22,7 @@ from app.api.responses import MIN_LOG_PROBABILITY
 from app.api.routes import forecast, generate_text
 from app.errors import BadValue, quote_value
 from app.networks import is_imported
-from app.serving.loader import LoadedModel
+from app.serving.model import Model
 from app.settings import Settings
 from app.store import TaskName
 from app.tasks.classification import ImageClassifier
@@ -66,7 +66,7 @@ class ClassifierTensors:
     [N, classes].
     """
 
-    def __init__(self, model: LoadedModel[ImageClassifier], schemas: RequestSchemas) -> None:
+    def __init__(self, model: Model[ImageClassifier], schemas: RequestSchemas) -> None:
         predictor = model.predictor
         shape = (-1, predictor.channels, predictor.side, predictor.side)
         self.inputs = [TensorSpec("image", ("UINT8", "FP32"), shape)]
@@ -100,7 +100,7 @@ class TextTensors:
     vocabulary] of the first character of ``text``.
     """
 
-    def __init__(self, model: LoadedModel[TextGenerator], schemas: RequestSchemas) -> None:
+    def __init__(self, model: Model[TextGenerator], schemas: RequestSchemas) -> None:
         self.predictor = model.predictor
         self.inputs = [TensorSpec("prompt", ("BYTES",), (-1,))]
         vocabulary = model.predictor.vocabulary
@@ -158,7 +158,7 @@ class ForecasterTensors:
     [N], the time of the first value.
     """
 
-    def __init__(self, model: LoadedModel[AnyForecaster], schemas: RequestSchemas) -> None:
+    def __init__(self, model: Model[AnyForecaster], schemas: RequestSchemas) -> None:
         self.model = model
         self.settings = schemas.settings
         self.inputs = [TensorSpec("values", FLOATS, (-1, -1))]
@@ -231,7 +231,7 @@ class GeneratorTensors:
     or labels. Only models with labels have the input ``classes``. The output is ``images`` [N, channels, side, side].
     """
 
-    def __init__(self, model: LoadedModel[ImageSampler], schemas: RequestSchemas) -> None:
+    def __init__(self, model: Model[ImageSampler], schemas: RequestSchemas) -> None:
         self.predictor = model.predictor
         sizes = model.predictor.network.sizes
         self.inputs = [TensorSpec("latents", FLOATS, (-1, sizes.latent))]
@@ -275,7 +275,7 @@ class GeneratorTensors:
 class ImportedTensors:
     """Tensors of an imported network, which are the inputs and outputs of the network itself."""
 
-    def __init__(self, model: LoadedModel[TensorPredictor], schemas: RequestSchemas) -> None:
+    def __init__(self, model: Model[TensorPredictor], schemas: RequestSchemas) -> None:
         self.predictor: TensorPredictor = getattr(model.predictor, "tensors", model.predictor)
         self.inputs = [_imported_spec(spec) for spec in model.card.inputs]
         self.outputs = [self._output(spec, model.predictor) for spec in model.card.outputs]
@@ -328,7 +328,7 @@ def _imported_spec(spec: store.TensorSpec) -> TensorSpec:
 
 
 TensorModel = ImportedTensors | ClassifierTensors | TextTensors | ForecasterTensors | GeneratorTensors
-MODELS: dict[TaskName, Callable[[LoadedModel[Any], RequestSchemas], TensorModel]] = {
+MODELS: dict[TaskName, Callable[[Model[Any], RequestSchemas], TensorModel]] = {
     "classify": ClassifierTensors,
     "continue": TextTensors,
     "forecast": ForecasterTensors,
@@ -337,7 +337,7 @@ MODELS: dict[TaskName, Callable[[LoadedModel[Any], RequestSchemas], TensorModel]
 }
 
 
-def tensor_model(model: LoadedModel, schemas: RequestSchemas) -> TensorModel:
+def tensor_model(model: Model, schemas: RequestSchemas) -> TensorModel:
     """Return an object that describes the tensors of a version. An imported network always uses its own tensors."""
     make = ImportedTensors if is_imported(model.card.kind) else MODELS[model.card.task]
     return make(model, schemas)

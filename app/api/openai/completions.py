@@ -30,8 +30,8 @@ from app.api.routes import generate_text
 from app.api.sse import event
 from app.engine.executor import Executor
 from app.errors import BadValue, quote_value
-from app.serving.loader import LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Model
+from app.serving.models import Models
 from app.settings import Settings
 from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextGenerator, memory_bytes
@@ -111,7 +111,7 @@ class CompletionInference(Inference[TextGenerator]):
 
     def __init__(
         self,
-        model: LoadedModel[TextGenerator],
+        model: Model[TextGenerator],
         body: CompletionRequest,
         text_request: type[generate_text.GenerateTextRequest],
         settings: Settings,
@@ -357,7 +357,7 @@ def _sampling_options(body: CompletionRequest, predictor: TextGenerator) -> Call
     return lambda: SamplingOptions(bias, presence, frequency, None if logprobs is None else LogProbs(logprobs))
 
 
-def router(registry: Registry, settings: Settings) -> APIRouter:
+def router(models: Models, settings: Settings) -> APIRouter:
     """Return the route ``/v1/completions``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
     text_request = generate_text.request_model(settings)
@@ -370,10 +370,10 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         n={"le": max_texts},
     )
     endpoint = JsonEndpoint(
-        registry,
+        models,
         GENERATE_TEXT,
         body_model,
-        lambda _, model, body: CompletionInference(model, body, text_request, settings, registry.parse_executor),
+        lambda _, model, body: CompletionInference(model, body, text_request, settings, models.parse_executor),
         content_bytes=generate_text.BYTES_PER_CHARACTER * max_prompt,
         content_commas=max_prompt + generate_text.MAX_STOPS * generate_text.MAX_STOP_LENGTH + MAX_BIASES,
     )

@@ -21,8 +21,8 @@ from app.api.request_body import BYTES_PER_VALUE, ModelName, Seed, with_limits
 from app.api.responses import ERROR_RESPONSES, json_response, success_response
 from app.api.routes.generate_images import encode_images
 from app.errors import BadValue, quote_value
-from app.serving.loader import LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Model
+from app.serving.models import Models
 from app.settings import Settings
 from app.tasks import GENERATE_IMAGES
 from app.tasks.image_generation import ImageSampler, LatentBatch
@@ -54,7 +54,7 @@ class ImageGenerationRequest(InferenceBody):
 class ImageGenerationInference(Inference[ImageSampler]):
     """Generates the images that a prompt asks for. Raises BadValue for a prompt with an unknown label."""
 
-    def __init__(self, model: LoadedModel[ImageSampler], body: ImageGenerationRequest, max_samples: int) -> None:
+    def __init__(self, model: Model[ImageSampler], body: ImageGenerationRequest, max_samples: int) -> None:
         super().__init__(model)
         self.predictor = model.predictor
         self._check(body)
@@ -110,12 +110,12 @@ class ImageGenerationInference(Inference[ImageSampler]):
         )
 
 
-def router(registry: Registry, settings: Settings) -> APIRouter:
+def router(models: Models, settings: Settings) -> APIRouter:
     """Return the route ``/v1/images/generations``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
     body_model = with_limits(ImageGenerationRequest, n={"le": settings.max_samples})
     endpoint = JsonEndpoint(
-        registry,
+        models,
         GENERATE_IMAGES,
         body_model,
         lambda _, model, body: ImageGenerationInference(model, body, settings.max_samples),

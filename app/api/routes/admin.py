@@ -33,7 +33,7 @@ from app.api.routes.admin_responses import (
 )
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavailable, Unauthorized
 from app.importing.memory import check_archived
-from app.serving.registry import Registry
+from app.serving.models import Models
 from app.settings import Settings, SettingsError
 from app.store import Card, StoreError, VersionNumber, archive, catalogue, read_defaults, rollout
 from app.store.disk_thread import DiskThread
@@ -143,11 +143,11 @@ def check_admin_key(sent: str, key: str) -> None:
         raise Unauthorized("this request needs the admin key, as `Authorization: Bearer KEY`")
 
 
-def router(registry: Registry, settings: Settings, key: str) -> APIRouter:
+def router(models: Models, settings: Settings, key: str) -> APIRouter:
     """Return the routes under ``/v1/admin``. All routes require ``key``."""
     routes = APIRouter(prefix=PREFIX, tags=["Administration"], dependencies=[Depends(guard(key))], responses=FAILURES)
     _add_reading(routes, settings.store)
-    _add_rollout(routes, registry, settings)
+    _add_rollout(routes, models, settings)
     _add_archives(routes, settings)
     admin_add.add_route(routes, settings)
     return routes
@@ -201,8 +201,8 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
         return json_response({"data": await on_store(lambda: list(catalogue.verify(store, check_loading)))})
 
 
-def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    store, reader = settings.store, BodyReader(JSON_BYTES, settings.body_seconds, registry.parse_executor)
+def _add_rollout(routes: APIRouter, models: Models, settings: Settings) -> None:
+    store, reader = settings.store, BodyReader(JSON_BYTES, settings.body_seconds, models.parse_executor)
 
     async def change(name: str, work: Callable[[], object]) -> Response:
         await on_store(work)

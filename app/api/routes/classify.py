@@ -43,8 +43,8 @@ from app.api.responses import (
 )
 from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotAnImage, TooLarge, quote_value
-from app.serving.loader import LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Model
+from app.serving.models import Models
 from app.settings import Settings
 from app.tasks import CLASSIFY
 from app.tasks.classification import ImageClassifier
@@ -79,11 +79,11 @@ class ClassifyRequest(RequestBody):
     images: list[str] = Field(description="image files in base64", min_length=1)
 
 
-def router(registry: Registry, settings: Settings) -> APIRouter:
+def router(models: Models, settings: Settings) -> APIRouter:
     """Return the route ``/v1/images/classify``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=FAILURES)
     body_model = with_limits(ClassifyRequest, images={"max_length": settings.max_images})
-    reader = BodyReader(settings.max_body_bytes, settings.body_seconds, registry.parse_executor)
+    reader = BodyReader(settings.max_body_bytes, settings.body_seconds, models.parse_executor)
 
     @routes.post(
         "/images/classify",
@@ -101,7 +101,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         """
         deadline = set_deadline(request, settings.request_seconds)
         query = read_query(request, ClassifyQuery)
-        model = await resolve_model(request, registry, CLASSIFY, query.model, deadline)
+        model = await resolve_model(request, models, CLASSIFY, query.model, deadline)
         record_version(model)
         engine = model.explainer if query.explain else model.engine
         if engine:  # imported networks have no explainer
@@ -109,8 +109,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         files = await _files(request, body_model, settings, reader)
         inference = ClassifyInference(model, files, query.top_k, settings.max_pixels)
         if query.explain:
-            return await _explain(request, registry, inference, deadline)
-        return await run_inference(request, registry, inference, deadline)
+            return await _explain(request, models, inference, deadline)
+        return await run_inference(request, models, inference, deadline)
 
     return routes
 
@@ -193,9 +193,7 @@ def _decode_base64(text: str, param: str) -> bytes:
 class ClassifyInference(Inference[ImageClassifier]):
     """Classifies the image files of a request. Raises NotAnImage and TooLarge for files that cannot be decoded."""
 
-    def __init__(
-        self, model: LoadedModel[ImageClassifier], files: list[ImageFile], top_k: int, max_pixels: int
-    ) -> None:
+    def __init__(self, model: Model[ImageClassifier], files: list[ImageFile], top_k: int, max_pixels: int) -> None:
         super().__init__(model)
         self.predictor = model.predictor
         self.files = files
@@ -259,7 +257,7 @@ def _top_labels(
     return predictions
 
 
-async def _explain(request: Request, registry: Registry, inference: ClassifyInference, deadline: float) -> Response:
+async def _explain(request: Request, models: Models, inference: ClassifyInference, deadline: float) -> Response:
     """Classify the images, and add a heat map of each image.
 
     Raises:
@@ -267,7 +265,7 @@ async def _explain(request: Request, registry: Registry, inference: ClassifyInfe
         TooLarge: all images together have too many pixels.
         QuartetError: any other error of ``run_inference``.
     """
-    executor, explainer = registry.parse_executor, inference.model.explainer
+    executor, explainer = models.parse_executor, inference.model.explainer
     if explainer is None:
         name = inference.model.card.name
         raise BadValue(f"explain is true; heat maps are not supported for imported networks, such as {name}", "explain")

@@ -16,8 +16,8 @@ from app.api.openapi import request_body
 from app.api.request_body import ModelName, text_or_list, with_limits
 from app.api.responses import ERROR_RESPONSES, ForecastResponse, json_response, success_response, with_model
 from app.errors import BadValue, quote_value
-from app.serving.loader import LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Model
+from app.serving.models import Models
 from app.settings import Settings
 from app.tasks import FORECAST
 from app.tasks.covariates import read_covariates
@@ -121,7 +121,7 @@ def parse_size(body: ForecastRequest) -> int:
 
 
 def parse_series(
-    model: LoadedModel[AnyForecaster],
+    model: Model[AnyForecaster],
     body: ForecastRequest,
     settings: Settings,
     series_param: str = "values.{}",
@@ -154,7 +154,7 @@ def parse_series(
 
 
 def _covariates(
-    model: LoadedModel[AnyForecaster],
+    model: Model[AnyForecaster],
     body: ForecastRequest,
     lengths: list[int],
     is_list: bool,
@@ -179,7 +179,7 @@ def level_name(level: float) -> str:
 
 
 def forecast_results(
-    model: LoadedModel[AnyForecaster], items: Sequence[Any], outputs: Sequence[Any], body: ForecastRequest
+    model: Model[AnyForecaster], items: Sequence[Any], outputs: Sequence[Any], body: ForecastRequest
 ) -> list[dict[str, Any]]:
     """Return the forecast of each series: the mean, the median, the interval bounds of each level, and the seasonality.
 
@@ -210,7 +210,7 @@ class ForecastInference(Inference[AnyForecaster]):
     series_param = "values.{}"
     start_param = "start.{}"
 
-    def __init__(self, model: LoadedModel[AnyForecaster], body: ForecastRequest, settings: Settings) -> None:
+    def __init__(self, model: Model[AnyForecaster], body: ForecastRequest, settings: Settings) -> None:
         super().__init__(model)
         self.parse_size = parse_size(body)
         self.body = body
@@ -231,12 +231,12 @@ class ForecastInference(Inference[AnyForecaster]):
         return json_response(with_model(self.model, results=self.results(outputs)))
 
 
-def router(registry: Registry, settings: Settings) -> APIRouter:
+def router(models: Models, settings: Settings) -> APIRouter:
     """Return the route ``/v1/series/forecast``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     body_model = request_model(settings)
     endpoint = JsonEndpoint(
-        registry,
+        models,
         FORECAST,
         body_model,
         lambda _, model, body: ForecastInference(model, body, settings),

@@ -18,8 +18,8 @@ from app.api.request_body import BYTES_PER_VALUE, ModelName, Seed, with_limits
 from app.api.request_head import preferred_media_type
 from app.api.responses import ERROR_RESPONSES, ImagesResponse, json_response, success_response, with_model
 from app.engine.executor import INLINE_SIZE
-from app.serving.loader import LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Model
+from app.serving.models import Models
 from app.settings import Settings
 from app.tasks import GENERATE_IMAGES
 from app.tasks.image_codecs import animated, image_grid, png
@@ -46,7 +46,7 @@ class GenerateImagesRequest(InferenceBody):
 class ImageInference(Inference[ImageSampler]):
     """Generates the images of a request to ``/v1/images/sample``."""
 
-    def __init__(self, request: Request, model: LoadedModel[ImageSampler], body: GenerateImagesRequest) -> None:
+    def __init__(self, request: Request, model: Model[ImageSampler], body: GenerateImagesRequest) -> None:
         super().__init__(model)
         self.predictor = model.predictor
         self.rows, self.parse_size = body.count, body.count * model.predictor.latent
@@ -86,11 +86,11 @@ def encode_images(pixels: np.ndarray) -> list[str]:
     return [base64.b64encode(png(image)).decode() for image in pixels]
 
 
-def router(registry: Registry, settings: Settings) -> APIRouter:
+def router(models: Models, settings: Settings) -> APIRouter:
     """Return the route ``/v1/images/sample``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     body_model = with_limits(GenerateImagesRequest, count={"le": settings.max_samples})
-    endpoint = JsonEndpoint(registry, GENERATE_IMAGES, body_model, ImageInference, content_commas=MAX_LABEL_LENGTH)
+    endpoint = JsonEndpoint(models, GENERATE_IMAGES, body_model, ImageInference, content_commas=MAX_LABEL_LENGTH)
 
     @routes.post(
         "/images/sample",

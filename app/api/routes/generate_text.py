@@ -24,8 +24,8 @@ from app.api.responses import (
     with_model,
 )
 from app.api.sse import event
-from app.serving.loader import LoadedModel
-from app.serving.registry import Registry
+from app.serving.model import Model
+from app.serving.models import Models
 from app.settings import Settings
 from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextGenerator, memory_bytes
@@ -98,7 +98,7 @@ class TextDelta(NamedTuple):
     finished: bool
 
 
-async def deltas(model: LoadedModel, texts: Sequence[Continuation]) -> AsyncGenerator[list[TextDelta], None]:
+async def deltas(model: Model, texts: Sequence[Continuation]) -> AsyncGenerator[list[TextDelta], None]:
     """Yield the new characters of ``texts`` as they are generated. The last ``TextDelta`` of a text may be empty."""
     sent, unfinished = [0] * len(texts), set(range(len(texts)))
     async with aclosing(model.stream(texts)) as steps:
@@ -119,7 +119,7 @@ async def deltas(model: LoadedModel, texts: Sequence[Continuation]) -> AsyncGene
 class TextInference(Inference[TextGenerator]):
     """Generates the texts of a request to ``/v1/text/continue``."""
 
-    def __init__(self, model: LoadedModel[TextGenerator], body: GenerateTextRequest) -> None:
+    def __init__(self, model: Model[TextGenerator], body: GenerateTextRequest) -> None:
         super().__init__(model)
         self.rows, self.parse_size, self.streamed = body.n, len(body.prompt), body.stream
         self.body = body
@@ -153,12 +153,12 @@ class TextInference(Inference[TextGenerator]):
                 yield b"".join(events)
 
 
-def router(registry: Registry, settings: Settings) -> APIRouter:
+def router(models: Models, settings: Settings) -> APIRouter:
     """Return the route ``/v1/text/continue``. ``settings`` has the limits for requests."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     body_model = request_model(settings)
     endpoint = JsonEndpoint(
-        registry,
+        models,
         GENERATE_TEXT,
         body_model,
         lambda _, model, body: TextInference(model, body),

@@ -14,10 +14,10 @@ from app.api.openapi import json_content
 from app.api.responses import LiveStatus, ReadyStatus, success_response
 from app.observability.metrics import Metrics
 from app.serving.model_cache import VersionState
-from app.serving.registry import Registry
+from app.serving.models import Models
 
 
-def router(registry: Registry, metrics: Metrics) -> APIRouter:
+def router(models: Models, metrics: Metrics) -> APIRouter:
     """Return the routes ``/health/live``, ``/health/ready`` and ``/metrics``."""
     routes = APIRouter(tags=["Health"])
 
@@ -32,8 +32,8 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
 
         In this case, the process should be restarted.
         """
-        seconds = registry.executor.stalled_seconds()
-        live = seconds < 2 * registry.settings.liveness_timeout_seconds
+        seconds = models.executor.stalled_seconds()
+        live = seconds < 2 * models.settings.liveness_timeout_seconds
         return status_response({"live": live, "seconds_since_progress": round(seconds, 3)}, live)
 
     @routes.get(
@@ -47,12 +47,10 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
 
         The status is 503 if the service is not ready.
         """
-        problems = registry.problems()
-        failed = [
-            {"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in registry.failures
-        ]
-        models = sorted(version.label for version in registry.versions() if version.state is VersionState.READY)
-        content = {"ready": not problems, "problems": problems, "models": models, "failed": failed}
+        problems = models.problems()
+        failed = [{"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in models.failures]
+        ready = sorted(version.label for version in models.versions() if version.state is VersionState.READY)
+        content = {"ready": not problems, "problems": problems, "models": ready, "failed": failed}
         return status_response(content, not problems)
 
     @routes.get(
@@ -64,8 +62,8 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     )
     async def get_metrics() -> Response:
         """Get counters, gauges and histograms of all workers in Prometheus' text format."""
-        registry.report()
-        content = await metrics.render(registry.settings.request_seconds)
+        models.report()
+        content = await metrics.render(models.settings.request_seconds)
         return Response(content, media_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -13,13 +13,13 @@ from app.api.responses import ERROR_RESPONSES, ModelEntry, ModelList, file_respo
 from app.api.routes.page import cached_response
 from app.errors import NotFound, quote_value
 from app.serving.model_cache import VersionState
-from app.serving.registry import Registry
+from app.serving.models import Models
 
 VersionName = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]
 PictureName = Annotated[str, Path(description="a file name from the model's `pictures`", examples=["curves.png"])]
 
 
-def router(registry: Registry) -> APIRouter:
+def router(models: Models) -> APIRouter:
     """Return the routes under ``/v1/models``."""
     routes = APIRouter(prefix="/v1", tags=["Models"], responses={"4XX": ERROR_RESPONSES["4XX"]})
 
@@ -31,7 +31,7 @@ def router(registry: Registry) -> APIRouter:
     )
     async def list_models() -> Response:
         """List all models with their tasks, versions, states, inputs, labels and model cards, and all load failures."""
-        return json_response({"object": "list", "data": [_model(registry, name) for name in _names(registry)]})
+        return json_response({"object": "list", "data": [_model(models, name) for name in _names(models)]})
 
     @routes.get(
         "/models/{name}",
@@ -41,9 +41,9 @@ def router(registry: Registry) -> APIRouter:
     )
     async def show_model(name: VersionName) -> Response:
         """Get one model, or one version of a model."""
-        if name in _names(registry):
-            return json_response(_model(registry, name))
-        return json_response(_model(registry, *registry.resolve_name(name, param="name")))
+        if name in _names(models):
+            return json_response(_model(models, name))
+        return json_response(_model(models, *models.resolve_name(name, param="name")))
 
     @routes.get(
         "/models/{name}/pictures/{file}",
@@ -54,28 +54,28 @@ def router(registry: Registry) -> APIRouter:
     )
     async def show_picture(request: Request, name: VersionName, file: PictureName) -> Response:
         """Get a picture of a model's training, such as its learning curves."""
-        model_name, number = registry.resolve_name(name, param="name")
+        model_name, number = models.resolve_name(name, param="name")
         if "@" not in name:  # show_model lists the pictures of the active version, not those of the canary
-            number = registry.version_sets[model_name].active or number
-        card = registry.card(model_name, number)
-        pictures = registry.pictures(card) if card else ()
+            number = models.version_sets[model_name].active or number
+        card = models.card(model_name, number)
+        pictures = models.pictures(card) if card else ()
         if card is None or file not in pictures:  # the name is only looked up, never used as a path
             known = ", ".join(pictures) or "none"
             raise NotFound(f"{model_name}@{number} has no picture {quote_value(file)}; pictures: {known}", "file")
-        content = await registry.read_picture(card, file)
+        content = await models.read_picture(card, file)
         return cached_response(request, content, "image/png", hashlib.sha256(content).hexdigest()[:32])
 
     return routes
 
 
-def _names(registry: Registry) -> list[str]:
-    return sorted({*registry.version_sets, *(entry.name for entry in registry.failures if entry.version)})
+def _names(models: Models) -> list[str]:
+    return sorted({*models.version_sets, *(entry.name for entry in models.failures if entry.version)})
 
 
-def _model(registry: Registry, name: str, number: int | None = None) -> dict[str, Any]:
+def _model(models: Models, name: str, number: int | None = None) -> dict[str, Any]:
     """Return the description of a model or of one of its versions. It extends the model object of OpenAI's API."""
-    failed = [{"version": entry.version, "reason": entry.reason} for entry in registry.failures if entry.name == name]
-    card, versions = registry.card(name, number), registry.version_sets.get(name)
+    failed = [{"version": entry.version, "reason": entry.reason} for entry in models.failures if entry.name == name]
+    card, versions = models.card(name, number), models.version_sets.get(name)
     if card is None or versions is None:
         state = "unloaded" if versions and versions.unloaded else "failed"
         return {"id": name, "object": "model", "created": 0, "owned_by": "quartet", "state": state, "failed": failed}
@@ -93,13 +93,13 @@ def _model(registry: Registry, name: str, number: int | None = None) -> dict[str
         "canary": {"version": versions.canary, "share": versions.share} if versions.canary else None,
         "previous": versions.previous,
         "retired": list(versions.retired),
-        "loaded": [number for number in versions.numbers if registry.state(name, number) is VersionState.READY],
-        "default": registry.defaults.get(card.task) == name,
-        "device": str(registry.device),
+        "loaded": [number for number in versions.numbers if models.state(name, number) is VersionState.READY],
+        "default": models.defaults.get(card.task) == name,
+        "device": str(models.device),
         "inputs": [spec.model_dump() for spec in card.inputs],
         "outputs": [spec.model_dump() for spec in card.outputs],
         "labels": card.labels,
-        "pictures": list(registry.pictures(card)),
+        "pictures": list(models.pictures(card)),
         "failed": failed,
         "card": card.model_dump(),
     }

@@ -1,4 +1,4 @@
-"""Fixtures of the registry's tests: a store, and registries whose loading is a stub."""
+"""Fixtures of the models's tests: a store, and registries whose loading is a stub."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from support.networks import publish_tiny
 from support.stubs.registry import BYTES, NAME, OTHER, Observers, Start, StubEngine
 
 from app import store
-from app.serving.loader import LoadedModel, LoadFailure
-from app.serving.registry import Registry
+from app.serving.model import LoadFailure, Model
+from app.serving.models import Models
 from app.settings import Settings
 from app.store import rollout
 
@@ -34,26 +34,26 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def start(folder: Path) -> AsyncIterator[Start]:
-    """Yield a function that creates a registry. Loading fails for ``damaged`` versions, and may wait for ``hold``."""
-    registries: list[Registry] = []
+    """Yield a function that creates a models. Loading fails for ``damaged`` versions, and may wait for ``hold``."""
+    registries: list[Models] = []
 
     def start(
         damaged: tuple[tuple[str, int], ...] = (), hold: threading.Event | None = None, **settings: Any
-    ) -> Registry:
-        registry = Registry(Settings(store=folder, device="cpu", **settings), Observers())  # type: ignore[arg-type]
+    ) -> Models:
+        models = Models(Settings(store=folder, device="cpu", **settings), Observers())  # type: ignore[arg-type]
 
-        def load(name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
+        def load(name: str, number: int, in_background: bool = False) -> Model | LoadFailure:
             assert not hold or not in_background or hold.wait(30)
             if (name, number) in damaged:
                 return LoadFailure(name, number, "damaged")
-            engine: Any = StubEngine(registry.observers.for_version(name, number))
+            engine: Any = StubEngine(models.observers.for_version(name, number))
             card = store.read_card(folder / name / str(number))
-            return LoadedModel(card, None, engine, bytes=BYTES)  # type: ignore[arg-type]
+            return Model(card, None, engine, bytes=BYTES)  # type: ignore[arg-type]
 
-        registry.loader.load = load  # type: ignore[method-assign]
-        registries.append(registry)
-        return registry
+        models.loader.load = load  # type: ignore[method-assign]
+        registries.append(models)
+        return models
 
     yield start
-    for registry in registries:
-        await registry.close()
+    for models in registries:
+        await models.close()

@@ -1,4 +1,4 @@
-"""The registry: its engines, its threads and its shutdown. A stub replaces loading."""
+"""The models: its engines, its threads and its shutdown. A stub replaces loading."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from support.stubs.registry import (
 
 from app.main import create_app
 from app.serving import recovery
-from app.serving.loader import LoadedModel, LoadFailure, PreparedModel
-from app.serving.registry import PARSE_NICENESS, Registry
+from app.serving.model import LoadFailure, Model, PreparedModel
+from app.serving.models import PARSE_NICENESS, Models
 from app.settings import Settings, SettingsError
 from app.tasks import GENERATE_IMAGES
 
@@ -36,10 +36,10 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_all_engines_of_a_version_are_reported_and_closed(start: Start) -> None:
-    registry = start(shutdown_grace_seconds=7)
-    load, engines = registry.loader.load, list[Any]()
+    models = start(shutdown_grace_seconds=7)
+    load, engines = models.loader.load, list[Any]()
 
-    def load_with_engines(name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
+    def load_with_engines(name: str, number: int, in_background: bool = False) -> Model | LoadFailure:
         model: Any = load(name, number, in_background)
         model.explainer, model.tensors = StubEngine(model.engine.observer), StubEngine(model.engine.observer)
         for waiting, engine in enumerate((model.engine, model.explainer, model.tensors), start=1):
@@ -47,46 +47,46 @@ async def test_all_engines_of_a_version_are_reported_and_closed(start: Start) ->
             engines.append(engine)
         return model  # type: ignore[no-any-return]
 
-    registry.loader.load = load_with_engines  # type: ignore[method-assign]
-    await registry.load()
-    registry.report()
-    observers: Any = registry.observers
+    models.loader.load = load_with_engines  # type: ignore[method-assign]
+    await models.load()
+    models.report()
+    observers: Any = models.observers
     assert sorted(observers.loads) == [(OTHER, 1, 6, 60), (OTHER, 2, 6, 60), (NAME, 2, 6, 60), (NAME, 3, 6, 60)]
     assert {number for _, _, known in observers.versions for _, number in known} == {1, 2, 3}
-    await registry.close()
+    await models.close()
     assert [engine.closed_within for engine in engines] == [7.0] * 12
 
 
 async def test_versions_are_loaded_in_the_background_as_soon_as_requests_are_served(start: Start) -> None:
-    registry = start()
-    load, loads = registry.loader.load, list[tuple[str, int, bool]]()
+    models = start()
+    load, loads = models.loader.load, list[tuple[str, int, bool]]()
 
-    def record_load(name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
+    def record_load(name: str, number: int, in_background: bool = False) -> Model | LoadFailure:
         loads.append((name, number, in_background))
         return load(name, number, in_background)
 
-    registry.loader.load = record_load  # type: ignore[method-assign]
-    await registry.load()
-    await load_on_demand(registry, "tiny-gan@1")
+    models.loader.load = record_load  # type: ignore[method-assign]
+    await models.load()
+    await load_on_demand(models, "tiny-gan@1")
     assert loads == [(NAME, 3, False), (OTHER, 2, False), (NAME, 2, False), (OTHER, 1, False), (NAME, 1, True)]
 
 
 async def test_shutdown_ends_the_loading_of_new_versions(start: Start, folder: Path) -> None:
     hold = threading.Event()
-    registry = start(hold=hold)
-    await registry.load()
+    models = start(hold=hold)
+    await models.load()
     publish_tiny(folder, NAME)
-    await registry.watcher.refresh()
+    await models.watcher.refresh()
     await asyncio.sleep(0)
-    task = registry._reconcile_task
-    await registry.watcher.refresh()
-    assert registry._reconcile_task is task  # only one task loads versions
-    await registry.close()
+    task = models._reconcile_task
+    await models.watcher.refresh()
+    assert models._reconcile_task is task  # only one task loads versions
+    await models.close()
     hold.set()
     assert task is not None
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
-    assert ids(registry) == RESIDENT
+    assert ids(models) == RESIDENT
 
 
 async def test_threads_have_names_and_those_that_parse_a_low_priority(
@@ -97,67 +97,67 @@ async def test_threads_have_names_and_those_that_parse_a_low_priority(
         "app.engine.executor.lower_priority",
         lambda niceness: added.__setitem__(threading.current_thread().name, niceness),
     )
-    registry = start(parse_threads=3)
+    models = start(parse_threads=3)
     together = threading.Barrier(3)  # passed only if three jobs run at the same time
-    await asyncio.gather(*(registry.parse_executor.run(together.wait, 10) for _ in range(3)))
-    await registry.executor.run(int)
-    await registry.load_executor.run(int)
+    await asyncio.gather(*(models.parse_executor.run(together.wait, 10) for _ in range(3)))
+    await models.executor.run(int)
+    await models.load_executor.run(int)
     assert added == {"compute_0": 0, "load_0": 0, **{f"parse_{i}": PARSE_NICENESS for i in range(3)}}
-    assert await registry._picture_disk.run(lambda: threading.current_thread().name) == "pictures"
+    assert await models._picture_disk.run(lambda: threading.current_thread().name) == "pictures"
     with pytest.raises(threading.BrokenBarrierError):
-        await registry.executor.run(together.wait, 0)
+        await models.executor.run(together.wait, 0)
 
 
 async def test_parsing_is_limited_and_short_computations_run_inline(start: Start, folder: Path) -> None:
-    registry = start(parse_threads=1, queue_rows=2, inline_seconds=0.03)
+    models = start(parse_threads=1, queue_rows=2, inline_seconds=0.03)
     hold = threading.Event()
-    jobs = [asyncio.create_task(registry.parse_executor.run(hold.wait, 30)) for _ in range(4)]
+    jobs = [asyncio.create_task(models.parse_executor.run(hold.wait, 30)) for _ in range(4)]
     await asyncio.sleep(0)
     done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
     assert [type(job.exception()).__name__ for job in done] == ["Overloaded"]
     hold.set()
     await asyncio.gather(*jobs, return_exceptions=True)
-    assert registry.executor._inline_seconds == 0.03
-    assert registry.parse_executor._inline_seconds == registry.load_executor._inline_seconds == 0.0
+    assert models.executor._inline_seconds == 0.03
+    assert models.parse_executor._inline_seconds == models.load_executor._inline_seconds == 0.0
 
 
 async def test_a_registry_uses_the_versions_loaded_before_the_fork(folder: Path) -> None:
     settings, observers = Settings(store=folder, device="cpu"), Observers()
-    first = Registry(settings, observers)  # type: ignore[arg-type]
+    first = Models(settings, observers)  # type: ignore[arg-type]
     assert first.loader.prepared == {}
     assert first.device == first.loader.device == torch.device("cpu")
     prepared = {(NAME, 3): PreparedModel.load(settings, first.device, NAME, 3)}
     await first.close()
-    registry = Registry(settings, observers, prepared)  # type: ignore[arg-type]
+    models = Models(settings, observers, prepared)  # type: ignore[arg-type]
     predictor = prepared[NAME, 3].predictor
-    await registry.load()
-    model: Any = registry.resolve(GENERATE_IMAGES, None)
+    await models.load()
+    model: Any = models.resolve(GENERATE_IMAGES, None)
     assert model.predictor is predictor
-    assert model.engine._executor is registry.executor
-    await registry.close()
+    assert model.engine._executor is models.executor
+    await models.close()
 
 
 async def test_a_network_of_the_registry_that_cannot_recover_is_found_on_the_compute_thread(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "CHECK_SECONDS", 0.0)
-    registry = start()
-    await registry.load()
+    models = start()
+    await models.load()
 
     def dummy_run(rows: int) -> None:
         raise RuntimeError(f"lost on {threading.current_thread().name}")
 
-    model: Any = registry.models()[-1]
+    model: Any = models.loaded()[-1]
     model.predictor = SimpleNamespace(dummy_run=dummy_run)
     model.engine.circuit_breaker.failed_recoveries = recovery.MAX_FAILED_RECOVERIES
-    await asyncio.wait_for(registry.recovery.watch(), 10)
-    assert registry.recovery.failure.startswith("tiny-gan@3 fails on every input, failed 3 recoveries")
-    assert "(RuntimeError: lost on compute_0)" in registry.recovery.failure
+    await asyncio.wait_for(models.recovery.watch(), 10)
+    assert models.recovery.failure.startswith("tiny-gan@3 fails on every input, failed 3 recoveries")
+    assert "(RuntimeError: lost on compute_0)" in models.recovery.failure
 
 
 def test_a_registry_needs_a_store(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"there is no such folder$"):
-        Registry(Settings(store=tmp_path / "none", device="cpu"), Observers())  # type: ignore[arg-type]
+        Models(Settings(store=tmp_path / "none", device="cpu"), Observers())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -174,8 +174,8 @@ def openmp() -> Iterator[ctypes.CDLL]:
 
 async def test_every_thread_computes_with_the_chosen_number_of_threads(start: Start, openmp: ctypes.CDLL) -> None:
     """oneDNN reads the number of OpenMP threads, which each new thread takes from the number of cores."""
-    registry = start()
-    executors = registry.executor, registry.parse_executor, registry.load_executor
+    models = start()
+    executors = models.executor, models.parse_executor, models.load_executor
     assert [await executor.run(openmp.omp_get_max_threads) for executor in executors] == [5, 5, 5]
 
 

@@ -1,4 +1,4 @@
-"""Engines and observers that only record what a registry does with them, and helpers of the registry's tests."""
+"""Engines and observers that only record what a models does with them, and helpers of the models's tests."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 
 from app.engine.circuit_breaker import CircuitBreaker
 from app.errors import QuartetError
-from app.serving.loader import LoadedModel
+from app.serving.model import Model
 from app.serving.model_cache import ModelLoading
-from app.serving.registry import Registry
+from app.serving.models import Models
 from app.tasks import GENERATE_IMAGES
 
 NAME, OTHER, CNN = "tiny-gan", "tiny-cgan", "tiny-cnn"
 BYTES = 10  # size of each version
-# The versions that a registry of the test store keeps in memory
+# The versions that a models of the test store keeps in memory
 RESIDENT = ["tiny-cgan@1", "tiny-cgan@2", "tiny-gan@2", "tiny-gan@3"]
-Start = Callable[..., Registry]
+Start = Callable[..., Models]
 
 
 class StubEngine:
@@ -62,12 +62,12 @@ class Observers:
         self.versions.append((ready, failed, known))
 
 
-def ids(registry: Registry) -> list[str]:
-    return [model.id for model in registry.models()]
+def ids(models: Models) -> list[str]:
+    return [model.id for model in models.loaded()]
 
 
-def resolved(registry: Registry, model: str | None = None, task: Any = GENERATE_IMAGES, request_id: str = "") -> str:
-    return registry.resolve(task, model, request_id).id
+def resolved(models: Models, model: str | None = None, task: Any = GENERATE_IMAGES, request_id: str = "") -> str:
+    return models.resolve(task, model, request_id).id
 
 
 def rejection(function: Callable[..., Any], *arguments: Any) -> tuple[type[QuartetError], str, str | None]:
@@ -76,15 +76,15 @@ def rejection(function: Callable[..., Any], *arguments: Any) -> tuple[type[Quart
     return type(raised.value), raised.value.message, raised.value.param
 
 
-async def scanned(registry: Registry) -> None:
+async def scanned(models: Models) -> None:
     """Scan the store, and wait until its versions are loaded."""
-    await registry.watcher.refresh()
-    while registry._reconcile_task and not registry._reconcile_task.done():
-        await registry._reconcile_task
+    await models.watcher.refresh()
+    while models._reconcile_task and not models._reconcile_task.done():
+        await models._reconcile_task
 
 
-async def load_on_demand(registry: Registry, model: str) -> None:
+async def load_on_demand(models: Models, model: str) -> None:
     """Request a version that is not in memory, and wait for it."""
     with pytest.raises(ModelLoading) as loading:
-        registry.resolve(GENERATE_IMAGES, model)
-    assert isinstance(await loading.value.task, LoadedModel)
+        models.resolve(GENERATE_IMAGES, model)
+    assert isinstance(await loading.value.task, Model)

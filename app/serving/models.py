@@ -1,6 +1,6 @@
 """Decide for one process which version serves a request and which versions are in memory.
 
-After each scan of the store, the registry determines the desired versions. It loads missing versions, and evicts
+After each scan of the store, `Models` determines the desired versions. It loads missing versions, and evicts
 versions that are not needed any more.
 """
 
@@ -17,7 +17,7 @@ from app.engine.executor import Executor
 from app.engine.observer import EngineObserver, ObserverFactory, VersionKey
 from app.errors import BadValue, NotFound, NotReady, TimedOut, UnknownModel, UnloadedModel, quote_value
 from app.serving.device import find_device, free_bytes, limit_threads
-from app.serving.loader import Engine, LoadedModel, Loader, LoadFailure, P, PreparedModels, check_store
+from app.serving.model import Engine, Loader, LoadFailure, Model, P, PreparedModels, check_store
 from app.serving.model_cache import LoadTask, ModelCache, ModelLoading, VersionState, VersionStatus
 from app.serving.reconcile import (
     check_defaults,
@@ -40,7 +40,7 @@ log = logging.getLogger("quartet")
 PARSE_NICENESS = 5  # so that decoding large images and unpacking bodies does not delay the event loop
 
 
-class Registry:
+class Models:
     """Chooses the model version for each request, and keeps the desired versions in memory.
 
     The resident versions of each model (see ``reconcile``) stay in memory if ``settings.model_bytes`` and the GPU allow
@@ -71,7 +71,7 @@ class Registry:
         self.version_sets: dict[str, VersionSet] = {}  # the served versions, by model name
         self.defaults: dict[TaskName, str] = {}
         self.stopping = self.closed = False  # while the service stops, it still answers requests until it is closed
-        self.recovery = RecoveryMonitor(self.models, self.executor)
+        self.recovery = RecoveryMonitor(self.loaded, self.executor)
         self._default_failures: list[LoadFailure] = []
         self._engines: WeakSet[Engine] = WeakSet()  # also engines of evicted versions that finish requests
         self._reported_observers: set[EngineObserver] = set()  # observers whose last report may not be 0
@@ -80,7 +80,7 @@ class Registry:
 
     # Resolving requests
 
-    def resolve(self, task: Task[P], model: str | None, request_id: str = "") -> LoadedModel[P]:
+    def resolve(self, task: Task[P], model: str | None, request_id: str = "") -> Model[P]:
         """Return the version that serves a request. If it is not in memory, start to load it.
 
         ``model`` is a name, ``name@version``, or None for the task's default model. Without a version number,
@@ -91,7 +91,7 @@ class Registry:
             RetiredModel, UnloadedModel: the version is retired, or the model is unloaded.
             BadValue: the model is for another task.
             NotFound: ``model`` is None, and the task has models but no default model.
-            NotReady: no model serves the task, the registry is closed, or the process ends because of a failure.
+            NotReady: no model serves the task, shutdown has begun, or the process ends because of a failure.
             ModelLoading: the version is not in memory; its loading has begun.
             TooManyVersions: the version is not in memory, and the versions that it would replace are in use.
         """
@@ -112,7 +112,7 @@ class Registry:
             self._make_room(name, number)
             raise ModelLoading(f"{name}@{number}", self._load_version(name, number))
         loaded.last_used_at = time.monotonic()
-        return cast("LoadedModel[P]", loaded)  # ``task`` is the task of the card
+        return cast("Model[P]", loaded)  # ``task`` is the task of the card
 
     def _make_room(self, name: str, number: int) -> None:
         """Evict versions to make room for the version that a request needs. Raises TooManyVersions."""
@@ -132,7 +132,7 @@ class Registry:
         for model in replaced:
             self.cache.evict(model, f"{name}@{number} replaces it")
 
-    async def wait_for(self, task: Task[P], model: str | None, request_id: str, deadline: float) -> LoadedModel[P]:
+    async def wait_for(self, task: Task[P], model: str | None, request_id: str, deadline: float) -> Model[P]:
         """Return the version that serves a request, as ``resolve`` does, but wait until it is in memory.
 
         ``deadline`` is on the event loop's clock. Before an unloaded model is rejected, its rollout is read again,
@@ -158,8 +158,8 @@ class Registry:
                     result = await asyncio.shield(load_task)  # other requests may wait for this task too
             except TimeoutError:
                 raise TimedOut("the deadline passed before the model was in memory") from None
-            if isinstance(result, LoadedModel):
-                return cast("LoadedModel[P]", result)
+            if isinstance(result, Model):
+                return cast("Model[P]", result)
 
     def resolve_name(self, model: str, request_id: str = "", param: str = "model") -> VersionKey:
         """Return the model name and the version number for ``model``; see ``version_set.resolve_name``.
@@ -227,7 +227,7 @@ class Registry:
             VersionStatus(*key, self.state(*key), reasons.get(key, "")) for key in sorted({*reasons, *ready, *served})
         ]
 
-    def models(self) -> list[LoadedModel]:
+    def loaded(self) -> list[Model]:
         """Return the versions in memory, sorted by name and number."""
         return self.cache.models()
 
@@ -322,7 +322,7 @@ class Registry:
             self.cache.set_loading(name, number, task)
         return task
 
-    async def _load(self, name: str, number: int) -> LoadedModel | LoadFailure:
+    async def _load(self, name: str, number: int) -> Model | LoadFailure:
         """Load a version on ``load_executor``, which loads one version at a time, and record the result."""
         result = await self.load_executor.run(self.loader.load, name, number, in_background=self._in_background)
         if isinstance(result, LoadFailure):
@@ -336,7 +336,7 @@ class Registry:
         self.cache.add(result, must_stay=self._is_default)
         return result
 
-    def _is_default(self, model: LoadedModel) -> bool:
+    def _is_default(self, model: Model) -> bool:
         """Return whether a version is the active version of a task's default model."""
         version_set = self.version_sets.get(model.card.name)
         return model.card.name in self.defaults.values() and (
@@ -357,11 +357,11 @@ class Registry:
 
     # Health and shutdown
 
-    def problems(self, models: list[LoadedModel] | None = None) -> list[str]:
+    def problems(self, models: list[Model] | None = None) -> list[str]:
         """Return the reasons why this process should get no requests for ``models``, by default for any version."""
         if self.stopping:
             return ["the service is stopping"]
-        if not (models := models or self.models()):
+        if not (models := models or self.loaded()):
             return ["no model in the store can be served"]
         limit = min(self.settings.unready_after_seconds, self.settings.liveness_timeout_seconds)
         for executor, name in (self.executor, "compute thread has"), (self.parse_executor, "decoding threads have"):
@@ -380,7 +380,7 @@ class Registry:
         for observer, (waiting, running) in counts.items():
             observer.on_queue(waiting, running)
         self._reported_observers = {engine.observer for engine in engines}
-        models, stored = self.models(), self.watcher.snapshot.numbers
+        models, stored = self.loaded(), self.watcher.snapshot.numbers
         known = {(model.card.name, model.card.version) for model in models} | {observer.key for observer in counts}
         known |= {(name, number) for name, numbers in stored.items() for number in numbers}
         self.observers.on_versions(len(models), len(self.failures), frozenset(known))

@@ -40,7 +40,7 @@ FileStamps = tuple[tuple[int, int, int], ...]  # size in bytes, and times of two
 
 
 @dataclass(eq=False)
-class LoadedModel(Generic[P]):
+class Model(Generic[P]):
     """A version in memory. Its predictor parses inputs and computes results. Its engine schedules the computations."""
 
     card: Card
@@ -144,7 +144,7 @@ class Loader:
     device: torch.device
     prepared: PreparedModels = field(default_factory=dict)
 
-    def load(self, name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
+    def load(self, name: str, number: int, in_background: bool = False) -> Model | LoadFailure:
         """Load a version, verify it and warm it up. Returns a failure if one of these steps fails. Never raises.
 
         ``in_background`` lowers the priority of this thread permanently, so that requests for other versions are not
@@ -166,7 +166,7 @@ class Loader:
             retry_at = time.monotonic() + RETRY_SECONDS if _is_transient(error) else math.inf
             return LoadFailure(name, number, reason, files, retry_at)
 
-    def _loaded_model(self, prepared: PreparedModel) -> LoadedModel:
+    def _loaded_model(self, prepared: PreparedModel) -> Model:
         card, task, predictor, size = prepared.card, prepared.task, prepared.predictor, prepared.bytes
         if task.engine == "text":
             predictor.max_prompt_seconds = self.settings.max_prompt_seconds
@@ -175,13 +175,13 @@ class Loader:
             engine = TextEngine(_label(card), predictor.step, predictor.seconds, self.executor, observer, rows, queue)
             tensors = getattr(predictor, "tensors", None)
             batcher = self._batcher(card, tensors, tensors.predict, tensors.seconds, tensors) if tensors else None
-            return LoadedModel(card, predictor, engine, tensors=batcher, bytes=size)
+            return Model(card, predictor, engine, tensors=batcher, bytes=size)
         splitter = predictor if task.splits or is_imported(card.kind) else None
         batcher = self._batcher(card, predictor, predictor.predict, predictor.seconds, splitter)
         explainer = None
         if task.explains and hasattr(predictor, "explain"):  # imported networks have no heat maps
             explainer = self._batcher(card, predictor, predictor.explain, predictor.explain_seconds)
-        return LoadedModel(card, predictor, batcher, explainer, bytes=size)
+        return Model(card, predictor, batcher, explainer, bytes=size)
 
     def _batcher(
         self,
