@@ -1,0 +1,230 @@
+"""The recorded answers of all endpoints stay the same: status, headers and body.
+
+``RECORD=1 python -m pytest tests/api/test_recorded_answers.py`` records them again after an intended change.
+
+Times, ids, sizes and versions of libraries are left out. Floats are rounded, and may differ slightly, because they
+depend on the processor. Images are recorded as their size and mean.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from api.recorded.requests import LIMITS, Recorded, all_requests, build_store, protected_requests
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from support.responses import ADMIN_KEY
+from support.service import TEST, serving
+
+from app import key_file
+from app.settings import Settings
+
+FOLDER = Path(__file__).with_name("recorded")
+ANSWERS, PROTECTED = FOLDER / "answers.jsonl", FOLDER / "protected_answers.jsonl"
+SECURITY_HEADERS = {"x-content-type-options": "nosniff", "x-frame-options": "DENY", "referrer-policy": "no-referrer"}
+VARYING_HEADERS = {"date", "x-request-id", "content-length", "etag", "transfer-encoding", *SECURITY_HEADERS}
+VARYING_FIELDS = {
+    *("created", "created_at", "changed", "bytes", "seconds_since_progress", "weights_sha256", "commit", "torch"),
+    *("count", "ns", "last_inference", "inference_count", "execution_count"),  # in statistics
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recorded") / "store"
+    build_store(folder)
+    return folder
+
+
+def test_answers_of_all_endpoints_are_as_recorded(folder: Path) -> None:
+    settings = Settings(store=folder, admin_key=ADMIN_KEY, store_poll_seconds=3600, **LIMITS, **TEST)  # type: ignore[arg-type]
+    with serving(settings) as client:
+        compare(ANSWERS, client, all_requests())
+
+
+def test_answers_of_a_protected_service_are_as_recorded(folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    key = key_file.add(keys, "alice")
+    settings = Settings(
+        store=folder, keys_file=keys, cors_origins="https://page.example", trusted_hosts="www.example.org", **TEST
+    )
+    with serving(settings) as client:
+        compare(PROTECTED, client, protected_requests(key))
+
+
+def compare(path: Path, client: httpx.Client, requests: Iterable[Recorded]) -> None:
+    """Send the requests, and compare their answers with the file ``path``, or record them."""
+    answers = {}
+    for request in requests:
+        assert request.name not in answers, request.name
+        response = client.request(request.method, request.path, content=request.content, headers=request.headers)
+        answers[request.name] = describe(request, response)
+    if os.environ.get("RECORD"):
+        lines = [json.dumps({name: answer}, ensure_ascii=False) for name, answer in answers.items()]
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+        return
+    recorded: dict[str, Any] = {}
+    for line in path.read_text("utf-8").strip().split("\n"):
+        recorded |= json.loads(line)
+    assert list(answers) == list(recorded)
+    answers = json.loads(json.dumps(answers))  # NaN and tuples as in the file
+    problems = [
+        f"{name}: {difference}" for name in answers for difference in differences(recorded[name], answers[name])
+    ]
+    assert not problems, f"{len(problems)} differences:\n" + "\n".join(problems[:60])
+
+
+def describe(request: Recorded, response: httpx.Response) -> list[Any]:
+    """Return the status, the headers and the body of a response, without the parts that vary."""
+    headers = {name: value for name, value in response.headers.items() if name not in VARYING_HEADERS}
+    assert response.headers["x-request-id"]
+    assert SECURITY_HEADERS.items() <= dict(response.headers).items()
+    if request.method != "HEAD" and "content-length" in response.headers:
+        assert int(response.headers["content-length"]) == len(response.content)
+    if "allow" in headers:
+        headers["allow"] = ", ".join(sorted(headers["allow"].split(", ")))
+    if headers.get("content-type") == "application/json":
+        del headers["content-type"]
+    return [response.status_code, headers, body(request.path, response)]
+
+
+def body(path: str, response: httpx.Response) -> Any:
+    """Return a description of the body."""
+    kind, content = response.headers.get("content-type", "").split(";")[0], response.content
+    if not content or path in ("/", "/docs", "/redoc") or (path.startswith("/web/") and response.status_code == 200):
+        return bool(content)
+    if path == "/metrics":
+        return sorted(
+            family.name for family in text_string_to_metric_families(response.text) if "quartet" in family.name
+        )
+    if path == "/openapi.json" and response.status_code == 200:
+        return document_summary(response.json())
+    if kind == "application/json":
+        return stable(json.loads(content))
+    if kind == "text/event-stream":
+        return stream(response.text)
+    if kind == "application/octet-stream":
+        length = int(response.headers["inference-header-content-length"])
+        head = json.loads(content[:length])
+        return [stable(head), tensors(head["outputs"], content[length:])]
+    if kind == "application/zip":
+        return sorted(zipfile.ZipFile(io.BytesIO(content)).namelist())
+    if kind.startswith("image/"):
+        return picture(content)
+    return response.text[:300]
+
+
+def stream(text: str) -> list[Any]:
+    """Return the events of a stream. The events of each text are joined, because their number depends on the speed."""
+    joined: dict[Any, Any] = {}
+    others = []
+    for line in text.split("\n\n"):
+        event = line.removeprefix("data: ")
+        if event in ("", "[DONE]"):
+            others.append(event)
+            continue
+        content = stable(json.loads(event))
+        choice = content.get("choices", [content])[:1]
+        key = choice[0].get("index", 0) if choice else "end"
+        joined[key] = joined_event(joined[key], content) if key in joined else content
+    return [*joined.values(), *others]
+
+
+def joined_event(first: Any, second: Any, name: str = "") -> Any:
+    if isinstance(first, dict) and isinstance(second, dict) and name != "usage":
+        return {**first, **{key: joined_event(first.get(key), second[key], key) for key in second}}
+    if name == "choices":
+        return [joined_event(first[0], second[0])]
+    if isinstance(first, list) or name in ("text", "text_output"):
+        return first + second
+    return second
+
+
+def tensors(outputs: list[dict[str, Any]], content: bytes) -> list[Any]:
+    """Return the values of binary tensors."""
+    types = {"FP64": "<f8", "FP32": "<f4", "UINT8": "u1"}
+    result: list[Any] = []
+    for output in outputs:
+        part, content = np.split(np.frombuffer(content, np.uint8), [output["parameters"]["binary_data_size"]])
+        if output["datatype"] == "BYTES":
+            result.append(part.tobytes().decode("utf-8", "replace"))
+        else:
+            array = np.frombuffer(part.tobytes(), types[output["datatype"]])
+            result.append(stable(array.tolist() if len(array) < 100 else [len(array), float(array.mean())]))
+        content = content.tobytes()
+    assert not content
+    return result
+
+
+def picture(content: bytes) -> str:
+    image = Image.open(io.BytesIO(content))
+    return f"{image.format} {image.size[0]}x{image.size[1]} {image.mode} {np.asarray(image).mean():.0f}"
+
+
+def stable(value: Any, name: str = "") -> Any:
+    """Return JSON without the parts that vary between runs and machines."""
+    if name in VARYING_FIELDS:
+        return f"({type(value).__name__})"
+    if isinstance(value, dict):
+        return {key: stable(part, key) for key, part in value.items()}
+    if isinstance(value, list):
+        if len(value) > 100 and all(isinstance(part, int) for part in value):
+            return [len(value), sum(value) // len(value)]
+        return [stable(part, name) for part in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, str):
+        if value.startswith("iVBOR"):
+            return picture(base64.b64decode(value))
+        value = value.replace("HEAD, GET", "GET, HEAD")
+        return re.sub(r"(cmpl|forecast)-[0-9a-f]{24}", r"\1-(id)", value)
+    return value
+
+
+def document_summary(document: dict[str, Any]) -> Any:
+    """Return the operations of an OpenAPI document and the fields of its schemas."""
+    operations = {
+        f"{method} {path}": [
+            operation["operationId"],
+            [parameter.get("name", "ref") for parameter in operation["parameters"]],
+            list(operation.get("requestBody", {}).get("content", {})),
+            {status: list(answer.get("content", {})) for status, answer in operation["responses"].items()},
+        ]
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    return [
+        operations,
+        {name: list(part.get("properties", {})) for name, part in document["components"]["schemas"].items()},
+    ]
+
+
+def differences(recorded: Any, answer: Any, path: str = "") -> Iterable[str]:
+    """Yield the differences of two answers. The fields of an object have an order."""
+    if isinstance(recorded, float) and isinstance(answer, float):
+        if not math.isclose(recorded, answer, rel_tol=1e-3, abs_tol=1e-4):
+            yield f"{path} is {answer}, recorded {recorded}"
+    elif isinstance(recorded, dict) and isinstance(answer, dict):
+        if list(recorded) != list(answer):
+            yield f"{path} has the fields {list(answer)}, recorded {list(recorded)}"
+        for key in recorded.keys() & answer.keys():
+            yield from differences(recorded[key], answer[key], f"{path}.{key}")
+    elif isinstance(recorded, list) and isinstance(answer, list):
+        if len(recorded) != len(answer):
+            yield f"{path} has {len(answer)} entries, recorded {len(recorded)}: {answer}"[:500]
+        for i, (one, other) in enumerate(zip(recorded, answer, strict=False)):
+            yield from differences(one, other, f"{path}.{i}")
+    elif type(recorded) is not type(answer) or recorded != answer:
+        yield f"{path} is {answer!r}, recorded {recorded!r}"[:700]
