@@ -76,7 +76,7 @@ bench-scaling: .venv/train ## measure the speed on 1, 2, 4, ... cores, and compu
 bench-replicas: .venv/ray ## compare the speed of 1 and 2 Ray Serve replicas with that of 1 and 2 workers; ARGS="--kill"
 	$(BIN)/python -m benchmarks.speed.replicas $(ARGS)
 
-bench-imported: .venv/train ## compare the speed of the workshop's CNN as an imported .pt2 file, as an ONNX file and without import
+bench-imported: .venv/train ## compare the speed of the workshop's CNN as an imported ONNX file and without import
 	$(BIN)/python -m benchmarks.speed.imported $(ARGS)
 
 bench-protocols: .venv/train ## compare the speed of the other protocols with that of the native endpoints; ARGS="--only text"

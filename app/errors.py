@@ -243,19 +243,14 @@ class TooSlow(QuartetError):
     code = "too_slow"
 
 
-def is_out_of_memory(error: BaseException | None, imported: bool = False) -> bool:
-    """Return whether ``error`` means that torch or Python could not allocate memory on the CPU or on a GPU.
-
-    oneDNN, which computes torch's convolutions and LSTMs on the CPU, has one message for too little memory and for
-    tensors that are always too large. Only ``imported`` networks accept inputs of such sizes, so for them the message
-    does not count.
-    """
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether ``error`` means that torch or Python could not allocate memory on the CPU or on a GPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # raised by torch for GPUs
         return True
     if not isinstance(error, RuntimeError):
         return False
     message = str(error)  # on the CPU, torch raises RuntimeError
-    return "allocate memory" in message or (message == "could not create a primitive" and not imported)
+    return "allocate memory" in message or message == "could not create a primitive"  # the second is of oneDNN
 
 
 def inference_error(message: str, error: Exception) -> QuartetError:

@@ -2,7 +2,11 @@
 
 import sys
 
-from app.cli.models import main
-
 if __name__ == "__main__":
+    if sys.argv[1:2] in (["add"], ["import"]):  # they read files from others, which may exhaust the memory
+        from app.importing.limits import run_limited
+
+        sys.exit(run_limited(sys.argv[1:]))
+    from app.cli.models import main
+
     sys.exit(main())

@@ -147,8 +147,6 @@ METRICS = {  # names of metrics: meaning, better values
         "share of the generated images (or of real images) that a classifier assigns to their label. The classifier was trained on the real images of the training",
         "higher; `label_accuracy_of_real` is the value of real images",
     ),
-    ("milliseconds_for_N_rows",): ("for imported networks: computing time of a batch of N rows on one thread", LOWER),
-    ("memory_mib",): ("for imported networks: memory of the network and of a batch of 64 rows, in MiB", LOWER),
 }
 HEAD = """
 ## Metrics

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from app.cli import add_model
 from app.cli.output import write_line
 from app.exporting.files import to_onnx, to_pt2
-from app.importing.memory import check_archived
+from app.importing.limits import allow_bytes
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue, read_defaults, rollout
 from app.store.rollout import LATEST, Rollout
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     added = command("import", _import, "verify the version in an archive and add it to the store")
     added.add_argument("file", metavar="FILE", type=Path, help="archive that `export` has written")
     added.add_argument("--renumber", action="store_true", help="give the version the next free number")
-    added = command("add", _add, "import a trained network from a .pt2 file (torch.export) or an ONNX file")
+    added = command("add", _add, "import a trained network from an ONNX file, or from a .pt2 file of torch.export")
     add_model.add_arguments(added)
     added = command("export", _export, "write a version to an archive, or its network to a .pt2 or ONNX file")
     added.add_argument("model", metavar="NAME[@VERSION]", help="such as sales@3; by default the active version")
@@ -282,9 +282,10 @@ def _import(args: argparse.Namespace) -> None:
             raise archive.BadArchive(f"{args.file} has {size:,} bytes; the maximum is {max_bytes:,}")
         if not file.seekable():
             raise archive.BadArchive(f"{args.file} is a pipe; the archive should be a file on a disk")
+        allow_bytes(size)
         read_defaults(args.store)  # so that an error in the store is not attributed to the archive
         try:
-            card = archive.import_archive(args.store, file, max_bytes, args.renumber, check_archived)
+            card = archive.import_archive(args.store, file, max_bytes, args.renumber, check_loading)
         except rollout.RolloutRefused:  # the message names the version
             raise
         except StoreError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,32 +56,43 @@ def to_onnx(version: Version) -> bytes:
     except ImportError as error:
         raise ExportRefused(f"--onnx needs the package {error.name!r}, which the extra [onnx] installs") from None
     with warnings.catch_warnings(action="ignore"):
-        program, axes = _program(signature), tuple({0: "batch"} for _ in signature.examples)
-        operators: dict[Any, Any] = {torch.ops.aten.asinh.default: _asinh}
-        onnx = torch.onnx.export(
-            program, dynamic_shapes=axes, dynamo=True, verbose=False, custom_translation_table=operators
-        )
-    assert onnx is not None
-    _name([value for node in onnx.model.graph for value in node.outputs], onnx.model.graph.outputs, signature.outputs)
+        axes = tuple({0: "batch"} for _ in signature.examples)
+        onnx = to_model(_program(signature), signature.outputs, axes)
     onnx.model.metadata_props.update(_metadata(version.card, signature))
     content: bytes = onnx.model_proto.SerializeToString()
-    _check_onnx(content, signature, version.label)
+    with torch.inference_mode():
+        expected = signature.module(*signature.examples)
+    check_outputs(content, signature.examples, expected, version.label)
     return content
 
 
-def _check_onnx(content: bytes, signature: Signature, label: str) -> None:
+def to_model(program: torch.export.ExportedProgram, names: Sequence[str], axes: Any = None) -> Any:
+    """Return a program as an ONNX model of torch whose outputs have the names ``names``.
+
+    ``axes`` names the varying dimensions of each input; by default, they keep the names in the program.
+    """
+    operators: dict[Any, Any] = {torch.ops.aten.asinh.default: _asinh}
+    onnx = torch.onnx.export(
+        program, dynamic_shapes=axes, dynamo=True, verbose=False, custom_translation_table=operators
+    )
+    assert onnx is not None
+    _name([value for node in onnx.model.graph for value in node.outputs], onnx.model.graph.outputs, names)
+    return onnx
+
+
+def check_outputs(
+    onnx: bytes | str, examples: Sequence[torch.Tensor], expected: Mapping[str, torch.Tensor], label: str
+) -> None:
     """Compare the outputs of an ONNX file with those of the network, because torch can write files with errors.
 
     Raises ExportRefused if the file cannot be run, or if the outputs for the example inputs differ.
     """
     import onnxruntime
 
-    with torch.inference_mode():
-        expected = signature.module(*signature.examples)
     try:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
         names = [each.name for each in session.get_inputs()]
-        inputs = {name: example.numpy() for name, example in zip(names, signature.examples, strict=True)}
+        inputs = {name: example.numpy() for name, example in zip(names, examples, strict=True)}
         outputs = session.run(list(expected), inputs)
     except Exception as error:  # onnxruntime raises errors of many classes
         raise ExportRefused(f"torch cannot export {label}: onnxruntime rejects the file: {error}") from None

@@ -1,1 +1,1 @@
-"""Import trained networks: read their files without running code from them, check them, and publish them."""
+"""Import networks that were trained outside this project: read their files, check them, and publish them."""

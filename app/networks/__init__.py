@@ -15,8 +15,7 @@ from app.networks.forecaster import Forecaster
 from app.networks.gan import ConditionalGenerator, ConditionalSizes, Generator, GeneratorSizes
 from app.networks.gated_rnn import GatedRNN, GatedRNNSizes
 from app.networks.imported import ImportedSizes
-from app.networks.imported.exported_program import ExportedProgram
-from app.networks.imported.onnx_network import OnnxNetwork
+from app.networks.imported.onnx_runner import OnnxRunner
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes, StackedRNN, StackedRNNSizes
 from app.networks.series_reader import ForecasterSizes
@@ -27,8 +26,8 @@ TaskName = Literal["classify", "continue", "forecast", "sample", "infer"]
 class Kind(NamedTuple):
     """One network architecture. The fields of the dataclass ``sizes`` are the keys of ``sizes`` on its model cards.
 
-    ``task`` is None for imported networks (ONNX models and ``torch.export`` programs), because they may serve any task.
-    An imported network is built from the tensors that are stored with its version, not from its sizes.
+    ``task`` is None for imported networks (ONNX models), because they classify images or only take tensors. An imported
+    network is built from the tensors that are stored with its version, not from its sizes.
     """
 
     network: type[Any]
@@ -48,8 +47,7 @@ KINDS: dict[str, Kind] = {
     "forecaster": Kind(Forecaster, ForecasterSizes, "forecast"),
     "gan-generator": Kind(Generator, GeneratorSizes, "sample"),
     "conditional-generator": Kind(ConditionalGenerator, ConditionalSizes, "sample"),
-    "exported-program": Kind(ExportedProgram, ImportedSizes, None),
-    "onnx": Kind(OnnxNetwork, ImportedSizes, None),
+    "onnx": Kind(OnnxRunner, ImportedSizes, None),
 }
 
 

@@ -23,7 +23,6 @@ from app.engine.executor import Executor
 from app.engine.observer import ObserverFactory, VersionKey
 from app.engine.text_engine import TextEngine
 from app.errors import is_out_of_memory
-from app.networks import is_imported
 from app.settings import Settings, SettingsError
 from app.store import CARD, WEIGHTS, Card, StoreError
 from app.tasks import TASKS, BatchPredictor, Predictor, SplittingPredictor, Task
@@ -47,7 +46,7 @@ class Model(Generic[P]):
     predictor: P
     engine: Engine
     explainer: Batcher[Any, Any] | None = None  # computes ``predictor.explain`` in batches, if it exists
-    tensors: Batcher[Any, Any] | None = None  # computes requests that consist of tensors, for imported text models
+    tensors: Batcher[Any, Any] | None = None  # computes requests of tensors, for imported classifiers
     bytes: int = 0  # size of the weights in memory
     last_used_at: float = 0.0  # time.monotonic() at the last request, or at loading if there was no request
 
@@ -173,15 +172,15 @@ class Loader:
             observer = self.observers.for_version(card.name, card.version)
             rows, queue = max_rows(self.settings, task), self.settings.queue_rows
             engine = TextEngine(_label(card), predictor.step, predictor.seconds, self.executor, observer, rows, queue)
-            tensors = getattr(predictor, "tensors", None)
-            batcher = self._batcher(card, tensors, tensors.predict, tensors.seconds, tensors) if tensors else None
-            return Model(card, predictor, engine, tensors=batcher, bytes=size)
-        splitter = predictor if task.splits or is_imported(card.kind) else None
+            return Model(card, predictor, engine, bytes=size)
+        splitter = predictor if task.splits else None
         batcher = self._batcher(card, predictor, predictor.predict, predictor.seconds, splitter)
-        explainer = None
+        explainer = tensors = None
+        if runner := getattr(predictor, "tensors", None):
+            tensors = self._batcher(card, runner, runner.predict, runner.seconds, runner)
         if task.explains and hasattr(predictor, "explain"):  # imported networks have no heat maps
             explainer = self._batcher(card, predictor, predictor.explain, predictor.explain_seconds)
-        return Model(card, predictor, batcher, explainer, bytes=size)
+        return Model(card, predictor, batcher, explainer, tensors, size)
 
     def _batcher(
         self,

@@ -18,13 +18,7 @@ from app.store import Card, StoreError, TaskName, Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import AnyForecaster, load_forecaster
 from app.tasks.image_generation import ImageSampler
-from app.tasks.imported import (
-    ImportedClassifier,
-    ImportedForecaster,
-    ImportedSampler,
-    ImportedTextGenerator,
-    TensorPredictor,
-)
+from app.tasks.imported import ImportedClassifier, TensorPredictor
 from app.tasks.latency_model import LatencyModel
 from app.tasks.text_generation import TextGenerator
 
@@ -120,10 +114,14 @@ class Task(Generic[P]):
     def load(self, version: Version, device: torch.device, **options: Any) -> P:
         """Return the predictor of a version.
 
-        For an imported network, ``options`` are ignored. Its predictor has the same methods as the other predictors of
-        the task, except ``explain``.
+        For an imported network, ``options`` are ignored. Raises StoreError if it is for a task that it cannot serve.
         """
         if is_imported(version.card.kind):
+            if self.name not in IMPORTED:
+                allowed = ", ".join(IMPORTED)
+                raise StoreError(
+                    f"{version.label}: an imported network is for the task {self.name!r}, not for {allowed}"
+                )
             return cast(P, IMPORTED[self.name](version, device))
         return self.predictor(version, device, **options)
 
@@ -137,13 +135,10 @@ GENERATE_IMAGES = Task(
     "sample", ImageSampler, "batch", "image", ("/v1/images/sample", "/v1/images/generations"), splits=True
 )
 
-INFER = Task("infer", TensorPredictor, "batch", "row", ())  # requests consist of tensors, under /v2
+INFER = Task("infer", TensorPredictor, "batch", "row", (), splits=True)  # requests consist of tensors, under /v2
 
 IMPORTED: dict[TaskName, Callable[..., Predictor]] = {  # predictors of imported networks
     "classify": ImportedClassifier,
-    "continue": ImportedTextGenerator,
-    "forecast": ImportedForecaster,
-    "sample": ImportedSampler,
     "infer": TensorPredictor,
 }
 TASKS: dict[TaskName, Task[Any]] = {

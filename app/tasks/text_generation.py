@@ -169,7 +169,6 @@ class TextGenerator:
         self.vocabulary = card.vocabulary
         self.index = {character: index for index, character in enumerate(card.vocabulary[:-1])}
         self.unknown = len(card.vocabulary) - 1
-        self.reads_bytes = False  # whether the vocabulary consists of the 256 bytes, for UTF-8
         self.device, self.network = device, network.to(device)
         self.steps = self.network.for_generation()
         self.reads_many = hasattr(self.steps, "read_many")  # whether it reads many characters at once
@@ -182,17 +181,16 @@ class TextGenerator:
         self._batch: DecodeBatch | None = None
 
     def check_prompt(self, size: int, prompts: int = 1) -> None:
-        """Raise BadValue if prompts of ``size`` characters or bytes take longer than ``max_prompt_seconds`` to read."""
+        """Raise BadValue if prompts of ``size`` characters take longer than ``max_prompt_seconds`` to read."""
         seconds_each = self.prefill_latency(prompts) / prompts  # one character of each prompt is read at a time
         if self.reads_many:
             count = min(self.prefill_latency.efficient_rows(PREFILL_SECONDS), MAX_PREFILL)
             seconds_each = self.prefill_latency(count) / count
         if (seconds := seconds_each * size) > self.max_prompt_seconds:
-            unit = "bytes" if self.reads_bytes else "characters"
             raise BadValue(
-                f"prompt has {size:,} {unit}, which {self.card.name} reads in {seconds:,.1f} s; "
+                f"prompt has {size:,} characters, which {self.card.name} reads in {seconds:,.1f} s; "
                 f"the maximum is {self.max_prompt_seconds:g} s, which is about "
-                f"{int(self.max_prompt_seconds / seconds_each):,} {unit}",
+                f"{int(self.max_prompt_seconds / seconds_each):,} characters",
                 "prompt",
             )
 

@@ -1,10 +1,10 @@
-"""Compare the speed of the workshop's CNN as an imported .pt2 file, an imported ONNX file, and a native version.
+"""Compare the speed of the workshop's CNN as an imported ONNX file and as a native version.
 
     python -m benchmarks.speed.imported                                  # about two minutes
 
 The native version is the version that Quartet trained. The service runs with the settings of ``make serve``. Each round
 measures every version once, in rotating order. The column "time" shows the time of a request relative to the native
-version: the request rate of the native version divided by the rate of this version.
+version: the request rate of the native version divided by the rate of the imported version.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import uvloop
 
 from app import store
-from app.exporting.files import to_onnx, to_pt2
+from app.exporting.files import to_onnx
 from app.importing.add import Description, add
 from benchmarks.speed.serving import progress, rotated
 from benchmarks.support import load, servers
@@ -29,22 +29,21 @@ from benchmarks.support.report import Results, number, ratio
 from benchmarks.support.servers import ROOT, Server
 
 NATIVE = "cifar10-lenet"
-FILES = {"lenet-pt2": to_pt2, "lenet-onnx": to_onnx}
+IMPORTED = "lenet-onnx"
 WORK = "image"
 CALLERS = (1, 64)
 MAX_BYTES = 2**24
 
 
 def prepare(folder: Path) -> Path:
-    """Create a store with the native version and its two imported copies in ``folder``, and return its path."""
+    """Create a store with the native version and its imported copy in ``folder``, and return its path."""
     models = folder / "store"
     shutil.copytree(ROOT / "models_store" / NATIVE, models / NATIVE)
     version = store.read_version(models, NATIVE, 1)
-    for name, write in FILES.items():
-        path = folder / name
-        path.write_bytes(write(version))
-        options = {"softmax": False, "interpolation": "bicubic"}  # the files contain the softmax
-        add(models, path, Description(name, task="classify", options=options, labels=version.card.labels), MAX_BYTES)
+    path = folder / "net.onnx"
+    path.write_bytes(to_onnx(version))
+    options = {"softmax": False, "interpolation": "bicubic"}  # the file contains the softmax
+    add(models, path, Description(IMPORTED, task="classify", options=options, labels=version.card.labels), MAX_BYTES)
     return models
 
 
@@ -54,9 +53,9 @@ def request(model: str) -> Request:
 
 
 async def largest_difference(server: Server) -> dict[str, float]:
-    """Return the largest difference between probabilities of each imported version and of the native version."""
+    """Return the largest difference between probabilities of the imported and of the native version."""
     answers = {}
-    for model in (NATIVE, *FILES):
+    for model in (NATIVE, IMPORTED):
         answer = await load.send(server.port, request(model))
         if answer.status != 200:
             raise SystemExit(f"{model}: status {answer.status}: {answer.body[:300]!r}")
@@ -72,7 +71,7 @@ async def largest_difference(server: Server) -> dict[str, float]:
 async def measure(server: Server, results: Results, options: argparse.Namespace, callers: int, turn: int) -> None:
     """Measure each version once with ``callers`` callers. The order of the versions depends on the round ``turn``."""
     generator = load.wrk if load.has_wrk() else load.measure
-    for model, message in rotated([(model, request(model)) for model in (NATIVE, *FILES)], turn):
+    for model, message in rotated([(model, request(model)) for model in (NATIVE, IMPORTED)], turn):
         progress(f"{callers} callers, round {turn + 1} of {options.rounds}: {model}")
         await load.call(server.port, [message], callers, 0.3)
         cpu, started = server.cpu_seconds(), time.perf_counter()
@@ -85,7 +84,7 @@ def table(results: Results, differences: dict[str, float]) -> str:
     lines = ["| version | callers | requests/s | time, of native's | p50 ms | p99 ms | errors | largest difference |"]
     lines.append("|---|--:|--:|--:|--:|--:|--:|--:|")
     for callers in CALLERS:
-        for model in (NATIVE, *FILES):
+        for model in (NATIVE, IMPORTED):
             rates = (results.median(WORK, each, callers, "per_second") for each in (NATIVE, model))
             native, rate = rates
             cells = [number(rate, 0), number(ratio(native, rate), 2)]
@@ -105,7 +104,7 @@ async def bench(options: argparse.Namespace, server: Server) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Compare the speed of the workshop's CNN as .pt2, as ONNX and as a native version."
+        description="Compare the speed of the workshop's CNN as ONNX and as a native version."
     )
     parser.add_argument("--seconds", type=float, default=3, help="seconds of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each version (default: %(default)s)")

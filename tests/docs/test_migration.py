@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 from support.imported.onnx_models import forest, square_classifier
-from support.imported.programs import SmallTransformer, export
 from support.service import ROOT, TEST, serving
 from torch import Tensor, nn
 from tritonclient import http as triton
@@ -41,14 +40,13 @@ class Net(nn.Module):
 
 
 def run_add_commands(page: Path, store: Path) -> None:
-    """Run the `add` commands of a page on files in the current folder, and its exports of included networks."""
+    """Run the `add` commands of a page on files in the current folder."""
     store.mkdir()
     text = page.read_text("utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^    \.venv/bin/python -m app\.models ((?:add|export) .*)$", text, re.MULTILINE)
+    commands = re.findall(r"^    \.venv/bin/python -m app\.models (add .*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
-        folder = ROOT / "models_store" if command.startswith("export") else store
-        assert models.main([*shlex.split(command), "--store", str(folder)]) == 0
+        assert models.main([*shlex.split(command), "--store", str(store)]) == 0
 
 
 class Pooled(nn.Module):
@@ -70,11 +68,7 @@ def test_the_guide_for_importing_a_model_is_followed(tmp_path: Path, monkeypatch
         warnings.simplefilter("ignore")  # torch warns of its own code
         for script in scripts:
             exec(script, {"network": Pooled(), "forest": model, "rows": rows, "Path": Path})
-    sizes = {"tokens": {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", min=1, max=256)}}
-    (tmp_path / "gpt.pt2").write_bytes(
-        export(SmallTransformer(longest=256), torch.zeros(2, 5, dtype=torch.int64), sizes=sizes)
-    )
-    (tmp_path / "characters.json").write_text(json.dumps(list("\n abcdefghi")))
+    (tmp_path / "resnet.onnx").write_bytes(square_classifier(["n", 3, 224, 224], 224, 5).SerializeToString())
     (tmp_path / "imagenet.txt").write_text("a\nb\nc\nd\ne\n")
     (tmp_path / "vit").mkdir()
     vit = square_classifier(["batch_size", "num_channels", "height", "width"], 224, 5)
@@ -82,7 +76,7 @@ def test_the_guide_for_importing_a_model_is_followed(tmp_path: Path, monkeypatch
     run_add_commands(page, tmp_path / "store")
     assert models.main(["add", "forest.onnx", "--name", "forest", "--store", "store"]) == 0
     assert store.version_numbers(tmp_path / "store", "resnet") == [1, 2]
-    assert sorted(store.model_names(tmp_path / "store")) == ["forest", "gpt", "resnet", "series", "vit"]
+    assert sorted(store.model_names(tmp_path / "store")) == ["forest", "resnet", "vit"]
 
 
 def test_a_torchserve_archive_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,11 +20,9 @@ from support.service import ROOT, run_models_command
 from torch import Tensor
 
 from app.cli import models
-from app.errors import BadValue
 from app.exporting import files
 from app.exporting.signatures import SIGNATURES, Signature
 from app.networks import KINDS, is_imported
-from app.networks.forecaster import QUANTILES
 from app.store import Version, read_version
 from app.tasks import TASKS
 from app.tasks.imported import TensorPredictor
@@ -122,47 +120,16 @@ def test_both_files_have_the_outputs_of_the_network(kind: str, exports: Exports)
 
 
 @pytest.mark.parametrize(
-    "kind", ["lenet", "character-rnn", "gated-rnn", "series-lstm", "forecaster", "conditional-generator"]
+    ("kind", "suffix"),
+    [
+        ("character-rnn", "onnx"),
+        *(pytest.param(kind, "pt2", marks=pytest.mark.slow) for kind in ("lenet", "series-lstm", "forecaster")),
+    ],
 )
-def test_an_exported_program_can_be_imported_again(
-    kind: str, exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_exported_file_can_be_imported_again(
+    kind: str, suffix: str, exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_import(exports.version(kind), exports.file(kind, "pt2"), tmp_path, capsys)
-
-
-@pytest.mark.parametrize(("suffix", "options"), [("pt2", []), ("onnx", ["--non-negative"])])
-def test_an_exported_forecaster_can_be_imported_as_a_task(
-    suffix: str, options: list[str], exports: Exports, tmp_path: Path
-) -> None:
-    levels = ",".join(map(str, QUANTILES))
-    tensors = ["--input", "values", "--output", "quantiles", "--seasons", "seasons", "--quantiles", levels]
-    command = ["add", str(exports.file("forecaster", suffix)), "--name", "again", "--store", str(tmp_path)]
-    assert models.main([*command, "--task", "forecast", *tensors, *options]) == 0
-    cpu = torch.device("cpu")
-    native = TASKS["forecast"].load(exports.version("forecaster"), cpu)
-    imported = TASKS["forecast"].load(read_version(tmp_path, "again", 1), cpu)
-    # The service itself makes the forecast of a non-negative series non-negative.
-    shift = 0.0 if options else -3.0
-    weeks = [abs(float(day % 7) - 2) + day / 50 + shift for day in range(100)]
-    with_gaps = [*weeks[:40], None, *weeks[41:], None]
-    for values, season in (([1.0 + shift, 2.0, 1.5], None), (with_gaps, None), (weeks[:21], 7)):
-        forecasts = []
-        for predictor in (native, imported):
-            item = predictor.parse(values, 3, seasonality=season)
-            forecasts.append(predictor.forecast(item, predictor.predict([item])[0]))
-        expected, actual = forecasts
-        floor = 0.0 if options else -np.inf
-        assert actual.quantiles == pytest.approx(expected.quantiles, abs=MAX_DIFFERENCE)
-        pairs = [(actual.mean, expected.mean), (actual.median, expected.median)]
-        for level in (20, 80, 99):
-            pairs += zip(actual.interval(level), expected.interval(level), strict=True)
-        for own, other in pairs:
-            assert own == pytest.approx(np.maximum(other, floor), abs=MAX_DIFFERENCE)
-        assert actual.seasonality == expected.seasonality
-    with pytest.raises(BadValue, match="ends with 2 missing values"):
-        imported.parse([*weeks, None, None], imported.horizon - 1)
-    with pytest.raises(BadValue, match="takes seasons of up to 168"):
-        imported.parse(weeks, 3, seasonality=169)
+    check_import(exports.version(kind), exports.file(kind, suffix), tmp_path, capsys)
 
 
 def test_a_forecaster_without_smoothing_is_exported_as_a_program(
@@ -171,12 +138,6 @@ def test_a_forecaster_without_smoothing_is_exported_as_a_program(
     version = publish_tiny(tmp_path, "tiny-forecaster")
     assert version.network().sizes.smoothings == 0
     assert run_models_command(capsys, tmp_path, "export", "tiny-forecaster", str(tmp_path / "x.pt2"), "--pt2")[0] == 0
-
-
-def test_an_exported_onnx_file_can_be_imported_again(
-    exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    check_import(exports.version("character-rnn"), exports.file("character-rnn", "onnx"), tmp_path, capsys)
 
 
 def check_import(version: Version, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +160,7 @@ def check_import(version: Version, path: Path, tmp_path: Path, capsys: pytest.Ca
 def test_an_exported_classifier_is_imported_with_its_task(
     exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    version, path, labels = exports.version("lenet"), exports.file("lenet", "pt2"), tmp_path / "labels"
+    version, path, labels = exports.version("lenet"), exports.file("lenet", "onnx"), tmp_path / "labels"
     labels.write_text("\n".join(version.card.labels or []))
     options = ["--task", "classify", "--labels", str(labels), "--no-softmax", "--interpolation", "bicubic"]
     assert run_models_command(capsys, tmp_path, "add", str(path), "--name", "again", *options)[::2] == (0, "")

@@ -17,14 +17,14 @@ import pytest
 import torch
 from support.fake_device import DeviceTensor, fake_device
 from support.images import image_bytes
-from support.imported.programs import export_cnn, export_transformer
+from support.imported.onnx_models import linear_model
 from support.networks import SMALL, publish_small
 from support.service import TEST, serving
 
 from app.cli import models
 from app.engine import circuit_breaker
 from app.networks import KINDS
-from app.networks.imported import onnx_network
+from app.networks.imported import onnx_runner
 from app.serving import recovery
 from app.settings import Settings
 from app.store import read_version
@@ -46,9 +46,7 @@ BODIES: dict[str, list[dict[str, Any]]] = {
     "sample": [{"count": 20, "seed": 3}],
 }
 TENSORS: dict[str, dict[str, Any]] = {
-    "pt2-cnn": {"name": "image", "datatype": "FP32", "shape": [2, 3, 8, 8], "data": [0.5] * 384},
     "onnx-mean": {"name": "x", "datatype": "FP32", "shape": [2, 4], "data": [1.0] * 8},
-    "pt2-transformer": {"name": "tokens", "datatype": "INT64", "shape": [1, 3], "data": [1, 2, 3]},
 }
 
 
@@ -57,7 +55,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Yield the device. Services that the test starts after this compute on it."""
     with fake_device.enabled() as device:
         monkeypatch.setattr("app.serving.models.find_device", lambda name: device)
-        monkeypatch.setitem(onnx_network.PROVIDERS, device.type, "CPUExecutionProvider")
+        monkeypatch.setitem(onnx_runner.PROVIDERS, device.type, "CPUExecutionProvider")
         yield device
 
 
@@ -98,18 +96,11 @@ def test_numbers_indices_and_copies_are_allowed(device: torch.device) -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store with a network of every kind. It has ``onnx-mean`` only if onnxruntime is installed."""
+    """Return a store with a network of every kind."""
     tmp_path = tmp_path_factory.mktemp("every-kind")
     folder = tmp_path / "store"
     for kind in SMALL:
         publish_small(folder, kind, kind)
-    for name, content in {"pt2-cnn": export_cnn()[1], "pt2-transformer": export_transformer()[1]}.items():
-        (tmp_path / f"{name}.pt2").write_bytes(content)
-        assert models.main(["add", str(tmp_path / f"{name}.pt2"), "--name", name, "--store", str(folder)]) == 0
-    try:
-        from support.imported.onnx_models import linear_model
-    except ImportError:
-        return folder
     (tmp_path / "mean.onnx").write_bytes(linear_model()[0].SerializeToString())
     assert models.main(["add", str(tmp_path / "mean.onnx"), "--name", "onnx-mean", "--store", str(folder)]) == 0
     return folder

@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import ModelProto
 from support.engine import RecordingObserver
-from support.imported.onnx_models import bigram_model, linear_classifier
+from support.imported.onnx_models import linear_classifier
 from support.networks import publish_small, publish_tiny, rewrite_weights
 
 from app import store
@@ -145,22 +145,13 @@ def imported(loader: Loader, content: ModelProto, description: Description) -> A
     return model
 
 
-def test_an_imported_network_is_split_and_cannot_explain(loader: Loader) -> None:
-    description = Description("net", task="classify", labels=["a", "b"])
-    model = imported(loader, linear_classifier(), description)
-    assert model.engine._splitter is model.predictor
-    assert model.explainer is None
-
-
-def test_an_imported_text_model_also_computes_requests_of_tensors(loader: Loader) -> None:
-    description = Description("net", task="continue", vocabulary="abc", options={"context": 4})
-    model = imported(loader, bigram_model(), description)
-    predictor, batcher = model.predictor.tensors, model.tensors
-    assert isinstance(model.engine, TextEngine)
-    assert (model.id, batcher.name, model.explainer) == ("net@1", "net@1", None)
-    assert (batcher._predict, batcher._rows) == (predictor.predict, predictor.rows)
-    assert batcher._expected_seconds == predictor.seconds
-    assert batcher._splitter is predictor
+def test_an_imported_classifier_also_computes_requests_of_tensors(loader: Loader) -> None:
+    model = imported(loader, linear_classifier(), Description("net", task="classify", labels=["a", "b"]))
+    assert (model.tensors._predict, model.tensors._splitter) == (
+        model.predictor.tensors.predict,
+        model.predictor.tensors,
+    )
+    assert (model.engine._splitter, model.explainer) == (None, None)
     version = store.read_version(loader.settings.store, "net", 1)
     assert model.bytes == sum(tensor.nbytes for tensor in version.tensors.values())
 

@@ -15,12 +15,12 @@ from support.service import run_models_command
 from torch.overrides import TorchFunctionMode
 
 from app import store
-from app.networks.imported.onnx_network import MODEL
+from app.networks.imported.onnx_runner import MODEL
 from app.store import rollout
 from app.store.rollout import RolloutRefused
 
 FLOAT8 = torch.float8_e4m3fn  # a type that versions may not have
-SIZES: dict[str, Any] = {"inputs": {"x": ["batch", 4]}, "ranges": {}, "batched": True, "max_rows": 64}
+SIZES: dict[str, Any] = {"inputs": {"x": ["?", 4]}, "batched": True, "max_rows": 64}
 
 
 def publish_linear(folder: Path) -> tuple[store.Version, np.ndarray]:
@@ -49,11 +49,11 @@ def test_an_imported_network_of_the_task_infer_is_never_a_default(tmp_path: Path
 def test_an_imported_network_gets_a_task_but_does_not_lose_it(tmp_path: Path) -> None:
     publish_linear(tmp_path)
     tensors = store.read_version(tmp_path, "linear", 1).tensors
-    for task in ("forecast", "forecast"):  # version 1 for the task infer does not count
+    for task in ("classify", "classify"):  # version 1 for the task infer does not count
         store.publish(tmp_path, tiny_card("linear", task, "onnx", SIZES, {}), tensors)
-    assert store.read_defaults(tmp_path) == {"forecast": "linear"}
+    assert store.read_defaults(tmp_path) == {"classify": "linear"}
     for change in (publish_linear, lambda folder: rollout.activate(folder, "linear", 1)):
-        with pytest.raises(store.StoreError, match=r"^linear@\d: task is 'infer', expected 'forecast' as for linear@2"):
+        with pytest.raises(store.StoreError, match=r"^linear@\d: task is 'infer', expected 'classify' as for linear@2"):
             change(tmp_path)
     assert rollout.activate(tmp_path, "linear", 2).active == 2
 

@@ -111,26 +111,11 @@ class TimeSeriesInference(ForecastInference):
         self.starts = [_forecast_start(series, f"inputs.{i}", step) for i, series in enumerate(body.inputs)]
         super().__init__(model, options.model_copy(update=fields), settings)
 
-    def parse(self) -> list[Any]:
-        try:
-            return super().parse()
-        except BadValue as error:  # an imported network that forecasts fewer steps
-            if error.param != "horizon":
-                raise
-            raise BadValue(f"options.{error.message}", "options.horizon") from None
-
     def response_size(self, outputs: Sequence[Any]) -> int:
         return len(self.items) * self.body.horizon * (1 + len(self.quantiles))
 
     def respond(self, outputs: Sequence[Any]) -> Response:
-        try:
-            results = self.results(outputs)
-        except BadValue as error:  # an imported network without intervals
-            if error.param != "levels":
-                raise
-            problem = f"{self.model.card.name} forecasts no intervals, so send [] or [0.5]"
-            sent = quote_value(self.quantiles)
-            raise BadValue(f"options.quantiles is {sent}; {problem}", "options.quantiles") from None
+        results = self.results(outputs)
         forecast_id = f"forecast-{secrets.token_hex(12)}"
         rows = enumerate(zip(self.request.inputs, self.starts, results, strict=True))
         return json_response(

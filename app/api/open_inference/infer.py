@@ -88,7 +88,7 @@ class TensorInference(Inference[Any]):
 
 
 def tensors_engine(model: Model) -> Engine:
-    """Return the engine that runs a model on tensors. An imported text model has this engine and a text engine."""
+    """Return the engine that runs a model on tensors. An imported classifier has one for images too."""
     return model.tensors or model.engine
 
 

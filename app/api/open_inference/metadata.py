@@ -20,7 +20,7 @@ from app.serving.models import Models
 from app.settings import Settings
 from app.store import Card
 
-PLATFORMS = {"exported-program": "pytorch_pt2", "onnx": "onnxruntime_onnx"}  # all other kinds are pytorch_safetensors
+PLATFORMS = {"onnx": "onnxruntime_onnx"}  # all other kinds are pytorch_safetensors
 CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # the name of every other type is TYPE_ plus the data type
 
 

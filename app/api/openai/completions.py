@@ -118,7 +118,7 @@ class CompletionInference(Inference[TextGenerator]):
         executor: Executor,
     ) -> None:
         super().__init__(model)
-        _check(body, model.predictor)
+        _check(body)
         self.predictor = model.predictor
         self.rows, self.parse_size, self.streamed = body.n or 1, _prompt_size(body.prompt), bool(body.stream)
         self.body = body
@@ -272,7 +272,7 @@ def _prompt_size(prompt: Any) -> int:
     return len(prompt) if isinstance(prompt, str) else 0
 
 
-def _check(body: CompletionRequest, predictor: TextGenerator) -> None:
+def _check(body: CompletionRequest) -> None:
     """Raise BadValue for fields that contradict each other or are not supported."""
     if body.best_of not in (None, body.n or 1):
         raise BadValue(f"best_of is {quote_value(body.best_of)}; it should equal n, which is {body.n or 1}", "best_of")
@@ -280,9 +280,6 @@ def _check(body: CompletionRequest, predictor: TextGenerator) -> None:
         raise BadValue(
             f"suffix is {quote_value(body.suffix)}; the network reads forwards only, so leave it out", "suffix"
         )
-    if body.logprobs is not None and predictor.reads_bytes:
-        problem = f"{predictor.card.name} reads bytes and has no log-probabilities of characters, so leave it out"
-        raise BadValue(f"logprobs is {quote_value(body.logprobs)}; {problem}", "logprobs")
     if body.stream_options and not body.stream:
         raise BadValue("stream_options requires stream", "stream_options")
     if body.max_tokens == 0 and not body.echo:
@@ -315,10 +312,10 @@ def _prompts(prompt: Any, predictor: TextGenerator) -> list[str]:
         )
     if type(prompt[0]) is int:
         prompt = [prompt]
-    return [_prompt(each, predictor.vocabulary[: predictor.unknown], predictor.reads_bytes) for each in prompt]
+    return [_prompt(each, predictor.vocabulary[: predictor.unknown]) for each in prompt]
 
 
-def _prompt(prompt: Any, vocabulary: Sequence[str], reads_bytes: bool) -> str:
+def _prompt(prompt: Any, vocabulary: Sequence[str]) -> str:
     if isinstance(prompt, str):
         return prompt
     if not isinstance(prompt, list):
@@ -328,13 +325,7 @@ def _prompt(prompt: Any, vocabulary: Sequence[str], reads_bytes: bool) -> str:
             raise BadValue(
                 f"prompt has {quote_value(index)}: out of vocabulary; ids are 0 to {len(vocabulary) - 1}", "prompt"
             )
-    if not reads_bytes:
-        return "".join([vocabulary[index] for index in prompt])
-    try:
-        return bytes(prompt).decode()
-    except UnicodeDecodeError:
-        problem = "the ids are bytes, and these are not valid UTF-8"
-        raise BadValue(f"prompt has {quote_value(prompt)}; {problem}", "prompt") from None
+    return "".join([vocabulary[index] for index in prompt])
 
 
 def _sampling_options(body: CompletionRequest, predictor: TextGenerator) -> Callable[[], SamplingOptions] | None:

@@ -32,7 +32,6 @@ from app.api.routes.admin_responses import (
     VersionComparison,
 )
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavailable, Unauthorized
-from app.importing.memory import check_archived
 from app.serving.models import Models
 from app.settings import Settings, SettingsError
 from app.store import Card, StoreError, VersionNumber, archive, catalogue, read_defaults, rollout
@@ -269,7 +268,7 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
                 await spool_body(request, disk, body, max_bytes, settings.body_seconds)
                 await on_store(lambda: read_defaults(store))  # an error in the store is not an error in the archive
                 card: Card = await on_store(
-                    lambda: archive.import_archive(store, body, max_bytes, renumber, check_archived), otherwise=BadValue
+                    lambda: archive.import_archive(store, body, max_bytes, renumber, check_loading), otherwise=BadValue
                 )
             finally:
                 await disk.run(body.close)

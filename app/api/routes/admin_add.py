@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -27,33 +26,26 @@ from app.api.request_body import spool_body
 from app.api.request_head import read_query
 from app.api.responses import json_response, success_response
 from app.api.routes.admin_responses import ImportResponse
-from app.errors import BadValue, Conflict, StoreUnavailable, TimedOut
+from app.errors import BadValue, Conflict, StoreUnavailable
 from app.settings import Settings
-from app.store import ModelName, StoreError, TaskName, atomic_files, catalogue, read_defaults
+from app.store import ModelName, StoreError, atomic_files, catalogue, read_defaults
 from app.store.disk_thread import DiskThread
 from app.tasks import check_loading
 
-IMPORT_SECONDS = 600.0  # seconds after which an import is stopped
-FLAGS = {  # for each field: the value that differs from the default, and the option for this value
-    "softmax": (False, "--no-softmax"),
-    "standardise": (True, "--standardise"),
-    "non_negative": (True, "--non-negative"),
-}
 ERROR = re.compile(r"^(?:python -m app\.models add: )?error: ", re.MULTILINE)  # starts the message on stderr
-FILES = ("labels", "vocabulary")  # sent as text in the query, but read from files by the command
 
 
 class AddQuery(BaseModel):
-    """The options of the command ``add``. Commas separate list items, except in ``labels`` and ``vocabulary``."""
+    """The options of the command ``add``. Commas separate list items, except in ``labels``."""
 
     name: ModelName | None = Field(None, description="name of the model", examples=["resnet"])
     title: str | None = Field(None, max_length=1000, description="one sentence about the model")
     licence: str | None = Field(None, max_length=1000, description="licence of the network")
     source: str | None = Field(None, max_length=1000, description="where the network comes from")
-    task: TaskName = Field(
+    task: Literal["infer", "classify"] = Field(
         "infer", description="task of the network besides tensor requests under `/v2`. `infer` means no other task."
     )
-    labels: str | None = Field(None, description="for `classify` and `sample`: the labels, one per line")
+    labels: str | None = Field(None, description="for `classify`: the labels, one per line")
     size: int | None = Field(None, description="for `classify`: height and width of the input images in pixels")
     resize: int | None = Field(
         None, description="for `classify`: length to which the shorter side is scaled before the centre is cropped"
@@ -64,35 +56,8 @@ class AddQuery(BaseModel):
     mean: str | None = Field(None, description="for `classify`: mean of each channel, for pixels from 0 to 1")
     std: str | None = Field(None, description="for `classify`: standard deviation of each channel")
     softmax: bool = Field(True, description="for `classify`: whether the network returns logits")
-    latents: str | None = Field(None, description="for `sample`: name of the input tensor with the latents")
-    classes: str | None = Field(None, description="for `sample`: name of the input tensor with the class indices")
-    low: float | None = Field(None, description="for `sample`: value of black in the output")
-    high: float | None = Field(None, description="for `sample`: value of white in the output")
-    input: str | None = Field(None, description="for `classify` and `forecast`: name of the input tensor")
-    output: str | None = Field(None, description="for `classify`, `forecast` and `sample`: name of the output tensor")
-    context: int | None = Field(
-        None, description="for `forecast` and `continue`: number of values or characters that the network reads at once"
-    )
-    quantiles: str | None = Field(None, description="for `forecast`: quantile levels of the output")
-    standardise: bool = Field(
-        False, description="for `forecast`: whether the service scales inputs to mean 0 and standard deviation 1"
-    )
-    seasons: str | None = Field(
-        None, description="for `forecast`: name of the input tensor with the number of values per season"
-    )
-    non_negative: bool = Field(
-        False, description="for `forecast`: whether forecasts of series without negative values are at least 0"
-    )
-    vocabulary: str | None = Field(
-        None, description="for `continue`: JSON list of the characters in the order of their indices, or `bytes`"
-    )
-    tokens: str | None = Field(None, description="for `continue`: name of the input tensor with the characters")
-    logits: str | None = Field(None, description="for `continue`: name of the output tensor with the logits")
-    states: str | None = Field(None, description="for `continue`: names of the input tensors with the state")
-    next_states: str | None = Field(None, description="for `continue`: names of the output tensors with the next state")
-    unknown: int | None = Field(
-        None, description="for `continue`: index of the character that replaces unknown characters"
-    )
+    input: str | None = Field(None, description="for `classify`: name of the input tensor")
+    output: str | None = Field(None, description="for `classify`: name of the output tensor")
 
 
 def add_route(routes: APIRouter, settings: Settings) -> None:
@@ -108,10 +73,10 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
         responses=success_response(ImportResponse, description="The versions of the model, after the import"),
     )
     async def add_model(request: Request) -> Response:
-        """Publish a network from a `.pt2` file of `torch.export.save` or from an ONNX file.
+        """Publish a network from an ONNX file.
 
-        An ONNX file and its external data can be sent together as a ZIP archive. The service never unpickles or
-        executes code from the file. It checks the network and measures its speed, which takes some seconds.
+        An ONNX file and its external data can be sent together as a ZIP archive. The file cannot run code. The service
+        checks the network and measures its speed, which takes some seconds. Only the command line imports `.pt2` files.
         """
         query = read_query(request, AddQuery)
         if query.name is None:
@@ -146,39 +111,30 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
 
     Raises:
         BadValue: the command rejects the file or an option.
-        TimedOut: the import takes too long.
         StoreUnavailable: the command cannot read or write the store.
     """
     arguments = [str(folder / "upload"), f"--store={store}", "--json"]
     title = query.title or query.name  # without a title, the command would use the name of the file, "upload"
     for name, value in (query.model_dump(exclude_none=True) | {"title": title}).items():
-        option = name.replace("_", "-")
-        if name in FILES and (name, value) != ("vocabulary", "bytes"):
+        if name == "labels":
             (folder / name).write_text(value, "utf-8")
-            arguments.append(f"--{option}={folder / name}")
-        elif name in FLAGS:
-            arguments += [FLAGS[name][1]] if value is FLAGS[name][0] else []
-        else:
-            arguments.append(f"--{option}={value}")
+            value = folder / name
+        if name != "softmax":
+            arguments.append(f"--{name}={value}")
+        elif not value:
+            arguments.append("--no-softmax")
     paths = os.pathsep.join((str(Path(app.__file__).parents[1]), os.environ.get("PYTHONPATH", "")))
-    try:
-        process = subprocess.run(
-            [sys.executable, "-m", "app.models", "add", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=IMPORT_SECONDS,
-            # The command's temporary files go into ``folder``, because other folders may be read-only.
-            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)},
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise TimedOut(f"the import took more than {IMPORT_SECONDS:g} s") from None
+    process = subprocess.run(
+        [sys.executable, "-m", "app.models", "add", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        # The command's temporary files go into ``folder``, because other folders may be read-only.
+        env=os.environ | {"PYTHONPATH": paths, "TMPDIR": str(folder)},
+        check=False,
+    )
     if process.returncode == 0:
         return int(json.loads(process.stdout)["added"])
-    if process.returncode < 0:
-        reason = signal.Signals(-process.returncode).name
-        raise BadValue(f"the import was ended by {reason}: the file may need too much memory", "body")
     text = process.stderr.strip()  # warnings may precede the message, and a crash of Python has no message
     start = ERROR.search(text)
     message = (text[start.end() :] if start else text.rpartition("\n")[2]).replace(f"{folder}/", "")

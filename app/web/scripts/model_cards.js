@@ -106,7 +106,7 @@ function describeSpeed({ task, speed }) {
 const describeTensors = (tensors) => tensors.map(({ name, dtype, shape }) => `${name} ${dtype} [${shape.join(", ")}]`).join("; ");
 
 /** Return whether the network of a card was imported. */
-export const isImported = ({ kind }) => kind === "exported-program" || kind === "onnx";
+export const isImported = ({ kind }) => kind === "onnx";
 
 /** Return the facts of a training or of an import. An import has tensors instead of a seed and a duration. */
 function origin({ card }) {

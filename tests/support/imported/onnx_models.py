@@ -50,16 +50,6 @@ def square_classifier(shape: list[Any], side: int, labels: int) -> ModelProto:
     return onnx_model(nodes, {"x": shape}, {"y": ["n", labels]}, {"matrix": matrix})
 
 
-def bigram_model(values: int = 3, time: str | None = "time") -> ModelProto:
-    """Return a model of texts that computes the logits of the next character from the last character alone."""
-    matrix = np.random.default_rng(0).standard_normal((values, values)).astype(np.float32)
-    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", time])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", time, values])
-    nodes = [helper.make_node("Gather", ["matrix", "tokens"], ["logits"])]
-    graph = helper.make_graph(nodes, "graph", [tokens], [logits], [numpy_helper.from_array(matrix, "matrix")])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
-
-
 def forest(texts: bool = False, **options: Any) -> tuple[Any, np.ndarray, bytes]:
     """Return a random forest of scikit-learn, its training data, and the forest as an ONNX file."""
     from skl2onnx import to_onnx
@@ -81,3 +71,31 @@ def externalise(model: ModelProto, location: str, **entries: object) -> None:
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in {"location": location, **entries}.items():
         tensor.external_data.add(key=key, value=str(value))
+
+
+def function_model(domain: str, *functions: list[NodeProto]) -> ModelProto:
+    """Return a model that calls the function ``F0`` of a domain. Functions have the nodes of ``functions``."""
+    model = onnx_model([helper.make_node("F0", ["x"], ["y"], domain=domain)], {"x": ["n", 1]}, {"y": ["n", 1]})
+    model.opset_import.append(helper.make_opsetid(domain, 1))
+    opsets = list(model.opset_import)
+    model.functions.extend(
+        helper.make_function(domain, f"F{index}", ["x"], ["y"], nodes, opsets) for index, nodes in enumerate(functions)
+    )
+    return model
+
+
+def calling(count: int) -> ModelProto:
+    """Return a model of ``count`` functions, each of which calls the next one twice."""
+    calls = [
+        [helper.make_node(f"F{i}", [start], [end], domain="own") for start, end in (("x", "half"), ("half", "y"))]
+        for i in range(1, count)
+    ]
+    return function_model("own", *calls, [helper.make_node("Neg", ["x"], ["y"])])
+
+
+def message(number: int, content: bytes) -> bytes:
+    """Return a field of a protocol buffer that is a text or a message."""
+    length, size = len(content), b""
+    while length >= 0x80:
+        size, length = size + bytes([length & 0x7F | 0x80]), length >> 7
+    return bytes([number << 3 | 2]) + size + bytes([length]) + content

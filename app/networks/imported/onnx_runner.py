@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from app.networks.imported import Arrays
-from app.networks.imported.onnx_format import GRAPH_OUTPUT, MODEL_GRAPH, VALUE_NAME, read_onnx
+from app.networks.imported import ANY, Arrays, Shape
+from app.networks.imported.onnx_check import check_onnx
 
 MODEL = "model"  # key of the tensor uint8 [bytes] that holds the ONNX file
 EXTERNAL = "external/"  # start of the keys of tensors that hold external data; the file name follows
@@ -26,6 +26,19 @@ CATEGORY_HINT = '; train the encoder with OneHotEncoder(handle_unknown="ignore")
 SOURCE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:/\S+:\d+ .*?\) (?=[A-Z]))?")
 QUIET = 4  # log severity: only fatal errors, because all others are raised
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+TYPES = {  # types of inputs and outputs; the keys are onnxruntime's names
+    "tensor(bool)": "bool", "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64", "tensor(int8)": "int8", "tensor(int16)": "int16", "tensor(int32)": "int32",
+    "tensor(int64)": "int64", "tensor(float16)": "float16", "tensor(float)": "float32", "tensor(double)": "float64",
+    "tensor(string)": "string",
+}  # fmt: skip
+
+
+class NamedTensor(NamedTuple):
+    """The type and the declared shape of an input or output."""
+
+    dtype: str
+    shape: Shape
 
 
 @cache
@@ -41,16 +54,8 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-def _field(number: int, content: bytes) -> bytes:
-    """Return a field of a protocol buffer that is a text or a message."""
-    length, size = len(content), b""
-    while length >= 0x80:
-        size, length = size + bytes([length & 0x7F | 0x80]), length >> 7
-    return bytes([number << 3 | 2]) + size + bytes([length]) + content
-
-
-class OnnxNetwork:
-    """An ONNX model. It uses as many threads as torch does.
+class OnnxRunner:
+    """An ONNX model with named inputs and outputs. It uses as many threads as torch does.
 
     Args:
         tensors: the ONNX file under the key ``MODEL``, and its external data under the keys ``EXTERNAL`` + file name.
@@ -66,19 +71,17 @@ class OnnxNetwork:
         if MODEL not in tensors or not 0 < tensors[MODEL].numel() <= MAX_MODEL_BYTES:
             raise ValueError(f"tensor {MODEL!r} should have 1 to {MAX_MODEL_BYTES:,} bytes")
         files = {key.removeprefix(EXTERNAL): tensor.numpy() for key, tensor in tensors.items() if key != MODEL}
-        for name, size in read_onnx(tensors[MODEL].numpy().data).external.items():
+        self.content = check_onnx(tensors[MODEL].numpy().tobytes())
+        for name, size in self.content.external.items():
             if name not in files or len(files[name]) < size:
                 raise ValueError(f"external data {name!r} is missing, or has less than {size:,} bytes")
         self._tensors: Mapping[str, Tensor] = tensors
         self._files = files
         self._open("cpu")
+        self.inputs = _named(self._session.get_inputs(), "input")
+        self.outputs = _named(self._session.get_outputs(), "output")
 
     def _open(self, device: str) -> None:
-        self._session = self._new_session(device, self._tensors[MODEL].numpy().tobytes())
-        self.inputs = [each.name for each in self._session.get_inputs()]
-        self.outputs = {each.name: each for each in self._session.get_outputs()}
-
-    def _new_session(self, device: str, content: bytes) -> Any:
         runtime = _runtime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -92,24 +95,13 @@ class OnnxNetwork:
             options.add_external_initializers_from_files_in_memory(names, contents, list(map(len, contents)))
         preferred = dict.fromkeys((PROVIDERS[device], PROVIDERS["cpu"]))
         providers = [name for name in preferred if name in runtime.get_available_providers()]
+        content = self._tensors[MODEL].numpy().tobytes()
         try:
-            return runtime.InferenceSession(content, options, providers=providers)
+            self._session = runtime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # onnxruntime raises exceptions of a different class for each status
             raise ValueError(
-                f"onnxruntime cannot read the model: {SOURCE.sub('', str(error), count=1)[:500]}"
+                f"onnxruntime cannot read the model: {SOURCE.sub('', str(error), count=1).strip()[:500]}"
             ) from error
-
-    def value_types(self, names: Sequence[str]) -> dict[str, str]:
-        """Return the types of results of nodes in the notation of onnxruntime. Must be called before ``to``.
-
-        Raises ValueError if onnxruntime cannot find them.
-        """
-        if not (hidden := [name for name in names if name not in self.outputs]):
-            return {name: self.outputs[name].type for name in names}
-        outputs = b"".join(_field(GRAPH_OUTPUT, _field(VALUE_NAME, name.encode())) for name in hidden)
-        content = self._tensors[MODEL].numpy().tobytes() + _field(MODEL_GRAPH, outputs)  # is merged with the graph
-        known = {each.name: each.type for each in self._new_session("cpu", content).get_outputs()}
-        return {name: known[name] for name in names}
 
     def to(self, device: torch.device) -> Self:
         """Run on a GPU if onnxruntime has a provider for it. The model stays on the CPU otherwise."""
@@ -118,14 +110,10 @@ class OnnxNetwork:
         self._tensors, self._files = {}, {}  # the session has copies
         return self
 
-    def signature(self) -> list[tuple[str, str, list[Any]]]:
-        """Return the name, type and shape of each input in the notation of onnxruntime."""
-        return [(each.name, each.type, list(each.shape)) for each in self._session.get_inputs()]
-
-    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+    def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """Return the outputs by name. Raises RuntimeError for inputs that the model cannot read."""
         try:
-            results = self._session.run(None, dict(inputs))
+            results = self._session.run(None, dict(arrays))
         except Exception as error:  # onnxruntime raises exceptions of many classes
             message = str(error).rpartition("Status Message: ")[2]
             if UNKNOWN_CATEGORY in message:
@@ -133,6 +121,15 @@ class OnnxNetwork:
             raise RuntimeError("it needs too much memory" if OUT_OF_ARENA in message else message) from error
         return dict(zip(self.outputs, results, strict=True))
 
-    def weight_versions(self) -> list[int]:
-        """Return an empty list, because an ONNX model cannot change its own weights."""
-        return []
+
+def _named(values: Any, role: str) -> dict[str, NamedTensor]:
+    """Return tensors by name. Raises ValueError for a value of another type, such as a sequence."""
+    for each in values:
+        if each.type not in TYPES:
+            hint = "; convert it with the option zipmap=False" if "map(" in each.type else ""
+            raise ValueError(f"{role} {each.name!r} is {each.type}; allowed types: {', '.join(TYPES)}{hint}")
+    return {each.name: NamedTensor(TYPES[each.type], list(map(_dimension, each.shape))) for each in values}
+
+
+def _dimension(size: object) -> int | str:
+    return size if isinstance(size, int) or (isinstance(size, str) and size.isidentifier()) else ANY

@@ -1,0 +1,148 @@
+"""An import has limited memory and time, and a process of its own. If the process ends, the reason is reported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from support.imported.onnx_models import externalise, linear_model, message
+from support.imported.programs import export, export_cnn
+from support.responses import ADMIN_HEADERS, ADMIN_KEY
+from support.service import ROOT, Serve, run_models_command
+from support.waiting import wait_until
+from torch import Tensor, nn
+
+from app.importing.limits import run_limited
+from app.store import read_version
+
+PATH = "/v1/admin/add"
+MAX_MIB = 1700
+
+
+def zipped(path: Path, **entries: bytes) -> bytes:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name.replace("_", "."), content)
+    return path.read_bytes()
+
+
+@contextmanager
+def admin(serve: Serve) -> Iterator[httpx.Client]:
+    with serve(store_poll_seconds=0.02, admin_key=ADMIN_KEY) as client:
+        client.headers.update(ADMIN_HEADERS)
+        yield client
+
+
+def rejected(client: httpx.Client, query: dict[str, str], content: bytes) -> str:
+    answer = client.post(PATH, params=query, content=content, timeout=120)
+    assert answer.status_code == 400, answer.text
+    return str(answer.json()["error"]["message"])
+
+
+@pytest.mark.timeout(180)
+def test_a_small_upload_that_becomes_large_is_rejected_within_limited_memory(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    zipped(tmp_path / "upload", net_onnx=message(8, b"") + message(7, b"\x0a\x00" * (50 * 2**20)))  # empty nodes
+    code = (
+        "import resource, sys; from app.importing.limits import run_limited; status = run_limited(sys.argv[1:], 120); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024); sys.exit(status)"
+    )
+    options = ["--name", "net", "--store", str(tmp_path / "store")]
+    command = [sys.executable, "-c", code, "add", str(tmp_path / "upload"), *options]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: net.onnx: the file is not an ONNX model, or too large: ")
+    assert int(result.stdout) < MAX_MIB
+
+
+def test_an_import_that_takes_too_long_is_stopped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.onnx").write_bytes(linear_model()[0].SerializeToString())
+    assert run_limited(["add", str(tmp_path / "net.onnx"), "--name", "net", "--store", str(tmp_path)], 0.01) == 1
+    assert capfd.readouterr().err == "error: the import took more than 0.01 s\n"
+
+
+def test_an_import_that_is_killed_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The package ``onnx`` is replaced by a file that kills the process, as the operating system does."""
+    (tmp_path / "onnx.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+        patch.chdir(tmp_path)
+        assert run_limited(["add", "net.onnx", "--name", "net", "--store", str(tmp_path)]) == 1
+    assert capfd.readouterr().err == "error: the import was ended by SIGKILL: the file may need too much memory\n"
+
+
+def test_an_uploaded_network_is_served(serve: Serve, tmp_path: Path) -> None:
+    model, matrix = linear_model()
+    externalise(model, "matrix.bin", length=matrix.nbytes)
+    content = zipped(tmp_path / "net.zip", net_onnx=model.SerializeToString(), matrix_bin=matrix.tobytes())
+    with admin(serve) as client:
+        assert (
+            client.post(PATH, params={"name": "net"}, content=content, headers={"authorization": ""}).status_code == 401
+        )
+        assert rejected(client, {"name": "net"}, model.SerializeToString()).endswith(
+            "over HTTP, send a ZIP archive of the model and its data"
+        )
+        answer = client.post(PATH, params={"name": "net", "licence": "MIT"}, content=content, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert (answer.json()["imported"], answer.json()["task"]) == (1, "infer")
+        wait_until(lambda: client.get("/v1/models/net").status_code == 200)
+        card = client.get("/v1/models/net").json()["card"]
+        assert (card["licence"], card["title"]) == ("MIT", "net")
+        assert "only the command line imports .pt2 files" in rejected(client, {"name": "net"}, export_cnn()[1])
+
+
+def test_wrong_requests_are_rejected_without_a_process(serve: Serve) -> None:
+    with serve(admin_key=ADMIN_KEY, max_import_bytes=100) as client:
+        client.headers.update(ADMIN_HEADERS)
+        assert rejected(client, {}, b"") == "name is missing; it should be the name of the model"
+        assert rejected(client, {"name": "a", "size": "x"}, b"").startswith("size is 'x'; it should be a valid integer")
+        assert rejected(client, {"name": "../outside"}, b"").startswith("name is '../outside'; it should match")
+        assert "unknown field 'sizes'" in rejected(client, {"name": "a", "sizes": "1"}, b"")
+        assert "task is 'forecast'" in rejected(client, {"name": "a", "task": "forecast"}, b"")
+        assert rejected(client, {"name": "a", "title": "a\0b"}, b"") == "title has a NUL character; leave it out"
+        assert client.post(PATH, params={"name": "a"}, content=bytes(101)).status_code == 413
+
+
+class Scores(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"scores": x.sum(1), "cumsum": x * 2}
+
+
+class Singular(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.svdvals(x)
+
+
+def test_a_program_of_torch_is_converted(tmp_path: Path) -> None:
+    """The converted network has the outputs of torch, their names, and its varying dimensions."""
+    sizes = {"x": {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", min=2, max=64)}}
+    (tmp_path / "net.pt2").write_bytes(export(Scores(), torch.ones(2, 5), sizes=sizes))
+    assert run_limited(["add", str(tmp_path / "net.pt2"), "--name", "net", "--store", str(tmp_path)]) == 0
+    version = read_version(tmp_path, "net", 1)
+    assert version.card.sizes["batched"] is True
+    assert [(spec.name, spec.shape) for spec in version.card.outputs] == [("scores", [-1]), ("cumsum", [-1, -1])]
+    x = np.random.default_rng(0).random((3, 7), np.float32)
+    outputs = version.network().run({"x": x})
+    np.testing.assert_allclose(outputs["scores"], x.sum(1), rtol=1e-5)
+    np.testing.assert_allclose(outputs["cumsum"], x * 2, rtol=1e-5)
+
+
+def test_a_program_that_cannot_be_converted_is_rejected_with_its_operator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "svd.pt2").write_bytes(export(Singular(), torch.ones(2, 4, 4)))
+    (tmp_path / "empty.pt2").write_bytes(b"")
+    reasons = {"svd": "torch cannot convert svd.pt2 to ONNX: No ONNX function found for ", "empty": "not a program"}
+    for name, reason in reasons.items():
+        error = run_models_command(capsys, tmp_path, "add", str(tmp_path / f"{name}.pt2"), "--name", "net")[2]
+        assert reason in error
+        assert error.count("\n") == 1
