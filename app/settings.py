@@ -177,8 +177,9 @@ class Settings(BaseSettings):
     max_images: Count = Field(16, description="largest number of images to classify per request")
     max_pixels: Count = Field(
         50_000_000,
-        description="largest number of pixels per image, checked before decoding. With `explain`, the limit applies to "
-        "all images of a request together.",
+        description="largest number of pixels per image, checked before decoding. Decoding takes up to 4 bytes of "
+        "memory for each of these pixels. Formats that need more memory may have fewer pixels: a quarter for WebP, two "
+        "thirds for progressive JPEG. With `explain`, the limit applies to all images of a request together.",
     )
     max_prompt_characters: Count = Field(100_000, description="largest number of characters of a prompt")
     max_prompt_seconds: Seconds = Field(

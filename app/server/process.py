@@ -110,7 +110,10 @@ def run_server(server: ListeningServer | WorkerServer) -> None:
     logging.shutdown()  # called here, because a forked worker does not call it at exit
     models = server.models
     status = 1 if models.recovery.failure else 0
-    if status or any(executor.busy for executor in (models.executor, models.parse_executor, models.load_executor)):
+    if status or any(
+        executor.busy
+        for executor in (models.executor, models.parse_executor, models.large_image_executor, models.load_executor)
+    ):
         os._exit(status)
 
 

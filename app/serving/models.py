@@ -60,6 +60,7 @@ class Models:
         self.executor = executor("compute", inline_seconds=settings.inline_seconds)
         waiting = settings.queue_rows
         self.parse_executor = executor("parse", settings.parse_threads, max_waiting=waiting, niceness=PARSE_NICENESS)
+        self.large_image_executor = executor("large images", niceness=PARSE_NICENESS)  # one at a time, to limit memory
         self.load_executor = executor("load")  # its thread gets a low priority when it loads while requests are served
         check_store(settings.store)
         self.cache = ModelCache(observers, settings.model_bytes, partial(free_bytes, self.device))
@@ -364,7 +365,11 @@ class Models:
         if not (models := models or self.loaded()):
             return ["no model in the store can be served"]
         limit = min(self.settings.unready_after_seconds, self.settings.liveness_timeout_seconds)
-        for executor, name in (self.executor, "compute thread has"), (self.parse_executor, "decoding threads have"):
+        for executor, name in (
+            (self.executor, "compute thread has"),
+            (self.parse_executor, "decoding threads have"),
+            (self.large_image_executor, "thread for large images has"),
+        ):
             if (seconds := executor.stalled_seconds()) > limit:
                 return [f"the {name} not answered for {seconds:.0f} s"]
         failing = [model for model in models if any(engine.circuit_breaker.is_open() for engine in model.engines)]
@@ -393,5 +398,5 @@ class Models:
         for task in self.cache.load_tasks():
             task.cancel()
         await asyncio.gather(*(engine.close(self.settings.shutdown_grace_seconds) for engine in list(self._engines)))
-        for executor in (self.executor, self.parse_executor, self.load_executor):
+        for executor in (self.executor, self.parse_executor, self.large_image_executor, self.load_executor):
             executor.close()

@@ -7,17 +7,24 @@ import math
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
+import pyspng
 import torch
 from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from app.errors import NotAnImage, TooLarge
+from app.errors import NotAnImage, OutOfMemory, TooLarge
 
 ORIENTATION = 0x0112  # EXIF tag
-TILE = (322, 323)  # TIFF tags of the width and height of a tile
-BITS, PHOTOMETRIC = 258, 262  # TIFF tags of the bits per channel, and of the meaning of the values (0: zero is white)
+TIFF_ROWS_PER_STRIP, TIFF_TILE = 278, (322, 323)  # TIFF tags; the tile's are its width and height
+TIFF_OFFSETS = {273: "strips", 324: "tiles"}  # TIFF tags with one value for each strip or tile
+MAX_SIDE = 65_535  # pixels, as in JPEG; the memory for resizing and the time for decoding grow with the side, too
+MAX_STRIPS = 65_535  # strips or tiles of a TIFF; decoding each of them takes 14 microseconds
+MAX_STRIP_PIXELS = 2**24  # pixels of a strip or tile of a TIFF, which takes memory in addition to the image
 MAX_SCANS = 100  # limit for progressive JPEGs, because each scan decodes the whole image
 MAX_SEGMENTS = 10_000  # of a JPEG; reading more of them would take longer than 10 ms
 SCAN, END = 0xDA, 0xD9  # JPEG markers (ITU-T T.81) of the start of a scan and the end of the image
@@ -34,17 +41,21 @@ _STOPS = np.array([[0, 0, 90], [130, 0, 150], [230, 50, 40], [255, 170, 0], [255
 HEAT = [np.interp(np.linspace(0, 4, 256), range(5), _STOPS[:, channel]).round().tolist() for channel in range(3)]
 BAND = 2**20  # pixels (in whole rows) or bytes that are processed at a time
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-FRAME = 80  # milliseconds for which an animation shows each image
 COLOURS = {1: 0, 3: 2}  # PNG colour type by number of channels
 PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # signature, length and type of the first chunk
+FRAME = 80  # milliseconds for which an animation shows each image
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk
+PLAIN_PNGS = (b"\x08\0\0\0\0", b"\x08\x02\0\0\0")  # bit depth, colour type and methods of grey and RGB images
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # difference between two neighbouring shades in 8 bits, by raw mode of a PNG
-PNG_MODES = {b"\x08\0\0\0\0": "L", b"\x08\x02\0\0\0": "RGB"}  # mode by bit depth, colour type and methods of a PNG
 SMALL_IMAGE = 128 * 128  # pixels
 SMALL_FILE = 64 * 1024  # bytes; larger files may have so many chunks that reading them blocks the event loop
 
 # Turn off Pillow's limit, which only warns up to twice its value. ``open`` checks QUARTET_MAX_PIXELS instead.
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")  # warnings about unusual tags, which are harmless
+
+
+OpenedImage = Image.Image | np.ndarray  # a file whose header was read, or the pixels [height, width, channels]
 
 
 class ImageDecoder:
@@ -63,39 +74,40 @@ class ImageDecoder:
         self.resampling = resampling
 
     def parse(self, content: bytes, max_pixels: int = 10**8, param: str = "file") -> Tensor:
-        """Return the pixels uint8 [channels, side, side] of an image file. Raises NotAnImage and TooLarge."""
+        """Return the pixels uint8 [channels, side, side] of an image file. Raises as ``open`` and ``decode``."""
         return self.decode(self.open(content, max_pixels, param), param)
 
-    def open(self, content: bytes, max_pixels: int, param: str = "file") -> Image.Image:
+    def open(self, content: bytes, max_pixels: int, param: str = "file") -> OpenedImage:
         """Open an image file and check its size. Only some small PNG files are decoded at once.
 
         Args:
             content: the bytes of the file.
-            max_pixels: largest allowed width times height.
+            max_pixels: largest allowed width times height. Decoding may take 4 bytes of memory for each of them.
             param: name of the image in error messages.
 
         Raises:
             NotAnImage: the format is not supported.
-            TooLarge: the image or one of its tiles has too many pixels, or a JPEG has too many scans.
+            TooLarge: the image, or a part of it that is decoded as a whole, has too many pixels or parts.
+            OutOfMemory: there is not enough memory now.
         """
         allowed = f"allowed formats: {', '.join(FORMATS)}"
         if not content:
             raise NotAnImage(f"{param} has 0 bytes; {allowed}", param)
-        if (small := _small_png(content)) and math.prod(small.size) <= max_pixels:
+        if (small := _small_png(content, max_pixels)) is not None:
             return small
         try:
+            _check_strips(content, param)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
             _scale_transparent_colour(image)
-        except MemoryError:
+        except TooLarge:
             raise
+        except MemoryError:
+            raise _out_of_memory(param) from None
         except Exception as error:  # Pillow raises exceptions of many classes for damaged files
             raise NotAnImage(f"{param}: its {len(content):,} bytes are not an image; {allowed}", param) from error
-        width, height = image.size
-        if width * height > max_pixels:
-            raise TooLarge(f"{param} has {width:,} x {height:,} pixels; the maximum is {max_pixels:,} in all", param)
-        tile = _tile(image)
-        if tile > max_pixels:
-            raise TooLarge(f"{param} has tiles of {tile:,} pixels; the maximum is {max_pixels:,}", param)
+        _check_size(image, max_pixels, param)
+        if image.mode in ("I", "F") or (image.format == "TIFF" and image.mode.startswith("I;16")):
+            raise NotAnImage(f"{param} has more than 8 bits per channel, which is only supported for PNG", param)
         if image.format in ("JPEG", "MPO"):
             if (scans := _scans(content)) > MAX_SCANS:
                 raise TooLarge(f"{param} has {scans:,} scans; the maximum is {MAX_SCANS}", param)
@@ -103,51 +115,67 @@ class ImageDecoder:
             image.decodermaxblock = len(content)
         return image
 
-    def decode(self, image: Image.Image, param: str = "file") -> Tensor:
+    def decode(self, image: OpenedImage, param: str = "file") -> Tensor:
         """Return the pixels uint8 [channels, side, side] of an opened image.
 
         The image is turned upright according to its EXIF orientation, and resized with antialiasing. Transparent parts
-        become white. Raises NotAnImage for a damaged file.
+        become white.
+
+        Raises:
+            NotAnImage: the file is damaged.
+            OutOfMemory: there is not enough memory now.
         """
+        if isinstance(image, np.ndarray):
+            if image.shape == (self.side, self.side, self.channels) and not self.resize:  # as most clients send it
+                return torch.from_numpy(image.transpose(2, 0, 1).copy())
+            image = _as_image(image)
         try:
             small = self._flatten(self._shrink(image))
         except MemoryError:
-            raise
+            raise _out_of_memory(param) from None
         except Exception as error:
             raise NotAnImage(f"{param}: the {image.format} image is damaged: {error}", param) from error
         pixels = np.frombuffer(small.tobytes(), np.uint8).reshape(self.side, self.side, self.channels)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
     def _shrink(self, image: Image.Image) -> Image.Image:
-        """Return an image resized to [side, side] and turned upright.
-
-        Its colour mode is kept if possible, to avoid copies of large images. Images with more than 8 bits per channel
-        are first converted to 8 bits, because Pillow resizes some of them wrongly.
-        """
+        """Return an image resized to [side, side] and turned upright."""
         draft_side = 4 * max(self.side, self.resize)
         image.draft(None, (draft_side, draft_side))  # decode a JPEG at reduced size
         image.load()
         turn = _turn(image)
-        if (factor := _factor(image)) is not None:
-            image = _in_bytes(image, factor)
-        if image.mode == "1":
-            image = image.convert("L")
-        elif image.mode in ("P", "PA"):
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        transparent = image.info.get("transparency")
-        if transparent is not None and image.mode in ("L", "RGB"):  # one colour is transparent
-            image = image.convert("LA" if image.mode == "L" else "RGBA")
-        if image.size != (self.side, self.side) or self.resize:
-            image = image.resize((self.side, self.side), self.resampling, self._box(*image.size))
+        size, box = (self.side, self.side), self._box(*image.size)
+        if image.width * image.height > BAND:
+            left, top, right, bottom = box
+            image = self._resize_rows(image, left, right).resize(size, self.resampling, (0, top, self.side, bottom))
+        else:
+            image = _in_bytes(image)
+            if image.size != size or self.resize:
+                image = image.resize(size, self.resampling, box)
         return image if turn is None else image.transpose(turn)
 
-    def _box(self, width: int, height: int) -> tuple[float, float, float, float] | None:
-        """Return the part of an image that is resized to [side, side], or None for the whole image if ``resize`` is 0.
+    def _resize_rows(self, image: Image.Image, left: float, right: float) -> Image.Image:
+        """Return the columns ``left`` to ``right`` of an image, resized to the width ``side``. The height is kept.
+
+        Pillow resizes the rows first, too. In bands, the converted rows take little memory.
+        """
+        result: Image.Image | None = None
+        for top, band in _bands(image):
+            band = _in_bytes(band)
+            band = band.convert({"RGBA": "RGBa", "LA": "La"}.get(band.mode, band.mode))  # transparent parts weigh less
+            band = band.resize((self.side, band.height), self.resampling, (left, 0, right, band.height))
+            result = result or Image.new(band.mode, (self.side, image.height))
+            result.paste(band, (0, top))
+        assert result is not None
+        return result
+
+    def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return the part of an image that is resized to [side, side]: the whole image if ``resize`` is 0.
 
         Resizing this part has the same effect as resizing the whole image to ``resize`` and then cropping its centre.
         """
         if not self.resize:
-            return None
+            return 0, 0, width, height
         shorter = min(width, height)
         sizes = [self.resize * size // shorter for size in (width, height)]
         scales = [size / resized for size, resized in zip((width, height), sizes, strict=True)]
@@ -161,10 +189,15 @@ class ImageDecoder:
         if image.mode == "LAB":
             image = image.convert("RGB")  # Pillow cannot convert it to grey directly
         if image.mode in ("RGBA", "LA", "La", "RGBa"):
-            image = image.convert("RGBA")
+            image = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         mode = "RGB" if self.channels == 3 else "L"
         return image if image.mode == mode else image.convert(mode)
+
+
+def pixel_count(image: OpenedImage) -> int:
+    """Return the width times the height of an opened image."""
+    return math.prod(image.shape[:2]) if isinstance(image, np.ndarray) else image.width * image.height
 
 
 def is_simple_image(content: bytes) -> bool:
@@ -178,29 +211,109 @@ def is_simple_image(content: bytes) -> bool:
     return content.startswith((b"\xff\xd8", b"GIF8", b"BM", b"RIFF"))
 
 
-def _small_png(content: bytes) -> Image.Image | None:
-    """Decode a small PNG (ISO/IEC 15948) with 8 bits per channel and no optional chunks. Return None for other files.
+def _as_image(image: OpenedImage) -> Image.Image:
+    if not isinstance(image, np.ndarray):
+        return image
+    return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
 
-    Pillow takes twice as long for such a file, because it reads the chunks with many calls.
+
+def _small_png(content: bytes, max_pixels: int) -> np.ndarray | None:
+    """Return the pixels [height, width, channels] of a small PNG with 8 bits per channel and no optional chunks.
+
+    libspng needs less than half of Pillow's time for such a file. Return None for all other files, and for those that
+    libspng rejects: Pillow reads them, too, so that all errors are Pillow's.
     """
-    try:
-        width, height, encoding, checksum = struct.unpack_from(">II5sI", content, len(PNG_START))
-        is_small = len(content) <= SMALL_FILE and 0 < width * height <= SMALL_IMAGE
-        if not (is_small and content.startswith(PNG_START) and encoding in PNG_MODES):
-            return None
-        if checksum != zlib.crc32(content[12:29]):
-            return None
-        position, parts = 33, []
-        while (chunk := struct.unpack_from(">I4s", content, position)) != (0, b"IEND"):
-            length, kind = chunk
-            if kind != b"IDAT":
-                return None
-            position += 12 + length  # the length, the type and the checksum take 12 bytes
-            parts.append(content[position - 4 - length : position - 4])
-        mode = PNG_MODES[encoding]
-        return Image.frombytes(mode, (width, height), b"".join(parts), "zip", mode)
-    except (struct.error, ValueError):  # the file is incomplete or damaged
+    if len(content) > SMALL_FILE or not content.startswith(PNG_START) or content[24:29] not in PLAIN_PNGS:
         return None
+    width, height = struct.unpack_from(">II", content, 16)
+    if width * height > min(SMALL_IMAGE, max_pixels):
+        return None
+    position = 33
+    while content[position + 4 : position + 8] == b"IDAT":
+        end = position + 8 + int.from_bytes(content[position : position + 4])
+        if int.from_bytes(content[end : end + 4]) != zlib.crc32(content[position + 4 : end]):
+            return None  # libspng does not compare the last checksum
+        position = end + 4
+    if content[position:] != PNG_END:
+        return None
+    try:
+        return np.atleast_3d(pyspng.load(content))
+    except RuntimeError:
+        return None
+
+
+def _out_of_memory(param: str) -> OutOfMemory:
+    return OutOfMemory(f"there is not enough memory for {param} now", param)
+
+
+def _check_strips(content: bytes, param: str) -> None:
+    """Raise TooLarge if a TIFF or BigTIFF has too many strips or tiles.
+
+    Opening the file would already read the list of all their offsets.
+    """
+    if content[:2] not in (b"II", b"MM"):
+        return
+    with suppress(struct.error):  # Pillow names the error of a damaged file
+        for tag, values in _tiff_lengths(content):
+            if tag in TIFF_OFFSETS and values > MAX_STRIPS:
+                raise TooLarge(f"{param} has {values:,} {TIFF_OFFSETS[tag]}; the maximum is {MAX_STRIPS:,}", param)
+
+
+def _tiff_lengths(content: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the tags of a TIFF or BigTIFF, each with the number of its values. Raises struct.error."""
+    order, is_big = ("<" if content[:1] == b"I" else ">"), 43 in content[2:4]
+    offset, count, entry, size = (8, "Q", "HHQ", 20) if is_big else (4, "H", "HHI", 12)
+    (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), content, offset)
+    (entries,) = struct.unpack_from(order + count, content, start)
+    for i in range(min(entries, len(content) // size)):
+        tag, _, values = struct.unpack_from(order + entry, content, start + struct.calcsize(order + count) + i * size)
+        yield tag, values
+
+
+def _check_size(image: Image.Image, max_pixels: int, param: str) -> None:
+    """Raise TooLarge if decoding an opened image would take too much time or memory."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise TooLarge(f"{param} has {width:,} x {height:,} pixels; the maximum is {max_pixels:,} in all", param)
+    if max(width, height) > MAX_SIDE:
+        raise TooLarge(f"{param} has {width:,} x {height:,} pixels; the maximum of a side is {MAX_SIDE:,}", param)
+    most = 4 * max_pixels // _bytes_per_pixel(image)
+    if width * height > most:
+        raise TooLarge(
+            f"{param} has {width:,} x {height:,} pixels; the maximum for such a {image.format} image is {most:,}", param
+        )
+    if isinstance(image, TiffImageFile):
+        kind, pixels = _largest_strip(image)
+        if pixels > (most := min(max_pixels, MAX_STRIP_PIXELS)):
+            raise TooLarge(f"{param} has {kind} of {pixels:,} pixels; the maximum is {most:,}", param)
+
+
+def _bytes_per_pixel(image: Image.Image) -> int:
+    """Return the memory that Pillow needs to decode an opened image, in bytes per pixel.
+
+    libwebp holds four copies of an image. libjpeg holds the coefficients of a progressive image, two bytes for each.
+    """
+    if image.info.get("progressive"):
+        return max(4, 2 * len(image.getbands()))
+    return 16 if image.format == "WEBP" else 4
+
+
+def _largest_strip(image: TiffImageFile) -> tuple[str, int]:
+    """Return "tiles" or "strips", and the number of pixels of each, which are decoded as a whole."""
+    tile = [side for tag in TIFF_TILE if isinstance(side := image.tag_v2.get(tag), int)]
+    if len(tile) == 2:
+        return "tiles", math.prod(tile)
+    if not image.tile or image.tile[0][0] != "libtiff":
+        return "strips", 0  # not compressed; read row by row
+    rows = image.tag_v2.get(TIFF_ROWS_PER_STRIP)
+    return "strips", image.width * (min(image.height, rows) if isinstance(rows, int) else image.height)
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the rows of an image in bands, each with the number of its first row. Converting them takes less memory."""
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _scale_transparent_colour(image: ImageFile.ImageFile) -> None:
@@ -248,13 +361,6 @@ def _scans(content: bytes) -> int:
     return scans
 
 
-def _tile(image: Image.Image) -> int:
-    """Return the number of pixels in a tile of a TIFF, or 0 without tiles. Each tile is decoded as a whole."""
-    tags = getattr(image, "tag_v2", {})
-    sides = [tags.get(tag) for tag in TILE]
-    return math.prod(side for side in sides if isinstance(side, int)) if all(sides) else 0
-
-
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """Return the operation that turns a decoded image upright, or None if it is upright already.
 
@@ -263,68 +369,53 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
 
 
-def _factor(image: Image.Image) -> float | None:
-    """Return the factor that scales the values of an image with more than 8 bits per channel to 0 to 255.
+def _in_bytes(image: Image.Image) -> Image.Image:
+    """Convert an image that Pillow cannot resize well: palettes, single bits, 16 bits, and one transparent colour."""
+    if image.mode == "I;16":
+        return _grey_in_bytes(image)
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.info.get("transparency") is not None and image.mode in ("L", "RGB"):
+        image = image.convert("LA" if image.mode == "L" else "RGBA")
+    return image
 
-    Return None for other images.
-    """
-    if image.mode.startswith("I;16"):
-        bits: int = getattr(image, "tag_v2", {}).get(BITS, (16,))[0]  # Pillow does not scale 12-bit values to 16 bits
-        return 255 / (2**bits - 1)
-    if image.mode not in ("I", "F"):
-        return None
+
+def _grey_in_bytes(image: Image.Image) -> Image.Image:
+    """Convert a grey PNG with 16 bits per channel to 8 bits. If a shade is transparent, add an alpha channel."""
     shades = np.asarray(image)
-    brightest = float(shades.max(initial=0, where=np.isfinite(shades)))
-    if image.mode == "I":
-        return 1 / 257 if brightest > 255 else 1.0
-    # Resizing with bicubic or Lanczos filters makes edges up to a third brighter than the brightest shade, 1 or 255.
-    return 1 / 257 if brightest > 512 else 255.0 if brightest <= 2 else 1.0
-
-
-def _in_bytes(image: Image.Image, factor: float) -> Image.Image:
-    """Convert an image to 8 bits per channel by multiplying it by ``factor``.
-
-    If one shade is transparent, as in some PNGs, the result has an alpha channel. The work is done in bands, because
-    intermediate values take four times the memory of the result.
-    """
-    shades = np.asarray(image)
-    result = np.empty(shades.shape, np.uint8)
-    rows = max(1, BAND // max(1, shades.shape[1]))
-    for top in range(0, len(shades), rows):
-        band = np.nan_to_num(shades[top : top + rows].astype(np.float32)) * np.float32(factor)
-        result[top : top + rows] = band.clip(0, 255).round()
-    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # Pillow inverts only TIFFs with up to 8 bits per channel
-        np.subtract(255, result, out=result)
+    grey = Image.fromarray(((shades.astype(np.uint32) + 128) // 257).astype(np.uint8))
     if (transparent := image.info.get("transparency")) is None:
-        return Image.fromarray(result)
-    alpha = np.uint8(255) * (shades != transparent)
-    return Image.merge("LA", (Image.fromarray(result), Image.fromarray(alpha)))
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.uint8(255) * (shades != transparent))))
 
 
-def overlay_heat_map(image: Image.Image, heat: np.ndarray) -> bytes:
+def overlay_heat_map(image: OpenedImage, heat: np.ndarray) -> bytes:
     """Return a PNG file that shows a heat map [h, w], 0 to 1, over an opened image, which is turned upright.
 
     The picture has as many pixels as the image. Working in bands takes the memory of two images instead of four.
     """
+    try:
+        return _overlay(_as_image(image), heat)
+    except MemoryError:
+        raise _out_of_memory("the heat map") from None
+
+
+def _overlay(image: Image.Image, heat: np.ndarray) -> bytes:
     image.load()
-    turn = _turn(image)
-    if (factor := _factor(image)) is not None:
-        image = _in_bytes(image, factor)
-    if turn is not None:
+    if (turn := _turn(image)) is not None:
         image = image.transpose(turn)
-    width, height = image.size
+    height = image.height
     shades = Image.fromarray((heat * 255).round())  # as floats, so that resized bands match at their borders
     result = Image.new("RGB", image.size)
-    rows = max(1, BAND // width)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        box = (0, top * shades.height / height, shades.width, bottom * shades.height / height)
-        resized = np.asarray(shades.resize((width, bottom - top), Image.Resampling.BICUBIC, box))
+    for top, band in _bands(image):
+        box = (0, top * shades.height / height, shades.width, (top + band.height) * shades.height / height)
+        resized = np.asarray(shades.resize(band.size, Image.Resampling.BICUBIC, box))
         shade = Image.fromarray(resized.clip(0, 255).round().astype(np.uint8))
         glow = Image.merge("RGB", [shade.point(HEAT[channel]) for channel in range(3)])
         mask = shade.point([round(0.65 * level) for level in range(256)])
-        band = _opaque(image.crop((0, top, width, bottom)))
-        result.paste(Image.composite(glow, band, mask), (0, top))
+        result.paste(Image.composite(glow, _opaque(band), mask), (0, top))
     file = io.BytesIO()
     result.save(file, "PNG")
     return file.getvalue()
@@ -332,6 +423,7 @@ def overlay_heat_map(image: Image.Image, heat: np.ndarray) -> bytes:
 
 def _opaque(image: Image.Image) -> Image.Image:
     """Convert an image to RGB, with white behind transparent parts."""
+    image = _in_bytes(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

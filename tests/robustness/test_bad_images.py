@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import resource
 import struct
-import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any
-from unittest.mock import patch
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -24,15 +23,12 @@ from PIL import Image
 from support.hypothesis_profiles import QUICK_PROFILE
 from support.images import image_bytes, png_with_size, save_image
 from support.networks import TINY, publish_tiny
+from support.processes import memory_mib, reset_memory_peak, serving
 from support.responses import CLASSIFY, PNG, assert_harmless, assert_rejected, assert_still_serves
 from support.service import Serve
+from support.waiting import wait_until
 
-from app.api.request_body import BYTES_PER_VALUE
-from app.api.routes.classify import ClassifyInference, ImageFile
-from app.engine.batcher import Batcher
-from app.engine.executor import INLINE_SIZE
 from app.errors import NotAnImage, TooLarge
-from app.tasks import image_codecs
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_codecs import ImageDecoder, overlay_heat_map
 
@@ -149,10 +145,24 @@ INVALID: dict[str, bytes] = {
 }
 
 
+def large_png(width: int, height: int, colours: int = 6) -> bytes:
+    """Return a PNG of one colour, by default with transparency, in the least memory."""
+    row = bytes(1 + width * {2: 3, 6: 4}[colours])
+    packer = zlib.compressobj(1)
+    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    return png(header(width, height, 8, colours), (b"IDAT", pixels))
+
+
+def large_tiff() -> bytes:
+    """Return a TIFF of 49 million pixels in a single strip."""
+    return save_image(Image.new("L", (7000, 7000)), "TIFF", compression="tiff_adobe_deflate", strip_size=2**30)
+
+
 BOMBS: dict[str, Callable[[], bytes]] = {  # each bomb is built only by its own test
     "zip bomb": zip_bomb,
     "text bomb in a png": lambda: png_bomb(b"zTXt"),
     "profile bomb in a png": lambda: png_bomb(b"iCCP"),
+    "a tiff in one strip": large_tiff,
 }
 
 
@@ -207,29 +217,81 @@ def test_the_pixel_limit_of_explanations_applies_to_all_images_together(serve: S
         assert client.post(CLASSIFY, files=two).status_code == 200
 
 
-def test_no_explanation_starts_after_the_deadline(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    explained, release = [], threading.Event()
-
-    def overlay_when_released(image: Image.Image, heat: np.ndarray) -> bytes:
-        explained.append(image.size)
-        assert release.wait(60)
-        return overlay_heat_map(image, heat)
-
-    monkeypatch.setattr("app.api.routes.classify.overlay_heat_map", overlay_when_released)
-    explain, files = f"{CLASSIFY}?explain=true", [("file", ("a.png", PNG))] * 8
+@pytest.mark.parametrize("explain", ["false", "true"])
+def test_no_image_is_decoded_after_the_deadline(serve: Serve, explain: str) -> None:
+    photo = save_image(Image.new("RGB", (1700, 1700)), "PNG")
+    files = [("file", ("a.png", photo))] * 16
     with serve(parse_threads=1) as client:
-        assert client.post(explain, files=files, headers={"x-request-timeout": "0.5"}).status_code == 504
-        release.set()
-        # This request waits for the only thread, and so for all jobs of the first request.
-        assert client.post(explain, content=image_bytes(size=(9, 9))).status_code == 200
-    assert explained[-1] == (9, 9)
-    assert len(explained) <= 2
+        client.post(f"{CLASSIFY}?explain={explain}", content=photo)
+        started = time.process_time()  # the service runs in this process
+        assert client.post(f"{CLASSIFY}?explain={explain}", content=photo).status_code == 200
+        one = time.process_time() - started
+        late = client.post(f"{CLASSIFY}?explain={explain}", files=files, headers={"x-request-timeout": "0.1"})
+        assert late.status_code == 504
+        # This request waits for the only thread, and so for all jobs of the previous request.
+        assert client.post(f"{CLASSIFY}?explain={explain}", content=photo).status_code == 200
+        assert time.process_time() - started < 9 * one
+
+
+def test_images_of_different_requests_are_decoded_in_turn(serve: Serve) -> None:
+    photos = [("file", ("a.png", save_image(Image.new("RGB", (2500, 2500)), "PNG")))] * 16
+    finished = []
+
+    def classify(files: list[tuple[str, tuple[str, bytes]]]) -> None:
+        assert client.post(CLASSIFY, files=files).status_code == 200
+        finished.append(len(files))
+
+    with serve(parse_threads=1) as client, ThreadPoolExecutor(2) as pool:
+        started = time.process_time()
+        many = pool.submit(classify, photos)
+        wait_until(lambda: time.process_time() - started > 0.3)  # the service runs in this process
+        pool.submit(classify, photos[:1]).result()
+        many.result()
+    assert finished == [1, 16]
 
 
 def test_the_first_frame_of_an_animation_is_classified(tiny: httpx.Client) -> None:
     red = tiny.post(CLASSIFY, content=save_image(Image.new("RGB", (24, 24), "red"), "PNG")).json()["results"]
     assert tiny.post(CLASSIFY, content=frames("PNG")).json()["results"] == red
     assert tiny.post(CLASSIFY, content=frames("GIF")).json()["results"] == red
+
+
+MEMORY: list[tuple[Callable[[], bytes], int]] = [
+    (lambda: large_png(3000, 3000), 200),
+    (lambda: large_png(137, 65_535), 200),
+    (lambda: large_png(1, 1_000_000), 413),
+    (lambda: save_image(Image.new("RGB", (2000, 2000)), "WEBP"), 413),
+    (lambda: save_image(Image.new("RGB", (3000, 3000)), "JPEG", progressive=True, subsampling=0), 413),
+]
+
+
+def test_an_image_takes_at_most_four_bytes_of_memory_for_each_allowed_pixel(tiny_store: Path) -> None:
+    with (
+        serving(tiny_store, workers=1, max_pixels=9_000_000) as service,
+        httpx.Client(base_url=service.url, timeout=60) as client,
+    ):
+        assert client.post(CLASSIFY, content=image_bytes("JPEG", size=(300, 300))).status_code == 200
+        for create, status in MEMORY:
+            content, process = create(), service.process.pid
+            before = reset_memory_peak(process)
+            assert client.post(CLASSIFY, content=content).status_code == status
+            assert memory_mib(process, "VmHWM") < before + 4 * 9 + 20
+
+
+def test_an_image_that_does_not_fit_into_memory_gives_503(tiny_store: Path) -> None:
+    content = large_png(7000, 7000)
+    with (
+        serving(tiny_store, workers=1) as service,
+        httpx.Client(base_url=service.url, timeout=60) as client,
+    ):
+        assert client.post(CLASSIFY, content=image_bytes("JPEG", size=(300, 300))).status_code == 200
+        process = service.process.pid
+        limit = int((memory_mib(process, "VmSize") + 100) * 2**20)
+        resource.prlimit(process, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        answer = client.post(CLASSIFY, content=content)
+        assert_rejected(answer, 503, "body", "there is not enough memory for body now")
+        assert answer.json()["error"]["code"] == "out_of_memory"
+        assert client.post(CLASSIFY, content=image_bytes("JPEG", size=(300, 300))).status_code == 200
 
 
 @pytest.mark.parametrize("name", [*INVALID, *BOMBS])
@@ -265,81 +327,30 @@ def test_a_changed_image_is_parsed_or_rejected_with_a_message(
         assert pixels.shape == (3, 32, 32)
 
 
-@QUICK_PROFILE
-@given(
-    channels=st.sampled_from([1, 3]),
-    shape=st.sampled_from([(1, 1), (5, 17), (32, 32), (129, 128)]),
-    position=st.one_of(st.integers(0, 60), st.integers(0, 50_000)),
-    cut=st.integers(0, 20),
-    inserted=st.binary(max_size=12),
-)
-def test_a_small_png_has_the_pixels_and_errors_that_pillow_gives(
-    channels: int, shape: tuple[int, int], position: int, cut: int, inserted: bytes
-) -> None:
-    """Small PNGs without optional chunks have their own reader."""
-    pixels = np.random.default_rng(0).integers(0, 256, (*shape, channels), dtype=np.uint8)
-    file = save_image(Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels), "PNG")
-    changed = file[:position] + inserted + file[position + cut :]
-    data = file[41:-16]
-    two_parts = png((b"IHDR", file[16:29]), (b"IDAT", data[:9]), (b"IDAT", data[9:]))
-    wrong_checksum = file[:29] + bytes(4) + file[33:]
-    contents = (file, changed, two_parts, wrong_checksum)
-    decoder = ImageDecoder(channels, max(shape))
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (5, 17), (32, 32), (128, 128), (129, 128), (300, 200)])
+def test_a_png_has_exactly_its_pixels(channels: int, size: tuple[int, int]) -> None:
+    """Small PNGs without optional chunks have a faster decoder."""
+    mode = "RGB" if channels == 3 else "L"
+    file = image_bytes("PNG", mode, size)
+    with_text = file[:33] + png((b"tEXt", b"x\0y"))[8:-12] + file[33:]
+    pixels = Image.open(io.BytesIO(file)).resize((32, 32), Image.Resampling.BICUBIC)
+    expected = np.asarray(pixels).reshape(32, 32, channels).transpose(2, 0, 1)
+    for content in (file, with_text):
+        assert np.array_equal(ImageDecoder(channels, 32).parse(content).numpy(), expected)
 
-    def outcome(content: bytes) -> list[int] | str:
-        try:
-            values: list[int] = decoder.parse(content, 10**6).flatten().tolist()
-            return values
-        except NotAnImage as error:
-            return str(error)
 
-    outcomes = [outcome(content) for content in contents]
-    read = [image_codecs._small_png(content) is not None for content in contents]
-    assert (read[0], *read[2:]) == (shape != (129, 128), shape != (129, 128), False)
-    with patch.object(image_codecs, "_small_png", return_value=None):
-        assert outcomes == [outcome(content) for content in contents]
+def test_a_png_with_a_wrong_byte_is_rejected() -> None:
+    """The pixels end with a checksum. Either decoder must find each wrong byte."""
+    file = image_bytes(size=(9, 9))
+    for position in range(41, len(file) - 16):  # the compressed pixels
+        changed = bytearray(file)
+        changed[position] ^= 0xFF
+        with pytest.raises(NotAnImage, match="the PNG image is damaged"):
+            ImageDecoder(3, 32).parse(bytes(changed))
 
 
 def test_the_largest_number_of_pixels_applies_to_small_pngs() -> None:
     with pytest.raises(TooLarge, match="32 x 32 pixels"):
         ImageDecoder(3, 32).parse(image_bytes(), 32 * 32 - 1)
     assert ImageDecoder(3, 32).parse(image_bytes(), 32 * 32).shape == (3, 32, 32)
-
-
-def test_a_png_with_thousands_of_chunks_is_left_to_pillow() -> None:
-    """Reading them would block the event loop."""
-    file = image_bytes()
-    many_chunks = file[:33] + (bytes(4) + b"IDAT" + bytes(4)) * 6000 + file[33:]
-    assert image_codecs._small_png(many_chunks) is None
-
-
-def test_few_of_many_small_pngs_are_decoded_on_the_event_loop(classifier: ImageClassifier) -> None:
-    file = ImageFile("x.png", save_image(Image.new("RGB", (128, 128)), "PNG"), "file")
-    model: Any = SimpleNamespace(predictor=classifier, engine=None)
-    with patch.object(image_codecs, "_small_png", wraps=image_codecs._small_png) as small_png:
-        inference = ClassifyInference(model, [file] * 60, 1, 10**6)
-        assert small_png.call_count * 128 * 128 < 2 * BYTES_PER_VALUE * INLINE_SIZE
-        assert inference.parse_size > INLINE_SIZE
-        assert len(inference.parse()) == 60
-
-
-def test_only_images_that_threads_decode_count_as_being_parsed(tiny: httpx.Client) -> None:
-    """Each count ends, also for a damaged image. Otherwise all later batches would wait."""
-    parsing, counts = Batcher.parsing, list[int]()
-
-    @contextlib.contextmanager
-    def recorded(batcher: Batcher[Any, Any]) -> Iterator[None]:
-        with parsing(batcher):
-            counts.append(batcher._parsing)
-            yield
-        counts.append(batcher._parsing)
-
-    large = image_bytes("JPEG", size=(600, 400))
-    with patch.object(Batcher, "parsing", recorded):
-        for content, status, expected in ((large, 200, [1, 0]), (large[:9000], 415, [1]), (image_bytes(), 200, [])):
-            counts.clear()
-            assert tiny.post(CLASSIFY, content=content).status_code == status
-            assert counts == expected
-        counts.clear()
-        assert tiny.post(CLASSIFY, content=large).status_code == 200
-        assert counts == [1, 0]

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.hypothesis_profiles import QUICK_PROFILE
-from support.processes import serving
+from support.processes import memory_mib, reset_memory_peak, serving
 from support.responses import (
     CLASSIFY,
     CONTINUE,
@@ -206,12 +206,6 @@ def flood(url: str, head: bytes, chunk: bytes, times: int) -> bytes:
     return received
 
 
-def memory_mib(process: int, name: str) -> float:
-    """Return a size from ``/proc/PID/status``: ``VmRSS`` (now) or ``VmHWM`` (the peak since the last reset)."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(status.partition(f"{name}:")[2].split()[0]) / 1024
-
-
 def test_a_rejected_body_of_64_megabytes_is_never_in_memory(tiny_store: Path) -> None:
     chunk = b" " * 2**20
     with (
@@ -226,8 +220,7 @@ def test_a_rejected_body_of_64_megabytes_is_never_in_memory(tiny_store: Path) ->
                 (post + b"Content-Length: 67108864\r\n\r\n", chunk),
                 (post + b"Transfer-Encoding: chunked\r\n\r\n", b"100000\r\n" + chunk + b"\r\n"),
             ):
-                Path(f"/proc/{process}/clear_refs").write_text("5")  # resets VmHWM to VmRSS
-                before = memory_mib(process, "VmRSS")
+                before = reset_memory_peak(process)
                 answer = flood(service.url, head, part, 64)
                 assert not answer or answer.startswith(b"HTTP/1.1 413"), answer[:200]
                 assert memory_mib(process, "VmHWM") < before + 30

@@ -36,28 +36,6 @@ def png_with_size(width: int, height: int) -> bytes:
     )
 
 
-def grey_tiff(values: np.ndarray, bits: int, photometric: int) -> bytes:
-    """Return a grey TIFF file of values [height, width]. Two values with 12 bits take three bytes."""
-    if bits == 12:
-        left, right = values[:, ::2], values[:, 1::2]
-        values = np.stack([left >> 4, (left & 15) << 4 | right >> 8, right & 255], axis=2).astype(np.uint8)
-    height, width = values.shape[0], values.size * values.itemsize * 8 // bits // values.shape[0]
-    sample_format = 3 if values.dtype == np.float32 else 1
-    tags = {
-        256: width,
-        257: height,
-        258: bits,
-        259: 1,
-        262: photometric,
-        273: 8,
-        279: values.nbytes,
-        339: sample_format,
-    }
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
-    return struct.pack("<2sHI", b"II", 42, 8 + values.nbytes) + values.tobytes() + directory
-
-
 def save_image(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)

@@ -106,6 +106,18 @@ class ServiceProcess:
         return self.process.wait(TIMEOUT_SECONDS)
 
 
+def memory_mib(process: int, name: str) -> float:
+    """Return a size from ``/proc/PID/status``, such as ``VmRSS`` or ``VmHWM``, its largest value so far."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.partition(f"{name}:")[2].split()[0]) / 1024
+
+
+def reset_memory_peak(process: int) -> float:
+    """Set ``VmHWM`` to the current memory of a process, and return this memory in MiB."""
+    Path(f"/proc/{process}/clear_refs").write_text("5")
+    return memory_mib(process, "VmRSS")
+
+
 def children(process: int) -> set[int]:
     return set(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import orjson
 from fastapi import APIRouter, Request
-from PIL import Image
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 from torch import Tensor
 
 from app.api import openapi
 from app.api.deadline import Deadline, run_before_deadline, set_deadline
+from app.api.image_decoding import LARGE_PIXELS, decode_images
 from app.api.inference import Inference, record_version, resolve_model, run_inference
 from app.api.openapi import BINARY, request_body
 from app.api.request_body import (
@@ -48,7 +48,7 @@ from app.serving.models import Models
 from app.settings import Settings
 from app.tasks import CLASSIFY
 from app.tasks.classification import ImageClassifier
-from app.tasks.image_codecs import is_simple_image, overlay_heat_map
+from app.tasks.image_codecs import OpenedImage, is_simple_image, overlay_heat_map, pixel_count
 
 PNG_PART = 3 * 2**18  # bytes that are encoded at a time, a multiple of 3
 BASE64_PART = 2**20  # characters that are decoded at a time, a multiple of 4; this takes 1 ms
@@ -110,6 +110,9 @@ def router(models: Models, settings: Settings) -> APIRouter:
         inference = ClassifyInference(model, files, query.top_k, settings.max_pixels)
         if query.explain:
             return await _explain(request, models, inference, deadline)
+        if not inference.items:
+            with model.engine.parsing(), Deadline(request, deadline):
+                inference.items = await inference.decode(models)
         return await run_inference(request, models, inference, deadline)
 
     return routes
@@ -199,36 +202,37 @@ class ClassifyInference(Inference[ImageClassifier]):
         self.files = files
         self.top_k = top_k
         self.max_pixels = max_pixels
-        self.small_images = self._open_small()
-        self.parse_size = INLINE_SIZE if self.small_images else INLINE_SIZE + 1
+        self.items = self._decode_small()
 
-    def open(self, file: ImageFile) -> Image.Image:
+    def open(self, file: ImageFile) -> OpenedImage:
         """Read the header of an image file."""
         return self.predictor.open(file.content, self.max_pixels, file.param)
 
-    def _open_small(self) -> list[Image.Image]:
-        """Return the opened images if decoding all of them takes no longer than a thread switch.
+    def _decode_small(self) -> list[Tensor]:
+        """Return the pixels of the images if decoding all of them takes no longer than a thread switch.
 
         Otherwise return an empty list.
         """
-        if sum(len(file.content) for file in self.files) <= SMALL_BYTES and all(
+        if sum(len(file.content) for file in self.files) > SMALL_BYTES or not all(
             is_simple_image(file.content) for file in self.files
         ):
-            images, pixels = [], 0
-            for file in self.files:
-                images.append(self.open(file))
-                pixels += images[-1].width * images[-1].height
-                if pixels > BYTES_PER_VALUE * INLINE_SIZE:
-                    return []  # open no more files, because small PNG files are decoded at once
-            return images
-        return []
+            return []
+        items, pixels = [], 0
+        for file in self.files:
+            image = self.open(file)
+            pixels += pixel_count(image)
+            if pixels > BYTES_PER_VALUE * INLINE_SIZE:
+                return []
+            items.append(self.predictor.decode(image, file.param))
+        return items
+
+    async def decode(self, models: Models) -> list[Tensor]:
+        """Return the pixels of the images. Call this within a ``Deadline``."""
+        files = ((file.content, file.param) for file in self.files)
+        return await decode_images(models, self.predictor, files, self.max_pixels)
 
     def parse(self) -> list[Tensor]:
-        decode = self.predictor.decode
-        images, self.small_images = self.small_images, []  # keep the files open only until they are decoded
-        if images:
-            return [decode(image, file.param) for image, file in zip(images, self.files, strict=True)]
-        return [decode(self.open(file), file.param) for file in self.files]
+        return self.items
 
     def response_size(self, outputs: Sequence[list[float]]) -> int:
         """Return the number of probabilities that are sorted."""
@@ -270,8 +274,9 @@ async def _explain(request: Request, models: Models, inference: ClassifyInferenc
         name = inference.model.card.name
         raise BadValue(f"explain is true; heat maps are not supported for imported networks, such as {name}", "explain")
     with Deadline(request, deadline):
-        await executor.run(_check_total_pixels, inference)
-        items = await executor.run_or_inline(inference.parse_size, inference.parse)
+        if await executor.run(_check_total_pixels, inference) > LARGE_PIXELS:
+            executor = models.large_image_executor
+        items = inference.items or await inference.decode(models)
         outputs, heat_maps = zip(*await explainer.submit(items), strict=True)
         explanations = [  # one job for each image, so that no more jobs start after a disconnect
             await executor.run_admitted(_explanation, inference.open, file, heat_map)
@@ -280,17 +285,21 @@ async def _explain(request: Request, models: Models, inference: ClassifyInferenc
         return await executor.run_admitted(inference.respond, outputs, explanations)
 
 
-def _check_total_pixels(inference: ClassifyInference) -> None:
-    """Raise TooLarge if all images together exceed the pixel limit of one image. One response contains all of them."""
-    sizes = [inference.open(file).size for file in inference.files]
-    if (total := sum(width * height for width, height in sizes)) > inference.max_pixels:
+def _check_total_pixels(inference: ClassifyInference) -> int:
+    """Return the number of pixels of all images together.
+
+    Raise TooLarge if they exceed the limit of one image, because one response contains all of them.
+    """
+    total = sum(pixel_count(inference.open(file)) for file in inference.files)
+    if total > inference.max_pixels:
         raise TooLarge(
             f"the images have {total:,} pixels in all; with explain, the maximum is {inference.max_pixels:,}", "explain"
         )
+    return total
 
 
 def _explanation(
-    open_image: Callable[[ImageFile], Image.Image], file: ImageFile, heat_map: np.ndarray
+    open_image: Callable[[ImageFile], OpenedImage], file: ImageFile, heat_map: np.ndarray
 ) -> dict[str, Any]:
     """Return the image with its heat map over it, as a PNG file in base64, already encoded as JSON.
 
