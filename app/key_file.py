@@ -29,7 +29,7 @@ from pathlib import Path
 
 from limits import RateLimitItem, parse_many
 
-from app.store.atomic_files import file_lock, sync
+from app.store.disk import Disk, file_lock
 from app.store.disk_thread import DiskThread
 
 log = logging.getLogger("quartet")
@@ -215,5 +215,5 @@ def add(path: Path, name: str, limits: str = "") -> str:
         except BaseException:
             os.unlink(scratch)
             raise
-        sync(path.parent)
+        Disk().sync(path.parent)
     return key

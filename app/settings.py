@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         8,
         ge=0,
         description="number of versions that each worker may load because a request names their version number. The "
-        "active version, the canary, and the version that `active.json` names as `previous` do not count. Beyond "
+        "active version, the canary, and the previous version in the history of `active.json` do not count. Beyond "
         "this number, a new version replaces the least recently used version, unless that version has had a "
         "request in the last ten seconds.",
     )

@@ -7,11 +7,9 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import store
 from app.api.errors import error_response
 from app.api.middleware.api_keys import is_public, key_of, load_keyring, sent_key
 from app.api.middleware.body_memory import BodyMemoryLimit
@@ -21,7 +19,7 @@ from app.api.routes.admin import PREFIX as ADMIN
 from app.api.routes.admin import admin_key, check_admin_key
 from app.errors import QuartetError
 from app.settings import Settings
-from app.store import StoreError, TaskName
+from app.store import Store, StoreError, TaskName
 from app.store.disk_thread import DiskThread
 from app.tasks import TASKS
 
@@ -46,7 +44,7 @@ class IngressApp:
     def __init__(self, settings: Settings, forward_to: ForwardTo, own: Mapping[str, ASGIApp]) -> None:
         self._ring = load_keyring(settings)
         self._admin_key = admin_key(settings)
-        self._models = ModelTasks(settings.store, settings.store_poll_seconds)
+        self._models = ModelTasks(Store(settings.store), settings.store_poll_seconds)
         self._forward_to = forward_to
         self._own = own
         self._max_body_bytes = settings.max_body_bytes
@@ -89,8 +87,8 @@ class ModelTasks:
     does this at most once in ``poll_seconds``. If ``poll_seconds`` is 0, it scans the store only once.
     """
 
-    def __init__(self, folder: Path, poll_seconds: float) -> None:
-        self._folder = folder
+    def __init__(self, store: Store, poll_seconds: float) -> None:
+        self._store = store
         self._interval = poll_seconds or math.inf
         self._tasks: dict[str, TaskName] = {}
         self._read: set[tuple[str, int]] = set()  # versions whose card has been read
@@ -115,10 +113,10 @@ class ModelTasks:
             scan.exception()  # ignore errors, because the replicas report a store that cannot be read
 
     def _read_cards(self) -> None:
-        for name, number in store.all_versions(self._folder):
+        for name, number in self._store.versions():
             if (name, number) not in self._read:
                 with suppress(StoreError):  # the next scan reads the card again; the replicas report the error
-                    self._tasks[name] = store.read_card(self._folder / name / str(number)).task
+                    self._tasks[name] = self._store.card(name, number).task
                     self._read.add((name, number))
 
 

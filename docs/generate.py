@@ -67,13 +67,15 @@ A model card is a JSON file that describes one version of a model. The store (`m
 | path | content |
 |---|---|
 | `defaults.json` | for each task, the default model, which answers requests without `model` |
-| `<name>/active.json` | the active version, the canary and the retired versions; the file does not exist until a version is activated |
+| `<name>/active.json` | the active version, the canary, the history of active versions and the retired versions; the file does not exist until a version is activated |
 | `<name>/<version>/card.json` | the model card, described below |
 | `<name>/<version>/model.safetensors` | the weights |
 | `<name>/<version>/*.png` | pictures of the training, such as `curves.png` and `samples.png` |
-| `.lock`, `<name>/.lock` | empty files that a command locks while it changes the other files |
+| `.lock` | empty file that a command locks while it changes the other files |
 
-A published version never changes. [Versions](../how-to/rollout.md) describes the commands that manage versions.
+A published version never changes. [Versions](../how-to/rollout.md) describes the commands that manage versions. A card
+has at most 4 MiB. The service ignores fields that it does not know, and logs a warning. In `inputs` and `outputs`,
+unknown fields are an error.
 
 ## Fields of card.json
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from app import store
+from app.store import Store
 from docs.markdown import table
 
 ROOT = Path(__file__).parent.parent
@@ -236,8 +237,8 @@ def load(path: Path) -> Any:
 def cards() -> dict[str, list[store.Card]]:
     """Return the cards of all versions by model name, the oldest version first."""
     cards: dict[str, list[store.Card]] = {}
-    for name, number in store.all_versions(STORE):
-        cards.setdefault(name, []).append(store.read_card(STORE / name / str(number)))
+    for name, number in Store(STORE).versions():
+        cards.setdefault(name, []).append(Store(STORE).card(name, number))
     return cards
 
 

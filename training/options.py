@@ -17,7 +17,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from app import store
-from app.store import rollout
+from app.store import Store
+from app.store.version import Version
 from training.configs import SWITCH
 from training.data.datasets import DataError
 from training.loops import distributed
@@ -301,7 +302,7 @@ def _check_data_options(
 def _check_task(parser: argparse.ArgumentParser, task: str, models: Path, name: str) -> None:
     """Exit with a message if the network could not be published, because the model has versions for another task."""
     try:
-        problem = store.task_problem(models, name, None, task, rollout.read(models, name).retired)
+        problem = Store(models).task_problem(name, None, task)
     except store.StoreError as error:
         problem = str(error)
     if problem:
@@ -336,7 +337,7 @@ def _minutes(text: str) -> float:
 
 def base_version(
     options: Options, kinds: Sequence[str], default: str = "", advice: str = FROM_SCRATCH
-) -> store.Version | None:
+) -> Version | None:
     """Return the published version given by ``--version`` or ``--from``; None for ``--from scratch``.
 
     NAME stands for the active version of a model, and NAME@VERSION for the given version. If the folder of ``--store``
@@ -360,14 +361,14 @@ def base_version(
         return None
     name, _, number = text.partition("@")
     models = store_of(options.store, name, int(number) if number.isdecimal() else None)
-    versions = list(store.all_versions(models)) if models.is_dir() else []
+    versions = list(Store(models).versions()) if models.is_dir() else []
     numbers = [own for other, own in versions if other == name]
     if not numbers or (number and number not in map(str, numbers)):
         names = ", ".join(dict.fromkeys(other for other, _ in versions)) or "nothing"
         raise DataError(f"{flag} {text}: not in {options.store}, which holds {names}{advice}")
     try:
-        active = int(number) if number else rollout.active_or_none(models, name, rollout.read(models, name))
-        version = rollout.check_version(models, name, active or max(numbers))
+        active = int(number) if number else Store(models, Version.network).roles(name).active
+        version = Store(models).verify(name, active or max(numbers))
     except store.StoreError as error:
         raise DataError(f"{flag} {text}: {error}") from error
     if version.card.kind not in kinds:
@@ -385,7 +386,7 @@ def store_of(models: Path, name: str, number: int | None) -> Path:
     If neither store has the version, return ``models``.
     """
     for folder in (models, INCLUDED):
-        numbers = store.version_numbers(folder, name) if folder.is_dir() else []
+        numbers = Store(folder).numbers(name) if folder.is_dir() else []
         if numbers and number in (None, *numbers):
             return folder
     return models

@@ -17,7 +17,8 @@ from safetensors.torch import load
 from torch import nn
 
 from app import store
-from app.store import rollout
+from app.store import Store
+from app.store.version import Version, weights_digest
 
 # Fields of a card that, with the weights, determine all answers. Fine-tuning may keep the weights, while the
 # coefficients of known covariates are fitted again.
@@ -30,15 +31,15 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
     So a run that was killed after publishing and is then resumed does not publish a second time.
     """
     name = str(card["name"])
-    content = {**card, "version": 1, "weights_sha256": store.weights_digest(network.state_dict())}
+    content = {**card, "version": 1, "weights_sha256": weights_digest(network.state_dict())}
     number = find_version(models, store.parse_card(store.card_text(content), f"the card of {name!r}"))
     if number is None:
-        version = store.publish(models, card, network.state_dict(), pictures)
+        version = Store(models).publish(card, network.state_dict(), pictures)
         number = version.card.version
         print(f"published {version.folder}")
     else:
         print(f"{name}@{number} already has these weights")
-    active = rollout.active_or_none(models, name, rollout.read(models, name))
+    active = Store(models, Version.network).roles(name).active
     if active != number:
         command = runnable(f"python -m app.models activate {name} {number}", models)
         print(f"{name}@{number} is not active; {name}@{active} is. To activate the new version: {command}")
@@ -59,17 +60,17 @@ def read_run(folder: Path, option: str) -> tuple[store.Card, Any, dict[str, Any]
         fields = json.loads((folder / store.CARD).read_bytes())  # the card of a run has neither version nor digest
         digest = hashlib.sha256(weights).hexdigest()
         card = store.Card.model_validate({"version": 1, **fields, "weights_sha256": digest})
-        return card, store.Version(folder, card, load(weights)).network(), config
+        return card, Version(folder, card, load(weights)).network(), config
     except (OSError, ValueError, TypeError, SafetensorError, store.StoreError) as error:
         raise ValueError(f"{option} {folder}: not the folder of a finished run ({error})") from error
 
 
 def find_version(models: Path, card: store.Card) -> int | None:
     """Return the newest version of a model with the same weights and ``FIELDS_OF_SAME_VERSION``, or None."""
-    numbers = [number for other, number in store.all_versions(models) if other == card.name] if models.is_dir() else []
+    numbers = Store(models).numbers(card.name)
     for number in reversed(numbers):
         with contextlib.suppress(store.StoreError):  # a damaged version has no readable card
-            other = store.read_card(models / card.name / str(number))
+            other = Store(models).card(card.name, number)
             fields = (*FIELDS_OF_SAME_VERSION, "weights_sha256")
             if all(getattr(other, field) == getattr(card, field) for field in fields):
                 return number

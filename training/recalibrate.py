@@ -26,6 +26,8 @@ import torch
 
 from app import store
 from app.networks.cnn import WhitenedNet
+from app.store import Store
+from app.store.version import Version
 from app.tasks.classification import ImageClassifier
 from training import cnn, evaluation_log, publishing
 from training.configs import AirbenchConfig
@@ -38,7 +40,7 @@ FITTED = ("temperature", "views_temperature")  # names of the fitted tensors
 SIZES_OF_RECIPE = ("classes", "channels", "image", "widths", "depth")
 
 
-def recalibrated(version: store.Version, folder: Path) -> store.Version:
+def recalibrated(version: Version, folder: Path) -> Version:
     """Return ``version`` with the calibration of a run.
 
     Raises:
@@ -80,14 +82,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not number.isdecimal():
         parser.error(f"{options.version!r} is not NAME@VERSION, such as cifar10-accurate@1")
     try:
-        version = recalibrated(store.read_version(options.store, name, int(number)), options.run)
+        version = recalibrated(Store(options.store).read(name, int(number)), options.run)
     except (store.StoreError, ValueError) as error:
         parser.error(str(error))
     command = shlex.join(["python", "-m", "training.recalibrate", *(argv or sys.argv[1:])])
     publish(version, options.store, options.run.parent.parent, command)
 
 
-def publish(version: store.Version, models: Path, runs: Path, command: str) -> None:
+def publish(version: Version, models: Path, runs: Path, command: str) -> None:
     """Measure a version on the test part, and publish it as the next version of its model.
 
     The measurement is logged; see ``training.evaluation_log``. ``runs`` is the folder of all runs.
@@ -104,7 +106,7 @@ def publish(version: store.Version, models: Path, runs: Path, command: str) -> N
         predictions = torch.tensor(classifier.predict(list(shown)))
         samples = plot_samples(Path(folder) / "samples.png", shown, version.card.labels or [], predictions, labels)
         pictures = {"curves.png": version.folder / "curves.png", "samples.png": samples}
-        published = store.publish(models, fields, version.tensors, pictures)
+        published = Store(models).publish(fields, version.tensors, pictures)
     print(f"published {published.folder}")
 
 

@@ -22,9 +22,9 @@ from typing import Any
 
 from torch import Tensor
 
-from app import store
 from app.networks import build
 from app.store import UNKNOWN_CHARACTER
+from app.store.version import Version
 from app.tasks.text_generation import TextGenerator
 from training import refit
 from training.configs import RNN_PRESETS, RnnConfig
@@ -158,7 +158,7 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     publish(run, measured_card(run, card, text, vocabulary, network, validation), network, PROMPTS)
 
 
-def initial_network(config: RnnConfig, base: store.Version | None, vocabulary: Sequence[str]) -> tuple[RnnConfig, Any]:
+def initial_network(config: RnnConfig, base: Version | None, vocabulary: Sequence[str]) -> tuple[RnnConfig, Any]:
     """Return the config, with the kind and the learning rate that fit the network, and the network to train.
 
     The network starts from the weights of ``base`` or, without ``base``, from random weights.
@@ -170,7 +170,7 @@ def initial_network(config: RnnConfig, base: store.Version | None, vocabulary: S
     return config, transfer_weights(network, vocabulary, base)
 
 
-def origin(base: store.Version | None) -> dict[str, str]:
+def origin(base: Version | None) -> dict[str, str]:
     """Return a dictionary with one entry: the version at the start of the training, and the SHA-256 of its weights.
 
     If the training started from random weights, the dictionary is empty.
@@ -178,7 +178,7 @@ def origin(base: store.Version | None) -> dict[str, str]:
     return {f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}
 
 
-def origin_note(base: store.Version | None, config: RnnConfig) -> str:
+def origin_note(base: Version | None, config: RnnConfig) -> str:
     """Return a sentence for the notes of a card: from which version the training started, if from any."""
     if not base:
         return ""
@@ -186,7 +186,7 @@ def origin_note(base: store.Version | None, config: RnnConfig) -> str:
     return f"Fine-tuned from {label}. " if config.epochs else f"All layers except the last are those of {label}. "
 
 
-def read_base(options: Options, config: RnnConfig, data: dict[str, str]) -> store.Version | None:
+def read_base(options: Options, config: RnnConfig, data: dict[str, str]) -> Version | None:
     """Return the version given by ``--from``, or None for ``--from scratch``.
 
     Exits with a message if ``--hidden`` or ``--layers`` is given with another value than the version has.
@@ -306,7 +306,7 @@ def own_card(
     options: Options,
     config: RnnConfig,
     text: datasets.Text,
-    base: store.Version | None,
+    base: Version | None,
     teachers: Teachers | None,
     temperature: float | None,
 ) -> dict[str, Any]:

@@ -29,6 +29,7 @@ import torch
 from tqdm import tqdm
 
 from app import store
+from app.store.version import Version, encode_weights
 from app.tasks import TASKS
 from training import evaluation_log
 from training.checkpoints import checkpoint
@@ -304,7 +305,7 @@ class Run:
             {"name": self.options.name, "version": 1, "metrics": {}, "weights_sha256": "", **card, **self.provenance()}
         )
         tensors = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
-        return predictor(store.Version(self.folder, full_card, tensors), torch.device(self.options.device))
+        return predictor(Version(self.folder, full_card, tensors), torch.device(self.options.device))
 
     def measure(
         self, card: dict[str, Any], evaluate: Callable[[Part], dict[str, Any]], publish: bool = True
@@ -335,7 +336,7 @@ class Run:
         if self.is_timing:
             return
         (self.folder / store.CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-        (self.folder / store.WEIGHTS).write_bytes(store.encode_weights(network.state_dict()))
+        (self.folder / store.WEIGHTS).write_bytes(encode_weights(network.state_dict()))
         for name, metric in card["metrics"].items():
             print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}")
         print(speed.describe(card["speed"], card["task"]))

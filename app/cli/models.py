@@ -1,4 +1,4 @@
-"""Manage the models in the store: activate, roll back, retire, unload, compare, import and export versions.
+"""Manage the models in the store: activate, roll back, retire, unload, import and export versions.
 
     python -m app.models list
     python -m app.models activate sales 3 --share 10
@@ -22,7 +22,7 @@ from app.cli.output import write_line
 from app.exporting.files import to_onnx, to_pt2
 from app.importing.limits import allow_bytes
 from app.settings import Settings
-from app.store import StoreError, archive, catalogue, read_defaults, rollout
+from app.store import RolloutRefused, Store, StoreError, VersionNotFound, archive, catalogue
 from app.store.rollout import LATEST, Rollout
 from app.tasks import check_loading
 
@@ -111,13 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     added = named("retire", _retire, "stop serving a version, even to requests with its number, but keep its files")
     added.add_argument("version", metavar="VERSION", type=_version, help="version number")
     added.add_argument("--undo", action="store_true", help="serve the retired version again")
-    named("unload", _change_model(rollout.unload), "stop serving a model until it is loaded again")
-    named("load", _change_model(rollout.load), "serve an unloaded model again")
+    named("unload", _change_model(Store.unload), "stop serving a model until it is loaded again")
+    named("load", _change_model(Store.load), "serve an unloaded model again")
     named("default", _default, "make a model the default of its task, which answers requests that name no model")
     command("verify", _verify, "check the hashes, sizes and weights of all versions")
-    added = named("diff", _diff, "compare the metrics, sizes, data and notes of two versions")
-    for place in ("first", "second"):
-        added.add_argument(place, metavar="VERSION", type=_version, help=f"number of the {place} version")
     added = command("import", _import, "verify the version in an archive and add it to the store")
     added.add_argument("file", metavar="FILE", type=Path, help="archive that `export` has written")
     added.add_argument("--renumber", action="store_true", help="give the version the next free number")
@@ -154,7 +151,7 @@ def _version_or_latest(text: str) -> int | Literal["latest"]:
 
 def _list(args: argparse.Namespace) -> None:
     names = sorted(set(args.names))
-    rows = [_row(args, name) for name in names] if names else catalogue.list_models(args.store, check_loading)
+    rows = [_row(args, name) for name in names] if names else catalogue.list_models(Store(args.store))
     table: list[Row] = [("NAME", "TASK", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "RETIRED")]
     for row in rows:
         task = f"{row['task'] or 'no valid version'}{' (default)' if row['default'] else ''}"
@@ -169,7 +166,7 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _row(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    return catalogue.model_row(args.store, name, check_loading)
+    return catalogue.model_row(Store(args.store), name)
 
 
 def _print_problem(row: dict[str, Any]) -> None:
@@ -182,7 +179,7 @@ def _canary(row: dict[str, Any]) -> str:
 
 
 def _show(args: argparse.Namespace) -> None:
-    row = catalogue.describe_model(args.store, args.name, check_loading)
+    row = catalogue.describe_model(Store(args.store), args.name)
     table: list[Row] = [("VERSION", "ROLE", "MIB", "CREATED", "METRICS")]
     for version in row["versions"]:
         if version["problem"]:
@@ -212,24 +209,24 @@ def _status(name: str, row: dict[str, Any]) -> str:
 
 
 def _activate(args: argparse.Namespace) -> None:
-    _report(args, rollout.activate(args.store, args.name, args.version, args.share, check_loading))
+    _report(args, Store(args.store, check_loading).activate(args.name, args.version, args.share))
 
 
 def _roll_back(args: argparse.Namespace) -> None:
-    _report(args, rollout.rollback(args.store, args.name, check_loading))
+    _report(args, Store(args.store, check_loading).rollback(args.name))
 
 
-def _change_model(change: Callable[[Path, str], Rollout]) -> Callable[[argparse.Namespace], None]:
+def _change_model(change: Callable[[Store, str], Rollout]) -> Callable[[argparse.Namespace], None]:
     """Return a command that calls ``change`` with the store and the name of a model, and reports the result."""
-    return lambda args: _report(args, change(args.store, args.name))
+    return lambda args: _report(args, change(Store(args.store), args.name))
 
 
 def _retire(args: argparse.Namespace) -> None:
-    _report(args, rollout.retire(args.store, args.name, args.version, args.undo, check_loading))
+    _report(args, Store(args.store, check_loading).retire(args.name, args.version, args.undo))
 
 
 def _default(args: argparse.Namespace) -> None:
-    rollout.make_default(args.store, args.name, check_loading)
+    Store(args.store, check_loading).make_default(args.name)
     row = _row(args, args.name)
     write_line(json.dumps(row) if args.json else f"{args.name} is the default for the task {row['task']!r}")
     _print_problem(row)
@@ -246,7 +243,7 @@ def _retired(numbers: Sequence[int]) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    rows = list(catalogue.verify(args.store, check_loading))
+    rows = list(catalogue.verify(Store(args.store, check_loading)))
     failed = [row for row in rows if row["problem"]]
     if args.json:
         write_line(json.dumps(rows, indent=2))
@@ -259,22 +256,6 @@ def _verify(args: argparse.Namespace) -> int:
     return bool(failed)
 
 
-def _diff(args: argparse.Namespace) -> None:
-    rows = catalogue.diff(args.store, args.name, args.first, args.second)
-    table: list[Row] = [("", f"{args.name}@{args.first}", f"{args.name}@{args.second}", "")]
-    table += [(row["what"], row["first"], row["second"], _change(row["first"], row["second"])) for row in rows]
-    _print(args, rows, table)
-
-
-def _change(first: Any, second: Any) -> str:
-    """Return the difference of two numbers as text, ``differs`` for other values, or "" for equal values."""
-    if first == second:
-        return ""
-    if all(isinstance(value, int | float) for value in (first, second)):
-        return f"{second - first:+.6g}"
-    return "differs"
-
-
 def _import(args: argparse.Namespace) -> None:
     with args.file.open("rb") as file:
         max_bytes = Settings().max_import_bytes
@@ -283,10 +264,10 @@ def _import(args: argparse.Namespace) -> None:
         if not file.seekable():
             raise archive.BadArchive(f"{args.file} is a pipe; the archive should be a file on a disk")
         allow_bytes(size)
-        read_defaults(args.store)  # so that an error in the store is not attributed to the archive
+        Store(args.store).defaults()  # so that an error in the store is not attributed to the archive
         try:
-            card = archive.import_archive(args.store, file, max_bytes, args.renumber, check_loading)
-        except rollout.RolloutRefused:  # the message names the version
+            card = archive.import_archive(Store(args.store, check_loading), file, max_bytes, args.renumber)
+        except RolloutRefused:  # the message names the version
             raise
         except StoreError as error:
             other = "; this is not an archive of `export`; for .pt2 and ONNX files, use `add`"
@@ -311,13 +292,13 @@ def _add(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     name, at, number = args.model.partition("@")
     try:
-        version = _version(number) if at else rollout.active_version(args.store, name, check_loading)
+        version = _version(number) if at else Store(args.store, check_loading).active(name)
     except argparse.ArgumentTypeError:
-        raise rollout.VersionNotFound(f"{args.model!r} should be a name and a version, such as sales@3") from None
+        raise VersionNotFound(f"{args.model!r} should be a name and a version, such as sales@3") from None
     suffix = ".pt2" if args.pt2 else ".onnx" if args.onnx else ".zip"
     path = args.file or Path(f"{name}-{version}{suffix}")
     if path.exists():
-        raise rollout.RolloutRefused(f"{path} already exists")
+        raise RolloutRefused(f"{path} already exists")
     chunks = _exported(args, name, version)
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch:
@@ -334,8 +315,8 @@ def _export(args: argparse.Namespace) -> None:
 def _exported(args: argparse.Namespace, name: str, version: int) -> Iterable[bytes]:
     """Return the content of the exported file in chunks."""
     if not (args.pt2 or args.onnx):
-        return archive.export_version(args.store, name, version)
-    return [(to_pt2 if args.pt2 else to_onnx)(rollout.check_version(args.store, name, version))]
+        return archive.export_version(Store(args.store), name, version)
+    return [(to_pt2 if args.pt2 else to_onnx)(Store(args.store).verify(name, version))]
 
 
 def _print(args: argparse.Namespace, data: object, table: Sequence[Row]) -> None:

@@ -16,7 +16,8 @@ import torch
 
 from app.exporting.signatures import SIGNATURES, Signature
 from app.networks import is_imported
-from app.store import Card, StoreError, Version
+from app.store import Card, StoreError
+from app.store.version import Version
 
 MAX_DIFFERENCE = 1e-3  # largest difference of outputs, absolute and relative
 

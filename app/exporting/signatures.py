@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from app.networks.cnn import Classifier
 from app.networks.forecaster import MEDIAN, QUANTILES
-from app.store import TaskName, Version
+from app.store import TaskName
+from app.store.version import Version
 from app.tasks.forecasting import MAX_SEASON, MEAN_WEIGHTS, is_windowed
 
 Outputs = dict[str, Tensor]

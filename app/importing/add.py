@@ -20,8 +20,8 @@ from app.importing.examine import Examiner
 from app.importing.files import BadModel, read_files
 from app.networks.imported import Shape
 from app.networks.imported.onnx_runner import OnnxRunner
-from app.store import Card, Version
-from app.store.rollout import name_problem
+from app.store import Card, Store, check_name
+from app.store.version import Version
 from app.tasks import TASKS, speed
 
 CHANNELS = 3  # of an image if the file does not state their number
@@ -49,8 +49,7 @@ def add(folder: Path, file: Path, description: Description, max_bytes: int) -> C
     Raises:
         StoreError: the name or the file is invalid, or the file does not fit the task.
     """
-    if problem := name_problem(description.name):
-        raise BadModel(problem)
+    check_name(description.name)
     if (size := file.stat().st_size) > max_bytes:
         raise BadModel(f"{file.name} has {size:,} bytes; the maximum is {max_bytes:,}")
     try:
@@ -64,7 +63,7 @@ def add(folder: Path, file: Path, description: Description, max_bytes: int) -> C
         raise BadModel(str(error)) from None
     except MemoryError:
         raise BadModel(f"the import of {file.name} needs too much memory") from None
-    return store.publish(folder, content, tensors).card
+    return Store(folder).publish(content, tensors).card
 
 
 def _parsed(content: Mapping[str, Any]) -> Card:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -16,10 +14,9 @@ from app.importing.limits import allow_bytes
 from app.networks.imported.onnx_check import check_onnx
 from app.networks.imported.onnx_runner import EXTERNAL, MODEL
 from app.store import StoreError
-from app.store.archive import check_directory, check_offset
+from app.store.archive import DAMAGED, open_zip
 
 MAX_DIRECTORY_BYTES = 16 * 2**20  # size of the list of entries in a ZIP archive
-DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error)
 
 
 class BadModel(StoreError):
@@ -57,10 +54,7 @@ def read_files(path: Path, max_bytes: int) -> dict[str, Tensor]:
 def _read_archive(path: Path, file: BinaryIO, max_bytes: int) -> dict[str, Tensor]:
     """Read an archive of one ONNX file and its external data, without writing to the disk."""
     try:
-        check_directory(file, MAX_DIRECTORY_BYTES)
-        with zipfile.ZipFile(file) as archive:
-            for entry in archive.infolist():
-                check_offset(archive, entry)
+        with open_zip(file, MAX_DIRECTORY_BYTES) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
             models = [name for name in entries if name.endswith(".onnx") and not name.startswith("__MACOSX/")]
             if len(models) > 1:

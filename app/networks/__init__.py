@@ -7,7 +7,7 @@ lecture from which this project started.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from app.networks.cnn import DigitNet, DigitNetSizes, LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes
 from app.networks.efficientnet import EfficientNetLite, EfficientNetSizes
@@ -20,8 +20,6 @@ from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes, StackedRNN, StackedRNNSizes
 from app.networks.series_reader import ForecasterSizes
 
-TaskName = Literal["classify", "continue", "forecast", "sample", "infer"]
-
 
 class Kind(NamedTuple):
     """One network architecture. The fields of the dataclass ``sizes`` are the keys of ``sizes`` on its model cards.
@@ -32,7 +30,7 @@ class Kind(NamedTuple):
 
     network: type[Any]
     sizes: type[Any]
-    task: TaskName | None
+    task: str | None
 
 
 KINDS: dict[str, Kind] = {

@@ -18,7 +18,7 @@ from prometheus_client import Metric, multiprocess, values
 from prometheus_client.mmap_dict import MmapedDict
 
 from app.observability.logs import log_errors
-from app.store.atomic_files import file_lock
+from app.store.disk import file_lock
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the environment variable that prometheus_client reads
 ALIVE = "alive"  # a file in the folder that is locked as long as a process of the service lives

@@ -17,14 +17,14 @@ from typing import Any, Generic
 import torch
 from typing_extensions import TypeVar
 
-from app import store
 from app.engine.batcher import Batcher
 from app.engine.executor import Executor
 from app.engine.observer import ObserverFactory, VersionKey
 from app.engine.text_engine import TextEngine
 from app.errors import is_out_of_memory
 from app.settings import Settings, SettingsError
-from app.store import CARD, WEIGHTS, Card, StoreError
+from app.store import CARD, WEIGHTS, Card, Store, StoreError
+from app.store.weights_size import weights_size
 from app.tasks import TASKS, BatchPredictor, Predictor, SplittingPredictor, Task
 from app.tasks.text_generation import Continuation
 
@@ -119,11 +119,11 @@ class PreparedModel:
     def load(cls, settings: Settings, device: torch.device, name: str, number: int) -> PreparedModel:
         """Read a version, verify it, and warm up its predictor. Any exception of these steps is raised."""
         files = file_stamps(settings.store, name, number)
-        version = store.read_version(settings.store, name, number)
+        version = Store(settings.store).read(name, number)
         task = TASKS[version.card.task]
         predictor = task.load(version, device, **{option: getattr(settings, option) for option in task.options})
         predictor.warm_up(max_rows(settings, task))
-        return cls(version.card, task, predictor, store.weights_size(settings.store, version.card), files)
+        return cls(version.card, task, predictor, weights_size(settings.store, version.card), files)
 
 
 PreparedModels = dict[VersionKey, PreparedModel]

@@ -31,7 +31,7 @@ from app.serving.recovery import RecoveryMonitor
 from app.serving.store_watcher import StoreWatcher
 from app.serving.version_set import VersionSet, models_for, resolve_name, served_names
 from app.settings import Settings
-from app.store import Card, TaskName
+from app.store import Card, Store, TaskName
 from app.store.disk_thread import DiskThread
 from app.tasks import Task
 
@@ -63,10 +63,11 @@ class Models:
         self.large_image_executor = executor("large images", niceness=PARSE_NICENESS)  # one at a time, to limit memory
         self.load_executor = executor("load")  # its thread gets a low priority when it loads while requests are served
         check_store(settings.store)
+        self.store = Store(settings.store)
         self.cache = ModelCache(observers, settings.model_bytes, partial(free_bytes, self.device))
         self.loader = Loader(settings, observers, self.executor, self.device, prepared or {})
         self.watcher = StoreWatcher(
-            settings.store, settings.store_poll_seconds, failed=self.cache.failures, on_scan=self._reconcile
+            self.store, settings.store_poll_seconds, failed=self.cache.failures, on_scan=self._reconcile
         )
         self._picture_disk = DiskThread("pictures")
         self.version_sets: dict[str, VersionSet] = {}  # the served versions, by model name
@@ -201,9 +202,9 @@ class Models:
             NotFound: the file cannot be read, for example because it was removed.
             TimedOut: the store has not answered within ``request_seconds``.
         """
-        path = self.settings.store / card.name / str(card.version) / file
+        path = self.store.path(card.name, card.version) / file
         try:
-            return await self._picture_disk.run_within(self.settings.request_seconds, path.read_bytes)
+            return await self._picture_disk.run_within(self.settings.request_seconds, self.store.disk.read, path)
         except TimeoutError:
             raise TimedOut("the deadline passed before the store answered") from None
         except OSError as error:

@@ -13,6 +13,7 @@ from app.serving.model import PreparedModel, PreparedModels
 from app.serving.reconcile import desired_versions, versions_to_load
 from app.serving.store_snapshot import StoreSnapshot
 from app.settings import Settings
+from app.store import Store
 
 
 def preload(settings: Settings) -> PreparedModels:
@@ -28,7 +29,7 @@ def preload(settings: Settings) -> PreparedModels:
         return prepared
     torch.set_num_threads(1)
     device = find_device(settings.device)
-    snapshot = StoreSnapshot.scan(settings.store, StoreSnapshot(), {})
+    snapshot = StoreSnapshot.scan(Store(settings.store), StoreSnapshot(), {})
     sizes = snapshot.weights_bytes
     desired, defaults = desired_versions(snapshot, ()), set((snapshot.defaults or {}).values())
     loaded: dict[VersionKey, int] = {}  # as in a worker, the versions that are in memory limit what is loaded next

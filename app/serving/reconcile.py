@@ -18,7 +18,8 @@ from app.errors import TooManyVersions
 from app.serving.model import Model
 from app.serving.store_snapshot import StoreSnapshot
 from app.serving.version_set import VersionSet
-from app.store import Card, TaskName, unserved_defaults
+from app.store import Card, TaskName
+from app.store.catalogue import unserved_defaults
 
 IDLE_SECONDS = 300.0  # a version that is not resident is evicted after this many seconds without a request
 

@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app import store
 from app.engine.observer import VersionKey
 from app.serving.model import LoadFailure, file_stamps
 from app.serving.version_set import VersionSet
-from app.store import Card, StoreError, TaskName, rollout
+from app.store import Card, Store, StoreError, TaskName, rollout
 from app.store.rollout import Rollout
+from app.store.weights_size import weights_size
 
 
-def is_unloaded(folder: Path, name: str) -> bool | None:
+def is_unloaded(store: Store, name: str) -> bool | None:
     """Return whether a model is unloaded, or None if its rollout file cannot be read. No other file is read."""
     try:
-        return rollout.read(folder, name).unloaded
+        return store.rollout(name).unloaded
     except StoreError:
         return None
 
@@ -39,17 +39,17 @@ class VersionFiles:
     pictures: tuple[str, ...]
 
     @classmethod
-    def read(cls, folder: Path, card: Card, known: VersionFiles | None) -> VersionFiles:
+    def read(cls, store: Store, card: Card, known: VersionFiles | None) -> VersionFiles:
         """Read the modification time, the size of the weights, and the names of the pictures.
 
         The names of the pictures are copied from ``known`` if the folder has not changed.
         """
         changed_ns = 0
         with contextlib.suppress(OSError):
-            changed_ns = (folder / card.name / str(card.version)).stat().st_mtime_ns
+            changed_ns = store.path(card.name, card.version).stat().st_mtime_ns
         unchanged = known if known and known.changed_ns == changed_ns else None
-        pictures = unchanged.pictures if unchanged else tuple(store.version_pictures(folder, card.name, card.version))
-        return cls(changed_ns, store.weights_size(folder, card), pictures)
+        pictures = unchanged.pictures if unchanged else tuple(store.pictures(card.name, card.version))
+        return cls(changed_ns, weights_size(store.folder, card), pictures)
 
 
 @dataclass
@@ -81,7 +81,7 @@ class StoreSnapshot:
         return {key: files.weights_bytes for key, files in self.files.items()}
 
     @classmethod
-    def scan(cls, folder: Path, previous: StoreSnapshot, failed: Mapping[VersionKey, LoadFailure]) -> StoreSnapshot:
+    def scan(cls, store: Store, previous: StoreSnapshot, failed: Mapping[VersionKey, LoadFailure]) -> StoreSnapshot:
         """Read the store. ``previous`` is the last snapshot, and ``failed`` are the versions that could not be loaded.
 
         A card in ``previous`` is read again only if the version has failed and its files have changed. The files of
@@ -91,22 +91,22 @@ class StoreSnapshot:
         being copied at the last scan, or because an operator has repaired them.
         """
         snapshot = cls()
-        changed = {key for key, failure in failed.items() if file_stamps(folder, *key) != failure.files}
-        for name in store.model_names(folder):
+        changed = {key for key, failure in failed.items() if file_stamps(store.folder, *key) != failure.files}
+        for name in store.names():
             try:
-                if numbers := store.version_numbers(folder, name):
+                if numbers := store.numbers(name):
                     snapshot.numbers[name] = numbers
             except StoreError as error:
                 snapshot.failures.append(LoadFailure(name, 0, str(error)))
                 if name in previous.numbers:
                     snapshot.numbers[name] = previous.numbers[name]
         for name in snapshot.numbers:
-            snapshot._read_rollout(folder, previous, name)
+            snapshot._read_rollout(store, previous, name)
             for number in snapshot.numbers[name]:
                 known = None if (name, number) in changed else previous.cards.get((name, number))
-                snapshot._read_card(folder, previous, known, name, number)
+                snapshot._read_card(store, previous, known, name, number)
         try:
-            snapshot.defaults = store.read_defaults(folder)
+            snapshot.defaults = store.defaults()
         except StoreError as error:
             snapshot.defaults_error = str(error)
         now = time.monotonic()
@@ -117,7 +117,7 @@ class StoreSnapshot:
         )
         return snapshot
 
-    def _read_rollout(self, folder: Path, previous: StoreSnapshot, name: str) -> None:
+    def _read_rollout(self, store: Store, previous: StoreSnapshot, name: str) -> None:
         """Add the rollout of a model. If it has changed since the last scan, read the version numbers again.
 
         Otherwise, a version that was published and activated after the numbers were read would be missing. If the
@@ -125,21 +125,23 @@ class StoreSnapshot:
         """
         known = previous.rollouts.get(name)
         try:
-            while (current := rollout.read(folder, name)) != known:
+            while (current := store.rollout(name)) != known:
                 known = current
                 with contextlib.suppress(StoreError):
-                    self.numbers[name] = store.version_numbers(folder, name) or self.numbers[name]
+                    self.numbers[name] = store.numbers(name) or self.numbers[name]
             self.rollouts[name] = current
+            for problem in current.missing(name, self.numbers[name]):
+                self.failures.append(LoadFailure(f"{name}/{rollout.FILE}", 0, problem))
         except StoreError as error:
             self.rollouts[name] = previous.rollouts.get(name, Rollout())
             self.failures.append(LoadFailure(f"{name}/{rollout.FILE}", 0, str(error)))
 
-    def _read_card(self, folder: Path, previous: StoreSnapshot, known: Card | None, name: str, number: int) -> None:
+    def _read_card(self, store: Store, previous: StoreSnapshot, known: Card | None, name: str, number: int) -> None:
         """Add the card and the files of a version. The card is read unless it is ``known``."""
         key = name, number
         try:
-            card = self.cards[key] = known or store.read_card(folder / name / str(number))
-            self.files[key] = VersionFiles.read(folder, card, previous.files.get(key))
+            card = self.cards[key] = known or store.card(name, number)
+            self.files[key] = VersionFiles.read(store, card, previous.files.get(key))
         except StoreError as error:
             if number not in self.rollouts[name].retired:
                 self.failures.append(LoadFailure(name, number, str(error)))
@@ -153,13 +155,14 @@ def worker_bytes(folder: Path, max_bytes: int = 0) -> int:
     memory. 0 means no limit.
     """
     weights = 0
-    for name, stored in rollout.stored_versions(folder).items():
+    store = Store(folder)
+    for name in store.names():
         try:
-            current = rollout.read(folder, name)
+            current = store.rollout(name)
         except StoreError:
             current = Rollout()
-        resident = VersionSet.build(name, stored, current, failed=()).resident
+        resident = VersionSet.build(name, store.numbers(name), current, failed=()).resident
         for number in resident:
             with contextlib.suppress(StoreError):  # a version without a valid card is not loaded
-                weights += store.weights_size(folder, store.read_card(folder / name / str(number)))
+                weights += weights_size(folder, store.card(name, number))
     return 100 * 2**20 + 2 * (min(weights, max_bytes) if max_bytes else weights)

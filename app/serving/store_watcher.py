@@ -7,11 +7,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from app.engine.observer import VersionKey
 from app.serving.model import LoadFailure
 from app.serving.store_snapshot import StoreSnapshot, is_unloaded
+from app.store import Store
 from app.store.disk_thread import DiskThread
 
 log = logging.getLogger("quartet")
@@ -28,13 +28,13 @@ class StoreWatcher:
 
     def __init__(
         self,
-        folder: Path,
+        store: Store,
         poll_seconds: float,
         failed: Callable[[], Mapping[VersionKey, LoadFailure]],
         on_scan: Callable[[], None],
     ) -> None:
         self.snapshot = StoreSnapshot()
-        self._folder = folder
+        self._store = store
         self._poll_seconds = poll_seconds
         self._failed = failed
         self._on_scan = on_scan
@@ -46,7 +46,7 @@ class StoreWatcher:
     async def scan(self) -> None:
         """Read the store into a new ``snapshot``, and log the failures that are new."""
         previous = self.snapshot
-        self.snapshot = await self._disk.run(StoreSnapshot.scan, self._folder, previous, self._failed())
+        self.snapshot = await self._disk.run(StoreSnapshot.scan, self._store, previous, self._failed())
         known = set(previous.failures)
         for failure in self.snapshot.failures:
             if failure not in known:
@@ -55,7 +55,7 @@ class StoreWatcher:
     async def is_unloaded(self, name: str) -> bool | None:
         """Return whether a model is unloaded now, or None if its rollout cannot be read in ``CHECK_SECONDS``."""
         try:
-            return await self._check_disk.run_within(CHECK_SECONDS, is_unloaded, self._folder, name)
+            return await self._check_disk.run_within(CHECK_SECONDS, is_unloaded, self._store, name)
         except TimeoutError:
             return None
 

@@ -39,20 +39,16 @@ class VersionSet:
         retired = tuple(rollout.retired)
         if rollout.unloaded:
             return cls(name, (), retired, None, None, unloaded=tuple(available))
-        active = next(iter(rollout.preference(available)), None)
-        previous = next((n for n in rollout.previous_versions(active, available) if n in available), None)
-        canary = rollout.canary if rollout.canary and rollout.canary.version in available else None
-        if canary is not None and canary.version == active:
-            canary = None
+        roles = rollout.roles(available)
         return cls(
             name,
             tuple(available),
             retired,
-            active,
-            previous,
-            canary.version if canary else None,
-            canary.share if canary else 0.0,
-            keeps_previous=previous is not None and previous == rollout.previous,
+            roles.active,
+            roles.previous,
+            roles.canary.version if roles.canary else None,
+            roles.canary.share if roles.canary else 0.0,
+            keeps_previous=roles.previous in rollout.history,
         )
 
     @property

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import re
 from collections.abc import Mapping
 from datetime import date, datetime
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from app.networks import TaskName
+log = logging.getLogger("quartet")
 
 CARD = "card.json"
+MAX_BYTES = 4 * 2**20  # limit of card.json and the other JSON files; a long vocabulary takes a few thousand bytes
+STRICT_KEYS = ("inputs", "outputs")  # a network with an unknown property of its tensors might compute wrong results
+TaskName = Literal["classify", "continue", "forecast", "sample", "infer"]
 VersionNumber = Annotated[int, Field(ge=1, lt=10**9)]
 INT64_LIMIT = 2**63
 Int64 = Annotated[int, Field(ge=-INT64_LIMIT, lt=INT64_LIMIT)]
 UNKNOWN_CHARACTER = "<unk>"
+
+
+class StoreError(Exception):
+    """A version or file of the store is invalid. The message states the place and the problem."""
+
+
+class VersionNotFound(StoreError):
+    """The model or the version does not exist."""
+
+
+NAME = r"[a-z0-9][a-z0-9-]{0,63}"
 
 
 def _not_reserved(name: str) -> str:
@@ -28,11 +43,27 @@ def _not_reserved(name: str) -> str:
     return name
 
 
-ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$"), AfterValidator(_not_reserved)]
+ModelName = Annotated[str, Field(pattern=f"^{NAME}$"), AfterValidator(_not_reserved)]
 
 
-class StoreError(Exception):
-    """A version or file of the store is invalid. The message states the place and the problem."""
+def is_model_name(text: str) -> bool:
+    """Return whether a text is an allowed name of a model."""
+    return re.fullmatch(NAME, text) is not None and text != "stats"
+
+
+def check_name(text: str) -> None:
+    """Raise VersionNotFound for a text that is not an allowed name of a model."""
+    if not is_model_name(text):
+        raise VersionNotFound(
+            f"{shorten(text)} is not a model name; a name has 1 to 64 lower-case letters, digits and hyphens, does not "
+            "begin with a hyphen, and is not reserved"
+        )
+
+
+def shorten(value: object) -> str:
+    """Return a value for an error message: quoted, and cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 class StrictModel(BaseModel):
@@ -202,23 +233,39 @@ def card_text(content: Mapping[str, Any]) -> bytes:
 
 
 def parse_card(content: bytes, path: str) -> Card:
-    """Parse a card. Raises StoreError if it is invalid. ``path`` is the file name for error messages."""
+    """Parse the card of a new version. Raises StoreError if it is invalid. ``path`` is for error messages."""
+    return parse(Card, content, path, unknown_allowed=False)
+
+
+M = TypeVar("M", bound=StrictModel)
+
+
+def parse(model: type[M], content: bytes, path: str, unknown_allowed: bool = True) -> M:
+    """Parse a JSON file of the store. Raises StoreError if it is invalid. ``path`` is for error messages.
+
+    A newer version of the service may have written fields that this version does not know. They are ignored with a
+    warning if ``unknown_allowed`` is true, except those of ``STRICT_KEYS``.
+    """
+    if len(content) > MAX_BYTES:
+        raise StoreError(f"{path} is too large; the maximum is {MAX_BYTES:,} bytes")
     try:
-        return Card.model_validate_json(content)
+        return model.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise StoreError(f"{path}: {key}: {first['msg']}, found {str(first['input'])[:80]!r}") from error
-
-
-def read_card(folder: Path) -> Card:
-    """Read the card in the folder of a version. Raises StoreError if it is invalid or does not fit the folder."""
-    path = f"{folder.parent.name}/{folder.name}/{CARD}"
-    try:
-        card = parse_card((folder / CARD).read_bytes(), path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-    for key, actual, expected in (("name", card.name, folder.parent.name), ("version", str(card.version), folder.name)):
-        if actual != expected:
-            raise StoreError(f"{path}: {key} is {actual!r}, expected {expected!r} as in the path")
-    return card
+        problems = error.errors()
+    unknown = [
+        problem["loc"]
+        for problem in problems
+        if unknown_allowed and problem["type"] == "extra_forbidden" and problem["loc"][0] not in STRICT_KEYS
+    ]
+    for first in problems:
+        if first["loc"] not in unknown:
+            key = ".".join(map(str, first["loc"])) or "the file"
+            raise StoreError(f"{path}: {key}: {first['msg']}, found {str(first['input'])[:80]!r}")
+    data = json.loads(content)
+    for loc in unknown:
+        parent: Any = data
+        for part in loc[:-1]:
+            parent = parent[part]
+        del parent[loc[-1]]
+    log.warning("%s: unknown fields are ignored: %s", path, ", ".join(".".join(map(str, loc)) for loc in unknown))
+    return parse(model, json.dumps(data).encode(), path)

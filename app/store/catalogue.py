@@ -2,98 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
-from app import store
-from app.store import Check, StoreError, rollout
-from app.store.rollout import LATEST, PINNED, Rollout, check_version, first_valid
+from app.store.card import StoreError, TaskName, VersionNotFound
+from app.store.rollout import FILE, LATEST, PINNED, Roles, Rollout
+from app.store.store import DEFAULTS, Store
 
 
-def list_models(folder: Path, check: Check | None = None) -> list[dict[str, Any]]:
-    """Return one row per model: its task, rollout and versions. ``problem`` names what cannot be read.
-
-    ``check`` raises StoreError for a version that the service cannot load. Such a version is not active.
-    """
-    defaults, problem = _defaults(folder)
-    stored, unreadable = _read_folders(folder)
-    rows = [_row(folder, name, numbers, defaults, problem, check) for name, numbers in stored.items()]
-    rows += [_row(folder, name, [], defaults, reason, check) for name, reason in unreadable.items()]
-    return sorted(rows, key=itemgetter("name"))
+def list_models(store: Store) -> list[dict[str, Any]]:
+    """Return one row per model: its task, rollout and versions. ``problem`` names what cannot be read."""
+    rows = []
+    for name in store.names():
+        with suppress(VersionNotFound):
+            rows.append(model_row(store, name))
+    return rows
 
 
-def model_row(folder: Path, name: str, check: Check | None = None) -> dict[str, Any]:
+def model_row(store: Store, name: str) -> dict[str, Any]:
     """Return the row of one model. Raises VersionNotFound."""
-    return _row(folder, name, rollout.numbers(folder, name), *_defaults(folder), check)
+    problems: list[str] = []
 
+    def attempt(read: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return read()
+        except VersionNotFound:
+            raise
+        except StoreError as error:
+            problems.append(str(error))
+            return otherwise
 
-def _defaults(folder: Path) -> tuple[dict[store.TaskName, str], str]:
-    """Return the default models, and an error message if ``defaults.json`` cannot be read.
-
-    An error is not raised, because callers describe a model after they have changed it.
-    """
-    try:
-        return store.read_defaults(folder), ""
-    except StoreError as error:
-        return {}, str(error)
-
-
-def _row(
-    folder: Path,
-    name: str,
-    numbers: list[int],
-    defaults: dict[store.TaskName, str],
-    problem: str,
-    check: Check | None,
-) -> dict[str, Any]:
-    current = Rollout()
-    try:
-        current = rollout.read(folder, name)
-    except StoreError as error:
-        problem = "; ".join(filter(None, (str(error), problem)))
-    version = first_valid(folder, name, current.preference(numbers), check)
-    active, task = (version.card.version, version.card.task) if version else (None, None)
-    previous = [number for number in current.previous_versions(active, numbers) if number in numbers]
+    numbers: list[int] = attempt(lambda: store.find(name), [])
+    current: Rollout = attempt(lambda: store.rollout(name), Rollout())
+    defaults: dict[TaskName, str] = attempt(store.defaults, {})
+    roles = store.roles(name, current) if numbers else Roles(None, None, None)
+    task = attempt(partial(_task, store, name, roles.active), None)
+    problems += current.missing(name, numbers)
     return {
         "name": name,
         "task": task,
         "default": task is not None and defaults.get(task) == name,
-        "active": active,
+        "active": roles.active,
         "update_policy": LATEST if current.active is None else PINNED,
-        "canary": current.canary.model_dump() if current.canary else None,
-        "previous": previous[0] if previous else None,
+        "canary": roles.canary.model_dump() if roles.canary else None,
+        "previous": roles.previous,
         "retired": current.retired,
         "unloaded": current.unloaded,
         "versions": numbers,
         "changed": current.changed,
         "by": current.by,
-        "problem": problem,
+        "problem": "; ".join(problems),
     }
 
 
-def describe_model(folder: Path, name: str, check: Check | None = None) -> dict[str, Any]:
+def _task(store: Store, name: str, active: int | None) -> TaskName | None:
+    return None if active is None else store.card(name, active).task
+
+
+def describe_model(store: Store, name: str) -> dict[str, Any]:
     """Return the row of a model, in which ``versions`` has one row for each version. Raises VersionNotFound."""
-    row = model_row(folder, name, check)
-    return {**row, "versions": [_version(folder, row, number, check) for number in row["versions"]]}
+    row = model_row(store, name)
+    return {**row, "versions": [_version(store, row, number) for number in row["versions"]]}
 
 
-def _version(folder: Path, row: dict[str, Any], number: int, check: Check | None) -> dict[str, Any]:
-    name, role = row["name"], ""
-    if number in row["retired"]:
-        role = "retired"
-    elif number == row["active"]:
-        role = "active"
-    elif row["canary"] and number == row["canary"]["version"]:
-        role = "canary"
-    elif number == row["previous"]:
-        role = "previous"
+def _version(store: Store, row: dict[str, Any], number: int) -> dict[str, Any]:
+    canary = row["canary"] and row["canary"]["version"]
+    roles = {row["previous"]: "previous", canary: "canary", row["active"]: "active"}
+    role = "retired" if number in row["retired"] else roles.get(number, "")
     try:
-        card = check_version(folder, name, number, check).card
-        total_bytes = size(folder, name, number)
+        card = store.card(row["name"], number)
+        total_bytes = store.size(row["name"], number)
     except StoreError as error:
         return {"version": number, "role": role, "problem": str(error)}
     return {
@@ -108,100 +88,60 @@ def _version(folder: Path, row: dict[str, Any], number: int, check: Check | None
     }
 
 
-def size(folder: Path, name: str, number: int) -> int:
-    """Return the total size of a version's files in bytes. Raises StoreError if the size of a file cannot be read."""
-    try:
-        return sum(path.stat().st_size for path in (folder / name / str(number)).iterdir())
-    except OSError as error:
-        raise StoreError(f"{name}/{number} cannot be read: {error.strerror}") from error
-
-
-def verify(folder: Path, check: Check | None = None) -> Iterator[dict[str, Any]]:
-    """Check the default models, rollouts and versions in the store. ``check`` is a further check of each version.
+def verify(store: Store) -> Iterator[dict[str, Any]]:
+    """Check the default models, rollouts and all files of the versions, and apply the check of the store.
 
     Yields one row for each of them, and one for each folder that cannot be read. ``problem`` is empty if no problem was
     found.
     """
-    yield _check("defaults.json", lambda: _check_defaults(folder, check))
-    stored, unreadable = _read_folders(folder)
-    yield from ({"what": name, "problem": problem} for name, problem in unreadable.items())
-    for name, numbers in stored.items():
-        yield _check(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))
-        for number in numbers:
-            yield _check(f"{name}@{number}", partial(check_version, folder, name, number, check))
-
-
-def _read_folders(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """Return the version numbers of each model with versions, and an error message for each unreadable folder."""
-    stored, problems = {}, {}
-    for name in store.model_names(folder):
+    yield _check(DEFAULTS, lambda: default_problems(store))
+    for name in store.names():
         try:
-            if numbers := store.version_numbers(folder, name):
-                stored[name] = numbers
+            numbers = store.numbers(name)
         except StoreError as error:
-            problems[name] = str(error)
-    return stored, problems
+            yield {"what": name, "problem": str(error)}
+            continue
+        if numbers:
+            yield _check(f"{name}/{FILE}", partial(_rollout_problems, store, name, numbers))
+        for number in numbers:
+            yield _check(f"{name}@{number}", partial(_version_problems, store, name, number))
 
 
-def _check_defaults(folder: Path, check: Check | None) -> None:
-    defaults, (stored, unreadable) = store.read_defaults(folder), _read_folders(folder)
-    reasons, unloaded = list[str](), set[str]()
-    for task, name in defaults.items():
-        with suppress(StoreError):  # the row of the rollout has this problem
-            current = rollout.read(folder, name)
-            unloaded |= {name} if current.unloaded else set()
-            version = first_valid(folder, name, current.preference(stored.get(name, ())), check)
-            if version and version.card.task != task:
-                reasons.append(f"defaults.json: {name!r} is for {version.card.task!r}, expected one for {task!r}")
-    reasons += store.unserved_defaults(defaults, {*stored, *unreadable}, unloaded)
-    reasons += _tasks_without_default(folder, defaults, stored)
-    if reasons:
-        raise StoreError("; ".join(reasons))
-
-
-def _tasks_without_default(
-    folder: Path, defaults: dict[store.TaskName, str], stored: dict[str, list[int]]
-) -> Iterator[str]:
-    """Yield an error message for each task that has no default model, but a valid model that is not unloaded."""
-    names: dict[store.TaskName, list[str]] = {}
-    for name, numbers in stored.items():
-        with suppress(StoreError):  # the row of the rollout has this problem
-            current = rollout.read(folder, name)
-            version = None if current.unloaded else first_valid(folder, name, current.preference(numbers))
-            if version and version.card.task not in (*defaults, "infer"):
-                names.setdefault(version.card.task, []).append(name)
-    for task, fitting in names.items():
-        yield f"defaults.json names no model for the task {task!r}; `default` chooses one of: {', '.join(fitting)}"
-
-
-def _check(what: str, read: Any) -> dict[str, Any]:
+def _check(what: str, problems: Callable[[], Iterable[str]]) -> dict[str, Any]:
     try:
-        read()
+        return {"what": what, "problem": "; ".join(problems())}
     except StoreError as error:
         return {"what": what, "problem": str(error)}
-    return {"what": what, "problem": ""}
 
 
-COMPARED_KEYS = ("task", "kind", "title", "created", "seed", "command", "commit", "hardware", "minutes", "notes")
+def _rollout_problems(store: Store, name: str, numbers: list[int]) -> list[str]:
+    return store.rollout(name).missing(name, numbers)
 
 
-def diff(folder: Path, name: str, first: int, second: int) -> list[dict[str, Any]]:
-    """Compare two versions. Returns a row for each property, such as a metric, even if both values are equal.
-
-    Raises VersionNotFound, and StoreError for an invalid version.
-    """
-    versions = [check_version(folder, name, number) for number in (first, second)]
-    sides = [_facts(version) | {"bytes": size(folder, name, version.card.version)} for version in versions]
-    keys = list(dict.fromkeys([*sides[0], *sides[1]]))
-    return [{"what": key, "first": sides[0].get(key), "second": sides[1].get(key)} for key in keys]
+def _version_problems(store: Store, name: str, number: int) -> list[str]:
+    store.verify(name, number)
+    return []
 
 
-def _facts(version: store.Version) -> dict[str, Any]:
-    card = version.card
-    facts: dict[str, Any] = {f"metrics.{key}": metric.value for key, metric in card.metrics.items()}
-    facts |= {f"sizes.{key}": value for key, value in card.sizes.items()}
-    facts["parameters"] = sum(tensor.numel() for tensor in version.tensors.values())
-    facts |= {f"data.{key}": value for key, value in card.data.items()}
-    facts |= {key: getattr(card, key) for key in COMPARED_KEYS}
-    facts |= {"labels": card.labels and len(card.labels), "vocabulary": card.vocabulary and len(card.vocabulary)}
-    return {key: value for key, value in facts.items() if value is not None}
+def default_problems(store: Store) -> Iterator[str]:
+    """Yield an error message for each default model that cannot answer, and for each task that could have one."""
+    defaults, rows = store.defaults(), {row["name"]: row for row in list_models(store)}
+    for task, name in defaults.items():
+        known = rows[name]["task"] if name in rows else None
+        if known not in (None, task):
+            yield f"{DEFAULTS}: {name!r} is for {known!r}, expected one for {task!r}"
+    yield from unserved_defaults(defaults, rows, [name for name, row in rows.items() if row["unloaded"]])
+    for task in dict.fromkeys(row["task"] for row in rows.values()):
+        fitting = [name for name, row in rows.items() if row["task"] == task and not row["unloaded"]]
+        if task not in (*defaults, "infer", None) and fitting:
+            names = ", ".join(fitting)
+            yield f"{DEFAULTS} names no model for the task {task!r}; `default` chooses one of: {names}"
+
+
+def unserved_defaults(
+    defaults: Mapping[TaskName, str], stored: Collection[str], unloaded: Collection[str]
+) -> list[str]:
+    """Return an error message for each default model that is not in the store or that is unloaded."""
+    names = dict.fromkeys(defaults.values())
+    reasons = [f"{DEFAULTS} names {name!r}, which is not in the store" for name in names if name not in stored]
+    return reasons + [f"{DEFAULTS} names {name!r}, which is unloaded" for name in names if name in unloaded]

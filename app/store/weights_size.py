@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.networks import is_imported
 from app.store.card import Card
-from app.store.versions import WEIGHTS
+from app.store.store import WEIGHTS
 
 FLOAT32_BYTES = 4  # networks of this project compute in float32, also if their weights are stored in another type
 MAX_HEADER_BYTES = 100_000_000  # the limit of the package safetensors

@@ -14,7 +14,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 import torch
 
 from app.networks import is_imported
-from app.store import Card, StoreError, TaskName, Version
+from app.store import Card, StoreError, TaskName
+from app.store.version import Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import AnyForecaster, load_forecaster
 from app.tasks.image_generation import ImageSampler

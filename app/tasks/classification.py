@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.store import StoreError, Version
+from app.store import StoreError
+from app.store.version import Version
 from app.tasks.image_codecs import ImageDecoder
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import check_finite, fast_bfloat16

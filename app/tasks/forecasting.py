@@ -17,7 +17,8 @@ from app.errors import BadValue, quote_value
 from app.networks import KINDS
 from app.networks.forecaster import MEDIAN, QUANTILES
 from app.networks.lstm import SeriesDescription, SeriesLSTM
-from app.store import Card, SeriesTraits, StoreError, Version
+from app.store import Card, SeriesTraits, StoreError
+from app.store.version import Version
 from app.tasks.covariates import covariate_effect
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import check_finite

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from app.errors import BadValue, quote_value
-from app.store import StoreError, Version
+from app.store import StoreError
+from app.store.version import Version
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import batch_invariant, pad
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from app.errors import BadValue
-from app.store import CARD, UNKNOWN_CHARACTER, StoreError, Version
+from app.store import CARD, UNKNOWN_CHARACTER, StoreError
+from app.store.version import Version
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, check_finite, pad
 from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs

@@ -34,7 +34,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from app import store
+from app.store import Store
 from benchmarks.support import mix, servers
 from benchmarks.support.load import Connection, Request, connect, percentile
 from benchmarks.support.servers import ROOT, Server
@@ -109,11 +109,11 @@ async def swap(folder: Path, observations: Observations, deadline: float, every:
         await asyncio.sleep(min(every, max(0.0, deadline - time.monotonic())))
         if time.monotonic() >= deadline:
             return
-        version = store.read_version(folder, SWAPPED_MODEL, number)
+        version = Store(folder).read(SWAPPED_MODEL, number)
         card = {
             key: value for key, value in version.card.model_dump().items() if key not in ("version", "weights_sha256")
         }
-        store.publish(folder, card, version.tensors)
+        Store(folder).publish(card, version.tensors)
         if number > 1:
             shutil.rmtree(folder / SWAPPED_MODEL / str(number - 1))
         observations.sent["swaps"] += 1

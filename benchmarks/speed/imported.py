@@ -19,9 +19,9 @@ from pathlib import Path
 
 import uvloop
 
-from app import store
 from app.exporting.files import to_onnx
 from app.importing.add import Description, add
+from app.store import Store
 from benchmarks.speed.serving import progress, rotated
 from benchmarks.support import load, servers
 from benchmarks.support.load import Request
@@ -39,7 +39,7 @@ def prepare(folder: Path) -> Path:
     """Create a store with the native version and its imported copy in ``folder``, and return its path."""
     models = folder / "store"
     shutil.copytree(ROOT / "models_store" / NATIVE, models / NATIVE)
-    version = store.read_version(models, NATIVE, 1)
+    version = Store(models).read(NATIVE, 1)
     path = folder / "net.onnx"
     path.write_bytes(to_onnx(version))
     options = {"softmax": False, "interpolation": "bicubic"}  # the file contains the softmax

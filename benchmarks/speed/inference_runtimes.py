@@ -34,8 +34,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app import store
 from app.networks.cnn import WhitenedNet, probabilities
+from app.store import Store
+from app.store.version import Version
 from app.tasks.classification import ImageClassifier
 from benchmarks.support.servers import ROOT
 from benchmarks.support.throughput_limits import newest
@@ -83,7 +84,7 @@ class Case:
     compared: Callable[[Tensor], Tensor]
 
 
-def case(version: store.Version, rows: int) -> Case:
+def case(version: Version, rows: int) -> Case:
     """Return the case of a version. Raises SystemExit for a network that this benchmark does not support."""
     network: Any = version.network()
     task, generator = version.card.task, torch.Generator().manual_seed(0)
@@ -233,7 +234,7 @@ def milliseconds_per_call(forward: Forward, inputs: Inputs) -> float:
     return 1000 * elapsed / calls
 
 
-def compare(version: store.Version, rows: int, threads: int, rounds: int) -> None:
+def compare(version: Version, rows: int, threads: int, rounds: int) -> None:
     """Measure all runtimes with one network and one batch size, and print the table."""
     current = case(version, rows)
     forwards: dict[str, Forward] = {"served": current.served}
@@ -278,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_grad_enabled(False)
     for model in options.names:
         name, _, number = model.partition("@")
-        version = store.read_version(options.store, name, int(number)) if number else newest(options.store, name)
+        version = Store(options.store).read(name, int(number)) if number else newest(options.store, name)
         for rows in map(int, options.rows.split(",")):
             compare(version, rows, options.threads, options.rounds)
 

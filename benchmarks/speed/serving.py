@@ -47,7 +47,7 @@ import uvloop
 
 from app.serving.version_set import VersionSet
 from app.settings import Settings
-from app.store import rollout
+from app.store import Store
 from benchmarks import peers
 from benchmarks.support import load, report, servers, throughput_limits
 from benchmarks.support.hardware import hardware
@@ -205,10 +205,11 @@ def check_all_ready(server: Server, included: Path) -> None:
     """Raise SystemExit if a server is ready before it has loaded all versions that stay in memory."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health/ready") as answer:
         models = json.load(answer)["models"]
+    store = Store(included)
     expected = [
         f"{name}@{number}"
-        for name, numbers in rollout.stored_versions(included).items()
-        for number in VersionSet.build(name, numbers, rollout.read(included, name), ()).resident
+        for name in store.names()
+        for number in VersionSet.build(name, store.numbers(name), store.rollout(name), ()).resident
     ]
     if sorted(models) != sorted(expected):
         raise SystemExit(f"{server.name} is ready with {models}, expected {expected}")

@@ -23,7 +23,8 @@ import orjson
 import torch
 from PIL import Image
 
-from app import store
+from app.store import Store
+from app.store.version import Version
 
 Batch = Callable[[], object]  # computes one batch
 
@@ -42,13 +43,11 @@ class Limit:
         return f"in process, {self.threads} thread{'s' * (self.threads > 1)}, batch {self.rows}"
 
 
-def newest(folder: Path, model: str) -> store.Version:
-    return store.read_version(
-        folder, model, max(number for name, number in store.all_versions(folder) if name == model)
-    )
+def newest(folder: Path, model: str) -> Version:
+    return Store(folder).read(model, max(number for name, number in Store(folder).versions() if name == model))
 
 
-def classify(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
+def classify(version: Version, rows: int, bodies: Sequence[bytes]) -> Batch:
     """Return a function that decodes and classifies images, and encodes the five most probable labels as JSON."""
     network, labels = version.network(), version.card.labels or []
     contents = [bodies[i % len(bodies)] for i in range(rows)]
@@ -65,7 +64,7 @@ def classify(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batc
     return batch
 
 
-def text(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
+def text(version: Version, rows: int, bodies: Sequence[bytes]) -> Batch:
     """Return a function that generates texts from prompts of the same length.
 
     It reads the prompts in one call, and then samples one character of each text in each step.
@@ -87,7 +86,7 @@ def text(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
     return batch
 
 
-def forecast(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
+def forecast(version: Version, rows: int, bodies: Sequence[bytes]) -> Batch:
     """Return a function that parses the bodies, forecasts all steps in one call, and encodes the means as JSON."""
     network: Any = version.network()
     contents = [bodies[i % len(bodies)] for i in range(rows)]
@@ -101,7 +100,7 @@ def forecast(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batc
     return batch
 
 
-def sample(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
+def sample(version: Version, rows: int, bodies: Sequence[bytes]) -> Batch:
     """Return a function that generates images, and encodes each image as PNG and base64."""
     network: Any = version.network()
     images = sum(orjson.loads(bodies[i % len(bodies)])["count"] for i in range(rows))

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from app import store
 from app.networks import build
+from app.store import Store
 from benchmarks.support import load
 from benchmarks.support.load import Answer, Figures, Request
 from benchmarks.support.servers import ROOT, Server
@@ -315,10 +315,10 @@ def prepare(included: Path, folder: Path) -> tuple[Path, str]:
     card = {key: value for key, value in model.model_dump().items() if key not in ("version", "weights_sha256")}
     card |= {"name": RNN, "title": "untrained, for the benchmark", "metrics": {}}
     card |= {"kind": "character-rnn", "sizes": sizes}
-    store.publish(target, card, network.state_dict())
+    Store(target).publish(card, network.state_dict())
     classifier = newest(included, "cifar10-lenet").card
     card = {key: value for key, value in classifier.model_dump().items() if key not in ("version", "weights_sha256")}
     card |= {"name": PHOTO, "title": "untrained, for the benchmark", "metrics": {}, "kind": "efficientnet-lite"}
     card |= {"sizes": {"classes": len(classifier.labels or ())}}
-    store.publish(target, card, build("efficientnet-lite", card["sizes"]).state_dict())
+    Store(target).publish(card, build("efficientnet-lite", card["sizes"]).state_dict())
     return target, f"RNN {sizes['layers']} x {sizes['hidden']}, random weights"

@@ -25,7 +25,7 @@ from app.server.system import can_fork
 from app.serving.model import Model
 from app.serving.models import Models
 from app.serving.store_snapshot import worker_bytes
-from app.store import rollout
+from app.store import RolloutRefused, Store
 
 NAME = "tiny-cgan"  # not the default model of the task, which is tiny-gan
 SAMPLE = {"count": 1, "model": NAME, "seed": 4}
@@ -92,8 +92,8 @@ def test_the_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
 
 
 def test_a_loaded_model_with_a_canary_answers_for_its_active_version(service: httpx.Client, two: Path) -> None:
-    rollout.activate(two, NAME, 1)
-    rollout.activate(two, NAME, 2, share=50)
+    Store(two).activate(NAME, 1)
+    Store(two).activate(NAME, 2, share=50)
     for _ in range(8):
         loaded = service.post(f"/v2/repository/models/{NAME}/load", json={}, headers=ADMIN_HEADERS)
         assert loaded.raise_for_status().json() == {"name": NAME, "version": "1", "load": True}
@@ -103,8 +103,8 @@ def test_a_loaded_model_with_a_canary_answers_for_its_active_version(service: ht
 def test_a_model_with_a_damaged_active_version_is_loaded_with_another_one(
     serve: Serve, two: Path, damaged_at_start: bool
 ) -> None:
-    rollout.activate(two, NAME, 1)
-    rollout.activate(two, NAME, 2)
+    Store(two).activate(NAME, 1)
+    Store(two).activate(NAME, 2)
     weights = two / NAME / "2" / store.WEIGHTS
     if damaged_at_start:
         weights.write_bytes(b"")
@@ -155,7 +155,7 @@ def test_a_version_is_loaded_by_its_number(serve: Serve, two: Path) -> None:
 
 
 def test_a_version_that_cannot_be_loaded_leaves_its_model_unloaded(service: httpx.Client, two: Path) -> None:
-    rollout.retire(two, NAME, 1)
+    Store(two).retire(NAME, 1)
     service.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS).raise_for_status()
     for version in ("1", "9", "x"):
         refused = service.post(f"/v2/repository/models/{NAME}@{version}/load", headers=ADMIN_HEADERS)
@@ -163,7 +163,7 @@ def test_a_version_that_cannot_be_loaded_leaves_its_model_unloaded(service: http
             404,
             f"'{NAME}@{version}' cannot be loaded; versions that can be loaded: 2",
         )
-    assert rollout.read(two, NAME).unloaded
+    assert Store(two).rollout(NAME).unloaded
 
 
 def test_a_running_text_is_completed_when_its_model_is_unloaded(serve: Serve, two: Path) -> None:
@@ -227,10 +227,10 @@ def test_a_request_without_the_admin_key_changes_nothing(serve: Serve, two: Path
                 for change in ("load", "unload"):
                     answer = client.post(f"/v2/repository/models/{NAME}/{change}", headers=headers)
                     assert (answer.status_code, list(answer.json())) == (401, ["error"])
-            assert not rollout.read(two, NAME).unloaded
+            assert not Store(two).rollout(NAME).unloaded
             for change, unloaded in (("unload", True), ("load", False)):  # the admin key is also needed with a key file
                 assert client.post(f"/v2/repository/models/{NAME}/{change}", headers=ADMIN_HEADERS).status_code == 200
-                assert rollout.read(two, NAME).unloaded is unloaded
+                assert Store(two).rollout(NAME).unloaded is unloaded
     with serve() as client:
         rejected = client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS)
         assert (rejected.status_code, list(rejected.json())) == (403, ["error"])
@@ -242,7 +242,7 @@ def test_a_service_that_does_not_poll_its_store_rejects_changes(serve: Serve, tw
         rejected = client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS)
         assert rejected.status_code == 409
         assert rejected.json()["error"].startswith("QUARTET_STORE_POLL_SECONDS is 0")
-    assert not rollout.read(two, NAME).unloaded
+    assert not Store(two).rollout(NAME).unloaded
 
 
 @pytest.mark.skipif(not can_fork(), reason="workers need fork")
@@ -270,10 +270,10 @@ def test_the_command_line_unloads_and_loads_a_model(two: Path, capsys: pytest.Ca
     assert worker_bytes(two) < 101 * 2**20
     assert "2 (unloaded)" in run_models_command(capsys, two, "list", NAME)[1]
     assert run_models_command(capsys, two, "load", NAME) == (0, "tiny-cgan@2 is active (latest)\n", "")
-    rollout.unload(two, NAME)
-    assert not rollout.activate(two, NAME, 1).unloaded  # activating a version also loads the model
-    with pytest.raises(rollout.RolloutRefused, match="tiny-gan is the default for the task 'sample'"):
-        rollout.unload(two, "tiny-gan")
-    rollout.unload(two, NAME)
-    assert rollout.rollback(two, NAME).unloaded  # a rollback does not load the model
-    assert rollout.load(two, NAME).active == 2
+    Store(two).unload(NAME)
+    assert not Store(two).activate(NAME, 1).unloaded  # activating a version also loads the model
+    with pytest.raises(RolloutRefused, match="tiny-gan is the default for the task 'sample'"):
+        Store(two).unload("tiny-gan")
+    Store(two).unload(NAME)
+    assert Store(two).rollback(NAME).unloaded  # a rollback does not load the model
+    assert Store(two).load(NAME).active == 2

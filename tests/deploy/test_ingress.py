@@ -12,13 +12,13 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Scope
+from support.disk import WatchedDisk
 from support.networks import publish_tiny
 
-from app import store
 from app.key_file import add
 from app.main import create_app
 from app.settings import Settings
-from app.store import TaskName
+from app.store import Store, TaskName
 from deploy import ingress
 from deploy.forward import ForwardedResponse
 from deploy.ingress import IngressApp, ModelTasks, task_of_path
@@ -141,12 +141,16 @@ class Clock:
 async def test_each_card_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_tiny(tmp_path, "tiny-gan")
     publish_tiny(tmp_path, "tiny-rnn")
-    clock, cards, scans = Clock(), [], []
-    read_card, all_versions = store.read_card, store.all_versions
+    clock, cards, scans = Clock(), list[str](), list[Path]()
+
+    def before(call: str, path: Path) -> None:
+        if call == "open":
+            cards.append(path.parent.parent.name)
+        elif path == tmp_path:
+            scans.append(path)
+
     monkeypatch.setattr(ingress, "time", clock)
-    monkeypatch.setattr(ingress.store, "read_card", lambda folder: cards.append(folder) or read_card(folder))
-    monkeypatch.setattr(ingress.store, "all_versions", lambda folder: scans.append(folder) or all_versions(folder))
-    models = ModelTasks(tmp_path, poll_seconds=2.0)
+    models = ModelTasks(Store(tmp_path, disk=WatchedDisk(before)), poll_seconds=2.0)
     assert [await models.find(name) for name in ("tiny-gan", "tiny-rnn")] == ["sample", "continue"]
     for number in range(100):
         assert await models.find(f"unknown-{number}") is None
@@ -158,34 +162,35 @@ async def test_each_card_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (await models.find("tiny-cnn"), scans) == (None, [])
     clock.now += 2.0
     assert (await models.find("tiny-cnn"), len(scans)) == ("classify", 1)
-    assert [folder.parent.name for folder in cards[2:]] == ["broken", "tiny-cnn"]
+    assert cards[2:] == ["broken", "tiny-cnn"]
 
 
 async def test_a_stalled_store_delays_no_known_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_tiny(tmp_path, "tiny-gan")
-    clock, stalled = Clock(), threading.Event()
+    clock, answers = Clock(), threading.Event()
+    answers.set()
     monkeypatch.setattr(ingress, "time", clock)
-    models = ModelTasks(tmp_path, poll_seconds=2.0)
+    models = ModelTasks(Store(tmp_path, disk=WatchedDisk(lambda *_: answers.wait())), poll_seconds=2.0)
     assert await models.find("tiny-gan") == "sample"
     monkeypatch.setattr(ingress, "SCAN_SECONDS", 0.01)
-    monkeypatch.setattr(ingress.store, "all_versions", lambda folder: stalled.wait() and [])
+    answers.clear()
     clock.now += 2.0
     try:
         assert await models.find("unknown") is None
         assert await models.find("tiny-gan") == "sample"
     finally:
-        stalled.set()
+        answers.set()
 
 
 async def test_a_store_that_cannot_be_read_has_no_models(tmp_path: Path) -> None:
-    models = ModelTasks(tmp_path / "missing", poll_seconds=2.0)
+    models = ModelTasks(Store(tmp_path / "missing"), poll_seconds=2.0)
     assert await models.find("tiny-gan") is None
 
 
 async def test_the_path_determines_the_task(tmp_path: Path) -> None:
     publish_tiny(tmp_path, "tiny-gan")
     paths = create_app(Settings(store=tmp_path)).openapi()["paths"]
-    find = ModelTasks(tmp_path, poll_seconds=0).find
+    find = ModelTasks(Store(tmp_path), poll_seconds=0).find
     tasks = {path: await task_of_path(path, find) for path, methods in paths.items() if "post" in methods}
     expected = {"classify": "classify", "continue": "continue", "forecast": "forecast", "sample": "sample"}
     for path, task in tasks.items():

@@ -19,12 +19,13 @@ from support.service import ROOT
 
 from app.cli import models
 from app.networks import KINDS, is_imported
-from app.store import Card, read_card
+from app.store import Card, Store
 
 pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
 PAGE = (ROOT / "docs" / "how-to" / "networks" / "export-a-model.md").read_text("utf-8")
 SCRIPTS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-CARDS = [read_card(path) for path in sorted((ROOT / "models_store").glob("*/[0-9]*"))]
+STORE = Store(ROOT / "models_store")
+CARDS = [STORE.card(*key) for key in STORE.versions()]
 TASK_SCRIPTS = {  # one script of each task also reads the other files of its task
     "classify": "cifar10-whitened-1.onnx",
     "continue": "shakespeare-rnn-2.onnx",
@@ -128,7 +129,7 @@ def test_an_exported_file_is_imported_again_with_the_options_on_the_page(
     (options,) = re.findall(rf"^\| {kinds} \| `(.*)` \|$", PAGE, re.MULTILINE)
     command = ["add", str(path), "--name", "again", "--store", str(tmp_path)]
     assert models.main([*command, *shlex.split(options.replace("INDEX", index))]) == 0
-    original, again = read_card(ROOT / "models_store" / file[:-7] / file[-6]), read_card(tmp_path / "again" / "1")
+    original, again = STORE.card(file[:-7], int(file[-6])), Store(tmp_path).card("again", 1)
     assert again.labels == original.labels
     if original.vocabulary:
         assert again.vocabulary == [*original.vocabulary[:-1], "\ufffd", original.vocabulary[-1]]

@@ -6,7 +6,7 @@ import re
 
 from support.service import ROOT
 
-from app.store import read_card
+from app.store import Store
 from docs import card_metrics, generate, measurements
 
 
@@ -19,7 +19,8 @@ def test_the_reference_pages_are_up_to_date() -> None:
 def test_the_page_of_the_model_card_explains_every_metric_of_the_included_models() -> None:
     explained = {name for names in card_metrics.METRICS for name in names}
     assert card_metrics.base_name("untuned_known_mase") in explained  # of versions that use known covariates
-    cards = [read_card(path) for path in sorted((ROOT / "models_store").glob("*/[0-9]*"))]
+    store = Store(ROOT / "models_store")
+    cards = [store.card(*key) for key in store.versions()]
     assert cards
     for card in cards:
         assert not {card_metrics.base_name(name) for name in card.metrics} - explained, card.name

@@ -21,9 +21,9 @@ from support.service import ROOT, TEST, serving
 from torch import Tensor, nn
 from tritonclient import http as triton
 
-from app import store
 from app.cli import models
 from app.settings import Settings
+from app.store import Store
 
 GUIDES = ROOT / "docs" / "how-to"
 MODEL = """
@@ -75,8 +75,8 @@ def test_the_guide_for_importing_a_model_is_followed(tmp_path: Path, monkeypatch
     (tmp_path / "vit" / "model.onnx").write_bytes(vit.SerializeToString())
     run_add_commands(page, tmp_path / "store")
     assert models.main(["add", "forest.onnx", "--name", "forest", "--store", "store"]) == 0
-    assert store.version_numbers(tmp_path / "store", "resnet") == [1, 2]
-    assert sorted(store.model_names(tmp_path / "store")) == ["forest", "resnet", "vit"]
+    assert Store(tmp_path / "store").numbers("resnet") == [1, 2]
+    assert sorted(Store(tmp_path / "store").names()) == ["forest", "resnet", "vit"]
 
 
 def test_a_torchserve_archive_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

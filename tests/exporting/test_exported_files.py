@@ -23,7 +23,8 @@ from app.cli import models
 from app.exporting import files
 from app.exporting.signatures import SIGNATURES, Signature
 from app.networks import KINDS, is_imported
-from app.store import Version, read_version
+from app.store import Store
+from app.store.version import Version
 from app.tasks import TASKS
 from app.tasks.imported import TensorPredictor
 
@@ -70,7 +71,7 @@ class Exports:
 
     def _publish(self, kind: str) -> Version:
         if kind == "forecaster":
-            return read_version(ROOT / "models_store", "series-lstm", 3)
+            return Store(ROOT / "models_store").read("series-lstm", 3)
         return publish_small(self.folder / kind, kind, "small")
 
     def _export(self, kind: str, suffix: str) -> Path:
@@ -147,7 +148,7 @@ def check_import(version: Version, path: Path, tmp_path: Path, capsys: pytest.Ca
     inputs = [inputs_like(example, 3) for example in signature.examples]
     with torch.inference_mode():
         expected = signature.module(*inputs)
-    predictor = TensorPredictor(read_version(tmp_path, "again", 1), torch.device("cpu"))
+    predictor = TensorPredictor(Store(tmp_path).read("again", 1), torch.device("cpu"))
     arrays = {spec.name: value.numpy() for spec, value in zip(predictor.card.inputs, inputs, strict=True)}
     (outputs,) = predictor.predict([predictor.parse_tensors(arrays)])
     for output, value in expected.items():
@@ -164,7 +165,7 @@ def test_an_exported_classifier_is_imported_with_its_task(
     labels.write_text("\n".join(version.card.labels or []))
     options = ["--task", "classify", "--labels", str(labels), "--no-softmax", "--interpolation", "bicubic"]
     assert run_models_command(capsys, tmp_path, "add", str(path), "--name", "again", *options)[::2] == (0, "")
-    versions = version, read_version(tmp_path, "again", 1)
+    versions = version, Store(tmp_path).read("again", 1)
     first, again = (TASKS["classify"].load(each, torch.device("cpu")) for each in versions)
     image = image_bytes()
     (expected,), (actual,) = (each.predict([each.parse(image)]) for each in (first, again))

@@ -12,7 +12,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 from support.imported.onnx_models import calling, externalise, forest, function_model, linear_model, message, onnx_model
 from support.service import run_models_command
 
-from app.store import Card, read_version
+from app.store import Card, Store
 
 Add = Callable[..., tuple[Card | None, str]]
 
@@ -31,14 +31,14 @@ def add(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Add:
         if status:
             return None, error
         number = int(printed.split("@")[1].split(";")[0])
-        return read_version(tmp_path / "store", "net", number).card, error
+        return Store(tmp_path / "store").read("net", number).card, error
 
     return run
 
 
 def predict(tmp_path: Path, card: Card | None, **arrays: np.ndarray) -> dict[str, np.ndarray]:
     assert card
-    outputs: dict[str, np.ndarray] = read_version(tmp_path / "store", "net", card.version).network().run(arrays)
+    outputs: dict[str, np.ndarray] = Store(tmp_path / "store").read("net", card.version).network().run(arrays)
     return outputs
 
 

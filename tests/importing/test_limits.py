@@ -21,7 +21,7 @@ from support.waiting import wait_until
 from torch import Tensor, nn
 
 from app.importing.limits import run_limited
-from app.store import read_version
+from app.store import Store
 
 PATH = "/v1/admin/add"
 MAX_MIB = 1700
@@ -127,7 +127,7 @@ def test_a_program_of_torch_is_converted(tmp_path: Path) -> None:
     sizes = {"x": {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", min=2, max=64)}}
     (tmp_path / "net.pt2").write_bytes(export(Scores(), torch.ones(2, 5), sizes=sizes))
     assert run_limited(["add", str(tmp_path / "net.pt2"), "--name", "net", "--store", str(tmp_path)]) == 0
-    version = read_version(tmp_path, "net", 1)
+    version = Store(tmp_path).read("net", 1)
     assert version.card.sizes["batched"] is True
     assert [(spec.name, spec.shape) for spec in version.card.outputs] == [("scores", [-1]), ("cumsum", [-1, -1])]
     x = np.random.default_rng(0).random((3, 7), np.float32)

@@ -17,7 +17,7 @@ from support.service import TEST, run_models_command, serving
 from tritonclient import http as triton
 
 from app.settings import Settings
-from app.store import Card, StoreError, read_version
+from app.store import Card, Store, StoreError
 from app.tasks import check_loading
 
 LABELS = ["cat", "dog", "bird"]
@@ -80,7 +80,7 @@ def client(store: Path) -> Iterator[Callable[[], httpx.Client]]:
 
 
 def card(store: Path) -> Card:
-    return read_version(store, "net", 1).card
+    return Store(store).read("net", 1).card
 
 
 def test_scikit_learn_models_are_served(add: Import, client: Callable[[], httpx.Client], store: Path) -> None:
@@ -232,7 +232,7 @@ def test_labels_belong_to_classifiers(add: Import, store: Path, capsys: pytest.C
     arguments = ("add", str(store.parent / "net.onnx"), "--name", "net", "--task", "classify")
     assert "needs --labels FILE, a text file with one label" in run_models_command(capsys, store, *arguments)[2]
     assert "assumed" in add(colours(3, 8, 8), "net", "--task", "classify")
-    version = read_version(store, "net", 1)
+    version = Store(store).read("net", 1)
     changed = version.card.model_copy(update={"thresholds": [0.5]})
     with pytest.raises(StoreError, match=r"^net@1: there are 1 thresholds, expected 3$"):
         check_loading(type(version)(version.folder, changed, version.tensors))

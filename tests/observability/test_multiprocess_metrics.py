@@ -16,7 +16,7 @@ from support.processes import serving
 from support.service import ROOT
 
 from app.observability import multiprocess_metrics
-from app.store.atomic_files import file_lock
+from app.store.disk import file_lock
 
 
 def write_counts(file: Path, counts: dict[str, float]) -> None:

@@ -27,7 +27,7 @@ from app.networks import KINDS
 from app.networks.imported import onnx_runner
 from app.serving import recovery
 from app.settings import Settings
-from app.store import read_version
+from app.store import Store
 from app.tasks import TASKS
 
 PATHS = {
@@ -223,7 +223,7 @@ def test_a_device_that_keeps_failing_stops_the_process(
 def test_a_step_of_a_text_reads_the_device_once(store: Path, device: torch.device) -> None:
     """More reads would be slow, because each copy to the CPU waits for the device."""
     for kind in ("character-rnn", "stacked-rnn", "gated-rnn"):
-        generator = TASKS["continue"].load(read_version(store, kind, 1), device)
+        generator = TASKS["continue"].load(Store(store).read(kind, 1), device)
         generator.warm_up(4)
         texts = generator.dummy_texts(4, 5)
         generator.step(texts)

@@ -32,6 +32,7 @@ from app.main import create_app
 from app.observability.middleware import SECURITY_HEADERS
 from app.server import http_protocol
 from app.settings import Settings, SettingsError
+from app.store import Store
 
 CLASSIFY, CONTINUE = "/v1/images/classify", "/v1/text/continue"
 FORECAST, SAMPLE = "/v1/series/forecast", "/v1/images/sample"
@@ -356,10 +357,10 @@ def test_a_pickle_in_the_store_is_rejected_as_invalid(
         card["weights_sha256"] = hashlib.sha256(content).hexdigest()  # an attacker with write access could do so
         (version.folder / store.CARD).write_text(json.dumps(card))
         with pytest.raises(store.StoreError, match="is not a safetensors file"):
-            store.read_version(folder, card["name"], 1)
+            Store(folder).read(card["name"], 1)
         (version.folder / store.CARD).write_bytes(content)
         with pytest.raises(store.StoreError):
-            store.read_version(folder, card["name"], 1)
+            Store(folder).read(card["name"], 1)
     assert not created_folder.exists()
 
 

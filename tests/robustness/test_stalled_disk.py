@@ -22,7 +22,7 @@ from support.waiting import wait_until
 from app import key_file
 from app.observability import metrics, multiprocess_metrics
 from app.serving import store_watcher
-from app.store import rollout
+from app.store import Store, rollout
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_requests_are_answered_while_the_store_and_the_key_file_are_stalled(
     monkeypatch.setattr(key_file, "MAX_CHECK_SECONDS", 0.1)
     monkeypatch.setattr(store_watcher, "CHECK_SECONDS", 0.1)
     file, headers = keys
-    rollout.activate(tiny_store, "tiny-rnn", 1)
+    Store(tiny_store).activate("tiny-rnn", 1)
     read_when_checked = tiny_store / "tiny-rnn" / rollout.FILE
     with serve(keys_file=file, store_poll_seconds=0.01) as client:
         client.headers.update(headers)

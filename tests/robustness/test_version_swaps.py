@@ -21,9 +21,8 @@ from support.processes import TIMEOUT_SECONDS, serving, start_python
 from support.service import Serve, run_models_command
 from support.waiting import wait_until
 
-from app import store
 from app.server.system import can_fork
-from app.store import archive, catalogue, rollout
+from app.store import Store, archive, catalogue
 
 SWAPS, CALLERS, KILLS = (
     int(os.environ.get(name, default)) for name, default in (("SWAPS", 6), ("CALLERS", 2), ("KILLS", 3))
@@ -84,9 +83,9 @@ def test_version_changes_under_load_give_no_failed_or_mixed_up_answer(
 
 def swap(folder: Path, url: str, index: int) -> float:
     """Activate another version or roll back, under load. Return the seconds until every worker serves it."""
-    active = rollout.active_or_none(folder, NAME, rollout.read(folder, NAME)) or 0
+    active = Store(folder).roles(NAME).active or 0
     started = time.monotonic()
-    state = rollout.rollback(folder, NAME) if index % 3 == 2 else rollout.activate(folder, NAME, active % 3 + 1)
+    state = Store(folder).rollback(NAME) if index % 3 == 2 else Store(folder).activate(NAME, active % 3 + 1)
 
     def all_workers_follow() -> bool:  # four connections reach every worker
         versions = {httpx.post(url, json=BODY, timeout=60).json()["version"] for _ in range(4)}
@@ -102,7 +101,7 @@ sys.path[:0] = ["tests", "."]
 from pathlib import Path
 import torch
 from support.networks import publish_tiny
-from app.store import archive, rollout
+from app.store import Store, archive
 torch.set_num_threads(1)
 folder, action, kills, archive_path = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 
@@ -111,11 +110,11 @@ def publish():
 
 def import_archive():
     with open(archive_path, "rb") as file:
-        archive.import_archive(folder, file, 10**7, renumber=True)
+        archive.import_archive(Store(folder), file, 10**7, renumber=True)
 
 def activate():
     for version in (1, 2):
-        rollout.activate(folder, "tiny-gan", version)
+        Store(folder).activate("tiny-gan", version)
 
 run = {"publish": publish, "import": import_archive, "activate": activate}[action]
 for i in range(kills):
@@ -138,16 +137,16 @@ for i in range(kills):
 def test_a_killed_store_change_leaves_a_valid_store(tiny_store: Path, serve: Serve, tmp_path: Path) -> None:
     publish_tiny(tiny_store, "tiny-gan")
     archive_path = tmp_path / "gan.zip"
-    archive_path.write_bytes(b"".join(archive.export_version(tiny_store, "tiny-gan", 1)))
+    archive_path.write_bytes(b"".join(archive.export_version(Store(tiny_store), "tiny-gan", 1)))
     for action in ("publish", "import", "activate"):
         process = start_python(["-c", KILL_SCRIPT, str(tiny_store), action, str(KILLS), str(archive_path)])
         process.join()
         assert process.exitcode == 0
-        assert not [row for row in catalogue.verify(tiny_store) if row["problem"]], action
-    assert len(rollout.numbers(tiny_store, "tiny-gan")) > 2
-    assert rollout.read(tiny_store, "tiny-gan").active in (1, 2)
+        assert not [row for row in catalogue.verify(Store(tiny_store)) if row["problem"]], action
+    assert len(Store(tiny_store).find("tiny-gan")) > 2
+    assert Store(tiny_store).rollout("tiny-gan").active in (1, 2)
     publish_tiny(tiny_store, "tiny-gan")  # files of killed processes do not prevent publishing
-    rollout.activate(tiny_store, "tiny-gan", 1)
+    Store(tiny_store).activate("tiny-gan", 1)
     with serve() as client:
         assert client.get("/health/ready").json()["failed"] == []
         assert client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 1
@@ -173,9 +172,9 @@ def test_a_full_disk_gives_an_error_and_changes_nothing(
     tiny_store: Path, tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish_tiny(tiny_store, "tiny-gan")
-    rollout.activate(tiny_store, "tiny-gan", 2)
+    Store(tiny_store).activate("tiny-gan", 2)
     archive_path = tmp_path / "gan.zip"
-    archive_path.write_bytes(b"".join(archive.export_version(tiny_store, "tiny-cnn", 1)))
+    archive_path.write_bytes(b"".join(archive.export_version(Store(tiny_store), "tiny-cnn", 1)))
     with mounted(tmp_path / "disk", tiny_store, "1m") as disk:
         before = sorted(disk.rglob("*"))
         filler = disk.parent / "filler"
@@ -192,7 +191,7 @@ def test_a_full_disk_gives_an_error_and_changes_nothing(
             assert str(disk) not in answer.text
             assert client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 2
             assert sorted(disk.rglob("*")) == before
-            assert not [row for row in catalogue.verify(disk) if row["problem"]]
+            assert not [row for row in catalogue.verify(Store(disk)) if row["problem"]]
             filler.unlink()
             assert client.post("/v1/admin/models/tiny-gan/activate", json={"version": 1}).status_code == 200
             wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 1)
@@ -208,7 +207,7 @@ def test_a_read_only_store_is_served_and_rejects_changes_with_a_message(
         with serve(store=disk, admin_key="k" * 32) as client:
             client.headers["authorization"] = f"Bearer {'k' * 32}"
             content = client.get("/v1/admin/models/tiny-gan/export?version=1").content
-            assert content == b"".join(archive.export_version(disk, "tiny-gan", 1))  # has the times of the files
+            assert content == b"".join(archive.export_version(Store(disk), "tiny-gan", 1))  # has the times of the files
             for path, body in (
                 ("import", {"content": content}),
                 ("models/tiny-gan/activate", {"json": {"version": 1}}),
@@ -219,4 +218,4 @@ def test_a_read_only_store_is_served_and_rejects_changes_with_a_message(
                     "the store cannot be read or written: Read-only file system",
                 )
             assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200
-    assert store.read_defaults(tiny_store)["sample"] == "tiny-gan"
+    assert Store(tiny_store).defaults()["sample"] == "tiny-gan"

@@ -18,7 +18,6 @@ from support.engine import RecordingObserver
 from support.imported.onnx_models import linear_classifier
 from support.networks import publish_small, publish_tiny, rewrite_weights
 
-from app import store
 from app.engine.batcher import Batcher
 from app.engine.executor import Executor
 from app.engine.text_engine import TextEngine
@@ -33,7 +32,8 @@ from app.serving.model import (
     file_stamps,
 )
 from app.settings import Settings, SettingsError
-from app.store import CARD, WEIGHTS, StoreError
+from app.store import CARD, WEIGHTS, Store, StoreError
+from app.store.weights_size import weights_size
 from app.tasks.image_generation import ImageSampler
 
 NAME = "tiny-gan"
@@ -67,7 +67,7 @@ def loaded(loader: Loader, name: str) -> Model:
 def test_a_version_gets_the_engine_of_its_task_and_the_limits_of_the_settings(loader: Loader) -> None:
     model = loaded(loader, NAME)
     observers: Any = loader.observers
-    version = store.read_version(loader.settings.store, NAME, 1)
+    version = Store(loader.settings.store).read(NAME, 1)
     engine: Any = model.engine
     assert (model.id, observers.keys) == ("tiny-gan@1", [(NAME, 1)])
     assert (model.explainer, model.tensors, model.last_used_at) == (None, None, 0.0)
@@ -127,7 +127,7 @@ def test_a_classifier_also_explains_with_its_own_durations_and_is_not_split(load
 
 
 def test_weights_stored_in_float16_are_counted_as_loaded_in_float32(loader: Loader) -> None:
-    size = store.weights_size(loader.settings.store, publish_tiny(loader.settings.store, NAME).card)
+    size = weights_size(loader.settings.store, publish_tiny(loader.settings.store, NAME).card)
     folder = publish_tiny(loader.settings.store, NAME).folder
     rewrite_weights(folder, lambda tensors: tensors.update({key: each.half() for key, each in tensors.items()}))
     model = loader.load(NAME, 2)
@@ -152,7 +152,7 @@ def test_an_imported_classifier_also_computes_requests_of_tensors(loader: Loader
         model.predictor.tensors,
     )
     assert (model.engine._splitter, model.explainer) == (None, None)
-    version = store.read_version(loader.settings.store, "net", 1)
+    version = Store(loader.settings.store).read("net", 1)
     assert model.bytes == sum(tensor.nbytes for tensor in version.tensors.values())
 
 

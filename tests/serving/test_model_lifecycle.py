@@ -18,7 +18,7 @@ from support.waiting import wait_until
 
 from app import store
 from app.serving.model import Loader, LoadFailure, Model
-from app.store import rollout
+from app.store import Store, rollout
 from app.tasks.image_generation import ImageSampler
 
 NAME = "tiny-gan"
@@ -40,10 +40,10 @@ def model_entry(client: httpx.Client, name: str = NAME) -> dict[str, object]:
 
 def test_a_canary_gets_its_share_and_a_repeated_request_the_same_version(serve: Serve, tiny_store: Path) -> None:
     publish_tiny(tiny_store, NAME)
-    rollout.activate(tiny_store, NAME, 1)
+    Store(tiny_store).activate(NAME, 1)
     with serve(store_poll_seconds=POLL_SECONDS) as client:
         assert {answering_version(client, request_id=f"r{i}") for i in range(20)} == {1}
-        rollout.activate(tiny_store, NAME, 2, share=25)
+        Store(tiny_store).activate(NAME, 2, share=25)
         wait_until(lambda: model_entry(client)["canary"] == {"version": 2, "share": 25.0})
         first = [answering_version(client, request_id=f"r{i}") for i in range(200)]
         assert 30 <= first.count(2) <= 70
@@ -61,7 +61,7 @@ def test_a_canary_gets_its_share_and_a_repeated_request_the_same_version(serve: 
         for _ in range(6):  # without a version, not that of a random version
             rows = client.get(f"/v2/models/{NAME}/stats").raise_for_status().json()["model_stats"]
             assert [row["version"] for row in rows] == ["1", "2"]
-        rollout.rollback(tiny_store, NAME)
+        Store(tiny_store).rollback(NAME)
         wait_until(lambda: model_entry(client)["canary"] is None)
         assert {answering_version(client, request_id=f"r{i}") for i in range(20)} == {1}
 
@@ -73,7 +73,7 @@ def test_the_active_and_previous_version_are_in_memory_and_others_load_on_demand
         publish_tiny(tiny_store, NAME)
     with serve() as client:
         assert (model_entry(client)["versions"], model_entry(client)["loaded"]) == ([1, 2, 3, 4], [4])
-    rollout.activate(tiny_store, NAME, 3)
+    Store(tiny_store).activate(NAME, 3)
     with serve() as client:
         assert (model_entry(client)["versions"], model_entry(client)["loaded"]) == ([1, 2, 3, 4], [3, 4])
         assert client.get(f"/v1/models/{NAME}@1").json()["card"]["version"] == 1  # a card needs no loading
@@ -129,8 +129,8 @@ def test_clients_cannot_load_every_version_or_evict_versions_in_use(
 ) -> None:
     for _ in range(5):
         publish_tiny(tiny_store, NAME)
-    rollout.activate(tiny_store, NAME, 5)
-    rollout.activate(tiny_store, NAME, 6)
+    Store(tiny_store).activate(NAME, 5)
+    Store(tiny_store).activate(NAME, 6)
     with serve(max_on_demand_versions=2) as client:
         assert [answering_version(client, f"{NAME}@{number}") for number in (1, 2, 1)] == [1, 2, 1]
         rejected = client.post("/v1/images/sample", json={"count": 1, "model": f"{NAME}@3"})
@@ -158,7 +158,7 @@ def test_beyond_the_memory_limit_a_version_in_use_is_not_evicted(serve: Serve, t
 
 
 def weights_bytes(folder: Path, *names: str) -> int:
-    versions = [store.read_version(folder, name, 1) for name in names]
+    versions = [Store(folder).read(name, 1) for name in names]
     return sum(tensor.nbytes for version in versions for tensor in version.tensors.values())
 
 
@@ -168,9 +168,7 @@ def test_beyond_the_memory_limit_the_least_recently_used_version_is_evicted(
     monkeypatch.setattr("app.serving.reconcile.IN_USE_SECONDS", 0.0)
     for _ in range(3):
         publish_tiny(tiny_store, NAME)
-    sizes = {
-        name: sum(tensor.nbytes for tensor in store.read_version(tiny_store, name, 1).tensors.values()) for name in TINY
-    }
+    sizes = {name: sum(tensor.nbytes for tensor in Store(tiny_store).read(name, 1).tensors.values()) for name in TINY}
     loaded_bytes = ("quartet_loaded_bytes", ("model", NAME), ("version", "1"))
     with serve(model_bytes=sum(sizes.values()) + sizes[NAME]) as client:
         baseline = samplers_in_memory(1)  # samplers that other tests left in memory
@@ -218,9 +216,9 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_reported(
     make_invalid(folder)
     rewrite_card(folder, version=2)
     publish_tiny(tiny_store, "tiny-cnn")
-    rollout.activate(tiny_store, "tiny-cnn", 1)
+    Store(tiny_store).activate("tiny-cnn", 1)
     rewrite_card(tiny_store / "tiny-cnn" / "2", labels=["one"])
-    rollout.activate(tiny_store, "tiny-cnn", 2)  # the weights fit the network, so activation does not find the error
+    Store(tiny_store).activate("tiny-cnn", 2)  # the weights fit the network, so activation does not find the error
     with serve(store_poll_seconds=POLL_SECONDS) as client:
         folder.rename(tiny_store / NAME / "2")
         wait_until(lambda: model_entry(client)["failed"] != [])
@@ -254,7 +252,7 @@ def test_a_version_that_failed_for_lack_of_memory_is_loaded_again(
 
 def test_an_unreadable_rollout_file_changes_nothing_while_serving(serve: Serve, tiny_store: Path) -> None:
     publish_tiny(tiny_store, NAME)
-    rollout.activate(tiny_store, NAME, 1)
+    Store(tiny_store).activate(NAME, 1)
     file = tiny_store / NAME / rollout.FILE
     with serve(store_poll_seconds=POLL_SECONDS) as client:
         file.write_text("{")
@@ -274,7 +272,7 @@ def test_a_retired_version_finishes_its_running_requests(serve: Serve, tiny_stor
     ):
         chunks = answer.iter_bytes()
         first_chunk = next(chunks)
-        rollout.retire(tiny_store, "tiny-rnn", 1)
+        Store(tiny_store).retire("tiny-rnn", 1)
         wait_until(lambda: client.get("/v1/models/tiny-rnn@1").status_code == 404)
         content = first_chunk + b"".join(chunks)
     assert content.count(b'"finish_reason":"length"') == 16

@@ -16,7 +16,8 @@ from app.observability.metrics import Metrics
 from app.serving.model import Loader, Model
 from app.serving.preload import preload
 from app.settings import Settings
-from app.store import read_card, rollout, weights_size
+from app.store import Store
+from app.store.weights_size import weights_size
 
 NAME = "tiny-gan"
 
@@ -33,7 +34,7 @@ def test_the_versions_that_stay_in_memory_are_loaded_before_the_fork(tiny_store:
         publish_tiny(tiny_store, NAME)
     others = {(name, 1) for name in TINY if name != NAME}
     assert preload(Settings(store=tiny_store, threads=1)).keys() == others | {(NAME, 3)}
-    rollout.activate(tiny_store, NAME, 2)
+    Store(tiny_store).activate(NAME, 2)
     assert preload(Settings(store=tiny_store, threads=1)).keys() == others | {(NAME, 2), (NAME, 3)}
 
 
@@ -70,14 +71,14 @@ def publish_canary_and_previous(folder: Path) -> None:
     for _ in range(2):
         publish_tiny(folder, NAME)
     for version in (1, 2):
-        rollout.activate(folder, NAME, version)
-    rollout.activate(folder, NAME, 3, share=10)
+        Store(folder).activate(NAME, version)
+    Store(folder).activate(NAME, 3, share=10)
 
 
 def test_no_more_weights_are_loaded_than_allowed(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_canary_and_previous(tiny_store)
     defaults = {(name, 1) for name in TINY if name != NAME} | {(NAME, 2)}
-    sizes = {key: weights_size(tiny_store, read_card(tiny_store / key[0] / str(key[1]))) for key in defaults}
+    sizes = {key: weights_size(tiny_store, Store(tiny_store).card(key[0], key[1])) for key in defaults}
     total, other = sum(sizes.values()), sizes[NAME, 2]
     for limit, others in ((1, []), (total + other, [3])):
         prepared = preload(Settings(store=tiny_store, threads=1, model_bytes=limit))
@@ -117,6 +118,7 @@ def test_a_version_whose_files_have_changed_since_is_loaded_again(loader: Loader
 LOAD_IN_SUPERVISOR_ONLY = """
 import os
 from app.serving import model
+from app.store import Store
 supervisor, load = os.getpid(), model.PreparedModel.load
 def load_in_supervisor(*arguments):
     assert os.getpid() == supervisor, "a worker has loaded a version"

@@ -3,67 +3,66 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.disk import WatchedDisk, failing
 from support.networks import publish_tiny
 from support.waiting import wait_until
 
 from app import store
 from app.serving.model import LoadFailure, file_stamps
 from app.serving.store_snapshot import StoreSnapshot, VersionFiles, is_unloaded, worker_bytes
-from app.store import rollout
+from app.store import Store, rollout
+from app.store.disk import Disk
 from app.store.rollout import Rollout
+from app.store.weights_size import weights_size
 
 NAME = "tiny-gan"
 MIB = 2**20
 
 
-def scan(folder: Path, previous: StoreSnapshot | None = None, *failed: LoadFailure) -> StoreSnapshot:
+def scan(
+    folder: Path, previous: StoreSnapshot | None = None, *failed: LoadFailure, disk: Disk | None = None
+) -> StoreSnapshot:
     failures = {(failure.name, failure.version): failure for failure in failed}
-    return StoreSnapshot.scan(folder, previous or StoreSnapshot(), failures)
+    return StoreSnapshot.scan(Store(folder, disk=disk), previous or StoreSnapshot(), failures)
 
 
 def test_a_snapshot_has_the_cards_files_rollouts_and_defaults(three: Path) -> None:
     (three / NAME / "2" / "curves.png").write_bytes(b"x")
-    rollout.activate(three, NAME, 2)
+    Store(three).activate(NAME, 2)
     snapshot = scan(three)
-    size = store.weights_size(three, store.read_card(three / NAME / "2"))
+    size = weights_size(three, Store(three).card(NAME, 2))
     assert snapshot.numbers == {NAME: [1, 2, 3]}
-    assert snapshot.rollouts == {NAME: rollout.read(three, NAME)}
-    assert snapshot.cards[NAME, 2] == store.read_card(three / NAME / "2")
+    assert snapshot.rollouts == {NAME: Store(three).rollout(NAME)}
+    assert snapshot.cards[NAME, 2] == Store(three).card(NAME, 2)
     assert snapshot.files[NAME, 2] == VersionFiles((three / NAME / "2").stat().st_mtime_ns, size, ("curves.png",))
     assert list(snapshot.files) == list(snapshot.cards) == [(NAME, 1), (NAME, 2), (NAME, 3)]
     assert (snapshot.failures, snapshot.retry) == ([], frozenset())
     assert (snapshot.defaults, snapshot.defaults_error) == ({"sample": NAME}, "")
 
 
-def test_a_readable_card_is_read_once_and_pictures_when_the_folder_has_changed(
-    three: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_readable_card_is_read_once_and_pictures_when_the_folder_has_changed(three: Path) -> None:
     before = scan(three)
-    listed: list[int] = []
-
-    def version_pictures(folder: Path, name: str, number: int) -> dict[str, Path]:
-        listed.append(number)
-        return {"curves.png": folder}
-
-    monkeypatch.setattr(store, "version_pictures", version_pictures)
+    calls: list[tuple[str, Path]] = []
     (three / NAME / "1" / store.CARD).write_text("{")  # a rewritten file does not change the folder
     (three / NAME / "2" / "curves.png").write_bytes(b"x")
-    after = scan(three, before)
+    after = scan(three, before, disk=WatchedDisk(lambda call, path: calls.append((call, path))))
     assert after.cards == before.cards
-    assert listed == [2]
+    assert [path for _, path in calls if path.parent == three / NAME] == [
+        three / NAME / rollout.FILE,
+        three / NAME / "2",
+    ]
     assert [after.files[NAME, number].pictures for number in (1, 2, 3)] == [(), ("curves.png",), ()]
 
 
 def test_an_unreadable_card_is_a_failure_unless_its_version_is_retired(three: Path) -> None:
     for number in (1, 2):
         (three / NAME / str(number) / store.CARD).write_text("{")
-    rollout.retire(three, NAME, 1)
+    Store(three).retire(NAME, 1)
     snapshot = scan(three)
     assert [(failure.label, failure.reason[:39]) for failure in snapshot.failures] == [
         ("tiny-gan@2", "tiny-gan/2/card.json: the file: Invalid")
@@ -71,25 +70,29 @@ def test_an_unreadable_card_is_a_failure_unless_its_version_is_retired(three: Pa
     assert list(snapshot.cards) == list(snapshot.files) == [(NAME, 3)]
 
 
-def test_versions_that_are_published_during_a_scan_are_not_missing(
-    three: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def publish_and_retire(models: Path, name: str) -> Rollout:
-        monkeypatch.undo()  # the scan has read the numbers, but not the rollout
-        publish_tiny(models, name)
-        for number in (1, 2, 3):
-            rollout.retire(models, name, number)
-        return rollout.read(models, name)
+def test_versions_that_are_published_during_a_scan_are_not_missing(three: Path) -> None:
+    def publish_and_retire(call: str, path: Path) -> None:
+        if path.name == rollout.FILE and Store(three).numbers(NAME) == [1, 2, 3]:
+            publish_tiny(three, NAME)  # the scan has read the numbers, but not the rollout
+            for number in (1, 2, 3):
+                Store(three).retire(NAME, number)
 
     before = scan(three)
-    monkeypatch.setattr(rollout, "read", publish_and_retire)
-    after = scan(three, before)
+    after = scan(three, before, disk=WatchedDisk(publish_and_retire))
     assert (after.numbers[NAME], after.rollouts[NAME].retired) == ([1, 2, 3, 4], [1, 2, 3])
     assert (NAME, 4) in after.cards
 
 
+def test_a_missing_active_version_is_a_failure(three: Path) -> None:
+    Store(three).activate(NAME, 2)
+    shutil.rmtree(three / NAME / "2")
+    assert [failure.reason for failure in scan(three).failures] == [
+        "tiny-gan/active.json names version 2, which is not in the store"
+    ]
+
+
 def test_unreadable_rollouts_and_defaults_are_reported(three: Path) -> None:
-    rollout.activate(three, NAME, 2)
+    Store(three).activate(NAME, 2)
     before = scan(three)
     (three / NAME / rollout.FILE).write_text("{")
     (three / "defaults.json").write_text("[]")
@@ -101,7 +104,7 @@ def test_unreadable_rollouts_and_defaults_are_reported(three: Path) -> None:
     assert reason.startswith("tiny-gan/active.json: the file: Invalid JSON")
     assert after.defaults is None
     assert after.defaults_error.startswith("defaults.json: expected an object")
-    assert is_unloaded(three, NAME) is None
+    assert is_unloaded(Store(three), NAME) is None
 
 
 def test_a_version_that_failed_is_tried_again_when_its_files_changed_its_time_came_or_it_is_gone(three: Path) -> None:
@@ -154,107 +157,45 @@ def test_a_version_is_tried_again_at_the_stated_time(three: Path, monkeypatch: p
 
 def test_a_missing_folder_has_no_files(tmp_path: Path) -> None:
     card = publish_tiny(tmp_path / "store", NAME).card
-    assert VersionFiles.read(tmp_path, card, None) == VersionFiles(0, 0, ())
+    assert VersionFiles.read(Store(tmp_path), card, None) == VersionFiles(0, 0, ())
 
 
 def test_the_memory_of_a_worker_depends_on_the_resident_versions(three: Path) -> None:
-    size = store.weights_size(three, store.read_card(three / NAME / "1"))
+    size = weights_size(three, Store(three).card(NAME, 1))
     assert worker_bytes(three) == 100 * MIB + 2 * size  # the newest version
-    rollout.activate(three, NAME, 2)
+    Store(three).activate(NAME, 2)
     assert worker_bytes(three) == 100 * MIB + 2 * 2 * size  # and the previous version
-    rollout.activate(three, NAME, 1, share=10)
+    Store(three).activate(NAME, 1, share=10)
     assert worker_bytes(three) == 100 * MIB + 2 * 3 * size
     assert worker_bytes(three, max_bytes=size) == 100 * MIB + 2 * size
     (three / NAME / rollout.FILE).write_text("{")  # gives the same result as without a rollout file
     assert worker_bytes(three) == 100 * MIB + 2 * size
     other = publish_tiny(three, "tiny-cnn")
-    assert worker_bytes(three) == 100 * MIB + 2 * (size + store.weights_size(three, other.card))
+    assert worker_bytes(three) == 100 * MIB + 2 * (size + weights_size(three, other.card))
     (other.folder / store.CARD).write_text("{")
     assert worker_bytes(three) == 100 * MIB + 2 * size
 
 
-def test_an_unreadable_folder_does_not_affect_other_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("tiny-cnn", "tiny-gan"):
-        publish_tiny(tmp_path, name)
-    iterdir = Path.iterdir
-
-    def failing_iterdir(self: Path) -> Iterator[Path]:  # file permissions would not stop root
-        if self.name == "tiny-cnn":
-            raise PermissionError(13, "Permission denied")
-        return iterdir(self)
-
-    monkeypatch.setattr(Path, "iterdir", failing_iterdir)
-    assert list(store.all_versions(tmp_path)) == [("tiny-gan", 1)]
-    monkeypatch.setattr(Path, "iterdir", iterdir)
-    before = scan(tmp_path)
-    monkeypatch.setattr(Path, "iterdir", failing_iterdir)
-    # The versions of the unreadable folder are kept.
-    assert scan(tmp_path, before).numbers == {"tiny-cnn": [1], "tiny-gan": [1]}
-    snapshot = scan(tmp_path)
-    assert [(failure.name, failure.version, failure.reason) for failure in snapshot.failures] == [
-        ("tiny-cnn", 0, "tiny-cnn cannot be read: Permission denied")
-    ]
-    assert list(snapshot.cards) == [("tiny-gan", 1)]
-
-
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
-def test_an_unreadable_version_does_not_affect_other_models(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+@pytest.mark.parametrize(
+    ("failure", "numbers", "label", "path"),
+    [
+        ("list tiny-cnn", {"tiny-gan": [1]}, "tiny-cnn", "tiny-cnn"),
+        ("open tiny-cnn/1", {"tiny-cnn": [1], "tiny-gan": [1]}, "tiny-cnn@1", "tiny-cnn/1/card.json"),
+    ],
+)
+def test_an_unreadable_model_does_not_affect_other_models(
+    tmp_path: Path, error: OSError, failure: str, numbers: dict[str, list[int]], label: str, path: str
 ) -> None:
     for name in ("tiny-cnn", "tiny-gan"):
         publish_tiny(tmp_path, name)
-    (tmp_path / "tiny-cnn" / "1" / "curves.png").write_bytes(b"x")
+    call, folder = failure.split()
+    disk = failing((call, tmp_path / folder), error=error)
     before = scan(tmp_path)
-    size = store.weights_size(tmp_path, before.cards["tiny-gan", 1])
-    folder, path_stat, read_bytes = tmp_path / "tiny-cnn" / "1", Path.stat, Path.read_bytes
-
-    def failing_stat(self: Path, *, follow_symlinks: bool = True) -> os.stat_result:  # permissions do not stop root
-        if self.parent == folder:
-            raise error
-        return path_stat(self, follow_symlinks=follow_symlinks)
-
-    def failing_read(self: Path) -> bytes:
-        if self.parent == folder:
-            raise error
-        return read_bytes(self)
-
-    monkeypatch.setattr(Path, "stat", failing_stat)
-    monkeypatch.setattr(Path, "read_bytes", failing_read)
-    assert store.version_pictures(tmp_path, "tiny-cnn", 1) == {}
-    assert worker_bytes(tmp_path) == 100 * MIB + 2 * size
-    publish_tiny(tmp_path, "tiny-gan")
-    assert scan(tmp_path, before).numbers == {"tiny-cnn": [1], "tiny-gan": [1, 2]}
-    snapshot = scan(tmp_path)
+    assert scan(tmp_path, before, disk=disk).numbers == {"tiny-cnn": [1], "tiny-gan": [1]}  # as before
+    snapshot = scan(tmp_path, disk=disk)
+    assert snapshot.numbers == numbers
     assert [(failure.label, failure.reason) for failure in snapshot.failures] == [
-        ("tiny-cnn@1", f"tiny-cnn/1/card.json cannot be read: {error.strerror}")
-    ]
-    assert list(snapshot.cards) == [("tiny-gan", 1), ("tiny-gan", 2)]
-
-
-def test_entries_of_the_store_whose_type_is_unknown_do_not_stop_a_scan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("tiny-cnn", "tiny-gan"):
-        publish_tiny(tmp_path, name)
-    path_stat, iterdir = Path.stat, Path.iterdir
-    stale = [tmp_path / "tiny-cnn", tmp_path / "defaults.json"]
-
-    def failing_stat(self: Path, *, follow_symlinks: bool = True) -> os.stat_result:
-        if self in stale:
-            raise OSError(116, "Stale file handle")
-        return path_stat(self, follow_symlinks=follow_symlinks)
-
-    def failing_iterdir(self: Path) -> Iterator[Path]:
-        if self in stale:
-            raise OSError(116, "Stale file handle")
-        return iterdir(self)
-
-    monkeypatch.setattr(Path, "stat", failing_stat)
-    monkeypatch.setattr(Path, "iterdir", failing_iterdir)
-    snapshot = scan(tmp_path)
-    assert [(failure.label, failure.reason) for failure in snapshot.failures] == [
-        ("defaults.json", "defaults.json cannot be read: Stale file handle"),
-        ("tiny-cnn", "tiny-cnn cannot be read: Stale file handle"),
+        (label, f"{path} cannot be read: {error.strerror}")
     ]
     assert list(snapshot.cards) == [("tiny-gan", 1)]
-    assert snapshot.defaults == {"classify": "tiny-cnn", "sample": "tiny-gan"}

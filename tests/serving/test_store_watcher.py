@@ -16,7 +16,7 @@ from app.serving import store_watcher
 from app.serving.model import LoadFailure
 from app.serving.store_snapshot import StoreSnapshot
 from app.serving.store_watcher import StoreWatcher
-from app.store import rollout
+from app.store import Store
 
 NAME = "tiny-gan"
 pytestmark = pytest.mark.anyio
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 def watcher(
     folder: Path, poll_seconds: float = 60.0, failed: Any = None, on_scan: Callable[[], None] = lambda: None
 ) -> StoreWatcher:
-    return StoreWatcher(folder, poll_seconds, lambda: failed or {}, on_scan)
+    return StoreWatcher(Store(folder), poll_seconds, lambda: failed or {}, on_scan)
 
 
 async def test_a_scan_replaces_the_snapshot_and_logs_only_new_failures(
@@ -163,7 +163,7 @@ async def test_the_unloading_of_a_model_is_read_from_its_file_alone(
         publish_tiny(tmp_path, name)
     watch = watcher(tmp_path)
     assert await watch.is_unloaded("tiny-cgan") is False
-    rollout.unload(tmp_path, "tiny-cgan")
+    Store(tmp_path).unload("tiny-cgan")
     assert await watch.is_unloaded("tiny-cgan") is True
     release = threading.Event()
     monkeypatch.setattr(store_watcher, "CHECK_SECONDS", 0.01)

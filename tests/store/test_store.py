@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import logging
 import os
-import shutil
-import stat
 import struct
 import subprocess
 import sys
@@ -15,134 +13,95 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from support.networks import TINY, make_invalid, publish_small, publish_tiny, rewrite_card, rewrite_weights, tiny_card
+from support.disk import failing
+from support.imported.onnx_models import linear_model
+from support.networks import make_invalid, publish_tiny, rewrite_card, rewrite_weights, tiny_card, tiny_version
 from support.processes import start_python
 from support.service import ROOT
 
-from app import store
 from app.networks import KINDS, build, is_imported
-from app.store import versions
-from app.store.atomic_files import folder_lock, replace_file
+from app.networks.imported.onnx_runner import MODEL
+from app.store import CARD, WEIGHTS, RolloutRefused, Store, StoreError, catalogue, parse_card
+from app.store.card import MAX_BYTES
+from app.store.rollout import FILE
+from app.store.version import Version, weights_digest
 
 
 def raw_weights(folder: Path, head: bytes, content: bytes) -> None:
-    (folder / store.WEIGHTS).write_bytes(struct.pack("<Q", len(head)) + head + content)
-    rewrite_card(folder, weights_sha256=hashlib.sha256((folder / store.WEIGHTS).read_bytes()).hexdigest())
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(head)) + head + content)
+    rewrite_card(folder, weights_sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not is_imported(kind)])
 def test_a_loaded_version_equals_the_published_one(kind: str, tmp_path: Path) -> None:
-    sizes = {"vocabulary": 5} if KINDS[kind][2] == "continue" else {}
+    sizes = {"vocabulary": 5} if KINDS[kind].task == "continue" else {}
     network = build(kind, sizes)
-    card = tiny_card("one", KINDS[kind][2], kind, sizes, {})
-    store.publish(tmp_path, card, network.state_dict())
-    loaded = store.read_version(tmp_path, "one", 1).network()
+    card = tiny_card("one", str(KINDS[kind].task), kind, sizes, {})
+    Store(tmp_path).publish(card, network.state_dict())
+    loaded = Store(tmp_path).verify("one", 1).network()
     assert loaded.sizes == type(loaded.sizes)(**json.loads((tmp_path / "one" / "1" / "card.json").read_text())["sizes"])
     for key, tensor in network.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[key])
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_versions_count_up_and_the_first_model_of_a_task_is_the_default(tmp_path: Path) -> None:
-    assert [publish_tiny(tmp_path, "tiny-gan").card.version for _ in range(3)] == [1, 2, 3]
-    assert list(store.all_versions(tmp_path)) == [("tiny-gan", 1), ("tiny-gan", 2), ("tiny-gan", 3)]
-    assert store.read_defaults(tmp_path) == {"sample": "tiny-gan"}
+    for name in ("tiny-gan", "tiny-gan", "tiny-cgan", "tiny-cnn"):
+        publish_tiny(tmp_path, name)
+    assert list(Store(tmp_path).versions()) == [("tiny-cgan", 1), ("tiny-cnn", 1), ("tiny-gan", 1), ("tiny-gan", 2)]
+    assert Store(tmp_path).defaults() == {"sample": "tiny-gan", "classify": "tiny-cnn"}
 
 
-def test_nothing_is_published_if_the_default_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    calls: list[object] = []
-
-    def replace_and_fail_once(*arguments: Any) -> None:
-        replace_file(*arguments)
-        calls.append(arguments)
-        if len(calls) == 1:
-            full_disk()
-
-    for failing in (full_disk, replace_and_fail_once):
-        with monkeypatch.context() as patch:
-            patch.setattr(versions, "replace_file", failing)
-            with pytest.raises(OSError, match="No space left on device"):
-                publish_tiny(tmp_path, "tiny-gan")
-        assert not list(store.all_versions(tmp_path))
-        assert store.read_defaults(tmp_path) == {}
-    assert publish_tiny(tmp_path, "tiny-gan").card.version == 1
-    assert store.read_defaults(tmp_path) == {"sample": "tiny-gan"}
+def test_a_default_without_versions_is_replaced_unless_its_folder_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "defaults.json").write_text(json.dumps({"sample": "gone", "classify": "unreadable"}))
+    disk = failing(("list", tmp_path / "unreadable"), error=PermissionError(13, "Permission denied"))
+    for name in ("tiny-gan", "tiny-cnn"):
+        Store(tmp_path, disk=disk).publish(*tiny_version(name))
+    assert Store(tmp_path).defaults() == {"sample": "tiny-gan", "classify": "unreadable"}
 
 
-@pytest.mark.parametrize("killed_at", ["_write_defaults", "rename"])
-def test_after_a_publisher_was_killed_the_next_one_publishes_the_default(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
-) -> None:
-    class Killed(BaseException):
-        pass
-
-    def kill(*_: object) -> None:
-        raise Killed
-
-    for name in ("tiny-gan", "tiny-cgan"):
-        with monkeypatch.context() as patch:
-            patch.setattr(*((versions, killed_at) if killed_at == "_write_defaults" else (Path, killed_at)), kill)
-            with pytest.raises(Killed):
-                publish_tiny(tmp_path, name)
-        assert not list(store.all_versions(tmp_path))  # no version without the default
-    publish_tiny(tmp_path, "tiny-cgan")
-    assert store.read_defaults(tmp_path) == {"sample": "tiny-cgan"}
-
-
-def test_a_default_without_versions_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = {"sample": "gone", "classify": "unreadable"}
-    (tmp_path / "defaults.json").write_text(json.dumps(defaults))
-    (tmp_path / "unreadable").touch()
-    publish_tiny(tmp_path, "tiny-cnn")
-    assert store.read_defaults(tmp_path) == defaults
-
-    def failing_rename(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", failing_rename)
-        with pytest.raises(OSError, match="No space left on device"):
-            publish_tiny(tmp_path, "tiny-gan")
-    assert store.read_defaults(tmp_path) == defaults
-    publish_tiny(tmp_path, "tiny-gan")
-    assert store.read_defaults(tmp_path) == {"sample": "tiny-gan", "classify": "unreadable"}
+def test_an_unloaded_model_does_not_become_the_default_by_publication(three: Path) -> None:
+    publish_tiny(three, "tiny-cgan")
+    Store(three).unload("tiny-cgan")
+    (three / "tiny-gan").rename(three / ".removed")
+    publish_tiny(three, "tiny-cgan")
+    assert Store(three).defaults() == {"sample": "tiny-gan"}
+    Store(three).load("tiny-cgan")
+    publish_tiny(three, "tiny-cgan")
+    assert Store(three).defaults() == {"sample": "tiny-cgan"}
 
 
 def test_an_invalid_version_is_not_published(tmp_path: Path) -> None:
-    task, kind, sizes, fields = TINY["tiny-gan"]
-    tensors = build(kind, sizes).state_dict()
+    card, tensors = tiny_version("tiny-gan")
+    with pytest.raises(StoreError, match=r"^the card of '\.\./up': name: .*found '\.\./up'$"):
+        Store(tmp_path).publish({**card, "name": "../up"}, tensors)
+    with pytest.raises(StoreError, match=r"^the card of 'tiny-gan': colour: Extra inputs are not permitted"):
+        Store(tmp_path).publish({**card, "colour": "red"}, tensors)
+    with pytest.raises(StoreError, match=r"^the card of 'tiny-gan' is too large; the maximum is 4,194,304 bytes$"):
+        Store(tmp_path).publish({**card, "notes": "n" * MAX_BYTES}, tensors)
     tensors["layers.0.bias"][0] = torch.nan
-    with pytest.raises(store.StoreError, match=r"layers\.0\.bias.* has 1 non-finite values"):
-        store.publish(tmp_path, tiny_card("tiny-gan", task, kind, sizes, fields), tensors)
-    with pytest.raises(store.StoreError, match=r"^the card of '\.\./up': name: .*found '\.\./up'$"):
-        store.publish(tmp_path, tiny_card("../up", task, kind, sizes, fields), build(kind, sizes).state_dict())
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StoreError, match=r"layers\.0\.bias.* has 1 non-finite values"):
+        Store(tmp_path).publish(card, tensors)
+    (tmp_path / "defaults.json").write_text("{")
+    with pytest.raises(StoreError, match=r"^defaults\.json cannot be read: "):
+        publish_tiny(tmp_path, "tiny-gan")
+    assert list(Store(tmp_path).versions()) == []
 
 
 def test_a_version_for_another_task_than_the_other_versions_is_not_published(tmp_path: Path) -> None:
     publish_tiny(tmp_path, "tiny-gan")
-    task, kind, sizes, fields = TINY["tiny-cnn"]
-    card, tensors = tiny_card("tiny-gan", task, kind, sizes, fields), build(kind, sizes).state_dict()
-    with pytest.raises(
-        store.StoreError, match=r"^tiny-gan@2: task is 'classify', expected 'sample' as for tiny-gan@1; use another"
-    ):
-        store.publish(tmp_path, card, tensors)
-    assert list(store.all_versions(tmp_path)) == [("tiny-gan", 1)]
-    assert store.read_defaults(tmp_path) == {"sample": "tiny-gan"}
-    rollout = tmp_path / "tiny-gan" / store.ROLLOUT
-    for content in ("[]", '{"retired": 1}', '{"retired": null}', '{"retired": [2]}'):
-        rollout.write_text(content)
-        with pytest.raises(store.StoreError, match="expected 'sample'"):
-            store.publish(tmp_path, card, tensors)
-    rollout.write_text('{"retired": [1]}')
-    assert store.publish(tmp_path, card, tensors).card.version == 2
-    rollout.unlink()
-    make_invalid(tmp_path / "tiny-gan" / "1")
-    assert store.publish(tmp_path, card, tensors).card.version == 3
+    card, tensors = tiny_version("tiny-cnn")
+    card["name"] = "tiny-gan"
+    sentence = r"^tiny-gan@2: task is 'classify', expected 'sample' as for tiny-gan@1; use another"
+    with pytest.raises(StoreError, match=sentence):
+        Store(tmp_path).publish(card, tensors)
+    assert Store(tmp_path).defaults() == {"sample": "tiny-gan"}
+    (tmp_path / "tiny-gan" / FILE).write_text('{"retired": [1]}')
+    assert Store(tmp_path).publish(card, tensors).card.version == 2
 
 
 INVALID: list[tuple[str, Callable[[Path], object], str]] = [
@@ -150,7 +109,7 @@ INVALID: list[tuple[str, Callable[[Path], object], str]] = [
     ("no weights", lambda folder: (folder / "model.safetensors").unlink(), r"^tiny-gan/1/model\.safetensors cannot be read: No such file or directory$"),
     ("card cut", lambda folder: os.truncate(folder / "card.json", 100), r"^tiny-gan/1/card\.json: the file: Invalid JSON"),
     ("weights cut", lambda folder: os.truncate(folder / "model.safetensors", 100), r"^tiny-gan/1/model\.safetensors: sha256 is \w{64}, expected \w{64} as on the card$"),
-    ("unknown key", lambda folder: rewrite_card(folder, colour="red"), "colour: Extra inputs are not permitted, found 'red'"),
+    ("unknown field of a tensor", lambda folder: rewrite_card(folder, inputs=[{"name": "x", "dtype": "int8", "shape": [1], "layout": "NHWC"}]), r"inputs\.0\.layout: Extra inputs are not permitted"),
     ("missing key", lambda folder: rewrite_card(folder, seed="drop"), "seed: Field required"),
     ("other name", lambda folder: rewrite_card(folder, name="other"), r"^tiny-gan/1/card\.json: name is 'other', expected 'tiny-gan' as in the path$"),
     ("other version", lambda folder: rewrite_card(folder, version=7), r"^tiny-gan/1/card\.json: version is '7', expected '1' as in the path$"),
@@ -188,24 +147,45 @@ def test_an_invalid_version_is_rejected_with_a_reason(
 ) -> None:
     folder = publish_tiny(tmp_path, "tiny-gan").folder
     damage(folder)
-    with pytest.raises(store.StoreError, match=sentence):
-        store.read_version(tmp_path, "tiny-gan", 1).network()
+    with pytest.raises(StoreError, match=sentence):
+        Store(tmp_path).verify("tiny-gan", 1)
 
 
 def test_a_pickle_instead_of_the_weights_is_not_loaded(tmp_path: Path) -> None:
     folder = publish_tiny(tmp_path, "tiny-gan").folder
-    torch.save({"layers.0.bias": torch.ones(8)}, folder / store.WEIGHTS)
-    rewrite_card(folder, weights_sha256=hashlib.sha256((folder / store.WEIGHTS).read_bytes()).hexdigest())
-    with pytest.raises(store.StoreError, match=r"^tiny-gan/1/model\.safetensors is not a safetensors file: "):
-        store.read_version(tmp_path, "tiny-gan", 1)
+    torch.save({"layers.0.bias": torch.ones(8)}, folder / WEIGHTS)
+    rewrite_card(folder, weights_sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())
+    with pytest.raises(StoreError, match=r"^tiny-gan/1/model\.safetensors is not a safetensors file: "):
+        Store(tmp_path).read("tiny-gan", 1)
 
 
-def test_leftovers_of_a_killed_publisher_are_not_versions(tmp_path: Path) -> None:
+def test_unknown_fields_of_a_newer_service_are_ignored_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """During a rolling update, an old service reads cards and rollouts that a newer service has written."""
+    folder = publish_tiny(tmp_path, "tiny-gan").folder
+    speed = {"milliseconds": 1.0, "per_second": 2.0, "rows": 1, "hardware": "none", "watts": 3}
+    rewrite_card(folder, colour="red", speed=speed)
+    (tmp_path / "tiny-gan" / FILE).write_text('{"active": 1, "shadow": 2}')
+    assert Store(tmp_path).verify("tiny-gan", 1).card.speed
+    assert Store(tmp_path).rollout("tiny-gan").active == 1
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "tiny-gan/1/card.json: unknown fields are ignored: speed.watts, colour",
+        "tiny-gan/active.json: unknown fields are ignored: shadow",
+    ]
+    rewrite_card(folder, seed="drop")
+    with pytest.raises(StoreError, match=r"^tiny-gan/1/card\.json: seed: Field required"):
+        Store(tmp_path).card("tiny-gan", 1)
+
+
+def test_other_files_and_folders_are_not_versions(tmp_path: Path) -> None:
     publish_tiny(tmp_path, "tiny-gan")
-    shutil.copytree(tmp_path / "tiny-gan", tmp_path / ".publish-x" / "tiny-gan")
-    (tmp_path / "tiny-gan" / "latest").mkdir()
-    (tmp_path / "tiny-gan" / "02").mkdir()
-    assert list(store.all_versions(tmp_path)) == [("tiny-gan", 1)]
+    for name in (".publish-x/1", "lost+found", "tiny-gan/latest", "tiny-gan/02", "empty"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "file").touch()
+    assert list(Store(tmp_path).versions()) == [("tiny-gan", 1)]
+    assert Store(tmp_path).numbers("missing") == Store(tmp_path).numbers("file") == []
+    assert [row["name"] for row in catalogue.list_models(Store(tmp_path))] == ["tiny-gan"]
 
 
 PUBLISHER = """
@@ -221,126 +201,66 @@ def test_concurrent_publishers_get_different_versions(tmp_path: Path) -> None:
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert [number for _, number in store.all_versions(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    for _, number in store.all_versions(tmp_path):
-        store.read_version(tmp_path, "tiny-gan", number).network()
+    assert Store(tmp_path).numbers("tiny-gan") == [1, 2, 3, 4, 5, 6]
+    assert not any(row["problem"] for row in catalogue.verify(Store(tmp_path)))
 
 
 def test_the_shipped_store_is_valid() -> None:
-    versions = [
-        store.read_version(ROOT / "models_store", *version) for version in store.all_versions(ROOT / "models_store")
-    ]
-    assert {version.card.task for version in versions} == {"classify", "continue", "forecast", "sample"}
-    for version in versions:
-        version.network()
-    assert set(store.read_defaults(ROOT / "models_store").values()) <= {version.card.name for version in versions}
-    sizes = [path.stat().st_size for path in (ROOT / "models_store").rglob("*") if path.is_file()]
+    store = Store(ROOT / "models_store")
+    assert not any(row["problem"] for row in catalogue.verify(store))
+    assert {store.card(*version).task for version in store.versions()} == {"classify", "continue", "forecast", "sample"}
+    sizes = [path.stat().st_size for path in store.folder.rglob("*") if path.is_file()]
     assert max(sizes) < 25e6
     assert sum(sizes) < 80e6  # a clone of the repository downloads all of them
 
 
-def test_the_next_publisher_removes_the_leftovers_of_a_killed_one(tmp_path: Path) -> None:
-    for folder in (".publish-dead", ".publish-busy", ".publish-young"):
-        (tmp_path / folder / "tiny-gan" / "1").mkdir(parents=True)
-    with folder_lock(tmp_path / ".publish-busy"):  # the lock of a running publisher
-        for folder in (".publish-dead", ".publish-busy"):
-            os.utime(tmp_path / folder, (0, 0))
-        publish_tiny(tmp_path, "tiny-gan")
-    assert {path.name for path in tmp_path.glob(".publish-*")} == {".publish-busy", ".publish-young"}
-
-
-def test_reading_a_version_does_not_import_the_compiler() -> None:
+@pytest.mark.parametrize(
+    ("action", "modules"),
+    [("verify(*key).network()", ("sympy", "torch._dynamo")), ("card(*key)", ("torch", "numpy", "pydantic_settings"))],
+)
+def test_a_version_is_read_with_few_imports(action: str, modules: tuple[str, ...]) -> None:
     script = (
-        "import sys; from pathlib import Path; from app import store; "
-        "[store.read_version(Path('models_store'), *version).network() for version in store.all_versions(Path('models_store'))]; "
-        "print([name for name in ('sympy', 'torch._dynamo') if name in sys.modules])"
+        "import sys; from pathlib import Path; from app.store import Store; store = Store(Path('models_store'))\n"
+        f"for key in store.versions(): store.{action}\n"
+        f"print([name for name in {modules} if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
 
 
-def test_published_files_are_readable_by_other_users(tmp_path: Path) -> None:
-    before = os.umask(0o077)
-    try:
-        folder = publish_tiny(tmp_path, "tiny-gan").folder
-    finally:
-        os.umask(before)
-    for path in (folder.parent, folder, *folder.iterdir()):
-        assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444, path
-        assert path.stat().st_mode & 0o111 == (0o111 if path.is_dir() else 0), path
-
-
-def test_a_loaded_network_is_in_evaluation_mode_and_needs_no_gradients(tmp_path: Path) -> None:
-    network = publish_tiny(tmp_path, "tiny-gan").network()
-    assert not network.training
-    assert not any(parameter.requires_grad for parameter in network.parameters())
-
-
 def test_the_digest_before_publishing_is_the_one_on_the_card(tmp_path: Path) -> None:
     version = publish_tiny(tmp_path, "tiny-gan")
-    assert store.weights_digest(version.tensors) == version.card.weights_sha256
     transposed = {key: tensor.t().contiguous().t() for key, tensor in version.tensors.items()}
-    assert store.weights_digest(transposed) == version.card.weights_sha256  # the memory layout does not matter
+    assert weights_digest(transposed) == version.card.weights_sha256  # the memory layout does not matter
 
 
 def test_pictures_are_published_with_a_version_and_listed(tmp_path: Path) -> None:
-    task, kind, sizes, fields = TINY["tiny-gan"]
-    card, tensors = tiny_card("tiny-gan", task, kind, sizes, fields), build(kind, sizes).state_dict()
-    for name in ("b.png", "a.png"):
-        (tmp_path / name).write_bytes(name.encode())
     pictures = {name: tmp_path / name for name in ("b.png", "a.png")}
-    folder = store.publish(tmp_path / "deep" / "store", card, tensors, pictures).folder
-    (folder / "folder.png").mkdir()
+    for name, path in pictures.items():
+        path.write_bytes(name.encode())
+    store = Store(tmp_path / "deep" / "store")
+    folder = store.publish(*tiny_version("tiny-gan"), pictures).folder
     (folder / "Upper.png").touch()
-    listed = store.version_pictures(tmp_path / "deep" / "store", "tiny-gan", 1)
+    listed = store.pictures("tiny-gan", 1)
     assert list(listed.items()) == [("a.png", folder / "a.png"), ("b.png", folder / "b.png")]
     assert listed["a.png"].read_bytes() == b"a.png"
-    assert store.version_pictures(tmp_path, "tiny-gan", 2) == {}
+    assert store.pictures("tiny-gan", 2) == {}
 
 
 def test_a_published_card_is_indented_utf8_with_a_final_newline(tmp_path: Path) -> None:
-    task, kind, sizes, fields = TINY["tiny-gan"]
-    card = tiny_card("tiny-gan", task, kind, sizes, {**fields, "notes": "é"})
-    folder = store.publish(tmp_path, card, build(kind, sizes).state_dict()).folder
-    text = (folder / store.CARD).read_bytes().decode()
+    card, tensors = tiny_version("tiny-gan")
+    text = (Store(tmp_path).publish({**card, "notes": "é"}, tensors).folder / CARD).read_bytes().decode()
     assert text.startswith('{\n  "name": "tiny-gan",\n')
     assert '"notes": "é"' in text
     assert text.endswith("\n}\n")
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if not is_imported(kind)])
-def test_the_size_of_the_weights_is_that_in_memory(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
-    folder = publish_small(tmp_path, kind, "model").folder
-
-    def convert(tensors: dict[str, torch.Tensor]) -> None:
-        tensors.update({key: tensor.to(dtype) for key, tensor in tensors.items() if tensor.is_floating_point()})
-
-    rewrite_weights(folder, convert)
-    version = store.read_version(tmp_path, "model", 1)
-    in_memory = sum(tensor.nbytes for tensor in version.network().state_dict().values())
-    assert store.weights_size(tmp_path, version.card) == in_memory
-
-
-def test_the_size_of_missing_weights_is_0_and_that_of_damaged_ones_is_the_size_of_the_file(tmp_path: Path) -> None:
-    version = publish_tiny(tmp_path, "tiny-gan")
-    for number, content in enumerate((b"", b"{}", struct.pack("<Q", 3) + b"[1]", struct.pack("<Q", 2**63) + b"{")):
-        (version.folder / store.WEIGHTS).write_bytes(content + bytes(number))
-        assert store.weights_size(tmp_path, version.card) == len(content) + number
-    assert store.weights_size(tmp_path, version.card.model_copy(update={"version": 2})) == 0
-
-
-def test_the_first_default_of_a_task_stays_and_other_tasks_keep_theirs(tmp_path: Path) -> None:
-    for name in ("tiny-gan", "tiny-cgan", "tiny-cnn"):
-        publish_tiny(tmp_path, name)
-    assert store.read_defaults(tmp_path) == {"sample": "tiny-gan", "classify": "tiny-cnn"}
-    store.set_default(tmp_path, "sample", "tiny-cgan")
-    assert (tmp_path / "defaults.json").read_text() == '{\n  "sample": "tiny-cgan",\n  "classify": "tiny-cnn"\n}\n'
+    with pytest.raises(StoreError, match=r"^the card of 'tiny-gan' has a text that is not Unicode: "):
+        Store(tmp_path).publish({**card, "notes": "\udcff"}, tensors)
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
+        ("", r"^defaults\.json cannot be read: Expecting value"),  # while a file is being copied
         ("{", r"^defaults\.json cannot be read: Expecting property name"),
         ("[]", r"^defaults\.json: expected an object from task \(classify, .*, infer\) to the name of a model$"),
         ('{"sample": 1}', "expected an object from task"),
@@ -348,77 +268,76 @@ def test_the_first_default_of_a_task_stays_and_other_tasks_keep_theirs(tmp_path:
     ],
 )
 def test_invalid_defaults_are_rejected(tmp_path: Path, content: str, sentence: str) -> None:
-    assert store.read_defaults(tmp_path) == {}
+    assert Store(tmp_path).defaults() == {}
     (tmp_path / "defaults.json").write_text(content)
-    with pytest.raises(store.StoreError, match=sentence):
-        store.read_defaults(tmp_path)
+    with pytest.raises(StoreError, match=sentence):
+        Store(tmp_path).defaults()
 
 
-def test_an_unreadable_folder_is_reported_and_a_missing_one_is_empty(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / ".hidden").mkdir()
-    (tmp_path / "lost+found").mkdir()  # at the root of an ext4 volume
-    assert store.version_numbers(tmp_path, "missing") == []
-    with pytest.raises(store.StoreError, match=r"^file cannot be read: Not a directory$"):
-        store.version_numbers(tmp_path, "file")
-    assert store.model_names(tmp_path) == []
-
-
-def test_with_invalid_defaults_nothing_is_published(tmp_path: Path) -> None:
-    (tmp_path / "defaults.json").write_text("{")
-    with pytest.raises(store.StoreError, match=r"^defaults\.json cannot be read: "):
-        publish_tiny(tmp_path, "tiny-gan")
-    assert list(store.all_versions(tmp_path)) == []
-
-
-def test_the_first_default_of_a_task_is_chosen_under_the_lock_of_the_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read_defaults = versions.read_defaults
-
-    def read_locked(folder: Path) -> dict[store.TaskName, str]:
-        with pytest.raises(BlockingIOError), folder_lock(folder, wait=False):
-            pass
-        return read_defaults(folder)
-
-    monkeypatch.setattr(versions, "read_defaults", read_locked)
-    for name in ("tiny-gan", "tiny-cgan"):
+def test_an_unreadable_folder_does_not_hide_the_versions_of_other_models(tmp_path: Path) -> None:
+    for name in ("tiny-cnn", "tiny-gan", "tiny-rnn"):
         publish_tiny(tmp_path, name)
-    store.set_default(tmp_path, "classify", "tiny-cnn")
-    assert read_defaults(tmp_path) == {"sample": "tiny-gan", "classify": "tiny-cnn"}
+    error = PermissionError(13, "Permission denied")  # file permissions would not stop root
+    store = Store(tmp_path, disk=failing(("list", tmp_path / "tiny-gan"), error=error))
+    assert list(store.versions()) == [("tiny-cnn", 1), ("tiny-rnn", 1)]
+    problem = "tiny-gan cannot be read: Permission denied"
+    assert [(row["versions"], row["problem"]) for row in catalogue.list_models(store)] == [
+        ([1], ""),
+        ([], problem),
+        ([1], ""),
+    ]
+    assert [row for row in catalogue.verify(store) if row["problem"]] == [{"what": "tiny-gan", "problem": problem}]
 
 
-def test_a_number_that_was_published_in_the_meantime_is_not_replaced(tmp_path: Path) -> None:
-    first = publish_tiny(tmp_path, "tiny-gan")
-    content = (first.folder / store.WEIGHTS).read_bytes()
-    other = publish_tiny(tmp_path / "scratch", "tiny-gan")
-    assert not store.move_into_store(tmp_path, other.folder)
-    assert (first.folder / store.WEIGHTS).read_bytes() == content
+SIZES: dict[str, Any] = {"inputs": {"x": ["?", 4]}, "batched": True, "max_rows": 64}
 
 
-def test_nothing_is_published_if_the_folder_of_the_model_cannot_be_synced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing_sync(path: Path) -> None:
-        if path == tmp_path / "tiny-gan":
-            raise OSError(errno.EIO, "Input/output error")
-        sync(path)
-
-    publish_tiny(tmp_path, "tiny-gan")
-    sync = versions.sync
-    monkeypatch.setattr(versions, "sync", failing_sync)
-    with pytest.raises(OSError, match="Input/output error"):
-        publish_tiny(tmp_path, "tiny-gan")
-    assert store.version_numbers(tmp_path, "tiny-gan") == [1]
+def publish_linear(folder: Path, task: str = "infer") -> tuple[Version, np.ndarray]:
+    """Publish an ONNX model that multiplies rows by a matrix. Return both."""
+    model, matrix = linear_model()
+    tensors = {MODEL: torch.tensor(list(model.SerializeToString()), dtype=torch.uint8)}
+    return Store(folder).publish(tiny_card("linear", task, "onnx", SIZES, {}), tensors), matrix
 
 
-def test_a_version_that_cannot_be_moved_into_the_store_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing_rename(self: Path, target: Path) -> Path:
-        raise OSError(28, "No space left on device")
+def test_an_imported_network_computes_with_the_stored_tensors(tmp_path: Path) -> None:
+    version, matrix = publish_linear(tmp_path)
+    rows = np.ones((2, 4), np.float32)
+    np.testing.assert_allclose(version.network().run({"x": rows})["y"], rows @ matrix, rtol=1e-5)
 
-    monkeypatch.setattr(Path, "rename", failing_rename)
-    with pytest.raises(OSError, match="No space left"):
-        publish_tiny(tmp_path, "tiny-gan")
+
+def test_an_imported_network_of_the_task_infer_is_never_a_default(tmp_path: Path) -> None:
+    publish_linear(tmp_path)
+    assert not (tmp_path / "defaults.json").exists()
+    with pytest.raises(RolloutRefused, match=r"^linear is for the task 'infer', which has no default model$"):
+        Store(tmp_path).make_default("linear")
+
+
+def test_an_imported_network_gets_a_task_but_does_not_lose_it(tmp_path: Path) -> None:
+    publish_linear(tmp_path)
+    for _ in range(2):  # version 1 for the task infer does not count
+        publish_linear(tmp_path, "classify")
+    assert Store(tmp_path).defaults() == {"classify": "linear"}
+    for change in (publish_linear, lambda folder: Store(folder).activate("linear", 1)):
+        with pytest.raises(StoreError, match=r"^linear@\d: task is 'infer', expected 'classify' as for linear@2"):
+            change(tmp_path)
+    assert Store(tmp_path).activate("linear", 2).active == 2
+
+
+def test_an_invalid_imported_network_is_rejected_with_a_reason(tmp_path: Path) -> None:
+    folder = publish_linear(tmp_path)[0].folder
+    rewrite_weights(folder, lambda tensors: tensors.update(mask=torch.tensor([-torch.inf, torch.nan])))
+    assert torch.isneginf(Store(tmp_path).read("linear", 1).tensors["mask"][0])  # imported graphs may have these
+    rewrite_weights(folder, lambda tensors: tensors.pop("mask"))
+    rewrite_card(folder, sizes={**SIZES, "max_rows": 0})
+    with pytest.raises(StoreError, match=r"^linear/1/card\.json: sizes do not fit: .*a number from 1 on$"):
+        Store(tmp_path).verify("linear", 1)
+    rewrite_card(folder, sizes=SIZES)
+    rewrite_weights(folder, lambda tensors: tensors.update(more=torch.ones(1)))
+    with pytest.raises(StoreError, match=r"^linear/1/model\.safetensors: tensor 'more' should be uint8"):
+        Store(tmp_path).verify("linear", 1)
+    rewrite_weights(folder, lambda tensors: tensors.update(more=torch.ones(1).to(torch.float8_e4m3fn)))
+    with pytest.raises(StoreError, match=r"^linear/1/model\.safetensors: tensor 'more' has dtype float8_e4m3fn, "):
+        Store(tmp_path).read("linear", 1)
 
 
 def holidays_on(day: str) -> dict[str, object]:
@@ -452,7 +371,7 @@ def test_the_limits_of_a_card(changes: dict[str, object], sentence: str) -> None
     card = tiny_card("tiny-gan", "sample", "gan-generator", {"latent": 4, "hidden": [8]}, {"version": 1})
     content = json.dumps({**card, "weights_sha256": "0" * 64, **changes}).encode()
     if not sentence:
-        assert store.parse_card(content, "here").seed == changes["seed"]
+        assert parse_card(content, "here").seed == changes["seed"]
         return
-    with pytest.raises(store.StoreError, match=f"^here: {sentence}"):
-        store.parse_card(content, "here")
+    with pytest.raises(StoreError, match=f"^here: {sentence}"):
+        parse_card(content, "here")

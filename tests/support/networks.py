@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from app import store
 from app.networks import KINDS, build
+from app.store import Store
+from app.store.version import Version
 
 VOCABULARY = [*"\n abcdefghij", store.UNKNOWN_CHARACTER]
 
@@ -79,14 +81,19 @@ def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], fields: di
     }
 
 
-def publish_tiny(folder: Path, name: str) -> store.Version:
-    """Publish a further version of a tiny network, with new random weights."""
+def tiny_version(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the card and the tensors of a tiny network with new random weights."""
     task, kind, sizes, fields = {**TINY, **SECOND_NETWORKS}[name]
-    torch.manual_seed(len(list(store.all_versions(folder))) if folder.exists() else 0)
-    return store.publish(folder, tiny_card(name, task, kind, sizes, fields), build(kind, sizes).state_dict())
+    return tiny_card(name, task, kind, sizes, fields), build(kind, sizes).state_dict()
 
 
-def publish_small(folder: Path, kind: str, name: str) -> store.Version:
+def publish_tiny(folder: Path, name: str) -> Version:
+    """Publish a further version of a tiny network, with new random weights."""
+    torch.manual_seed(len(list(Store(folder).versions())) if folder.exists() else 0)
+    return Store(folder).publish(*tiny_version(name))
+
+
+def publish_small(folder: Path, kind: str, name: str) -> Version:
     """Publish a small network of a kind, with random weights that are always the same."""
     sizes, task = SMALL[kind], str(KINDS[kind].task)
     fields = {"continue": {"vocabulary": VOCABULARY}, "classify": {"labels": list("abcdefghij")}}.get(task, {})
@@ -95,7 +102,7 @@ def publish_small(folder: Path, kind: str, name: str) -> store.Version:
     elif kind == "conditional-generator":
         fields = {"labels": ["x", "y", "z"]}
     torch.manual_seed(0)
-    return store.publish(folder, tiny_card(name, task, kind, sizes, fields), build(kind, sizes).state_dict())
+    return Store(folder).publish(tiny_card(name, task, kind, sizes, fields), build(kind, sizes).state_dict())
 
 
 def rewrite_card(folder: Path, **changes: object) -> None:

@@ -18,6 +18,7 @@ from app import store
 from app.errors import TooLarge
 from app.networks import build
 from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, max_pool, probabilities, unsmoothed
+from app.store import Store
 from app.tasks import check_loading
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_codecs import ImageDecoder, overlay_heat_map
@@ -34,10 +35,10 @@ def classifier(tmp_path: Path) -> ImageClassifier:
 def test_a_card_has_a_threshold_for_each_label_or_none(tmp_path: Path, thresholds: list[float]) -> None:
     version = publish_tiny(tmp_path, "tiny-cnn")
     rewrite_card(version.folder, thresholds=[0.5] * 10)
-    check_loading(store.read_version(tmp_path, "tiny-cnn", 1))
+    check_loading(Store(tmp_path).read("tiny-cnn", 1))
     rewrite_card(version.folder, thresholds=thresholds)
     with pytest.raises(store.StoreError, match=rf"^tiny-cnn@1: there are {len(thresholds)} thresholds, expected 10$"):
-        check_loading(store.read_version(tmp_path, "tiny-cnn", 1))
+        check_loading(Store(tmp_path).read("tiny-cnn", 1))
 
 
 def test_an_image_of_the_right_size_is_decoded_exactly(classifier: ImageClassifier) -> None:
@@ -177,8 +178,8 @@ def test_a_palette_with_transparency_is_read_before_the_image_is_resized(classif
 def test_with_tta_explain_returns_the_same_probabilities(whitened: WhitenedNet, tmp_path: Path) -> None:
     labels = {"labels": [str(label) for label in range(10)]}
     card = tiny_card("w", "classify", "whitened-net", {"widths": [26, 30, 30]}, labels)
-    store.publish(tmp_path, card, whitened.state_dict())
-    classifier = ImageClassifier(store.read_version(tmp_path, "w", 1), torch.device("cpu"), tta=True)
+    Store(tmp_path).publish(card, whitened.state_dict())
+    classifier = ImageClassifier(Store(tmp_path).read("w", 1), torch.device("cpu"), tta=True)
     images = list(noise_images(3))
     for (class_probabilities, heat), alone in zip(classifier.explain(images), classifier.predict(images), strict=True):
         assert class_probabilities == pytest.approx(alone, abs=1e-6)
@@ -186,7 +187,7 @@ def test_with_tta_explain_returns_the_same_probabilities(whitened: WhitenedNet, 
 
 
 def test_every_example_has_a_heat_map() -> None:
-    version = store.read_version(ROOT / "models_store", "cifar10-whitened", 1)
+    version = Store(ROOT / "models_store").read("cifar10-whitened", 1)
     classifier = ImageClassifier(version, torch.device("cpu"))
     images = [classifier.parse(path.read_bytes()) for path in sorted((IMAGES / "cifar10").glob("*.png"))]
     assert all(heat.max() == 1 for _, heat in classifier.explain(images))
@@ -328,7 +329,7 @@ def test_logits_undo_label_smoothing(whitened: WhitenedNet) -> None:
 
 
 def test_a_photo_gets_the_same_label_if_it_is_decoded_at_reduced_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    classifier = ImageClassifier(store.read_version(ROOT / "models_store", "cifar10-whitened", 1), torch.device("cpu"))
+    classifier = ImageClassifier(Store(ROOT / "models_store").read("cifar10-whitened", 1), torch.device("cpu"))
     photos = []
     for path in sorted(IMAGES.glob("cifar10/*.png")):
         photo = Image.open(path).resize((1600, 1200), Image.Resampling.BICUBIC)
@@ -345,7 +346,7 @@ def test_a_photo_gets_the_same_label_if_it_is_decoded_at_reduced_size(monkeypatc
 
 @torch.no_grad()
 def test_bfloat16_is_close_to_float32_and_batch_invariant() -> None:
-    network = store.read_version(ROOT / "models_store", "cifar10-whitened", 1).network()
+    network = Store(ROOT / "models_store").read("cifar10-whitened", 1).network()
     images = torch.stack(
         [ImageDecoder(3, 32).parse(path.read_bytes()) for path in sorted(IMAGES.glob("cifar10/*.png"))]
     )
@@ -364,12 +365,12 @@ def test_the_predictor_uses_bfloat16_only_where_it_is_faster(
 ) -> None:
     labels = {"labels": [str(label) for label in range(10)]}
     card = tiny_card("w", "classify", "whitened-net", {"widths": [26, 30, 30]}, labels)
-    store.publish(tmp_path, card, whitened.state_dict())
+    Store(tmp_path).publish(card, whitened.state_dict())
     for supported, faster in ((True, True), (True, False), (False, True)):
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda supported=supported: supported)
         monkeypatch.setattr("app.tasks.precision._bfloat16_is_faster", lambda faster=faster: faster)
         dtype = torch.bfloat16 if supported and faster else torch.float32
-        classifier = ImageClassifier(store.read_version(tmp_path, "w", 1), torch.device("cpu"))
+        classifier = ImageClassifier(Store(tmp_path).read("w", 1), torch.device("cpu"))
         assert classifier.network.groups[0].conv2.weight.dtype == dtype
         ((class_probabilities, heat),) = classifier.explain(list(noise_images(1)))
         assert class_probabilities == pytest.approx(classifier.predict(list(noise_images(1)))[0], abs=1e-6)
@@ -378,7 +379,7 @@ def test_the_predictor_uses_bfloat16_only_where_it_is_faster(
 
 def test_weights_have_the_memory_format_of_the_network() -> None:
     """Otherwise, the weights are copied in each call."""
-    classifier = ImageClassifier(store.read_version(ROOT / "models_store", "cifar10-whitened", 1), torch.device("cpu"))
+    classifier = ImageClassifier(Store(ROOT / "models_store").read("cifar10-whitened", 1), torch.device("cpu"))
     for group in classifier.network.groups:
         for weight in (group.conv1.weight, group.conv2.weight):
             assert weight.is_contiguous(memory_format=torch.channels_last)

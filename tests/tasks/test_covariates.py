@@ -19,7 +19,8 @@ from app import store
 from app.errors import BadValue
 from app.networks import build
 from app.settings import Settings
-from app.store import HolidayCalendar, KnownCovariate, KnownCovariates
+from app.store import HolidayCalendar, KnownCovariate, KnownCovariates, Store
+from app.store.version import Version
 from app.tasks.covariates import covariate_effect, holiday_counts, step_seconds
 from app.tasks.forecasting import GlobalForecaster
 
@@ -144,7 +145,7 @@ def tiny_forecaster(known: KnownCovariates) -> GlobalForecaster:
     card |= {"version": 1, "weights_sha256": ""}
     network = build("forecaster", FORECASTER)
     return GlobalForecaster(
-        store.Version(Path("sales/1"), store.Card.model_validate(card), dict(network.state_dict())), torch.device("cpu")
+        Version(Path("sales/1"), store.Card.model_validate(card), dict(network.state_dict())), torch.device("cpu")
     )
 
 
@@ -158,7 +159,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         torch.manual_seed(0)
         fields = {"series": store.SeriesTraits(season=4, known=known).model_dump()} if known else {}
         card = tiny_card(name, "forecast", "forecaster", FORECASTER, fields)
-        store.publish(models, card, build("forecaster", FORECASTER).state_dict())
+        Store(models).publish(card, build("forecaster", FORECASTER).state_dict())
     with serving(Settings(store=models, **TEST)) as client:
         yield client
 

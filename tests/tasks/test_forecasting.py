@@ -19,6 +19,8 @@ from app.errors import BadValue
 from app.networks import build
 from app.networks.forecaster import FEW_SERIES, MEDIAN, QUANTILES, Forecaster, in_order
 from app.networks.series_reader import ERROR_FLOOR, ForecasterSizes, Reader
+from app.store import Store
+from app.store.version import Version
 from app.tasks.forecasting import MAX_READ, MEAN_WEIGHTS, NORMAL, SCORES, GlobalForecaster, QuantileForecast
 from app.tasks.seasonality import SEASONS, detect_season, fill_missing, seasonal_medians
 
@@ -32,7 +34,7 @@ def forecaster(tmp_path: Path) -> GlobalForecaster:
 
 @pytest.fixture(scope="module")
 def shipped_forecaster() -> GlobalForecaster:
-    return GlobalForecaster(store.read_version(ROOT / "models_store", "series-lstm", 1), torch.device("cpu"))
+    return GlobalForecaster(Store(ROOT / "models_store").read("series-lstm", 1), torch.device("cpu"))
 
 
 def series(seed: int, count: int = 60) -> np.ndarray:
@@ -99,7 +101,7 @@ def smoothing(tmp_path: Path) -> GlobalForecaster:
     sizes = dataclasses.asdict(dataclasses.replace(SIZES, context=60, smoothings=4))
     torch.manual_seed(0)
     card = tiny_card("smoothing", "forecast", "forecaster", sizes, {})
-    return GlobalForecaster(store.publish(tmp_path, card, build("forecaster", sizes).state_dict()), torch.device("cpu"))
+    return GlobalForecaster(Store(tmp_path).publish(card, build("forecaster", sizes).state_dict()), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("season", [1, 4, 7])
@@ -508,7 +510,7 @@ def test_the_service_detects_or_takes_a_season(serve: Serve, tiny_store: Path) -
 
 def with_traits(forecaster: GlobalForecaster, **traits: Any) -> GlobalForecaster:
     card = forecaster.card.model_copy(update={"series": store.SeriesTraits(**traits)})
-    version = store.Version(Path(), card, dict(forecaster.network.state_dict()))
+    version = Version(Path(), card, dict(forecaster.network.state_dict()))
     return GlobalForecaster(version, torch.device("cpu"))
 
 

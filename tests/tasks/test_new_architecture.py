@@ -11,9 +11,9 @@ from PIL import Image
 from support.service import TEST, serving
 from support.toy import network, training
 
-from app import store
 from app.networks import KINDS, Kind
 from app.settings import Settings
+from app.store import Store
 from training.evaluation import evaluate
 from training.evaluation.evaluate import SCRIPTS, Script
 
@@ -36,7 +36,7 @@ def toy_store(_toy: None, tmp_path: Path) -> Path:
 
 
 def test_a_toy_architecture_is_trained_published_and_served(toy_store: Path) -> None:
-    card = store.read_version(toy_store, "toy", 1).card
+    card = Store(toy_store).read("toy", 1).card
     assert card.kind == "toy-net"
     assert card.command.startswith("python -m support.toy.training ")
     assert card.metrics["accuracy"].value > 0.9

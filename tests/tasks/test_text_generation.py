@@ -15,10 +15,11 @@ import pytest
 import torch
 from support.networks import VOCABULARY, publish_tiny, tiny_card
 
-from app import store
 from app.networks import build
 from app.networks.gated_rnn import GatedSteps, LinearRecurrence
 from app.networks.rnn import CHUNKS, LONG_CHUNK, MIN_PACKED_WIDTH, Packed
+from app.store import Store
+from app.store.version import Version
 from app.tasks import text_generation
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, pad
@@ -166,16 +167,16 @@ def test_the_fast_steps_equal_the_network(kind: str, layers: int, hidden: int, d
 
 
 @pytest.fixture
-def gated_version(tmp_path: Path) -> store.Version:
+def gated_version(tmp_path: Path) -> Version:
     """Return a version whose network reads many characters at once."""
     sizes = {"vocabulary": len(VOCABULARY), "hidden": 32, "layers": 2}
     torch.manual_seed(0)
     card = tiny_card("gated", "continue", "gated-rnn", sizes, {"vocabulary": VOCABULARY})
-    return store.publish(tmp_path, card, build("gated-rnn", sizes).state_dict())
+    return Store(tmp_path).publish(card, build("gated-rnn", sizes).state_dict())
 
 
 @pytest.fixture
-def gated(gated_version: store.Version) -> TextGenerator:
+def gated(gated_version: Version) -> TextGenerator:
     generator = TextGenerator(gated_version, torch.device("cpu"))
     generator.warm_up(8)
     return generator
@@ -235,7 +236,7 @@ def test_reading_many_characters_that_rounds_differently_is_detected(
 
 
 def test_blocks_that_are_exact_only_with_padding_are_padded(
-    gated_version: store.Version, monkeypatch: pytest.MonkeyPatch
+    gated_version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def rounded_if_few(self: GatedSteps, characters: torch.Tensor, state: torch.Tensor) -> Any:
         rows = len(characters)

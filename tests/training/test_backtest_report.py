@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from support.networks import FORECASTER, tiny_card
 from support.service import TEST, serving
 
-from app import store
 from app.networks import build
 from app.settings import Settings
+from app.store import Store
 from app.tasks.forecasting import QuantileForecast
 from training import lstm
 from training.data.datasets import DataError
@@ -41,7 +41,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pd.DataFrame({"day": days, PLAIN: sales(1), STRANGE: sales(2)}).to_csv("sales.csv", index=False)
     torch.manual_seed(3)
     card = tiny_card("series-lstm", "forecast", "forecaster", FORECASTER, {})
-    store.publish(tmp_path / "models_store", card, build("forecaster", FORECASTER).state_dict())
+    Store(tmp_path / "models_store").publish(card, build("forecaster", FORECASTER).state_dict())
     return tmp_path
 
 
@@ -74,7 +74,7 @@ def test_a_published_version_has_the_report_as_a_picture(workspace: Path, capsys
     lstm.main([*TRAINING, "--name", "sales", "--force"])
     page_path = Path(re.findall(r"wrote (\S+backtest\.html)", capsys.readouterr().out)[0])
     page = page_path.read_text("utf-8")
-    card = store.read_card(workspace / "models_store" / "sales" / "1")
+    card = Store(workspace / "models_store").card("sales", 1)
     rows = {
         cells[0]: cells[1:]
         for cells in (re.findall(r"(?:</span>|<td[^>]*>)([^<]+)</td>", row) for row in page.split("<tr>"))
@@ -109,7 +109,7 @@ def test_a_report_needs_no_name_and_no_training(workspace: Path, capsys: pytest.
     page = Path(re.findall(r"wrote (\S+backtest\.html)", capsys.readouterr().out)[0]).read_text("utf-8")
     assert "The mean absolute scaled error of series-lstm@1 is " in page
     assert "tuned" not in page
-    assert [name for name, _ in store.all_versions(workspace / "models_store")] == ["series-lstm"]
+    assert [name for name, _ in Store(workspace / "models_store").versions()] == ["series-lstm"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from app import store
 from app.networks import build
 from app.networks.series_reader import ForecasterSizes
 from app.settings import Settings
-from app.store import rollout
+from app.store import Store
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import GlobalForecaster
 from training import lstm, publishing
@@ -60,7 +60,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_csv(tmp_path / "sales.csv", north=sales(1), south=sales(2))
     torch.manual_seed(3)
     card = tiny_card("series-lstm", "forecast", "forecaster", FORECASTER, {})
-    store.publish(tmp_path / "models_store", card, build("forecaster", FORECASTER).state_dict())
+    Store(tmp_path / "models_store").publish(card, build("forecaster", FORECASTER).state_dict())
     return tmp_path
 
 
@@ -74,7 +74,7 @@ def test_a_forecaster_that_improves_is_published_and_served(
     train()
     last_line = capsys.readouterr().out.splitlines()[-1]
     assert last_line.startswith("Fine-tuning helped on the validation part: quantile loss 0.")
-    version = store.read_version(workspace / "models_store", "sales", 1)
+    version = Store(workspace / "models_store").read("sales", 1)
     card = version.card
     losses = [card.metrics[f"{name}quantile_loss"].value for name in ("", "naive_", "untuned_")]
     assert losses == sorted(losses)
@@ -113,7 +113,7 @@ def test_without_improvement_only_force_publishes(workspace: Path, capsys: pytes
     train("--learning-rate", "1e-9", "--no-publish")
     assert "force" not in capsys.readouterr().out
     train("--learning-rate", "1e-9", "--force")
-    assert "Fine-tuning did not help" in store.read_card(workspace / "models_store" / "sales" / "1").notes
+    assert "Fine-tuning did not help" in Store(workspace / "models_store").card("sales", 1).notes
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_test_values_influence_the_weights_of_the_refit_only(workspace: Path) ->
     changed = [np.concatenate([array[:92], array[92:] * 3]) for array in values]
     write_csv(workspace / "sales.csv", north=changed[0], south=changed[1])
     train("--force", "--no-refit")
-    first = store.read_version(workspace / "models_store", "sales", 1)
-    assert rollout.numbers(workspace / "models_store", "sales") == [1]  # the same weights are not published again
+    first = Store(workspace / "models_store").read("sales", 1)
+    assert Store(workspace / "models_store").find("sales") == [1]  # the same weights are not published again
     runs = sorted((workspace / "runs" / "sales").iterdir())
     cards = [json.loads((folder / "card.json").read_text()) for folder in runs]
     assert cards[0]["metrics"] != cards[1]["metrics"]
@@ -156,7 +156,7 @@ def test_test_values_influence_the_weights_of_the_refit_only(workspace: Path) ->
     train("--force")
     write_csv(workspace / "sales.csv", north=values[0], south=values[1])
     train("--force")
-    assert rollout.numbers(workspace / "models_store", "sales") == [1, 2, 3]
+    assert Store(workspace / "models_store").find("sales") == [1, 2, 3]
 
 
 @pytest.mark.parametrize("options", [[], ["--no-refit"]])
@@ -165,7 +165,7 @@ def test_values_of_the_test_part_change_the_kind_of_values_after_the_refit_only(
 ) -> None:
     write_csv(workspace / "sales.csv", north=np.concatenate([sales(1)[:92].round(), [-0.5], sales(1)[93:].round()]))
     train("--force", "--epochs", "1", *options)
-    series = store.read_card(workspace / "models_store" / "sales" / "1").series
+    series = Store(workspace / "models_store").card("sales", 1).series
     assert series is not None
     assert series.integer == series.non_negative == bool(options)
 
@@ -232,7 +232,7 @@ def split_with_gaps(path: Path, changed_from: int | None = None) -> backtest.Spl
 def test_a_missing_value_before_an_origin_does_not_show_the_values_after_it(
     workspace: Path, part: Any, position: int
 ) -> None:
-    forecaster = GlobalForecaster(store.read_version(workspace / "models_store", "series-lstm", 1), torch.device("cpu"))
+    forecaster = GlobalForecaster(Store(workspace / "models_store").read("series-lstm", 1), torch.device("cpu"))
     seen = []
     for changed_from in (None, position):
         origins = backtest.origins([split_with_gaps(workspace / "one.csv", changed_from)], 4, 4, part)
@@ -257,7 +257,7 @@ def test_the_naive_forecast_continues_the_season_after_a_gap() -> None:
 
 
 def test_the_validation_loss_is_that_of_the_served_forecasts_at_gaps_too(workspace: Path) -> None:
-    version = store.read_version(workspace / "models_store", "series-lstm", 1)
+    version = Store(workspace / "models_store").read("series-lstm", 1)
     forecaster = GlobalForecaster(version, torch.device("cpu"))
     origins = backtest.origins([split_with_gaps(workspace / "one.csv")], 4, 4, "validation")
     served = backtest.metrics(origins, evaluation.as_method(forecaster, origins))["quantile_loss"]
@@ -296,7 +296,7 @@ def test_the_quantile_loss_of_a_forecast_with_equal_quantiles_is_its_mase(tmp_pa
 
 def test_a_horizon_beyond_that_of_the_network_is_tested_too(workspace: Path) -> None:
     train("--horizon", "9", "--force")
-    card = store.read_card(workspace / "models_store" / "sales" / "1")
+    card = Store(workspace / "models_store").card("sales", 1)
     assert card.metrics["mase"].split.startswith("6 forecasts of 9 steps")
 
 
@@ -309,7 +309,7 @@ def test_short_and_constant_series_are_skipped_by_name(workspace: Path, capsys: 
     assert "new: 31 values; season 4 and horizon 12 need at least 44" in output
     assert "still: its first 72 values repeat exactly with season 4" in output
     assert "young: 12 values; season 4 and horizon 12 need at least 44" in output
-    assert "from 1 series" in store.read_card(workspace / "models_store" / "sales" / "1").metrics["mase"].split
+    assert "from 1 series" in Store(workspace / "models_store").card("sales", 1).metrics["mase"].split
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_a_random_walk_has_no_season(tmp_path: Path) -> None:
 
 def test_fine_tuning_starts_from_the_active_version(workspace: Path) -> None:
     card = tiny_card("series-lstm", "forecast", "forecaster", FORECASTER, {})
-    store.publish(workspace / "models_store", card, build("forecaster", FORECASTER).state_dict())
+    Store(workspace / "models_store").publish(card, build("forecaster", FORECASTER).state_dict())
     arguments = ["--csv", "sales.csv", "--name", "sales"]
 
     def base_number(*options: str) -> int:
@@ -381,7 +381,7 @@ def test_fine_tuning_starts_from_the_active_version(workspace: Path) -> None:
         return version.card.version
 
     assert base_number() == 2
-    rollout.activate(workspace / "models_store", "series-lstm", 1)
+    Store(workspace / "models_store").activate("series-lstm", 1)
     assert base_number() == 1
     assert base_number("--from", "series-lstm@2") == 2
 
@@ -390,7 +390,7 @@ def publish_reference_classifier(folder: Path, notes: str) -> None:
     sizes = {"conv": [2, 3]}
     fields = {"labels": list("0123456789"), "notes": notes}
     card = tiny_card(generation.REFERENCE_CLASSIFIER, "classify", "digit-net", sizes, fields)
-    store.publish(folder, card, build("digit-net", sizes).state_dict())
+    Store(folder).publish(card, build("digit-net", sizes).state_dict())
 
 
 @pytest.mark.parametrize("notes", ["4,999 training images were held out for validation.", "Trained on all."])
@@ -413,7 +413,7 @@ def test_the_active_version_of_the_reference_classifier_is_used(tiny_store: Path
         return generation.load_reference_classifier(tiny_store, "cpu")
 
     assert load().card.version == 2
-    rollout.activate(tiny_store, generation.REFERENCE_CLASSIFIER, 1)
+    Store(tiny_store).activate(generation.REFERENCE_CLASSIFIER, 1)
     assert load().card.version == 1
     assert generation.load_reference_classifier(tiny_store, "cpu", 2).card.version == 2
 
@@ -424,7 +424,7 @@ def test_a_version_published_under_another_active_one_is_reported_as_waiting(
     models = workspace / "models_store"
     train("--force")
     assert "waits" not in capsys.readouterr().out
-    rollout.activate(models, "sales", 1)
+    Store(models).activate("sales", 1)
     train("--force", "--seed", "1")
     output = capsys.readouterr().out
     command = publishing.runnable("python -m app.models activate sales 2")
@@ -433,7 +433,7 @@ def test_a_version_published_under_another_active_one_is_reported_as_waiting(
     output = capsys.readouterr().out
     assert "sales@2 already has these weights" in output
     assert f"{command} --store {models}\n" in output
-    assert rollout.numbers(models, "sales") == [1, 2]
+    assert Store(models).find("sales") == [1, 2]
 
 
 def test_a_run_killed_after_publishing_does_not_publish_again(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,6 +445,6 @@ def test_a_run_killed_after_publishing_does_not_publish_again(workspace: Path, m
         with pytest.raises(KeyboardInterrupt):
             train("--force", "--from", "series-lstm@1")
     card = tiny_card("sales", "forecast", "forecaster", FORECASTER, {})
-    store.publish(workspace / "models_store", card, build("forecaster", FORECASTER).state_dict())  # another publisher
+    Store(workspace / "models_store").publish(card, build("forecaster", FORECASTER).state_dict())  # another publisher
     train("--force", "--from", "series-lstm@1", "--resume")
-    assert rollout.numbers(workspace / "models_store", "sales") == [1, 2]
+    assert Store(workspace / "models_store").find("sales") == [1, 2]

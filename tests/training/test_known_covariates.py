@@ -14,10 +14,10 @@ import torch
 from support.networks import FORECASTER, tiny_card
 from support.service import TEST, serving
 
-from app import store
 from app.networks import build
 from app.networks.series_reader import ForecasterSizes
 from app.settings import Settings
+from app.store import Store
 from training import lstm
 from training.data.datasets import DataError
 from training.data.tables.read import ReadOptions, read_table
@@ -48,7 +48,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pd.concat(shops).to_csv("sales.csv", index=False)
     torch.manual_seed(3)
     card = tiny_card("series-lstm", "forecast", "forecaster", FORECASTER, {})
-    store.publish(tmp_path / "models_store", card, build("forecaster", FORECASTER).state_dict())
+    Store(tmp_path / "models_store").publish(card, build("forecaster", FORECASTER).state_dict())
     return tmp_path
 
 
@@ -65,12 +65,12 @@ def test_new_coefficients_are_published_even_if_the_weights_stay_the_same(worksp
     options = ("--known-covariates", "price,promo", "--learning-rate", "0")
     for expected in ([1], [1]):  # the same data a second time give no new version
         train(*options)
-        assert store.version_numbers(workspace / "models_store", "sales") == expected
+        assert Store(workspace / "models_store").numbers("sales") == expected
     frame = pd.read_csv("sales.csv")
     frame["sold"] -= 10 * frame["price"]
     frame.to_csv("sales.csv", index=False)
     train(*options)
-    first, second = (store.read_card(workspace / "models_store" / "sales" / number) for number in "12")
+    first, second = (Store(workspace / "models_store").card("sales", int(number)) for number in "12")
     assert first.weights_sha256 == second.weights_sha256
     assert first.series != second.series
 
@@ -183,7 +183,7 @@ def test_a_known_column_that_does_not_vary_in_the_training_part_is_rejected() ->
 
 def test_known_covariates_lower_the_loss_and_are_served(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("--known-covariates", "price,promo", "--holidays", "US-NY")
-    card = store.read_card(workspace / "models_store" / "sales" / "1")
+    card = Store(workspace / "models_store").card("sales", 1)
     losses = {name: card.metrics[f"{name}quantile_loss"].value for name in ("untuned_", "untuned_known_", "")}
     assert losses["untuned_known_"] < 0.7 * losses["untuned_"]
     assert losses[""] < 0.7 * losses["untuned_"]
@@ -216,7 +216,7 @@ def test_a_version_with_known_covariates_is_measured_and_tuned_again(workspace: 
     ):
         train("--from", "sales")
     train("--known-covariates", "price,promo", "--from", "sales", "--no-refit")
-    cards = [store.read_card(workspace / "models_store" / "sales" / number) for number in ("1", "2")]
+    cards = [Store(workspace / "models_store").card("sales", int(number)) for number in ("1", "2")]
     losses = [cards[i].metrics[name].value for i, name in ((0, "quantile_loss"), (1, "untuned_quantile_loss"))]
     assert losses[0] == losses[1]
 

@@ -27,6 +27,8 @@ from support.processes import in_float64, start_pair, train_generators_in_float6
 
 from app import store
 from app.networks import build
+from app.store import Store
+from app.store.version import Version
 from app.tasks.image_codecs import ImageDecoder
 from training import cnn, gan, lstm, refit, rnn
 from training import run as running
@@ -83,9 +85,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(7)
     labels = {"labels": [str(i) for i in range(10)]}
     card = tiny_card("cifar10-whitened", "classify", "whitened-net", WHITENED, labels)
-    store.publish(tmp_path / "models_store", card, build("whitened-net", WHITENED).state_dict())
+    Store(tmp_path / "models_store").publish(card, build("whitened-net", WHITENED).state_dict())
     card = tiny_card("series-lstm", "forecast", "forecaster", FORECASTER, {})
-    store.publish(tmp_path / "models_store", card, build("forecaster", FORECASTER).state_dict())
+    Store(tmp_path / "models_store").publish(card, build("forecaster", FORECASTER).state_dict())
     return tmp_path
 
 
@@ -99,7 +101,7 @@ def test_training_on_own_data_publishes_a_version_that_evaluation_confirms(
 ) -> None:
     with drawn_figures():
         train(stem, *(["--no-refit"] if stem in REFITTED else []))
-    card = store.read_version(workspace / "models_store", "mine", 1).card
+    card = Store(workspace / "models_store").read("mine", 1).card
     (kind, digest), *_ = card.data.items()
     assert kind in ("images:shapes", "text:novel.txt", "csv:sales.csv")
     assert len(digest) == 64
@@ -139,9 +141,7 @@ def test_an_interrupted_run_publishes_nothing_and_ends_the_same_when_resumed(
     assert not (workspace / "models_store" / "mine").exists()
     monkeypatch.setattr(running.Run, "log", log)
     train(stem, "--resume")
-    uninterrupted, resumed = (
-        store.read_version(workspace / "models_store", name, 1).tensors for name in ("whole", "mine")
-    )
+    uninterrupted, resumed = (Store(workspace / "models_store").read(name, 1).tensors for name in ("whole", "mine"))
     assert all(torch.equal(uninterrupted[key], resumed[key]) for key in uninterrupted)
 
 
@@ -167,7 +167,7 @@ def test_published_weights_are_trained_again_on_all_data(
     monkeypatch.setattr(running.Run, "log", log)
     train(stem, "--resume")
 
-    first, whole, mine = (store.read_version(models, name, 1) for name in ("first", "whole", "mine"))
+    first, whole, mine = (Store(models).read(name, 1) for name in ("first", "whole", "mine"))
     assert first.card.refit_steps is None
     assert mine.card.refit_steps == whole.card.refit_steps != 0
     assert f"on all data, for the {mine.card.refit_steps} steps " in mine.card.notes
@@ -195,7 +195,7 @@ def publish_refitted(stem: str, folder: Path, **data: str) -> None:
         "rnn": {"vocabulary": ["a", "b", "<unk>"]},
     }
     fields = {**labels.get(stem, {}), "data": data, "refit_steps": 3}
-    store.publish(folder, tiny_card("seen", task, kind, sizes, fields), build(kind, sizes).state_dict())
+    Store(folder).publish(tiny_card("seen", task, kind, sizes, fields), build(kind, sizes).state_dict())
 
 
 @pytest.mark.parametrize("stem", REFITTED)
@@ -214,7 +214,7 @@ def test_a_version_that_was_trained_on_all_of_the_data_is_no_start(stem: str, wo
 def test_a_version_for_another_size_of_the_same_images_is_no_start(workspace: Path) -> None:
     fields = {"labels": [str(i) for i in range(10)], "data": {"images:shapes": "digest"}}
     card = tiny_card("small", "classify", "whitened-net", WHITENED, fields)
-    store.publish(Path("models_store"), card, build("whitened-net", WHITENED).state_dict())
+    Store(Path("models_store")).publish(card, build("whitened-net", WHITENED).state_dict())
     message = (
         r"--from small@1: this version of small was trained on images of shapes with --size 32\. .* Use --size 32$"
     )
@@ -346,8 +346,8 @@ def test_a_run_is_not_resumed_from_another_base_version(workspace: Path, monkeyp
     monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit, match="resume with"):
         train("cnn")  # without --from
-    base = store.read_version(workspace / "models_store", "cifar10-whitened", 1)
-    store.publish(workspace / "models_store", base.card.model_dump(), base.tensors)
+    base = Store(workspace / "models_store").read("cifar10-whitened", 1)
+    Store(workspace / "models_store").publish(base.card.model_dump(), base.tensors)
     with pytest.raises(SystemExit, match=r"was started with origin cifar10-whitened@1 \(now cifar10-whitened@2\)"):
         train("cnn", "--resume")
     with pytest.raises(SystemExit, match="resume with"):  # continues until the next line of the log
@@ -370,7 +370,7 @@ def test_two_processes_train_like_one(stem: str, workspace: Path, monkeypatch: p
         content = output.read()
     assert [process.exitcode for process in pair_of_processes] == [0, 0], content
     assert content.count("published") == 1
-    single, pair = (store.read_version(workspace / "models_store", name, 1) for name in ("one", "two"))
+    single, pair = (Store(workspace / "models_store").read(name, 1) for name in ("one", "two"))
     assert "torchrun --nproc-per-node 2" in pair.card.command
     initial = initial_weights(stem, single, workspace)
     update = sum((single.tensors[key] - initial[key]).abs().sum().item() for key in initial)
@@ -378,12 +378,12 @@ def test_two_processes_train_like_one(stem: str, workspace: Path, monkeypatch: p
     assert difference < (1e-3 if stem == "cnn" else 1e-5) * update  # measured: 6e-5 for the CNN, others 2e-7
 
 
-def initial_weights(stem: str, version: store.Version, workspace: Path) -> dict[str, torch.Tensor]:
+def initial_weights(stem: str, version: Version, workspace: Path) -> dict[str, torch.Tensor]:
     """Return the initial weights of a training with seed 0, except biases and the last layer."""
     torch.manual_seed(0)
     if stem in ("cnn", "lstm"):
         base = "cifar10-whitened" if stem == "cnn" else "series-lstm"
-        weights = store.read_version(workspace / "models_store", base, 1).tensors
+        weights = Store(workspace / "models_store").read(base, 1).tensors
     elif stem == "rnn":
         config = dataclasses.replace(RNN_OWN, hidden=8, layers=1)
         weights = language_model.new_network(config, version.card.sizes["vocabulary"]).state_dict()
@@ -542,7 +542,7 @@ def test_a_timed_evaluation_publishes_and_prints_nothing(workspace: Path, capsys
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("quantile_loss") for line in lines) == 1
     assert any("longer than --minutes 0.001, so training has only one step" in line for line in lines)
-    assert ("mine", 1) in list(store.all_versions(workspace / "models_store"))
+    assert ("mine", 1) in list(Store(workspace / "models_store").versions())
     assert not (workspace / "models_store" / "mine" / "2").exists()
 
 
@@ -559,7 +559,7 @@ def test_a_short_training_of_a_generator_spends_little_on_its_evaluation(
     arguments = ["--images", "shapes", "--batch", "16", "--size", "28", "--name", "mine", "--threads", "1"]
     gan.main([*arguments, "--minutes", "0.001"])
     assert len(trained) == 1  # no second classifier for the evaluation after the training
-    metrics = store.read_version(workspace / "models_store", "mine", 1).card.metrics
+    metrics = Store(workspace / "models_store").read("mine", 1).card.metrics
     assert "the nearest of 14 training images: 50 samples" in metrics["nearest_neighbour_ratio"].split
     assert " trained for 1 steps on " in metrics["label_accuracy"].split
     assert evaluate.main(["mine"]) == 0
@@ -809,7 +809,7 @@ def test_a_class_without_images_for_training_is_rejected(several: bool, parts: b
 
 @pytest.mark.parametrize("side", [32, 64])
 def test_fine_tuning_starts_with_all_layers_but_the_last(workspace: Path, side: int) -> None:
-    base = store.read_version(workspace / "models_store", "cifar10-whitened", 1)
+    base = Store(workspace / "models_store").read("cifar10-whitened", 1)
     pictures = image_folders.read(workspace / "shapes", side)
     network = cnn_finetune.initial_network(CNN_OWN, pictures, pictures.split()[0], base)
     state = network.state_dict()
@@ -820,7 +820,7 @@ def test_fine_tuning_starts_with_all_layers_but_the_last(workspace: Path, side: 
 
 
 def test_the_last_layer_is_trained_alone_at_first(workspace: Path) -> None:
-    base = store.read_version(workspace / "models_store", "cifar10-whitened", 1)
+    base = Store(workspace / "models_store").read("cifar10-whitened", 1)
     pictures = image_folders.read(workspace / "shapes", 32)
     network = cnn_finetune.initial_network(CNN_OWN, pictures, pictures.split()[0], base)
     trainer = cnn_finetune.FinetuneTrainer(CNN_OWN, network, "cpu", pretrained=True)
@@ -836,7 +836,7 @@ def test_training_from_scratch_needs_no_published_network(workspace: Path) -> No
     with pytest.raises(SystemExit, match="--from other: not in models_store, which holds nothing; or use --from"):
         train("cnn", "--from", "other")
     train("cnn", "--from", "scratch", "--first-width", "8", "--later-width", "8", "--epochs", "1", "--size", "64")
-    assert store.read_card(Path("models_store/mine/1")).sizes["image"] == 64
+    assert Store(Path("models_store")).card("mine", 1).sizes["image"] == 64
 
 
 # --- texts
@@ -931,7 +931,7 @@ def test_short_trainings_of_texts_are_tested_on_fewer_characters(
     monkeypatch.setattr(rnn, "TEST_CHARACTERS_PER_MINUTE", 1000)
     arguments = [option for option in OWN["rnn"] if option not in ("--epochs", "3")]
     rnn.main([*arguments, "--minutes", "0.001", "--no-refit", "--name", "mine", "--threads", "1"])
-    metric = store.read_card(workspace / "models_store" / "mine" / "1").metrics["nats_per_character"]
+    metric = Store(workspace / "models_store").card("mine", 1).metrics["nats_per_character"]
     assert metric.split.startswith("the first characters of the last 10 % of the text, 1,000 characters")
     assert evaluate.main(["mine"]) == 0, capsys.readouterr().out
 
@@ -1001,18 +1001,18 @@ def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(
     vocabulary = [*sorted(set(TEXT) - {"q"}), store.UNKNOWN_CHARACTER]
     sizes = {"vocabulary": len(vocabulary), "hidden": 8, "layers": 1}
     card = tiny_card("other", "continue", "character-rnn", sizes, {"vocabulary": vocabulary})
-    base = store.publish(Path("models_store"), card, build("character-rnn", sizes).state_dict())
+    base = Store(Path("models_store")).publish(card, build("character-rnn", sizes).state_dict())
     own = texts.vocabulary_of(TEXT, 1)
     network = language_model.transfer_weights(build("character-rnn", {**sizes, "vocabulary": len(own)}), own, base)
     for character, base_index in (("t", vocabulary.index("t")), ("q", len(vocabulary) - 1)):
         row = network.embedding.weight[own.index(character)]
         assert torch.equal(row, base.tensors["embedding.weight"][base_index])
     train("rnn", "--from", "other@1")
-    card = store.read_card(Path("models_store/mine/1"))
+    card = Store(Path("models_store")).card("mine", 1)
     assert card.kind == "character-rnn"
     assert card.data["other@1"] == base.card.weights_sha256
     train("rnn", "--from", "other@1", "--epochs", "0")  # only calibrated
-    card = store.read_card(Path("models_store/mine/2"))
+    card = Store(Path("models_store")).card("mine", 2)
     assert "All layers except the last are those of other@1. About 5% of the training part was held out" in card.notes
     assert "averaged" not in card.notes
     assert "The logits were divided by" in card.notes
@@ -1060,7 +1060,7 @@ def test_images_without_sub_folders_have_one_label(workspace: Path) -> None:
     for number, file in enumerate(Path("shapes").rglob("*.png")):
         shutil.copy(file, Path("flat") / f"{number}.png")
     gan.main(["--images", "flat", "--epochs", "1", "--batch", "16", "--latent", "4", "--name", "mine"])
-    card = store.read_card(Path("models_store/mine/1"))
+    card = Store(Path("models_store")).card("mine", 1)
     assert card.labels == ["mine"]
     assert set(card.metrics) == {"nearest_neighbour_ratio"}
 

@@ -18,10 +18,10 @@ from support.networks import tiny_card
 from support.service import ROOT
 from torch import nn
 
-from app import store
 from app.main import create_app
 from app.networks.efficientnet import EfficientNetLite, EfficientNetSizes
 from app.settings import Settings
+from app.store import Store
 from app.tasks.image_codecs import ImageDecoder
 from training import cnn
 from training.data import image_dataset, image_folders
@@ -83,7 +83,7 @@ def serve(folder: Path) -> TestClient:
 
 def test_photos_are_trained_published_served_and_explained(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cnn.main(["--images", "photos", *TRAIN, "--no-refit"])
-    card = store.read_card(workspace / "models_store/mine/1")
+    card = Store(workspace / "models_store").card("mine", 1)
     assert card.kind == "efficientnet-lite"
     assert card.labels == ["blue", "green", "red"]
     assert card.metrics["accuracy"].value == 1
@@ -99,12 +99,12 @@ def test_photos_are_trained_published_served_and_explained(workspace: Path, caps
     assert result["explanation"]
     assert evaluate.main(["mine"]) == 0
     cnn.main(["--images", "photos", *TRAIN[2:], "--name", "again", "--from", "mine"])
-    again = store.read_version(workspace / "models_store", "again", 1)
+    again = Store(workspace / "models_store").read("again", 1)
     assert "mine@1" in again.card.data
     assert again.card.refit_steps is not None
     assert again.card.metrics["accuracy"].split.endswith("measured before the refit")
     assert not torch.equal(
-        again.tensors["head.weight"], store.read_version(workspace / "models_store", "mine", 1).tensors["head.weight"]
+        again.tensors["head.weight"], Store(workspace / "models_store").read("mine", 1).tensors["head.weight"]
     )
 
 
@@ -116,7 +116,7 @@ def test_images_with_several_labels_get_independent_probabilities(workspace: Pat
         rows.append(f"tags/{number}.png,{'|'.join(colours)}")
     (workspace / "tags.csv").write_text("\n".join(rows))
     cnn.main(["--images", "tags.csv", *TRAIN, "--no-refit"])
-    card = store.read_card(workspace / "models_store/mine/1")
+    card = Store(workspace / "models_store").card("mine", 1)
     assert card.sizes["multi_label"]
     assert card.thresholds is not None
     assert len(card.thresholds) == 3
@@ -369,7 +369,7 @@ def test_fine_tuning_is_used_if_it_lowers_the_validation_loss(
         monkeypatch.setattr(linear_head, "PENALTIES", penalties)  # after a large penalty, fine-tuning can improve much
         cnn.main([*command, "--name", name, "--finetune-learning-rate", rate])
     assert "fine-tuning did not help" in capsys.readouterr().out
-    tuned, worse = (store.read_version(workspace / "models_store", name, 1) for name in ("tuned", "worse"))
+    tuned, worse = (Store(workspace / "models_store").read(name, 1) for name in ("tuned", "worse"))
     changed = {name for name, tensor in worse.tensors.items() if not torch.equal(tensor, untouched[name])}
     assert changed == {"head.weight", "head.bias"}
     changed = {name for name, tensor in tuned.tensors.items() if not torch.equal(tensor, untouched[name])}
@@ -411,15 +411,14 @@ def test_fine_tuned_blocks_that_saw_all_photos_are_no_start(workspace: Path) -> 
     card = tiny_card("seen", "classify", "efficientnet-lite", asdict(SMALL), {"data": {"images:photos": "digest"}})
     for notes in (f"for the 60 steps {photo_training.HEAD_ONLY}. They", "for the 90 steps of the first training. They"):
         fields = {"notes": notes, "refit_steps": 60, "labels": [str(i) for i in range(SMALL.classes)]}
-        store.publish(workspace / "models_store", {**card, **fields}, EfficientNetLite(SMALL).state_dict())
+        Store(workspace / "models_store").publish({**card, **fields}, EfficientNetLite(SMALL).state_dict())
     options = cnn.arguments(["--images", "photos", *TRAIN, "--from", "seen@1"])[0]
     dataset = cnn.read_dataset(options, 96)
     assert photo_training.read_base(options, dataset).name == "seen@1"
     with pytest.raises(DataError, match="--from seen@2: this version of seen was trained on all of photos"):
         cnn.main(["--images", "photos", *TRAIN, "--from", "seen@2"])
-    store.publish(
-        workspace / "models_store", {**card, "labels": fields["labels"]}, EfficientNetLite(SMALL).state_dict()
-    )
+    tensors = EfficientNetLite(SMALL).state_dict()
+    Store(workspace / "models_store").publish({**card, "labels": fields["labels"]}, tensors)
     with pytest.raises(
         DataError, match=r"--from seen@3: .* trained on images of photos with --size 96\. With --size 128,"
     ):

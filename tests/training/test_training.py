@@ -31,6 +31,7 @@ from support.waiting import locked
 
 from app import store
 from app.networks import KINDS, build
+from app.store import Store
 from training import cnn, evaluation_log, gan, lstm, publishing, recalibrate, rnn
 from training import run as running
 from training.checkpoints import checkpoint
@@ -154,7 +155,7 @@ def test_a_classifier_gets_the_calibration_of_another_training(
     cnn.main([*options, "--seed", "4", "--validation", "80", "--runs", str(runs)])
     folder = only_entry(runs / "cifar10-accurate")
     recalibrate.main(["cifar10-accurate@1", "--run", str(folder), "--store", str(models)])
-    before, after = (store.read_version(models, "cifar10-accurate", number) for number in (1, 2))
+    before, after = (Store(models).read("cifar10-accurate", number) for number in (1, 2))
     changed = {key for key in before.tensors if not torch.equal(before.tensors[key], after.tensors[key])}
     assert changed == {"temperature", "views_temperature"}
     own = json.loads((folder / "card.json").read_text())  # the training fits its calibration to the same 80 images
@@ -203,7 +204,7 @@ def test_a_network_is_trained_on_another_device(stem: str, tiny_data: Path, mode
 def test_a_version_is_evaluated_on_another_device(stem: str, finished: Callable[[str], Path]) -> None:
     """All figures are those on the card, which were measured on the CPU."""
     models = finished(stem) / "models"
-    version = store.read_version(models, model_name(stem), 1)
+    version = Store(models).read(model_name(stem), 1)
     with fake_device.enabled() as device:
         lines = evaluate.check(version, models, str(device))
         assert fake_device.operators > 20
@@ -250,7 +251,7 @@ def test_a_network_learns_from_the_mean_predictions_of_teachers(
 def test_the_workshop_rnn_can_train_on_all_characters(tiny_data: Path, models: Path, tmp_path: Path) -> None:
     """The preset has no validation part, so the logits are not calibrated."""
     rnn.main([*arguments("rnn", tmp_path / "runs", models), "--validation", "0"])
-    assert "then all of it was trained on" in store.read_version(models, "shakespeare-rnn", 1).card.notes
+    assert "then all of it was trained on" in Store(models).read("shakespeare-rnn", 1).card.notes
 
 
 def test_options_that_would_train_nothing_are_rejected(tiny_data: Path, models: Path, tmp_path: Path) -> None:
@@ -271,9 +272,9 @@ def test_options_that_would_train_nothing_are_rejected(tiny_data: Path, models: 
 def test_a_published_network_is_calibrated_without_training(tiny_data: Path, models: Path, tmp_path: Path) -> None:
     command = arguments("gated", tmp_path / "runs", models)
     rnn.main(command)
-    first = store.read_version(models, "shakespeare-rnn", 1)
+    first = Store(models).read("shakespeare-rnn", 1)
     rnn.main([*command, "--from", "shakespeare-rnn@1", "--epochs", "0", "--validation", "0.3"])
-    second = store.read_version(models, "shakespeare-rnn", 2)
+    second = Store(models).read("shakespeare-rnn", 2)
     changed = {key for key, tensor in first.tensors.items() if not torch.equal(tensor, second.tensors[key])}
     assert changed == {"head.bias", "head.weight"}
     temperature = (first.tensors["head.weight"] / second.tensors["head.weight"]).mean().item()
@@ -309,7 +310,7 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     assert not (models / name).exists()
     script.main([*arguments(stem, tmp_path / "killed", models), "--resume"])
 
-    uninterrupted, resumed = (store.read_version(folder, name, 1) for folder in (whole / "models", models))
+    uninterrupted, resumed = (Store(folder).read(name, 1) for folder in (whole / "models", models))
     assert uninterrupted.tensors.keys() == resumed.tensors.keys()
     for key, tensor in uninterrupted.tensors.items():
         assert torch.equal(tensor, resumed.tensors[key]), key
@@ -325,7 +326,7 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
 
     (killed / "finished").unlink()  # simulates a kill right after publishing
     script.main([*arguments(stem, tmp_path / "killed", models), "--resume"])
-    assert [number for other, number in store.all_versions(models) if other == name] == [1]
+    assert [number for other, number in Store(models).versions() if other == name] == [1]
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)
@@ -337,7 +338,7 @@ def test_a_run_writes_plots_and_a_card_that_evaluation_confirms(
     models = shutil.copytree(whole / "models", tmp_path / "copy")
     for file in ("config.json", "metrics.jsonl", "curves.png", "samples.png", "card.json"):
         assert (folder / file).stat().st_size > 50, file
-    card = store.read_version(models, name, 1).card
+    card = Store(models).read(name, 1).card
     assert card.command.startswith(f"python -m {SCRIPTS[stem].__name__} ")
     assert card.seed == 3
     assert "--seed 3" in card.command
@@ -367,7 +368,7 @@ def test_a_run_writes_plots_and_a_card_that_evaluation_confirms(
 
 
 def test_the_preset_accurate_stores_the_weights_of_convolutions_in_float16(finished: Callable[[str], Path]) -> None:
-    tensors = store.read_version(finished("accurate") / "models", "cifar10-accurate", 1).tensors
+    tensors = Store(finished("accurate") / "models").read("cifar10-accurate", 1).tensors
     half = {key for key, tensor in tensors.items() if tensor.dtype == torch.float16}
     assert half == {key for key in tensors if re.search(r"conv[123]\.weight", key)}
     assert len(half) == 9
@@ -564,7 +565,7 @@ def test_each_measurement_on_a_test_part_is_logged(
     train()  # the log is not in a git checkout
     assert len(log.read_text().splitlines()) == 2
     (line,) = own_log.read_text().removeprefix(evaluation_log.HEAD).splitlines()
-    card = store.read_card(models / "sine-lstm" / "1")
+    card = Store(models).card("sine-lstm", 1)
     mse = card.metrics["one_step_mse"].value
     assert re.fullmatch(
         rf"\| \S+ \| sine-lstm \| sine \| one_step_mse {mse:.4f} \| .* \| `{re.escape(card.command)}` \|", line
@@ -578,7 +579,7 @@ def test_each_measurement_on_a_test_part_is_logged(
     shutil.rmtree(tmp_path / ".git")
     train("--seed", "5")  # the log cannot be written
     assert "this measurement on the test part could not be logged in" in capsys.readouterr().out
-    assert store.version_numbers(models, "sine-lstm") == [1, 2, 3]
+    assert Store(models).numbers("sine-lstm") == [1, 2, 3]
 
 
 def test_ctrl_c_saves_a_checkpoint_and_prints_the_resume_command(

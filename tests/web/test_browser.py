@@ -25,10 +25,10 @@ from support.responses import metric_samples
 from support.service import IMAGES, ROOT, Serve
 from support.waiting import wait_until
 
-from app import key_file, store
+from app import key_file
 from app.importing.add import Description, add
 from app.networks import build
-from app.store import rollout
+from app.store import Store
 
 WEB = ROOT / "app" / "web"
 HORSE = IMAGES / "cifar10" / "0013-horse.png"
@@ -481,7 +481,7 @@ def publish_sales(folder: Path) -> None:
     known = {"columns": columns, "calendar": calendar}
     for fields in ({}, {"series": {"season": 7, "known": known}}):
         card = tiny_card("sales", "forecast", "forecaster", FORECASTER, fields)
-        store.publish(folder, card, build("forecaster", FORECASTER).state_dict())
+        Store(folder).publish(card, build("forecaster", FORECASTER).state_dict())
 
 
 def test_known_covariates_of_a_forecaster_have_fields(
@@ -756,8 +756,8 @@ def test_with_a_key_pictures_are_loaded_when_they_become_visible(
 def test_the_card_shows_the_active_version_and_the_canary(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     for _ in range(2):
         publish_tiny(tiny_store, "tiny-gan")
-    rollout.activate(tiny_store, "tiny-gan", 1)
-    rollout.activate(tiny_store, "tiny-gan", 3, share=25)
+    Store(tiny_store).activate("tiny-gan", 1)
+    Store(tiny_store).activate("tiny-gan", 3, share=25)
     with serve() as client:
         page = open_page(client)
         card = page.get_by_role("article", name="tiny-gan")
@@ -893,16 +893,12 @@ def test_the_chosen_mode_is_visible_with_forced_colours(serve: Serve, open_page:
 def test_long_names_fit_a_phone(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     name, width = "n" * 64, 320
     classifier = {"labels": [f"{digit}" * 100 for digit in range(10)]}
-    store.publish(
-        tiny_store, tiny_card(f"c{name[1:]}", "classify", "lenet", TINY["tiny-cnn"][2], classifier),
-        build("lenet", TINY["tiny-cnn"][2]).state_dict(),
-    )  # fmt: skip
+    card = tiny_card(f"c{name[1:]}", "classify", "lenet", TINY["tiny-cnn"][2], classifier)
+    Store(tiny_store).publish(card, build("lenet", TINY["tiny-cnn"][2]).state_dict())
     columns = [{"name": "p" * 100, "mean": 2.5, "scale": 1.0, "coefficient": -0.2}]
     forecaster = {"series": {"season": 7, "known": {"columns": columns}}}
-    store.publish(
-        tiny_store, tiny_card(name, "forecast", "forecaster", FORECASTER, forecaster),
-        build("forecaster", FORECASTER).state_dict(),
-    )  # fmt: skip
+    card = tiny_card(name, "forecast", "forecaster", FORECASTER, forecaster)
+    Store(tiny_store).publish(card, build("forecaster", FORECASTER).state_dict())
     with serve() as client:
         page = open_page(client, width=width)
         for panel, model in (("image", f"c{name[1:]}"), ("series", name)):

@@ -12,7 +12,7 @@ import httpx
 from support.networks import publish_tiny
 from support.service import ROOT, Serve
 
-from app.store import rollout
+from app.store import Store
 
 WEB = ROOT / "app" / "web"
 
@@ -90,8 +90,8 @@ def test_without_a_version_number_the_picture_of_the_active_version_is_served(se
     for number in (1, 2):
         (publish_tiny(tmp_path, "tiny-gan").folder / "curves.png").write_bytes(b"picture %d" % number)
     (tmp_path / "tiny-gan" / "1" / "samples.png").write_bytes(b"samples")
-    rollout.activate(tmp_path, "tiny-gan", 1)
-    rollout.activate(tmp_path, "tiny-gan", 2, share=99.99)
+    Store(tmp_path).activate("tiny-gan", 1)
+    Store(tmp_path).activate("tiny-gan", 2, share=99.99)
     with serve(store=tmp_path) as client:
         assert client.get("/v1/models/tiny-gan").json()["pictures"] == ["curves.png", "samples.png"]
         for name, content in (("tiny-gan", b"picture 1"), ("tiny-gan@1", b"picture 1"), ("tiny-gan@2", b"picture 2")):

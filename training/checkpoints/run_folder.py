@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from app.store.atomic_files import folder_lock
+from app.store.disk import Disk
 from training.options import Options
 
 
@@ -33,7 +33,7 @@ def open_folder(options: Options, content: dict[str, Any], lock: contextlib.Exit
         fitting = [folder for folder in unfinished if not changes[folder]]
         for folder in fitting:
             with contextlib.suppress(BlockingIOError):
-                lock.enter_context(folder_lock(folder, wait=False))
+                lock.enter_context(Disk().lock(folder, wait=False))
                 return folder
         newest = unfinished[0]
         if not fitting:
@@ -43,7 +43,7 @@ def open_folder(options: Options, content: dict[str, Any], lock: contextlib.Exit
         print(f"{runs} holds no unfinished run: starting a new run")
     folder = runs / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
     folder.mkdir(parents=True)
-    lock.enter_context(folder_lock(folder))
+    lock.enter_context(Disk().lock(folder))
     (folder / "config.tmp").write_text(json.dumps(content, indent=2) + "\n")
     os.replace(folder / "config.tmp", folder / "config.json")
     return folder

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app import store
 from app.store import UNKNOWN_CHARACTER
+from app.store.version import Version
 from training.data import encodings
 from training.data.datasets import DataError, Text
 from training.loops import distributed
@@ -192,7 +192,7 @@ def report(text: Text, vocabulary: Sequence[str]) -> None:
         distributed.print_once(f"  too rare, replaced by {UNKNOWN_CHARACTER}: {names}{more}")
 
 
-def check_known(base: store.Version, text: str) -> None:
+def check_known(base: Version, text: str) -> None:
     """Print the share of a text's characters that are in the vocabulary of ``base``.
 
     Raises:

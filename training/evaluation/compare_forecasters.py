@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from app import store
-from app.store import rollout
+from app.store import Store
+from app.store.version import Version
 from app.tasks.forecasting import SCORES, GlobalForecaster, QuantileForecast
 from training.data import datasets
 from training.evaluation import backtest, forecast_metrics
@@ -141,10 +142,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for model in options.model:
         name, _, version = model.partition("@")
         try:
-            number = version or rollout.active_or_none(options.store, name, rollout.read(options.store, name))
+            number = version or Store(options.store, Version.network).roles(name).active
             if number is None:
                 parser.error(f"--model {name}: {options.store} holds no usable version of this model")
-            forecaster = GlobalForecaster(store.read_version(options.store, name, int(number)), torch.device("cpu"))
+            forecaster = GlobalForecaster(Store(options.store).read(name, int(number)), torch.device("cpu"))
         except (store.StoreError, ValueError) as error:
             parser.error(f"--model {model}: {error}")
         methods[f"{name}@{number}"] = partial(served, forecaster, False)

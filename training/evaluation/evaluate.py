@@ -27,6 +27,8 @@ import torch
 
 from app import store
 from app.networks import KINDS, is_imported
+from app.store import Store
+from app.store.version import Version
 from app.tasks import TASKS
 from training import cnn, gan, lstm, rnn
 from training.data import datasets, texts
@@ -154,7 +156,7 @@ def own_data(card: store.Card, models: Path) -> Any:
     return script.read_own(card, models)
 
 
-def measure(version: store.Version, models: Path, device: str, own: Any = None) -> dict[str, Any]:
+def measure(version: Version, models: Path, device: str, own: Any = None) -> dict[str, Any]:
     """Return all metrics of a version, measured with its stored weights. ``own`` is the result of ``own_data``.
 
     Raises EvaluationError for an unknown training script.
@@ -175,7 +177,7 @@ def sha256_of(name: str, models: Path, own: Any) -> str:
         return str(own.sha256)
     if "@" in name:
         model, _, number = name.partition("@")
-        return store.read_card(store_of(models, model, int(number)) / model / number).weights_sha256
+        return Store(store_of(models, model, int(number))).card(model, int(number)).weights_sha256
     digest: str = getattr(datasets, name)().sha256
     return digest
 
@@ -221,7 +223,7 @@ def compare(card: store.Card, measured: dict[str, Any], now_on: str) -> list[str
     return lines
 
 
-def check(version: store.Version, models: Path, device: str) -> list[str]:
+def check(version: Version, models: Path, device: str) -> list[str]:
     """Measure a version again and return one line per metric. Lines of wrong metrics or data end with a cross.
 
     Raises DataError if the user's own data are no longer there, and EvaluationError for an unknown training script.
@@ -247,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wrong = measured = missing = different = 0
     for name, number in selected(parser, options.store, options.names):
         try:
-            version = store.read_version(options.store, name, number)
+            version = Store(options.store).read(name, number)
             if is_imported(version.card.kind):  # its card has no metrics on a data set
                 continue
             lines = check(version, options.store, options.device)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from app import store
 from app.networks import build
-from app.store import rollout
+from app.store import Store
+from app.store.version import Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import ImageSampler, LatentBatch
 from training.configs import SAMPLE_CLASSIFIER, CnnConfig
@@ -167,14 +167,14 @@ def load_reference_classifier(models: Path, device: str, version: int | None = N
     """
     name = REFERENCE_CLASSIFIER
     models = store_of(models, name, version)
-    if not models.exists() or name not in rollout.stored_versions(models):
+    if not Store(models).numbers(name):
         command = runnable("python -m training.cnn --preset digits", models)
         raise SystemExit(f"{name} is not in {models}: run `{command}` first")
-    number = version or rollout.active_or_none(models, name, rollout.read(models, name))
+    number = version or Store(models, Version.network).roles(name).active
     if number is None:
         command = runnable("python -m app.models verify", models)
         raise SystemExit(f"{models} holds no undamaged version of {name}: see `{command}`")
-    classifier = store.read_version(models, name, number)
+    classifier = Store(models).read(name, number)
     held_out = HELD_OUT.match(classifier.card.notes)
     if held_out is None or int(held_out[1].replace(",", "")) < UNSEEN:
         raise SystemExit(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from app import store
+from app.store import Store
 from app.tasks import TASKS
 from app.tasks.speed import measure as measure
 from app.tasks.speed import processor as processor
@@ -39,7 +40,7 @@ def selected(parser: argparse.ArgumentParser, models: Path, names: Sequence[str]
     """
     if not models.is_dir():
         parser.error(f"--store is {str(models)!r}, which is not a folder")
-    versions = list(store.all_versions(models))
+    versions = list(Store(models).versions())
     labels = [f"{name}@{number}" for name, number in versions]
     if unknown := [text for text in names if text not in labels and text not in dict(versions)]:
         parser.error(f"{models} has no {unknown[0]}; it has {', '.join(labels) or 'nothing'}")
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 0
     for name, number in selected(parser, options.store, options.names):
         try:
-            version = store.read_version(options.store, name, number)
+            version = Store(options.store).read(name, number)
             speed = measure(TASKS[version.card.task].load(version, torch.device("cpu")), processor())
         except store.StoreError as error:
             print(f"{name}@{number}: not measured: {error}", flush=True)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from app import store
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
+from app.store.version import Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.precision import fast_bfloat16
 from training import refit
@@ -113,7 +113,7 @@ class FinetuneTrainer:
 
 
 def initial_network(
-    config: CnnFinetuneConfig, dataset: ImageDataset, train_indices: Tensor, base: store.Version | None
+    config: CnnFinetuneConfig, dataset: ImageDataset, train_indices: Tensor, base: Version | None
 ) -> WhitenedNet:
     """Return a network for the classes of the dataset.
 
@@ -133,7 +133,7 @@ def initial_network(
     return network
 
 
-def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: store.Version | None) -> WhitenedNet:
+def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: Version | None) -> WhitenedNet:
     """Train and return the network. Fit its temperatures if there are enough validation images.
 
     If a second training on all images follows, half of the training time of ``--minutes`` is reserved for it.
@@ -172,7 +172,7 @@ def fit_again(
     run: Run,
     config: CnnFinetuneConfig,
     dataset: ImageDataset,
-    base: store.Version | None,
+    base: Version | None,
     first: WhitenedNet,
     steps: int,
 ) -> WhitenedNet:
@@ -219,7 +219,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
 
 
 def measured(
-    run: Run, dataset: ImageDataset, network: WhitenedNet, base: store.Version | None
+    run: Run, dataset: ImageDataset, network: WhitenedNet, base: Version | None
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Evaluate the network with the serving code; return the card and the pictures.
 

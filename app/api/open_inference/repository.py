@@ -32,8 +32,8 @@ from app.serving.model_cache import VersionState, VersionStatus
 from app.serving.models import Models
 from app.serving.reconcile import desired_versions
 from app.settings import Settings
-from app.store import rollout
-from app.store.rollout import Rollout, VersionNotFound
+from app.store import Store, VersionNotFound
+from app.store.rollout import Rollout
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -125,7 +125,7 @@ def _add_load_and_unload(routes: APIRouter, models: Models, settings: Settings, 
         if "@" in name:
             allowed = "all versions of a model are unloaded together; use `retire` for one version"
             raise BadValue(f"name is {quote_value(name)}; {allowed}", "name")
-        await _change(request, models, lambda: rollout.unload(settings.store, name))
+        await _change(request, models, lambda: Store(settings.store).unload(name))
         return json_response({"name": name, "unload": True})
 
 
@@ -143,11 +143,14 @@ async def _change(request: Request, models: Models, change: Callable[[], Rollout
 
 def _load(models: Path, name: str) -> Rollout:
     """Serve an unloaded model again. Raise VersionNotFound for ``name@version`` without such a version to serve."""
-    model, at, version = name.partition("@")
-    if at and version not in map(str, served := rollout.servable(models, model)):
-        versions = ", ".join(map(str, sorted(served))) or "none"
-        raise VersionNotFound(f"{quote_value(name)} cannot be loaded; versions that can be loaded: {versions}")
-    return rollout.load(models, model)
+    store, (model, at, version) = Store(models), name.partition("@")
+    if at:
+        numbers = store.find(model)
+        served = [str(number) for number in numbers if number not in store.rollout(model).retired]
+        if version not in served:
+            versions = ", ".join(served) or "none"
+            raise VersionNotFound(f"{quote_value(name)} cannot be loaded; versions that can be loaded: {versions}")
+    return store.load(model)
 
 
 async def _active_model(models: Models, request: Request, name: str, deadline: float) -> Model:

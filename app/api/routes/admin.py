@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, TypeVar
@@ -29,14 +28,22 @@ from app.api.routes.admin_responses import (
     StoredModelList,
     StoredVersions,
     StoreVerification,
-    VersionComparison,
 )
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavailable, Unauthorized
 from app.serving.models import Models
 from app.settings import Settings, SettingsError
-from app.store import Card, StoreError, VersionNumber, archive, catalogue, read_defaults, rollout
+from app.store import (
+    Card,
+    RolloutRefused,
+    Store,
+    StoreError,
+    VersionNotFound,
+    VersionNumber,
+    archive,
+    catalogue,
+)
 from app.store.disk_thread import DiskThread
-from app.store.rollout import LATEST, RolloutRefused, VersionNotFound
+from app.store.rollout import LATEST
 from app.tasks import check_loading
 
 PREFIX = "/v1/admin"
@@ -83,11 +90,6 @@ class Activation(RequestBody):
 class Retirement(RequestBody):
     version: VersionNumber
     undo: bool = Field(False, description="whether to serve the retired version again")
-
-
-class DiffQuery(BaseModel):
-    first: int = Field(1, ge=1, description="a version's number")
-    second: int = Field(2, ge=1, description="another version's number")
 
 
 class VersionQuery(BaseModel):
@@ -145,14 +147,14 @@ def check_admin_key(sent: str, key: str) -> None:
 def router(models: Models, settings: Settings, key: str) -> APIRouter:
     """Return the routes under ``/v1/admin``. All routes require ``key``."""
     routes = APIRouter(prefix=PREFIX, tags=["Administration"], dependencies=[Depends(guard(key))], responses=FAILURES)
-    _add_reading(routes, settings.store)
+    _add_reading(routes, Store(settings.store), Store(settings.store, check_loading))
     _add_rollout(routes, models, settings)
     _add_archives(routes, settings)
     admin_add.add_route(routes, settings)
     return routes
 
 
-def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
+def _add_reading(routes: APIRouter, store: Store, checked: Store) -> None:
     @routes.get(
         "/models",
         operation_id="list_stored_models",
@@ -161,7 +163,7 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
     )
     async def list_store() -> Response:
         """List all models in the store with their active, canary, previous and retired versions."""
-        return json_response({"data": await on_store(lambda: catalogue.list_models(store, check_loading))})
+        return json_response({"data": await on_store(lambda: catalogue.list_models(store))})
 
     @routes.get(
         "/models/{name}",
@@ -171,19 +173,7 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
     )
     async def show_versions(name: ModelName) -> Response:
         """List all versions of one model, including broken versions, with their role, size and metrics."""
-        return json_response(await on_store(lambda: catalogue.describe_model(store, name, check_loading)))
-
-    @routes.get(
-        "/models/{name}/diff",
-        operation_id="compare_versions",
-        summary="Compare two versions of a model",
-        openapi_extra=query_parameters(DiffQuery),
-        responses=success_response(VersionComparison, description="One row for each entry of the two cards"),
-    )
-    async def diff(name: ModelName, request: Request) -> Response:
-        """Compare metrics, sizes, data and notes of two versions of a model."""
-        pair = read_query(request, DiffQuery)
-        return json_response({"data": await on_store(lambda: catalogue.diff(store, name, pair.first, pair.second))})
+        return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
 
     @routes.get(
         "/verify",
@@ -197,15 +187,18 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
         The check compares hashes and sizes, and tests whether all weights are finite and whether the service could
         load each version. It does not read pictures.
         """
-        return json_response({"data": await on_store(lambda: list(catalogue.verify(store, check_loading)))})
+        return json_response({"data": await on_store(lambda: list(catalogue.verify(checked)))})
 
 
 def _add_rollout(routes: APIRouter, models: Models, settings: Settings) -> None:
-    store, reader = settings.store, BodyReader(JSON_BYTES, settings.body_seconds, models.parse_executor)
+    store, reader = (
+        Store(settings.store, check_loading),
+        BodyReader(JSON_BYTES, settings.body_seconds, models.parse_executor),
+    )
 
     async def change(name: str, work: Callable[[], object]) -> Response:
         await on_store(work)
-        return json_response(await on_store(lambda: catalogue.describe_model(store, name, check_loading)))
+        return json_response(await on_store(lambda: catalogue.describe_model(Store(settings.store), name)))
 
     @routes.post(
         "/models/{name}/activate",
@@ -221,7 +214,7 @@ def _add_rollout(routes: APIRouter, models: Models, settings: Settings) -> None:
         """
         set_deadline(request, settings.request_seconds)
         body = await read_json(request, Activation, reader, MAX_COMMAS)
-        return await change(name, lambda: rollout.activate(store, name, body.version, body.share, check_loading))
+        return await change(name, lambda: store.activate(name, body.version, body.share))
 
     @routes.post(
         "/models/{name}/rollback",
@@ -231,7 +224,7 @@ def _add_rollout(routes: APIRouter, models: Models, settings: Settings) -> None:
     )
     async def roll_back(name: ModelName) -> Response:
         """End the canary. Without a canary, activate the previous version."""
-        return await change(name, lambda: rollout.rollback(store, name, check_loading))
+        return await change(name, lambda: store.rollback(name))
 
     @routes.post(
         "/models/{name}/retire",
@@ -244,11 +237,11 @@ def _add_rollout(routes: APIRouter, models: Models, settings: Settings) -> None:
         """Stop serving a version, even to requests with its number. The files stay, so `undo` can serve it again."""
         set_deadline(request, settings.request_seconds)
         body = await read_json(request, Retirement, reader, MAX_COMMAS)
-        return await change(name, lambda: rollout.retire(store, name, body.version, body.undo, check_loading))
+        return await change(name, lambda: store.retire(name, body.version, body.undo))
 
 
 def _add_archives(routes: APIRouter, settings: Settings) -> None:
-    store, max_bytes = settings.store, settings.max_import_bytes
+    store, max_bytes = Store(settings.store, check_loading), settings.max_import_bytes
     file = {"requestBody": {"required": True, "content": {"application/zip": {"schema": BINARY}}}}
 
     @routes.post(
@@ -263,18 +256,18 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
         renumber = read_query(request, ImportQuery).renumber
         disk = DiskThread("import")
         try:
-            body = await disk.run(lambda: tempfile.TemporaryFile(dir=store))  # noqa: SIM115 - closed on the same thread
+            body = await disk.run(lambda: tempfile.TemporaryFile(dir=store.folder))  # noqa: SIM115 - closed on the same thread
             try:
                 await spool_body(request, disk, body, max_bytes, settings.body_seconds)
-                await on_store(lambda: read_defaults(store))  # an error in the store is not an error in the archive
+                await on_store(store.defaults)  # an error in the store is not an error in the archive
                 card: Card = await on_store(
-                    lambda: archive.import_archive(store, body, max_bytes, renumber, check_loading), otherwise=BadValue
+                    lambda: archive.import_archive(store, body, max_bytes, renumber), otherwise=BadValue
                 )
             finally:
                 await disk.run(body.close)
         except OSError as error:
             raise _unavailable(error) from None
-        versions = await on_store(lambda: catalogue.describe_model(store, card.name, check_loading))
+        versions = await on_store(lambda: catalogue.describe_model(store, card.name))
         return json_response(versions | {"imported": card.version})
 
     @routes.get(
@@ -290,7 +283,7 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
         wanted = read_query(request, VersionQuery).version
 
         def open_archive() -> tuple[int, Iterator[bytes]]:
-            number = wanted or rollout.active_version(store, name, check_loading)
+            number = wanted or store.active(name)
             return number, archive.export_version(store, name, number)
 
         version, chunks = await on_store(open_archive)

@@ -28,9 +28,8 @@ from app.api.responses import json_response, success_response
 from app.api.routes.admin_responses import ImportResponse
 from app.errors import BadValue, Conflict, StoreUnavailable
 from app.settings import Settings
-from app.store import ModelName, StoreError, atomic_files, catalogue, read_defaults
+from app.store import ModelName, Store, StoreError, catalogue
 from app.store.disk_thread import DiskThread
-from app.tasks import check_loading
 
 ERROR = re.compile(r"^(?:python -m app\.models add: )?error: ", re.MULTILINE)  # starts the message on stderr
 
@@ -63,6 +62,7 @@ class AddQuery(BaseModel):
 def add_route(routes: APIRouter, settings: Settings) -> None:
     """Add the route ``/add``."""
     body = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": BINARY}}}}
+    store = Store(settings.store)
     running = asyncio.Lock()  # one import at a time in this worker, because each uses all cores for some seconds
 
     @routes.post(
@@ -86,7 +86,7 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
                 raise BadValue(f"{name} has a NUL character; leave it out", name)
         disk, stack = DiskThread("add"), ExitStack()
         try:
-            folder = await disk.run(stack.enter_context, atomic_files.scratch_folder(settings.store))
+            folder = await disk.run(stack.enter_context, store.disk.scratch(settings.store))
             file = await disk.run((folder / "upload").open, "wb")
             try:
                 await spool_body(request, disk, file, settings.max_import_bytes, settings.body_seconds)
@@ -94,9 +94,9 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
                 await disk.run(file.close)
             async with running:
                 if query.task != "infer":  # an error in the store is not an error in the file
-                    await disk.run(read_defaults, settings.store)
+                    await disk.run(store.defaults)
                 number = await disk.run(_run_command, query, folder, settings.store)
-            versions = await disk.run(catalogue.describe_model, settings.store, query.name, check_loading)
+            versions = await disk.run(catalogue.describe_model, store, query.name)
         except StoreError as error:
             raise Conflict(str(error)) from None
         except OSError as error:

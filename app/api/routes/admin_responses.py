@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -55,16 +55,6 @@ class ImportResponse(StoredVersions):
 
 class StoredModelList(ResponseModel):
     data: list[StoredModel]
-
-
-class CardDifference(ResponseModel):
-    what: str
-    first: Any = Field(description="null if the first version does not have this property")
-    second: Any = Field(description="null if the second version does not have this property")
-
-
-class VersionComparison(ResponseModel):
-    data: list[CardDifference]
 
 
 class StoreCheck(ResponseModel):

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from app.errors import BadValue
-from app.store import CARD, StoreError, TensorSpec, Version
+from app.store import CARD, StoreError, TensorSpec
+from app.store.version import Version
 from app.tasks.classification import check_thresholds
 from app.tasks.image_codecs import ImageDecoder
 from app.tasks.imported.tensors import TensorPredictor

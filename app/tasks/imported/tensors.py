@@ -12,7 +12,8 @@ import torch
 from app.errors import BadValue
 from app.networks.imported import Arrays, ImportedSizes
 from app.networks.imported.onnx_runner import OnnxRunner
-from app.store import CARD, StoreError, TensorSpec, Version
+from app.store import CARD, StoreError, TensorSpec
+from app.store.version import Version
 from app.tasks.latency_model import LatencyModel
 
 

@@ -17,9 +17,8 @@ from support.images import image_bytes
 from support.networks import CONDITIONAL, FORECASTER, SECOND_NETWORKS, TINY, publish_tiny, tiny_card
 from support.responses import ADMIN_HEADERS
 
-from app import store
 from app.networks import build
-from app.store import rollout
+from app.store import Store
 
 CLASSIFY, TEXT, SERIES, SAMPLE = (
     "/v1/images/classify",
@@ -76,13 +75,13 @@ def build_store(folder: Path) -> None:
     ):
         torch.manual_seed(5)
         card = tiny_card(name, "forecast", "forecaster", FORECASTER, {"series": series})
-        store.publish(folder, card, build("forecaster", FORECASTER).state_dict())
+        Store(folder).publish(card, build("forecaster", FORECASTER).state_dict())
     torch.manual_seed(6)
     labels = {"labels": ["cat", "Dog", "bird"]}
     card = tiny_card("tiny-pets", "sample", "conditional-generator", CONDITIONAL, labels)
-    store.publish(folder, card, build("conditional-generator", CONDITIONAL).state_dict())
-    rollout.retire(folder, "tiny-gan", 1)
-    rollout.unload(folder, "tiny-pets")
+    Store(folder).publish(card, build("conditional-generator", CONDITIONAL).state_dict())
+    Store(folder).retire("tiny-gan", 1)
+    Store(folder).unload("tiny-pets")
 
 
 def form(*parts: tuple[str, str | None, bytes]) -> tuple[bytes, dict[str, str]]:

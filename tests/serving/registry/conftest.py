@@ -12,11 +12,10 @@ import pytest
 from support.networks import publish_tiny
 from support.stubs.registry import BYTES, NAME, OTHER, Observers, Start, StubEngine
 
-from app import store
 from app.serving.model import LoadFailure, Model
 from app.serving.models import Models
 from app.settings import Settings
-from app.store import rollout
+from app.store import Store, rollout
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ async def start(folder: Path) -> AsyncIterator[Start]:
             if (name, number) in damaged:
                 return LoadFailure(name, number, "damaged")
             engine: Any = StubEngine(models.observers.for_version(name, number))
-            card = store.read_card(folder / name / str(number))
+            card = Store(folder).card(name, number)
             return Model(card, None, engine, bytes=BYTES)  # type: ignore[arg-type]
 
         models.loader.load = load  # type: ignore[method-assign]

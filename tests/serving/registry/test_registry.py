@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import threading
 import time
@@ -13,7 +14,6 @@ import pytest
 from support.networks import publish_tiny, rewrite_card
 from support.stubs.registry import CNN, NAME, OTHER, Start, StubEngine, ids, rejection, resolved, scanned
 
-from app import store
 from app.errors import (
     BadValue,
     NotFound,
@@ -25,7 +25,7 @@ from app.errors import (
     UnloadedModel,
 )
 from app.serving.model_cache import ModelLoading, VersionState
-from app.store import rollout
+from app.store import Store
 from app.tasks import CLASSIFY, GENERATE_IMAGES
 
 pytestmark = pytest.mark.anyio
@@ -67,8 +67,8 @@ async def test_a_name_that_no_version_has_is_rejected_with_those_that_there_are(
 
 
 async def test_a_retired_version_and_an_unloaded_model_are_rejected(start: Start, folder: Path) -> None:
-    rollout.retire(folder, NAME, 1)
-    rollout.unload(folder, OTHER)
+    Store(folder).retire(NAME, 1)
+    Store(folder).unload(OTHER)
     models = start()
     await models.load()
     assert rejection(models.resolve_name, "tiny-gan@1", "", "x") == (
@@ -132,7 +132,7 @@ async def test_a_task_with_models_but_without_a_default_model_needs_the_name_of_
     assert rejection(models.resolve, GENERATE_IMAGES, None) == (NotFound, message, "model")
     assert rejection(models.resolve, CLASSIFY, None)[0] is NotReady
     for name in (NAME, OTHER):
-        rollout.unload(folder, name)
+        Store(folder).unload(name)
     await scanned(models)
     assert rejection(models.resolve, GENERATE_IMAGES, None)[0] is NotReady
 
@@ -180,7 +180,7 @@ async def test_a_version_that_fails_to_load_on_demand_is_left_out(
 
 
 async def test_a_canary_serves_its_share_and_its_failure_ends_it(start: Start, folder: Path) -> None:
-    rollout.activate(folder, NAME, 1, share=50)
+    Store(folder).activate(NAME, 1, share=50)
     models = start()
     await models.load()
     names = [f"r{i}" for i in range(40)]
@@ -197,16 +197,16 @@ async def test_a_canary_serves_its_share_and_its_failure_ends_it(start: Start, f
 
 
 async def test_a_model_that_another_process_loaded_is_found_by_a_waiting_request(start: Start, folder: Path) -> None:
-    rollout.unload(folder, OTHER)
+    Store(folder).unload(OTHER)
     models = start()
     await models.load()
     deadline = asyncio.get_running_loop().time() + 60
     with pytest.raises(UnloadedModel):
         await models.wait_for(GENERATE_IMAGES, OTHER, "", deadline)
-    rollout.load(folder, OTHER)
+    Store(folder).load(OTHER)
     for model in (OTHER, f"{OTHER}@1"):
         assert (await models.wait_for(GENERATE_IMAGES, model, "", deadline)).card.name == OTHER
-    rollout.unload(folder, OTHER)
+    Store(folder).unload(OTHER)
     await models.recheck("nothing", deadline)
     assert not models.version_sets[OTHER].unloaded
     await models.recheck(OTHER, deadline)
@@ -230,10 +230,10 @@ async def test_a_new_version_serves_when_it_is_loaded_and_an_old_one_is_evicted(
     models = start()
     await models.load()
     assert not [record for record in caplog.records if "is active" in record.getMessage()]
-    rollout.activate(folder, NAME, 1)
+    Store(folder).activate(NAME, 1)
     await scanned(models)
     assert resolved(models) == "tiny-gan@1"
-    rollout.retire(folder, NAME, 2)
+    Store(folder).retire(NAME, 2)
     await scanned(models)
     assert ids(models) == ["tiny-cgan@1", "tiny-cgan@2", "tiny-gan@1", "tiny-gan@3"]
     assert "tiny-gan@2 is evicted: it is not served any more" in caplog.text
@@ -263,7 +263,7 @@ async def test_cards_and_pictures_come_from_the_store(start: Start, folder: Path
     await models.load()
     card = models.card(NAME)
     assert card is not None
-    assert card == models.card(NAME, 3) == store.read_card(folder / NAME / "3")
+    assert card == models.card(NAME, 3) == Store(folder).card(NAME, 3)
     assert (models.card(NAME, 9), models.card("nothing"), models.card("nothing", 1)) == (None, None, None)
     assert models.pictures(card) == ("curves.png",)
     assert models.pictures(card.model_copy(update={"version": 9})) == ()
@@ -284,7 +284,7 @@ async def test_cards_and_pictures_come_from_the_store(start: Start, folder: Path
 async def test_defaults_of_another_task_and_unreadable_defaults_are_reported_once(
     start: Start, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.set_default(folder, "classify", NAME)
+    (folder / "defaults.json").write_text(json.dumps({"sample": NAME, "classify": NAME}))
     models = start()
     await models.load()
     reason = "defaults.json: 'tiny-gan' is for 'sample', expected one for 'classify'"

@@ -31,7 +31,8 @@ from app.serving.model import LoadFailure, Model
 from app.serving.model_cache import ModelLoading, VersionState
 from app.serving.models import Models
 from app.serving.reconcile import IN_USE_SECONDS
-from app.store import rollout
+from app.store import Store
+from app.store.weights_size import weights_size
 from app.tasks import GENERATE_IMAGES
 
 pytestmark = pytest.mark.anyio
@@ -84,7 +85,7 @@ async def test_versions_that_are_being_loaded_count_towards_the_memory_limit(
     start: Start, folder: Path, missing_bytes: int
 ) -> None:
     publish_tiny(folder, NAME)
-    size = store.weights_size(folder, store.read_card(folder / NAME / "1"))
+    size = weights_size(folder, Store(folder).card(NAME, 1))
     hold = threading.Event()
     resident = ["tiny-cgan@1", "tiny-cgan@2", "tiny-gan@4"]
     models = start(hold=hold, model_bytes=BYTES * len(resident) + 2 * size - missing_bytes)
@@ -120,7 +121,7 @@ async def test_an_evicted_version_is_loaded_again_only_if_it_fits_beside_version
     start: Start, folder: Path, free_bytes: int, expected: VersionState
 ) -> None:
     """The store is scanned while the version that a request needs is being loaded."""
-    size, other_size = (store.weights_size(folder, store.read_card(folder / name / "1")) for name in (NAME, OTHER))
+    size, other_size = (weights_size(folder, Store(folder).card(name, 1)) for name in (NAME, OTHER))
     hold = threading.Event()
     models = start(hold=hold, model_bytes=BYTES * 3 + size + other_size + free_bytes)
     await models.load()
@@ -140,7 +141,7 @@ async def test_a_version_on_demand_replaces_others_only_if_memory_is_short(
     start: Start, folder: Path, missing_bytes: int, replaced: int
 ) -> None:
     """tiny-cgan@2 is the only version that may be replaced: the others are in use, or serve requests by default."""
-    size = store.weights_size(folder, store.read_card(folder / NAME / "1"))
+    size = weights_size(folder, Store(folder).card(NAME, 1))
     models = start(model_bytes=size + BYTES * len(RESIDENT) - missing_bytes)
     await models.load()
     assert ids(models) == RESIDENT
@@ -159,7 +160,7 @@ async def test_the_free_memory_of_a_gpu_limits_the_versions_in_memory(
     start: Start, folder: Path, missing_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of the free memory is for weights. Unlike ``model_bytes``, it does not count the versions in memory."""
-    size = store.weights_size(folder, store.read_card(folder / NAME / "1"))
+    size = weights_size(folder, Store(folder).card(NAME, 1))
     free = [2 * size]
     monkeypatch.setattr("app.serving.models.free_bytes", lambda device: free[0])
     models = start()
@@ -232,8 +233,8 @@ async def test_a_version_that_will_be_active_is_not_on_demand(start: Start, fold
     hold = threading.Event()
     models = start(hold=hold, max_on_demand_versions=0)
     await models.load()
-    rollout.activate(folder, OTHER, 1)
-    rollout.activate(folder, NAME, 1)
+    Store(folder).activate(OTHER, 1)
+    Store(folder).activate(NAME, 1)
     await models.watcher.refresh()  # loads the default model first, and waits
     await asyncio.sleep(0)
     assert models.state(OTHER, 1) is VersionState.UNLOADED
@@ -247,8 +248,8 @@ async def test_a_version_that_will_be_active_is_not_on_demand(start: Start, fold
 
 async def test_a_failed_canary_ends_and_a_failed_active_version_is_replaced(start: Start, folder: Path) -> None:
     publish_tiny(folder, OTHER)
-    rollout.activate(folder, OTHER, 3)
-    rollout.activate(folder, NAME, 1, share=50)
+    Store(folder).activate(OTHER, 3)
+    Store(folder).activate(NAME, 1, share=50)
     models = start(damaged=((NAME, 1), (OTHER, 3)))
     await models.load()
     assert {resolved(models, NAME, request_id=f"r{i}") for i in range(20)} == {"tiny-gan@3"}
@@ -284,7 +285,7 @@ async def test_a_failed_version_on_demand_does_not_replace_the_active_version(st
     models.loader.load = load_later  # type: ignore[method-assign]
     with pytest.raises(ModelLoading) as loading:
         models.resolve(GENERATE_IMAGES, "tiny-cgan@1")
-    rollout.activate(folder, OTHER, 2)
+    Store(folder).activate(OTHER, 2)
     await models.watcher.refresh()
     gates[OTHER, 1].set()
     assert isinstance(await loading.value.task, LoadFailure)
@@ -317,7 +318,7 @@ async def test_a_version_whose_card_is_unreadable_has_failed(start: Start, folde
 
 
 async def test_a_request_without_an_id_gets_the_version_of_the_empty_id(start: Start, folder: Path) -> None:
-    rollout.activate(folder, NAME, 1, share=60)
+    Store(folder).activate(NAME, 1, share=60)
     models = start()
     await models.load()
     assert models.resolve(GENERATE_IMAGES, NAME) is models.resolve(GENERATE_IMAGES, NAME, "")
@@ -360,10 +361,10 @@ async def test_a_rollout_that_cannot_be_read_causes_no_scan(start: Start, monkey
 async def test_a_request_for_an_unloaded_model_reads_its_rollout_again(
     start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    rollout.unload(folder, OTHER)
+    Store(folder).unload(OTHER)
     models = start()
     await models.load()
-    rollout.load(folder, OTHER)  # by another process
+    Store(folder).load(OTHER)  # by another process
     refresh, deadlines = models.refresh, list[float]()
 
     async def record_refresh(deadline: float) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from app.networks.efficientnet import EfficientNetLite
-from app.store import weights_digest
+from app.store.version import weights_digest
 from training.data.image_dataset import ImageDataset
 
 BATCH = 16  # images in a forward pass

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from app import store
 from app.networks.series_reader import ForecasterSizes
+from app.store.version import Version
 from app.tasks.forecasting import GlobalForecaster
 from training import refit
 from training.configs import ForecasterFinetuneConfig
@@ -138,7 +138,7 @@ def references(options: Options, own: OwnSeries) -> results.References:
 
 
 def write_backtest(
-    folder: Path, own: OwnSeries, forecaster: GlobalForecaster, base: store.Version | None, name: str, command: str
+    folder: Path, own: OwnSeries, forecaster: GlobalForecaster, base: Version | None, name: str, command: str
 ) -> Path:
     """Write the report on a forecaster; return the path of the picture.
 

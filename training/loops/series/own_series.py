@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from app import store
+from app.store.version import Version
 from app.tasks.covariates import PRIOR_VALUES, differences
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import MIN_YEARS
@@ -43,7 +44,7 @@ class OwnSeries:
     table: Table
     splits: list[Split]
     horizon: int
-    base: store.Version
+    base: Version
     traits: store.SeriesTraits
     references: results.References | None = None
 
@@ -123,7 +124,7 @@ def read(options: Options, horizon: int) -> OwnSeries:
     return OwnSeries(table, splits, horizon, base, _traits(table, splits, horizon, base))
 
 
-def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version) -> store.SeriesTraits:
+def _traits(table: Table, splits: list[Split], horizon: int, base: Version) -> store.SeriesTraits:
     """Return the traits of the series: season, kind of values, effects of covariates, and yearly pattern.
 
     The test parts are only used for the season, which is detected when the table is read. The effects of covariates may
@@ -207,9 +208,9 @@ def _known(table: Table, splits: list[Split], proportional: bool) -> store.Known
     return known.model_copy(update={"columns": fitted})
 
 
-def with_traits(version: store.Version, traits: store.SeriesTraits) -> store.Version:
+def with_traits(version: Version, traits: store.SeriesTraits) -> Version:
     return replace(version, card=version.card.model_copy(update={"series": traits}))
 
 
-def label(version: store.Version) -> str:
+def label(version: Version) -> str:
     return f"{version.card.name}@{version.card.version}"

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from app import store
 from app.networks import build
 from app.networks.gated_rnn import GatedBlock, GatedRNN
 from app.networks.rnn import CharacterRNN, StackedRNN
+from app.store.version import Version
 from app.tasks.precision import fast_bfloat16
 from training.configs import RnnConfig
 from training.data.texts import WINDOW, TrainingText
@@ -48,7 +48,7 @@ def new_network(config: RnnConfig, vocabulary_size: int) -> Any:
     return network
 
 
-def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Version) -> Any:
+def transfer_weights(network: Any, vocabulary: Sequence[str], base: Version) -> Any:
     """Copy the weights of ``base`` into ``network``; return ``network``.
 
     Characters that are not in the vocabulary of ``base`` get the weights of ``<unk>``.

@@ -1,0 +1,194 @@
+"""The command ``python -m app.models``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from support.networks import make_invalid, publish_tiny, rewrite_card
+from support.service import run_models_command
+
+from app.store import Store, archive, rollout
+
+NAME = "tiny-gan"
+
+
+def test_the_command_line_reports_each_change(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish_tiny(three, "tiny-cgan")
+    for arguments, expected in (
+        ("activate tiny-gan 2", "tiny-gan@2 is active\n"),
+        ("activate tiny-gan 3 --share 10", "tiny-gan@2 is active, tiny-gan@3 is the canary (10 %)\n"),
+        ("rollback tiny-gan", "tiny-gan@2 is active\n"),
+        ("retire tiny-gan 1", "tiny-gan@2 is active; retired: 1\n"),
+        ("retire tiny-gan 1 --undo", "tiny-gan@2 is active\n"),
+        ("rollback tiny-gan", "tiny-gan@3 is active\n"),
+        ("default tiny-cgan", "tiny-cgan is the default for the task 'sample'\n"),
+        ("unload tiny-gan", "tiny-gan is unloaded\n"),
+        ("load tiny-gan", "tiny-gan@3 is active\n"),
+        ("activate tiny-gan latest", "tiny-gan@3 is active (latest)\n"),
+    ):
+        assert run_models_command(capsys, three, *arguments.split()) == (0, expected, "")
+    Store(three).retire(NAME, 1)
+    Store(three).activate(NAME, 2)
+    status, table, _ = run_models_command(capsys, three, "list")
+    assert status == 0
+    assert [" ".join(line.split()) for line in table.splitlines()] == [
+        "NAME TASK ACTIVE CANARY PREVIOUS VERSIONS RETIRED",
+        "tiny-cgan sample (default) 1 (latest) - - 1",
+        "tiny-gan sample 2 - 3 1, 2, 3 1",
+    ]
+    _, details, _ = run_models_command(capsys, three, "show", "tiny-gan", "--json")
+    assert [version["role"] for version in json.loads(details)["versions"]] == ["retired", "active", "previous"]
+    _, details, _ = run_models_command(capsys, three, "show", "tiny-gan")
+    assert details.splitlines()[0].startswith("tiny-gan: sample, tiny-gan@2 is active; last change: activate 2, ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        ("activate tiny-gan 9", 1, "error: there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3\n"),
+        ("activate tiny-gan two", 2, "'two' is not a version; it should be a number such as 3\n"),
+        ("export tiny-gan@x x.zip", 1, "error: 'tiny-gan@x' should be a name and a version, such as sales@3\n"),
+        ("list --store=", 2, "error: argument --store: the path should not be empty\n"),
+        ("list --store=missing", 1, "error: --store is 'missing', which is not a folder\n"),
+        ("import nothing.zip", 1, "error: nothing.zip: No such file or directory\n"),
+        ("import bad.zip", 1, "error: bad.zip: the file is not a ZIP archive: File is not a zip file\n"),
+        (
+            "import bad.onnx",
+            1,
+            "error: bad.onnx: the file is not a ZIP archive: File is not a zip file; this is not an archive of "
+            "`export`; for .pt2 and ONNX files, use `add`\n",
+        ),
+        ("retire tiny-gan 3", 1, "error: tiny-gan@3 is the active version; activate another one first\n"),
+    ],
+)
+def test_the_command_line_rejects_with_one_message(
+    three: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    status: int,
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(three)
+    for name in ("bad.zip", "bad.onnx"):
+        Path(name).write_bytes(b"x")
+    exit_status, out, error = run_models_command(capsys, three, *arguments.split())
+    assert (exit_status, out) == (status, "")
+    assert error.endswith(sentence)
+
+
+def test_verify_names_invalid_versions_and_exits_with_1(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_models_command(capsys, three, "verify")[:2] == (0, "3 versions checked: all valid\n")
+    make_invalid(three / NAME / "2")
+    rewrite_card(three / NAME / "1", labels=["a"])
+    status, out, _ = run_models_command(capsys, three, "verify")
+    assert status == 1
+    assert out.splitlines() == [
+        "tiny-gan@1: tiny-gan@1: there are 1 labels, expected 0",
+        "tiny-gan@2: tiny-gan/2/model.safetensors: tensor 'layers.0.bias' has 8 non-finite values, expected none",
+        "3 versions checked: 2 problems found",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("tiny-cnn", {"labels": list("abcdefghi")}, "tiny-cnn@2: there are 9 labels, expected 10"),
+        ("tiny-lstm", {"residuals": [0.1, -0.1]}, "tiny-lstm@2: residuals must be a list of standard deviations"),
+        ("tiny-gan", {"labels": ["a"]}, "tiny-gan@2: there are 1 labels, expected 0"),
+        ("tiny-rnn", {"vocabulary": ["a"]}, "tiny-rnn/2/card.json: vocabulary must be 13 distinct entries"),
+    ],
+)
+def test_a_version_that_the_service_cannot_load_is_neither_activated_nor_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, change: dict[str, object], reason: str
+) -> None:
+    folder, other = tmp_path / "store", tmp_path / "other"
+    for each in (folder, folder, other):
+        publish_tiny(each, name)
+    rewrite_card(folder / name / "2", **change)
+    file = str(tmp_path / "version.zip")
+    for store_folder, command, status in (
+        (folder, f"activate {name} 2", 1),
+        (folder, f"export {name}@2 {file}", 0),
+        (other, f"import {file}", 1),
+    ):
+        actual, out, error = run_models_command(capsys, store_folder, *command.split())
+        assert actual == status, command
+        assert (reason in out + error) == bool(status), command
+    assert Store(other).numbers(name) == [1]
+
+
+def test_a_version_is_exported_and_imported(
+    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert run_models_command(capsys, three, "export", NAME)[0] == 0
+    assert Path("tiny-gan-3.zip").read_bytes() == b"".join(archive.export_version(Store(three), NAME, 3))
+    assert run_models_command(capsys, three, "export", NAME)[2] == "error: tiny-gan-3.zip already exists\n"
+    for arguments, expected in (
+        ("import tiny-gan-3.zip", "imported tiny-gan@3; tiny-gan@3 is active (latest)\n"),
+        ("import tiny-gan-3.zip --renumber", "imported tiny-gan@4; tiny-gan@4 is active (latest)\n"),
+    ):
+        assert run_models_command(capsys, tmp_path / "other", *arguments.split()) == (0, expected, "")
+    error = run_models_command(capsys, tmp_path / "other", "import", "tiny-gan-3.zip")[2]
+    assert error == "error: tiny-gan@3 is already in the store\n"
+
+
+@pytest.mark.parametrize("command", ["rollback tiny-gan", "import gan.zip --renumber"])
+def test_a_change_with_unreadable_defaults_is_reported_as_done_or_not_made(
+    three: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(three)
+    Path("gan.zip").write_bytes(b"".join(archive.export_version(Store(three), NAME, 1)))
+    (three / "defaults.json").write_text("[]")
+    status, out, error = run_models_command(capsys, three, *command.split())
+    assert "defaults.json: expected an object from task" in error
+    if command.startswith("import"):
+        assert (status, out, Store(three).find(NAME)) == (1, "", [1, 2, 3])
+    else:
+        assert (status, out, Store(three).active(NAME)) == (0, "tiny-gan@2 is active\n", 2)
+
+
+def test_problems_are_printed_beside_the_rows(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (three / NAME / rollout.FILE).write_text('{"active": 9}')
+    problem = "tiny-gan: tiny-gan/active.json names version 9, which is not in the store\n"
+    for command in ("list", "show"):
+        assert run_models_command(capsys, three, command, NAME)[::2] == (0, problem)
+
+
+def test_a_full_disk_and_an_exited_reader_are_noticed_before_the_exit(
+    three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The output is shorter than the buffer of standard output, which Python would otherwise write only at exit."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    for handle, status, message in (
+        (writer, 0, ""),
+        (os.open("/dev/full", os.O_WRONLY), 1, "error: /dev/stdout: No space left on device\n"),
+    ):
+        for command in (["list"], ["show", NAME, "--json"], ["activate", NAME, "2"], ["verify"]):
+            with os.fdopen(os.dup(handle), "w") as output:
+                monkeypatch.setattr(sys, "stdout", output)
+                assert run_models_command(capsys, three, *command) == (status, "", message)
+        os.close(handle)
+
+
+def test_characters_outside_the_encoding_of_the_output_are_escaped(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "\udcff.zip"  # a file name that is not UTF-8
+    rewrite_card(three / NAME / "3", metrics={"Güte": {"value": 1, "split": "test"}})
+    monkeypatch.setattr(sys, "stdout", (tmp_path / "output").open("w", encoding="ascii"))
+    for command in (["show", NAME], ["export", NAME, str(path)]):
+        assert run_models_command(capsys, three, *command)[0] == 0
+    sys.stdout.close()
+    output = (tmp_path / "output").read_text("ascii")
+    assert "G\\xfcte 1" in output
+    assert "\\udcff.zip: " in output
+    assert path.exists()
