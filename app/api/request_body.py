@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from typing import IO, Annotated, Any, NamedTuple, TypeVar
@@ -324,24 +325,58 @@ async def read_form(request: Request, reader: BodyReader, max_files: int) -> lis
         TooLarge, TooSlow, CallerGone, Overloaded, MemoryFull, TimedOut: as in ``read_json``.
     """
     content_type = header(request, b"content-type")
-    charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
-    if charset.lower() not in CHARSETS:
-        raise BadValue(
-            f"content-type has the charset {quote_value(charset)}; names in a form are in utf-8", "content-type"
-        )
+    boundary = PLAIN_TYPE.fullmatch(content_type)
+    if not boundary:
+        charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
+        if charset.lower() not in CHARSETS:
+            raise BadValue(
+                f"content-type has the charset {quote_value(charset)}; names in a form are in utf-8", "content-type"
+            )
     content = await read_body(request, reader.limit, reader.pause_seconds)
+    if boundary and len(content) <= PART_BYTES and (files := _plain_files(content, boundary[1], max_files)):
+        return files
+
+    def parse() -> list[FormField]:
+        files = _plain_files(content, boundary[1], max_files) if boundary else []
+        return files or asyncio.run(_parse_form(content, content_type, max_files))
+
     size = len(content) // BYTES_PER_VALUE
     try:
         if size <= INLINE_SIZE:
             return await _parse_form(content, content_type, max_files)
-        return await run_before_deadline(
-            request, reader.executor, size, lambda: asyncio.run(_parse_form(content, content_type, max_files))
-        )
+        return await run_before_deadline(request, reader.executor, size, parse)
     except (MultiPartException, KeyError, ValueError) as error:
         reason = str(error)
         if reason.startswith("Too many files"):
             raise BadValue(f"too many files were sent; the maximum is {max_files}", "file") from error
         raise BadValue(f"the multipart body cannot be read: {reason}") from error
+
+
+# A form as browsers, curl and httpx send it: without quoted or non-ASCII characters in names, and with files only
+PLAIN_TYPE = re.compile(r"multipart/form-data; boundary=([\w'()+,./:=?-]{1,70})", re.ASCII)
+PLAIN_PART = re.compile(
+    rb"\r\nContent-Disposition: form-data; name=\"([ !#-:<-\[\]-~]{1,100})\"; "
+    rb"filename=\"([ !#-:<-\[\]-~]{0,255})\"(?:\r\nContent-Type: [\w/.+-]+)?\r\n\r\n",
+    re.ASCII,
+)
+
+
+def _plain_files(content: bytes, boundary: str, max_files: int) -> list[FormField]:
+    """Return the files of a usual form. Return an empty list for all other forms, which the library reads.
+
+    For a small form, the library takes more than ten times as long.
+    """
+    delimiter = b"--" + boundary.encode()
+    first, *others = content.split(b"\r\n" + delimiter)
+    if not others or others.pop() not in (b"--", b"--\r\n") or not first.startswith(delimiter):
+        return []
+    parts = [first[len(delimiter) :], *others]
+    files = []
+    for part in parts:
+        if not (head := PLAIN_PART.match(part)):
+            return []
+        files.append(FormField(head[1].decode(), head[2].decode(), part[head.end() :]))
+    return files if len(files) <= max_files else []
 
 
 class _FormParser(MultiPartParser):

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from support.hypothesis_profiles import QUICK_PROFILE
+from support.hypothesis_profiles import FUZZ
 from support.images import image_bytes, png_with_size, save_image
 from support.networks import TINY, publish_tiny
 from support.processes import memory_mib, reset_memory_peak, serving
@@ -316,7 +316,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
 SEEDS = [image_bytes(kind, size=(9, 9)) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
 
 
-@QUICK_PROFILE
+@FUZZ
 @given(seed=st.sampled_from(SEEDS), position=st.floats(0, 1), cut=st.integers(0, 20), inserted=st.binary(max_size=12))
 def test_a_changed_image_is_parsed_or_rejected_with_a_message(
     classifier: ImageClassifier, seed: bytes, position: float, cut: int, inserted: bytes

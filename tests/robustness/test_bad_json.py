@@ -14,7 +14,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.hypothesis_profiles import QUICK_PROFILE
+from support.hypothesis_profiles import FUZZ
 from support.processes import memory_mib, reset_memory_peak, serving
 from support.responses import (
     CLASSIFY,
@@ -234,7 +234,7 @@ JSON = st.recursive(
 )
 
 
-@QUICK_PROFILE
+@FUZZ
 @given(
     model=st.sampled_from([ClassifyRequest, GenerateTextRequest, ForecastRequest, GenerateImagesRequest]),
     fields=st.dictionaries(
@@ -248,7 +248,7 @@ def test_any_json_is_parsed_or_rejected_with_a_message(model: Any, fields: dict[
         _parse_model(content, 100, with_limits(model))
 
 
-@QUICK_PROFILE
+@FUZZ
 @given(content=st.binary(max_size=60))
 def test_any_bytes_are_parsed_or_rejected_with_a_message(content: bytes) -> None:
     for text in (content, b'{"values": ' + content + b"}"):
@@ -284,7 +284,7 @@ SPECS = [
 ]
 
 
-@QUICK_PROFILE
+@FUZZ
 @given(
     position=st.integers(0, len(BINARY)), cut=st.integers(0, 60), inserted=st.binary(max_size=12),
     length=st.sampled_from(LENGTHS), spec=st.sampled_from(SPECS), coding=st.sampled_from(["", "gzip", "deflate"]),
@@ -302,14 +302,14 @@ def test_changed_binary_tensors_are_parsed_or_rejected_with_a_message(
 CARD = (ROOT / "models_store" / "sine-lstm" / "1" / "card.json").read_bytes()
 
 
-@QUICK_PROFILE
+@FUZZ
 @given(position=st.integers(0, len(CARD)), cut=st.integers(0, 300), inserted=st.binary(max_size=20))
 def test_a_changed_model_card_is_parsed_or_rejected_with_a_message(position: int, cut: int, inserted: bytes) -> None:
     with contextlib.suppress(store.StoreError):
         store.parse_card(CARD[:position] + inserted + CARD[position + cut :], "card.json")
 
 
-@QUICK_PROFILE
+@FUZZ
 @given(field=st.sampled_from(sorted(json.loads(CARD))), value=JSON)
 def test_any_value_on_a_model_card_is_parsed_or_rejected_with_a_message(field: str, value: Any) -> None:
     content = json.dumps({**json.loads(CARD), field: value}).encode("utf-8", "surrogatepass")
@@ -317,7 +317,7 @@ def test_any_value_on_a_model_card_is_parsed_or_rejected_with_a_message(field: s
         store.parse_card(content, "card.json")
 
 
-@QUICK_PROFILE
+@FUZZ
 @given(
     accept=st.text(max_size=40)
     | st.lists(st.sampled_from(["image/png", "*/*", ";q=", ",", "0.5", "nan", " ", "/"])).map("".join)

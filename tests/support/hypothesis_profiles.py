@@ -4,6 +4,5 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-QUICK_PROFILE = settings(
-    max_examples=80, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+# Each run has a new seed. A failure prints its example, and a decorator that repeats it.
+FUZZ = settings(max_examples=80, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck))

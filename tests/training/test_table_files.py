@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from support.hypothesis_profiles import QUICK_PROFILE
+from support.hypothesis_profiles import FUZZ
 
 from training import lstm
 from training.data.datasets import DataError
@@ -634,7 +634,7 @@ STEPS = {"hour": "h", "day": "D", "week": "W-MON", "month": "MS"}
 FORMATS = [(step, pattern) for step, patterns in DATE_FORMATS.items() for pattern in patterns]
 
 
-@settings(QUICK_PROFILE, max_examples=200, phases=[Phase.generate])
+@settings(FUZZ, max_examples=200, phases=[Phase.generate])
 @given(
     kind=st.sampled_from(FORMATS),
     start=st.integers(0, 9000),

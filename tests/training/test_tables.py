@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from support.hypothesis_profiles import QUICK_PROFILE
+from support.hypothesis_profiles import FUZZ
 from support.tables import write_table
 
 from training.data.datasets import DataError
@@ -334,7 +334,7 @@ def test_month_ends_are_one_month_apart() -> None:
     assert (grid.name, np.diff(grid.positions[0]).tolist()) == ("month", [1, 1, 1])
 
 
-@settings(QUICK_PROFILE, max_examples=40, phases=[Phase.generate])
+@settings(FUZZ, max_examples=40, phases=[Phase.generate])
 @given(
     cut=st.integers(0, 900),
     at=st.integers(0, 900),
