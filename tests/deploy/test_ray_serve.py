@@ -19,8 +19,7 @@ from support.service import ROOT, TEST
 
 from app.settings import SettingsError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore")]
-pytest.importorskip("ray.serve", reason="the extra [ray] is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.anyio, pytest.mark.filterwarnings("ignore")]
 
 
 async def test_https_is_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,11 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
-from docs.http_api import anchor
 from support.service import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = ("app", "benchmarks", "deploy", "docs", "models_store", "tests", "training")
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives to a heading."""
+    characters = "".join(character for character in heading.lower() if character.isalnum() or character in " -_")
+    return characters.replace(" ", "-")
 
 
 def text_of(page: Path) -> str:
