@@ -57,10 +57,8 @@ The table states how often each model was measured on the test part:
 
 | model | measurements on the test part |
 |---|---|
-| `shakespeare-rnn@2`, `series-lstm@1` and `@3`, `mnist-cgan`, `mnist-gan`, `mnist-judge` | one |
-| `shakespeare-rnn@4` | one, after the network was chosen from two networks on validation data. After that, the other network was also measured once on the test part |
-| `shakespeare-rnn@5` | the measurements of `@4`, and two more with the same weights, because the notes on the first card were wrong. In version 5, the logits of version 4 are divided by a temperature that was fitted to validation data |
-| `series-lstm@2` | two, with the same weights. Before the second measurement, a change of the code set negative limits of intervals to 0. Before this change, the MSIS was 5.43 (hourly) and 15.78 (weekly) |
+| `series-lstm@3`, `mnist-cgan`, `mnist-gan`, `mnist-judge` | one |
+| `shakespeare-rnn@5` | three. Version 4 was measured once, after it was chosen from two networks on validation data. In version 5, its logits are divided by a temperature that was fitted to validation data. This version was measured twice with the same weights, because the notes on the first card were wrong |
 | `cifar10-accurate` | three: first an earlier network with another training (accuracy 0.9316, published as `cifar10-robust` 1), then with the calibration of its own training (calibration error 0.0117, and 0.0091 with test-time augmentation), and with the published calibration |
 | `cifar10-lenet` | two: for a training with batch size 128 (accuracy 0.742), and for the published training with batch size 512, which is faster |
 | `sine-lstm` | two: before and after a change of the code that computes the forecasts of 50 steps in one call. The figures were the same |
@@ -100,11 +98,8 @@ Each training measures the speed of its network on one thread with the code of t
 model card. `python -m training.evaluation.speed` measures these figures again. On a machine that other programs use, the
 results of two runs can differ by 15 % or more.
 
-Rows of different machines cannot be compared, and several machines have the name AMD EPYC. In four runs on one of them
-(29 November 2026), `series-lstm@3` took 0.97 to 1.40 times as long as `series-lstm@1` for one forecast, but computed
-1.11 to 1.33 times as many in batches. `shakespeare-rnn@5` took 0.81 to 1.15 times as long as `shakespeare-rnn@2` for
-one character, and computed 1.06 to 1.29 times as many in batches. On the same Intel Xeon with AMX, `cifar10-whitened`
-classifies 1,780 and `cifar10-accurate` 841 images per second in batches of 64.
+Rows of different machines cannot be compared, and several machines have the name AMD EPYC. On the same Intel Xeon with
+AMX, `cifar10-whitened` classifies 1,780 and `cifar10-accurate` 841 images per second in batches of 64.
 """
 ITEMS = {"classify": "images", "continue": "characters", "forecast": "forecasts", "sample": "images"}
 SECTIONS = {

@@ -211,7 +211,7 @@ def test_the_shipped_store_is_valid() -> None:
     assert {store.card(*version).task for version in store.versions()} == {"classify", "continue", "forecast", "sample"}
     sizes = [path.stat().st_size for path in store.folder.rglob("*") if path.is_file()]
     assert max(sizes) < 25e6
-    assert sum(sizes) < 80e6  # a clone of the repository downloads all of them
+    assert sum(sizes) < 47e6  # a clone of the repository downloads all of them
 
 
 @pytest.mark.parametrize(

@@ -436,8 +436,8 @@ def test_an_error_of_an_unavailable_version_is_shown_once(shipped: httpx.Client,
     page = open_page(shipped)
     status_of(page, "series")
     held: list[Any] = []
-    page.route("**/v1/models/series-lstm@1", lambda route: held.append(route))
-    page.locator("#series select[name=model]").select_option("series-lstm@1")
+    page.route("**/v1/models/sine-lstm", lambda route: held.append(route))
+    page.locator("#series select[name=model]").select_option("sine-lstm")
     for count in range(1, 5):
         while len(held) < count:  # Playwright calls the function above only during other calls
             page.evaluate("new Promise(requestAnimationFrame)")
