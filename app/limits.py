@@ -13,3 +13,11 @@ from pydantic.dataclasses import dataclass
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Limits:
     """Constants that tests change with ``replace(Limits(), ...)``, or with ``QUARTET_LIMITS`` for other processes."""
+
+    # app/serving
+    model_idle_seconds: float = 300.0  # a version that is not resident is evicted after this time without a request
+    model_in_use_seconds: float = 10.0  # after a request, other requests cannot evict its version for this time
+    load_retry_seconds: float = 30.0  # a failure for lack of memory may pass by itself
+    rollout_check_seconds: float = 0.5  # to read one small file; shorter than the timeout of a readiness probe
+    scan_stall_seconds: float = 10.0  # a scan takes less than 0.1 s on a local disk
+    recovery_check_seconds: float = 1.0  # the restart of a broken process should not take much longer

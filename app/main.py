@@ -39,8 +39,8 @@ from app.observability.tracing import create_tracer
 from app.server.process import run_service
 from app.server.system import cores, trim_heap
 from app.serving.device import limit_threads
-from app.serving.model import PreparedModels
 from app.serving.models import Models
+from app.serving.preload import Preloaded
 from app.settings import Settings, SettingsError
 
 NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # ``RequestTelemetry`` replaces FastAPI's telemetry
@@ -74,11 +74,11 @@ TAGS = [
 
 
 def create_app(
-    settings: Settings | None = None, counters: Storage | None = None, prepared: PreparedModels | None = None
+    settings: Settings | None = None, counters: Storage | None = None, preloaded: Preloaded | None = None
 ) -> FastAPI:
     """Build the application.
 
-    ``counters`` stores the rate-limit counters. ``prepared`` contains the model versions that were loaded before the
+    ``counters`` stores the rate-limit counters. ``preloaded`` contains the model versions that were loaded before the
     workers were forked. All workers share the counters and the loaded versions.
 
     Serve the application with ``python -m app.main``. Other ASGI servers lack the limits on slow connections and on
@@ -91,7 +91,7 @@ def create_app(
     check_torch()
     torch.set_num_threads(settings.threads or cores())
     metrics, log = Metrics(create_tracer(settings.otlp_endpoint), settings.workers), AccessLog(settings.log_format)
-    models, counters = Models(settings, metrics, prepared), counters or limit_storage(settings)
+    models, counters = Models(settings, metrics, preloaded), counters or limit_storage(settings)
 
     key = admin.admin_key(settings)
     app = FastAPIOffline(
@@ -156,12 +156,12 @@ def _middleware(
 async def _lifespan(models: Models, counters: Storage | None, metrics: Metrics, log: AccessLog) -> AsyncIterator[None]:
     """Load the models at the start, watch the store while the application runs, and close everything at the end."""
     limit_threads()  # the event loop computes small batches, and may run in another thread than ``create_app``
-    await models.load()
+    await models.start()
     gc.collect()
     trim_heap()
     gc.freeze()  # the garbage collector skips the loaded models from now on; checking them would delay requests
     gc.set_threshold(10_000, 20, 20)  # collect rarely, because requests leave few reference cycles
-    endless = models.watcher.watch(), models.recovery.watch(), _report(models)
+    endless = models.watch(), models.recovery.watch(), _report(models)
     background = [asyncio.create_task(coroutine) for coroutine in endless]
     yield
     for task in background:

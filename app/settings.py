@@ -55,13 +55,6 @@ class Settings(BaseSettings):
         description="seconds between two scans of the store. 0 means only one scan, at start-up. Then the service does "
         "not try again to load versions that could not be loaded, and versions without requests stay in memory.",
     )
-    model_bytes: int = Field(
-        0,
-        ge=0,
-        description="largest total size, in bytes, of the weights in the memory of each worker. 0 means no limit. "
-        "On a GPU, a version that no request needs is loaded only if its weights need at most half of the free memory, "
-        "and a version that a request needs replaces versions that are not in use. Default models always stay loaded.",
-    )
     max_on_demand_versions: int = Field(
         8,
         ge=0,

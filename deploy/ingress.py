@@ -20,7 +20,7 @@ from app.api.routes.admin import admin_key, check_admin_key
 from app.errors import QuartetError
 from app.settings import Settings
 from app.store import Store, StoreError, TaskName
-from app.store.disk_thread import DiskThread
+from app.store.disk_pool import DiskPool
 from app.tasks import TASKS
 
 REPOSITORY = "/v2/repository/models/"
@@ -92,7 +92,7 @@ class ModelTasks:
         self._interval = poll_seconds or math.inf
         self._tasks: dict[str, TaskName] = {}
         self._read: set[tuple[str, int]] = set()  # versions whose card has been read
-        self._disk = DiskThread("cards")
+        self._disk = DiskPool("cards")
         self._scan: asyncio.Task[None] | None = None  # the scan that is in progress
         self._scanned_at = -math.inf  # start of the last scan, as time.monotonic()
 

@@ -31,9 +31,9 @@ async def resolve_model(request: Request, models: Models, task: Task[P], name: s
     the same ``x-request-id`` therefore get the same version.
 
     Raises:
-        UnknownModel, RetiredModel, UnloadedModel, BadValue, NotReady, TimedOut: see ``Models.wait_for``.
+        UnknownModel, RetiredModel, UnloadedModel, BadValue, NotReady, TimedOut: see ``Models.resolve``.
     """
-    return await models.wait_for(task, name, request.scope.get(REQUEST_ID, ""), deadline)
+    return await models.resolve(task, name, request.scope.get(REQUEST_ID, ""), deadline)
 
 
 def record_version(model: Model) -> None:

@@ -24,7 +24,7 @@ from app.api.middleware.body_memory import hold_memory
 from app.api.request_head import header
 from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, TooLarge, TooSlow, quote_value
-from app.store.disk_thread import DiskThread
+from app.store.disk_pool import DiskPool
 
 BYTES_PER_VALUE = 5  # processing this many bytes or pixels takes as long as processing one value
 JSON_BYTES = 64 * 1024  # largest size of a JSON body, not counting its prompt or values
@@ -130,7 +130,7 @@ async def read_raw_body(request: Request, limit: int, pause_seconds: float) -> b
         raise _paused(pause_seconds) from error
 
 
-async def spool_body(request: Request, disk: DiskThread, file: IO[bytes], limit: int, pause_seconds: float) -> None:
+async def spool_body(request: Request, disk: DiskPool, file: IO[bytes], limit: int, pause_seconds: float) -> None:
     """Write the body to ``file`` as it arrives, and rewind the file. Use this for bodies that are too large for memory.
 
     Raises:

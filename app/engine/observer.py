@@ -89,8 +89,9 @@ class ObserverFactory(Protocol):
     def for_version(self, model: str, version: int) -> EngineObserver:
         """Return the observer of a version. All calls for one version return the same object."""
 
-    def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey]) -> None:
+    def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey], scan_age: float) -> None:
         """Record that ``ready`` versions are in memory, and that ``failed`` versions or files cannot be served.
 
+        ``scan_age`` is the number of seconds since the last scan of the store, or 0 if it is scanned only once.
         Measurements of versions that are not in ``known`` may be discarded.
         """

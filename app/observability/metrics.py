@@ -15,7 +15,7 @@ from app.errors import TimedOut
 from app.observability.logs import log_errors
 from app.observability.multiprocess_metrics import collect_shared, is_shared, rewrite_own_files
 from app.observability.tracing import Tracer
-from app.store.disk_thread import DiskThread
+from app.store.disk_pool import DiskPool
 
 log = logging.getLogger("quartet")
 P = ParamSpec("P")
@@ -47,7 +47,7 @@ class Metrics:
     def __init__(self, tracer: Tracer | None = None, workers: int = 1) -> None:
         self.tracer = tracer
         self._planned_workers = max(workers, 1) if is_shared() else 1
-        self._disk = DiskThread("metrics")
+        self._disk = DiskPool("metrics")
         self.running_requests = 0  # copied to the gauge ``requests_running`` when the registry reports
         self._by_version: dict[VersionKey, VersionMetrics] = {}
         self._known: frozenset[VersionKey] | None = None  # versions that are shown; None means all
@@ -73,6 +73,9 @@ class Metrics:
             "Versions in memory (state ready), and versions or files that cannot be used (state failed)",
             "state",
             mode="livemax",
+        )
+        self.scan_age = self._gauge(
+            "store_scan_age_seconds", "Seconds since the last complete scan of the store", mode="livemax"
         )
         self.workers = self._gauge("workers", "Worker processes that have loaded their models")
         self.planned_workers = self._gauge(
@@ -165,10 +168,11 @@ class Metrics:
         self.rate_limited.labels(key).inc()
 
     @log_errors
-    def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey]) -> None:
+    def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey], scan_age: float) -> None:
         self.workers.set(1)  # the first report comes after the models were loaded
         self.states.labels("ready").set(ready)
         self.states.labels("failed").set(failed)
+        self.scan_age.set(scan_age)
         self.requests_running.set(self.running_requests)
         self._known = known
         with self._lock:

@@ -27,19 +27,18 @@ from app.server.uvicorn_server import (
     tls_context,
 )
 from app.serving.device import find_device
-from app.serving.model import PreparedModels, check_store
-from app.serving.preload import preload
-from app.serving.store_snapshot import worker_bytes
+from app.serving.model import check_store
+from app.serving.preload import Preloaded, worker_bytes
 from app.settings import Settings, SettingsError
 
 MAX_WORKERS = 16
 
 
 class AppFactory(Protocol):
-    """Builds the application. Workers share the rate-limit ``counters`` and the ``prepared`` versions."""
+    """Builds the application. Workers share the rate-limit ``counters`` and the ``preloaded`` versions."""
 
     def __call__(
-        self, settings: Settings, counters: Storage | None = None, prepared: PreparedModels | None = None
+        self, settings: Settings, counters: Storage | None = None, preloaded: Preloaded | None = None
     ) -> FastAPI: ...
 
 
@@ -74,7 +73,7 @@ def plan_workers(settings: Settings) -> tuple[int, int]:
     if single and settings.workers > 1:
         reason = "only one process can use a GPU" if can_fork() else "this system cannot fork processes"
         raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {reason}; allowed values: 0, 1")
-    memory_per_worker = worker_bytes(settings.store, settings.model_bytes)
+    memory_per_worker = worker_bytes(settings.store)
     fitting = cores() if memory is None else int(memory / 2 // memory_per_worker)
     default = 1 if single else max(1, min(cores() // max(settings.threads, 1), fitting, MAX_WORKERS))
     workers = settings.workers or default
@@ -147,13 +146,13 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
         # The requests may take the whole grace period, and the engines may take as long again. 5 s are a margin.
         parent, stop_seconds = os.getpid(), 2 * settings.shutdown_grace_seconds + 5
 
-        prepared = preload(worker_settings)
+        preloaded = Preloaded()
 
         def work(channel: socket.socket) -> None:
             restore_metrics_folder()
             log_in_background()
             exit_if_orphaned(parent, stop_seconds)
-            run_server(WorkerServer(create_app(worker_settings, counters, prepared), worker_settings, channel))
+            run_server(WorkerServer(create_app(worker_settings, counters, preloaded), worker_settings, channel))
 
         return Supervisor(
             listener,
@@ -164,4 +163,6 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
             kill_after_seconds=stop_seconds,
             ready=lambda: announce(listener, settings),
             died=remove_process,
+            prepare=lambda: preloaded.load(worker_settings),
+            tick=preloaded.release_evicted,
         ).run()

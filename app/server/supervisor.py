@@ -72,8 +72,8 @@ class Supervisor:
 
     A worker without a heartbeat for ``unready_after_seconds`` gets connections only if no other worker accepts them.
     After ``liveness_timeout_seconds`` without a heartbeat, the worker is replaced. When the service is stopped, workers
-    that still run after ``kill_after_seconds`` are killed. ``ready()`` is called when the service listens, and
-    ``died(pid)`` when a worker has ended.
+    that still run after ``kill_after_seconds`` are killed. ``ready()`` is called when the service listens,
+    ``died(pid)`` when a worker has ended, ``prepare()`` before a worker starts, and ``tick()`` at intervals.
     """
 
     def __init__(
@@ -86,6 +86,8 @@ class Supervisor:
         kill_after_seconds: float,
         ready: Callable[[], None],
         died: Callable[[int], None],
+        prepare: Callable[[], None] = lambda: None,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._listener = listener
         self._work = work
@@ -95,6 +97,7 @@ class Supervisor:
         self._kill_after_seconds = kill_after_seconds
         self._ready = ready
         self._died = died
+        self._prepare, self._tick = prepare, tick
         self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
         self._accepting = False
@@ -129,6 +132,7 @@ class Supervisor:
                     key.data()
                 self._offer_again()
                 self._check_workers()
+                self._tick()
         except BaseException:  # workers must not outlive the supervisor
             self._kill()
             raise
@@ -137,6 +141,7 @@ class Supervisor:
     def _spawn_missing(self) -> None:
         """Start missing workers."""
         while self._stopping is None and len(self._workers) < self._count and time.monotonic() >= self._start_after:
+            self._prepare()
             try:
                 worker = self._spawn()
             except OSError as error:  # out of memory, processes or files: try again later

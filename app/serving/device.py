@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
 from app.settings import SettingsError
-
-log = logging.getLogger("quartet")
 
 
 def find_device(name: str) -> torch.device:
@@ -27,22 +23,6 @@ def find_device(name: str) -> torch.device:
             f"QUARTET_DEVICE is {name!r}: {available}; allowed values: auto, cpu" + (", cuda:N" if count else "")
         )
     return torch.device(name)
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Return the number of bytes that new tensors can use on a GPU, or None for the CPU.
-
-    Memory that torch has reserved, but that no tensor uses, counts as free. If the GPU does not report its memory,
-    return 0.
-    """
-    if device.type != "cuda":
-        return None
-    try:
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    except RuntimeError as error:
-        log.warning("the free memory of %s cannot be read: %s", device, error)
-        return 0
 
 
 def limit_threads() -> None:

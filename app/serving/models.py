@@ -1,58 +1,74 @@
-"""Decide for one process which version serves a request and which versions are in memory.
+"""The table of all model versions in this process, and the loop that keeps it in line with the store.
 
-After each scan of the store, `Models` determines the desired versions. It loads missing versions, and evicts
-versions that are not needed any more.
+The loop scans the store, plans (see ``app.serving.plan``) and applies the plan: it serves, loads and evicts versions.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import re
 import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import cast
 from weakref import WeakSet
 
 from app.engine.executor import Executor
 from app.engine.observer import EngineObserver, ObserverFactory, VersionKey
-from app.errors import BadValue, NotFound, NotReady, TimedOut, UnknownModel, UnloadedModel, quote_value
-from app.serving.device import find_device, free_bytes, limit_threads
-from app.serving.model import Engine, Loader, LoadFailure, Model, P, PreparedModels, check_store
-from app.serving.model_cache import LoadTask, ModelCache, ModelLoading, VersionState, VersionStatus
-from app.serving.reconcile import (
+from app.errors import BadValue, NotFound, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, quote_value
+from app.serving.device import find_device, limit_threads
+from app.serving.model import Engine, Model, P, check_store, is_transient, prepare, with_engines
+from app.serving.plan import (
+    Entry,
+    State,
+    VersionSet,
+    VersionSets,
     check_defaults,
-    desired_versions,
-    sets_to_serve,
-    versions_to_evict,
-    versions_to_load,
+    plan,
     versions_to_replace,
 )
+from app.serving.preload import Preloaded
 from app.serving.recovery import RecoveryMonitor
-from app.serving.store_watcher import StoreWatcher
-from app.serving.version_set import VersionSet, models_for, resolve_name, served_names
+from app.serving.snapshot import Snapshot
 from app.settings import Settings
-from app.store import Card, Store, TaskName
-from app.store.disk_thread import DiskThread
+from app.store import Card, Store, StoreError, TaskName
+from app.store.disk_pool import DiskPool
 from app.tasks import Task
 
 log = logging.getLogger("quartet")
 
 PARSE_NICENESS = 5  # so that decoding large images and unpacking bodies does not delay the event loop
+DISK_THREADS = 16  # some administrative requests take minutes
+LOAD_NICENESS = 10  # so that loading a version does not delay requests for other versions
 
 
 class Models:
-    """Chooses the model version for each request, and keeps the desired versions in memory.
+    """Chooses the model version for each request, and keeps the resident versions (see ``plan``) in memory.
 
-    The resident versions of each model (see ``reconcile``) stay in memory if ``settings.model_bytes`` and the GPU allow
-    it. Other versions are loaded on demand. A damaged version never prevents other versions from being served.
+    A damaged version never prevents other versions from being served. ``preloaded`` are versions that were loaded
+    before this process was forked. ``clock`` returns seconds.
 
-    ``prepared`` are versions that were loaded before this process was forked.
+    Attributes:
+        table: all versions in the store or in memory.
+        version_sets: the served versions, by model name.
+        defaults: the name of the default model of each task.
+        disk: the threads that access the store.
 
     Raises:
         SettingsError: the device or the store does not exist.
     """
 
-    def __init__(self, settings: Settings, observers: ObserverFactory, prepared: PreparedModels | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        observers: ObserverFactory,
+        preloaded: Preloaded | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.settings = settings
         self.observers = observers
         self.device = find_device(settings.device)
@@ -61,32 +77,37 @@ class Models:
         waiting = settings.queue_rows
         self.parse_executor = executor("parse", settings.parse_threads, max_waiting=waiting, niceness=PARSE_NICENESS)
         self.large_image_executor = executor("large images", niceness=PARSE_NICENESS)  # one at a time, to limit memory
-        self.load_executor = executor("load")  # its thread gets a low priority when it loads while requests are served
+        self.load_executor = executor("load")
         check_store(settings.store)
         self.store = Store(settings.store)
-        self.cache = ModelCache(observers, settings.model_bytes, partial(free_bytes, self.device))
-        self.loader = Loader(settings, observers, self.executor, self.device, prepared or {})
-        self.watcher = StoreWatcher(
-            self.store, settings.store_poll_seconds, failed=self.cache.failures, on_scan=self._reconcile
-        )
-        self._picture_disk = DiskThread("pictures")
-        self.version_sets: dict[str, VersionSet] = {}  # the served versions, by model name
+        self.snapshot = Snapshot()
+        self.table: dict[VersionKey, Entry] = {}
+        self.version_sets: dict[str, VersionSet] = {}
+        self.desired: VersionSets = {}  # served as soon as their versions are in memory
         self.defaults: dict[TaskName, str] = {}
         self.stopping = self.closed = False  # while the service stops, it still answers requests until it is closed
-        self.recovery = RecoveryMonitor(self.loaded, self.executor)
-        self._default_failures: list[LoadFailure] = []
+        self.recovery = RecoveryMonitor(self.loaded, self.executor, settings.limits.recovery_check_seconds)
+        self._preloaded = preloaded or Preloaded()
+        self._clock = clock
+        self._file_problems: list[tuple[str, str]] = []  # path and error message
+        self._started = False  # whether requests are served while versions are loaded
+        self.disk = DiskPool("store", DISK_THREADS)
+        self._scan_lock = asyncio.Lock()
+        self._scanned_at = -math.inf  # time on the clock at the start of the last successful scan
+        self._stall_logged = False
+        self._loads: set[asyncio.Task[None]] = set()
         self._engines: WeakSet[Engine] = WeakSet()  # also engines of evicted versions that finish requests
         self._reported_observers: set[EngineObserver] = set()  # observers whose last report may not be 0
-        self._reconcile_task: asyncio.Task[None] | None = None
-        self._in_background = False  # whether requests are served while versions are loaded
 
     # Resolving requests
 
-    def resolve(self, task: Task[P], model: str | None, request_id: str = "") -> Model[P]:
-        """Return the version that serves a request. If it is not in memory, start to load it.
+    async def resolve(self, task: Task[P], model: str | None, request_id: str, deadline: float) -> Model[P]:
+        """Return the version that serves a request. If it is not in memory, load it and wait.
 
         ``model`` is a name, ``name@version``, or None for the task's default model. Without a version number,
-        ``request_id`` decides between the active version and the canary, if there is one.
+        ``request_id`` decides between the active version and the canary, if there is one. ``deadline`` is on the event
+        loop's clock. Before an unloaded model is rejected, its rollout is read again, because another process may have
+        just loaded the model.
 
         Raises:
             UnknownModel: no such model or version.
@@ -94,109 +115,131 @@ class Models:
             BadValue: the model is for another task.
             NotFound: ``model`` is None, and the task has models but no default model.
             NotReady: no model serves the task, shutdown has begun, or the process ends because of a failure.
-            ModelLoading: the version is not in memory; its loading has begun.
             TooManyVersions: the version is not in memory, and the versions that it would replace are in use.
-        """
-        if self.closed or self.recovery.failure:
-            raise NotReady("the service is stopping")
-        name, number = (
-            self._resolve_default(task.name, request_id) if model is None else self.resolve_name(model, request_id)
-        )
-        loaded = self.cache.get(name, number)
-        card = loaded.card if loaded else self.card(name, number)
-        if card is None:  # the version was just removed from the store
-            raise UnknownModel(model or name, served_names(self.version_sets))
-        if card.task != task.name:
-            mismatch = f"model {quote_value(model or name)} is for the task {card.task!r}, not {task.name!r}"
-            names = models_for(task.name, self.version_sets, self.card) or "none"
-            raise BadValue(f"{mismatch}; models for that task: {names}", "model")
-        if loaded is None:
-            self._make_room(name, number)
-            raise ModelLoading(f"{name}@{number}", self._load_version(name, number))
-        loaded.last_used_at = time.monotonic()
-        return cast("Model[P]", loaded)  # ``task`` is the task of the card
-
-    def _make_room(self, name: str, number: int) -> None:
-        """Evict versions to make room for the version that a request needs. Raises TooManyVersions."""
-        sets = [*self.version_sets.values(), *self._desired().values()]
-        resident = {(version_set.name, each) for version_set in sets for each in version_set.resident}
-        loading, models = self.cache.loading(), self.cache.models()
-        if (name, number) in loading or (name in self.defaults.values() and (name, number) in resident):
-            return
-        keys = [*loading, *((model.card.name, model.card.version) for model in models), (name, number)]
-        surplus = sum(key not in resident for key in keys) - self.settings.max_on_demand_versions
-        sizes, limit = self.watcher.snapshot.weights_bytes, self.cache.limit()
-        coming = sum(sizes.get(key, 0) for key in (*loading, (name, number)))  # a loading version may not be in sizes
-        surplus_bytes = self.cache.bytes() + coming - limit if limit else 0
-        others = [model for model in models if not self._is_default(model)]
-        surplus = 0 if (name, number) in resident else surplus
-        replaced = versions_to_replace(others, surplus, surplus_bytes, resident.__contains__, time.monotonic(), loading)
-        for model in replaced:
-            self.cache.evict(model, f"{name}@{number} replaces it")
-
-    async def wait_for(self, task: Task[P], model: str | None, request_id: str, deadline: float) -> Model[P]:
-        """Return the version that serves a request, as ``resolve`` does, but wait until it is in memory.
-
-        ``deadline`` is on the event loop's clock. Before an unloaded model is rejected, its rollout is read again,
-        because another process may have just loaded the model.
-
-        Raises:
             TimedOut: the deadline has passed.
         """
-        rechecked = False
-        while True:
-            try:
-                return self.resolve(task, model, request_id)
-            except UnloadedModel:
-                if rechecked:
-                    raise
-                await self.recheck((model or "").partition("@")[0], deadline)
-                rechecked = True
-                continue
-            except ModelLoading as loading:
-                load_task = loading.task
+        try:
+            entry = self._find(task, model, request_id)
+        except UnloadedModel:
+            await self.recheck((model or "").partition("@")[0], deadline)
+            entry = self._find(task, model, request_id)
+        while entry.model is None:
+            self._load_on_demand(entry)
             try:
                 async with asyncio.timeout_at(deadline):
-                    result = await asyncio.shield(load_task)  # other requests may wait for this task too
+                    await entry.loaded.wait()
             except TimeoutError:
                 raise TimedOut("the deadline passed before the model was in memory") from None
-            if isinstance(result, Model):
-                return cast("Model[P]", result)
+            entry = self._find(task, model, request_id)
+        entry.used_at = self._clock()
+        return cast("Model[P]", entry.model)  # ``task`` is the task of the card
+
+    def _find(self, task: Task[P], model: str | None, request_id: str) -> Entry:
+        """Return the entry of the version that serves a request. Raises as ``resolve`` does."""
+        if self.closed or self.recovery.failure:
+            raise NotReady("the service is stopping")
+        key = self._resolve_default(task.name, request_id) if model is None else self.resolve_name(model, request_id)
+        entry = self.table.get(key)
+        if entry is None or entry.stored.card is None or entry.state is State.FAILED:  # the version was just removed
+            raise UnknownModel(model or key[0], self.served_names())
+        if entry.stored.card.task != task.name:
+            mismatch = (
+                f"model {quote_value(model or key[0])} is for the task {entry.stored.card.task!r}, not {task.name!r}"
+            )
+            names = ", ".join(self._names_for(task.name)) or "none"
+            raise BadValue(f"{mismatch}; models for that task: {names}", "model")
+        return entry
 
     def resolve_name(self, model: str, request_id: str = "", param: str = "model") -> VersionKey:
-        """Return the model name and the version number for ``model``; see ``version_set.resolve_name``.
+        """Return the model name and the version number for ``model``, which is ``name`` or ``name@version``.
+
+        Without a version, ``request_id`` decides between the active version and the canary. ``param`` is the name of
+        the request field or path parameter that contained ``model``, for error messages.
 
         Raises:
             UnknownModel, RetiredModel, UnloadedModel: see ``resolve``.
         """
-        return resolve_name(self.version_sets, model, request_id, param)
+        name, at, version = model.partition("@")
+        version_set = self.version_sets.get(name)
+        if version_set is None:
+            raise UnknownModel(model, self.served_names(), param)
+        if version_set.unloaded:
+            raise UnloadedModel(f"model {quote_value(name)} is unloaded and must be loaded first", param)
+        number = version_set.version_for(request_id)
+        if at:
+            number = int(version) if re.fullmatch(r"[1-9][0-9]{0,8}", version) else None
+        served = [f"{name}@{each}" for each in version_set.numbers]
+        if number in version_set.retired:
+            names = ", ".join(served) or "none"
+            raise RetiredModel(f"model {quote_value(model)} is retired; served models: {names}", param)
+        if number not in version_set.numbers:
+            raise UnknownModel(model, served or self.served_names(), param)
+        return name, number
+
+    def served_names(self) -> list[str]:
+        """Return the names of the models that have served versions."""
+        return [name for name, version_set in self.version_sets.items() if version_set.numbers]
 
     def _resolve_default(self, task: TaskName, request_id: str) -> VersionKey:
         name = self.defaults.get(task, "")
         number = version_set.version_for(request_id) if (version_set := self.version_sets.get(name)) else None
         if number is None:
-            defaults, names = self.watcher.snapshot.defaults, models_for(task, self.version_sets, self.card)
-            if names and defaults is not None and task not in defaults:
+            names = ", ".join(self._names_for(task))
+            if names and task not in self.snapshot.defaults and "defaults.json" not in self.snapshot.problems:
                 raise NotFound(f"the task {task!r} has no default model; set model to one of: {names}", "model")
-            reasons = [failure.message for failure in self.failures]
+            reasons = [f"{each.label}: {each.reason}" if each.version else each.reason for each in self.failures]
             raise NotReady(f"no model serves the task {task!r}" + (f" ({'; '.join(reasons)})" if reasons else ""))
         return name, number
 
+    def _names_for(self, task: TaskName) -> list[str]:
+        return [name for name in self.version_sets if (card := self.card(name)) and card.task == task]
+
+    def _load_on_demand(self, entry: Entry) -> None:
+        """Start to load a version that a request needs, and make room for it. Raises TooManyVersions."""
+        if entry.state is State.LOADING:
+            return
+        sets = [*self.version_sets.values(), *self.desired.values()]
+        resident = {(each.name, number) for each in sets for number in each.resident}
+        if (entry.name, entry.version) not in resident:
+            others = [other for key, other in self.table.items() if key not in resident and other is not entry]
+            limit, in_use_seconds = self.settings.max_on_demand_versions, self.settings.limits.model_in_use_seconds
+            for replaced in versions_to_replace(others, limit, self._clock(), in_use_seconds):
+                self._evict(replaced, f"{entry.label} replaces it")
+        self._load(entry)
+
     # Models and versions
+
+    def entry(self, name: str, number: int | None = None) -> Entry:
+        """Return the entry of a version. Without ``number``, use the active version. It is empty if there is none."""
+        if number is None and name in self.version_sets:
+            number = self.version_sets[name].active
+        return self.table.get((name, number or 0)) or Entry(name, 0)
 
     def card(self, name: str, number: int | None = None) -> Card | None:
         """Return the card of a version, or None if it does not exist. Without ``number``, use the active version."""
-        if number is None and name in self.version_sets:
-            number = self.version_sets[name].active
-        return None if number is None else self.watcher.snapshot.cards.get((name, number))
+        return self.entry(name, number).stored.card
 
-    def pictures(self, card: Card) -> tuple[str, ...]:
-        """Return the file names of the pictures that the training of a version has made."""
-        files = self.watcher.snapshot.files.get((card.name, card.version))
-        return files.pictures if files else ()
+    def versions(self) -> list[Entry]:
+        """Return the versions that are served, in memory or failed, or whose model is unloaded, sorted."""
+        served = {(each.name, n) for each in self.version_sets.values() for n in (*each.numbers, *each.unloaded)}
+        return [
+            self.table[key]
+            for key in sorted(self.table)
+            if key in served or self.table[key].state in (State.READY, State.FAILED)
+        ]
+
+    def loaded(self) -> list[Model]:
+        """Return the versions in memory, sorted by name and number."""
+        return [entry.model for _, entry in sorted(self.table.items(), key=lambda item: item[0]) if entry.model]
+
+    @property
+    def failures(self) -> list[Entry]:
+        """The versions and files that cannot be used, each with the reason."""
+        failed = [entry for entry in self.versions() if entry.state is State.FAILED]
+        return [*failed, *(Entry(path, 0, state=State.FAILED, reason=reason) for path, reason in self._file_problems)]
 
     async def read_picture(self, card: Card, file: str) -> bytes:
-        """Return the content of a picture of a version. ``file`` is one of the names that ``pictures`` returns.
+        """Return the content of a picture of a version. ``file`` is one of the names in its entry.
 
         Raises:
             NotFound: the file cannot be read, for example because it was removed.
@@ -204,50 +247,51 @@ class Models:
         """
         path = self.store.path(card.name, card.version) / file
         try:
-            return await self._picture_disk.run_within(self.settings.request_seconds, self.store.disk.read, path)
+            return await self.disk.run_within(self.settings.request_seconds, self.store.disk.read, path)
         except TimeoutError:
             raise TimedOut("the deadline passed before the store answered") from None
         except OSError as error:
             raise NotFound(f"{path.name} cannot be read: {error.strerror}", "file") from None
 
-    def state(self, name: str, number: int) -> VersionState:
-        """Return the state of a version. If its card cannot be read, the state is failed."""
-        if any((failure.name, failure.version) == (name, number) for failure in self.watcher.snapshot.failures):
-            return VersionState.FAILED
-        return self.cache.state(name, number)
+    # The loop: scan, plan, apply
 
-    def versions(self) -> list[VersionStatus]:
-        """Return the state of each version that is served, in memory or failed, or whose model is unloaded.
+    async def start(self) -> None:
+        """Scan the store and load the resident versions, default models first."""
+        await self._scan()
+        await self.settled()
+        self._started = True
+        self.load_executor.close()
+        self.load_executor = Executor("load", niceness=LOAD_NICENESS, prepare_thread=limit_threads)
 
-        The list is sorted by name and number. The list contains a retired version only while this version is in memory
-        or failed.
+    async def settled(self) -> None:
+        """Wait until no version is being loaded."""
+        while self._loads:
+            await asyncio.wait(self._loads)
+
+    async def watch(self) -> None:
+        """Scan the store at intervals until this task is cancelled, unless polling is off."""
+        while self.settings.store_poll_seconds:
+            await asyncio.sleep(self.settings.store_poll_seconds)
+            await self.refresh()
+
+    async def refresh(self, deadline: float | None = None) -> None:
+        """Scan the store now, unless polling is off, and start to load and evict versions accordingly.
+
+        Concurrent callers share one scan, if it starts after their calls. ``deadline`` is on the event loop's clock.
+
+        Raises:
+            TimedOut: the deadline has passed.
         """
-        reasons = {(failure.name, failure.version): failure.reason for failure in self.failures if failure.version}
-        ready = {(model.card.name, model.card.version) for model in self.cache.models()}
-        served = {(each.name, n) for each in self.version_sets.values() for n in (*each.numbers, *each.unloaded)}
-        return [
-            VersionStatus(*key, self.state(*key), reasons.get(key, "")) for key in sorted({*reasons, *ready, *served})
-        ]
-
-    def loaded(self) -> list[Model]:
-        """Return the versions in memory, sorted by name and number."""
-        return self.cache.models()
-
-    @property
-    def failures(self) -> list[LoadFailure]:
-        """The versions and files that cannot be used, each with the reason. ``version`` is 0 for files."""
-        return [*self.watcher.snapshot.failures, *self.cache.failures().values(), *self._default_failures]
-
-    # Reconciling: store snapshot -> desired versions -> difference -> load, publish, evict
-
-    async def load(self) -> None:
-        """Scan the store and load the versions that stay in memory, default models first."""
-        await self.watcher.scan()
-        self._update_defaults()
-        self._update_served()
-        await self._load_missing()
-        self._update_defaults()
-        self._in_background = True
+        called_at = self._clock()
+        try:
+            async with asyncio.timeout_at(deadline), self._scan_lock:
+                if self._scanned_at <= called_at and self.settings.store_poll_seconds:
+                    try:
+                        await self._scan()
+                    except Exception:  # for example a network file system that is unavailable for a moment
+                        log.exception("the store cannot be scanned")
+        except TimeoutError:
+            raise TimedOut("the deadline passed before the store answered") from None
 
     async def recheck(self, name: str, deadline: float) -> None:
         """Scan the store if another process has loaded or unloaded this model since the last scan.
@@ -260,102 +304,105 @@ class Models:
         version_set = self.version_sets.get(name)
         if version_set is None:
             return
-        unloaded = await self.watcher.is_unloaded(name)
-        if unloaded not in (None, bool(version_set.unloaded)):
-            await self.refresh(deadline)
+        with suppress(TimeoutError, StoreError):
+            seconds = self.settings.limits.rollout_check_seconds
+            rollout = await self.disk.run_within(seconds, self.store.rollout, name)
+            if rollout.unloaded != bool(version_set.unloaded):
+                await self.refresh(deadline)
 
-    async def refresh(self, deadline: float) -> None:
-        """Scan the store now, unless polling is off, and start to load and evict versions accordingly.
+    async def _scan(self) -> None:
+        started_at = self._clock()
+        self.snapshot = await self.disk.run(Snapshot.read, self.store, self.snapshot)
+        self._update_table()
+        self._apply()
+        self._scanned_at = started_at
+        if self._stall_logged:
+            log.info("the store is scanned again")
+            self._stall_logged = False
 
-        Raises:
-            TimedOut: ``deadline``, a time on the event loop's clock, has passed.
-        """
+    def _update_table(self) -> None:
+        """Copy the result of a scan to the table. A version in memory stays even if its files are damaged."""
+        stored = {
+            (name, number): version
+            for name, numbers in self.snapshot.versions.items()
+            for number, version in numbers.items()
+            if version.card or number not in self.snapshot.rollouts[name].retired
+        }
+        for key in self.table.keys() - stored.keys():
+            if self.table[key].state in (State.UNLOADED, State.FAILED):
+                del self.table[key]
+        for key, version in stored.items():
+            entry = self.table.setdefault(key, Entry(*key))
+            if entry.state is State.LOADING or (entry.state is State.READY and not version.card):
+                continue
+            changed, entry.stored = entry.stored != version, version
+            if entry.state is State.UNLOADED or changed or self._clock() >= entry.retry_at:
+                if version.problem:
+                    self._fail(entry, version.problem)
+                elif entry.state is State.FAILED:
+                    entry.state, entry.reason = State.UNLOADED, ""
+
+    def _apply(self) -> None:
+        """Serve, evict and load versions according to a new plan. At most one version at a time is loaded for it."""
+        idle_seconds = self.settings.limits.model_idle_seconds
+        current = plan(self.snapshot, self.table, self.version_sets, self._clock(), idle_seconds)
+        for name, version_set in current.serve.items():
+            known = self.version_sets.get(name)
+            if self._started and (known is None or known.describe() != version_set.describe()):
+                log.info("%s: %s", name, version_set.describe())
+        self.version_sets, self.desired = current.serve, current.desired
+        for key, reason in current.evict.items():
+            self._evict(self.table[key], reason)
+        if current.load and not self.closed:
+            self._load(self.table[current.load[0]])
+        self.defaults, reasons = check_defaults(self.snapshot, {name: self.card(name) for name in self.version_sets})
+        problems = [*self.snapshot.problems.items(), *(("defaults.json", reason) for reason in reasons)]
+        for problem in problems:
+            if problem not in self._file_problems:
+                log.error("%s", problem[1])
+        self._file_problems = problems
+
+    def _load(self, entry: Entry) -> None:
+        """Start to load a version, unless it is being loaded already."""
+        if entry.state is not State.LOADING:
+            entry.state, entry.loaded = State.LOADING, asyncio.Event()
+            task = asyncio.get_running_loop().create_task(self._finish_loading(entry))
+            self._loads.add(task)
+            task.add_done_callback(self._loads.discard)
+
+    async def _finish_loading(self, entry: Entry) -> None:
+        """Load a version on ``load_executor``, which loads one version at a time, and plan again."""
         try:
-            async with asyncio.timeout_at(deadline):
-                await self.watcher.refresh()
-        except TimeoutError:
-            raise TimedOut("the deadline passed before the store answered") from None
+            entry.model = await self.load_executor.run(self._read_model, entry)
+            entry.state, entry.used_at = State.READY, self._clock()
+            self._engines.update(entry.model.engines)
+            log.info("%s is loaded", entry.label)
+        except Exception as error:  # one damaged version must not keep others from serving
+            retry_at = self._clock() + self.settings.limits.load_retry_seconds if is_transient(error) else math.inf
+            reason = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            self._fail(entry, reason, retry_at)
+        entry.loaded.set()
+        self._apply()
 
-    def _reconcile(self) -> None:
-        """Apply a new scan: publish and evict versions now, and load missing versions in a background task."""
-        for name, number in self.watcher.snapshot.retry:
-            self.cache.reset_failed(name, number)
-        self._update_served()
-        for model, reason in versions_to_evict(self.cache.models(), self.version_sets, time.monotonic()):
-            self.cache.evict(model, reason)
-        self._update_defaults()
-        if not self._reconcile_task or self._reconcile_task.done():
-            self._reconcile_task = asyncio.create_task(self._load_missing())
+    def _read_model(self, entry: Entry) -> Model:
+        """Load a version. Called on a thread."""
+        prepared = self._preloaded.take(entry.name, entry.version, entry.stored.stamp)
+        if prepared is None:
+            prepared = prepare(self.settings, self.device, entry.name, entry.version)
+        self.observers.for_version(entry.name, entry.version).on_memory(prepared.weights_bytes)
+        return with_engines(prepared, self.settings, self.executor, self.observers)
 
-    def _desired(self) -> dict[str, VersionSet]:
-        return desired_versions(self.watcher.snapshot, self.cache.failures())
+    def _fail(self, entry: Entry, reason: str, retry_at: float = math.inf) -> None:
+        if entry.reason != reason or entry.state is State.LOADING:
+            log.error("%s is not served: %s", entry.label, reason)
+        entry.state, entry.reason, entry.retry_at = State.FAILED, reason, retry_at
 
-    def _to_load(self, desired: dict[str, VersionSet]) -> list[VersionKey]:
-        cache, defaults, sizes = self.cache, set(self.defaults.values()), self.watcher.snapshot.weights_bytes
-        return versions_to_load(
-            desired, self.version_sets, cache.sizes(), defaults, cache.limit(), sizes, cache.loading()
-        )
-
-    async def _load_missing(self) -> None:
-        """Load the missing versions one after the other. After each load, determine the next version again."""
-        while to_load := self._to_load(self._desired()):
-            await self._load_version(*to_load[0])
-            self._update_served()
-
-    def _update_served(self) -> None:
-        """Use the desired version set of each model if ``sets_to_serve`` yields it. Otherwise keep the old set."""
-        desired = self._desired()
-        for name in self.version_sets.keys() - desired.keys():
-            del self.version_sets[name]
-        for version_set in sets_to_serve(desired, self.version_sets, self._to_load(desired)):
-            self._serve(version_set)
-
-    def _serve(self, version_set: VersionSet) -> None:
-        current = self.version_sets.get(version_set.name)
-        self.version_sets[version_set.name] = version_set
-        if self._in_background and (current is None or current.describe() != version_set.describe()):
-            log.info("%s: %s", version_set.name, version_set.describe())
-
-    def _load_version(self, name: str, number: int) -> LoadTask:
-        """Return the task that loads a version. All callers share one task."""
-        task = self.cache.load_task(name, number)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._load(name, number))
-            self.cache.set_loading(name, number, task)
-        return task
-
-    async def _load(self, name: str, number: int) -> Model | LoadFailure:
-        """Load a version on ``load_executor``, which loads one version at a time, and record the result."""
-        result = await self.load_executor.run(self.loader.load, name, number, in_background=self._in_background)
-        if isinstance(result, LoadFailure):
-            self.cache.set_failed(result)
-            result.log()
-            if current := self.version_sets.get(name):
-                self._serve(self._desired()[name] if current.active == number else current.without(number))
-            return result
-        result.last_used_at = time.monotonic()
-        self._engines.update(result.engines)
-        self.cache.add(result, must_stay=self._is_default)
-        return result
-
-    def _is_default(self, model: Model) -> bool:
-        """Return whether a version is the active version of a task's default model."""
-        version_set = self.version_sets.get(model.card.name)
-        return model.card.name in self.defaults.values() and (
-            not version_set or version_set.active == model.card.version
-        )
-
-    def _update_defaults(self) -> None:
-        """Use the valid default models of the snapshot. If ``defaults.json`` is unreadable, keep the current models."""
-        snapshot = self.watcher.snapshot
-        defaults = self.defaults if snapshot.defaults is None else snapshot.defaults
-        self.defaults, reasons = check_defaults(defaults, self.card, snapshot.names, snapshot.unloaded)
-        if snapshot.defaults_error:
-            reasons.insert(0, snapshot.defaults_error)
-        if reasons != [failure.reason for failure in self._default_failures]:
-            self._default_failures = [LoadFailure("defaults.json", 0, reason) for reason in reasons]
-            for reason in reasons:
-                log.error("%s", reason)
+    def _evict(self, entry: Entry, reason: str) -> None:
+        """Remove a version from memory. Its engine still finishes the requests that it has accepted."""
+        entry.state, entry.model = State.UNLOADED, None
+        self._preloaded.on_evicted(entry.name, entry.version)
+        self.observers.for_version(entry.name, entry.version).on_memory(0)
+        log.info("%s is evicted: %s", entry.label, reason)
 
     # Health and shutdown
 
@@ -377,27 +424,30 @@ class Models:
         return [f"{model.id} fails on every input" for model in failing]
 
     def report(self) -> None:
-        """Report the waiting and running rows and the number of versions. Called at intervals, not for each request."""
-        engines = list(self._engines)
-        counts = dict.fromkeys(self._reported_observers, (0, 0))  # an observer without engines reports 0 once
-        for engine in engines:
-            waiting, running = counts.get(engine.observer, (0, 0))
-            counts[engine.observer] = waiting + engine.row_counts[0], running + engine.row_counts[1]
-        for observer, (waiting, running) in counts.items():
-            observer.on_queue(waiting, running)
-        self._reported_observers = {engine.observer for engine in engines}
-        models, stored = self.loaded(), self.watcher.snapshot.numbers
-        known = {(model.card.name, model.card.version) for model in models} | {observer.key for observer in counts}
-        known |= {(name, number) for name, numbers in stored.items() for number in numbers}
-        self.observers.on_versions(len(models), len(self.failures), frozenset(known))
+        """Report rows, versions and the age of the last scan. Called at intervals, not for each request."""
+        queued, running = Counter[EngineObserver](), Counter[EngineObserver]()
+        for engine in list(self._engines):
+            queued[engine.observer] += engine.row_counts[0]
+            running[engine.observer] += engine.row_counts[1]
+        for observer in self._reported_observers | queued.keys():  # an observer without engines reports 0 once
+            observer.on_queue(queued[observer], running[observer])
+        self._reported_observers = set(queued)
+        known = frozenset(self.table.keys() | {observer.key for observer in queued})
+        poll_seconds = self.settings.store_poll_seconds
+        age = self._clock() - self._scanned_at if poll_seconds and self._started else 0.0
+        self.observers.on_versions(len(self.loaded()), len(self.failures), known, age)
+        if age > poll_seconds + self.settings.limits.scan_stall_seconds and not self._stall_logged:
+            log.warning("the store has not been scanned for %.0f s: changes in it have no effect", age)
+            self._stall_logged = True
 
     async def close(self) -> None:
         """Reject new requests, stop loading, and finish running requests within ``shutdown_grace_seconds``."""
         self.stopping = self.closed = True
-        if self._reconcile_task:
-            self._reconcile_task.cancel()
-        for task in self.cache.load_tasks():
+        for task in self._loads:
             task.cancel()
-        await asyncio.gather(*(engine.close(self.settings.shutdown_grace_seconds) for engine in list(self._engines)))
+        for entry in self.table.values():
+            entry.loaded.set()  # requests that wait for loading are rejected
+        closing = [engine.close(self.settings.shutdown_grace_seconds) for engine in list(self._engines)]
+        await asyncio.gather(*closing)
         for executor in (self.executor, self.parse_executor, self.large_image_executor, self.load_executor):
             executor.close()

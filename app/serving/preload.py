@@ -1,51 +1,113 @@
-"""Load versions in the supervisor before it forks the workers, so that all workers share the memory of the networks."""
+"""Load versions in the supervisor before it forks a worker, so that all workers share the memory of the networks."""
 
 from __future__ import annotations
 
 import gc
+import mmap
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from app.engine.observer import VersionKey
 from app.networks import is_imported
 from app.serving.device import find_device
-from app.serving.model import PreparedModel, PreparedModels
-from app.serving.reconcile import desired_versions, versions_to_load
-from app.serving.store_snapshot import StoreSnapshot
+from app.serving.model import Prepared, prepare
+from app.serving.plan import Entry, plan
+from app.serving.snapshot import Snapshot, Stamp, read_stamp
 from app.settings import Settings
-from app.store import Store
+from app.store import WEIGHTS, Store
+
+MAX_PRELOADED = 65_536  # versions that a supervisor loads in its life; workers load later ones themselves
 
 
-def preload(settings: Settings) -> PreparedModels:
-    """Load the versions that stay in memory, for workers that are forked later.
+class Preloaded:
+    """The versions that the supervisor has loaded, for the workers that it forks later.
 
-    ``settings`` are the settings of a worker. Returns an empty dictionary if ``settings.threads`` is not 1, because a
-    forked process cannot use the compute threads of its parent. Imported networks are left out, because their runtimes
-    may start threads, but they count towards ``settings.model_bytes``. Versions that cannot be loaded are left out too.
-    Each worker tries to load them again and reports the reason.
+    A worker that evicts a version marks it in memory that all processes share. The supervisor then releases it, too.
     """
-    prepared: PreparedModels = {}
-    if settings.threads != 1:
-        return prepared
-    torch.set_num_threads(1)
-    device = find_device(settings.device)
-    snapshot = StoreSnapshot.scan(Store(settings.store), StoreSnapshot(), {})
-    sizes = snapshot.weights_bytes
-    desired, defaults = desired_versions(snapshot, ()), set((snapshot.defaults or {}).values())
-    loaded: dict[VersionKey, int] = {}  # as in a worker, the versions that are in memory limit what is loaded next
-    failed: set[VersionKey] = set()
 
-    def next_version() -> VersionKey | None:
-        due = versions_to_load(desired, {}, loaded, defaults, settings.model_bytes, sizes)
-        return next((key for key in due if key not in failed), None)
+    def __init__(self) -> None:
+        self._versions: dict[VersionKey, tuple[Stamp, Prepared, int]] = {}  # the number is the place of the mark
+        self._taken: dict[VersionKey, int] = {}
+        self._marks = mmap.mmap(-1, MAX_PRELOADED)
+        self._count = 0
 
-    while key := next_version():
+    def keys(self) -> set[VersionKey]:
+        """Return name and number of each version."""
+        return set(self._versions)
+
+    def load(self, settings: Settings) -> None:
+        """Load the resident versions that are missing, and release the others. Called before a worker is forked.
+
+        ``settings`` are the settings of a worker. Nothing is loaded if ``settings.threads`` is not 1, because a forked
+        process cannot use the compute threads of its parent. Imported networks are left out, because their runtimes may
+        start threads. Versions that cannot be loaded are left out, too: each worker tries to load them again, and
+        reports the reason.
+        """
+        if settings.threads != 1:
+            return
+        torch.set_num_threads(1)
+        device, store = find_device(settings.device), Store(settings.store)
         try:
-            if not is_imported(snapshot.cards[key].kind):
-                prepared[key] = PreparedModel.load(settings, device, *key)
-            loaded[key] = sizes[key]
-        except Exception:
-            failed.add(key)
-    gc.collect()
-    gc.freeze()  # otherwise garbage collection in a worker would write to each object, and copy the shared memory
-    return prepared
+            due = resident_versions(settings.store)
+        except OSError:  # each worker reports the reason
+            return
+        resident: dict[VersionKey, tuple[Stamp, Prepared, int]] = {}
+        for key in due:
+            stamp, known = read_stamp(store.path(*key)), self._versions.get(key)
+            with suppress(Exception):
+                if known and known[0] == stamp:
+                    resident[key] = known
+                elif not is_imported(store.card(*key).kind) and self._count < MAX_PRELOADED:
+                    resident[key] = stamp, prepare(settings, device, *key), self._count
+                    self._count += 1
+        if self._versions == resident:
+            return
+        self._versions = resident
+        gc.collect()
+        gc.freeze()  # otherwise garbage collection in a worker would write to each object, and copy the shared memory
+
+    def release_evicted(self) -> None:
+        """Release the versions that a worker has evicted. Called in the supervisor, at intervals."""
+        for key, (_, _, place) in list(self._versions.items()):
+            if self._marks[place]:
+                del self._versions[key]
+
+    def take(self, name: str, number: int, stamp: Stamp) -> Prepared | None:
+        """Return a version for use in this process, or None if its files have changed. It is taken only once."""
+        known, prepared, place = self._versions.pop((name, number), ((), None, 0))
+        if prepared is None or known != stamp:
+            return None
+        self._taken[name, number] = place
+        return prepared
+
+    def on_evicted(self, name: str, number: int) -> None:
+        """Mark a version that this process has evicted."""
+        if (place := self._taken.pop((name, number), None)) is not None:
+            self._marks[place] = 1
+
+
+def resident_versions(folder: Path) -> list[VersionKey]:
+    """Return the versions in a store that a new worker loads if none is damaged, most important first."""
+    snapshot = Snapshot.read(Store(folder), Snapshot())
+    table = {
+        (name, number): Entry(name, number, version)
+        for name, numbers in snapshot.versions.items()
+        for number, version in numbers.items()
+        if version.card
+    }
+    return plan(snapshot, table, {}, 0.0, 0.0).load
+
+
+def worker_bytes(folder: Path) -> int:
+    """Estimate the memory of a worker in bytes, without the memory that workers share.
+
+    The estimate is 100 MiB for torch (measured), plus three times the weights of the resident versions. Some
+    weights are stored in half precision, and some are copied when they are prepared for computing.
+    """
+    weights = 0
+    for name, number in resident_versions(folder):
+        with suppress(OSError):  # a version without weights is not loaded
+            weights += (folder / name / str(number) / WEIGHTS).stat().st_size
+    return 100 * 2**20 + 3 * weights

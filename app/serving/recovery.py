@@ -13,7 +13,6 @@ from app.serving.model import Model
 
 log = logging.getLogger("quartet")
 
-CHECK_SECONDS = 1.0
 MAX_FAILED_RECOVERIES = 3
 
 
@@ -25,15 +24,16 @@ class RecoveryMonitor:
     the inputs of clients make the network fail.
     """
 
-    def __init__(self, models: Callable[[], Sequence[Model]], executor: Executor) -> None:
+    def __init__(self, models: Callable[[], Sequence[Model]], executor: Executor, check_seconds: float) -> None:
         self.failure = ""  # why this process must be restarted; empty if no restart is needed
         self._models = models
         self._executor = executor
+        self._check_seconds = check_seconds
 
     async def watch(self) -> None:
         """Check all networks at intervals until a network is broken."""
         while not self.failure:
-            await asyncio.sleep(CHECK_SECONDS)
+            await asyncio.sleep(self._check_seconds)
             for model in self._models():
                 for engine in model.engines:
                     await self._check(model, engine.circuit_breaker)

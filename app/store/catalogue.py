@@ -39,20 +39,32 @@ def model_row(store: Store, name: str) -> dict[str, Any]:
     defaults: dict[TaskName, str] = attempt(store.defaults, {})
     roles = store.roles(name, current) if numbers else Roles(None, None, None)
     task = attempt(partial(_task, store, name, roles.active), None)
-    problems += current.missing(name, numbers)
+    return row(name, numbers, current, roles, task, defaults, [*problems, *current.missing(name, numbers)])
+
+
+def row(
+    name: str,
+    numbers: list[int],
+    rollout: Rollout,
+    roles: Roles,
+    task: TaskName | None,
+    defaults: Mapping[TaskName, str],
+    problems: Iterable[str],
+) -> dict[str, Any]:
+    """Return the row of a model. ``task`` is that of the active version."""
     return {
         "name": name,
         "task": task,
         "default": task is not None and defaults.get(task) == name,
         "active": roles.active,
-        "update_policy": LATEST if current.active is None else PINNED,
+        "update_policy": LATEST if rollout.active is None else PINNED,
         "canary": roles.canary.model_dump() if roles.canary else None,
         "previous": roles.previous,
-        "retired": current.retired,
-        "unloaded": current.unloaded,
+        "retired": rollout.retired,
+        "unloaded": rollout.unloaded,
         "versions": numbers,
-        "changed": current.changed,
-        "by": current.by,
+        "changed": rollout.changed,
+        "by": rollout.by,
         "problem": "; ".join(problems),
     }
 

@@ -39,7 +39,7 @@ WAITING = (
     ".run (asyncio/runners.py",  # the event loop, which mostly waits for sockets
     ".wait (threading.py",
     "_worker (concurrent/futures/thread.py",
-    "._work (app/store/disk_thread.py",
+    "._work (app/store/disk_pool.py",
 )
 # The beginnings of the file names or of the calls of each layer, as py-spy prints them.
 LAYERS = {

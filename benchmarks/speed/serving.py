@@ -45,9 +45,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from app.serving.version_set import VersionSet
+from app.serving.preload import resident_versions
 from app.settings import Settings
-from app.store import Store
 from benchmarks import peers
 from benchmarks.support import load, report, servers, throughput_limits
 from benchmarks.support.hardware import hardware
@@ -205,12 +204,7 @@ def check_all_ready(server: Server, included: Path) -> None:
     """Raise SystemExit if a server is ready before it has loaded all versions that stay in memory."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health/ready") as answer:
         models = json.load(answer)["models"]
-    store = Store(included)
-    expected = [
-        f"{name}@{number}"
-        for name in store.names()
-        for number in VersionSet.build(name, store.numbers(name), store.rollout(name), ()).resident
-    ]
+    expected = [f"{name}@{number}" for name, number in resident_versions(included)]
     if sorted(models) != sorted(expected):
         raise SystemExit(f"{server.name} is ready with {models}, expected {expected}")
 

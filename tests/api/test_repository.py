@@ -24,7 +24,7 @@ from app.api.open_inference.paths import model_in_path
 from app.server.system import can_fork
 from app.serving.model import Model
 from app.serving.models import Models
-from app.serving.store_snapshot import worker_bytes
+from app.serving.preload import worker_bytes
 from app.store import RolloutRefused, Store
 
 NAME = "tiny-cgan"  # not the default model of the task, which is tiny-gan

@@ -76,7 +76,7 @@ async def test_metrics_of_removed_versions_are_hidden(monkeypatch: pytest.Monkey
     for version in (1, 2):
         metrics.for_version("m", version).on_batch(3, 0.1)
     replica: Any = object.__new__(ray_serve.Replica)
-    report = partial(metrics.on_versions, 1, 0, frozenset({("m", 2)}))
+    report = partial(metrics.on_versions, 1, 0, frozenset({("m", 2)}), 0.0)
     replica.models = SimpleNamespace(report=report, observers=metrics)
     context = SimpleNamespace(deployment="oneshot", replica_id=SimpleNamespace(unique_id="a1"))
     monkeypatch.setattr(ray_serve.serve, "get_replica_context", lambda: context)

@@ -11,7 +11,7 @@ import pytest
 from support.service import ROOT
 
 from app.server import process
-from app.serving.store_snapshot import worker_bytes
+from app.serving.preload import worker_bytes
 from app.settings import Settings
 from benchmarks.speed.scaling import contention, efficiency, latencies, mean_latency
 from benchmarks.support.load import Request

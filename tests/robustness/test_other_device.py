@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from support.service import TEST, serving
 
 from app.cli import models
 from app.engine import circuit_breaker
+from app.limits import Limits
 from app.networks import KINDS
 from app.networks.imported import onnx_runner
-from app.serving import recovery
 from app.settings import Settings
 from app.store import Store
 from app.tasks import TASKS
@@ -203,13 +204,13 @@ def test_a_device_that_keeps_failing_stops_the_process(
     store: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(circuit_breaker, "RESET_SECONDS", 0.0)
-    monkeypatch.setattr(recovery, "CHECK_SECONDS", 0.01)
     path, body = SINGLE["gan-generator"]
 
     def fail(operator: Any) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    with serving(Settings(store=store, **TEST)) as client:
+    limits = replace(Limits(), recovery_check_seconds=0.01)
+    with serving(Settings(store=store, limits=limits, **TEST)) as client:
         assert client.post(path, **body).status_code == 200
         fake_device.before_operator = fail  # type: ignore[method-assign]
         statuses = set()

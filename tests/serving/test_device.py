@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.serving.device import find_device, free_bytes
+from app.serving.device import find_device
 from app.settings import SettingsError
 
 
@@ -51,22 +51,3 @@ def test_gpus_that_torch_cannot_use_do_not_count(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert find_device("auto") == torch.device("cpu")
-
-
-def test_unused_memory_that_torch_has_reserved_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_000, 80_000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
-    assert free_bytes(torch.device("cuda:0")) == 1_400
-    assert free_bytes(torch.device("cpu")) is None
-
-
-def test_a_gpu_that_does_not_report_its_memory_counts_as_full(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(device: torch.device) -> None:
-        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
-
-    monkeypatch.setattr(torch.cuda, "memory_reserved", fail)
-    assert free_bytes(torch.device("cuda:0")) == 0
-    assert "the free memory of cuda:0 cannot be read: CUDA error" in caplog.text

@@ -5,130 +5,79 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import httpx
 import pytest
 import torch
-from support.networks import TINY, make_invalid, publish_tiny
-from support.processes import serving as serving_process
+from support.networks import TINY, publish_tiny
 
-from app.engine.executor import Executor
 from app.observability.metrics import Metrics
-from app.serving.model import Loader, Model
-from app.serving.preload import preload
+from app.serving.models import Models
+from app.serving.preload import Preloaded, worker_bytes
+from app.serving.snapshot import read_stamp
 from app.settings import Settings
-from app.store import Store
-from app.store.weights_size import weights_size
+from app.store import WEIGHTS
 
+pytestmark = pytest.mark.anyio
 NAME = "tiny-gan"
 
 
-@pytest.fixture
-def loader(tiny_store: Path) -> Loader:
-    settings = Settings(store=tiny_store, threads=1)
-    executor = Executor("compute", inline_seconds=settings.inline_seconds)
-    return Loader(settings, Metrics(None), executor, torch.device("cpu"), preload(settings))
+def preloaded(folder: Path, threads: int = 1) -> Preloaded:
+    versions = Preloaded()
+    versions.load(Settings(store=folder, threads=threads))
+    return versions
 
 
-def test_the_versions_that_stay_in_memory_are_loaded_before_the_fork(tiny_store: Path) -> None:
-    for _ in range(2):
-        publish_tiny(tiny_store, NAME)
+async def worker(folder: Path, versions: Preloaded) -> Models:
+    models = Models(Settings(store=folder, threads=1), Metrics(), versions)
+    await models.start()
+    return models
+
+
+def test_resident_versions_are_loaded_before_the_fork(tiny_store: Path) -> None:
     others = {(name, 1) for name in TINY if name != NAME}
-    assert preload(Settings(store=tiny_store, threads=1)).keys() == others | {(NAME, 3)}
-    Store(tiny_store).activate(NAME, 2)
-    assert preload(Settings(store=tiny_store, threads=1)).keys() == others | {(NAME, 2), (NAME, 3)}
-
-
-def test_nothing_is_loaded_before_the_fork_with_several_threads(tiny_store: Path) -> None:
-    """Otherwise, a forked process would wait for ever for compute threads that only its parent has."""
-    assert not preload(Settings(store=tiny_store, threads=2))
-
-
-def test_networks_that_may_start_threads_are_left_to_the_workers(
-    tiny_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.serving.preload.is_imported", lambda kind: kind == TINY[NAME][1])
-    others = {(name, 1) for name, (_, kind, *_) in TINY.items() if kind != TINY[NAME][1]}
-    assert preload(Settings(store=tiny_store, threads=1)).keys() == others
+    publish_tiny(tiny_store, NAME)
+    assert preloaded(tiny_store).keys() == others | {(NAME, 2)}
+    (tiny_store / NAME / "2" / WEIGHTS).unlink()  # each worker reports the reason
+    assert preloaded(tiny_store).keys() == others
+    assert preloaded(tiny_store, threads=2).keys() == set()
 
 
 def test_versions_are_loaded_with_one_compute_thread(tiny_store: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        preload(Settings(store=tiny_store, threads=1))
+        preloaded(tiny_store)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
 
 
-def test_a_damaged_version_is_left_to_the_workers(tiny_store: Path) -> None:
-    (tiny_store / NAME / "1" / "model.safetensors").write_bytes(b"damaged")
-    assert preload(Settings(store=tiny_store, threads=1)).keys() == {(name, 1) for name in TINY if name != NAME}
+async def test_a_worker_uses_a_preloaded_version_unless_its_files_have_changed(tiny_store: Path) -> None:
+    versions = preloaded(tiny_store)
+    os.utime(tiny_store / "tiny-cnn" / "1" / WEIGHTS, ns=(1, 1))
+    models = await worker(tiny_store, versions)
+    assert versions.keys() == set()  # each version is used once, because a text predictor has a state
+    await models.close()
 
 
-def publish_canary_and_previous(folder: Path) -> None:
-    """Give a model three versions that stay in memory: 2 is active, 3 is the canary, and 1 is the previous version."""
-    for _ in range(2):
-        publish_tiny(folder, NAME)
-    for version in (1, 2):
-        Store(folder).activate(NAME, version)
-    Store(folder).activate(NAME, 3, share=10)
+def test_the_supervisor_releases_versions_that_a_worker_has_evicted(tiny_store: Path) -> None:
+    supervisor = preloaded(tiny_store)
+    worker = os.fork()
+    if not worker:
+        taken = supervisor.take(NAME, 1, read_stamp(tiny_store / NAME / "1"))
+        supervisor.on_evicted(NAME, 1)
+        os._exit(0 if taken else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0
+    publish_tiny(tiny_store, NAME)
+    before = supervisor.keys()
+    supervisor.release_evicted()
+    assert before - supervisor.keys() == {(NAME, 1)}
+    supervisor.load(Settings(store=tiny_store, threads=1))  # the next worker shares the new version
+    assert supervisor.keys() - before == {(NAME, 2)}
+    supervisor.release_evicted()
+    assert {(NAME, 2)} <= supervisor.keys()
 
 
-def test_no_more_weights_are_loaded_than_allowed(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish_canary_and_previous(tiny_store)
-    defaults = {(name, 1) for name in TINY if name != NAME} | {(NAME, 2)}
-    sizes = {key: weights_size(tiny_store, Store(tiny_store).card(key[0], key[1])) for key in defaults}
-    total, other = sum(sizes.values()), sizes[NAME, 2]
-    for limit, others in ((1, []), (total + other, [3])):
-        prepared = preload(Settings(store=tiny_store, threads=1, model_bytes=limit))
-        assert prepared.keys() == defaults | {(NAME, number) for number in others}
-    monkeypatch.setattr("app.serving.preload.is_imported", lambda kind: kind == TINY["tiny-cnn"][1])
-    prepared = preload(Settings(store=tiny_store, threads=1, model_bytes=total + other))
-    assert prepared.keys() == (defaults - {("tiny-cnn", 1)}) | {(NAME, 3)}  # the imported network is counted too
-
-
-def test_a_damaged_version_does_not_use_the_allowed_memory(tiny_store: Path) -> None:
-    publish_canary_and_previous(tiny_store)
-    everything = preload(Settings(store=tiny_store, threads=1))
-    limit = sum(model.bytes for key, model in everything.items() if key != (NAME, 3))
-    make_invalid(tiny_store / NAME / "3")
-    prepared = preload(Settings(store=tiny_store, threads=1, model_bytes=limit))
-    assert prepared.keys() == everything.keys() - {(NAME, 3)}
-
-
-def test_a_prepared_version_is_used_once(loader: Loader) -> None:
-    """Two engines must not share a predictor, because a text predictor keeps the state of its running batch."""
-    prepared = loader.prepared[NAME, 1]
-    first, second = loader.load(NAME, 1), loader.load(NAME, 1)
-    assert isinstance(first, Model)
-    assert isinstance(second, Model)
-    assert first.predictor is prepared.predictor
-    assert second.predictor is not prepared.predictor
-
-
-def test_a_version_whose_files_have_changed_since_is_loaded_again(loader: Loader, tiny_store: Path) -> None:
-    prepared = loader.prepared[NAME, 1]
-    os.utime(tiny_store / NAME / "1" / "model.safetensors", ns=(1, 1))
-    loaded = loader.load(NAME, 1)
-    assert isinstance(loaded, Model)
-    assert loaded.predictor is not prepared.predictor
-
-
-LOAD_IN_SUPERVISOR_ONLY = """
-import os
-from app.serving import model
-from app.store import Store
-supervisor, load = os.getpid(), model.PreparedModel.load
-def load_in_supervisor(*arguments):
-    assert os.getpid() == supervisor, "a worker has loaded a version"
-    return load(*arguments)
-model.PreparedModel.load = load_in_supervisor
-"""
-
-
-def test_workers_use_the_versions_that_the_supervisor_has_loaded(tiny_store: Path) -> None:
-    with serving_process(tiny_store, before=LOAD_IN_SUPERVISOR_ONLY, workers=2, threads=1) as service:
-        for _ in range(4):
-            body = {"count": 1, "model": NAME, "seed": 1}
-            assert httpx.post(f"{service.url}/v1/images/sample", json=body, timeout=60).status_code == 200
+def test_the_memory_of_a_worker_depends_on_the_resident_versions(tiny_store: Path) -> None:
+    publish_tiny(tiny_store, NAME)
+    weights = [tiny_store / name / ("2" if name == NAME else "1") / WEIGHTS for name in TINY]
+    assert worker_bytes(tiny_store) == 100 * 2**20 + 3 * sum(path.stat().st_size for path in weights)

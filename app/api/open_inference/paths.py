@@ -13,7 +13,6 @@ from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, quote_va
 from app.observability.middleware import REQUEST_ID
 from app.serving.model import Model
 from app.serving.models import Models
-from app.serving.version_set import served_names
 from app.tasks import TASKS
 
 Endpoint = Callable[..., Any]
@@ -52,7 +51,7 @@ async def model_in_path(models: Models, request: Request, name: str, deadline: f
         model_name, number = version_in_path(models, request, name)
     card = models.card(model_name, number)
     if card is None:  # the version was just removed
-        raise UnknownModel(name, served_names(models.version_sets), "name")
+        raise UnknownModel(name, models.served_names(), "name")
     return await resolve_model(request, models, TASKS[card.task], f"{model_name}@{number}", deadline)
 
 

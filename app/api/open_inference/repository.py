@@ -28,9 +28,8 @@ from app.api.responses import json_response, success_response
 from app.api.routes.admin import guard, on_store
 from app.errors import BadValue, Conflict, NotEnabled, UnknownModel, quote_value
 from app.serving.model import Model
-from app.serving.model_cache import VersionState, VersionStatus
 from app.serving.models import Models
-from app.serving.reconcile import desired_versions
+from app.serving.plan import Entry, State
 from app.settings import Settings
 from app.store import Store, VersionNotFound
 from app.store.rollout import Rollout
@@ -63,7 +62,7 @@ def router(models: Models, settings: Settings, admin_key: str | None) -> APIRout
         """List the states of all versions that are not retired. `reason` says why a version is unavailable."""
         body = await _read_body(request, IndexRequest, settings)
         await models.refresh(request.scope[DEADLINE])
-        versions = [version for version in models.versions() if version.state is VersionState.READY or not body.ready]
+        versions = [version for version in models.versions() if version.state is State.READY or not body.ready]
         return json_response([_entry(models, version) for version in versions])
 
     if admin_key:
@@ -136,7 +135,7 @@ async def _change(request: Request, models: Models, change: Callable[[], Rollout
     """
     if not models.settings.store_poll_seconds:
         raise Conflict("QUARTET_STORE_POLL_SECONDS is 0: this service reads its store only at the start")
-    stored = await on_store(change)
+    stored = await on_store(models.disk, change)
     await models.refresh(request.scope[DEADLINE])
     return stored
 
@@ -159,13 +158,13 @@ async def _active_model(models: Models, request: Request, name: str, deadline: f
     Raises the errors of ``model_in_path``.
     """
     while True:
-        version_set = desired_versions(models.watcher.snapshot, models.cache.failures()).get(name)
+        version_set = models.desired.get(name)
         if version_set is None or version_set.active is None:
             return await model_in_path(models, request, name, deadline)
         try:
             return await model_in_path(models, request, f"{name}@{version_set.active}", deadline)
         except UnknownModel:
-            if (name, version_set.active) not in models.cache.failures():
+            if models.entry(name, version_set.active).state is not State.FAILED:
                 raise
 
 
@@ -190,14 +189,14 @@ async def _read_body(request: Request, model: type[B], settings: Settings) -> B:
     return validate(parse_object(content, EXTRA_COMMAS), model)
 
 
-def _entry(models: Models, version: VersionStatus) -> dict[str, str]:
+def _entry(models: Models, version: Entry) -> dict[str, str]:
     """Return the entry of a version in the index.
 
     A version that its first request will load is listed as unavailable, because Triton has no state for such a version.
     """
     reason = version.reason
-    if version.state in (VersionState.UNLOADED, VersionState.LOADING):
-        served = version.number in models.version_sets[version.name].numbers
+    if version.state in (State.UNLOADED, State.LOADING):
+        served = version.version in models.version_sets[version.name].numbers
         reason = "available, but not in memory; the first request loads it" if served else "unloaded"
-    state = "READY" if version.state is VersionState.READY else "UNAVAILABLE"
-    return {"name": version.name, "version": str(version.number), "state": state, "reason": reason}
+    state = "READY" if version.state is State.READY else "UNAVAILABLE"
+    return {"name": version.name, "version": str(version.version), "state": state, "reason": reason}

@@ -31,6 +31,8 @@ from app.api.routes.admin_responses import (
 )
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavailable, Unauthorized
 from app.serving.models import Models
+from app.serving.plan import State
+from app.serving.snapshot import Snapshot
 from app.settings import Settings, SettingsError
 from app.store import (
     Card,
@@ -42,7 +44,7 @@ from app.store import (
     archive,
     catalogue,
 )
-from app.store.disk_thread import DiskThread
+from app.store.disk_pool import DiskPool
 from app.store.rollout import LATEST
 from app.tasks import check_loading
 
@@ -147,14 +149,14 @@ def check_admin_key(sent: str, key: str) -> None:
 def router(models: Models, settings: Settings, key: str) -> APIRouter:
     """Return the routes under ``/v1/admin``. All routes require ``key``."""
     routes = APIRouter(prefix=PREFIX, tags=["Administration"], dependencies=[Depends(guard(key))], responses=FAILURES)
-    _add_reading(routes, Store(settings.store), Store(settings.store, check_loading))
+    _add_reading(routes, models, Store(settings.store, check_loading))
     _add_rollout(routes, models, settings)
-    _add_archives(routes, settings)
-    admin_add.add_route(routes, settings)
+    _add_archives(routes, models, settings)
+    admin_add.add_route(routes, models, settings)
     return routes
 
 
-def _add_reading(routes: APIRouter, store: Store, checked: Store) -> None:
+def _add_reading(routes: APIRouter, models: Models, checked: Store) -> None:
     @routes.get(
         "/models",
         operation_id="list_stored_models",
@@ -163,7 +165,8 @@ def _add_reading(routes: APIRouter, store: Store, checked: Store) -> None:
     )
     async def list_store() -> Response:
         """List all models in the store with their active, canary, previous and retired versions."""
-        return json_response({"data": await on_store(lambda: catalogue.list_models(store))})
+        snapshot = await on_store(models.disk, lambda: Snapshot.read(models.store, models.snapshot))
+        return json_response({"data": [_row(models, snapshot, name) for name in sorted(snapshot.versions)]})
 
     @routes.get(
         "/models/{name}",
@@ -173,7 +176,7 @@ def _add_reading(routes: APIRouter, store: Store, checked: Store) -> None:
     )
     async def show_versions(name: ModelName) -> Response:
         """List all versions of one model, including broken versions, with their role, size and metrics."""
-        return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
+        return json_response(await on_store(models.disk, lambda: catalogue.describe_model(models.store, name)))
 
     @routes.get(
         "/verify",
@@ -187,7 +190,18 @@ def _add_reading(routes: APIRouter, store: Store, checked: Store) -> None:
         The check compares hashes and sizes, and tests whether all weights are finite and whether the service could
         load each version. It does not read pictures.
         """
-        return json_response({"data": await on_store(lambda: list(catalogue.verify(checked)))})
+        return json_response({"data": await on_store(models.disk, lambda: list(catalogue.verify(checked)))})
+
+
+def _row(models: Models, snapshot: Snapshot, name: str) -> dict[str, Any]:
+    """Return the row of a model. Only files that have changed since the last scan were read for it."""
+    versions, rollout = snapshot.versions[name], snapshot.rollouts[name]
+    usable = [n for n, version in versions.items() if version.card and models.entry(name, n).state is not State.FAILED]
+    roles = rollout.roles(usable)
+    card = versions[roles.active].card if roles.active else None
+    places = (name, f"{name}/active.json", "defaults.json")
+    problems = [snapshot.problems[place] for place in places if place in snapshot.problems]
+    return catalogue.row(name, list(versions), rollout, roles, card.task if card else None, snapshot.defaults, problems)
 
 
 def _add_rollout(routes: APIRouter, models: Models, settings: Settings) -> None:
@@ -197,8 +211,8 @@ def _add_rollout(routes: APIRouter, models: Models, settings: Settings) -> None:
     )
 
     async def change(name: str, work: Callable[[], object]) -> Response:
-        await on_store(work)
-        return json_response(await on_store(lambda: catalogue.describe_model(Store(settings.store), name)))
+        await on_store(models.disk, work)
+        return json_response(await on_store(models.disk, lambda: catalogue.describe_model(Store(settings.store), name)))
 
     @routes.post(
         "/models/{name}/activate",
@@ -240,7 +254,7 @@ def _add_rollout(routes: APIRouter, models: Models, settings: Settings) -> None:
         return await change(name, lambda: store.retire(name, body.version, body.undo))
 
 
-def _add_archives(routes: APIRouter, settings: Settings) -> None:
+def _add_archives(routes: APIRouter, models: Models, settings: Settings) -> None:
     store, max_bytes = Store(settings.store, check_loading), settings.max_import_bytes
     file = {"requestBody": {"required": True, "content": {"application/zip": {"schema": BINARY}}}}
 
@@ -254,20 +268,20 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
     async def import_version(request: Request) -> Response:
         """Check an archive that was made by an export, and add its version to the store."""
         renumber = read_query(request, ImportQuery).renumber
-        disk = DiskThread("import")
+        disk = models.disk
         try:
-            body = await disk.run(lambda: tempfile.TemporaryFile(dir=store.folder))  # noqa: SIM115 - closed on the same thread
+            body = await disk.run(lambda: tempfile.TemporaryFile(dir=store.folder))  # noqa: SIM115 - closed below
             try:
                 await spool_body(request, disk, body, max_bytes, settings.body_seconds)
-                await on_store(store.defaults)  # an error in the store is not an error in the archive
+                await on_store(models.disk, store.defaults)  # an error in the store is not an error in the archive
                 card: Card = await on_store(
-                    lambda: archive.import_archive(store, body, max_bytes, renumber), otherwise=BadValue
+                    models.disk, lambda: archive.import_archive(store, body, max_bytes, renumber), otherwise=BadValue
                 )
             finally:
                 await disk.run(body.close)
         except OSError as error:
             raise _unavailable(error) from None
-        versions = await on_store(lambda: catalogue.describe_model(store, card.name))
+        versions = await on_store(models.disk, lambda: catalogue.describe_model(store, card.name))
         return json_response(versions | {"imported": card.version})
 
     @routes.get(
@@ -286,12 +300,12 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
             number = wanted or store.active(name)
             return number, archive.export_version(store, name, number)
 
-        version, chunks = await on_store(open_archive)
+        version, chunks = await on_store(models.disk, open_archive)
         headers = {"content-disposition": f'attachment; filename="{name}-{version}.zip"'}
         return StreamingResponse(chunks, headers=headers, media_type="application/zip")
 
 
-async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Conflict) -> R:
+async def on_store(disk: DiskPool, work: Callable[[], R], otherwise: type[QuartetError] = Conflict) -> R:
     """Call ``work`` on a thread and translate the errors of the store.
 
     Raises:
@@ -301,7 +315,7 @@ async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Confli
         QuartetError: another StoreError occurred, and was translated to the class ``otherwise``.
     """
     try:
-        return await DiskThread("admin").run(work)  # a thread for each request, because some take minutes
+        return await disk.run(work)
     except VersionNotFound as error:
         raise NotFound(str(error), "name") from None
     except RolloutRefused as error:

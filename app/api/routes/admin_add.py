@@ -27,9 +27,9 @@ from app.api.request_head import read_query
 from app.api.responses import json_response, success_response
 from app.api.routes.admin_responses import ImportResponse
 from app.errors import BadValue, Conflict, StoreUnavailable
+from app.serving.models import Models
 from app.settings import Settings
 from app.store import ModelName, Store, StoreError, catalogue
-from app.store.disk_thread import DiskThread
 
 ERROR = re.compile(r"^(?:python -m app\.models add: )?error: ", re.MULTILINE)  # starts the message on stderr
 
@@ -59,7 +59,7 @@ class AddQuery(BaseModel):
     output: str | None = Field(None, description="for `classify`: name of the output tensor")
 
 
-def add_route(routes: APIRouter, settings: Settings) -> None:
+def add_route(routes: APIRouter, models: Models, settings: Settings) -> None:
     """Add the route ``/add``."""
     body = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": BINARY}}}}
     store = Store(settings.store)
@@ -84,7 +84,7 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
         for name, value in query.model_dump().items():
             if isinstance(value, str) and "\0" in value:  # not possible in an argument of a command
                 raise BadValue(f"{name} has a NUL character; leave it out", name)
-        disk, stack = DiskThread("add"), ExitStack()
+        disk, stack = models.disk, ExitStack()
         try:
             folder = await disk.run(stack.enter_context, store.disk.scratch(settings.store))
             file = await disk.run((folder / "upload").open, "wb")

@@ -13,8 +13,8 @@ from starlette.responses import PlainTextResponse, Response
 from app.api.openapi import json_content
 from app.api.responses import LiveStatus, ReadyStatus, success_response
 from app.observability.metrics import Metrics
-from app.serving.model_cache import VersionState
 from app.serving.models import Models
+from app.serving.plan import State
 
 
 def router(models: Models, metrics: Metrics) -> APIRouter:
@@ -49,7 +49,7 @@ def router(models: Models, metrics: Metrics) -> APIRouter:
         """
         problems = models.problems()
         failed = [{"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in models.failures]
-        ready = sorted(version.label for version in models.versions() if version.state is VersionState.READY)
+        ready = sorted(version.label for version in models.versions() if version.state is State.READY)
         content = {"ready": not problems, "problems": problems, "models": ready, "failed": failed}
         return status_response(content, not problems)
 

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from app.api.responses import ERROR_RESPONSES, ModelEntry, ModelList, file_response, json_response, success_response
 from app.api.routes.page import cached_response
 from app.errors import NotFound, quote_value
-from app.serving.model_cache import VersionState
 from app.serving.models import Models
+from app.serving.plan import State
 
 VersionName = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]
 PictureName = Annotated[str, Path(description="a file name from the model's `pictures`", examples=["curves.png"])]
@@ -57,8 +57,8 @@ def router(models: Models) -> APIRouter:
         model_name, number = models.resolve_name(name, param="name")
         if "@" not in name:  # show_model lists the pictures of the active version, not those of the canary
             number = models.version_sets[model_name].active or number
-        card = models.card(model_name, number)
-        pictures = models.pictures(card) if card else ()
+        stored = models.entry(model_name, number).stored
+        card, pictures = stored.card, stored.pictures
         if card is None or file not in pictures:  # the name is only looked up, never used as a path
             known = ", ".join(pictures) or "none"
             raise NotFound(f"{model_name}@{number} has no picture {quote_value(file)}; pictures: {known}", "file")
@@ -93,13 +93,13 @@ def _model(models: Models, name: str, number: int | None = None) -> dict[str, An
         "canary": {"version": versions.canary, "share": versions.share} if versions.canary else None,
         "previous": versions.previous,
         "retired": list(versions.retired),
-        "loaded": [number for number in versions.numbers if models.state(name, number) is VersionState.READY],
+        "loaded": [number for number in versions.numbers if models.entry(name, number).state is State.READY],
         "default": models.defaults.get(card.task) == name,
         "device": str(models.device),
         "inputs": [spec.model_dump() for spec in card.inputs],
         "outputs": [spec.model_dump() for spec in card.outputs],
         "labels": card.labels,
-        "pictures": list(models.pictures(card)),
+        "pictures": list(models.entry(name, card.version).stored.pictures),
         "failed": failed,
         "card": card.model_dump(),
     }

@@ -1,4 +1,4 @@
-"""Run functions that access files on a thread, so that they do not block the event loop."""
+"""Run functions that access files on threads, so that they do not block the event loop."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class DiskThread:
-    """Runs functions that access files, one at a time, on a separate thread.
+class DiskPool:
+    """Runs functions that access files, in the order of the calls, on at most ``max_threads`` threads.
 
-    A file system that does not answer, such as a network volume, blocks only this thread. Neither the event loop nor
-    the exit of the process waits for the thread. The thread starts when there is a job, and ends when no jobs wait.
+    A file system that does not answer, such as a network volume, blocks only these threads. Neither the event loop nor
+    the exit of the process waits for a thread. A thread starts when there is a job, and ends when no jobs wait.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, max_threads: int = 1) -> None:
+        self._name, self._max_threads = name, max_threads
         self._jobs: deque[tuple[asyncio.Future[Any], Callable[[], Any]]] = deque()
         self._lock = threading.Lock()
-        self._running = False
+        self._threads = 0
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function on the thread. Return its result, or raise its exception.
+        """Run the function on a thread. Return its result, or raise its exception.
 
         Raises:
             RuntimeError: no thread can be started. The function is never run.
         """
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         with self._lock:
-            if not self._running:  # if no thread can be started, the job must not run later
+            if self._threads < self._max_threads:  # if no thread can be started, the job must not run later
                 threading.Thread(target=self._work, name=self._name, daemon=True).start()
-                self._running = True
+                self._threads += 1
             self._jobs.append((future, lambda: function(*args, **kwargs)))
         return await future
 
@@ -53,7 +53,7 @@ class DiskThread:
         while True:
             with self._lock:
                 if not self._jobs:
-                    self._running = False
+                    self._threads -= 1
                     return
                 future, function = self._jobs.popleft()
             if future.cancelled():

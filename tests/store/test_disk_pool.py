@@ -1,4 +1,4 @@
-"""The thread for file access: the order of its jobs, errors, abandoned jobs, and its end."""
+"""The threads for file access: the order of their jobs, errors, abandoned jobs, and their end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.waiting import wait_until
 
-from app.store.disk_thread import DiskThread
+from app.store.disk_pool import DiskPool
 
 
 def current_thread(*_: object) -> threading.Thread:
@@ -17,7 +17,7 @@ def current_thread(*_: object) -> threading.Thread:
 
 
 def test_a_job_runs_in_a_named_daemon_thread_that_ends_after_the_last_job() -> None:
-    disk = DiskThread("disk")
+    disk = DiskPool("disk")
     for _ in range(2):  # the next job starts another thread
         thread = asyncio.run(disk.run(current_thread))
         assert (thread.name, thread.daemon) == ("disk", True)  # an exiting process does not wait for a daemon
@@ -29,7 +29,7 @@ def test_arguments_results_and_errors_are_passed_on() -> None:
     def failing() -> None:
         raise FileNotFoundError("x")
 
-    disk = DiskThread("disk")
+    disk = DiskPool("disk")
     assert asyncio.run(disk.run(divmod, 7, 2)) == (3, 1)
     assert asyncio.run(disk.run(int, "ff", base=16)) == 255
     assert asyncio.run(disk.run_within(30, int, "ff", base=16)) == 255
@@ -45,7 +45,7 @@ async def test_an_exception_of_any_class_is_passed_on_and_the_next_job_runs() ->
     def failing() -> None:
         raise Panic("x")
 
-    disk = DiskThread("disk")
+    disk = DiskPool("disk")
     jobs = [asyncio.create_task(disk.run_within(30, function)) for function in (failing, int)]
     results = await asyncio.gather(*jobs, return_exceptions=True)
     assert isinstance(results[0], Panic)
@@ -57,7 +57,7 @@ async def test_a_job_whose_thread_cannot_be_started_never_runs(monkeypatch: pyte
     def failing_start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    disk, calls = DiskThread("disk"), list[int]()
+    disk, calls = DiskPool("disk"), list[int]()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", failing_start)
         with pytest.raises(RuntimeError, match="can't start"):
@@ -68,7 +68,7 @@ async def test_a_job_whose_thread_cannot_be_started_never_runs(monkeypatch: pyte
 
 @pytest.mark.anyio
 async def test_jobs_run_in_turn_in_one_thread_and_abandoned_ones_never() -> None:
-    disk, event, calls = DiskThread("disk"), threading.Event(), list[int]()
+    disk, event, calls = DiskPool("disk"), threading.Event(), list[int]()
     first = asyncio.create_task(disk.run(event.wait, 30))
     await asyncio.sleep(0)
     with pytest.raises(TimeoutError):
@@ -84,8 +84,26 @@ async def test_jobs_run_in_turn_in_one_thread_and_abandoned_ones_never() -> None
 
 
 @pytest.mark.anyio
+async def test_a_pool_runs_as_many_jobs_at_once_as_it_has_threads() -> None:
+    disk, together, release = DiskPool("disk", 2), threading.Barrier(3), threading.Event()
+
+    def wait() -> None:
+        together.wait(60)
+        release.wait(60)
+
+    running = [asyncio.create_task(disk.run(wait)) for _ in range(2)]
+    await asyncio.to_thread(together.wait, 60)
+    third = asyncio.create_task(disk.run(release.is_set))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(third), 0.01)
+    release.set()
+    await asyncio.gather(*running)
+    assert await third  # it ran after one of the others
+
+
+@pytest.mark.anyio
 async def test_a_job_whose_caller_has_left_ends_without_an_error() -> None:
-    disk, started, release = DiskThread("disk"), threading.Event(), threading.Event()
+    disk, started, release = DiskPool("disk"), threading.Event(), threading.Event()
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
 
@@ -103,7 +121,7 @@ async def test_a_job_whose_caller_has_left_ends_without_an_error() -> None:
 
 
 def test_a_job_may_end_after_its_event_loop_is_closed() -> None:
-    disk, started, release = DiskThread("disk"), threading.Event(), threading.Event()
+    disk, started, release = DiskPool("disk"), threading.Event(), threading.Event()
     threads: list[threading.Thread] = []
 
     def hang() -> None:

@@ -1,0 +1,464 @@
+"""Rules of the versions in one process, each with an example. ``test_lifecycle.py`` tests their combinations."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import threading
+import weakref
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from shutil import move
+from typing import Any
+
+import pytest
+from support.fake_network import Control, fake_networks, publish_fake
+
+from app.errors import (
+    BadValue,
+    NotFound,
+    NotReady,
+    QuartetError,
+    RetiredModel,
+    TimedOut,
+    TooManyVersions,
+    UnknownModel,
+    UnloadedModel,
+)
+from app.limits import Limits
+from app.observability.metrics import Metrics
+from app.serving.models import Models
+from app.serving.plan import State, VersionSet
+from app.settings import Settings, SettingsError
+from app.store import CARD, WEIGHTS
+from app.store.disk import Disk
+from app.tasks import CLASSIFY, GENERATE_IMAGES
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def control() -> Iterator[Control]:
+    with fake_networks() as control:
+        yield control
+
+
+@pytest.fixture
+def folder(control: Control, tmp_path: Path) -> Path:
+    """Return a store with three versions of the default model a, and one of b. The versions of a answer with 1 to 3."""
+    for number in (1, 2, 3):
+        publish_fake(tmp_path / "store", "a", number)
+    publish_fake(tmp_path / "store", "b", 11)
+    return tmp_path / "store"
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+Start = Callable[..., Awaitable[Models]]
+
+
+@pytest.fixture
+async def start(folder: Path, clock: Clock) -> AsyncIterator[Start]:
+    """Yield a function that starts a process with the store and the given settings."""
+    started: list[Models] = []
+
+    async def start(**settings: Any) -> Models:
+        limits = replace(Limits(), recovery_check_seconds=0.001)
+        values = {"store": folder, "device": "cpu", "inline_seconds": 0, "limits": limits, **settings}
+        models = Models(Settings(**values), Metrics(), clock=clock)
+        started.append(models)
+        await models.start()
+        return models
+
+    yield start
+    for models in started:
+        await models.close()
+
+
+def deadline(seconds: float = 60) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def version(models: Models, model: str | None = None, request_id: str = "", task: Any = GENERATE_IMAGES) -> str:
+    return (await models.resolve(task, model, request_id, deadline())).id
+
+
+async def error(models: Models, model: str | None, task: Any = GENERATE_IMAGES) -> tuple[type[QuartetError], str]:
+    with pytest.raises(QuartetError) as raised:
+        await version(models, model, task=task)
+    return type(raised.value), raised.value.message
+
+
+async def scan(models: Models) -> None:
+    await models.refresh(deadline())
+    await models.settled()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - conditions such as freed memory have no event
+            await asyncio.sleep(0)
+
+
+def roll_out(folder: Path, name: str, **content: Any) -> None:
+    (folder / name / "active.json").write_text(json.dumps(content))
+
+
+def failures(models: Models) -> list[tuple[str, str]]:
+    return [(entry.label, entry.reason) for entry in models.failures]
+
+
+# Which version answers
+
+
+async def test_errors_name_the_models_that_can_be_used(start: Start, folder: Path) -> None:
+    publish_fake(folder, "c", 21)
+    roll_out(folder, "a", retired=[1])
+    roll_out(folder, "c", unloaded=True)
+    models = await start()
+    served = "is not served here; served models:"
+    assert await error(models, "d") == (UnknownModel, f"model 'd' {served} a, b")
+    for number in ("1", "4", "0", "02", "x", ""):
+        expected = RetiredModel if number == "1" else UnknownModel
+        assert (await error(models, f"a@{number}"))[0] is expected
+    assert await error(models, "a@4") == (UnknownModel, f"model 'a@4' {served} a@2, a@3")
+    assert await error(models, "a@1") == (RetiredModel, "model 'a@1' is retired; served models: a@2, a@3")
+    for name in ("c", "c@1"):
+        assert await error(models, name) == (UnloadedModel, "model 'c' is unloaded and must be loaded first")
+    message = "model 'b' is for the task 'sample', not 'classify'; models for that task: none"
+    assert await error(models, "b", CLASSIFY) == (BadValue, message)
+    assert await error(models, None, CLASSIFY) == (NotReady, "no model serves the task 'classify'")
+    await models.close()
+    assert await error(models, "a") == (NotReady, "the service is stopping")
+
+
+async def test_a_request_without_a_model_needs_a_default_model(start: Start, folder: Path) -> None:
+    (folder / "defaults.json").write_text("{}")
+    models = await start()
+    message = "the task 'sample' has no default model; set model to one of: a, b"
+    assert await error(models, None) == (NotFound, message)
+    for content, reason in (
+        ('{"sample": "b"}', ""),
+        ("{", "defaults.json cannot be read: "),
+        ('{"sample": "x"}', "defaults.json names 'x', which is not in the store"),
+        ('{"sample": "b", "classify": "a"}', "defaults.json: 'a' is for 'sample', expected one for 'classify'"),
+    ):
+        (folder / "defaults.json").write_text(content)
+        await scan(models)
+        assert [text.startswith(reason) for _, text in failures(models)] == [True] * bool(reason)
+        if "x" in content:
+            assert await error(models, None) == (NotReady, f"no model serves the task 'sample' ({reason})")
+        else:  # an unreadable file changes nothing
+            assert await version(models) == "b@1"
+    roll_out(folder, "b", unloaded=True)
+    await scan(models)
+    assert (await error(models, None))[1].startswith("no model serves the task 'sample' (")
+
+
+def test_the_choice_for_a_request_id_never_changes() -> None:
+    """Other processes and later releases choose the same version for the same request."""
+    canary = VersionSet("a", (1, 2, 3), active=3, previous=1, canary=2, share=25.0)
+    assert "".join(str(canary.version_for(f"r{i}")) for i in range(24)) == "323333323333332233333232"
+    assert (canary.version_for("r18344"), canary.version_for("r9441")) == (2, 3)  # the two sides of the share
+    small = VersionSet("a", (1, 2), active=1, canary=2, share=0.01)
+    assert Counter(small.version_for(f"r{i}") for i in range(50_000))[2] == 2
+
+
+async def test_an_unloaded_model_that_another_process_has_loaded_is_found_at_once(start: Start, folder: Path) -> None:
+    roll_out(folder, "b", unloaded=True)
+    models = await start()
+    assert (await error(models, "b"))[0] is UnloadedModel
+    (folder / "b" / "active.json").write_text("{")  # an unreadable file changes nothing
+    assert (await error(models, "b"))[0] is UnloadedModel
+    for name in ("b", "b@1"):
+        (folder / "b" / "active.json").unlink()
+        assert await version(models, name) == "b@1"
+        roll_out(folder, "b", unloaded=True)
+        await models.recheck("b", deadline())
+        assert (await error(models, name))[0] is UnloadedModel
+
+
+async def test_a_request_waits_for_its_version_until_its_deadline(start: Start, control: Control, clock: Clock) -> None:
+    models = await start()
+    control.held.add(1)
+    for _ in range(2):
+        with pytest.raises(TimedOut, match=r"^the deadline passed before the model was in memory$"):
+            await models.resolve(GENERATE_IMAGES, "a@1", "", deadline(0.01))
+    assert models.entry("a", 1).state is State.LOADING
+    assert await version(models, "a") == "a@3"  # other requests do not wait
+    control.release(1)
+    assert await version(models, "a@1") == "a@1"
+
+
+async def test_the_number_of_versions_on_demand_is_limited(start: Start, clock: Clock) -> None:
+    models = await start(max_on_demand_versions=1)
+    assert await version(models, "a@1") == "a@1"
+    clock.now += 3
+    with pytest.raises(TooManyVersions) as raised:
+        await version(models, "a@2")
+    assert raised.value.headers()["retry-after"] == "7"
+    clock.now += 7
+    assert await version(models, "a@2") == "a@2"
+    assert [model.id for model in models.loaded()] == ["a@2", "a@3", "b@1"]
+
+
+# The store changes
+
+
+async def test_default_models_are_loaded_first_and_reasons_are_logged(
+    start: Start, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "quartet")
+    (folder / "defaults.json").write_text('{"sample": "b"}')
+    models = await start()
+    roll_out(folder, "a", active=2, canary={"version": 3, "share": 5})
+    await scan(models)
+    roll_out(folder, "a", active=2, retired=[3])
+    await scan(models)
+    (folder / "a" / "2" / WEIGHTS).rename(folder / "a" / "2" / "moved")
+    roll_out(folder, "b", unloaded=True)
+    await scan(models)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "INFO"] == [
+        "b@1 is loaded",
+        "a@3 is loaded",
+        "a@2 is loaded",
+        "a: version 2 is active, version 3 is the canary (5 %)",
+        "a: version 2 is active",
+        "a@3 is evicted: it is not served any more",
+        "b: it is unloaded",
+        "b@1 is evicted: it is not served any more",
+    ]
+
+
+async def test_an_incomplete_version_is_served_when_it_is_complete(
+    start: Start, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = await start()
+    complete = publish_fake(tmp_path / "elsewhere", "b", 12).folder
+    copy = folder / "b" / "2"
+    copy.mkdir()
+    for _ in range(2):
+        await scan(models)
+        assert failures(models) == [("b@2", "b/2/card.json cannot be read: No such file or directory")]
+    (copy / CARD).write_text((complete / CARD).read_text().replace('"version": 1', '"version": 2'))
+    await scan(models)
+    assert failures(models) == [("b@2", "b/2/model.safetensors cannot be read: No such file or directory")]
+    assert await version(models, "b") == "b@1"
+    (copy / WEIGHTS).write_bytes((complete / WEIGHTS).read_bytes())
+    await scan(models)
+    assert (await version(models, "b"), failures(models)) == ("b@2", [])
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["b@2 is not served"] * 2
+
+
+async def test_a_version_that_did_not_fit_into_memory_is_tried_again_after_30_seconds(
+    start: Start, folder: Path, control: Control, clock: Clock
+) -> None:
+    models = await start()
+    control.full.add(12)
+    publish_fake(folder, "b", 12)
+    await scan(models)
+    assert failures(models) == [("b@2", "MemoryError: ")]
+    control.full.clear()
+    for seconds, expected in ((29.9, "b@1"), (0.2, "b@2")):
+        clock.now += seconds
+        await scan(models)
+        assert await version(models, "b") == expected
+
+
+async def test_a_file_that_cannot_be_read_changes_nothing(start: Start, folder: Path) -> None:
+    roll_out(folder, "a", active=2)
+    models = await start()
+    (folder / "a" / "active.json").write_text("{")
+    await scan(models)
+    assert await version(models, "a") == "a@2"
+    assert [place for place, _ in failures(models)] == ["a/active.json"]
+    roll_out(folder, "a", active=9)
+    await scan(models)
+    assert failures(models) == [("a/active.json", "a/active.json names version 9, which is not in the store")]
+    move(folder, folder.with_name("away"))
+    await scan(models)
+    assert await version(models, "a") == "a@3"
+    move(folder.with_name("away"), folder)
+
+
+async def test_an_evicted_version_leaves_memory_without_garbage_collection(start: Start, clock: Clock) -> None:
+    models = await start()
+    await version(models, "a@1")
+    predictor = weakref.ref(models.loaded()[0].predictor)
+    assert predictor()
+    clock.now += 301
+    gc.disable()
+    try:
+        await scan(models)
+        await until(lambda: predictor() is None)
+    finally:
+        gc.enable()
+
+
+async def test_pictures_are_read_from_the_store(start: Start, folder: Path) -> None:
+    (folder / "a" / "3").chmod(0o755)
+    (folder / "a" / "3" / "curves.png").write_bytes(b"picture")
+    models = await start()
+    card = models.card("a")
+    assert card
+    assert models.entry("a").stored.pictures == ("curves.png",)
+    assert await models.read_picture(card, "curves.png") == b"picture"
+    with pytest.raises(NotFound, match=r"^none\.png cannot be read: No such file or directory$"):
+        await models.read_picture(card, "none.png")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+async def test_versions_are_loaded_with_a_low_priority_while_requests_are_served(start: Start) -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    models = await start()
+    assert await models.load_executor.run(niceness) == min(niceness() + 10, 19)
+    assert await models.executor.run(niceness) == niceness()
+
+
+# Health
+
+
+async def test_a_process_reports_why_it_should_get_no_requests(start: Start, folder: Path) -> None:
+    models = await start()
+    assert models.problems() == []
+    model = models.loaded()[0]
+    for engine in model.engines:
+        while not engine.circuit_breaker.is_open():
+            engine.circuit_breaker.record_failure()
+    assert models.problems() == models.problems([model]) == ["a@3 fails on every input"]
+    assert models.problems(models.loaded()[1:]) == []
+    models.stopping = True
+    assert models.problems() == ["the service is stopping"]
+    roll_out(folder, "a", unloaded=True)
+    roll_out(folder, "b", unloaded=True)
+    assert (await start()).problems() == ["no model in the store can be served"]
+
+
+@pytest.mark.parametrize(("works", "full"), [(True, False), (False, False), (False, True)])
+async def test_a_network_that_cannot_recover_is_tried_with_a_dummy_input(
+    start: Start, control: Control, works: bool, full: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = await start()
+    (a, *_), (b, *_) = (model.engines for model in models.loaded())
+    (control.full if full else control.broken).update(set() if works else {11})
+    a.circuit_breaker.failed_recoveries, b.circuit_breaker.failed_recoveries = 2, 3
+    watching = asyncio.create_task(models.recovery.watch())
+    await until(lambda: watching.done() or not b.circuit_breaker.failed_recoveries)
+    watching.cancel()
+    assert a.circuit_breaker.failed_recoveries == 2  # too few for a check
+    if works or full:  # memory may be free later
+        assert models.recovery.failure == ""
+        return
+    assert models.recovery.failure == (
+        "b@1 fails on every input, failed 3 recoveries, and fails on a dummy input "
+        "(RuntimeError: broken on compute_0): the process must be restarted"
+    )
+    assert [record.getMessage() for record in caplog.records] == [models.recovery.failure]
+    assert await error(models, "a") == (NotReady, "the service is stopping")
+
+
+class StalledDisk(Disk):
+    """A disk that does not answer until ``released`` is set."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+
+    def list(self, folder: Path) -> list[str]:
+        assert self.released.wait(60)
+        return super().list(folder)
+
+    def read(self, path: Path, max_bytes: int = -1) -> bytes:
+        assert self.released.wait(60)
+        return super().read(path, max_bytes)
+
+
+async def test_a_disk_that_does_not_answer_delays_no_request(start: Start, folder: Path) -> None:
+    models = await start(limits=replace(Limits(), rollout_check_seconds=0.01), request_seconds=0.01)
+    models.store.disk = disk = StalledDisk()
+    with pytest.raises(TimedOut, match=r"^the deadline passed before the store answered$"):
+        await models.refresh(deadline(0.01))
+    await models.recheck("b", deadline())
+    assert await version(models, "b") == "b@1"
+    card = models.card("b")
+    assert card
+    with pytest.raises(TimedOut, match=r"^the deadline passed before the store answered$"):
+        await models.read_picture(card, "curves.png")
+    roll_out(folder, "b", unloaded=True)
+    disk.released.set()
+    await scan(models)
+    assert (await error(models, "b"))[0] is UnloadedModel
+
+
+async def test_a_scan_that_stalls_is_reported(
+    start: Start, clock: Clock, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "quartet")
+    models = await start()
+    metrics: Any = models.observers
+
+    def age() -> float:
+        models.report()
+        return float(metrics.registry.get_sample_value("quartet_store_scan_age_seconds"))
+
+    assert age() == 0.0
+    clock.now += 9
+    assert age() == 9.0
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    for _ in range(3):
+        clock.now += 3
+        models.report()
+    assert age() == 18.0
+    await scan(models)
+    assert age() == 0.0
+    assert [record.getMessage() for record in caplog.records if "scanned" in record.getMessage()] == [
+        "the store has not been scanned for 12 s: changes in it have no effect",
+        "the store is scanned again",
+    ]
+    assert (await start(store_poll_seconds=0)).observers is not metrics
+
+
+async def test_the_rows_of_a_version_are_reported_also_after_it_was_evicted(
+    start: Start, folder: Path, control: Control
+) -> None:
+    models = await start()
+    metrics: Any = models.observers
+    model = await models.resolve(GENERATE_IMAGES, "b", "", deadline())
+    control.held.add(11)
+    images = [model.predictor.parse(1, None, seed) for seed in range(3)]
+    running = [asyncio.create_task(model.engine.submit([image])) for image in images]
+    await asyncio.to_thread(control.wait_until_held, 11)
+    roll_out(folder, "b", unloaded=True)
+    await scan(models)
+    labels = {"model": "b", "version": "1"}
+
+    def rows() -> float:
+        models.report()
+        names = ("quartet_queued_rows", "quartet_running_rows")
+        return sum(metrics.registry.get_sample_value(name, labels) for name in names)
+
+    assert rows() == 3
+    control.release(11)
+    await asyncio.gather(*running)
+    assert rows() == 0
+
+
+def test_a_process_needs_a_store(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"there is no such folder$"):
+        Models(Settings(store=tmp_path / "none", device="cpu"), Metrics())
