@@ -26,9 +26,11 @@ import multiprocessing
 import os
 import platform
 import resource
+import struct
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,6 +79,37 @@ def large_images() -> list[bytes]:
     """Return two images with 49 million pixels: a PNG of one colour, and a JPEG of noise."""
     noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
     return [image_file(np.zeros((7000, 7000), np.uint8), "PNG"), image_file(np.tile(noise, (10, 10, 1)), "JPEG")]
+
+
+@cache
+def tall_images() -> list[bytes]:
+    """Return requests with an RGBA PNG of 1 x 49,999,999 pixels, and with a TIFF of a strip for each of its rows."""
+    packer, row = zlib.compressobj(1), bytes(5)  # each row begins with its filter
+    pixels = b"".join(packer.compress(row * 999_999) for _ in range(50)) + packer.compress(row * 49) + packer.flush()
+    chunks = ((b"IHDR", struct.pack(">II5B", 1, 49_999_999, 8, 6, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b""))
+    tall = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+    return [post(CLASSIFY, tall), post(CLASSIFY, striped_tiff(8, 1_000_000)), post(CLASSIFY, striped_tiff(700, 65_535))]
+
+
+def striped_tiff(width: int, height: int) -> bytes:
+    """Return a grey TIFF whose rows are all the same strip."""
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 122, 277: 1, 278: 1, 279: 122 + 4 * height}
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4, height if tag in (273, 279) else 1, value) for tag, value in tags.items()
+    )
+    lists = struct.pack("<I", 122 + 8 * height) * height + struct.pack("<I", width) * height
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + lists + bytes(width)
+
+
+@cache
+def image_batches() -> list[bytes]:
+    """Return requests with 12 PNGs of 49 million pixels. Every second request has a deadline of 1 s."""
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n%b\r\n'
+    form, kind = part % large_images()[0] * 12 + b"--x--\r\n", "Content-Type: multipart/form-data; boundary=x"
+    return [post(CLASSIFY, form, kind), post(CLASSIFY, form, kind, "x-request-timeout: 1")]
 
 
 @cache
@@ -214,12 +247,24 @@ ATTACKS = {
     "headers": Attack("header tricks: many, long, contradictory, pipelined", 4, header_tricks),
     "bombs": Attack("decompression bombs: 1 GiB in gzip, 49 million pixels in PNG", 4, exchange(bombs)),
     "images": Attack("images of 49 million pixels", 2, exchange(lambda: [post(CLASSIFY, large_images()[1])])),
+    "tall": Attack(
+        "tall images: a PNG of 1 x 49,999,999 pixels, TIFFs with a strip for each row", 4, exchange(tall_images)
+    ),
+    "batches": Attack(
+        "batches of 12 PNGs of 49 million pixels, every second with a deadline", 4, exchange(image_batches)
+    ),
     "json": Attack("JSON at its limits", 4, exchange(large_bodies)),
 }
 
 
 # Functions that prepare the data of an attack before it starts
-PREPARED = {"bombs": (bombs,), "images": (large_images,), "json": (large_bodies,)}
+PREPARED = {
+    "bombs": (bombs,),
+    "images": (large_images,),
+    "tall": (tall_images,),
+    "batches": (image_batches,),
+    "json": (large_bodies,),
+}
 
 
 async def run_attack(attack: Attack, port: int, seconds: float) -> None:
@@ -261,13 +306,14 @@ def attack_in_process(name: str, port: int, seconds: float, pipe: Connection) ->
 
 
 def normal_requests() -> list[Request]:
-    """Return the requests of the normal client: a picture, a forecast and a short text."""
+    """Return the requests of the normal client: a picture, a forecast, a text, and the readiness."""
     picture = next((ROOT / "tests" / "images" / "cifar10").glob("*.png")).read_bytes()
     values = json.loads((ROOT / "docs" / "sine.json").read_text())["values"]
     return [
         Request(CLASSIFY, picture, "image/png"),
         Request("/v1/series/forecast", json.dumps({"values": values, "horizon": 10}).encode()),
         Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 20, "seed": 1}'),
+        Request("/health/ready", b"", method="GET"),
     ]
 
 
@@ -353,7 +399,7 @@ def results(rows: Sequence[Row], seconds: float, names: Sequence[str]) -> dict[s
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores; the attackers use the same cores",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "notes": [
-            "A normal client with two connections sends requests for pictures, forecasts and short texts in turn. The "
+            "A normal client with two connections requests pictures, forecasts, texts and `/health/ready` in turn. The "
             "table shows the latency of this client, while attackers send harmful requests.",
             "The p99 (99th percentile of the latency) during an attack may be at most "
             f"{MAX_RATIO:g} times the p99 before the attack. Ten seconds after the attack, the p99 may be at most "

@@ -47,7 +47,7 @@ end
 
 @dataclass(frozen=True)
 class Request:
-    """A POST request.
+    """A request, by default a POST request.
 
     ``kind`` is its Content-Type. ``length`` is the size of the JSON part of the body in bytes, if tensors in binary
     form follow after this part.
@@ -57,9 +57,10 @@ class Request:
     body: bytes
     kind: str = "application/json"
     length: int | None = None
+    method: str = "POST"
 
     def bytes(self) -> bytes:
-        head = f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {self.kind}\r\n"
+        head = f"{self.method} {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {self.kind}\r\n"
         if self.length is not None:
             head += f"Inference-Header-Content-Length: {self.length}\r\n"
         return f"{head}Content-Length: {len(self.body)}\r\n\r\n".encode() + self.body
