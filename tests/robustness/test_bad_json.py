@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.hypothesis_profiles import FUZZ
 from support.processes import memory_mib, reset_memory_peak, serving
@@ -31,15 +32,7 @@ from support.responses import (
 from support.service import ROOT
 
 from app import store
-from app.api.open_inference import decode
-from app.api.open_inference.decode import DECOMPRESSORS, TensorSpec
-from app.api.request_body import _parse_model, with_limits
 from app.api.request_head import preferred_media_type
-from app.api.routes.classify import ClassifyRequest
-from app.api.routes.forecast import ForecastRequest
-from app.api.routes.generate_images import GenerateImagesRequest
-from app.api.routes.generate_text import GenerateTextRequest
-from app.errors import BadValue, TooLarge
 
 VALID: dict[str, dict[str, Any]] = {
     CLASSIFY: {"images": ["eA=="]},
@@ -84,46 +77,23 @@ WRONG_VALUES = [
 JSON_TYPE = {"content-type": "application/json"}
 
 
-@pytest.mark.parametrize("path", VALID)
-def test_any_wrong_value_in_a_native_field_is_harmless(tiny: httpx.Client, path: str) -> None:
-    for field in VALID[path]:
+@pytest.mark.parametrize(("path", "position"), [*((path, ()) for path in (*VALID, *OTHER_PROTOCOLS)), *PARTS])
+def test_any_wrong_value_in_a_field_is_harmless(tiny: httpx.Client, path: str, position: tuple[str | int, ...]) -> None:
+    valid = VALID.get(path) or OTHER_PROTOCOLS[path]
+    assert path == CLASSIFY or tiny.post(path, json=valid).status_code == 200, path
+    body = json.loads(json.dumps(valid))
+    part: Any = body
+    for key in position:
+        part = part[key]
+    for field, value in list(part.items()):
+        part[field] = "HERE"
         for wrong in WRONG_VALUES:
-            rest = json.dumps({name: value for name, value in VALID[path].items() if name != field})
-            body = rest[:-1] + (", " if len(rest) > 2 else "") + f'"{field}": {wrong}}}'
-            answer = tiny.post(path, content=body.encode(), headers=JSON_TYPE)
-            assert_harmless(answer)
-            if any(constant in wrong for constant in ("NaN", "Infinity", "1e999")):
-                assert answer.status_code == 400, (field, wrong)
+            assert_harmless(tiny.post(path, content=json.dumps(body).replace('"HERE"', wrong, 1).encode()))
+        part[field] = value
     assert_still_serves(tiny)
 
 
-def test_any_wrong_value_in_a_field_of_another_protocol_is_harmless(tiny: httpx.Client) -> None:
-    parts = [*((path, ()) for path in OTHER_PROTOCOLS), *PARTS]
-    for path, position in parts:
-        assert tiny.post(path, json=OTHER_PROTOCOLS[path]).status_code == 200, path
-        body = json.loads(json.dumps(OTHER_PROTOCOLS[path]))
-        part: Any = body
-        for key in position:
-            part = part[key]
-        for field, value in list(part.items()):
-            part[field] = "HERE"
-            for wrong in WRONG_VALUES:
-                assert_harmless(tiny.post(path, content=json.dumps(body).replace('"HERE"', wrong, 1).encode()))
-            part[field] = value
-    assert_still_serves(tiny)
-
-
-@pytest.mark.parametrize("path", VALID)
-def test_a_duplicate_field_is_rejected(tiny: httpx.Client, path: str) -> None:
-    for field, value in VALID[path].items():
-        twice = json.dumps(VALID[path])[:-1] + f', "{field}": {json.dumps(value)}}}'
-        assert_rejected(
-            tiny.post(path, content=twice, headers=JSON_TYPE), 400, field, f"'{field}' was sent more than once"
-        )
-    assert_still_serves(tiny)
-
-
-def test_a_duplicate_field_is_rejected_by_the_other_protocols(tiny: httpx.Client) -> None:
+def test_a_duplicate_field_is_rejected(tiny: httpx.Client) -> None:
     for path, twice in (
         ("/v1/completions", '{"model": "tiny-rnn", "prompt": "a", "seed": 1, "seed": 1}'),
         ("/v2/models/tiny-gan/infer", '{"id": "a", "id": "a", "inputs": []}'),
@@ -227,94 +197,178 @@ def test_a_rejected_body_of_64_megabytes_is_never_in_memory(tiny_store: Path) ->
         assert_still_serves(client)
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text(max_size=8), inside, max_size=4),
-    max_leaves=12,
-)
+# Fuzz tests: a valid request, in which one thing is wrong. The message names it.
+
+NUMBERS, TEXTS, LISTS = st.integers(-9, 9), st.text(max_size=9), st.lists(st.booleans(), max_size=3)
+OBJECTS = st.dictionaries(st.text(max_size=5), st.integers(), max_size=2)
+# Values of a wrong type for each field of the native endpoints
+NO_NUMBER, NO_INTEGER = TEXTS | LISTS | OBJECTS | st.booleans(), TEXTS | LISTS | OBJECTS | st.booleans() | st.just(1.5)
+NO_TEXT = NUMBERS | LISTS | OBJECTS | st.booleans()
+WRONG_TYPES: dict[str, dict[str, Any]] = {
+    CLASSIFY: {"images": NUMBERS | TEXTS | OBJECTS | st.none()},
+    CONTINUE: {
+        "prompt": NO_TEXT | st.none(), "max_characters": NO_INTEGER, "temperature": NO_NUMBER, "top_k": NO_INTEGER,
+        "top_p": NO_NUMBER, "stop": NUMBERS | OBJECTS | st.booleans(), "seed": NO_INTEGER, "n": NO_INTEGER,
+        "stream": NUMBERS | TEXTS | LISTS, "model": NO_TEXT,
+    },
+    FORECAST: {
+        "values": NUMBERS | TEXTS | OBJECTS | st.booleans(), "horizon": NO_INTEGER,
+        "levels": NUMBERS | TEXTS | OBJECTS | st.booleans(), "model": NO_TEXT,
+    },
+    SAMPLE: {"count": NO_INTEGER, "label": NO_TEXT, "seed": NO_INTEGER, "model": NO_TEXT},
+}  # fmt: skip
 
 
 @FUZZ
-@given(
-    model=st.sampled_from([ClassifyRequest, GenerateTextRequest, ForecastRequest, GenerateImagesRequest]),
-    fields=st.dictionaries(
-        st.sampled_from([*GenerateTextRequest.model_fields, *ForecastRequest.model_fields, "images", "count", "x"]),
-        JSON,
-    ),
-)
-def test_any_json_is_parsed_or_rejected_with_a_message(model: Any, fields: dict[str, Any]) -> None:
-    content = json.dumps(fields).encode("utf-8", "surrogatepass")
-    with contextlib.suppress(BadValue):  # any other exception fails the test
-        _parse_model(content, 100, with_limits(model))
-
-
-@FUZZ
-@given(content=st.binary(max_size=60))
-def test_any_bytes_are_parsed_or_rejected_with_a_message(content: bytes) -> None:
-    for text in (content, b'{"values": ' + content + b"}"):
-        with contextlib.suppress(BadValue):
-            _parse_model(text, 100, ForecastRequest)
-
-
-TENSORS = json.dumps({"inputs": [
-    {"name": "a", "datatype": "FP32", "shape": [2, 3], "parameters": {"binary_data_size": 24}},
-    {"name": "b", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": 11}},
-    {"name": "c", "datatype": "INT8", "shape": [1, 2], "data": [[1, -2]]},
-]}).encode()  # fmt: skip
-BINARY = TENSORS + bytes(24) + b"\1\0\0\0x\2\0\0\0yz"
-LENGTHS = [
-    str(len(TENSORS)),
-    str(len(TENSORS) - 1),
-    str(len(BINARY)),
-    "",
-    "0",
-    "1",
-    "-1",
-    "9" * 11,
-    "9" * 5000,
-    "\u00b2",
-    " 3",
-    "x",
-]
-SPECS = [
-    None,
-    TensorSpec("a", ("FP64", "FP32"), (-1, -1)),
-    TensorSpec("b", ("BYTES",), (-1,)),
-    TensorSpec("c", ("UINT8",), (-1, 3, 4, 4)),
-]
-
-
-@FUZZ
-@given(
-    position=st.integers(0, len(BINARY)), cut=st.integers(0, 60), inserted=st.binary(max_size=12),
-    length=st.sampled_from(LENGTHS), spec=st.sampled_from(SPECS), coding=st.sampled_from(["", "gzip", "deflate"]),
-)  # fmt: skip
-def test_changed_binary_tensors_are_parsed_or_rejected_with_a_message(
-    position: int, cut: int, inserted: bytes, length: str, spec: TensorSpec | None, coding: str
+@given(data=st.data(), path=st.sampled_from(sorted(WRONG_TYPES)))
+def test_a_value_of_a_wrong_type_is_rejected_with_the_name_of_its_field(
+    tiny: httpx.Client, data: st.DataObject, path: str
 ) -> None:
-    content = BINARY[:position] + inserted + BINARY[position + cut :]
-    for each in (content, zlib.compress(content, wbits=DECOMPRESSORS.get(coding, 15))[: -cut or None]):
-        with contextlib.suppress(BadValue, TooLarge):  # any other exception fails the test
-            tensors = decode.decode_request(decode.decompress(each, coding, 10_000), length, 1000, 1000, spec).tensors
-            assert sum(tensor.size for tensor in tensors.values()) <= max(1000, len(each))
-
-
-CARD = (ROOT / "models_store" / "sine-lstm" / "1" / "card.json").read_bytes()
-
-
-@FUZZ
-@given(position=st.integers(0, len(CARD)), cut=st.integers(0, 300), inserted=st.binary(max_size=20))
-def test_a_changed_model_card_is_parsed_or_rejected_with_a_message(position: int, cut: int, inserted: bytes) -> None:
-    with contextlib.suppress(store.StoreError):
-        store.parse_card(CARD[:position] + inserted + CARD[position + cut :], "card.json")
+    field = data.draw(st.sampled_from(sorted(WRONG_TYPES[path])))
+    value = data.draw(WRONG_TYPES[path][field])
+    answer = tiny.post(path, json={**VALID[path], field: value})
+    assert answer.status_code == 400, (field, value, answer.text)
+    error = answer.json()["error"]
+    assert error["param"].split(".")[0] == field
+    assert error["message"].startswith(f"{error['param']} is ")
 
 
 @FUZZ
-@given(field=st.sampled_from(sorted(json.loads(CARD))), value=JSON)
-def test_any_value_on_a_model_card_is_parsed_or_rejected_with_a_message(field: str, value: Any) -> None:
-    content = json.dumps({**json.loads(CARD), field: value}).encode("utf-8", "surrogatepass")
-    with contextlib.suppress(store.StoreError):
-        store.parse_card(content, "card.json")
+@given(data=st.data(), path=st.sampled_from(sorted(VALID)), name=st.text(min_size=1, max_size=20))
+def test_an_unknown_field_is_rejected_with_the_known_ones(
+    tiny: httpx.Client, data: st.DataObject, path: str, name: str
+) -> None:
+    assume(name not in tiny_fields(tiny, path))
+    fields = [*VALID[path].items()]
+    fields.insert(data.draw(st.integers(0, len(fields))), (name, 1))
+    answer = tiny.post(path, content=json.dumps(dict(fields)), headers=JSON_TYPE)
+    known = ", ".join(list(tiny_fields(tiny, path))[:2])
+    assert_rejected(answer, 400, name, f"; known fields: {known}")
+
+
+def tiny_fields(client: httpx.Client, path: str) -> list[str]:
+    """Return the fields of a body, from the OpenAPI document."""
+    document = client.get("/openapi.json").json()
+    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return list(schema["properties"])
+
+
+@FUZZ
+@given(
+    path=st.sampled_from([CONTINUE, FORECAST, SAMPLE]), position=st.floats(0, 1), cut=st.integers(0, 2),
+    inserted=st.sampled_from([b"", b'"', b"{", b"}", b",", b"0", b"\\", b"\xff", b"\n", b"e9"]),
+)  # fmt: skip
+def test_a_changed_body_is_answered_or_its_error_says_what_is_wrong(
+    tiny: httpx.Client, path: str, position: float, cut: int, inserted: bytes
+) -> None:
+    valid = json.dumps(VALID[path]).encode()
+    start = int(position * len(valid))
+    content = valid[:start] + inserted + valid[start + cut :]
+    answer = tiny.post(path, content=content, headers=JSON_TYPE)
+    assert_harmless(answer)
+    try:
+        json.loads(content.decode())
+    except ValueError:
+        assert_rejected(answer, 400, None, "the body is not JSON: ")
+    else:
+        assert answer.status_code in (200, 400, 404)
+        if answer.status_code != 200:
+            error = answer.json()["error"]
+            assert (error["param"] or "the body") in error["message"]
+
+
+DATATYPES = {"FP64": "<f8", "FP32": "<f4"}
+
+
+def tensor_request(values: list[int], datatype: str) -> tuple[dict[str, Any], bytes]:
+    """Return the two parts of a request with binary data: its JSON, and the data of its only input."""
+    data = np.array(values, DATATYPES[datatype]).tobytes()
+    tensor = {"name": "values", "datatype": datatype, "shape": [1, len(values)]}
+    return {"inputs": [{**tensor, "parameters": {"binary_data_size": len(data)}}]}, data
+
+
+def infer(client: httpx.Client, head: Any, data: bytes, coding: str = "", **changes: str) -> httpx.Response:
+    text = json.dumps(head).encode()
+    content, length = text + data, str(len(text))
+    headers = {"inference-header-content-length": length, **changes}
+    if coding:
+        headers["content-encoding"] = coding
+        content = zlib.compress(content, wbits=31 if coding == "gzip" else 15)
+    return client.post("/v2/models/tiny-lstm/infer", content=content, headers=headers)
+
+
+VALUES = st.lists(st.integers(-99, 99), min_size=10, max_size=30)
+
+
+@FUZZ
+@given(
+    data=st.data(),
+    values=VALUES,
+    datatype=st.sampled_from(sorted(DATATYPES)),
+    coding=st.sampled_from(["", "gzip", "deflate"]),
+)
+def test_a_wrong_part_of_a_request_with_binary_tensors_is_named(
+    tiny: httpx.Client, data: st.DataObject, values: list[int], datatype: str, coding: str
+) -> None:
+    head, content = tensor_request(values, datatype)
+    assert infer(tiny, head, content, coding).status_code == 200
+    other = data.draw(st.integers(1, 7))
+    tensor = head["inputs"][0]
+    size = f"unexpected size for input 'values': {len(content) - other:,} bytes, expected {len(content):,}"
+    too_long = f"unexpected additional input data: {other} bytes follow the last input"
+    wrong: dict[str, tuple[Any, bytes, str, str]] = {
+        "data missing": (head, content[:-other], "", "unexpected size for input 'values': binary_data_size"),
+        "data too long": (head, content + bytes(other), "", too_long),
+        "size": ({"inputs": [{**tensor, "parameters": {"binary_data_size": len(content) - other}}]}, content[:-other], "", size),
+        "shape": ({"inputs": [{**tensor, "shape": [1, len(values) + other]}]}, content, "", "unexpected size for input 'values'"),
+        "name": ({"inputs": [{**tensor, "name": "x" * other}]}, content, "", "values"),
+        "no datatype": ({"inputs": [{**tensor, "datatype": "FP"}]}, content, "", "inputs.0.datatype is 'FP'; "),
+        "other datatype": (
+            {"inputs": [{**tensor, "datatype": "INT64", "parameters": {"binary_data_size": 8 * len(values)}}]},
+            bytes(8 * len(values)), "", "input 'values' is of INT64; allowed types: FP64, FP32",
+        ),
+        "both": ({"inputs": [{**tensor, "data": values}]}, content, "", "inputs.0 should have either data or "),
+        "length": (head, content, "9" * other + "x", f"inference-header-content-length is '{'9' * other}x'; "),
+    }  # fmt: skip
+    wrong_head, wrong_content, length, sentence = wrong[data.draw(st.sampled_from(sorted(wrong)))]
+    changes = {"inference-header-content-length": length} if length else {}
+    answer = infer(tiny, wrong_head, wrong_content, coding, **changes)
+    assert_harmless(answer)
+    assert answer.status_code == 400
+    assert sentence in answer.json()["error"]
+
+
+@FUZZ
+@given(position=st.floats(0, 1), values=VALUES)
+def test_a_damaged_compressed_body_is_rejected(tiny: httpx.Client, position: float, values: list[int]) -> None:
+    content = bytearray(zlib.compress(json.dumps({"inputs": [{"name": "values", "data": values}]}).encode(), wbits=31))
+    content[12 + int(position * (len(content) - 21))] ^= 0x55  # a byte between the head and the checksum
+    answer = tiny.post("/v2/models/tiny-lstm/infer", content=bytes(content), headers={"content-encoding": "gzip"})
+    assert_harmless(answer)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("the ")
+
+
+CARD = json.loads((ROOT / "models_store" / "sine-lstm" / "1" / "card.json").read_text())
+OF_NO_FIELD = st.just(1.5) | st.booleans() | st.lists(st.just(1.5), min_size=1, max_size=2)
+
+
+@FUZZ
+@given(field=st.sampled_from(sorted(set(CARD) - {"minutes"})), value=OF_NO_FIELD)
+def test_a_wrong_field_of_a_model_card_is_named(field: str, value: Any) -> None:
+    with pytest.raises(store.StoreError, match=rf"^card\.json: {field}\b.*, found "):
+        store.parse_card(json.dumps({**CARD, field: value}).encode(), "card.json")
+
+
+@FUZZ
+@given(data=st.data(), cut=st.integers(1, 3))
+def test_a_damaged_model_card_is_rejected_or_read(data: st.DataObject, cut: int) -> None:
+    content = json.dumps(CARD).encode()
+    position = data.draw(st.integers(0, len(content)))
+    with contextlib.suppress(store.StoreError):  # any other exception fails the test
+        store.parse_card(content[:position] + content[position + cut :], "card.json")
 
 
 @FUZZ
