@@ -17,7 +17,7 @@ export ALLOW_SKIPS
 PYTEST := OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
 
 .PHONY: help serve test test-all check docs report train data evaluate profile bench bench-protocols bench-imported bench-scaling bench-replicas bench-cluster \
-	bench-training bench-processes image-check swaps model-check soak determinism overload restarts attack fuzz oldest mutants audit clean
+	bench-training image-check swaps model-check soak determinism overload restarts attack fuzz oldest mutants audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -53,7 +53,6 @@ train: .venv/train ## train and publish all networks in turn
 	$(BIN)/python -m training.cnn --preset strong
 	$(BIN)/python -m training.cnn --preset accurate
 	$(BIN)/python -m training.rnn
-	$(BIN)/python -m training.rnn --preset strong
 	$(BIN)/python -m training.rnn --preset gated
 	$(BIN)/python -m training.lstm
 	$(BIN)/python -m training.lstm --preset strong
@@ -87,9 +86,6 @@ bench-cluster: .venv/ray ## send requests to a Ray cluster of two nodes, and kil
 
 bench-training: .venv/train ## compare the speed of this project's training loops with that of the workshop's loops
 	$(BIN)/python -m benchmarks.speed.training
-
-bench-processes: .venv/train ## compare the speed of training in one process and in two processes
-	$(BIN)/python -m benchmarks.speed.distributed_training $(ARGS)
 
 swaps: .venv/test ## change the active version 100 times under load; kill 50 publications, 50 imports and 50 activations
 	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/robustness/test_version_swaps.py

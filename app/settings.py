@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.limits import Limits
 
 PREFIX = "QUARTET_"
-OTHER_VARIABLES = {"QUARTET_DATA_DIR"}  # read by training/
+OTHER_VARIABLES = {"QUARTET_DATA_DIR", "QUARTET_TRAINING_LIMITS"}  # read by training/
 # Kubernetes sets variables such as X_SERVICE_HOST, X_PORT and X_PORT_80_TCP_ADDR for a Service with the name x.
 KUBERNETES_VARIABLE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
 

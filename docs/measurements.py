@@ -66,8 +66,8 @@ The table states how often each model was measured on the test part:
 | `shakespeare-rnn@1` | three. Parts of the test part were read once more to analyse the loss; see [training/LOG.md](../training/LOG.md) |
 
 During development, test runs of one or two epochs also printed figures of the test parts. These figures were not used
-to choose anything. Since 27 November 2026, the code adds a line to the end of [training/LOG.md](../training/LOG.md) for
-each training that measures on a test part. The section [Corruptions of ImageNet-C](#corruptions-of-imagenet-c) read 500
+to choose anything. From 27 to 30 November 2026, the code added a line to the end of [training/LOG.md](../training/LOG.md)
+for each training that measured on a test part. The section [Corruptions of ImageNet-C](#corruptions-of-imagenet-c) read 500
 test images of CIFAR-10 once more, after all choices.
 
 The figures of `cifar10-accurate` were measured in bfloat16, and those of `cifar10-whitened` in float32. When the

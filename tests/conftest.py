@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,6 +31,17 @@ from app.tasks.text_generation import Continuation, TextGenerator
 # settings when they are imported.
 for variable in {name for name in os.environ if name.startswith(PREFIX)} - OTHER_VARIABLES - {"QUARTET_DEVICE"}:
     del os.environ[variable]
+# Trainings in tests measure less, and read small data sets of noise.
+os.environ["QUARTET_TRAINING_LIMITS"] = json.dumps(
+    {
+        "check_digests": False,
+        "speed_seconds": 0,
+        "generated_samples": 200,
+        "classifier_samples": 200,
+        "unseen_images": 60,
+        "label_classifier_steps": 10,
+    }
+)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -78,25 +90,14 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the measurement of speed, and recalibrate batch norms with few images, to save time.
-
-    This changes no other results.
-    """
+    """Skip the measurement of the speed of imported networks, to save time."""
     monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
-    monkeypatch.setattr("training.loops.gan.RECALIBRATION_BATCHES", 2)
-    monkeypatch.setattr("training.loops.gan.PREVIEW_BATCHES", 2)
 
 
 @pytest.fixture(autouse=True)
 def _blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.path.name in TRAINING_FILES:
         save_blank_pictures(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def _no_log_of_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Prevent trainings in tests from writing their test metrics to training/LOG.md."""
-    monkeypatch.setattr("training.evaluation_log.LOG", tmp_path / "LOG.md")
 
 
 @pytest.fixture(autouse=True)

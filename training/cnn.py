@@ -38,12 +38,13 @@ from training.evaluation.calibration import (
 )
 from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from training.evaluation.image_classifier import plot_samples
-from training.loops import airbench, cnn_finetune, distributed
-from training.loops.classifier import AveragedTrainer, fit
+from training.loops import airbench, cnn_finetune
+from training.loops.classifier import AveragedTrainer, ClassifierRecipe, ClassifierTrainer
+from training.loops.fit import Batches, fit
 from training.loops.photos import pretrained
 from training.loops.photos import train as photos
 from training.options import Options, base_version, parse_options
-from training.run import Run, metric
+from training.run import Run, metric, run_command
 
 
 def _side(text: str) -> int:
@@ -147,10 +148,18 @@ def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str
     """Train LeNet or the digit network; return the network with averaged weights."""
     train, validation = images.split_validation(config.validation)
     trainer = AveragedTrainer(config, build(config.kind, asdict(SIZES[config.kind]())).to(device))
-    train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
-    total = config.epochs * (len(train) // config.batch)
-    fit(run, trainer, train_images, train_labels, train, validation, config.batch, lambda: total)
-    return trainer.average.module
+    fit_images(run, trainer, images, Batches(train, config.batch, run.options.seed), validation, config.epochs)
+    network: nn.Module = trainer.average.module
+    return network
+
+
+def fit_images(
+    run: Run, trainer: ClassifierTrainer, images: data.Images, batches: Batches, validation: Tensor, epochs: int
+) -> None:
+    """Train on public images for ``epochs`` epochs."""
+    train_images, labels = (part.to(run.options.device) for part in (images.train_images, images.train_labels))
+    recipe = ClassifierRecipe(trainer, train_images, labels, batches, validation)
+    fit(run, recipe, run.budget(epochs * batches.per_epoch), epochs)
 
 
 def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device: str) -> WhitenedNet:
@@ -161,14 +170,14 @@ def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device
     network = WhitenedNet(sizes)
     airbench.whiten(network, images.train_images[train[:5000]])
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainer = airbench.AirbenchTrainer(config, network, len(images.train_labels), run.options.seed)
-    train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
-    total = config.epochs * (len(train) // config.batch)
-    fit(run, trainer, train_images, train_labels, train, validation, config.batch, lambda: total)
+    batches = Batches(train, config.batch, run.options.seed)
+    trainer = airbench.AirbenchTrainer(config, network, len(images.train_labels), batches.per_epoch, run.options.seed)
+    fit_images(run, trainer, images, batches, validation, config.epochs)
     wide = [layer for layer in network.groups.modules() if isinstance(layer, nn.Conv2d) and config.float16]
     for layer in wide:  # fit the temperatures with the rounded weights
         layer.half().float()
-    fit_temperatures(network, train_images[validation], train_labels[validation], smoothings(config))
+    held_out = images.train_images[validation].to(device), images.train_labels[validation].to(device)
+    fit_temperatures(network, *held_out, smoothings(config))
     for layer in wide:  # so that the weights file contains float16
         layer.half()
     return network
@@ -305,4 +314,4 @@ def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, n
 
 
 if __name__ == "__main__":
-    distributed.run_command(main)
+    run_command(main)

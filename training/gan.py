@@ -23,10 +23,11 @@ from app.tasks.image_generation import ImageSampler
 from training.configs import GAN_PRESETS, ConditionalGanConfig, GanConfig
 from training.data import datasets
 from training.evaluation import generation
-from training.loops import distributed, gan_finetune
-from training.loops.gan import conditional_trainer, fit, save_grid, workshop_trainer
+from training.limits import limits
+from training.loops import gan_finetune
+from training.loops.gan import conditional_trainer, save_grid, train, workshop_trainer
 from training.options import Options, parse_options
-from training.run import Run
+from training.run import Run, run_command
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = datasets.mnist()
     real_images, real_labels = images.train_images, images.train_labels
     if options.part == "validation":  # the samples are compared with the other training images
-        used, _ = images.split_validation(generation.UNSEEN)
+        used, _ = images.split_validation(limits().unseen_images)
         real_images, real_labels = real_images[used], real_labels[used]
     if config.batch > len(real_labels):
         sys.exit(f"--batch is {config.batch:,}, but there are only {len(real_labels):,} training images")
@@ -76,13 +77,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The classifier is loaded before the training, so that the command fails early if the classifier is missing.
     classifier = generation.load_reference_classifier(options.store, options.device)
 
-    total = config.epochs * (len(real_images) // config.batch)
     if isinstance(config, ConditionalGanConfig):
         trainer = conditional_trainer(config, options.device)
-        fit(run, trainer, real_images, real_labels, lambda: total)
+        train(run, trainer, real_images, real_labels)
     else:
         trainer = workshop_trainer(config, options.device)
-        fit(run, trainer, real_images, None, lambda: total)
+        train(run, trainer, real_images, None)
     publish(run, images, trainer.averaged_generator(), classifier)
 
 
@@ -114,4 +114,4 @@ def publish(run: Run, images: datasets.Images, network: Any, classifier: ImageCl
 
 
 if __name__ == "__main__":
-    distributed.run_command(main)
+    run_command(main)

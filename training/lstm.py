@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.series_reader import ForecasterSizes
@@ -30,12 +29,13 @@ from training.configs import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneC
 from training.data import datasets
 from training.data.tables.read import AGGREGATES
 from training.evaluation import forecaster as m4
-from training.loops import distributed
+from training.loops.fit import averaged, fit
 from training.loops.forecaster import pretrain
 from training.loops.series import evaluation, finetune, own_series
 from training.options import Options, parse_options
-from training.run import Run, cosine_schedule, metric, set_learning_rate
+from training.run import Run, cosine_schedule, metric, run_command, set_learning_rate
 
+SINE_REPORTS = 120  # validations of a training on the sine
 FREE_RUNNING_STEPS = 50  # length of the free-running forecasts that are measured
 OPTIONS: dict[str, dict[str, Any]] = {
     "--csv": {"metavar": "FILE", "type": Path, "help": "CSV, Excel or Parquet file with your series"},
@@ -179,56 +179,55 @@ def check_validation(config: LstmConfig, series: datasets.Sine) -> None:
         )
 
 
+class SineRecipe:
+    """The recipe of the workshop's LSTM; see ``training.loops.fit.Recipe``. It trains on random windows of the sine."""
+
+    def __init__(self, config: LstmConfig, series: datasets.Sine, device: str) -> None:
+        self.config = config
+        values = series.values[: series.split].float().to(device)
+        self.network = SeriesLSTM(SeriesLSTMSizes(config.window, config.hidden)).to(device)
+        self.network.store_statistics(values)
+        standardised = (values - self.network.location) / self.network.scale
+        self.train = standardised[: -config.validation]
+        self.validation = standardised[-config.validation - config.window :]
+        self.average = averaged(self.network, config.ema_decay)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), weight_decay=config.weight_decay, fused=True)
+
+    def update(self, step: int, done: float) -> dict[str, Tensor]:
+        """Train on random windows for one step; return the one-step and free-running losses."""
+        config, network = self.config, self.network
+        length = config.window + config.horizon
+        starts = torch.randint(len(self.train) - length + 1, (config.batch, 1))
+        windows = self.train[(starts + torch.arange(length)).to(self.train.device)]  # [batch, window + horizon]
+        inputs = windows + config.input_noise * torch.randn(windows.shape).to(windows.device)
+        target = windows[:, config.window :]
+        outputs, state = network.steps(inputs[:, : config.window])
+        first = outputs[:, -1:]
+        later, _ = network.steps(inputs[:, config.window : -1], state)
+        one_step = F.mse_loss(torch.cat([first, later], dim=1), target)  # each forecast from actual values
+        free_running = F.mse_loss(network.free_running(first, state, config.horizon), target)  # from own forecasts
+        set_learning_rate(self.optimizer, config.learning_rate * cosine_schedule(done))
+        self.optimizer.zero_grad()
+        (0.5 * (one_step + free_running)).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+        self.optimizer.step()
+        self.average.update_parameters(network)
+        return {"one_step": one_step, "free_running": free_running}
+
+    def validate(self, steps: int) -> dict[str, float]:
+        """Return the mean squared error of one-step forecasts on the validation part."""
+        return {"validation": validation_mse(self.average.module, self.validation)}
+
+    def state(self) -> dict[str, Any]:
+        """Return the objects that a resumed run restores, by name."""
+        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
+
+
 def train_sine(run: Run, config: LstmConfig, series: datasets.Sine) -> Any:
-    """Train the workshop's LSTM on random windows of the sine's training part; return the averaged network."""
-    values = series.values[: series.split].float().to(run.options.device)
-    network = SeriesLSTM(SeriesLSTMSizes(config.window, config.hidden)).to(run.options.device)
-    network.store_statistics(values)
-    standardised = (values - network.location) / network.scale
-    train, validation = standardised[: -config.validation], standardised[-config.validation - config.window :]
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
-    run.track(network=network, average=average, optimizer=optimizer)
-
-    length = config.window + config.horizon
-    for step in run.steps(config.steps):
-        starts = torch.randint(len(train) - length + 1, (config.batch, 1))
-        windows = train[(starts + torch.arange(length)).to(train.device)]  # [batch, window + horizon]
-        learning_rate = config.learning_rate * cosine_schedule(step, config.steps)
-        one_step, free_running = update(network, average, optimizer, windows, config, learning_rate)
-        if (step + 1) % 50 == 0:
-            run.log(
-                one_step=one_step.item(),
-                free_running=free_running.item(),
-                validation=validation_mse(average.module, validation),
-            )
-    return average.module
-
-
-def update(
-    network: SeriesLSTM,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    windows: Tensor,
-    config: LstmConfig,
-    learning_rate: float,
-) -> tuple[Tensor, Tensor]:
-    """Train on standardised windows [N, window + horizon] for one step; return the one-step and free-running losses."""
-    inputs = windows + config.input_noise * torch.randn(windows.shape).to(windows.device)
-    target = windows[:, config.window :]
-    outputs, state = network.steps(inputs[:, : config.window])
-    first = outputs[:, -1:]
-    later, _ = network.steps(inputs[:, config.window : -1], state)
-    one_step = F.mse_loss(torch.cat([first, later], dim=1), target)  # each forecast from actual values
-    free_running = F.mse_loss(network.free_running(first, state, config.horizon), target)  # from its own forecasts
-    loss = 0.5 * (one_step + free_running)
-    set_learning_rate(optimizer, learning_rate)
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-    optimizer.step()
-    average.update_parameters(network)
-    return one_step, free_running
+    """Train the workshop's LSTM on the sine's training part; return the averaged network."""
+    recipe = SineRecipe(config, series, run.options.device)
+    fit(run, recipe, run.budget(config.steps), SINE_REPORTS)
+    return recipe.average.module
 
 
 def validation_mse(network: Any, values: Tensor) -> float:
@@ -366,4 +365,4 @@ def draw_samples(path: Path, forecaster: WindowForecaster, validation: tuple[int
 
 
 if __name__ == "__main__":
-    distributed.run_command(main)
+    run_command(main)

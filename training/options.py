@@ -7,7 +7,6 @@ import dataclasses
 import math
 import os
 import sys
-import time
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from app.store import Store
 from app.store.version import Version
 from training.configs import SWITCH
 from training.data.datasets import DataError
-from training.loops import distributed
 
 INCLUDED = Path(__file__).parents[1] / "models_store"
 STORE = Path(os.environ.get("QUARTET_STORE") or "models_store")  # the same default as that of the service
@@ -65,7 +63,6 @@ class Options:
     runs: Path
     store: Path
     log_dir: Path | None = None
-    started: float = 0.0  # time of the monotonic clock at which the command started
     minutes: float | None = None
     data_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -114,14 +111,14 @@ def parse_options(
         group = parser.add_argument_group("own data", "The first option of this group selects the preset own.")
         for flag, settings in data_flags.items():
             group.add_argument(flag, **settings)
-        minutes_help = "total duration of the command in minutes, including its start and the evaluation"
+        minutes_help = "duration of the training in minutes, without reading the data and the evaluation"
         group.add_argument("--minutes", type=_minutes, metavar="N", help=minutes_help)
     numbers = _add_numbers(parser, presets)
     arguments = vars(parser.parse_args(argv))
     if not arguments.get("preview"):
         data = arguments[next(iter(data_flags)).removeprefix("--")] if data_flags else None
         _check_utf8(parser, sys.argv[1:] if argv is None else argv, data)
-    fields = {field.name for field in dataclasses.fields(Options)} - {"script", "data_options", "started"}
+    fields = {field.name for field in dataclasses.fields(Options)} - {"script", "data_options"}
     common = {name: arguments.pop(name) for name in list(arguments) if name in fields}
     overrides = {name: arguments.pop(name) for name in list(arguments) if name in numbers}
     if data_flags:
@@ -132,16 +129,12 @@ def parse_options(
     for name in overrides:
         if preset not in numbers[name]:
             parser.error(f"the preset {preset} has no --{name.replace('_', '-')}")
-    if preset != "own" and distributed.world_size() > 1:
-        parser.error(f"the preset {preset} trains in one process; torchrun is for own data only")
-    common["device"] = distributed.local_device(common["device"])
     _check_numbers(parser, script, common, overrides)
     _check_device(parser, common["device"])
     if common["publish"] and not arguments.get("preview") and (task := TASKS.get(script)):
         _check_task(parser, task, common["store"], common["name"])
     config = dataclasses.replace(presets[preset], **overrides)  # type: ignore[type-var]
-    started = time.monotonic() - (_process_age() if argv is None else 0.0)
-    return Options(script, **common, data_options=arguments, started=started), config
+    return Options(script, **common, data_options=arguments), config
 
 
 def _check_utf8(parser: argparse.ArgumentParser, words: Sequence[str], data: Path | Sequence[Path] | None) -> None:
@@ -153,16 +146,6 @@ def _check_utf8(parser: argparse.ArgumentParser, words: Sequence[str], data: Pat
             text.encode()
         except UnicodeEncodeError:
             parser.error(f"{text!r} is not UTF-8; rename the file or folder")
-
-
-def _process_age() -> float:
-    """Return the seconds since this process started; 0 if the system does not report its start."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return 0.0
-    return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> None:
@@ -181,7 +164,7 @@ def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> 
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of all random numbers")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="cpu, cuda or cuda:N")
-    cores = max(1, (os.cpu_count() or 1) // distributed.local_world_size())
+    cores = os.cpu_count() or 1
     parser.add_argument("--threads", metavar="N", type=int, default=cores, help="number of CPU threads of PyTorch")
     parser.add_argument(
         "--resume",

@@ -78,18 +78,17 @@ def find_version(models: Path, card: store.Card) -> int | None:
 
 
 def runnable(command: str, models: Path = Path("models_store")) -> str:
-    """Return a command of a model card as a user can run it: with this process's Python for ``python`` or ``torchrun``.
+    """Return a command of a model card as a user can run it: with this process's Python.
 
     The path of Python is relative to the current folder if it is below this folder, such as ``.venv/bin/python``.
     ``models``: the store that the command shall use. It becomes an option unless it is the default.
     """
-    program, _, arguments = command.partition(" ")
+    arguments = command.removeprefix("python ")
     python, here = Path(sys.executable or "python"), Path.cwd()
     if here in python.parents and python.parent != here:
         python = python.relative_to(here)
-    module = "-m torch.distributed.run " if program == "torchrun" else ""
     option = "" if models == Path("models_store") else f" --store {shlex.quote(str(models))}"
-    return f"{shlex.quote(str(python))} {module}{arguments}{option}"
+    return f"{shlex.quote(str(python))} {arguments}{option}"
 
 
 @functools.cache
@@ -101,7 +100,7 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for folder in ("app/networks", "training"):
-        for path in sorted(path for path in (root / folder).rglob("*") if path.suffix in (".py", ".c")):
+        for path in sorted(path for path in (root / folder).rglob("*") if path.suffix == ".py"):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -120,6 +119,5 @@ def commit() -> str:
             return ""
         return done.stdout.strip()
 
-    # Changes of LOG.md do not count: each measurement on a test part changes it, and no training reads it.
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "app", "training", ":!training/LOG.md")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "app", "training")
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (" with changes" if changed else "")

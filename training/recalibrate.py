@@ -97,7 +97,7 @@ def publish(version: Version, models: Path, runs: Path, command: str) -> None:
     classifier = ImageClassifier(version, torch.device("cpu"))
     fields = version.card.model_dump(mode="json", exclude={"version", "weights_sha256"})
     fields |= {"command": command, "commit": publishing.commit(), "metrics": cnn.evaluate(classifier)}
-    evaluation_log.record(runs, fields, own_data=False)
+    evaluation_log.record(runs, fields)
     for key, metric in fields["metrics"].items():
         print(f"{key:30} {metric['value']:.{metric['decimals']}f}  {metric['split']}")
     _, images, labels = getattr(datasets, next(iter(version.card.data)))().measured()

@@ -1,7 +1,6 @@
 """Train a network that generates text.
 
     python -m training.rnn                            # shakespeare-rnn: the workshop's RNN on tinyshakespeare
-    python -m training.rnn --preset strong            # shakespeare-rnn, with a stack of three Elman layers
     python -m training.rnn --preset gated             # shakespeare-rnn, with gated linear recurrences
     python -m training.rnn --preset gated --from shakespeare-rnn@4 --epochs 0    # only calibrate a published network
     python -m training.rnn --validation 0.05          # hold out 5 % of the training part, to compare hyperparameters
@@ -15,8 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +29,14 @@ from training.configs import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
 from training.data.speakers import training_text
 from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples, measure, measure_held_out
-from training.loops import distributed
+from training.loops.fit import fit
 from training.loops.text.calibration import calibrate, divide_logits
 from training.loops.text.distillation import Teachers
-from training.loops.text.language_model import fit, fit_again, new_network, transfer_weights
+from training.loops.text.language_model import TextRecipe, new_network, train, transfer_weights
 from training.options import Options, Part, base_version, parse_options
-from training.run import Run
+from training.run import Run, run_command
 
-KINDS = ("character-rnn", "stacked-rnn", "gated-rnn")
-TIMED_CHARACTERS = 8192  # number of test characters on which the duration of the test is estimated for --minutes
-# Largest number of test characters for each minute of --minutes, so that training gets most of the time.
-TEST_CHARACTERS_PER_MINUTE = 50_000
+KINDS = ("character-rnn", "gated-rnn")
 FINETUNE_FACTOR = 0.3  # factor of the learning rate with --from
 OPTIONS: dict[str, dict[str, Any]] = {
     "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "text files and folders, joined in this order"},
@@ -70,11 +65,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     **refit.OPTION,
 }
-NAMES = {"workshop": "shakespeare-rnn", "strong": "shakespeare-rnn", "gated": "shakespeare-rnn"}
+NAMES = {"workshop": "shakespeare-rnn", "gated": "shakespeare-rnn"}
 TITLES = {
     "character-rnn": "The workshop's RNN: one Elman layer that continues a text in the manner of Shakespeare's plays",
     "gated-rnn": "Gated linear recurrences that continue a text in the manner of Shakespeare's plays",
-    "stacked-rnn": "A residual stack of Elman layers that continues a text in the manner of Shakespeare's plays",
 }
 PROMPTS = ("ROMEO:", "First Citizen:\n", "To be, ")  # prompts of the samples on the card
 
@@ -102,28 +96,6 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
     return options, config
 
 
-def test_characters(options: Options) -> int:
-    """Return the maximum number of test characters of a user's text."""
-    minutes = options.minutes
-    if minutes is None:
-        return MAX_TEST_CHARACTERS
-    return min(MAX_TEST_CHARACTERS, int(TEST_CHARACTERS_PER_MINUTE * max(1.0, minutes)))
-
-
-def seconds_of_rest(evaluate: Callable[[], object], ratio: float) -> float:
-    """Return the estimated duration of the rest of an evaluation, minus the duration of this call, in seconds.
-
-    This call takes time as well. The caller adds that time, so it is subtracted here.
-
-    Args:
-        evaluate: evaluates a part of the data. It must have run before, because its first call also loads modules.
-        ratio: size of the rest of the data divided by the size of the part.
-    """
-    start = time.monotonic()
-    evaluate()
-    return (ratio - 1) * (time.monotonic() - start)
-
-
 def evaluate(generator: TextGenerator) -> dict[str, Any]:
     """Return the metrics of a published network on the test part of its text."""
     return measure(generator, getattr(datasets, next(iter(generator.card.data)))())
@@ -137,12 +109,12 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     vocabulary = texts.vocabulary_of(text.train)
     run = Run(options, config, argv)
     characters = texts.encode(text.train, vocabulary)
-    training, validation = texts.hold_out(characters, config.validation, config.validation_parts)
-    train = training_text(training, vocabulary, config.renamed_share, options.seed)
+    kept, validation = texts.hold_out(characters, config.validation, config.validation_parts)
+    training = training_text(kept, vocabulary, config.renamed_share, options.seed)
     validation = [part.to(options.device) for part in validation]
     teachers = read_teachers(options, vocabulary, data)
     config, network = initial_network(config, base, vocabulary)
-    network, _ = fit(run, config, train, validation, network, teachers=teachers)
+    network, _ = train(run, TextRecipe(network, config, options, training, validation, teachers=teachers))
     temperature = calibrate(network, validation, texts.WINDOW) if validation else None
     if config.validation:
         notes = f"{config.validation:.0%} of the training part, in {config.validation_parts} parts, were held out."
@@ -254,52 +226,27 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     teachers = read_teachers(options, vocabulary, data)
     run = Run(options, config, argv, text.sha256)
     characters = texts.encode(text.train, vocabulary)
-    training, validation, window = texts.hold_out_windows(characters, config.validation, config.validation_parts)
-    train = training_text(training, vocabulary, config.renamed_share, options.seed)
+    kept, validation, window = texts.hold_out_windows(characters, config.validation, config.validation_parts)
+    training = training_text(kept, vocabulary, config.renamed_share, options.seed)
     validation = [part.to(options.device) for part in validation]
-    batch = distributed.divisible_batch(min(config.batch, train.length // (4 * config.bptt)))
-    config = dataclasses.replace(config, batch=batch)
+    config = dataclasses.replace(config, batch=min(config.batch, training.length // (4 * config.bptt)))
     config, network = initial_network(config, base, vocabulary)
-    temperature = None
-
-    def evaluate_own(network: Any, text: datasets.Text = text) -> dict[str, Any]:
-        card = own_card(options, config, text, base, teachers, temperature)
-        return measured_card(run, card, text, vocabulary, network, validation, window)
-
-    def timed_evaluation(network: Any) -> float:
-        """Evaluate on the beginning of the test part; return the estimated seconds for the rest of the test part."""
-        part = dataclasses.replace(text, test=text.test[:TIMED_CHARACTERS])
-        publish(run, evaluate_own(network, part), network, prompts)
-        if options.part == "validation":
-            return 0.0
-        rest = min(len(text.test), test_characters(options)) - len(part.test)
-        return seconds_of_rest(lambda: evaluate_own(network, part), rest / len(part.test))
-
-    prompts = texts.prompts(text.test if options.part == "test" else text.train)
     refits, initial = refit.is_planned(options) and config.epochs > 0, copy.deepcopy(network)
-    network, (steps, total) = fit(
-        run,
-        config,
-        train,
-        validation,
-        network,
-        keep_best=True,
-        window=window,
-        timed_evaluation=timed_evaluation,
-        refit=refits,
-        teachers=teachers,
-    )
+    recipe = TextRecipe(network, config, options, training, validation, window, keep_best=True, teachers=teachers)
+    network, budget = train(run, recipe, refits)
     temperature = calibrate(network, validation, window) if validation else None
-    card = distributed.from_rank_zero(lambda: evaluate_own(network))
+    card = own_card(options, config, text, base, teachers, temperature)
+    card = measured_card(run, card, text, vocabulary, network, validation, window)
     if refits:
         characters = texts.encode(text.train + text.test, vocabulary)
-        train = training_text(characters, vocabulary, config.renamed_share, options.seed)
-        network = fit_again(run, config, train, initial, steps, total, teachers)
+        whole = training_text(characters, vocabulary, config.renamed_share, options.seed)
+        recipe = TextRecipe(initial, config, options, whole, teachers=teachers)
+        run.begin_refit()
+        fit(run, recipe, budget, config.epochs)
+        network = recipe.average.module
         divide_logits(network, temperature or 1.0)
-        card = refit.describe(card, steps)
-    if distributed.rank() == 0:
-        publish(run, card, network, prompts)
-    distributed.exit_process()
+        card = refit.describe(card, budget.steps)
+    publish(run, card, network, texts.prompts(text.test if options.part == "test" else text.train))
 
 
 def own_card(
@@ -358,7 +305,7 @@ def measured_card(
     def evaluate(part: Part) -> dict[str, Any]:
         if part == "validation":
             return measure_held_out(generator.network, validation, window)
-        return measure(generator, text, test_characters(run.options))
+        return measure(generator, text, MAX_TEST_CHARACTERS)
 
     return run.measure(card, evaluate)
 
@@ -371,4 +318,4 @@ def publish(run: Run, card: dict[str, Any], network: Any, prompts: Sequence[str]
 
 
 if __name__ == "__main__":
-    distributed.run_command(main)
+    run_command(main)

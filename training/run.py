@@ -35,22 +35,48 @@ from training import evaluation_log
 from training.checkpoints import checkpoint
 from training.checkpoints.run_folder import log_lines, open_folder
 from training.evaluation import speed
-from training.loops import distributed
+from training.limits import limits
 from training.options import Options, Part
 from training.publishing import code_digest, commit, publish_once, runnable
 
 P = TypeVar("P")  # the class of a predictor
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
-SAVE_EVERY = 20  # seconds between two checkpoints
+INTERRUPTED = 130  # exit status after Ctrl-C, 128 + SIGINT
 WARM_UP = 0.05  # share of the training steps during which the learning rate rises
 
 
-def cosine_schedule(step: int, total: int) -> float:
-    """Return the factor of the learning rate: linear during ``WARM_UP``, then a cosine to 0. For a single step: 1."""
-    if total == 1:
-        return 1.0
-    done = (step + 1) / total
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long a training lasts: ``seconds``, or ``steps`` steps if ``seconds`` is None.
+
+    A training of ``steps`` steps may be the beginning of a training of ``total`` steps. Its learning rates are then
+    those of the longer training.
+    """
+
+    steps: int
+    seconds: float | None = None
+    total: int | None = None
+
+    def done(self, steps: int, seconds: float) -> float:
+        """Return the share of the training that is done after one more step.
+
+        ``steps``: number of steps so far. ``seconds``: their duration. The next step takes as long as their mean.
+        """
+        if self.seconds is None:
+            return (steps + 1) / (self.total or self.steps)
+        return min(1.0, seconds * (steps + 1) / max(1, steps) / self.seconds)
+
+    def is_over(self, steps: int, done: float) -> bool:
+        """Return whether the training has ended after ``steps`` steps, which are the share ``done`` of it."""
+        return steps >= self.steps if self.seconds is None else done >= 1
+
+
+def cosine_schedule(done: float) -> float:
+    """Return the factor of the learning rate, which rises linearly during ``WARM_UP``, and then falls as a cosine to 0.
+
+    ``done``: the share of the training that ends with this step.
+    """
     if done < WARM_UP:
         return done / WARM_UP
     return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
@@ -78,9 +104,9 @@ class Run:
     Attributes:
         resumed: the steps at which the run was resumed, each with the commits and versions of PyTorch, for the card.
         tracked: the objects with ``state_dict`` that a checkpoint holds.
-        tensors: further tensors of a checkpoint, which are divided among the processes along the first dimension.
+        done: the share of the training that is done after the current step.
         refitting: whether the second training, on all data, has begun; see ``begin_refit``.
-        lock: in the first process, holds the lock of the folder until the run is finished or interrupted.
+        lock: holds the lock of the folder until the run is finished or interrupted.
 
     ``data`` is the digest of the user's data, or None for public data. A run can be resumed only with the same config
     and the same data, and measured only on the part of the data for which it was started.
@@ -88,21 +114,18 @@ class Run:
 
     def __init__(self, options: Options, config: Any, argv: Sequence[str] | None, data: str | None = None) -> None:
         self.options = options
-        processes = distributed.world_size()
-        python = ["python"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
         arguments = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
-        self.command = shlex.join([*python, "-m", options.script, *arguments])
+        self.command = shlex.join(["python", "-m", options.script, *arguments])
         self.commit = commit()
         self.tracked: dict[str, Any] = {}
-        self.tensors: dict[str, torch.Tensor] = {}
         self.step, self.seconds = 0, 0.0
+        self.done = self._done_before = 0.0
         self.resumed: list[str] = []
         self._code_before = ""  # commit and version of PyTorch that wrote the checkpoint, if one was loaded
         self.latest_metrics: dict[str, float] = {}
-        self.is_timing = self.refitting = False
-        self.own_data = data is not None
+        self.refitting = False
+        self.limits, self._steps_taken = limits(), 0
         configure_cpu(options.threads)
-        distributed.initialize(options.device)
         torch.manual_seed(options.seed)
         content = {"seed": options.seed, "part": options.part, **dataclasses.asdict(config)}
         if teachers := options.data_options.get("teachers"):
@@ -114,15 +137,12 @@ class Run:
             content |= {"minutes": options.minutes, "data": data, **own}
         content = json.loads(json.dumps(content))
         self.lock = contextlib.ExitStack()
-        self.folder = distributed.from_rank_zero(lambda: open_folder(options, content, self.lock))
+        self.folder = open_folder(options, content, self.lock)
         self.tensorboard = self._open_tensorboard()
 
     def _open_tensorboard(self) -> Any:
-        """Return a TensorBoard writer if ``--log-dir`` is given and this is the first process; otherwise None.
-
-        Each run has its own sub-folder.
-        """
-        if self.options.log_dir is None or distributed.rank():
+        """Return a TensorBoard writer with its own sub-folder if ``--log-dir`` is given, otherwise None."""
+        if self.options.log_dir is None:
             return None
         from torch.utils.tensorboard import SummaryWriter
 
@@ -135,7 +155,7 @@ class Run:
         no steps left, and the second training continues.
         """
         self.refitting, self.step, self._code_before = True, 0, ""
-        self.tracked, self.tensors, self.latest_metrics = {}, {}, {}
+        self.tracked, self.latest_metrics = {}, {}
 
     @property
     def _checkpoint(self) -> Path:
@@ -150,35 +170,34 @@ class Run:
         self.tracked = objects
         path = self._checkpoint
         if not path.exists():
-            if distributed.rank() == 0:
-                self._log.unlink(missing_ok=True)  # from a run that was killed before its first checkpoint
+            self._log.unlink(missing_ok=True)  # from a run that was killed before its first checkpoint
             return
         state = checkpoint.load(path, objects, self.commit)
-        device = self.options.device
-        self.tensors.update({name: distributed.shard(whole.to(device)) for name, whole in state["tensors"].items()})
         self.step, self.seconds, self.resumed = state["step"], state["seconds"], state["resumed"]
         self._code_before = _code(state.get("commit", "unknown"), state.get("torch", "unknown"))
-        if distributed.rank():
-            return
         lines = [line for line in log_lines(self._log) if json.loads(line)["step"] <= self.step]
         self._log.write_text("".join(lines))
         print(f"{self.folder}: resumed at step {self.step}")
 
     def save(self) -> None:
         """Write a checkpoint. It replaces the previous checkpoint atomically."""
-        tensors = {name: distributed.gather(part) for name, part in self.tensors.items()}
-        if distributed.rank():
-            return
         tracked = {name: tracked.state_dict() for name, tracked in self.tracked.items()}
-        state = {"tracked": tracked, "tensors": tensors, "step": self.step, "seconds": self.seconds}
+        state = {"tracked": tracked, "step": self.step, "seconds": self.seconds}
         state |= {"code": code_digest(), "commit": self.commit, "torch": str(torch.__version__)}
         state["resumed"] = self.resumed
         checkpoint.save(self._checkpoint, state)
 
-    def steps(self, total: int | Callable[[], int]) -> Iterator[int]:
+    def budget(self, steps: int, refit: bool = False) -> Budget:
+        """Return the budget of a training: ``--minutes``, or ``steps`` steps.
+
+        ``refit``: whether a second training follows, which gets half of the time; see ``training.refit``.
+        """
+        minutes = self.options.minutes
+        return Budget(steps, None if minutes is None else 60 * minutes / (1 + refit))
+
+    def steps(self, budget: Budget) -> Iterator[int]:
         """Yield the number of each remaining step, and show a progress bar. Each step has its own random seed.
 
-        ``total``: the number of steps, or a function that returns it and may change it during training.
         Ctrl-C finishes the current step, writes a checkpoint and exits with the command that resumes the run.
         """
         interrupted = False
@@ -187,48 +206,71 @@ class Run:
             nonlocal interrupted
             interrupted = True
 
-        count = total if callable(total) else lambda: total
-        last_step = count()
-        before, after = self._code_before, _code(self.commit, torch.__version__)
-        if before and (self.step < last_step or before != after):
-            place = f"step {self.step}" if self.step < last_step else f"after the last step, {self.step}"
-            training = " of the training on all data" if self.refitting else ""
-            self.resumed.append(f"{place}{training}; before: {before}; after: {after}")
+        self.done = budget.done(self.step - 1, self.seconds) if self.step else 0.0
+        over = budget.is_over(self.step, self.done)
+        self._record_resumption(over)
         handler = signal.signal(signal.SIGINT, interrupt)
         saved = last = time.monotonic()
-        bar = tqdm(
-            total=last_step,
-            initial=self.step,
-            desc=f"{self.options.name}, all data" if self.refitting else self.options.name,
-            unit="step",
-            dynamic_ncols=True,
-            disable=distributed.rank() > 0,
-        )
+        bar = self._progress_bar(budget)
         try:
-            while self.step < last_step:
+            while not over:
                 torch.manual_seed(derive_seed(self.options.seed, "step", self.step))
+                self._done_before, self.done = self.done, budget.done(self.step, self.seconds)
                 yield self.step
                 self.step += 1
                 now = time.monotonic()
                 self.seconds, last = self.seconds + now - last, now
-                last_step = bar.total = count()
-                interrupted = distributed.any_rank(interrupted)
-                if interrupted or self.step == last_step or distributed.any_rank(now - saved > SAVE_EVERY):
+                over = budget.is_over(self.step, self.done)
+                self._signal_for_tests()
+                if interrupted or over or now - saved > self.limits.checkpoint_seconds:
                     self._check_weights()
                     self.save()
                     saved = now
                 bar.set_postfix({key: f"{value:.4g}" for key, value in self.latest_metrics.items()}, refresh=False)
-                bar.update()
+                bar.update(1 if budget.seconds is None else round(min(self.seconds, budget.seconds)) - bar.n)
                 if interrupted:
                     bar.close()
                     self.lock.close()
-                    if distributed.rank():
-                        sys.exit(1)
                     command = f"{runnable(self.command)} --resume"
-                    sys.exit(f"saved {self.folder} at step {self.step} of {last_step}; resume with: {command}")
+                    sys.exit(f"saved {self.folder} at step {self.step}; resume with: {command}")
         finally:
             bar.close()
             signal.signal(signal.SIGINT, handler)
+
+    def _signal_for_tests(self) -> None:
+        """Send the signal that ``limits`` names to this process, after the steps that it names."""
+        self._steps_taken += 1
+        if self.limits.signal and self._steps_taken == self.limits.signal_steps:
+            if self.limits.signal == signal.SIGKILL:
+                self.save()
+            signal.raise_signal(self.limits.signal)
+
+    def _record_resumption(self, over: bool) -> None:
+        """Record for the card that the run was resumed, if it was. ``over``: whether no steps are left."""
+        before, after = self._code_before, _code(self.commit, torch.__version__)
+        if before and (not over or before != after):
+            place = f"after the last step, {self.step}" if over else f"step {self.step}"
+            training = " of the training on all data" if self.refitting else ""
+            self.resumed.append(f"{place}{training}; before: {before}; after: {after}")
+
+    def _progress_bar(self, budget: Budget) -> Any:
+        """Return a progress bar over the steps or, with a time limit, over the seconds."""
+        timed = budget.seconds is not None
+        return tqdm(
+            total=round(budget.seconds) if budget.seconds is not None else budget.steps,
+            initial=round(self.seconds) if timed else self.step,
+            desc=f"{self.options.name}, all data" if self.refitting else self.options.name,
+            unit="s" if timed else "step",
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}" if timed else None,
+            dynamic_ncols=True,
+        )
+
+    def is_due(self, times: int) -> bool:
+        """Return whether something that happens ``times`` times, evenly spread over the training, is due at this step.
+
+        It is always due at the last step.
+        """
+        return int(self.done * times + 1e-9) > int(self._done_before * times + 1e-9)
 
     def _check_weights(self) -> None:
         """Exit with a message if a tracked network has weights that are not finite."""
@@ -245,8 +287,6 @@ class Run:
         The log is metrics.jsonl, or refit.jsonl for the second training.
         """
         self.latest_metrics.update(metrics)
-        if distributed.rank():
-            return
         with self._log.open("a") as file:
             file.write(json.dumps({"step": self.step + 1, **metrics}) + "\n")
         if self.tensorboard is not None:
@@ -254,22 +294,9 @@ class Run:
                 self.tensorboard.add_scalar(f"refit_{name}" if self.refitting else name, value, self.step + 1)
             self.tensorboard.flush()
 
-    def time_evaluation(self, evaluate: Callable[[], float]) -> float:
-        """Run ``evaluate`` once to measure its time, and return the seconds. Nothing is printed or published.
-
-        ``evaluate`` may call ``finish``. It returns the estimated seconds of the parts of the evaluation that it omits.
-        These seconds are added to the measured time.
-        """
-        start, self.is_timing = time.monotonic(), True
-        with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
-            further = evaluate()
-        self.is_timing = False
-        return time.monotonic() - start + further
-
     def write_file(self, name: str, text: str) -> None:
-        """Write a file to the run's folder, in the first process only."""
-        if distributed.rank() == 0:
-            (self.folder / name).write_text(text, "utf-8", "backslashreplace")  # file names may not be UTF-8
+        """Write a file to the run's folder."""
+        (self.folder / name).write_text(text, "utf-8", "backslashreplace")  # file names may not be UTF-8
 
     def plot_curves(self) -> Path:
         """Plot every metric of metrics.jsonl over the steps, write the plots to curves.png, and return its path."""
@@ -317,9 +344,9 @@ class Run:
         """
         part = self.options.part if publish else "validation"
         card = {**card, "metrics": evaluate(part)}
-        if part == "test" and not self.is_timing:
+        if part == "test":
             full_card = {"name": self.options.name, **self.provenance(), **card}
-            evaluation_log.record(self.options.runs, full_card, self.own_data)
+            evaluation_log.record(self.options.runs, full_card)
         return card
 
     def finish(
@@ -331,10 +358,10 @@ class Run:
         """
         card = {"name": self.options.name, **card, **self.provenance()}
         card["speed"] = speed.measure(
-            self.predictor(TASKS[card["task"]].predictor, card, network), card["hardware"].partition(", threads")[0]
+            self.predictor(TASKS[card["task"]].predictor, card, network),
+            card["hardware"].partition(", threads")[0],
+            self.limits.speed_seconds,
         )
-        if self.is_timing:
-            return
         (self.folder / store.CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         (self.folder / store.WEIGHTS).write_bytes(encode_weights(network.state_dict()))
         for name, metric in card["metrics"].items():
@@ -361,6 +388,26 @@ def configure_cpu(threads: int) -> None:
         malloc = ctypes.CDLL(None)
         malloc.mallopt(M_MMAP_MAX, 0)  # allocate all tensors in the heap, which never shrinks:
         malloc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Call ``main`` of a training command. Ctrl-C exits with status INTERRUPTED and a message.
+
+    If a network has returned values that are not finite, exit with a message. Bytes of file names that are not UTF-8
+    are printed as escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command with --resume continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except ArithmeticError as error:
+        if type(error) is not ArithmeticError:  # such as a division by zero, which is a defect of the code
+            raise
+        sys.exit(f"{error}: probably the training diverged; use a lower learning rate")
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 80) -> Path:

@@ -10,20 +10,24 @@ from typing import Any
 
 import torch
 
-SECONDS = 0.5  # a measurement takes at least this long, and has at least MIN_REPEATS repetitions
+SECONDS = 0.5  # by default, a measurement takes at least this long; it has at least MIN_REPEATS repetitions
 MAX_SECONDS = 5.0  # after this time MIN_REPEATS is ignored, because a full batch of a large network takes seconds
 MIN_REPEATS = 5
 ROWS = 64  # rows of a full batch
 STEPS = 20_000  # characters of a dummy text, more than are generated in SECONDS
 
 
-def measure(predictor: Any, hardware: str) -> dict[str, Any]:
-    """Return the field ``speed`` of a card: median times on one thread, after a warm-up of the predictor."""
+def measure(predictor: Any, hardware: str, seconds: float | None = None) -> dict[str, Any]:
+    """Return the field ``speed`` of a card: median times on one thread, after a warm-up of the predictor.
+
+    The measurement takes at least ``seconds``, or SECONDS.
+    """
+    seconds = SECONDS if seconds is None else seconds
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         predictor.warm_up(ROWS)
-        single, batch = (median_seconds(_dummy_step(predictor, rows)) for rows in (1, ROWS))
+        single, batch = (median_seconds(_dummy_step(predictor, rows), seconds) for rows in (1, ROWS))
     finally:
         torch.set_num_threads(threads)
     return {
@@ -48,11 +52,11 @@ def _dummy_step(predictor: Any, rows: int) -> Callable[[], Any]:
     return lambda: predictor.dummy_run(rows)
 
 
-def median_seconds(compute: Callable[[], Any]) -> float:
-    """Return the median duration of a call in seconds. The first call is not counted."""
+def median_seconds(compute: Callable[[], Any], seconds: float) -> float:
+    """Return the median duration of a call. The calls take at least ``seconds``; the first call is not counted."""
     compute()
     durations: list[float] = []
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + seconds
     while (len(durations) < MIN_REPEATS and sum(durations) < MAX_SECONDS) or time.perf_counter() < end:
         start = time.perf_counter()
         compute()

@@ -58,6 +58,7 @@ class Pooled(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_the_guide_for_importing_a_model_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = GUIDES / "networks" / "import-a-model.md"

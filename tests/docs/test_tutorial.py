@@ -78,6 +78,7 @@ def shell(command: str, folder: Path) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not shutil.which("curl"), reason="the tutorial uses curl")
 def test_the_commands_of_the_tutorial_succeed(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from support.service import IMAGES, ROOT
 
 
+@pytest.mark.slow
 def test_make_serve_prints_an_address_that_answers_and_stops_cleanly() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
     with subprocess.Popen(

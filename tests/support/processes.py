@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import re
@@ -11,31 +10,23 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Self
 
 import httpx
-import torch
 
 from app.main import main
-from app.tasks import speed
-from benchmarks.support.servers import free_port
 from support.service import ROOT
-from training import run
-from training.data import datasets
-from training.evaluation import generation
-from training.loops import gan, gan_finetune
 
 TIMEOUT_SECONDS = 30  # longest time that a test waits for one event
 
 
 # The fork server imports these modules once, for all processes. Otherwise each process would take 2 s to import them.
 # Optimizers import torch._dynamo.
+os.environ["PYTHONPATH"] = str(ROOT)  # processes import the code of this checkout, in any working folder
 FORK_SERVER = multiprocessing.get_context("forkserver")
 FORK_SERVER.set_forkserver_preload(["app.main", "training.run", "torch._dynamo", "matplotlib.pyplot"])
 
@@ -203,87 +194,12 @@ def _run_python(arguments: list[str], environment: dict[str, str], folder: str, 
     os.environ.update(environment)
     os.chdir(folder)
     sys.path.insert(0, folder)
-    speed.SECONDS = 0.0  # trainings measure the speed of their network with few calls
     option, source, *rest = arguments
     sys.argv = [option, *rest]
     if option == "-c":
         exec(source, {"__name__": "__main__"})
     else:
         runpy.run_module(source, run_name="__main__", alter_sys=True)
-
-
-def train_and_wait(
-    script: str, last: int, arguments: Sequence[str], environment: dict[str, str], steps: Connection
-) -> None:
-    """Train in this process, and send the step of each checkpoint. At step ``last``, wait to be killed."""
-    os.environ.update(environment)
-    gan.RECALIBRATION_BATCHES = gan.PREVIEW_BATCHES = 2
-    datasets.SHA256.clear()
-    run.SAVE_EVERY = 0
-    save = run.Run.save
-
-    def save_and_send(self: run.Run) -> None:
-        save(self)
-        steps.send(self.step)
-        if self.step == last:
-            threading.Event().wait()
-
-    run.Run.save = save_and_send  # type: ignore[method-assign]
-    importlib.import_module(script).main(arguments)
-
-
-def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that calls ``function`` with float64 as the default type of tensors."""
-
-    def call(*arguments: Any) -> Any:
-        torch.set_default_dtype(torch.float64)
-        try:
-            return function(*arguments)
-        finally:
-            torch.set_default_dtype(torch.float32)
-
-    return call
-
-
-def train_generators_in_float64() -> None:
-    """Make this process train generators for users' images in float64.
-
-    In float32, training would amplify rounding errors to visible differences.
-    """
-    start, fit = gan_finetune.conditional_trainer, gan_finetune.fit
-
-    def fit_in_float64(own_run: run.Run, trainer: gan.GanTrainer, *arguments: Any) -> None:
-        in_float64(fit)(own_run, trainer, *arguments)
-        trainer.average.module.float()  # published weights are float32
-
-    gan_finetune.conditional_trainer, gan_finetune.fit = in_float64(start), fit_in_float64
-
-
-def train_own_data(
-    script: str, arguments: Sequence[str], environment: dict[str, str], folder: str, stdout: DupFd
-) -> None:
-    """Train on a small data set of a user, in one of the processes that torchrun would start."""
-    os.dup2(stdout.detach(), 1)
-    os.chdir(folder)
-    os.environ.update(environment)
-    gan_finetune.MIN_IMAGES, gan_finetune.SAMPLES = 20, 50
-    generation.LABEL_CLASSIFIER_STEPS, gan.RECALIBRATION_BATCHES = 10, 5
-    train_generators_in_float64()
-    importlib.import_module(script).main(arguments)
-
-
-def start_pair(script: str, arguments: Sequence[str], folder: Path, output: IO[str]) -> list[multiprocessing.Process]:
-    """Start two processes that train one network together; see ``train_own_data``."""
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = []
-    for rank in ("0", "1"):
-        environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
-        stdout = DupFd(output.fileno())
-        processes.append(
-            FORK_SERVER.Process(target=train_own_data, args=(script, arguments, environment, str(folder), stdout))
-        )
-        processes[-1].start()
-    return processes
 
 
 # Requests for seven images hang. The file ``.hung`` in the store shows that one does.

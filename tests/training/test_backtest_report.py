@@ -70,6 +70,7 @@ def test_all_series_with_the_stated_number_of_values_can_be_split(season: int) -
             assert parts.validation + horizon <= parts.test <= count - horizon
 
 
+@pytest.mark.slow
 def test_a_published_version_has_the_report_as_a_picture(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lstm.main([*TRAINING, "--name", "sales", "--force"])
     page_path = Path(re.findall(r"wrote (\S+backtest\.html)", capsys.readouterr().out)[0])

@@ -99,6 +99,7 @@ def test_a_forecaster_that_improves_is_published_and_served(
         assert client.get("/v1/models/sales").json()["card"]["metrics"]["mase"]["value"] == card.metrics["mase"].value
 
 
+@pytest.mark.slow
 def test_without_improvement_only_force_publishes(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("--learning-rate", "1e-9")
     last_line = capsys.readouterr().out.splitlines()[-1]
@@ -139,6 +140,7 @@ def test_fine_tuning_helped_if_it_beats_the_base_version_and_seasonal_naive(loss
     assert helped == start.startswith("Fine-tuning helped on the validation part: ")
 
 
+@pytest.mark.slow
 def test_test_values_influence_the_weights_of_the_refit_only(workspace: Path) -> None:
     train("--force", "--no-refit")
     values = sales(1), sales(2)
@@ -170,6 +172,7 @@ def test_values_of_the_test_part_change_the_kind_of_values_after_the_refit_only(
     assert series.integer == series.non_negative == bool(options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", ["0.02", "1e-9"])
 def test_the_test_part_does_not_influence_whether_a_network_is_published(workspace: Path, rate: str) -> None:
     train("--learning-rate", rate)
@@ -294,12 +297,14 @@ def test_the_quantile_loss_of_a_forecast_with_equal_quantiles_is_its_mase(tmp_pa
     assert metrics["coverage_95"] == 0
 
 
+@pytest.mark.slow
 def test_a_horizon_beyond_that_of_the_network_is_tested_too(workspace: Path) -> None:
     train("--horizon", "9", "--force")
     card = Store(workspace / "models_store").card("sales", 1)
     assert card.metrics["mase"].split.startswith("6 forecasts of 9 steps")
 
 
+@pytest.mark.slow
 def test_short_and_constant_series_are_skipped_by_name(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = 100 + 10 * np.sin(np.pi / 2 * np.arange(120))  # repeats except for rounding
     assert len(set(steps)) > 4
@@ -418,6 +423,7 @@ def test_the_active_version_of_the_reference_classifier_is_used(tiny_store: Path
     assert generation.load_reference_classifier(tiny_store, "cpu", 2).card.version == 2
 
 
+@pytest.mark.slow
 def test_a_version_published_under_another_active_one_is_reported_as_waiting(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -434,17 +440,3 @@ def test_a_version_published_under_another_active_one_is_reported_as_waiting(
     assert "sales@2 already has these weights" in output
     assert f"{command} --store {models}\n" in output
     assert Store(models).find("sales") == [1, 2]
-
-
-def test_a_run_killed_after_publishing_does_not_publish_again(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(publishing.rollout, "active_or_none", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train("--force", "--from", "series-lstm@1")
-    card = tiny_card("sales", "forecast", "forecaster", FORECASTER, {})
-    Store(workspace / "models_store").publish(card, build("forecaster", FORECASTER).state_dict())  # another publisher
-    train("--force", "--from", "series-lstm@1", "--resume")
-    assert Store(workspace / "models_store").find("sales") == [1, 2]

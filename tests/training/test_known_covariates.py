@@ -61,6 +61,7 @@ def train(*options: str) -> None:
     lstm.main(["--csv", "sales.csv", "--name", "sales", *short, *options])
 
 
+@pytest.mark.slow
 def test_new_coefficients_are_published_even_if_the_weights_stay_the_same(workspace: Path) -> None:
     options = ("--known-covariates", "price,promo", "--learning-rate", "0")
     for expected in ([1], [1]):  # the same data a second time give no new version
@@ -208,6 +209,7 @@ def test_known_covariates_lower_the_loss_and_are_served(workspace: Path, capsys:
         assert np.mean(medians[1]) - np.mean(medians[0]) == pytest.approx(45, abs=10)
 
 
+@pytest.mark.slow
 def test_a_version_with_known_covariates_is_measured_and_tuned_again(workspace: Path) -> None:
     train("--known-covariates", "price,promo", "--no-refit", "--backtest")
     assert evaluate.main(["sales"]) == 0

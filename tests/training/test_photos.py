@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from PIL import Image
 from support.fake_device import fake_device
 from support.networks import tiny_card
 from support.service import ROOT
+from support.trainings import set_limits
 from torch import nn
 
 from app.main import create_app
@@ -108,6 +107,7 @@ def test_photos_are_trained_published_served_and_explained(workspace: Path, caps
     )
 
 
+@pytest.mark.slow
 def test_images_with_several_labels_get_independent_probabilities(workspace: Path) -> None:
     rows = ["path,tags"]
     for number in range(80):
@@ -358,11 +358,11 @@ def test_photos_of_any_mode_and_orientation_are_read_like_the_service(tmp_path: 
     assert grey.mean(dim=1).std() > 3 * grey.mean(dim=0).std()  # the stripes lie across
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_used_if_it_lowers_the_validation_loss(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(photo_training, "MIN_TUNED_IMAGES", 10)
-    monkeypatch.setattr(photo_training, "MIN_CALIBRATION_IMAGES", 5)
+    set_limits(monkeypatch, min_tuned_images=10, min_calibration_images=5)
     command = ["--images", "photos", *TRAIN[2:], "--finetune-epochs", "5", "--finetune-batch", "16", "--flip", "no"]
     untouched = pretrained.load().state_dict()
     for name, rate, penalties in (("worse", "1", (0.1,)), ("tuned", "3e-3", (1e4,))):
@@ -377,34 +377,6 @@ def test_fine_tuning_is_used_if_it_lowers_the_validation_loss(
     assert not any(name.startswith(("stem", "blocks.0", "blocks.1")) for name in changed)
     assert "fine-tuned" in tuned.card.notes
     assert tuned.card.refit_steps == 10
-
-
-@pytest.mark.parametrize(("options", "factor"), [([], 2), (["--flip", "no"], 1), (["--no-refit"], 0)])
-def test_the_time_for_the_images_after_fine_tuning_is_planned(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], factor: int
-) -> None:
-    class Planned(Exception):
-        pass
-
-    def plan(run: Any, steps: int, start_dummy_run: Any, timed_evaluation: Any, refit: bool) -> Any:
-        raise Planned(timed_evaluation())
-
-    def logits_of(network: Any, dataset: ImageDataset, indices: torch.Tensor) -> torch.Tensor:
-        clock["now"] += 10 * len(indices)
-        return torch.zeros(len(indices), 3)
-
-    clock = {"now": 0.0}
-    monkeypatch.setattr(photo_training.time, "monotonic", lambda: clock["now"])
-    monkeypatch.setattr(photo_training.time_budget, "plan", plan)
-    monkeypatch.setattr(photo_training, "logits_of", logits_of)
-    monkeypatch.setattr(photo_training, "measured", lambda *_: ({}, {}))
-    options_, config = cnn.arguments(["--images", "photos", *TRAIN, "--minutes", "9", *options])
-    run: Any = SimpleNamespace(options=options_, finish=lambda *_: None)
-    dataset = cnn.read_dataset(options_, 96)
-    _, validation, test = dataset.split()
-    with pytest.raises(Planned) as planned:
-        photo_training.fine_tune(run, config, dataset, Any, SimpleNamespace(choice=None, network=None), None)
-    assert planned.value.args[0] == pytest.approx(10 * (len(validation) + factor * len(test)))
 
 
 def test_fine_tuned_blocks_that_saw_all_photos_are_no_start(workspace: Path) -> None:

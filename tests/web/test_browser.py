@@ -130,6 +130,7 @@ def test_an_image_can_be_chosen_dropped_or_pasted(shipped: httpx.Client, open_pa
     assert f"file=@{frog.name}" in page.locator("#image code").inner_text()
 
 
+@pytest.mark.slow
 def test_a_late_sample_does_not_replace_a_chosen_image(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     with serve() as client:
         page = open_page(client)
@@ -149,6 +150,7 @@ def test_a_late_sample_does_not_replace_a_chosen_image(serve: Serve, tiny_store:
         assert page.locator("#image-picture").get_attribute("alt") == "Image 0013-horse.png"
 
 
+@pytest.mark.slow
 def test_an_imported_classifier_gets_no_heat_map(
     serve: Serve, tiny_store: Path, tmp_path: Path, open_page: Open
 ) -> None:
@@ -163,6 +165,7 @@ def test_an_imported_classifier_gets_no_heat_map(
         assert page.get_by_label("Show heat map").is_disabled()
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_read_is_reported(serve: Serve, open_page: Open) -> None:
     with serve() as client:
         page = open_page(client)
@@ -178,6 +181,7 @@ def test_a_file_that_cannot_be_read_is_reported(serve: Serve, open_page: Open) -
         page.messages.clear()  # Failed to load resource
 
 
+@pytest.mark.slow
 def test_the_heat_map_has_the_chosen_opacity(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     status_of(page, "image")
@@ -207,6 +211,7 @@ def test_the_heat_map_has_the_chosen_opacity(shipped: httpx.Client, open_page: O
     assert status_of(page, "image").startswith("mnist-judge")
 
 
+@pytest.mark.slow
 def test_a_heat_map_that_cannot_be_shown_is_hidden(serve: Serve, open_page: Open) -> None:
     result = {"predictions": [{"label": "ship", "probability": 1.0}], "explanation": "AAAA"}
     with serve() as client:
@@ -228,6 +233,7 @@ def test_a_heat_map_that_cannot_be_shown_is_hidden(serve: Serve, open_page: Open
         assert source in page.evaluate("revoked")
 
 
+@pytest.mark.slow
 def test_sliders_show_their_values_after_the_page_was_left(serve: Serve, open_page: Open) -> None:
     """The browser must not restore sliders, because it sends no event from which the page could learn their values."""
     shown = """(sliders) => sliders.map(({ id, value }) => {
@@ -252,6 +258,7 @@ def test_sliders_show_their_values_after_the_page_was_left(serve: Serve, open_pa
         assert page.locator("#text-prompt").input_value() == "JULIET:"
 
 
+@pytest.mark.slow
 def test_the_curl_command_gives_the_same_text(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     status_of(page, "text")
@@ -272,6 +279,7 @@ def test_the_curl_command_gives_the_same_text(shipped: httpx.Client, open_page: 
     assert "".join(event["text"] for event in events) == generated
 
 
+@pytest.mark.slow
 def test_invisible_unknown_characters_are_shown_as_code_points(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     status_of(page, "text")
@@ -346,6 +354,7 @@ def test_the_chart_shows_a_pasted_or_opened_series(shipped: httpx.Client, open_p
     assert chart.locator("text[text-anchor=middle]").all_text_contents() == ["0", "1", "2", "3"]
 
 
+@pytest.mark.slow
 def test_years_may_be_titles_and_the_first_value_may_be_missing(
     shipped: httpx.Client, open_page: Open, tmp_path: Path
 ) -> None:
@@ -364,6 +373,7 @@ def test_years_may_be_titles_and_the_first_value_may_be_missing(
     assert '"values":[null,0,1,' in page.locator("#series code").inner_text()
 
 
+@pytest.mark.slow
 def test_series_are_read_from_text_and_from_tables(serve: Serve, open_page: Open) -> None:
     texts = {
         "1\t\t3\t4": [1, None, 3, 4],  # a row of a spreadsheet with an empty cell
@@ -398,6 +408,7 @@ def open_table(page: Any, path: Path, content: str) -> None:
     page.set_input_files("#series-file", path)
 
 
+@pytest.mark.slow
 def test_an_opened_table_keeps_its_values(serve: Serve, open_page: Open, tmp_path: Path) -> None:
     with serve() as client:
         page = open_page(client)
@@ -407,6 +418,7 @@ def test_an_opened_table_keeps_its_values(serve: Serve, open_page: Open, tmp_pat
         assert page.locator("#series-values").input_value().startswith("0.12, 0.121, 0.122,")
 
 
+@pytest.mark.slow
 def test_a_file_without_numbers_replaces_the_opened_table(serve: Serve, open_page: Open, tmp_path: Path) -> None:
     with serve() as client:
         page = open_page(client)
@@ -419,6 +431,7 @@ def test_a_file_without_numbers_replaces_the_opened_table(serve: Serve, open_pag
         assert expected_errors(page) == 1
 
 
+@pytest.mark.slow
 def test_the_curl_command_of_a_long_series_gives_the_same_forecast(
     serve: Serve, open_page: Open, tmp_path: Path
 ) -> None:
@@ -432,6 +445,7 @@ def test_the_curl_command_of_a_long_series_gives_the_same_forecast(
         assert len(json.loads(output)["results"][0]["median"]) == 60
 
 
+@pytest.mark.slow
 def test_an_error_of_an_unavailable_version_is_shown_once(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     status_of(page, "series")
@@ -452,6 +466,7 @@ def test_an_error_of_an_unavailable_version_is_shown_once(shipped: httpx.Client,
     page.messages.clear()  # Failed to load resource
 
 
+@pytest.mark.slow
 def test_large_values_have_complete_labels(serve: Serve, open_page: Open, tmp_path: Path) -> None:
     with serve() as client:
         page = open_page(client)
@@ -484,6 +499,7 @@ def publish_sales(folder: Path) -> None:
         Store(folder).publish(card, build("forecaster", FORECASTER).state_dict())
 
 
+@pytest.mark.slow
 def test_known_covariates_of_a_forecaster_have_fields(
     serve: Serve, tiny_store: Path, open_page: Open, tmp_path: Path
 ) -> None:
@@ -538,6 +554,7 @@ def test_known_covariates_of_a_forecaster_have_fields(
         assert expected_errors(page) == 3
 
 
+@pytest.mark.slow
 def test_a_series_can_be_drawn_by_hand(shipped: httpx.Client, open_page: Open, tmp_path: Path) -> None:
     page = open_page(shipped)
     for panel in ("image", "text", "series", "generation"):  # later answers would move the chart
@@ -558,6 +575,7 @@ def test_a_series_can_be_drawn_by_hand(shipped: httpx.Client, open_page: Open, t
     assert not page.locator("#series-column").is_visible()  # of the table that was open before
 
 
+@pytest.mark.slow
 def test_a_late_forecast_does_not_replace_the_drawing_pad(serve: Serve, open_page: Open) -> None:
     hold = """() => {
         const send = window.fetch;
@@ -609,6 +627,7 @@ def test_images_and_interpolations_follow_their_seeds(shipped: httpx.Client, ope
     page.locator("#generation .status", has_text="1 image from seed 1").wait_for()
 
 
+@pytest.mark.slow
 def test_an_empty_second_seed_is_random(serve: Serve, open_page: Open) -> None:
     with serve() as client:
         page = open_page(client)
@@ -618,6 +637,7 @@ def test_an_empty_second_seed_is_random(serve: Serve, open_page: Open) -> None:
         page.locator("#generation .status", has_text=re.compile(r"40 steps from seed 1 to seed \d")).wait_for()
 
 
+@pytest.mark.slow
 def test_labels_and_versions_can_be_chosen(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     for name in ("tiny-cgan", "tiny-rnn"):
         publish_tiny(tiny_store, name)
@@ -667,6 +687,7 @@ def test_errors_appear_beside_their_control(shipped: httpx.Client, open_page: Op
     assert expected_errors(page) == 5
 
 
+@pytest.mark.slow
 def test_a_dead_service_gives_an_error_in_each_panel(tiny_store: Path, open_page: Open) -> None:
     slow_service = processes.serving(tiny_store, before=processes.SLOW_STEPS)
     with slow_service as service, httpx.Client(base_url=service.url) as client:
@@ -734,6 +755,7 @@ def test_the_page_asks_for_a_key_and_again_after_its_removal(
     assert expected_errors(page) == 4
 
 
+@pytest.mark.slow
 def test_with_a_key_pictures_are_loaded_when_they_become_visible(
     serve: Serve, tiny_store: Path, tmp_path: Path, open_page: Open
 ) -> None:
@@ -770,6 +792,7 @@ def test_the_card_shows_the_active_version_and_the_canary(serve: Serve, tiny_sto
         assert options[:4] == ["tiny-gan", *(f"tiny-gan, version {number}" for number in (3, 2, 1))]
 
 
+@pytest.mark.slow
 def test_the_card_of_an_imported_network_shows_its_tensors_and_origin(
     serve: Serve, tiny_store: Path, tmp_path: Path, open_page: Open
 ) -> None:
@@ -792,6 +815,7 @@ def test_the_card_of_an_imported_network_shows_its_tensors_and_origin(
             assert part in text
 
 
+@pytest.mark.slow
 def test_the_card_of_a_trained_network_with_a_licence_shows_its_training(
     serve: Serve, tiny_store: Path, open_page: Open
 ) -> None:
@@ -804,6 +828,7 @@ def test_the_card_of_a_trained_network_with_a_licence_shows_its_training(
             assert part in text
 
 
+@pytest.mark.slow
 def test_the_cards_show_metrics_and_pictures(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     cards = page.get_by_role("article")
@@ -863,6 +888,7 @@ def test_the_page_works_with_the_keyboard_only(shipped: httpx.Client, open_page:
     page.locator("#series .status", has_text="61 steps").wait_for()
 
 
+@pytest.mark.slow
 def test_a_chosen_theme_is_kept(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped, color_scheme="dark")
     scheme = "getComputedStyle(document.documentElement).colorScheme"
@@ -878,6 +904,7 @@ def test_a_chosen_theme_is_kept(shipped: httpx.Client, open_page: Open) -> None:
     assert page.evaluate(scheme) == "light"
 
 
+@pytest.mark.slow
 def test_the_chosen_mode_is_visible_with_forced_colours(serve: Serve, open_page: Open) -> None:
     """Windows replaces the colours of pages in its high-contrast themes."""
     colour = "(element) => getComputedStyle(element).backgroundColor"
@@ -890,6 +917,7 @@ def test_the_chosen_mode_is_visible_with_forced_colours(serve: Serve, open_page:
         assert chosen.evaluate("(element) => getComputedStyle(element).forcedColorAdjust") == "none"
 
 
+@pytest.mark.slow
 def test_long_names_fit_a_phone(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     name, width = "n" * 64, 320
     classifier = {"labels": [f"{digit}" * 100 for digit in range(10)]}

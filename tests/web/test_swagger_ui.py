@@ -63,6 +63,7 @@ def execute(page: Any, operation: dict[str, Any], files: dict[str, Path]) -> tup
     return url, status.split()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_operation_succeeds_with_try_it_out_and_execute(page: Any, service: httpx.Client, tmp_path: Path) -> None:
     archive = tmp_path / "version.zip"

@@ -37,7 +37,7 @@ from training.configs.series import (
     ForecasterFinetuneConfig,
     LstmConfig,
 )
-from training.configs.text import RNN_GATED, RNN_OWN, RNN_PRESETS, RNN_STRONG, RNN_WORKSHOP, RnnConfig
+from training.configs.text import RNN_GATED, RNN_OWN, RNN_PRESETS, RNN_WORKSHOP, RnnConfig
 
 __all__ = [
     "CNN_ACCURATE",
@@ -58,7 +58,6 @@ __all__ = [
     "RNN_GATED",
     "RNN_OWN",
     "RNN_PRESETS",
-    "RNN_STRONG",
     "RNN_WORKSHOP",
     "SAMPLE_CLASSIFIER",
     "SWITCH",

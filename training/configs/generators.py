@@ -30,6 +30,7 @@ class ConditionalGanConfig(GanConfig):
     real_class_loss_weight: Annotated[float, "weight of the discriminator's loss on the classes of real images"]
     # This weight is small, so that the generator does not draw only the clearest images.
     class_loss_weight: Annotated[float, "weight of the generator's loss on the classes of its images"]
+    recalibration_batches: Annotated[int, "batches that give the final statistics of the batch norms"] = 100
 
 
 GAN_WORKSHOP = GanConfig(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from training.configs.markers import SWITCH
@@ -22,7 +22,7 @@ class RnnConfig:
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     clip: Annotated[float, "largest norm of the gradient"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
-    dropout: Annotated[float, "dropout probability"]  # see training/loops/text/elman_recurrence.py
+    dropout: Annotated[float, "dropout probability"]
     reset_state: Annotated[float, "share of streams whose state is set to zero at each step, as at the start of a text"]
     unknown_share: Annotated[float, "share of characters replaced by <unk>, so that the network learns to read <unk>"]
     validation: Annotated[float, "share of the training text held out for validation"]
@@ -53,23 +53,6 @@ RNN_WORKSHOP = RnnConfig(
     validation=0.0,
     bfloat16=0,
 )
-RNN_STRONG = RnnConfig(
-    kind="stacked-rnn",
-    hidden=640,
-    layers=3,
-    epochs=40,
-    batch=64,
-    bptt=128,
-    learning_rate=1.6e-3,
-    weight_decay=0.1,
-    clip=1.0,
-    ema_decay=0.999,
-    dropout=0.38,
-    reset_state=0.03,
-    unknown_share=0.002,
-    validation=0.02,
-    bfloat16=1,
-)
 RNN_GATED = RnnConfig(
     kind="gated-rnn",
     hidden=272,
@@ -88,21 +71,5 @@ RNN_GATED = RnnConfig(
     bfloat16=1,
     renamed_share=0.6,
 )
-RNN_OWN = RnnConfig(
-    kind="stacked-rnn",
-    hidden=256,
-    layers=2,
-    epochs=20,
-    batch=64,
-    bptt=64,
-    learning_rate=2e-3,
-    weight_decay=0.1,
-    clip=1.0,
-    ema_decay=0.999,
-    dropout=0.2,
-    reset_state=0.03,
-    unknown_share=0.002,
-    validation=0.05,
-    bfloat16=1,
-)
-RNN_PRESETS = {"workshop": RNN_WORKSHOP, "strong": RNN_STRONG, "gated": RNN_GATED, "own": RNN_OWN}
+RNN_OWN = replace(RNN_GATED, hidden=192, layers=2, epochs=20, bptt=128, validation=0.05, renamed_share=0.0)
+RNN_PRESETS = {"workshop": RNN_WORKSHOP, "gated": RNN_GATED, "own": RNN_OWN}

@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from training.limits import limits
+
 CIFAR10_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -274,7 +276,7 @@ def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _verify(path: Path, name: str, digest: str) -> None:
-    expected = SHA256.get(name)
+    expected = SHA256.get(name) if limits().check_digests else None
     if expected and digest != expected:
         raise DataError(f"{path}: sha256 is {digest}, expected {expected}: delete the file and run the command again")
 

@@ -1,13 +1,9 @@
-"""Batches and augmentation for image classifiers."""
+"""Augmentation for image classifiers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor
-
-from training.run import Run, permutation
 
 
 def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
@@ -60,14 +56,3 @@ def corrupted(images: Tensor, share: float) -> Tensor:
     for index, quality in zip(compressed.tolist(), torch.randint(15, 91, (count,)).tolist(), strict=True):
         images[index] = jpeg(images[index].cpu(), quality)
     return images
-
-
-def batches(run: Run, train: Tensor, size: int, total: Callable[[], int]) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield the step, the epoch and the image indices [size] for each remaining step. Each epoch has a new order."""
-    per_epoch = len(train) // size
-    shuffled_epoch = -1
-    for step in run.steps(total):
-        epoch, position = divmod(step, per_epoch)
-        if shuffled_epoch != epoch:
-            shuffled_epoch, order = epoch, train[permutation(len(train), run.options.seed, "epoch", epoch)]
-        yield step, epoch, order[position * size : (position + 1) * size]

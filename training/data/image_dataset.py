@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from training.data.datasets import DataError
-from training.loops import distributed
 
 MAX_PRINTED = 10  # largest number of skipped files that are printed; skipped.txt in the run's folder lists all
 TEST_SHARE = 0.15  # share of the images for testing; the share for validation is the same
@@ -225,12 +224,8 @@ def _keep_large_classes(dataset: ImageDataset, path: Path, classes: int) -> Imag
 
 def print_summary(dataset: ImageDataset) -> None:
     """Print the classes and the first skipped files."""
-    distributed.print_once(
-        f"{len(dataset.labels):,} different images of {len(dataset.classes)} classes: {dataset.describe_classes()}"
-    )
+    print(f"{len(dataset.labels):,} different images of {len(dataset.classes)} classes: {dataset.describe_classes()}")
     for reason in dataset.skipped[:MAX_PRINTED]:
-        distributed.print_once(f"  skipped: {reason}")
+        print(f"  skipped: {reason}")
     if len(dataset.skipped) > MAX_PRINTED:
-        distributed.print_once(
-            f"  ... and {len(dataset.skipped) - MAX_PRINTED:,} more, listed in skipped.txt in the run's folder"
-        )
+        print(f"  ... and {len(dataset.skipped) - MAX_PRINTED:,} more, listed in skipped.txt in the run's folder")

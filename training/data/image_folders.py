@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,7 +21,6 @@ from app.tasks.image_codecs import ImageDecoder
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset
 from training.data.image_lists import ImageList, list_images
-from training.loops import distributed
 
 MAX_PIXELS = 10**8  # images with more pixels are skipped
 SIZED_FILES = 200  # number of files whose image sizes decide between the network for small and for large images
@@ -62,7 +62,8 @@ def largest_side(path: Path) -> int:
     decoder, sides = ImageDecoder(3, 1), []
     for image in files[:: -(-len(files) // SIZED_FILES)]:
         with contextlib.suppress(QuartetError, OSError, ValueError):  # a path with a NUL is a ValueError
-            sides.append(max(decoder.open(image.path.read_bytes(), MAX_PIXELS).size))
+            opened = decoder.open(image.path.read_bytes(), MAX_PIXELS)
+            sides.append(max(opened.size if isinstance(opened, Image.Image) else opened.shape[:2]))
     return round(statistics.median(sides)) if sides else 0
 
 
@@ -104,7 +105,7 @@ def _decode_all(files: list[Path], side: int, channels: int) -> tuple[Tensor, li
         return ""
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads help, because decoding releases the GIL
-        bar = tqdm(total=len(files), desc="reading", unit="file", leave=False, disable=distributed.rank() > 0)
+        bar = tqdm(total=len(files), desc="reading", unit="file", leave=False)
         errors = []
         for error in pool.map(decode, range(len(files))):
             errors.append(error)

@@ -17,7 +17,6 @@ from app.store import UNKNOWN_CHARACTER
 from app.store.version import Version
 from training.data import encodings
 from training.data.datasets import DataError, Text
-from training.loops import distributed
 
 MIN_CHARACTERS = 10_000  # smallest length of a text. Its test part then holds three evaluation windows
 MIN_KNOWN_SHARE = 0.5  # share of a text's characters that the vocabulary of the base network must cover
@@ -182,14 +181,12 @@ def prompts(text: str) -> list[str]:
 
 def report(text: Text, vocabulary: Sequence[str]) -> None:
     """Print the size of a text and its vocabulary, and the characters that are not in the vocabulary."""
-    distributed.print_once(
-        f"{len(text.train) + len(text.test):,} characters; vocabulary of {len(vocabulary) - 1:,} characters"
-    )
+    print(f"{len(text.train) + len(text.test):,} characters; vocabulary of {len(vocabulary) - 1:,} characters")
     rare = {*count_characters(text.train), *count_characters(text.test)} - set(vocabulary)
     if rare:
         names = " ".join(character if character.isprintable() else repr(character) for character in sorted(rare)[:20])
         more = f" and {len(rare) - 20:,} more" if len(rare) > 20 else ""
-        distributed.print_once(f"  too rare, replaced by {UNKNOWN_CHARACTER}: {names}{more}")
+        print(f"  too rare, replaced by {UNKNOWN_CHARACTER}: {names}{more}")
 
 
 def check_known(base: Version, text: str) -> None:
@@ -205,7 +202,7 @@ def check_known(base: Version, text: str) -> None:
             f"--from {base.card.name}: its vocabulary covers {known:.0%} of the text's characters; at least "
             f"{MIN_KNOWN_SHARE:.0%} are needed; omit --from to train from scratch"
         )
-    distributed.print_once(f"the vocabulary of {base.card.name}@{base.card.version} covers {known:.1%} of the text")
+    print(f"the vocabulary of {base.card.name}@{base.card.version} covers {known:.1%} of the text")
 
 
 def _files(paths: Sequence[Path], encoding: str | None) -> list[Path]:
@@ -223,7 +220,7 @@ def _files(paths: Sequence[Path], encoding: str | None) -> list[Path]:
         if not own:
             raise DataError(f"{path} holds no texts")
         skipped = f"; {len(inside) - len(own):,} binary files are skipped" if len(own) < len(inside) else ""
-        distributed.print_once(f"{path}: {len(own):,} texts{skipped}")
+        print(f"{path}: {len(own):,} texts{skipped}")
         files += own
     return files
 

@@ -76,8 +76,7 @@ def _read_images(card: store.Card, models: Path) -> Any:
 
 def _read_text(card: store.Card, models: Path) -> Any:
     options, _ = _parsed(card, rnn.arguments)
-    text = texts.read(options.data_options["text"], options.data_options["encoding"])
-    return replace(text, test=text.test[: rnn.test_characters(options)])
+    return texts.read(options.data_options["text"], options.data_options["encoding"])
 
 
 def _read_table(card: store.Card, models: Path) -> Any:
@@ -93,7 +92,8 @@ def _read_table(card: store.Card, models: Path) -> Any:
 def _read_labelled_images(card: store.Card, models: Path) -> Any:
     options, _ = _parsed(card, gan.arguments)
     own = options.data_options
-    return gan_finetune.reference(options, gan_finetune.read(own["images"], own["size"], own["colour"], options.name))
+    dataset = gan_finetune.read(own["images"], own["size"], own["colour"], options.name)
+    return gan_finetune.Reference(dataset, options.part)
 
 
 # The keys are the modules in the commands on the cards. Add one line here for each new training script.

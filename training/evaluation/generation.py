@@ -20,21 +20,18 @@ from app.tasks.image_generation import ImageSampler, LatentBatch
 from training.configs import SAMPLE_CLASSIFIER, CnnConfig
 from training.data import datasets
 from training.evaluation.calibration import accuracy_of
+from training.limits import limits
 from training.loops.classifier import AveragedTrainer
 from training.options import Part, store_of
 from training.publishing import runnable
 from training.run import metric, permutation
 
 REFERENCE_CLASSIFIER = "mnist-judge"  # the samples are evaluated with the features and predictions of this model
-SAMPLES = 10_000  # number of generated images, and of the real images that they are compared with
 FOLDS = 10  # number of parts in the jackknife estimate of a standard error
-UNSEEN = 5000  # number of training images that the reference classifier has not seen
 # The notes on the classifier's card state how many images were held out. The second form is that of an older version.
 HELD_OUT = re.compile(r"([\d,]+) (?:training images were held out|images of the training part validated)")
-CLASSIFIER_SAMPLES = 60_000  # number of generated images on which a classifier is trained
 CLASSIFIER_WIDTHS = (16, 32)
 NEIGHBOURS = 5
-LABEL_CLASSIFIER_STEPS = 800  # steps of the classifier for the user's own images, with small batches
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -78,10 +75,12 @@ def evaluated_latents(sampler: ImageSampler, images: datasets.Images) -> LatentB
 
     If the generator takes labels, the requested labels are those of randomly drawn training images.
     """
-    latents = sampler.parse(SAMPLES, None, 0)
+    latents = sampler.parse(limits().generated_samples, None, 0)
     if latents.classes is None:
         return latents
-    some = torch.randperm(len(images.train_labels), generator=torch.Generator().manual_seed(1))[:SAMPLES]
+    some = torch.randperm(len(images.train_labels), generator=torch.Generator().manual_seed(1))[
+        : limits().generated_samples
+    ]
     return LatentBatch(latents.latents[: len(some)], images.train_labels[some].numpy())
 
 
@@ -98,11 +97,12 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
     with torch.inference_mode():
         predictions = classifier.network.fc2(fake_features.to(classifier.device)).argmax(dim=1).cpu()
     # The classifier was not trained on its validation images, so it has seen neither these nor the test part.
-    _, unseen = images.split_validation(UNSEEN)
+    _, unseen = images.split_validation(limits().unseen_images)
     unseen_features = extract_features(classifier, images.train_images[unseen])
     if part == "validation":
         distance = frechet_distance(fake_features, unseen_features)
-        split = f"{SAMPLES:,} samples of seed 0, compared with {len(unseen):,} training images held out for validation"
+        held_out = f"compared with {len(unseen):,} training images held out for validation"
+        split = f"{limits().generated_samples:,} samples of seed 0, {held_out}"
         return {"frechet_distance": metric(distance, split, 2)}
     real_features = extract_features(classifier, images.test_images)
     floor, train_features = seen_floor(classifier, images, real_features)
@@ -113,9 +113,11 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
     ratio = (
         nearest_distances(fake[:2000], train).median() / nearest_distances(images.test_images[:2000], train).median()
     )
-    rated = f"{SAMPLES:,} samples of seed 0, rated by {classifier.card.name} {classifier.card.version}"
+    rated = (
+        f"{limits().generated_samples:,} samples of seed 0, rated by {classifier.card.name} {classifier.card.version}"
+    )
     compared = f"{rated}, compared with the {images.name} test part"
-    seen = f"{SAMPLES:,} training images, most of which the classifier has seen"
+    seen = f"{limits().generated_samples:,} training images, most of which the classifier has seen"
     distances = {
         "frechet_ratio_unseen": metric(
             distance_5000 / unseen_floor, "frechet_distance_5000 relative to frechet_floor_5000", 2
@@ -148,13 +150,13 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
 
 
 def seen_floor(classifier: ImageClassifier, images: datasets.Images, real_features: Tensor) -> tuple[float, Tensor]:
-    """Draw SAMPLES training images five times, and compute the Frechet distance between each draw and the test part.
+    """Draw training images five times, and compute the Frechet distance between each draw and the test part.
 
     Return the mean distance, and the features of the last draw.
     """
     generator, floors = torch.Generator().manual_seed(0), []
     for _ in range(5):
-        some = torch.randperm(len(images.train_images), generator=generator)[:SAMPLES]
+        some = torch.randperm(len(images.train_images), generator=generator)[: limits().generated_samples]
         features = extract_features(classifier, images.train_images[some])
         floors.append(frechet_distance(features, real_features))
     return float(np.mean(floors)), features
@@ -163,7 +165,7 @@ def seen_floor(classifier: ImageClassifier, images: datasets.Images, real_featur
 def load_reference_classifier(models: Path, device: str, version: int | None = None) -> ImageClassifier:
     """Load the reference classifier from the store or the included store, by default its active version.
 
-    Exit with a message if both stores have none, or if the version was trained on some of the UNSEEN images.
+    Exit with a message if both stores have none, or if the version was trained on some of the unseen images.
     """
     name = REFERENCE_CLASSIFIER
     models = store_of(models, name, version)
@@ -176,10 +178,11 @@ def load_reference_classifier(models: Path, device: str, version: int | None = N
         raise SystemExit(f"{models} holds no undamaged version of {name}: see `{command}`")
     classifier = Store(models).read(name, number)
     held_out = HELD_OUT.match(classifier.card.notes)
-    if held_out is None or int(held_out[1].replace(",", "")) < UNSEEN:
+    needed = limits().unseen_images
+    if held_out is None or int(held_out[1].replace(",", "")) < needed:
         raise SystemExit(
-            f"{name}@{number} cannot evaluate generators: at least {UNSEEN:,} training images must be held out, "
-            f"but its card says {classifier.card.notes[:100]!r}. Train it with --validation {UNSEEN} or more"
+            f"{name}@{number} cannot evaluate generators: at least {needed:,} training images must be held out, but "
+            f"its card says {classifier.card.notes[:100]!r}. Train it with --validation {needed} or more"
         )
     return ImageClassifier(classifier, torch.device(device))
 
@@ -221,14 +224,15 @@ def density_and_coverage(real: Tensor, fake: Tensor) -> tuple[float, float]:
 
 def samples_only_accuracy(sampler: ImageSampler, images: datasets.Images) -> dict[str, Any]:
     """Measure the test accuracy of a classifier that is trained on samples only (Ravuri and Vinyals 2019)."""
-    latents = sampler.parse(CLASSIFIER_SAMPLES, None, 1)
+    latents = sampler.parse(limits().classifier_samples, None, 1)
     samples, labels = torch.from_numpy(sampler.predict([latents])[0]), torch.as_tensor(latents.classes)
     config = SAMPLE_CLASSIFIER
     steps = config.epochs * (len(samples) // config.batch)
     network = sample_classifier(config, samples, labels, {"conv": CLASSIFIER_WIDTHS}, steps, "samples")
     split = (
-        f"{images.name} test part, classifier trained on {CLASSIFIER_SAMPLES:,} samples of seed 1 only: {config.kind} "
-        f"{CLASSIFIER_WIDTHS}, {config.epochs} epochs, batch {config.batch}, shifts of up to {config.shift}, seed 0"
+        f"{images.name} test part, classifier trained on {limits().classifier_samples:,} samples of seed 1 only: "
+        f"{config.kind} {CLASSIFIER_WIDTHS}, {config.epochs} epochs, batch {config.batch}, shifts of up to "
+        f"{config.shift}, seed 0"
     )
     return metric(accuracy_of(network, images.test_images, images.test_labels), split, 3)
 

@@ -17,7 +17,6 @@ from app.tasks.precision import fast_bfloat16
 from training.configs import AirbenchConfig
 from training.data.image_batches import corrupted, masked, shift_and_mirror
 from training.evaluation.calibration import accuracy_of
-from training.loops.winograd import Winograd
 from training.run import derive_seed
 
 MOMENTUM = 0.85
@@ -63,15 +62,14 @@ def sgd(network: nn.Module, rate: float, decay: float, batch: int) -> torch.opti
     return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
 
 
-def triangular_schedule(step: int, total: int, warm_up: float, final: float) -> float:
-    """Return the factor of the learning rate at a step.
+def triangular_schedule(done: float, warm_up: float, final: float) -> float:
+    """Return the factor of the learning rate when the share ``done`` of the steps is done.
 
     It rises linearly from 0.2 to 1 during ``warm_up``, a share of the steps, and then falls linearly to ``final``.
     """
-    peak = int(total * warm_up)
-    if step < peak:
-        return 0.2 + 0.8 * step / peak
-    return 1 - (1 - final) * (step - peak) / (total - peak)
+    if done < warm_up:
+        return 0.2 + 0.8 * done / warm_up
+    return 1 - (1 - final) * (done - warm_up) / (1 - warm_up)
 
 
 class Lookahead:
@@ -81,15 +79,14 @@ class Lookahead:
         self.slow = {key: tensor.clone() for key, tensor in _floating(network).items()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int, total: int) -> None:
+    def update(self, network: nn.Module, step: int, done: float) -> None:
         """Update the slow weights and the network every LOOKAHEAD_INTERVAL steps. Call this method after every step.
 
-        ``step`` counts from 0. After the last of the ``total`` steps, the network has the slow weights.
+        ``step`` counts from 0. After the last step, when ``done`` is 1, the network has the slow weights.
         """
-        done = step + 1
-        if done % LOOKAHEAD_INTERVAL == 0:
-            self._interpolate(network, 0.95**5 * (done / total) ** 3)
-        if done == total:
+        if (step + 1) % LOOKAHEAD_INTERVAL == 0:
+            self._interpolate(network, 0.95**5 * done**3)
+        if done >= 1:
             self._interpolate(network, 1.0)
 
     def _interpolate(self, network: nn.Module, decay: float) -> None:
@@ -155,11 +152,12 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None
 class AirbenchTrainer:
     """Trains with SGD, Nesterov momentum and look-ahead. Each image is mirrored in every second epoch.
 
-    ``images`` is the number of all images. ``seed`` is the seed of the run.
+    ``images`` is the number of all images, ``per_epoch`` the number of steps of an epoch, and ``seed`` the seed of the
+    run.
     """
 
-    def __init__(self, config: AirbenchConfig, network: WhitenedNet, images: int, seed: int) -> None:
-        self.config = config
+    def __init__(self, config: AirbenchConfig, network: WhitenedNet, images: int, per_epoch: int, seed: int) -> None:
+        self.config, self.per_epoch = config, per_epoch
         self.network = network.train()
         self.use_bfloat16 = fast_bfloat16(network.mean.device)
         self.slow = Lookahead(network)
@@ -168,16 +166,15 @@ class AirbenchTrainer:
         generator = torch.Generator().manual_seed(derive_seed(seed, "mirrored"))
         self.mirrored = torch.randint(2, (images, 1), generator=generator)  # 1: mirror in even epochs; 0: in odd ones
 
-    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
+    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, done: float) -> Tensor:
         """Train for one step; see ``ClassifierTrainer.update``.
 
         On GPUs and on CPUs with fast bfloat16 instructions, the convolutions compute in bfloat16, which takes 0.55 of
-        the time of float32. The weights, their averages and the loss stay in float32. Other CPUs use Winograd's
-        algorithm.
+        the time of float32. The weights, their averages and the loss stay in float32.
         """
         config, network = self.config, self.network
-        rate = triangular_schedule(step, total, config.warm_up, config.final_rate)
-        epoch = step // (total // config.epochs)
+        rate = triangular_schedule(done, config.warm_up, config.final_rate)
+        epoch = step // self.per_epoch
         network.whiten.get_parameter("bias").requires_grad_(epoch < config.whiten_epochs)
         shifts = torch.randint(-config.shift, config.shift + 1, (2, len(batch), 1))
         augmented = shift_and_mirror(images[batch], shifts, (self.mirrored[batch] + epoch) % 2 == 1)
@@ -188,11 +185,11 @@ class AirbenchTrainer:
             selected = self.selector.select(augmented, labels, step, rate)
             augmented, labels = augmented[selected], labels[selected]
         augmented = corrupted(augmented, config.corrupted)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16), Winograd():
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             logits = network.scores(augmented)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing, reduction="sum")
         descend(self.optimizer, loss, rate)
-        self.slow.update(network, step, total)
+        self.slow.update(network, step, done)
         return loss / len(labels)
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:

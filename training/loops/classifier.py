@@ -1,29 +1,28 @@
-"""The training loop that image classifiers share, and a trainer that uses AdamW and averages the weights."""
+"""Recipes of image classifiers: one that trains with AdamW and averages the weights, and what all of them share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.configs import CnnConfig
-from training.data.image_batches import batches, shift_and_mirror
+from training.data.image_batches import shift_and_mirror
 from training.evaluation.calibration import accuracy_of
-from training.run import Run, cosine_schedule, set_learning_rate
+from training.loops.fit import Batches, averaged
+from training.run import cosine_schedule, set_learning_rate
 
 
 class ClassifierTrainer(Protocol):
-    """The interface of the trainers. A trainer holds a network and trains it step by step."""
+    """Holds a network and trains it step by step."""
 
-    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
+    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, done: float) -> Tensor:
         """Train for one step on the images with the indices ``batch``; return their mean loss.
 
         ``images`` (uint8 [N, C, S, S]) and ``labels`` [N] are the whole data set, because augmentation may depend on
-        the index of an image. ``step`` counts from 0 to ``total`` - 1.
+        the index of an image. ``step`` and ``done``: see ``Recipe.update``.
         """
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
@@ -33,28 +32,32 @@ class ClassifierTrainer(Protocol):
         """Return the objects that a resumed run restores, by name."""
 
 
-def fit(
-    run: Run,
-    trainer: ClassifierTrainer,
-    images: Tensor,
-    labels: Tensor,
-    train: Tensor,
-    validation: Tensor,
-    batch: int,
-    total: Callable[[], int],
-) -> None:
-    """Train on the images with the indices ``train``. Log loss and validation accuracy after each epoch and at the end.
+class ClassifierRecipe:
+    """The recipe of a trainer and its images; see ``training.loops.fit.Recipe``.
 
-    ``total`` returns the number of steps, which may change during training.
+    ``validation``: indices of the images whose accuracy is logged; it may be empty.
     """
-    run.track(**trainer.state())
-    per_epoch = len(train) // batch
-    for step, epoch, indices in batches(run, train, batch, total):
-        steps = total()
-        loss = trainer.update(images, labels, indices, step, steps)
-        if (step + 1) % per_epoch == 0 or step + 1 == steps:
-            accuracy = trainer.accuracy(images[validation], labels[validation])
-            run.log(epoch=epoch + 1, loss=loss.item(), validation_accuracy=accuracy)
+
+    def __init__(
+        self, trainer: ClassifierTrainer, images: Tensor, labels: Tensor, batches: Batches, validation: Tensor
+    ) -> None:
+        self.trainer, self.images, self.labels = trainer, images, labels
+        self.batches, self.validation = batches, validation
+
+    def update(self, step: int, done: float) -> dict[str, Tensor]:
+        """Train for one step."""
+        return {"loss": self.trainer.update(self.images, self.labels, self.batches(step), step, done)}
+
+    def validate(self, steps: int) -> dict[str, float]:
+        """Return the accuracy on the validation images."""
+        if not len(self.validation):
+            return {}
+        accuracy = self.trainer.accuracy(self.images[self.validation], self.labels[self.validation])
+        return {"validation_accuracy": accuracy}
+
+    def state(self) -> dict[str, Any]:
+        """Return the objects that a resumed run restores, by name."""
+        return self.trainer.state()
 
 
 class AveragedTrainer:
@@ -63,15 +66,15 @@ class AveragedTrainer:
     def __init__(self, config: CnnConfig, network: nn.Module) -> None:
         self.config = config
         self.network = network.train()
-        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        self.average = averaged(network, config.ema_decay, use_buffers=True)
         self.optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
 
-    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
+    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, done: float) -> Tensor:
         """Train for one step; see ``ClassifierTrainer.update``."""
         config = self.config
         logits = self.network(augment(images[batch], config))
         loss = F.cross_entropy(logits, labels[batch], label_smoothing=config.label_smoothing)
-        set_learning_rate(self.optimizer, config.learning_rate * cosine_schedule(step, total))
+        set_learning_rate(self.optimizer, config.learning_rate * cosine_schedule(done))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

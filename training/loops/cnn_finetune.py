@@ -7,14 +7,13 @@ instead.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
@@ -23,15 +22,15 @@ from app.tasks.classification import ImageClassifier
 from app.tasks.precision import fast_bfloat16
 from training import refit
 from training.configs import CnnFinetuneConfig
-from training.data.image_batches import batches, shift_and_mirror
+from training.data.image_batches import shift_and_mirror
 from training.data.image_dataset import ImageDataset
 from training.evaluation.calibration import accuracy_of, fit_temperatures, served_probabilities
 from training.evaluation.image_classifier import metrics_of, plot_predictions
-from training.loops import airbench, distributed, time_budget
-from training.loops.classifier import fit
-from training.loops.winograd import Winograd
+from training.loops import airbench
+from training.loops.classifier import ClassifierRecipe
+from training.loops.fit import Batches, fit
 from training.options import Options, base_version
-from training.run import Run, cosine_schedule
+from training.run import Budget, Run, cosine_schedule
 
 MIN_CALIBRATION_IMAGES = 50  # with fewer validation images, no temperatures are fitted
 # Limits of the fitted temperature. Without limits, it would be 0 if there are few images and all are classified
@@ -39,37 +38,17 @@ MIN_CALIBRATION_IMAGES = 50  # with fewer validation images, no temperatures are
 TEMPERATURE_RANGE = (0.4, 2.5)
 
 
-class FinetuneLoss(nn.Module):
-    """Computes the cross-entropy of a network.
-
-    The classes have no weights, so that the probabilities follow the frequencies of the classes. The loss is a module,
-    because DistributedDataParallel averages the gradients of a module.
-    """
-
-    def __init__(self, network: WhitenedNet, config: CnnFinetuneConfig, device: str) -> None:
-        super().__init__()
-        self.network = network
-        self.label_smoothing = config.label_smoothing
-        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(torch.device(device))
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of uint8 images [N, C, S, S] with labels [N]."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16), Winograd():
-            logits = self.network(images)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
-
-
 class FinetuneTrainer:
     """Trains with AdamW and a cosine schedule. The last layer has another learning rate than the layers before it.
 
     ``pretrained``: whether the layers before the last layer are pretrained. If so, the last layer is first trained
-    alone.
+    alone. The classes have no weights, so that the probabilities follow the frequencies of the classes.
     """
 
     def __init__(self, config: CnnFinetuneConfig, network: WhitenedNet, device: str, pretrained: bool) -> None:
         self.config, self.pretrained = config, pretrained
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = distributed.data_parallel(FinetuneLoss(self.network, config, device))
+        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(torch.device(device))
         head = list(self.network.head.parameters())
         others = [
             weight
@@ -80,24 +59,22 @@ class FinetuneTrainer:
             [{"params": head}, {"params": others}], weight_decay=config.weight_decay, fused=True
         )
 
-    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
-        """Train for one step; see ``ClassifierTrainer.update``. Return the loss of this process's part of the batch."""
+    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, done: float) -> Tensor:
+        """Train for one step; see ``ClassifierTrainer.update``."""
         config = self.config
-        head_steps = round(total * config.head_only_share) if self.pretrained else 0
+        head_only = config.head_only_share if self.pretrained else 0.0
         peak = config.pretrained_learning_rate if self.pretrained else config.scratch_learning_rate
-        others_rate = peak * cosine_schedule(step - head_steps, total - head_steps) if step >= head_steps else 0.0
-        head_rate = config.learning_rate * cosine_schedule(step, total)
+        others_rate = peak * cosine_schedule((done - head_only) / (1 - head_only)) if done > head_only else 0.0
+        head_rate = config.learning_rate * cosine_schedule(done)
         for group, rate in zip(self.optimizer.param_groups, (head_rate, others_rate), strict=True):
             group["lr"] = rate
-        self.network.train(step >= head_steps)  # batch norms keep their statistics while only the last layer is trained
+        self.network.train(done > head_only)  # batch norms keep their statistics while only the last layer is trained
         shifts = torch.randint(-config.shift, config.shift + 1, (2, len(batch), 1))
         mirrored = torch.randint(2, (len(batch), 1)) * config.flip == 1
-        augmented = shift_and_mirror(
-            distributed.shard(images[batch]),
-            distributed.shard(shifts, 1),
-            distributed.shard(mirrored),
-        )
-        loss: Tensor = self.loss(augmented, distributed.shard(labels[batch]))
+        augmented = shift_and_mirror(images[batch], shifts, mirrored)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+            logits = self.network(augmented)
+        loss = F.cross_entropy(logits.float(), labels[batch], label_smoothing=config.label_smoothing)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -134,64 +111,48 @@ def initial_network(
 
 
 def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: Version | None) -> WhitenedNet:
-    """Train and return the network. Fit its temperatures if there are enough validation images.
-
-    If a second training on all images follows, half of the training time of ``--minutes`` is reserved for it.
-    """
+    """Train and return the network. Fit its temperatures if there are enough validation images."""
     train_indices, validation, _ = dataset.split()
-    device = run.options.device
-    images, labels = dataset.images.to(device), dataset.labels.to(device)
     network = initial_network(config, dataset, train_indices, base)
-    size = distributed.divisible_batch(min(config.batch, len(train_indices)))
-    per_epoch = len(train_indices) // size
-
-    def start_dummy_run() -> Callable[[int], object]:
-        trainer = FinetuneTrainer(config, copy.deepcopy(network), device, base is not None)
-        return lambda step: trainer.update(images, labels, train_indices[:size], step + 100, 200)
-
-    def timed_evaluation() -> float:
-        untrained = copy.deepcopy(network).eval()
-        card, pictures = measured(run, dataset, untrained, base)
-        run.finish(card, untrained, pictures)
-        return 0.0
-
-    budget = time_budget.plan(
-        run, config.epochs * per_epoch, start_dummy_run, timed_evaluation, refit.is_planned(run.options)
-    )
-    trainer = FinetuneTrainer(config, network, device, base is not None)
-    fit(run, trainer, images, labels, train_indices, validation, size, budget)
+    recipe = recipe_of(run, config, dataset, network, base, train_indices, validation)
+    steps = config.epochs * recipe.batches.per_epoch
+    fit(run, recipe, run.budget(steps, refit.is_planned(run.options)), config.epochs)
     network.eval()
     if len(validation) >= MIN_CALIBRATION_IMAGES:
-        fit_temperatures(network, images[validation], labels[validation])
+        fit_temperatures(network, recipe.images[validation], recipe.labels[validation])
         network.temperature.clamp_(*TEMPERATURE_RANGE)
         network.views_temperature.clamp_(*TEMPERATURE_RANGE)
     return network
 
 
-def fit_again(
+def recipe_of(
     run: Run,
     config: CnnFinetuneConfig,
     dataset: ImageDataset,
+    network: WhitenedNet,
     base: Version | None,
-    first: WhitenedNet,
-    steps: int,
+    indices: Tensor,
+    validation: Tensor,
+) -> ClassifierRecipe:
+    """Return the recipe that trains ``network`` on the images ``indices``."""
+    device = run.options.device
+    trainer = FinetuneTrainer(config, network, device, base is not None)
+    batches = Batches(indices, config.batch, run.options.seed)
+    return ClassifierRecipe(trainer, dataset.images.to(device), dataset.labels.to(device), batches, validation)
+
+
+def fit_on_all(
+    run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: Version | None, first: WhitenedNet
 ) -> WhitenedNet:
-    """Train a new network on all images for ``steps`` steps; return it with the temperatures of ``first``.
+    """Train a new network on all images for as many steps as ``first``; return it with the temperatures of ``first``.
 
     ``first`` is the network of the first training, which did not use the held-out images.
     """
-    every, device = torch.arange(len(dataset.labels)), run.options.device
+    every, steps = torch.arange(len(dataset.labels)), run.step
     torch.manual_seed(run.options.seed)  # the state of the generator differs in a resumed run
     network = initial_network(config, dataset, every, base)
-    trainer = FinetuneTrainer(config, network, device, base is not None)
-    images, labels = dataset.images.to(device), dataset.labels.to(device)
-    size = distributed.divisible_batch(min(config.batch, len(every)))
     run.begin_refit()
-    run.track(**trainer.state())
-    for step, _, indices in batches(run, every, size, lambda: steps):
-        loss = trainer.update(images, labels, indices, step, steps)
-        if (step + 1) % (len(every) // size) == 0 or step + 1 == steps:
-            run.log(loss=loss.item())
+    fit(run, recipe_of(run, config, dataset, network, base, every, every[:0]), Budget(steps), config.epochs)
     network.temperature.copy_(first.temperature)
     network.views_temperature.copy_(first.views_temperature)
     return network.eval()
@@ -207,15 +168,12 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
     network = fine_tune(run, config, dataset, base)
-    card, pictures = measured(run, dataset, network, base) if distributed.rank() == 0 else ({}, {})
+    card, pictures = measured(run, dataset, network, base)
     if refit.is_planned(options):
         steps = run.step
-        network = fit_again(run, config, dataset, base, network, steps)
-        if distributed.rank() == 0:
-            card = refit.describe(card, steps, "of the first training")
-    if distributed.rank() == 0:
-        run.finish(card, network, pictures)
-    distributed.exit_process()
+        network = fit_on_all(run, config, dataset, base, network)
+        card = refit.describe(card, steps, "of the first training")
+    run.finish(card, network, pictures)
 
 
 def measured(

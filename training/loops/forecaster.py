@@ -1,17 +1,13 @@
-"""Train the forecaster: the loss, two trainers, and the loop that trains on M4 and synthetic series.
-
-The forecaster is an ensemble. ``EnsembleTrainer`` trains each member on a separate thread. ``Trainer`` trains all
-members together, in one or several processes. training/loops/series/ uses ``Trainer`` to train on your own series.
-"""
+"""Two recipes of the forecaster, which is an ensemble: for a new network, and for fine-tuning on a user's series."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, Member
 from app.networks.series_reader import ForecasterSizes, NetworkInputs, Reader
@@ -20,7 +16,9 @@ from training.configs import ForecasterConfig, ForecasterFinetuneConfig
 from training.data.series.sources import training_sources
 from training.data.series.windows import Batch, WindowSampler
 from training.evaluation.forecaster import PREFIXES
-from training.loops import distributed
+from training.loops.best_weights import BestWeights
+from training.loops.fit import REPORTS, averaged, fit
+from training.options import Options
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 MAX_ERROR = 50  # largest difference of a target from the naive forecast, in MASE scales; larger ones are clipped
@@ -55,26 +53,6 @@ def member_loss(
     return loss_sum(member.quantiles(hidden.float(), inputs.candidates), inputs, batch)
 
 
-class LossModule(nn.Module):
-    """Computes the losses of all members in a single module, because DistributedDataParallel needs one module."""
-
-    def __init__(self, network: Forecaster, bfloat16: bool) -> None:
-        super().__init__()
-        self.network, self.use_bfloat16 = network, bfloat16
-
-    def forward(self, batches: list[Batch], dropout_masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the sums of the losses and the sums of the weights, both [members].
-
-        Each member has its own batch and its own dropout mask [N, hidden].
-        """
-        losses = [
-            member_loss(member, self.network.read, batch, mask, self.use_bfloat16)  # type: ignore[arg-type]
-            for member, batch, mask in zip(self.network.members, batches, dropout_masks, strict=True)
-        ]
-        sums, weights = zip(*losses, strict=True)
-        return torch.stack(sums), torch.stack(weights)
-
-
 def sample_windows(
     sampler: WindowSampler,
     config: ForecasterConfig | ForecasterFinetuneConfig,
@@ -92,53 +70,62 @@ def sample_windows(
 
 
 def optimizer_and_average(
-    network: Forecaster, config: ForecasterConfig | ForecasterFinetuneConfig
+    network: Forecaster, config: ForecasterConfig | ForecasterFinetuneConfig, short: bool = False
 ) -> tuple[torch.optim.Optimizer, Any]:
-    """Return the AdamW optimizer and the exponential moving average of the weights."""
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    """Return the AdamW optimizer and the exponential moving average of the weights. ``short``: see ``averaged``."""
+    average = averaged(network, config.ema_decay, short)
     betas = (0.9, 0.99)
     return torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, betas=betas, fused=True), average
 
 
-class EnsembleTrainer:
-    """Trains each member on its own windows, on a separate thread.
+class PretrainingRecipe:
+    """The recipe of a new forecaster; see ``training.loops.fit.Recipe``.
 
-    The matrix products are small, so one thread per member is faster than several threads per product.
+    Each member is trained on its own windows, on a separate thread. The matrix products are small, so one thread per
+    member is faster than several threads per product. The first steps train without the last horizon of every series;
+    ``config.held_out_share`` is their share of all steps. The remaining steps train on all values.
     """
 
-    def __init__(
-        self, network: Forecaster, sampler: WindowSampler, config: ForecasterConfig, seed: int, threads: int
-    ) -> None:
-        self.network, self.sampler, self.config, self.seed = network, sampler, config, seed
+    def __init__(self, network: Forecaster, sampler: WindowSampler, config: ForecasterConfig, options: Options) -> None:
+        self.network, self.sampler, self.config, self.seed = network, sampler, config, options.seed
         self.optimizer, self.average = optimizer_and_average(network, config)
         self.bfloat16 = fast_bfloat16(next(network.parameters()).device)  # takes 0.6 of the time of float32
-        self.pool = ThreadPoolExecutor(threads, initializer=_use_one_thread)
+        self.pool = ThreadPoolExecutor(options.threads, initializer=_use_one_thread)
+        self.held_out = True
 
-    def update(self, step: int, learning_rate: float, held_out: bool) -> float:
-        """Train all members for one step; return their mean loss.
-
-        ``held_out``: whether to leave out the last horizon of each series.
-        """
-        set_learning_rate(self.optimizer, learning_rate)
+    def update(self, step: int, done: float) -> dict[str, Tensor]:
+        """Train all members for one step; return their mean loss."""
+        share = self.config.held_out_share
+        self.held_out = done <= share
+        factor = cosine_schedule(done / share) if self.held_out else 0.5 * cosine_schedule((done - share) / (1 - share))
+        set_learning_rate(self.optimizer, self.config.learning_rate * factor)
         self.optimizer.zero_grad()
         members = range(self.config.members)
-        loss = sum(self.pool.map(lambda number: self._backward(number, step, held_out), members)) / len(members)
+        losses = list(self.pool.map(lambda number: self._backward(number, step), members))
         self.optimizer.step()
         self.average.update_parameters(self.network)
-        return loss
+        return {"loss": torch.stack(losses).mean()}
 
-    def _backward(self, number: int, step: int, held_out: bool) -> float:
+    def _backward(self, number: int, step: int) -> Tensor:
         """Compute and clip the gradient of one member; return its loss."""
         member: Any = self.network.members[number]
         device = member.head.weight.device
         generator = Generator().manual_seed(derive_seed(self.seed, "member", number, step))
         hidden = self.network.sizes.hidden
-        batch, mask = sample_windows(self.sampler, self.config, hidden, generator, held_out)
+        batch, mask = sample_windows(self.sampler, self.config, hidden, generator, self.held_out)
         total, weight = member_loss(member, self.network.read, batch.to(device), mask.to(device), self.bfloat16)
         loss = total / weight.clamp(min=1)
         loss.backward()
         nn.utils.clip_grad_norm_(member.parameters(), self.config.clip)
-        return loss.item()
+        return loss.detach()
+
+    def validate(self, steps: int) -> dict[str, float]:
+        """Return the MASE on the last horizons of M4's series, until the network trains on these values."""
+        return validation_mase(self.average.module, self.sampler) if self.held_out else {}
+
+    def state(self) -> dict[str, Any]:
+        """Return the objects that a resumed run restores, by name."""
+        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
 
 
 def _use_one_thread() -> None:
@@ -146,48 +133,63 @@ def _use_one_thread() -> None:
     torch.set_flush_denormal(True)
 
 
-class Trainer:
-    """Trains all members together, each on its own windows. Each process trains on a part of every batch."""
+class ForecasterRecipe:
+    """The recipe for a user's series; see ``training.loops.fit.Recipe``. All members are trained together.
+
+    ``validation`` returns the validation loss of a network. If it is given, ``best`` holds the averaged weights with
+    the lowest loss.
+    """
 
     def __init__(
-        self, network: Forecaster, sampler: WindowSampler, config: ForecasterFinetuneConfig, seed: int, device: str
+        self,
+        network: Forecaster,
+        sampler: WindowSampler,
+        config: ForecasterFinetuneConfig,
+        options: Options,
+        validation: Callable[[Any], float] | None = None,
     ) -> None:
-        self.sampler, self.config, self.seed = sampler, config, seed
-        self.device = torch.device(device)
-        self.network = network.to(device).train().requires_grad_(True)
-        self.optimizer, self.average = optimizer_and_average(self.network, config)
-        bfloat16 = bool(config.bfloat16) and fast_bfloat16(self.device)
-        self.loss_module = distributed.data_parallel(LossModule(self.network, bfloat16))
+        self.sampler, self.config, self.seed = sampler, config, options.seed
+        self.device = torch.device(options.device)
+        self.network = network.to(self.device).train().requires_grad_(True)
+        self.optimizer, self.average = optimizer_and_average(self.network, config, short=True)
+        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(self.device)
+        self.validation, self.best = validation, BestWeights(self.average.module)
 
-    def update(self, step: int, learning_rate: float) -> float:
-        """Train for one step; return the mean loss of all members over all processes."""
-        samples = [self._sample(number, step) for number in range(len(self.network.members))]
-        sums, weights = self.loss_module([batch for batch, _ in samples], [mask for _, mask in samples])
-        total_weights = distributed.sum_over_ranks(weights.detach()).clamp(min=1)
-        # DistributedDataParallel averages the gradients. Their sum is needed, so multiply by the number of processes.
-        loss = (sums / total_weights).mean() * distributed.world_size()
-        set_learning_rate(self.optimizer, learning_rate)
+    def update(self, step: int, done: float) -> dict[str, Tensor]:
+        """Train for one step; return the mean loss of all members."""
+        losses = [self._loss(member, number, step) for number, member in enumerate(self.network.members)]
+        loss = torch.stack(losses).mean()
+        set_learning_rate(self.optimizer, self.config.learning_rate * cosine_schedule(done))
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self.optimizer.step()
         self.average.update_parameters(self.network)
-        return float(distributed.sum_over_ranks(loss.detach())) / distributed.world_size()
+        return {"loss": loss}
 
-    def _sample(self, number: int, step: int) -> tuple[Batch, Tensor]:
-        """Return this process's part of the windows of a member, and the same part of the member's dropout mask."""
+    def _loss(self, member: Any, number: int, step: int) -> Tensor:
+        """Return the loss of a member on its own windows."""
         generator = Generator().manual_seed(derive_seed(self.seed, "member", number, step))
         batch, mask = sample_windows(self.sampler, self.config, self.network.sizes.hidden, generator)
-        share = Batch(*(distributed.shard(part) for part in batch)).to(self.device)
-        return share, distributed.shard(mask).to(self.device)
+        batch, mask = batch.to(self.device), mask.to(self.device)
+        total, weight = member_loss(member, self.network.read, batch, mask, self.use_bfloat16)
+        return total / weight.clamp(min=1)
+
+    def validate(self, steps: int) -> dict[str, float]:
+        """Return the validation loss of the averaged weights, and keep the best weights."""
+        if self.validation is None:
+            return {}
+        loss = self.validation(self.average.module)
+        self.best.update(self.average.module, loss, steps)
+        return {"validation_loss": loss}
+
+    def state(self) -> dict[str, Any]:
+        """Return the objects that a resumed run restores, by name."""
+        return {"network": self.network, "average": self.average, "optimizer": self.optimizer, "best": self.best}
 
 
 def pretrain(run: Run, config: ForecasterConfig) -> Any:
-    """Train an ensemble from scratch; return the network with averaged weights.
-
-    The first steps train without the last horizon of every series; ``config.held_out_share`` is their share of all
-    steps. The remaining steps train on all values.
-    """
+    """Train an ensemble from scratch; return the network with averaged weights."""
     sizes = ForecasterSizes(
         hidden=config.hidden,
         layers=config.layers,
@@ -197,18 +199,9 @@ def pretrain(run: Run, config: ForecasterConfig) -> Any:
     )
     sources = training_sources(config, run.options.seed)
     sampler = WindowSampler(sources, sizes.context, sizes.horizon, HIDDEN_SEASON_SHARE)
-    network = Forecaster(sizes).to(run.options.device)
-    trainer = EnsembleTrainer(network, sampler, config, run.options.seed, run.options.threads)
-    run.track(network=network, average=trainer.average, optimizer=trainer.optimizer)
-
-    first = round(config.steps * config.held_out_share)
-    for step in run.steps(config.steps):
-        held_out = step < first
-        factor = cosine_schedule(step, first) if held_out else 0.5 * cosine_schedule(step - first, config.steps - first)
-        loss = trainer.update(step, config.learning_rate * factor, held_out)
-        if (step + 1) % max(config.steps // 25, 1) == 0:
-            run.log(loss=loss, **(validation_mase(trainer.average.module, sampler) if held_out else {}))
-    return trainer.average.module
+    recipe = PretrainingRecipe(Forecaster(sizes).to(run.options.device), sampler, config, run.options)
+    fit(run, recipe, run.budget(config.steps), REPORTS)
+    return recipe.average.module
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks.gan import (
     ConditionalDiscriminator,
@@ -24,14 +23,12 @@ from app.networks.gan import (
 )
 from app.tasks.image_codecs import image_grid
 from training.configs import ConditionalGanConfig, GanConfig
-from training.loops import distributed
+from training.loops.fit import Batches, averaged, fit
 from training.run import Run, permutation, set_learning_rate
 
-MAX_PREVIEWS = 25  # largest number of previews (grids of samples) that a run saves; at most one per epoch
-PREVIEWS_PER_MINUTE = 6  # with --minutes N, a run saves at most 1 + 6 N previews
-RECALIBRATION_BATCHES = 100  # number of batches that give the final statistics of the batch norms
-RECALIBRATION_SIZE = 200  # images of each of these batches
-PREVIEW_BATCHES = 5  # number of batches that give the statistics of the batch norms for a preview
+PREVIEWS = 10  # number of previews (grids of samples) that a run saves
+RECALIBRATION_SIZE = 200  # images of each batch that gives statistics of the batch norms
+PREVIEW_BATCHES = 5  # number of these batches for a preview
 
 
 @contextmanager
@@ -73,18 +70,46 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, labels: Tensor | No
     return 0.5 * gradient.flatten(1).pow(2).sum(dim=1).mean()
 
 
-class DiscriminatorLoss(nn.Module):
-    """Computes the discriminator's loss, which is a mean over the images.
+class GanTrainer:
+    """Trains a generator and a discriminator. The moving average of the generator's weights is published.
 
-    The loss is a module, because DistributedDataParallel averages the gradients of a module.
+    Generator and discriminator take labels if ``config`` is a ConditionalGanConfig.
     """
 
-    def __init__(self, discriminator: nn.Module, config: GanConfig) -> None:
-        super().__init__()
-        self.discriminator, self.config = discriminator, config
+    def __init__(
+        self,
+        config: GanConfig,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        device: str,
+        beta2: float,
+        short: bool = False,
+    ) -> None:
+        self.config, self.device = config, device
+        self.generator, self.discriminator = generator.to(device), discriminator.to(device)
+        self.average: Any = averaged(self.generator, config.ema_decay, short)
+        betas = (config.beta1, beta2)
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
+        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
 
-    def forward(self, real: Tensor, fake: Tensor, labels: Tensor | None, penalize: bool) -> tuple[Tensor, Tensor]:
-        """Return the loss to minimise, and d_loss: the part of the loss that separates real from fake images.
+    def update(self, real: Tensor, labels: Tensor | None, step: int, rate: float) -> tuple[Tensor, Tensor]:
+        """Train both networks for one step; return the losses of the discriminator and the generator.
+
+        ``real`` is [N, C, S, S] from -1 to 1, ``labels`` is [N]. The generator makes images with the labels of the real
+        images, so real and fake images of the same classes are compared.
+        """
+        set_learning_rate(self.generator_optimizer, rate)
+        set_learning_rate(self.discriminator_optimizer, rate)
+        latents = torch.randn(len(real), self.config.latent).to(self.device)
+        with bfloat16_convolutions(bool(self.config.bfloat16)):
+            fake = self.generator(latents) if labels is None else self.generator(latents, labels)
+            d_loss = self.discriminator_step(real, fake.detach(), labels, step % self.config.r1_interval == 0)
+            g_loss = self.generator_step(fake, labels)
+        self.average.update_parameters(self.generator)
+        return d_loss, g_loss
+
+    def discriminator_step(self, real: Tensor, fake: Tensor, labels: Tensor | None, penalize: bool) -> Tensor:
+        """Train the discriminator; return d_loss, the part of its loss that separates real from fake images.
 
         Real and fake images are [N, C, S, S] from -1 to 1, and have the same labels [N]. If ``penalize`` is true, the
         loss includes the gradient penalty.
@@ -100,50 +125,6 @@ class DiscriminatorLoss(nn.Module):
         if config.r1_penalty and penalize:
             penalty = gradient_penalty(self.discriminator, real, labels)
             loss = loss + config.r1_penalty * config.r1_interval * penalty
-        return loss, d_loss
-
-
-class GanTrainer:
-    """Trains a generator and a discriminator. The moving average of the generator's weights is published.
-
-    Generator and discriminator take labels if ``config`` is a ConditionalGanConfig.
-    """
-
-    def __init__(
-        self, config: GanConfig, generator: nn.Module, discriminator: nn.Module, device: str, beta2: float
-    ) -> None:
-        self.config, self.device = config, device
-        self.generator, self.discriminator = generator.to(device), discriminator.to(device)
-        self.average: Any = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-        betas = (config.beta1, beta2)
-        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
-        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
-        # Only process 0 runs the average. The average is created before data_parallel changes the batch norms, so its
-        # batch norms do not communicate with other processes.
-        self.parallel_generator = distributed.data_parallel(self.generator)
-        self.discriminator_loss = distributed.data_parallel(DiscriminatorLoss(self.discriminator, config))
-
-    def update(self, real: Tensor, labels: Tensor | None, step: int, rate: float) -> tuple[Tensor, Tensor]:
-        """Train both networks for one step; return the losses of the discriminator and the generator.
-
-        ``real`` ([N, C, S, S] from -1 to 1) and ``labels`` [N] are the whole batch of all processes. The generator
-        makes images with the labels of the real images, so real and fake images of the same classes are compared.
-        """
-        set_learning_rate(self.generator_optimizer, rate)
-        set_learning_rate(self.discriminator_optimizer, rate)
-        latents = torch.randn(len(real), self.config.latent).to(self.device)
-        real, latents = distributed.shard(real), distributed.shard(latents)
-        labels = None if labels is None else distributed.shard(labels)
-        with bfloat16_convolutions(bool(self.config.bfloat16)):
-            fake = self.parallel_generator(latents) if labels is None else self.parallel_generator(latents, labels)
-            d_loss = self.discriminator_step(real, fake.detach(), labels, step % self.config.r1_interval == 0)
-            g_loss = self.generator_step(fake, labels)
-        self.average.update_parameters(self.generator)
-        return d_loss, g_loss
-
-    def discriminator_step(self, real: Tensor, fake: Tensor, labels: Tensor | None, penalize: bool) -> Tensor:
-        """Train the discriminator to separate real from fake images; return d_loss."""
-        loss, d_loss = self.discriminator_loss(real, fake, labels, penalize)
         self.discriminator_optimizer.zero_grad()
         loss.backward()
         self.discriminator_optimizer.step()
@@ -162,20 +143,23 @@ class GanTrainer:
         self.discriminator.requires_grad_(True)
         return g_loss
 
-    def averaged_generator(self, batches: int | None = None, labels: Tensor | None = None) -> Any:
-        """Return the moving average of the generator. If the generator takes labels, recalibrate its batch norms.
+    def averaged_generator(self, labels: Tensor | None = None, batches: int | None = None) -> Any:
+        """Return the moving average of the generator. If it takes labels, recalibrate its batch norms.
 
-        See ``recalibrate_batchnorm`` for the parameters.
+        ``batches``: number of batches for the recalibration, by default that of the config. ``labels``: see
+        ``recalibrate_batchnorm``.
         """
         network = self.average.module
-        return recalibrate_batchnorm(network, batches, labels) if isinstance(network, ConditionalGenerator) else network
+        if not isinstance(network, ConditionalGenerator) or not isinstance(self.config, ConditionalGanConfig):
+            return network
+        return recalibrate_batchnorm(network, batches or self.config.recalibration_batches, labels)
 
     def preview(self, labels: Tensor | None) -> np.ndarray:
         """Return uint8 images that the averaged generator makes from fixed latents.
 
         There are 64 images or, with labels, ten images for each class. ``labels`` are those of the training images.
         """
-        network = self.averaged_generator(PREVIEW_BATCHES, labels)
+        network = self.averaged_generator(labels, PREVIEW_BATCHES)
         conditional = isinstance(network, ConditionalGenerator)
         rows = np.random.default_rng(0).standard_normal((10 if conditional else 64, self.config.latent))
         latents = torch.from_numpy(rows).to(torch.get_default_dtype())
@@ -196,16 +180,18 @@ def workshop_trainer(config: GanConfig, device: str) -> GanTrainer:
     return GanTrainer(config, generator, discriminator, device, beta2=0.999)
 
 
-def conditional_trainer(config: ConditionalGanConfig, device: str, sizes: ConditionalSizes | None = None) -> GanTrainer:
-    """Return a trainer for convolutional networks with labels."""
+def conditional_trainer(
+    config: ConditionalGanConfig, device: str, sizes: ConditionalSizes | None = None, short: bool = False
+) -> GanTrainer:
+    """Return a trainer for convolutional networks with labels. ``short``: see ``averaged``."""
     sizes = sizes or ConditionalSizes(config.latent)
     generator = ConditionalGenerator(sizes)
     discriminator = ConditionalDiscriminator(sizes.classes, sizes.channels)
-    return GanTrainer(config, generator, discriminator, device, beta2=0.99)
+    return GanTrainer(config, generator, discriminator, device, beta2=0.99, short=short)
 
 
 def recalibrate_batchnorm(
-    network: ConditionalGenerator, batches: int | None, labels: Tensor | None = None
+    network: ConditionalGenerator, batches: int, labels: Tensor | None = None
 ) -> ConditionalGenerator:
     """Recompute the statistics of the batch norms from generated images, and switch to evaluation mode.
 
@@ -222,42 +208,54 @@ def recalibrate_batchnorm(
         norm.momentum = None  # makes the statistics a mean over all batches
     network.train()
     with torch.no_grad():
-        for batch in range(RECALIBRATION_BATCHES if batches is None else batches):
+        for batch in range(batches):
             latents = torch.randn(RECALIBRATION_SIZE, network.sizes.latent, generator=generator)
             positions = torch.arange(RECALIBRATION_SIZE) + batch * RECALIBRATION_SIZE
             network(latents.to(device), in_order[positions % len(in_order)].to(device))
     return network.eval()
 
 
-def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, total: Callable[[], int]) -> None:
-    """Train on uint8 images [N, C, S, S] and labels [N]. Log both losses after each epoch, and save some previews.
+class GanRecipe:
+    """The recipe of a trainer and its images; see ``training.loops.fit.Recipe``.
 
-    ``total`` returns the number of steps, which may change during training.
+    ``images``: uint8 [N, C, S, S]. ``labels``: [N], or None. ``folder``: where previews are saved.
     """
-    config = trainer.config
-    run.track(
-        generator=trainer.generator,
-        discriminator=trainer.discriminator,
-        average=trainer.average,
-        generator_optimizer=trainer.generator_optimizer,
-        discriminator_optimizer=trainer.discriminator_optimizer,
-    )
-    per_epoch, minutes = len(images) // config.batch, run.options.minutes
-    previews = MAX_PREVIEWS if minutes is None else min(MAX_PREVIEWS, 1 + int(PREVIEWS_PER_MINUTE * minutes))
-    shuffled_epoch, preview_every = -1, max(1, total() // per_epoch // previews)
-    for step in run.steps(total):
-        epoch, position = divmod(step, per_epoch)
-        if shuffled_epoch != epoch:
-            shuffled_epoch, order = epoch, permutation(len(images), run.options.seed, "epoch", epoch)
-        batch = order[position * config.batch : (position + 1) * config.batch]
-        real = images[batch].to(torch.get_default_dtype()) / 127.5 - 1
-        rate = config.learning_rate * min(1.0, (1 - step / total()) / 0.3)  # falls to 0 over the last 30 %
-        d_loss, g_loss = trainer.update(real, None if labels is None else labels[batch], step, rate)
-        if position == per_epoch - 1:
-            run.log(epoch=epoch + 1, discriminator_loss=d_loss.item(), generator_loss=g_loss.item())
-            if (epoch + 1) % preview_every == 0 and distributed.rank() == 0:
-                columns = None if labels is None else 10
-                save_grid(run.folder / f"epoch-{epoch + 1:03}.png", trainer.preview(labels), columns)
+
+    def __init__(self, trainer: GanTrainer, images: Tensor, labels: Tensor | None, seed: int, folder: Path) -> None:
+        self.trainer, self.images, self.labels, self.folder = trainer, images, labels, folder
+        self.batches = Batches(torch.arange(len(images)), trainer.config.batch, seed)
+
+    def update(self, step: int, done: float) -> dict[str, Tensor]:
+        """Train both networks for one step."""
+        batch = self.batches(step)
+        real = self.images[batch].to(torch.get_default_dtype()) / 127.5 - 1
+        rate = self.trainer.config.learning_rate * min(1.0, (1 - done) / 0.3)  # falls to 0 over the last 30 %
+        labels = None if self.labels is None else self.labels[batch]
+        d_loss, g_loss = self.trainer.update(real, labels, step, rate)
+        return {"discriminator_loss": d_loss, "generator_loss": g_loss}
+
+    def validate(self, steps: int) -> dict[str, float]:
+        """Save a grid of samples. There are no metrics."""
+        columns = None if self.labels is None else 10
+        save_grid(self.folder / f"step-{steps:06}.png", self.trainer.preview(self.labels), columns)
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return the objects that a resumed run restores, by name."""
+        trainer = self.trainer
+        return {
+            "generator": trainer.generator,
+            "discriminator": trainer.discriminator,
+            "average": trainer.average,
+            "generator_optimizer": trainer.generator_optimizer,
+            "discriminator_optimizer": trainer.discriminator_optimizer,
+        }
+
+
+def train(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None) -> None:
+    """Train on uint8 images [N, C, S, S] and labels [N]. Log both losses and save a preview PREVIEWS times."""
+    recipe = GanRecipe(trainer, images, labels, run.options.seed, run.folder)
+    fit(run, recipe, run.budget(trainer.config.epochs * recipe.batches.per_epoch), PREVIEWS)
 
 
 def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Path:

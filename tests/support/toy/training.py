@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = ToyNet(ToyNetSizes())
     optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
     run.track(network=network, optimizer=optimizer)
-    for step in run.steps(config.steps):
+    for step in run.steps(run.budget(config.steps)):
         images, labels = draw_bars(config.batch, seed=100 + step)
         loss = F.cross_entropy(network(images), labels)
         optimizer.zero_grad()

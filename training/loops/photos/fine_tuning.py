@@ -12,10 +12,12 @@ from torch.nn import functional as F
 from app.networks.efficientnet import EfficientNetLite
 from app.tasks.precision import fast_bfloat16
 from training.configs import CnnFinetuneConfig
-from training.data.image_batches import batches
 from training.data.image_dataset import ImageDataset
+from training.evaluation.calibration import accuracy_of
+from training.loops.classifier import ClassifierRecipe
+from training.loops.fit import Batches, fit
 from training.loops.photos.linear_head import loss_of
-from training.run import Run, cosine_schedule, set_learning_rate
+from training.run import Budget, Run, cosine_schedule, set_learning_rate
 
 TUNED_BLOCKS = 5  # number of blocks at the end that are trained; the side of their outputs is 1/32 of the image's side
 MIN_SCALE = 0.4  # smallest area of a random crop, as a share of the image
@@ -62,14 +64,18 @@ class LastBlocksTrainer:
             maps = F.relu6(network.last(x))
         return F.linear(maps.float().mean(dim=(2, 3)), network.head.weight, network.head.bias)
 
-    def update(self, images: Tensor, targets: Tensor, step: int, total: int) -> Tensor:
-        """Train for step ``step`` of ``total`` on uint8 images [N, C, S, S]; return the mean loss."""
-        set_learning_rate(self.optimizer, self.config.finetune_learning_rate * cosine_schedule(step, total))
-        loss = loss_of(self.logits(self.augment(images).to(self.device)), targets.to(self.device))
+    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, done: float) -> Tensor:
+        """Train for one step; see ``ClassifierTrainer.update``."""
+        set_learning_rate(self.optimizer, self.config.finetune_learning_rate * cosine_schedule(done))
+        loss = loss_of(self.logits(self.augment(images[batch]).to(self.device)), labels[batch].to(self.device))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss
+
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """Return the share of the images [N, C, S, S] that the network classifies correctly."""
+        return accuracy_of(self.network, images, labels)
 
     def state(self) -> dict[str, Any]:
         """Return the objects that a resumed run restores."""
@@ -82,15 +88,11 @@ def tune(
     network: EfficientNetLite,
     dataset: ImageDataset,
     indices: Tensor,
-    total: Callable[[], int],
+    budget: Budget,
 ) -> EfficientNetLite:
-    """Train the last blocks of ``network`` for ``total()`` steps on the images ``indices``; return the network."""
+    """Train the last blocks of ``network`` on the images ``indices``; return the network."""
     trainer = LastBlocksTrainer(config, network, run.options.device)
-    run.track(**trainer.state())
-    size = min(config.finetune_batch, len(indices))
-    for step, epoch, batch in batches(run, indices, size, total):
-        steps = total()
-        loss = trainer.update(dataset.images[batch], dataset.labels[batch], step, steps)
-        if (step + 1) % (len(indices) // size) == 0 or step + 1 == steps:
-            run.log(epoch=epoch + 1, loss=loss.item())
+    batches = Batches(indices, config.finetune_batch, run.options.seed)
+    recipe = ClassifierRecipe(trainer, dataset.images, dataset.labels, batches, indices[:0])
+    fit(run, recipe, budget, config.finetune_epochs)
     return network.eval().requires_grad_(False)

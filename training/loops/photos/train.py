@@ -7,8 +7,7 @@ enough images, the last blocks of the network are fine-tuned too.
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,15 @@ from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset
 from training.evaluation.calibration import fit_temperature, served_probabilities
 from training.evaluation.image_classifier import best_thresholds, metrics_of, plot_predictions
-from training.loops import distributed, time_budget
+from training.limits import limits
 from training.loops.photos import linear_head, pretrained
 from training.loops.photos.features import BATCH, FeatureCache
-from training.loops.photos.fine_tuning import TUNED_BLOCKS, LastBlocksTrainer, tune
+from training.loops.photos.fine_tuning import TUNED_BLOCKS, tune
 from training.loops.photos.linear_head import ChosenPenalty, loss_of
 from training.options import Options, base_version
-from training.run import Run
+from training.run import Budget, Run
 
 KIND = "efficientnet-lite"
-MIN_TUNED_IMAGES = 1000  # with fewer training images, only the last layer is fitted
-MIN_CALIBRATION_IMAGES = 200  # with fewer validation images, only the last layer is fitted
 MAX_DEFAULT_STEPS = 300  # largest number of fine-tuning steps without --minutes
 # Text in the notes of a card whose second training only fitted the last layer.
 HEAD_ONLY = "of L-BFGS with the same penalty"
@@ -103,8 +100,6 @@ def read_base(options: Options, dataset: ImageDataset) -> Base:
 
 def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None, dataset: ImageDataset) -> None:
     """Train a classifier on the user's images and publish it."""
-    if distributed.world_size() > 1:
-        raise DataError("images above 64 pixels are trained in one process; start the command without torchrun")
     base = read_base(options, dataset)
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
@@ -112,7 +107,8 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     known, every = torch.cat([train_indices, validation]).sort().values, torch.arange(len(dataset.labels))
     choice = choose_head(run, config, base, dataset, known)
     result = Result(new_head(run, config, base, dataset, known, choice), choice, known, choice.logits)
-    if config.finetune_epochs and len(train_indices) >= MIN_TUNED_IMAGES and len(validation) >= MIN_CALIBRATION_IMAGES:
+    enough = len(train_indices) >= limits().min_tuned_images and len(validation) >= limits().min_calibration_images
+    if config.finetune_epochs and enough:
         start = new_head(run, config, base, dataset, train_indices, choice)
         result = fine_tune(run, config, dataset, base, result, start)
     card, pictures = measured(run, dataset, base, result)
@@ -122,7 +118,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
         if result.steps:
             steps = result.steps
             run.begin_refit()
-            network = divide_logits(tune(run, config, network, dataset, every, lambda: steps), result.temperature)
+            network = divide_logits(tune(run, config, network, dataset, every, Budget(steps)), result.temperature)
         card = refit.describe(card, steps, "of the first training" if result.steps else HEAD_ONLY)
     run.finish(card, network, pictures)
 
@@ -134,29 +130,12 @@ def fine_tune(
 
     Return the fine-tuned network, or ``head_only`` if ``start`` has a lower loss on the validation part.
     """
-    train_indices, validation, test = dataset.split()
+    train_indices, validation, _ = dataset.split()
     size = min(config.finetune_batch, len(train_indices))
     steps = min(config.finetune_epochs * (len(train_indices) // size), MAX_DEFAULT_STEPS)
 
-    def start_dummy_run() -> Callable[[int], object]:
-        trainer = LastBlocksTrainer(config, copy.deepcopy(start), run.options.device)
-        some = train_indices[:size]
-        return lambda step: trainer.update(dataset.images[some], dataset.labels[some], step + 100, 200)
-
-    def timed_evaluation() -> float:
-        """Evaluate, and return the estimated seconds for the images that the networks read after the fine-tuning.
-
-        These are the validation images and, for the refit, the test images, whose features are then computed.
-        """
-        card, pictures = measured(run, dataset, base, head_only)
-        run.finish(card, head_only.network, pictures)
-        further = len(validation) + refit.is_planned(run.options) * (1 + bool(config.flip)) * len(test)
-        return further * seconds_per_image
-
-    started = time.monotonic()
     before = Result(start, head_only.choice, validation, logits_of(start, dataset, validation))
-    seconds_per_image = (time.monotonic() - started) / len(validation)
-    budget = time_budget.plan(run, steps, start_dummy_run, timed_evaluation, refit.is_planned(run.options))
+    budget = run.budget(steps, refit.is_planned(run.options))
     network = tune(run, config, copy.deepcopy(start), dataset, train_indices, budget)
     after = Result(network, head_only.choice, validation, logits_of(network, dataset, validation), run.step)
     targets = dataset.labels[validation]

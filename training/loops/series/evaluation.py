@@ -118,13 +118,12 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
     results, validation = compare(forecaster, own, "validation")
     helped, reason = verdict(results)
     publishes = helped or run.options.data_options["force"]
-    tests = publishes or run.is_timing
     card = run.measure(
         card_of(own, network.sizes, reason),
         lambda part: measure(forecaster, own) if part == "test" else validation,
-        tests,
+        publishes,
     )
-    shown = run.options.part if tests else "validation"
+    shown = run.options.part if publishes else "validation"
     draw_samples(run.folder / "samples.png", examples(forecaster, own, shown))
     if own.references:
         write_backtest(run.folder, own, forecaster, own.base, run.options.name, run.command)

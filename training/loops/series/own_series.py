@@ -22,7 +22,6 @@ from training.data.tables.table import Table, describe, summary, without_gaps
 from training.evaluation import backtest
 from training.evaluation.backtest import Split
 from training.evaluation.report import results
-from training.loops import distributed
 from training.loops.series.validation import Validation
 from training.options import Options, base_version
 
@@ -88,12 +87,12 @@ def preview(options: Options) -> None:
 
 def report(table: Table) -> None:
     """Print a summary of the table and its first remarks."""
-    distributed.print_once(summary(table))
+    print(summary(table))
     for remark in table.remarks[:MAX_PRINTED_REMARKS]:
-        distributed.print_once(f"  {remark}")
+        print(f"  {remark}")
     if len(table.remarks) > MAX_PRINTED_REMARKS:
         hidden = len(table.remarks) - MAX_PRINTED_REMARKS
-        distributed.print_once(f"  ... and {hidden:,} more; all are in remarks.txt in the run folder")
+        print(f"  ... and {hidden:,} more; all are in remarks.txt in the run folder")
 
 
 def read(options: Options, horizon: int) -> OwnSeries:

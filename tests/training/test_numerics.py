@@ -1,0 +1,166 @@
+"""Schedules, averages, augmentation, calibration and metrics of trainings."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from support.service import ROOT
+
+from app.networks import build
+from training import run as running
+from training.configs import CnnConfig
+from training.evaluation import generation, language_model
+from training.evaluation.calibration import fit_temperature
+from training.loops.airbench import Lookahead, triangular_schedule
+from training.loops.best_weights import BestWeights
+from training.loops.classifier import augment
+from training.loops.gan import recalibrate_batchnorm
+
+
+def test_augmented_images_are_shifted_and_mirrored_images() -> None:
+    config = CnnConfig("cifar10", "lenet", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=2, flip=1, rotate=0.0, validation=1)
+    image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    padded = torch.nn.functional.pad(image.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
+    cuts = [padded[0, :, top : top + 8, left : left + 8] for top in range(5) for left in range(5)]
+    candidates = [*cuts, *(cut.flip(2) for cut in cuts)]
+    torch.manual_seed(0)
+    indices = set()
+    for augmented in augment(image.expand(400, -1, -1, -1), config):
+        indices.add(next(i for i, candidate in enumerate(candidates) if torch.equal(candidate, augmented)))
+    assert len(indices) == 50
+
+
+def test_rotation_by_zero_degrees_changes_nothing() -> None:
+    config = CnnConfig("mnist", "digit-net", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=0, flip=0, rotate=1e-9, validation=1)
+    images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
+    assert torch.allclose(augment(images, config), images.float(), atol=1e-3)
+
+
+def test_the_frechet_distance_equals_that_of_two_gaussians() -> None:
+    torch.manual_seed(0)
+    first = torch.randn(200_000, 3, dtype=torch.float64)
+    second = torch.randn(200_000, 3, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0]) + torch.tensor([1.0, 0, 0])
+    assert generation.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
+    expected = 1 + 0 + 1 + 4  # |m|^2 + sum of (s1 - s2)^2
+    assert generation.frechet_distance(first, second) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_spread_of_the_frechet_floor_is_that_of_repeated_draws() -> None:
+    generator = torch.Generator().manual_seed(0)
+    second = torch.randn(2000, 3, generator=generator)
+    draws = [generation.frechet_floor(torch.randn(1000, 3, generator=generator), second) for _ in range(40)]
+    floors, spreads = (torch.tensor(values) for values in zip(*draws, strict=True))
+    assert spreads.mean() == pytest.approx(floors.std().item(), rel=0.35)
+
+
+def test_density_and_coverage_are_one_for_equal_features_and_zero_for_distant_ones() -> None:
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 1500, 4)
+    density, coverage = generation.density_and_coverage(real, fake)
+    assert density == pytest.approx(1, abs=0.1)
+    assert coverage > 0.9
+    assert generation.density_and_coverage(real, fake + 100) == (0, 0)
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([0] * 80 + [3] * 20)])
+def test_recalibrated_batch_norms_have_the_statistics_of_their_inputs(labels: torch.Tensor | None) -> None:
+    torch.manual_seed(0)
+    network: Any = build("conditional-generator", {"latent": 4})
+    with torch.no_grad():
+        network.linear.weight.mul_(10)
+    recalibrate_batchnorm(network, 50, labels)
+    classes = torch.arange(500) % 10 if labels is None else labels.repeat(5)
+    inputs = network.linear(torch.cat([torch.randn(500, 4), torch.eye(10)[classes]], dim=1)).unflatten(1, (49, -1))
+    norm = network.norms[0].norm
+    assert torch.allclose(norm.running_mean, inputs.mean(dim=(0, 1)), atol=0.2)
+    assert torch.allclose(norm.running_var, inputs.var(dim=(0, 1)), rtol=0.1)
+
+
+def test_the_cosine_schedule_warms_up_and_ends_at_zero() -> None:
+    factors = [running.cosine_schedule((step + 1) / 100) for step in range(100)]
+    assert max(factors) == 1
+    assert factors[0] < 0.3
+    assert factors[-1] < 1e-3
+    assert factors[5:] == sorted(factors[5:], reverse=True)
+
+
+def test_lookahead_returns_to_the_slow_weights_and_ends_with_them() -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    slow = Lookahead(network)
+    weights = []
+    with torch.no_grad():
+        for step in range(13):
+            network.weight.add_(1)
+            slow.update(network, step, (step + 1) / 13)
+            weights.append(network.weight.item())
+    first, second = (1 - 0.95**5 * (step_count / 13) ** 3 for step_count in (5, 10))
+    assert weights[:4] == [1, 2, 3, 4]
+    assert weights[4] == pytest.approx(5 * first)
+    assert weights[9] == pytest.approx(weights[4] + 5 * second)
+    assert weights[10:] == pytest.approx([weights[9] + 1, weights[9] + 2, weights[9]])
+
+
+def test_the_triangular_schedule_is_linear_up_and_down() -> None:
+    factors = [triangular_schedule(step / 1000, warm_up=0.23, final=0.07) for step in range(1001)]
+    assert (factors[0], factors[115], factors[230]) == pytest.approx((0.2, 0.6, 1.0))
+    assert factors[-1] == pytest.approx(0.07)
+    assert max(factors) == 1
+
+
+def test_the_fitted_temperature_equals_that_of_the_labels() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(10_000, 5) * 2
+    labels = torch.multinomial(logits.softmax(dim=1), 1).squeeze(1)
+    for temperature in (0.4, 1.0, 3.0):
+        assert fit_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_the_loss_of_a_network_with_equal_logits_is_the_log_of_the_vocabulary_size() -> None:
+    network: Any = build("character-rnn", {"vocabulary": 10, "hidden": 4})
+    torch.nn.init.zeros_(network.head.weight)
+    torch.nn.init.zeros_(network.head.bias)
+    characters = torch.randint(10, (2000,))
+    assert language_model.window_loss(network, characters) == pytest.approx(2.302585, abs=1e-5)
+    assert language_model.stream_loss(network, characters) == pytest.approx(2.302585, abs=1e-5)
+
+
+def test_the_weights_with_the_lowest_validation_loss_are_kept() -> None:
+    network = torch.nn.Linear(1, 1)
+    best = BestWeights(network)
+    for weight, loss in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
+        torch.nn.init.constant_(network.weight, weight)
+        best.update(network, loss)
+    restored = BestWeights(network)
+    restored.load_state_dict(best.state_dict())
+    assert restored.weights["weight"].item() == 2
+    assert restored.loss.item() == 1
+
+
+PAGE_FAULTS = """
+import resource, torch
+from training.run import configure_cpu
+configure_cpu(1)
+ones = torch.ones(2**24)  # 64 MiB
+
+def add():
+    return ones + 1
+
+add()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    add()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.slow
+def test_training_reuses_the_memory_of_large_tensors() -> None:
+    output = subprocess.check_output([sys.executable, "-c", PAGE_FAULTS], text=True, cwd=ROOT)
+    assert int(output) < 1000  # with the default settings: 4 x 64 MiB in pages of 4 KiB, or 65,536

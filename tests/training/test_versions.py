@@ -1,0 +1,257 @@
+"""Versions that start from other versions: fine-tuning, teachers, calibration, and data that a version has seen."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.networks import FORECASTER, tiny_card
+from support.trainings import KINDS, TEXT, WHITENED, only_entry, train_own
+
+from app import store
+from app.networks import build
+from training import cnn, gan, recalibrate, refit, rnn
+from training.configs import CNN_OWN
+from training.data import datasets, image_folders, texts
+from training.data.datasets import DataError
+from training.evaluation import evaluate
+from training.loops import cnn_finetune
+from training.loops.text import language_model
+from training.loops.text.distillation import Teachers
+
+
+@pytest.mark.slow
+def test_a_classifier_gets_the_calibration_of_another_training(
+    finished: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models, runs = tmp_path / "store", tmp_path / "runs"
+    shutil.copytree(finished("accurate") / "models_store", models)
+    options = [*KINDS["accurate"].options, "--threads", "1", "--store", str(models), "--no-publish"]
+    cnn.main([*options, "--seed", "4", "--validation", "80", "--runs", str(runs)])
+    folder = only_entry(runs / "cifar10-accurate")
+    recalibrate.main(["cifar10-accurate@1", "--run", str(folder), "--store", str(models)])
+    before, after = (store.Store(models).read("cifar10-accurate", number) for number in (1, 2))
+    changed = {key for key in before.tensors if not torch.equal(before.tensors[key], after.tensors[key])}
+    assert changed == {"temperature", "views_temperature"}
+    own = json.loads((folder / "card.json").read_text())  # the training fits its calibration to the same 80 images
+    assert after.card.sizes == own["sizes"]
+    assert after.tensors["temperature"].item() == pytest.approx(
+        load_file(folder / "model.safetensors")["temperature"].item(), rel=1e-3
+    )
+    assert after.card.metrics["accuracy"] == before.card.metrics["accuracy"]
+    assert "were fitted to 80 images that a training with seed 4 held out" in after.card.notes
+    assert after.card.command
+    assert after.card.command.startswith("python -m training.recalibrate cifar10-accurate@1")
+    assert evaluate.main(["cifar10-accurate@2", "--store", str(models)]) == 0
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    (damaged / store.CARD).write_text("null")
+    for arguments, message in (
+        (["cifar10-accurate", "--run", str(folder)], "is not NAME@VERSION"),
+        (["cifar10-accurate@9", "--run", str(folder)], "9"),
+        (["cifar10-accurate@1", "--run", str(tmp_path)], "not the folder of a finished run"),
+        (["cifar10-accurate@1", "--run", str(damaged)], "not the folder of a finished run"),
+        (["mnist-judge@1", "--run", str(folder)], "its network has another"),
+    ):
+        with pytest.raises(SystemExit):
+            recalibrate.main([*arguments, "--store", str(models)])
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_network_learns_from_the_mean_predictions_of_teachers(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teachers are two finished runs. A network that learns only from their predictions becomes similar to them."""
+    command = KINDS["gated"].command(workspace, "--no-publish")
+    folders = []
+    for seed in ("1", "2"):
+        rnn.main([*command, "--seed", seed, "--name", f"teacher-{seed}"])
+        folders.append(str(only_entry(workspace / "runs" / f"teacher-{seed}")))
+    vocabulary = texts.vocabulary_of(datasets.tinyshakespeare().train)
+    teachers = Teachers([Path(folder) for folder in folders], vocabulary, "cpu", {})
+    characters = torch.randint(0, len(vocabulary) - 1, (3, 7))
+    probabilities, _ = teachers.predict(characters, teachers.zero_states(3))
+    assert probabilities.sum(dim=-1).numpy() == pytest.approx(1)
+    whole = teachers.predict(characters, teachers.zero_states(3))[0][:, 4:]
+    _, first = teachers.predict(characters[:, :4], teachers.zero_states(3))
+    assert torch.allclose(teachers.predict(characters[:, 4:], first)[0], whole, atol=0.01)  # bfloat16
+    published = [option for option in command if option != "--no-publish"]
+    rnn.main([*published, "--name", "student", "--teachers", *folders, "--distillation-weight", "1"])
+    card = json.loads((only_entry(workspace / "runs" / "student") / "card.json").read_text())
+    assert list(card["data"])[1:] == ["teacher 1: teacher-1, seed 1", "teacher 2: teacher-2, seed 2"]
+    assert "Distilled: the mean predictions of 2 networks have the weight 1." in card["notes"]
+    capsys.readouterr()
+    assert evaluate.main(["student", "--store", "models_store"]) == 0
+    assert "teacher 1: teacher-1, seed 1       not compared: teachers are not published" in capsys.readouterr().out
+    Teachers([only_entry(workspace / "runs" / "student")], vocabulary, "cpu", {})
+    with pytest.raises(datasets.DataError, match="teacher-1 has another vocabulary"):
+        Teachers([Path(folders[0])], vocabulary[1:], "cpu", {})
+    shutil.copytree(folders[0], workspace / "damaged")
+    (workspace / "damaged" / store.WEIGHTS).write_bytes(b"no weights")
+    with pytest.raises(datasets.DataError, match="not the folder of a finished run"):
+        Teachers([workspace / "damaged"], vocabulary, "cpu", {})
+    with pytest.raises(datasets.DataError, match="not the folder of a finished run"):
+        rnn.main([*command, "--name", "other", "--teachers", str(workspace)])
+
+
+def test_a_published_network_is_calibrated_without_training(workspace: Path) -> None:
+    command = KINDS["gated"].command(workspace)
+    rnn.main(command)
+    first = store.Store(Path("models_store")).read("shakespeare-rnn", 1)
+    rnn.main([*command, "--from", "shakespeare-rnn@1", "--epochs", "0", "--validation", "0.3"])
+    second = store.Store(Path("models_store")).read("shakespeare-rnn", 2)
+    changed = {key for key, tensor in first.tensors.items() if not torch.equal(tensor, second.tensors[key])}
+    assert changed == {"head.bias", "head.weight"}
+    temperature = (first.tensors["head.weight"] / second.tensors["head.weight"]).mean().item()
+    assert list(second.card.data) == ["tinyshakespeare", "shakespeare-rnn@1"]
+    assert second.card.notes == (
+        "All layers except the last are those of shakespeare-rnn@1. "
+        "30% of the training part, in 10 parts, were held out. "
+        f"The logits were divided by {temperature:.3g}, which gives the lowest loss on the held-out characters."
+    )
+
+
+def test_the_preset_accurate_stores_the_weights_of_convolutions_in_float16(finished: Callable[[str], Path]) -> None:
+    tensors = store.Store(finished("accurate") / "models_store").read("cifar10-accurate", 1).tensors
+    half = {key for key, tensor in tensors.items() if tensor.dtype == torch.float16}
+    assert half == {key for key in tensors if re.search(r"conv[123]\.weight", key)}
+    assert len(half) == 9
+
+
+def publish_refitted(stem: str, folder: Path, **data: str) -> None:
+    """Publish a network ``seen`` whose card says that it was trained again on all of these data."""
+    task, kind, sizes = {
+        "cnn": ("classify", "whitened-net", WHITENED),
+        "rnn": ("continue", "gated-rnn", {"vocabulary": 3, "hidden": 8, "layers": 1}),
+        "lstm": ("forecast", "forecaster", FORECASTER),
+    }[stem]
+    labels: dict[str, Any] = {
+        "cnn": {"labels": [str(i) for i in range(10)]},
+        "rnn": {"vocabulary": ["a", "b", "<unk>"]},
+    }
+    fields = {**labels.get(stem, {}), "data": data, "refit_steps": 3}
+    store.Store(folder).publish(tiny_card("seen", task, kind, sizes, fields), build(kind, sizes).state_dict())
+
+
+@pytest.mark.parametrize("stem", ["cnn", "rnn", "lstm"])
+def test_a_version_that_was_trained_on_all_of_the_data_is_no_start(stem: str, workspace: Path) -> None:
+    key = {"cnn": "images:shapes", "rnn": "text:diary.txt novel.txt", "lstm": "csv:sales.csv"}[stem]
+    name = {"cnn": "shapes", "rnn": r"novel\.txt", "lstm": r"sales\.csv"}[stem]
+    publish_refitted(stem, Path("models_store"), **{key: "digest of less data"})
+    with pytest.raises(DataError, match=f"--from seen@1: this version of seen was trained on all of {name}, also on"):
+        train_own(stem, "--from", "seen")
+    if stem == "rnn":
+        with pytest.raises(DataError, match="--teachers models_store/seen/1: this version of seen was trained on all"):
+            Teachers([Path("models_store/seen/1")], ["a", "b", "<unk>"], "cpu", {"text:novel.txt": "other"})
+    assert not (workspace / "runs").exists()
+
+
+def test_a_version_for_another_size_of_the_same_images_is_no_start(workspace: Path) -> None:
+    fields = {"labels": [str(i) for i in range(10)], "data": {"images:shapes": "digest"}}
+    card = tiny_card("small", "classify", "whitened-net", WHITENED, fields)
+    store.Store(Path("models_store")).publish(card, build("whitened-net", WHITENED).state_dict())
+    message = (
+        r"--from small@1: this version of small was trained on images of shapes with --size 32\. .* Use --size 32$"
+    )
+    with pytest.raises(DataError, match=message):
+        train_own("cnn", "--from", "small", "--size", "64")
+    assert not Path("runs").exists()
+
+
+def test_data_are_the_same_if_their_name_or_their_digest_is_the_same() -> None:
+    def seen(data: dict[str, str], refit_steps: int | None = 3, **own: str) -> list[str]:
+        card = tiny_card("a", "forecast", "forecaster", FORECASTER, {"data": data, "refit_steps": refit_steps})
+        return refit.seen_data(store.Card(version=1, weights_sha256="", **card), own)
+
+    assert seen({"csv:a.csv": "1", "series-lstm@1": "5"}, **{"csv:b.csv": "1"}) == ["b.csv"]
+    assert seen({"csv:a.csv": "1"}, **{"csv:a.csv": "2"}) == ["a.csv"]
+    assert seen({"csv:a.csv": "1"}, None, **{"csv:a.csv": "1"}) == []
+    assert seen({"csv:my a.csv": "1"}, **{"csv:a.csv": "2"}) == []
+    assert seen({"text:my a.txt b.txt": "1"}, **{"text:my a.txt": "2", "text:c.txt": "2"}) == ["my a.txt"]
+    assert seen({"text:a": "1"}, **{"images:a": "2", "tinyshakespeare": "3"}) == []
+    assert seen({"text:tinyshakespeare.txt": "3"}, tinyshakespeare="3") == ["tinyshakespeare"]
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_fine_tuning_starts_with_all_layers_but_the_last(workspace: Path, side: int) -> None:
+    base = store.Store(Path("models_store")).read("cifar10-whitened", 1)
+    pictures = image_folders.read(workspace / "shapes", side)
+    network = cnn_finetune.initial_network(CNN_OWN, pictures, pictures.split()[0], base)
+    state = network.state_dict()
+    assert state["head.weight"].shape == (3, 8)
+    assert all(torch.equal(tensor, base.tensors[key]) for key, tensor in state.items() if key != "head.weight")
+    assert network.sizes.label_smoothing == 0
+    assert network.eval()(pictures.images[:2]).shape == (2, 3)
+
+
+def test_the_last_layer_is_trained_alone_at_first(workspace: Path) -> None:
+    base = store.Store(Path("models_store")).read("cifar10-whitened", 1)
+    pictures = image_folders.read(workspace / "shapes", 32)
+    network = cnn_finetune.initial_network(CNN_OWN, pictures, pictures.split()[0], base)
+    trainer = cnn_finetune.FinetuneTrainer(CNN_OWN, network, "cpu", pretrained=True)
+    for step in range(4):
+        before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+        trainer.update(pictures.images, pictures.labels, torch.arange(16), step, (step + 1) / 20)
+        changed = {key for key, tensor in network.state_dict().items() if not torch.equal(tensor, before[key])}
+        assert (changed == {"head.weight"}) == (step < 3)
+
+
+def test_training_from_scratch_needs_no_published_network(workspace: Path) -> None:
+    shutil.rmtree("models_store")
+    with pytest.raises(SystemExit, match="--from other: not in models_store, which holds nothing; or use --from"):
+        train_own("cnn", "--from", "other")
+    train_own("cnn", "--from", "scratch", "--first-width", "8", "--later-width", "8", "--epochs", "1", "--size", "64")
+    assert store.Store(Path("models_store")).card("mine", 1).sizes["image"] == 64
+
+
+def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocabulary = [*sorted(set(TEXT) - {"q"}), store.UNKNOWN_CHARACTER]
+    sizes = {"vocabulary": len(vocabulary), "hidden": 8, "layers": 1}
+    card = tiny_card("other", "continue", "character-rnn", sizes, {"vocabulary": vocabulary})
+    base = store.Store(Path("models_store")).publish(card, build("character-rnn", sizes).state_dict())
+    own = texts.vocabulary_of(TEXT, 1)
+    network = language_model.transfer_weights(build("character-rnn", {**sizes, "vocabulary": len(own)}), own, base)
+    for character, base_index in (("t", vocabulary.index("t")), ("q", len(vocabulary) - 1)):
+        row = network.embedding.weight[own.index(character)]
+        assert torch.equal(row, base.tensors["embedding.weight"][base_index])
+    train_own("rnn", "--from", "other@1")
+    card = store.Store(Path("models_store")).card("mine", 1)
+    assert card.kind == "character-rnn"
+    assert card.data["other@1"] == base.card.weights_sha256
+    train_own("rnn", "--from", "other@1", "--epochs", "0")  # only calibrated
+    card = store.Store(Path("models_store")).card("mine", 2)
+    assert "All layers except the last are those of other@1. About 5% of the training part was held out" in card.notes
+    assert "averaged" not in card.notes
+    assert "The logits were divided by" in card.notes
+    assert card.refit_steps is None
+    for wrong in (["--epochs", "0"], ["--epochs", "-1", "--from", "other@1"]):
+        with pytest.raises(SystemExit, match=r"--epochs is (0|-1); it should be at least 1, or 0 with --from"):
+            train_own("rnn", *wrong)
+    with pytest.raises(SystemExit, match="--hidden is 9, but the network in --from other@1 has 8; omit --hidden"):
+        train_own("rnn", "--from", "other", "--hidden", "9")
+    Path("novel.txt").write_text("ПРИВЕТ\n" * 3000)
+    with pytest.raises(DataError, match="--from other: its vocabulary covers 14% of the text's characters"):
+        train_own("rnn", "--from", "other")
+    with pytest.raises(SystemExit, match="the network kind is character-rnn; this command can start from whitened-net"):
+        train_own("cnn", "--from", "other", name="pets")
+
+
+def test_images_without_sub_folders_have_one_label(workspace: Path) -> None:
+    Path("flat").mkdir()
+    for number, file in enumerate(Path("shapes").rglob("*.png")):
+        shutil.copy(file, Path("flat") / f"{number}.png")
+    options = ["--epochs", "1", "--batch", "16", "--latent", "4", "--recalibration-batches", "2"]
+    gan.main(["--images", "flat", "--name", "mine", *options])
+    card = store.Store(Path("models_store")).card("mine", 1)
+    assert card.labels == ["mine"]
+    assert set(card.metrics) == {"nearest_neighbour_ratio"}
