@@ -17,7 +17,7 @@ from app.networks.gated_rnn import GatedRNN, GatedRNNSizes
 from app.networks.imported import ImportedSizes
 from app.networks.imported.onnx_runner import OnnxRunner
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
-from app.networks.rnn import CharacterRNN, CharacterRNNSizes, StackedRNN, StackedRNNSizes
+from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 from app.networks.series_reader import ForecasterSizes
 
 
@@ -39,7 +39,6 @@ KINDS: dict[str, Kind] = {
     "whitened-net": Kind(WhitenedNet, WhitenedNetSizes, "classify"),
     "efficientnet-lite": Kind(EfficientNetLite, EfficientNetSizes, "classify"),
     "character-rnn": Kind(CharacterRNN, CharacterRNNSizes, "continue"),
-    "stacked-rnn": Kind(StackedRNN, StackedRNNSizes, "continue"),
     "gated-rnn": Kind(GatedRNN, GatedRNNSizes, "continue"),
     "series-lstm": Kind(SeriesLSTM, SeriesLSTMSizes, "forecast"),
     "forecaster": Kind(Forecaster, ForecasterSizes, "forecast"),

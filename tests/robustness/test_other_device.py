@@ -223,7 +223,7 @@ def test_a_device_that_keeps_failing_stops_the_process(
 
 def test_a_step_of_a_text_reads_the_device_once(store: Path, device: torch.device) -> None:
     """More reads would be slow, because each copy to the CPU waits for the device."""
-    for kind in ("character-rnn", "stacked-rnn", "gated-rnn"):
+    for kind in ("character-rnn", "gated-rnn"):
         generator = TASKS["continue"].load(Store(store).read(kind, 1), device)
         generator.warm_up(4)
         texts = generator.dummy_texts(4, 5)

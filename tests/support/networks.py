@@ -48,7 +48,6 @@ SMALL: dict[str, dict[str, Any]] = {  # sizes of a small network of each kind
     "whitened-net": {"widths": [4, 4, 4]},
     "efficientnet-lite": {"classes": 10, "image": 64, "widths": [4] * 9, "blocks": [1] * 7},
     "character-rnn": TEXT,
-    "stacked-rnn": TEXT,
     "gated-rnn": TEXT,
     "series-lstm": TINY["tiny-lstm"][2],
     "forecaster": {**FORECASTER, "smoothings": 3, "lag_forecasts": True},
