@@ -90,8 +90,8 @@ bench-training: .venv/train ## compare the speed of this project's training loop
 swaps: .venv/test ## change the active version 100 times under load; kill 50 publications, 50 imports and 50 activations
 	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/robustness/test_version_swaps.py
 
-model-check: .venv/test ## run each model-based test 10,000 times with random actions; RUNS=1000
-	MODEL_RUNS=$(or $(RUNS),10000) $(PYTEST) --timeout 0 tests/engine/test_batcher_model.py tests/engine/test_text_engine_model.py tests/serving/test_lifecycle.py
+model-check: .venv/test ## simulate the engines and the life of versions 10,000 times with random actions; RUNS=1000
+	MODEL_RUNS=$(or $(RUNS),10000) SIMULATION_EPISODES=$(or $(RUNS),10000) $(PYTEST) --timeout 0 tests/engine/test_simulation.py tests/serving/test_lifecycle.py
 
 soak: .venv/train ## soak test: run mixed load for 30 minutes; ARGS="--minutes 2"
 	$(BIN)/python -m benchmarks.reliability.soak $(ARGS)

@@ -14,6 +14,17 @@ from pydantic.dataclasses import dataclass
 class Limits:
     """Constants that tests change with ``replace(Limits(), ...)``, or with ``QUARTET_LIMITS`` for other processes."""
 
+    # app/engine
+    part_rows: int = 16  # small requests wait this long for a large one; more rows are hardly faster for each row
+    max_retry_after_seconds: int = 60  # estimates of more than a minute are unreliable
+    round_seconds: float = 0.001  # a round of text steps; the work of the event loop between rounds takes about 0.1 ms
+    max_round_seconds: float = 0.05  # a longer round would be noticed in streams
+    preempt_after_seconds: float = 1.0  # shorter texts finish sooner if they are not preempted
+    preempt_ratio: float = 4.0  # texts of similar length finish sooner, on average, one after the other
+    preempt_check_seconds: float = 0.05  # a search takes up to 1 ms
+    breaker_failures: int = 3  # one bad input must not open the breaker
+    breaker_reset_seconds: float = 10.0  # health checks of load balancers come every few seconds
+
     # app/serving
     model_idle_seconds: float = 300.0  # a version that is not resident is evicted after this time without a request
     model_in_use_seconds: float = 10.0  # after a request, other requests cannot evict its version for this time

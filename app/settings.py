@@ -206,8 +206,7 @@ class Settings(BaseSettings):
         ge=0,
         le=0.05,
         description="longest expected time, in seconds, of a batch or text step that runs on the event loop. Longer "
-        "batches and steps run on a thread. 0 means that all of them run on a thread. While requests are rejected, "
-        "text steps run on the event loop for about 12 milliseconds in a row, or less if a text is finished.",
+        "batches and steps run on a thread. 0 means that all of them run on a thread.",
     )
     unready_after_seconds: Seconds = Field(
         5, description="number of seconds after which the readiness check fails if no computation makes progress"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
@@ -68,9 +69,10 @@ async def run_before_deadline(
         TimedOut: the deadline passed.
     """
     deadline = request.scope.get(DEADLINE)
-    if size <= INLINE_SIZE or deadline is None:
-        return await executor.run_or_inline(size, function, *args, **kwargs)
-    with Deadline(request, deadline):
+    if size <= INLINE_SIZE:
+        return function(*args, **kwargs)
+    executor.admit()
+    with Deadline(request, deadline) if deadline is not None else nullcontext():
         return await executor.run(function, *args, **kwargs)
 
 

@@ -30,11 +30,11 @@ async def decode_images(
         image = decoder.open(content, max_pixels, param)
         return image if pixel_count(image) > LARGE_PIXELS else decoder.decode(image, param)
 
+    models.parse_executor.admit()
     items: list[Tensor] = []
     for content, param in files:
-        run = models.parse_executor.run_admitted if items else models.parse_executor.run
-        image = await run(open_or_decode, content, param)
+        image = await models.parse_executor.run(open_or_decode, content, param)
         if not isinstance(image, Tensor):
-            image = await models.large_image_executor.run_admitted(decoder.decode, image, param)
+            image = await models.large_image_executor.run(decoder.decode, image, param)
         items.append(image)
     return items

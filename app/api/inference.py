@@ -108,8 +108,7 @@ async def run_inference(request: Request, models: Models, inference: Inference[A
     if inference.parse_size <= INLINE_SIZE:  # the usual case, without the cost of a coroutine
         items = inference.parse()
     else:
-        with inference.engine.parsing():
-            items = await run_before_deadline(request, executor, inference.parse_size, inference.parse)
+        items = await run_before_deadline(request, executor, inference.parse_size, inference.parse)
     hold_memory(request, inference.memory_bytes)
     deadline = inference.engine_deadline(deadline)
     if inference.streamed:
@@ -118,7 +117,7 @@ async def run_inference(request: Request, models: Models, inference: Inference[A
         outputs = await inference.engine.submit(items)
         if inference.response_size(outputs) <= INLINE_SIZE:
             return inference.respond(outputs)
-        return await executor.run_admitted(inference.respond, outputs)
+        return await executor.run(inference.respond, outputs)
 
 
 Body = TypeVar("Body", bound=InferenceBody)

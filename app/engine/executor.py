@@ -14,19 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from app.engine.admission import AdmissionControl, current_caller
-from app.engine.fair_queue import FairQueue
+from app.engine.fair_queue import FairQueue, current_caller
 
 INLINE_SIZE = 10_000  # characters or values; parsing this many takes about 0.5 ms
-INLINE_OVERRUN_SECONDS = 0.25  # an inline job that takes longer stops inline execution for ``NO_INLINE_SECONDS``
-NO_INLINE_SECONDS = 10.0
-
-REQUEST_STAGES = 4  # event-loop iterations that a short request needs: read, queue, compute, respond
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,69 +49,51 @@ class Ticket:
 
 
 class Executor:
-    """A thread pool with a queue of jobs. Each engine submits one job at a time.
+    """A pool of threads with a fair queue of at most ``max_waiting`` jobs.
 
-    A job that is expected to take at most ``inline_seconds`` seconds may run on the event loop instead. If
-    ``max_waiting`` is above 0, ``run`` rejects new jobs while ``max_waiting`` jobs wait, and callers with API keys
-    share the queue fairly. If ``max_waiting`` is 0, the queue has no limit and is first-in, first-out. On Linux,
-    ``niceness`` is added to the niceness of each thread. Each thread first calls ``prepare_thread``.
+    ``compute`` runs a job inline if it is expected to take at most ``inline_seconds`` seconds. On Linux, ``niceness``
+    is added to the niceness of each thread. Each thread first calls ``prepare_thread``. Tests can pass a ``pool``.
     """
 
     def __init__(
         self,
         name: str,
         threads: int = 1,
+        *,
         inline_seconds: float = 0.0,
-        max_waiting: int = 0,
+        max_waiting: float = math.inf,
         niceness: int = 0,
         prepare_thread: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        pool: futures.Executor | None = None,
     ) -> None:
 
         def start() -> None:
             lower_priority(niceness)
             prepare_thread()
 
-        self._inline_seconds = inline_seconds
-        self._admission = AdmissionControl("request parsing", None, max_waiting) if max_waiting else None
-        self._free_threads = self._thread_count = threads
-        self._queue: FairQueue[Ticket] = FairQueue()
-        self._pool = ThreadPoolExecutor(threads, name, initializer=start)
-        self._started_at: dict[Future[Any], float] = {}  # time.monotonic() at the start of each job
-        self.small_item_at = -math.inf  # time.monotonic() when a batcher last took a small item
         self.text_seconds = 0.0  # seconds that all text engines have computed so far
-        self._no_inline_until = -math.inf  # until time.monotonic() reaches this value, no job runs inline
+        self._inline_seconds, self._clock = inline_seconds, clock
+        self._free_threads = self._thread_count = threads
+        self._queue: FairQueue[Ticket] = FairQueue("request parsing", max_waiting)
+        self._pool = pool or futures.ThreadPoolExecutor(threads, name, initializer=start)
+        self._started_at: dict[futures.Future[Any], float] = {}  # on the clock, for each running job
+
+    def admit(self) -> None:
+        """Raise Overloaded if too many jobs wait for one more."""
+        self._queue.admit(1)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function on a thread.
-
-        Raises:
-            Overloaded: too many jobs wait.
-            Exception: any exception that the function raises.
-        """
-        if self._admission and not self._free_threads:
-            self._admission.admit(1, 0.0)
-        return await self.run_admitted(function, *args, **kwargs)
-
-    async def run_admitted(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a job of a request that was already admitted.
-
-        Unlike ``run``, never reject the job, however many jobs wait.
-        """
+        """Run the function on a thread, and return its result. Jobs are not rejected here; see ``admit``."""
         loop = asyncio.get_running_loop()
 
-        def finish(future: Future[R]) -> None:
-            try:
+        def finish(future: futures.Future[R]) -> None:
+            with suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(self._finish, future)
-            except RuntimeError:  # the event loop is closed
-                self._finish(future)
 
-        await self._acquire(loop)
-        try:
-            future = self._pool.submit(function, *args, **kwargs)
-        except BaseException:  # the pool is shut down
-            self._release()
-            raise
-        self._started_at[future] = time.monotonic()
+        await self._wait_for_thread(loop)
+        future = self._pool.submit(function, *args, **kwargs)
+        self._started_at[future] = self._clock()
         future.add_done_callback(finish)  # even if the caller leaves earlier, the thread is busy until the job ends
         try:
             return await asyncio.wrap_future(future)
@@ -125,28 +102,23 @@ class Executor:
             # in the frames of the traceback would stay in memory until the next garbage collection.
             del future
 
-    async def _acquire(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _wait_for_thread(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wait for a free thread, and reserve it."""
         if self._free_threads:
             self._free_threads -= 1
             return
-        ticket = Ticket(loop.create_future(), current_caller.get() if self._admission else None)
-        if self._admission:
-            self._admission.add(ticket.caller, 1)
+        ticket = Ticket(loop.create_future(), current_caller.get())
         self._queue.append(ticket)
         try:
             await ticket.started
         except asyncio.CancelledError:
             if ticket.started.cancelled():
-                self._queue.discard(ticket)
+                self._queue.remove(ticket)
             else:  # the job was cancelled after it had received its thread
                 self._release()
             raise
-        finally:
-            if self._admission:
-                self._admission.remove(ticket.caller, 1)
 
-    def _finish(self, future: Future[Any]) -> None:
+    def _finish(self, future: futures.Future[Any]) -> None:
         """Release the thread of a job that has ended."""
         del self._started_at[future]
         self._release()
@@ -154,56 +126,27 @@ class Executor:
     def _release(self) -> None:
         """Pass the thread of a job that has ended to the next waiting job, or count the thread as free."""
         while self._queue:
-            ticket = self._queue.pop()
-            if not ticket.started.done():
-                ticket.started.set_result(None)
+            started = self._queue.pop().started
+            if not started.done():
+                started.set_result(None)
                 return
         self._free_threads += 1
 
-    async def run_or_inline(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function inline if ``size`` (characters or values) is small, otherwise as ``run`` does."""
-        if size <= INLINE_SIZE:
-            return function(*args, **kwargs)
-        return await self.run(function, *args, **kwargs)
-
-    async def run_admitted_or_inline(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function inline if ``size`` (characters or values) is small, otherwise as ``run_admitted`` does."""
-        if size <= INLINE_SIZE:
-            return function(*args, **kwargs)
-        return await self.run_admitted(function, *args, **kwargs)
-
-    async def run_timed(
+    async def compute(
         self, expected_seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> tuple[R, float]:
         """Run the function inline if it is expected to be short and no thread is busy, otherwise on a thread.
 
-        Short means that ``expected_seconds`` is at most the executor's ``inline_seconds``. Returns the result and the
-        running time of the function in seconds, without the time in the queue. After an inline job of more than
-        ``INLINE_OVERRUN_SECONDS``, this method uses only threads for ``NO_INLINE_SECONDS``.
+        Returns the result and the running time of the function in seconds, without the time in the queue.
         """
 
         def measured() -> tuple[R, float]:
-            started_at = time.perf_counter()
-            return function(*args, **kwargs), time.perf_counter() - started_at
+            started_at = self._clock()
+            return function(*args, **kwargs), self._clock() - started_at
 
-        started_at = time.monotonic()
-        if expected_seconds > self._inline_seconds or self.busy or started_at < self._no_inline_until:
+        if expected_seconds > self._inline_seconds or self.busy:
             return await self.run(measured)
-        try:
-            return measured()
-        finally:
-            if (now := time.monotonic()) - started_at > INLINE_OVERRUN_SECONDS:
-                self._no_inline_until = now + NO_INLINE_SECONDS
-
-    @staticmethod
-    async def yield_to_requests() -> None:
-        """Let requests that arrived during an inline batch proceed before the next batch.
-
-        A request has ``REQUEST_STAGES`` stages, and each stage needs an iteration of the event loop. With a single
-        iteration between two batches, the request would wait for one batch at each stage.
-        """
-        for _ in range(REQUEST_STAGES):
-            await asyncio.sleep(0)
+        return measured()
 
     @property
     def busy(self) -> bool:
@@ -217,10 +160,10 @@ class Executor:
         """
         if len(self._started_at) < self._thread_count:
             return 0.0
-        return time.monotonic() - max(self._started_at.values())
+        return self._clock() - max(self._started_at.values())
 
     def close(self) -> None:
         """Cancel waiting jobs and accept no new jobs. Running functions continue until they end."""
         for ticket in self._queue:
             ticket.started.cancel()
-        self._pool.shutdown(wait=False)  # the pool has no waiting jobs, because they wait in ``_queue``
+        self._pool.shutdown(wait=False)

@@ -1,121 +1,158 @@
-"""A fair queue, in which callers with API keys take turns. The items of each caller keep their order."""
+"""The bounded fair queue of the batcher, the text engine and the executor."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
-MAX_IDLE_CALLERS = 256  # if there are more virtual starts than this, outdated starts of idle callers are dropped
+from app.errors import NotReady, Overloaded
+from app.limits import Limits
+
+# The name of the API key of the current request, or None without API keys.
+current_caller: ContextVar[str | None] = ContextVar("caller", default=None)
 
 
 class Queued(Protocol):
-    """An item of a fair queue. ``caller`` is the name of its API key or None, and ``rows`` is its number of rows."""
+    """An item of a fair queue: the name of its API key or None, and its number of waiting rows."""
+
+    rows: int
 
     @property
     def caller(self) -> str | None: ...
-    @property
-    def rows(self) -> int: ...
 
 
 Item = TypeVar("Item", bound=Queued)
 
 
 class FairQueue(Generic[Item]):
-    """Start-time fair queueing (Goyal, Vin and Cheng 1996), which gives each caller an equal share of the rows.
+    """A queue of at most ``max_rows`` rows, whose callers take turns. The items of one caller keep their order.
 
-    The order of the items is computed in virtual time. An item takes one unit of virtual time for each of its rows. The
-    item starts when the previous item of the same caller ends. The first item of a new caller starts at the current
-    virtual time. The queue returns the item with the earliest virtual start first. With one caller or without API keys,
-    the queue is a plain first-in, first-out queue.
+    Start-time fair queueing (Goyal, Vin and Cheng 1996) gives each caller an equal share of the rows. The order is
+    computed in virtual time. An item takes one unit of virtual time for each row, and starts when the previous item of
+    its caller ends. The first item of a new caller starts at the current virtual time. The item with the earliest
+    virtual start is next. Without API keys, the queue is first-in, first-out. ``on_rejected`` gets the reason of each
+    rejection.
     """
 
-    def __init__(self) -> None:
-        self._queues: dict[str | None, deque[Item]] = {}
-        self._virtual_start: dict[str | None, int] = {}  # virtual start of each caller's next item, in rows
-        self._virtual_time = 0  # virtual start of the item that was popped last, in rows
+    def __init__(
+        self,
+        name: str,
+        max_rows: float = math.inf,
+        on_rejected: Callable[[str], object] = lambda reason: None,
+        limits: Limits = Limits(),  # it is immutable
+    ) -> None:
+        self.rows = 0  # number of waiting rows
+        self.closed = False  # while it is true, all new requests are rejected
+        self._name, self._max_rows, self._on_rejected, self._limits = name, max_rows, on_rejected, limits
+        self._seconds_per_row = 0.0  # moving average; 0 means not measured yet
+        self._items: dict[str | None, deque[Item]] = {}  # of each caller that waits
+        self._rows: Counter[str | None] = Counter()  # waiting rows of each caller
+        self._starts: dict[str | None, int] = {}  # virtual start of each caller's next item, in rows
+        self._now = 0  # virtual time: the virtual start of the item that was taken last
 
     def __bool__(self) -> bool:
-        return bool(self._queues)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._queues.values()))
+        return bool(self._items)
 
     def __iter__(self) -> Iterator[Item]:
-        return chain.from_iterable(self._queues.values())
+        return chain.from_iterable(self._items.values())
+
+    def admit(self, rows: int) -> None:
+        """Raise an error unless ``rows`` more rows may join the queue now.
+
+        An empty queue accepts any request. With API keys, the waiting rows of one key may not outnumber the free places
+        of the queue (dynamic threshold; Choudhury and Hahne 1998). So a single key can use half of the queue.
+
+        Raises:
+            NotReady: the service is shutting down.
+            Overloaded: the rows do not fit. Its ``retry_after`` is the expected time to compute all waiting rows and
+                these rows.
+        """
+        if self.closed:
+            self._on_rejected("stopping")
+            raise NotReady(f"{self._name} is stopping")
+        if not self.rows:
+            return
+        caller = current_caller.get()
+        own = 0 if caller is None else self._rows[caller]
+        if self.rows + own + rows > self._max_rows:
+            self._on_rejected("queue_full")
+            # If clients came back as soon as enough rows had left the queue, they would compete for few free places.
+            seconds = math.ceil((self.rows + rows) * self._seconds_per_row)
+            share = "" if caller is None else f", {own} of them of {caller}"
+            raise Overloaded(
+                f"the queue of {self._name} is full: {self.rows} of {self._max_rows} rows are waiting{share}; "
+                f"this request adds {rows}",
+                min(max(seconds, 1), self._limits.max_retry_after_seconds),
+            )
+
+    def measure(self, rows: int, seconds: float) -> None:
+        """Record that ``rows`` rows were computed in ``seconds`` seconds."""
+        measured = seconds / rows
+        self._seconds_per_row = 0.8 * self._seconds_per_row + 0.2 * measured if self._seconds_per_row else measured
 
     def append(self, item: Item) -> None:
         """Add an item at the end of its caller's queue."""
-        queue = self._queues.get(item.caller)
-        if queue is None:
-            queue = self._queues[item.caller] = deque()
-            now = self._virtual_time
-            self._virtual_start[item.caller] = max(self._virtual_start.get(item.caller, now), now)
-        queue.append(item)
+        caller = item.caller
+        if caller not in self._items:
+            self._items[caller] = deque()
+            self._starts[caller] = max(self._starts.get(caller, 0), self._now)
+        self._items[caller].append(item)
+        self._count(caller, item.rows)
 
     def peek(self) -> Item:
         """Return the next item without removing it."""
-        return self._queues[self._next_caller()][0]
-
-    def callers(self) -> dict[str | None, int]:
-        """Return a dictionary from each caller with queued items to the number of its items."""
-        return {caller: len(queue) for caller, queue in self._queues.items()}
+        return self._items[self._next_caller()][0]
 
     def pop(self) -> Item:
         """Remove and return the next item."""
-        caller = self._next_caller()
-        self._virtual_time = self._virtual_start[caller]
-        return self._remove(self._queues[caller][0])
-
-    def pop_from(self, caller: str | None) -> Item:
-        """Remove and return the first queued item of ``caller``. There must be one."""
-        return self.take(self._queues[caller][0])
-
-    def take(self, item: Item) -> Item:
-        """Remove and return any queued item. As after ``pop``, its rows count towards the share of its caller."""
-        self._virtual_time = self._virtual_start[self._next_caller()]  # otherwise new callers could wait behind others
-        return self._remove(item)
-
-    def charge(self, item: Item) -> None:
-        """Count the rows of an item that is computed without being queued towards the share of its caller."""
-        if item.caller in self._virtual_start:  # otherwise nobody else waits, and the shares are forgotten
-            self._virtual_start[item.caller] += item.rows
-
-    def _remove(self, item: Item) -> Item:
-        self._queues[item.caller].remove(item)
-        self._virtual_start[item.caller] += item.rows
-        self._forget_idle(item.caller)
+        item = self.peek()
+        self.take(item, item.rows)
         return item
 
-    def discard(self, item: Item) -> None:
-        """Remove an item if it is queued. A removed item does not count towards the share of its caller."""
-        queue = self._queues.get(item.caller)
-        if queue is not None:
-            with suppress(ValueError):
-                queue.remove(item)
+    def take(self, item: Item, rows: int) -> None:
+        """Take ``rows`` rows of a waiting item, which count towards the share of its caller.
+
+        If the item has more rows, it moves to the end of its caller's queue. Otherwise, it leaves the queue.
+        """
+        self._now = self._starts[self._next_caller()]  # otherwise new callers could wait behind others
+        self._starts[item.caller] += rows
+        items = self._items[item.caller]
+        items.remove(item)
+        self._count(item.caller, -rows)
+        if rows < item.rows:
+            item.rows -= rows
+            items.append(item)
+        else:
             self._forget_idle(item.caller)
 
-    def _forget_idle(self, caller: str | None) -> None:
-        """Drop the queue of a caller if it is empty. Also drop outdated virtual starts if there are too many."""
-        if self._queues[caller]:
-            return
-        del self._queues[caller]
-        if not self._queues:
-            self._virtual_start.clear()
-        elif len(self._virtual_start) > MAX_IDLE_CALLERS:
-            self._virtual_start = {
-                name: start
-                for name, start in self._virtual_start.items()
-                if start > self._virtual_time or name in self._queues
-            }
+    def remove(self, item: Item) -> None:
+        """Remove an item, if it waits. It does not count towards the share of its caller."""
+        if item in self._items.get(item.caller, ()):
+            self._items[item.caller].remove(item)
+            self._count(item.caller, -item.rows)
+            self._forget_idle(item.caller)
 
     def clear(self) -> None:
         """Remove all items."""
-        self._queues.clear()
+        self.rows = 0
+        for state in (self._items, self._rows, self._starts):
+            state.clear()
+
+    def _count(self, caller: str | None, rows: int) -> None:
+        self.rows += rows
+        self._rows[caller] += rows
+
+    def _forget_idle(self, caller: str | None) -> None:
+        if not self._items[caller]:
+            del self._items[caller]
+        if not self._items:
+            self.clear()
 
     def _next_caller(self) -> str | None:
-        if len(self._queues) == 1:
-            return next(iter(self._queues))
-        return min(self._queues, key=self._virtual_start.__getitem__)
+        if len(self._items) == 1:
+            return next(iter(self._items))
+        return min(self._items, key=self._starts.__getitem__)

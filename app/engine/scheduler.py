@@ -1,28 +1,20 @@
 """Decide which texts of a text engine run, which wait, and which are preempted.
 
 The scheduler starts no asyncio tasks and does not read the clock. Methods that need the current time have the argument
-``now``, on ``time.monotonic``'s clock.
+``now``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from app.engine.admission import AdmissionControl
 from app.engine.fair_queue import FairQueue
-from app.engine.futures import set_exception
 from app.engine.observer import RequestTrace
-
-PREEMPT_AFTER = 1.0  # seconds that a text runs before it may be preempted
-# A waiting text preempts a running text only if the running text has more than this many times as many remaining
-# characters as the waiting text.
-PREEMPT_RATIO = 4
-PREEMPT_CHECK_INTERVAL = 0.05  # seconds between two searches for texts to preempt
+from app.limits import Limits
 
 
 class SteppableText(Protocol):
@@ -45,61 +37,38 @@ Text = TypeVar("Text", bound=SteppableText)
 
 @dataclass(eq=False, slots=True)
 class TextSequence(Generic[Text]):
-    """A text, and the future that returns the text when the text is finished.
+    """A text, and the future that returns the text when the text is finished. It is a ``BatchMember``.
 
-    Times are on ``time.monotonic``'s clock. 0 means that the event has not happened yet.
+    A time of 0 means that the event has not happened yet.
     """
 
     text: Text
     future: asyncio.Future[Text]
+    caller: str | None  # name of the API key
+    trace: RequestTrace | None
+    queued_at: float
     updated: asyncio.Event | None = None  # set when a streamed text has new characters
-    caller: str | None = None  # name of the API key
-    trace: RequestTrace | None = None
-    queued_at: float = field(default_factory=time.monotonic)
     started_at: float = 0.0
+    joined_at: float = 0.0  # when the text last began to run; after a preemption it begins again
     first_token_at: float = 0.0
     ended_at: float = 0.0
     rows: int = 1
-    waiting: bool = False  # whether the text is in the queue
-    joined_at: float = 0.0  # when the text last began to run; after a preemption it begins again
-    notified_at: float = 0.0  # when ``updated`` was last set
-
-    def fail(self, error: Exception) -> None:
-        """End the text with an error, unless it is already done."""
-        set_exception(self.future, error)
-        if self.updated:
-            self.updated.set()
 
 
 class Scheduler(Generic[Text]):
-    """Chooses the texts that run. There are ``max_running`` slots for running texts.
+    """Chooses the texts that run, at most ``max_running``. The other texts wait in ``queue``.
 
-    The other texts wait in a queue, whose length ``admission`` limits. A text normally runs until it is finished or
-    cancelled. When all slots are in use, a text that has run for ``PREEMPT_AFTER`` seconds may be preempted. It then
-    returns to the queue, and a waiting text gets its slot. There are two reasons to preempt a text. First, its API key
-    has more than an equal share of the slots, and another key has less. Second, a waiting text is much shorter, and
-    its key does not get more slots than the key of the longer text had. Texts of the same key and of similar length
-    never replace each other. On average, they finish sooner if they run one after the other.
+    A text normally runs until it is finished or cancelled. When all slots are in use, a waiting text can preempt a text
+    that has run for ``preempt_after_seconds``. The preempted text returns to the queue. There are two reasons to
+    preempt a text. First, the slots are then shared more equally by two API keys. Second, the waiting text is much
+    shorter, and its key does not get more slots than the key of the longer text had. Texts of the same key and of
+    similar length never replace each other. On average, they finish sooner if they run one after the other.
     """
 
-    def __init__(self, max_running: int, admission: AdmissionControl) -> None:
+    def __init__(self, max_running: int, queue: FairQueue[TextSequence[Text]], limits: Limits) -> None:
         self.running: list[TextSequence[Text]] = []
-        self.waiting: FairQueue[TextSequence[Text]] = FairQueue()
-        self._max_running = max_running
-        self._admission = admission
-        self._preemption_checked_at = 0.0
-
-    def add(self, sequence: TextSequence[Text]) -> None:
-        """Queue a text."""
-        sequence.waiting = True
-        self._admission.add(sequence.caller, 1)
-        self.waiting.append(sequence)
-
-    def discard(self, sequence: TextSequence[Text]) -> None:
-        """Remove a text from the queue, if it waits there."""
-        if sequence.waiting:
-            self.waiting.discard(sequence)
-            self._leave(sequence)
+        self._queue, self._max_running, self._limits = queue, max_running, limits
+        self._preempted_at = 0.0  # when texts were preempted last, or looked for
 
     def schedule(self, now: float) -> Sequence[TextSequence[Text]]:
         """Drop texts that are done, preempt texts, and fill the free slots from the queue.
@@ -107,95 +76,56 @@ class Scheduler(Generic[Text]):
         Afterwards, ``running`` holds the texts to compute. Returns the texts that run for the first time.
         """
         self.drop_done()
-        started: list[TextSequence[Text]] = []
-        if self.waiting and len(self.running) >= self._max_running:
-            self._preempt(now, started)
-        while self.waiting and len(self.running) < self._max_running:
-            self._start(self.waiting.pop(), now, started)
-        return started
-
-    def _start(self, sequence: TextSequence[Text], now: float, started: list[TextSequence[Text]]) -> None:
-        """Give a slot to a text popped from the queue. Append it to ``started`` if it runs for the first time."""
-        self._leave(sequence)
-        if sequence.future.done():
-            return
-        sequence.joined_at = now
-        self.running.append(sequence)
-        if not sequence.started_at:
+        if (
+            self._queue
+            and len(self.running) >= self._max_running
+            and now - self._preempted_at >= self._limits.preempt_check_seconds
+        ):
+            self._preempted_at = now
+            self._preempt(now)
+        while self._queue and len(self.running) < self._max_running:
+            self._start(self._queue.peek(), now)
+        started = [sequence for sequence in self.running if not sequence.started_at]
+        for sequence in started:
             sequence.started_at = now
-            started.append(sequence)
+        return started
 
     def drop_done(self) -> None:
         """Free the slots of texts that are finished, failed or cancelled."""
         self.running = [sequence for sequence in self.running if not sequence.future.done()]
 
-    def _preempt(self, now: float, started: list[TextSequence[Text]]) -> None:
-        """Share the slots among the API keys, then replace long running texts by much shorter waiting texts."""
-        if now - self._preemption_checked_at < PREEMPT_CHECK_INTERVAL:
+    def _start(self, sequence: TextSequence[Text], now: float) -> None:
+        self._queue.take(sequence, 1)
+        sequence.joined_at = now
+        self.running.append(sequence)
+
+    def _preempt(self, now: float) -> None:
+        """Replace running texts by waiting texts, one by one. The shortest waiting texts go first."""
+        ran = [sequence for sequence in self.running if now - sequence.joined_at > self._limits.preempt_after_seconds]
+        if not ran:
             return
-        self._preemption_checked_at = now
-        self._share_slots(now, started)
-        self._replace_long(now, started)
-
-    def _replace_long(self, now: float, started: list[TextSequence[Text]]) -> None:
-        """Replace long running texts by much shorter waiting texts, one by one. The shortest waiting texts go first."""
-        preemptible = self._preemptible(now)
-        if not preemptible:
-            return
-        longest = max(sequence.text.remaining for sequence in preemptible)
-        short_texts = [sequence for sequence in self.waiting if PREEMPT_RATIO * sequence.text.remaining < longest]
+        ran.sort(key=lambda sequence: sequence.text.remaining, reverse=True)
         slots = Counter(sequence.caller for sequence in self.running)
-        checked = set[str | None]()  # keys whose shortest waiting text can replace no text
-        for short in sorted(short_texts, key=lambda sequence: sequence.text.remaining):
-            caller, limit = short.caller, PREEMPT_RATIO * short.text.remaining
-            if caller in checked:
+        stuck = set[str | None]()  # keys whose shortest waiting text can replace no text
+        for waiting in sorted(self._queue, key=lambda sequence: sequence.text.remaining):
+            if waiting.caller in stuck:
                 continue
-            for long in preemptible:
-                if long.text.remaining > limit and (long.caller == caller or slots[long.caller] > slots[caller]):
-                    break
-            else:
-                checked.add(caller)
+            preempted = next((text for text in ran if self._may_replace(waiting, text, slots)), None)
+            if preempted is None:
+                stuck.add(waiting.caller)
                 continue
-            slots[long.caller] -= 1
-            slots[caller] += 1
-            preemptible.remove(long)
-            self._replace(long, self.waiting.take(short), now, started)
+            slots[preempted.caller] -= 1
+            slots[waiting.caller] += 1
+            ran.remove(preempted)
+            self.running.remove(preempted)
+            self._start(waiting, now)
+            self._queue.append(preempted)
 
-    def _share_slots(self, now: float, started: list[TextSequence[Text]]) -> None:
-        """Replace running texts of keys with more than an equal share of the slots by waiting texts of other keys.
-
-        Only keys with less than an equal share get slots, until they have an equal share.
-        """
-        slots = Counter(sequence.caller for sequence in self.running)
-        waiting = self.waiting.callers()
-        share = max(1, self._max_running // len(slots | waiting))
-        preemptible = self._preemptible(now)
-        for caller, count in waiting.items():
-            for _ in range(min(count, share - slots[caller])):
-                while preemptible and slots[preemptible[-1].caller] <= share:
-                    preemptible.pop()
-                if not preemptible:
-                    return
-                preempted = preemptible.pop()
-                slots[preempted.caller] -= 1
-                self._replace(preempted, self.waiting.pop_from(caller), now, started)
-
-    def _replace(
-        self,
-        preempted: TextSequence[Text],
-        sequence: TextSequence[Text],
-        now: float,
-        started: list[TextSequence[Text]],
-    ) -> None:
-        """Give the slot of a running text to a text popped from the queue, and queue the running text."""
-        self.running.remove(preempted)
-        self._start(sequence, now, started)
-        self.add(preempted)
-
-    def _preemptible(self, now: float) -> list[TextSequence[Text]]:
-        return [sequence for sequence in self.running if now - sequence.joined_at > PREEMPT_AFTER]
-
-    def _leave(self, sequence: TextSequence[Text]) -> None:
-        """Stop counting a text as waiting."""
-        sequence.waiting = False
-        self._admission.remove(sequence.caller, 1)
+    def _may_replace(
+        self, waiting: TextSequence[Text], running: TextSequence[Text], slots: Counter[str | None]
+    ) -> bool:
+        more = slots[running.caller] - slots[waiting.caller]  # slots of the key of the running text
+        if running.caller != waiting.caller and more > 1:
+            return True
+        much_longer = running.text.remaining > self._limits.preempt_ratio * waiting.text.remaining
+        return much_longer and (more > 0 or running.caller == waiting.caller)

@@ -84,13 +84,14 @@ def with_engines(prepared: Prepared, settings: Settings, executor: Executor, obs
         return Batcher(
             label, compute, predictor.rows, seconds, executor, observer, batch_rows=rows, queue_rows=queue_rows,
             splitter=splitter,
+            limits=settings.limits,
         )  # fmt: skip
 
     if task.engine == "text":
         predictor.max_prompt_seconds = settings.max_prompt_seconds
         rows = max_rows(settings, task)
         engine: Engine = TextEngine(
-            label, predictor.step, predictor.seconds, executor, observer, rows, settings.queue_rows
+            label, predictor.step, predictor.seconds, executor, observer, rows, settings.queue_rows, settings.limits
         )
         return Model(card, predictor, engine)
     splitter = predictor if task.splits else None

@@ -1,10 +1,10 @@
-"""The fair queue: a key that floods the service gets no more than its share of computing and of the queue."""
+"""The fair queue: admission, turns of callers, and a key that floods the service."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,72 +12,66 @@ from typing import Any
 
 import httpx
 import pytest
-from support.engine import RecordingObserver, one_millisecond
+from support.engine import RecordingObserver
 from support.service import HeldGenerator, Serve
 from support.waiting import wait_until
 
 from app import key_file
-from app.engine.admission import AdmissionControl, current_caller
 from app.engine.batcher import Batcher
 from app.engine.executor import Executor
-from app.engine.fair_queue import MAX_IDLE_CALLERS, FairQueue
+from app.engine.fair_queue import FairQueue, current_caller
 from app.engine.text_engine import TextEngine
-from app.errors import Overloaded
+from app.errors import NotReady, Overloaded
 
 
-@dataclass
+@pytest.fixture(autouse=True)
+def _no_caller() -> Iterator[None]:
+    token = current_caller.set(None)
+    yield
+    current_caller.reset(token)
+
+
+@dataclass(eq=False)
 class Item:
     caller: str | None
     rows: int = 1
-    number: int = 0
 
 
-def order(*items: Item) -> str:
-    queue: FairQueue[Item] = FairQueue()
+def queue_of(*items: Item, max_rows: int = 100) -> FairQueue[Item]:
+    queue: FairQueue[Item] = FairQueue("m", max_rows)
     for item in items:
         queue.append(item)
-    assert len(queue) == len(items)
+    return queue
+
+
+def order(queue: FairQueue[Item]) -> str:
     callers = ""
     while queue:
         first = queue.peek()
         assert queue.pop() is first
         callers += first.caller or "-"
+    assert queue.rows == 0
     return callers
 
 
-def test_callers_take_turns_and_each_caller_s_items_stay_in_order() -> None:
-    assert order(*[Item("a")] * 4, *[Item("b")] * 2, Item("c")) == "abcabaa"
-    assert order(*[Item(None)] * 3) == "---"
-    items = [Item(caller, number=i) for i, caller in enumerate("aabbab")]
-    queue: FairQueue[Item] = FairQueue()
-    for item in items:
-        queue.append(item)
-    popped = [queue.pop() for _ in items]
-    assert [item.number for item in popped if item.caller == "a"] == [0, 1, 4]
+def rejection(queue: FairQueue[Item], rows: int) -> Overloaded:
+    with pytest.raises(Overloaded) as raised:
+        queue.admit(rows)
+    return raised.value
+
+
+def test_callers_take_turns() -> None:
+    assert order(queue_of(*[Item("a")] * 4, *[Item("b")] * 2, Item("c"))) == "abcabaa"
+    assert order(queue_of(*[Item(None)] * 3)) == "---"
 
 
 def test_callers_share_rows_and_not_requests() -> None:
-    callers = order(*[Item("a", rows=4)] * 10, *[Item("b")] * 40)
+    callers = order(queue_of(*[Item("a", rows=4) for _ in range(10)], *[Item("b") for _ in range(40)]))
     assert abs(4 * callers[:25].count("a") - callers[:25].count("b")) <= 4
 
 
-def test_rows_that_were_never_queued_are_charged_to_their_caller_while_others_wait() -> None:
-    queue: FairQueue[Item] = FairQueue()
-    for caller in "aaabbb":
-        queue.append(Item(caller))
-    assert queue.pop().caller == "a"
-    queue.charge(Item("a", rows=2))
-    assert [queue.pop().caller for _ in range(5)] == ["b", "b", "b", "a", "a"]
-    queue.charge(Item("a", rows=9))  # nobody waits
-    for caller in "ab":
-        queue.append(Item(caller))
-    assert queue.pop().caller == "a"
-
-
 def test_a_late_caller_gets_an_equal_share_from_its_arrival_on() -> None:
-    queue: FairQueue[Item] = FairQueue()
-    for _ in range(100):
-        queue.append(Item("a"))
+    queue = queue_of(*[Item("a") for _ in range(100)])
     for _ in range(50):
         queue.pop()
     for _ in range(50):
@@ -85,120 +79,143 @@ def test_a_late_caller_gets_an_equal_share_from_its_arrival_on() -> None:
     assert Counter(queue.pop().caller for _ in range(40)) == {"a": 20, "b": 20}
 
 
-def test_a_discarded_item_leaves_and_is_not_charged_to_its_caller() -> None:
-    queue: FairQueue[Item] = FairQueue()
-    discarded, remaining_items = [Item("a", rows=9) for _ in range(50)], [Item(caller) for caller in "aabb"]
-    for item in (*discarded, *remaining_items):
-        queue.append(item)
-    for item in (*discarded, *discarded):  # a second time changes nothing
-        queue.discard(item)
-    assert len(queue) == 4
-    assert "".join(queue.pop().caller or "" for _ in remaining_items) == "abab"
-    assert not queue._queues
-    assert not queue._virtual_start
-    queue.discard(remaining_items[0])
+def test_a_removed_item_is_not_charged_to_its_caller() -> None:
+    removed = [Item("a", rows=9) for _ in range(5)]
+    queue = queue_of(*removed, *[Item(caller) for caller in "aabb"])
+    for item in (*removed, *removed):  # a second time changes nothing
+        queue.remove(item)
+    assert queue.rows == 4
+    assert order(queue) == "abab"
 
 
-def test_a_taken_item_leaves_and_is_charged_to_its_caller() -> None:
-    queue: FairQueue[Item] = FairQueue()
-    items = [Item(caller, rows=2, number=i) for i, caller in enumerate("aaabbb")]
-    for item in items:
-        queue.append(item)
-    assert queue.take(items[2]) is items[2]
-    assert [queue.pop().number for _ in range(5)] == [3, 0, 4, 1, 5]
-    assert not queue._queues
+def test_an_item_that_is_taken_out_of_turn_is_charged_to_its_caller() -> None:
+    items = [Item(caller, rows=2) for caller in "aaabbb"]
+    queue = queue_of(*items)
+    queue.take(items[2], 2)
+    assert order(queue) == "babab"
 
 
 def test_a_new_caller_does_not_wait_behind_others_after_items_were_taken() -> None:
-    queue: FairQueue[Item] = FairQueue()
     items = [Item(caller) for caller in "a" * 40 + "b" * 40]
-    for item in items:
-        queue.append(item)
+    queue = queue_of(*items)
     for item in items[:32]:
-        queue.take(item)
+        queue.take(item, 1)
     queue.append(Item("c"))
     assert "c" in [queue.pop().caller for _ in range(2)]
 
 
-def test_idle_callers_are_forgotten() -> None:
-    queue: FairQueue[Item] = FairQueue()
-    for i in range(5000):
-        queue.append(Item(f"k{i}"))
-        queue.pop()
-    assert not queue._virtual_start
-    queue.append(Item("always", rows=3))
-    for i in range(5000):
-        queue.append(Item("always", rows=3))
-        queue.append(Item(f"k{i}"))
-        queue.pop()
-        queue.pop()
-    assert len(queue._virtual_start) < 1000
+def test_the_rest_of_a_partly_taken_item_goes_to_the_end_of_its_callers_queue() -> None:
+    large, small = Item("a", rows=5), Item("a")
+    queue = queue_of(large, small)
+    queue.take(large, 3)
+    assert (queue.rows, large.rows) == (3, 2)
+    assert [queue.pop(), queue.pop()] == [small, large]
 
 
 def test_a_caller_is_charged_for_its_last_items_after_its_queue_was_empty() -> None:
-    queue: FairQueue[Item] = FairQueue()
-    for item in (Item("a", rows=10), *[Item("b")] * 20):
-        queue.append(item)
+    queue = queue_of(Item("a", rows=10), *[Item("b") for _ in range(20)])
     assert [queue.pop().caller for _ in range(3)] == ["a", "b", "b"]
     queue.append(Item("a"))
     assert (
-        "".join(queue.pop().caller or "" for _ in range(len(queue))).index("a") == 9
-    )  # b has had 11 rows by then; if both have had the same number, the older queue is first
+        order(queue).index("a") == 9
+    )  # b has had 11 rows by then; if both have had the same, the older queue is first
 
 
-def test_callers_are_forgotten_only_when_they_owe_nothing() -> None:
-    queue: FairQueue[Item] = FairQueue()
-    queue.append(Item("heavy", rows=1000))
-    for i in range(2 * MAX_IDLE_CALLERS):
-        queue.append(Item("always"))
-        queue.append(Item(f"k{i}"))
-    assert queue.pop().caller == "heavy"
-    for _ in range(2 * MAX_IDLE_CALLERS):
-        queue.pop()
-    queue.append(Item("heavy"))
-    assert "heavy" not in [queue.pop().caller for _ in range(MAX_IDLE_CALLERS)]
+def test_rows_are_admitted_up_to_the_limit() -> None:
+    queue = queue_of(max_rows=10)
+    queue.admit(99)  # an empty queue accepts any request
+    queue.append(Item(None, rows=4))
+    queue.admit(6)
+    assert str(rejection(queue, 7)) == "the queue of m is full: 4 of 10 rows are waiting; this request adds 7"
 
 
-def test_one_key_may_use_half_of_the_queue_so_that_a_second_one_fits() -> None:
-    admission = AdmissionControl("m", RecordingObserver(), 100)
+@pytest.mark.parametrize(("seconds_per_row", "seconds"), [(0.0, 1), (0.01, 1), (0.5, 6), (0.51, 7), (99.0, 60)])
+def test_retry_after_is_the_time_of_the_waiting_and_the_rejected_rows(seconds_per_row: float, seconds: int) -> None:
+    queue = queue_of(Item(None, rows=5), max_rows=10)
+    for rows in (1, 4):
+        queue.measure(rows, rows * seconds_per_row)
+    assert rejection(queue, 7).headers() == {"retry-after": str(seconds)}
 
-    def fill(caller: str) -> int:
+
+def test_the_time_of_a_row_is_a_moving_average() -> None:
+    queue = queue_of(Item(None, rows=5), max_rows=5)
+    queue.measure(1, 1.0)
+    queue.measure(2, 12.0)
+    assert rejection(queue, 5).retry_after == 20  # 0.8 * 1 + 0.2 * 6 = 2 seconds for each row
+
+
+def test_a_key_may_have_as_many_waiting_rows_as_are_free() -> None:
+    queue = queue_of(max_rows=100)
+    shares = []
+    for caller in "abcd":
         current_caller.set(caller)
         own = 0
-        while True:
-            try:
-                admission.admit(1, 0.0)
-            except Overloaded as rejection:
-                message = rejection.message
-                break
-            admission.add(caller, 1)
-            own += 1
-        assert f"{own} of them of {caller}" in message
-        return own
-
-    async def check() -> None:
-        assert [fill("a"), fill("b"), fill("c"), fill("d")] == [50, 25, 13, 6]
-        admission.remove("a", 50)
-        assert admission.waiting == 44
-        current_caller.set(None)
-        admission.admit(100 - admission.waiting, 0.0)
-        with pytest.raises(Overloaded):
-            admission.admit(101 - admission.waiting, 0.0)
-
-    asyncio.run(check())
+        with pytest.raises(Overloaded) as raised:  # noqa: PT012
+            while True:
+                queue.admit(1)
+                queue.append(Item(caller))
+                own += 1
+        assert f"{own} of them of {caller}; this request adds 1" in raised.value.message
+        shares.append(own)
+    assert shares == [50, 25, 13, 6]
 
 
-def shares(create_requester: Any, answers: int = 600) -> Counter[str]:
-    """Return how ``answers`` answers are divided between two keys, which have 100 callers and 16 callers.
+def test_rejections_are_reported_with_their_reason() -> None:
+    observer = RecordingObserver()
+    queue: FairQueue[Item] = FairQueue("m", 1, observer.on_rejected)
+    queue.append(Item(None))
+    rejection(queue, 1)
+    queue.closed = True
+    with pytest.raises(NotReady, match=r"^m is stopping$"):
+        queue.admit(1)
+    assert observer.rejections == ["queue_full", "stopping"]
 
-    Each caller sends its next request after an answer. After a rejection, it waits for the next answer to any caller.
-    """
 
-    async def run() -> Counter[str]:
+@dataclass
+class Countdown:
+    remaining: int
+
+    @property
+    def finished(self) -> bool:
+        return self.remaining <= 0
+
+    @property
+    def generated(self) -> int:
+        return 5 - self.remaining
+
+
+def step(texts: Sequence[Countdown]) -> None:
+    for text in texts:
+        text.remaining -= 1
+
+
+def batcher(executor: Executor) -> Any:
+    engine: Any = Batcher("m", list, lambda item: 1, lambda items: 0.001, executor, RecordingObserver(), 8, 64)  # type: ignore[arg-type]
+    return lambda: engine.submit([1])
+
+
+def text_engine(executor: Executor) -> Any:
+    engine: Any = TextEngine("m", step, lambda texts: 0.001, executor, RecordingObserver(), 8, 64)  # type: ignore[arg-type]
+    return lambda: engine.submit([Countdown(5)])
+
+
+def parsing(executor: Executor) -> Any:
+    async def parse() -> None:
+        executor.admit()
+        await executor.run(int)
+
+    return parse
+
+
+@pytest.mark.parametrize("create", [batcher, text_engine, parsing])
+def test_two_keys_share_equally_within_a_tenth(create: Any) -> None:
+    """One key has 100 callers and the other has 16. After a rejection, a caller waits for the next answer."""
+
+    async def run(answers: int = 600) -> Counter[str]:
         counts: Counter[str] = Counter()
         answered = asyncio.Condition()
-        executor = Executor("test")
-        send_request = create_requester(executor)
+        executor = Executor("test", max_waiting=64)
+        send_request = create(executor)
 
         async def run_caller(caller: str) -> None:
             current_caller.set(caller)
@@ -220,57 +237,7 @@ def shares(create_requester: Any, answers: int = 600) -> Counter[str]:
         executor.close()
         return counts
 
-    return asyncio.run(run())
-
-
-def test_two_keys_share_batches_equally_within_a_tenth() -> None:
-    def create_requester(executor: Executor) -> Any:
-        engine = Batcher(
-            "m", list, lambda item: 1, one_millisecond, executor, RecordingObserver(), batch_rows=8, queue_rows=64
-        )
-        return lambda: engine.submit([1])
-
-    counts = shares(create_requester)
-    assert abs(counts["light"] / counts.total() - 0.5) <= 0.05, counts
-
-
-def test_two_keys_share_parsing_threads_equally_within_a_tenth() -> None:
-    executors = list[Executor]()
-
-    def create_requester(_: Executor) -> Any:
-        executors.append(Executor("parse", max_waiting=64))
-        return lambda: executors[0].run(int)
-
-    counts = shares(create_requester)
-    executors[0].close()
-    assert abs(counts["light"] / counts.total() - 0.5) <= 0.05, counts
-
-
-@dataclass
-class Countdown:
-    remaining: int
-
-    @property
-    def finished(self) -> bool:
-        return self.remaining <= 0
-
-    @property
-    def generated(self) -> int:
-        return 5 - self.remaining
-
-
-def test_two_keys_share_text_slots_equally_within_a_tenth() -> None:
-    def step(texts: Sequence[Countdown]) -> None:
-        for text in texts:
-            text.remaining -= 1
-
-    def create_requester(executor: Executor) -> Any:
-        engine = TextEngine(
-            "m", step, lambda rows: 0.001, executor, RecordingObserver(), max_running=8, queue_rows=64, normal_budget=0
-        )
-        return lambda: engine.submit([Countdown(5)])
-
-    counts = shares(create_requester)
+    counts = asyncio.run(run())
     assert abs(counts["light"] / counts.total() - 0.5) <= 0.05, counts
 
 

@@ -22,7 +22,6 @@ from support.service import HeldGenerator, Serve
 from support.waiting import wait_until
 
 from app.api.routes.classify import SMALL_BYTES
-from app.engine import circuit_breaker
 from app.networks.cnn import LeNet
 from app.networks.forecaster import Forecaster
 from app.networks.gan import Generator
@@ -185,24 +184,6 @@ def test_one_failing_image_does_not_make_the_service_unready(serve: Serve, monke
             assert client.post("/v1/images/classify", content=white).status_code == 500
             assert client.post("/v1/images/classify", content=image_bytes()).status_code == 200
             assert client.get("/health/ready").status_code == 200
-
-
-def test_the_circuit_breaker_closes_after_its_reset_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(circuit_breaker.time, "monotonic", lambda: now[0])
-    breaker = circuit_breaker.CircuitBreaker()
-    for expected in (False, False, True):
-        breaker.record_failure()
-        assert breaker.is_open() is expected
-    now[0] += circuit_breaker.RESET_SECONDS
-    assert not breaker.is_open()
-    breaker.record_failure()
-    assert breaker.is_open()
-    breaker.record_failure()
-    assert breaker.failed_recoveries == 1
-    breaker.record_success()
-    assert not breaker.is_open()
-    assert breaker.failed_recoveries == 0
 
 
 def test_a_hung_network_makes_requests_fail_at_their_deadline_only(serve: Serve, held: HeldGenerator) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from support.networks import SMALL, publish_small
 from support.service import TEST, serving
 
 from app.cli import models
-from app.engine import circuit_breaker
 from app.limits import Limits
 from app.networks import KINDS
 from app.networks.imported import onnx_runner
@@ -203,13 +201,12 @@ def test_a_failed_kernel_gives_one_error_to_one_caller(store: Path, device: torc
 def test_a_device_that_keeps_failing_stops_the_process(
     store: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(circuit_breaker, "RESET_SECONDS", 0.0)
     path, body = SINGLE["gan-generator"]
+    limits = Limits(breaker_reset_seconds=0, recovery_check_seconds=0.01)
 
     def fail(operator: Any) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    limits = replace(Limits(), recovery_check_seconds=0.01)
     with serving(Settings(store=store, limits=limits, **TEST)) as client:
         assert client.post(path, **body).status_code == 200
         fake_device.before_operator = fail  # type: ignore[method-assign]

@@ -404,11 +404,9 @@ def test_a_single_process_with_a_hung_network_exits(tiny_store: Path, inline_sec
 
 
 FAILS_FOR_GOOD = """
-from app.engine import circuit_breaker
 import os
 from app.tasks.image_generation import ImageSampler
-circuit_breaker.RESET_SECONDS = 0.0
-os.environ["QUARTET_LIMITS"] = '{"recovery_check_seconds": 0.01}'
+os.environ["QUARTET_LIMITS"] = '{"breaker_reset_seconds": 0, "recovery_check_seconds": 0.01}'
 works, broken = ImageSampler.predict, []
 def predict(self, items):
     if self.rows(items[0]) == 7:

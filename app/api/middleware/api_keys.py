@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.middleware.shared_counters import SharedCounters
 from app.api.openapi import RETRY_AFTER, error_document
-from app.engine.admission import current_caller
+from app.engine.fair_queue import current_caller
 from app.errors import LimitReached, MissingKey, QuartetError, Unauthorized
 from app.key_file import ApiKey, Keyring, KeysError, parse_limits
 from app.settings import Settings, SettingsError, hide_password

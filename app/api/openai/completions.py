@@ -28,7 +28,7 @@ from app.api.request_body import ModelName, RequestBody, Seed, validate, with_li
 from app.api.responses import ERROR_RESPONSES, MIN_LOG_PROBABILITY, json_response, stream_response, success_response
 from app.api.routes import generate_text
 from app.api.sse import event
-from app.engine.executor import Executor
+from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, quote_value
 from app.serving.model import Model
 from app.serving.models import Models
@@ -193,7 +193,7 @@ class CompletionInference(Inference[TextGenerator]):
                 size = sum(
                     self._choice_size(self.choices[delta.text_index], delta.start, len(delta.text)) for delta in deltas
                 )
-                yield await self.executor.run_admitted_or_inline(size, encode, deltas)
+                yield encode(deltas) if size <= INLINE_SIZE else await self.executor.run(encode, deltas)
         if include_usage:
             yield event({**self.head, "choices": [], "usage": self._usage()})
 

@@ -111,7 +111,7 @@ def router(models: Models, settings: Settings) -> APIRouter:
         if query.explain:
             return await _explain(request, models, inference, deadline)
         if not inference.items:
-            with model.engine.parsing(), Deadline(request, deadline):
+            with Deadline(request, deadline):
                 inference.items = await inference.decode(models)
         return await run_inference(request, models, inference, deadline)
 
@@ -274,15 +274,16 @@ async def _explain(request: Request, models: Models, inference: ClassifyInferenc
         name = inference.model.card.name
         raise BadValue(f"explain is true; heat maps are not supported for imported networks, such as {name}", "explain")
     with Deadline(request, deadline):
+        executor.admit()
         if await executor.run(_check_total_pixels, inference) > LARGE_PIXELS:
             executor = models.large_image_executor
         items = inference.items or await inference.decode(models)
         outputs, heat_maps = zip(*await explainer.submit(items), strict=True)
         explanations = [  # one job for each image, so that no more jobs start after a disconnect
-            await executor.run_admitted(_explanation, inference.open, file, heat_map)
+            await executor.run(_explanation, inference.open, file, heat_map)
             for file, heat_map in zip(inference.files, heat_maps, strict=True)
         ]
-        return await executor.run_admitted(inference.respond, outputs, explanations)
+        return await executor.run(inference.respond, outputs, explanations)
 
 
 def _check_total_pixels(inference: ClassifyInference) -> int:
