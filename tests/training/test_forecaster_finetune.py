@@ -22,7 +22,7 @@ from app.networks.series_reader import ForecasterSizes
 from app.settings import Settings
 from app.store import Store
 from app.tasks.classification import ImageClassifier
-from app.tasks.forecasting import GlobalForecaster
+from app.tasks.forecasting import SCORES, GlobalForecaster
 from training import lstm, publishing
 from training.data.datasets import DataError
 from training.data.tables.read import ReadOptions, read_table
@@ -251,6 +251,14 @@ def test_a_missing_value_before_an_origin_does_not_show_the_values_after_it(
     for before, after in zip(*seen, strict=True):
         assert np.array_equal(before, after, equal_nan=True)
     assert all(quantiles.shape == (4, 11) and np.isfinite(quantiles).all() for quantiles in seen[0][1:])
+
+
+def test_intervals_of_the_naive_forecast_contain_the_trend() -> None:
+    """The mean of the differences between seasons counts: they are 9, 11, 9, 11, ..."""
+    values = np.cumsum([10.0 + (-1) ** i for i in range(41)])
+    (forecast,) = backtest.seasonal_naive([values], 1, 4)
+    deviation = np.diff(forecast.quantiles[:, [SCORES.argmin(), SCORES.argmax()]], axis=1)[:, 0] / np.ptp(SCORES)
+    assert deviation == pytest.approx(np.sqrt((9**2 + 11**2) / 2 * np.arange(1, 5)))
 
 
 def test_the_naive_forecast_continues_the_season_after_a_gap() -> None:

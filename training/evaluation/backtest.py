@@ -183,15 +183,16 @@ def without_gap(past: np.ndarray) -> tuple[np.ndarray, int]:
 def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:
     """Return forecasts that repeat the last season before the missing values at the end of the past.
 
-    Each forecast is a normal distribution. Its standard deviation grows with the square root of the number of seasons
-    ahead. A season that is not shorter than the past is ignored, as in the service.
+    Each forecast is a normal distribution. Its standard deviation is the root mean square of the differences between
+    seasons, multiplied by the square root of the number of seasons ahead (Hyndman and Athanasopoulos 2021, 5.5). A
+    season that is not shorter than the past is ignored, as in the service.
     """
     forecasts = []
     for values, gap in map(without_gap, past):
         length = season if season < len(values) else 1
         steps = np.arange(gap, gap + horizon)
         median = forecast_metrics.seasonal_naive(values, length, gap + horizon)[gap:]
-        deviation = np.std(values[length:] - values[:-length]) * np.sqrt(steps // length + 1)
+        deviation = np.sqrt(np.mean((values[length:] - values[:-length]) ** 2) * (steps // length + 1))
         quantiles = median[:, None] + deviation[:, None] * SCORES
         forecasts.append(QuantileForecast(median, median, SCORES, quantiles, season))
     return forecasts
