@@ -47,7 +47,7 @@ class FixedText:
 
 
 def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
-    """Read the files and concatenate them to one text. The first 90 % are the training part, the rest the test part.
+    """Read the files. The first 90 % of each file belong to the training part, the rest to the test part.
 
     The files of a folder are read in the order of their paths. Hidden files are skipped. Binary files are skipped too,
     unless ``encoding`` is given. ``encoding`` is any encoding that Python knows. If it is None, UTF-16 and UTF-32 are
@@ -56,13 +56,14 @@ def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
     Raises:
         DataError: a file cannot be read, or the text has fewer than MIN_CHARACTERS characters.
     """
-    parts = [_read_file(path, encoding) for path in _files(paths, encoding)]
-    text = "".join(part.rstrip("\n") + "\n" for part in parts)
+    files = [_read_file(path, encoding).rstrip("\n") + "\n" for path in _files(paths, encoding)]
+    text = "".join(files)
     if len(text) < MIN_CHARACTERS:
         names = ", ".join(str(path) for path in paths)
         raise DataError(f"{names}: {len(text):,} characters; at least {MIN_CHARACTERS:,} are needed")
-    split = int(len(text) * 0.9)
-    return Text(text[:split], text[split:], hashlib.sha256(text.encode()).hexdigest())
+    train = "".join(file[: int(len(file) * 0.9)] for file in files)
+    test = "".join(file[int(len(file) * 0.9) :] for file in files)
+    return Text(train, test, hashlib.sha256(text.encode()).hexdigest())
 
 
 def name_of(path: Path) -> str:

@@ -52,11 +52,13 @@ def test_an_unreadable_text_is_rejected_with_the_position(tmp_path: Path) -> Non
         texts.read([tmp_path / "nothing.txt"])
 
 
-def test_files_with_any_line_breaks_are_joined_to_one_text(tmp_path: Path) -> None:
+def test_files_with_any_line_breaks_are_divided_each(tmp_path: Path) -> None:
+    """The test part has the end of each file, so that one file of several is not tested alone."""
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbf" + b"one\r\ntwo\r" * 2000)
-    (tmp_path / "b").write_text("grüße", "utf-8")
+    (tmp_path / "b").write_text("grüße" * 10, "utf-8")
     text = texts.read([tmp_path / "a", tmp_path / "b"])
-    assert text.train + text.test == "one\ntwo\n" * 2000 + "grüße\n"
+    assert text.train == "one\ntwo\n" * 1800 + "grüße" * 9
+    assert text.test == "one\ntwo\n" * 200 + "grüße\n"
     assert texts.vocabulary_of("aaabbc", 2) == ["a", "b", store.UNKNOWN_CHARACTER]
 
 
@@ -68,7 +70,8 @@ def test_folders_and_any_encoding_are_read(tmp_path: Path, capsys: pytest.Captur
         (folder / name).write_text(f"grüße {name[0]}\n" * 1000, encoding)
     (folder / "photo.png").write_bytes(b"\x89PNG\0\0\0\r")
     text = texts.read([folder])
-    assert text.train + text.test == "".join(f"grüße {name}\n" * 1000 for name in "abo")
+    assert text.train == "".join(f"grüße {name}\n" * 900 for name in "abo")
+    assert text.test == "".join(f"grüße {name}\n" * 100 for name in "abo")
     assert "3 texts; 1 binary files are skipped" in capsys.readouterr().out
     russian = tmp_path / "russian.txt"
     russian.write_text("война и мир\n" * 1000, "koi8-r")
