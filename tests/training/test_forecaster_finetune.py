@@ -126,6 +126,7 @@ def test_without_improvement_only_force_publishes(workspace: Path, capsys: pytes
         # losses that are equal or different only after they are rounded to three decimals
         ((0.05049, 0.05051, 1), "Fine-tuning did not help on the validation part: quantile loss 0.0505; "),
         ((0.0496, 0.0504, 1), "Fine-tuning helped on the validation part: quantile loss 0.0496; "),
+        ((0.5, 0.9, 0.7, 0.5), "Fine-tuning did not help on the validation part: "),  # nor did it with covariates
         (
             (0.7, 0.8, 0.7),
             "Fine-tuning helped on the validation part, but repeating the last season is at least as good",
@@ -133,7 +134,7 @@ def test_without_improvement_only_force_publishes(workspace: Path, capsys: pytes
     ],
 )
 def test_fine_tuning_helped_if_it_beats_the_base_version_and_seasonal_naive(losses: Any, start: str) -> None:
-    names = ("", "untuned_", "naive_")
+    names = ("", "untuned_", "naive_", "untuned_known_")[: len(losses)]
     results = {name: {"quantile_loss": loss} for name, loss in zip(names, losses, strict=True)}
     helped, sentence = evaluation.verdict(results)
     assert sentence.startswith(start)

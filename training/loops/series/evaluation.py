@@ -70,11 +70,13 @@ def verdict(results: dict[str, dict[str, float]]) -> tuple[bool, str]:
     """Return whether fine-tuning helped, and a sentence about it. ``results``: those of the validation part.
 
     Fine-tuning helped if two conditions hold. The quantile loss is lower than the loss of the seasonal naive forecast.
-    It is also lower than the loss of the base version, by at least the share MIN_IMPROVEMENT of this loss.
+    It is also lower than the loss of the base version, by at least the share MIN_IMPROVEMENT of this loss. If there are
+    known covariates, the base version may use them, too.
     """
     loss = {prefix: values["quantile_loss"] for prefix, values in results.items()}
     shown = {prefix: f"{value:.{backtest.decimals('quantile_loss', value)}f}" for prefix, value in loss.items()}
-    tuned, base, naive = loss[""], loss["untuned_"], loss["naive_"]
+    tuned, naive = loss[""], loss["naive_"]
+    base = min(loss["untuned_"], loss.get("untuned_known_", loss["untuned_"]))
     losses = f"quantile loss {shown['']}; before fine-tuning {shown['untuned_']}, seasonal naive {shown['naive_']}"
     if "untuned_known_" in shown:
         losses += f"; before fine-tuning, but with the known covariates, {shown['untuned_known_']}"
