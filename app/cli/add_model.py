@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import sys
-from contextlib import suppress
 from pathlib import Path
 
-from app.importing.add import ASSUMED_SCALING, Description, add
-from app.settings import Settings
 from app.store import Card, StoreError
 
 MAX_LABELS_BYTES = 4 * 2**20  # size of the file with labels
 OPTIONS = ("input", "output", "size", "resize", "interpolation", "mean", "std", "softmax")  # of the task classify
 
 
-def _integer(text: str) -> int:
-    with suppress(ValueError):
-        if abs(number := int(text)) < 2**63:
-            return number
-    raise argparse.ArgumentTypeError(f"{text[:80]!r} should be an integer between -2**63 and 2**63")
-
-
-def _number(text: str) -> float:
-    with suppress(ValueError):
-        if math.isfinite(number := float(text)):
-            return number
-    raise argparse.ArgumentTypeError(f"{text[:80]!r} should be a number that is not infinite or NaN")
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [_number(part) for part in text.split(",")]
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(
-            f"{text[:80]!r} should be numbers that are not infinite or NaN, separated by commas"
-        ) from None
+def numbers(text: str) -> list[float]:
+    """Return the numbers in a text, which are separated by commas."""
+    return [float(part) for part in text.split(",")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,15 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--labels", metavar="FILE", type=Path, help="text file with one label per line")
     group.add_argument("--input", metavar="TENSOR", help="name of the input (default: the only one)")
     group.add_argument("--output", metavar="TENSOR", help="name of the output (default: the only one)")
-    group.add_argument("--size", type=_integer, help="height and width in pixels (default: those of the input tensor)")
+    group.add_argument("--size", type=int, help="height and width in pixels (default: those of the input tensor)")
     group.add_argument(
-        "--resize", type=_integer, metavar="PIXELS", help="scale the shorter side to PIXELS, then crop the centre"
+        "--resize", type=int, metavar="PIXELS", help="scale the shorter side to PIXELS, then crop the centre"
     )
     group.add_argument(
         "--interpolation", choices=("bilinear", "bicubic"), help="method of resizing (default: bilinear)"
     )
-    group.add_argument("--mean", type=_numbers, metavar="A,B,C", help="mean of each channel, for pixels from 0 to 1")
-    group.add_argument("--std", type=_numbers, metavar="A,B,C", help="standard deviation of each channel")
+    group.add_argument("--mean", type=numbers, metavar="A,B,C", help="mean of each channel, for pixels from 0 to 1")
+    group.add_argument("--std", type=numbers, metavar="A,B,C", help="standard deviation of each channel")
     group.add_argument(
         "--no-softmax",
         dest="softmax",
@@ -83,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Card:
     """Import the file ``args.file`` and return the card of the new version. Raises StoreError."""
+    from app.importing.add import ASSUMED_SCALING, Description, add  # needs torch
+    from app.settings import Settings
+
     options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     if args.task == "infer" and (wrong := [*options, *(["labels"] if args.labels else [])]):
         option = "no-softmax" if wrong[0] == "softmax" else wrong[0]

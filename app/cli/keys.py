@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.cli.output import write_line
-from app.key_file import KeysError, add
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.file:
         parser.error("the key file is not set; set QUARTET_KEYS_FILE or pass --file")
+    from app.key_file import KeysError, add  # the library of rate limits takes a third of the time of --help
+
     try:
         key = add(Path(options.file), options.name, options.limit)
     except (KeysError, OSError, UnicodeError) as error:

@@ -19,15 +19,12 @@ from typing import Any, Literal
 
 from app.cli import add_model
 from app.cli.output import write_line
-from app.exporting.files import to_onnx, to_pt2
-from app.importing.limits import allow_bytes
-from app.settings import Settings
-from app.store import RolloutRefused, Store, StoreError, VersionNotFound, archive, catalogue
-from app.store.rollout import LATEST, Rollout
-from app.tasks import check_loading
+from app.store import LATEST, RolloutRefused, Store, StoreError, VersionNotFound, catalogue
 
+# The modules that need torch are imported by the commands that use them, because they take seconds to import.
 MAX_COLUMN_WIDTH = 48  # characters; longer cells are cut, except with --json
 Row = Sequence[object]
+Command = Callable[[argparse.Namespace], int | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,8 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has exited
         return 0
     except OSError as error:
-        problem = error.filename if _is_outside(error, args) else "the store cannot be read or written"
-        return _fail(f"{problem}: {error.strerror or error}")
+        is_outside = error.filename and not Path(error.filename).resolve().is_relative_to(args.store.resolve())
+        place = error.filename if is_outside else "the store cannot be read or written"
+        return _fail(f"{place}: {error.strerror or error}")
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 1
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,69 +60,47 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _is_outside(error: OSError, args: argparse.Namespace) -> bool:
-    """Return whether the file of an error is not a file of the store. A file that an argument names never is."""
-    if not error.filename:
-        return False
-    path = Path(error.filename)
-    is_argument = path != args.store and path in vars(args).values()
-    return is_argument or not path.resolve().is_relative_to(args.store.resolve())
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 1
-
-
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m app.models", description=__doc__, formatter_class=plain)
     shared = argparse.ArgumentParser(add_help=False)
     store_help = "model store; QUARTET_STORE sets another default (default: %(default)s)"
-    shared.add_argument("--store", type=_folder, default=Settings().store, help=store_help)
+    default_store = os.environ.get("QUARTET_STORE", "models_store")
+    shared.add_argument("--store", type=_folder, default=default_store, help=store_help)
     shared.add_argument("--json", action="store_true", help="print JSON instead of a table")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
 
-    def command(name: str, handler: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=_capitalised(text), parents=[shared])
-        added.set_defaults(command=handler)
-        return added
-
-    def named(name: str, handler: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
-        added = command(name, handler, text)
-        added.add_argument("name", metavar="NAME", help="name of the model")
+    def command(name: str, run: Command, text: str, *positional: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[shared])
+        added.set_defaults(command=run)
+        if "name" in positional:
+            added.add_argument("name", metavar="NAME", help="name of the model")
+        if "version" in positional:
+            added.add_argument("version", metavar="VERSION", type=_version, help="version number")
         return added
 
     added = command("list", _list, "list the models and their active versions")
     added.add_argument("names", metavar="NAME", nargs="*", help="models to list; by default all")
-    named("show", _show, "show one model with all its versions")
-    added = named("activate", _activate, "make a version the active version, or a canary")
-    added.add_argument(
-        "version",
-        metavar="VERSION",
-        type=_version_or_latest,
-        help="version number, or `latest` to always serve the newest version",
-    )
-    added.add_argument(
-        "--share",
-        type=float,
-        default=100,
-        metavar="PERCENT",
-        help="share of the requests; below 100, the version is a canary",
-    )
-    named("rollback", _roll_back, "end the canary, or activate the previous version again")
-    added = named("retire", _retire, "stop serving a version, even to requests with its number, but keep its files")
-    added.add_argument("version", metavar="VERSION", type=_version, help="version number")
+    command("show", _show, "show one model with all its versions", "name")
+    added = command("activate", _activate, "make a version the active version, or a canary", "name")
+    version_help = "version number, or `latest` to always serve the newest version"
+    added.add_argument("version", metavar="VERSION", type=_version_or_latest, help=version_help)
+    share_help = "share of the requests; below 100, the version is a canary"
+    added.add_argument("--share", type=float, default=100, metavar="PERCENT", help=share_help)
+    command("rollback", _roll_back, "end the canary, or activate the version that was active before", "name")
+    text = "stop serving a version, even to requests with its number, but keep its files"
+    added = command("retire", _retire, text, "name", "version")
     added.add_argument("--undo", action="store_true", help="serve the retired version again")
-    named("unload", _change_model(Store.unload), "stop serving a model until it is loaded again")
-    named("load", _change_model(Store.load), "serve an unloaded model again")
-    named("default", _default, "make a model the default of its task, which answers requests that name no model")
+    command("unload", _unload, "stop serving a model until it is loaded again", "name")
+    command("load", _load, "serve an unloaded model again", "name")
+    text = "make a model the default of its task, which answers requests that name no model"
+    command("default", _default, text, "name")
     command("verify", _verify, "check the hashes, sizes and weights of all versions")
     added = command("import", _import, "verify the version in an archive and add it to the store")
     added.add_argument("file", metavar="FILE", type=Path, help="archive that `export` has written")
     added.add_argument("--renumber", action="store_true", help="give the version the next free number")
-    added = command("add", _add, "import a trained network from an ONNX file, or from a .pt2 file of torch.export")
-    add_model.add_arguments(added)
+    text = "import a trained network from an ONNX file, or from a .pt2 file of torch.export"
+    add_model.add_arguments(command("add", _add, text))
     added = command("export", _export, "write a version to an archive, or its network to a .pt2 or ONNX file")
     added.add_argument("model", metavar="NAME[@VERSION]", help="such as sales@3; by default the active version")
     added.add_argument("file", metavar="FILE", type=Path, nargs="?", help="new file; by default such as sales-3.zip")
@@ -135,10 +116,6 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
-def _capitalised(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
-
-
 def _version(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a version; it should be a number such as 3")
@@ -149,24 +126,26 @@ def _version_or_latest(text: str) -> int | Literal["latest"]:
     return LATEST if text == LATEST else _version(text)
 
 
+def _checked(args: argparse.Namespace) -> Store:
+    """Return the store, in which a version is active only if the service can load it."""
+    from app.tasks import check_loading
+
+    return Store(args.store, check_loading)
+
+
 def _list(args: argparse.Namespace) -> None:
-    names = sorted(set(args.names))
-    rows = [_row(args, name) for name in names] if names else catalogue.list_models(Store(args.store))
+    store, names = Store(args.store), sorted(set(args.names))
+    rows = [catalogue.model_row(store, name) for name in names] if names else catalogue.list_models(store)
     table: list[Row] = [("NAME", "TASK", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "RETIRED")]
     for row in rows:
         task = f"{row['task'] or 'no valid version'}{' (default)' if row['default'] else ''}"
         policy = " (unloaded)" if row["unloaded"] else " (latest)" if row["update_policy"] == LATEST else ""
+        canary = f"{row['canary']['version']} at {row['canary']['share']:g} %" if row["canary"] else "-"
         versions, retired = (", ".join(map(str, row[key])) for key in ("versions", "retired"))
-        table.append(
-            (row["name"], task, f"{row['active'] or '-'}{policy}", _canary(row), row["previous"], versions, retired)
-        )
+        table.append((row["name"], task, f"{row['active'] or '-'}{policy}", canary, row["previous"], versions, retired))
     _print(args, rows, table)
     for row in rows:
         _print_problem(row)
-
-
-def _row(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    return catalogue.model_row(Store(args.store), name)
 
 
 def _print_problem(row: dict[str, Any]) -> None:
@@ -174,76 +153,76 @@ def _print_problem(row: dict[str, Any]) -> None:
         print(f"{row['name']}: {row['problem']}", file=sys.stderr)
 
 
-def _canary(row: dict[str, Any]) -> str:
-    return f"{row['canary']['version']} at {row['canary']['share']:g} %" if row["canary"] else "-"
-
-
 def _show(args: argparse.Namespace) -> None:
     row = catalogue.describe_model(Store(args.store), args.name)
     table: list[Row] = [("VERSION", "ROLE", "MIB", "CREATED", "METRICS")]
     for version in row["versions"]:
-        if version["problem"]:
-            table.append((version["version"], version["role"], "-", "-", f"invalid: {version['problem']}"))
-            continue
-        metrics = ", ".join(f"{key} {value:g}" for key, value in list(version["metrics"].items())[:2])
-        size = f"{version['bytes'] / 2**20:.1f}"
-        table.append((version["version"], version["role"], size, version["created"][:16], metrics))
+        size, created, metrics = "-", "-", f"invalid: {version['problem']}"
+        if not version["problem"]:
+            size, created = f"{version['bytes'] / 2**20:.1f}", version["created"][:16]
+            metrics = ", ".join(f"{key} {value:g}" for key, value in list(version["metrics"].items())[:2])
+        table.append((version["version"], version["role"], size, created, metrics))
     if not args.json:
         last = f"; last change: {row['by']}, {row['changed']}" if row["by"] else ""
-        write_line(f"{row['name']}: {row['task'] or 'no valid version'}, {_status(row['name'], row)}{last}")
+        write_line(f"{row['name']}: {row['task'] or 'no valid version'}, {_status(row)}{last}")
     _print(args, row, table)
     _print_problem(row)
 
 
-def _status(name: str, row: dict[str, Any]) -> str:
+def _status(row: dict[str, Any]) -> str:
     """Describe the rollout of a model in one line."""
+    name, canary = row["name"], row["canary"]
     if row["unloaded"]:
-        return f"{name} is unloaded"
-    if row["active"] is None:
-        return "no version is active"
-    policy = " (latest)" if row["update_policy"] == LATEST else ""
-    canary = (
-        f", {name}@{row['canary']['version']} is the canary ({row['canary']['share']:g} %)" if row["canary"] else ""
-    )
-    return f"{name}@{row['active']} is active{policy}{canary}"
+        text = f"{name} is unloaded"
+    elif row["active"] is None:
+        text = "no version is active"
+    else:
+        text = f"{name}@{row['active']} is active{' (latest)' if row['update_policy'] == LATEST else ''}"
+        text += f", {name}@{canary['version']} is the canary ({canary['share']:g} %)" if canary else ""
+    return text + (f"; retired: {', '.join(map(str, row['retired']))}" if row["retired"] else "")
+
+
+def _report(args: argparse.Namespace, name: str, before: str = "", **more: object) -> None:
+    """Print the state of a model after a change, after the text ``before``. With --json, add the values ``more``."""
+    row = catalogue.model_row(Store(args.store), name)
+    write_line(json.dumps(row | more) if args.json else f"{before}{_status(row)}")
+    _print_problem(row)
 
 
 def _activate(args: argparse.Namespace) -> None:
-    _report(args, Store(args.store, check_loading).activate(args.name, args.version, args.share))
+    _checked(args).activate(args.name, args.version, args.share)
+    _report(args, args.name)
 
 
 def _roll_back(args: argparse.Namespace) -> None:
-    _report(args, Store(args.store, check_loading).rollback(args.name))
-
-
-def _change_model(change: Callable[[Store, str], Rollout]) -> Callable[[argparse.Namespace], None]:
-    """Return a command that calls ``change`` with the store and the name of a model, and reports the result."""
-    return lambda args: _report(args, change(Store(args.store), args.name))
+    _checked(args).rollback(args.name)
+    _report(args, args.name)
 
 
 def _retire(args: argparse.Namespace) -> None:
-    _report(args, Store(args.store, check_loading).retire(args.name, args.version, args.undo))
+    _checked(args).retire(args.name, args.version, args.undo)
+    _report(args, args.name)
+
+
+def _unload(args: argparse.Namespace) -> None:
+    Store(args.store).unload(args.name)
+    _report(args, args.name)
+
+
+def _load(args: argparse.Namespace) -> None:
+    Store(args.store).load(args.name)
+    _report(args, args.name)
 
 
 def _default(args: argparse.Namespace) -> None:
-    Store(args.store, check_loading).make_default(args.name)
-    row = _row(args, args.name)
+    _checked(args).make_default(args.name)
+    row = catalogue.model_row(Store(args.store), args.name)
     write_line(json.dumps(row) if args.json else f"{args.name} is the default for the task {row['task']!r}")
     _print_problem(row)
 
 
-def _report(args: argparse.Namespace, changed: Rollout) -> None:
-    row = _row(args, args.name)
-    write_line(json.dumps(row) if args.json else f"{_status(args.name, row)}{_retired(changed.retired)}")
-    _print_problem(row)
-
-
-def _retired(numbers: Sequence[int]) -> str:
-    return f"; retired: {', '.join(map(str, numbers))}" if numbers else ""
-
-
 def _verify(args: argparse.Namespace) -> int:
-    rows = list(catalogue.verify(Store(args.store, check_loading)))
+    rows = list(catalogue.verify(_checked(args)))
     failed = [row for row in rows if row["problem"]]
     if args.json:
         write_line(json.dumps(rows, indent=2))
@@ -257,42 +236,38 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> None:
-    with args.file.open("rb") as file:
+    from app.importing.limits import allow_bytes
+    from app.settings import Settings
+    from app.store.archive import BadArchive, import_archive
+
+    store = _checked(args)
+    with store.disk.open(args.file) as file:
         max_bytes = Settings().max_import_bytes
         if (size := os.fstat(file.fileno()).st_size) > max_bytes:
-            raise archive.BadArchive(f"{args.file} has {size:,} bytes; the maximum is {max_bytes:,}")
-        if not file.seekable():
-            raise archive.BadArchive(f"{args.file} is a pipe; the archive should be a file on a disk")
+            raise BadArchive(f"{args.file} has {size:,} bytes; the maximum is {max_bytes:,}")
         allow_bytes(size)
-        Store(args.store).defaults()  # so that an error in the store is not attributed to the archive
+        store.defaults()  # so that an error in the store is not attributed to the archive
         try:
-            card = archive.import_archive(Store(args.store, check_loading), file, max_bytes, args.renumber)
+            card = import_archive(store, file, max_bytes, args.renumber)
         except RolloutRefused:  # the message names the version
             raise
         except StoreError as error:
             other = "; this is not an archive of `export`; for .pt2 and ONNX files, use `add`"
             hint = other if args.file.suffix.lower() in (".pt2", ".onnx") else ""
             raise StoreError(f"{args.file}: {error}{hint}") from None
-    row = _row(args, card.name)
-    label = f"{card.name}@{card.version}"
-    write_line(
-        json.dumps(row) if args.json else f"imported {label}; {_status(card.name, row)}{_retired(row['retired'])}"
-    )
-    _print_problem(row)
+    _report(args, card.name, f"imported {card.name}@{card.version}; ")
 
 
 def _add(args: argparse.Namespace) -> None:
     card = add_model.run(args)
-    row = _row(args, card.name)
-    added = row | {"added": card.version}
-    write_line(json.dumps(added) if args.json else f"added {card.name}@{card.version}; {_status(card.name, row)}")
-    _print_problem(row)
+    _report(args, card.name, f"added {card.name}@{card.version}; ", added=card.version)
 
 
 def _export(args: argparse.Namespace) -> None:
     name, at, number = args.model.partition("@")
+    store = _checked(args)
     try:
-        version = _version(number) if at else Store(args.store, check_loading).active(name)
+        version = _version(number) if at else store.active(name)
     except argparse.ArgumentTypeError:
         raise VersionNotFound(f"{args.model!r} should be a name and a version, such as sales@3") from None
     suffix = ".pt2" if args.pt2 else ".onnx" if args.onnx else ".zip"
@@ -314,9 +289,13 @@ def _export(args: argparse.Namespace) -> None:
 
 def _exported(args: argparse.Namespace, name: str, version: int) -> Iterable[bytes]:
     """Return the content of the exported file in chunks."""
+    from app.exporting.files import to_onnx, to_pt2
+    from app.store.archive import export_version
+
+    store = Store(args.store)  # a version that this service cannot load may be exported
     if not (args.pt2 or args.onnx):
-        return archive.export_version(Store(args.store), name, version)
-    return [(to_pt2 if args.pt2 else to_onnx)(Store(args.store).verify(name, version))]
+        return export_version(store, name, version)
+    return [(to_pt2 if args.pt2 else to_onnx)(store.verify(name, version))]
 
 
 def _print(args: argparse.Namespace, data: object, table: Sequence[Row]) -> None:
@@ -332,8 +311,6 @@ def _print(args: argparse.Namespace, data: object, table: Sequence[Row]) -> None
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
     return "-" if value is None else " ".join(str(value).split())
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from support.networks import make_invalid, publish_tiny, rewrite_card
-from support.service import run_models_command
+from support.service import ROOT, run_models_command
 
 from app.store import Store, archive, rollout
 
@@ -43,7 +44,9 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
     _, details, _ = run_models_command(capsys, three, "show", "tiny-gan", "--json")
     assert [version["role"] for version in json.loads(details)["versions"]] == ["retired", "active", "previous"]
     _, details, _ = run_models_command(capsys, three, "show", "tiny-gan")
-    assert details.splitlines()[0].startswith("tiny-gan: sample, tiny-gan@2 is active; last change: activate 2, ")
+    assert details.splitlines()[0].startswith(
+        "tiny-gan: sample, tiny-gan@2 is active; retired: 1; last change: activate 2, "
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,3 +195,18 @@ def test_characters_outside_the_encoding_of_the_output_are_escaped(
     assert "G\\xfcte 1" in output
     assert "\\udcff.zip: " in output
     assert path.exists()
+
+
+@pytest.mark.parametrize("command", ["app.models list", "app.models show tiny-gan", "app.keys --help"])
+def test_commands_that_read_only_cards_do_not_import_torch(three: Path, command: str) -> None:
+    module, *arguments = command.split()
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv[1:] = {arguments}\n"
+        f"try: runpy.run_module({module!r}, run_name='__main__')\n"
+        "except SystemExit as error: assert not error.code, error.code\n"
+        "print([name for name in ('torch', 'numpy', 'pydantic_settings', 'fastapi') if name in sys.modules])\n"
+    )
+    environment = os.environ | {"QUARTET_STORE": str(three)}
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.stdout.endswith("\n[]\n"), result.stderr
