@@ -10,8 +10,9 @@ import json
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import IO, Any, cast
 
 from app.store.card import CARD, MAX_BYTES, Card, StoreError, parse, shorten
@@ -51,27 +52,28 @@ class _Sink:
 
 def export_version(store: Store, name: str, version: int) -> Iterator[bytes]:
     """Verify a version, and yield its archive in chunks. Raises VersionNotFound and StoreError before the first."""
-    folder = store.verify(name, version).folder
-    stack, sources = ExitStack(), []
-    for file in (CARD, WEIGHTS, *store.pictures(name, version)):
-        try:
-            sources.append((folder / file, stack.enter_context(store.disk.open(folder / file))))
-        except OSError as error:
-            stack.close()
-            raise StoreError(f"{name}/{version}/{file} cannot be read: {error.strerror}") from error
+    chunks = _packed(store, store.verify(name, version).folder, [CARD, WEIGHTS, *store.pictures(name, version)])
+    try:
+        next(chunks)  # opens all files, because an error is not reported properly after the first chunk was sent
+    except OSError as error:
+        raise StoreError(f"{name}/{version}/{Path(error.filename).name} cannot be read: {error.strerror}") from error
+    return chunks
 
-    def chunks() -> Iterator[bytes]:
-        sink = _Sink()
-        with stack, zipfile.ZipFile(cast(IO[bytes], sink), "w", zipfile.ZIP_STORED) as archive:
-            for path, source in sources:
-                entry = zipfile.ZipInfo.from_file(path, path.name, strict_timestamps=False)
+
+def _packed(store: Store, folder: Path, files: Sequence[str]) -> Iterator[bytes]:
+    """Open the files and yield an empty chunk, then yield the archive in chunks."""
+    sink = _Sink()
+    with ExitStack() as stack:
+        sources = [stack.enter_context(store.disk.open(folder / file)) for file in files]
+        yield b""
+        with zipfile.ZipFile(cast(IO[bytes], sink), "w", zipfile.ZIP_STORED) as archive:
+            for file, source in zip(files, sources, strict=True):
+                entry = zipfile.ZipInfo.from_file(folder / file, file, strict_timestamps=False)
                 with archive.open(entry, "w") as target:
                     while chunk := source.read(CHUNK_BYTES):
                         target.write(chunk)
                         yield sink.take()
         yield sink.take()
-
-    return chunks()
 
 
 def import_archive(store: Store, file: IO[bytes], max_bytes: int, renumber: bool = False) -> Card:

@@ -44,9 +44,8 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
     _, details, _ = run_models_command(capsys, three, "show", "tiny-gan", "--json")
     assert [version["role"] for version in json.loads(details)["versions"]] == ["retired", "active", "previous"]
     _, details, _ = run_models_command(capsys, three, "show", "tiny-gan")
-    assert details.splitlines()[0].startswith(
-        "tiny-gan: sample, tiny-gan@2 is active; retired: 1; last change: activate 2, "
-    )
+    first = details.splitlines()[0]
+    assert first.startswith("tiny-gan: sample, tiny-gan@2 is active; retired: 1; last change: activate 2, ")
 
 
 @pytest.mark.parametrize(
@@ -55,6 +54,7 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
         ("activate tiny-gan 9", 1, "error: there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3\n"),
         ("activate tiny-gan two", 2, "'two' is not a version; it should be a number such as 3\n"),
         ("export tiny-gan@x x.zip", 1, "error: 'tiny-gan@x' should be a name and a version, such as sales@3\n"),
+        ("export tiny-gan@1 nothing/x.zip", 1, "error: nothing/x.zip: No such file or directory\n"),
         ("list --store=", 2, "error: argument --store: the path should not be empty\n"),
         ("list --store=missing", 1, "error: --store is 'missing', which is not a folder\n"),
         ("import nothing.zip", 1, "error: nothing.zip: No such file or directory\n"),
@@ -70,13 +70,14 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
 )
 def test_the_command_line_rejects_with_one_message(
     three: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     arguments: str,
     status: int,
     sentence: str,
 ) -> None:
-    monkeypatch.chdir(three)
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
     for name in ("bad.zip", "bad.onnx"):
         Path(name).write_bytes(b"x")
     exit_status, out, error = run_models_command(capsys, three, *arguments.split())

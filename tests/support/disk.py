@@ -74,7 +74,7 @@ def failing(*failures: tuple[str, Path], error: OSError | None = None) -> Watche
 
     def before(call: str, path: Path) -> None:
         if any(call == wanted and (path == where or where in path.parents) for wanted, where in failures):
-            raise error or OSError(5, "Input/output error")
+            raise error or OSError(5, "Input/output error", str(path))
 
     return WatchedDisk(before)
 
