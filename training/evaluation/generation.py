@@ -91,7 +91,7 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
     images that the classifier has not seen. Then the generator must not have been trained on them either.
     """
     images: datasets.Images = getattr(datasets, next(iter(sampler.card.data)))()
-    latents = evaluated_latents(sampler, images)
+    latents, samples = evaluated_latents(sampler, images), f"{limits().generated_samples:,} samples of seed 0"
     fake = torch.from_numpy(sampler.predict([latents])[0])
     fake_features = extract_features(classifier, fake)
     with torch.inference_mode():
@@ -101,21 +101,15 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
     unseen_features = extract_features(classifier, images.train_images[unseen])
     if part == "validation":
         distance = frechet_distance(fake_features, unseen_features)
-        held_out = f"compared with {len(unseen):,} training images held out for validation"
-        split = f"{limits().generated_samples:,} samples of seed 0, {held_out}"
+        split = f"{samples}, compared with {len(unseen):,} training images held out for validation"
         return {"frechet_distance": metric(distance, split, 2)}
     real_features = extract_features(classifier, images.test_images)
     floor, train_features = seen_floor(classifier, images, real_features)
     unseen_floor, spread = frechet_floor(unseen_features, real_features)
     distance_5000 = frechet_distance(fake_features[: len(unseen)], real_features)
     distance = frechet_distance(fake_features, real_features)
-    train = images.train_images
-    ratio = (
-        nearest_distances(fake[:2000], train).median() / nearest_distances(images.test_images[:2000], train).median()
-    )
-    rated = (
-        f"{limits().generated_samples:,} samples of seed 0, rated by {classifier.card.name} {classifier.card.version}"
-    )
+    own, other = (nearest_distances(each[:2000], images.train_images).median() for each in (fake, images.test_images))
+    rated = f"{samples}, rated by {classifier.card.name} {classifier.card.version}"
     compared = f"{rated}, compared with the {images.name} test part"
     seen = f"{limits().generated_samples:,} training images, most of which the classifier has seen"
     distances = {
@@ -134,7 +128,9 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
         ),
         "frechet_floor_5000_spread": metric(spread, f"standard error of frechet_floor_5000, jackknife of {FOLDS}", 2),
         "nearest_neighbour_ratio": metric(
-            ratio.item(), "median pixel distance to the nearest training image: 2,000 samples over 2,000 test images", 3
+            (own / other).item(),
+            "median pixel distance to the nearest training image: 2,000 samples over 2,000 test images",
+            3,
         ),
     }
     if latents.classes is not None:
