@@ -32,3 +32,7 @@ class Limits:
     rollout_check_seconds: float = 0.5  # to read one small file; shorter than the timeout of a readiness probe
     scan_stall_seconds: float = 10.0  # a scan takes less than 0.1 s on a local disk
     recovery_check_seconds: float = 1.0  # the restart of a broken process should not take much longer
+
+    # app/api
+    min_read_bytes_per_second: float = 65_536.0  # lowest average speed at which a client must read a large response
+    slow_read_seconds: float = 60.0  # added to the time of a response at that speed, for clients that pause

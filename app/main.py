@@ -129,7 +129,9 @@ def create_app(
     if settings.keys_file:
         document_security(app)
     fast = FastRoutes(app, _routes(tasks), named=_routes(tensors))
-    limited = BodyMemoryLimit(fast, settings.max_buffered_bytes, spooled=admin.SPOOLED if key else ())
+    limited = BodyMemoryLimit(
+        fast, settings.max_buffered_bytes, spooled=admin.SPOOLED if key else (), limits=settings.limits
+    )
     app.middleware_stack = telemetry = _middleware(limited, settings, counters, metrics, log)
     app.state.on_rejected = telemetry.on_rejected
     return app

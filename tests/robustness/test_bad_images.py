@@ -84,6 +84,11 @@ VALID: dict[str, bytes] = {
         Image.new("RGB", (8, 8)), "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))]
     ),
     "cmyk jpeg": image_bytes("JPEG", "CMYK"),
+    **{f"png {mode}": image_bytes("PNG", mode, (33, 31)) for mode in ("L", "1", "P", "RGBA", "LA")},
+    **{
+        f"{kind} {mode}": image_bytes(kind, mode, (30, 20))
+        for kind, mode in (("WEBP", "RGBA"), ("BMP", "RGB"), ("TIFF", "CMYK"))
+    },
     **{f"16 bits, {channels} channels": png_with_16_bits(channels) for channels in (1, 2, 3, 4)},
     "palette with alpha": palette(bytes([0, 128])),
     "palette with a transparent colour": palette(bytes([255, 0])),

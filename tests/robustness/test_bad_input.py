@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import gzip
-import io
 import json
 import random
 import socket
@@ -369,27 +368,6 @@ def test_wrong_methods_and_paths_get_the_allowed_ones(service: httpx.Client) -> 
     for version in ("3", "", "01", "x"):
         assert_rejected(service.get(f"/v1/models/tiny-cnn@{version}"), 404, "name", "served models: tiny-cnn@1")
     assert_rejected(service.get("/v1/models/"), 404, None, "the path '/v1/models/' does not exist")
-
-
-VALID_IMAGES = [
-    ("PNG", "RGB", (32, 32)), ("PNG", "L", (7, 300)), ("PNG", "1", (40, 40)), ("PNG", "P", (33, 31)), ("PNG", "RGBA", (20, 20)),
-    ("PNG", "LA", (20, 20)), ("PNG", "I;16", (20, 20)), ("JPEG", "RGB", (640, 480)), ("JPEG", "L", (9, 9)),
-    ("JPEG", "CMYK", (30, 30)), ("WEBP", "RGBA", (50, 20)), ("GIF", "P", (16, 16)), ("BMP", "RGB", (5, 5)),
-    ("TIFF", "RGB", (32, 32)), ("TIFF", "CMYK", (32, 32)), ("PNG", "RGB", (1, 1)),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("kind", "mode", "size"), VALID_IMAGES)
-def test_images_of_every_mode_and_size_are_classified(
-    service: httpx.Client, kind: str, mode: str, size: tuple[int, int]
-) -> None:
-    if mode == "I;16":
-        file = io.BytesIO()
-        Image.new(mode, size, 200).save(file, kind)
-        content = file.getvalue()
-    else:
-        content = image_bytes(kind, mode, size)
-    assert service.post(CLASSIFY, content=content).status_code == 200
 
 
 def test_constant_extreme_and_sparse_series_are_forecast(service: httpx.Client) -> None:

@@ -10,10 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import error_response
 from app.errors import CallerGone, MemoryFull
+from app.limits import Limits
 
 PART_BYTES = 64 * 1024  # larger responses are sent in parts of this size; the server buffers about as much
-MIN_BYTES_PER_SECOND = 64 * 1024  # lowest average speed at which a client must read a response above ``PART_BYTES``
-SLOW_SECONDS = 60.0  # added to the time that a response takes at ``MIN_BYTES_PER_SECOND``
 HOLD = "quartet.hold_memory"  # key in the ASGI scope: a function that counts bytes for the request
 DROPPED = "quartet.response_dropped"  # key in the ASGI scope, set when the rest of a response is not sent
 
@@ -37,9 +36,10 @@ class BodyMemoryLimit:
     arrives.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, spooled: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, limit: int, spooled: Collection[str] = (), limits: Limits | None = None) -> None:
         self.app = app
         self.limit = limit
+        self.limits = limits or Limits()
         self.spooled = spooled
         self.held_bytes = 0
 
@@ -87,7 +87,7 @@ class BodyMemoryLimit:
                 return
             self.held_bytes += size
             try:
-                await send_in_parts(send, message)
+                await self._send_in_parts(send, message)
             except TimeoutError:
                 drop_rest()
             finally:
@@ -108,15 +108,15 @@ class BodyMemoryLimit:
     def _memory_full(self) -> MemoryFull:
         return MemoryFull(f"all running requests together would hold more than {self.limit:,} bytes", retry_after=1)
 
+    async def _send_in_parts(self, send: Send, message: Message) -> None:
+        """Send a body in parts, so that the server waits for the client between two parts.
 
-async def send_in_parts(send: Send, message: Message) -> None:
-    """Send a body in parts, so that the server waits for the client between two parts.
-
-    Raises:
-        TimeoutError: the client reads too slowly.
-    """
-    body, more_body = message["body"], message.get("more_body", False)
-    async with asyncio.timeout(SLOW_SECONDS + len(body) / MIN_BYTES_PER_SECOND):
-        for end in range(PART_BYTES, len(body) + PART_BYTES, PART_BYTES):
-            more = more_body or end < len(body)
-            await send({**message, "body": body[end - PART_BYTES : end], "more_body": more})
+        Raises:
+            TimeoutError: the client reads too slowly.
+        """
+        body, more_body = message["body"], message.get("more_body", False)
+        seconds = self.limits.slow_read_seconds + len(body) / self.limits.min_read_bytes_per_second
+        async with asyncio.timeout(seconds):
+            for end in range(PART_BYTES, len(body) + PART_BYTES, PART_BYTES):
+                more = more_body or end < len(body)
+                await send({**message, "body": body[end - PART_BYTES : end], "more_body": more})
