@@ -37,8 +37,8 @@ from app.observability.metrics import Metrics
 from app.observability.middleware import RequestTelemetry
 from app.observability.tracing import create_tracer
 from app.server.process import run_service
-from app.server.system import cores, trim_heap
-from app.serving.device import limit_threads
+from app.server.system import cores
+from app.serving.device import limit_threads, trim_heap
 from app.serving.models import Models
 from app.serving.preload import Preloaded
 from app.settings import Settings, SettingsError

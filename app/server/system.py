@@ -84,12 +84,6 @@ def single_arena() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def trim_heap() -> None:
-    """Return free heap memory to the operating system, because warming up needs more memory than serving."""
-    with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def handles_sighup() -> bool:
     """Return whether SIGHUP stops the service. This is false under ``nohup``, and on systems without SIGHUP."""
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN

@@ -1,6 +1,9 @@
-"""Choose the device on which the networks run: a GPU or the CPU."""
+"""The device on which the networks run, its threads, and the memory of the process."""
 
 from __future__ import annotations
+
+import contextlib
+import ctypes
 
 import torch
 
@@ -32,3 +35,9 @@ def limit_threads() -> None:
     in this thread. In one benchmark on two cores, two workers then computed LSTMs 70 times more slowly.
     """
     torch.get_num_threads()  # sets the number of OpenMP threads of the current thread
+
+
+def trim_heap() -> None:
+    """Return free heap memory to the operating system, because warming up needs more memory than serving."""
+    with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
+        ctypes.CDLL(None).malloc_trim(0)

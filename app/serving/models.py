@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from weakref import WeakSet
 from app.engine.executor import Executor
 from app.engine.observer import EngineObserver, ObserverFactory, VersionKey
 from app.errors import BadValue, NotFound, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, quote_value
-from app.serving.device import find_device, limit_threads
+from app.serving.device import find_device, limit_threads, trim_heap
 from app.serving.model import Engine, Model, P, check_store, is_transient, prepare, with_engines
 from app.serving.plan import (
     Entry,
@@ -93,7 +92,7 @@ class Models:
         self._started = False  # whether requests are served while versions are loaded
         self.disk = DiskPool("store", DISK_THREADS)
         self._scan_lock = asyncio.Lock()
-        self._scanned_at = -math.inf  # time on the clock at the start of the last successful scan
+        self._scanned_at = -math.inf  # time on the clock of the last scan, or of the end of ``start``
         self._stall_logged = False
         self._loads: set[asyncio.Task[None]] = set()
         self._engines: WeakSet[Engine] = WeakSet()  # also engines of evicted versions that finish requests
@@ -167,12 +166,12 @@ class Models:
             raise UnloadedModel(f"model {quote_value(name)} is unloaded and must be loaded first", param)
         number = version_set.version_for(request_id)
         if at:
-            number = int(version) if re.fullmatch(r"[1-9][0-9]{0,8}", version) else None
-        served = [f"{name}@{each}" for each in version_set.numbers]
-        if number in version_set.retired:
-            names = ", ".join(served) or "none"
-            raise RetiredModel(f"model {quote_value(model)} is retired; served models: {names}", param)
-        if number not in version_set.numbers:
+            number = next((each for each in version_set.numbers if str(each) == version), None)
+        if number is None:
+            served = [f"{name}@{each}" for each in version_set.numbers]
+            if version in map(str, version_set.retired):
+                names = ", ".join(served) or "none"
+                raise RetiredModel(f"model {quote_value(model)} is retired; served models: {names}", param)
             raise UnknownModel(model, served or self.served_names(), param)
         return name, number
 
@@ -259,7 +258,7 @@ class Models:
         """Scan the store and load the resident versions, default models first."""
         await self._scan()
         await self.settled()
-        self._started = True
+        self._started, self._scanned_at = True, self._clock()
         self.load_executor.close()
         self.load_executor = Executor("load", niceness=LOAD_NICENESS, prepare_thread=limit_threads)
 
@@ -389,6 +388,7 @@ class Models:
         prepared = self._preloaded.take(entry.name, entry.version, entry.stored.stamp)
         if prepared is None:
             prepared = prepare(self.settings, self.device, entry.name, entry.version)
+            trim_heap()
         self.observers.for_version(entry.name, entry.version).on_memory(prepared.weights_bytes)
         return with_engines(prepared, self.settings, self.executor, self.observers)
 

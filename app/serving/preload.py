@@ -18,20 +18,17 @@ from app.serving.snapshot import Snapshot, Stamp, read_stamp
 from app.settings import Settings
 from app.store import WEIGHTS, Store
 
-MAX_PRELOADED = 65_536  # versions that a supervisor loads in its life; workers load later ones themselves
-
 
 class Preloaded:
     """The versions that the supervisor has loaded, for the workers that it forks later.
 
-    A worker that evicts a version marks it in memory that all processes share. The supervisor then releases it, too.
+    Each version has a mark in memory that all processes share. A worker that evicts the version sets the mark. The
+    supervisor then releases the version, too.
     """
 
     def __init__(self) -> None:
-        self._versions: dict[VersionKey, tuple[Stamp, Prepared, int]] = {}  # the number is the place of the mark
-        self._taken: dict[VersionKey, int] = {}
-        self._marks = mmap.mmap(-1, MAX_PRELOADED)
-        self._count = 0
+        self._versions: dict[VersionKey, tuple[Stamp, Prepared, mmap.mmap]] = {}
+        self._taken: dict[VersionKey, mmap.mmap] = {}
 
     def keys(self) -> set[VersionKey]:
         """Return name and number of each version."""
@@ -53,15 +50,14 @@ class Preloaded:
             due = resident_versions(settings.store)
         except OSError:  # each worker reports the reason
             return
-        resident: dict[VersionKey, tuple[Stamp, Prepared, int]] = {}
+        resident: dict[VersionKey, tuple[Stamp, Prepared, mmap.mmap]] = {}
         for key in due:
             stamp, known = read_stamp(store.path(*key)), self._versions.get(key)
             with suppress(Exception):
                 if known and known[0] == stamp:
                     resident[key] = known
-                elif not is_imported(store.card(*key).kind) and self._count < MAX_PRELOADED:
-                    resident[key] = stamp, prepare(settings, device, *key), self._count
-                    self._count += 1
+                elif not is_imported(store.card(*key).kind):
+                    resident[key] = stamp, prepare(settings, device, *key), mmap.mmap(-1, 1)
         if self._versions == resident:
             return
         self._versions = resident
@@ -70,22 +66,22 @@ class Preloaded:
 
     def release_evicted(self) -> None:
         """Release the versions that a worker has evicted. Called in the supervisor, at intervals."""
-        for key, (_, _, place) in list(self._versions.items()):
-            if self._marks[place]:
+        for key, (_, _, mark) in list(self._versions.items()):
+            if mark[0]:
                 del self._versions[key]
 
     def take(self, name: str, number: int, stamp: Stamp) -> Prepared | None:
         """Return a version for use in this process, or None if its files have changed. It is taken only once."""
-        known, prepared, place = self._versions.pop((name, number), ((), None, 0))
-        if prepared is None or known != stamp:
+        known = self._versions.pop((name, number), None)
+        if known is None or known[0] != stamp:
             return None
-        self._taken[name, number] = place
-        return prepared
+        self._taken[name, number] = known[2]
+        return known[1]
 
     def on_evicted(self, name: str, number: int) -> None:
         """Mark a version that this process has evicted."""
-        if (place := self._taken.pop((name, number), None)) is not None:
-            self._marks[place] = 1
+        if mark := self._taken.pop((name, number), None):
+            mark[0] = 1
 
 
 def resident_versions(folder: Path) -> list[VersionKey]:

@@ -431,7 +431,19 @@ async def test_a_scan_that_stalls_is_reported(
         "the store has not been scanned for 12 s: changes in it have no effect",
         "the store is scanned again",
     ]
-    assert (await start(store_poll_seconds=0)).observers is not metrics
+
+
+async def test_a_slow_start_is_no_stalled_scan(
+    start: Start, clock: Clock, control: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    control.held.add(11)
+    starting = asyncio.create_task(start())  # type: ignore[arg-type]
+    await asyncio.to_thread(control.wait_until_held, 11)
+    clock.now += 100
+    control.release(11)
+    models = await starting
+    models.report()
+    assert not caplog.records
 
 
 async def test_the_rows_of_a_version_are_reported_also_after_it_was_evicted(
