@@ -603,13 +603,12 @@ def test_a_file_is_read_correctly_or_rejected(tmp_path: Path, name: str) -> None
             read(tmp_path, suffix, content, options)
         assert re.search(expected, str(rejected.value)), rejected.value
         return
-    result = describe(read(tmp_path, suffix, content, options))["series"]
-    assert [one["name"] for one in result] == list(expected)
-    for one in result:
-        start, step, values = expected[one["name"]]
-        assert (one["start"], one["step"], one["length"]) == (start, step, len(values))
-        assert (one["first"], one["last"]) == (pytest.approx(values[:3]), pytest.approx(values[-3:]))
-        assert one["missing"] == values.count(None)
+    result = read(tmp_path, suffix, content, options)
+    assert [one.name for one in result.series] == list(expected)
+    for one in result.series:
+        start, step, values = expected[one.name]
+        assert (one.start, result.frequency) == (start, step)
+        assert one.values.tolist() == pytest.approx([np.nan if x is None else x for x in values], nan_ok=True)
 
 
 # --- the same series in many formats
@@ -634,6 +633,16 @@ STEPS = {"hour": "h", "day": "D", "week": "W-MON", "month": "MS"}
 FORMATS = [(step, pattern) for step, patterns in DATE_FORMATS.items() for pattern in patterns]
 
 
+MIN_ACCEPTED = 173  # of the 200 files; the others are ambiguous
+
+
+def test_a_series_is_read_the_same_from_all_formats_or_rejected(tmp_path: Path) -> None:
+    accepted: list[bool] = []
+    check_a_random_file(tmp_path, accepted)
+    assert len(accepted) == 200
+    assert sum(accepted) >= MIN_ACCEPTED
+
+
 @settings(FUZZ, max_examples=200, phases=[Phase.generate])
 @given(
     kind=st.sampled_from(FORMATS),
@@ -649,8 +658,8 @@ FORMATS = [(step, pattern) for step, patterns in DATE_FORMATS.items() for patter
     missing=st.sampled_from(["", "NA", "-", "null"]),
     seed=st.integers(0, 99),
 )
-def test_a_series_is_read_the_same_from_all_formats_or_rejected(
-    tmp_path: Path, kind: tuple[str, str], start: int, scale: int, digits: int, decimal: str, thousands: str, mark: str,
+def check_a_random_file(
+    tmp_path: Path, accepted: list[bool], kind: tuple[str, str], start: int, scale: int, digits: int, decimal: str, thousands: str, mark: str,
     separator: str, encoding: str, before: list[str], missing: str, seed: int,
 ) -> None:  # fmt: skip
     random = np.random.default_rng(seed)
@@ -674,18 +683,19 @@ def test_a_series_is_read_the_same_from_all_formats_or_rejected(
     path = tmp_path / "file.csv"
     path.write_bytes(output.getvalue().encode(encoding))
     try:
-        (one,) = describe(read_table(path))["series"]
+        read_file = read_table(path)
     except DataError as rejected:
-        error: str | None = str(rejected)
+        message = str(rejected)
     else:
-        error = None
-    if error is not None:
-        assert re.search(r"--(format|decimal|time|resample|aggregate)|plain numbers|separator", error)
+        message = ""
+    accepted.append(not message)
+    if message:
+        assert re.search(r"--(format|decimal|time|resample|aggregate)|plain numbers|separator", message)
         return
-    assert one["start"].startswith(f"{times[0]:%Y-%m-%d}")
-    assert (one["step"], one["length"], one["missing"]) == (kind[0], 40, 1)
-    assert one["first"] == pytest.approx(expected[:3])
-    assert one["last"] == pytest.approx(expected[-3:])
+    (one,) = read_file.series
+    assert one.start.startswith(f"{times[0]:%Y-%m-%d}")
+    assert read_file.frequency == kind[0]
+    assert one.values.tolist() == pytest.approx([np.nan if x is None else x for x in expected], nan_ok=True)
 
 
 SHUFFLED = ("day first", "day or month first, monthly", "ISO weeks", "two group columns of numbers", "wide", "jitter",
