@@ -27,7 +27,7 @@ from app.tasks.forecasting import GlobalForecaster, WindowForecaster
 from training import refit
 from training.configs import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
 from training.data import datasets
-from training.data.tables.read import AGGREGATES
+from training.data.tables import AGGREGATES
 from training.evaluation import forecaster as m4
 from training.loops.fit import averaged, fit
 from training.loops.forecaster import pretrain

@@ -23,7 +23,7 @@ from app.store import Store
 from app.tasks.forecasting import QuantileForecast
 from training import lstm
 from training.data.datasets import DataError
-from training.data.tables.table import Series, Table
+from training.data.tables import Series, Table
 from training.evaluation import backtest, forecast_metrics, forecaster
 from training.evaluation.backtest import Split
 from training.evaluation.report import ets, results

@@ -25,8 +25,7 @@ from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import SCORES, GlobalForecaster
 from training import lstm, publishing
 from training.data.datasets import DataError
-from training.data.tables.read import ReadOptions, read_table
-from training.data.tables.table import without_gaps
+from training.data.tables import ReadOptions, read_table, without_gaps
 from training.evaluation import backtest, generation
 from training.evaluation.report import ets
 from training.loops.series import evaluation, finetune, own_series

@@ -20,8 +20,7 @@ from app.settings import Settings
 from app.store import Store
 from training import lstm
 from training.data.datasets import DataError
-from training.data.tables.read import ReadOptions, read_table
-from training.data.tables.table import without_gaps
+from training.data.tables import ReadOptions, read_table, without_gaps
 from training.evaluation import evaluate
 from training.loops.series import finetune, own_series
 

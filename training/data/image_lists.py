@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from app.tables import TableError
+from app.tables.encodings import decode
 from training.data.datasets import DataError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # endings of image files
@@ -234,10 +236,8 @@ def _list_csv(path: Path) -> ImageList:
         DataError: the file cannot be read, or it has no images, no column of paths or no column of labels.
     """
     try:
-        from training.data.tables.files import decode  # imports pandas, which takes 0.7 s
-
-        lines = decode(path, path.read_bytes())[0].splitlines()
-    except DataError as error:  # its message names an option that only tables have
+        lines = decode(path.read_bytes())[0].splitlines()
+    except TableError as error:  # its message names an option that only tables have
         raise DataError(
             f"{path} is neither a folder nor a text file in a known encoding; save the list of paths and labels as CSV "
             "in UTF-8, or unpack the images and name their folder"

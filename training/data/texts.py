@@ -15,7 +15,7 @@ from torch import Tensor
 
 from app.store import UNKNOWN_CHARACTER
 from app.store.version import Version
-from training.data import encodings
+from app.tables import encodings
 from training.data.datasets import DataError, Text
 
 MIN_CHARACTERS = 10_000  # smallest length of a text. Its test part then holds three evaluation windows

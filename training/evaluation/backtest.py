@@ -15,7 +15,7 @@ import numpy as np
 
 from app.tasks.forecasting import SCORES, QuantileForecast
 from training.data.datasets import DataError
-from training.data.tables.table import Series, Table
+from training.data.tables import Series, Table
 from training.evaluation import forecast_metrics
 from training.options import Part
 from training.run import metric

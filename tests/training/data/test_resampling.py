@@ -12,7 +12,7 @@ import pytest
 from support.tables import write_table
 
 from training.data.datasets import DataError
-from training.data.tables.read import ReadOptions, read_table
+from training.data.tables import ReadOptions, read_table
 
 
 def days_from(first: str, last: str, except_for: Sequence[str] = (), weekend: bool = True) -> list[datetime]:

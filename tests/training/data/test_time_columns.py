@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 
 from training.data.datasets import DataError
-from training.data.tables.read import ReadOptions, read_table
-from training.data.tables.table import Table
+from training.data.tables import ReadOptions, Table, read_table
 
 VALUES = [10 + (i * i) % 17 for i in range(400)]  # neighbours differ, and the values are in no order
 DAYS = [date(2023, 1, 2) + timedelta(days=i) for i in range(60)]
@@ -143,6 +142,13 @@ def test_dates_may_name_series_if_the_steps_are_in_another_column_or_in_the_orde
     assert [series.name for series in read(tmp_path, "date,hour,y", rows, group="date").series] == names
     table = read(tmp_path, "date,hour,y", rows, group="date", time="none", columns=["y"])
     assert [series.name for series in table.series] == names
+
+
+@pytest.mark.parametrize("options", [{}, {"time": "Date,Hour"}])
+def test_a_day_has_no_hour_25(tmp_path: Path, options: dict[str, Any]) -> None:
+    rows = [f"{day},{at + 1},{(7 * at + number) % 48}" for number, day in enumerate(DAYS) for at in range(48)]
+    with pytest.raises(DataError, match=r"is no time stamp|--time with all columns|--time none"):
+        read(tmp_path, "Date,Hour,demand", rows, **options)
 
 
 def test_the_only_column_of_values_does_not_name_the_series(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from training.data.tables.table import summary
+from training.data.tables import summary
 from training.evaluation.report import figures
 from training.evaluation.report.results import ETS, MAX_WINDOWS, NAIVE, Backtest, times
 from training.run import save_figure

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from app.tasks.forecasting import QuantileForecast
-from training.data.tables.table import Table
+from training.data.tables import Table
 from training.evaluation import backtest, forecast_metrics
 from training.evaluation.backtest import ForecastFunction, Origins, Split
 from training.evaluation.report import ets

@@ -21,7 +21,7 @@ from app.tasks.seasonality import fill_missing, yearly_pattern
 from training import refit
 from training.configs import ForecasterFinetuneConfig
 from training.data.series.windows import Source, WindowSampler
-from training.data.tables.table import Series, to_json_lines
+from training.data.tables import Series, to_json_lines
 from training.evaluation import backtest
 from training.loops.fit import fit
 from training.loops.forecaster import ForecasterRecipe

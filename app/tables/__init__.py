@@ -1,0 +1,11 @@
+"""Read users' CSV, Excel and Parquet files into one tidy frame of evenly spaced series.
+
+This package needs the extra ``tables``: pandas, openpyxl and pyarrow. The service must not import it at start-up.
+``read`` runs all steps: ``files`` reads the cells, ``header`` finds the column names, ``layout`` melts wide tables,
+``time_columns`` finds the time stamps, ``columns`` finds values and groups, and ``grid`` finds the time step.
+``numbers`` and ``times`` parse cells.
+"""
+
+
+class TableError(ValueError):
+    """The table cannot be read, or is ambiguous. The message names the option that resolves the ambiguity."""
