@@ -55,7 +55,7 @@ def add(folder: Path, file: Path, description: Description, max_bytes: int) -> C
     try:
         with TemporaryDirectory() as scratch:
             path = convert(file, Path(scratch)) if file.suffix == ".pt2" else file
-            tensors = read_files(path, max_bytes)
+            tensors = read_files(path, Path(scratch) / "unpacked", max_bytes)
         content = _examined(OnnxRunner(tensors), description) | _card(description, file)
         draft = Version(folder / description.name / "1", _parsed(content), tensors)
         content["speed"] = speed.measure(TASKS[description.task].load(draft, torch.device("cpu")), speed.processor())

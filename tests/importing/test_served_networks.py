@@ -1,4 +1,4 @@
-"""Imported networks are normal versions: served as tensors or as classifiers, batched, archived and rolled out."""
+"""Imported networks are normal versions: served as tensors or as classifiers, batched and archived."""
 
 from __future__ import annotations
 
@@ -238,39 +238,19 @@ def test_labels_belong_to_classifiers(add: Import, store: Path, capsys: pytest.C
         check_loading(type(version)(version.folder, changed, version.tensors))
 
 
-@pytest.mark.parametrize(
-    ("operator", "names", "output", "batched"),
-    [
-        ("Add", ("unk__1", "unk__2"), ["unk__3", 4], True),
-        ("Add", (None, None), ["unk__3", 4], True),
-        ("Add", ("batch-1", "batch_0"), [None, 4], True),
-        ("TopK", ("rows", "columns"), ["rows", 4], False),  # fails if y has the two rows of the first test
-        ("Einsum", ("rows", "columns"), ["rows", "columns"], False),  # each result depends on all columns
-        ("Einsum", (None, "batch_0"), [None, None], False),
-    ],
-)
-def test_the_batch_dimension_may_have_several_names(
-    add: Import, client: Callable[[], httpx.Client], operator: str, names: Declared, output: Declared, batched: bool
-) -> None:
-    columns = 8 if operator == "TopK" else 4
+def two_inputs(operator: str, *names: str | None) -> ModelProto:
+    """Return a model of two inputs whose first dimensions have the names ``names``."""
     nodes = {
         "Add": [helper.make_node("Add", ["x", "y"], ["z"])],
-        "Einsum": [helper.make_node("Einsum", ["x", "y"], ["z"], equation="ij,kj->ik")],
-        "TopK": [
+        "Einsum": [helper.make_node("Einsum", ["x", "y"], ["z"], equation="ij,kj->ik")],  # depends on all columns
+        "TopK": [  # fails if y has the two rows of the first test
             helper.make_node("TopK", ["y", "count"], ["best", "indices"], axis=0),
             helper.make_node("MatMul", ["x", "best"], ["z"]),
         ],
     }
-    inputs, count = {"x": [names[0], columns], "y": [names[1], 4]}, {"count": np.array([columns])}
-    assert add(onnx_model(nodes[operator], inputs, {"z": output}, count)) == ""
-    running = client()
-    assert (running.get("/v2/models/net/config").json()["max_batch_size"] > 0) is batched
-    x, y = np.ones((2, columns), np.float32), np.ones((9, 4), np.float32)
-    if batched:
-        with pytest.raises(triton.InferenceServerException, match="expected the same number"):
-            infer(running, "net", x=x, y=y)
-    else:
-        assert infer(running, "net", x=x, y=y).as_numpy("z").shape[0] == 2
+    columns = 8 if operator == "TopK" else 4
+    inputs = {"x": [names[0], columns], "y": [names[1], 4]}
+    return onnx_model(nodes[operator], inputs, {"z": [None, None]}, {"count": np.array([columns])})
 
 
 def unique() -> ModelProto:
@@ -317,6 +297,12 @@ def averaging(dtype: type) -> ModelProto:
         (onnx_model([helper.make_node("MatMul", ["x", "x"], ["y"])], {"x": [None, None]}, {"y": [None, None]}), False),
         (averaging(np.float32), False),
         (averaging(np.float16), True),
+        (two_inputs("Add", "unk__1", "unk__2"), True),
+        (two_inputs("Add", None, None), True),
+        (two_inputs("Add", "batch-1", "batch_0"), True),
+        (two_inputs("TopK", "rows", "columns"), False),
+        (two_inputs("Einsum", "rows", "columns"), False),
+        (two_inputs("Einsum", None, "batch_0"), False),
     ],
 )
 def test_rows_are_batched_only_if_they_do_not_affect_each_other(
@@ -342,18 +328,6 @@ def test_a_model_may_read_only_some_sizes(add: Import, client: Callable[[], http
     assert result.tolist() == [[[[2] * 96] * 64]] * 3
     with pytest.raises(triton.InferenceServerException, match="cannot read this input"):
         infer(running, "net", x=np.ones((1, 1, 33, 33), np.float32))
-
-
-@pytest.mark.parametrize("limit", [1e9, -1])  # NonZero finds 0 or 3 values
-def test_an_output_whose_size_depends_on_values_varies(add: Import, store: Path, limit: float) -> None:
-    nodes = [
-        helper.make_node("Greater", ["x", "limit"], ["large"]),
-        helper.make_node("NonZero", ["large"], ["indices"]),
-        helper.make_node("Cast", ["indices"], ["y"], to=TensorProto.FLOAT),
-    ]
-    weights = {"limit": np.array(limit, np.float32)}
-    assert add(onnx_model(nodes, {"x": [1, 3]}, {"y": [2, "count"]}, weights)) == ""
-    assert card(store).outputs[0].shape == [2, -1]
 
 
 def test_texts_and_many_columns_are_served(add: Import, client: Callable[[], httpx.Client], store: Path) -> None:
@@ -387,21 +361,16 @@ def test_an_encoder_must_allow_unknown_categories(add: Import) -> None:
     assert errors[1] == ""
 
 
-def test_versions_are_archived_and_rolled_out(
-    add: Import, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_versions_are_archived(add: Import, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert add(linear_model()[0]) == ""
     other = tmp_path / "other"
     other.mkdir()
     assert run_models_command(capsys, store, "export", "net", str(tmp_path / "net.zip"))[0] == 0
     for options in ([], ["--renumber"]):
         assert run_models_command(capsys, other, "import", str(tmp_path / "net.zip"), *options)[0] == 0
-    assert run_models_command(capsys, other, "activate", "net", "1")[0] == 0
-    assert run_models_command(capsys, other, "activate", "net", "2", "--share", "10")[0] == 0
     assert run_models_command(capsys, other, "verify")[1].endswith("versions checked: all valid\n")
     assert "imported" in run_models_command(capsys, other, "export", "net", "--onnx")[2]
     with serving(Settings(store=other, **TEST)) as running:
-        assert running.get("/v1/models/net").json()["canary"] == {"version": 2, "share": 10.0}
         assert infer(running, "net", x=np.zeros((1, 4), np.float32)).as_numpy("y").shape == (1, 3)
 
 

@@ -32,14 +32,6 @@ class ImportedSizes:
     test_size: int = TEST_SIZE
     options: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if not all(type(size) in (int, str) for shape in self.inputs.values() for size in shape):
-            raise TypeError("inputs should hold numbers and names")
-        if type(self.batched) is not bool or type(self.max_rows) is not int or self.max_rows < 1:
-            raise TypeError("batched should be a boolean, and max_rows a number from 1 on")
-        if type(self.test_size) is not int or self.test_size < 1:
-            raise TypeError("test_size should be a number from 1 on")
-
     def dummy_shapes(self, rows: int, size: int = 0) -> dict[str, list[int]]:
         """Return a shape for each input. All varying sizes are ``size``, or ``test_size`` if it is 0."""
         shapes = {

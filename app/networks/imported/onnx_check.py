@@ -106,7 +106,7 @@ def _tensors(body: Any) -> Iterator[Any]:
 
 def _check_tensor(tensor: Any, result: OnnxContent) -> None:
     """Raise ValueError if a tensor claims more values than the file holds, or if its external data is not allowed."""
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     result.low_precision |= tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     count, available = math.prod(tensor.dims), tensor.ByteSize()
@@ -114,8 +114,6 @@ def _check_tensor(tensor: Any, result: OnnxContent) -> None:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location, start = entries.get("location", ""), entries.get("offset", "0")
         length = entries.get("length", "")
-        if "length" not in entries and tensor.data_type in helper.get_all_tensor_dtypes():
-            length = str(count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
         if not FILE_NAME.fullmatch(location) or max(map(len, location.encode().split(b"/"))) > MAX_NAME_BYTES:
             raise ValueError(
                 f"external data is in {location[:80]!r}, which is not below the folder of the model, or has a name "
