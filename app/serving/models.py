@@ -221,15 +221,12 @@ class Models:
     def versions(self) -> list[Entry]:
         """Return the versions that are served, in memory or failed, or whose model is unloaded, sorted."""
         served = {(each.name, n) for each in self.version_sets.values() for n in (*each.numbers, *each.unloaded)}
-        return [
-            self.table[key]
-            for key in sorted(self.table)
-            if key in served or self.table[key].state in (State.READY, State.FAILED)
-        ]
+        states = State.READY, State.FAILED
+        return [entry for key, entry in sorted(self.table.items()) if key in served or entry.state in states]
 
     def loaded(self) -> list[Model]:
         """Return the versions in memory, sorted by name and number."""
-        return [entry.model for _, entry in sorted(self.table.items(), key=lambda item: item[0]) if entry.model]
+        return [entry.model for _, entry in sorted(self.table.items()) if entry.model]
 
     @property
     def failures(self) -> list[Entry]:

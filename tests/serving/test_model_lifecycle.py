@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from support.networks import make_invalid, publish_tiny, rewrite_card
-from support.responses import metric_samples
+from support.responses import ADMIN_HEADERS, ADMIN_KEY, metric_samples
 from support.service import Serve
 from support.waiting import wait_until
 
@@ -115,6 +115,20 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_reported(
         assert model_entry(client, "tiny-cnn")["active"] == 1
         assert "tiny-cnn@2 is not served: tiny-cnn@2: there are 1 labels" in caplog.text
         assert "tiny-gan@2 is not served: tiny-gan/2/model.safetensors" in caplog.text
+
+
+def test_the_admin_list_shows_the_versions_that_the_process_uses(serve: Serve, tiny_store: Path) -> None:
+    folder = publish_tiny(tiny_store, NAME).folder
+    make_invalid(folder)  # the card stays valid, so only loading finds the error
+    with serve(admin_key=ADMIN_KEY, store_poll_seconds=3600) as client:
+
+        def row() -> dict[str, object]:
+            rows = client.get("/v1/admin/models", headers=ADMIN_HEADERS).raise_for_status().json()["data"]
+            return next(row for row in rows if row["name"] == NAME)
+
+        assert (row()["active"], row()["versions"], row()["task"]) == (1, [1, 2], "sample")
+        publish_tiny(tiny_store, NAME)
+        assert (row()["active"], row()["versions"]) == (3, [1, 2, 3])  # changes of the store are seen at once
 
 
 def test_a_retired_version_finishes_its_running_requests(serve: Serve, tiny_store: Path) -> None:
