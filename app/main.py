@@ -9,27 +9,33 @@ import asyncio
 import gc
 import sys
 from argparse import ArgumentParser
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache, lru_cache, partial
+from typing import Any
 
+import orjson
 import torch
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
 from limits.aio.storage import Storage
 from packaging.version import Version
-from starlette.routing import BaseRoute
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from app.api import errors, openapi
+from app.api import errors
+from app.api.admin_key import admin_key
 from app.api.kserve import timeseries
 from app.api.middleware.api_keys import close_storage, document_security, limit_storage, with_api_keys
 from app.api.middleware.body_memory import BodyMemoryLimit
 from app.api.middleware.cors import cors
-from app.api.middleware.fast_routes import FastRoutes
 from app.api.middleware.trusted_host import trusted_hosts
 from app.api.open_inference import generate, infer, metadata, repository, server, statistics
 from app.api.openai import completions, images
-from app.api.routes import admin, classify, forecast, generate_images, generate_text, health, page
+from app.api.openapi import build_document
+from app.api.operation import Operation, RootPath, Router, Service, unknown_path
+from app.api.routes import admin, admin_add, classify, forecast, generate_images, generate_text, health, page
 from app.api.routes import models as model_list
 from app.observability.access_log import AccessLog
 from app.observability.logs import configure_logging
@@ -46,6 +52,7 @@ from app.settings import Settings, SettingsError
 NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # ``RequestTelemetry`` replaces FastAPI's telemetry
 OLDEST_TORCH = "2.6"  # the same as in pyproject.toml
 REPORT_SECONDS = 0.5
+DOCUMENTS = 8  # encoded documents that are kept, one for each path of a proxy
 SUMMARY = "Trained PyTorch networks for images, text and series behind one HTTP service"
 DESCRIPTION = """Four kinds of networks: a CNN classifies images, an RNN continues text, an LSTM forecasts series, and a
 GAN generates images.
@@ -93,7 +100,7 @@ def create_app(
     metrics, log = Metrics(create_tracer(settings.otlp_endpoint), settings.workers), AccessLog(settings.log_format)
     models, counters = Models(settings, metrics, preloaded), counters or limit_storage(settings)
 
-    key = admin.admin_key(settings)
+    key = admin_key(settings)
     app = FastAPIOffline(
         title="Quartet",
         summary=SUMMARY,
@@ -105,40 +112,43 @@ def create_app(
         telemetry=NO_TELEMETRY,
     )
     app.state.models = models
-    errors.install(app)
-    tasks = [
-        module.router(models, settings)
-        for module in (classify, generate_text, forecast, generate_images, completions, images, timeseries)
-    ]
-    tensors = [infer.router(models, settings), generate.router(models, settings)]
-    for router in (
-        *tasks,
-        model_list.router(models),
-        server.router(models),
-        statistics.router(models, metrics),
-        metadata.router(models, settings),
-        *tensors,
-        repository.router(models, settings, key),
-        health.router(models, metrics),
-        *([admin.router(models, settings, key)] if key else []),
-        page.router(),
-    ):
-        app.include_router(router)
-
-    openapi.install(app)
-    if settings.keys_file:
-        document_security(app)
-    fast = FastRoutes(app, _routes(tasks), named=_routes(tensors))
-    limited = BodyMemoryLimit(
-        fast, settings.max_buffered_bytes, spooled=admin.SPOOLED if key else (), limits=settings.limits
-    )
-    app.middleware_stack = telemetry = _middleware(limited, settings, counters, metrics, log)
+    operations = all_operations(key)
+    app.openapi = cache(lambda: _document(app, operations, settings))  # type: ignore[method-assign]  # as documented
+    app.add_exception_handler(HTTPException, _missing_file)
+    service = Service(models, metrics, key, app.version, lru_cache(DOCUMENTS)(partial(_encoded_document, app)))
+    router = Router(service, operations, app.routes, others=app.build_middleware_stack())
+    spooled = admin.SPOOLED if key else ()
+    limited = BodyMemoryLimit(router, settings.max_buffered_bytes, spooled=spooled, limits=settings.limits)
+    telemetry = _middleware(limited, settings, counters, metrics, log)
+    app.middleware_stack = RootPath(telemetry)
     app.state.on_rejected = telemetry.on_rejected
     return app
 
 
-def _routes(routers: Sequence[APIRouter]) -> list[BaseRoute]:
-    return [route for router in routers for route in router.routes]
+def all_operations(key: str | None) -> list[Operation]:
+    """Return the rows of the HTTP API. The most frequent requests are first, and fixed paths precede patterns."""
+    tasks = (classify, generate_text, forecast, generate_images, completions, images, timeseries, infer, generate)
+    modules = (*tasks, model_list, server, statistics, metadata, health, page)
+    operations = [operation for module in modules for operation in module.OPERATIONS]
+    operations += repository.operations(key)
+    return operations + ([*admin.OPERATIONS, admin_add.OPERATION] if key else [])
+
+
+def _encoded_document(app: FastAPI, root_path: str) -> bytes:
+    """Return the OpenAPI document as JSON. It states the path under which a proxy serves the application."""
+    return orjson.dumps({**app.openapi(), **({"servers": [{"url": root_path}]} if root_path else {})})
+
+
+def _document(app: FastAPI, operations: list[Operation], settings: Settings) -> dict[str, Any]:
+    document = build_document(app, operations, settings)
+    if settings.keys_file:
+        document_security(document)
+    return document
+
+
+async def _missing_file(request: Request, error: Exception) -> Response:
+    """Answer a request for a file of the documentation that does not exist."""
+    return errors.error_response(unknown_path(request.scope))
 
 
 def _middleware(

@@ -10,13 +10,13 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.admin_key import admin_key, check_admin_key
 from app.api.errors import error_response
 from app.api.middleware.api_keys import is_public, key_of, load_keyring, sent_key
 from app.api.middleware.body_memory import BodyMemoryLimit
 from app.api.middleware.cors import cors
 from app.api.middleware.trusted_host import trusted_hosts
 from app.api.routes.admin import PREFIX as ADMIN
-from app.api.routes.admin import admin_key, check_admin_key
 from app.errors import QuartetError
 from app.settings import Settings
 from app.store import Store, StoreError, TaskName

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
 import orjson
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.engine.observer import current_trace
-from app.errors import BadValue, MethodNotAllowed, NotFound, QuartetError, quote_value
+from app.errors import BadValue, QuartetError, quote_value
 
 MAX_PARAM_LENGTH = 100  # characters
+ONE, MANY = "(one)", "(many)"  # tags of unions of a value and a list of values, which are no names of fields
 
 
 def error_content(error: QuartetError, path: str = "") -> dict[str, Any]:
@@ -60,7 +57,7 @@ def unknown_field(name: str, known: Iterable[str]) -> BadValue:
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
     """Return the first of pydantic's errors as a ``BadValue`` with the field, its value and the allowed values."""
     first = errors[0]
-    path = [str(part) for part in first["loc"] if part not in ("one", "many")]  # union tags
+    path = [str(part) for part in first["loc"] if part not in (ONE, MANY)]
     param = ".".join(path)[:MAX_PARAM_LENGTH] or None  # a client may have sent a field name of any length
     message = re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", first["msg"].replace(" after validation", ""))
     if first["type"] == "literal_error":
@@ -70,33 +67,3 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
     return BadValue(
         f"{param} is {quote_value(first['input'])}; {re.sub(r'^[A-Z][a-z]+ should', 'it should', message)}", param
     )
-
-
-def install(app: FastAPI) -> None:
-    """Register exception handlers that answer every error with an ``ErrorResponse``."""
-
-    @app.exception_handler(QuartetError)
-    async def quartet_error(request: Request, error: QuartetError) -> Response:
-        return error_response(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
-        return error_response(validation_error(error.errors()))  # bodies and queries are read without FastAPI
-
-    @app.exception_handler(HTTPException)
-    async def http_exception(request: Request, error: HTTPException) -> Response:
-        path, headers = request.scope["path"], error.headers or {}  # request.url fails if the query is not UTF-8
-        if error.status_code == HTTPStatus.NOT_FOUND:
-            return error_response(NotFound(f"the path {quote_value(path)} does not exist; /docs lists all paths"))
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            allow = headers.get("Allow", "")
-            if "GET" in allow and "HEAD" not in allow:
-                allow += ", HEAD"  # FastRoutes answers it, but FastAPI does not know this
-            return error_response(
-                MethodNotAllowed(f"{quote_value(path)} does not take {request.method}; allowed: {allow}", allow)
-            )
-        return error_response(BadValue(str(error.detail)))
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        raise error  # RequestTelemetry logs the error and sends a response; both have the request id

@@ -6,20 +6,50 @@ are decoded in between, and each image counts as progress for ``/health/ready``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from app.serving.models import Models
-from app.tasks.image_codecs import ImageDecoder, OpenedImage, pixel_count
+from app.tasks.image_codecs import ImageDecoder, OpenedImage, is_simple_image, pixel_count
 
 LARGE_PIXELS = 2**24  # larger images, of more than 64 MiB, are decoded one at a time in each process
+SMALL_BYTES, SMALL_PIXELS = 32 * 1024, 50_000  # files up to these sizes in all may be decoded on the event loop
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file in a request. ``param`` is its name in error messages."""
+
+    name: str | None
+    content: bytes
+    param: str
+
+
+def decode_small(decoder: ImageDecoder, files: Sequence[ImageFile], max_pixels: int) -> list[Tensor]:
+    """Return the pixels of image files if decoding all of them takes no longer than a thread switch.
+
+    Otherwise return an empty list. Raises NotAnImage and TooLarge.
+    """
+    if sum(len(file.content) for file in files) > SMALL_BYTES:
+        return []
+    if not all(is_simple_image(file.content) for file in files):
+        return []
+    items, pixels = [], 0
+    for file in files:
+        image = decoder.open(file.content, max_pixels, file.param)
+        pixels += pixel_count(image)
+        if pixels > SMALL_PIXELS:
+            return []
+        items.append(decoder.decode(image, file.param))
+    return items
 
 
 async def decode_images(
-    models: Models, decoder: ImageDecoder, files: Iterable[tuple[bytes, str]], max_pixels: int
+    models: Models, decoder: ImageDecoder, files: Sequence[ImageFile], max_pixels: int
 ) -> list[Tensor]:
-    """Return the pixels of image files. Each file has a name for error messages. Call this within a ``Deadline``.
+    """Return the pixels of image files. Call this within a ``Deadline``.
 
     Raises:
         NotAnImage, TooLarge, OutOfMemory: as in ``ImageDecoder.open`` and ``ImageDecoder.decode``.
@@ -32,9 +62,9 @@ async def decode_images(
 
     models.parse_executor.admit()
     items: list[Tensor] = []
-    for content, param in files:
-        image = await models.parse_executor.run(open_or_decode, content, param)
+    for file in files:
+        image = await models.parse_executor.run(open_or_decode, file.content, file.param)
         if not isinstance(image, Tensor):
-            image = await models.large_image_executor.run(decoder.decode, image, param)
+            image = await models.large_image_executor.run(decoder.decode, image, file.param)
         items.append(image)
     return items

@@ -1,161 +1,188 @@
-"""The steps that all inference requests share.
+"""The steps from a job to a response, which all inference requests share.
 
-The steps are: set the deadline, read the body, find the model, check its queue, parse, compute, and build the response.
-Some endpoints find the model and check its queue before they read the body, to reject requests early.
+The steps are: find the model, check its queue, prepare the job, compute it, finish the answer, and encode it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from app.api.deadline import Deadline, run_before_deadline, set_deadline
 from app.api.middleware.body_memory import hold_memory
-from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, BodyReader, RequestBody, max_json_bytes, read_json
+from app.api.operation import Endpoint, Service
+from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, BodyReader, max_json_bytes, read_json
+from app.api.responses import json_response
 from app.api.sse import DONE, EventStream
 from app.engine.executor import INLINE_SIZE
 from app.engine.observer import current_trace
 from app.observability.middleware import REQUEST_ID
-from app.serving.model import Model, P
-from app.serving.models import Models
+from app.serving.model import Model
+from app.settings import Settings
+from app.store import Card
 from app.tasks import Task
+from app.tasks.imported.tensors import TensorJob
+from app.tasks.job import Job
+from app.tasks.text_generation import Continuation
+
+J = TypeVar("J", bound=Job)
+Fields = TypeVar("Fields")
+Body = TypeVar("Body", bound=BaseModel)
 
 
-async def resolve_model(request: Request, models: Models, task: Task[P], name: str | None, deadline: float) -> Model[P]:
+async def resolve(service: Service, request: Request, task: Task[Any], name: str | None, deadline: float) -> Model[Any]:
     """Return the loaded model version that answers a request. Waits for a version that is still being loaded.
 
     While a new version serves a share of the requests (as a canary), the request id selects the version. Requests with
-    the same ``x-request-id`` therefore get the same version.
+    the same ``x-request-id`` therefore get the same version. The trace of the request records the version.
 
     Raises:
         UnknownModel, RetiredModel, UnloadedModel, BadValue, NotReady, TimedOut: see ``Models.resolve``.
     """
-    return await models.resolve(task, name, request.scope.get(REQUEST_ID, ""), deadline)
-
-
-def record_version(model: Model) -> None:
-    """Record in the trace of the request that this version answers it. Metrics and the access log use this."""
+    model = await service.models.resolve(task, name, request.scope.get(REQUEST_ID, ""), deadline)
     if trace := current_trace.get():
         trace.model, trace.version = model.card.name, model.card.version
+    return model
 
 
-class InferenceBody(RequestBody):
-    """A JSON body with an optional model name.
+@dataclass(frozen=True)
+class Call(Generic[Fields]):
+    """An inference request: its HTTP request, its fields in terms of the protocol, and the model that answers it."""
 
-    Each subclass declares the field ``model`` itself, so that the OpenAPI document lists it at the right place.
+    request: Request
+    body: Fields
+    model: Model[Any]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a protocol writes the answers to jobs of one task.
+
+    Attributes:
+        encode: function ``(call, job, answer)`` that returns the response, or its content for JSON.
+        encode_step: function ``(call, job, answer, deltas)`` that returns the events for a step of a streamed text.
+        encode_end: function ``(call, job, answer)`` that returns the events after the last step.
+        stream_end: the end marker of a stream.
     """
 
-    if TYPE_CHECKING:
-        model: str | None
-
-    def resolved(self) -> Self:
-        """Return the body with aliases replaced by the names of the fields. Raises BadValue."""
-        return self
+    encode: Callable[[Call[Any], Any, Any], Any]
+    encode_step: Callable[[Call[Any], Any, Any, list[TextDelta]], bytes] | None = None
+    encode_end: Callable[[Call[Any], Any, Any], bytes] = lambda *_: b""
+    stream_end: bytes = DONE
 
 
-class Inference(Generic[P]):
-    """An inference request whose model version is known. Subclasses define the steps in which endpoints differ.
-
-    ``run_inference`` calls ``parse``, the engine and ``respond``, in this order. Steps with a size of up to
-    ``INLINE_SIZE`` values run on the event loop. Larger steps run on a thread.
-    """
-
-    rows = 1  # number of rows that the request adds to the model's queue
-    parse_size = 0  # size of the step ``parse``, in values
-    streamed = False  # whether the response is a stream of server-sent events
-    stream_end = DONE
-    memory_bytes = 0  # memory for the items, without the body; known after ``parse``
-
-    def __init__(self, model: Model[P]) -> None:
-        self.model = model
-        self.engine = model.engine
-
-    def parse(self) -> Sequence[Any]:
-        """Return the items for the engine. Raises BadValue."""
-        raise NotImplementedError
-
-    def engine_deadline(self, deadline: float) -> float:
-        """Return the deadline for the engine, in event-loop time: ``deadline``, or an earlier time."""
-        return deadline
-
-    def response_size(self, outputs: Sequence[Any]) -> int:
-        """Return the size of the step ``respond``, in values."""
-        return 0
-
-    def respond(self, outputs: Sequence[Any]) -> Response:
-        """Return the response, given one output for each item."""
-        raise NotImplementedError
-
-    def events(self) -> AsyncGenerator[bytes, None]:
-        """Return the server-sent events of a streamed response."""
-        raise NotImplementedError
-
-
-async def run_inference(request: Request, models: Models, inference: Inference[Any], deadline: float) -> Response:
-    """Parse a request, run it on the engine and return the response.
-
-    The caller must have read the body and checked the queue with the engine's ``admit``.
+async def run_job(service: Service, call: Call[Any], job: Job, deadline: float, protocol: Protocol) -> Response:
+    """Prepare a job, compute it and return the response. The queue of the model must have been checked.
 
     Raises:
         BadValue, Overloaded, NotReady, InferenceFailed, OutOfMemory: a step or the engine raised this error.
         MemoryFull: all requests together would hold too much memory.
         CallerGone, TimedOut: the client disconnected, or ``deadline`` passed.
     """
-    executor = models.parse_executor
-    if inference.parse_size <= INLINE_SIZE:  # the usual case, without the cost of a coroutine
-        items = inference.parse()
-    else:
-        items = await run_before_deadline(request, executor, inference.parse_size, inference.parse)
-    hold_memory(request, inference.memory_bytes)
-    deadline = inference.engine_deadline(deadline)
-    if inference.streamed:
-        return EventStream(request, inference.events(), deadline, inference.stream_end, x_model=inference.model.id)
+    request, model, executor = call.request, call.model, service.models.parse_executor
+    engine = (isinstance(job, TensorJob) and model.tensors) or model.engine
+    predictor = getattr(model.predictor, "tensors", model.predictor) if isinstance(job, TensorJob) else model.predictor
+    items = await run_before_deadline(request, executor, job.prepare_size, predictor.prepare, job)
+    hold_memory(request, job.memory_bytes(items))
+    if job.streamed:
+        events = _events(service, call, job, predictor.finish(job, items, items), protocol)
+        return EventStream(request, events, deadline, protocol.stream_end, x_model=call.model.id)
     with Deadline(request, deadline):
-        outputs = await inference.engine.submit(items)
-        if inference.response_size(outputs) <= INLINE_SIZE:
-            return inference.respond(outputs)
-        return await executor.run(inference.respond, outputs)
+        outputs = await engine.submit(items)
+
+        def respond() -> Response:
+            content = protocol.encode(call, job, predictor.finish(job, items, outputs))
+            return content if isinstance(content, Response) else json_response(content)
+
+        return respond() if job.answer_size(outputs) <= INLINE_SIZE else await executor.run(respond)
 
 
-Body = TypeVar("Body", bound=InferenceBody)
+@dataclass(frozen=True)
+class TextDelta:
+    """New characters of text number ``index``, from position ``start``. ``finished`` is true for its last delta."""
+
+    index: int
+    start: int
+    text: str
+    finished: bool
 
 
-class JsonEndpoint(Generic[Body, P]):
-    """Answers the requests of an endpoint that takes an ``InferenceBody``.
+async def deltas(model: Model[Any], texts: list[Continuation]) -> AsyncGenerator[list[TextDelta], None]:
+    """Yield the new characters of ``texts`` as they are generated. The last ``TextDelta`` of a text may be empty."""
+    sent, unfinished = [0] * len(texts), set(range(len(texts)))
+    async with aclosing(model.stream(texts)) as steps:
+        async for _ in steps:
+            step = []
+            for index in sorted(unfinished):
+                text, finished = texts[index], texts[index].finished
+                new = text.streamable_text[sent[index] :]
+                if finished:
+                    unfinished.remove(index)
+                if new or finished:
+                    step.append(TextDelta(index, sent[index], new, finished))
+                sent[index] += len(new)
+            if step:
+                yield step
 
-    ``create`` makes the ``Inference`` of a request and raises BadValue for fields that do not fit the model.
-    ``content_bytes`` and ``content_commas`` limit the bytes and commas of the prompt or of the values in the body.
+
+async def _events(
+    service: Service, call: Call[Any], job: Job, answer: Any, protocol: Protocol
+) -> AsyncGenerator[bytes, None]:
+    """Yield the server-sent events of a streamed text."""
+    assert protocol.encode_step
+    is_first = True  # the first step may repeat a long prompt
+    async with aclosing(deltas(call.model, answer.texts)) as steps:
+        async for step in steps:
+            if is_first and job.answer_size(answer.texts) > INLINE_SIZE:
+                run = service.models.parse_executor.run
+                yield await run(protocol.encode_step, call, job, answer, step)
+            else:
+                yield protocol.encode_step(call, job, answer, step)
+            is_first = False
+    if end := protocol.encode_end(call, job, answer):
+        yield end
+
+
+def json_endpoint(
+    task: Task[Any],
+    body: type[Body],
+    protocol: Protocol,
+    content: Callable[[Settings], tuple[int, int]],
+    max_fields: Callable[[Settings], int] = lambda _: MAX_FIELDS,
+    check_model: Callable[[Card, Body, J], None] | None = None,
+) -> Callable[[Callable[[Body, Settings], J]], Endpoint]:
+    """Make an endpoint from a function that returns the job for a JSON body and raises BadValue.
+
+    Args:
+        body: the Pydantic class of the body, with a field ``model``.
+        content: function that returns the largest number of bytes and commas of the prompt or of the values in a body.
+        max_fields: function that returns the largest number of JSON fields in a body.
+        check_model: function that completes the job with what the card of its model needs. Raises BadValue.
     """
 
-    def __init__(
-        self,
-        models: Models,
-        task: Task[P],
-        body: type[Body],
-        create: Callable[[Request, Model[P], Body], Inference[P]],
-        *,
-        content_bytes: int = 0,
-        content_commas: int,
-        max_fields: int = MAX_FIELDS,
-    ) -> None:
-        self._registry = models
-        self._task = task
-        self._body = body
-        self._create = create
-        settings = models.settings
-        max_bytes = max_json_bytes(settings.max_body_bytes, content_bytes)
-        self._reader = BodyReader(max_bytes, settings.body_seconds, models.parse_executor, max_fields)
-        self._max_commas = content_commas + EXTRA_COMMAS
+    def endpoint_of(decode: Callable[[Body, Settings], J]) -> Endpoint:
+        async def endpoint(service: Service, request: Request) -> Response:
+            settings = service.settings
+            deadline = set_deadline(request, settings.request_seconds)
+            content_bytes, commas = content(settings)
+            max_bytes = max_json_bytes(settings.max_body_bytes, content_bytes)
+            reader = BodyReader(max_bytes, settings.body_seconds, service.models.parse_executor, max_fields(settings))
+            fields: Any = await read_json(request, body, reader, commas + EXTRA_COMMAS)
+            job = decode(fields, settings)
+            job.check(settings)
+            model = await resolve(service, request, task, fields.model, deadline)
+            if check_model:
+                check_model(model.card, fields, job)
+            model.engine.admit(job.rows)
+            return await run_job(service, Call(request, fields, model), job, deadline, protocol)
 
-    async def run(self, request: Request) -> Response:
-        """Answer a request. First read the body, then find the model and check its queue."""
-        deadline = set_deadline(request, self._registry.settings.request_seconds)
-        body = (await read_json(request, self._body, self._reader, self._max_commas)).resolved()
-        model = await resolve_model(request, self._registry, self._task, body.model, deadline)
-        record_version(model)
-        inference = self._create(request, model, body)
-        model.engine.admit(inference.rows)
-        return await run_inference(request, self._registry, inference, deadline)
+        endpoint.__name__, endpoint.__doc__ = decode.__name__, decode.__doc__
+        return endpoint
+
+    return endpoint_of

@@ -1,62 +1,43 @@
-"""Complete FastAPI's OpenAPI document.
+"""The OpenAPI document, made from the operations.
 
-Some endpoints read their bodies and query parameters themselves, so that FastAPI cannot describe these inputs. This
-module adds these descriptions, and also adds shared headers and examples. Every example request succeeds with the
-models of this repository. ``examples/responses.json`` has real responses in a shortened form. It has a response for the
-``operationId`` of each operation, and a response for each schema and status of an error.
+FastAPI builds the document from routes that it never serves. This module adds the schemas and examples. Every example
+request succeeds with the models of this repository. ``examples/responses.json`` has real responses in a shortened form.
+It has a response for the ``operationId`` of each operation, and a response for each schema and status of an error.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import random
-from functools import cache
+from collections.abc import Iterable
+from copy import deepcopy
+from inspect import cleandoc
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import orjson
-from fastapi import FastAPI, Request
-from pydantic import BaseModel
+from fastapi import Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 from starlette.responses import Response
-from starlette.routing import Route
+
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.api.operation import Operation
 
 EXAMPLES = Path(__file__).with_name("examples")
 REFERENCE = "#/components/schemas/{model}"
-SCHEMAS = "x-schemas"  # key for the schemas of a request; ``complete`` moves them into the document's components
-BINARY = {"type": "string", "format": "binary"}
-
-# A test image of CIFAR-10: a horse, 32 x 32 pixels.
-CLASSIFY_EXAMPLE = {"images": [base64.b64encode((EXAMPLES / "horse.jpg").read_bytes()).decode()]}
-
-GENERATE_TEXT_EXAMPLE = {"prompt": "ROMEO:", "max_characters": 200, "temperature": 0.8, "seed": 1}
+JSON = "application/json"
+TEXT = {"type": "string"}
+BINARY = {**TEXT, "format": "binary"}
 
 # 80 values like those that sine-lstm was trained on: a sine over [0, 20] at 1,000 points, with noise from N(0, 0.2²).
 _noise = random.Random(0)
-_values = [round(math.sin(20 / 999 * i) + _noise.gauss(0, 0.2), 3) for i in range(200, 280)]
-FORECAST_EXAMPLE = {"values": _values, "horizon": 12, "levels": [80, 95]}
-
-INFER_EXAMPLE = {
-    "parameters": {"horizon": 3, "levels": "80,95"},
-    "inputs": [{"name": "values", "datatype": "FP64", "shape": [1, 80], "data": _values}],
-    "outputs": [{"name": "mean"}],
-}
-
-V2_GENERATE_EXAMPLE = {"text_input": "ROMEO:", "parameters": {"max_characters": 200, "temperature": 0.8, "seed": 1}}
-
-GENERATE_IMAGES_EXAMPLE = {"count": 4, "seed": 1}
-
-COMPLETION_EXAMPLE = {"model": "shakespeare-rnn", "prompt": "ROMEO:", "max_tokens": 100, "temperature": 0.8, "seed": 1}
-
-IMAGE_GENERATION_EXAMPLE = {"prompt": "digits", "n": 4, "response_format": "b64_json", "seed": 1}
-
-TIMESERIES_EXAMPLE = {
-    "model": "sine-lstm",
-    "inputs": [{"type": "univariate_time_series", "name": "sine", "series": _values, "frequency": "hour"}],
-    "options": {"horizon": 12, "quantiles": [0.1, 0.5, 0.9]},
-}
+SINE = [round(math.sin(20 / 999 * i) + _noise.gauss(0, 0.2), 3) for i in range(200, 280)]
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "x-request-id": {
@@ -84,152 +65,153 @@ HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "integer", "minimum": 1},
     },
 }
-REQUEST_ID = {"$ref": "#/components/parameters/x-request-id"}
-REQUEST_TIMEOUT = {"$ref": "#/components/parameters/x-request-timeout"}
+REQUEST_ID, REQUEST_TIMEOUT = ({"$ref": f"#/components/parameters/{name}"} for name in PARAMETERS)
 REQUEST_ID_HEADER = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
 RETRY_AFTER = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
-WITH_TIMEOUT = {"parameters": [REQUEST_TIMEOUT]}  # ``openapi_extra`` of an endpoint without a body
+bearer = HTTPBearer(scheme_name="admin_key", auto_error=False, description="the admin key")
+
+_responses: dict[str, Any] = {}  # the types that were passed to ``json_content``, by name
 
 
-_response_models: dict[str, type[BaseModel]] = {}  # the classes that were passed to ``json_content``, by name
-
-
-def json_content(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the ``content`` of a JSON response in the form of a Pydantic class.
-
-    ``complete`` adds the schema of the class to the document. FastAPI would compute a schema for each response of each
-    route at start-up, which takes as long as all other steps of building the application.
+def json_content(response: Any) -> dict[str, Any]:
+    """Return the ``content`` of a JSON response of a type. The document gets the schema of the type.
 
     Raises:
-        ValueError: another class has the same name.
+        ValueError: another type has the same name.
     """
-    if _response_models.setdefault(model.__name__, model) is not model:
-        raise ValueError(f"two different schemas are named {model.__name__}")
-    return {"application/json": {"schema": {"$ref": REFERENCE.format(model=model.__name__)}}}
-
-
-def schemas_of(model: type[BaseModel], mode: JsonSchemaMode = "validation") -> dict[str, dict[str, Any]]:
-    """Return the JSON schemas of a Pydantic class and of the classes it contains, by class name."""
-    schema = model.model_json_schema(ref_template=REFERENCE, mode=mode)
-    return {**schema.pop("$defs", {}), model.__name__: schema}
-
-
-def request_body(
-    model: type[BaseModel],
-    example: Any,
-    *,
-    query: type[BaseModel] | None = None,
-    form: dict[str, Any] | None = None,
-    others: dict[str, Any] | None = None,
-    timeout: bool = True,
-) -> dict[str, Any]:
-    """Return ``openapi_extra`` for an endpoint that reads its JSON body itself.
-
-    An empty body counts as ``{}``, so the body is required only if ``model`` has required fields.
-
-    Args:
-        model: the Pydantic class of the JSON body.
-        example: a JSON body with which a request succeeds.
-        query: the Pydantic class of the query parameters.
-        form: the schema of a multipart form, with a title. The document lists the form before the JSON body.
-        others: further media types with their schemas.
-        timeout: whether ``x-request-timeout`` limits the time until the response.
-    """
-    schemas, content = schemas_of(model), {}
-    if form:
-        schemas[form["title"]] = form
-        content["multipart/form-data"] = {"schema": {"$ref": REFERENCE.format(model=form["title"])}}
-    content["application/json"] = {"schema": {"$ref": REFERENCE.format(model=model.__name__)}, "example": example}
-    required = any(field.is_required() for field in model.model_fields.values())
-    parameters = query_parameters(query)["parameters"] if query else []
-    return {
-        "requestBody": {"required": required, "content": content | (others or {})},
-        "parameters": [*parameters, REQUEST_TIMEOUT] if timeout else parameters,
-        SCHEMAS: schemas,
-    }
-
-
-def query_parameters(model: type[BaseModel]) -> dict[str, Any]:
-    """Return ``openapi_extra`` for an endpoint that reads its query parameters itself."""
-    schemas = model.model_json_schema()["properties"]
-    parameters = [
-        {
-            "name": name,
-            "in": "query",
-            "required": False,
-            "description": schema.pop("description", ""),
-            "schema": schema,
-        }
-        for name, schema in schemas.items()
-    ]
-    return {"parameters": parameters}
+    if _responses.setdefault(response.__name__, response) is not response:
+        raise ValueError(f"two different schemas are named {response.__name__}")
+    return {JSON: {"schema": {"$ref": REFERENCE.format(model=response.__name__)}}}
 
 
 def error_document(description: str, headers: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the description of an error response, to add to a document that ``complete`` has already changed."""
-    content = {"application/json": {"schema": {"$ref": REFERENCE.format(model="ErrorBody")}}}
+    """Return the description of an error response, to add to a complete document."""
+    content = {JSON: {"schema": {"$ref": REFERENCE.format(model="ErrorBody")}}}
     return {"description": description, "headers": REQUEST_ID_HEADER | (headers or {}), "content": content}
 
 
-def install(app: FastAPI) -> None:
-    """Replace FastAPI's OpenAPI document by the result of ``complete``, and encode it as JSON only once."""
-    build = app.openapi
-    app.openapi = cache(lambda: complete(build()))  # type: ignore[method-assign]  # as FastAPI documents it
-    content = cache(lambda: orjson.dumps(app.openapi()))  # FastAPI would encode it again for each request
-    routes = app.router.routes
-    index = next(i for i, route in enumerate(routes) if getattr(route, "path", "") == app.openapi_url)
-    original: Any = routes[index]
-
-    async def document(request: Request) -> Response:
-        if request.scope.get("root_path"):  # the document contains this path, so it differs between requests
-            response: Response = await original.endpoint(request)
-            return response
-        return Response(content(), media_type="application/json")
-
-    routes[index] = Route(original.path, document, include_in_schema=False)
-
-
-def complete(document: dict[str, Any]) -> dict[str, Any]:
-    """Add named schemas, shared headers and examples to the document, in place.
+def build_document(app: FastAPI, operations: Iterable[Operation], settings: Settings) -> dict[str, Any]:
+    """Return the OpenAPI document of an application with these operations.
 
     Raises:
         ValueError: two different schemas have the same name.
     """
-
-    def add(named: dict[str, dict[str, Any]]) -> None:
-        for name, schema in named.items():
-            if schemas.setdefault(name, schema) != schema:
-                raise ValueError(f"two different schemas are named {name}")
-
-    components = document.setdefault("components", {})
-    components |= {"parameters": PARAMETERS, "headers": HEADERS}
-    schemas, examples = components.setdefault("schemas", {}), json.loads((EXAMPLES / "responses.json").read_bytes())
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            add(operation.pop(SCHEMAS, {}))
-            for parameter in operation.get("parameters", []):
-                if "examples" in parameter.get("schema", {}):  # Swagger UI fills in only the parameter's own example
-                    parameter["example"] = parameter["schema"].pop("examples")[0]
-            operation["parameters"] = [*operation.get("parameters", []), REQUEST_ID]
-            for status, response in operation["responses"].items():
-                response["headers"] = REQUEST_ID_HEADER | response.get("headers", {})
-                _add_examples(response, status, examples["responses"].get(operation["operationId"], {}), examples)
-                for content in response.get("content", {}).values():
-                    name = _schema_name(content)
-                    if name in _response_models and name not in schemas:
-                        add(schemas_of(_response_models[name], "serialization"))
-    components["schemas"] = dict(sorted(schemas.items()))
+    schemas: dict[str, Any] = {}
+    routes = [_route(operation, schemas) for operation in operations if operation.tag]
+    about = {name: getattr(app, name) for name in ("title", "version", "summary", "description")}
+    document = get_openapi(**about, routes=routes, tags=app.openapi_tags)
+    for name, response in _responses.items():
+        if f'"{REFERENCE.format(model=name)}"' in json.dumps(document):
+            _add_schemas(schemas, response, "serialization")
+    document.setdefault("components", {}).update(
+        schemas=dict(sorted(schemas.items())), parameters=PARAMETERS, headers=HEADERS
+    )
+    document = deepcopy(document)  # other applications use parts of it
+    _add_examples(document)
+    _state_limits(document, settings)
     return document
 
 
-def _add_examples(response: dict[str, Any], status: str, own: dict[str, Any], examples: dict[str, Any]) -> None:
-    """Add the examples of a response here, because FastAPI would drop null values in examples."""
-    for kind, content in response.get("content", {}).items():
-        failures = examples["errors"].get(_schema_name(content), {})
-        if example := own.get(kind) if status == "200" else failures.get(status):
-            content["example"] = example
+def _route(operation: Operation, schemas: dict[str, Any]) -> APIRoute:
+    """Return a route that describes an operation to FastAPI. Add the schemas of its body to ``schemas``."""
+    parameters: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": text,
+            "schema": {"type": "string"},
+            "example": example,
+        }
+        for name, (text, example) in operation.parameters.items()
+    ]
+    if operation.query:
+        for name, schema in operation.query.model_json_schema()["properties"].items():
+            description = {"description": schema.pop("description", "")}
+            example = {"example": schema.pop("examples")[0]} if "examples" in schema else {}
+            parameters.append(
+                {"name": name, "in": "query", "required": False, **description, "schema": schema, **example}
+            )
+    parameters += [REQUEST_TIMEOUT] if operation.has_timeout else []
+    extra: dict[str, Any] = {"parameters": [*parameters, REQUEST_ID]}
+    if content := _body_content(operation, schemas):
+        fields = operation.body.model_fields.values() if operation.body else ()
+        required = any(field.is_required() for field in fields) or not operation.body
+        extra["requestBody"] = {"required": required, "content": content}
+    answers = {**(json_content(operation.response) if operation.response else {}), **operation.other_answers}
+    responses = {200: {"content": answers, "description": operation.answer}, **operation.errors}
+    return APIRoute(
+        operation.path,
+        _nothing,
+        methods=[operation.method],
+        operation_id=operation.endpoint.__name__,
+        summary=operation.summary,
+        description=cleandoc(operation.endpoint.__doc__ or ""),
+        tags=[operation.tag],
+        responses={status: {**response} for status, response in responses.items()},
+        response_model=None,
+        response_class=Response,
+        dependencies=[Depends(bearer)] if operation.is_admin else [],
+        openapi_extra=extra,
+    )
 
 
-def _schema_name(content: dict[str, Any]) -> str:
-    """Return the name of the schema to which the ``content`` of a response refers, or an empty string."""
-    return content.get("schema", {}).get("$ref", "").rpartition("/")[2]
+async def _nothing() -> None:
+    raise NotImplementedError  # the route is never served
+
+
+def _body_content(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
+    content = {}
+    for kind, part in operation.other_bodies.items():
+        if kind == "multipart/form-data":  # Swagger UI offers the first media type
+            schemas[part["schema"]["title"]] = part["schema"]
+            content[kind] = {"schema": {"$ref": REFERENCE.format(model=part["schema"]["title"])}}
+    if operation.body:
+        _add_schemas(schemas, operation.body, "validation")
+        reference = {"$ref": REFERENCE.format(model=operation.body.__name__)}
+        content[JSON] = {"schema": reference, "example": operation.example}
+    return content | {kind: part for kind, part in operation.other_bodies.items() if kind not in content}
+
+
+def _add_schemas(schemas: dict[str, Any], part: type[BaseModel], mode: JsonSchemaMode) -> None:
+    """Add the schema of a type and of the types that it contains. Raises ValueError for a conflict of names."""
+    schema = TypeAdapter(part).json_schema(ref_template=REFERENCE, mode=mode)
+    for name, own in {**schema.pop("$defs", {}), part.__name__: schema}.items():
+        if mode == "serialization" and "properties" in own:
+            own.setdefault("additionalProperties", False)
+        if schemas.setdefault(name, own) != own:
+            raise ValueError(f"two different schemas are named {name}")
+
+
+def _add_examples(document: dict[str, Any]) -> None:
+    """Add examples and shared headers to all responses."""
+    examples = json.loads((EXAMPLES / "responses.json").read_bytes())
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            own = examples["responses"].get(operation["operationId"], {})
+            for status, response in operation["responses"].items():
+                response["headers"] = REQUEST_ID_HEADER | response.get("headers", {})
+                response["content"] = {kind: {**part} for kind, part in response.get("content", {}).items()}
+                for kind, content in response["content"].items():
+                    name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
+                    example = own.get(kind) if status == "200" else examples["errors"].get(name, {}).get(status)
+                    if example:
+                        content["example"] = example
+
+
+def _state_limits(part: Any, settings: Settings) -> None:
+    """Replace ``x-limit`` by the value of its setting, and the names of settings in descriptions by their values."""
+    if isinstance(part, list):
+        for each in part:
+            _state_limits(each, settings)
+    elif isinstance(part, dict):
+        if limit := part.pop("x-limit", None):
+            name, value = limit[0], getattr(settings, limit[1])
+            target = next((each for each in part.get("anyOf", ()) if each.get("type") != "null"), part)
+            target[name] = value
+            if isinstance(part.get("default"), int):
+                part["default"] = min(part["default"], value)
+        if "{max_" in str(part.get("description", "")):
+            part["description"] = part["description"].format(**settings.model_dump())
+        for each in part.values():
+            _state_limits(each, settings)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Annotated, Any, NamedTuple, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
@@ -19,18 +19,18 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.api.connection import connection
 from app.api.deadline import DEADLINE, run_before_deadline
-from app.api.errors import unknown_field, validation_error
+from app.api.errors import MANY, ONE, unknown_field, validation_error
 from app.api.middleware.body_memory import hold_memory
 from app.api.request_head import header
 from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, TooLarge, TooSlow, quote_value
 from app.store.disk_pool import DiskPool
+from app.tasks.text_generation import MAX_SEED
 
 BYTES_PER_VALUE = 5  # processing this many bytes or pixels takes as long as processing one value
 JSON_BYTES = 64 * 1024  # largest size of a JSON body, not counting its prompt or values
 EXTRA_COMMAS = 64  # largest number of commas in a JSON body, not counting its prompt or values
 MAX_FIELDS = 2000  # largest number of fields in all objects of a JSON body together
-MAX_SEED = 2**53  # JSON parsers that use doubles represent all smaller integers exactly
 CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # allowed charsets of forms; some other codecs take minutes
 PART_BYTES = 2**20  # bytes that are searched in one call, which takes at most 1 ms
 SPOOL_CHUNK_BYTES = 2**20  # bytes that are written at a time, because each write costs a switch to another thread
@@ -51,27 +51,15 @@ class RequestBody(BaseModel):
 
 def text_or_list(value: Any) -> str:
     """Return the union tag for ``value``, for a field that is a text or a list of texts."""
-    return "many" if isinstance(value, list) else "one"
+    return MANY if isinstance(value, list) else ONE
 
 
-def with_limits(model: type[Model], **limits: dict[str, Any] | type[BaseModel]) -> type[Model]:
-    """Return a subclass of the Pydantic class ``model`` that has further constraints on some fields.
+def limited(setting: str, size: str = "maximum") -> dict[str, Any]:
+    """Return ``json_schema_extra`` for a field whose largest value, or ``maxLength``, is a setting.
 
-    The constraints on a field are arguments of ``Field``, which may also replace its description, or a result of
-    ``with_limits`` for the class of the field. A default value above a limit is replaced by the limit, because Pydantic
-    does not check default values.
+    The OpenAPI document states the value of the setting. The job of the request checks it.
     """
-    fields: dict[str, Any] = {}
-    for name, limit in limits.items():
-        info = model.model_fields[name]
-        if isinstance(limit, type):
-            fields[name] = (limit, info)
-            continue
-        default = ... if info.is_required() else info.default
-        if isinstance(default, int) and default > limit.get("le", default):
-            default = limit["le"]
-        fields[name] = (Annotated[info.annotation, info, Field(**limit)], default)  # the last arguments count
-    return create_model(model.__name__, __base__=model, **fields)
+    return {"x-limit": [size, setting]}
 
 
 def max_json_bytes(max_body_bytes: int, content_bytes: int) -> int:
@@ -199,12 +187,9 @@ async def read_json(request: Request, model: type[Model], reader: BodyReader, ma
     ``max_commas`` limits the commas in the body, and so the cost of parsing.
 
     Raises:
-        BadValue: the body does not fit ``model``, or there is a query parameter.
+        BadValue: the body does not fit ``model``.
         TooLarge, TooSlow, CallerGone, Overloaded, MemoryFull, TimedOut: as in ``read_body`` or ``run_before_deadline``.
     """
-    if request.scope["query_string"]:
-        for name in request.query_params:
-            raise BadValue(f"there is no query parameter {quote_value(name)} here; send it in the body", name)
     content = await read_body(request, reader.limit, reader.pause_seconds)
     return await parse_json(request, content, model, reader, max_commas)
 

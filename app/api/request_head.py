@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import QueryParams
 
 from app.api.errors import unknown_field, validation_error
-from app.errors import BadValue
+from app.errors import BadValue, quote_value
 
 HEADERS = "quartet.headers"  # key in the ASGI scope: the headers as a dictionary, built on first use
 CACHED_QUERIES = 256  # number of parsed query strings in a cache, because clients send the same few strings
@@ -60,6 +60,13 @@ def _parse_query(query_string: bytes, model: type[Query]) -> Query:
 
 
 _cached_query: Callable[[bytes, type[Query]], Query] = lru_cache(CACHED_QUERIES)(_parse_query)  # caches no errors
+
+
+def reject_query(request: Request, in_body: bool) -> None:
+    """Raise BadValue if there is a query parameter. ``in_body``: the request sends its parameters in its body."""
+    for name in QueryParams(request.scope["query_string"]):
+        advice = "here; send it in the body" if in_body else "here"
+        raise BadValue(f"there is no query parameter {quote_value(name)} {advice}", name)
 
 
 def preferred_media_type(accept: str, offered: Sequence[str]) -> str:

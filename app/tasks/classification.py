@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from app.store import StoreError
 from app.store.version import Version
 from app.tasks.image_codecs import ImageDecoder
+from app.tasks.job import Job
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import check_finite, fast_bfloat16
 
@@ -25,7 +27,34 @@ def check_thresholds(version: Version) -> None:
         raise StoreError(f"{version.label}: there are {thresholds} thresholds, expected {labels}")
 
 
-class ImageClassifier(ImageDecoder):
+@dataclass
+class ClassifyJob(Job):
+    """Images [N, channels, side, side] that fit the network, and the number of labels that the answer shows."""
+
+    pixels: Sequence[Tensor]
+    top_k: int = 5
+
+
+@dataclass(frozen=True)
+class ClassifyAnswer:
+    """The probabilities [classes] of each image."""
+
+    probabilities: Sequence[Sequence[float]]
+
+
+class Classifier(ImageDecoder):
+    """The steps before and after ``predict`` that all predictors for images share."""
+
+    def prepare(self, job: ClassifyJob) -> Sequence[Tensor]:
+        """Return one item for each image."""
+        return job.pixels
+
+    def finish(self, job: ClassifyJob, items: Sequence[Tensor], outputs: Sequence[list[float]]) -> ClassifyAnswer:
+        """Return the answer, given the result of ``predict`` for each item."""
+        return ClassifyAnswer(outputs)
+
+
+class ImageClassifier(Classifier):
     """Predictor for networks that classify images.
 
     Args:

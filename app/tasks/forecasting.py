@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from app.errors import BadValue, quote_value
 from app.networks import KINDS
 from app.networks.forecaster import MEDIAN, QUANTILES
 from app.networks.lstm import SeriesDescription, SeriesLSTM
+from app.settings import Settings
 from app.store import Card, SeriesTraits, StoreError
 from app.store.version import Version
-from app.tasks.covariates import covariate_effect
+from app.tasks.covariates import covariate_effect, read_covariates
+from app.tasks.job import Job
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import check_finite
 from app.tasks.seasonality import MIN_YEARS, detect_season, fill_missing, yearly_pattern
@@ -34,6 +37,7 @@ SCORES = np.array([NORMAL.inv_cdf(level) for level in QUANTILES])
 _levels = np.array([0.0, *QUANTILES, 1.0])
 MEAN_WEIGHTS = (_levels[2:] - _levels[:-2]) / 2  # weight of each quantile in the mean
 MEAN_WEIGHTS[[0, -1]] += np.array([_levels[1], 1 - _levels[-2]]) / 2
+VALUES_PER_SERIES = 3000  # preparing a series costs as much as this many values, in addition to its own values
 DUMMY_HORIZON = 48  # steps of the forecasts that are timed
 NORMAL_SCORES = np.array([-1.0, 0.0, 1.0])
 
@@ -81,6 +85,68 @@ def like_series(x: np.ndarray, non_negative: bool, integer: bool = False) -> np.
     """Return forecasts, with negative values set to 0 if ``non_negative``, and with rounded values if ``integer``."""
     x = np.maximum(x, 0.0) if non_negative else x
     return np.round(x) + 0.0 if integer else x  # adding 0.0 removes -0.0
+
+
+@dataclass
+class ForecastJob(Job):
+    """Series to forecast, in which None marks a missing value.
+
+    ``has_many`` is false if the protocol took one series instead of a list. ``covariates`` and ``start`` are as in
+    ``read_covariates``. The patterns in ``names`` for ``series`` and ``start`` have {} in place of the index.
+    """
+
+    series: Sequence[Sequence[float | None]]
+    horizon: int = 24
+    levels: Sequence[float] = (80.0, 95.0)
+    seasonality: int | None = None
+    integer: bool = False
+    covariates: Mapping[str, Any] | None = None
+    start: str | Sequence[str] | None = None
+    has_many: bool = True
+
+    @property
+    def prepare_size(self) -> int:
+        return sum(VALUES_PER_SERIES + len(values) for values in self.series)
+
+    def answer_size(self, outputs: Sequence[Any]) -> int:
+        return len(self.series) * self.horizon * (1 + len(self.levels))
+
+    def check(self, limits: Settings) -> None:
+        self.check_at_most("horizon", limits.max_horizon)
+        most, count, name = limits.max_series_values, sum(map(len, self.series)), self.series_name(0).partition(".")[0]
+        if len(self.series) > limits.max_series:
+            raise BadValue(f"{name} has {len(self.series)} series; the maximum is {limits.max_series}", name)
+        if count > most:
+            raise BadValue(f"{name} has {count:,} values; the maximum is {most:,}", name)
+        columns = (self.covariates or {}).values()
+        rows = [row for each in columns for row in (each if each and isinstance(each[0], list) else [each])]
+        count += sum(len(row) for row in rows if isinstance(row, list))
+        if count > most:
+            raise BadValue(f"values and covariates have {count:,} values; the maximum is {most:,}", "covariates")
+        if len(set(self.levels)) < len(self.levels):
+            name = self.name("levels")
+            raise BadValue(f"{name} is {quote_value(self.levels)}; each level may occur only once", name)
+
+    def series_name(self, index: int) -> str:
+        """Return the name of a series in error messages."""
+        return self.names.get("series", "values.{}" if self.has_many else "values").format(index)
+
+
+@dataclass(frozen=True)
+class SeriesForecast:
+    """The forecast of one series: mean and median [horizon], and the bounds [horizon] of the interval of each level."""
+
+    mean: np.ndarray
+    median: np.ndarray
+    bounds: Mapping[float, tuple[np.ndarray, np.ndarray]]
+    seasonality: int | None
+
+
+@dataclass(frozen=True)
+class ForecastAnswer:
+    """One forecast for each series."""
+
+    forecasts: Sequence[SeriesForecast]
 
 
 @dataclass(frozen=True)
@@ -185,7 +251,46 @@ def read_window(
     return SeriesWindow(window, season, gap + horizon, gap, added, non_negative, integer)
 
 
-class GlobalForecaster:
+class SeriesPredictor:
+    """The steps before and after ``predict`` that all predictors for series share."""
+
+    card: Card
+
+    def prepare(self, job: ForecastJob) -> list[Any]:
+        """Return one item for each series. Raises BadValue if the model cannot read a series or its covariates."""
+        known = self.card.series.known if self.card.series else None
+        lengths, start = [len(values) for values in job.series], job.names.get("start", "start.{}")
+        sent = job.covariates, job.start
+        covariates = read_covariates(self.card.name, known, *sent, lengths, job.horizon, job.has_many, start)
+        rows: list[tuple[Any, ...]] = [(row,) for row in covariates] if covariates else [()] * len(lengths)
+        return [
+            self.parse(values, job.horizon, job.series_name(i), job.seasonality, *rows[i])
+            for i, values in enumerate(job.series)
+        ]
+
+    def parse(
+        self, values: Sequence[float | None], horizon: int, param: str = "values", seasonality: int | None = None
+    ) -> Any:
+        """Prepare a series for ``predict``. Raises BadValue."""
+        raise NotImplementedError
+
+    def forecast(self, item: Any, result: Any) -> QuantileForecast:
+        """Return the forecast of an item, given the result of ``predict`` for it."""
+        raise NotImplementedError
+
+    def finish(self, job: ForecastJob, items: Sequence[Any], outputs: Sequence[Any]) -> ForecastAnswer:
+        """Return the answer, given the result of ``predict`` for each item."""
+        forecasts = []
+        for item, output in zip(items, outputs, strict=True):
+            forecast = self.forecast(item, output)
+            if job.integer:
+                forecast = forecast.rounded()
+            bounds = {level: forecast.interval(level) for level in job.levels}
+            forecasts.append(SeriesForecast(forecast.mean, forecast.median, bounds, forecast.seasonality))
+        return ForecastAnswer(forecasts)
+
+
+class GlobalForecaster(SeriesPredictor):
     """Predictor for networks that forecast any series."""
 
     def __init__(self, version: Version, device: torch.device) -> None:
@@ -292,7 +397,7 @@ class ScaledSeries:
     horizon: int
 
 
-class WindowForecaster:
+class WindowForecaster(SeriesPredictor):
     """Predictor for ``SeriesLSTM``.
 
     ``residuals`` are the measured standard deviations of the forecast errors for each step ahead, divided by the scale.

@@ -43,7 +43,6 @@ BAND = 2**20  # pixels (in whole rows) or bytes that are processed at a time
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 COLOURS = {1: 0, 3: 2}  # PNG colour type by number of channels
 PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # signature, length and type of the first chunk
-FRAME = 80  # milliseconds for which an animation shows each image
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk
 PLAIN_PNGS = (b"\x08\0\0\0\0", b"\x08\x02\0\0\0")  # bit depth, colour type and methods of grey and RGB images
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # difference between two neighbouring shades in 8 bits, by raw mode of a PNG
@@ -445,21 +444,6 @@ def png(pixels: np.ndarray, level: int = 1) -> bytes:
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         for kind, content in chunks
     )
-
-
-def animated(images: np.ndarray, kind: str) -> bytes:
-    """Return an endless animation of images [N, channels, height, width] in WebP (``kind`` is ``image/webp``) or PNG.
-
-    Identical images in a row become one longer frame.
-    """
-    frames = [Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)) for image in images]
-    file = io.BytesIO()
-    options = {"save_all": True, "append_images": frames[1:], "duration": FRAME, "loop": 0}
-    if kind == "image/webp":
-        frames[0].save(file, "WEBP", lossless=True, **options)
-    else:
-        frames[0].save(file, "PNG", **options)
-    return file.getvalue()
 
 
 def image_grid(images: np.ndarray, gap: int = 2, columns: int | None = None) -> np.ndarray:

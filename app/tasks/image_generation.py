@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from app.errors import BadValue, quote_value
+from app.settings import Settings
 from app.store import StoreError
 from app.store.version import Version
+from app.tasks.job import Job
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import batch_invariant, pad
 
@@ -30,10 +34,52 @@ class LatentBatch:
         return len(self.latents)
 
 
+@dataclass
+class SampleJob(Job):
+    """``count`` images of a label, of random labels (None), or of the given ``latents`` and ``classes``.
+
+    With ``end_seed``, the images show a path from the first image of ``seed`` to the first image of ``end_seed``.
+    """
+
+    count: int = 1
+    label: str | None = None
+    seed: int = -1  # replaced by a random seed if it is negative
+    end_seed: int | None = None
+    size: str | None = None  # rejected unless it is the size of the images, such as "28x28"
+    latents: np.ndarray | None = None
+    classes: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.seed = secrets.randbelow(2**32) if self.seed < 0 else self.seed
+
+    @property
+    def rows(self) -> int:
+        return self.count
+
+    @property
+    def prepare_size(self) -> int:
+        return 100 * self.count  # about the number of latents
+
+    def answer_size(self, outputs: Sequence[Any]) -> int:
+        return 200 * self.count
+
+    def check(self, limits: Settings) -> None:
+        self.check_at_most("count", limits.max_samples)
+
+
+@dataclass(frozen=True)
+class SampleAnswer:
+    """Pixels uint8 [N, channels, height, width], and the label of each image (None for a network without labels)."""
+
+    pixels: np.ndarray
+    labels: Sequence[str | None]
+    seed: int
+
+
 class ImageSampler:
     """Predictor for networks that generate images. ``labels`` has a name for each class, if the network has classes.
 
-    ``size`` is the width and height of the images, such as "28x28", or None if it is only known after a run.
+    ``size`` is the width and height of the images, such as "28x28".
 
     An image does not depend on the batch in which it is generated. ``warm_up`` tests whether the processor's rounding
     depends on the batch size. If so, the network computes in float64, in which the differences are too small to change
@@ -51,47 +97,57 @@ class ImageSampler:
         self.dtype = torch.float32
         self.latent: int = self.network.sizes.latent
         side = self.network.sizes.image
-        self.size: str | None = f"{side}x{side}"
+        self.size = f"{side}x{side}"
         self.latency = LatencyModel(0.0, 0.0)
 
-    def parse(self, count: int, label: str | None, seed: int) -> LatentBatch:
-        """Return the latents and classes of ``count`` images. Raises BadValue for an unknown label.
+    def prepare(self, job: SampleJob) -> list[LatentBatch]:
+        """Return the latents and classes of the images. Raises BadValue for an unknown label.
 
-        Image i of a seed does not depend on ``count``, and the latents do not depend on the label. If ``label`` is None
-        and there are L labels, the first L images show each label once, in random order. The next L images do the same.
+        Image i of a seed does not depend on ``count``, and the latents do not depend on the label.
         """
-        if label is not None and label not in self.labels:
+        if job.size not in (None, self.size):
+            problem = f"{self.card.name} generates images of {self.size}; auto is also allowed"
+            raise BadValue(f"size is {quote_value(job.size)}; {problem}", "size")
+        if job.latents is not None:
+            return [LatentBatch(job.latents, job.classes)]
+        if job.label is not None and job.label not in self.labels:
             allowed = f"allowed values: {', '.join(self.labels)}" if self.labels else f"{self.card.name} has no labels"
-            raise BadValue(f"label is {quote_value(label)}; {allowed}", "label")
-        if label is not None:
-            return self.for_labels([label] * count, seed)
-        latents = self._latents(count, seed)
+            raise BadValue(f"{job.name('label')} is {quote_value(job.label)}; {allowed}", job.name("label"))
+        if job.end_seed is None:
+            return [LatentBatch(self._latents(job.count, job.seed), self._classes(job.count, job.label, job.seed))]
+        start, end = self._latents(1, job.seed)[0], self._latents(1, job.end_seed)[0]
+        classes = self._classes(1, job.label, job.seed)
+        return [LatentBatch(arc(start, end, job.count), None if classes is None else classes.repeat(job.count))]
+
+    def parse(self, count: int, label: str | None, seed: int) -> LatentBatch:
+        """Return the latents and classes of ``count`` images of a seed, as ``prepare`` does."""
+        return self.prepare(SampleJob(count=count, label=label, seed=seed))[0]
+
+    def _classes(self, count: int, label: str | None, seed: int) -> np.ndarray | None:
+        """Return class indices [count], or None for a network without labels.
+
+        If ``label`` is None and there are L labels, the first L images show each label once, in random order. The next
+        L images do the same.
+        """
         if not self.labels:
-            return LatentBatch(latents)
+            return None
+        if label is not None:
+            return np.full(count, self.labels.index(label))
         rounds = math.ceil(count / len(self.labels))
         order = np.random.Generator(np.random.Philox([seed, 1])).random((rounds, len(self.labels))).argsort(axis=1)
-        return LatentBatch(latents, order.reshape(-1)[:count])
-
-    def for_labels(self, labels: Sequence[str], seed: int) -> LatentBatch:
-        """Return the latents and classes of one image for each label. Image i has the i-th latent of the seed."""
-        indices = {label: index for index, label in enumerate(self.labels)}
-        return LatentBatch(self._latents(len(labels), seed), np.array([indices[label] for label in labels]))
+        return order.reshape(-1)[:count]
 
     def _latents(self, count: int, seed: int) -> np.ndarray:
         return np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
 
+    def finish(self, job: SampleJob, items: Sequence[LatentBatch], outputs: Sequence[np.ndarray]) -> SampleAnswer:
+        """Return the answer, given the result of ``predict`` for the item."""
+        (batch,), (pixels,) = items, outputs
+        return SampleAnswer(pixels, self.names(batch), job.seed)
+
     def names(self, item: LatentBatch) -> list[str | None]:
         """Return the label of each image, or None for each image if there are no labels."""
         return [None] * len(item) if item.classes is None else [self.labels[index] for index in item.classes]
-
-    def interpolate(self, count: int, label: str | None, seed: int, end_seed: int) -> LatentBatch:
-        """Return the latents of a path from the first image of ``seed`` to the first image of ``end_seed``.
-
-        All images have the class of the first image. Raises BadValue for an unknown label.
-        """
-        start, end = self.parse(1, label, seed), self.parse(1, label, end_seed)
-        latents = arc(start.latents[0], end.latents[0], count)
-        return LatentBatch(latents, None if start.classes is None else start.classes.repeat(count))
 
     def predict(self, items: Sequence[LatentBatch]) -> list[np.ndarray]:
         """Return the pixels of each request, uint8 [count, channels, side, side]."""

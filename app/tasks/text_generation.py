@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from time import perf_counter
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.errors import BadValue
+from app.errors import BadValue, quote_value
+from app.settings import Settings
 from app.store import CARD, UNKNOWN_CHARACTER, StoreError
 from app.store.version import Version
+from app.tasks.job import Job
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, check_finite, pad
 from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs
@@ -27,6 +30,8 @@ PREFILL_SHARE = 1.0  # time of prefill relative to the time of generation, while
 MAX_PREFILL = 256  # largest number of characters of a prompt that are read in a step
 BLOCK_SIZES = (1, 2, 3, 5, 7, 12, 32)  # numbers of characters read at once that ``warm_up`` tries, and a larger one
 LOGIT_ROWS = 32  # largest number of rows whose logits are computed at once, as in ``Packed``
+VALUES_PER_LOG_PROB = 80  # encoding a character with its log-probabilities takes as long as encoding this many values
+MAX_SEED = 2**53  # JSON parsers that use doubles represent all smaller integers exactly
 UNIFORMS_AHEAD = 64  # steps for which a batch holds random numbers
 
 
@@ -122,6 +127,80 @@ def memory_bytes(texts: Sequence[Continuation]) -> int:
     return total + sum(log_probs.memory_bytes(tokens) for log_probs, tokens in records if log_probs)
 
 
+@dataclass
+class TextJob(Job):
+    """``n`` continuations of each prompt, which is a text or a list of character ids.
+
+    Attributes:
+        max_characters, temperature, top_k, top_p, stop: see ``TextGenerator.begin``.
+        seed: continuation i of a prompt uses the seed plus i.
+        logit_bias, presence_penalty, frequency_penalty: see ``SamplingOptions``. The keys are character ids.
+        log_probs: number of most likely characters whose log-probabilities are recorded at each position; -1 means all
+            characters, but only at the first position.
+        echo: whether the answer repeats the prompts.
+        has_many: whether the protocol takes several prompts, which together have the limit of one prompt.
+    """
+
+    prompts: Sequence[str | Sequence[int]]
+    max_characters: int = 200
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    stop: Sequence[str] = ()
+    seed: int | None = None
+    n: int = 1
+    logit_bias: Mapping[str, float] = field(default_factory=dict)
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    log_probs: int | None = None
+    echo: bool = False
+    has_many: bool = False
+
+    @property
+    def rows(self) -> int:
+        return self.n
+
+    @property
+    def prompt_size(self) -> int:
+        return sum(map(len, self.prompts))
+
+    @property
+    def prepare_size(self) -> int:
+        return self.prompt_size
+
+    def answer_size(self, outputs: Sequence[Any]) -> int:
+        characters = len(self.prompts) * self.n * self.max_characters + self.echo * self.n * self.prompt_size
+        return characters if self.log_probs in (None, -1) else VALUES_PER_LOG_PROB * characters
+
+    def check(self, limits: Settings) -> None:
+        prompt, count, length = self.name("prompt"), len(self.prompts) * self.n, self.prompt_size
+        self.check_at_most("max_characters", limits.max_characters)
+        self.check_at_most("n", limits.max_texts)
+        if count > limits.max_texts:
+            texts = f"{len(self.prompts)} prompts with n {self.n} are {count} texts"
+            raise BadValue(f"{texts}; the maximum is {limits.max_texts}", "n" if self.n > 1 else prompt)
+        if length > (most := limits.max_prompt_characters):
+            if not self.has_many:
+                problem = f"{prompt} is {quote_value(self.prompts[0])}; it should have at most {most} characters"
+                raise BadValue(problem, prompt)
+            raise BadValue(f"{prompt} has {length:,} characters in all; the maximum is {most:,}", prompt)
+        if self.echo and self.log_probs is not None and length * self.n > most:
+            problem = f"{prompt} has {length:,} characters in all, echoed with logprobs {self.n} times"
+            raise BadValue(f"{problem}; the maximum is {most:,}", "n")
+
+    def memory_bytes(self, items: Sequence[Continuation]) -> int:
+        return memory_bytes(items)
+
+
+@dataclass(frozen=True)
+class TextAnswer:
+    """The texts of each prompt, and the characters of the first prompt that the model does not know."""
+
+    texts: Sequence[Continuation]
+    prompts: Sequence[str]  # the prompt of each text
+    unknown: Sequence[str]
+
+
 class DecodeBatch:
     """The texts of a batch. Row i of each array belongs to text i. If a text joins or leaves, a new batch is made."""
 
@@ -181,7 +260,64 @@ class TextGenerator:
         self._prefill_lead = 0.0  # seconds that texts must be generated before the next prefill
         self._batch: DecodeBatch | None = None
 
-    def check_prompt(self, size: int, prompts: int = 1) -> None:
+    def prepare(self, job: TextJob) -> list[Continuation]:
+        """Return the texts that a job asks for. Raises BadValue for characters that the model does not have."""
+        sampling = job.max_characters, job.temperature, job.top_k, job.top_p, job.stop
+        bias = self._bias(job) if self._has_options(job) else None
+        texts = []
+        for text in self.prompt_texts(job):
+            prompt, _ = self.parse(text, job.name("prompt"))
+            first_seed = secrets.randbelow(2**32) if job.seed is None else job.seed
+            if job.echo and job.log_probs is not None and text:
+                prompt.log_probs = LogProbs(job.log_probs)
+            for i in range(job.n):
+                options = None if bias is None else self._options(job, bias)
+                texts.append(self.begin(prompt, *sampling, (first_seed + i) % MAX_SEED, options))
+        prompts = texts[:: job.n]
+        self.check_prompt(sum(len(text.prompt.characters) for text in prompts), len(prompts), job.name("prompt"))
+        return texts
+
+    def finish(self, job: TextJob, items: Sequence[Continuation], outputs: Sequence[Continuation]) -> TextAnswer:
+        """Return the answer. For a stream, its texts grow while they are generated."""
+        prompts = self.prompt_texts(job)
+        return TextAnswer(
+            outputs,
+            [prompt for prompt in prompts for _ in range(job.n)],
+            sorted(set(prompts[0]) - self.index.keys()) if prompts else [],
+        )
+
+    def prompt_texts(self, job: TextJob) -> list[str]:
+        """Return the prompts of a job as texts. Raises BadValue for an unknown character id."""
+        return [prompt if isinstance(prompt, str) else self._text_of(prompt) for prompt in job.prompts]
+
+    def _text_of(self, indices: Sequence[int]) -> str:
+        for index in indices:
+            if type(index) is not int or not 0 <= index < self.unknown:
+                problem = f"out of vocabulary; ids are 0 to {self.unknown - 1}"
+                raise BadValue(f"prompt has {quote_value(index)}: {problem}", "prompt")
+        return "".join([self.vocabulary[index] for index in indices])
+
+    @staticmethod
+    def _has_options(job: TextJob) -> bool:
+        return bool(job.log_probs is not None or job.logit_bias or job.presence_penalty or job.frequency_penalty)
+
+    def _bias(self, job: TextJob) -> np.ndarray:
+        """Return the bias [V] of each logit. Raises BadValue for an unknown character id."""
+        bias = np.zeros(len(self.vocabulary))
+        for key, value in job.logit_bias.items():
+            if not (len(key) < 10 and key.isdecimal() and key == str(int(key)) and int(key) < self.unknown):
+                problem = f"out of vocabulary; ids are 0 to {self.unknown - 1}"
+                raise BadValue(f"logit_bias has {quote_value(key)}: {problem}", "logit_bias")
+            bias[int(key)] = value
+        return bias
+
+    def _options(self, job: TextJob, bias: np.ndarray) -> SamplingOptions:
+        log_probs = None
+        if job.log_probs is not None:
+            log_probs = LogProbs(len(bias), max_tokens=1) if job.log_probs < 0 else LogProbs(job.log_probs)
+        return SamplingOptions(bias, job.presence_penalty, job.frequency_penalty, log_probs)
+
+    def check_prompt(self, size: int, prompts: int = 1, param: str = "prompt") -> None:
         """Raise BadValue if prompts of ``size`` characters take longer than ``max_prompt_seconds`` to read."""
         seconds_each = self.prefill_latency(prompts) / prompts  # one character of each prompt is read at a time
         if self.reads_many:
@@ -189,19 +325,19 @@ class TextGenerator:
             seconds_each = self.prefill_latency(count) / count
         if (seconds := seconds_each * size) > self.max_prompt_seconds:
             raise BadValue(
-                f"prompt has {size:,} characters, which {self.card.name} reads in {seconds:,.1f} s; "
+                f"{param} has {size:,} characters, which {self.card.name} reads in {seconds:,.1f} s; "
                 f"the maximum is {self.max_prompt_seconds:g} s, which is about "
                 f"{int(self.max_prompt_seconds / seconds_each):,} characters",
-                "prompt",
+                param,
             )
 
-    def parse(self, text: str) -> tuple[Prompt, list[str]]:
+    def parse(self, text: str, param: str = "prompt") -> tuple[Prompt, list[str]]:
         """Return two values: the prompt of a text, and the sorted list of its characters outside the vocabulary.
 
         An empty text becomes a line break, or ``<unk>`` if a line break is not in the vocabulary. Raises BadValue if
         reading the text takes longer than ``max_prompt_seconds``.
         """
-        self.check_prompt(len(text))
+        self.check_prompt(len(text), param=param)
         indices = [self.index.get(character, self.unknown) for character in text or "\n"]
         return Prompt(np.array(indices, np.int64), self.initial_state), sorted(set(text) - self.index.keys())
 

@@ -13,7 +13,7 @@ from support.responses import ADMIN_HEADERS, ADMIN_KEY
 from support.service import ROOT, Serve
 from support.waiting import wait_until
 
-from app.api.routes.admin import admin_key
+from app.api.admin_key import admin_key
 from app.main import create_app
 from app.settings import Settings, SettingsError
 from app.store import Store, archive
@@ -157,6 +157,30 @@ def test_an_impossible_change_is_rejected(
     answer = admin.post(f"/v1/admin/{path}", json=body)
     assert answer.status_code == status
     assert sentence in answer.json()["error"]["message"]
+
+
+def test_a_rollback_rejects_fields_and_query_parameters(admin: httpx.Client) -> None:
+    path = "/v1/admin/models/tiny-gan/rollback"
+    field, query = admin.post(path, json={"version": 1}), admin.post(f"{path}?version=1")
+    assert [answer.json()["error"]["param"] for answer in (field, query)] == ["version"] * 2
+    assert (field.status_code, query.status_code, served(admin)) == (400, 400, 3)
+    assert admin.post(path, json={}).json()["active"] == 2
+
+
+def test_a_head_request_for_an_export_does_not_read_the_version(admin: httpx.Client, tiny_store: Path) -> None:
+    (tiny_store / "tiny-gan" / "2" / "large.png").write_bytes(bytes(2**24))
+    path = "/v1/admin/models/tiny-gan/export?version=2"
+    before = bytes_read()
+    answer = admin.head(path)
+    assert answer.headers["content-disposition"] == 'attachment; filename="tiny-gan-2.zip"'
+    assert bytes_read() - before < 2**23
+    admin.get(path)
+    assert bytes_read() - before > 2**24
+
+
+def bytes_read() -> int:
+    """Return the number of bytes that this process, and so the service in it, has read."""
+    return int(Path("/proc/self/io").read_text().partition("rchar:")[2].split()[0])
 
 
 def test_a_wrong_admin_key_gives_401(admin: httpx.Client) -> None:

@@ -328,7 +328,7 @@ def test_prompts_are_limited_by_the_time_that_reading_takes(serve: Serve, monkey
             if message:
                 assert (answer.json()["error"]["param"], answer.json()["error"]["message"]) == ("prompt", message)
         answer = client.post("/v2/models/tiny-rnn/generate", json={"text_input": "a" * 30, "max_tokens": 1})
-        assert (answer.status_code, answer.json()["error"]) == (400, one)
+        assert (answer.status_code, answer.json()["error"]) == (400, one.replace("prompt", "text_input", 1))
         for texts, status in ((["a" * 15, "b" * 15], 200), (["a" * 20, "b" * 20], 400)):
             tensor = {"name": "prompt", "datatype": "BYTES", "shape": [2], "data": texts}
             body = {"inputs": [tensor], "parameters": {"max_characters": 1}}

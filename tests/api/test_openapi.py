@@ -307,15 +307,6 @@ def test_only_endpoints_that_read_images_have_status_415() -> None:
     assert [path for path, failure in failures if "415" in failure.get("description", "")] == ["/v1/images/classify"]
 
 
-def test_the_document_is_encoded_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serve() as client:
-        first = client.get("/openapi.json")
-        monkeypatch.setattr(openapi.orjson, "dumps", lambda _: b"{}")
-        assert client.get("/openapi.json").content == first.content
-        assert first.json()["openapi"].startswith("3.")
-        assert client.head("/openapi.json").headers["content-length"] == str(len(first.content))
-
-
 def test_two_response_classes_with_the_same_name_are_an_error() -> None:
     other = type("ErrorBody", (BaseModel,), {})
     with pytest.raises(ValueError, match="two different schemas are named ErrorBody"):

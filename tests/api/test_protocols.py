@@ -67,7 +67,7 @@ def test_all_protocols_give_the_same_forecast(tiny: httpx.Client) -> None:
 def test_all_protocols_give_the_same_images(tiny: httpx.Client) -> None:
     body = {"count": 3, "label": "y", "seed": 8, "model": "tiny-cgan"}
     native = [entry["image"] for entry in tiny.post("/v1/images/sample", json=body).json()["results"]]
-    request = {"prompt": "three ys", "seed": 8, "model": "tiny-cgan"}
+    request = {"prompt": "y", "n": 3, "seed": 8, "model": "tiny-cgan"}
     openai = [entry["b64_json"] for entry in tiny.post("/v1/images/generations", json=request).json()["data"]]
     latents = np.random.Generator(np.random.Philox(8)).standard_normal((3, 4))
     images = tensors(tiny, "tiny-cgan", {}, latents=("FP64", latents), classes=("INT64", [1, 1, 1]))["images"]

@@ -19,11 +19,7 @@ from support.tensors import SHAPES, infer_inputs
 from tritonclient.utils import InferenceServerException
 
 from app import key_file, store
-from app.api.open_inference import metadata
-from app.api.open_inference.paths import model_in_path
 from app.server.system import can_fork
-from app.serving.model import Model
-from app.serving.models import Models
 from app.serving.preload import worker_bytes
 from app.store import RolloutRefused, Store
 
@@ -50,17 +46,12 @@ def states(client: triton.InferenceServerClient, name: str = NAME) -> list[tuple
     return [(entry["version"], entry["state"], entry["reason"]) for entry in index if entry["name"] == name]
 
 
-def test_a_model_that_is_removed_while_its_version_is_loaded_has_metadata(
-    service: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def remove_after_loading(models: Models, *arguments: Any) -> Model:
-        model = await model_in_path(models, *arguments)
-        del models.version_sets[NAME]
-        return model
-
-    monkeypatch.setattr(metadata, "model_in_path", remove_after_loading)
-    answer = service.get(f"/v2/models/{NAME}")
-    assert (answer.status_code, answer.json()["versions"]) == (200, ["2"])
+def test_descriptions_of_a_version_do_not_load_it(serve: Serve, two: Path) -> None:
+    with serve(max_on_demand_versions=0) as client:
+        for path in ("", "/config", "/ready", "/stats"):
+            answer = client.get(f"/v2/models/{NAME}/versions/1{path}")
+            assert answer.status_code == 200, (path, answer.text)
+        assert client.get(f"/v1/models/{NAME}").json()["loaded"] == [2]
 
 
 def test_the_client_unloads_and_loads_a_model(service: httpx.Client) -> None:

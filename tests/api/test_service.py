@@ -22,9 +22,10 @@ from support.images import image_bytes
 from support.networks import publish_tiny, rewrite_card
 from support.processes import start_python
 from support.responses import RUNNING_TEXTS, metric_samples
-from support.service import HeldGenerator, Serve
+from support.service import TEST, HeldGenerator, Serve
 from support.waiting import wait_until
 
+from app import key_file
 from app.main import create_app
 from app.server import http_protocol
 from app.server.http_protocol import BoundedHttpProtocol
@@ -603,3 +604,44 @@ def test_invalid_bytes_after_a_request_do_not_change_its_response(serve: Serve) 
     assert content.startswith(b"HTTP/1.1 200 ")
     assert content.count(b"HTTP/1.1") == 1
     assert content.count(b'"finish_reason":"length"') == 16
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny-gan", "/v2/models/tiny-gan/config", "/v2"])
+def test_an_unknown_query_parameter_is_rejected(tiny: httpx.Client, path: str) -> None:
+    answer = tiny.get(path, params={"versoin": "1"})
+    assert (answer.status_code, "there is no query parameter 'versoin' here" in answer.text) == (400, True)
+
+
+def test_probes_and_scrapers_may_add_query_parameters(tiny: httpx.Client) -> None:
+    for path in ("/health/live", "/health/ready", "/metrics", "/v2/health/ready"):
+        assert tiny.get(path, params={"time": "1"}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["one", "many"])
+def test_an_error_names_a_field_that_is_called_one_or_many(tiny: httpx.Client, name: str) -> None:
+    series = {"type": "univariate_time_series", "frequency": "hour", "series": [1.0], name: 1}
+    answer = tiny.post("/v1/timeseries/forecast", json={"inputs": [series], "options": {"horizon": 1}})
+    assert answer.json()["error"]["param"] == f"inputs.0.{name}"
+
+
+def test_a_proxy_may_serve_the_application_under_a_path(tiny_store: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    key_file.add(keys, "alice")
+    app = create_app(Settings(store=tiny_store, keys_file=keys, **TEST))
+
+    async def answers() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app, root_path="/q")
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://a") as client,
+        ):
+            return [
+                await client.get(f"/q{path}") for path in ("/health/live", "/v2/models", "/v1/models", "/openapi.json")
+            ]
+
+    live, models_v2, models_v1, document = asyncio.run(answers())
+    assert live.status_code == 200
+    assert (models_v2.status_code, list(models_v2.json())) == (401, ["error"])
+    assert isinstance(models_v2.json()["error"], str)
+    assert models_v1.json()["error"]["code"] == "missing_api_key"
+    assert document.json()["servers"] == [{"url": "/q"}]

@@ -21,7 +21,7 @@ from support.responses import metric_samples
 from support.service import HeldGenerator, Serve
 from support.waiting import wait_until
 
-from app.api.routes.classify import SMALL_BYTES
+from app.api.image_decoding import SMALL_BYTES
 from app.networks.cnn import LeNet
 from app.networks.forecaster import Forecaster
 from app.networks.gan import Generator

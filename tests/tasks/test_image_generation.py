@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from support.networks import SECOND_NETWORKS, publish_tiny, tiny_card
-from support.service import Serve
 
 from app import store
 from app.errors import BadValue
 from app.networks import build
 from app.store import Store
 from app.tasks.image_codecs import image_grid, png
-from app.tasks.image_generation import ImageSampler
+from app.tasks.image_generation import ImageSampler, SampleJob
 
 
 @pytest.fixture
@@ -79,7 +76,7 @@ def test_labels_are_balanced_and_a_label_keeps_the_latents(conditional: ImageSam
 @pytest.mark.parametrize("name", ["sampler", "conditional"])
 def test_an_interpolation_between_two_seeds_has_equal_steps(name: str, request: pytest.FixtureRequest) -> None:
     sampler: ImageSampler = request.getfixturevalue(name)
-    path = sampler.interpolate(9, None, 5, 6)
+    (path,) = sampler.prepare(SampleJob(9, None, 5, 6))
     first = sampler.parse(1, None, 5)
     last = sampler.parse(1, (sampler.names(first))[0], 6)
     assert np.array_equal(path.latents[[0, -1]], np.concatenate([first.latents, last.latents]))
@@ -97,8 +94,9 @@ def test_an_interpolation_between_two_seeds_has_equal_steps(name: str, request: 
 
 def test_an_interpolation_to_the_same_seed_is_constant_and_one_image_is_the_start(sampler: ImageSampler) -> None:
     start = sampler.parse(1, None, 5).latents
-    assert np.allclose(sampler.interpolate(4, None, 5, 5).latents, start.repeat(4, axis=0), rtol=1e-12)
-    assert np.array_equal(sampler.interpolate(1, None, 5, 6).latents, start)
+    (constant,), (one,) = sampler.prepare(SampleJob(4, None, 5, 5)), sampler.prepare(SampleJob(1, None, 5, 6))
+    assert np.allclose(constant.latents, start.repeat(4, axis=0), rtol=1e-12)
+    assert np.array_equal(one.latents, start)
 
 
 def test_a_wrong_number_of_labels_on_the_card_is_rejected(tmp_path: Path) -> None:
@@ -127,23 +125,3 @@ def test_a_grid_is_nearly_square_and_a_png_is_lossless() -> None:
     assert (grid[:, 13:18, 6:] == 255).all()
     decoded = np.asarray(Image.open(io.BytesIO(png(images[0]))))
     assert np.array_equal(decoded.transpose(2, 0, 1), images[0])
-
-
-@pytest.mark.parametrize("kind", ["image/png", "image/apng", "image/webp"])
-def test_an_interpolation_can_be_one_animated_file(serve: Serve, tiny_store: Path, kind: str) -> None:
-    with serve() as client:
-        body = {"count": 6, "seed": 1, "end_seed": 2, "model": "tiny-gan"}
-        frames = [result["image"] for result in client.post("/v1/images/sample", json=body).json()["results"]]
-        answer = client.post("/v1/images/sample", json=body, headers={"accept": kind})
-        assert (answer.status_code, answer.headers["content-type"], answer.headers["x-seed"]) == (200, kind, "1")
-        animation: Any = Image.open(io.BytesIO(answer.content))
-        assert (animation.format, animation.n_frames, animation.info["loop"]) == (kind[-4:].strip("/a").upper(), 6, 0)
-        for i, frame in enumerate(frames):
-            animation.seek(i)
-            expected = Image.open(io.BytesIO(base64.b64decode(frame))).convert("RGB")
-            assert np.array_equal(np.asarray(animation.convert("RGB")), np.asarray(expected))
-        constant = client.post("/v1/images/sample", json={**body, "end_seed": 1}, headers={"accept": kind})
-        assert constant.status_code == 200
-        del body["end_seed"]
-        sheet = client.post("/v1/images/sample", json=body, headers={"accept": kind})
-        assert sheet.headers["content-type"] == ("image/png" if kind == "image/png" else "application/json")

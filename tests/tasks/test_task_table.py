@@ -9,8 +9,9 @@ from support.networks import publish_tiny
 
 from app.api.open_inference.tensors import MODELS
 from app.main import create_app
-from app.networks import KINDS, TaskName
+from app.networks import KINDS
 from app.settings import Settings
+from app.store import TaskName
 from app.tasks import TASKS
 
 

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import calendar
 import secrets
-import time
-from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Request
-from pydantic import AfterValidator, Field
+from fastapi import Request
+from pydantic import AfterValidator, Field, RootModel
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
-from app.api import openapi
-from app.api.inference import InferenceBody, JsonEndpoint
-from app.api.kserve.responses import TimeSeriesModelNames, TimeSeriesResponse
-from app.api.openapi import request_body
-from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, ModelName, RequestBody, validate, with_limits
-from app.api.responses import ERROR_RESPONSES, json_response, success_response
-from app.api.routes import forecast as native
-from app.api.routes.forecast import ForecastInference, Value
+from app.api.inference import Call, Protocol, json_endpoint
+from app.api.openapi import SINE
+from app.api.operation import Operation, Service
+from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, ModelName, RequestBody, limited
+from app.api.responses import ERROR_RESPONSES, Floats, json_response
+from app.api.routes.forecast import BYTES_PER_NUMBER, Value
 from app.errors import BadValue, quote_value
-from app.serving.model import Model
-from app.serving.models import Models
 from app.settings import Settings
+from app.store import Card
 from app.tasks import FORECAST
 from app.tasks.covariates import parse_time, step_seconds
-from app.tasks.forecasting import AnyForecaster
+from app.tasks.forecasting import ForecastAnswer, ForecastJob, SeriesForecast
 
 SECONDS = {
     **{"second": 1, "S": 1, "minute": 60, "T": 60, "hour": 3600, "H": 3600},
@@ -72,89 +68,112 @@ class TimeSeriesInput(RequestBody):
 
 
 class ForecastOptions(RequestBody):
-    horizon: int = Field(ge=1, description="number of values to forecast")
+    horizon: int = Field(ge=1, description="number of values to forecast", json_schema_extra=limited("max_horizon"))
     quantiles: list[Quantile] | None = Field(None, max_length=10)
 
 
-class TimeSeriesRequest(InferenceBody):
+class TimeSeriesRequest(RequestBody):
     model: ModelName = None
-    inputs: Annotated[list[TimeSeriesInput], Field(fail_fast=True)] = Field(min_length=1)
+    inputs: Annotated[list[TimeSeriesInput], Field(fail_fast=True)] = Field(
+        min_length=1,
+        description="series with at most {max_series_values:,} values in all",
+        json_schema_extra=limited("max_series", "maxItems"),
+    )
     options: ForecastOptions
     metadata: dict[str, Any] | None = Field(None, description="ignored")
 
 
-class TimeSeriesInference(ForecastInference):
-    """Forecasts the series of a request to ``/v1/timeseries/forecast``. Raises BadValue for invalid options."""
+class TimeSeriesModelNames(RootModel[list[str]]):
+    pass
 
-    series_param = "inputs.{}.series"
-    start_param = "inputs.{}.start_timestamp"
 
-    def __init__(
-        self,
-        model: Model[AnyForecaster],
-        body: TimeSeriesRequest,
-        forecast_request: type[native.ForecastRequest],
-        settings: Settings,
-    ) -> None:
-        self.request = body
-        self.quantiles = body.options.quantiles or []
-        levels = sorted({level for level in map(_level, self.quantiles) if level})
-        options = validate({"values": [], "horizon": body.options.horizon, "levels": levels}, forecast_request)
-        fields: dict[str, Any] = {"values": [series.series for series in body.inputs]}
-        name, known = model.card.name, model.card.series and model.card.series.known
-        if known and known.named:
-            problem = f"{name} needs {', '.join(known.named)}, for which this protocol has no field"
-            raise BadValue(f"{problem}; use /v1/series/forecast", "model")
-        step = known.calendar.step if known and known.calendar else None
-        if step:
-            fields["start"] = [_start(series, f"inputs.{i}", name, step) for i, series in enumerate(body.inputs)]
-        self.starts = [_forecast_start(series, f"inputs.{i}", step) for i, series in enumerate(body.inputs)]
-        super().__init__(model, options.model_copy(update=fields), settings)
+class TimeSeriesContent(TypedDict):
+    type: Literal["univariate_time_series"]
+    name: str
+    mean_forecast: Annotated[Floats, Field(description="mean of the forecast at each of the `horizon` steps")]
+    frequency: str
+    start_timestamp: Annotated[
+        str,
+        Field(description="time of the first forecast value in ISO 8601; empty if the request has no start time"),
+    ]
+    quantiles: Annotated[
+        dict[str, Floats], Field(description="for each requested quantile, its value at each of the `horizon` steps")
+    ]
 
-    def response_size(self, outputs: Sequence[Any]) -> int:
-        return len(self.items) * self.body.horizon * (1 + len(self.quantiles))
 
-    def respond(self, outputs: Sequence[Any]) -> Response:
-        results = self.results(outputs)
-        forecast_id = f"forecast-{secrets.token_hex(12)}"
-        rows = enumerate(zip(self.request.inputs, self.starts, results, strict=True))
-        return json_response(
-            {
-                "id": forecast_id,
-                "created_at": int(time.time()),
-                "status": "completed",
-                "error": None,
-                "model": self.model.card.name,
-                "version": self.model.card.version,
-                "outputs": [
-                    {
-                        "type": "time_series_forecast",
-                        "id": f"{forecast_id}-{i}",
-                        "status": "completed",
-                        "content": [self._content(series, start, result)],
-                    }
-                    for i, (series, start, result) in rows
-                ],
-            }
-        )
+class TimeSeriesOutput(TypedDict):
+    type: Literal["time_series_forecast"]
+    id: str
+    status: Literal["completed"]
+    content: list[TimeSeriesContent]
 
-    def _content(self, series: TimeSeriesInput, start: str | None, result: dict[str, Any]) -> dict[str, Any]:
-        return {
+
+class TimeSeriesResponse(TypedDict):
+    id: str
+    created_at: Annotated[int, Field(description="Unix time in seconds")]
+    status: Literal["completed"]
+    error: None
+    model: str
+    version: int
+    outputs: Annotated[
+        list[TimeSeriesOutput], Field(description="one output for each input, in the order of the request")
+    ]
+
+
+def encode(call: Call[TimeSeriesRequest], job: ForecastJob, answer: ForecastAnswer) -> TimeSeriesResponse:
+    quantiles = call.body.options.quantiles or []
+    outputs: list[TimeSeriesOutput] = []
+    for i, (series, forecast) in enumerate(zip(call.body.inputs, answer.forecasts, strict=True)):
+        content: TimeSeriesContent = {
             "type": series.type,
             "name": series.name,
-            "mean_forecast": result["mean"],
+            "mean_forecast": forecast.mean,
             "frequency": series.frequency,
-            "start_timestamp": start or "",  # KServe's client requires a string
-            "quantiles": {repr(quantile): _quantile(result, quantile) for quantile in self.quantiles},
+            "start_timestamp": _forecast_start(series, f"inputs.{i}", _step(call.model.card)) or "",
+            "quantiles": {repr(quantile): _quantile(forecast, quantile) for quantile in quantiles},
         }
+        name = f"{job.request_id}-{i}"
+        outputs.append({"type": "time_series_forecast", "id": name, "status": "completed", "content": [content]})
+    return {
+        "id": job.request_id,
+        "created_at": job.created,
+        "status": "completed",
+        "error": None,
+        "model": call.model.card.name,
+        "version": call.model.card.version,
+        "outputs": outputs,
+    }
 
 
-def _quantile(result: dict[str, Any], quantile: float) -> np.ndarray:
+def _quantile(forecast: SeriesForecast, quantile: float) -> np.ndarray:
     """Return the forecasts [horizon] of a quantile, which is the median or a bound of a central interval."""
     if not (level := _level(quantile)):
-        return result["median"]
-    interval = result["intervals"][native.level_name(level)]
-    return interval["lower" if quantile < 0.5 else "upper"]
+        return forecast.median
+    lower, upper = forecast.bounds[level]
+    return lower if quantile < 0.5 else upper
+
+
+def _step(card: Card) -> str | None:
+    """Return the time step of a model that uses holidays, otherwise None."""
+    known = card.series.known if card.series else None
+    return known.calendar.step if known and known.calendar else None
+
+
+def check_model(card: Card, body: TimeSeriesRequest, job: ForecastJob) -> None:
+    """Complete the job with the times that the model needs.
+
+    Raises:
+        BadValue: the model needs covariates, or a time is missing or wrong.
+    """
+    known = card.series.known if card.series else None
+    if known and known.named:
+        problem = f"{card.name} needs {', '.join(known.named)}, for which this protocol has no field"
+        raise BadValue(f"{problem}; use /v1/series/forecast", "model")
+    step = _step(card)
+    for i, series in enumerate(body.inputs):
+        _forecast_start(series, f"inputs.{i}", step)
+    if step:
+        job.start = [_start(series, f"inputs.{i}", card.name, step) for i, series in enumerate(body.inputs)]
 
 
 def _start(series: TimeSeriesInput, param: str, model: str, step: str) -> str:
@@ -218,48 +237,66 @@ def _add_steps(start: datetime, frequency: str, steps: int) -> datetime:
     return start.replace(year=year, month=month + 1, day=last_day if on_last_day else min(start.day, last_day))
 
 
-def router(models: Models, settings: Settings) -> APIRouter:
-    """Return the routes under ``/v1/timeseries``. ``settings`` has the limits for requests."""
-    routes = APIRouter(prefix="/v1/timeseries", tags=["KServe time series"], responses=ERROR_RESPONSES)
-    forecast_request = native.request_model(settings)
-    body_model = with_limits(
-        TimeSeriesRequest,
-        inputs={
-            "max_length": settings.max_series,
-            "description": f"series with at most {settings.max_series_values:,} values in all",
+def content(settings: Settings) -> tuple[int, int]:
+    """Return the largest number of bytes and commas of the series in a body."""
+    return BYTES_PER_NUMBER * settings.max_series_values, settings.max_series_values + 8 * settings.max_series
+
+
+def max_fields(settings: Settings) -> int:
+    return max(MAX_FIELDS, 6 * settings.max_series + EXTRA_COMMAS)
+
+
+@json_endpoint(FORECAST, TimeSeriesRequest, Protocol(encode), content, max_fields, check_model)
+def forecast_time_series(body: TimeSeriesRequest, settings: Settings) -> ForecastJob:
+    """Forecast the next values of one or several series, with quantiles."""
+    if (count := len(body.inputs)) > settings.max_series:
+        allowed = f"it should have at most {settings.max_series} items, not {count}"
+        raise BadValue(
+            f"inputs is {quote_value([each.model_dump(exclude_unset=True) for each in body.inputs])}; {allowed}",
+            "inputs",
+        )
+    return ForecastJob(
+        [series.series for series in body.inputs],
+        body.options.horizon,
+        sorted({level for level in map(_level, body.options.quantiles or []) if level}),
+        names={"horizon": "options.horizon", "series": "inputs.{}.series", "start": "inputs.{}.start_timestamp"},
+        request_id=f"forecast-{secrets.token_hex(12)}",
+    )
+
+
+async def list_forecasting_models(service: Service, request: Request) -> Response:
+    """List the names of all models that forecast series."""
+    cards = map(service.models.card, service.models.version_sets)
+    return json_response(sorted(card.name for card in cards if card and card.task == FORECAST.name))
+
+
+TAG = "KServe time series"
+OPERATIONS = [
+    Operation(
+        "POST",
+        "/v1/timeseries/forecast",
+        forecast_time_series,
+        TAG,
+        "Forecast time series",
+        TimeSeriesResponse,
+        "Mean and quantiles of each series",
+        body=TimeSeriesRequest,
+        example={
+            "model": "sine-lstm",
+            "inputs": [{"type": "univariate_time_series", "name": "sine", "series": SINE, "frequency": "hour"}],
+            "options": {"horizon": 12, "quantiles": [0.1, 0.5, 0.9]},
         },
-        options=with_limits(ForecastOptions, horizon={"le": settings.max_horizon}),
-    )
-    endpoint = JsonEndpoint(
-        models,
-        FORECAST,
-        body_model,
-        lambda _, model, body: TimeSeriesInference(model, body, forecast_request, settings),
-        content_bytes=native.BYTES_PER_NUMBER * settings.max_series_values,
-        content_commas=settings.max_series_values + 8 * settings.max_series,
-        max_fields=max(MAX_FIELDS, 6 * settings.max_series + EXTRA_COMMAS),
-    )
-
-    @routes.get(
-        "/models",
-        operation_id="list_forecasting_models",
-        summary="List the forecasting models",
-        responses=success_response(TimeSeriesModelNames, description="Names of models"),
-    )
-    async def list_models(request: Request) -> Response:
-        """List the names of all models that forecast series."""
-        cards = map(models.card, models.version_sets)
-        return json_response(sorted(card.name for card in cards if card and card.task == FORECAST.name))
-
-    @routes.post(
-        "/forecast",
-        operation_id="forecast_time_series",
-        summary="Forecast time series",
-        openapi_extra=request_body(body_model, openapi.TIMESERIES_EXAMPLE),
-        responses=success_response(TimeSeriesResponse, description="Mean and quantiles of each series"),
-    )
-    async def forecast(request: Request) -> Response:
-        """Forecast the next values of one or several series, with quantiles."""
-        return await endpoint.run(request)
-
-    return routes
+        errors=ERROR_RESPONSES,
+        has_timeout=True,
+    ),
+    Operation(
+        "GET",
+        "/v1/timeseries/models",
+        list_forecasting_models,
+        TAG,
+        "List the forecasting models",
+        TimeSeriesModelNames,
+        "Names of models",
+        errors=ERROR_RESPONSES,
+    ),
+]

@@ -6,10 +6,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
-from fastapi import FastAPI
 from limits import RateLimitItem
 from limits.aio.storage import Storage
 from limits.aio.strategies import FixedWindowRateLimiter
@@ -126,31 +124,24 @@ def key_of(ring: Keyring, scope: Scope) -> ApiKey:
     return key
 
 
-def document_security(app: FastAPI) -> None:
+def document_security(document: dict[str, Any]) -> None:
     """Document in OpenAPI how clients send an API key, and which operations need no API key.
 
     Every operation that needs an API key may answer 429, because the key may have a rate limit.
     """
-    build = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = build()
-        schemes = document["components"].setdefault("securitySchemes", {})
-        schemes["bearer"] = {"type": "http", "scheme": "bearer", "description": "an API key"}
-        schemes["key"] = {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "an API key"}
-        document["security"] = [{"bearer": []}, {"key": []}]
-        for path, operations in document["paths"].items():
-            for operation in operations.values():
-                if is_public(path):
-                    operation.setdefault("security", [])
-                    continue
-                responses = operation["responses"]
-                responses.setdefault("429", error_document("The API key has reached its limit.", RETRY_AFTER))
-                if "4XX" not in responses:
-                    responses["401"] = error_document("Missing or unknown API key.")
-        return document
-
-    app.openapi = cache(openapi)  # type: ignore[method-assign]  # as FastAPI's documentation recommends
+    schemes = document["components"].setdefault("securitySchemes", {})
+    schemes["bearer"] = {"type": "http", "scheme": "bearer", "description": "an API key"}
+    schemes["key"] = {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "an API key"}
+    document["security"] = [{"bearer": []}, {"key": []}]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if is_public(path):
+                operation.setdefault("security", [])
+                continue
+            responses = operation["responses"]
+            responses.setdefault("429", error_document("The API key has reached its limit.", RETRY_AFTER))
+            if "4XX" not in responses:
+                responses["401"] = error_document("Missing or unknown API key.")
 
 
 def describe_limits(limit: RateLimitItem) -> str:

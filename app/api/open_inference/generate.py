@@ -2,73 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any, Literal, NotRequired
 
-from fastapi import APIRouter, Request
+from fastapi import Request
+from pydantic import BaseModel, Field
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
-from app.api import openapi
 from app.api.deadline import set_deadline
-from app.api.inference import record_version, resolve_model, run_inference
+from app.api.inference import Call, Protocol, TextDelta, resolve, run_job
 from app.api.open_inference.decode import MAX_ID_LENGTH
-from app.api.open_inference.paths import TextModelPath, add_routes, model_in_path
-from app.api.open_inference.responses import FAILURES, GenerateParameters, GenerateRequest, GenerateResponse
-from app.api.open_inference.tensors import TEXT_PARAMETERS, earlier_deadline, model_parameters
-from app.api.openapi import request_body
-from app.api.request_body import EXTRA_COMMAS, BodyReader, max_json_bytes, read_object, validate, with_limits
-from app.api.responses import json_response, stream_response, success_response
-from app.api.routes import generate_text
-from app.api.routes.generate_text import TextInference
+from app.api.open_inference.paths import FAILURES, TAG, card_in_path, model_path
+from app.api.open_inference.tensors import earlier_deadline, model_parameters
+from app.api.operation import Operation, Service
+from app.api.request_body import (
+    EXTRA_COMMAS,
+    BodyReader,
+    RequestBody,
+    limited,
+    max_json_bytes,
+    read_object,
+    validate,
+)
+from app.api.responses import stream_response
+from app.api.routes.generate_text import BYTES_PER_CHARACTER, SamplingFields
 from app.api.sse import event
 from app.errors import BadValue, quote_value
-from app.serving.model import Model
-from app.serving.models import Models
 from app.settings import Settings
+from app.store import Card
 from app.tasks import GENERATE_TEXT
-from app.tasks.text_generation import Continuation, TextGenerator
+from app.tasks.text_generation import Continuation, TextAnswer, TextJob
 
-NATIVE_NAMES = {"text_input": "prompt", "max_tokens": "max_characters"}  # names of these fields in /v1/text/continue
-
-
-class GenerateInference(TextInference):
-    """Generates one text for a request to ``generate`` or ``generate_stream``."""
-
-    stream_end = b""  # the protocol has no end marker
-
-    def __init__(
-        self,
-        model: Model[TextGenerator],
-        body: generate_text.GenerateTextRequest,
-        request_id: str,
-        streamed: bool,
-        deadline: float,
-    ) -> None:
-        super().__init__(model, body)
-        self.streamed = streamed
-        self.deadline = deadline
-        self.head = {"model_name": model.card.name, "model_version": str(model.card.version)}
-        if request_id:
-            self.head["id"] = request_id
-
-    def engine_deadline(self, deadline: float) -> float:
-        return self.deadline
-
-    def respond(self, outputs: Sequence[Continuation]) -> Response:
-        (text,) = outputs
-        return json_response({**self.head, "text_output": text.text, **_end_fields(text)})
-
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """Yield an event for each new part of the text."""
-        async with aclosing(generate_text.deltas(self.model, self.texts)) as steps:
-            async for (delta,) in steps:
-                end_fields = _end_fields(self.texts[0]) if delta.finished else {}
-                yield event({**self.head, "text_output": delta.text, **end_fields})
+ALIAS = "max_tokens"  # of ``max_characters``
 
 
-def _end_fields(text: Continuation) -> dict[str, Any]:
-    return {"finish_reason": text.finish_reason, "seed": text.seed}
+class TextInput(RequestBody):
+    text_input: str = Field(description="the prompt", json_schema_extra=limited("max_prompt_characters", "maxLength"))
+
+
+class GenerateFields(SamplingFields, TextInput):
+    """The fields of a body and of its ``parameters``, except ``id`` and ``stream``."""
+
+    max_tokens: int | None = Field(None, ge=1)
+
+
+class GenerateParameters(SamplingFields):
+    """Sampling parameters."""
+
+    max_tokens: int = Field(  # the schema has no default, because clients that send all defaults would send both names
+        default_factory=lambda: 200,
+        ge=1,
+        description="alias of `max_characters`. Send only one of them.",
+        json_schema_extra=limited("max_characters"),
+    )
+
+
+class GenerateRequest(BaseModel):
+    id: str = Field("", max_length=MAX_ID_LENGTH, description="your own id for the request, which the response repeats")
+    text_input: str = Field(description="the prompt", json_schema_extra=limited("max_prompt_characters", "maxLength"))
+    parameters: GenerateParameters = Field(
+        description="sampling parameters. Each of them may also be sent beside `text_input` instead.",
+        default_factory=lambda: GenerateParameters.model_validate({}),
+    )
+
+
+class GenerateResponse(TypedDict):
+    """One text. In a stream, only the last event has a ``finish_reason`` and a ``seed``."""
+
+    model_name: str
+    model_version: str
+    id: NotRequired[Annotated[str, Field(description="only if the request has one")]]
+    text_output: Annotated[str, Field(description="the continuation, without the prompt")]
+    finish_reason: NotRequired[Literal["length", "stop"]]
+    seed: NotRequired[int]
+
+
+def encode(call: Call[None], job: TextJob, answer: TextAnswer) -> GenerateResponse:
+    (text,) = answer.texts
+    return _content(call.model.card, job, text.text, text)
+
+
+def encode_step(call: Call[None], job: TextJob, answer: TextAnswer, step: list[TextDelta]) -> bytes:
+    (delta,), (text,) = step, answer.texts
+    return event(_content(call.model.card, job, delta.text, text if delta.finished else None))
+
+
+def _content(card: Card, job: TextJob, output: str, end: Continuation | None) -> GenerateResponse:
+    content: Any = {"model_name": card.name, "model_version": str(card.version)}
+    if job.request_id:
+        content["id"] = job.request_id
+    content["text_output"] = output
+    if end:
+        content |= {"finish_reason": end.finish_reason, "seed": end.seed}
+    return content
+
+
+PROTOCOL = Protocol(encode, encode_step, stream_end=b"")  # the protocol has no end marker
 
 
 def _take_id(body: dict[str, Any]) -> str:
@@ -100,96 +130,85 @@ def _fields(body: dict[str, Any], streamed: bool) -> dict[str, Any]:
         other = "generate" if streamed else "generate_stream"
         allowed = f"use {other} instead" if isinstance(stream, bool) else "it should be a boolean"
         raise BadValue(f"stream is {quote_value(stream)}; {allowed}", "stream")
-    if "max_tokens" in fields and "max_characters" in fields:
-        raise BadValue("max_tokens is another name of max_characters; send one of them", "max_tokens")
+    if ALIAS in fields and "max_characters" in fields:
+        raise BadValue("max_tokens is another name of max_characters; send one of them", ALIAS)
     return fields
 
 
-def _native_body(
-    fields: dict[str, Any], text_request: type[generate_text.GenerateTextRequest]
-) -> generate_text.GenerateTextRequest:
-    """Return the fields as a body of ``/v1/text/continue``.
+def decode(fields: dict[str, Any], settings: Settings) -> TextJob:
+    """Return the job for the fields of a request. Raises BadValue."""
+    text = fields.pop("text_input")
+    aliases = {name: ALIAS for name in ("max_characters",) if ALIAS in fields}
+    known = model_parameters({"max_characters" if name == ALIAS else name: fields[name] for name in fields}, PARAMETERS)
+    if aliases:
+        known[ALIAS] = known.pop("max_characters")
+    body = validate({"text_input": text, **known}, GenerateFields)
+    sampling = body.sampling(settings)
+    if aliases:
+        sampling["max_characters"] = body.max_tokens
+    return TextJob([body.text_input], **sampling, names={"prompt": "text_input", **aliases})
 
-    Raises BadValue, whose message has the field names that the client sent.
+
+PARAMETERS = tuple(SamplingFields.model_fields)
+
+
+async def _run(service: Service, request: Request, streamed: bool) -> Response:
+    settings, executor = service.settings, service.models.parse_executor
+    deadline = set_deadline(request, settings.request_seconds)
+    characters = settings.max_prompt_characters
+    limit = max_json_bytes(settings.max_body_bytes, BYTES_PER_CHARACTER * characters)
+    reader = BodyReader(limit, settings.body_seconds, executor)
+    body = await read_object(request, reader, characters + EXTRA_COMMAS)
+    card = await card_in_path(service, request, deadline)
+    model = await resolve(service, request, GENERATE_TEXT, f"{card.name}@{card.version}", deadline)
+    request_id = _take_id(body)
+    fields = _fields(body, streamed)
+    deadline = earlier_deadline(fields, deadline)
+    job = replace(decode(fields, settings), streamed=streamed, request_id=request_id)
+    job.check(settings)
+    model.engine.admit(job.rows)
+    return await run_job(service, Call(request, None, model), job, deadline, PROTOCOL)
+
+
+async def generate(service: Service, request: Request) -> Response:
+    """Continue a prompt. `text_output` is the continuation without the prompt."""
+    return await _run(service, request, streamed=False)
+
+
+async def generate_stream(service: Service, request: Request) -> Response:
+    """Continue a prompt, and send the characters as server-sent events while the model generates them.
+
+    The last event of the text has a `finish_reason`. There is no `[DONE]` event.
     """
-    parameters = {NATIVE_NAMES["max_tokens"] if name == "max_tokens" else name: fields[name] for name in fields}
-    prompt = parameters.pop("text_input")
-    try:
-        return validate({"prompt": prompt, **model_parameters(parameters, TEXT_PARAMETERS)}, text_request)
-    except BadValue as error:
-        sent_name = next((name for name in fields if NATIVE_NAMES.get(name) == error.param), None)
-        if sent_name is None or error.param is None:
-            raise
-        raise BadValue(error.message.replace(error.param, sent_name, 1), sent_name) from None
+    return await _run(service, request, streamed=True)
 
 
-def _documented_body(settings: Settings) -> type[GenerateRequest]:
-    """Return the Pydantic class of the body for the OpenAPI document. Requests are validated as native bodies."""
-    at_most = {"le": settings.max_characters}
-    return with_limits(
-        GenerateRequest,
-        text_input={"max_length": settings.max_prompt_characters},
-        parameters=with_limits(GenerateParameters, max_characters=at_most, max_tokens=at_most),
-    )
-
-
-def router(models: Models, settings: Settings) -> APIRouter:
-    """Return the routes ``generate`` and ``generate_stream`` for texts. ``settings`` has the limits for requests."""
-    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
-    text_request = generate_text.request_model(settings)
-    body_model = _documented_body(settings)
-    limit = max_json_bytes(settings.max_body_bytes, generate_text.BYTES_PER_CHARACTER * settings.max_prompt_characters)
-    reader = BodyReader(limit, settings.body_seconds, models.parse_executor)
-    max_commas = settings.max_prompt_characters + EXTRA_COMMAS
-
-    async def run(request: Request, name: str, streamed: bool) -> Response:
-        deadline = set_deadline(request, settings.request_seconds)
-        body = await read_object(request, reader, max_commas)
-        version = await model_in_path(models, request, name, deadline)
-        model = await resolve_model(request, models, GENERATE_TEXT, version.id, deadline)  # rejects other tasks
-        record_version(model)
-        request_id = _take_id(body)
-        fields = _fields(body, streamed)
-        earlier = earlier_deadline(fields, deadline)
-        inference = GenerateInference(model, _native_body(fields, text_request), request_id, streamed, earlier)
-        model.engine.admit(1)
-        return await run_inference(request, models, inference, deadline)
-
-    @add_routes(
-        routes,
-        "POST",
-        "/generate",
-        operation_id="generate",
-        summary="Generate text",
-        openapi_extra=request_body(body_model, openapi.V2_GENERATE_EXAMPLE),
-        responses=success_response(GenerateResponse, description="The continuation of the prompt"),
-    )
-    async def generate_whole(request: Request, name: TextModelPath) -> Response:
-        """Continue a prompt. `text_output` is the continuation without the prompt."""
-        return await run(request, name, streamed=False)
-
-    @add_routes(
-        routes,
-        "POST",
-        "/generate_stream",
-        operation_id="generate_stream",
+_whole = Operation(
+    "POST",
+    "/v2/models/{name}/generate",
+    generate,
+    TAG,
+    "Generate text",
+    GenerateResponse,
+    "The continuation of the prompt",
+    body=GenerateRequest,
+    example={"text_input": "ROMEO:", "parameters": {"max_characters": 200, "temperature": 0.8, "seed": 1}},
+    parameters=model_path("shakespeare-rnn"),
+    errors=FAILURES,
+    has_timeout=True,
+    versioned=True,
+)
+OPERATIONS = [
+    _whole,
+    replace(
+        _whole,
+        path="/v2/models/{name}/generate_stream",
+        endpoint=generate_stream,
         summary="Generate text as a stream",
-        openapi_extra=request_body(body_model, openapi.V2_GENERATE_EXAMPLE),
-        response_class=Response,
-        responses={
-            200: {
-                "content": stream_response(
-                    "Events with the fields of a `GenerateResponse`; only the last one has `finish_reason` and `seed`"
-                ),
-                "description": "Server-sent events",
-            }
-        },
-    )
-    async def generate_stream(request: Request, name: TextModelPath) -> Response:
-        """Continue a prompt, and send the characters as server-sent events while the model generates them.
-
-        The last event of the text has a `finish_reason`. There is no `[DONE]` event.
-        """
-        return await run(request, name, streamed=True)
-
-    return routes
+        response=None,
+        answer="Server-sent events",
+        other_answers=stream_response(
+            "Events with the fields of a `GenerateResponse`; only the last one has `finish_reason` and `seed`"
+        ),
+    ),
+]

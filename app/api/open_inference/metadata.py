@@ -1,144 +1,181 @@
-"""Endpoints under ``/v2`` for the names, tensors, configuration and readiness of models."""
+"""Endpoints under ``/v2`` for the names, tensors, configuration and readiness of models.
+
+They answer from the model card and from the table of versions. They never load a version.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
+from pydantic import Field
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from app.api.deadline import set_deadline
 from app.api.open_inference.decode import TensorSpec
-from app.api.open_inference.paths import ModelPath, add_routes, model_in_path
-from app.api.open_inference.responses import FAILURES, ModelConfiguration, ModelMetadata, ModelNames, ModelReady
-from app.api.open_inference.tensors import RequestSchemas, TensorModel, tensor_model
-from app.api.openapi import WITH_TIMEOUT
-from app.api.responses import json_response, success_response
+from app.api.open_inference.paths import FAILURES, TAG, card_in_path, model_path
+from app.api.open_inference.tensors import TensorModel, tensor_model
+from app.api.operation import Endpoint, Operation, Service
+from app.api.responses import json_response
 from app.errors import NotReady
-from app.serving.model import Model
-from app.serving.models import Models
-from app.settings import Settings
-from app.store import Card
+from app.store import Card, TaskName
 
 PLATFORMS = {"onnx": "onnxruntime_onnx"}  # all other kinds are pytorch_safetensors
 CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # the name of every other type is TYPE_ plus the data type
 
 
-def router(models: Models, settings: Settings) -> APIRouter:
-    """Return the route ``/v2/models`` and the routes of each model. ``settings`` has the limits for requests."""
-    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
-    _add_names(routes, models)
-    _add_descriptions(routes, models, settings)
-    _add_readiness(routes, models, settings)
-    return routes
+class ModelNames(TypedDict):
+    models: list[str]
 
 
-def _add_names(routes: APIRouter, models: Models) -> None:
-    @routes.get(
-        "/models",
-        operation_id="list_model_names",
-        summary="List the names of all models",
-        responses=success_response(ModelNames, description="The names"),
-    )
-    async def list_models() -> Response:
-        """List the names of all models, whether they are loaded or not."""
-        return json_response({"models": sorted(models.version_sets)})
+class TensorMetadata(TypedDict):
+    name: str
+    datatype: str
+    shape: Annotated[Sequence[int], Field(description="size of each dimension; -1 if the size varies")]
 
 
-def _add_descriptions(routes: APIRouter, models: Models, settings: Settings) -> None:
-    schemas = RequestSchemas.build(settings)
-
-    @add_routes(
-        routes,
-        "GET",
-        "",
-        operation_id="get_model_metadata",
-        summary="Get the tensors of a model",
-        openapi_extra=WITH_TIMEOUT,
-        responses=success_response(ModelMetadata, description="The model"),
-    )
-    async def metadata(request: Request, name: ModelPath) -> Response:
-        """Get the names, data types and shapes of a model's inputs and outputs. -1 marks a dimension that varies.
-
-        All paths of a model also exist with `/versions/{version}` after the name.
-        """
-        model = await model_in_path(models, request, name, set_deadline(request, settings.request_seconds))
-        card, tensors = model.card, tensor_model(model, schemas)
-        version_set = models.version_sets.get(card.name)  # None if the model was removed while the version was loaded
-        numbers = version_set.numbers if version_set else [card.version]
-        return json_response(
-            {
-                "name": card.name,
-                "versions": [str(number) for number in sorted(numbers)],
-                "platform": _platform(card),
-                "inputs": _metadata(tensors.inputs),
-                "outputs": _metadata(tensors.outputs),
-                "properties": {"task": card.task, "title": card.title, "parameters": ",".join(tensors.parameters)},
-            }
-        )
-
-    @add_routes(
-        routes,
-        "GET",
-        "/config",
-        operation_id="get_model_configuration",
-        summary="Get the configuration of a model",
-        openapi_extra=WITH_TIMEOUT,
-        responses=success_response(ModelConfiguration, description="The configuration"),
-    )
-    async def config(request: Request, name: ModelPath) -> Response:
-        """Get a model's configuration in Triton's format."""
-        model = await model_in_path(models, request, name, set_deadline(request, settings.request_seconds))
-        return json_response(_configuration(model, tensor_model(model, schemas)))
+class ModelProperties(TypedDict):
+    task: TaskName
+    title: str
+    parameters: Annotated[str, Field(description="parameters that a request may have, separated by commas")]
 
 
-def _add_readiness(routes: APIRouter, models: Models, settings: Settings) -> None:
-    @add_routes(
-        routes,
-        "GET",
-        "/ready",
-        operation_id="get_model_ready",
-        summary="Check that a model is ready",
-        openapi_extra=WITH_TIMEOUT,
-        responses=success_response(ModelReady, description="The model is ready"),
-    )
-    async def model_ready(request: Request, name: ModelPath) -> Response:
-        """Check that a model answers requests. Otherwise the status is 404 or 503, and the body has the reason."""
-        deadline = set_deadline(request, settings.request_seconds)
-        await models.recheck(name.partition("@")[0], deadline)  # another process may have loaded or unloaded it
-        model = await model_in_path(models, request, name, deadline)
-        if problems := models.problems([model]):
-            raise NotReady("; ".join(problems))
-        return json_response({"name": model.card.name, "ready": True})
+class ModelMetadata(TypedDict):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+    properties: ModelProperties
+
+
+class TensorConfiguration(TypedDict):
+    name: str
+    data_type: str
+    dims: Annotated[Sequence[int], Field(description="size of each dimension except the rows; -1 if the size varies")]
+
+
+class ModelConfiguration(TypedDict):
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: Annotated[int, Field(description="largest number of rows in a request")]
+    input: list[TensorConfiguration]
+    output: list[TensorConfiguration]
+    dynamic_batching: dict[str, Any]
+
+
+class ModelReady(TypedDict):
+    name: str
+    ready: Literal[True]
+
+
+async def list_model_names(service: Service, request: Request) -> Response:
+    """List the names of all models, whether they are loaded or not."""
+    return json_response(ModelNames(models=sorted(service.models.version_sets)))
+
+
+async def get_model_metadata(service: Service, request: Request) -> Response:
+    """Get the names, data types and shapes of a model's inputs and outputs. -1 marks a dimension that varies.
+
+    All paths of a model also exist with `/versions/{version}` after the name.
+    """
+    card, tensors = await _describe(service, request)
+    version_set = service.models.version_sets.get(card.name)
+    numbers = version_set.numbers if version_set else [card.version]
+    content: ModelMetadata = {
+        "name": card.name,
+        "versions": [str(number) for number in sorted(numbers)],
+        "platform": _platform(card),
+        "inputs": _metadata(tensors.inputs),
+        "outputs": _metadata(tensors.outputs),
+        "properties": {"task": card.task, "title": card.title, "parameters": ",".join(tensors.parameters)},
+    }
+    return json_response(content)
+
+
+async def get_model_configuration(service: Service, request: Request) -> Response:
+    """Get a model's configuration in Triton's format."""
+    card, tensors = await _describe(service, request)
+    content: ModelConfiguration = {
+        "name": card.name,
+        "platform": _platform(card),
+        "backend": "quartet",
+        "max_batch_size": tensors.rows,
+        "input": _configuration(tensors, tensors.inputs),
+        "output": _configuration(tensors, tensors.outputs),
+        "dynamic_batching": {},
+    }
+    return json_response(content)
+
+
+async def get_model_ready(service: Service, request: Request) -> Response:
+    """Check that a model answers requests. Otherwise the status is 404 or 503, and the body has the reason.
+
+    A version that its first request loads is ready.
+    """
+    deadline = set_deadline(request, service.settings.request_seconds)
+    # another process may have loaded or unloaded it
+    await service.models.recheck(request.path_params["name"].partition("@")[0], deadline)
+    card = await card_in_path(service, request, deadline)
+    model = service.models.entry(card.name, card.version).model
+    if problems := service.models.problems([model] if model else None):
+        raise NotReady("; ".join(problems))
+    return json_response(ModelReady(name=card.name, ready=True))
+
+
+async def _describe(service: Service, request: Request) -> tuple[Card, TensorModel]:
+    """Return the card and the tensors of the model in the path. Raises as ``card_in_path`` does."""
+    card = await card_in_path(service, request, set_deadline(request, service.settings.request_seconds))
+    return card, tensor_model(card, service.settings)
 
 
 def _platform(card: Card) -> str:
     return PLATFORMS.get(card.kind, "pytorch_safetensors")
 
 
-def _metadata(specs: list[TensorSpec]) -> list[dict[str, Any]]:
+def _metadata(specs: Sequence[TensorSpec]) -> list[TensorMetadata]:
     return [{"name": spec.name, "datatype": spec.datatypes[0], "shape": spec.shape} for spec in specs]
 
 
-def _configuration(model: Model, tensors: TensorModel) -> dict[str, Any]:
-    """Return a model's configuration in Triton's format."""
+def _configuration(tensors: TensorModel, specs: Sequence[TensorSpec]) -> list[TensorConfiguration]:
+    return [
+        {
+            "name": spec.name,
+            "data_type": CONFIGURATION_TYPES.get(spec.datatypes[0], f"TYPE_{spec.datatypes[0]}"),
+            "dims": (spec.shape[1:] or [1]) if tensors.rows else spec.shape,
+        }
+        for spec in specs
+    ]
 
-    def describe(specs: list[TensorSpec]) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": spec.name,
-                "data_type": CONFIGURATION_TYPES.get(spec.datatypes[0], f"TYPE_{spec.datatypes[0]}"),
-                "dims": (spec.shape[1:] or [1]) if tensors.rows else list(spec.shape),
-            }
-            for spec in specs
-        ]
 
-    return {
-        "name": model.card.name,
-        "platform": _platform(model.card),
-        "backend": "quartet",
-        "max_batch_size": tensors.rows,
-        "input": describe(tensors.inputs),
-        "output": describe(tensors.outputs),
-        "dynamic_batching": {},
-    }
+def model_operation(part: str, endpoint: Endpoint, summary: str, response: Any, answer: str) -> Operation:
+    """Return an operation that describes the model in its path."""
+    return Operation(
+        "GET",
+        f"/v2/models/{{name}}{part}",
+        endpoint,
+        TAG,
+        summary,
+        response,
+        answer,
+        parameters=model_path("sine-lstm"),
+        errors=FAILURES,
+        has_timeout=True,
+        versioned=True,
+    )
+
+
+OPERATIONS = [
+    Operation(
+        "GET", "/v2/models", list_model_names, TAG, "List the names of all models", ModelNames, "The names",
+        errors=FAILURES,
+    ),
+    model_operation("", get_model_metadata, "Get the tensors of a model", ModelMetadata, "The model"),
+    model_operation(
+        "/config", get_model_configuration, "Get the configuration of a model", ModelConfiguration, "The configuration"
+    ),
+    model_operation("/ready", get_model_ready, "Check that a model is ready", ModelReady, "The model is ready"),
+]  # fmt: skip

@@ -1,42 +1,50 @@
-"""Add routes whose paths contain a model's name and perhaps a version, and find the model in the path of a request."""
+"""Find the model in the path of a request, and describe such paths for the OpenAPI document."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import Request
+from typing_extensions import TypedDict
 
-from app.api.inference import resolve_model
+from app.api.inference import resolve
+from app.api.operation import Service
+from app.api.responses import BAD_REQUESTS, error_responses
 from app.engine.observer import VersionKey
 from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, quote_value
 from app.observability.middleware import REQUEST_ID
 from app.serving.model import Model
-from app.serving.models import Models
+from app.store import Card
 from app.tasks import TASKS
 
-Endpoint = Callable[..., Any]
-ModelPath = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]
-UnloadableModelPath = Annotated[  # the example is not the default model of a task, so that it may be unloaded
-    str, Path(description="a model's name", examples=["mnist-gan"])
-]
-TextModelPath = Annotated[str, Path(description="`name` or `name@version`", examples=["shakespeare-rnn"])]
+TAG = "Open Inference Protocol"
 
 
-def add_routes(routes: APIRouter, method: str, path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:
-    """Return a decorator that adds an endpoint at ``/models/{name}`` + ``path``, with and without a version."""
+class InferenceError(TypedDict):
+    """The body of every error response under /v2."""
 
-    def add(endpoint: Endpoint) -> Endpoint:
-        versioned = f"/models/{{name}}/versions/{{version}}{path}"
-        routes.add_api_route(f"/models/{{name}}{path}", endpoint, methods=[method], **options)
-        routes.add_api_route(versioned, endpoint, methods=[method], include_in_schema=False)
-        return endpoint
-
-    return add
+    error: str
 
 
-async def model_in_path(models: Models, request: Request, name: str, deadline: float) -> Model:
+FAILURES = error_responses(InferenceError, f"{BAD_REQUESTS} 413: too large.")
+
+
+def model_path(example: str) -> dict[str, tuple[str, str]]:
+    """Return the description of a path with the name of a model."""
+    return {"name": ("`name` or `name@version`", example)}
+
+
+async def model_in_path(service: Service, request: Request, deadline: float, name: str | None = None) -> Model[Any]:
     """Return the model version in the path of a request. Waits for a version that is still being loaded.
+
+    ``name`` replaces the name in the path. Raises as ``card_in_path`` does, and if the version cannot be loaded.
+    """
+    card = await card_in_path(service, request, deadline, name)
+    return await resolve(service, request, TASKS[card.task], f"{card.name}@{card.version}", deadline)
+
+
+async def card_in_path(service: Service, request: Request, deadline: float, name: str | None = None) -> Card:
+    """Return the card of the model version in the path of a request, without loading the version.
 
     Raises:
         UnknownModel, RetiredModel, UnloadedModel: the version is not served.
@@ -44,20 +52,21 @@ async def model_in_path(models: Models, request: Request, name: str, deadline: f
         NotReady: the model cannot be served.
         TimedOut: the deadline passed.
     """
+    name = name or request.path_params["name"]
     try:
-        model_name, number = version_in_path(models, request, name)
+        key = _version_in_path(service, request, name)
     except UnloadedModel:
-        await models.recheck(name.partition("@")[0], deadline)  # another process may have just loaded the model
-        model_name, number = version_in_path(models, request, name)
-    card = models.card(model_name, number)
+        await service.models.recheck(name.partition("@")[0], deadline)  # another process may have just loaded the model
+        key = _version_in_path(service, request, name)
+    card = service.models.card(*key)
     if card is None:  # the version was just removed
-        raise UnknownModel(name, models.served_names(), "name")
-    return await resolve_model(request, models, TASKS[card.task], f"{model_name}@{number}", deadline)
+        raise UnknownModel(name, service.models.served_names(), "name")
+    return card
 
 
-def version_in_path(models: Models, request: Request, name: str) -> VersionKey:
-    """Return the model name and the version number for the path of a request. Raises as ``model_in_path`` does."""
-    version = request.path_params.get("version")
+def _version_in_path(service: Service, request: Request, name: str) -> VersionKey:
+    """Return the model name and the version number for the path of a request. Raises as ``card_in_path`` does."""
+    models, version = service.models, request.path_params.get("version")
     if version is None:
         version_set = models.version_sets.get(name)
         usable = version_set is not None and (version_set.numbers or version_set.unloaded)

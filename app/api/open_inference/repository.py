@@ -12,20 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, Field
+from fastapi import Request
+from pydantic import BaseModel, Field, RootModel
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from app.api.deadline import DEADLINE, set_deadline
 from app.api.open_inference.decode import LenientModel
-from app.api.open_inference.paths import UnloadableModelPath, model_in_path
-from app.api.open_inference.responses import FAILURES, REPOSITORY_FAILURES, ModelLoaded, ModelUnloaded, RepositoryIndex
-from app.api.openapi import request_body
+from app.api.open_inference.paths import FAILURES, TAG, InferenceError, model_in_path
+from app.api.operation import Operation, Service
 from app.api.request_body import EXTRA_COMMAS, max_json_bytes, parse_object, read_body, validate
-from app.api.responses import json_response, success_response
-from app.api.routes.admin import guard, on_store
+from app.api.responses import error_responses, json_response
+from app.api.routes.admin import on_store
 from app.errors import BadValue, Conflict, NotEnabled, UnknownModel, quote_value
 from app.serving.model import Model
 from app.serving.models import Models
@@ -35,6 +35,12 @@ from app.store import Store, VersionNotFound
 from app.store.rollout import Rollout
 
 B = TypeVar("B", bound=BaseModel)
+ADMIN_FAILURES = error_responses(  # of ``load`` and ``unload``, which change the store
+    InferenceError,
+    "400: invalid value. 401: missing or unknown admin key. 404: unknown model or version. 408: the body arrived too "
+    "slowly. 409: a setting or the state of the store does not allow the request. 413: too large.",
+    " 507: the store cannot be read or written.",
+)
 
 
 class IndexRequest(LenientModel):
@@ -47,85 +53,72 @@ class LoadRequest(LenientModel):
     )
 
 
-def router(models: Models, settings: Settings, admin_key: str | None) -> APIRouter:
-    """Return the routes ``/v2/repository/...``. Without an admin key, ``load`` and ``unload`` are refused."""
-    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
+class RepositoryEntry(TypedDict):
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str
 
-    @routes.post(
-        "/repository/index",
-        operation_id="list_repository",
-        summary="List all versions in the store except retired ones",
-        openapi_extra=request_body(IndexRequest, {"ready": True}),
-        responses=success_response(RepositoryIndex, description="The versions in the store"),
+
+class RepositoryIndex(RootModel[list[RepositoryEntry]]):
+    pass
+
+
+class ModelLoaded(TypedDict):
+    name: str
+    version: str
+    load: Literal[True]
+
+
+class ModelUnloaded(TypedDict):
+    name: str
+    unload: Literal[True]
+
+
+async def list_repository(service: Service, request: Request) -> Response:
+    """List the states of all versions that are not retired. `reason` says why a version is unavailable."""
+    models, body = service.models, await _read_body(request, IndexRequest, service.settings)
+    await models.refresh(request.scope[DEADLINE])
+    versions = [version for version in models.versions() if version.state is State.READY or not body.ready]
+    return json_response([_entry(models, version) for version in versions])
+
+
+async def refuse(service: Service, request: Request) -> Response:
+    raise NotEnabled(
+        "loading and unloading require an admin key, but neither QUARTET_ADMIN_KEY nor QUARTET_ADMIN_KEY_FILE is "
+        "set; the models in the store are loaded automatically",
+        "name",
     )
-    async def index(request: Request) -> Response:
-        """List the states of all versions that are not retired. `reason` says why a version is unavailable."""
-        body = await _read_body(request, IndexRequest, settings)
-        await models.refresh(request.scope[DEADLINE])
-        versions = [version for version in models.versions() if version.state is State.READY or not body.ready]
-        return json_response([_entry(models, version) for version in versions])
-
-    if admin_key:
-        _add_load_and_unload(routes, models, settings, admin_key)
-        return routes
-
-    @routes.post("/repository/models/{name}/load", include_in_schema=False)
-    @routes.post("/repository/models/{name}/unload", include_in_schema=False)
-    async def refuse(request: Request, name: str) -> Response:
-        raise NotEnabled(
-            "loading and unloading require an admin key, but neither QUARTET_ADMIN_KEY nor QUARTET_ADMIN_KEY_FILE is "
-            "set; the models in the store are loaded automatically",
-            "name",
-        )
-
-    return routes
 
 
-def _add_load_and_unload(routes: APIRouter, models: Models, settings: Settings, admin_key: str) -> None:
-    guarded: dict[str, Any] = {
-        "dependencies": [Depends(guard(admin_key))],
-        "openapi_extra": request_body(LoadRequest, {}),
-    }
+async def load_model(service: Service, request: Request) -> Response:
+    """Serve an unloaded model again. The response is sent when the active version is in memory.
 
-    @routes.post(
-        "/repository/models/{name}/load",
-        operation_id="load_model",
-        summary="Load a model",
-        responses=success_response(ModelLoaded, description="The version is in memory") | REPOSITORY_FAILURES,
-        **guarded,
-    )
-    async def load(request: Request, name: UnloadableModelPath) -> Response:
-        """Serve an unloaded model again. The response is sent when the active version is in memory.
+    With `name@version`, the service loads this version, and responds when it is in memory.
+    """
+    name, settings = request.path_params["name"], service.settings
+    deadline = set_deadline(request, settings.request_seconds)
+    _check((await _read_body(request, LoadRequest, settings)).parameters)
+    stored = await _change(request, service.models, lambda: _load(settings.store, name))
+    # with a chosen active version, there may be a canary, which the name alone could also mean
+    pinned = "@" not in name and stored.active is not None
+    load = _active_model if pinned else model_in_path
+    card = (await load(service, request, deadline)).card
+    return json_response(ModelLoaded(name=card.name, version=str(card.version), load=True))
 
-        With `name@version`, the service loads this version, and responds when it is in memory.
-        """
-        deadline = set_deadline(request, settings.request_seconds)
-        _check((await _read_body(request, LoadRequest, settings)).parameters)
-        stored = await _change(request, models, lambda: _load(settings.store, name))
-        # with a chosen active version, there may be a canary, which the name alone could also mean
-        pinned = "@" not in name and stored.active is not None
-        load_model = _active_model if pinned else model_in_path
-        model = await load_model(models, request, name, deadline)
-        return json_response({"name": model.card.name, "version": str(model.card.version), "load": True})
 
-    @routes.post(
-        "/repository/models/{name}/unload",
-        operation_id="unload_model",
-        summary="Unload a model",
-        responses=success_response(ModelUnloaded, description="The model is no longer served") | REPOSITORY_FAILURES,
-        **guarded,
-    )
-    async def unload(request: Request, name: UnloadableModelPath) -> Response:
-        """Stop serving a model until it is loaded, or a version is activated. Running requests are still answered.
+async def unload_model(service: Service, request: Request) -> Response:
+    """Stop serving a model until it is loaded, or a version is activated. Running requests are still answered.
 
-        The default model of a task cannot be unloaded. In this case, the status is 409.
-        """
-        await _read_body(request, LoadRequest, settings)
-        if "@" in name:
-            allowed = "all versions of a model are unloaded together; use `retire` for one version"
-            raise BadValue(f"name is {quote_value(name)}; {allowed}", "name")
-        await _change(request, models, lambda: Store(settings.store).unload(name))
-        return json_response({"name": name, "unload": True})
+    The default model of a task cannot be unloaded. In this case, the status is 409.
+    """
+    name = request.path_params["name"]
+    await _read_body(request, LoadRequest, service.settings)
+    if "@" in name:
+        allowed = "all versions of a model are unloaded together; use `retire` for one version"
+        raise BadValue(f"name is {quote_value(name)}; {allowed}", "name")
+    await _change(request, service.models, lambda: Store(service.settings.store).unload(name))
+    return json_response(ModelUnloaded(name=name, unload=True))
 
 
 async def _change(request: Request, models: Models, change: Callable[[], Rollout]) -> Rollout:
@@ -152,17 +145,18 @@ def _load(models: Path, name: str) -> Rollout:
     return store.load(model)
 
 
-async def _active_model(models: Models, request: Request, name: str, deadline: float) -> Model:
+async def _active_model(service: Service, request: Request, deadline: float) -> Model[Any]:
     """Return the active version of a model when it is in memory. A version that cannot be loaded is not active.
 
     Raises the errors of ``model_in_path``.
     """
+    name, models = request.path_params["name"], service.models
     while True:
         version_set = models.desired.get(name)
         if version_set is None or version_set.active is None:
-            return await model_in_path(models, request, name, deadline)
+            return await model_in_path(service, request, deadline)
         try:
-            return await model_in_path(models, request, f"{name}@{version_set.active}", deadline)
+            return await model_in_path(service, request, deadline, f"{name}@{version_set.active}")
         except UnknownModel:
             if models.entry(name, version_set.active).state is not State.FAILED:
                 raise
@@ -189,7 +183,7 @@ async def _read_body(request: Request, model: type[B], settings: Settings) -> B:
     return validate(parse_object(content, EXTRA_COMMAS), model)
 
 
-def _entry(models: Models, version: Entry) -> dict[str, str]:
+def _entry(models: Models, version: Entry) -> RepositoryEntry:
     """Return the entry of a version in the index.
 
     A version that its first request will load is listed as unavailable, because Triton has no state for such a version.
@@ -198,5 +192,42 @@ def _entry(models: Models, version: Entry) -> dict[str, str]:
     if version.state in (State.UNLOADED, State.LOADING):
         served = version.version in models.version_sets[version.name].numbers
         reason = "available, but not in memory; the first request loads it" if served else "unloaded"
-    state = "READY" if version.state is State.READY else "UNAVAILABLE"
+    state: Any = "READY" if version.state is State.READY else "UNAVAILABLE"
     return {"name": version.name, "version": str(version.version), "state": state, "reason": reason}
+
+
+# The example is not the default model of a task, so that it may be unloaded.
+_CHANGE: dict[str, Any] = {
+    "body": LoadRequest,
+    "example": {},
+    "parameters": {"name": ("a model's name", "mnist-gan")},
+    "errors": ADMIN_FAILURES,
+    "has_timeout": True,
+    "is_admin": True,
+}
+_LOAD, _UNLOAD = "/v2/repository/models/{name}/load", "/v2/repository/models/{name}/unload"
+
+
+def operations(admin_key: str | None) -> list[Operation]:
+    """Return the operations. Without an admin key, loading and unloading are refused and not documented."""
+    index = Operation(
+        "POST",
+        "/v2/repository/index",
+        list_repository,
+        TAG,
+        "List all versions in the store except retired ones",
+        RepositoryIndex,
+        "The versions in the store",
+        body=IndexRequest,
+        example={"ready": True},
+        errors=FAILURES,
+        has_timeout=True,
+    )
+    if not admin_key:
+        return [index, Operation("POST", _LOAD, refuse), Operation("POST", _UNLOAD, refuse)]
+    loaded, unloaded = "The version is in memory", "The model is no longer served"
+    return [
+        index,
+        Operation("POST", _LOAD, load_model, TAG, "Load a model", ModelLoaded, loaded, **_CHANGE),
+        Operation("POST", _UNLOAD, unload_model, TAG, "Unload a model", ModelUnloaded, unloaded, **_CHANGE),
+    ]

@@ -2,57 +2,60 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
-from app.api.open_inference.responses import ServerLive, ServerMetadata, ServerReady
-from app.api.responses import json_response, success_response
-from app.api.routes.health import status_response, status_responses
-from app.serving.models import Models
+from app.api.open_inference.paths import TAG
+from app.api.operation import Operation, Service
+from app.api.responses import json_response
+from app.api.routes.health import is_live, status_operation, status_response
 
 EXTENSIONS = [
     *("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters", "statistics")
 ]
 
 
-def router(models: Models) -> APIRouter:
-    """Return the routes ``/v2`` and ``/v2/health/...``."""
-    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+class ServerLive(TypedDict):
+    live: bool
 
-    @routes.get(
-        "/health/live",
-        operation_id="get_server_live",
-        summary="Check that the process is alive",
-        responses=status_responses(ServerLive, "The process is alive", "The compute thread hangs"),
-    )
-    async def check_live() -> Response:
-        """Respond with status 503 if the compute thread has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`.
 
-        In this case, the process should be restarted.
-        """
-        live = models.executor.stalled_seconds() < 2 * models.settings.liveness_timeout_seconds
-        return status_response({"live": live}, live)
+class ServerReady(TypedDict):
+    live: bool
+    ready: bool
 
-    @routes.get(
-        "/health/ready",
-        operation_id="get_server_ready",
-        summary="Check that the service is ready for requests",
-        responses=status_responses(ServerReady, "The service is ready", "The service is not ready"),
-    )
-    async def check_ready() -> Response:
-        """Respond with status 503 if the service is not ready. Clients should then use another server."""
-        ready = not models.problems()
-        return status_response({"live": True, "ready": ready}, ready)
 
-    @routes.get(
-        "",
-        operation_id="get_server_metadata",
-        summary="Get the server's name and extensions",
-        responses=success_response(ServerMetadata, description="The server"),
-    )
-    @routes.get("/", include_in_schema=False)
-    async def server_metadata(request: Request) -> Response:
-        """Get the server's name, version and protocol extensions."""
-        return json_response({"name": "quartet", "version": request.app.version, "extensions": EXTENSIONS})
+class ServerMetadata(TypedDict):
+    name: str
+    version: str
+    extensions: list[str]
 
-    return routes
+
+async def get_server_live(service: Service, request: Request) -> Response:
+    """Respond with status 503 if the compute thread has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`.
+
+    In this case, the process should be restarted.
+    """
+    live = is_live(service)
+    return status_response(ServerLive(live=live), live)
+
+
+async def get_server_ready(service: Service, request: Request) -> Response:
+    """Respond with status 503 if the service is not ready. Clients should then use another server."""
+    ready = not service.models.problems()
+    return status_response(ServerReady(live=True, ready=ready), ready)
+
+
+async def get_server_metadata(service: Service, request: Request) -> Response:
+    """Get the server's name, version and protocol extensions."""
+    return json_response(ServerMetadata(name="quartet", version=service.version, extensions=EXTENSIONS))
+
+
+OPERATIONS = [
+    status_operation("/v2/health/live", get_server_live, TAG, ServerLive),
+    status_operation("/v2/health/ready", get_server_ready, TAG, ServerReady),
+    Operation(
+        "GET", "/v2", get_server_metadata, TAG, "Get the server's name and extensions", ServerMetadata, "The server"
+    ),
+    Operation("GET", "/v2/", get_server_metadata),
+]

@@ -3,80 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
+from pydantic import Field
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from app.api.deadline import set_deadline
-from app.api.open_inference.paths import ModelPath, add_routes, model_in_path
-from app.api.open_inference.responses import FAILURES, StatisticsResponse
-from app.api.openapi import WITH_TIMEOUT
-from app.api.responses import json_response, success_response
-from app.observability.metrics import SUCCESS, Metrics, Totals
-from app.serving.model import Model
-from app.serving.models import Models
+from app.api.open_inference.metadata import model_operation
+from app.api.open_inference.paths import FAILURES, TAG, card_in_path
+from app.api.operation import Operation, Service
+from app.api.responses import json_response
+from app.observability.metrics import SUCCESS, Totals
+from app.store import Card
 from app.tasks import TASKS
 
 
-def router(models: Models, metrics: Metrics) -> APIRouter:
-    """Return the routes ``/v2/models/stats`` and ``/v2/models/{name}/stats``.
+class Duration(TypedDict):
+    count: int
+    ns: Annotated[int, Field(description="total duration in nanoseconds")]
 
-    Add these routes before the routes of ``metadata``, which would take "stats" as the name of a model.
+
+NotMeasured = Annotated[Duration, Field(description="always 0, because it is not measured")]
+
+
+class InferenceStatistics(TypedDict):
+    success: Annotated[Duration, Field(description="answered requests")]
+    fail: Annotated[Duration, Field(description="failed requests, including those that were rejected or cancelled")]
+    queue: Annotated[
+        Duration,
+        Field(description="images, series, texts, and parts of large requests that left the queue"),
+    ]
+    compute_infer: Annotated[Duration, Field(description="batches, or rounds of the engine for text models")]
+    compute_input: NotMeasured
+    compute_output: NotMeasured
+    cache_hit: Annotated[Duration, Field(description="always 0, because there is no cache")]
+    cache_miss: Annotated[Duration, Field(description="always 0, because there is no cache")]
+
+
+class ModelStatistics(TypedDict):
+    name: str
+    version: str
+    last_inference: Annotated[
+        int, Field(description="time of the last batch in milliseconds since 1970; 0 if there was none")
+    ]
+    inference_count: Annotated[int, Field(description="number of rows, or of texts for text models")]
+    execution_count: Annotated[int, Field(description="number of batches")]
+    inference_stats: InferenceStatistics
+    response_stats: dict[str, Any]
+    batch_stats: list[Any]
+    memory_usage: list[Any]
+
+
+class StatisticsResponse(TypedDict):
+    model_stats: list[ModelStatistics]
+
+
+async def list_model_statistics(service: Service, request: Request) -> Response:
+    """Get the number of requests, the waiting time and the computing time of each version in memory."""
+    return await _respond(service, [model.card for model in service.models.loaded()])
+
+
+async def get_model_statistics(service: Service, request: Request) -> Response:
+    """Get the number of requests, the waiting time and the computing time of a version of a model.
+
+    Without a version in the path, the response has all versions of the model that are in memory.
     """
-    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
-
-    @routes.get(
-        "/models/stats",
-        operation_id="list_model_statistics",
-        summary="Get the statistics of all models",
-        responses=success_response(StatisticsResponse, description="Statistics of each version in memory"),
-    )
-    async def all_statistics() -> Response:
-        """Get the number of requests, the waiting time and the computing time of each version in memory."""
-        totals = await metrics.totals(models.settings.request_seconds)
-        return json_response({"model_stats": [_statistics(model, totals) for model in models.loaded()]})
-
-    @add_routes(
-        routes,
-        "GET",
-        "/stats",
-        operation_id="get_model_statistics",
-        summary="Get the statistics of a model",
-        openapi_extra=WITH_TIMEOUT,
-        responses=success_response(StatisticsResponse, description="Statistics of the model"),
-    )
-    async def statistics(request: Request, name: ModelPath) -> Response:
-        """Get the number of requests, the waiting time and the computing time of a version of a model.
-
-        Without a version in the path, the response has all versions of the model that are in memory.
-        """
-        deadline = set_deadline(request, models.settings.request_seconds)
-        model = await model_in_path(models, request, name, deadline)
-        versions = [model]
-        if "version" not in request.path_params and "@" not in name:
-            versions = [each for each in models.loaded() if each.card.name == name] or versions
-        totals = await metrics.totals(models.settings.request_seconds)
-        return json_response({"model_stats": [_statistics(each, totals) for each in versions]})
-
-    return routes
+    card = await card_in_path(service, request, set_deadline(request, service.settings.request_seconds))
+    cards = [card]
+    if "version" not in request.path_params and "@" not in request.path_params["name"]:
+        cards = [model.card for model in service.models.loaded() if model.card.name == card.name] or cards
+    return await _respond(service, cards)
 
 
-def _statistics(model: Model, totals: Totals) -> dict[str, Any]:
-    """Return the statistics of a version.
+async def _respond(service: Service, cards: list[Card]) -> Response:
+    totals = await service.metrics.totals(service.settings.request_seconds)
+    return json_response(StatisticsResponse(model_stats=[_statistics(card, totals) for card in cards]))
 
-    ``success`` and ``fail`` count requests, with their durations. ``queue`` counts the items that were taken from the
-    queue: images, series, texts, and parts of large requests. ``compute_infer`` counts batches, or rounds of the engine
-    for text models. ``inference_count`` counts rows, or texts for text models. ``last_inference`` is the time of the
-    last batch, in milliseconds since 1970. ``compute_input`` and ``compute_output`` are not measured and always 0.
-    """
-    key = model.card.name, str(model.card.version)
+
+def _statistics(card: Card, totals: Totals) -> ModelStatistics:
+    """Return the statistics of a version."""
+    key = card.name, str(card.version)
     own = {(metric, result): total for (metric, *version, result), total in totals.items() if tuple(version) == key}
 
     def total(metric: str) -> float:
         return own.get((f"quartet_{metric}", ""), 0.0)
 
-    def requests(are_counted: Callable[[str], bool]) -> dict[str, int]:
+    def requests(are_counted: Callable[[str], bool]) -> Duration:
         ends = (
             sum(value for (metric, result), value in own.items() if metric == name and are_counted(result))
             for name in ("quartet_version_request_seconds_count", "quartet_version_request_seconds_sum")
@@ -85,19 +99,22 @@ def _statistics(model: Model, totals: Totals) -> dict[str, Any]:
 
     queue = _duration(total("queue_seconds_count"), total("queue_seconds_sum"))
     compute = _duration(total("compute_seconds_count"), total("compute_seconds_sum"))
-    unmeasured = ("compute_input", "compute_output", "cache_hit", "cache_miss")
+    none = _duration(0, 0)
     return {
-        "name": model.card.name,
-        "version": str(model.card.version),
+        "name": card.name,
+        "version": str(card.version),
         "last_inference": int(total("last_batch_timestamp_seconds") * 1000),
-        "inference_count": queue["count"] if TASKS[model.card.task].engine == "text" else int(total("batch_rows_sum")),
+        "inference_count": queue["count"] if TASKS[card.task].engine == "text" else int(total("batch_rows_sum")),
         "execution_count": compute["count"],
         "inference_stats": {
             "success": requests(SUCCESS.__eq__),
             "fail": requests(SUCCESS.__ne__),
             "queue": queue,
             "compute_infer": compute,
-            **{name: _duration(0, 0) for name in unmeasured},
+            "compute_input": none,
+            "compute_output": none,
+            "cache_hit": none,
+            "cache_miss": none,
         },
         "response_stats": {},
         "batch_stats": [],
@@ -105,5 +122,22 @@ def _statistics(model: Model, totals: Totals) -> dict[str, Any]:
     }
 
 
-def _duration(count: float, seconds: float) -> dict[str, int]:
+def _duration(count: float, seconds: float) -> Duration:
     return {"count": int(count), "ns": round(seconds * 1e9)}
+
+
+OPERATIONS = [
+    Operation(
+        "GET",
+        "/v2/models/stats",
+        list_model_statistics,
+        TAG,
+        "Get the statistics of all models",
+        StatisticsResponse,
+        "Statistics of each version in memory",
+        errors=FAILURES,
+    ),
+    model_operation(
+        "/stats", get_model_statistics, "Get the statistics of a model", StatisticsResponse, "Statistics of the model"
+    ),
+]

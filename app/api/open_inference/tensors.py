@@ -1,6 +1,6 @@
-"""Describe each task as a model with input and output tensors, and convert tensors to and from items of the engine.
+"""Describe each task as a model with input and output tensors, and convert tensors to jobs and answers to tensors.
 
-The task's endpoint under ``/v1`` creates the same items. Therefore both endpoints return the same results.
+A description needs only the model card, so that it does not load a network.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from app import store
 from app.api.open_inference.decode import DecodedRequest, TensorSpec
-from app.api.request_body import BYTES_PER_VALUE, EXTRA_COMMAS, validate
+from app.api.request_body import EXTRA_COMMAS, RequestBody, validate
 from app.api.responses import MIN_LOG_PROBABILITY
-from app.api.routes import forecast, generate_text
+from app.api.routes.forecast import DEFAULT_HORIZON, ForecastRequest
+from app.api.routes.generate_text import BYTES_PER_CHARACTER, MAX_STOP_LENGTH, SamplingFields
 from app.errors import BadValue, quote_value
-from app.networks import is_imported
-from app.serving.model import Model
+from app.networks import KINDS, is_imported
+from app.networks.imported import ImportedSizes
 from app.settings import Settings
-from app.store import TaskName
-from app.tasks.classification import ImageClassifier
-from app.tasks.forecasting import AnyForecaster
-from app.tasks.image_generation import ImageSampler, LatentBatch
-from app.tasks.imported import ImportedClassifier, TensorPredictor, TensorRows
-from app.tasks.text_generation import Continuation, TextGenerator
-from app.tasks.token_sampling import LogProbs, SamplingOptions
+from app.store import Card, TaskName
+from app.tasks import TASKS
+from app.tasks.classification import ClassifyAnswer, ClassifyJob
+from app.tasks.forecasting import ForecastAnswer, ForecastJob
+from app.tasks.image_generation import SampleAnswer, SampleJob
+from app.tasks.imported.tensors import TensorJob
+from app.tasks.job import Job
+from app.tasks.text_generation import TextAnswer, TextJob
 
-TEXT_PARAMETERS = ("max_characters", "temperature", "top_k", "top_p", "stop", "seed")
 FLOATS = ("FP64", "FP32")
 DATATYPES = {  # by the data type on the model card
     "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8",
@@ -43,304 +43,281 @@ Outputs = dict[str, np.ndarray]
 MAX_JSON_VALUES = 2**20  # largest number of JSON values for an imported network; binary tensors may have more
 TENSOR_COMMAS, TENSOR_BYTES = 16, 512  # largest number of commas and bytes of a tensor in JSON, without its values
 MAX_LATENT = 1000.0  # standard deviations; larger latents overflow in the network
+MAX_VALUE = 1e300
 PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  # allowed for every model
 
 
 @dataclass(frozen=True)
-class RequestSchemas:
-    """The settings, and the Pydantic classes of two request bodies under ``/v1``, which validate parameters."""
+class TensorModel:
+    """The tensors of a version, and the conversions between tensors and the jobs and answers of its task.
 
-    settings: Settings
-    text_request: type[generate_text.GenerateTextRequest]
-    forecast_request: type[forecast.ForecastRequest]
-
-    @classmethod
-    def build(cls, settings: Settings) -> RequestSchemas:
-        return cls(settings, generate_text.request_model(settings), forecast.request_model(settings))
-
-
-class ClassifierTensors:
-    """Tensors of a classifier.
-
-    The input is ``image`` [N, channels, height, width], with pixels from 0 to 255. The output is ``probabilities``
-    [N, classes].
+    Attributes:
+        rows: largest number of rows in a request, or 0 for a network without a batch dimension.
+        values: largest number of values in all inputs together.
+        commas, bytes: largest number of commas in JSON, and of bytes besides ``values``.
+        parameters: names of the parameters that a request may have.
+        decode: function ``(card, settings, request)`` that returns the job. Raises BadValue.
+        encode: function ``(card, answer)`` that returns the outputs by name.
     """
 
-    def __init__(self, model: Model[ImageClassifier], schemas: RequestSchemas) -> None:
-        predictor = model.predictor
-        shape = (-1, predictor.channels, predictor.side, predictor.side)
-        self.inputs = [TensorSpec("image", ("UINT8", "FP32"), shape)]
-        labels = predictor.labels
-        self.outputs = [TensorSpec("probabilities", ("FP64",), (-1, len(labels)), labels=labels)]
-        self.rows = schemas.settings.max_images
-        self.values = self.rows * predictor.channels * predictor.side**2
-        self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
-        self.parameters: tuple[str, ...] = ()
-
-    def items(self, request: DecodedRequest) -> list[Tensor]:
-        pixels = request.tensors["image"]
-        if pixels.dtype != np.uint8 and not ((pixels >= 0) & (pixels <= 255)).all():
-            wrong = pixels[~((pixels >= 0) & (pixels <= 255))][0]
-            raise BadValue(f"image has {wrong}; pixels are from 0 to 255", "image")
-        return list(torch.from_numpy(pixels.copy()).unbind(0))
-
-    def outputs_of(self, request: DecodedRequest, items: Sequence[Tensor], results: Sequence[list[float]]) -> Outputs:
-        """Return the outputs by name. ``results`` has one result of the engine for each item."""
-        return {"probabilities": np.array(results)}
-
-    def response_size(self, items: Sequence[Tensor], results: Sequence[Any]) -> int:
-        """Return the approximate number of values in the response. ``results`` is as in ``outputs_of``."""
-        return len(items) * self.outputs[0].shape[1]
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    rows: int
+    values: int
+    decode: Callable[[Card, Settings, DecodedRequest], Job]
+    encode: Callable[[Card, Any], Outputs]
+    commas: int = 0
+    bytes: int = 0
+    parameters: Sequence[str] = ()
 
 
-class TextTensors:
-    """Tensors of a text model.
+def tensor_model(card: Card, settings: Settings) -> TensorModel:
+    """Return the description of a version. An imported network always uses its own tensors."""
+    model = (imported_model if is_imported(card.kind) else MODELS[card.task])(card, settings)
+    return replace(model, commas=model.commas or model.values + EXTRA_COMMAS)
+
+
+def _sizes(card: Card) -> Any:
+    return KINDS[card.kind].sizes(**card.sizes)
+
+
+def classifier_model(card: Card, settings: Settings) -> TensorModel:
+    """Describe a classifier: ``image`` [N, channels, height, width] from 0 to 255 to ``probabilities`` [N, classes]."""
+    sizes, labels, rows = _sizes(card), card.labels or [], settings.max_images
+    image = TensorSpec("image", ("UINT8", "FP32"), (-1, sizes.channels, sizes.image, sizes.image))
+    probabilities = TensorSpec("probabilities", ("FP64",), (-1, len(labels)), labels=labels)
+    return TensorModel([image], [probabilities], rows, rows * math.prod(image.shape[1:]), _classify_job, _probabilities)
+
+
+def _classify_job(card: Card, settings: Settings, request: DecodedRequest) -> ClassifyJob:
+    pixels = request.tensors["image"]
+    if pixels.dtype != np.uint8:
+        _check_range("image", pixels, (pixels >= 0) & (pixels <= 255), "pixels are from 0 to 255")
+    return ClassifyJob(pixels=list(torch.from_numpy(pixels.copy()).unbind(0)))
+
+
+def _check_range(name: str, values: np.ndarray, in_range: np.ndarray, allowed: str) -> None:
+    """Raise BadValue if not all ``values`` are in the allowed range."""
+    if not in_range.all():
+        raise BadValue(f"{name} has {values[~in_range][0]}; {allowed}", name)
+
+
+def _probabilities(card: Card, answer: ClassifyAnswer) -> Outputs:
+    return {"probabilities": np.array(answer.probabilities)}
+
+
+def text_model(card: Card, settings: Settings) -> TensorModel:
+    """Describe a text model.
 
     The input is ``prompt`` [N]. The outputs are the continuation ``text`` [N], and ``log_probabilities`` [N,
     vocabulary] of the first character of ``text``.
     """
-
-    def __init__(self, model: Model[TextGenerator], schemas: RequestSchemas) -> None:
-        self.predictor = model.predictor
-        self.inputs = [TensorSpec("prompt", ("BYTES",), (-1,))]
-        vocabulary = model.predictor.vocabulary
-        self.outputs = [
+    vocabulary, rows, characters = card.vocabulary or [], settings.max_texts, settings.max_prompt_characters
+    return TensorModel(
+        [TensorSpec("prompt", ("BYTES",), (-1,))],
+        [
             TensorSpec("text", ("BYTES",), (-1,)),
             TensorSpec("log_probabilities", ("FP64",), (-1, len(vocabulary)), labels=vocabulary),
-        ]
-        self.rows = self.values = schemas.settings.max_texts
-        self.parameters = TEXT_PARAMETERS
-        self.text_request = schemas.text_request
-        self.max_characters = schemas.settings.max_prompt_characters
-        self.commas = self.values + self.max_characters + generate_text.MAX_STOP_LENGTH + EXTRA_COMMAS
-        self.bytes = generate_text.BYTES_PER_CHARACTER * self.max_characters
-
-    def items(self, request: DecodedRequest) -> list[Continuation]:
-        parameters = model_parameters(request.body.parameters, self.parameters)
-        prompts = [_decode_text(prompt, "prompt") for prompt in request.tensors["prompt"].reshape(-1)]
-        requested = {output.name for output in request.body.outputs or ()}
-        if requested == {"log_probabilities"}:
-            parameters = {"max_characters": 1, **parameters}
-        make_options = self._log_prob_options if not requested or "log_probabilities" in requested else None
-        if (length := sum(map(len, prompts))) > self.max_characters:
-            raise BadValue(f"prompt has {length:,} characters in all; the maximum is {self.max_characters:,}", "prompt")
-        bodies = [validate({"prompt": prompt, **parameters}, self.text_request) for prompt in prompts]
-        texts = [text for body in bodies for text in generate_text.start_texts(self.predictor, body, make_options)[0]]
-        self.predictor.check_prompt(sum(len(text.prompt.characters) for text in texts), max(len(texts), 1))
-        return texts
-
-    def _log_prob_options(self) -> SamplingOptions:
-        """Return options that record all log-probabilities of the first character."""
-        size = len(self.predictor.vocabulary)
-        return SamplingOptions(np.zeros(size), log_probs=LogProbs(size, max_tokens=1))
-
-    def outputs_of(
-        self, request: DecodedRequest, items: Sequence[Continuation], results: Sequence[Continuation]
-    ) -> Outputs:
-        texts = np.array([text.text.encode() for text in results], dtype=object)
-        recorded = [text.options.log_probs for text in results if text.options and text.options.log_probs]
-        log_probs = np.full((len(recorded), len(self.predictor.vocabulary)), MIN_LOG_PROBABILITY)
-        for row, text_log_probs in zip(log_probs, recorded, strict=True):
-            for index, value in next(text_log_probs.likeliest()):
-                row[index] = max(value, MIN_LOG_PROBABILITY)
-        return {"text": texts, "log_probabilities": log_probs}
-
-    def response_size(self, items: Sequence[Continuation], results: Sequence[Any]) -> int:
-        return sum(len(text.uniforms) for text in items) + len(items) * len(self.predictor.vocabulary)
+        ],
+        rows,
+        rows,
+        _text_job,
+        _texts,
+        commas=rows + characters + MAX_STOP_LENGTH + EXTRA_COMMAS,
+        bytes=BYTES_PER_CHARACTER * characters,
+        parameters=tuple(SamplingFields.model_fields),
+    )
 
 
-class ForecasterTensors:
-    """Tensors of a forecaster.
+class TextParameters(SamplingFields, RequestBody):
+    pass
+
+
+def _text_job(card: Card, settings: Settings, request: DecodedRequest) -> TextJob:
+    parameters = model_parameters(request.body.parameters, tuple(SamplingFields.model_fields))
+    requested = {output.name for output in request.body.outputs or ()}
+    if requested == {"log_probabilities"}:
+        parameters = {"max_characters": 1, **parameters}
+    prompts = [decode_text(prompt, "prompt") for prompt in request.tensors["prompt"].reshape(-1)]
+    log_probs = -1 if not requested or "log_probabilities" in requested else None
+    sampling = validate(parameters, TextParameters).sampling(settings)
+    return TextJob(prompts, log_probs=log_probs, has_many=True, **sampling)
+
+
+def _texts(card: Card, answer: TextAnswer) -> Outputs:
+    recorded = [text.options.log_probs for text in answer.texts if text.options and text.options.log_probs]
+    log_probs = np.full((len(recorded), len(card.vocabulary or [])), MIN_LOG_PROBABILITY)
+    for row, text_log_probs in zip(log_probs, recorded, strict=True):
+        for index, value in next(text_log_probs.likeliest()):
+            row[index] = max(value, MIN_LOG_PROBABILITY)
+    texts = np.array([text.text.encode() for text in answer.texts], dtype=object)
+    return {"text": texts, "log_probabilities": log_probs}
+
+
+def forecaster_model(card: Card, settings: Settings) -> TensorModel:
+    """Describe a forecaster.
 
     The input is ``values`` [N, T], in which NaN marks a missing value. The outputs are ``mean`` [N, horizon], and the
     bounds ``lower`` and ``upper`` [N, levels, horizon] of the prediction intervals. Versions trained with covariates
-    also read ``covariates`` [N, T + horizon, columns]. Versions trained with holidays also read ``start``
-    [N], the time of the first value.
+    also read ``covariates`` [N, T + horizon, columns]. Versions trained with holidays also read ``start`` [N], the time
+    of the first value.
     """
-
-    def __init__(self, model: Model[AnyForecaster], schemas: RequestSchemas) -> None:
-        self.model = model
-        self.settings = schemas.settings
-        self.inputs = [TensorSpec("values", FLOATS, (-1, -1))]
-        known = model.card.series.known if model.card.series else None
-        self.columns = known.named if known else []
-        if self.columns:
-            self.inputs.append(TensorSpec("covariates", FLOATS, (-1, -1, len(self.columns)), labels=self.columns))
-        if known and known.calendar:
-            self.inputs.append(TensorSpec("start", ("BYTES",), (-1,)))
-        self.outputs = [
-            TensorSpec("mean", ("FP64",), (-1, -1)),
-            TensorSpec("lower", ("FP64",), (-1, -1, -1)),
-            TensorSpec("upper", ("FP64",), (-1, -1, -1)),
-        ]
-        self.rows = schemas.settings.max_series
-        self.values = schemas.settings.max_series_values + self.rows * ("start" in {spec.name for spec in self.inputs})
-        self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
-        self.parameters = ("horizon", "levels", "seasonality", "integer")
-        self.forecast_request = schemas.forecast_request
-
-    def items(self, request: DecodedRequest) -> list[Any]:
-        values = request.tensors["values"].astype(np.float64)
-        if len(wrong := values[~(np.isnan(values) | (np.abs(values) <= 1e300))]):
-            raise BadValue(f"values has {wrong[0]}; allowed values: -1e300 to 1e300", "values")
-        body = self._body(request, values.tolist())
-        return forecast.parse_series(self.model, body.model_copy(update=self._known(request)), self.settings)
-
-    def _known(self, request: DecodedRequest) -> dict[str, Any]:
-        """Return the covariates and the start times of a request. Raises BadValue."""
-        fields: dict[str, Any] = {}
-        if self.columns:
-            covariates = request.tensors["covariates"].astype(np.float64)
-            if len(wrong := covariates[~(np.abs(covariates) <= 1e300)]):
-                raise BadValue(f"covariates has {wrong[0]}; allowed values: -1e300 to 1e300", "covariates")
-            fields["covariates"] = {name: covariates[..., i].tolist() for i, name in enumerate(self.columns)}
-        if "start" in request.tensors:
-            fields["start"] = [_decode_text(text, "start")[:100] for text in request.tensors["start"].reshape(-1)]
-        return fields
-
-    def _body(self, request: DecodedRequest, values: list[Any]) -> forecast.ForecastRequest:
-        parameters = model_parameters(request.body.parameters, self.parameters)
-        if isinstance(levels := parameters.get("levels"), str):
-            try:
-                parameters["levels"] = [float(level) for level in levels.split(",") if level.strip()]
-            except ValueError:
-                raise BadValue(f"levels is {quote_value(levels)}; it should be like '80,95'", "levels") from None
-        elif levels is not None:
-            parameters["levels"] = [levels]
-        body = validate({"values": [], **parameters}, self.forecast_request)
-        return body.model_copy(update={"values": values})
-
-    def outputs_of(self, request: DecodedRequest, items: list[Any], results: list[Any]) -> Outputs:
-        forecasts = forecast.forecast_results(self.model, items, results, self._body(request, []))
-        mean = np.array([each["mean"] for each in forecasts])
-        bounds = {
-            side: np.array([[interval[side] for interval in each["intervals"].values()] for each in forecasts])
-            for side in ("lower", "upper")
-        }
-        shape = (len(mean), -1, mean.shape[1])  # three dimensions, also if there are no levels
-        return {"mean": mean, **{side: bound.reshape(shape) for side, bound in bounds.items()}}
-
-    def response_size(self, items: Sequence[Any], results: Sequence[Any]) -> int:
-        return sum(item.horizon for item in items) * 5
+    known, rows = card.series.known if card.series else None, settings.max_series
+    inputs, values = [TensorSpec("values", FLOATS, (-1, -1))], settings.max_series_values
+    if known and known.named:
+        inputs.append(TensorSpec("covariates", FLOATS, (-1, -1, len(known.named)), labels=known.named))
+    if known and known.calendar:
+        inputs.append(TensorSpec("start", ("BYTES",), (-1,)))
+        values += rows
+    outputs = [TensorSpec("mean", ("FP64",), (-1, -1))]
+    outputs += [TensorSpec(side, ("FP64",), (-1, -1, -1)) for side in ("lower", "upper")]
+    return TensorModel(inputs, outputs, rows, values, _forecast_job, _forecasts, parameters=FORECAST_PARAMETERS)
 
 
-class GeneratorTensors:
-    """Tensors of an image generator.
+FORECAST_PARAMETERS = ("horizon", "levels", "seasonality", "integer")
+
+
+def _forecast_job(card: Card, settings: Settings, request: DecodedRequest) -> ForecastJob:
+    parameters = model_parameters(request.body.parameters, FORECAST_PARAMETERS)
+    if isinstance(levels := parameters.get("levels"), str):
+        try:
+            parameters["levels"] = [float(level) for level in levels.split(",") if level.strip()]
+        except ValueError:
+            raise BadValue(f"levels is {quote_value(levels)}; it should be like '80,95'", "levels") from None
+    elif levels is not None:
+        parameters["levels"] = [levels]
+    values = request.tensors["values"].astype(np.float64)
+    allowed = f"allowed values: -{MAX_VALUE:g} to {MAX_VALUE:g}".replace("+", "")
+    _check_range("values", values, np.isnan(values) | (np.abs(values) <= MAX_VALUE), allowed)
+    fields = validate({"values": [], **parameters}, ForecastRequest)
+    horizon = fields.horizon if "horizon" in parameters else min(DEFAULT_HORIZON, settings.max_horizon)
+    job = ForecastJob(values.tolist(), horizon, fields.levels, fields.seasonality, fields.integer)
+    if "covariates" in request.tensors:
+        assert card.series
+        assert card.series.known
+        covariates = request.tensors["covariates"].astype(np.float64)
+        _check_range("covariates", covariates, np.abs(covariates) <= MAX_VALUE, allowed)
+        names = card.series.known.named
+        job.covariates = {name: covariates[..., i].tolist() for i, name in enumerate(names)}
+    if "start" in request.tensors:
+        job.start = [decode_text(text, "start")[:100] for text in request.tensors["start"].reshape(-1)]
+    return job
+
+
+def _forecasts(card: Card, answer: ForecastAnswer) -> Outputs:
+    mean = np.array([forecast.mean for forecast in answer.forecasts])
+    shape = (len(mean), -1, mean.shape[1])  # three dimensions, also if there are no levels
+    bounds = [list(forecast.bounds.values()) for forecast in answer.forecasts]
+    sides = {
+        name: np.array([[pair[side] for pair in own] for own in bounds]).reshape(shape)
+        for side, name in enumerate(("lower", "upper"))
+    }
+    return {"mean": mean, **sides}
+
+
+def generator_model(card: Card, settings: Settings) -> TensorModel:
+    """Describe an image generator.
 
     The inputs are ``latents`` [N, latent], which should be samples of N(0, 1), and ``classes`` [N], which are indices
     or labels. Only models with labels have the input ``classes``. The output is ``images`` [N, channels, side, side].
     """
-
-    def __init__(self, model: Model[ImageSampler], schemas: RequestSchemas) -> None:
-        self.predictor = model.predictor
-        sizes = model.predictor.network.sizes
-        self.inputs = [TensorSpec("latents", FLOATS, (-1, sizes.latent))]
-        if model.predictor.labels:
-            self.inputs.append(TensorSpec("classes", ("INT64", "INT32", "BYTES"), (-1,)))
-        self.outputs = [TensorSpec("images", ("UINT8",), (-1, sizes.channels, sizes.image, sizes.image))]
-        self.rows = schemas.settings.max_samples
-        self.values = self.rows * (sizes.latent + 1)
-        self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
-        self.parameters: tuple[str, ...] = ()
-
-    def items(self, request: DecodedRequest) -> list[LatentBatch]:
-        latents = request.tensors["latents"].astype(np.float64)
-        if not (np.abs(latents) <= MAX_LATENT).all():
-            wrong = latents[~(np.abs(latents) <= MAX_LATENT)][0]
-            raise BadValue(f"latents has {wrong}; allowed values: -{MAX_LATENT:g} to {MAX_LATENT:g}", "latents")
-        classes = request.tensors.get("classes")
-        return [LatentBatch(latents, None if classes is None else self._indices(classes.reshape(-1)))]
-
-    def _indices(self, classes: np.ndarray) -> np.ndarray:
-        labels = self.predictor.labels
-        indices = {label.encode(): index for index, label in enumerate(labels)}
-        indices |= dict(enumerate(range(len(labels)))) if classes.dtype != object else {}  # type: ignore[arg-type]
-        for value in classes.tolist():
-            if value not in indices:
-                raise BadValue(
-                    f"classes has {quote_value(value)}; allowed values: 0 to {len(labels) - 1}, or {', '.join(labels)}",
-                    "classes",
-                )
-        return np.array([indices[value] for value in classes.tolist()], dtype=np.int64)
-
-    def outputs_of(
-        self, request: DecodedRequest, items: Sequence[LatentBatch], results: Sequence[np.ndarray]
-    ) -> Outputs:
-        return {"images": results[0]}
-
-    def response_size(self, items: Sequence[LatentBatch], results: Sequence[Any]) -> int:
-        return len(items[0]) * math.prod(self.outputs[0].shape[1:]) // BYTES_PER_VALUE
+    sizes, rows = _sizes(card), settings.max_samples
+    inputs = [TensorSpec("latents", FLOATS, (-1, sizes.latent))]
+    if card.labels:
+        inputs.append(TensorSpec("classes", ("INT64", "INT32", "BYTES"), (-1,)))
+    images = TensorSpec("images", ("UINT8",), (-1, sizes.channels, sizes.image, sizes.image))
+    return TensorModel(inputs, [images], rows, rows * (sizes.latent + 1), _sample_job, _images)
 
 
-class ImportedTensors:
-    """Tensors of an imported network, which are the inputs and outputs of the network itself."""
-
-    def __init__(self, model: Model[TensorPredictor], schemas: RequestSchemas) -> None:
-        self.predictor: TensorPredictor = getattr(model.predictor, "tensors", model.predictor)
-        self.inputs = [_imported_spec(spec) for spec in model.card.inputs]
-        self.outputs = [self._output(spec, model.predictor) for spec in model.card.outputs]
-        self.rows = schemas.settings.max_rows if self.predictor.sizes.batched else 0
-        shapes = self.predictor.sizes.dummy_shapes(max(self.rows, 1), schemas.settings.max_body_bytes)
-        self.values = min(sum(map(math.prod, shapes.values())), schemas.settings.max_body_bytes)
-        tensors = len(self.inputs) + len(self.outputs)
-        has_texts = any(spec.dtype == "string" for spec in model.card.inputs)  # only the body limits a text
-        json_values = MAX_JSON_VALUES if has_texts else min(self.values, MAX_JSON_VALUES)
-        self.commas = json_values + TENSOR_COMMAS * tensors + EXTRA_COMMAS
-        self.bytes = schemas.settings.max_body_bytes if has_texts else TENSOR_BYTES * tensors
-        self.parameters: tuple[str, ...] = ()
-
-    def _output(self, spec: store.TensorSpec, predictor: Any) -> TensorSpec:
-        """Describe an output. A float output [N, classes] has classes, and those of a classifier have labels."""
-        is_float, classes = spec.dtype.startswith("float"), spec.shape[1:]
-        classified = isinstance(predictor, ImportedClassifier) and classes == [len(predictor.labels)]
-        labels = predictor.labels if classified and spec.name == predictor.output.name else ()
-        return replace(_imported_spec(spec), labels=labels, has_classes=is_float and len(classes) == 1)
-
-    def items(self, request: DecodedRequest) -> list[TensorRows]:
-        return [
-            self.predictor.parse_tensors({name: self._array(name, array) for name, array in request.tensors.items()})
-        ]
-
-    def _array(self, name: str, array: np.ndarray) -> np.ndarray:
-        """Return an input in the type of the network. Raises BadValue for a text that is not UTF-8."""
-        if len(self.predictor.inputs[name].shape) == 1:
-            array = array.reshape(-1)  # [N, 1] is also allowed
-        if array.dtype != object:
-            return np.array(array, dtype=self.predictor.inputs[name].dtype)
-        return np.array([_decode_text(text, name) for text in array.reshape(-1)], object).reshape(array.shape)
-
-    def outputs_of(
-        self, request: DecodedRequest, items: Sequence[TensorRows], results: Sequence[dict[str, np.ndarray]]
-    ) -> Outputs:
-        return {
-            name: np.array([str(text).encode() for text in array.reshape(-1)], object).reshape(array.shape)
-            if array.dtype.kind in "OU"
-            else array
-            for name, array in results[0].items()
-        }
-
-    def response_size(self, items: Sequence[TensorRows], results: Sequence[dict[str, np.ndarray]]) -> int:
-        return sum(array.size for array in results[0].values())
+def _sample_job(card: Card, settings: Settings, request: DecodedRequest) -> SampleJob:
+    latents, classes = request.tensors["latents"].astype(np.float64), request.tensors.get("classes")
+    allowed = f"allowed values: -{MAX_LATENT:g} to {MAX_LATENT:g}"
+    _check_range("latents", latents, np.abs(latents) <= MAX_LATENT, allowed)
+    indices = None if classes is None else _class_indices(card.labels or [], classes.reshape(-1))
+    return SampleJob(len(latents), latents=latents, classes=indices)
 
 
-def _imported_spec(spec: store.TensorSpec) -> TensorSpec:
+def _class_indices(labels: Sequence[str], classes: np.ndarray) -> np.ndarray:
+    """Return the indices of classes, which are indices or labels. Raises BadValue for unknown ones."""
+    known: dict[Any, int] = {label.encode(): index for index, label in enumerate(labels)}
+    if classes.dtype != object:
+        known = {index: index for index in range(len(labels))}
+    for value in classes.tolist():
+        if value not in known:
+            allowed = f"allowed values: 0 to {len(labels) - 1}, or {', '.join(labels)}"
+            raise BadValue(f"classes has {quote_value(value)}; {allowed}", "classes")
+    return np.array([known[value] for value in classes.tolist()], dtype=np.int64)
+
+
+def _images(card: Card, answer: SampleAnswer) -> Outputs:
+    return {"images": answer.pixels}
+
+
+def imported_model(card: Card, settings: Settings) -> TensorModel:
+    """Describe an imported network by its own inputs and outputs."""
+    sizes = ImportedSizes(**card.sizes)
+    inputs, outputs = [_spec(spec) for spec in card.inputs], [_output(card, sizes, spec) for spec in card.outputs]
+    rows, tensors = settings.max_rows if sizes.batched else 0, len(inputs) + len(outputs)
+    shapes = sizes.dummy_shapes(max(rows, 1), settings.max_body_bytes)
+    values = min(sum(map(math.prod, shapes.values())), settings.max_body_bytes)
+    has_texts = any(spec.dtype == "string" for spec in card.inputs)  # only the body limits a text
+    json_values = MAX_JSON_VALUES if has_texts else min(values, MAX_JSON_VALUES)
+    return TensorModel(
+        inputs,
+        outputs,
+        rows,
+        values,
+        _tensor_job,
+        _tensors,
+        commas=json_values + TENSOR_COMMAS * tensors + EXTRA_COMMAS,
+        bytes=settings.max_body_bytes if has_texts else TENSOR_BYTES * tensors,
+    )
+
+
+def _spec(spec: store.TensorSpec) -> TensorSpec:
     return TensorSpec(spec.name, (DATATYPES[spec.dtype],), tuple(spec.shape))
 
 
-TensorModel = ImportedTensors | ClassifierTensors | TextTensors | ForecasterTensors | GeneratorTensors
-MODELS: dict[TaskName, Callable[[Model[Any], RequestSchemas], TensorModel]] = {
-    "classify": ClassifierTensors,
-    "continue": TextTensors,
-    "forecast": ForecasterTensors,
-    "sample": GeneratorTensors,
-    "infer": ImportedTensors,
+def _output(card: Card, sizes: ImportedSizes, spec: store.TensorSpec) -> TensorSpec:
+    """Describe an output. A float output [N, classes] has classes, and those of a classifier have labels."""
+    labels, classes = card.labels or [], spec.shape[1:]
+    is_classified = card.task == "classify" and sizes.options.get("output", spec.name) == spec.name
+    own_labels = labels if is_classified and classes == [len(labels)] else ()
+    return replace(_spec(spec), labels=own_labels, has_classes=spec.dtype.startswith("float") and len(classes) == 1)
+
+
+def _tensor_job(card: Card, settings: Settings, request: DecodedRequest) -> TensorJob:
+    specs = {spec.name: spec for spec in card.inputs}
+    arrays = {}
+    for name, array in request.tensors.items():
+        if len(specs[name].shape) == 1:
+            array = array.reshape(-1)  # [N, 1] is also allowed
+        if array.dtype == object:
+            texts = [decode_text(text, name) for text in array.reshape(-1)]
+            arrays[name] = np.array(texts, object).reshape(array.shape)
+        else:
+            arrays[name] = np.array(array, dtype=specs[name].dtype)
+    return TensorJob(arrays)
+
+
+def _tensors(card: Card, answer: Outputs) -> Outputs:
+    return {
+        name: np.array([str(text).encode() for text in array.reshape(-1)], object).reshape(array.shape)
+        if array.dtype.kind in "OU"
+        else array
+        for name, array in answer.items()
+    }
+
+
+MODELS: dict[TaskName, Callable[[Card, Settings], TensorModel]] = {
+    "classify": classifier_model,
+    "continue": text_model,
+    "forecast": forecaster_model,
+    "sample": generator_model,
+    "infer": imported_model,
 }
-
-
-def tensor_model(model: Model, schemas: RequestSchemas) -> TensorModel:
-    """Return an object that describes the tensors of a version. An imported network always uses its own tensors."""
-    make = ImportedTensors if is_imported(model.card.kind) else MODELS[model.card.task]
-    return make(model, schemas)
+if missing := TASKS.keys() ^ MODELS.keys():
+    raise TypeError(f"the tables of tasks differ in {', '.join(missing)}")
 
 
 def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
@@ -392,7 +369,7 @@ def model_parameters(parameters: Mapping[str, Any], known: Sequence[str]) -> dic
     return {name: value for name, value in parameters.items() if name in known}
 
 
-def _decode_text(text: bytes, name: str) -> str:
+def decode_text(text: bytes, name: str) -> str:
     """Decode UTF-8. Raises BadValue."""
     try:
         return text.decode()

@@ -5,40 +5,33 @@ Requests need the admin key. The endpoints exist only if an admin key is set.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
-from fastapi import APIRouter, Depends, Path, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
+from typing_extensions import TypedDict
 
 from app.api.deadline import set_deadline
-from app.api.openapi import BINARY, query_parameters, request_body
+from app.api.openapi import BINARY
+from app.api.operation import Operation, Service
 from app.api.request_body import BodyReader, RequestBody, read_json, spool_body
 from app.api.request_head import read_query
-from app.api.responses import ERROR_RESPONSES, file_response, json_response, success_response
-from app.api.routes import admin_add
-from app.api.routes.admin_responses import (
-    ImportResponse,
-    StoredModelList,
-    StoredVersions,
-    StoreVerification,
-)
-from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavailable, Unauthorized
+from app.api.responses import ErrorBody, error_responses, json_response
+from app.api.routes.models import Canary
+from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavailable
 from app.serving.models import Models
 from app.serving.plan import State
 from app.serving.snapshot import Snapshot
-from app.settings import Settings, SettingsError
 from app.store import (
     Card,
     RolloutRefused,
     Store,
     StoreError,
+    TaskName,
     VersionNotFound,
     VersionNumber,
     archive,
@@ -50,24 +43,17 @@ from app.tasks import check_loading
 
 PREFIX = "/v1/admin"
 SPOOLED = {f"{PREFIX}/import", f"{PREFIX}/add"}  # bodies are written to disk, not kept in memory
-MIN_KEY_LENGTH = 16  # characters
 JSON_BYTES = 16 * 1024
 MAX_COMMAS = 16
 
 R = TypeVar("R")
-bearer = HTTPBearer(scheme_name="admin_key", auto_error=False, description="the admin key")
-ModelName = Annotated[str, Path(description="a model's name", examples=["shakespeare-rnn"])]
-FAILURES: dict[int | str, dict[str, Any]] = {
-    "4XX": {
-        **ERROR_RESPONSES["4XX"],
-        "description": "400: invalid value. 401: missing or unknown admin key. 404: unknown model or version. "
-        "408: the body arrived too slowly. 409: the state of the store does not allow the request. 413: too large.",
-    },
-    "5XX": {
-        **ERROR_RESPONSES["5XX"],
-        "description": "500: internal error. 504: the request took too long. 507: the store cannot be read or written.",
-    },
-}
+_failures = error_responses(
+    ErrorBody,
+    "400: invalid value. 401: missing or unknown admin key. 404: unknown model or version. 408: the body arrived too "
+    "slowly. 409: the state of the store does not allow the request. 413: too large.",
+    " 507: the store cannot be read or written.",
+)
+FAILURES = {status: _failures[status] for status in ("4XX", "5XX")}
 
 
 def _number_or_latest(value: object) -> object:
@@ -106,91 +92,74 @@ class ImportQuery(BaseModel):
     )
 
 
-def admin_key(settings: Settings) -> str | None:
-    """Return the admin key from the settings or from its file, or None if neither is set.
+class RolloutState(TypedDict):
+    """The rollout state of a model."""
 
-    Spaces and line breaks at the start and end of the key are removed, as they are from the key in a request.
-
-    Raises:
-        SettingsError: the key and the file are both set, the file cannot be read, or the key is too short or is not
-            printable ASCII.
-    """
-    if settings.admin_key and settings.admin_key_file:
-        raise SettingsError("QUARTET_ADMIN_KEY and QUARTET_ADMIN_KEY_FILE are both set; set one of them")
-    key, source = settings.admin_key.get_secret_value().strip() if settings.admin_key else None, "QUARTET_ADMIN_KEY"
-    if path := settings.admin_key_file:
-        source = f"QUARTET_ADMIN_KEY_FILE is {str(path)!r}: its content"
-        try:
-            key = path.read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"QUARTET_ADMIN_KEY_FILE is {str(path)!r}: it cannot be read: {error}") from None
-    if key is not None and (len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable()):
-        allowed = f"a key has at least {MIN_KEY_LENGTH} characters, all of them printable ASCII"
-        raise SettingsError(f"{source} has {len(key)} characters; {allowed}")
-    return key
-
-
-def guard(key: str) -> Callable[..., Any]:
-    """Return a dependency that raises Unauthorized for requests without the key."""
-
-    async def check_key(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        check_admin_key(credentials.credentials if credentials else "", key)
-
-    return check_key
+    name: str
+    task: Annotated[TaskName | None, Field(description="null if no version can be read")]
+    default: Annotated[
+        bool, Field(description="whether this is the default model of its task, for requests without a model")
+    ]
+    active: Annotated[int | None, Field(description="the version for requests without a version number")]
+    update_policy: Annotated[
+        Literal["latest", "pinned"],
+        Field(
+            description="`latest` if new versions become active when they are published, `pinned` if an admin chose "
+            "the active version"
+        ),
+    ]
+    canary: Canary | None
+    previous: Annotated[int | None, Field(description="the version that a rollback activates")]
+    retired: list[int]
+    unloaded: bool
+    changed: Annotated[str, Field(description="time of the last change in ISO 8601, or empty if there was no change")]
+    by: Annotated[str, Field(description="the last command that changed the state")]
+    problem: Annotated[str, Field(description="empty if the state can be read")]
 
 
-def check_admin_key(sent: str, key: str) -> None:
-    """Raise Unauthorized if the keys differ. The comparison takes the same time for all keys."""
-    digests = (hashlib.sha256(each.encode("utf-8", "surrogateescape")).digest() for each in (sent, key))
-    if not hmac.compare_digest(*digests):
-        raise Unauthorized("this request needs the admin key, as `Authorization: Bearer KEY`")
+class StoredModel(RolloutState):
+    versions: list[int]
 
 
-def router(models: Models, settings: Settings, key: str) -> APIRouter:
-    """Return the routes under ``/v1/admin``. All routes require ``key``."""
-    routes = APIRouter(prefix=PREFIX, tags=["Administration"], dependencies=[Depends(guard(key))], responses=FAILURES)
-    _add_reading(routes, models, Store(settings.store, check_loading))
-    _add_rollout(routes, models, settings)
-    _add_archives(routes, models, settings)
-    admin_add.add_route(routes, models, settings)
-    return routes
+class StoredVersion(TypedDict):
+    version: int
+    role: Literal["", "active", "canary", "previous", "retired"]
+    problem: Annotated[
+        str, Field(description="empty if the version can be served; otherwise the fields below are left out")
+    ]
+    bytes: NotRequired[Annotated[int, Field(description="size of all files")]]
+    title: NotRequired[str]
+    created: NotRequired[Annotated[str, Field(description="ISO 8601")]]
+    metrics: NotRequired[dict[str, float]]
+    notes: NotRequired[str]
 
 
-def _add_reading(routes: APIRouter, models: Models, checked: Store) -> None:
-    @routes.get(
-        "/models",
-        operation_id="list_stored_models",
-        summary="List the models in the store",
-        responses=success_response(StoredModelList, description="The models in the store"),
-    )
-    async def list_store() -> Response:
-        """List all models in the store with their active, canary, previous and retired versions."""
-        snapshot = await on_store(models.disk, lambda: Snapshot.read(models.store, models.snapshot))
-        return json_response({"data": [_row(models, snapshot, name) for name in sorted(snapshot.versions)]})
+class StoredVersions(RolloutState):
+    versions: list[StoredVersion]
 
-    @routes.get(
-        "/models/{name}",
-        operation_id="list_stored_versions",
-        summary="List the versions of a model",
-        responses=success_response(StoredVersions, description="The versions of the model"),
-    )
-    async def show_versions(name: ModelName) -> Response:
-        """List all versions of one model, including broken versions, with their role, size and metrics."""
-        return json_response(await on_store(models.disk, lambda: catalogue.describe_model(models.store, name)))
 
-    @routes.get(
-        "/verify",
-        operation_id="verify_store",
-        summary="Verify all versions in the store",
-        responses=success_response(StoreVerification, description="One row for each file or version"),
-    )
-    async def verify() -> Response:
-        """Check the default models, the rollouts, and the model cards and weights of all versions.
+class ImportResponse(StoredVersions):
+    imported: Annotated[int, Field(description="number of the new version")]
 
-        The check compares hashes and sizes, and tests whether all weights are finite and whether the service could
-        load each version. It does not read pictures.
-        """
-        return json_response({"data": await on_store(models.disk, lambda: list(catalogue.verify(checked)))})
+
+class StoredModelList(TypedDict):
+    data: list[StoredModel]
+
+
+class StoreCheck(TypedDict):
+    what: Annotated[str, Field(description="the file or version that was checked")]
+    problem: Annotated[str, Field(description="the problem that was found, or empty")]
+
+
+class StoreVerification(TypedDict):
+    data: list[StoreCheck]
+
+
+async def list_stored_models(service: Service, request: Request) -> Response:
+    """List all models in the store with their active, canary, previous and retired versions."""
+    models = service.models
+    snapshot = await on_store(models.disk, lambda: Snapshot.read(models.store, models.snapshot))
+    return json_response({"data": [_row(models, snapshot, name) for name in sorted(snapshot.versions)]})
 
 
 def _row(models: Models, snapshot: Snapshot, name: str) -> dict[str, Any]:
@@ -204,105 +173,108 @@ def _row(models: Models, snapshot: Snapshot, name: str) -> dict[str, Any]:
     return catalogue.row(name, list(versions), rollout, roles, card.task if card else None, snapshot.defaults, problems)
 
 
-def _add_rollout(routes: APIRouter, models: Models, settings: Settings) -> None:
-    store, reader = (
-        Store(settings.store, check_loading),
-        BodyReader(JSON_BYTES, settings.body_seconds, models.parse_executor),
+async def list_stored_versions(service: Service, request: Request) -> Response:
+    """List all versions of one model, including broken versions, with their role, size and metrics."""
+    return json_response(await _describe(service, request.path_params["name"]))
+
+
+async def _describe(service: Service, name: str) -> dict[str, Any]:
+    models = service.models
+    return await on_store(models.disk, lambda: catalogue.describe_model(models.store, name))
+
+
+def _checked_store(service: Service) -> Store:
+    """Return the store. It refuses versions that the service cannot load."""
+    return Store(service.settings.store, check_loading)
+
+
+async def verify_store(service: Service, request: Request) -> Response:
+    """Check the default models, the rollouts, and the model cards and weights of all versions.
+
+    The check compares hashes and sizes, and tests whether all weights are finite and whether the service could load
+    each version. It does not read pictures.
+    """
+    store = _checked_store(service)
+    return json_response({"data": await on_store(service.models.disk, lambda: list(catalogue.verify(store)))})
+
+
+def _reader(service: Service, request: Request) -> BodyReader:
+    """Set the deadline of a request, and return the limits for its body."""
+    set_deadline(request, service.settings.request_seconds)
+    return BodyReader(JSON_BYTES, service.settings.body_seconds, service.models.parse_executor)
+
+
+async def _change(service: Service, request: Request, work: Callable[[str], object]) -> Response:
+    """Change the model in the path, and return its versions."""
+    name = request.path_params["name"]
+    await on_store(service.models.disk, lambda: work(name))
+    return json_response(await _describe(service, name))
+
+
+async def activate_version(service: Service, request: Request) -> Response:
+    """Use a version for all requests without a version number, or as a canary for a share of these requests.
+
+    By default, all processes apply the change within two seconds.
+    """
+    store, body = _checked_store(service), await read_json(request, Activation, _reader(service, request), MAX_COMMAS)
+    return await _change(service, request, lambda name: store.activate(name, body.version, body.share))
+
+
+async def roll_back(service: Service, request: Request) -> Response:
+    """End the canary. Without a canary, activate the previous version."""
+    store = _checked_store(service)
+    await read_json(request, RequestBody, _reader(service, request), MAX_COMMAS)
+    return await _change(service, request, store.rollback)
+
+
+async def retire_version(service: Service, request: Request) -> Response:
+    """Stop serving a version, even to requests with its number. The files stay, so `undo` can serve it again."""
+    store, body = _checked_store(service), await read_json(request, Retirement, _reader(service, request), MAX_COMMAS)
+    return await _change(service, request, lambda name: store.retire(name, body.version, body.undo))
+
+
+async def import_version(service: Service, request: Request) -> Response:
+    """Check an archive that was made by an export, and add its version to the store."""
+    settings = service.settings
+    store, max_bytes, renumber = (
+        _checked_store(service),
+        settings.max_import_bytes,
+        read_query(request, ImportQuery).renumber,
     )
-
-    async def change(name: str, work: Callable[[], object]) -> Response:
-        await on_store(models.disk, work)
-        return json_response(await on_store(models.disk, lambda: catalogue.describe_model(Store(settings.store), name)))
-
-    @routes.post(
-        "/models/{name}/activate",
-        operation_id="activate_version",
-        summary="Activate a version",
-        openapi_extra=request_body(Activation, {"version": LATEST}, timeout=False),
-        responses=success_response(StoredVersions, description="The versions of the model, after the change"),
-    )
-    async def activate(name: ModelName, request: Request) -> Response:
-        """Use a version for all requests without a version number, or as a canary for a share of these requests.
-
-        By default, all processes apply the change within two seconds.
-        """
-        set_deadline(request, settings.request_seconds)
-        body = await read_json(request, Activation, reader, MAX_COMMAS)
-        return await change(name, lambda: store.activate(name, body.version, body.share))
-
-    @routes.post(
-        "/models/{name}/rollback",
-        operation_id="roll_back",
-        summary="Roll back to the previous version",
-        responses=success_response(StoredVersions, description="The versions of the model, after the change"),
-    )
-    async def roll_back(name: ModelName) -> Response:
-        """End the canary. Without a canary, activate the previous version."""
-        return await change(name, lambda: store.rollback(name))
-
-    @routes.post(
-        "/models/{name}/retire",
-        operation_id="retire_version",
-        summary="Retire a version",
-        openapi_extra=request_body(Retirement, {"version": 1}, timeout=False),
-        responses=success_response(StoredVersions, description="The versions of the model, after the change"),
-    )
-    async def retire(name: ModelName, request: Request) -> Response:
-        """Stop serving a version, even to requests with its number. The files stay, so `undo` can serve it again."""
-        set_deadline(request, settings.request_seconds)
-        body = await read_json(request, Retirement, reader, MAX_COMMAS)
-        return await change(name, lambda: store.retire(name, body.version, body.undo))
-
-
-def _add_archives(routes: APIRouter, models: Models, settings: Settings) -> None:
-    store, max_bytes = Store(settings.store, check_loading), settings.max_import_bytes
-    file = {"requestBody": {"required": True, "content": {"application/zip": {"schema": BINARY}}}}
-
-    @routes.post(
-        "/import",
-        operation_id="import_version",
-        summary="Import a version from an archive",
-        openapi_extra={**file, **query_parameters(ImportQuery)},
-        responses=success_response(ImportResponse, description="The versions of the model, after the import"),
-    )
-    async def import_version(request: Request) -> Response:
-        """Check an archive that was made by an export, and add its version to the store."""
-        renumber = read_query(request, ImportQuery).renumber
-        disk = models.disk
+    disk = service.models.disk
+    try:
+        body = await disk.run(lambda: tempfile.TemporaryFile(dir=store.folder))  # noqa: SIM115 - closed below
         try:
-            body = await disk.run(lambda: tempfile.TemporaryFile(dir=store.folder))  # noqa: SIM115 - closed below
-            try:
-                await spool_body(request, disk, body, max_bytes, settings.body_seconds)
-                await on_store(models.disk, store.defaults)  # an error in the store is not an error in the archive
-                card: Card = await on_store(
-                    models.disk, lambda: archive.import_archive(store, body, max_bytes, renumber), otherwise=BadValue
-                )
-            finally:
-                await disk.run(body.close)
-        except OSError as error:
-            raise _unavailable(error) from None
-        versions = await on_store(models.disk, lambda: catalogue.describe_model(store, card.name))
-        return json_response(versions | {"imported": card.version})
+            await spool_body(request, disk, body, max_bytes, settings.body_seconds)
+            await on_store(disk, store.defaults)  # an error in the store is not an error in the archive
+            card: Card = await on_store(
+                disk, lambda: archive.import_archive(store, body, max_bytes, renumber), otherwise=BadValue
+            )
+        finally:
+            await disk.run(body.close)
+    except OSError as error:
+        raise _unavailable(error) from None
+    return json_response(await _describe(service, card.name) | {"imported": card.version})
 
-    @routes.get(
-        "/models/{name}/export",
-        operation_id="export_version",
-        summary="Export a version as an archive",
-        openapi_extra=query_parameters(VersionQuery),
-        response_class=Response,
-        responses=file_response("application/zip", "The archive"),
+
+async def export_version(service: Service, request: Request) -> Response:
+    """Get all files of a version as one ZIP archive."""
+    name, wanted, store = (
+        request.path_params["name"],
+        read_query(request, VersionQuery).version,
+        _checked_store(service),
     )
-    async def export(name: ModelName, request: Request) -> Response:
-        """Get all files of a version as one ZIP archive."""
-        wanted = read_query(request, VersionQuery).version
 
-        def open_archive() -> tuple[int, Iterator[bytes]]:
-            number = wanted or store.active(name)
-            return number, archive.export_version(store, name, number)
+    def open_archive() -> tuple[int, Iterator[bytes]]:
+        number = wanted or store.active(name)
+        if request.method == "HEAD":  # do not read the weights
+            store.card(name, number)
+            return number, iter(())
+        return number, archive.export_version(store, name, number)
 
-        version, chunks = await on_store(models.disk, open_archive)
-        headers = {"content-disposition": f'attachment; filename="{name}-{version}.zip"'}
-        return StreamingResponse(chunks, headers=headers, media_type="application/zip")
+    version, chunks = await on_store(service.models.disk, open_archive)
+    headers = {"content-disposition": f'attachment; filename="{name}-{version}.zip"'}
+    return StreamingResponse(chunks, headers=headers, media_type="application/zip")
 
 
 async def on_store(disk: DiskPool, work: Callable[[], R], otherwise: type[QuartetError] = Conflict) -> R:
@@ -328,3 +300,46 @@ async def on_store(disk: DiskPool, work: Callable[[], R], otherwise: type[Quarte
 
 def _unavailable(error: OSError) -> StoreUnavailable:
     return StoreUnavailable(f"the store cannot be read or written: {error.strerror or type(error).__name__}")
+
+
+_MODEL = {"name": ("a model's name", "shakespeare-rnn")}
+_ADMIN: dict[str, Any] = {"errors": FAILURES, "is_admin": True}
+_CHANGE: dict[str, Any] = {**_ADMIN, "parameters": _MODEL}
+_CHANGED = "The versions of the model, after the change"
+_ARCHIVE = {"application/zip": {"schema": BINARY}}
+TAG = "Administration"
+OPERATIONS = [
+    Operation(
+        "GET", f"{PREFIX}/models", list_stored_models, TAG, "List the models in the store",
+        StoredModelList, "The models in the store", **_ADMIN,
+    ),
+    Operation(
+        "GET", f"{PREFIX}/models/{{name}}", list_stored_versions, TAG, "List the versions of a model",
+        StoredVersions, "The versions of the model", **_CHANGE,
+    ),
+    Operation(
+        "GET", f"{PREFIX}/verify", verify_store, TAG, "Verify all versions in the store",
+        StoreVerification, "One row for each file or version", **_ADMIN,
+    ),
+    Operation(
+        "POST", f"{PREFIX}/models/{{name}}/activate", activate_version, TAG, "Activate a version",
+        StoredVersions, _CHANGED, body=Activation, example={"version": LATEST}, **_CHANGE,
+    ),
+    Operation(
+        "POST", f"{PREFIX}/models/{{name}}/rollback", roll_back, TAG, "Roll back to the previous version",
+        StoredVersions, _CHANGED, **_CHANGE,
+    ),
+    Operation(
+        "POST", f"{PREFIX}/models/{{name}}/retire", retire_version, TAG, "Retire a version",
+        StoredVersions, _CHANGED, body=Retirement, example={"version": 1}, **_CHANGE,
+    ),
+    Operation(
+        "POST", f"{PREFIX}/import", import_version, TAG, "Import a version from an archive",
+        ImportResponse, "The versions of the model, after the import",
+        other_bodies=_ARCHIVE, query=ImportQuery, **_ADMIN,
+    ),
+    Operation(
+        "GET", f"{PREFIX}/models/{{name}}/export", export_version, TAG, "Export a version as an archive",
+        None, "The archive", _ARCHIVE, query=VersionQuery, **_CHANGE,
+    ),
+]  # fmt: skip

@@ -16,19 +16,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 import app
-from app.api.openapi import BINARY, query_parameters
+from app.api.openapi import BINARY
+from app.api.operation import Operation, Service
 from app.api.request_body import spool_body
 from app.api.request_head import read_query
-from app.api.responses import json_response, success_response
-from app.api.routes.admin_responses import ImportResponse
+from app.api.responses import json_response
+from app.api.routes.admin import FAILURES, PREFIX, TAG, ImportResponse
 from app.errors import BadValue, Conflict, StoreUnavailable
-from app.serving.models import Models
-from app.settings import Settings
 from app.store import ModelName, Store, StoreError, catalogue
 
 ERROR = re.compile(r"^(?:python -m app\.models add: )?error: ", re.MULTILINE)  # starts the message on stderr
@@ -59,51 +58,41 @@ class AddQuery(BaseModel):
     output: str | None = Field(None, description="for `classify`: name of the output tensor")
 
 
-def add_route(routes: APIRouter, models: Models, settings: Settings) -> None:
-    """Add the route ``/add``."""
-    body = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": BINARY}}}}
-    store = Store(settings.store)
-    running = asyncio.Lock()  # one import at a time in this worker, because each uses all cores for some seconds
+_running = asyncio.Lock()  # one import at a time in this worker, because each uses all cores for some seconds
 
-    @routes.post(
-        "/add",
-        operation_id="add_model",
-        summary="Import a trained network",
-        openapi_extra={**body, **query_parameters(AddQuery)},
-        responses=success_response(ImportResponse, description="The versions of the model, after the import"),
-    )
-    async def add_model(request: Request) -> Response:
-        """Publish a network from an ONNX file.
 
-        An ONNX file and its external data can be sent together as a ZIP archive. The file cannot run code. The service
-        checks the network and measures its speed, which takes some seconds. Only the command line imports `.pt2` files.
-        """
-        query = read_query(request, AddQuery)
-        if query.name is None:
-            raise BadValue("name is missing; it should be the name of the model", "name")
-        for name, value in query.model_dump().items():
-            if isinstance(value, str) and "\0" in value:  # not possible in an argument of a command
-                raise BadValue(f"{name} has a NUL character; leave it out", name)
-        disk, stack = models.disk, ExitStack()
+async def add_model(service: Service, request: Request) -> Response:
+    """Publish a network from an ONNX file.
+
+    An ONNX file and its external data can be sent together as a ZIP archive. The file cannot run code. The service
+    checks the network and measures its speed, which takes some seconds. Only the command line imports `.pt2` files.
+    """
+    settings, query = service.settings, read_query(request, AddQuery)
+    if query.name is None:
+        raise BadValue("name is missing; it should be the name of the model", "name")
+    for name, value in query.model_dump().items():
+        if isinstance(value, str) and "\0" in value:  # not possible in an argument of a command
+            raise BadValue(f"{name} has a NUL character; leave it out", name)
+    store, disk, stack = Store(settings.store), service.models.disk, ExitStack()
+    try:
+        folder = await disk.run(stack.enter_context, store.disk.scratch(settings.store))
+        file = await disk.run((folder / "upload").open, "wb")
         try:
-            folder = await disk.run(stack.enter_context, store.disk.scratch(settings.store))
-            file = await disk.run((folder / "upload").open, "wb")
-            try:
-                await spool_body(request, disk, file, settings.max_import_bytes, settings.body_seconds)
-            finally:
-                await disk.run(file.close)
-            async with running:
-                if query.task != "infer":  # an error in the store is not an error in the file
-                    await disk.run(store.defaults)
-                number = await disk.run(_run_command, query, folder, settings.store)
-            versions = await disk.run(catalogue.describe_model, store, query.name)
-        except StoreError as error:
-            raise Conflict(str(error)) from None
-        except OSError as error:
-            raise StoreUnavailable(f"the store cannot be read or written: {error.strerror or error}") from None
+            await spool_body(request, disk, file, settings.max_import_bytes, settings.body_seconds)
         finally:
-            await disk.run(stack.close)
-        return json_response(versions | {"imported": number})
+            await disk.run(file.close)
+        async with _running:
+            if query.task != "infer":  # an error in the store is not an error in the file
+                await disk.run(store.defaults)
+            number = await disk.run(_run_command, query, folder, settings.store)
+        versions = await disk.run(catalogue.describe_model, store, query.name)
+    except StoreError as error:
+        raise Conflict(str(error)) from None
+    except OSError as error:
+        raise StoreUnavailable(f"the store cannot be read or written: {error.strerror or error}") from None
+    finally:
+        await disk.run(stack.close)
+    return json_response(versions | {"imported": number})
 
 
 def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
@@ -141,3 +130,18 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
     if message.startswith("the store cannot be read or written"):
         raise StoreUnavailable(message)
     raise BadValue(message, "body")
+
+
+OPERATION = Operation(
+    "POST",
+    f"{PREFIX}/add",
+    add_model,
+    TAG,
+    "Import a trained network",
+    ImportResponse,
+    "The versions of the model, after the import",
+    other_bodies={"application/octet-stream": {"schema": BINARY}},
+    query=AddQuery,
+    errors=FAILURES,
+    is_admin=True,
+)

@@ -4,63 +4,52 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from heapq import nlargest
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
-from torch import Tensor
+from typing_extensions import TypedDict
 
-from app.api import openapi
 from app.api.deadline import Deadline, run_before_deadline, set_deadline
-from app.api.image_decoding import LARGE_PIXELS, decode_images
-from app.api.inference import Inference, record_version, resolve_model, run_inference
-from app.api.openapi import BINARY, request_body
+from app.api.image_decoding import LARGE_PIXELS, ImageFile, decode_images, decode_small
+from app.api.inference import Call, Protocol, resolve, run_job
+from app.api.openapi import BINARY, EXAMPLES
+from app.api.operation import Operation, Service
 from app.api.request_body import (
     BYTES_PER_VALUE,
     EXTRA_COMMAS,
     BodyReader,
     ModelName,
     RequestBody,
+    limited,
     parse_json,
     read_body,
     read_form,
-    with_limits,
 )
 from app.api.request_head import header, read_query
-from app.api.responses import (
-    ClassifyResponse,
-    ErrorBody,
-    error_responses,
-    json_response,
-    success_response,
-    with_model,
-)
-from app.engine.executor import INLINE_SIZE
+from app.api.responses import BAD_REQUESTS, ErrorBody, ModelAnswer, error_responses, json_response, model_fields
 from app.errors import BadValue, NotAnImage, TooLarge, quote_value
-from app.serving.model import Model
-from app.serving.models import Models
-from app.settings import Settings
 from app.tasks import CLASSIFY
-from app.tasks.classification import ImageClassifier
-from app.tasks.image_codecs import OpenedImage, is_simple_image, overlay_heat_map, pixel_count
+from app.tasks.classification import ClassifyAnswer, ClassifyJob
+from app.tasks.image_codecs import ImageDecoder, overlay_heat_map, pixel_count
 
 PNG_PART = 3 * 2**18  # bytes that are encoded at a time, a multiple of 3
 BASE64_PART = 2**20  # characters that are decoded at a time, a multiple of 4; this takes 1 ms
 JSON_START = 64  # bytes in which a JSON object begins, perhaps after white space
-SMALL_BYTES = 32 * 1024  # files of up to this size in all may be decoded on the event loop
 
-
-FAILURES = error_responses(
-    ErrorBody,
-    "400: invalid value. 401: missing or unknown API key. 404: unknown model. 408: the body arrived too slowly. "
-    "413: too large. 415: not an image.",
-)
+FILES = {"type": "array", "items": BINARY, "description": "image files", "x-limit": ["maxItems", "max_images"]}
+FORM = {
+    "title": "ClassifyForm",
+    "type": "object",
+    "properties": {"file": FILES},
+    "required": ["file"],
+    "additionalProperties": False,
+}
 
 
 class ClassifyQuery(BaseModel):
@@ -76,87 +65,87 @@ class ClassifyQuery(BaseModel):
 class ClassifyRequest(RequestBody):
     """Images in base64, for clients that cannot send a form."""
 
-    images: list[str] = Field(description="image files in base64", min_length=1)
-
-
-def router(models: Models, settings: Settings) -> APIRouter:
-    """Return the route ``/v1/images/classify``. ``settings`` has the limits for requests."""
-    routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=FAILURES)
-    body_model = with_limits(ClassifyRequest, images={"max_length": settings.max_images})
-    reader = BodyReader(settings.max_body_bytes, settings.body_seconds, models.parse_executor)
-
-    @routes.post(
-        "/images/classify",
-        operation_id="classify_images",
-        summary="Classify images",
-        openapi_extra=_image_bodies(body_model, settings),
-        responses=success_response(ClassifyResponse, description="The most probable labels of each image"),
+    images: list[str] = Field(
+        description="image files in base64", min_length=1, json_schema_extra=limited("max_images", "maxItems")
     )
-    async def classify(request: Request) -> Response:
-        """Return the most probable labels of one or several images.
-
-        Send a multipart form with one or several files named `file`, JSON with images in base64, or the bytes of one
-        image file. PNG, JPEG, WebP, GIF (first frame), BMP and TIFF files of any shape and orientation are allowed, up
-        to `QUARTET_MAX_PIXELS` pixels. The service scales each image to the size that the model reads.
-        """
-        deadline = set_deadline(request, settings.request_seconds)
-        query = read_query(request, ClassifyQuery)
-        model = await resolve_model(request, models, CLASSIFY, query.model, deadline)
-        record_version(model)
-        engine = model.explainer if query.explain else model.engine
-        if engine:  # imported networks have no explainer
-            engine.admit(1)  # reject before the body is read
-        files = await _files(request, body_model, settings, reader)
-        inference = ClassifyInference(model, files, query.top_k, settings.max_pixels)
-        if query.explain:
-            return await _explain(request, models, inference, deadline)
-        if not inference.items:
-            with Deadline(request, deadline):
-                inference.items = await inference.decode(models)
-        return await run_inference(request, models, inference, deadline)
-
-    return routes
 
 
-def _image_bodies(body_model: type[ClassifyRequest], settings: Settings) -> dict[str, Any]:
-    """Return the part of the OpenAPI document that describes the three ways to send images, the form first."""
-    files = {"type": "array", "items": BINARY, "maxItems": settings.max_images}
-    form = {
-        "title": "ClassifyForm",
-        "type": "object",
-        "properties": {"file": {**files, "description": "image files"}},
-        "required": ["file"],
-        "additionalProperties": False,
-    }
-    raw = {f"image/{kind}": {"schema": BINARY} for kind in ("png", "jpeg", "webp")}
-    return request_body(body_model, openapi.CLASSIFY_EXAMPLE, query=ClassifyQuery, form=form, others=raw)
+class Prediction(TypedDict):
+    label: str
+    index: Annotated[int, Field(description="index of the label in the model's list of labels, from 0")]
+    probability: float
+    selected: NotRequired[
+        Annotated[
+            bool,
+            Field(
+                description="only for models that can assign several labels to an image: whether the probability of "
+                "the label reaches the label's threshold. For these models, the probability does not depend on the "
+                "other labels."
+            ),
+        ]
+    ]
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """An image file from a request. ``param`` is its name in error messages."""
+class ImageResult(TypedDict):
+    filename: Annotated[
+        str | None, Field(description="name of the file in the form, or null if the body is not a form")
+    ]
+    predictions: Annotated[list[Prediction], Field(description="the `top_k` most probable labels, most probable first")]
+    explanation: NotRequired[
+        Annotated[
+            str, Field(description="only with `explain`: the image with a heat map over it, as a PNG file in base64")
+        ]
+    ]
 
-    name: str | None
-    content: bytes
-    param: str
+
+class ClassifyResponse(ModelAnswer):
+    results: Annotated[list[ImageResult], Field(description="one result for each image, in the order of the request")]
 
 
-async def _files(
-    request: Request, body_model: type[ClassifyRequest], settings: Settings, reader: BodyReader
-) -> list[ImageFile]:
+async def classify_images(service: Service, request: Request) -> Response:
+    """Return the most probable labels of one or several images.
+
+    Send a multipart form with one or several files named `file`, JSON with images in base64, or the bytes of one image
+    file. PNG, JPEG, WebP, GIF (first frame), BMP and TIFF files of any shape and orientation are allowed, up to
+    `QUARTET_MAX_PIXELS` pixels. The service scales each image to the size that the model reads.
+    """
+    settings = service.settings
+    deadline = set_deadline(request, settings.request_seconds)
+    query = read_query(request, ClassifyQuery)
+    model = await resolve(service, request, CLASSIFY, query.model, deadline)
+    engine = model.explainer if query.explain else model.engine
+    if engine:  # imported networks have no explainer
+        engine.admit(1)  # reject before the body is read
+    files = await _files(service, request)
+    call, decoder = Call(request, files, model), model.predictor
+    items = decode_small(decoder, files, settings.max_pixels)
+    if query.explain:
+        return await _explain(service, call, ClassifyJob(items, query.top_k), deadline)
+    if not items:
+        with Deadline(request, deadline):
+            items = await decode_images(service.models, decoder, files, settings.max_pixels)
+    return await run_job(service, call, ClassifyJob(items, query.top_k), deadline, PROTOCOL)
+
+
+async def _files(service: Service, request: Request) -> list[ImageFile]:
     """Return the image files of a request. The body is a form, JSON or the bytes of one image.
 
     Raises:
         BadValue, NotAnImage: the body has another format.
         QuartetError: any error of ``read_body``.
     """
+    settings = service.settings
+    reader = BodyReader(settings.max_body_bytes, settings.body_seconds, service.models.parse_executor)
     media_type = header(request, b"content-type").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
         content = await read_body(request, reader.limit, reader.pause_seconds)
         # curl sends JSON as a form by default. No image file begins with a brace.
         if media_type != "application/json" and not content[:JSON_START].lstrip().startswith(b"{"):
             return [ImageFile(None, content, "body")]
-        body = await parse_json(request, content, body_model, reader, settings.max_images + EXTRA_COMMAS)
+        body = await parse_json(request, content, ClassifyRequest, reader, settings.max_images + EXTRA_COMMAS)
+        if (count := len(body.images)) > settings.max_images:
+            allowed = f"it should have at most {settings.max_images} items, not {count}"
+            raise BadValue(f"images is {quote_value(body.images)}; {allowed}", "images")
         size = sum(map(len, body.images)) // BYTES_PER_VALUE
         return await run_before_deadline(request, reader.executor, size, _decode_base64_files, body.images)
     form = await read_form(request, reader, settings.max_images)
@@ -193,119 +182,99 @@ def _decode_base64(text: str, param: str) -> bytes:
         raise NotAnImage(f"{param} is {quote_value(text)}; it should be an image file in base64", param) from error
 
 
-class ClassifyInference(Inference[ImageClassifier]):
-    """Classifies the image files of a request. Raises NotAnImage and TooLarge for files that cannot be decoded."""
-
-    def __init__(self, model: Model[ImageClassifier], files: list[ImageFile], top_k: int, max_pixels: int) -> None:
-        super().__init__(model)
-        self.predictor = model.predictor
-        self.files = files
-        self.top_k = top_k
-        self.max_pixels = max_pixels
-        self.items = self._decode_small()
-
-    def open(self, file: ImageFile) -> OpenedImage:
-        """Read the header of an image file."""
-        return self.predictor.open(file.content, self.max_pixels, file.param)
-
-    def _decode_small(self) -> list[Tensor]:
-        """Return the pixels of the images if decoding all of them takes no longer than a thread switch.
-
-        Otherwise return an empty list.
-        """
-        if sum(len(file.content) for file in self.files) > SMALL_BYTES or not all(
-            is_simple_image(file.content) for file in self.files
-        ):
-            return []
-        items, pixels = [], 0
-        for file in self.files:
-            image = self.open(file)
-            pixels += pixel_count(image)
-            if pixels > BYTES_PER_VALUE * INLINE_SIZE:
-                return []
-            items.append(self.predictor.decode(image, file.param))
-        return items
-
-    async def decode(self, models: Models) -> list[Tensor]:
-        """Return the pixels of the images. Call this within a ``Deadline``."""
-        files = ((file.content, file.param) for file in self.files)
-        return await decode_images(models, self.predictor, files, self.max_pixels)
-
-    def parse(self) -> list[Tensor]:
-        return self.items
-
-    def response_size(self, outputs: Sequence[list[float]]) -> int:
-        """Return the number of probabilities that are sorted."""
-        return sum(map(len, outputs))
-
-    def respond(self, outputs: Sequence[list[float]], explanations: Sequence[dict[str, Any]] = ()) -> Response:
-        top_labels = partial(_top_labels, self.predictor.labels, self.predictor.card.thresholds, self.top_k)
-        results = [
-            {"filename": file.name, "predictions": top_labels(probabilities), **explanation}
-            for file, probabilities, explanation in zip(
-                self.files, outputs, explanations or [{}] * len(self.files), strict=True
-            )
-        ]
-        return json_response(with_model(self.model, results=results))
+def encode(call: Call[list[ImageFile]], job: ClassifyJob, answer: ClassifyAnswer) -> ClassifyResponse:
+    labels, thresholds = call.model.predictor.labels, call.model.card.thresholds
+    results: list[ImageResult] = [
+        {"filename": file.name, "predictions": _top_labels(labels, thresholds, job.top_k, probabilities)}
+        for file, probabilities in zip(call.body, answer.probabilities, strict=True)
+    ]
+    return {**model_fields(call.model), "results": results}
 
 
 def _top_labels(
-    labels: list[str], thresholds: list[float] | None, top_k: int, probabilities: list[float]
-) -> list[dict[str, Any]]:
-    order = sorted(range(len(labels)), key=probabilities.__getitem__, reverse=True)[:top_k]
-    predictions: list[dict[str, Any]] = [
+    labels: list[str], thresholds: list[float] | None, top_k: int, probabilities: Sequence[float]
+) -> list[Prediction]:
+    order = nlargest(top_k, range(len(labels)), probabilities.__getitem__)
+    predictions: list[Prediction] = [
         {"label": labels[index], "index": index, "probability": round(probabilities[index], 8)} for index in order
     ]
-    for prediction in predictions if thresholds else ():
-        prediction["selected"] = probabilities[prediction["index"]] >= thresholds[prediction["index"]]  # type: ignore[index]
+    if thresholds:
+        for prediction in predictions:
+            index = prediction["index"]
+            prediction["selected"] = probabilities[index] >= thresholds[index]
     return predictions
 
 
-async def _explain(request: Request, models: Models, inference: ClassifyInference, deadline: float) -> Response:
+PROTOCOL = Protocol(encode)
+
+
+async def _explain(service: Service, call: Call[list[ImageFile]], job: ClassifyJob, deadline: float) -> Response:
     """Classify the images, and add a heat map of each image.
 
     Raises:
         BadValue: the model is imported.
         TooLarge: all images together have too many pixels.
-        QuartetError: any other error of ``run_inference``.
+        QuartetError: any other error of ``run_job``.
     """
-    executor, explainer = models.parse_executor, inference.model.explainer
-    if explainer is None:
-        name = inference.model.card.name
+    model, models, decoder = call.model, service.models, call.model.predictor
+    executor, max_pixels = models.parse_executor, service.settings.max_pixels
+    if model.explainer is None:
+        name = model.card.name
         raise BadValue(f"explain is true; heat maps are not supported for imported networks, such as {name}", "explain")
-    with Deadline(request, deadline):
-        executor.admit()
-        if await executor.run(_check_total_pixels, inference) > LARGE_PIXELS:
+    executor.admit()
+    with Deadline(call.request, deadline):
+        if await executor.run(_total_pixels, decoder, call.body, max_pixels) > LARGE_PIXELS:
             executor = models.large_image_executor
-        items = inference.items or await inference.decode(models)
-        outputs, heat_maps = zip(*await explainer.submit(items), strict=True)
-        explanations = [  # one job for each image, so that no more jobs start after a disconnect
-            await executor.run(_explanation, inference.open, file, heat_map)
-            for file, heat_map in zip(inference.files, heat_maps, strict=True)
-        ]
-        return await executor.run(inference.respond, outputs, explanations)
+        items = job.pixels or await decode_images(models, decoder, call.body, max_pixels)
+        outputs, heat_maps = zip(*await model.explainer.submit(items), strict=True)
+        content = encode(call, job, ClassifyAnswer(outputs))
+        for file, result, heat_map in zip(call.body, content["results"], heat_maps, strict=True):
+            # one call for each image, so that no more calls start after a disconnect
+            result["explanation"] = await executor.run(_explanation, decoder, file, heat_map, max_pixels)
+        return await executor.run(json_response, content)
 
 
-def _check_total_pixels(inference: ClassifyInference) -> int:
+def _total_pixels(decoder: ImageDecoder, files: Sequence[ImageFile], max_pixels: int) -> int:
     """Return the number of pixels of all images together.
 
     Raise TooLarge if they exceed the limit of one image, because one response contains all of them.
     """
-    total = sum(pixel_count(inference.open(file)) for file in inference.files)
-    if total > inference.max_pixels:
+    total = sum(pixel_count(decoder.open(file.content, max_pixels, file.param)) for file in files)
+    if total > max_pixels:
         raise TooLarge(
-            f"the images have {total:,} pixels in all; with explain, the maximum is {inference.max_pixels:,}", "explain"
+            f"the images have {total:,} pixels in all; with explain, the maximum is {max_pixels:,}", "explain"
         )
     return total
 
 
-def _explanation(
-    open_image: Callable[[ImageFile], OpenedImage], file: ImageFile, heat_map: np.ndarray
-) -> dict[str, Any]:
+def _explanation(decoder: ImageDecoder, file: ImageFile, heat_map: np.ndarray, max_pixels: int) -> Any:
     """Return the image with its heat map over it, as a PNG file in base64, already encoded as JSON.
 
     It is encoded in parts, because the event loop cannot run while a part is encoded.
     """
-    content = overlay_heat_map(open_image(file), heat_map)
+    content = overlay_heat_map(decoder.open(file.content, max_pixels, file.param), heat_map)
     parts = [base64.b64encode(content[start : start + PNG_PART]) for start in range(0, len(content), PNG_PART)]
-    return {"explanation": orjson.Fragment(b'"%b"' % b"".join(parts))}
+    return orjson.Fragment(b'"%b"' % b"".join(parts))
+
+
+OPERATIONS = [
+    Operation(
+        "POST",
+        "/v1/images/classify",
+        classify_images,
+        "Tasks",
+        "Classify images",
+        ClassifyResponse,
+        "The most probable labels of each image",
+        body=ClassifyRequest,
+        # A test image of CIFAR-10: a horse, 32 x 32 pixels.
+        example={"images": [base64.b64encode((EXAMPLES / "horse.jpg").read_bytes()).decode()]},
+        other_bodies={
+            "multipart/form-data": {"schema": FORM},
+            **{f"image/{kind}": {"schema": BINARY} for kind in ("png", "jpeg", "webp")},
+        },
+        query=ClassifyQuery,
+        errors=error_responses(ErrorBody, f"{BAD_REQUESTS} 413: too large. 415: not an image."),
+        has_timeout=True,
+    )
+]

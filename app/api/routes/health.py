@@ -2,77 +2,109 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-import orjson
-from fastapi import APIRouter
+from fastapi import Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
-from starlette.responses import PlainTextResponse, Response
+from pydantic import Field
+from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from app.api.openapi import json_content
-from app.api.responses import LiveStatus, ReadyStatus, success_response
-from app.observability.metrics import Metrics
-from app.serving.models import Models
+from app.api.operation import Endpoint, Operation, Service
+from app.api.responses import json_response
 from app.serving.plan import State
 
+TAG = "Health"
 
-def router(models: Models, metrics: Metrics) -> APIRouter:
-    """Return the routes ``/health/live``, ``/health/ready`` and ``/metrics``."""
-    routes = APIRouter(tags=["Health"])
 
-    @routes.get(
-        "/health/live",
-        operation_id="check_live",
-        summary="Check that the process is alive",
-        responses=status_responses(LiveStatus, "The process is alive", "The compute thread hangs"),
-    )
-    async def check_live() -> Response:
-        """Respond with status 503 if the compute thread has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`.
+class LiveStatus(TypedDict):
+    live: bool
+    seconds_since_progress: Annotated[
+        float, Field(description="seconds since the compute thread started its current job; 0 if it is idle")
+    ]
 
-        In this case, the process should be restarted.
-        """
-        seconds = models.executor.stalled_seconds()
-        live = seconds < 2 * models.settings.liveness_timeout_seconds
-        return status_response({"live": live, "seconds_since_progress": round(seconds, 3)}, live)
 
-    @routes.get(
-        "/health/ready",
-        operation_id="check_ready",
-        summary="Check that the service is ready for requests",
-        responses=status_responses(ReadyStatus, "The service is ready", "The service is not ready"),
-    )
-    async def check_ready() -> Response:
-        """List the versions in memory, and the versions that could not be loaded.
+class FailedModel(TypedDict):
+    model: str
+    version: int
+    reason: str
 
-        The status is 503 if the service is not ready.
-        """
-        problems = models.problems()
-        failed = [{"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in models.failures]
-        ready = sorted(version.label for version in models.versions() if version.state is State.READY)
-        content = {"ready": not problems, "problems": problems, "models": ready, "failed": failed}
-        return status_response(content, not problems)
 
-    @routes.get(
+class ReadyStatus(TypedDict):
+    ready: bool
+    problems: list[str]
+    models: Annotated[list[str], Field(description="versions in memory, as `name@version`")]
+    failed: Annotated[list[FailedModel], Field(description="versions that could not be loaded")]
+
+
+def is_live(service: Service) -> bool:
+    return service.models.executor.stalled_seconds() < 2 * service.settings.liveness_timeout_seconds
+
+
+async def check_live(service: Service, request: Request) -> Response:
+    """Respond with status 503 if the compute thread has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`.
+
+    In this case, the process should be restarted.
+    """
+    seconds, live = service.models.executor.stalled_seconds(), is_live(service)
+    return status_response(LiveStatus(live=live, seconds_since_progress=round(seconds, 3)), live)
+
+
+async def check_ready(service: Service, request: Request) -> Response:
+    """List the versions in memory, and the versions that could not be loaded.
+
+    The status is 503 if the service is not ready.
+    """
+    models = service.models
+    problems = models.problems()
+    content: ReadyStatus = {
+        "ready": not problems,
+        "problems": problems,
+        "models": sorted(version.label for version in models.versions() if version.state is State.READY),
+        "failed": [
+            {"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in models.failures
+        ],
+    }
+    return status_response(content, not problems)
+
+
+async def get_metrics(service: Service, request: Request) -> Response:
+    """Get counters, gauges and histograms of all workers in Prometheus' text format."""
+    service.models.report()
+    content = await service.metrics.render(service.settings.request_seconds)
+    return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+
+def status_response(content: Any, healthy: bool) -> Response:
+    return json_response(content, 200 if healthy else 503)
+
+
+def status_operation(path: str, endpoint: Endpoint, tag: str, response: Any) -> Operation:
+    """Return the operation of a health check, whose path ends in ``live`` or ``ready``."""
+    summary, good, bad = {
+        "live": ("Check that the process is alive", "The process is alive", "The compute thread hangs"),
+        "ready": (
+            "Check that the service is ready for requests",
+            "The service is ready",
+            "The service is not ready",
+        ),
+    }[path.rpartition("/")[2]]
+    failure = {503: {"content": json_content(response), "description": bad}}
+    return Operation("GET", path, endpoint, tag, summary, response, good, errors=failure, any_query=True)
+
+
+OPERATIONS = [
+    status_operation("/health/live", check_live, TAG, LiveStatus),
+    status_operation("/health/ready", check_ready, TAG, ReadyStatus),
+    Operation(
+        "GET",
         "/metrics",
-        operation_id="get_metrics",
-        summary="Get metrics for Prometheus",
-        response_class=PlainTextResponse,
-        response_description="Metrics in Prometheus' text format",
-    )
-    async def get_metrics() -> Response:
-        """Get counters, gauges and histograms of all workers in Prometheus' text format."""
-        models.report()
-        content = await metrics.render(models.settings.request_seconds)
-        return Response(content, media_type=CONTENT_TYPE_LATEST)
-
-    return routes
-
-
-def status_responses(model: type[BaseModel], good: str, bad: str) -> dict[int | str, dict[str, Any]]:
-    """Return the argument ``responses`` of a route for a health check. ``good`` and ``bad`` describe the responses."""
-    return {**success_response(model, description=good), 503: {"content": json_content(model), "description": bad}}
-
-
-def status_response(content: dict[str, Any], healthy: bool) -> Response:
-    return Response(orjson.dumps(content), 200 if healthy else 503, media_type="application/json")
+        get_metrics,
+        TAG,
+        "Get metrics for Prometheus",
+        answer="Metrics in Prometheus' text format",
+        other_answers={"text/plain": {"schema": {"type": "string"}}},
+        any_query=True,
+    ),
+]

@@ -4,81 +4,133 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Request
+from fastapi import Request
+from pydantic import Field, RootModel
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
-from app.api.responses import ERROR_RESPONSES, ModelEntry, ModelList, file_response, json_response, success_response
+from app.api.openapi import BINARY
+from app.api.operation import Operation, Service
+from app.api.responses import ERROR_RESPONSES, json_response
 from app.api.routes.page import cached_response
 from app.errors import NotFound, quote_value
 from app.serving.models import Models
 from app.serving.plan import State
+from app.store import Card, TaskName, TensorSpec
 
-VersionName = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]
-PictureName = Annotated[str, Path(description="a file name from the model's `pictures`", examples=["curves.png"])]
+TAG = "Models"
+FAILURES = {"4XX": ERROR_RESPONSES["4XX"]}
 
 
-def router(models: Models) -> APIRouter:
-    """Return the routes under ``/v1/models``."""
-    routes = APIRouter(prefix="/v1", tags=["Models"], responses={"4XX": ERROR_RESPONSES["4XX"]})
+class FailedVersion(TypedDict):
+    version: int
+    reason: str
 
-    @routes.get(
-        "/models",
-        operation_id="list_models",
-        summary="List models",
-        responses=success_response(ModelList, description="All models"),
-    )
-    async def list_models() -> Response:
-        """List all models with their tasks, versions, states, inputs, labels and model cards, and all load failures."""
-        return json_response({"object": "list", "data": [_model(models, name) for name in _names(models)]})
 
-    @routes.get(
-        "/models/{name}",
-        operation_id="get_model",
-        summary="Get a model",
-        responses=success_response(ModelEntry, description="The model"),
-    )
-    async def show_model(name: VersionName) -> Response:
-        """Get one model, or one version of a model."""
-        if name in _names(models):
-            return json_response(_model(models, name))
-        return json_response(_model(models, *models.resolve_name(name, param="name")))
+class Canary(TypedDict):
+    version: int
+    share: Annotated[float, Field(description="share of the requests without a version number, in per cent")]
 
-    @routes.get(
-        "/models/{name}/pictures/{file}",
-        operation_id="get_model_picture",
-        summary="Get a picture of a model's training",
-        response_class=Response,
-        responses=file_response("image/png", "The picture"),
-    )
-    async def show_picture(request: Request, name: VersionName, file: PictureName) -> Response:
-        """Get a picture of a model's training, such as its learning curves."""
-        model_name, number = models.resolve_name(name, param="name")
-        if "@" not in name:  # show_model lists the pictures of the active version, not those of the canary
-            number = models.version_sets[model_name].active or number
-        stored = models.entry(model_name, number).stored
-        card, pictures = stored.card, stored.pictures
-        if card is None or file not in pictures:  # the name is only looked up, never used as a path
-            known = ", ".join(pictures) or "none"
-            raise NotFound(f"{model_name}@{number} has no picture {quote_value(file)}; pictures: {known}", "file")
-        content = await models.read_picture(card, file)
-        return cached_response(request, content, "image/png", hashlib.sha256(content).hexdigest()[:32])
 
-    return routes
+class UnavailableModel(TypedDict):
+    """A model without a version that can be served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    state: Literal["failed", "unloaded"]
+    failed: list[FailedVersion]
+
+
+class ServedModel(TypedDict):
+    id: str
+    object: Literal["model"]
+    created: Annotated[int, Field(description="Unix time in seconds")]
+    owned_by: str
+    state: Literal["ready"]
+    task: TaskName
+    title: str
+    version: Annotated[int, Field(description="the version that these fields describe")]
+    versions: Annotated[list[int], Field(description="versions that requests may ask for")]
+    active: Annotated[int | None, Field(description="the version for requests without a version number")]
+    canary: Canary | None
+    previous: Annotated[int | None, Field(description="the version that a rollback activates")]
+    retired: list[int]
+    loaded: Annotated[list[int], Field(description="versions in memory")]
+    default: Annotated[
+        bool, Field(description="whether this is the default model of its task, for requests without a model")
+    ]
+    device: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    labels: list[str] | None
+    pictures: Annotated[
+        list[str], Field(description="names of the picture files, for `/v1/models/{name}/pictures/{file}`")
+    ]
+    failed: Annotated[list[FailedVersion], Field(description="versions that could not be loaded")]
+    card: Card
+
+
+class ModelEntry(RootModel[ServedModel | UnavailableModel]):
+    pass
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[ModelEntry]
+
+
+async def list_models(service: Service, request: Request) -> Response:
+    """List all models with their tasks, versions, states, inputs, labels and model cards, and all load failures."""
+    models = service.models
+    return json_response({"object": "list", "data": [_model(models, name) for name in _names(models)]})
+
+
+async def get_model(service: Service, request: Request) -> Response:
+    """Get one model, or one version of a model."""
+    models, name = service.models, request.path_params["name"]
+    if name in _names(models):
+        return json_response(_model(models, name))
+    return json_response(_model(models, *models.resolve_name(name, param="name")))
+
+
+async def get_model_picture(service: Service, request: Request) -> Response:
+    """Get a picture of a model's training, such as its learning curves."""
+    models, name, file = service.models, request.path_params["name"], request.path_params["file"]
+    model_name, number = models.resolve_name(name, param="name")
+    if "@" not in name:  # ``get_model`` lists the pictures of the active version, not those of the canary
+        number = models.version_sets[model_name].active or number
+    stored = models.entry(model_name, number).stored
+    card, pictures = stored.card, stored.pictures
+    if card is None or file not in pictures:  # the name is only looked up, never used as a path
+        known = ", ".join(pictures) or "none"
+        raise NotFound(f"{model_name}@{number} has no picture {quote_value(file)}; pictures: {known}", "file")
+    content = await models.read_picture(card, file)
+    return cached_response(request, content, "image/png", hashlib.sha256(content).hexdigest()[:32])
 
 
 def _names(models: Models) -> list[str]:
     return sorted({*models.version_sets, *(entry.name for entry in models.failures if entry.version)})
 
 
-def _model(models: Models, name: str, number: int | None = None) -> dict[str, Any]:
+def _model(models: Models, name: str, number: int | None = None) -> ServedModel | UnavailableModel:
     """Return the description of a model or of one of its versions. It extends the model object of OpenAI's API."""
-    failed = [{"version": entry.version, "reason": entry.reason} for entry in models.failures if entry.name == name]
+    failed: list[FailedVersion] = [
+        {"version": entry.version, "reason": entry.reason} for entry in models.failures if entry.name == name
+    ]
     card, versions = models.card(name, number), models.version_sets.get(name)
     if card is None or versions is None:
-        state = "unloaded" if versions and versions.unloaded else "failed"
-        return {"id": name, "object": "model", "created": 0, "owned_by": "quartet", "state": state, "failed": failed}
+        return {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "quartet",
+            "state": "unloaded" if versions and versions.unloaded else "failed",
+            "failed": failed,
+        }
     return {
         "id": name,
         "object": "model",
@@ -96,10 +148,32 @@ def _model(models: Models, name: str, number: int | None = None) -> dict[str, An
         "loaded": [number for number in versions.numbers if models.entry(name, number).state is State.READY],
         "default": models.defaults.get(card.task) == name,
         "device": str(models.device),
-        "inputs": [spec.model_dump() for spec in card.inputs],
-        "outputs": [spec.model_dump() for spec in card.outputs],
+        "inputs": card.inputs,
+        "outputs": card.outputs,
         "labels": card.labels,
         "pictures": list(models.entry(name, card.version).stored.pictures),
         "failed": failed,
-        "card": card.model_dump(),
+        "card": card,
     }
+
+
+_NAME = {"name": ("`name` or `name@version`", "sine-lstm")}
+OPERATIONS = [
+    Operation("GET", "/v1/models", list_models, TAG, "List models", ModelList, "All models", errors=FAILURES),
+    Operation(
+        "GET", "/v1/models/{name}", get_model, TAG, "Get a model", ModelEntry, "The model",
+        parameters=_NAME, errors=FAILURES,
+    ),
+    Operation(
+        "GET",
+        "/v1/models/{name}/pictures/{file}",
+        get_model_picture,
+        TAG,
+        "Get a picture of a model's training",
+        None,
+        "The picture",
+        {"image/png": {"schema": BINARY}},
+        parameters={**_NAME, "file": ("a file name from the model's `pictures`", "curves.png")},
+        errors=FAILURES,
+    ),
+]  # fmt: skip

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
+from app.api.operation import Operation, Service
 from app.errors import NotFound, quote_value
 
 FOLDER = Path(__file__).parents[2] / "web"
@@ -40,31 +42,32 @@ PAGE_HEADERS = {
 }
 
 
-def router() -> APIRouter:
-    """Return the routes ``/`` and ``/web/{file}``."""
-    routes = APIRouter(include_in_schema=False)
+@cache
+def _files() -> dict[str, tuple[bytes, str]]:
+    """Return the content and the hash of each file, by its path."""
     paths = [path for path in sorted(FOLDER.rglob("*")) if path.suffix in TYPES]
-    files = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in paths}
-    etags = {name: hashlib.sha256(content).hexdigest()[:32] for name, content in files.items()}
+    contents = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in paths}
+    return {name: (content, hashlib.sha256(content).hexdigest()[:32]) for name, content in contents.items()}
 
-    def file_response(request: Request, name: str) -> Response:
-        return cached_response(request, files[name], TYPES[Path(name).suffix], etags[name])
 
-    @routes.api_route("/", methods=["GET", "HEAD"])
-    async def page(request: Request) -> Response:
-        """Return the web page."""
-        response = file_response(request, "index.html")
-        response.headers.update(PAGE_HEADERS)
-        return response
+def _file_response(request: Request, name: str) -> Response:
+    content, etag = _files()[name]
+    return cached_response(request, content, TYPES[Path(name).suffix], etag)
 
-    @routes.api_route("/web/{file:path}", methods=["GET", "HEAD"])
-    async def web_file(request: Request, file: str) -> Response:
-        """Return a script, style sheet or picture of the page."""
-        if file not in files:  # the name is only looked up, never used as a path
-            raise NotFound(f"the page has no file {quote_value(file)}")
-        return file_response(request, file)
 
-    return routes
+async def page(service: Service, request: Request) -> Response:
+    """Return the web page."""
+    response = _file_response(request, "index.html")
+    response.headers.update(PAGE_HEADERS)
+    return response
+
+
+async def web_file(service: Service, request: Request) -> Response:
+    """Return a script, style sheet or picture of the page."""
+    file = request.path_params["file"]
+    if file not in _files():  # the name is only looked up, never used as a path
+        raise NotFound(f"the page has no file {quote_value(file)}")
+    return _file_response(request, file)
 
 
 def cached_response(request: Request, content: bytes, media_type: str, etag: str) -> Response:
@@ -74,3 +77,15 @@ def cached_response(request: Request, content: bytes, media_type: str, etag: str
     if known.strip() == "*" or headers["etag"] in (part.strip().removeprefix("W/") for part in known.split(",")):
         return Response(None, 304, headers)
     return Response(content, 200, headers, media_type)
+
+
+async def openapi_document(service: Service, request: Request) -> Response:
+    """Return the OpenAPI document."""
+    return Response(service.document(request.scope.get("root_path", "")), media_type="application/json")
+
+
+OPERATIONS = [
+    Operation("GET", "/", page),
+    Operation("GET", "/web/{file:path}", web_file),
+    Operation("GET", "/openapi.json", openapi_document),
+]

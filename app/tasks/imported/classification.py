@@ -12,15 +12,14 @@ from torch import Tensor
 from app.errors import BadValue
 from app.store import CARD, StoreError, TensorSpec
 from app.store.version import Version
-from app.tasks.classification import check_thresholds
-from app.tasks.image_codecs import ImageDecoder
+from app.tasks.classification import Classifier, check_thresholds
 from app.tasks.imported.tensors import TensorPredictor
 from app.tasks.latency_model import LatencyModel
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-class ImportedClassifier(ImageDecoder):
+class ImportedClassifier(Classifier):
     """Predictor for imported networks that classify images. The card has ``labels``, in the order of the output.
 
     ``tensors`` runs the network, also for requests of tensors.

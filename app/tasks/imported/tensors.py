@@ -14,7 +14,18 @@ from app.networks.imported import Arrays, ImportedSizes
 from app.networks.imported.onnx_runner import OnnxRunner
 from app.store import CARD, StoreError, TensorSpec
 from app.store.version import Version
+from app.tasks.job import Job
 from app.tasks.latency_model import LatencyModel
+
+
+@dataclass
+class TensorJob(Job):
+    """Inputs of an imported network by name."""
+
+    arrays: dict[str, np.ndarray]
+
+    def answer_size(self, outputs: Sequence[Any]) -> int:
+        return sum(array.size for output in outputs for array in output.values())
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,16 @@ class TensorPredictor:
                 message = f"{key} are {', '.join(actual)}, expected {', '.join(expected)}"
                 raise StoreError(f"{version.path_of(CARD)}: {message}")
         self.latency = LatencyModel(0.0, 0.0)
+
+    def prepare(self, job: TensorJob) -> list[TensorRows]:
+        """Return the item for a job. Raises BadValue if the shape of an input does not fit."""
+        return [self.parse_tensors(job.arrays)]
+
+    def finish(
+        self, job: TensorJob, items: Sequence[TensorRows], outputs: Sequence[dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """Return the outputs by name, given the result of ``predict`` for the item."""
+        return outputs[0]
 
     def parse_tensors(self, arrays: Mapping[str, np.ndarray]) -> TensorRows:
         """Return the item for a request. Raises BadValue if the shape of an input does not fit."""

@@ -37,7 +37,6 @@ from app.api.request_body import (
     read_raw_body,
     spool_body,
     validate,
-    with_limits,
 )
 from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, TooLarge, TooSlow
@@ -273,21 +272,6 @@ def test_the_limit_of_a_json_body_depends_on_its_content() -> None:
     assert max_json_bytes(1000, 1000) == 1000
 
 
-def test_further_limits_apply_to_some_fields_and_keep_the_others() -> None:
-    limited = with_limits(Body, rows={"max_length": 2})
-    assert limited.__name__ == "Body"
-    assert validate({"rows": [1, 2], "name": "a"}, limited) == limited(rows=[1, 2], name="a")
-    with pytest.raises(BadValue, match=r"^rows is \[1, 2, 3\]; it should have at most 2 items"):
-        validate({"rows": [1, 2, 3]}, limited)
-    assert limited.model_json_schema()["properties"]["rows"]["maxItems"] == 2
-    assert validate({"rows": [1, 2, 3]}, Body).rows == [1, 2, 3]
-    nested = with_limits(Nested, body=limited)
-    assert validate({"body": {"rows": [1, 2]}}, nested).body.rows == [1, 2]
-    with pytest.raises(BadValue, match=r"^body.rows is \[1, 2, 3\]; it should have at most 2 items"):
-        validate({"body": {"rows": [1, 2, 3]}}, nested)
-    assert nested.model_json_schema()["properties"]["body"]["description"] == "any"
-
-
 async def test_a_json_body_is_read_as_a_model_or_a_dictionary(executor: Executor) -> None:
     assert await read_json(request(b'{"name":', b'"a"}'), Body, reader(executor), 9) == Body(name="a")
     assert await read_json(request(), Body, reader(executor), 9) == Body()
@@ -306,14 +290,6 @@ async def test_the_limits_of_the_reader_apply_to_json(executor: Executor) -> Non
     ):
         assert await rejection(read(b'{"rows": [1, 2, 3]}', 1, reader(executor))) == commas
         assert await rejection(read(b'{"name": "a", "rows": []}', 9, reader(executor, max_fields=1))) == fields
-
-
-async def test_query_parameters_are_rejected_with_a_json_body(executor: Executor) -> None:
-    assert await rejection(read_json(request(query="b=2"), Body, reader(executor), 9)) == (
-        BadValue,
-        "there is no query parameter 'b' here; send it in the body",
-        "b",
-    )
 
 
 OBJECTS: list[tuple[bytes, Any]] = [

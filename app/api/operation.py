@@ -1,0 +1,178 @@
+"""The rows of the HTTP API, and the application that answers requests with them.
+
+A row is an ``Operation``. The routes and the OpenAPI document are made from the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+from pydantic import BaseModel
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.api.admin_key import require_admin_key
+from app.api.errors import error_response
+from app.api.request_head import reject_query
+from app.errors import MethodNotAllowed, NotFound, QuartetError, quote_value
+from app.observability.metrics import Metrics
+from app.serving.models import Models
+from app.settings import Settings
+
+
+@dataclass(frozen=True)
+class Service:
+    """What endpoints need to answer requests. Without ``admin_key``, there are no administration endpoints."""
+
+    models: Models
+    metrics: Metrics
+    admin_key: str | None = None
+    version: str = ""
+    document: Callable[[str], bytes] = str.encode  # returns the OpenAPI document, given the path of a proxy
+
+    @property
+    def settings(self) -> Settings:
+        return self.models.settings
+
+
+Endpoint = Callable[[Service, Request], Awaitable[Response]]
+Contents = Mapping[str, Any]  # a schema by media type
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path.
+
+    Attributes:
+        endpoint: answers requests. Its name is the id of the operation, and its docstring is the description.
+        tag: the section of the document; empty for an operation that is not documented.
+        response: the type of the JSON response.
+        answer: description of the response.
+        other_answers: schemas of the response in other media types.
+        body, example: the Pydantic class of the JSON body, and a body with which a request succeeds.
+        other_bodies: schemas of the body in other media types. A form is listed before JSON.
+        query: the Pydantic class of the query parameters. Without it, requests with query parameters are rejected.
+        parameters: descriptions and examples of the parameters in the path.
+        errors: the error responses.
+        has_timeout: whether ``x-request-timeout`` limits the time until the response.
+        is_admin: whether requests need the admin key.
+        versioned: whether there is the same path with ``/versions/{version}`` after the name of the model.
+        any_query: whether query parameters are ignored, because programs add their own to health checks.
+    """
+
+    method: str
+    path: str
+    endpoint: Endpoint
+    tag: str = ""
+    summary: str = ""
+    response: Any = None
+    answer: str = ""
+    other_answers: Contents = field(default_factory=dict)
+    body: type[BaseModel] | None = None
+    example: Any = None
+    other_bodies: Contents = field(default_factory=dict)
+    query: type[BaseModel] | None = None
+    parameters: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    errors: Mapping[Any, Any] = field(default_factory=dict)
+    has_timeout: bool = False
+    is_admin: bool = False
+    versioned: bool = False
+    any_query: bool = False
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.path, self.path.replace("{name}", "{name}/versions/{version}")][: 1 + self.versioned]
+
+
+class OperationRoute(Route):
+    """The route of an operation. Query parameters that the operation does not know are rejected."""
+
+    def __init__(self, path: str, operation: Operation) -> None:
+        super().__init__(path, _unused, methods=[operation.method])
+        self.operation = operation
+
+    async def answer(self, service: Service, request: Request) -> Response:
+        """Return the response to a request. Raises QuartetError."""
+        operation = self.operation
+        if operation.is_admin:
+            require_admin_key(request, service.admin_key or "")
+        if request.scope["query_string"] and operation.query is None and operation.tag and not operation.any_query:
+            reject_query(request, in_body=operation.body is not None)
+        return await operation.endpoint(service, request)
+
+
+async def _unused(request: Request) -> Response:
+    raise NotImplementedError  # ``Router`` calls ``OperationRoute.answer``
+
+
+class Router:
+    """ASGI application that answers each request with its operation.
+
+    Errors get the format of the request's protocol. ``others`` answers requests to the paths of ``other_routes``, and
+    runs the start and the end of the service.
+    """
+
+    def __init__(
+        self, service: Service, operations: Iterable[Operation], other_routes: Sequence[BaseRoute], others: ASGIApp
+    ) -> None:
+        self.service = service
+        self.others = others
+        rows = [OperationRoute(path, operation) for operation in operations for path in operation.paths]
+        self.routes: list[BaseRoute] = [*rows, *other_routes]
+        self.exact = {(method, row.path): row for row in rows if "{" not in row.path for method in row.methods or ()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.others(scope, receive, send)
+            return
+        try:
+            route = self.exact.get((scope["method"], scope["path"])) or self._find(scope)
+            scope["route"] = route
+            if not isinstance(route, OperationRoute):
+                await self.others(scope, receive, send)
+                return
+            response = await route.answer(self.service, Request(scope, receive, send))
+        except QuartetError as error:
+            response = error_response(error)
+        await response(scope, receive, send)
+
+    def _find(self, scope: Scope) -> BaseRoute:
+        """Return the route of a request, and set its parameters in the scope. Raises NotFound and MethodNotAllowed."""
+        allowed: set[str] = set()
+        for route in self.routes:
+            match, child_scope = route.matches(scope)
+            if match is Match.FULL:
+                if isinstance(route, OperationRoute):
+                    scope.update(child_scope)
+                return route
+            if match is Match.PARTIAL:
+                scope["route"] = route
+                allowed |= getattr(route, "methods", None) or set()
+        if not allowed:
+            raise unknown_path(scope)
+        names = ", ".join(sorted(allowed))
+        problem = f"{quote_value(scope['path'])} does not take {scope['method']}"
+        raise MethodNotAllowed(f"{problem}; allowed: {names}", names)
+
+
+def unknown_path(scope: Scope) -> NotFound:
+    return NotFound(f"the path {quote_value(scope['path'])} does not exist; /docs lists all paths")
+
+
+class RootPath:
+    """ASGI middleware that removes the ``root_path`` of a proxy from the path of a request.
+
+    The keys, the hosts, the routes and the format of errors depend on the rest of the path.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (root := scope.get("root_path")) and scope["path"].startswith(f"{root}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(root)}
+        await self.app(scope, receive, send)
