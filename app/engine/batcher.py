@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -35,16 +34,15 @@ class Splitter(Protocol[Item, Result]):
 
 @dataclass(eq=False, slots=True)
 class Entry(Generic[Item, Result]):
-    """An item in the queue. ``parts`` are its parts that are not computed yet; a small item is its own only part."""
+    """An item in the queue. ``parts`` are its parts; a small item is its own only part."""
 
-    parts: deque[Item]
-    rows: int  # rows of ``parts``
-    part_rows: int  # rows of each part but the last
-    count: int  # number of all parts
+    parts: Sequence[Item]
+    rows: int  # rows of the parts that still wait
     future: asyncio.Future[list[Result]]  # the results of all parts
     caller: str | None
     trace: RequestTrace | None
     queued_at: float
+    taken: int = 0  # number of parts that have left the queue
     results: list[Result] = field(default_factory=list)
 
 
@@ -107,7 +105,11 @@ class Batcher(Engine[Entry[Item, Result], Part[Item, Result]], Generic[Item, Res
         """
         rows = [self._rows(item) for item in items]
         self.admit(sum(rows))
-        entries = [self._entry(item, count) for item, count in zip(items, rows, strict=True)]
+        loop, caller, trace, now = asyncio.get_running_loop(), current_caller.get(), current_trace.get(), self._clock()
+        entries = [
+            Entry(self._parts(item, count), count, loop.create_future(), caller, trace, now)
+            for item, count in zip(items, rows, strict=True)
+        ]
         self._enqueue(entries)
         try:
             results = [await entry.future for entry in entries]
@@ -115,20 +117,10 @@ class Batcher(Engine[Entry[Item, Result], Part[Item, Result]], Generic[Item, Res
         finally:
             self._leave(entries)
 
-    def _entry(self, item: Item, rows: int) -> Entry[Item, Result]:
-        parts, part_rows = deque([item]), rows
+    def _parts(self, item: Item, rows: int) -> Sequence[Item]:
         if self._splitter and rows > self._part_rows:
-            parts, part_rows = deque(self._splitter.split(item, self._part_rows)), self._part_rows
-        return Entry(
-            parts,
-            rows,
-            part_rows,
-            len(parts),
-            asyncio.get_running_loop().create_future(),
-            current_caller.get(),
-            current_trace.get(),
-            self._clock(),
-        )
+            return self._splitter.split(item, self._part_rows)
+        return (item,)
 
     async def _turn(self) -> None:
         self._running = batch = self._next_batch()
@@ -142,12 +134,13 @@ class Batcher(Engine[Entry[Item, Result], Part[Item, Result]], Generic[Item, Res
         rows, entries, now = 0, set[Entry[Any, Any]](), self._clock()
         while self._queue:
             entry = self._queue.peek()
-            count = min(entry.part_rows, entry.rows)
+            count = min(entry.rows, self._part_rows) if len(entry.parts) > 1 else entry.rows
             if batch and (rows + count > self._batch_rows or (entry in entries and len(entries) > 1)):
                 break
             self._queue.take(entry, count)
-            part = entry.parts.popleft()
+            part = entry.parts[entry.taken]
             batch.append(Part(entry, part, count, entry.future, entry.trace, entry.queued_at, now))
+            entry.taken += 1
             entries.add(entry)
             rows += count
         return batch
@@ -170,7 +163,7 @@ class Batcher(Engine[Entry[Item, Result], Part[Item, Result]], Generic[Item, Res
             entry = part.entry
             entry.results.append(result)
             entry.queued_at = ended_at  # the next part did not wait while this part was computed
-            if len(entry.results) == entry.count and not entry.future.done():
+            if len(entry.results) == len(entry.parts) and not entry.future.done():
                 entry.future.set_result(entry.results)
 
     def _fail(self, part: Part[Item, Result], error: Exception) -> None:

@@ -101,7 +101,8 @@ class FairQueue(Generic[Item]):
             self._items[caller] = deque()
             self._starts[caller] = max(self._starts.get(caller, 0), self._now)
         self._items[caller].append(item)
-        self._count(caller, item.rows)
+        self.rows += item.rows
+        self._rows[caller] += item.rows
 
     def peek(self) -> Item:
         """Return the next item without removing it."""
@@ -118,23 +119,27 @@ class FairQueue(Generic[Item]):
 
         If the item has more rows, it moves to the end of its caller's queue. Otherwise, it leaves the queue.
         """
+        caller = item.caller
         self._now = self._starts[self._next_caller()]  # otherwise new callers could wait behind others
-        self._starts[item.caller] += rows
-        items = self._items[item.caller]
+        self._starts[caller] += rows
+        self.rows -= rows
+        self._rows[caller] -= rows
+        items = self._items[caller]
         items.remove(item)
-        self._count(item.caller, -rows)
         if rows < item.rows:
             item.rows -= rows
             items.append(item)
-        else:
-            self._forget_idle(item.caller)
+        elif not items:
+            self._forget(caller)
 
     def remove(self, item: Item) -> None:
         """Remove an item, if it waits. It does not count towards the share of its caller."""
         if item in self._items.get(item.caller, ()):
             self._items[item.caller].remove(item)
-            self._count(item.caller, -item.rows)
-            self._forget_idle(item.caller)
+            self.rows -= item.rows
+            self._rows[item.caller] -= item.rows
+            if not self._items[item.caller]:
+                self._forget(item.caller)
 
     def clear(self) -> None:
         """Remove all items."""
@@ -142,13 +147,8 @@ class FairQueue(Generic[Item]):
         for state in (self._items, self._rows, self._starts):
             state.clear()
 
-    def _count(self, caller: str | None, rows: int) -> None:
-        self.rows += rows
-        self._rows[caller] += rows
-
-    def _forget_idle(self, caller: str | None) -> None:
-        if not self._items[caller]:
-            del self._items[caller]
+    def _forget(self, caller: str | None) -> None:
+        del self._items[caller]
         if not self._items:
             self.clear()
 

@@ -92,7 +92,7 @@ def test_requests_to_a_broken_network_get_an_error_until_it_works_again(
 
 
 def assert_all_requests_fail(client: httpx.Client, model: str, out_of_memory: bool) -> None:
-    """Check that requests to a broken model get a clear error, the service is unready, and other models are served."""
+    """Check that requests to a broken model get a clear error, that only its readiness fails, and that others work."""
     status, code, retry = (503, "out_of_memory", None) if out_of_memory else (500, "inference_failed", "false")
     _, _, path, body = REQUESTS[model]
     with ThreadPoolExecutor(8) as pool:
@@ -103,9 +103,11 @@ def assert_all_requests_fail(client: httpx.Client, model: str, out_of_memory: bo
         assert answer.headers.get("retry-after") == ("1" if out_of_memory else None)
         assert "secret" not in answer.text
     ready = client.get("/health/ready")
-    assert (ready.status_code, ready.json()["problems"]) == (503, [f"{model}@1 fails on every input"])
+    unready = [] if out_of_memory else [model]  # without enough memory, a smaller request may succeed
+    assert ready.json()["problems"] == [f"{name}@1 fails on every input" for name in unready]
+    assert ready.status_code == (503 if unready else 200)
     for name, (_, _, other_path, other_body) in REQUESTS.items():
-        assert client.get(f"/v2/models/{name}/ready").status_code == (503 if name == model else 200)
+        assert client.get(f"/v2/models/{name}/ready").status_code == (503 if name in unready else 200)
         assert (client.post(other_path, **other_body).status_code == 200) is (name != model)
 
 
