@@ -48,6 +48,7 @@ from app.serving.device import limit_threads, trim_heap
 from app.serving.models import Models
 from app.serving.preload import Preloaded
 from app.settings import Settings, SettingsError
+from app.store.disk import Disk
 
 NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # ``RequestTelemetry`` replaces FastAPI's telemetry
 OLDEST_TORCH = "2.6"  # the same as in pyproject.toml
@@ -81,12 +82,16 @@ TAGS = [
 
 
 def create_app(
-    settings: Settings | None = None, counters: Storage | None = None, preloaded: Preloaded | None = None
+    settings: Settings | None = None,
+    counters: Storage | None = None,
+    preloaded: Preloaded | None = None,
+    disk: Disk | None = None,
 ) -> FastAPI:
     """Build the application.
 
     ``counters`` stores the rate-limit counters. ``preloaded`` contains the model versions that were loaded before the
-    workers were forked. All workers share the counters and the loaded versions.
+    workers were forked. All workers share the counters and the loaded versions. ``disk`` is the file system of the
+    store.
 
     Serve the application with ``python -m app.main``. Other ASGI servers lack the limits on slow connections and on
     request heads, and the graceful shutdown, because ``app.server`` implements these features.
@@ -98,7 +103,7 @@ def create_app(
     check_torch()
     torch.set_num_threads(settings.threads or cores())
     metrics, log = Metrics(create_tracer(settings.otlp_endpoint), settings.workers), AccessLog(settings.log_format)
-    models, counters = Models(settings, metrics, preloaded), counters or limit_storage(settings)
+    models, counters = Models(settings, metrics, preloaded, disk=disk), counters or limit_storage(settings)
 
     key = admin_key(settings)
     app = FastAPIOffline(

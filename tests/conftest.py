@@ -144,7 +144,9 @@ async def executor() -> AsyncIterator[Executor]:
 @pytest.fixture
 def serve(tiny_store: Path) -> Serve:
     """Return a function that starts the service on the tiny store with the given settings."""
-    return lambda prepare=None, **settings: serving(Settings(**{"store": tiny_store, **TEST, **settings}), prepare)
+    return lambda prepare=None, disk=None, **settings: serving(
+        Settings(**{"store": tiny_store, **TEST, **settings}), prepare, disk
+    )
 
 
 @pytest.fixture(scope="session")

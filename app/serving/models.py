@@ -35,6 +35,7 @@ from app.serving.recovery import RecoveryMonitor
 from app.serving.snapshot import Snapshot
 from app.settings import Settings
 from app.store import Card, Store, StoreError, TaskName
+from app.store.disk import Disk
 from app.store.disk_pool import DiskPool
 from app.tasks import Task
 
@@ -49,7 +50,7 @@ class Models:
     """Chooses the model version for each request, and keeps the resident versions (see ``plan``) in memory.
 
     A damaged version never prevents other versions from being served. ``preloaded`` are versions that were loaded
-    before this process was forked. ``clock`` returns seconds.
+    before this process was forked. ``clock`` returns seconds. ``disk`` is the file system of the store.
 
     Attributes:
         table: all versions in the store or in memory.
@@ -67,6 +68,7 @@ class Models:
         observers: ObserverFactory,
         preloaded: Preloaded | None = None,
         clock: Callable[[], float] = time.monotonic,
+        disk: Disk | None = None,
     ) -> None:
         self.settings = settings
         self.observers = observers
@@ -78,7 +80,7 @@ class Models:
         self.large_image_executor = executor("large images", niceness=PARSE_NICENESS)  # one at a time, to limit memory
         self.load_executor = executor("load")
         check_store(settings.store)
-        self.store = Store(settings.store)
+        self.store = Store(settings.store, disk=disk)
         self.snapshot = Snapshot()
         self.table: dict[VersionKey, Entry] = {}
         self.version_sets: dict[str, VersionSet] = {}

@@ -6,7 +6,9 @@ import asyncio
 import builtins
 import fcntl
 import io
+import json
 import os
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.disk import WatchedDisk
 from support.images import image_bytes
+from support.networks import publish_tiny
 from support.responses import ADMIN_KEY, assert_still_serves
 from support.service import Serve
 from support.waiting import wait_until
 
 from app import key_file
 from app.observability import metrics, multiprocess_metrics
-from app.store import Store, rollout
+from app.store import Store
 
 
 @pytest.fixture
@@ -60,17 +64,23 @@ def test_requests_are_answered_while_the_store_and_the_key_file_are_stalled(
     monkeypatch.setattr(key_file, "MAX_CHECK_SECONDS", 0.1)
     file, headers = keys
     Store(tiny_store).activate("tiny-rnn", 1)
-    read_when_checked = tiny_store / "tiny-rnn" / rollout.FILE
-    with serve(keys_file=file, store_poll_seconds=0.01) as client:
+    answers = threading.Event()
+    answers.set()
+    disk = WatchedDisk(lambda *_: answers.wait(60))
+    with serve(disk=disk, keys_file=file, store_poll_seconds=0.01) as client:
         client.headers.update(headers)
-        with stalled(tiny_store / "defaults.json", file, read_when_checked):
+        with stalled(file):
+            answers.clear()
             for _ in range(3):
                 assert client.get("/health/live").status_code == 200
                 for path in ("/health/ready", "/v1/models", "/v1/models/tiny-cnn", "/metrics", "/v2/models/stats"):
                     assert client.get(path).status_code == 200, path
                 assert client.get("/v2/models/tiny-rnn/ready").status_code == 200
                 assert_still_serves(client)
-            assert client.post("/v2/repository/index", json={}).status_code == 200  # a pipe in the store is rejected
+            late = client.post("/v2/repository/index", json={}, headers={"x-request-timeout": "0.1"})
+            assert (late.status_code, late.json()) == (504, {"error": "the deadline passed before the store answered"})
+            answers.set()
+        wait_until(lambda: client.post("/v2/repository/index", json={}).status_code == 200)
         file.write_text("# nobody\n")
         wait_until(lambda: client.get("/v1/models").status_code == 401)
 
@@ -118,18 +128,22 @@ def test_no_request_accesses_a_file_on_the_event_loop(
     monkeypatch.setenv(multiprocess_metrics.FOLDER_VARIABLE, str(shared))  # /metrics locks and reads this folder
     monkeypatch.setattr(metrics, "is_shared", lambda: True)
     (tiny_store / "tiny-cnn" / "1" / "curves.png").write_bytes(image_bytes())
+    publish_tiny(tiny_store, "tiny-cnn")
     with serve(keys_file=file, admin_key=ADMIN_KEY, store_poll_seconds=0.01) as client:
         client.headers.update(headers)
         access = LoopAccess(monkeypatch, tiny_store, shared, file.parent)
-        document = client.get("/openapi.json").json()
-        for path, methods in document["paths"].items():
-            for method in methods:
-                admin = {"authorization": f"Bearer {ADMIN_KEY}"} if "admin" in path or "repository" in path else {}
+        for path, methods in client.get("/openapi.json").json()["paths"].items():
+            for method, operation in methods.items():
+                is_admin = "admin" in path or "repository" in path
                 path = path.replace("{name}", "tiny-cnn").replace("{file}", "curves.png")
-                answer = client.request(method, path, headers=admin, content=b"{}")
+                answer = client.request(method, path, headers=ADMIN if is_admin else {}, content=example(operation))
                 assert answer.status_code < 500, (path, answer.text)
-        archive = client.get("/v1/admin/models/tiny-gan/export", headers=admin_headers()).content
-        answer = client.post("/v1/admin/import?renumber=true", content=archive, headers=admin_headers())
+        for path, body in CHANGES:
+            answer = client.post(f"/v1/admin/models/tiny-cnn/{path}", json=body, headers=ADMIN)
+            assert answer.status_code == 200, answer.text
+            assert Store(tiny_store).rollout("tiny-cnn").by.startswith(path)  # the request has reached the disk
+        archive = client.get("/v1/admin/models/tiny-gan/export", headers=ADMIN).content
+        answer = client.post("/v1/admin/import?renumber=true", content=archive, headers=ADMIN)
         assert answer.status_code == 200, answer.text
         wait_until(lambda: client.get("/v1/models/tiny-gan").json()["version"] == 2)
         assert client.get("/v1/models/tiny-cnn/pictures/curves.png").content == image_bytes()
@@ -139,8 +153,20 @@ def test_no_request_accesses_a_file_on_the_event_loop(
         asyncio.run(noticed(access, tiny_store))
 
 
-def admin_headers() -> dict[str, str]:
-    return {"authorization": f"Bearer {ADMIN_KEY}"}
+ADMIN = {"authorization": f"Bearer {ADMIN_KEY}"}
+CHANGES: list[tuple[str, dict[str, int] | None]] = [
+    ("activate", {"version": 1}),
+    ("activate", {"version": 2, "share": 10}),
+    ("rollback", None),
+    ("retire", {"version": 2}),
+]
+
+
+def example(operation: dict[str, Any]) -> bytes:
+    """Return the example body of an operation in the OpenAPI document, or an empty object."""
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    examples = [each["value"] for each in content.get("examples", {}).values()]
+    return json.dumps(content.get("example") or (examples or [{}])[0]).encode()
 
 
 async def noticed(access: LoopAccess, store: Path) -> None:

@@ -18,6 +18,7 @@ from app.cli import models
 from app.main import create_app
 from app.server.uvicorn_server import ListeningServer
 from app.settings import Settings
+from app.store.disk import Disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,12 +46,12 @@ shorten_uvicorn_sleeps()
 
 
 @contextmanager
-def serving(settings: Settings, prepare: Prepare | None = None) -> Iterator[httpx.Client]:
+def serving(settings: Settings, prepare: Prepare | None = None, disk: Disk | None = None) -> Iterator[httpx.Client]:
     """Start the service on a real socket and yield a client.
 
-    ``prepare`` runs on the event loop of the service before startup.
+    ``prepare`` runs on the event loop of the service before startup. ``disk`` is the file system of the store.
     """
-    server = ListeningServer(create_app(settings), settings)
+    server = ListeningServer(create_app(settings, disk=disk), settings)
     started = threading.Event()
     startup = server.startup
 
