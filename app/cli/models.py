@@ -82,17 +82,34 @@ def _parser() -> argparse.ArgumentParser:
     added = command("list", _list, "list the models and their active versions")
     added.add_argument("names", metavar="NAME", nargs="*", help="models to list; by default all")
     command("show", _show, "show one model with all its versions", "name")
-    added = command("activate", _activate, "make a version the active version, or a canary", "name")
+    added = command(
+        "activate",
+        _change(lambda store, args: store.activate(args.name, args.version, args.share)),
+        "make a version the active version, or a canary",
+        "name",
+    )
     version_help = "version number, or `latest` to always serve the newest version"
     added.add_argument("version", metavar="VERSION", type=_version_or_latest, help=version_help)
     share_help = "share of the requests; below 100, the version is a canary"
     added.add_argument("--share", type=float, default=100, metavar="PERCENT", help=share_help)
-    command("rollback", _roll_back, "end the canary, or activate the version that was active before", "name")
+    command(
+        "rollback",
+        _change(lambda store, args: store.rollback(args.name)),
+        "end the canary, or activate the version that was active before",
+        "name",
+    )
     text = "stop serving a version, even to requests with its number, but keep its files"
-    added = command("retire", _retire, text, "name", "version")
+    added = command(
+        "retire", _change(lambda store, args: store.retire(args.name, args.version, args.undo)), text, "name", "version"
+    )
     added.add_argument("--undo", action="store_true", help="serve the retired version again")
-    command("unload", _unload, "stop serving a model until it is loaded again", "name")
-    command("load", _load, "serve an unloaded model again", "name")
+    command(
+        "unload",
+        _change(lambda store, args: store.unload(args.name)),
+        "stop serving a model until it is loaded again",
+        "name",
+    )
+    command("load", _change(lambda store, args: store.load(args.name)), "serve an unloaded model again", "name")
     text = "make a model the default of its task, which answers requests that name no model"
     command("default", _default, text, "name")
     command("verify", _verify, "check the hashes, sizes and weights of all versions")
@@ -126,11 +143,15 @@ def _version_or_latest(text: str) -> int | Literal["latest"]:
     return LATEST if text == LATEST else _version(text)
 
 
-def _checked(args: argparse.Namespace) -> Store:
+def _store(args: argparse.Namespace) -> Store:
     """Return the store, in which a version is active only if the service can load it."""
-    from app.tasks import check_loading
 
-    return Store(args.store, check_loading)
+    def check(version: Any) -> None:
+        from app.tasks import check_loading
+
+        check_loading(version)
+
+    return Store(args.store, check)
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -189,40 +210,25 @@ def _report(args: argparse.Namespace, name: str, before: str = "", **more: objec
     _print_problem(row)
 
 
-def _activate(args: argparse.Namespace) -> None:
-    _checked(args).activate(args.name, args.version, args.share)
-    _report(args, args.name)
+def _change(change: Callable[[Store, argparse.Namespace], object]) -> Command:
+    """Return a command that changes the rollout of a model and prints its new state."""
 
+    def run(args: argparse.Namespace) -> None:
+        change(_store(args), args)
+        _report(args, args.name)
 
-def _roll_back(args: argparse.Namespace) -> None:
-    _checked(args).rollback(args.name)
-    _report(args, args.name)
-
-
-def _retire(args: argparse.Namespace) -> None:
-    _checked(args).retire(args.name, args.version, args.undo)
-    _report(args, args.name)
-
-
-def _unload(args: argparse.Namespace) -> None:
-    Store(args.store).unload(args.name)
-    _report(args, args.name)
-
-
-def _load(args: argparse.Namespace) -> None:
-    Store(args.store).load(args.name)
-    _report(args, args.name)
+    return run
 
 
 def _default(args: argparse.Namespace) -> None:
-    _checked(args).make_default(args.name)
+    _store(args).make_default(args.name)
     row = catalogue.model_row(Store(args.store), args.name)
     write_line(json.dumps(row) if args.json else f"{args.name} is the default for the task {row['task']!r}")
     _print_problem(row)
 
 
 def _verify(args: argparse.Namespace) -> int:
-    rows = list(catalogue.verify(_checked(args)))
+    rows = list(catalogue.verify(_store(args)))
     failed = [row for row in rows if row["problem"]]
     if args.json:
         write_line(json.dumps(rows, indent=2))
@@ -240,7 +246,7 @@ def _import(args: argparse.Namespace) -> None:
     from app.settings import Settings
     from app.store.archive import BadArchive, import_archive
 
-    store = _checked(args)
+    store = _store(args)
     with store.disk.open(args.file) as file:
         max_bytes = Settings().max_import_bytes
         if (size := os.fstat(file.fileno()).st_size) > max_bytes:
@@ -265,7 +271,7 @@ def _add(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     name, at, number = args.model.partition("@")
-    store = _checked(args)
+    store = _store(args)
     try:
         version = _version(number) if at else store.active(name)
     except argparse.ArgumentTypeError:

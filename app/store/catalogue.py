@@ -137,7 +137,8 @@ def _version_problems(store: Store, name: str, number: int) -> list[str]:
 
 def default_problems(store: Store) -> Iterator[str]:
     """Yield an error message for each default model that cannot answer, and for each task that could have one."""
-    defaults, rows = store.defaults(), {row["name"]: row for row in list_models(store)}
+    cards = Store(store.folder, disk=store.disk)  # without a check, which would read all weights a second time
+    defaults, rows = store.defaults(), {row["name"]: row for row in list_models(cards)}
     for task, name in defaults.items():
         known = rows[name]["task"] if name in rows else None
         if known not in (None, task):
