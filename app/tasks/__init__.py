@@ -30,6 +30,12 @@ class Predictor(Protocol):
     card: Card
     latency: LatencyModel  # predicts the seconds of a batch from its number of rows; measured by ``warm_up``
 
+    def prepare(self, job: Any) -> Sequence[Any]:
+        """Return the items of a job for the engine. Raises BadValue."""
+
+    def finish(self, job: Any, items: Sequence[Any], outputs: Sequence[Any]) -> Any:
+        """Return the answer to a job, given its items and one output for each item."""
+
     def dummy_run(self, rows: int) -> None:
         """Compute a batch of ``rows`` dummy rows."""
 

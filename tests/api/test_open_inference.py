@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import socket
 import struct
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,7 +19,6 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from support import tensors as inputs
 from support.networks import publish_tiny
-from support.responses import metric_samples
 from support.service import Serve, address
 from support.tensors import INPUTS, PIXELS, SHAPES, SINE
 from support.waiting import wait_until
@@ -344,21 +341,6 @@ INVALID: list[tuple[str, Any, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "body", "sentence"), INVALID, ids=[sentence[:40] for _, _, sentence in INVALID])
-def test_an_invalid_tensor_request_gives_400_and_one_message(
-    tiny: httpx.Client, name: str, body: Any, sentence: str
-) -> None:
-    headers = {}
-    if isinstance(body, tuple):
-        body, headers["inference-header-content-length"] = body[0], str(body[1])
-    answer = infer(tiny, name, body, **headers)
-    assert answer.status_code == 400, answer.text
-    assert answer.headers["content-type"] == "application/json"
-    assert list(answer.json()) == ["error"]
-    assert sentence in answer.json()["error"]
-    assert len(answer.json()["error"]) < 700
-
-
 def test_a_timeout_may_be_zero_or_any_large_number(tiny: httpx.Client) -> None:
     for timeout in (0, 60_000_000, 2**64, 10**400):
         answer = infer(tiny, "tiny-lstm", {"inputs": [SERIES], "parameters": {"timeout": timeout}})
@@ -387,81 +369,6 @@ def test_a_prompt_of_commas_does_not_count_as_json_values(tiny: httpx.Client) ->
     assert answer.status_code == 200, answer.text
     too_long = infer(tiny, "tiny-rnn", {"inputs": [{**prompt, "data": ["," * 110_000]}]})
     assert "the body has 110," in too_long.json()["error"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "sentence"),
-    [
-        ({"id": 2**64}, "id is 18446744073709551616; it should be a string of at most 1,000 characters"),
-        ({"id": {"a": 2**64}}, "it should be a string"),
-        ({"id": "x" * 1001}, "(1,001 characters); it should be a string"),
-        ({"seed": 1, "parameters": {"seed": 2}}, "'seed' was sent twice: beside text_input and in parameters"),
-        ({"max_tokens": 3, "max_characters": 4}, "max_tokens is another name of max_characters; send one of them"),
-        ({"max_tokens": 3, "parameters": {"max_characters": 4}}, "max_tokens is another name of max_characters"),
-        ({"stream": None}, "stream is null; it should be a boolean"),
-        ({"parameters": {"stream": "yes"}}, "stream is 'yes'; it should be a boolean"),
-        ({"text_input": 5}, "text_input is 5; it should be a valid string"),
-        ({"max_tokens": 0}, "max_tokens is 0; it should be greater than or equal to 1"),
-        ({"parameters": {"timeout": "x"}}, "timeout is 'x'; it should be a whole number of microseconds"),
-        ({"prompt": "x"}, "unknown parameter 'prompt'"),
-    ],
-)
-def test_an_invalid_generate_request_gives_400_and_one_message(tiny: httpx.Client, fields: Any, sentence: str) -> None:
-    for path in ("generate", "generate_stream"):
-        answer = tiny.post(f"/v2/models/tiny-rnn/{path}", json={"text_input": "abc", **fields})
-        assert answer.status_code == 400, answer.text
-        assert sentence in answer.json()["error"]
-
-
-def test_every_error_has_the_protocol_s_schema(tiny: httpx.Client) -> None:
-    answers = [
-        tiny.get("/v2/nothing"),
-        tiny.delete("/v2/models/tiny-cnn"),
-        tiny.get("/v2/models/tiny-cnn/infer"),
-        tiny.get("/v2/models/nothing"),
-        tiny.get("/v2/models/tiny-cnn/versions/x"),
-        tiny.get("/v2/models/tiny-cnn/versions/7"),
-        infer(tiny, "tiny-cnn", b"x" * 2 * 2**20),
-        infer(tiny, "tiny-cnn", b"{}", **{"content-encoding": "br"}),
-        infer(tiny, "tiny-cnn", b"{}", **{"content-encoding": "gzip"}),
-        infer(tiny, "tiny-cnn", gzip.compress(b"{}")[:-1], **{"content-encoding": "gzip"}),
-        infer(tiny, "tiny-cnn", zlib.compress(bytes(2 * 2**20)), **{"content-encoding": "deflate"}),
-        infer(tiny, "tiny-cnn", b"{}", **{"x-request-timeout": "soon"}),
-        tiny.post("/v2/models/tiny-cnn/generate", json={"text_input": "a"}),
-        tiny.post("/v2/models/tiny-rnn/generate", json={}),
-        tiny.post("/v2/repository/index", content=b"x"),
-    ]
-    statuses = [404, 405, 405, 404, 400, 404, 413, 400, 400, 400, 413, 400, 400, 400, 400]
-    assert [answer.status_code for answer in answers] == statuses
-    for answer in answers:
-        assert list(answer.json()) == ["error"], answer.text
-        assert isinstance(answer.json()["error"], str)
-        assert answer.headers["x-request-id"]
-    assert tiny.get("/v1/nothing").json()["error"]["code"] == "not_found"
-    assert tiny.get("/v2x").json()["error"]["code"] == "not_found"
-
-
-def test_infer_paths_give_the_statuses_of_the_router(tiny: httpx.Client) -> None:
-    statuses = {
-        "tiny-lstm/infer": 200,
-        "tiny%2Dlstm@1/infer": 200,
-        "tiny-lstm/versions/1/infer": 200,
-        "tiny-lstm/versions/2/infer": 404,
-        "tiny-lstm/versions//infer": 404,
-        "/infer": 404,
-        "tiny-lstm/infer/": 404,
-        "tiny-lstm/infer/infer": 404,
-        "tiny-lstm/versions/1/infer/infer": 404,
-        "tiny%2Flstm/infer": 404,
-    }
-    for path, status in statuses.items():
-        answer = tiny.post(f"/v2/models/{path}", json={"inputs": [SERIES]})
-        assert answer.status_code == status, path
-        assert (list(answer.json()) == ["error"]) is (status != 200)
-    routes = {
-        label[1] for name, *labels in metric_samples(tiny) if name == "quartet_requests_total" for label in labels
-    }
-    assert {"/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"} <= routes
 
 
 def test_oversized_headers_give_431_with_the_protocol_s_schema(tiny: httpx.Client) -> None:

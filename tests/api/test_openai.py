@@ -173,56 +173,6 @@ def test_logit_bias_and_penalties_change_the_text(client: openai.OpenAI) -> None
         assert len(set(repeated[1:])) == 1
 
 
-def test_an_invalid_completion_request_raises_an_error_that_names_the_field(client: openai.OpenAI) -> None:
-    cases: list[tuple[dict[str, Any], str, str]] = [
-        ({"temperature": 3}, "temperature", "is 3; it should be less than or equal to 2"),
-        ({"max_tokens": 0}, "max_tokens", "without echo"),
-        ({"max_tokens": 4001}, "max_tokens", "less than or equal to 4000"),
-        ({"n": 17}, "n", "less than or equal to 16"),
-        ({"prompt": ["a"] * 17}, "prompt", "17 prompts with n 1 are 17 texts; the maximum is 16"),
-        ({"prompt": ["a"] * 9, "n": 2}, "n", "9 prompts with n 2 are 18 texts; the maximum is 16"),
-        ({"best_of": 3}, "best_of", "is 3; it should equal n, which is 1"),
-        (
-            {"logit_bias": {"9" * 9000: 101}},
-            "logit_bias." + "9" * 89,
-            "9 is 101; it should be less than or equal to 100",
-        ),
-        ({"suffix": "x"}, "suffix", "forwards only"),
-        ({"stream_options": {"include_usage": True}}, "stream_options", "requires stream"),
-        ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
-        ({"logit_bias": {"12": 1}}, "logit_bias", "'12': out of vocabulary; ids are 0 to 11"),
-        ({"logit_bias": {"a": 1}}, "logit_bias", "'a': out of vocabulary"),
-        ({"logit_bias": {"1": 100, "01": -100}}, "logit_bias", "'01': out of vocabulary"),
-        ({"logit_bias": {"1": 101}}, "logit_bias.1", "less than or equal to 100"),
-        ({"presence_penalty": 2.5}, "presence_penalty", "less than or equal to 2"),
-        ({"prompt": [12]}, "prompt", "12: out of vocabulary; ids are 0 to 11"),
-        ({"prompt": [-1]}, "prompt", "out of vocabulary"),
-        ({"prompt": ["a", 3]}, "prompt", "prompt has 3"),
-        ({"prompt": []}, "prompt", "prompt is []"),
-        ({"prompt": {"a": 1}}, "prompt", "it should be a string"),
-        ({"prompt": ["a" * 60_000] * 2}, "prompt", "120,000 characters in all"),
-        (
-            {"prompt": "a" * 60_000, "n": 2, "echo": True, "logprobs": 1},
-            "n",
-            "60,000 characters in all, echoed with logprobs 2 times; the maximum is 100,000",
-        ),
-        ({"stop": ""}, "stop", "at least 1 character"),
-        ({"seed": -1}, "seed", "is -1"),
-        ({"extra_body": {"min_p": 0.1}}, "min_p", "unknown field 'min_p'"),
-        ({"model": "tiny-gan"}, "model", "models for that task: tiny-rnn"),
-    ]
-    for fields, param, sentence in cases:
-        with pytest.raises(openai.BadRequestError) as rejection:
-            complete(client, **fields)
-        assert rejection.value.param == param, fields
-        assert sentence in rejection.value.message
-        assert rejection.value.code == "invalid_value"
-        assert rejection.value.request_id
-    with pytest.raises(openai.NotFoundError) as unknown:
-        complete(client, model="gpt-4")
-    assert unknown.value.code == "model_not_found"
-
-
 def test_the_client_retries_when_the_queue_is_full(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     from app.engine.text_engine import TextEngine
     from app.errors import Overloaded

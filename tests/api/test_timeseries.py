@@ -81,47 +81,6 @@ def test_optional_fields_of_the_request_may_be_null(tiny: httpx.Client) -> None:
     assert (content["quantiles"], content["start_timestamp"]) == ({}, "")  # KServe's client requires a string
 
 
-@pytest.mark.parametrize(
-    ("body", "param", "sentence"),
-    [
-        (request_body(type="multivariate_time_series"), "inputs.0.type", "it should be 'univariate_time_series'"),
-        (request_body(series=SERIES[:9]), "inputs.0.series", "has 9 values; tiny-lstm needs at least 10"),
-        (request_body(series=["7"] * 20), "inputs.0.series.0", "'7'"),
-        (request_body(frequency="fortnight"), "inputs.0.frequency", "is 'fortnight'"),
-        (
-            request_body(start_timestamp="soon"),
-            "inputs.0.start_timestamp",
-            "inputs.0.start_timestamp is 'soon'; it should be a time in ISO 8601",
-        ),
-        (
-            request_body(start_timestamp="9999-12-31", frequency="Y"),
-            "inputs.0.start_timestamp",
-            "from which 20 steps can be counted",
-        ),
-        (request_body(options={"horizon": 1001}), "options.horizon", "options.horizon is 1001"),
-        (request_body(options={"horizon": 0}), "options.horizon", "is 0"),
-        (request_body(options={"horizon": 5, "quantiles": [1]}), "options.quantiles.0", "less than 1"),
-        (
-            request_body(options={"horizon": 5, "quantiles": [0.1, 1e-15]}),
-            "options.quantiles.1",
-            "1e-15; it should be at least",
-        ),
-        (request_body(inputs=[]), "inputs", "at least 1"),
-        (request_body(inputs=request_body()["inputs"] * 65), "inputs", "it should have at most 64 items"),
-        (request_body(inputs=[{}] * 10_000), "inputs.0.type", "is missing"),
-        (request_body(inputs=[{"x": 1}] * 1990), "inputs.0.type", "is missing"),
-        (request_body(metadata={f"x{i}": 1 for i in range(2000)}), None, "fields; the maximum is 2,000"),
-        (request_body(horizn=3), "inputs.0.horizn", ""),
-    ],
-)
-def test_an_invalid_request_is_rejected_by_field(tiny: httpx.Client, body: Any, param: str, sentence: str) -> None:
-    answer = tiny.post(URL, json=body)
-    assert answer.status_code == 400, answer.text
-    error = answer.json()["error"]
-    assert error["param"] == param
-    assert sentence in error["message"]
-
-
 def test_nixtla_names_are_accepted_as_aliases(tiny: httpx.Client) -> None:
     url = "/v1/series/forecast"
     nixtla = tiny.post(url, json={"values": SERIES, "h": 3, "level": [50]})
