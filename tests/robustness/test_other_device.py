@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 import torch
 from support.fake_device import DeviceTensor, fake_device
@@ -62,14 +61,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     "compute",
     [
         lambda own, cpu: own + cpu,
-        lambda own, cpu: torch.cat([own, cpu]),
-        lambda own, cpu: own.mul_(cpu),
-        lambda own, cpu: torch.add(own, 1, out=cpu),
-        lambda own, cpu: torch.where(own > 0, own, cpu),
-        lambda own, cpu: torch.stack([own.sum(), cpu.sum()]),
         lambda own, cpu: cpu[own.long()] + own,
         lambda own, cpu: own.numpy(),
-        lambda own, cpu: np.asarray(own),
         lambda own, cpu: torch.nn.functional.linear(own, cpu.view(1, 3)),
     ],
 )

@@ -273,11 +273,6 @@ def pickles(created_folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_test_pickle_creates_a_folder(pickles: dict[str, bytes], created_folder: Path) -> None:
-    pickle.loads(pickles["pickle"])
-    assert created_folder.is_dir()
-
-
 def test_a_pickle_sent_to_any_endpoint_is_not_loaded(
     serve: Serve, pickles: dict[str, bytes], created_folder: Path
 ) -> None:
