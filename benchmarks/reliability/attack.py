@@ -83,7 +83,7 @@ def large_images() -> list[bytes]:
 
 @cache
 def tall_images() -> list[bytes]:
-    """Return requests with an RGBA PNG of 1 x 49,999,999 pixels, and with a TIFF of a strip for each of its rows."""
+    """Return requests with an RGBA PNG of 1 x 49,999,999 pixels, and with TIFFs of a strip for each row."""
     packer, row = zlib.compressobj(1), bytes(5)  # each row begins with its filter
     pixels = b"".join(packer.compress(row * 999_999) for _ in range(50)) + packer.compress(row * 49) + packer.flush()
     chunks = ((b"IHDR", struct.pack(">II5B", 1, 49_999_999, 8, 6, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b""))
@@ -91,7 +91,11 @@ def tall_images() -> list[bytes]:
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         for kind, content in chunks
     )
-    return [post(CLASSIFY, tall), post(CLASSIFY, striped_tiff(8, 1_000_000)), post(CLASSIFY, striped_tiff(700, 65_535))]
+    return [
+        post(CLASSIFY, tall),
+        post(CLASSIFY, striped_tiff(8, 1_000_000)),
+        post(CLASSIFY, striped_tiff(3000, 16_384)),
+    ]
 
 
 def striped_tiff(width: int, height: int) -> bytes:

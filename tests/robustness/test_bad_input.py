@@ -66,7 +66,7 @@ IMAGES: list[tuple[str, bytes, int, str]] = [
     ("no pixels", png_with_size(0, 0), 415, ""),
     ("a tiff with a tile larger than it", tiff_with_tile_of(29_984), 413, "tiles of 899,040,256 pixels; the maximum is 16,777,216"),
     ("a tall image", png_with_size(1, 49_999_999), 413, "1 x 49,999,999 pixels; the maximum of a side is 65,535"),
-    ("a tiff with 65,536 strips", tiff_with_strips(65_536), 413, "65,536 strips; the maximum is 65,535"),
+    ("a tiff with 16,385 strips", tiff_with_strips(16_385), 413, "16,385 strips; the maximum is 16,384"),
     ("a tiff with 16 bits", save_image(Image.new("I;16", (9, 9)), "TIFF"), 415, "more than 8 bits per channel"),
     ("a tiff of floats", save_image(Image.new("F", (9, 9)), "TIFF"), 415, "more than 8 bits per channel"),
     ("a jpeg with a thousand scans", image_bytes("JPEG")[:-2] + b"\xff\xda\0\2" * 1000, 413, "scans; the maximum is 100"),
