@@ -96,7 +96,6 @@ class Models:
         self._scan_lock = asyncio.Lock()
         self._scanned_at = -math.inf  # time on the clock of the last scan, or of the end of ``start``
         self._stall_logged = False
-        self._loads: set[asyncio.Task[None]] = set()
         self._engines: WeakSet[Engine] = WeakSet()  # also engines of evicted versions that finish requests
         self._reported_observers: set[EngineObserver] = set()  # observers whose last report may not be 0
 
@@ -126,11 +125,9 @@ class Models:
             entry = self._find(task, model, request_id)
         while entry.model is None:
             self._load_on_demand(entry)
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await entry.loaded.wait()
-            except TimeoutError:
-                raise TimedOut("the deadline passed before the model was in memory") from None
+            seconds = deadline - asyncio.get_running_loop().time()
+            if not (await asyncio.wait({entry.loading}, timeout=max(seconds, 0)))[0]:
+                raise TimedOut("the deadline passed before the model was in memory")
             entry = self._find(task, model, request_id)
         entry.used_at = self._clock()
         return cast("Model[P]", entry.model)  # ``task`` is the task of the card
@@ -263,8 +260,11 @@ class Models:
 
     async def settled(self) -> None:
         """Wait until no version is being loaded."""
-        while self._loads:
-            await asyncio.wait(self._loads)
+        while tasks := self._loads():
+            await asyncio.wait(tasks)
+
+    def _loads(self) -> list[asyncio.Task[None]]:
+        return [entry.loading for entry in self.table.values() if entry.state is State.LOADING]
 
     async def watch(self) -> None:
         """Scan the store at intervals until this task is cancelled, unless polling is off."""
@@ -363,10 +363,8 @@ class Models:
     def _load(self, entry: Entry) -> None:
         """Start to load a version, unless it is being loaded already."""
         if entry.state is not State.LOADING:
-            entry.state, entry.loaded = State.LOADING, asyncio.Event()
-            task = asyncio.get_running_loop().create_task(self._finish_loading(entry))
-            self._loads.add(task)
-            task.add_done_callback(self._loads.discard)
+            entry.state = State.LOADING
+            entry.loading = asyncio.get_running_loop().create_task(self._finish_loading(entry))
 
     async def _finish_loading(self, entry: Entry) -> None:
         """Load a version on ``load_executor``, which loads one version at a time, and plan again."""
@@ -379,7 +377,6 @@ class Models:
             retry_at = self._clock() + self.settings.limits.load_retry_seconds if is_transient(error) else math.inf
             reason = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
             self._fail(entry, reason, retry_at)
-        entry.loaded.set()
         self._apply()
 
     def _read_model(self, entry: Entry) -> Model:
@@ -442,10 +439,8 @@ class Models:
     async def close(self) -> None:
         """Reject new requests, stop loading, and finish running requests within ``shutdown_grace_seconds``."""
         self.stopping = self.closed = True
-        for task in self._loads:
-            task.cancel()
-        for entry in self.table.values():
-            entry.loaded.set()  # requests that wait for loading are rejected
+        for task in self._loads():
+            task.cancel()  # requests that wait for it are rejected
         closing = [engine.close(self.settings.shutdown_grace_seconds) for engine in list(self._engines)]
         await asyncio.gather(*closing)
         for executor in (self.executor, self.parse_executor, self.large_image_executor, self.load_executor):

@@ -43,7 +43,7 @@ class Entry:
         retry_at: time on the clock after which a failed version is loaded again even if its files are the same.
         model: the version in memory, if it is ready.
         used_at: time on the clock of the last request, or of loading.
-        loaded: set when loading has ended, successfully or not.
+        loading: the task that loads the version, while its state is loading.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Entry:
     retry_at: float = math.inf
     model: Model | None = None
     used_at: float = 0.0
-    loaded: asyncio.Event = field(default_factory=asyncio.Event)
+    loading: asyncio.Task[None] = field(init=False, repr=False)
 
     @property
     def label(self) -> str:
