@@ -5,8 +5,8 @@
 #   docker build -t quartet --build-arg EXTRAS="tracing redis onnx" .      also for imported ONNX networks
 #   docker run --rm -p 127.0.0.1:8000:8000 --read-only --stop-timeout 45 quartet
 #
-# The service writes no files on disk, so the file system can be read-only. Workers share their metrics in /dev/shm,
-# which is in memory.
+# The service writes no files on disk, so the file system can be read-only. Workers share their metrics through a folder
+# in /dev/shm, which is in memory.
 
 # The base image. Its command `python` must be Python 3.11 or newer.
 ARG BASE=python:3.12-slim

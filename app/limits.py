@@ -36,3 +36,21 @@ class Limits:
     # app/api
     min_read_bytes_per_second: float = 65_536.0  # lowest average speed at which a client must read a large response
     slow_read_seconds: float = 60.0  # added to the time of a response at that speed, for clients that pause
+
+    # app/server: connections (SECURITY.md)
+    head_bytes: int = 64 * 1024  # as in h11; httptools has no limit
+    framing_bytes: int = 512 * 1024  # the framing of a body may have this much more than the body itself
+    head_seconds: float = 30.0  # a slow client needs a few seconds for a head
+    last_request_seconds: float = 1.0  # a request that is on its way arrives in this time when the server stops
+    tls_handshake_seconds: float = 10.0
+    stalled_write_seconds: float = 60.0  # in this time a client must read ``stalled_write_bytes``
+    stalled_write_bytes: int = 64 * 1024
+    connections: int = 4096  # of one worker; an idle connection takes about 10 KiB
+    accept_pause_seconds: float = 0.001  # until a worker looks again for a connection that it leaves to the others
+    accept_error_seconds: float = 1.0  # connections may be closed in this time, if too many files are open
+
+    # app/server: processes
+    fresh_heartbeat_seconds: float = 0.5  # an older heartbeat means that the event loop of a worker is blocked
+    worker_start_seconds: float = 600.0  # loading large networks from a slow disk takes minutes
+    early_exit_seconds: float = 10.0  # a worker that ends earlier would probably end again
+    restart_seconds: float = 1.0  # until the next start after an early exit

@@ -5,6 +5,11 @@ Importing this module does not build the application.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the modules below import torch
+    from app.server.startup import prepare_process
+
+    prepare_process()
+
 import asyncio
 import gc
 import sys
@@ -41,6 +46,7 @@ from app.observability.access_log import AccessLog
 from app.observability.logs import configure_logging
 from app.observability.metrics import Metrics
 from app.observability.middleware import RequestTelemetry
+from app.observability.shared_metrics import SharedMetrics
 from app.observability.tracing import create_tracer
 from app.server.process import run_service
 from app.server.system import cores
@@ -85,16 +91,13 @@ def create_app(
     settings: Settings | None = None,
     counters: Storage | None = None,
     preloaded: Preloaded | None = None,
+    shared: SharedMetrics | None = None,
     disk: Disk | None = None,
 ) -> FastAPI:
     """Build the application.
 
-    ``counters`` stores the rate-limit counters. ``preloaded`` contains the model versions that were loaded before the
-    workers were forked. All workers share the counters and the loaded versions. ``disk`` is the file system of the
-    store.
-
-    Serve the application with ``python -m app.main``. Other ASGI servers lack the limits on slow connections and on
-    request heads, and the graceful shutdown, because ``app.server`` implements these features.
+    Workers share ``counters``, ``preloaded`` and ``shared``. ``disk`` is the file system of the store. Other servers
+    than that of ``python -m app.main`` lack its limits on slow connections and its graceful shutdown.
 
     Raises:
         SettingsError: a setting, the device or the store cannot be used.
@@ -102,9 +105,9 @@ def create_app(
     settings = settings or Settings()
     check_torch()
     torch.set_num_threads(settings.threads or cores())
-    metrics, log = Metrics(create_tracer(settings.otlp_endpoint), settings.workers), AccessLog(settings.log_format)
+    metrics = Metrics(create_tracer(settings.otlp_endpoint), settings.workers, shared)
+    log = AccessLog(settings.log_format)
     models, counters = Models(settings, metrics, preloaded, disk=disk), counters or limit_storage(settings)
-
     key = admin_key(settings)
     app = FastAPIOffline(
         title="Quartet",

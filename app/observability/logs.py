@@ -1,8 +1,7 @@
-"""The format of log lines, and a handler that writes them on a thread."""
+"""The format of log lines, and handlers that never let a blocked standard error block the service."""
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import logging
@@ -19,7 +18,7 @@ P = ParamSpec("P")
 log = logging.getLogger("quartet")
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-MAX_QUEUED_RECORDS = 2000  # records that wait for stderr; more are dropped
+MAX_QUEUED_RECORDS = 2000  # records that wait for stderr; more are lost
 FLUSH_SECONDS = 1.0  # longest time for which the exit of the process waits for stderr
 STDERR = 2  # file descriptor
 
@@ -38,7 +37,7 @@ def log_in_background() -> None:
 
 def log_without_waiting() -> None:
     """From now on, drop records of the root logger that stderr does not accept immediately. Use this before forking."""
-    _replace_handlers(lambda: StderrHandler(wait=False))
+    _replace_handlers(DroppingHandler)
 
 
 def _replace_handlers(create: Callable[[], logging.Handler]) -> None:
@@ -51,11 +50,7 @@ def _replace_handlers(create: Callable[[], logging.Handler]) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one line of JSON. The keys of time, level and logger are the same as in the access log.
-
-    The package python-json-logger is not used, because it would need overrides for the keys, the time and the
-    traceback.
-    """
+    """Formats a record as one line of JSON. The keys of time, level and logger are the same as in the access log."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -73,28 +68,27 @@ class BackgroundHandler(QueueHandler):
     """Writes records to stderr on a thread, so that a blocked stderr, such as a full pipe, blocks no requests.
 
     The thread starts with the first record, because threads do not survive a fork. While ``MAX_QUEUED_RECORDS`` records
-    wait, further records are lost. The number of lost lines is logged later.
+    wait, further records are lost. Their approximate number is logged later.
     """
 
     def __init__(self) -> None:
         self._records: queue.Queue[logging.LogRecord] = queue.Queue(MAX_QUEUED_RECORDS)
         super().__init__(self._records)
-        self._listener: QueueListener | None = None
-        self._lost = LostLines()
+        self._listener: StderrListener | None = None
+        self._lost = 0
 
     def enqueue(self, record: logging.LogRecord) -> None:
+        if self._listener is None:
+            self._listener = StderrListener(self._records)
+            self._listener.start()
         try:
-            if self._listener is None:
-                listener = QueueListener(self._records, StderrHandler())
-                listener.start()
-                self._listener = listener
             self._records.put_nowait(record)
         except queue.Full:
-            self._lost.add(record, "stderr was blocked")
-        except RuntimeError as error:  # no more threads are allowed; the next record tries again
-            self._lost.add(record, str(error))
-        else:
-            self._lost.report()
+            self._lost += 1
+            return
+        if lost := self._lost:
+            self._lost = 0
+            log.error("about %d log records were lost: stderr was blocked", lost)
 
     def flush(self) -> None:
         """Wait until all records are written, for at most ``FLUSH_SECONDS``. Python calls this at exit."""
@@ -102,65 +96,30 @@ class BackgroundHandler(QueueHandler):
         while self._records.unfinished_tasks and time.monotonic() < end:
             time.sleep(0.001)
 
-    def close(self) -> None:
-        """Write the remaining records and end the thread. A blocked thread ends with the process."""
-        self.flush()
-        if self._listener and not self._records.unfinished_tasks:
-            self._listener.stop()
-            self._listener = None
-        super().close()
+
+class StderrListener(QueueListener):
+    """Writes records to stderr. It has no handlers: the lock of a blocked handler would prevent the exit."""
+
+    def handle(self, record: logging.LogRecord) -> None:
+        write_line(record.getMessage())  # formatted by ``QueueHandler.prepare``
 
 
-class StderrHandler(logging.Handler):
-    """Writes records to file descriptor 2 without a lock, because a blocked thread with the lock would prevent an exit.
-
-    Records that cannot be written, for example because the disk is full, are lost. The number of lost lines is logged
-    when stderr works again. If ``wait`` is False, records are also lost while stderr is blocked.
-    """
-
-    def __init__(self, wait: bool = True) -> None:
-        super().__init__()
-        self._wait = wait
-        self._lost = LostLines()
-        self._line_is_open = False  # whether only a part of the last line was written
-
-    def createLock(self) -> None:  # logging requires this name
-        self.lock = None
+class DroppingHandler(logging.Handler):
+    """Writes records to stderr if they can be written immediately."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        content = f"{self.format(record)}\n".encode(errors="backslashreplace")
-        if self._line_is_open:
-            content = b"\n" + content
-        try:
-            if not (self._wait or select.select([], [STDERR], [], 0)[1]):
-                raise BlockingIOError(errno.EAGAIN, "stderr was blocked")
-            while content:
-                written = os.write(STDERR, content)
-                self._line_is_open = content[written - 1 : written] != b"\n"
-                content = content[written:]
-        except (OSError, ValueError) as error:  # ValueError: select for a closed descriptor
-            self._lost.add(record, getattr(error, "strerror", None) or str(error))
-        else:
-            self._lost.report()
+        if select.select([], [STDERR], [], 0)[1]:
+            write_line(self.format(record))
 
 
-class LostLines:
-    """Counts lines that could not be logged, until they can be reported."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._reason = ""
-
-    def add(self, record: logging.LogRecord, reason: str) -> None:
-        """Count the lines of a record."""
-        self.count += record.getMessage().count("\n") + 1
-        self._reason = reason
-
-    def report(self) -> None:
-        """Log the number of lost lines, if there are any. Call this after a record was logged."""
-        if count := self.count:
-            self.count = 0  # before logging, which may call this method again
-            log.error("%d log lines were lost: %s", count, self._reason)
+def write_line(line: str) -> None:
+    """Write a line to stderr. Lines that cannot be written, for example because the disk is full, are lost."""
+    content = f"{line}\n".encode(errors="backslashreplace")
+    try:
+        while content:
+            content = content[os.write(STDERR, content) :]
+    except OSError:
+        pass
 
 
 def utc_time(seconds: float) -> str:
@@ -169,7 +128,7 @@ def utc_time(seconds: float) -> str:
 
 
 def log_errors(report: Callable[P, None]) -> Callable[P, None]:
-    """Wrap a function that records metrics or logs. Its errors, such as a full disk, are logged and not raised."""
+    """Wrap a function that records metrics or logs. Its errors are logged and not raised."""
 
     @functools.wraps(report)
     def reported(*args: P.args, **kwargs: P.kwargs) -> None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ParamSpec, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, Summary, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, Summary, generate_latest, values
 
 from app.engine.observer import BatchMember, RequestTrace, VersionKey
-from app.errors import TimedOut
 from app.observability.logs import log_errors
-from app.observability.multiprocess_metrics import collect_shared, is_shared, rewrite_own_files
+from app.observability.shared_metrics import SharedMetrics
 from app.observability.tracing import Tracer
-from app.store.disk_pool import DiskPool
 
 log = logging.getLogger("quartet")
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Upper bounds of histogram buckets.
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -30,32 +26,23 @@ SUCCESS = "success"  # the label ``result`` of requests without an error
 Totals = dict[tuple[str, str, str, str], float]  # sums of metrics by metric, model, version and result
 
 VERSION_LABELS = ("model", "version")
-# Metrics are deleted for at least this many removed versions at a time, because a deletion rewrites all metrics files.
-STALE_VERSIONS_PER_SWEEP = 8
 
 
 class Metrics:
     """The metrics of one process, in seconds, rows and bytes. Most gauges are summed over all workers.
 
-    If there are several workers, the metrics of one version take about 65 KiB of Python objects in each worker, and up
-    to 15 KiB in the shared files of the worker. The metrics of a removed version are hidden immediately. These metrics
-    are deleted later, together with the metrics of other removed versions.
-
-    ``workers`` is the number of workers that the service should have. Without shared metrics, it is 1.
+    ``workers`` is the number of workers that the service should have. ``shared`` has the metrics of all of them; it is
+    None if there is only this process. The metrics of removed versions are hidden.
     """
 
-    def __init__(self, tracer: Tracer | None = None, workers: int = 1) -> None:
-        self.tracer = tracer
-        self._planned_workers = max(workers, 1) if is_shared() else 1
-        self._disk = DiskPool("metrics")
-        self.running_requests = 0  # copied to the gauge ``requests_running`` when the registry reports
+    def __init__(self, tracer: Tracer | None = None, workers: int = 1, shared: SharedMetrics | None = None) -> None:
+        if shared is None:  # even if the environment has a folder of another program
+            values.ValueClass = values.MutexValue
+        self.tracer, self._shared = tracer, shared
+        self.running_requests = 0  # copied to the gauge ``requests_running`` when the models report
         self._by_version: dict[VersionKey, VersionMetrics] = {}
         self._known: frozenset[VersionKey] | None = None  # versions that are shown; None means all
         self._lock = threading.Lock()  # needed because versions are loaded on a thread
-        self._create()
-
-    def _create(self) -> None:
-        """Create all metrics. If they are in shared files, they continue from the earlier counts of this process."""
         self.registry = CollectorRegistry()
 
         route = ("route", "method", "status")
@@ -81,12 +68,10 @@ class Metrics:
         self.planned_workers = self._gauge(
             "planned_workers", "Worker processes that the service should have", mode="livemax"
         )
-        self.planned_workers.set(self._planned_workers)
+        self.planned_workers.set(max(workers, 1) if shared else 1)
         self._create_for_versions()
         # A cache by route, method and status, because looking up labels in prometheus_client takes longer.
         self._responses: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        for metrics in self._by_version.values():
-            metrics.bind()
 
     def _create_for_versions(self) -> None:
         """Create the metrics that exist for each version."""
@@ -175,35 +160,6 @@ class Metrics:
         self.scan_age.set(scan_age)
         self.requests_running.set(self.running_requests)
         self._known = known
-        with self._lock:
-            gone = self._by_version.keys() - known
-            if len(gone) >= STALE_VERSIONS_PER_SWEEP:
-                self._forget(gone)
-
-    def _forget(self, gone: set[VersionKey]) -> None:
-        """Delete the metrics of the removed versions ``gone``, from memory and from any files of this process."""
-        for key in gone:
-            del self._by_version[key]
-        if is_shared():
-            rewrite_own_files(self._is_current)
-            self._create()
-            return
-        for model, version in gone:
-            for metric in (
-                self.queue_seconds,
-                self.compute_seconds,
-                self.batch_rows,
-                self.first_token_seconds,
-                self.inter_token_seconds,
-                self.queued,
-                self.running,
-                self.failures,
-                self.loaded,
-                self.rejected,
-                self.version_request_seconds,
-                self.last_batch,
-            ):
-                metric.remove_by_labels({"model": model, "version": str(version)})
 
     def _is_current(self, labels: Mapping[str, str]) -> bool:
         """Return whether a metric with these labels is shown. Metrics of removed versions are hidden."""
@@ -211,33 +167,19 @@ class Metrics:
             self._known is None or "version" not in labels or (labels["model"], int(labels["version"])) in self._known
         )
 
-    async def render(self, seconds: float) -> bytes:
-        """Return all metrics of all workers in Prometheus' text format.
+    async def render(self) -> bytes:
+        """Return all metrics of all workers in Prometheus' text format."""
+        return await asyncio.to_thread(generate_latest, self)
 
-        Raises:
-            TimedOut: the files of the workers could not be read within ``seconds``.
-        """
-        return await self._read(seconds, generate_latest, self)
-
-    async def totals(self, seconds: float) -> Totals:
+    async def totals(self) -> Totals:
         """Return the sum over all workers of each metric of a version.
 
         The result in a key is empty for metrics without this label. Histograms have values for their count and sum, but
         not for their buckets.
-
-        Raises:
-            TimedOut: the files of the workers could not be read within ``seconds``.
         """
-        return await self._read(seconds, self._totals)
-
-    async def _read(self, seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await self._disk.run_within(seconds, function, *args, **kwargs)
-        except TimeoutError:
-            raise TimedOut(f"the metrics of all workers could not be read within {seconds:g} seconds") from None
+        return await asyncio.to_thread(self._totals)
 
     def _totals(self) -> Totals:
-        """Add up the metrics of each version over all workers. ``totals`` calls this on the disk thread."""
         totals: Totals = defaultdict(float)
         for family in self.collect():
             for sample in family.samples:
@@ -248,7 +190,7 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of all workers, except those of removed versions. prometheus_client calls this method."""
-        families = collect_shared() if is_shared() else self.registry.collect()
+        families = (self._shared or self.registry).collect()
         for family in families:
             family.samples = [sample for sample in family.samples if self._is_current(sample.labels)]
             yield family
@@ -260,10 +202,6 @@ class VersionMetrics:
     def __init__(self, metrics: Metrics, model: str, version: int) -> None:
         self.model, self.version = self.key = model, version
         self._metrics, self._labels = metrics, (model, str(version))
-        self.bind()
-
-    def bind(self) -> None:
-        """Look up and keep the metrics that are recorded most often."""
         self._queue = self._metrics.queue_seconds.labels(*self._labels)
         self._compute = self._metrics.compute_seconds.labels(*self._labels)
         self._rows = self._metrics.batch_rows.labels(*self._labels)

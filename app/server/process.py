@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
+import threading
+import time
+from dataclasses import dataclass
 from typing import Protocol
 
 from fastapi import FastAPI
@@ -13,32 +15,29 @@ from limits.aio.storage import Storage
 
 from app.api.middleware.api_keys import limit_storage
 from app.observability.logs import log_in_background, log_without_waiting
-from app.observability.multiprocess_metrics import restore_metrics_folder, shared_metrics, use_own_metrics
+from app.observability.shared_metrics import SharedMetrics
+from app.server.http_server import Server, bind, exit_on_signal, listen, tls_context
 from app.server.supervisor import Supervisor
 from app.server.system import available_memory, can_fork, cores, handles_sighup, raise_file_limit, single_arena
-from app.server.uvicorn_server import (
-    ListeningServer,
-    Watchdog,
-    WorkerServer,
-    announce,
-    exit_if_orphaned,
-    exit_on_signal,
-    listen_at,
-    tls_context,
-)
+from app.server.worker_table import State, WorkerTable
 from app.serving.device import find_device
 from app.serving.model import check_store
 from app.serving.preload import Preloaded, worker_bytes
 from app.settings import Settings, SettingsError
 
+log = logging.getLogger("quartet")
 MAX_WORKERS = 16
 
 
 class AppFactory(Protocol):
-    """Builds the application. Workers share the rate-limit ``counters`` and the ``preloaded`` versions."""
+    """Builds the application. Workers share the last three arguments."""
 
     def __call__(
-        self, settings: Settings, counters: Storage | None = None, preloaded: Preloaded | None = None
+        self,
+        settings: Settings,
+        counters: Storage | None = None,
+        preloaded: Preloaded | None = None,
+        shared: SharedMetrics | None = None,
     ) -> FastAPI: ...
 
 
@@ -48,7 +47,7 @@ def run_service(settings: Settings, create_app: AppFactory) -> int:
     Raises:
         SettingsError: a setting, the device or the store cannot be used.
     """
-    workers, threads = plan_workers(settings)
+    workers, threads = plan_workers(settings, Machine.find(settings))
     raise_file_limit()
     single_arena()
     if workers > 1:
@@ -57,7 +56,26 @@ def run_service(settings: Settings, create_app: AppFactory) -> int:
     return 0
 
 
-def plan_workers(settings: Settings) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Machine:
+    """What the service may use. ``worker_bytes`` is the memory of one worker."""
+
+    cores: int
+    memory_bytes: int | None  # None: unknown
+    worker_bytes: int
+    why_single: str = ""  # why only one worker is possible; empty if several are
+
+    @classmethod
+    def find(cls, settings: Settings) -> Machine:
+        """Raises SettingsError: the device or the store cannot be used."""
+        check_store(settings.store)
+        gpu = "only one process can use a GPU" if find_device(settings.device).type == "cuda" else ""
+        why_single = gpu if can_fork() else "this system cannot fork processes"
+        worker = worker_bytes(settings.store)
+        return cls(cores(), available_memory(), worker, why_single)
+
+
+def plan_workers(settings: Settings, machine: Machine) -> tuple[int, int]:
     """Return two numbers: the number of workers, and the number of compute threads of each worker.
 
     By default there is one worker for each core, but at most ``MAX_WORKERS`` and only as many as memory allows. The
@@ -65,42 +83,36 @@ def plan_workers(settings: Settings) -> tuple[int, int]:
     products in parallel (measured with ``make bench``). With a GPU, there is always one worker.
 
     Raises:
-        SettingsError: the device or the store cannot be used, or several workers are set although only one is possible.
+        SettingsError: several workers are set although only one is possible.
     """
-    check_store(settings.store)
-    device, memory = find_device(settings.device), available_memory()
-    single = device.type == "cuda" or not can_fork()
-    if single and settings.workers > 1:
-        reason = "only one process can use a GPU" if can_fork() else "this system cannot fork processes"
-        raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {reason}; allowed values: 0, 1")
-    memory_per_worker = worker_bytes(settings.store)
-    fitting = cores() if memory is None else int(memory / 2 // memory_per_worker)
-    default = 1 if single else max(1, min(cores() // max(settings.threads, 1), fitting, MAX_WORKERS))
-    workers = settings.workers or default
-    return workers, settings.threads or max(1, cores() // workers)
+    if machine.why_single and settings.workers > 1:
+        raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {machine.why_single}; allowed values: 0, 1")
+    memory = machine.memory_bytes
+    fitting = machine.cores if memory is None else int(memory / 2 // machine.worker_bytes)
+    default = max(1, min(machine.cores // max(settings.threads, 1), fitting, MAX_WORKERS))
+    workers = settings.workers or (1 if machine.why_single else default)
+    return workers, settings.threads or max(1, machine.cores // workers)
 
 
 def run_alone(settings: Settings, create_app: AppFactory) -> None:
     """Serve in this process until SIGTERM, SIGINT or SIGHUP stops it. A signal during start-up exits immediately."""
-    use_own_metrics()
     log_in_background()
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal once more after draining
+    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if handles_sighup() else [])):
         signal.signal(number, exit_on_signal)
-    if stop_on_hangup := handles_sighup():
-        signal.signal(signal.SIGHUP, exit_on_signal)
-    server = ListeningServer(create_app(settings), settings)
+    listener, table = bind(settings.host, settings.port), worker_table(settings, 1)
+    server = Server(create_app(settings), settings, listener, table, on_ready=lambda: listen(listener, settings))
 
     def on_hangup(*_: object) -> None:
         if not server.should_exit:  # a closing terminal may send more than one SIGHUP
             signal.raise_signal(signal.SIGTERM)
 
-    if stop_on_hangup:
+    if handles_sighup():
         signal.signal(signal.SIGHUP, on_hangup)
-    server.watchdog = Watchdog(settings.liveness_timeout_seconds)
+    exit_if_hung(table, settings.liveness_timeout_seconds)
     run_server(server)
 
 
-def run_server(server: ListeningServer | WorkerServer) -> None:
+def run_server(server: Server) -> None:
     """Run a server until it is stopped. Exit with status 1 if a network cannot recover.
 
     If a thread is still busy at the end, exit immediately. Otherwise Python would wait for the thread.
@@ -120,7 +132,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
     """Serve with several workers until a signal stops the service. Returns the exit status.
 
     Raises:
-        SettingsError: the address, the certificate, the storage of rate limits or shared memory cannot be used.
+        SettingsError: the address, the certificate or the storage of rate limits cannot be used.
     """
     worker_settings = settings.model_copy(
         update={
@@ -135,34 +147,68 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
     for number in (signal.SIGTERM, signal.SIGINT):  # until the supervisor handles them
         signal.signal(number, exit_on_signal)
     log_without_waiting()
-    listener, counters = listen_at(settings.host, settings.port), limit_storage(settings)
+    listener, counters = bind(settings.host, settings.port), limit_storage(settings)
+    table, shared = worker_table(settings, workers), SharedMetrics(workers)
+    # The requests may take the whole grace period, and the engines may take as long again. 5 s are a margin.
+    parent, stop_seconds = os.getpid(), 2 * settings.shutdown_grace_seconds + 5
+    preloaded = Preloaded()
+
+    def work(place: int) -> None:
+        shared.use(place)
+        log_in_background()
+        stop_if_orphaned(parent, stop_seconds)
+        app = create_app(worker_settings, counters, preloaded, shared)
+        run_server(Server(app, worker_settings, listener, table, place, has_parent=True))
+
+    supervisor = Supervisor(
+        listener,
+        table,
+        work,
+        settings,
+        stop_seconds,
+        prepare=lambda: preloaded.load(worker_settings),
+        listen=lambda: listen(listener, settings),
+        tick=preloaded.release_evicted,
+        ended=shared.remove,
+    )
     try:
-        metrics_folder = shared_metrics()
-    except OSError as error:
-        raise SettingsError(
-            f"QUARTET_WORKERS is {workers}: workers need a folder for shared metrics: {error}"
-        ) from None
-    with metrics_folder as remove_process:
-        # The requests may take the whole grace period, and the engines may take as long again. 5 s are a margin.
-        parent, stop_seconds = os.getpid(), 2 * settings.shutdown_grace_seconds + 5
+        return supervisor.run()
+    finally:
+        shared.close()
 
-        preloaded = Preloaded()
 
-        def work(channel: socket.socket) -> None:
-            restore_metrics_folder()
-            log_in_background()
-            exit_if_orphaned(parent, stop_seconds)
-            run_server(WorkerServer(create_app(worker_settings, counters, preloaded), worker_settings, channel))
+def worker_table(settings: Settings, workers: int) -> WorkerTable:
+    return WorkerTable(workers, settings.limits.fresh_heartbeat_seconds)
 
-        return Supervisor(
-            listener,
-            work=work,
-            count=workers,
-            unready_after_seconds=settings.unready_after_seconds,
-            liveness_timeout_seconds=settings.liveness_timeout_seconds,
-            kill_after_seconds=stop_seconds,
-            ready=lambda: announce(listener, settings),
-            died=remove_process,
-            prepare=lambda: preloaded.load(worker_settings),
-            tick=preloaded.release_evicted,
-        ).run()
+
+def stop_if_orphaned(parent: int, seconds: float) -> None:
+    """Start a thread that stops this worker after its parent has ended, and ends it ``seconds`` later."""
+
+    def wait_for_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=wait_for_parent, name="orphan", daemon=True).start()
+
+
+def exit_if_hung(table: WorkerTable, seconds: float) -> None:
+    """Start a thread that ends this process with status 1 after ``seconds`` without a heartbeat, until it drains.
+
+    The whole process ends, because a single hung thread cannot be ended. A service manager should start it again.
+    """
+
+    def watch() -> None:
+        heartbeat, silent_seconds, interval = 0.0, 0.0, min(1.0, seconds / 8)
+        while table.states[0] != State.DRAINING:
+            time.sleep(interval)  # does not count the time while the process is paused (SIGSTOP)
+            silent_seconds = silent_seconds + interval if table.heartbeats[0] == heartbeat else 0.0
+            heartbeat = table.heartbeats[0]
+            if silent_seconds > seconds and table.states[0] != State.STARTING:
+                log.critical("no heartbeat for %.0f s: the service exits", silent_seconds)
+                logging.shutdown()
+                os._exit(1)
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from support.service import ROOT
 
-from app.server import process
+from app.server.process import Machine, plan_workers
 from app.serving.preload import worker_bytes
 from app.settings import Settings
 from benchmarks.speed.scaling import contention, efficiency, latencies, mean_latency
@@ -54,14 +54,11 @@ def test_the_sizing_page_has_the_figures_of_the_measurement() -> None:
     assert [row[1:] for row in rows[4 + len(expected) :]] == [row[1:] for row in figures]
 
 
-def test_the_documented_memory_is_enough_for_one_worker_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_memory_is_enough_for_one_worker_for_each_core() -> None:
     needed = worker_bytes(ROOT / "models_store")
-    monkeypatch.setattr(process, "worker_bytes", lambda *_: needed)
 
     def workers(cores: int, gibibytes: float) -> int:
-        monkeypatch.setattr(process, "cores", lambda: cores)
-        monkeypatch.setattr(process, "available_memory", lambda: int(gibibytes * 2**30))
-        return process.plan_workers(Settings(store=ROOT / "models_store", device="cpu"))[0]
+        return plan_workers(Settings(), Machine(cores, int(gibibytes * 2**30), needed))[0]
 
     files = ("docker-compose.yml", "docs/how-to/docker.md", "docs/how-to/sizing.md")
     compose, page, sizing = (" ".join((ROOT / file).read_text().replace("# ", "").split()) for file in files)

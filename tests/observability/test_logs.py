@@ -1,8 +1,7 @@
-"""Log lines are written on a thread: a blocked stderr stalls neither requests nor the exit."""
+"""Log lines are written on a thread: a blocked or full stderr stalls neither requests nor the exit."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -11,166 +10,98 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT
 from support.processes import start_process
-from support.service import Serve
+from support.service import ROOT
+from support.waiting import wait_until
 
-from app.observability import logs
 from app.observability.access_log import AccessLog
-from app.observability.logs import MAX_QUEUED_RECORDS, BackgroundHandler, StderrHandler
-from app.server import uvicorn_server
+from app.observability.logs import MAX_QUEUED_RECORDS, BackgroundHandler
+from benchmarks.support.servers import free_port
 
-PIPE_BYTES = 65_536
+LONG_PATH = f"/{'x' * 2000}"
 
 
-@pytest.mark.parametrize(("workers", "log_format"), [(1, "json"), (2, "text")])
-def test_requests_are_answered_while_stderr_is_blocked(tiny_store: Path, workers: int, log_format: str) -> None:
+@contextmanager
+def service(store: Path, **streams: Any) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """Start ``python -m app.main`` with these settings or streams, and stop it. It must end with status 0."""
+    settings = {name: streams.pop(name) for name in ("workers", "log_format") if name in streams}
+    settings |= {"store": store, "port": free_port(), "threads": 1, "shutdown_grace_seconds": 1}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
-    settings = {"store": tiny_store, "port": 0, "workers": workers, "threads": 1, "log_format": log_format}
     environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "app.main"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **streams) as process:
         try:
-            assert process.stdout
-            address = re.search(r"https?://[\d.:]+", process.stdout.readline())
-            assert address
-            with httpx.Client(base_url=address[0], timeout=20) as client:
-                for _ in range(4 * PIPE_BYTES // 2000):
-                    assert client.get(f"/{'x' * 2000}").status_code == 404
+            transport = httpx.HTTPTransport(retries=8)  # waits up to two minutes for the start
+            with httpx.Client(
+                base_url=f"http://127.0.0.1:{settings['port']}", transport=transport, timeout=30
+            ) as client:
+                yield process, client
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
         finally:
             process.kill()
 
 
-@pytest.fixture
-def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[str]]]:
-    """Yield an event and a list: stderr blocks until the event is set, and the list receives the written messages."""
-    release, messages = threading.Event(), list[str]()
-
-    def emit(self: StderrHandler, record: logging.LogRecord) -> None:
-        assert release.wait(30)
-        messages.append(record.getMessage())
-
-    monkeypatch.setattr(StderrHandler, "emit", emit)
-    yield release, messages
-    release.set()
+@pytest.mark.parametrize(("workers", "log_format"), [(1, "json"), (2, "text")])
+def test_requests_are_answered_while_stderr_is_blocked(tiny_store: Path, workers: int, log_format: str) -> None:
+    pipe = subprocess.PIPE
+    with service(tiny_store, stderr=pipe, workers=workers, log_format=log_format) as (_, client):
+        for _ in range(100):  # three times as many bytes as a pipe holds
+            assert client.get(LONG_PATH).status_code == 404
 
 
-def test_records_past_the_limit_are_lost_and_counted(
-    blocked: tuple[threading.Event, list[str]], caplog: pytest.LogCaptureFixture
-) -> None:
-    release, messages = blocked
-    handler = BackgroundHandler()
-    for i in range(MAX_QUEUED_RECORDS + 10):
-        handler.handle(logging.makeLogRecord({"msg": f"record {i}"}))
-    release.set()
-    handler.flush()
-    handler.handle(logging.makeLogRecord({"msg": "last"}))
-    handler.close()
-    assert messages[:2] == ["record 0", "record 1"]
-    assert messages[-1] == "last"
-    assert len(messages) in (MAX_QUEUED_RECORDS + 1, MAX_QUEUED_RECORDS + 2)
-    assert re.search(r"(9|10) log lines were lost: stderr was blocked", caplog.text)
+def test_requests_are_answered_while_stdout_and_stderr_are_full(tiny_store: Path) -> None:
+    with open("/dev/full", "w") as full, service(tiny_store, stdout=full, stderr=full, workers=1) as (_, client):
+        for _ in range(3):
+            with client.stream("GET", LONG_PATH) as response:
+                assert response.status_code == 404
+                assert "connection" not in response.headers
 
 
-def test_the_exit_waits_at_most_a_second_for_a_blocked_stderr(blocked: tuple[threading.Event, list[str]]) -> None:
-    release, messages = blocked
-    handler = BackgroundHandler()
-    handler.handle(logging.makeLogRecord({"msg": "one"}))
-    handler.close()
-    assert not messages
-    release.set()
-    handler.close()
-    assert messages == ["one"]
+@contextmanager
+def piped_stderr() -> Iterator[int]:
+    """Replace stderr with a pipe, and yield the end from which its lines can be read."""
+    saved, (read_end, write_end) = os.dup(2), os.pipe()
+    os.dup2(write_end, 2)
+    os.close(write_end)
+    yield read_end
+    os.dup2(saved, 2)
+    os.close(saved)
+    os.close(read_end)
+
+
+def test_records_past_the_limit_are_lost_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    content = b""
+
+    def read() -> None:
+        nonlocal content
+        while not content.endswith(b"last\n"):
+            content += os.read(stderr, 65536)
+
+    with piped_stderr() as stderr:
+        handler = BackgroundHandler()
+        for _ in range(MAX_QUEUED_RECORDS + 2000):  # a pipe holds about 600 of these lines
+            handler.handle(logging.makeLogRecord({"msg": "x" * 100}))
+        reader = threading.Thread(target=read)
+        reader.start()
+        wait_until(lambda: content.count(b"x\n") >= MAX_QUEUED_RECORDS)
+        handler.handle(logging.makeLogRecord({"msg": "last"}))
+        reader.join(30)
+        assert not reader.is_alive()
+    (lost,) = re.findall(r"about (\d+) log records were lost: stderr was blocked", caplog.text)
+    assert content.count(b"x\n") + int(lost) == MAX_QUEUED_RECORDS + 2000
 
 
 def test_a_log_without_lines_starts_no_thread() -> None:
     before = threading.active_count()
     AccessLog("json").close()
     assert threading.active_count() == before
-
-
-def write_lines(handler: logging.Handler, *lines: str) -> None:
-    for line in lines:
-        handler.handle(logging.makeLogRecord({"msg": line}))
-
-
-def test_lines_that_stderr_does_not_accept_are_counted_and_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    read_end, closed_pipe = os.pipe()
-    os.close(read_end)
-    full_disk = os.open("/dev/full", os.O_WRONLY)
-    file = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
-    handler = StderrHandler()
-    for broken, reason in ((closed_pipe, "Broken pipe"), (full_disk, "No space left on device")):
-        monkeypatch.setattr(logs, "STDERR", broken)
-        write_lines(handler, "one", "two\nthree")
-        monkeypatch.setattr(logs, "STDERR", file)
-        write_lines(handler, "four")
-        assert f"3 log lines were lost: {reason}" in caplog.text
-    assert (tmp_path / "log").read_text() == "four\nfour\n"
-    for descriptor in (closed_pipe, full_disk, file):
-        os.close(descriptor)
-
-
-def test_a_line_after_a_part_of_a_line_starts_on_a_new_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, handler, write = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT), StderrHandler(), os.write
-    monkeypatch.setattr(logs, "STDERR", file)
-
-    def write_part(descriptor: int, content: bytes) -> int:
-        if not content.startswith(b"part"):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(descriptor, content[:4])
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", write_part)
-        write_lines(handler, "part of a line")
-    write_lines(handler, "next")
-    assert (tmp_path / "log").read_text() == "part\nnext\n"
-    os.close(file)
-
-
-def test_the_supervisor_does_not_wait_for_a_blocked_stderr(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    read_end, write_end = os.pipe()
-    monkeypatch.setattr(logs, "STDERR", write_end)
-    handler = StderrHandler(wait=False)
-    write_lines(handler, *["x" * 1000] * (2 * PIPE_BYTES // 1000))
-    os.read(read_end, PIPE_BYTES)
-    write_lines(handler, "last")
-    assert re.search(r"\d+ log lines were lost: stderr was blocked", caplog.text)
-    assert os.read(read_end, PIPE_BYTES).endswith(b"last\n")
-    os.close(read_end)
-    os.close(write_end)
-
-
-def test_a_failing_access_log_does_not_close_the_connection(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*_: object) -> str:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    caplog.set_level("INFO", "quartet.access")
-    monkeypatch.setattr(AccessLog, "_text", fail)
-    with serve() as client:
-        assert len({local_address(client) for _ in range(3)}) == 1
-    assert "AccessLog.__call__ failed" in caplog.text
-
-
-def local_address(client: httpx.Client) -> str:
-    """Send a request, and return the address of the client's end of the connection."""
-    with client.stream("GET", "/health/live") as response:
-        assert response.read()
-        return str(response.extensions["network_stream"].get_extra_info("client_addr"))
 
 
 def test_log_lines_are_not_written_to_a_connection_if_stderr_is_closed(tiny_store: Path) -> None:
@@ -188,14 +119,3 @@ def test_log_lines_are_not_written_to_a_connection_if_stderr_is_closed(tiny_stor
             assert process.wait(30) == 0
         finally:
             process.kill()
-
-
-def test_a_full_stdout_does_not_prevent_the_start(
-    monkeypatch: pytest.MonkeyPatch, serve: Serve, caplog: pytest.LogCaptureFixture
-) -> None:
-    full = os.open("/dev/full", os.O_WRONLY)
-    monkeypatch.setattr(uvicorn_server, "STDOUT", full)
-    with serve() as client:
-        assert client.get("/health/live").status_code == 200
-    os.close(full)
-    assert "the address cannot be printed: No space left on device" in caplog.text

@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
@@ -33,7 +33,6 @@ from support.service import Serve
 from support.waiting import wait_until
 
 from app.api import request_body as bodies
-from app.server.coalescing_transport import CoalescingTransport
 
 ROUTES = {CLASSIFY: "POST", CONTINUE: "POST", FORECAST: "POST", SAMPLE: "POST", "/v1/models": "GET",
           "/v1/models/tiny-cnn": "GET", "/health/live": "GET", "/health/ready": "GET", "/metrics": "GET"}  # fmt: skip
@@ -118,8 +117,7 @@ def test_hostile_headers_are_harmless(tiny: httpx.Client) -> None:
         for path, body in ((CLASSIFY, PNG), (CONTINUE, b'{"max_characters":1}'), (SAMPLE, b'{"count":1}')):
             assert_harmless(tiny.post(path, content=body, headers=list(headers.items())))
         assert_harmless(tiny.get("/v1/models", headers=list(headers.items())))
-    with_3000_headers = tiny.get("/health/live", headers=[(f"x-{i}", "y") for i in range(3000)])
-    assert with_3000_headers.status_code in (200, 431)
+    assert tiny.get("/health/live", headers=[(f"x-{i}", "y") for i in range(3000)]).status_code == 431
     assert_still_serves(tiny)
 
 
@@ -223,46 +221,6 @@ def test_invalid_queries_are_rejected(tiny: httpx.Client) -> None:
             for path in (CONTINUE, FORECAST, SAMPLE):
                 assert_harmless(tiny.post(f"{path}?{query}", json={}))
     assert_still_serves(tiny)
-
-
-class RecordingTransport:
-    """A transport that records the bytes of each write to the socket."""
-
-    def __init__(self) -> None:
-        self.calls: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self.calls.append(data)
-
-    def writelines(self, chunks: Iterable[bytes]) -> None:
-        self.calls.append(b"".join(chunks))
-
-    def close(self) -> None:
-        self.calls.append(b"closed")
-
-
-HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
-STREAM = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-CONTINUE_100 = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    ("writes", "calls"),
-    [
-        ([HEAD, b"body"], [HEAD + b"body"]),
-        ([CONTINUE_100, HEAD, b"bo", HEAD], [CONTINUE_100, HEAD + b"bo", HEAD]),  # a body may look like a response head
-        ([HEAD, b""], [HEAD]),
-        ([STREAM, b"1\r\na\r\n"], [STREAM, b"1\r\na\r\n"]),  # the head of a stream is sent immediately
-        ([HEAD], [HEAD]),
-    ],
-)
-def test_a_short_response_is_sent_in_one_write(writes: list[bytes], calls: list[bytes]) -> None:
-    recorder = RecordingTransport()
-    transport = CoalescingTransport(recorder, recorder.close)
-    for data in writes:
-        transport.write(data)
-    transport.close()
-    assert recorder.calls == [*calls, b"closed"]
 
 
 def test_a_response_without_a_body_is_sent_immediately(tiny: httpx.Client) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import re
-import socket
 import ssl
 import zipfile
 from pathlib import Path
@@ -30,7 +29,6 @@ from app.api.middleware.cors import cors
 from app.api.middleware.trusted_host import trusted_hosts
 from app.main import create_app
 from app.observability.middleware import SECURITY_HEADERS
-from app.server import http_protocol
 from app.settings import Settings, SettingsError
 from app.store import Store
 
@@ -227,7 +225,7 @@ def test_workers_serve_tls_share_rate_limits_and_stop_despite_silent_clients(
 
 
 def test_invalid_certificate_files_are_rejected_by_name(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    from app.server.uvicorn_server import tls_context
+    from app.server.http_server import tls_context
 
     cert, key = certificate
     (tmp_path / "wrong.pem").write_text("s3cr3t")
@@ -362,36 +360,3 @@ def test_an_old_torch_version_is_rejected_by_name(monkeypatch: pytest.MonkeyPatc
     for version in ("2.6.0", "2.13.0+cpu", "3.0.0.dev20270101"):
         monkeypatch.setattr(torch, "__version__", version)
         create_app(Settings(store=tmp_path / "store", threads=1))
-
-
-def test_a_connection_without_a_complete_request_is_closed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.2)
-    with serve(body_seconds=0.2) as client:
-        address = (client.base_url.host, client.base_url.port or 0)
-        post = b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\n"
-        chunked = post + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"
-        requests = (b"", b"GET", b"GET /health/live HTTP/1.1\r\nHost: x\r\n", chunked)
-        connections = [socket.create_connection(address, 30) for _ in requests]
-        for connection, request in zip(connections, requests, strict=True):
-            connection.sendall(request)
-        assert client.get("/health/live").status_code == 200  # other clients are not delayed
-        for connection in connections:
-            while connection.recv(65536):
-                pass
-            connection.close()
-
-
-def test_a_connection_with_an_unfinished_body_is_closed_after_the_response(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    get = b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"
-    with serve(keep_alive_seconds=60) as client:
-        address = (client.base_url.host, client.base_url.port or 0)
-        for rest in (b"x", b"xyz"):  # a part of the body, or all of it
-            with socket.create_connection(address, 30) as connection, monkeypatch.context() as limits:
-                request_live(connection, get)
-                for name in ("HEAD_SECONDS", "DISCARD_SECONDS"):
-                    limits.setattr(http_protocol, name, 0.5)
-                request_live(connection, b"xyz" + get)  # a complete body keeps the connection open
-                connection.sendall(rest)
-                assert connection.recv(65536) == b""

@@ -24,7 +24,6 @@ from support.service import Serve
 from support.waiting import wait_until
 
 from app import key_file
-from app.observability import metrics, multiprocess_metrics
 from app.store import Store
 
 
@@ -117,21 +116,16 @@ class LoopAccess:
 def test_no_request_accesses_a_file_on_the_event_loop(
     serve: Serve,
     tiny_store: Path,
-    tmp_path: Path,
     keys: tuple[Path, dict[str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
     file, headers = keys
-    shared = tmp_path / "metrics"
-    shared.mkdir()
-    monkeypatch.setenv(multiprocess_metrics.FOLDER_VARIABLE, str(shared))  # /metrics locks and reads this folder
-    monkeypatch.setattr(metrics, "is_shared", lambda: True)
     (tiny_store / "tiny-cnn" / "1" / "curves.png").write_bytes(image_bytes())
     publish_tiny(tiny_store, "tiny-cnn")
     with serve(keys_file=file, admin_key=ADMIN_KEY, store_poll_seconds=0.01) as client:
         client.headers.update(headers)
-        access = LoopAccess(monkeypatch, tiny_store, shared, file.parent)
+        access = LoopAccess(monkeypatch, tiny_store, file.parent)
         for path, methods in client.get("/openapi.json").json()["paths"].items():
             for method, operation in methods.items():
                 is_admin = "admin" in path or "repository" in path

@@ -1,183 +1,183 @@
-"""Each state of a connection has a limit on bytes and on time."""
+"""The limits of a connection (SECURITY.md), and the parts of HTTP/1.1 that uvicorn leaves out."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
-import gc
 import json
+import random
 import socket
-import threading
+import ssl
+import time
 import urllib.error
 import urllib.request
-import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
-from unittest.mock import Mock
+from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
-from support.responses import CLASSIFY, PNG, SAMPLE, assert_still_serves
-from support.service import HeldGenerator, Serve
+from support.processes import GET_LIVE, request_live, serving
+from support.responses import CLASSIFY, CONTINUE, PNG, SAMPLE, assert_still_serves, metric_samples
+from support.service import LIMITS, HeldGenerator, Serve
 from support.waiting import wait_until
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-
-from app.server import http_protocol, write_limit
-from app.server.http_protocol import FRAMING_BYTES, HEAD_BYTES, MAX_PIPELINED, BoundedHttpProtocol
-from app.server.uvicorn_server import Server
-from app.settings import Settings
 
 PACKET = 64 * 1024
-CHUNKED = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-BODY = b'b\r\n{"count":1}\r\n'
-GET = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST %s HTTP/1.1\r\nHost: x\r\n" % SAMPLE.encode()
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+BODY = b'{"count":1}'
+CHUNK = b'b\r\n{"count":1}\r\n'
+COMPLETE = POST + b"Content-Length: 11\r\n\r\n" + BODY
+CLOSING = b"Connection: close\r\n"
+# What the HTTP client of the JDK adds to each request to an http URL
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\nUpgrade: h2c\r\n"
 
 
 @contextmanager
 def connected(client: httpx.Client) -> Iterator[socket.socket]:
-    with socket.create_connection((client.base_url.host, client.base_url.port or 80), 60) as connection:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), 30) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield connection
 
 
 def received(connection: socket.socket) -> bytes:
     """Return all bytes that arrive until the service closes the connection."""
     content = b""
-    try:
+    with contextlib.suppress(ConnectionError):  # the service has not read everything
         while part := connection.recv(2**20):
             content += part
-    except ConnectionResetError:  # the service has not read everything
-        pass
     return content
+
+
+def answers(client: httpx.Client, *parts: bytes) -> bytes:
+    """Send each part after the service has read the one before. Return all bytes until the connection ends."""
+    with connected(client) as connection:
+        for part in parts:
+            with contextlib.suppress(ConnectionError):  # the service may have rejected an earlier part
+                connection.sendall(part)
+            assert client.get("/health/live").status_code == 200
+        return received(connection)
+
+
+def statuses(answer: bytes) -> list[int]:
+    return [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]]
+
+
+def message(answer: bytes) -> str:
+    return str(json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"]["message"])
 
 
 def sent_until_closed(connection: socket.socket, part: bytes, max_bytes: int) -> int:
     """Send ``part`` repeatedly until the service closes the connection. Return the number of bytes that were sent."""
     sent = 0
-    try:
+    with contextlib.suppress(ConnectionError):
         while sent < max_bytes:
             connection.sendall(part)
             sent += len(part)
-    except (ConnectionResetError, BrokenPipeError):
-        pass
     return sent
 
 
-@pytest.mark.parametrize("head", [CHUNKED % SAMPLE.encode() + BODY, CHUNKED % b"/nowhere" + b"1\r\n\n\r\n"])
-def test_trailers_without_end_are_rejected(tiny: httpx.Client, head: bytes) -> None:
-    """One request is answered at the end of its body, the other request before the end."""
-    with connected(tiny) as connection:
-        connection.sendall(head + b"0\r\n")
-        connection.sendall(b"x-a: ")
-        assert sent_until_closed(connection, b"a" * PACKET, 2**26) < 2**25
-        answer = received(connection)
-    assert answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 404 ") if b"nowhere" in head else b"HTTP/1.1 431 "), answer
-    assert answer.count(b"HTTP/1.1 ") == 1
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * 3000 + b"\r\n"],
+        [b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 70_000)],
+        [b"GET / HTTP/1.1\r\nx: ".ljust(65_536, b"y"), b"y"],
+        [b"\r\n" * 32_768, b"\r\n"],
+        [CHUNKED + CHUNK + b"0\r\n" + b"x-a: b\r\n" * 2000],
+    ],
+    ids=["many headers", "a long path", "a head without end", "line breaks", "many trailers"],
+)
+def test_a_head_that_is_too_large_is_rejected(tiny: httpx.Client, parts: list[bytes]) -> None:
+    answer = answers(tiny, *parts)
+    assert statuses(answer) == [431]
+    assert message(answer) == "the request head has more than 65,536 bytes, the maximum"
     assert_still_serves(tiny)
 
 
-def test_many_short_trailers_are_rejected(tiny: httpx.Client) -> None:
-    with connected(tiny) as connection:
-        connection.sendall(CHUNKED % SAMPLE.encode() + BODY + b"0\r\n" + b"x-a: b\r\n" * (HEAD_BYTES // 8))
-        answer = received(connection)
-    assert answer.startswith(b"HTTP/1.1 431 "), answer
-    assert b"the request head with its trailers has more than 65,536 bytes" in answer
-    assert_still_serves(tiny)
+def test_a_head_just_below_the_limit_is_accepted(tiny: httpx.Client) -> None:
+    assert tiny.get("/health/live", headers=[(f"x-{i}", "y") for i in range(1500)]).status_code == 200
+    assert tiny.get("/health/live", headers={"x": "y" * 60_000}).status_code == 200
 
 
-def test_many_short_headers_are_rejected(tiny: httpx.Client) -> None:
-    with connected(tiny) as connection:
-        connection.sendall(b"GET /health/live HTTP/1.1\r\n" + b"a:b\r\n" * 3000 + b"\r\n")
-        assert received(connection).startswith(b"HTTP/1.1 431 ")
-    assert tiny.get("/health/live", headers=[(f"x-{i}", "y") for i in range(1000)]).status_code == 200
+@pytest.mark.parametrize(
+    ("request_line", "hosts"), [(b"GET / HTTP/1.1", 0), (b"GET / HTTP/1.1", 2), (b"GET / HTTP/1.0", 2)]
+)
+def test_a_request_without_one_host_is_rejected(tiny: httpx.Client, request_line: bytes, hosts: int) -> None:
+    answer = answers(tiny, request_line + b"\r\n" + b"Host: x\r\n" * hosts + b"\r\n")
+    assert statuses(answer) == [400]
+    assert message(answer) == f"the request has {hosts} Host headers; HTTP requires exactly one"
 
 
-def test_the_trailers_of_a_small_request_are_accepted(tiny: httpx.Client) -> None:
-    """Trailers are accepted even if they arrive byte by byte."""
-    with connected(tiny) as connection:
-        for byte in CHUNKED % SAMPLE.encode() + BODY + b"0\r\nx-checksum: abc\r\n\r\n":
-            connection.sendall(bytes([byte]))
-        connection.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        answer = received(connection)
-    assert answer.count(b"HTTP/1.1 200 ") == 2, answer
+def test_a_connection_without_a_complete_request_is_closed(serve: Serve) -> None:
+    begun = (b"", b"GET", GET_LIVE[:-2], POST + CLOSING + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{")
+    with serve(body_seconds=0.2, limits=replace(LIMITS, head_seconds=0.2)) as client, contextlib.ExitStack() as opened:
+        connections = [opened.enter_context(connected(client)) for _ in begun]
+        for connection, part in zip(connections, begun, strict=True):
+            connection.sendall(part)
+        assert client.get("/health/live").status_code == 200
+        assert [statuses(received(connection)) for connection in connections] == [[], [], [], [408]]
 
 
-def test_trailers_that_do_not_end_in_time_are_rejected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "TRAILER_SECONDS", 0.2)
-    with serve() as client, connected(client) as connection:
-        connection.sendall(CHUNKED % SAMPLE.encode() + BODY + b"0\r\nx-a: b")
-        connection.settimeout(0.01)
-        answer = b""
-        while not answer:
-            with contextlib.suppress(ConnectionError):  # the service may have answered and closed the connection
-                connection.sendall(b"b")
-            with contextlib.suppress(TimeoutError):
-                answer = connection.recv(65536)
-    assert answer.startswith(b"HTTP/1.1 408 "), answer
-    assert b"the trailers of the body did not end within 0.2 seconds" in answer
+def test_the_rest_of_an_answered_body_must_arrive_in_time(serve: Serve) -> None:
+    get = GET_LIVE[:-2] + b"Content-Length: 3\r\n\r\n"
+    limits = replace(LIMITS, head_seconds=0.3)
+    with serve(keep_alive_seconds=60, limits=limits) as client, connected(client) as connection:
+        assert request_live(connection, get)
+        assert request_live(connection, b"xyz" + get)  # a complete body keeps the connection open
+        connection.sendall(b"x")
+        assert received(connection) == b""
 
 
 @pytest.mark.parametrize(
     "framing", [b"1;" + b"a" * 1000 + b"\r\nx\r\n", b"1\r\nx\r\n"], ids=["extensions", "chunks of one byte"]
 )
-def test_chunks_with_more_framing_than_data_are_rejected(tiny: httpx.Client, framing: bytes) -> None:
+def test_chunks_with_much_more_framing_than_data_are_rejected(tiny: httpx.Client, framing: bytes) -> None:
     with connected(tiny) as connection:
-        connection.sendall(CHUNKED % CLASSIFY.encode())
-        sent_until_closed(connection, framing * (PACKET // len(framing)), 2**26)
+        connection.sendall(CHUNKED.replace(SAMPLE.encode(), CLASSIFY.encode()))
+        assert sent_until_closed(connection, framing * (PACKET // len(framing)), 2**26) < 2**24
         answer = received(connection)
-    assert answer.startswith(b"HTTP/1.1 400 "), answer
-    assert b"chunk sizes and extensions have 524,288 bytes more than the body" in answer
+    assert not answer or statuses(answer) == [400]
     assert_still_serves(tiny)
 
 
+def test_the_error_for_framing_states_the_limit(serve: Serve) -> None:
+    with serve(limits=replace(LIMITS, framing_bytes=1000)) as client:
+        answer = answers(client, CHUNKED + b"1\r\nx\r\n" * 100)
+    assert statuses(answer) == [400]
+    assert "chunk sizes, extensions and trailers have 1,000 bytes more than the body" in message(answer)
+
+
 def test_small_chunks_are_accepted(tiny: httpx.Client) -> None:
-    """A large body in chunks of six bytes has more bytes of chunk framing than the fixed limit for framing."""
-    image = PNG + bytes(700_000)
-    chunks = [image[i : i + 6] for i in range(0, len(image), 6)]
-    assert 5 * len(chunks) > FRAMING_BYTES
-    assert tiny.post(CLASSIFY, content=iter(chunks)).status_code == 200
+    image = PNG + bytes(2_000_000)
+    chunks = (image[i : i + 40] for i in range(0, len(image), 40))
+    assert tiny.post(CLASSIFY, content=chunks).status_code == 200
 
 
-def test_many_small_chunks_are_parsed_in_turn_with_other_connections(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise, four clients that send chunks of one byte would repeatedly delay every other request by 30 ms."""
-    parse, received, largest = BoundedHttpProtocol._parse, BoundedHttpProtocol.data_received, [0]
-    parsed: dict[BoundedHttpProtocol, int] = {}
-
-    def count(self: BoundedHttpProtocol, data: bytes) -> None:
-        chunks = self.chunks
-        parse(self, data)
-        parsed[self] = parsed.get(self, 0) + self.chunks - chunks
-
-    def in_one_turn(self: BoundedHttpProtocol, data: bytes) -> None:
-        parsed[self] = 0
-        received(self, data)
-        largest[0] = max(largest[0], parsed[self])
-
-    monkeypatch.setattr(BoundedHttpProtocol, "_parse", count)
-    monkeypatch.setattr(BoundedHttpProtocol, "data_received", in_one_turn)
-    content = PNG.ljust(100_000, b"\0")
-    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in content)
-    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with serve() as client, connected(client) as connection:
-        expected = client.post(CLASSIFY, content=content, headers={"content-type": "image/png"}).json()
-        connection.sendall(head % CLASSIFY.encode() + chunks + b"0\r\n\r\n")
-        answer = connection.recv(65536)
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == expected
-    assert 0 < largest[0] <= http_protocol.SLICE_BYTES / 5
+def test_trailers_are_accepted_and_ignored(tiny: httpx.Client) -> None:
+    end = b"0\r\nx-request-id: second\r\nx-request-timeout: -1\r\n\r\n"
+    with connected(tiny) as connection:
+        for byte in CHUNKED.replace(b"\r\n\r\n", b"\r\nx-request-id: first\r\n\r\n") + CHUNK + end:
+            connection.sendall(bytes([byte]))
+        connection.sendall(GET_LIVE[:-2] + CLOSING + b"\r\n")
+        answer = received(connection)
+    assert statuses(answer) == [200, 200]
+    assert b"\r\nx-request-id: first\r\n" in answer
 
 
-def test_the_rest_of_an_answered_body_is_limited(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "STATE_BYTES", http_protocol.STATE_BYTES | {http_protocol.State.DISCARD: 2**20})
-    with serve(max_body_bytes=10_000) as client, connected(client) as connection:
-        connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n" % CLASSIFY.encode())
-        assert sent_until_closed(connection, bytes(PACKET), 2**28) < 2**26
-        assert received(connection).startswith(b"HTTP/1.1 413 ")
-        assert_still_serves(client)
+@pytest.mark.parametrize("path", [SAMPLE, "/nowhere"])  # the second one is answered before the end of its body
+def test_trailers_without_end_are_rejected(tiny: httpx.Client, path: str) -> None:
+    with connected(tiny) as connection:
+        connection.sendall(CHUNKED.replace(SAMPLE.encode(), path.encode()) + CHUNK + b"0\r\nx-a: ")
+        assert sent_until_closed(connection, b"a" * PACKET, 2**26) < 2**25
+        assert len(statuses(received(connection))) <= 1
+    assert_still_serves(tiny)
+
+
+def test_trailers_that_do_not_end_in_time_give_408(serve: Serve) -> None:
+    with serve(body_seconds=0.2, keep_alive_seconds=1) as client:
+        assert statuses(answers(client, CHUNKED + CHUNK + b"0\r\nx-a: b")) == [408]
 
 
 def test_a_client_that_closes_the_connection_gets_the_answer_to_a_body_that_is_too_large(serve: Serve) -> None:
@@ -190,49 +190,110 @@ def test_a_client_that_closes_the_connection_gets_the_answer_to_a_body_that_is_t
             assert json.load(rejection.value)["error"]["code"] == "too_large"
 
 
-def test_a_rejected_head_waits_for_the_response_before_it(serve: Serve, held: HeldGenerator) -> None:
+def test_no_request_after_the_last_one_of_a_connection_is_answered(tiny: httpx.Client) -> None:
+    head = b"POST /nowhere HTTP/1.1\r\nHost: x\r\n" + CLOSING + b"Content-Length: 5\r\n\r\n"
+    assert statuses(answers(tiny, head, b"12345" + GET_LIVE)) == [404]
+
+
+def test_pipelined_requests_are_answered_in_turn(tiny: httpx.Client) -> None:
+    requests = [b"GET /%d HTTP/1.1\r\nHost: x\r\nx-request-id: %d\r\n\r\n" % (i, i) for i in range(300)]
+    answer = answers(tiny, b"".join(requests) + COMPLETE + GET_LIVE[:-2] + CLOSING + b"\r\n")
+    assert statuses(answer) == [404] * 300 + [200, 200]
+    ids = [part.partition(b"\r\n")[0] for part in answer.split(b"\r\nx-request-id: ")[1:301]]
+    assert ids == [b"%d" % i for i in range(300)]
+
+
+@pytest.mark.parametrize("rest", [b"GET / HTTP/1.1\r\nx: " + b"y" * 2 * PACKET, b"nonsense\r\n\r\n"])
+def test_a_rejected_head_waits_for_the_response_before_it(serve: Serve, held: HeldGenerator, rest: bytes) -> None:
     with serve(inline_seconds=0) as client, connected(client) as connection:
         held.armed.set()
-        connection.sendall(b'POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":1}' % SAMPLE.encode())
+        connection.sendall(COMPLETE)
         assert held.entered.wait(30)
-        connection.sendall(b"GET / HTTP/1.1\r\nx: " + b"y" * 2 * HEAD_BYTES)
+        connection.sendall(rest)
         assert client.get("/health/live").status_code == 200  # the service has read the head
         held.release.set()
-        answer = received(connection)
-    assert answer.startswith(b"HTTP/1.1 200 "), answer
-    assert answer.count(b"HTTP/1.1 ") == 1
+        assert statuses(received(connection)) == [200]
 
 
-def test_a_slow_next_head_does_not_end_a_running_request(
-    serve: Serve, held: HeldGenerator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serve(inline_seconds=0) as client, connected(client) as connection:
+def test_a_slow_next_head_does_not_end_a_running_request(serve: Serve, held: HeldGenerator) -> None:
+    with (
+        serve(inline_seconds=0, limits=replace(LIMITS, head_seconds=0.3)) as client,
+        connected(client) as connection,
+    ):
         held.armed.set()
-        connection.sendall(b'POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":1}' % SAMPLE.encode())
+        connection.sendall(COMPLETE + b"GET /hea")
         assert held.entered.wait(30)
-        monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.1)
-        connection.sendall(b"GET /hea")
         with connected(client) as idle:
-            assert received(idle) == b""  # more time has passed than a request head may take
+            assert received(idle) == b""  # more time has passed than a head may take
         held.release.set()
-        connection.sendall(b"lth/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        answer = received(connection)
-    assert answer.count(b"HTTP/1.1 200 ") == 2, answer
+        connection.sendall(b"lth/live HTTP/1.1\r\nHost: x\r\n" + CLOSING + b"\r\n")
+        assert statuses(received(connection)) == [200, 200]
 
 
-def test_pipelined_requests_are_limited_and_the_waiting_ones_are_answered(tiny: httpx.Client) -> None:
+def test_a_running_request_with_an_invalid_body_is_rejected_and_recorded(tiny: httpx.Client) -> None:
+    count = ("quartet_requests_total", ("method", "POST"), ("route", SAMPLE), ("status", "400"))
+    before = metric_samples(tiny).get(count, 0.0)
+    assert statuses(answers(tiny, CHUNKED, b"ZZ\r\n")) == [400]
+    wait_until(lambda: metric_samples(tiny).get(count, 0.0) == before + 1)
+
+
+# HTTP/1.0
+
+
+@pytest.mark.parametrize("headers", [b"", b"Connection: keep-alive\r\n"])
+def test_the_end_of_the_connection_ends_a_stream_to_an_http_1_0_client(tiny: httpx.Client, headers: bytes) -> None:
+    body = b'{"prompt": "a", "max_characters": 3, "stream": true}'
+    head = b"POST %s HTTP/1.0\r\n%sContent-Length: %d\r\n\r\n" % (CONTINUE.encode(), headers, len(body))
+    head, _, events = answers(tiny, head + body).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"transfer-encoding" not in head
+    assert events.endswith(b"data: [DONE]\n\n")
+    for event in events.removesuffix(b"data: [DONE]\n\n").removesuffix(b"\n\n").split(b"\n\n"):
+        json.loads(event.removeprefix(b"data: "))
+
+
+def test_an_http_1_0_client_gets_one_response_with_its_length(tiny: httpx.Client) -> None:
+    request = COMPLETE.replace(b"HTTP/1.1\r\nHost: x", b"HTTP/1.0\r\nExpect: 100-continue")
+    answer = answers(tiny, request)
+    assert statuses(answer) == [200]
+    assert b"\r\ncontent-length: " in answer
+
+
+def test_a_client_that_expects_the_status_100_gets_it(tiny: httpx.Client) -> None:
     with connected(tiny) as connection:
-        connection.sendall(GET * 5 * MAX_PIPELINED)
-        answer = received(connection)
-    assert MAX_PIPELINED + 1 <= answer.count(b"HTTP/1.1 200 ") < 5 * MAX_PIPELINED
-    assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200 ")
-    assert_still_serves(tiny)
+        connection.sendall(POST + CLOSING + b"Expect: 100-continue\r\nContent-Length: 11\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(BODY)
+        assert statuses(received(connection)) == [200]
 
 
-def test_settings_change_the_timeouts_of_idle_connections_and_of_the_shutdown() -> None:
-    config = Server(Mock(), Settings(keep_alive_seconds=65, shutdown_grace_seconds=0.2)).config
-    assert (config.timeout_keep_alive, config.timeout_graceful_shutdown) == (65, 0.2)
+# Requests to change the protocol
 
+
+def test_requests_that_ask_for_h2c_are_answered_with_their_body(tiny: httpx.Client) -> None:
+    length = b"Content-Length: 11\r\n\r\n"
+    first, last = POST + UPGRADE + length + BODY, POST + UPGRADE + CLOSING + length + BODY
+    assert statuses(answers(tiny, first, GET_LIVE, last[:-11], last[-11:])) == [200, 200, 200]
+
+
+def test_the_body_of_an_upgrade_request_is_never_a_request(tiny: httpx.Client) -> None:
+    """Wherever a packet ends, the body reaches the application, or the request is rejected."""
+    body = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = POST + UPGRADE + CLOSING + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    ends = random.Random(0).sample(range(1, len(request)), 40)
+    inside = range(request.index(b"Upgrade: h2c"), request.index(b"Upgrade: h2c") + 9)
+    for end in (*ends, *inside):
+        assert statuses(answers(tiny, request[:end], request[end:])) == [400], end
+
+
+@pytest.mark.parametrize("headers", [b"", UPGRADE])
+@pytest.mark.parametrize("target", [b"example.com:443", b"/health/live"])
+def test_connect_is_rejected(tiny: httpx.Client, target: bytes, headers: bytes) -> None:
+    answer = answers(tiny, b"CONNECT %s HTTP/1.1\r\nHost: x\r\n%s\r\n" % (target, headers) + GET_LIVE)
+    assert statuses(answer) == [400]
+
+
+# Clients that do not read, and the stop
 
 OPENAPI = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -253,120 +314,59 @@ def is_reset(connection: socket.socket) -> bool:
     return connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
 
 
-def test_a_client_that_reads_too_slowly_is_disconnected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_limit, "STALLED_WRITE_SECONDS", 0.2)
-
+@pytest.mark.parametrize("read_bytes", [0, 100])
+def test_a_client_that_reads_too_slowly_is_disconnected(serve: Serve, read_bytes: int) -> None:
     def reads() -> bool:
         with contextlib.suppress(BlockingIOError):
-            connection.recv(100, socket.MSG_DONTWAIT)
+            connection.recv(read_bytes, socket.MSG_DONTWAIT)
         return is_reset(connection)
 
-    with serve() as client, unread(client) as connection:
+    with serve(limits=replace(LIMITS, stalled_write_seconds=0.2)) as client, unread(client) as connection:
         wait_until(reads)
 
 
-def test_a_closed_connection_does_not_wait_for_a_client_that_reads_nothing(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write_limit, "STALLED_WRITE_SECONDS", 0.2)
-    connection_made = BoundedHttpProtocol.connection_made
-
-    def with_large_buffer(self: BoundedHttpProtocol, transport: asyncio.BaseTransport) -> None:
-        connection_made(self, transport)
-        self.transport.set_write_buffer_limits(2**30)  # responses are not delayed by unsent bytes
-
-    monkeypatch.setattr(BoundedHttpProtocol, "connection_made", with_large_buffer)
-    with serve() as client, unread(client) as connection:
-        wait_until(lambda: is_reset(connection))
+def test_a_client_that_reads_slowly_but_steadily_is_not_disconnected(serve: Serve) -> None:
+    """The buffer of the system has megabytes, so it is long before the service can write more."""
+    limits = replace(LIMITS, stalled_write_seconds=1.0, stalled_write_bytes=1)
+    with serve(limits=limits) as client, unread(client) as connection:
+        end = time.monotonic() + 5  # five times the limit
+        while time.monotonic() < end:
+            assert connection.recv(1000)
+            assert client.get("/health/live").status_code == 200
 
 
-def test_a_body_in_one_packet_needs_no_asgi_message(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    receive, received_paths = RequestResponseCycle.receive, []
-
-    async def recorded_receive(self: RequestResponseCycle) -> Any:
-        received_paths.append(self.scope["path"])
-        return await receive(self)
-
-    monkeypatch.setattr(RequestResponseCycle, "receive", recorded_receive)
-    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n%s\r\n"
-    body, close = b'{"count":1}', b"Connection: close\r\n"
-    with serve() as client, connected(client) as connection:
-        connection.sendall(head % (SAMPLE.encode(), b"") + body)
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-        assert received_paths == []
-        connection.sendall(head % (SAMPLE.encode(), b"Expect: 100-continue\r\n"))
-        assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
-        connection.sendall(body)
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-        connection.sendall(head % (SAMPLE.encode(), b"") + body + head % (SAMPLE.encode(), close) + body)  # pipelined
-        assert received(connection).count(b"HTTP/1.1 200 ") == 2
-    assert received_paths == [SAMPLE]  # the request whose body arrived later
+def test_requests_that_arrive_while_the_server_stops_are_answered(tiny_store: Path) -> None:
+    """New connections, idle ones, and connections with a part of a head may send one more request."""
+    limits = json.dumps({"last_request_seconds": 60})
+    with serving(tiny_store, workers=1, limits=limits) as service, contextlib.ExitStack() as opened:
+        new, begun, idle, used = (opened.enter_context(service.connect()) for _ in range(4))
+        begun.sendall(GET_LIVE[:10])
+        for connection in (idle, used):
+            assert request_live(connection)
+        service.process.terminate()
+        wait_until(lambda: not is_accepting(service.url))
+        for connection, request in ((new, GET_LIVE), (begun, GET_LIVE[10:]), (used, GET_LIVE)):
+            connection.sendall(request)
+            answer = received(connection)
+            assert statuses(answer) == [200]
+            assert b"\r\nconnection: close\r\n" in answer
+        idle.close()
+        assert service.process.wait(30) == 0
 
 
-def test_a_body_in_one_packet_that_is_too_large_is_rejected(serve: Serve) -> None:
-    chunk = b"x" * 2000
-    with serve(max_body_bytes=1024) as client, connected(client) as connection:
-        connection.sendall(CHUNKED % CLASSIFY.encode() + b"%x\r\n%s\r\n0\r\n\r\n" % (len(chunk), chunk))
-        answer = connection.recv(65536)
-    assert answer.startswith(b"HTTP/1.1 413 "), answer
-    assert b"the maximum is" in answer
+def is_accepting(url: str) -> bool:
+    try:
+        with socket.create_connection((httpx.URL(url).host, httpx.URL(url).port or 0), 30):
+            return True
+    except OSError:
+        return False
 
 
-def test_a_closed_connection_is_freed_without_garbage_collection(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    protocols: list[weakref.ref[BoundedHttpProtocol]] = []
-    connection_made = BoundedHttpProtocol.connection_made
-
-    def recorded(self: BoundedHttpProtocol, transport: asyncio.BaseTransport) -> None:
-        protocols.append(weakref.ref(self))
-        connection_made(self, transport)
-
-    monkeypatch.setattr(BoundedHttpProtocol, "connection_made", recorded)
-    with serve() as client:
-        gc.disable()
-        try:
-            for _ in range(3):
-                with connected(client) as connection:
-                    connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}" % SAMPLE.encode())
-                    assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-            wait_until(lambda: not any(protocol() for protocol in protocols))
-        finally:
-            gc.enable()
-
-
-def test_requests_that_arrive_while_the_server_stops_are_answered(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An idle connection is closed. New connections, and connections with a partial head or unread bytes, stay open."""
-    shutdown, connections = BoundedHttpProtocol.shutdown, []
-    sent_late = threading.Event()
-
-    def send_before_shutdown(self: BoundedHttpProtocol) -> None:
-        if not sent_late.is_set():
-            sent_late.set()
-            unread.sendall(GET)
-        shutdown(self)
-
-    def send_after_shutdown() -> None:
-        assert idle.recv(65536) == b""
-        new.sendall(GET)
-        begun.sendall(GET[10:])
-
-    monkeypatch.setattr(BoundedHttpProtocol, "shutdown", send_before_shutdown)
-    monkeypatch.setattr(http_protocol, "FIRST_REQUEST_SECONDS", 60.0)
-    with ThreadPoolExecutor(1) as pool:
-        with serve(shutdown_grace_seconds=60) as client:
-            address = client.base_url.host, client.base_url.port or 80
-            connections = [socket.create_connection(address, 60) for _ in range(4)]
-            new, begun, unread, idle = connections
-            begun.sendall(GET[:10])
-            for used in (unread, idle):
-                used.sendall(GET)
-                assert used.recv(65536).startswith(b"HTTP/1.1 200 ")
-            sending = pool.submit(send_after_shutdown)
-        sending.result()
-    for connection in (new, begun, unread):
-        answer = received(connection)
-        assert answer.startswith(b"HTTP/1.1 200 "), answer
-        assert b"\r\nconnection: close\r\n" in answer
-    for connection in connections:
-        connection.close()
+def test_an_idle_tls_client_does_not_delay_the_stop(tiny_store: Path, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    context = ssl.create_default_context(cafile=str(cert))
+    with serving(tiny_store, tls_cert=cert, tls_key=key, workers=1) as service:
+        plain = service.connect()
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+            assert request_live(connection)  # type: ignore[arg-type]
+            assert service.stop() == 0  # waits for less time than the event loop would wait for the end of TLS

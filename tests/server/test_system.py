@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from support.service import ROOT
 
-from app.server import process
+from app.server.process import Machine, plan_workers
 from app.server.system import available_memory, cores
 from app.settings import Settings, SettingsError
 
@@ -71,39 +70,31 @@ def test_the_limits_of_the_own_cgroup_and_its_parents_apply(tmp_path: Path) -> N
     [
         ({"cores": 1}, {}, (1, 1)),
         ({"cores": 2}, {}, (2, 1)),
+        ({"cores": 2, "memory_bytes": None}, {}, (2, 1)),
         ({"cores": 2}, {"threads": 2}, (1, 2)),
         ({"cores": 2}, {"workers": 1}, (1, 2)),
         ({"cores": 2}, {"workers": 3}, (3, 1)),
         ({"cores": 16}, {}, (16, 1)),
         ({"cores": 16}, {"threads": 4}, (4, 4)),
         ({"cores": 64}, {}, (16, 4)),
-        ({"cores": 16, "memory": 2**30}, {}, (5, 3)),  # 512 MiB are available for workers of 100 MiB each
-        ({"cores": 16, "memory": 2**20}, {}, (1, 16)),
-        ({"cores": 16, "device": "cuda:0"}, {}, (1, 16)),
-        ({"cores": 16, "can_fork": False}, {}, (1, 16)),
+        ({"cores": 16, "memory_bytes": 2**30}, {}, (5, 3)),  # 512 MiB are available for workers of 100 MiB each
+        ({"cores": 16, "memory_bytes": 2**20}, {}, (1, 16)),
+        ({"cores": 16, "why_single": "only one process can use a GPU"}, {}, (1, 16)),
     ],
 )
 def test_workers_and_threads_use_each_core_once(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    machine: dict[str, Any],
-    settings: dict[str, int],
-    expected: tuple[int, int],
+    machine: dict[str, Any], settings: dict[str, int], expected: tuple[int, int]
 ) -> None:
-    machine = {"memory": 2**40, "device": "cpu", "can_fork": True, **machine}
-    monkeypatch.setattr(process, "cores", lambda: machine["cores"])
-    monkeypatch.setattr(process, "available_memory", lambda: machine["memory"])
-    monkeypatch.setattr(process, "can_fork", lambda: machine["can_fork"])
-    monkeypatch.setattr(process, "find_device", lambda setting: torch.device(machine["device"]))
-    assert process.plan_workers(Settings(store=tmp_path, **settings)) == expected
+    found = Machine(**{"memory_bytes": 2**40, "worker_bytes": 100 * 2**20, **machine})
+    assert plan_workers(Settings(**settings), found) == expected
 
 
-def test_a_gpu_allows_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "find_device", lambda setting: torch.device("cuda:0"))
+def test_several_workers_on_a_gpu_are_rejected() -> None:
+    machine = Machine(16, None, 1, why_single="only one process can use a GPU")
     with pytest.raises(
         SettingsError, match="QUARTET_WORKERS is 2: only one process can use a GPU; allowed values: 0, 1"
     ):
-        process.plan_workers(Settings(store=tmp_path, workers=2))
+        plan_workers(Settings(workers=2), machine)
 
 
 HEAPS = """

@@ -118,8 +118,8 @@ def start_process(
 ) -> subprocess.Popen[str] | ForkedProcess:
     """Start the service, and return without waiting for it.
 
-    ``wrapper`` is a command that runs the service, such as ``nohup``. ``before`` is Python code that the process
-    executes before it starts the service.
+    ``wrapper`` is a command that runs the service, such as ``nohup``. Without one, ``before`` is Python code that the
+    process executes before it starts the service.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
     values = {
@@ -134,8 +134,9 @@ def start_process(
     environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in values.items()}
     if not wrapper:
         return ForkedProcess(environment, own_group, before)
+    assert not before
     return subprocess.Popen(
-        [*wrapper, sys.executable, "-c", f"{before}\nfrom app.main import main\nmain()"],
+        [*wrapper, sys.executable, "-m", "app.main"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -145,8 +146,10 @@ def start_process(
 
 
 @contextmanager
-def serving(store: Path, own_group: bool = False, before: str = "", **settings: object) -> Iterator[ServiceProcess]:
-    process = start_process(store, own_group, before=before, **settings)
+def serving(
+    store: Path, own_group: bool = False, wrapper: Sequence[str] = (), before: str = "", **settings: object
+) -> Iterator[ServiceProcess]:
+    process = start_process(store, own_group, wrapper, before, **settings)
     try:
         assert process.stdout
         address = re.search(r"https?://[\d.:]+", process.stdout.readline())

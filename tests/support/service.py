@@ -15,8 +15,10 @@ import pytest
 import uvicorn.server
 
 from app.cli import models
+from app.limits import Limits
 from app.main import create_app
-from app.server.uvicorn_server import ListeningServer
+from app.server.http_server import Server, bind
+from app.server.worker_table import WorkerTable
 from app.settings import Settings
 from app.store.disk import Disk
 
@@ -24,7 +26,9 @@ ROOT = Path(__file__).parents[2]
 
 IMAGES = ROOT / "tests" / "images"
 
-TEST: dict[str, Any] = {"port": 0, "threads": 1, "shutdown_grace_seconds": 1}
+LIMITS = Limits(last_request_seconds=0.02)  # services of tests stop quickly
+
+TEST: dict[str, Any] = {"port": 0, "threads": 1, "shutdown_grace_seconds": 1, "limits": LIMITS}
 
 Serve = Callable[..., AbstractContextManager[httpx.Client]]
 
@@ -51,7 +55,8 @@ def serving(settings: Settings, prepare: Prepare | None = None, disk: Disk | Non
 
     ``prepare`` runs on the event loop of the service before startup. ``disk`` is the file system of the store.
     """
-    server = ListeningServer(create_app(settings, disk=disk), settings)
+    listener = bind(settings.host, settings.port)
+    server = Server(create_app(settings, disk=disk), settings, listener, WorkerTable(1), on_ready=listener.listen)
     started = threading.Event()
     startup = server.startup
 
@@ -66,7 +71,7 @@ def serving(settings: Settings, prepare: Prepare | None = None, disk: Disk | Non
     thread.start()
     try:
         assert started.wait(60), "the service did not start"
-        port = server.servers[0].sockets[0].getsockname()[1]
+        port = listener.getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             yield client
     finally:

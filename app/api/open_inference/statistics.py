@@ -78,7 +78,7 @@ async def get_model_statistics(service: Service, request: Request) -> Response:
 
 
 async def _respond(service: Service, cards: list[Card]) -> Response:
-    totals = await service.metrics.totals(service.settings.request_seconds)
+    totals = await service.metrics.totals()
     return json_response(StatisticsResponse(model_stats=[_statistics(card, totals) for card in cards]))
 
 

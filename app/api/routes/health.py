@@ -72,7 +72,7 @@ async def check_ready(service: Service, request: Request) -> Response:
 async def get_metrics(service: Service, request: Request) -> Response:
     """Get counters, gauges and histograms of all workers in Prometheus' text format."""
     service.models.report()
-    content = await service.metrics.render(service.settings.request_seconds)
+    content = await service.metrics.render()
     return Response(content, media_type=CONTENT_TYPE_LATEST)
 
 
