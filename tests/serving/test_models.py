@@ -290,6 +290,9 @@ async def test_a_file_that_cannot_be_read_changes_nothing(start: Start, folder: 
     roll_out(folder, "a", active=9)
     await scan(models)
     assert failures(models) == [("a/active.json", "a/active.json names version 9, which is not in the store")]
+    move(folder / "b" / "1" / CARD, folder / "b" / "1" / "moved")  # the version is in memory
+    await scan(models)
+    assert (await version(models, "b"), len(failures(models))) == ("b@1", 1)
     move(folder, folder.with_name("away"))
     await scan(models)
     assert await version(models, "a") == "a@3"
