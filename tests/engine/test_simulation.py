@@ -156,9 +156,9 @@ class Episode:
             outcome = error
         if expected is None:
             oracle.end(request, outcome)
-        elif isinstance(expected, int):
+        elif isinstance(expected, set):
             assert isinstance(outcome, Overloaded), outcome
-            assert outcome.retry_after == expected or not oracle.rate_known
+            assert outcome.retry_after in expected or not oracle.rate_known
             oracle.counts["retry later"] += outcome.retry_after > 1
         else:
             assert type(outcome) is expected

@@ -127,7 +127,7 @@ class Oracle:
 
     # Requests
 
-    def rejection(self, request: Request) -> type[Exception] | int | None:
+    def rejection(self, request: Request) -> type[Exception] | set[int] | None:
         """Return the error with which a request must be rejected now; for Overloaded, its ``retry_after``."""
         self.counts["request"] += 1
         rows = sum(job.rows for job in request.jobs)
@@ -139,8 +139,9 @@ class Oracle:
         )  # fmt: skip
         if queued and queued + own + rows > self.queue_rows:
             self.counts["rejection"] += 1
-            seconds = math.ceil((queued + rows) * self.seconds_per_row - 1e-9)
-            return min(max(seconds, 1), self.limits.max_retry_after_seconds)
+            seconds = (queued + rows) * self.seconds_per_row
+            rounded = (math.ceil(seconds + error) for error in (-1e-9, 1e-9))  # sums of times have small errors
+            return {min(max(each, 1), self.limits.max_retry_after_seconds) for each in rounded}
         self.requests.append(request)
         self.waiting += request.jobs
         return None
