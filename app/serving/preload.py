@@ -11,7 +11,7 @@ import torch
 
 from app.engine.observer import VersionKey
 from app.networks import is_imported
-from app.serving.device import find_device
+from app.serving.device import find_device, trim_heap
 from app.serving.model import Prepared, prepare
 from app.serving.plan import Entry, plan
 from app.serving.snapshot import Snapshot, Stamp, read_stamp
@@ -62,6 +62,7 @@ class Preloaded:
             return
         self._versions = resident
         gc.collect()
+        trim_heap()
         gc.freeze()  # otherwise garbage collection in a worker would write to each object, and copy the shared memory
 
     def release_evicted(self) -> None:
