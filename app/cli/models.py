@@ -113,6 +113,12 @@ def _parser() -> argparse.ArgumentParser:
     text = "make a model the default of its task, which answers requests that name no model"
     command("default", _default, text, "name")
     command("verify", _verify, "check the hashes, sizes and weights of all versions")
+    _add_files(command)
+    return parser
+
+
+def _add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that read and write files outside the store. ``command`` adds one command."""
     added = command("import", _import, "verify the version in an archive and add it to the store")
     added.add_argument("file", metavar="FILE", type=Path, help="archive that `export` has written")
     added.add_argument("--renumber", action="store_true", help="give the version the next free number")
@@ -124,7 +130,6 @@ def _parser() -> argparse.ArgumentParser:
     formats = added.add_mutually_exclusive_group()
     formats.add_argument("--pt2", action="store_true", help="write a `torch.export` program")
     formats.add_argument("--onnx", action="store_true", help="write an ONNX file (needs the extra [onnx])")
-    return parser
 
 
 def _folder(text: str) -> Path:
