@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -24,13 +24,14 @@ from app.networks import build
 from app.networks.gan import Discriminator, Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
-from training import cnn, lstm
-from training.configs import CNN_WORKSHOP, GAN_WORKSHOP, LSTM_WORKSHOP, RNN_WORKSHOP
+from training import cnn, lstm, rnn
+from training.configs import CNN_WORKSHOP, GAN_WORKSHOP, LSTM_WORKSHOP
 from training.data import datasets, texts
-from training.loops.classifier import AveragedTrainer
-from training.loops.gan import workshop_trainer
+from training.loops.classifier import AveragedTrainer, ClassifierRecipe
+from training.loops.fit import Batches, Recipe
+from training.loops.gan import GanRecipe, workshop_trainer
 from training.loops.text import language_model
-from training.run import cosine_schedule, derive_seed, permutation
+from training.run import derive_seed
 
 Loop = Iterator[int]  # the number of samples in each step
 
@@ -94,6 +95,13 @@ def steps(total: int) -> Iterator[int]:
             yield step
 
 
+def loop_of(recipe: Recipe, total: int, samples: int) -> Loop:
+    """Return the loop of a recipe with ``total`` steps of ``samples`` samples each."""
+    for step in steps(total):
+        recipe.update(step, (step + 1) / total)
+        yield samples
+
+
 def workshop_cnn() -> Loop:
     images = datasets.cifar10()
     training, _ = images.split_validation(CNN_WORKSHOP.validation)
@@ -116,18 +124,13 @@ def workshop_cnn() -> Loop:
 def our_cnn() -> Loop:
     config = CNN_WORKSHOP
     images = datasets.cifar10()
-    training, _ = images.split_validation(config.validation)
-    trainer = AveragedTrainer(config, build(config.kind, asdict(cnn.SIZES[config.kind]())))
-    per_epoch = len(training) // config.batch
-    total = config.epochs * per_epoch
-    shuffled_epoch = -1
-    for step in steps(total):
-        epoch, position = divmod(step, per_epoch)
-        if shuffled_epoch != epoch:
-            shuffled_epoch, order = epoch, training[permutation(len(training), SEED, "epoch", epoch)]
-        batch = order[position * config.batch : (position + 1) * config.batch]
-        trainer.update(images.train_images, images.train_labels, batch, step, total)
-        yield len(batch)
+    training, validation = images.split_validation(config.validation)
+    network = build(config.kind, asdict(cnn.SIZES[config.kind]()))
+    batches = Batches(training, config.batch, SEED)
+    recipe = ClassifierRecipe(
+        AveragedTrainer(config, network), images.train_images, images.train_labels, batches, validation
+    )
+    return loop_of(recipe, config.epochs * batches.per_epoch, config.batch)
 
 
 def workshop_gan() -> Loop:
@@ -156,19 +159,8 @@ def workshop_gan() -> Loop:
 
 def our_gan() -> Loop:
     config = GAN_WORKSHOP
-    real_images = datasets.mnist().train_images
-    trainer = workshop_trainer(config, "cpu")
-    per_epoch = len(real_images) // config.batch
-    total = config.epochs * per_epoch
-    shuffled_epoch = -1
-    for step in steps(total):
-        epoch, position = divmod(step, per_epoch)
-        if shuffled_epoch != epoch:
-            shuffled_epoch, order = epoch, permutation(len(real_images), SEED, "epoch", epoch)
-        batch = order[position * config.batch : (position + 1) * config.batch]
-        real = real_images[batch].float() / 127.5 - 1
-        trainer.update(real, None, step, config.learning_rate)
-        yield len(batch)
+    recipe = GanRecipe(workshop_trainer(config, "cpu"), datasets.mnist().train_images, None, SEED, Path())
+    return loop_of(recipe, config.epochs * recipe.batches.per_epoch, config.batch)
 
 
 def shakespeare() -> tuple[Tensor, int]:
@@ -189,28 +181,18 @@ def workshop_rnn() -> Loop:
             window, target = training[start : start + RNN_WINDOW], training[start + RNN_WINDOW]
             optimizer.zero_grad()
             outputs, _ = network.rnn(network.embedding(window.unsqueeze(0)))  # [1, 30, 128]
-            loss = criterion(network.head(outputs[:, -1]), target.unsqueeze(0))
+            loss = criterion(network.head(outputs[:, -1]), target.unsqueeze(0).long())
             loss.backward()
             optimizer.step()
             yield 1
 
 
 def our_rnn() -> Loop:
-    config = RNN_WORKSHOP
+    options, config = rnn.arguments(["--threads", "1", "--seed", str(SEED)])
     training, vocabulary_size = shakespeare()
-    network = CharacterRNN(CharacterRNNSizes(vocabulary_size, config.hidden))
-    nn.init.orthogonal_(network.rnn.all_weights[0][1])
-    trainer = language_model.Trainer(network, config)
-    state = network.zero_state(config.batch)
-    per_epoch = (len(training) // config.batch - 1) // config.bptt
-    total = config.epochs * per_epoch
-    for step in steps(total):
-        epoch, position = divmod(step, per_epoch)
-        characters = language_model.batch_at(training, config, SEED, epoch, position)
-        reset = torch.rand(config.batch, 1, 1) < (1.0 if position == 0 else config.reset_state)
-        rate = config.learning_rate * cosine_schedule(step, total)
-        _, state = trainer.update(characters, state.masked_fill(reset, 0), rate)
-        yield config.batch * config.bptt
+    network = language_model.new_network(config, vocabulary_size)
+    recipe = language_model.TextRecipe(network, config, options, texts.FixedText(training))
+    return loop_of(recipe, config.epochs * recipe.steps_per_epoch, config.batch * config.bptt)
 
 
 def noisy_sine(network: SeriesLSTM) -> Tensor:
@@ -238,18 +220,7 @@ def workshop_lstm() -> Loop:
 
 
 def our_lstm() -> Loop:
-    config = LSTM
-    network = SeriesLSTM(SeriesLSTMSizes(config.window, config.hidden))
-    training = noisy_sine(network)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
-    length = config.window + config.horizon
-    for step in steps(config.steps):
-        starts = torch.randint(len(training) - length + 1, (config.batch, 1))
-        windows = training[starts + torch.arange(length)]  # [batch, window + horizon]
-        rate = config.learning_rate * cosine_schedule(step, config.steps)
-        lstm.update(network, average, optimizer, windows, config, rate)
-        yield config.batch * config.horizon
+    return loop_of(lstm.SineRecipe(LSTM, datasets.sine(), "cpu"), LSTM.steps, LSTM.batch * LSTM.horizon)
 
 
 PAIRS = {

@@ -13,11 +13,12 @@ import torch
 
 from app import store
 from app.store.version import Version
+from app.tables.read import ReadOptions
 from app.tasks.covariates import PRIOR_VALUES, differences
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import MIN_YEARS
 from training.data.datasets import DataError
-from training.data.tables import ReadOptions, Table, describe, read_table, summary, without_gaps
+from training.data.tables import Table, describe, read_table, summary, without_gaps
 from training.evaluation import backtest
 from training.evaluation.backtest import Split
 from training.evaluation.report import results
