@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from app.store import Card, StoreError
@@ -15,7 +17,21 @@ OPTIONS = ("input", "output", "size", "resize", "interpolation", "mean", "std", 
 
 def numbers(text: str) -> list[float]:
     """Return the numbers in a text, which are separated by commas."""
-    return [float(part) for part in text.split(",")]
+    with suppress(ValueError):
+        values = [float(part) for part in text.split(",")]
+        if all(map(math.isfinite, values)):
+            return values
+    raise argparse.ArgumentTypeError(
+        f"{text[:80]!r} should be numbers that are not infinite or NaN, separated by commas"
+    )
+
+
+def pixels(text: str) -> int:
+    """Return a number of pixels."""
+    with suppress(ValueError):
+        if 0 < (number := int(text)) < 2**31:
+            return number
+    raise argparse.ArgumentTypeError(f"{text[:80]!r} should be a number of pixels above 0")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--labels", metavar="FILE", type=Path, help="text file with one label per line")
     group.add_argument("--input", metavar="TENSOR", help="name of the input (default: the only one)")
     group.add_argument("--output", metavar="TENSOR", help="name of the output (default: the only one)")
-    group.add_argument("--size", type=int, help="height and width in pixels (default: those of the input tensor)")
+    group.add_argument("--size", type=pixels, help="height and width in pixels (default: those of the input tensor)")
     group.add_argument(
-        "--resize", type=int, metavar="PIXELS", help="scale the shorter side to PIXELS, then crop the centre"
+        "--resize", type=pixels, metavar="PIXELS", help="scale the shorter side to PIXELS, then crop the centre"
     )
     group.add_argument(
         "--interpolation", choices=("bilinear", "bicubic"), help="method of resizing (default: bilinear)"

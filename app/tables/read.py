@@ -154,7 +154,7 @@ def _check_names(body: Body, options: ReadOptions, groups: Sequence[str], known:
             raise TableError(f"column {name!r} is named twice in --known-covariates, --column and --group")
     for name in [*(options.columns or ()), *groups, *known]:
         if name not in body.frame:
-            raise TableError(f"has no column {name!r}; its columns are: {', '.join(body.frame.columns)}")
+            raise TableError(f"there is no column {name!r}; its columns are: {', '.join(body.frame.columns)}")
     if options.aggregate not in (None, *AGGREGATES):
         raise TableError(f"--aggregate {options.aggregate}; allowed are {', '.join(AGGREGATES)}")
     if "%Z" in (options.format or ""):

@@ -123,7 +123,7 @@ def named(body: Body, names: list[str], pattern: str | None) -> TimeColumn:
     """Read the time stamps of the columns ``names``. Raises TableError if they cannot be read or are ambiguous."""
     for name in names:
         if name not in body.frame:
-            raise TableError(f"has no column {name!r}; its columns are: {', '.join(body.frame.columns)}")
+            raise TableError(f"there is no column {name!r}; its columns are: {', '.join(body.frame.columns)}")
     label = ", ".join(map(repr, names))
     clock: pd.Series | None = None
     if len(names) == 1:

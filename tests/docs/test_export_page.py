@@ -77,6 +77,7 @@ def test_no_script_uses_this_project() -> None:
         assert len(script.splitlines()) <= 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=map(file_of, SCRIPTS))
 def test_a_script_prints_the_values_in_its_comments(script: str, run: Callable[..., list[str]]) -> None:
     expected = [line.split("  # ", 1)[1] for line in script.splitlines() if line.startswith("print(")]

@@ -316,7 +316,7 @@ def test_harmless_divisions_and_functions_are_allowed(make: Callable[[], ModelPr
     [
         ("mean", "0,nan,0", "numbers that are not infinite or NaN, separated by commas"),
         ("std", "1;2", "numbers that are not infinite or NaN, separated by commas"),
-        ("size", str(2**63), "an integer between -2**63 and 2**63"),
+        ("size", str(2**63), "a number of pixels above 0"),
     ],
 )
 def test_a_wrong_number_is_rejected_with_its_option(option: str, value: str, expected: str, add: Add) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from support.networks import FORECASTER, tiny_card
 from support.service import TEST, serving
+from support.trainings import set_limits
 
 from app import store
 from app.networks import build
@@ -334,7 +335,7 @@ def test_short_and_constant_series_are_skipped_by_name(workspace: Path, capsys: 
         (["--season", "0"], "--season is 0; allowed are"),
         (["--from", "nobody"], "--from nobody: not in models_store, which holds series-lstm"),
         (["--from", "scratch"], "--from scratch: own series need a published forecaster"),
-        (["--column", "east"], "sales.csv has no column 'east'; its columns are: day, north, south"),
+        (["--column", "east"], "sales.csv: there is no column 'east'; its columns are: day, north, south"),
     ],
 )  # fmt: skip
 def test_unusable_data_and_options_are_rejected_before_a_run_starts(
@@ -407,7 +408,10 @@ def publish_reference_classifier(folder: Path, notes: str) -> None:
 
 
 @pytest.mark.parametrize("notes", ["4,999 training images were held out for validation.", "Trained on all."])
-def test_a_classifier_that_was_trained_on_the_unseen_images_is_rejected(tiny_store: Path, notes: str) -> None:
+def test_a_classifier_that_was_trained_on_the_unseen_images_is_rejected(
+    tiny_store: Path, notes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_limits(monkeypatch, unseen_images=5000)
     publish_reference_classifier(tiny_store, notes)
     with pytest.raises(SystemExit, match=f"mnist-judge@1 cannot evaluate generators: at least 5,000 .* says '{notes}'"):
         generation.load_reference_classifier(tiny_store, "cpu")

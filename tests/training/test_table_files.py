@@ -643,6 +643,7 @@ def is_accepted(folder: Path, seed: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_random_files_are_read_correctly_or_rejected_with_an_option(tmp_path: Path) -> None:
     seed = random.randrange(10**9)
     print(f"seeds from {seed}")  # pytest shows it if the test fails

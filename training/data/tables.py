@@ -118,7 +118,7 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     midnight = dated and bool((frame["ds"] == frame["ds"].dt.floor("D")).all())
     series = []
     for name, part in frame.groupby("unique_id", sort=False):
-        values, known = part["y"].to_numpy(), part[tidy.covariates].to_numpy(dtype=float)
+        values, known = part["y"].to_numpy(copy=True), part[tidy.covariates].to_numpy(dtype=float)
         start = part["ds"].iloc[0]
         if calendar:
             known = np.column_stack([known, holiday_counts(calendar, start.to_pydatetime(), len(values))])
