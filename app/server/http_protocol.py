@@ -23,8 +23,7 @@ from app.errors import BadValue, QuartetError
 from app.limits import Limits
 from app.observability.middleware import REJECTION, SECURITY_HEADERS, assign_request_id
 
-# Added to the size of each field and each chunk, because parsing many small ones takes long (as in RFC 9113, 6.5.2).
-ITEM_BYTES = 32
+FIELD_BYTES = 32  # added to the size of each field, because parsing a field takes time (RFC 9113, 6.5.2)
 UPGRADE = re.compile(rb"(?<=\r\n)upgrade:", re.IGNORECASE)
 
 
@@ -161,7 +160,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_field(len(name) + len(value) + ITEM_BYTES)
+        self._count_field(len(name) + len(value) + FIELD_BYTES)
         if self.in_head:  # trailers are not headers of the request (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
@@ -197,11 +196,6 @@ class HttpProtocol(HttpToolsProtocol):
     def _forget_running(self) -> None:
         if self.running:  # otherwise the scope and the cycle would refer to each other
             self.running.scope.pop(CONNECTION, None)  # type: ignore[misc]
-
-    def on_chunk_header(self) -> None:
-        self.excess += ITEM_BYTES
-        if self.excess > self.limits.framing_bytes:
-            self._stop_parsing(self._too_large())
 
     def on_body(self, body: bytes) -> None:
         self.excess -= 2 * len(body)
@@ -319,7 +313,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.in_head or self.field_bytes > self.limits.head_bytes:
             return HeadTooLarge(f"the request head has more than {self.limits.head_bytes:,} bytes, the maximum")
         limit = f"{self.limits.framing_bytes:,} bytes more than the body, the maximum"
-        return BadValue(f"chunk sizes, extensions and trailers have {limit}; each chunk counts {ITEM_BYTES} bytes more")
+        return BadValue(f"chunk sizes, extensions and trailers have {limit}")
 
     def _stop_parsing(self, error: QuartetError) -> None:
         self.error = error
