@@ -137,7 +137,7 @@ class TextEngine(Engine[TextSequence[Text], TextSequence[Text]], Generic[Text]):
 
     def _complete(self) -> None:
         """Hand the finished texts to their callers, and notify the consumers of streamed texts."""
-        now = self._clock()
+        now, finished = self._clock(), []
         for sequence in self._running:
             text = sequence.text
             if sequence.future.done() or (not text.generated and not text.finished):
@@ -151,8 +151,10 @@ class TextEngine(Engine[TextSequence[Text], TextSequence[Text]], Generic[Text]):
                 sequence.ended_at = now
                 if text.generated > 1:
                     self.observer.on_inter_token((now - sequence.first_token_at) / (text.generated - 1))
-                self.observer.on_completed([sequence])
                 self._queue.measure(self._max_running, now - sequence.started_at)
                 sequence.future.set_result(text)
+                finished.append(sequence)
+        if finished:
+            self.observer.on_completed(finished)
         self._scheduler.drop_done()
         self._running = self._scheduler.running

@@ -204,7 +204,7 @@ def test_metrics_of_removed_versions_are_hidden(tiny_store: Path, workers: int) 
         samples = metric_samples(client)
         assert samples["quartet_time_to_first_token_seconds_count", *labels("tiny-rnn")] == 6
         assert samples["quartet_workers",] == samples["quartet_planned_workers",] == workers
-        assert samples["quartet_loaded_bytes", *last] == workers * SIZE
+        wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *last)) == workers * SIZE)
 
 
 @pytest.fixture
