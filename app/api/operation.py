@@ -122,6 +122,9 @@ class Router:
         self.service = service
         self.others = others
         rows = [OperationRoute(path, operation) for operation in operations for path in operation.paths]
+        for route in other_routes:
+            if isinstance(route, Route) and route.methods and "GET" in route.methods:
+                route.methods.add("HEAD")  # routes of FastAPI lack HEAD, unlike routes of Starlette
         self.routes: list[BaseRoute] = [*rows, *other_routes]
         self.exact = {(method, row.path): row for row in rows if "{" not in row.path for method in row.methods or ()}
 
