@@ -153,8 +153,9 @@ class Store:
 
     def roles(self, name: str, rollout: Rollout | None = None) -> Roles:
         """Return which versions of a model are active, canary and previous, by default with its stored rollout."""
+        numbers = self.find(name)
         rollout = self.rollout(name) if rollout is None else rollout
-        return rollout.roles(self.find(name), lambda number: self._is_valid(name, number))
+        return rollout.roles(numbers, lambda number: self._is_valid(name, number))
 
     def active(self, name: str) -> int:
         """Return the active version of a model. Raises RolloutRefused if no version is active."""

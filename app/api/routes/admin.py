@@ -266,6 +266,7 @@ async def export_version(service: Service, request: Request) -> Response:
     )
 
     def open_archive() -> tuple[int, Iterator[bytes]]:
+        store.find(name, wanted)
         number = wanted or store.active(name)
         if request.method == "HEAD":  # do not read the weights
             store.card(name, number)
