@@ -240,7 +240,9 @@ def _usage(call: CompletionCall, job: TextJob, answer: TextAnswer) -> Completion
 def _check(body: CompletionRequest) -> None:
     """Raise BadValue for fields that contradict each other or are not supported."""
     if body.best_of not in (None, body.n or 1):
-        raise BadValue(f"best_of is {quote_value(body.best_of)}; it should equal n, which is {body.n or 1}", "best_of")
+        raise BadValue(
+            f"best_of is {quote_value(body.best_of)}; it should equal n, which is {quote_value(body.n or 1)}", "best_of"
+        )
     if body.suffix:
         raise BadValue(
             f"suffix is {quote_value(body.suffix)}; the network reads forwards only, so leave it out", "suffix"
