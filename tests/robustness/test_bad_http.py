@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import socket
@@ -14,8 +13,6 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from starlette.datastructures import FormData
-from starlette.formparsers import MultiPartParser
 from support.responses import (
     CLASSIFY,
     CONTINUE,
@@ -166,23 +163,6 @@ def test_a_form_may_state_the_charset_utf_8(tiny: httpx.Client) -> None:
     for charset in ("utf-8", '"UTF-8"', "us-ascii"):
         answer = tiny.post(CLASSIFY, content=form(b"file", b"a.png"), headers=[form_type(charset)])
         assert answer.json()["results"][0]["filename"] == "a.png"
-
-
-def test_the_deadline_applies_to_reading_a_form(tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    parse = MultiPartParser.parse
-
-    async def slow_parse(self: MultiPartParser) -> FormData:
-        await asyncio.sleep(1)
-        return await parse(self)
-
-    monkeypatch.setattr(MultiPartParser, "parse", slow_parse)
-    body, headers = {"file": ("a.png", PNG + bytes(60_000))}, {"x-request-timeout": "0.5"}
-    assert_rejected(
-        tiny.post(CLASSIFY, files=body, headers=headers),
-        504,
-        None,
-        "the deadline passed before the answer was complete",
-    )
 
 
 def test_malformed_forms_are_harmless(tiny: httpx.Client) -> None:

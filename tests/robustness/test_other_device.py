@@ -200,7 +200,7 @@ def test_a_device_that_keeps_failing_stops_the_process(
     def fail(operator: Any) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    with serving(Settings(store=store, limits=limits, **TEST)) as client:
+    with serving(Settings(store=store, **{**TEST, "limits": limits})) as client:
         assert client.post(path, **body).status_code == 200
         fake_device.before_operator = fail  # type: ignore[method-assign]
         statuses = set()
