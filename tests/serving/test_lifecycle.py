@@ -307,8 +307,8 @@ class Simulator:
         self.oracle.memory |= {(name, answer): self.oracle.now for answer in answers if isinstance(answer, int)}
 
     async def check_slow_load(self, name: str) -> None:
-        """While a new active version is being loaded, the versions before it answer, without waiting."""
-        if self.oracle.store.rollouts[name].unloaded or not self.oracle.active(name):
+        """While a new active version is being loaded, the versions before it answer. Without them, requests wait."""
+        if self.oracle.store.rollouts[name].unloaded:
             return
         await self.scan()
         before, canary = self.oracle.active(name), self.oracle.canary(name)
@@ -318,12 +318,17 @@ class Simulator:
         self.note(f"{name}@{version} loads slowly")
         await self.models.refresh(self.deadline())
         await asyncio.to_thread(self.control.wait_until_held, number)
-        answers = {await self.ask(name, str(index)) for index in range(10)}
-        assert answers <= {before, canary}, self.story()
-        self.oracle.memory |= {(name, n): self.oracle.now for n in answers if isinstance(n, int)}
-        assert await self.ask(f"{name}@{version}") is UnknownModel  # not served yet
+        if before:
+            answers = {await self.ask(name, str(index)) for index in range(10)}
+            assert answers <= {before, canary}, self.story()
+            self.oracle.memory |= {(name, n): self.oracle.now for n in answers if isinstance(n, int)}
+            assert await self.ask(f"{name}@{version}") is UnknownModel  # not served yet
+        waiting = [] if before else [asyncio.create_task(self.ask(model)) for model in (name, f"{name}@{version}")]
+        await asyncio.sleep(0)
+        assert not any(request.done() for request in waiting), self.story()
         self.control.release(number)
         await self.models.settled()
+        assert await asyncio.gather(*waiting) == [version] * len(waiting), self.story()
         self.oracle.scan()
         self.check_memory()
         assert await self.ask(name) == version, self.story()
