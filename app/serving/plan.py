@@ -144,7 +144,8 @@ def plan(
     it keeps its ``served`` set, unless the served active version is not in memory either.
 
     Default models are loaded first. A version that is not resident is evicted if it has had no request for
-    ``idle_seconds``. ``now`` is the time on the clock of the table.
+    ``idle_seconds`` and all resident versions of its model are in memory: if one of these cannot be loaded, the version
+    may replace it. ``now`` is the time on the clock of the table.
     """
     failed = {key for key, entry in table.items() if entry.state is State.FAILED}
     ready = {key for key, entry in table.items() if entry.state is State.READY}
@@ -166,12 +167,15 @@ def plan(
     load = [(name, n) for name, wanted in desired.items() for n in wanted.resident if (name, n) not in ready]
     default_names = snapshot.defaults.values()
     load.sort(key=lambda key: (key[1] != desired[key[0]].active, key[0] not in default_names))
+    incomplete = {name for name, _ in load}
     evict = {}
     for name, number in ready:
         sets = [version_sets[name] for version_sets in (desired, serve) if name in version_sets]
         if not any(number in version_set.numbers for version_set in sets):
             evict[name, number] = "it is not served any more"
-        elif not any(number in each.resident for each in sets) and now - table[name, number].used_at > idle_seconds:
+        elif name in incomplete or any(number in each.resident for each in sets):
+            continue
+        elif now - table[name, number].used_at > idle_seconds:
             evict[name, number] = f"no request for {idle_seconds:g} s"
     return Plan(serve, load, evict, desired)
 

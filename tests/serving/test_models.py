@@ -280,6 +280,23 @@ async def test_a_version_that_did_not_fit_into_memory_is_tried_again_after_30_se
         assert await version(models, "b") == expected
 
 
+async def test_a_version_that_replaces_a_failed_one_stays_in_memory_while_that_is_tried_again(
+    start: Start, folder: Path, control: Control, clock: Clock
+) -> None:
+    control.full.add(2)
+    roll_out(folder, "a", active=3, history=[1, 2])  # version 1 is the previous version, because 2 cannot be loaded
+    models = await start()
+    before = models.loaded()
+    assert [model.id for model in before] == ["a@1", "a@3", "b@1"]
+    clock.now += 400
+    await scan(models)
+    assert models.loaded() == before
+    control.full.clear()
+    clock.now += 400
+    await scan(models)
+    assert [model.id for model in models.loaded()] == ["a@2", "a@3", "b@1"]
+
+
 async def test_a_file_that_cannot_be_read_changes_nothing(start: Start, folder: Path) -> None:
     roll_out(folder, "a", active=2)
     models = await start()
