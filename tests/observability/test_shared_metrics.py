@@ -36,6 +36,7 @@ def metrics_folder(service: ServiceProcess) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_counts_of_replaced_workers_are_kept_and_their_gauges_are_removed(tiny_store: Path) -> None:
     with serving(tiny_store, log_level="error") as service:
         body = {"count": 1}
@@ -51,6 +52,7 @@ def test_counts_of_replaced_workers_are_kept_and_their_gauges_are_removed(tiny_s
             wait_until(lambda: samples(service)["quartet_workers",] == 2)
 
 
+@pytest.mark.slow
 def test_metrics_survive_the_removal_of_their_folder(tiny_store: Path) -> None:
     """systemd removes the folder when the last session of a login user ends."""
     with serving(tiny_store, log_level="error") as service:
@@ -71,6 +73,7 @@ def test_the_service_leaves_no_folder(tiny_store: Path) -> None:
 FULL_SHM = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && dd if=/dev/zero of=/dev/shm/full bs=4k 2>/dev/null; exec "$@"'
 
 
+@pytest.mark.slow
 def test_a_full_dev_shm_kills_nothing(tiny_store: Path) -> None:
     command = ["unshare", "--mount", "bash", "-c", FULL_SHM, "bash"]
     if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True, check=False).returncode:

@@ -190,7 +190,7 @@ def publish_and_remove(client: httpx.Client, store: Path) -> Iterator[int]:
         yield number
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_metrics_of_removed_versions_are_hidden(tiny_store: Path, workers: int) -> None:
     with (
         serving(tiny_store, store_poll_seconds=0.02, workers=workers) as service,
@@ -433,6 +433,7 @@ def test_an_invalid_tracestate_of_a_client_is_not_logged(
     assert caplog.messages == []
 
 
+@pytest.mark.slow
 def test_without_a_collector_opentelemetry_is_not_imported(serve: Serve) -> None:
     code = "import sys, app.main; app.main.create_app(); print('opentelemetry.sdk' in sys.modules)"
     result = subprocess.run(

@@ -62,7 +62,10 @@ def test_sigterm_drains_and_leaves_no_process(tiny_store: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGHUP))],
+)
 def test_a_signal_to_the_process_group_drains(tiny_store: Path, number: int, workers: int) -> None:
     """Ctrl-C, a closed terminal and systemd send the signal to the whole process group."""
     default_handler = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"  # the tests may run under nohup
@@ -87,6 +90,7 @@ def test_workers_stopped_by_sigterm_lose_no_request(tiny_store: Path) -> None:
         wait_until(lambda: len(service.workers) == 2 and not service.workers & before)
 
 
+@pytest.mark.slow
 def test_draining_may_take_longer_than_the_liveness_timeout(tiny_store: Path) -> None:
     with serving(tiny_store, before=SLOW_STEPS, liveness_timeout_seconds=1) as service:
         caller = stream(service, 300)  # takes at least 1.5 s
@@ -97,6 +101,7 @@ def test_draining_may_take_longer_than_the_liveness_timeout(tiny_store: Path) ->
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_a_second_sighup_does_not_interrupt_draining(tiny_store: Path, workers: int) -> None:
     default_handler = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"
     with serving(tiny_store, own_group=True, before=default_handler + SLOW_STEPS, workers=workers) as service:
@@ -109,6 +114,7 @@ def test_a_second_sighup_does_not_interrupt_draining(tiny_store: Path, workers: 
         assert service.process.wait(TIMEOUT_SECONDS) == 0
 
 
+@pytest.mark.slow
 def test_sighup_is_ignored_under_nohup(tiny_store: Path) -> None:
     ignoring_handler = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"
     with serving(tiny_store, own_group=True, before=ignoring_handler) as service:
@@ -118,6 +124,7 @@ def test_sighup_is_ignored_under_nohup(tiny_store: Path) -> None:
         assert service.workers == before
 
 
+@pytest.mark.slow
 def test_a_hung_worker_does_not_outlive_the_supervisor(tiny_store: Path) -> None:
     with serving(
         tiny_store, before=HANG_ON_SEVEN, own_group=True, shutdown_grace_seconds=0.1, inline_seconds=0.05
@@ -131,7 +138,7 @@ def test_a_hung_worker_does_not_outlive_the_supervisor(tiny_store: Path) -> None
         caller.close()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_second_signal_exits_immediately(tiny_store: Path, workers: int) -> None:
     with serving(tiny_store, workers=workers, shutdown_grace_seconds=60) as service:
         processes, caller = service.workers, service.connect()
@@ -144,7 +151,9 @@ def test_a_second_signal_exits_immediately(tiny_store: Path, workers: int) -> No
         caller.close()
 
 
-@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("workers", "threads"), [(1, 1), *(pytest.param(2, threads, marks=pytest.mark.slow) for threads in (1, 2))]
+)
 def test_a_signal_during_the_start_exits_immediately(tiny_store: Path, workers: int, threads: int) -> None:
     def handles_sigterm() -> bool:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -165,6 +174,7 @@ def test_a_signal_during_the_start_exits_immediately(tiny_store: Path, workers: 
 CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
+@pytest.mark.slow
 def test_process_1_can_be_stopped_while_torch_is_imported(tiny_store: Path, tmp_path: Path) -> None:
     if not shutil.which("unshare") or subprocess.run([*CONTAINER, "true"], capture_output=True, check=False).returncode:
         pytest.skip("unshare is missing or not permitted")
@@ -181,7 +191,7 @@ def test_process_1_can_be_stopped_while_torch_is_imported(tiny_store: Path, tmp_
             process.kill()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_readiness_turns_off_at_the_signal_and_requests_are_still_answered(tiny_store: Path, workers: int) -> None:
     """Connections without a request stay open after the signal. Only the readiness check then gets 503."""
 
@@ -205,7 +215,7 @@ def test_readiness_turns_off_at_the_signal_and_requests_are_still_answered(tiny_
         assert service.process.wait(TIMEOUT_SECONDS) == 0
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_request_that_cannot_finish_before_the_stop_gets_503(tiny_store: Path, workers: int) -> None:
     with serving(
         tiny_store, before=HANG_ON_SEVEN, workers=workers, shutdown_grace_seconds=1, inline_seconds=0
@@ -220,6 +230,7 @@ def test_a_request_that_cannot_finish_before_the_stop_gets_503(tiny_store: Path,
         assert not [process for process in processes if Path(f"/proc/{process}").exists()]
 
 
+@pytest.mark.slow
 def test_a_client_that_stops_reading_does_not_delay_the_stop(tiny_store: Path) -> None:
     with serving(tiny_store, shutdown_grace_seconds=1) as service, socket.socket() as caller:
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

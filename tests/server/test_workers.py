@@ -86,6 +86,7 @@ def test_callers_are_distributed_evenly(tiny_store: Path, starts: int) -> None:
                 assert fewest >= 28, (fewest, most)
 
 
+@pytest.mark.slow
 def test_connections_are_distributed_one_by_one_and_metrics_are_added_up(tiny_store: Path) -> None:
     with serving(tiny_store) as service, httpx.Client(base_url=service.url, timeout=TIMEOUT_SECONDS) as client:
         callers = [connect_all(service, 1)[0] for _ in range(12)]
@@ -111,6 +112,7 @@ def test_a_slow_worker_does_not_block_the_others(tiny_store: Path) -> None:
             assert counts(service) == [8, 8]
 
 
+@pytest.mark.slow
 def test_connections_wait_while_all_workers_are_stopped(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         for worker in service.workers:
@@ -160,6 +162,7 @@ def test_a_killed_worker_loses_only_its_own_connections(tiny_store: Path) -> Non
                 assert metric_samples(client)[LIVE] == 8 + 8 + 4  # including the requests of the dead worker
 
 
+@pytest.mark.slow
 def test_connections_are_rebalanced_after_a_replacement(tiny_store: Path) -> None:
     with serving(tiny_store, log_level="error") as service:
         callers = connect_all(service, 12)
@@ -181,6 +184,7 @@ def test_connections_are_rebalanced_after_a_replacement(tiny_store: Path) -> Non
             pass
 
 
+@pytest.mark.slow
 def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
     with serving(tiny_store, liveness_timeout_seconds=2, log_level="error") as service:
         before = service.workers
@@ -233,7 +237,7 @@ def test_a_failing_worker_gets_no_connections_while_another_works(tiny_store: Pa
         wait_until(lambda: statuses(8) == [200] * 8)
 
 
-@pytest.mark.parametrize("inline_seconds", [0, 0.05])
+@pytest.mark.parametrize("inline_seconds", [pytest.param(0, marks=pytest.mark.slow), 0.05])
 def test_a_single_process_with_a_hung_network_exits(tiny_store: Path, inline_seconds: float) -> None:
     """The network hangs on a thread or on the event loop."""
     with serving(
@@ -252,6 +256,7 @@ def test_a_single_process_with_a_hung_network_exits(tiny_store: Path, inline_sec
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_pausing_all_processes_ends_no_worker(tiny_store: Path, workers: int) -> None:
     """All processes of a frozen container are paused. In this test, the pause is longer than the liveness timeout."""
     with serving(tiny_store, own_group=True, workers=workers, liveness_timeout_seconds=1, log_level="error") as service:
@@ -266,6 +271,7 @@ def test_pausing_all_processes_ends_no_worker(tiny_store: Path, workers: int) ->
         assert service.process.poll() is None
 
 
+@pytest.mark.slow
 def test_each_worker_has_room_for_the_largest_body(tiny_store: Path) -> None:
     """A worker accepts the largest body even if its share of max_buffered_bytes is smaller."""
     with serving(tiny_store, max_body_bytes=40_000, max_buffered_bytes=50_000) as service:
@@ -278,20 +284,14 @@ def test_an_invalid_host_name_gives_a_clear_error() -> None:
         bind("a..b", 0)
 
 
-def start_at(store: Path, port: int, workers: int) -> subprocess.CompletedProcess[str]:
-    settings = {"PORT": port, "STORE": store, "WORKERS": workers, "LOG_LEVEL": "error"}
-    environment = {**os.environ, **{f"QUARTET_{name}": str(value) for name, value in settings.items()}}
-    command = [sys.executable, "-m", "app.main"]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_used_address_gives_a_clear_error(tiny_store: Path, workers: int) -> None:
+def test_a_used_address_gives_a_clear_error(tiny_store: Path, workers: int, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        result = start_at(tiny_store, port, workers)
-    assert result.returncode == 1
-    assert result.stderr.strip() == f"QUARTET_HOST '127.0.0.1', QUARTET_PORT {port}: cannot listen: " + os.strerror(98)
+        with start_process(tiny_store, port=port, workers=workers) as process:
+            assert process.wait(TIMEOUT_SECONDS) == 1
+    message = f"QUARTET_HOST '127.0.0.1', QUARTET_PORT {port}: cannot listen: {os.strerror(98)}"
+    assert capfd.readouterr().err.strip() == message
 
 
 USED_AT_FORK = """
@@ -303,6 +303,7 @@ os.register_at_fork(before=other.listen)
 """
 
 
+@pytest.mark.slow
 def test_an_address_that_another_process_uses_during_the_start_gives_a_clear_error(
     tiny_store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,6 +314,7 @@ def test_an_address_that_another_process_uses_during_the_start_gives_a_clear_err
     assert f"cannot listen: {os.strerror(98)}" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_process_1_reports_a_stopped_command_as_failed() -> None:
     """Only the service handles SIGTERM in process 1; a training or an import does not end with status 0."""
     code = "import os, signal; os.getpid = lambda: 1; import app, app.networks; print(signal.getsignal(signal.SIGTERM))"
