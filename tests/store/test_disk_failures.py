@@ -37,6 +37,8 @@ OPERATIONS: dict[str, Operation] = {
     "unload": lambda store, _: store.unload("tiny-cgan"),
     "change the default": lambda store, _: store.make_default("tiny-cgan"),
 }
+# They write the same files as other operations.
+SLOW = "publish the first model of a task", "start a canary"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,10 @@ def problems(folder: Path) -> list[dict[str, Any]]:
     return [row for row in catalogue.verify(Store(folder)) if row["problem"]]
 
 
-@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+@pytest.mark.parametrize(
+    "operation",
+    [pytest.param(each, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, each in OPERATIONS.items()],
+)
 @pytest.mark.parametrize("killed", [False, True], ids=["failed", "killed"])
 def test_after_any_failure_the_store_is_old_or_new_and_usable(
     operation: Operation, killed: bool, original: Path, content: bytes, tmp_path: Path
