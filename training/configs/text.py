@@ -71,5 +71,15 @@ RNN_GATED = RnnConfig(
     bfloat16=1,
     renamed_share=0.6,
 )
-RNN_OWN = replace(RNN_GATED, hidden=192, layers=2, epochs=20, bptt=128, validation=0.05, renamed_share=0.0)
+RNN_OWN = replace(
+    RNN_GATED,
+    hidden=160,
+    layers=2,
+    epochs=20,
+    bptt=64,
+    learning_rate=6e-3,
+    dropout=0.1,
+    validation=0.05,
+    renamed_share=0.0,
+)
 RNN_PRESETS = {"workshop": RNN_WORKSHOP, "gated": RNN_GATED, "own": RNN_OWN}

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.run import Budget, Run, permutation
 
-REPORTS = 30  # number of validations of a training with a time limit
+REPORTS = 10  # a training with a time limit has this number of reports, and one more for each minute
 
 
 class Recipe(Protocol):
@@ -32,10 +32,10 @@ class Recipe(Protocol):
 def fit(run: Run, recipe: Recipe, budget: Budget, reports: int) -> None:
     """Train until the budget is used. Log losses and validation metrics ``reports`` times, evenly spread.
 
-    With a time limit, the number of reports is REPORTS.
+    With a time limit, the number of reports depends on the time, so that they do not take most of it.
     """
     run.track(**recipe.state())
-    reports = reports if budget.seconds is None else REPORTS
+    reports = reports if budget.seconds is None else REPORTS + round(budget.seconds / 60)
     for step in run.steps(budget):
         losses = recipe.update(step, run.done)
         if run.is_due(reports):

@@ -17,11 +17,12 @@ from training.data.series.sources import training_sources
 from training.data.series.windows import Batch, WindowSampler
 from training.evaluation.forecaster import PREFIXES
 from training.loops.best_weights import BestWeights
-from training.loops.fit import REPORTS, averaged, fit
+from training.loops.fit import averaged, fit
 from training.options import Options
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 MAX_ERROR = 50  # largest difference of a target from the naive forecast, in MASE scales; larger ones are clipped
+REPORTS = 25  # validations of the pretraining
 HIDDEN_SEASON_SHARE = 0.15  # share of the windows for which the network does not receive the season
 
 

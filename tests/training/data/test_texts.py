@@ -115,7 +115,7 @@ def test_the_validation_part_is_a_share() -> None:
     [
         (0, "the training part has only 0 characters, which is too short for --batch 32"),
         (50, "the training part has only 50 characters, which is too short for --batch 32"),
-        (640, "--bptt 128 is too large: with --batch 32 each stream has 20 characters, so at most 19 are possible"),
+        (640, "--bptt 64 is too large: with --batch 32 each stream has 20 characters, so at most 19 are possible"),
     ],
 )
 def test_a_training_part_that_is_too_short_is_rejected(characters: int, message: str) -> None:
