@@ -147,6 +147,7 @@ def test_a_program_of_torch_is_converted(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs["cumsum"], x * 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_program_that_cannot_be_converted_is_rejected_with_its_operator(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
