@@ -26,9 +26,9 @@ serve: .venv/serve ## serve the networks in models_store/ on port 8000; PORT=811
 	@QUARTET_HOST=$(HOST) QUARTET_PORT=$(PORT) exec $(BIN)/python -m app.main
 
 test: .venv/test ## run the tests that take a few minutes together, on all cores; ALLOW_SKIPS=1 permits skipped tests
-	$(PYTEST) $(ARGS)
+	SIMULATION_SEED=1 SEED=1 $(PYTEST) --hypothesis-seed=1 $(ARGS)
 
-test-all: .venv/test-all ## run all tests, also the slow ones, and those with the oldest dependencies and the container image
+test-all: .venv/test-all ## run all tests with fresh random seeds, also the slow ones, and those with the oldest dependencies and the container image
 	$(PYTEST) -m "" $(ARGS)
 	$(MAKE) oldest image-check
 
