@@ -304,7 +304,7 @@ def test_the_index_column_may_hold_the_time_stamps(tmp_path: Path, name: str) ->
         (["a,b", "x,y"], {}, "has no column of numbers; its columns are: a, b"),
         (["id,b", "1,x", "2,y"], {"time": "none"}, "has no column of numbers; column 'id' only numbers the rows"),
         (["a,b"], {}, "has no rows below its column names: a, b"),
-        (["a,b", "1,2"], {"columns": ["c"]}, "has no column 'c'; its columns are: a, b"),
+        (["a,b", "1,2"], {"columns": ["c"]}, "there is no column 'c'; its columns are: a, b"),
         (["a,b", "1,2"], {"sheet": "c"}, "is no Excel file, so it has no sheet 'c'"),
         (["a,b", "1,2"], {"encoding": "c"}, "--encoding c: Python knows no such encoding"),
         (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"format": "%H"}, "--format %H does not fit the cells"),
