@@ -1,319 +1,271 @@
-"""Write docs/measurements.md and the README's key figures from the model cards and benchmarks/results/.
+"""Write docs/measurements.md and the tables in README.md and docs/how-to/sizing.md.
 
 python -m docs.measurements     # make report
+
+All figures come from the model cards in models_store/ and from the files in benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from app import store
-from app.store import Store
-from docs.markdown import table
+from app.store import Card, Store
+from docs.markdown import code, table
 
 ROOT = Path(__file__).parent.parent
-STORE = ROOT / "models_store"
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "measurements.md"
-README = ROOT / "README.md"
-KEY_FIGURES_BLOCK = re.compile(
-    r"(<!-- key figures, written by make report -->\n).*?(<!-- end of key figures -->)", re.S
-)
+READINGS = ROOT / "training" / "test_measurements.jsonl"
+BLOCK = re.compile(r"(<!-- written by make report: (\w+) -->\n).*?(<!-- end -->)", re.S)
+SERVING = "speed/serving"
+PLAIN = "a FastAPI server without batching"
 
 HEAD = """# Measurements
 
-`make report` writes this page from the model cards in `models_store/` and the files in `benchmarks/results/`. Each
-section states its command, machine and date. To update a figure, run the command of its section again, and edit the
-file in `benchmarks/results/`. For the section
-[Quartet and a plain FastAPI server](#quartet-and-a-plain-fastapi-server),
-`make bench ARGS="--save benchmarks/results/speed/serving.json"` writes this file.
+`make report` writes this page from the model cards and from the files in `benchmarks/results/`.
 
-- [Models](#models): the results of each network on its test data
-- [Accuracy](#accuracy): comparisons with other forecasters, and training on your own data
-- [Speed](#speed): throughput and latency
-- [Reliability](#reliability): restarts, overload, kills and long runs
+## Quality of the included models
 
-## Models
+`make evaluate` measures the figures of the cards again with the code of the service, and fails if one differs.
+[Metrics](reference/model-card.md#metrics) explains their names. The card of each model
+(`models_store/<name>/<version>/card.json`, or `GET /v1/models`) has all figures, with the data, the seed and the command.
 
-Each figure is stored on the card of its model (`models_store/<name>/<version>/card.json`, or `GET /v1/models`), with
-its data, seed and command. [Metrics](reference/model-card.md#metrics) explains the names of the figures. `make
-evaluate` measures all figures again with the code of the service. The command fails if a figure differs by more than
-its rounding, or if the data differ from those on the card. In two cases, the command only prints a difference and does
-not fail. In the first case, the processor computes the network in bfloat16. In the second case, a classifier is trained
-for the metric, and the processor differs from that of the first measurement.
+Hyperparameters were chosen on validation data. Each model was trained with one seed. The column *test readings* counts
+how often the test data were read for this model, with unpublished trainings; `training/test_measurements.jsonl` lists
+each reading.
 
-Hyperparameters were chosen on validation parts. Each model was trained with seed 0. Three models were trained again
-with other seeds, but no model was selected as the best of several seeds. `cifar10-accurate` was trained a second time
-for the calibration of its probabilities. `series-lstm@3` and the network of `shakespeare-rnn@5` were trained three
-times to measure the spread of their figures. The sections [Three seeds of series-lstm 3](#three-seeds-of-series-lstm-3)
-and [Three seeds of shakespeare-rnn 5](#three-seeds-of-shakespeare-rnn-5) and [training/LOG.md](../training/LOG.md)
-describe these trainings.
-
-The table states how often each model was measured on the test part:
-
-| model | measurements on the test part |
-|---|---|
-| `series-lstm@3`, `mnist-cgan`, `mnist-gan`, `mnist-judge` | one |
-| `shakespeare-rnn@5` | three. Version 4 was measured once, after it was chosen from two networks on validation data. In version 5, its logits are divided by a temperature that was fitted to validation data. This version was measured twice with the same weights, because the notes on the first card were wrong |
-| `cifar10-accurate` | three: first an earlier network with another training (accuracy 0.9316, published as `cifar10-robust` 1), then with the calibration of its own training (calibration error 0.0117, and 0.0091 with test-time augmentation), and with the published calibration |
-| `cifar10-lenet` | two: for a training with batch size 128 (accuracy 0.742), and for the published training with batch size 512, which is faster |
-| `sine-lstm` | two: before and after a change of the code that computes the forecasts of 50 steps in one call. The figures were the same |
-| `cifar10-whitened` | three: first without a correction for label smoothing (calibration error 0.0106, and 0.0110 with test-time augmentation), then with another correction (0.0090 and 0.0071), then with the published correction |
-| `shakespeare-rnn@1` | three. Parts of the test part were read once more to analyse the loss; see [training/LOG.md](../training/LOG.md) |
-
-During development, test runs of one or two epochs also printed figures of the test parts. These figures were not used
-to choose anything. From 27 to 30 November 2026, the code added a line to the end of [training/LOG.md](../training/LOG.md)
-for each training that measured on a test part. The section [Corruptions of ImageNet-C](#corruptions-of-imagenet-c) read 500
-test images of CIFAR-10 once more, after all choices.
-
-The figures of `cifar10-accurate` were measured in bfloat16, and those of `cifar10-whitened` in float32. When the
-service loads such a model, it times a convolution in bfloat16 and in float32, and uses bfloat16 if it is clearly
-faster. On some processors, bfloat16 is slower than float32. In bfloat16, the accuracy of `cifar10-whitened` is 0.9417
-(0.9463 with test-time augmentation). No other figure of this model changes by more than 0.001. In float32, the accuracy
-of `cifar10-accurate` is 0.9545, and its calibration error is 0.0064 (0.0056 with test-time augmentation).
-
-`samples_only_accuracy` of `mnist-cgan` depends on the processor: it is 0.989 on an AMD EPYC, and 0.987 on an Intel
-Xeon. For this figure, a classifier is trained on generated images, and rounding changes the training. All other figures
-are the same on both processors.
-
-The main figure of an image generator is its Fréchet distance divided by a floor. The Fréchet distance compares two sets
-of images in the features of the reference classifier `mnist-judge`. The floor is the distance between two sets of real
-images: the test images, and training images that this classifier has not seen. For `mnist-cgan`, the ratio is 5.39 /
-4.92 = 1.10. The floor has a standard error of 0.50 (jackknife with ten parts), which contributes a standard error of
-0.11 to the ratio. The error of the distance of the generated images is not estimated. New cards state the ratio and the
-contribution of the floor as `frechet_ratio_unseen` and `frechet_ratio_unseen_spread`.
-
-The older figure `frechet_ratio` (1.04 before rounding) uses another floor: the distance between the test images and
-training images that the classifier has seen. For 11 disjoint random sets of 5,000 training images, the mean of this
-floor is 5.57, and its standard deviation is 0.84. The jackknife also estimates 0.84.
 """
-SPEED_HEAD = """
-### Speed of one thread
+ONE_THREAD = """
+- `*_views`: with test-time augmentation (`QUARTET_TTA`).
+- `accuracy_damaged`: on images with noise, blur, low contrast, changed brightness, pixelation or JPEG artefacts.
+- `hourly_owa`, `weekly_owa`: error on the test parts of the M4 competition. The forecast of the benchmark Naive2 has 1.
+- `nats_per_character`: on the last tenth of Shakespeare's plays, which was not used in training.
+- `frechet_distance` has to be compared with `frechet_floor`, the distance between two sets of real digits.
 
-Each training measures the speed of its network on one thread with the code of the service, and stores the figures on the
-model card. `python -m training.evaluation.speed` measures these figures again. On a machine that other programs use, the
-results of two runs can differ by 15 % or more.
+## Speed of one network on one thread
 
-Rows of different machines cannot be compared, and several machines have the name AMD EPYC. On the same Intel Xeon with
-AMX, `cifar10-whitened` classifies 1,780 and `cifar10-accurate` 841 images per second in batches of 64.
+Each training measures its network with the code of the service, and stores the result on the card. `python -m
+training.evaluation.speed` measures it again. Rows from different machines cannot be compared.
+
 """
+SERVING_HEAD = """
+## Speed of the service
+
+`FastAPI` is a server that calls the same networks directly in the request handler, without batching. The
+table shows requests per second, and the 99th percentile of the latency. Each figure is a median over rounds in which the
+servers take turns.
+
+"""
+PEERS_HEAD = """
+## Other model servers
+
+Requests per second. Each server is configured as its documentation recommends; `benchmarks/peers/` has the code.
+`mosec-x2` and `triton-x2` have two processes for each model, and the other columns of Quartet and FastAPI have two workers.
+
+"""
+SMALL_HEAD = """
+The next run measured other servers with the workshop's CNN.
+
+"""
+FORECASTERS_HEAD = """
+## Other forecasters
+
+Mean absolute scaled error (MASE) relative to a forecast that repeats the last season; lower is better. `series-lstm` was
+not trained on these series, but its hyperparameters were chosen on the M1 series.
+
+"""
+RELIABILITY_HEAD = """
+## Reliability
+
+Each command fails if a limit is exceeded. The load generator shares the two cores with the service.
+
+"""
+ATTACK_HEAD = """
+The next table shows the 99th percentile of the latency of a normal client while attackers send harmful requests. {}
+requests of the normal client failed.
+
+"""
+DETAILS = re.compile(
+    "open file|threads|after (two|three|four)|p50|classifications|duration|other requests$|last failure|per second"
+)
+QUALITY = ("accuracy", "accuracy_views", "accuracy_damaged", "calibration_error", "nats_per_character", "hourly_owa",
+           "weekly_owa", "hourly_coverage_95", "free_running_rmse", "frechet_distance", "frechet_floor",
+           "conditional_accuracy")  # fmt: skip
 ITEMS = {"classify": "images", "continue": "characters", "forecast": "forecasts", "sample": "images"}
-SECTIONS = {
-    "accuracy": "This section contains results of `training/` that are not on the model cards.",
-    "speed": "`ours` is Quartet. `ours 2x1` means two workers with one thread each. `plain` is a FastAPI server without "
-    "batching. The column `of plain` is the throughput divided by the throughput of `plain` with the same number of callers. "
-    "`min` and `max` are the smallest and the largest throughput of a round. `p50`, `p95` and `p99` are percentiles of the "
-    "latency. `CPU s/s` is the number of CPU seconds that all processes of the server use per second. `PSS` is the memory of "
-    "all its processes. It divides a shared page of memory between all processes that use this page. The benchmark and the "
-    "other servers also use pages of PyTorch's files, so the PSS is lower than on a machine without them. A table of targets compares figures with a required value "
-    "(`must`) and a desired value (`goal`).\n\n"
-    "Known error of the tables that were measured before 2026-11-29: this project's load generator counted a request that was "
-    "unfinished at the end as a fraction, but subtracted nothing at the start. So it overstated the throughput of servers "
-    "with many waiting requests. For texts with 32 callers, it gave 40 requests/s for `plain`, while 32 callers divided by "
-    "the median latency are 37. The ratio to `plain` was therefore too low. Rows that were measured with wrk are not affected. "
-    "With the corrected load generator, but on a slower machine without AVX-512, the ratio for texts is 8.74 with 32 callers and "
-    "12.49 with 64 callers.",
-    "reliability": "Each command exits with an error if a limit is exceeded. `soak`, `determinism` and `restarts` compare "
-    "the content of answers with the expected content, and `cluster` does so in its part `same`. `attack` and `overload` "
-    "check only the status and the time of answers.",
-}
 
 
-class KeyFigure(NamedTuple):
-    """A row of the README's table of key figures. ``read`` returns the value, and ``show`` formats it as text."""
-
-    label: str
-    read: Callable[[], float]
-    show: Callable[[float], str]
-    command: str
+START = "start and memory, included networks"
+CNN, TEXT, FORECAST = "workshop CNN, one 32x32 PNG", "text, 32 characters in, 200 out", "forecasts of 48 steps"
+SIZED = (CNN, "cifar10-whitened, one 32x32 PNG", TEXT, FORECAST, "16 digits as PNGs")
 
 
-def metric(name: str, key: str) -> Callable[[], float]:
-    """Return a function that reads a metric from the card of the newest version of a model."""
-    return lambda: cards()[name][-1].metrics[key].value
+def metric(name: str, key: str) -> float:
+    """Return a metric from the card of the newest version of a model."""
+    return [card for card in cards() if card.name == name][-1].metrics[key].value
 
 
-def result(path: str, title: str, column: str, **cells: object) -> Callable[[], float]:
-    """Return a function that reads a number from the table ``title`` in ``benchmarks/results/{path}.json``.
-
-    ``cells`` maps columns to values. The number is in ``column`` of the only row that has these values.
-    """
-
-    def read() -> float:
-        (source,) = [each for each in load(RESULTS / f"{path}.json")["tables"] if each["title"] == title]
-        rows = [dict(zip(source["columns"], row, strict=True)) for row in source["rows"]]
-        (row,) = [row for row in rows if all(row[key] == value for key, value in cells.items())]
-        return float(row[column])
-
-    return read
+def serving(title: str, column: str, server: str = "ours", callers: int | None = 64) -> Any:
+    """Return a figure of a table in ``benchmarks/results/speed/serving.json``."""
+    for source in load(SERVING)["tables"]:
+        for values in source["rows"]:
+            row = dict(zip(source["columns"], values, strict=True))
+            if (source["title"], row.get("server"), row.get("callers")) == (title, server, callers):
+                return row[column]
+    raise KeyError(title)
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def load(path: str) -> Any:
+    return json.loads((RESULTS / f"{path}.json").read_text("utf-8"))
 
 
-def amount(unit: str, decimals: int = 0) -> Callable[[float], str]:
-    return lambda value: f"{value:,.{decimals}f} {unit}".strip()
+def cards() -> list[Card]:
+    """Return the cards of all versions, those of a model in the order of their numbers."""
+    store = Store(ROOT / "models_store")
+    return [store.card(*key) for key in sorted(store.versions())]
 
 
-CNN, TEXT = "workshop CNN, one 32x32 PNG", "text, 32 characters in, 200 out"
-BENCH = "make bench"
-KEY_FIGURES = [
-    KeyFigure(
-        "CIFAR-10 test accuracy, `cifar10-accurate`", metric("cifar10-accurate", "accuracy"), percent, "make evaluate"
-    ),
-    KeyFigure(
-        "the same for images with noise, blur and other corruptions",
-        metric("cifar10-accurate", "accuracy_damaged"),
-        percent,
-        "make evaluate",
-    ),
-    KeyFigure(
-        "test loss of `shakespeare-rnn` on Shakespeare's plays",
-        metric("shakespeare-rnn", "nats_per_character"),
-        amount("nats per character", 3),
-        "make evaluate",
-    ),
-    KeyFigure(
-        "error of `series-lstm` on the M4 hourly series, relative to a naive forecast (OWA, overall weighted average)",
-        metric("series-lstm", "hourly_owa"),
-        amount("", 3),
-        "make evaluate",
-    ),
-    KeyFigure(
-        "Fréchet distance of `mnist-cgan` to real digits, divided by the distance between two sets of real digits "
-        "(4.92, standard error 0.50). 1 is ideal",
-        lambda: metric("mnist-cgan", "frechet_distance_5000")() / metric("mnist-cgan", "frechet_floor_5000")(),
-        amount("", 2),
-        "make evaluate",
-    ),
-    KeyFigure(
-        "image classifications per second, `cifar10-lenet`, 64 concurrent clients",
-        result("speed/serving", CNN, "requests/s", server="ours", callers=64),
-        amount("requests/s"),
-        BENCH,
-    ),
-    KeyFigure(
-        "the same, relative to a FastAPI server without batching",
-        result("speed/serving", CNN, "of plain", server="ours", callers=64),
-        amount("x", 2),
-        BENCH,
-    ),
-    KeyFigure(
-        "generated texts of 200 characters per second, 32 concurrent clients, relative to a FastAPI server without batching",
-        result("speed/serving", TEXT, "of plain", server="ours", callers=32),
-        amount("x", 2),
-        BENCH,
-    ),
-    KeyFigure(
-        "time from the start until the service is ready, with two workers (on 27 November 2026, with ten versions of eight "
-        "networks in memory)",
-        result("speed/serving", "targets", "measured", figure="start to ready"),
-        amount("s", 2),
-        BENCH,
-    ),
-    KeyFigure(
-        "failed requests during eight restarts of services, one after the other, under load",
-        result("reliability/restarts", "", "value", figure="failed requests"),
-        amount(""),
-        "make restarts",
-    ),
-]
-
-
-def load(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8"))
-
-
-def cards() -> dict[str, list[store.Card]]:
-    """Return the cards of all versions by model name, the oldest version first."""
-    cards: dict[str, list[store.Card]] = {}
-    for name, number in Store(STORE).versions():
-        cards.setdefault(name, []).append(Store(STORE).card(name, number))
-    return cards
-
-
-def numbers(columns: dict[str, Any], rows: list[list[Any]]) -> str:
-    """Return a Markdown table. ``columns`` maps each name to its decimals: a number, "g" (all) or None (text)."""
-    shown = [[show(value, form) for value, form in zip(row, columns.values(), strict=True)] for row in rows]
-    return table(list(columns), shown, [name for name, form in columns.items() if form is not None])
-
-
-def show(value: Any, form: Any) -> str:
-    if value is None:
-        return ""
-    if form is None or isinstance(value, str):
-        return str(value)
-    return f"{value:,}" if form == "g" else f"{value:,.{form}f}"
-
-
-def models() -> Iterator[str]:
-    """Yield a section with the figures of each card."""
-    for name, versions in cards().items():
-        for card in reversed(versions):
-            yield f"\n### {name}@{card.version}\n\n{card.title}. Trained by `{card.command}` in {card.minutes:g} minutes "
-            yield f"({card.hardware}).\n\n"
-            rows = [
-                [f"`{key}`", f"{figure.value:.{figure.decimals}f}", figure.split]
-                for key, figure in card.metrics.items()
-            ]
-            yield numbers({"figure": None, "value": 0, "measured on": None}, rows)
-
-
-def speeds() -> str:
-    rows: list[list[Any]] = []
-    for versions in cards().values():
-        for card in versions:
-            if speed := card.speed:
-                item = ITEMS[card.task]
+def quality() -> str:
+    readings = Counter(json.loads(line)["version"] for line in READINGS.read_text("utf-8").splitlines())
+    rows = []
+    for card in cards():
+        name = f"{card.name}@{card.version}"
+        for key in QUALITY:
+            if key in card.metrics:
+                figure = card.metrics[key]
                 rows.append(
-                    [f"`{card.name}@{card.version}`", speed.milliseconds, speed.per_second, item, speed.hardware]
+                    [code(name), code(key), f"{figure.value:.{figure.decimals}f}", readings[name] if name else ""]
                 )
-    columns = {"model": None, "one item, ms": "g", "items per second, batches of 64": 0, "item": None, "machine": None}
-    return numbers(columns, rows)
+                name = ""
+    return table(["model", "metric", "value", "test readings"], rows, ["value", "test readings"])
 
 
-def run(path: Path) -> Iterator[str]:
-    """Yield the section for one file of results."""
+def one_thread() -> str:
+    rows = [
+        [
+            code(f"{card.name}@{card.version}"),
+            speed.milliseconds,
+            f"{speed.per_second:,.0f}",
+            ITEMS[card.task],
+            speed.hardware,
+        ]
+        for card in cards()
+        if (speed := card.speed)
+    ]
+    heads = ["model", "one item, ms", "items per second, batches of 64", "item", "machine"]
+    return table(heads, rows, heads[1:3])
+
+
+def about(path: str) -> str:
+    """Return the command, the machine and the date of a run as a paragraph."""
     content = load(path)
-    yield f"\n### {content['title']}\n\n"
-    command = content["command"]
-    yield f"- Command: {f'`{command}`' if ' in ' not in command else command}\n- Machine: {content['machine']}\n"
-    yield f"- Date: {content['date']}\n"
-    if content.get("software"):
-        yield f"- Software: {content['software']}\n"
-    yield from (f"- {note}\n" for note in content["notes"])
-    for each in content["tables"]:
-        title = f"\n{each['title']}:\n" if each["title"] else ""
-        yield f"{title}\n{numbers(each['columns'], each['rows'])}"
+    return f"`{content['command']}`, {content['date']}, {content['machine']}.\n\n"
+
+
+def by_server(path: str, *columns: str, callers: tuple[int, ...] = (1, 64)) -> str:
+    """Return a table with a row for each kind of request and number of callers, and the columns of each server."""
+    rows: dict[tuple[str, int], dict[str, str]] = {}
+    for source in load(path)["tables"]:
+        for values in source["rows"]:
+            row = dict(zip(source["columns"], values, strict=True))
+            if {*columns, "CPU s/s"} <= row.keys() and row["callers"] in callers:
+                server = re.sub(r"^ours.*", "Quartet", re.sub(r"^plain.*", "FastAPI", row["server"]))
+                figures = {
+                    f"{server}{f', {column}' if columns[1:] else ''}": f"{row[column]:,.0f}" for column in columns
+                }
+                rows.setdefault((source["title"], row["callers"]), {}).update(figures)
+    heads = sorted(
+        {head: 0 for row in rows.values() for head in row}, key=lambda head: head.partition(", ")[2] == "p99 ms"
+    )
+    lines = [[*key, *(row.get(head, "") for head in heads)] for key, row in rows.items()]
+    return table(["request", "callers", *heads], lines, ["callers", *heads])
+
+
+def start() -> str:
+    (source,) = [each for each in load(SERVING)["tables"] if each["title"] == START]
+    columns = [list(source["columns"]).index(name) for name in ("server", "ready after s", "PSS MiB")]
+    rows = [[row[column] for column in columns] for row in source["rows"]]
+    return table(["start with the included networks", "ready after s", "memory (PSS), MiB"], rows)
+
+
+def forecasters() -> str:
+    (source,) = load("accuracy/forecasters")["tables"]
+    rows: dict[str, dict[str, float]] = {}
+    for series, forecaster, _, relative, *_ in source["rows"]:
+        rows.setdefault(series, {})[forecaster] = relative
+    names = ["series-lstm@3", "series-lstm@3, season detected", "Theta", "AutoETS"]
+    return table(
+        ["series", *names], [[key, *(f"{row[name]:.3f}" for name in names)] for key, row in rows.items()], names
+    )
+
+
+def reliability() -> Iterator[str]:
+    """Yield the table of attacks, and one table of all other runs."""
+    rows = []
+    for path in sorted((RESULTS / "reliability").glob("*.json")):
+        content = load(f"reliability/{path.stem}")
+        for source in content["tables"]:
+            if list(source["columns"]) == ["figure", "value", "unit"]:
+                kept = [row for row in source["rows"] if not DETAILS.search(row[0])]
+                rows += [[code(content["command"]), label, f"{value:,} {unit}"] for label, value, unit in kept]
+    yield table(["command", "figure", "value"], rows, ["value"])
+    (attacks,) = load("reliability/attack")["tables"]
+    yield ATTACK_HEAD.format(sum(row[6] for row in attacks["rows"])) + about("reliability/attack")
+    heads = ["attack", "connections", "p99 alone, ms", "p99 during the attack, ms"]
+    yield table(heads, [row[:4] for row in attacks["rows"]], heads[1:])
 
 
 def page() -> str:
     """Return the text of docs/measurements.md."""
-    parts = [HEAD, *models(), SPEED_HEAD, "\n", speeds()]
-    for folder, text in SECTIONS.items():
-        parts.append(f"\n## {folder.capitalize()}\n\n{text}\n")
-        for path in sorted((RESULTS / folder).glob("*.json")):
-            parts += run(path)
-    return "".join(parts)
+    return "".join([
+        HEAD, quality(), ONE_THREAD, one_thread(),
+        SERVING_HEAD, about(SERVING), by_server(SERVING, "requests/s", "p99 ms"), "\n", start(),
+        PEERS_HEAD, about("speed/competitors"), by_server("speed/competitors", "requests/s", callers=(64,)),
+        SMALL_HEAD, about("speed/peers"), by_server("speed/peers", "requests/s"),
+        FORECASTERS_HEAD, about("accuracy/forecasters"), forecasters(),
+        RELIABILITY_HEAD, *reliability(),
+    ])  # fmt: skip
 
 
 def key_figures() -> str:
     """Return the README's table of key figures."""
-    rows: list[list[Any]] = [
-        [figure.label, figure.show(figure.read()), f"`{figure.command}`"] for figure in KEY_FIGURES
+    rows = [
+        ("`cifar10-accurate`: accuracy on CIFAR-10", f"{metric('cifar10-accurate', 'accuracy'):.1%}"),
+        ("the same with noise, blur and similar", f"{metric('cifar10-accurate', 'accuracy_damaged'):.1%}"),
+        ("`shakespeare-rnn`: nats per character", f"{metric('shakespeare-rnn', 'nats_per_character'):.3f}"),
+        ("`series-lstm`: error on M4 hourly series (OWA; Naive2 has 1)", f"{metric('series-lstm', 'hourly_owa'):.3f}"),
+        ("`mnist-cgan`: digits that are read as requested", f"{metric('mnist-cgan', 'conditional_accuracy'):.1%}"),
+        ("`cifar10-lenet`: images per second", f"{serving(CNN, 'requests/s'):,}"),
+        (f"the same, relative to {PLAIN}", f"{serving(CNN, 'of plain'):.1f} x"),
+        ("texts of 200 characters, relative to the same", f"{serving(TEXT, 'of plain'):.1f} x"),
+        ("forecasts of 48 steps, relative to the same", f"{serving(FORECAST, 'of plain'):.1f} x"),
+        ("start of two workers", f"{serving(START, 'ready after s', 'ours, 2 workers', None):.1f} s"),
     ]
-    return numbers({"figure": None, "value": 0, "command": None}, rows)
+    heads = ["figure", "value"]
+    run = load(SERVING)
+    note = f"\nQuality: `make evaluate`. Speed: `make bench`, 64 concurrent clients, {run['machine']}, {run['date']}.\n"
+    return table(heads, rows, heads[1:]) + note
+
+
+def sizing() -> str:
+    """Return the table of docs/how-to/sizing.md: requests per second that one core can handle, and cores for two loads."""
+    planned = {title: 0.6 * serving(title, "requests/s") / 2 for title in SIZED}
+    rows = [[title, f"{rate:,.0f}", math.ceil(100 / rate), math.ceil(10_000 / rate)] for title, rate in planned.items()]
+    heads = ["request", "planned requests/s per core", "cores for 100/s", "cores for 10,000/s"]
+    return table(heads, rows, heads[1:])
 
 
 def pages() -> dict[Path, str]:
     """Return the path and the text of each generated file."""
-    readme = KEY_FIGURES_BLOCK.sub(lambda match: match[1] + key_figures() + match[2], README.read_text("utf-8"))
-    return {PAGE: page(), README: readme}
+    blocks = {"key_figures": key_figures, "sizing": sizing}
+    files = {ROOT / "docs" / "measurements.md": page()}
+    for path in (ROOT / "README.md", ROOT / "docs" / "how-to" / "sizing.md"):
+        files[path] = BLOCK.sub(lambda match: match[1] + blocks[match[2]]() + match[3], path.read_text("utf-8"))
+    return files
 
 
 def main() -> None:

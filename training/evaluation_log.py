@@ -1,27 +1,34 @@
-"""Write a line to ``test-measurements.md`` in the folder of the runs each time a network is measured on a test part."""
+"""Record each measurement on a test part.
+
+``test_measurements.jsonl`` in the folder of the runs gets one JSON object per line. The file of the same name beside
+this module has the measurements of the included versions.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-LOG = "test-measurements.md"
-HEAD = "| time | model | data | first metric | commit | command |\n|---|---|---|---|---|---|\n"
+LOG = "test_measurements.jsonl"
 
 
 def record(runs: Path, card: Mapping[str, Any]) -> None:
-    """Append a line with the first metric of ``card`` to the log. Prints a warning if the log cannot be written."""
+    """Append the first metric of ``card`` to the log. Prints a warning if the log cannot be written."""
     name, metric = next(iter(card["metrics"].items()), ("none", {"value": 0.0, "decimals": 0}))
-    data = ", ".join(name for name in card["data"] if "@" not in name)
-    figure = f"{name} {metric['value']:.{metric['decimals']}f}"
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    cells = (time, card["name"], data, figure, card["commit"], f"`{card['command']}`")
-    line = "| " + " | ".join(" ".join(str(cell).replace("|", "\\|").split()) for cell in cells) + " |\n"
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": card["name"],
+        "data": ", ".join(name for name in card["data"] if "@" not in name),
+        "figure": f"{name} {metric['value']:.{metric['decimals']}f}",
+        "commit": card["commit"],
+        "command": card["command"],
+    }
     path = runs / LOG
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write((HEAD if file.tell() == 0 else "") + line)
+            file.write(json.dumps(line) + "\n")
     except OSError as error:
         print(f"this measurement on the test part could not be logged in {path}: {error.strerror}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -356,36 +355,6 @@ def test_nginx_and_prometheus_name_services_of_compose() -> None:
     (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     assert set(job["dns_sd_configs"][0]["names"]) == {name for name in services if name.startswith("quartet")}
     assert job["job_name"] == "quartet"  # the alerts select this job
-
-
-def test_the_sizing_page_follows_from_the_measurements() -> None:
-    page = (ROOT / "docs" / "how-to" / "sizing.md").read_text()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "32x32" in line or
-            re.match(r"\| (200|48|16) ", line)]  # fmt: skip
-    results = json.loads((ROOT / "benchmarks" / "results" / "speed" / "serving.json").read_text())
-    tables = {table["title"]: table for table in results["tables"]}
-    titles = (
-        "workshop CNN, one 32x32 PNG",
-        "cifar10-whitened, one 32x32 PNG",
-        "text, 32 characters in, 200 out",
-        "forecasts of 48 steps",
-        "16 digits as PNGs",
-    )
-    assert len(rows) == 2 * len(titles)
-    for title, cores, machines in zip(titles, rows[:5], rows[5:], strict=True):
-        table = [dict(zip(tables[title]["columns"], row, strict=True)) for row in tables[title]["rows"]]
-        (measured,) = [row["requests/s"] for row in table if row["server"] == "ours" and row["callers"] == 64]
-        core_rate = measured / 2
-        needed = [math.ceil(rate / (0.6 * core_rate)) for rate in (10, 100, 10_000)]
-        assert cores[1:] == [
-            f"{measured:,}/s",
-            f"{core_rate:,.1f}/s",
-            f"{0.6 * core_rate:,.1f}/s",
-            *map(str, needed),
-        ], title
-        assert machines[1:] == [str(number) for number in (needed[2], -(-needed[2] // 2), -(-needed[2] // 32))]
-    pictures = [path.stat().st_size for path in (ROOT / "tests/images/cifar10").glob("*.png")]
-    assert f"{sum(pictures):,} bytes in total, and {round(sum(pictures) / len(pictures)):,} bytes on average" in page
 
 
 def test_containers_are_not_root_and_contain_an_sbom() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 
 import httpx
@@ -39,28 +38,13 @@ def test_requests_at_random_times_are_all_answered(tiny: httpx.Client) -> None:
     assert min(seconds) > 0
 
 
-def test_the_sizing_page_has_the_figures_of_the_measurement() -> None:
-    page = (ROOT / "docs" / "how-to" / "sizing.md").read_text()
-    section = page.split("\n## More cores\n")[1].split("\n## ")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
-    results = json.loads((ROOT / "benchmarks" / "results" / "speed" / "scaling.json").read_text())
-    *speeds, latency = results["tables"]
-    expected = []
-    for lines in zip(*(table["rows"] for table in speeds), strict=True):
-        cores, how = lines[0][:2]
-        expected.append([f"{cores}, {how}", *(f"{line[-1]:.2f}" for line in lines)])
-    assert rows[2 : 2 + len(expected)] == expected
-    figures = [[title, share, *map(str, values)] for title, share, *values in latency["rows"]]
-    assert [row[1:] for row in rows[4 + len(expected) :]] == [row[1:] for row in figures]
-
-
 def test_the_documented_memory_is_enough_for_one_worker_for_each_core() -> None:
     needed = worker_bytes(ROOT / "models_store")
 
     def workers(cores: int, gibibytes: float) -> int:
         return plan_workers(Settings(), Machine(cores, int(gibibytes * 2**30), needed))[0]
 
-    files = ("docker-compose.yml", "docs/how-to/docker.md", "docs/how-to/sizing.md")
+    files = ("docker-compose.yml", "docs/how-to/production.md", "docs/how-to/sizing.md")
     compose, page, sizing = (" ".join((ROOT / file).read_text().replace("# ", "").split()) for file in files)
     memory, _ = re.findall(r"mem_limit: \$\{MEMORY:-(\d+)g\}", compose)  # of the services without and with a GPU
     default = workers(16, int(memory))

@@ -169,7 +169,7 @@ def save_base_models(folder: Path) -> None:
 
 
 def only_entry(folder: Path) -> Path:
-    (path,) = (each for each in folder.iterdir() if not re.match(r"\.|test-measurements", each.name))
+    (path,) = (each for each in folder.iterdir() if not re.match(r"\.|test_measurements", each.name))
     return path
 
 

@@ -62,7 +62,7 @@ def test_a_run_publishes_a_version_with_its_origin_figures_and_pictures(
     records = log_of(run)
     assert [record["step"] for record in records] == sorted({record["step"] for record in records})
     assert records[-1]["progress"] == 1
-    assert len((whole / "runs" / "test-measurements.md").read_text().splitlines()) == 3  # two of them are the head
+    assert len((whole / "runs" / "test_measurements.jsonl").read_text().splitlines()) == 1
 
 
 @of_kinds()
@@ -190,7 +190,7 @@ def test_no_publish_reads_no_test_part(kind: str, workspace: Path) -> None:
     assert not any(re.search(r"\btest\b", metric["split"]) for metric in metrics[0].values())
     assert (first / "samples.png").read_bytes() == (second / "samples.png").read_bytes()
     assert not (workspace / "models_store" / KINDS[kind].model).exists()
-    assert not (workspace / "runs" / "test-measurements.md").exists()
+    assert not (workspace / "runs" / "test_measurements.jsonl").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")  # all forecasts are NaN
