@@ -126,8 +126,8 @@ def _months(own: _Times, period: bool) -> Grid | None:
     unit = int(np.gcd.reduce(differences))
     unit = unit if unit in MONTHS or unit % 12 == 0 else 1
     step = MONTHS.get(unit) or f"{unit // 12} years"
-    after: Callable[[Any, int], Any] = lambda start, count: start + pd.DateOffset(months=unit * count)  # noqa: E731
-    return own.grid(step, (months - months[own.first]) // unit, after)
+    offset = pd.offsets.MonthEnd if (days == lengths).all() else lambda count: pd.DateOffset(months=count)
+    return own.grid(step, (months - months[own.first]) // unit, lambda start, count: start + offset(unit * count))
 
 
 def _fixed(own: _Times, numbers: np.ndarray) -> Grid:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,12 +69,14 @@ class TidyTable:
             its first to its last value. ``y`` is NaN where the table has no value. ``ds`` holds times or, if the table
             has no time stamps, numbers of rows or steps.
         step: name of the time step, such as "hour", or "step".
+        after: returns the value of ``ds`` that is a number of steps after another one.
         covariates: names of the columns of known covariates.
         remarks: texts about how the file was read, and about all repairs and omissions.
     """
 
     frame: pd.DataFrame
     step: str
+    after: Callable[[Any, int], Any]
     covariates: list[str]
     remarks: list[str]
 
@@ -101,6 +104,7 @@ def read(content: bytes, name: str, options: ReadOptions) -> TidyTable:
         )
     groups = given or []
     time: TimeColumn | None
+    after: Callable[[Any, int], Any]
     if melted:
         body, groups = melted.body, melted.labels
         time = time_columns.detect(body, TIME, options.format, ()) if melted.timed else None
@@ -128,11 +132,11 @@ def read(content: bytes, name: str, options: ReadOptions) -> TidyTable:
             for label, part in enumerate(own for _, own in data.groupby("(series)"))
             for column in values
         ]
-        step = "step"
+        step, after = "step", operator.add
     else:
         body.remarks.append(f"time stamps: column {', '.join(map(repr, time.names))}, {time.reading.label}")
-        parts, step = _on_grid(body, options, data, label_names, list(values), known, time.reading)
-    return TidyTable(_tidy(body, parts, known), step, known, body.remarks)
+        parts, step, after = _on_grid(body, options, data, label_names, list(values), known, time.reading)
+    return TidyTable(_tidy(body, parts, known), step, after, known, body.remarks)
 
 
 def _listed(names: str, body: Body) -> list[str]:
@@ -287,8 +291,8 @@ def _on_grid(
     columns: list[str],
     known: list[str],
     reading: Reading,
-) -> tuple[list[tuple[str, pd.DataFrame]], str]:
-    """Return the series on the grid of time steps, and the name of the time step.
+) -> tuple[list[tuple[str, pd.DataFrame]], str, Callable[[Any, int], Any]]:
+    """Return the series on the grid of time steps, the name of the time step, and ``TidyTable.after``.
 
     Raises:
         TableError: time stamps occur twice, or are irregular.
@@ -335,7 +339,7 @@ def _on_grid(
             if len(valued) and fill == 0:
                 one.loc[holes[(holes > valued[0]) & (holes < valued[-1])], "y"] = 0.0
             parts.append((_named(name, column, columns), one))
-    return parts, own.step
+    return parts, own.step, operator.add if period == "step" else own.after
 
 
 def _shown(time: pd.Timestamp, times: pd.Series, period: str) -> str:
