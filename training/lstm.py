@@ -27,7 +27,7 @@ from app.tasks.forecasting import GlobalForecaster, WindowForecaster
 from training import refit
 from training.configs import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
 from training.data import datasets
-from training.data.tables import AGGREGATES
+from training.data.tables import READER_OPTIONS
 from training.evaluation import forecaster as m4
 from training.loops.fit import averaged, fit
 from training.loops.forecaster import pretrain
@@ -41,32 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--csv": {"metavar": "FILE", "type": Path, "help": "CSV, Excel or Parquet file with your series"},
     "--preview": {"action": "store_true", "help": "print how the program reads the file, and do not train"},
     "--json": {"action": "store_true", "help": "with --preview: print JSON"},
-    "--column": {"metavar": "NAME", "nargs": "+", "help": "columns to forecast; by default all numeric columns"},
-    "--time": {
-        "metavar": "NAME",
-        "help": "column of time stamps, or several columns, such as Year,Month; none: the table has no time stamps",
-    },
-    "--format": {"metavar": "FORMAT", "help": "format of the time stamps, such as %%d/%%m/%%Y"},
-    "--group": {
-        "metavar": "NAME",
-        "help": "columns that name the series of each row: NAME or NAME,NAME; none: all rows are one series",
-    },
-    "--aggregate": {"choices": AGGREGATES, "help": "how to combine rows with the same time stamp"},
-    "--resample": {"metavar": "STEP", "help": "combine rows into a longer time step: h, D, W, M, Q, Y or 15min"},
-    "--by-rows": {"action": "store_true", "help": "each row contains one series, with its name in the first cell"},
-    "--sheet": {"metavar": "NAME", "help": "sheet of an Excel file"},
-    "--header": {
-        "metavar": "N",
-        "type": int,
-        "help": "number of the row with the column names; 0: the file has no column names",
-    },
-    "--encoding": {"metavar": "NAME", "help": "encoding of a text file, such as cp1250"},
-    "--decimal": {"choices": (".", ","), "help": "decimal separator"},
-    "--missing": {
-        "metavar": "CELL",
-        "nargs": "+",
-        "help": "cells that stand for a missing value, such as -999; none: every number is a value",
-    },
+    **READER_OPTIONS,
     "--known-covariates": {
         "metavar": "NAME",
         "help": "columns whose future values are known in advance, such as price,promo. Requests then contain their "
@@ -75,11 +50,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--holidays": {
         "metavar": "COUNTRY",
         "help": "use the public holidays of a country, such as DE, or of a subdivision, such as DE-BY",
-    },
-    "--season": {
-        "metavar": "N",
-        "type": int,
-        "help": "season length in time steps; 1: no season. By default, the season is estimated from the series",
     },
     "--from": {
         "metavar": "NAME",

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -81,6 +81,27 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.nargs == 0 or action.default is None else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Parses the options of a command. ``--help`` shows the options in ``shown``, and ``--help-all`` shows all."""
+
+    def __init__(self, script: str, description: str, shown: Sequence[str], argv: Sequence[str] | None) -> None:
+        super().__init__(f"python -m {script}", description=description, formatter_class=HelpFormatter)
+        self._shown, self._shows_all = shown, "--help-all" in (sys.argv if argv is None else argv)
+        self.add_argument("--help-all", action="help", help="show all options and exit")
+
+    def option(self, flag: str, group: Any = None, **settings: Any) -> None:
+        """Add an option with the arguments of ``add_argument``."""
+        if flag not in self._shown and not self._shows_all:
+            settings["help"] = argparse.SUPPRESS
+        (group or self).add_argument(flag, **settings)
+
+    def options(self, title: str, flags: Mapping[str, dict[str, Any]]) -> None:
+        """Add a group of options with a title."""
+        group = self.add_argument_group(title)
+        for flag, settings in flags.items():
+            self.option(flag, group, **settings)
 
 
 def parse_options(
@@ -342,25 +363,32 @@ def base_version(
     flag, text, advice = ("--version", other, "") if other else ("--from", origin, advice)
     if text == "scratch":
         return None
-    name, _, number = text.partition("@")
-    models = store_of(options.store, name, int(number) if number.isdecimal() else None)
-    versions = list(Store(models).versions()) if models.is_dir() else []
-    numbers = [own for other, own in versions if other == name]
-    if not numbers or (number and number not in map(str, numbers)):
-        names = ", ".join(dict.fromkeys(other for other, _ in versions)) or "nothing"
-        raise DataError(f"{flag} {text}: not in {options.store}, which holds {names}{advice}")
     try:
-        active = int(number) if number else Store(models, Version.network).roles(name).active
-        version = Store(models).verify(name, active or max(numbers))
+        version = read_version(options.store, text)
     except store.StoreError as error:
-        raise DataError(f"{flag} {text}: {error}") from error
+        raise DataError(f"{flag} {text}: {error}{advice}") from error
     if version.card.kind not in kinds:
         raise DataError(
             f"{flag} {text}: the network kind is {version.card.kind}; this command can start from {' or '.join(kinds)}"
         )
     if not other:
-        options.data_options["origin"] = f"{name}@{version.card.version}"
+        options.data_options["origin"] = f"{version.card.name}@{version.card.version}"
     return version
+
+
+def read_version(models: Path, label: str) -> Version:
+    """Return the version NAME@VERSION, or the active version of the model NAME, after verifying it.
+
+    If the store ``models`` does not have the version, the included store is searched. Raises StoreError.
+    """
+    name, _, number = label.partition("@")
+    if number and not number.isdecimal():
+        raise store.StoreError("expected NAME or NAME@VERSION")
+    found = Store(store_of(models, name, int(number) if number else None), Version.network)
+    try:
+        return found.verify(name, int(number) if number else found.roles(name).active or max(found.numbers(name)))
+    except OSError as error:
+        raise store.StoreError(f"{found.folder}: {error.strerror}") from error
 
 
 def store_of(models: Path, name: str, number: int | None) -> Path:

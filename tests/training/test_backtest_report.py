@@ -122,7 +122,10 @@ def test_a_report_needs_no_name_and_no_training(workspace: Path, capsys: pytest.
             "--backtest cannot be combined with --no-publish. To write only the report, omit --name",
         ),
         (["--csv", "sales.csv", "--version", "a", "--name", "b"], "--version needs --backtest"),
-        ([*TRAINING, "--version", "sales@3"], "--version sales@3: not in models_store, which holds series-lstm"),
+        (
+            [*TRAINING, "--version", "sales@3"],
+            "--version sales@3: there is no model 'sales' in the store; models in the store: series-lstm",
+        ),
     ],
 )
 def test_contradictory_options_are_rejected(

@@ -333,7 +333,7 @@ def test_short_and_constant_series_are_skipped_by_name(workspace: Path, capsys: 
         (["--horizon", "-1"], "--horizon is -1; allowed are 1 or more"),
         (["--season", "365"], "--season is 365; allowed are 1 (no season) to 168 steps"),
         (["--season", "0"], "--season is 0; allowed are"),
-        (["--from", "nobody"], "--from nobody: not in models_store, which holds series-lstm"),
+        (["--from", "nobody"], "--from nobody: there is no model 'nobody' in the store"),
         (["--from", "scratch"], "--from scratch: own series need a published forecaster"),
         (["--column", "east"], "sales.csv: there is no column 'east'; its columns are: day, north, south"),
     ],

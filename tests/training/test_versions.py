@@ -206,7 +206,7 @@ def test_the_last_layer_is_trained_alone_at_first(workspace: Path) -> None:
 
 def test_training_from_scratch_needs_no_published_network(workspace: Path) -> None:
     shutil.rmtree("models_store")
-    with pytest.raises(SystemExit, match="--from other: not in models_store, which holds nothing; or use --from"):
+    with pytest.raises(SystemExit, match="--from other: models_store: No such file or directory; or use --from"):
         train_own("cnn", "--from", "other")
     train_own("cnn", "--from", "scratch", "--first-width", "8", "--later-width", "8", "--epochs", "1", "--size", "64")
     assert store.Store(Path("models_store")).card("mine", 1).sizes["image"] == 64

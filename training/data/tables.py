@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import numpy as np
 
 from app.store import HolidayCalendar
 from app.tables import TableError
-from app.tables.read import AGGREGATES as AGGREGATES
-from app.tables.read import ReadOptions, read
+from app.tables.read import AGGREGATES, ReadOptions, TidyTable, read
 from app.tasks.covariates import BUSINESS_DAY, UNITS, holiday_counts, step_seconds
 from app.tasks.forecasting import MAX_SEASON
 from training.data.datasets import DataError
@@ -41,6 +40,39 @@ MIN_AUTOCORRELATION_OF_TWO = 0.5  # the same limit if all series are shorter tha
 # Smallest difference between the autocorrelation at one season and its mean at 0.5 and 1.5 seasons. Random walks do
 # not reach this difference.
 MIN_PROMINENCE = 0.1
+READER_OPTIONS: dict[str, dict[str, Any]] = {  # how a table is read, in trainings and in predictions
+    "--column": {"metavar": "NAME", "nargs": "+", "help": "columns to forecast; by default all numeric columns"},
+    "--time": {
+        "metavar": "NAME",
+        "help": "column of time stamps, or several columns, such as Year,Month; none: the table has no time stamps",
+    },
+    "--format": {"metavar": "FORMAT", "help": "format of the time stamps, such as %%d/%%m/%%Y"},
+    "--group": {
+        "metavar": "NAME",
+        "help": "columns that name the series of each row: NAME or NAME,NAME; none: all rows are one series",
+    },
+    "--aggregate": {"choices": AGGREGATES, "help": "how to combine rows with the same time stamp"},
+    "--resample": {"metavar": "STEP", "help": "combine rows into a longer time step: h, D, W, M, Q, Y or 15min"},
+    "--by-rows": {"action": "store_true", "help": "each row contains one series, with its name in the first cell"},
+    "--sheet": {"metavar": "NAME", "help": "sheet of an Excel file"},
+    "--header": {
+        "metavar": "N",
+        "type": int,
+        "help": "number of the row with the column names; 0: the file has no column names",
+    },
+    "--encoding": {"metavar": "NAME", "help": "encoding of a text file, such as cp1250"},
+    "--decimal": {"choices": (".", ","), "help": "decimal separator"},
+    "--missing": {
+        "metavar": "CELL",
+        "nargs": "+",
+        "help": "cells that stand for a missing value, such as -999; none: every number is a value",
+    },
+    "--season": {
+        "metavar": "N",
+        "type": int,
+        "help": "season length in time steps; 1: no season. By default, the season is estimated from the series",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +127,22 @@ class Table:
         return digest.hexdigest()
 
 
+def reader_options(given: Mapping[str, Any]) -> ReadOptions:
+    """Return the options of a command that determine how a table is read. Missing options have their defaults."""
+    names = {field.name: field.name for field in fields(ReadOptions)} | {"columns": "column"}
+    return ReadOptions(**{name: given[flag] for name, flag in names.items() if flag in given})
+
+
+def read_tidy(path: Path, options: ReadOptions) -> TidyTable:
+    """Read all series of a CSV, Excel or Parquet file, with times. Raises DataError as ``read_table`` does."""
+    try:
+        return read(path.read_bytes(), path.name.split(".")[0], options)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except TableError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
 def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     """Read all series of a CSV, Excel or Parquet file. An ambiguous file is rejected.
 
@@ -104,16 +152,14 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     options = options or ReadOptions()
     if options.season is not None and not 1 <= options.season <= MAX_SEASON:
         raise DataError(f"--season is {options.season}; allowed are 1 (no season) to {MAX_SEASON} steps")
-    try:
-        tidy = read(path.read_bytes(), path.name.split(".")[0], options)
-        frame, names, calendar = tidy.frame, list(tidy.covariates), None
-        if options.holidays:
+    tidy = read_tidy(path, options)
+    frame, names, calendar = tidy.frame, list(tidy.covariates), None
+    if options.holidays:
+        try:
             calendar = _calendar(options.holidays, tidy.step, frame["ds"].min().year, frame["ds"].max().year)
-            names.append(f"holidays {calendar.country}")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except TableError as error:
-        raise DataError(f"{path}: {error}") from error
+        except TableError as error:
+            raise DataError(f"{path}: {error}") from error
+        names.append(f"holidays {calendar.country}")
     dated = frame["ds"].dtype.kind == "M"
     midnight = dated and bool((frame["ds"] == frame["ds"].dt.floor("D")).all())
     series = []

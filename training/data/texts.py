@@ -56,7 +56,7 @@ def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
     Raises:
         DataError: a file cannot be read, or the text has fewer than MIN_CHARACTERS characters.
     """
-    files = [_read_file(path, encoding).rstrip("\n") + "\n" for path in _files(paths, encoding)]
+    files = [read_file(path, encoding).rstrip("\n") + "\n" for path in _files(paths, encoding)]
     text = "".join(files)
     if len(text) < MIN_CHARACTERS:
         names = ", ".join(str(path) for path in paths)
@@ -239,7 +239,8 @@ def _is_binary(path: Path) -> bool:
     return b"\0" in start and encodings.detected(start) is None
 
 
-def _read_file(path: Path, encoding: str | None) -> str:
+def read_file(path: Path, encoding: str | None = None) -> str:
+    """Return the text of a file. Raises DataError; see ``read``."""
     try:
         content = path.read_bytes()
     except OSError as error:

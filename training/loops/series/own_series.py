@@ -6,19 +6,18 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from app import store
 from app.store.version import Version
-from app.tables.read import ReadOptions
 from app.tasks.covariates import PRIOR_VALUES, differences
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import MIN_YEARS
 from training.data.datasets import DataError
-from training.data.tables import Table, describe, read_table, summary, without_gaps
+from training.data.tables import Table, describe, read_table, reader_options, summary, without_gaps
 from training.evaluation import backtest
 from training.evaluation.backtest import Split
 from training.evaluation.report import results
@@ -58,17 +57,10 @@ class OwnSeries:
         return {f"csv:{self.table.name}": self.sha256}
 
 
-def read_options(options: Options) -> ReadOptions:
-    """Return the command-line options that determine how a table is read."""
-    own = options.data_options
-    names = {field.name: field.name for field in fields(ReadOptions)} | {"columns": "column"}
-    return ReadOptions(**{name: own[flag] for name, flag in names.items()})
-
-
 def preview(options: Options) -> None:
     """Print how the table is read. If the table is rejected, exit with status 2 and a message."""
     try:
-        table = read_table(options.data_options["csv"], read_options(options))
+        table = read_table(options.data_options["csv"], reader_options(options.data_options))
     except DataError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -105,7 +97,7 @@ def read(options: Options, horizon: int) -> OwnSeries:
         DataError: the table or the version cannot be used.
     """
     own = options.data_options
-    table = without_gaps(read_table(own["csv"], read_options(options)))
+    table = without_gaps(read_table(own["csv"], reader_options(own)))
     base = base_version(options, ("forecaster",), advice="")
     if base is None:
         raise DataError("--from scratch: own series need a published forecaster to fine-tune; omit --from")

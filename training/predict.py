@@ -1,0 +1,6 @@
+"""The command ``python -m training.predict``; see ``training.prediction``."""
+
+from training.prediction import main
+
+if __name__ == "__main__":
+    main()

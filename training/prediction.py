@@ -1,0 +1,317 @@
+"""Predict with a published model: a file or folder in, a file or folder out.
+
+    python -m training.predict pets photos --out labels.csv                 # images: labels with probabilities
+    python -m training.predict sales sales.csv --out next.csv               # a table: the next values of each series
+    python -m training.predict novel prompts.txt --out texts.csv            # a text: a continuation of each line
+    python -m training.predict mnist-cgan --out digits --count 100          # a generator: a folder of images
+    python -m training.predict mnist-cgan --out digits.png --count 100      # a generator: one sheet of all images
+    python -m training.predict pets photos --out labels.csv --url http://localhost:8000
+
+MODEL is NAME or NAME@VERSION. After an interruption, the same command continues. Images, series and prompts that fail
+are listed at the end, and the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from app.store import Card, SeriesTraits
+from app.tasks.forecasting import MAX_READ
+from app.tasks.image_codecs import image_grid, png
+from training.backends import Request, open_backend
+from training.data import texts
+from training.data.datasets import DataError
+from training.data.image_lists import SUFFIXES
+from training.data.tables import READER_OPTIONS, read_tidy, reader_options
+from training.options import STORE, STORE_HELP, Parser
+
+Row = dict[str, Any]
+IMAGES_PER_REQUEST = 64
+DEFAULT_HORIZON = 24  # steps, for a model without a season; as in the service
+SHOWN = ("--out", "--future", "--horizon", "--top-k", "--characters", "--count", "--label", "--url", "--key")
+INTERRUPTED = 130  # exit status after Ctrl-C, 128 + SIGINT
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image, series, prompt or set of generated images.
+
+    ``rows`` converts the results of ``request`` into rows of the output.
+    """
+
+    key: str
+    request: Request
+    rows: Callable[[list[dict[str, Any]]], list[Row]]
+
+
+# --- reading
+
+
+def images(options: Namespace, card: Card) -> list[Item]:
+    """Return one item for each image file in a folder and its sub-folders, or for one image file."""
+    path: Path = options.input
+    files = [path]
+    if path.is_dir():
+        inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        files = sorted(file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts))
+
+    def item(file: Path) -> Item:
+        name = file.relative_to(path).as_posix() if file != path else file.name
+        return Item(name, {"file": file, "top_k": options.top_k}, lambda results: [_labels(name, results[0])])
+
+    return [item(file) for file in files]
+
+
+def _labels(name: str, result: Mapping[str, Any]) -> Row:
+    row: Row = {"file": name}
+    for place, prediction in enumerate(result["predictions"], 1):
+        suffix = "" if place == 1 else f"_{place}"
+        row |= {f"label{suffix}": prediction["label"], f"probability{suffix}": prediction["probability"]}
+    if all("selected" in prediction for prediction in result["predictions"]):
+        row["selected"] = ";".join(each["label"] for each in result["predictions"] if each["selected"])
+    return row
+
+
+def prompts(options: Namespace, card: Card) -> list[Item]:
+    """Return one item for each line that is not empty."""
+    fields = {"max_characters": options.characters, "temperature": options.temperature}
+    lines = [line for line in texts.read_file(options.input, options.encoding).split("\n") if line.strip()]
+
+    def item(number: int, prompt: str) -> Item:
+        request = {"prompt": prompt, "seed": options.seed + number - 1, **fields}
+        return Item(f"prompt {number}", request, lambda results: [{"prompt": prompt, "text": results[0]["text"]}])
+
+    return [item(number, prompt) for number, prompt in enumerate(lines, 1)]
+
+
+def series(options: Namespace, card: Card) -> list[Item]:
+    """Return one item for each series of a table. Raises DataError if future values of known covariates are missing."""
+    traits = card.series or SeriesTraits(season=None)
+    names, calendar = (traits.known.named, traits.known.calendar) if traits.known else ([], None)
+    if bool(names) != (options.future is not None):
+        known = f"known covariates {', '.join(names)}" if names else "no known covariates"
+        raise DataError(f"{card.name} has {known}; {'add' if names else 'omit'} --future")
+    read_as = replace(
+        reader_options(vars(options)),
+        known_covariates=",".join(names) or None,
+        holidays=calendar.country if calendar else None,
+    )
+    table = read_tidy(options.input, read_as)
+    future = {
+        name: read_tidy(options.future, replace(read_as, columns=[name], known_covariates=None)).frame for name in names
+    }
+    season = traits.season or 1
+    horizon = options.horizon or (None if names else season if season > 1 else DEFAULT_HORIZON)
+    daily = table.frame["ds"].dtype.kind == "M" and (table.frame["ds"] == table.frame["ds"].dt.normalize()).all()
+
+    def item(name: str, frame: Any) -> Item:
+        frame, first = frame.iloc[-MAX_READ:], table.after(frame["ds"].iloc[-1], 1)
+        ahead = {column: _ahead(own, column, name, first) for column, own in future.items()}
+        steps = horizon or min(map(len, ahead.values()))
+        times = [table.after(frame["ds"].iloc[0], len(frame) + step) for step in range(steps)]
+        labels = [str(time.date()) if daily else str(time) for time in times]
+        values = [None if np.isnan(value) else value for value in frame["y"].tolist()]
+        request = {"values": values, "horizon": steps, "levels": options.levels}
+        for column, own in ahead.items():
+            if len(own) < steps or (isinstance(first, datetime) and list(own["ds"][:steps]) != times):
+                raise DataError(f"--future needs {column} of {name!r} for each of the {steps} steps from {labels[0]}")
+            request.setdefault("covariates", {})[column] = [*frame[column].tolist(), *own["y"][:steps].tolist()]
+        if calendar:
+            request["start"] = frame["ds"].iloc[0].isoformat()
+        if options.season:
+            request["seasonality"] = options.season
+        return Item(name, request, lambda results: list(_forecast(name, labels, results[0])))
+
+    return [item(str(name), frame) for name, frame in table.frame.groupby("unique_id", sort=False)]
+
+
+def _ahead(frame: Any, column: str, name: str, first: Any) -> Any:
+    """Return the rows of a series in the table of future values, from the time ``first``.
+
+    Without time stamps, all rows are in the future. Without groups, the rows are for all series.
+    """
+    own = frame[(frame["unique_id"] == name) | (frame["unique_id"] == column)]
+    return own[own["ds"] >= first] if isinstance(first, datetime) else own
+
+
+def _forecast(name: str, times: list[str], result: Mapping[str, Any]) -> Iterator[Row]:
+    for at, time in enumerate(times):
+        row: Row = {"series": name, "time": time, "mean": result["mean"][at], "median": result["median"][at]}
+        for level, bounds in result["intervals"].items():
+            row |= {f"lower_{level}": bounds["lower"][at], f"upper_{level}": bounds["upper"][at]}
+        yield row
+
+
+def samples(options: Namespace, card: Card) -> list[Item]:
+    """Return items of at most 64 generated images. Each item has its own seed."""
+
+    def item(first: int) -> Item:
+        seed = options.seed + first // IMAGES_PER_REQUEST
+        request = {"count": min(IMAGES_PER_REQUEST, options.count - first), "label": options.label, "seed": seed}
+
+        def rows(results: list[dict[str, Any]]) -> list[Row]:
+            return [
+                {"path": f"{number:05}.png", "label": each["label"], "image": each["image"]}
+                for number, each in enumerate(results, first + 1)
+            ]
+
+        return Item(f"image {first + 1}", request, rows)
+
+    return [item(first) for first in range(0, options.count, IMAGES_PER_REQUEST)]
+
+
+READERS: dict[str, Callable[[Namespace, Card], list[Item]]] = {
+    "classify": images,
+    "continue": prompts,
+    "forecast": series,
+    "sample": samples,
+}
+
+
+# --- writing
+
+
+class Journal:
+    """The rows of finished items, in a file beside the output, from which an interrupted command continues.
+
+    ``content`` describes the command. The rows of another command are not used.
+    """
+
+    def __init__(self, out: Path, content: Row) -> None:
+        self.path = out.with_name(f"{out.name}.part")
+        head = json.dumps(content, default=str)
+        lines = self.path.read_text("utf-8").split("\n")[:-1] if self.path.exists() else []  # the last is incomplete
+        lines = lines if lines[:1] == [head] else [head]
+        self.rows: dict[str, list[Row]] = dict(map(json.loads, lines[1:]))
+        self.path.write_text("\n".join([*lines, ""]), "utf-8")
+
+    def add(self, key: str, rows: list[Row]) -> None:
+        self.rows[key] = rows
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([key, rows]) + "\n")
+
+
+def write(out: Path, rows: list[Row], is_generated: bool) -> None:
+    """Write a CSV file or, for generated images, a sheet or a folder. The output appears when it is complete."""
+    new = out.with_name(f"{out.name}.new")
+    if not is_generated:
+        pd.DataFrame(rows).to_csv(new, index=False)
+    elif out.suffix.lower() == ".png":
+        pixels = np.stack([np.atleast_3d(_pixels(row)).transpose(2, 0, 1) for row in rows])
+        new.write_bytes(png(image_grid(pixels), level=6))
+    else:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        for row in rows:
+            (new / row["path"]).write_bytes(base64.b64decode(row["image"]))
+        pd.DataFrame(rows, columns=["path", "label"]).to_csv(new / "images.csv", index=False)
+    os.replace(new, out)
+
+
+def _pixels(row: Row) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(row["image"]))))
+
+
+# --- the command
+
+
+def predict(options: Namespace) -> tuple[list[Row], list[str]]:
+    """Compute and write all predictions. Return the rows of the output, and a line for each item that failed."""
+    out: Path = options.out
+    if options.input and not options.input.exists():
+        raise DataError(f"{options.input} does not exist")
+    with open_backend(options.model, options.store, options.device, options.url, options.key) as backend:
+        card = backend.card
+        is_generated = card.task == "sample"
+        if is_generated != (options.input is None):
+            raise DataError(f"{card.name} {'generates images: omit INPUT' if is_generated else 'needs INPUT'}")
+        if is_generated and out.is_dir():
+            raise DataError(f"--out {out} exists already")
+        items = READERS[card.task](options, card)
+        if not items:
+            raise DataError(f"{options.input} holds nothing that {card.name} can read")
+        content = {key: value for key, value in vars(options).items() if key not in ("key", "url", "device")}
+        journal = Journal(out, content | {"version": card.version, "items": [item.key for item in items]})
+        waiting, problems = [item for item in items if item.key not in journal.rows], []
+        with tqdm(total=len(items), initial=len(items) - len(waiting), desc=card.name, dynamic_ncols=True) as bar:
+            for item, answer in zip(waiting, backend.answers(item.request for item in waiting), strict=True):
+                if isinstance(answer, Exception):
+                    problems.append(f"{item.key}: {answer}")
+                else:
+                    journal.add(item.key, item.rows(answer))
+                bar.update()
+    rows = [row for item in items for row in journal.rows.get(item.key, [])]
+    if rows:
+        write(out, rows, is_generated)
+    journal.path.unlink()
+    return rows, problems
+
+
+def arguments(argv: Sequence[str] | None) -> Namespace:
+    """Parse the command line."""
+    parser = Parser("training.predict", __doc__ or "", SHOWN, argv)
+    parser.add_argument("model", metavar="MODEL", help="model in the store or of the service: NAME or NAME@VERSION")
+    parser.add_argument("input", metavar="INPUT", nargs="?", type=Path, help="image, folder of images, table or text")
+    parser.option(
+        "--out",
+        metavar="PATH",
+        type=Path,
+        required=True,
+        help="CSV file to write; for generators, a folder or a .png file",
+    )
+    parser.option("--future", metavar="FILE", type=Path, help="table with the future values of the known covariates")
+    parser.option(
+        "--horizon",
+        metavar="N",
+        type=positive,
+        help="steps to forecast (default: all steps of --future, one season, or 24)",
+    )
+    parser.option("--levels", metavar="N", type=float, nargs="+", default=[80.0, 95.0], help="intervals in per cent")
+    parser.option("--top-k", metavar="N", type=positive, default=3, help="labels for each image")
+    parser.option("--characters", metavar="N", type=positive, default=200, help="length of each continuation")
+    parser.option("--temperature", metavar="N", type=float, default=0.8, help="sampling temperature of texts")
+    parser.option("--count", metavar="N", type=positive, default=16, help="number of images to generate")
+    parser.option("--label", metavar="NAME", help="label of the generated images (default: all labels)")
+    parser.option("--seed", metavar="N", type=int, default=0, help="seed of texts and generated images")
+    parser.option("--url", metavar="URL", help="use the service at this address (default: compute in this process)")
+    parser.option("--key", metavar="KEY", help="API key of the service")
+    parser.option("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
+    parser.option("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.options("reading a table, as in training.lstm", READER_OPTIONS)
+    return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    """Parse a whole number above 0. Raises ValueError."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = arguments(argv)
+    try:
+        rows, problems = predict(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    if rows:
+        print(f"wrote {options.out}")
+    if problems:
+        sys.exit("\n".join([f"{len(problems):,} failed:", *problems]))
