@@ -28,6 +28,7 @@ from pathlib import Path
 
 from limits import RateLimitItem, parse_many
 
+from app.limits import Limits
 from app.store.disk import Disk, file_lock
 from app.store.disk_pool import DiskPool
 
@@ -36,8 +37,6 @@ log = logging.getLogger("quartet")
 PREFIX = "quartet-"  # a fixed prefix, so that secret scanners can recognise leaked keys
 KEY_BYTES = 32  # random bytes of a key. They are too many to guess, so a fast hash without salt is enough.
 MAX_KEYS = 1000
-CHECK_INTERVAL = 1.0  # seconds between two checks of the file
-MAX_CHECK_SECONDS = 1.0  # how long requests wait for a check; on a stalled file system the check itself takes longer
 NAME = r"[a-z0-9][a-z0-9-]{0,63}"
 LIMIT_EXAMPLES = "600/minute or 600/minute;20/second"  # for error messages
 
@@ -123,8 +122,8 @@ class Keyring:
     Raises KeysError if the file is invalid at the start.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, limits: Limits = Limits()) -> None:
+        self._path, self._limits = path, limits
         self._read_stamp = self._stamp()
         self._keys = _by_digest(read_keys(path))
         self._checked_at = time.monotonic()
@@ -134,18 +133,18 @@ class Keyring:
         self._check_started_at = 0.0
 
     async def refresh(self) -> None:
-        """Read the file if it has changed. The file is checked at most once in ``CHECK_INTERVAL`` seconds.
+        """Read the file if it has changed. The file is checked at most once in ``key_check_seconds``.
 
-        All callers wait for the running check to end, but only until ``MAX_CHECK_SECONDS`` after its start. If
-        the check takes longer, the old keys stay in use until it ends.
+        All callers wait for the running check to end, but only until ``key_check_wait_seconds`` after its start.
+        If the check takes longer, the old keys stay in use until it ends.
         """
         now = time.monotonic()
         if self._check is None:
-            if now - self._checked_at < CHECK_INTERVAL:
+            if now - self._checked_at < self._limits.key_check_seconds:
                 return
             self._check, self._check_started_at = asyncio.create_task(self._disk.run(self.reload)), now
             self._check.add_done_callback(self._end_check)
-        if (seconds := self._check_started_at + MAX_CHECK_SECONDS - now) > 0:
+        if (seconds := self._check_started_at + self._limits.key_check_wait_seconds - now) > 0:
             await asyncio.wait([self._check], timeout=seconds)
 
     def _end_check(self, _: object) -> None:
@@ -182,7 +181,7 @@ class Keyring:
             self._problem = str(error)
 
 
-def add(path: Path, name: str, limits: str = "") -> str:
+def add(path: Path, name: str, limits: str = "", disk: Disk = Disk()) -> str:
     """Make a key, add its line to a key file, and return the key. The new file replaces the old one in one step.
 
     Raises KeysError if the file, the name or the limits are wrong, and OSError if the file cannot be written.
@@ -207,16 +206,15 @@ def add(path: Path, name: str, limits: str = "") -> str:
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            disk.sync(Path(scratch))
             if path.exists():  # keep its permissions and owner
                 state = path.stat()
                 os.chmod(scratch, state.st_mode & 0o777)
                 with suppress(PermissionError):
                     os.chown(scratch, state.st_uid, state.st_gid)
-            os.replace(scratch, path)
+            disk.rename(Path(scratch), path)
         except BaseException:
             os.unlink(scratch)
             raise
-        Disk().sync(path.parent)
+        disk.sync(path.parent)
     return key

@@ -194,14 +194,14 @@ async def _lifespan(models: Models, counters: Storage | None, metrics: Metrics, 
         await asyncio.to_thread(metrics.tracer.close)
 
 
-def check_torch() -> None:
+def check_torch(version: str = torch.__version__) -> None:
     """Check the version of torch at start-up, because an old version would fail later and with less clear errors.
 
     Raises:
         SettingsError: torch is older than ``OLDEST_TORCH``.
     """
-    if Version(torch.__version__) < Version(OLDEST_TORCH):
-        raise SettingsError(f"torch is {torch.__version__}; {OLDEST_TORCH} or newer is required")
+    if Version(version) < Version(OLDEST_TORCH):
+        raise SettingsError(f"torch is {version}; {OLDEST_TORCH} or newer is required")
 
 
 async def _report(models: Models) -> None:

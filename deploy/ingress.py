@@ -25,7 +25,6 @@ from app.tasks import TASKS
 
 REPOSITORY = "/v2/repository/models/"
 MODEL_PREFIXES = ("/v2/models/", REPOSITORY)
-SCAN_SECONDS = 1.0  # longest time that a request waits for a scan of the store, because its file system may hang
 PUBLIC_BODY_BYTES = 64 * 1024  # limit for bodies of requests that need no key
 
 ForwardTo = Callable[[TaskName | None, int], ASGIApp]
@@ -84,27 +83,34 @@ class ModelTasks:
     """Finds the task of each model in the store.
 
     Each model card is read once. If a request is for an unknown model, a thread scans the store for new models. It
-    does this at most once in ``poll_seconds``. If ``poll_seconds`` is 0, it scans the store only once.
+    does this at most once in ``poll_seconds``. If ``poll_seconds`` is 0, it scans the store only once. A request waits
+    at most ``scan_wait_seconds`` for a scan, because the file system of the store may hang.
     """
 
-    def __init__(self, store: Store, poll_seconds: float) -> None:
-        self._store = store
+    def __init__(
+        self,
+        store: Store,
+        poll_seconds: float,
+        scan_wait_seconds: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._scan_wait_seconds, self._clock = store, scan_wait_seconds, clock
         self._interval = poll_seconds or math.inf
         self._tasks: dict[str, TaskName] = {}
         self._read: set[tuple[str, int]] = set()  # versions whose card has been read
         self._disk = DiskPool("cards")
         self._scan: asyncio.Task[None] | None = None  # the scan that is in progress
-        self._scanned_at = -math.inf  # start of the last scan, as time.monotonic()
+        self._scanned_at = -math.inf  # start of the last scan
 
     async def find(self, name: str) -> TaskName | None:
         """Return the task of a model, or None for an unknown model."""
         if name not in self._tasks:
-            if self._scan is None and time.monotonic() - self._scanned_at >= self._interval:
-                self._scanned_at = time.monotonic()
+            if self._scan is None and self._clock() - self._scanned_at >= self._interval:
+                self._scanned_at = self._clock()
                 self._scan = asyncio.create_task(self._disk.run(self._read_cards))
                 self._scan.add_done_callback(self._end_scan)
             if self._scan:
-                await asyncio.wait([self._scan], timeout=SCAN_SECONDS)
+                await asyncio.wait([self._scan], timeout=self._scan_wait_seconds)
         return self._tasks.get(name)
 
     def _end_scan(self, scan: asyncio.Task[None]) -> None:

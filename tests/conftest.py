@@ -7,30 +7,29 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 import torch
 from support.fake_device import fake_device  # noqa: F401 - torch must know the device before the first gradient
+from support.faults import Fault, Hold, faulty_networks
 from support.images import save_blank_pictures
 from support.networks import SECOND_NETWORKS, TINY, publish_tiny
-from support.service import ROOT, TEST, HeldGenerator, Serve, serving
+from support.service import ROOT, TEST, Serve, serving
 from support.waiting import locked
 
 from app.cli import models
 from app.engine.executor import Executor
 from app.settings import OTHER_VARIABLES, PREFIX, Settings
-from app.tasks.image_generation import ImageSampler, LatentBatch
-from app.tasks.text_generation import Continuation, TextGenerator
 
 # Other settings of the shell than the device would change the services that the tests start. The modules above read no
 # settings when they are imported.
 for variable in {name for name in os.environ if name.startswith(PREFIX)} - OTHER_VARIABLES - {"QUARTET_DEVICE"}:
     del os.environ[variable]
+os.environ["QUARTET_LIMITS"] = '{"speed_seconds": 0}'  # of imported networks
 # Trainings in tests measure less, and read small data sets of noise.
 os.environ["QUARTET_TRAINING_LIMITS"] = json.dumps(
     {
@@ -86,12 +85,6 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(autouse=True)
-def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the measurement of the speed of imported networks, to save time."""
-    monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -165,49 +158,48 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def faults() -> Iterator[dict[str, Fault]]:
+    """Return the faults of the tiny networks of each task, in services that the test starts afterwards."""
+    with faulty_networks() as faults:
+        yield faults
+
+
+@pytest.fixture
+def steps(faults: dict[str, Fault]) -> list[int]:
     """Return a list that gets the number of texts of each step, in services that the test starts afterwards."""
     made: list[int] = []
-    step = TextGenerator.step
 
-    def counted(self: TextGenerator, texts: Sequence[Continuation]) -> None:
-        made.append(len(texts))
-        step(self, texts)
+    def count(logits: torch.Tensor, *_: Any) -> torch.Tensor:
+        made.append(len(logits))
+        return logits
 
-    monkeypatch.setattr(TextGenerator, "step", counted)
+    faults["continue"] = count
     return made
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldGenerator]:
+def held(faults: dict[str, Fault]) -> Iterator[Hold]:
     """Make image generators wait for an event, in services that the test starts afterwards.
 
     The event is set at the end of the test.
     """
-    held, predict = HeldGenerator(), ImageSampler.predict
-
-    def predict_when_released(self: ImageSampler, items: Sequence[LatentBatch]) -> list[np.ndarray]:
-        held.hold(sum(map(len, items)))
-        return predict(self, items)
-
-    monkeypatch.setattr(ImageSampler, "predict", predict_when_released)
+    faults["sample"] = held = Hold()
     yield held
     held.release.set()
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def slow(faults: dict[str, Fault]) -> None:
     """Make each text step take at least 5 ms, so that a text of 4,000 characters takes longer than a test's deadline.
 
     This applies to services that the test starts afterwards. These services need the setting ``inline_seconds=0``.
     """
-    step = TextGenerator.step
 
-    def slow_step(self: TextGenerator, texts: Sequence[Continuation]) -> None:
+    def wait(logits: torch.Tensor, *_: Any) -> torch.Tensor:
         time.sleep(0.005)
-        step(self, texts)
+        return logits
 
-    monkeypatch.setattr(TextGenerator, "step", slow_step)
+    faults["continue"] = wait
 
 
 @pytest.fixture(scope="session")

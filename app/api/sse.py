@@ -19,7 +19,6 @@ from app.errors import CallerGone, NotReady, QuartetError
 
 log = logging.getLogger("quartet")
 DONE = b"data: [DONE]\n\n"
-MAX_CLOSE_SECONDS = 1.0  # longest time for sending the error that ends a stream, because the client may not read
 
 
 def event(data: object) -> bytes:
@@ -34,7 +33,8 @@ class EventStream(Response):
     no stream ends without a reason. FastAPI's ``EventSourceResponse`` cannot do this, because it starts the response
     before the first event.
 
-    While the client does not read, no further event is taken from ``events`` (back-pressure).
+    While the client does not read, no further event is taken from ``events`` (back-pressure). Sending the error that
+    ends a stream takes at most ``close_seconds``.
 
     Raises:
         CallerGone: the client disconnected.
@@ -46,6 +46,7 @@ class EventStream(Response):
         events: AsyncGenerator[bytes, None],
         deadline: float,
         last: bytes = DONE,
+        close_seconds: float = 1.0,
         **headers: str,
     ) -> None:
         stream_headers = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -57,6 +58,7 @@ class EventStream(Response):
         self.events = events
         self.deadline = deadline
         self.last = last
+        self.close_seconds = close_seconds
         self.started = False
         self.is_cut = False  # whether an event may have been sent in part
 
@@ -86,7 +88,7 @@ class EventStream(Response):
             await error_response(failure)(scope, receive, send)
             return
         try:
-            async with asyncio.timeout(MAX_CLOSE_SECONDS):
+            async with asyncio.timeout(self.close_seconds):
                 end = b"\n\n" if self.is_cut else b""  # otherwise the error would be part of the incomplete event
                 end += event(error_content(failure, scope["path"])) + self.last
                 await self._send(send, end, more=False)

@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> Card:
     labels = _read_labels(args.labels) if args.labels else None
     command = f"python -m app.models {shlex.join(sys.argv[1:])}"
     description = Description(args.name, args.title, args.task, args.licence, args.source, options, labels, command)
-    card = add(args.store, args.file, description, Settings().max_import_bytes)
+    settings = Settings()
+    card = add(args.store, args.file, description, settings.max_import_bytes, settings.limits.speed_seconds)
     if card.notes:
         print(f"assumed: {ASSUMED_SCALING}", file=sys.stderr)
     return card

@@ -43,8 +43,10 @@ class Description:
     command: str = "python -m app.models add"
 
 
-def add(folder: Path, file: Path, description: Description, max_bytes: int) -> Card:
+def add(folder: Path, file: Path, description: Description, max_bytes: int, speed_seconds: float) -> Card:
     """Import ``file`` as the next version of a model in the store ``folder``, and return its card.
+
+    The measurement of its speed takes at least ``speed_seconds``.
 
     Raises:
         StoreError: the name or the file is invalid, or the file does not fit the task.
@@ -58,7 +60,8 @@ def add(folder: Path, file: Path, description: Description, max_bytes: int) -> C
             tensors = read_files(path, Path(scratch) / "unpacked", max_bytes)
         content = _examined(OnnxRunner(tensors), description) | _card(description, file)
         draft = Version(folder / description.name / "1", _parsed(content), tensors)
-        content["speed"] = speed.measure(TASKS[description.task].load(draft, torch.device("cpu")), speed.processor())
+        predictor = TASKS[description.task].load(draft, torch.device("cpu"))
+        content["speed"] = speed.measure(predictor, speed.processor(), speed_seconds)
     except (ValueError, BadValue) as error:
         raise BadModel(str(error)) from None
     except MemoryError:

@@ -10,13 +10,15 @@ import torch
 from app.settings import SettingsError
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str, gpus: int | None = None) -> torch.device:
     """Return the torch device with this name. ``auto`` means the first GPU, or the CPU if there is no GPU.
+
+    ``gpus`` is the number of GPUs; by default, the number that torch can use.
 
     Raises:
         SettingsError: there is no such GPU.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = (torch.cuda.device_count() if torch.cuda.is_available() else 0) if gpus is None else gpus
     if name == "auto":
         return torch.device("cuda:0" if count else "cpu")
     kind, _, index = name.partition(":")

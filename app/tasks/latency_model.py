@@ -38,38 +38,40 @@ class LatencyModel:
         return max(rows - rows % CHUNK_ROWS, CHUNK_ROWS)
 
     @classmethod
-    def measure(cls, compute: Callable[[int], object], rows: int) -> LatencyModel:
+    def measure(
+        cls, compute: Callable[[int], object], rows: int, clock: Callable[[], float] = time.perf_counter
+    ) -> LatencyModel:
         """Warm up with batches of 1, 4, 16 ... rows, and fit the model to the first and the last batch size.
 
         If a batch is slow, its size is the last size, and the duration of larger batches is extrapolated. Otherwise, a
-        slow network would delay the start of the service.
+        slow network would delay the start of the service. Returns the model in seconds of ``clock``.
         """
-        _seconds(compute, 1)  # the first batch of a size is the slowest
-        single = min(_seconds(compute, 1), _fastest(compute, 1))
+
+        def seconds_of(rows: int) -> float:
+            started_at = clock()
+            compute(rows)
+            return clock() - started_at
+
+        seconds_of(1)  # the first batch of a size is the slowest
+        single = min(seconds_of(1), _fastest(seconds_of, 1))
         size, seconds = 1, single
         while size < rows and (size == 1 or seconds < SLOW_BATCH_SECONDS):
             size = min(SIZE_FACTOR * size, rows)
-            seconds = _seconds(compute, size)
+            seconds = seconds_of(size)
             if size == rows or seconds >= SLOW_BATCH_SECONDS:
-                seconds = min(seconds, _fastest(compute, size, size * single))
+                seconds = min(seconds, _fastest(seconds_of, size, size * single))
         return cls(single, max(seconds - single, 0.0) / max(size - 1, 1))
 
 
-def _fastest(compute: Callable[[int], object], rows: int, longest: float = math.inf) -> float:
+def _fastest(seconds_of: Callable[[int], float], rows: int, longest: float = math.inf) -> float:
     """Return the seconds of the fastest of several batches, because other programs may interrupt some of them.
 
     Batches that take more than ``longest`` seconds, such as the time of the same rows one by one, seem interrupted.
     """
-    fastest = total = _seconds(compute, rows)
+    fastest = total = seconds_of(rows)
     for repeats in range(1, MAX_REPEATS):
         if repeats * fastest >= REPEAT_SECONDS and (fastest <= longest or total >= INTERRUPTED_SECONDS):
             break
-        seconds = _seconds(compute, rows)
+        seconds = seconds_of(rows)
         fastest, total = min(fastest, seconds), total + seconds
     return fastest
-
-
-def _seconds(compute: Callable[[int], object], rows: int) -> float:
-    started_at = time.perf_counter()
-    compute(rows)
-    return time.perf_counter() - started_at

@@ -10,19 +10,17 @@ from typing import Any
 
 import torch
 
-SECONDS = 0.5  # by default, a measurement takes at least this long; it has at least MIN_REPEATS repetitions
 MAX_SECONDS = 5.0  # after this time MIN_REPEATS is ignored, because a full batch of a large network takes seconds
-MIN_REPEATS = 5
+MIN_REPEATS = 5  # even if they take longer than the requested time
 ROWS = 64  # rows of a full batch
-STEPS = 20_000  # characters of a dummy text, more than are generated in SECONDS
+STEPS = 20_000  # characters of a dummy text, more than are generated in 0.5 s
 
 
-def measure(predictor: Any, hardware: str, seconds: float | None = None) -> dict[str, Any]:
+def measure(predictor: Any, hardware: str, seconds: float) -> dict[str, Any]:
     """Return the field ``speed`` of a card: median times on one thread, after a warm-up of the predictor.
 
-    The measurement takes at least ``seconds``, or SECONDS.
+    The measurement takes at least ``seconds``.
     """
-    seconds = SECONDS if seconds is None else seconds
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

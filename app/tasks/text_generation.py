@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from time import perf_counter
@@ -235,7 +235,13 @@ class TextGenerator:
     a sampled character.
     """
 
-    def __init__(self, version: Version, device: torch.device, network: Any = None) -> None:
+    def __init__(
+        self,
+        version: Version,
+        device: torch.device,
+        network: Any = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
         """A subclass may pass a ``network`` that is used instead of the network of the version."""
         card = version.card
         network = network or version.network()
@@ -257,6 +263,7 @@ class TextGenerator:
         # Times of a step that generates texts, and of a step that only reads prompts. ``warm_up`` measures them.
         self.latency = self.prefill_latency = LatencyModel(PREFILL_SECONDS / MAX_PREFILL, 0.0)
         self.max_prompt_seconds = math.inf
+        self._clock = clock
         self._prefill_lead = 0.0  # seconds that texts must be generated before the next prefill
         self._batch: DecodeBatch | None = None
 
@@ -370,14 +377,14 @@ class TextGenerator:
         prompts = list(dict.fromkeys(text.prompt for text in texts if text.prompt.unread))
         decoding = [text for text in texts if text.prompt not in prompts] if prompts else texts
         with torch.inference_mode():
-            started_at = perf_counter()
+            started_at = self._clock()
             if prompts and not (decoding and self._prefill_lead > 0):
                 self._prefill(prompts, PREFILL_SECONDS if decoding else PREFILL_ALONE_SECONDS)
-                self._prefill_lead = (perf_counter() - started_at) / PREFILL_SHARE
-                started_at = perf_counter()
+                self._prefill_lead = (self._clock() - started_at) / PREFILL_SHARE
+                started_at = self._clock()
             if decoding:
                 self._decode(decoding, [prompt for prompt in prompts if prompt.unread])
-                self._prefill_lead -= perf_counter() - started_at
+                self._prefill_lead -= self._clock() - started_at
 
     def _prefill(self, prompts: list[Prompt], seconds: float) -> None:
         """Read the same number of characters of each prompt, at most to the end of the shortest.

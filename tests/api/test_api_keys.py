@@ -7,32 +7,32 @@ import hashlib
 import logging
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
+from support.disk import WatchedDisk
+from support.faults import Fault, raising
 from support.images import image_bytes
 from support.responses import metric_samples
-from support.service import ROOT, Serve
+from support.service import LIMITS, ROOT, Serve
 
 from app import key_file
-from app.api.middleware import api_keys
 from app.api.middleware.api_keys import is_public
 from app.api.middleware.shared_counters import SharedCounters
 from app.cli import keys
 from app.main import create_app
 from app.settings import Settings, SettingsError
-from app.tasks.classification import ImageClassifier
-from app.tasks.text_generation import TextGenerator
 from benchmarks.support.servers import free_port
 
 SAMPLE, GOOD = "/v1/images/sample", {"count": 1, "seed": 1}
@@ -100,23 +100,16 @@ def test_without_a_key_file_no_request_needs_a_key(serve: Serve) -> None:
         assert client.post(SAMPLE, json=GOOD, headers=bearer("whatever")).status_code == 200
 
 
-def test_the_folder_of_a_new_key_file_is_flushed_after_the_rename(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flushed: list[tuple[bool, bool]] = []
-    file = tmp_path / "keys.txt"
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: flushed.append((Path(f"/proc/self/fd/{handle}").resolve().is_dir(), file.exists()))
-    )
-    key_file.add(file, "alice")
-    assert flushed == [(False, False), (True, True)]
+def test_the_folder_of_a_new_key_file_is_flushed_after_the_rename(file: Path) -> None:
+    calls: list[tuple[str, bool, bool]] = []
+    key_file.add(file, "alice", disk=WatchedDisk(lambda call, path: calls.append((call, path.is_dir(), file.exists()))))
+    assert calls == [("sync", False, False), ("rename", False, False), ("sync", True, True)]
 
 
 def test_a_changed_key_file_takes_effect_without_a_restart(
-    serve: Serve, file: Path, alice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    serve: Serve, file: Path, alice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
-    with serve(keys_file=file) as client:
+    with serve(keys_file=file, limits=replace(LIMITS, key_check_seconds=0.0)) as client:
 
         def status(key: str) -> int:
             return client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code
@@ -135,25 +128,21 @@ def test_a_changed_key_file_takes_effect_without_a_restart(
         assert status(second) == 401
 
 
-def test_an_unreadable_key_file_is_read_again_later(
-    file: Path, alice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The content of the file does not change. Only reading the file fails at first, for example without permission."""
+def test_an_unreadable_key_file_is_read_again_later(file: Path, alice: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The content of the file does not change. Only reading the file fails at first, for lack of file handles."""
     keyring = key_file.Keyring(file)
-    original = key_file.read_keys
     file.write_text("# nobody\n")
-    monkeypatch.setattr(key_file, "read_keys", reading_fails)
-    for _ in range(2):
-        keyring.reload()
-        assert keyring.find(alice)
-    monkeypatch.setattr(key_file, "read_keys", original)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        for _ in range(2):
+            keyring.reload()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert keyring.find(alice)
     keyring.reload()
     assert keyring.find(alice) is None
     assert caplog.text.count("key file is invalid") == 1
-
-
-def reading_fails(path: Path) -> list[key_file.ApiKey]:
-    raise key_file.KeysError("it cannot be read: Permission denied")
 
 
 @pytest.mark.parametrize("name", ["#alice", "Alice", "two words", ""])
@@ -226,11 +215,13 @@ def test_a_key_is_stored_as_its_hash_and_printed_once(file: Path) -> None:
     assert file.read_text().count("\n") == 1
 
 
-def test_a_key_that_cannot_be_printed_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open("/dev/full", "w", encoding="utf-8") as full_disk:
-        monkeypatch.setattr(sys, "stdout", full_disk)
-        with pytest.raises(SystemExit, match=r"not be printed: .*No space left on device.*; remove its line"):
-            keys.main(["new", "alice", "--file", str(file)])
+def test_a_key_that_cannot_be_printed_is_an_error(file: Path) -> None:
+    with (
+        open("/dev/full", "w", encoding="utf-8") as full_disk,
+        redirect_stdout(full_disk),
+        pytest.raises(SystemExit, match=r"not be printed: .*No space left on device.*; remove its line"),
+    ):
+        keys.main(["new", "alice", "--file", str(file)])
     assert file.read_text().count("\n") == 1
 
 
@@ -305,11 +296,6 @@ def test_a_key_over_its_limit_gets_retry_after_and_other_keys_are_unaffected(ser
     assert samples["quartet_rate_limited_total", ("key", "alice")] == 5
 
 
-@pytest.fixture
-def counts() -> SharedCounters:
-    return SharedCounters(slots=8)
-
-
 COUNT = """
 import asyncio, os, sys
 from app.api.middleware.shared_counters import SharedCounters
@@ -334,19 +320,16 @@ def test_concurrent_processes_lose_no_count() -> None:
     assert result.stdout.strip() == "2000"
 
 
-def test_counters_expire_with_their_window_and_free_their_slot(
-    counts: SharedCounters, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counters_expire_with_their_window_and_free_their_slot() -> None:
     now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(time, "time", lambda: 9000 - now[0])  # a system clock that is set back all the time
+    counts = SharedCounters(8, clock=lambda: now[0])
 
     async def check() -> None:
         for i in range(8):
             assert await counts.incr(f"k{i}", 60) == 1
         with pytest.raises(OSError, match="full"):
             await counts.incr("one more", 60)
-        assert await counts.get_expiry("k3") == 8060
+        assert await counts.get_expiry("k3") == pytest.approx(time.time() + 60, abs=5)  # on the system clock
         now[0] = 1059.9
         assert await counts.incr("k3", 60, 2) == 3
         now[0] = 1060.0
@@ -364,12 +347,11 @@ def test_counters_expire_with_their_window_and_free_their_slot(
 
 
 def test_requests_are_not_limited_while_the_table_of_counters_is_full(
-    serve: Serve, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    serve: Serve, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(api_keys, "SharedCounters", lambda: SharedCounters(slots=1))
-    monkeypatch.setattr(api_keys, "STORAGE_RETRY_SECONDS", 600.0)
     alice, bob = key_file.add(file, "alice", "1/hour"), key_file.add(file, "bob", "1/hour")
-    with serve(keys_file=file) as client:
+    limits = replace(LIMITS, rate_limit_counters=1, rate_limit_retry_seconds=600.0)
+    with serve(keys_file=file, limits=limits) as client:
         keys = (alice, alice, bob, bob, alice)  # nothing is counted after the first request of bob
         statuses = [client.get("/v1/models", headers=bearer(key)).status_code for key in keys]
     assert statuses == [200, 429, 200, 200, 200]
@@ -403,12 +385,11 @@ def test_services_with_one_redis_share_their_counters(serve: Serve, file: Path, 
 
 
 def test_requests_are_not_limited_while_redis_is_unreachable(
-    serve: Serve, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    serve: Serve, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("redis")
-    monkeypatch.setattr(api_keys, "STORAGE_RETRY_SECONDS", 600.0)
-    key = key_file.add(file, "alice", "1/hour")
-    with serve(keys_file=file, rate_limit_storage="redis://127.0.0.1:9") as client:
+    key, limits = key_file.add(file, "alice", "1/hour"), replace(LIMITS, rate_limit_retry_seconds=600.0)
+    with serve(keys_file=file, rate_limit_storage="redis://127.0.0.1:9", limits=limits) as client:
         assert [client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for _ in range(3)] == [200] * 3
     assert caplog.text.count("limits are not counted") == 1
 
@@ -441,27 +422,13 @@ def test_keys_appear_in_no_log_and_no_response(
 
 @pytest.mark.parametrize("log", ["text", "json"])
 def test_request_content_appears_in_no_log(
-    serve: Serve, log: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    serve: Serve, log: str, faults: dict[str, Fault], capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """Neither the admin key nor request content is logged, even in the traceback of a failed network."""
     caplog.set_level(logging.DEBUG)
     secret, admin_key = "s3cr3t" * 5, "adm1n" * 5
-    image, broken = image_bytes() + secret.encode(), threading.Event()
-    originals = ImageClassifier.predict, TextGenerator.step
-
-    def predict(self: ImageClassifier, items: Sequence[Any]) -> Any:
-        if broken.is_set():
-            raise ValueError("network error")
-        return originals[0](self, items)
-
-    def step(self: TextGenerator, texts: Sequence[Any]) -> None:
-        if broken.is_set():
-            raise ValueError("network error")
-        originals[1](self, texts)
-
-    monkeypatch.setattr(ImageClassifier, "predict", predict)
-    monkeypatch.setattr(TextGenerator, "step", step)
+    image = image_bytes() + secret.encode()
     with serve(log_format=log, admin_key=admin_key) as client:
         for expected in (200, 500):
             answers = [
@@ -475,7 +442,7 @@ def test_request_content_appears_in_no_log(
             client.post(f"/v1/images/classify?top_k={secret}", content=image)
             for key in (admin_key, secret):
                 client.get("/v1/admin/models", headers=bearer(key))
-            broken.set()
+            faults["classify"] = faults["continue"] = raising(ValueError("network error"))
     out, err = capfd.readouterr()
     formatter = logging.Formatter()
     log_text = "\n".join(formatter.format(record) for record in caplog.records if record.name.startswith("quartet"))

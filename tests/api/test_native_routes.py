@@ -7,22 +7,19 @@ import io
 import math
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from support.faults import Fault, Hold
 from support.images import decode_image, image_bytes
 from support.service import IMAGES, Serve
-
-from app.api.routes import classify
-from app.engine.batcher import Batcher
-from app.errors import NotAnImage, Overloaded
-from app.tasks.classification import ImageClassifier
-from app.tasks.latency_model import LatencyModel
-from app.tasks.text_generation import TextGenerator
+from support.waiting import wait_until
 
 FORECASTERS = ("sine-lstm", "series-lstm")
 SINE = [math.sin(20 / 999 * i) for i in range(1000)]
@@ -273,75 +270,71 @@ def test_an_explanation_has_the_size_of_the_uploaded_image(shipped: httpx.Client
 
 
 def test_the_backward_pass_of_an_explanation_does_not_run_on_the_event_loop(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, faults: dict[str, Fault]
 ) -> None:
     threads: list[str] = []
-    explain = ImageClassifier.explain
 
-    def noting(self: ImageClassifier, items: Any) -> Any:
+    def record_thread(maps: torch.Tensor, *_: Any) -> torch.Tensor:
         threads.append(threading.current_thread().name)
-        return explain(self, items)
+        return maps
 
-    monkeypatch.setattr(ImageClassifier, "explain", noting)
+    faults["classify"] = record_thread
     with serve(inline_seconds=0.05) as client:
+        threads.clear()
         client.post("/v1/images/classify?explain=true", content=image_bytes()).raise_for_status()
     assert [name.partition("_")[0] for name in threads] == ["compute"]
 
 
-def test_a_full_queue_rejects_only_its_own_requests(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_rejects_only_its_own_requests(serve: Serve, faults: dict[str, Fault]) -> None:
     """Classifications and explanations of a model wait in different queues."""
-    full, admit = list[str](), Batcher.admit
+    faults["classify"] = hold = Hold()
+    with serve(queue_rows=1, inline_seconds=0) as client, ThreadPoolExecutor(7) as pool:
+        hold.armed.set()
 
-    def admit_unless_full(batcher: Any, rows: int) -> None:
-        if batcher._predict.__name__ in full:
-            raise Overloaded("the queue is full", 1)
-        admit(batcher, rows)
+        def classify(explain: bool) -> int:
+            query = {"explain": explain}
+            return client.post("/v1/images/classify", params=query, content=image_bytes()).status_code
 
-    monkeypatch.setattr(Batcher, "admit", admit_unless_full)
-    with serve() as client:
-        for method, expected in (("predict", [429, 200]), ("explain", [200, 429])):
-            full[:] = [method]
-            paths = ("/v1/images/classify", "/v1/images/classify?explain=true")
-            assert [client.post(path, content=image_bytes()).status_code for path in paths] == expected
+        running = pool.submit(classify, False)
+        assert hold.entered.wait(30)
+        # One request of each queue waits. An explanation also waits for the thread, outside of the queue.
+        answers = {explain: [pool.submit(classify, explain) for _ in range(3)] for explain in (False, True)}
+        wait_until(lambda: [sum(answer.done() for answer in own) for own in answers.values()] == [2, 1])
+        hold.release.set()
+        assert running.result() == 200
+        statuses = [sorted(answer.result() for answer in own) for own in answers.values()]
+        assert statuses == [[200, 429, 429], [200, 200, 429]]
 
 
-def test_prompts_are_limited_by_the_time_that_reading_takes(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    def warm_up(self: TextGenerator, rows: int) -> None:
-        measure(self, rows)
-        self.prefill_latency = LatencyModel(0.01, 0.005)
-
-    measure = TextGenerator.warm_up
-    monkeypatch.setattr(TextGenerator, "warm_up", warm_up)
-    problem = (
-        "prompt has {} characters, which tiny-rnn reads in 0.3 s; the maximum is 0.25 s, which is about {} characters"
-    )
-    one, two = problem.format(30, 25), problem.format(40, 33)  # two prompts are read together, in 0.015 s per character
-    with serve(max_prompt_seconds=0.25) as client:
-        for path, body, message in (
-            ("/v1/text/continue", {"prompt": "a" * 25, "max_characters": 1}, ""),
-            ("/v1/text/continue", {"prompt": "a" * 30, "max_characters": 1}, one),
-            ("/v1/completions", {"prompt": ["a" * 20, "b" * 20], "max_tokens": 1}, two),
-            ("/v1/completions", {"prompt": ["a" * 15, "b" * 15], "max_tokens": 1}, ""),
+def test_prompts_are_limited_by_the_time_that_reading_takes(serve: Serve) -> None:
+    prompts = ["a" * 15, "b" * 15]
+    tensor = {"name": "prompt", "datatype": "BYTES", "shape": [2], "data": prompts}
+    with serve(max_prompt_seconds=1e-6) as client:
+        for path, problem, body in (
+            ("/v1/text/continue", "prompt has 30", {"prompt": "a" * 30}),
+            ("/v1/completions", "prompt has 15", {"prompt": prompts}),
+            ("/v2/models/tiny-rnn/generate", "text_input has 30", {"text_input": "a" * 30}),
+            ("/v2/models/tiny-rnn/infer", "prompt has 15", {"inputs": [tensor]}),
         ):
             answer = client.post(path, json=body)
-            assert answer.status_code == (400 if message else 200)
-            if message:
-                assert (answer.json()["error"]["param"], answer.json()["error"]["message"]) == ("prompt", message)
-        answer = client.post("/v2/models/tiny-rnn/generate", json={"text_input": "a" * 30, "max_tokens": 1})
-        assert (answer.status_code, answer.json()["error"]) == (400, one.replace("prompt", "text_input", 1))
-        for texts, status in ((["a" * 15, "b" * 15], 200), (["a" * 20, "b" * 20], 400)):
-            tensor = {"name": "prompt", "datatype": "BYTES", "shape": [2], "data": texts}
-            body = {"inputs": [tensor], "parameters": {"max_characters": 1}}
-            answer = client.post("/v2/models/tiny-rnn/infer", json=body)
-            assert answer.status_code == status
-        assert answer.json()["error"] == two
+            error = answer.json()["error"]
+            message = error if path.startswith("/v2") else error["message"]
+            assert (answer.status_code, message.partition(", which")[0]) == (400, f"{problem} characters")
+            assert path.startswith("/v2") or error["param"] == "prompt"
 
 
-def test_large_base64_is_decoded_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classify, "BASE64_PART", 8)
-    for size in range(30):
-        content = bytes(range(size))
-        assert classify._decode_base64(base64.b64encode(content).decode(), "images.0") == content
-    for wrong in ("QQ==QQ==QQ==", "AAAAQQ==QQ==", "QUFBQUFB=", "QUFBQUFBQ", "QUFBQU\nFB", "QUFBQUFBé"):
-        with pytest.raises(NotAnImage, match=r"images\.0 is"):
-            classify._decode_base64(wrong, "images.0")
+def test_large_base64_is_decoded_in_parts(tiny: httpx.Client) -> None:
+    photo = random.Random(0).randbytes(2**20)  # not compressible, and longer than a part when it is in base64
+    image = image_bytes(size=(32, 32)) + photo
+    text = base64.b64encode(image).decode()
+    answers = [
+        tiny.post("/v1/images/classify?model=tiny-cnn", **body)
+        for body in ({"content": image}, {"json": {"images": [text]}})
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json() == answers[1].json()
+    part = "A" * (2**20 - 4)
+    for wrong in (f"{part}QQ==QQ==", f"{text[:-1]}", f"{part}QUFB\nQQ=", f"{text}é"):
+        answer = tiny.post("/v1/images/classify?model=tiny-cnn", json={"images": [wrong]})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (415, "images.0")
+        assert "it should be an image file in base64" in answer.json()["error"]["message"]

@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from support import tensors as inputs
+from support.faults import Fault, Hold
 from support.networks import publish_tiny
 from support.service import Serve, address
 from support.tensors import INPUTS, PIXELS, SHAPES, SINE
@@ -380,38 +380,13 @@ def test_oversized_headers_give_431_with_the_protocol_s_schema(tiny: httpx.Clien
     assert list(json.loads(content.partition(b"\r\n\r\n")[2])) == ["error"]
 
 
-def test_an_unexpected_error_gives_500_with_the_protocol_s_schema(
-    tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from app.serving.models import Models
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("secret")
-
-    monkeypatch.setattr(Models, "resolve", fail)
-    answer = infer(tiny, "tiny-lstm", {"inputs": [SERIES]})
-    assert answer.status_code == 500
-    assert answer.headers["x-request-id"] in answer.json()["error"]
-    assert list(answer.json()) == ["error"]
-    assert "secret" not in answer.text
-
-
-def test_a_full_queue_gives_429_and_a_passed_deadline_504(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.tasks.forecasting import WindowForecaster
-
-    entered, release, predict = threading.Event(), threading.Event(), WindowForecaster.predict
-
-    def predict_when_released(self: WindowForecaster, items: Any) -> Any:
-        if items[0].horizon == 7:  # only the test's requests have this horizon, not the warm-up
-            entered.set()
-            assert release.wait(30)
-        return predict(self, items)
-
-    monkeypatch.setattr(WindowForecaster, "predict", predict_when_released)  # before the engine stores the method
+def test_a_full_queue_gives_429_and_a_passed_deadline_504(serve: Serve, faults: dict[str, Fault]) -> None:
+    faults["forecast"] = hold = Hold()
     with serve(inline_seconds=0, queue_rows=2) as service, ThreadPoolExecutor(2) as pool:
+        hold.armed.set()
         body: dict[str, Any] = {"inputs": [SERIES], "parameters": {"horizon": 7}}
         requests = [pool.submit(infer, service, "tiny-lstm", body)]
-        assert entered.wait(30)
+        assert hold.entered.wait(30)
         expired = infer(service, "tiny-lstm", {**body, "parameters": {"timeout": 20_000, "horizon": 7}})
         assert (expired.status_code, expired.json()["error"][:19]) == (504, "the deadline passed")
 
@@ -434,5 +409,5 @@ def test_a_full_queue_gives_429_and_a_passed_deadline_504(serve: Serve, monkeypa
                 statuses.add(rejection.value.status())
             assert statuses == {"504", "429"}
             assert "the queue of tiny-lstm@1 is full" in rejection.value.message()
-        release.set()
+        hold.release.set()
         assert [request.result().status_code for request in requests] == [200, 200]

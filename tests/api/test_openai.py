@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from support.faults import Fault, Hold, raising, raising_after
 from support.images import decode_image
 from support.networks import SECOND_NETWORKS, TINY, VOCABULARY
 from support.service import Serve, address
@@ -173,45 +175,45 @@ def test_logit_bias_and_penalties_change_the_text(client: openai.OpenAI) -> None
         assert len(set(repeated[1:])) == 1
 
 
-def test_the_client_retries_when_the_queue_is_full(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.engine.text_engine import TextEngine
-    from app.errors import Overloaded
+def test_the_client_retries_when_the_queue_is_full(serve: Serve, faults: dict[str, Fault]) -> None:
+    faults["continue"] = hold = Hold()
+    requests: list[httpx.Request] = []
 
-    rejections = []
-    admit = TextEngine.admit
+    def release_at_the_third(request: httpx.Request) -> None:
+        requests.append(request)
+        if len(requests) == 3:
+            hold.release.set()
+            first.result()
 
-    def reject_once(self: TextEngine[Any], texts: int) -> None:
-        if not rejections:
-            rejections.append(texts)
-            raise Overloaded("the queue is full", retry_after=1)
-        admit(self, texts)
+    with (
+        serve(queue_rows=1, max_running_texts=1, inline_seconds=0) as service,
+        httpx.Client(event_hooks={"request": [release_at_the_third]}) as http,
+        openai.OpenAI(base_url=f"{service.base_url}/v1", api_key="none", http_client=http, max_retries=0) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        hold.armed.set()
+        first = pool.submit(service.post, "/v1/text/continue", json={"n": 2}, timeout=60)
+        assert hold.entered.wait(30)
+        with pytest.raises(openai.RateLimitError) as full:
+            complete(client)
+        assert int(full.value.response.headers["retry-after"]) >= 1
+        assert full.value.code == "queue_full"
+        assert len(complete(client.with_options(max_retries=2)).choices[0].text) == 40
+    assert len(requests) == 3
 
-    monkeypatch.setattr(TextEngine, "admit", reject_once)
-    with pytest.raises(openai.RateLimitError) as full:
-        complete(client)
-    assert full.value.response.headers["retry-after"] == "1"
-    assert full.value.code == "queue_full"
-    rejections.clear()
-    assert len(complete(client.with_options(max_retries=2)).choices[0].text) == 40
-    assert rejections == [1]
 
-
-def test_a_failed_generation_is_raised_and_not_retried(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.tasks.text_generation import Continuation, TextGenerator
-
-    step, attempts = TextGenerator.step, []
-
-    def fail(self: TextGenerator, texts: Sequence[Continuation]) -> None:
-        if any(len(text.text) == 5 and text.seed == 5 for text in texts):
-            attempts.append(len(texts))
-            raise RuntimeError("secret")
-        step(self, texts)
-
-    monkeypatch.setattr(TextGenerator, "step", fail)  # before the engine stores the method
-    with serve() as service, openai.OpenAI(base_url=f"http://{address(service)}/v1", api_key="none") as client:
+def test_a_failed_generation_is_raised_and_not_retried(serve: Serve, faults: dict[str, Fault]) -> None:
+    requests: list[httpx.Request] = []
+    with (
+        serve() as service,
+        httpx.Client(event_hooks={"request": [requests.append]}) as http,
+        openai.OpenAI(base_url=f"{service.base_url}/v1", api_key="none", http_client=http) as client,
+    ):
+        faults["continue"] = raising(RuntimeError("secret"))
         with pytest.raises(openai.InternalServerError, match="failed on this text"):
             complete(client)
-        assert len(attempts) == 1
+        assert len(requests) == 1
+        faults["continue"] = raising_after(5, RuntimeError("secret"))
         chunks = []
         with pytest.raises(openai.APIError, match="failed on this text") as failure:
             chunks.extend(complete(client, stream=True))

@@ -6,23 +6,21 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import Any
 from unittest.mock import Mock
 
 import httpx
 import pytest
 from starlette.requests import Request
+from support.faults import Fault, raising_after
 from support.responses import RUNNING_TEXTS, metric_samples
 from support.service import Serve
 from support.waiting import wait_until
 
-from app.api import sse
 from app.api.middleware.body_memory import PART_BYTES, BodyMemoryLimit
-from app.api.routes import generate_text as texts
 from app.api.sse import EventStream
 from app.errors import BadValue, CallerGone
-from app.tasks.text_generation import Continuation, TextGenerator
 
 PATH = "/v1/text/continue"
 LONG = {"prompt": "a", "max_characters": 4000, "n": 16, "stream": True}
@@ -67,36 +65,16 @@ def test_an_invalid_streaming_request_gets_an_error_status(serve: Serve) -> None
             assert client.post(PATH, json={"stream": True, **body}).status_code == status
 
 
-def test_a_failure_during_a_stream_is_an_error_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = TextGenerator.step
-
-    def fail(self: TextGenerator, texts: Sequence[Continuation]) -> None:
-        if any(len(text.text) == 5 and text.seed == 7 for text in texts):
-            raise RuntimeError("secret")
-        step(self, texts)
-
-    monkeypatch.setattr(TextGenerator, "step", fail)
+def test_a_failure_during_a_stream_is_an_error_event(serve: Serve, faults: dict[str, Fault]) -> None:
     with serve() as client:
+        faults["continue"] = raising_after(5, RuntimeError("secret"))
         *before, last = events(client, {"max_characters": 50, "seed": 7})
+        del faults["continue"]
         complete = events(client, {"max_characters": 5, "seed": 7})
         assert "".join(event["text"] for event in before) == "".join(event["text"] for event in complete)
         assert last["error"]["code"] == "inference_failed"
         assert "secret" not in last["error"]["message"]
         assert events(client, {"max_characters": 50, "seed": 8})[-1]["finish_reason"] == "length"
-
-
-def test_an_unexpected_error_during_a_stream_is_an_error_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    event = texts.event
-
-    def failing_event(content: dict[str, Any]) -> bytes:
-        if "finish_reason" in content:
-            raise MemoryError
-        return event(content)
-
-    monkeypatch.setattr(texts, "event", failing_event)
-    with serve() as client:
-        *_, last = events(client, {"max_characters": 50, "seed": 7})
-    assert last["error"]["message"] == "the service failed; see its log"
 
 
 @pytest.mark.usefixtures("slow")
@@ -196,58 +174,60 @@ async def test_no_event_is_generated_while_the_reader_is_slow() -> None:
     assert generated == 100
 
 
-@pytest.mark.anyio
-async def test_a_failure_before_the_first_event_is_an_error_response() -> None:
-    async def failing() -> AsyncGenerator[bytes, None]:
-        raise BadValue("x is wrong", "x")
-        yield b""
+async def receive_nothing() -> Any:
+    return await asyncio.Event().wait()
 
-    async def receive() -> Any:
-        return await asyncio.Event().wait()
+
+def stream(events: AsyncGenerator[bytes, None], **options: Any) -> EventStream:
+    deadline = asyncio.get_running_loop().time() + 30
+    return EventStream(Request({"type": "http", "headers": []}, receive_nothing), events, deadline, **options)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("before", "error", "status", "message"),
+    [
+        ([], BadValue("x is wrong", "x"), 400, b"x is wrong"),
+        ([b"data: x\n\n"], BadValue("x is wrong", "x"), 200, b"x is wrong"),
+        ([b"data: x\n\n"], MemoryError("secret"), 200, b"the service failed; see its log"),
+    ],
+)
+async def test_a_failure_is_an_error_response_or_the_last_event(
+    before: list[bytes], error: Exception, status: int, message: bytes
+) -> None:
+    async def failing() -> AsyncGenerator[bytes, None]:
+        for each in before:
+            yield each
+        raise error
 
     messages: list[Any] = []
 
     async def send(message: Any) -> None:
         messages.append(message)
 
-    request = Request({"type": "http", "headers": []}, receive)
-    deadline = asyncio.get_running_loop().time() + 30
-    await EventStream(request, failing(), deadline)({"type": "http", "path": PATH}, receive, send)
-    assert messages[0]["status"] == 400
-    assert b"x is wrong" in messages[1]["body"]
+    await stream(failing())({"type": "http", "path": PATH}, receive_nothing, send)
+    assert messages[0]["status"] == status
+    assert message in messages[-1]["body"]
+    assert b"secret" not in messages[-1]["body"]
 
 
 @pytest.mark.anyio
-async def test_a_client_that_does_not_read_the_final_error_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "MAX_CLOSE_SECONDS", 0.01)
+async def test_a_client_that_does_not_read_the_final_error_is_given_up() -> None:
     unread: list[Any] = []
 
     async def failing() -> AsyncGenerator[bytes, None]:
         yield b"data: x\n\n"
         raise BadValue("x is wrong", "x")
 
-    async def receive() -> Any:
-        return await asyncio.Event().wait()
-
     async def send(message: Any) -> None:
         if b"x is wrong" in message.get("body", b""):
             unread.append(message)
             await asyncio.Event().wait()
 
-    request = Request({"type": "http", "headers": []}, receive)
-    deadline = asyncio.get_running_loop().time() + 30
     with pytest.raises(CallerGone, match="the client no longer reads"):
         async with asyncio.timeout(30):
-            await EventStream(request, failing(), deadline)({"type": "http", "path": PATH}, receive, send)
+            await stream(failing(), close_seconds=0.01)({"type": "http", "path": PATH}, receive_nothing, send)
     assert unread
-
-
-def stream(events: AsyncGenerator[bytes, None]) -> EventStream:
-    async def receive() -> Any:
-        return await asyncio.Event().wait()
-
-    deadline = asyncio.get_running_loop().time() + 30
-    return EventStream(Request({"type": "http", "headers": []}, receive), events, deadline)
 
 
 @pytest.mark.anyio

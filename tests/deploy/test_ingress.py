@@ -19,7 +19,6 @@ from app.key_file import add
 from app.main import create_app
 from app.settings import Settings
 from app.store import Store, TaskName
-from deploy import ingress
 from deploy.forward import ForwardedResponse
 from deploy.ingress import IngressApp, ModelTasks, task_of_path
 
@@ -138,7 +137,7 @@ class Clock:
         return self.now
 
 
-async def test_each_card_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_card_is_read_once(tmp_path: Path) -> None:
     publish_tiny(tmp_path, "tiny-gan")
     publish_tiny(tmp_path, "tiny-rnn")
     clock, cards, scans = Clock(), list[str](), list[Path]()
@@ -149,8 +148,7 @@ async def test_each_card_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
         elif path == tmp_path:
             scans.append(path)
 
-    monkeypatch.setattr(ingress, "time", clock)
-    models = ModelTasks(Store(tmp_path, disk=WatchedDisk(before)), poll_seconds=2.0)
+    models = ModelTasks(Store(tmp_path, disk=WatchedDisk(before)), poll_seconds=2.0, clock=lambda: clock.now)
     assert [await models.find(name) for name in ("tiny-gan", "tiny-rnn")] == ["sample", "continue"]
     for number in range(100):
         assert await models.find(f"unknown-{number}") is None
@@ -165,14 +163,13 @@ async def test_each_card_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cards[2:] == ["broken", "tiny-cnn"]
 
 
-async def test_a_stalled_store_delays_no_known_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stalled_store_delays_no_known_model(tmp_path: Path) -> None:
     publish_tiny(tmp_path, "tiny-gan")
     clock, answers = Clock(), threading.Event()
     answers.set()
-    monkeypatch.setattr(ingress, "time", clock)
-    models = ModelTasks(Store(tmp_path, disk=WatchedDisk(lambda *_: answers.wait())), poll_seconds=2.0)
+    store = Store(tmp_path, disk=WatchedDisk(lambda *_: answers.wait()))
+    models = ModelTasks(store, poll_seconds=2.0, scan_wait_seconds=0.01, clock=lambda: clock.now)
     assert await models.find("tiny-gan") == "sample"
-    monkeypatch.setattr(ingress, "SCAN_SECONDS", 0.01)
     answers.clear()
     clock.now += 2.0
     try:

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from support.engine import RecordingObserver
-from support.service import HeldGenerator, Serve
+from support.faults import Hold
+from support.service import Serve
 from support.waiting import wait_until
 
 from app import key_file
@@ -241,7 +242,7 @@ def test_two_keys_share_equally_within_a_tenth(create: Any) -> None:
     assert abs(counts["light"] / counts.total() - 0.5) <= 0.05, counts
 
 
-def test_another_key_is_admitted_while_one_floods_the_queue(serve: Serve, tmp_path: Path, held: HeldGenerator) -> None:
+def test_another_key_is_admitted_while_one_floods_the_queue(serve: Serve, tmp_path: Path, held: Hold) -> None:
     heavy, light = key_file.add(tmp_path / "keys", "heavy"), key_file.add(tmp_path / "keys", "light")
     with serve(keys_file=tmp_path / "keys", queue_rows=16, batch_rows=4, inline_seconds=0) as client:
         url = f"{client.base_url}/v1/images/sample"

@@ -24,11 +24,12 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from support.faults import Fault, Hold, raising
 from support.images import image_bytes
 from support.networks import publish_tiny
 from support.processes import serving
 from support.responses import metric_samples
-from support.service import ROOT, HeldGenerator, Serve
+from support.service import ROOT, Serve
 from support.waiting import wait_until
 
 from app.observability.access_log import AccessLog
@@ -37,7 +38,6 @@ from app.observability.metrics import Metrics
 from app.observability.middleware import RequestTelemetry
 from app.observability.tracing import create_tracer
 from app.settings import Settings, SettingsError
-from app.tasks.image_generation import ImageSampler
 
 CLASSIFY, CONTINUE, SAMPLE = "/v1/images/classify", "/v1/text/continue", "/v1/images/sample"
 # Bytes of tiny-gan: its layers have 4 latents, 8 hidden units and 28 x 28 pixels.
@@ -77,7 +77,7 @@ def test_loaded_bytes_are_measured_by_version(serve: Serve, tiny_store: Path) ->
         assert metric_samples(client)["quartet_versions", ("state", "ready")] == 4
 
 
-def test_gauges_show_queued_and_running_rows(serve: Serve, held: HeldGenerator) -> None:
+def test_gauges_show_queued_and_running_rows(serve: Serve, held: Hold) -> None:
     with serve(inline_seconds=0) as client, ThreadPoolExecutor(3) as pool:
         held.armed.set()
 
@@ -235,20 +235,12 @@ def test_the_access_log_can_be_json(serve: Serve, lines: Any) -> None:
 
 
 def test_a_failed_request_is_logged_with_its_model_and_counted_as_failed(
-    serve: Serve, lines: Any, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, lines: Any, faults: dict[str, Fault]
 ) -> None:
-    predict, broken = ImageSampler.predict, threading.Event()
-
-    def predict_or_fail(predictor: ImageSampler, items: Any) -> Any:
-        if broken.is_set():
-            raise ValueError("the network fails")
-        return predict(predictor, items)
-
-    monkeypatch.setattr(ImageSampler, "predict", predict_or_fail)
     with serve(log_format="json") as client:
-        broken.set()
+        faults["sample"] = raising(ValueError("the network fails"))
         client.post(SAMPLE, json={"count": 3})
-        broken.clear()
+        del faults["sample"]
         for label in ("wrong", None):
             client.post(SAMPLE, json={"count": 3, "label": label})
         ((stats,),) = client.get("/v2/models/tiny-gan/stats").json().values()

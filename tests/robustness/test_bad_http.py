@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -28,8 +25,6 @@ from support.responses import (
 )
 from support.service import Serve
 from support.waiting import wait_until
-
-from app.api import request_body as bodies
 
 ROUTES = {CLASSIFY: "POST", CONTINUE: "POST", FORECAST: "POST", SAMPLE: "POST", "/v1/models": "GET",
           "/v1/models/tiny-cnn": "GET", "/health/live": "GET", "/health/ready": "GET", "/metrics": "GET"}  # fmt: skip
@@ -230,29 +225,6 @@ def test_requests_rejected_by_the_http_parser_are_counted(tiny: httpx.Client) ->
     assert send_raw(tiny, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
     assert send_raw(tiny, b"GET / HTTP/1.1\r\nx: " + b"y" * 70_000).startswith(b"HTTP/1.1 431")
     assert (count("400"), count("431")) == (before[0] + 1, before[1] + 1)
-
-
-def test_the_deadline_applies_while_a_large_body_waits_for_parsing(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parse, release, entered = bodies._parse_model, threading.Event(), threading.Event()
-
-    def parse_when_released(content: bytes, *arguments: Any) -> Any:
-        if content.startswith(b'{"count": 3'):
-            entered.set()
-            assert release.wait(30)
-        return parse(content, *arguments)
-
-    monkeypatch.setattr(bodies, "_parse_model", parse_when_released)
-    with serve(parse_threads=1) as client, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(client.post, SAMPLE, content=b'{"count": 3' + b" " * 60_000 + b"}")
-        assert entered.wait(30)
-        expired = client.post(
-            SAMPLE, content=b'{"count": 2' + b" " * 60_000 + b"}", headers={"x-request-timeout": "0.5"}
-        )
-        release.set()
-        assert_rejected(expired, 504, None, "the deadline passed")
-        assert len(first.result().json()["results"]) == 3
 
 
 @pytest.fixture

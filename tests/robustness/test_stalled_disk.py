@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from support.disk import WatchedDisk
 from support.images import image_bytes
 from support.networks import publish_tiny
 from support.responses import ADMIN_KEY, assert_still_serves
-from support.service import Serve
+from support.service import LIMITS, Serve
 from support.waiting import wait_until
 
 from app import key_file
@@ -57,16 +58,15 @@ def stalled(*files: Path) -> Iterator[None]:
 
 
 def test_requests_are_answered_while_the_store_and_the_key_file_are_stalled(
-    serve: Serve, tiny_store: Path, keys: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    serve: Serve, tiny_store: Path, keys: tuple[Path, dict[str, str]]
 ) -> None:
-    monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
-    monkeypatch.setattr(key_file, "MAX_CHECK_SECONDS", 0.1)
+    limits = replace(LIMITS, key_check_seconds=0.0, key_check_wait_seconds=0.1)
     file, headers = keys
     Store(tiny_store).activate("tiny-rnn", 1)
     answers = threading.Event()
     answers.set()
     disk = WatchedDisk(lambda *_: answers.wait(60))
-    with serve(disk=disk, keys_file=file, store_poll_seconds=0.01) as client:
+    with serve(disk=disk, keys_file=file, store_poll_seconds=0.01, limits=limits) as client:
         client.headers.update(headers)
         with stalled(file):
             answers.clear()
@@ -82,6 +82,14 @@ def test_requests_are_answered_while_the_store_and_the_key_file_are_stalled(
         wait_until(lambda: client.post("/v2/repository/index", json={}).status_code == 200)
         file.write_text("# nobody\n")
         wait_until(lambda: client.get("/v1/models").status_code == 401)
+
+
+def has_event_loop() -> bool:
+    """Return whether an event loop runs in the current thread."""
+    try:
+        return asyncio.get_running_loop() is not None
+    except RuntimeError:
+        return False
 
 
 class LoopAccess:
@@ -101,7 +109,7 @@ class LoopAccess:
 
     def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *arguments: Any, **named: Any) -> Any:
-            if asyncio._get_running_loop() and self._is_watched(path):
+            if has_event_loop() and self._is_watched(path):
                 self.calls.append("".join(traceback.format_stack(limit=8)))
             return function(path, *arguments, **named)
 
@@ -119,11 +127,11 @@ def test_no_request_accesses_a_file_on_the_event_loop(
     keys: tuple[Path, dict[str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
     file, headers = keys
+    limits = replace(LIMITS, key_check_seconds=0.0)
     (tiny_store / "tiny-cnn" / "1" / "curves.png").write_bytes(image_bytes())
     publish_tiny(tiny_store, "tiny-cnn")
-    with serve(keys_file=file, admin_key=ADMIN_KEY, store_poll_seconds=0.01) as client:
+    with serve(keys_file=file, admin_key=ADMIN_KEY, store_poll_seconds=0.01, limits=limits) as client:
         client.headers.update(headers)
         access = LoopAccess(monkeypatch, tiny_store, file.parent)
         for path, methods in client.get("/openapi.json").json()["paths"].items():

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from support.faults import Hold
 from support.processes import GET_LIVE, request_live, serving
 from support.responses import CLASSIFY, CONTINUE, PNG, SAMPLE, assert_still_serves, metric_samples
-from support.service import LIMITS, HeldGenerator, Serve
+from support.service import LIMITS, Serve
 from support.waiting import wait_until
 
 PACKET = 64 * 1024
@@ -204,7 +205,7 @@ def test_pipelined_requests_are_answered_in_turn(tiny: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("rest", [b"GET / HTTP/1.1\r\nx: " + b"y" * 2 * PACKET, b"nonsense\r\n\r\n"])
-def test_a_rejected_head_waits_for_the_response_before_it(serve: Serve, held: HeldGenerator, rest: bytes) -> None:
+def test_a_rejected_head_waits_for_the_response_before_it(serve: Serve, held: Hold, rest: bytes) -> None:
     with serve(inline_seconds=0) as client, connected(client) as connection:
         held.armed.set()
         connection.sendall(COMPLETE)
@@ -215,7 +216,7 @@ def test_a_rejected_head_waits_for_the_response_before_it(serve: Serve, held: He
         assert statuses(received(connection)) == [200]
 
 
-def test_a_slow_next_head_does_not_end_a_running_request(serve: Serve, held: HeldGenerator) -> None:
+def test_a_slow_next_head_does_not_end_a_running_request(serve: Serve, held: Hold) -> None:
     with (
         serve(inline_seconds=0, limits=replace(LIMITS, head_seconds=0.3)) as client,
         connected(client) as connection,

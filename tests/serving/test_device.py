@@ -22,12 +22,8 @@ from app.settings import SettingsError
         (2, "cuda:1", "cuda:1"),
     ],
 )
-def test_the_first_gpu_is_used_unless_another_device_is_named(
-    monkeypatch: pytest.MonkeyPatch, gpus: int, name: str, device: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert find_device(name) == torch.device(device)
+def test_the_first_gpu_is_used_unless_another_device_is_named(gpus: int, name: str, device: str) -> None:
+    assert find_device(name, gpus) == torch.device(device)
 
 
 @pytest.mark.parametrize(
@@ -39,15 +35,7 @@ def test_the_first_gpu_is_used_unless_another_device_is_named(
         (2, "cuda:999", "QUARTET_DEVICE is 'cuda:999': there are 2 GPUs; allowed values: auto, cpu, cuda:N"),
     ],
 )
-def test_a_missing_gpu_is_rejected(monkeypatch: pytest.MonkeyPatch, gpus: int, name: str, sentence: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+def test_a_missing_gpu_is_rejected(gpus: int, name: str, sentence: str) -> None:
     with pytest.raises(SettingsError) as raised:
-        find_device(name)
+        find_device(name, gpus)
     assert str(raised.value) == sentence
-
-
-def test_gpus_that_torch_cannot_use_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert find_device("auto") == torch.device("cpu")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -167,7 +168,7 @@ def test_problems_are_printed_beside_the_rows(three: Path, capsys: pytest.Captur
 
 
 def test_a_full_disk_and_an_exited_reader_are_noticed_before_the_exit(
-    three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    three: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The output is shorter than the buffer of standard output, which Python would otherwise write only at exit."""
     reader, writer = os.pipe()
@@ -177,21 +178,19 @@ def test_a_full_disk_and_an_exited_reader_are_noticed_before_the_exit(
         (os.open("/dev/full", os.O_WRONLY), 1, "error: /dev/stdout: No space left on device\n"),
     ):
         for command in (["list"], ["show", NAME, "--json"], ["activate", NAME, "2"], ["verify"]):
-            with os.fdopen(os.dup(handle), "w") as output:
-                monkeypatch.setattr(sys, "stdout", output)
+            with os.fdopen(os.dup(handle), "w") as output, redirect_stdout(output):
                 assert run_models_command(capsys, three, *command) == (status, "", message)
         os.close(handle)
 
 
 def test_characters_outside_the_encoding_of_the_output_are_escaped(
-    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "\udcff.zip"  # a file name that is not UTF-8
     rewrite_card(three / NAME / "3", metrics={"Güte": {"value": 1, "split": "test"}})
-    monkeypatch.setattr(sys, "stdout", (tmp_path / "output").open("w", encoding="ascii"))
-    for command in (["show", NAME], ["export", NAME, str(path)]):
-        assert run_models_command(capsys, three, *command)[0] == 0
-    sys.stdout.close()
+    with (tmp_path / "output").open("w", encoding="ascii") as file, redirect_stdout(file):
+        for command in (["show", NAME], ["export", NAME, str(path)]):
+            assert run_models_command(capsys, three, *command)[0] == 0
     output = (tmp_path / "output").read_text("ascii")
     assert "G\\xfcte 1" in output
     assert "\\udcff.zip: " in output

@@ -80,23 +80,6 @@ def serving(settings: Settings, prepare: Prepare | None = None, disk: Disk | Non
         assert not thread.is_alive(), "the service did not stop"
 
 
-class HeldGenerator:
-    """Makes image generators wait while ``armed`` is set and ``release`` is not.
-
-    ``batches`` lists the number of rows of each batch that waited.
-    """
-
-    def __init__(self) -> None:
-        self.armed, self.entered, self.release = threading.Event(), threading.Event(), threading.Event()
-        self.batches: list[int] = []
-
-    def hold(self, rows: int) -> None:
-        if self.armed.is_set():
-            self.batches.append(rows)
-            self.entered.set()
-            assert self.release.wait(60)
-
-
 def address(client: httpx.Client) -> str:
     """Return the address ``host:port`` of a client's service."""
     return client.base_url.netloc.decode()

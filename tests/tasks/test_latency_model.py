@@ -6,74 +6,71 @@ from collections.abc import Callable
 
 import pytest
 
-from app.tasks import latency_model
-from app.tasks.latency_model import CHUNK_ROWS, LatencyModel
+from app.tasks.latency_model import CHUNK_ROWS, MAX_REPEATS, LatencyModel
 
 
 class Network:
     """A fake network and its clock. A batch takes ``seconds(rows)``, and the first of each size takes 0.005 s more."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> None:
+    def __init__(self, seconds: Callable[[int], float]) -> None:
         self.now, self.seconds, self.sizes = 0.0, seconds, list[int]()
-        monkeypatch.setattr(latency_model.time, "perf_counter", lambda: self.now)
+
+    def measure(self, rows: int) -> LatencyModel:
+        return LatencyModel.measure(self, rows, lambda: self.now)
 
     def __call__(self, rows: int) -> None:
         self.now += self.seconds(rows) + 0.005 * (rows not in self.sizes)
         self.sizes.append(rows)
 
 
-def test_all_sizes_of_a_fast_network_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Network(monkeypatch, lambda rows: 0.001 + 0.0001 * rows)
-    model = LatencyModel.measure(network, 24)
+def test_all_sizes_of_a_fast_network_are_measured() -> None:
+    network = Network(lambda rows: 0.001 + 0.0001 * rows)
+    model = network.measure(24)
     assert network.sizes == [1] * 12 + [4, 16] + [24] * 4
     assert model(1) == pytest.approx(0.0011)
     assert model(24) == pytest.approx(0.0034)
 
 
-def test_large_batches_of_a_slow_network_are_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Network(monkeypatch, lambda rows: 0.007 * rows)
-    model = LatencyModel.measure(network, 64)
+def test_large_batches_of_a_slow_network_are_extrapolated() -> None:
+    network = Network(lambda rows: 0.007 * rows)
+    model = network.measure(64)
     assert max(network.sizes) == 4
     assert model(64) == pytest.approx(0.448)
 
 
-def test_the_time_for_further_rows_of_a_very_slow_network_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Network(monkeypatch, lambda rows: 1.0 + 0.5 * rows)
-    model = LatencyModel.measure(network, 64)
+def test_the_time_for_further_rows_of_a_very_slow_network_is_measured() -> None:
+    network = Network(lambda rows: 1.0 + 0.5 * rows)
+    model = network.measure(64)
     assert max(network.sizes) == 4
     assert model(3) == pytest.approx(2.5)
 
 
-def test_one_interrupted_batch_does_not_change_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Network(monkeypatch, lambda rows: 0.2 if rows == 4 and 4 not in network.sizes else 0.001 * rows)
-    assert LatencyModel.measure(network, 16)(16) == pytest.approx(0.016)
+def test_one_interrupted_batch_does_not_change_the_model() -> None:
+    network = Network(lambda rows: 0.2 if rows == 4 and 4 not in network.sizes else 0.001 * rows)
+    assert network.measure(16)(16) == pytest.approx(0.016)
 
 
 @pytest.mark.parametrize("rows", [4, 16])
-def test_several_interrupted_batches_of_one_size_do_not_change_the_model(
-    monkeypatch: pytest.MonkeyPatch, rows: int
-) -> None:
-    network = Network(monkeypatch, lambda size: 0.1 if size == rows and network.sizes.count(rows) < 4 else 0.001 * size)
-    assert LatencyModel.measure(network, 16)(256) == pytest.approx(0.256)
+def test_several_interrupted_batches_of_one_size_do_not_change_the_model(rows: int) -> None:
+    network = Network(lambda size: 0.1 if size == rows and network.sizes.count(rows) < 4 else 0.001 * size)
+    assert network.measure(16)(256) == pytest.approx(0.256)
 
 
-def test_batches_that_always_take_longer_than_their_rows_are_not_repeated_for_long(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    network = Network(monkeypatch, lambda rows: 0.2 * rows**2)
-    LatencyModel.measure(network, 16)
+def test_batches_that_always_take_longer_than_their_rows_are_not_repeated_for_long() -> None:
+    network = Network(lambda rows: 0.2 * rows**2)
+    network.measure(16)
     assert network.sizes == [1, 1, 1, 4, 4]
 
 
-def test_batches_of_one_row_are_repeated_because_the_first_ones_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Network(monkeypatch, lambda rows: 0.003 if len(network.sizes) < 3 else 0.001)
-    assert LatencyModel.measure(network, 1).single_row == pytest.approx(0.001)
-    assert len(network.sizes) == 2 + latency_model.MAX_REPEATS
+def test_batches_of_one_row_are_repeated_because_the_first_ones_are_slow() -> None:
+    network = Network(lambda rows: 0.003 if len(network.sizes) < 3 else 0.001)
+    assert network.measure(1).single_row == pytest.approx(0.001)
+    assert len(network.sizes) == 2 + MAX_REPEATS
 
 
-def test_a_network_without_batches_has_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Network(monkeypatch, lambda rows: 0.03)
-    assert LatencyModel.measure(network, 1) == LatencyModel(pytest.approx(0.03), 0.0)
+def test_a_network_without_batches_has_one_size() -> None:
+    network = Network(lambda rows: 0.03)
+    assert network.measure(1) == LatencyModel(pytest.approx(0.03), 0.0)
     assert set(network.sizes) == {1}
 
 

@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +23,7 @@ from support import processes
 from support.imported.onnx_models import linear_classifier, linear_model
 from support.networks import FORECASTER, TINY, publish_tiny, rewrite_card, tiny_card
 from support.responses import metric_samples
-from support.service import IMAGES, ROOT, Serve
+from support.service import IMAGES, LIMITS, ROOT, Serve
 from support.waiting import wait_until
 
 from app import key_file
@@ -156,7 +157,7 @@ def test_an_imported_classifier_gets_no_heat_map(
 ) -> None:
     (tmp_path / "imported.onnx").write_bytes(linear_classifier().SerializeToString())
     task = {"task": "classify", "labels": ["cat", "dog"]}
-    add(tiny_store, tmp_path / "imported.onnx", Description("imported", "A matrix", **task), 2**20)
+    add(tiny_store, tmp_path / "imported.onnx", Description("imported", "A matrix", **task), 2**20, 0)
     with serve() as client:
         page = open_page(client)
         page.locator("#image select[name=model]").select_option("imported")
@@ -719,13 +720,10 @@ AFTER_TWO_FRAMES = """() => {
 }"""
 
 
-def test_the_page_asks_for_a_key_and_again_after_its_removal(
-    serve: Serve, tmp_path: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
+def test_the_page_asks_for_a_key_and_again_after_its_removal(serve: Serve, tmp_path: Path, open_page: Open) -> None:
     file = tmp_path / "keys"
     key = key_file.add(file, "alice")
-    with serve(keys_file=file) as client:
+    with serve(keys_file=file, limits=replace(LIMITS, key_check_seconds=0.0)) as client:
         page = open_page(client)
         key_field, error = page.get_by_label("API key"), page.locator("#start-error")
         page.evaluate(AFTER_TWO_FRAMES)
@@ -798,7 +796,7 @@ def test_the_card_of_an_imported_network_shows_its_tensors_and_origin(
 ) -> None:
     (tmp_path / "linear.onnx").write_bytes(linear_model()[0].SerializeToString())
     origin = Description("linear", "A matrix", licence="MIT", source="https://example.org/linear")
-    add(tiny_store, tmp_path / "linear.onnx", origin, 2**20)
+    add(tiny_store, tmp_path / "linear.onnx", origin, 2**20, 0)
     with serve() as client:
         page = open_page(client)
         card = page.get_by_role("article", name="linear")

@@ -21,6 +21,7 @@ from app.store import Store
 from app.tasks import TASKS
 from app.tasks.speed import measure as measure
 from app.tasks.speed import processor as processor
+from training.limits import limits
 from training.options import STORE, STORE_HELP
 
 
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, number in selected(parser, options.store, options.names):
         try:
             version = Store(options.store).read(name, number)
-            speed = measure(TASKS[version.card.task].load(version, torch.device("cpu")), processor())
+            predictor = TASKS[version.card.task].load(version, torch.device("cpu"))
+            speed = measure(predictor, processor(), limits().speed_seconds)
         except store.StoreError as error:
             print(f"{name}@{number}: not measured: {error}", flush=True)
             status = 1

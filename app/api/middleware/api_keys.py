@@ -28,8 +28,6 @@ log = logging.getLogger("quartet")
 PUBLIC_PATHS = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
 PUBLIC_PREFIXES = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
-# After an error of the storage, the service counts no requests for this time, because each attempt may take a second.
-STORAGE_RETRY_SECONDS = 5.0
 
 
 class ApiKeys:
@@ -37,7 +35,8 @@ class ApiKeys:
 
     ``ring`` has the valid keys. ``limits`` apply to keys without limits in the key file. ``on_rate_limited`` is called
     with the key's name for each request that exceeds a limit. ``counts`` stores the number of requests.
-    ``failure`` returns the response to an error.
+    ``failure`` returns the response to an error. After an error of the storage, no request is counted for
+    ``retry_seconds``.
     """
 
     def __init__(
@@ -48,6 +47,7 @@ class ApiKeys:
         counts: Storage,
         failure: Callable[[QuartetError], ASGIApp],
         on_rate_limited: Callable[[str], None],
+        retry_seconds: float,
     ) -> None:
         self.app = app
         self.ring = ring
@@ -55,6 +55,7 @@ class ApiKeys:
         self.limiter = FixedWindowRateLimiter(counts)
         self.failure = failure
         self.on_rate_limited = on_rate_limited
+        self.retry_seconds = retry_seconds
         self.retry_at = 0.0  # requests are not counted before this time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,8 +86,8 @@ class ApiKeys:
                     continue
                 end, _ = await self.limiter.get_window_stats(limit, key.name)
             except (StorageError, OSError) as error:
-                log.error("rate limits are not counted for %.0f s: %s", STORAGE_RETRY_SECONDS, type(error).__name__)
-                self.retry_at = time.monotonic() + STORAGE_RETRY_SECONDS
+                log.error("rate limits are not counted for %.0f s: %s", self.retry_seconds, type(error).__name__)
+                self.retry_at = time.monotonic() + self.retry_seconds
                 return
             self.on_rate_limited(key.name)
             seconds = max(1, math.ceil(end - time.time()))
@@ -159,7 +160,7 @@ def limit_storage(settings: Settings) -> Storage | None:
     if settings.keys_file is None:
         return None
     if settings.rate_limit_storage == "memory":
-        return SharedCounters()
+        return SharedCounters(settings.limits.rate_limit_counters)
     try:
         storage = storage_from_string(f"async+{settings.rate_limit_storage}", wrap_exceptions=True, **REDIS)
     except Exception as error:  # each storage has different error classes, for example for a missing package
@@ -187,7 +188,7 @@ def load_keyring(settings: Settings) -> Keyring | None:
     if settings.keys_file is None:
         return None
     try:
-        return Keyring(settings.keys_file)
+        return Keyring(settings.keys_file, settings.limits)
     except KeysError as error:
         raise SettingsError(f"QUARTET_KEYS_FILE is {str(settings.keys_file)!r}: {error}") from None
 
@@ -219,4 +220,4 @@ def with_api_keys(
             )
         return app
     assert shared is not None
-    return ApiKeys(app, ring, limits, shared, failure, on_rate_limited)
+    return ApiKeys(app, ring, limits, shared, failure, on_rate_limited, settings.limits.rate_limit_retry_seconds)

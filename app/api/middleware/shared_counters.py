@@ -10,14 +10,13 @@ import struct
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
 from limits.aio.storage import Storage
 
 SLOT = struct.Struct("=Qdq")  # hash of the counter's key, end of its window, count
-SLOTS = 8192  # enough for the largest key file with a few limits per key
 
 
 def _lock_file() -> IO[bytes]:
@@ -37,9 +36,9 @@ class SharedCounters(Storage):
 
     STORAGE_SCHEME = None
 
-    def __init__(self, slots: int = SLOTS) -> None:
+    def __init__(self, slots: int, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._slots = slots
+        self._slots, self._clock = slots, clock
         self._table = mmap.mmap(-1, slots * SLOT.size)
         self._file = _lock_file()
         weakref.finalize(self, self._file.close)
@@ -74,7 +73,7 @@ class SharedCounters(Storage):
         return free, digest, 0.0, 0
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        now = time.monotonic()
+        now = self._clock()
         with self._locked():
             offset, digest, end, count = self._find(key, now)
             SLOT.pack_into(self._table, offset, digest, end or now + expiry, count + amount)
@@ -82,11 +81,11 @@ class SharedCounters(Storage):
 
     async def get(self, key: str) -> int:
         with self._locked():
-            return self._find(key, time.monotonic())[3]
+            return self._find(key, self._clock())[3]
 
     async def get_expiry(self, key: str) -> float:
         """Return the end of the window in seconds since the epoch, as the package ``limits`` expects."""
-        now = time.monotonic()
+        now = self._clock()
         with self._locked():
             return time.time() + max(0.0, self._find(key, now)[2] - now)
 
@@ -100,5 +99,5 @@ class SharedCounters(Storage):
 
     async def clear(self, key: str) -> None:
         with self._locked():
-            offset, digest, _, _ = self._find(key, time.monotonic())
+            offset, digest, _, _ = self._find(key, self._clock())
             SLOT.pack_into(self._table, offset, digest, 0.0, 0)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,16 +174,18 @@ async def test_the_deadline_also_bounds_the_reading_of_a_body() -> None:
     )
 
 
-async def test_a_shutdown_at_the_same_time_as_the_deadline_is_not_lost() -> None:
+async def test_a_shutdown_at_the_same_time_as_a_disconnect_is_not_lost() -> None:
     """Both cancel the task of the request. The deadline handles only its own cancellation."""
+    callbacks = list[Any]()
+    sent = request(hang=True)
+    sent.scope[CONNECTION] = SimpleNamespace(watch_disconnect=callbacks.append)
 
     async def wait() -> None:
-        with deadline:
+        with Deadline(sent, asyncio.get_running_loop().time() + PAUSE):
             await asyncio.Event().wait()
 
-    deadline = Deadline(request(hang=True), asyncio.get_running_loop().time() + PAUSE)
     (task,) = await start_tasks(wait())
-    deadline._end(TimedOut("the deadline passed"))
+    callbacks[0]()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -279,6 +283,16 @@ async def test_a_json_body_is_read_as_a_model_or_a_dictionary(executor: Executor
     assert (await rejection(read_object(request(b'{"a": 1}'), reader(executor, limit=3), 9)))[0] is TooLarge
     assert (await rejection(read_json(request(b'{"a": 1}'), Body, reader(executor, limit=3), 9)))[0] is TooLarge
     assert (await rejection(read_object(request(hang=True), reader(executor, pause=SHORT_PAUSE), 9)))[0] is TooSlow
+
+
+async def test_the_deadline_applies_while_a_large_body_waits_for_parsing(executor: Executor) -> None:
+    release = threading.Event()
+    blocked = asyncio.create_task(executor.run(release.wait, 30))
+    await asyncio.sleep(0)
+    late = request(b"{%b}" % (b" " * (INLINE_SIZE + 1) * BYTES_PER_VALUE), deadline=asyncio.get_running_loop().time())
+    assert (await rejection(read_json(late, Body, reader(executor), 9)))[0] is TimedOut
+    release.set()
+    assert await blocked
 
 
 async def test_the_limits_of_the_reader_apply_to_json(executor: Executor) -> None:
