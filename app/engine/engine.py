@@ -94,14 +94,12 @@ class Engine(Generic[W, M]):
     async def _run(self) -> None:
         """Compute until no request waits or runs."""
         try:
-            while True:
-                await self._turn()
-                if not self._queue and not self._running:
-                    return
-                # Let requests that arrived during an inline computation proceed before the next one. With a single
-                # iteration of the event loop, a request would wait for one computation at each of its stages.
+            while self._queue or self._running:
+                # Let requests that have arrived join the batch. With a single iteration of the event loop, a request
+                # would wait for one computation at each of its stages.
                 for _ in range(REQUEST_STAGES):
                     await asyncio.sleep(0)
+                await self._turn()
         except Exception as defect:  # otherwise callers would wait forever
             self._stop(inference_error(f"{self.name} failed", defect))
             self.circuit_breaker.record_failure()
