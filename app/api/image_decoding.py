@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from app.serving.models import Models
-from app.tasks.image_codecs import ImageDecoder, OpenedImage, is_simple_image, pixel_count
+from app.tasks.image_codecs import ImageDecoder, OpenedImage, pixel_count
 
 LARGE_PIXELS = 2**24  # larger images, of more than 64 MiB, are decoded one at a time in each process
 SMALL_BYTES, SMALL_PIXELS = 32 * 1024, 50_000  # files up to these sizes in all may be decoded on the event loop
@@ -34,13 +34,10 @@ def decode_small(decoder: ImageDecoder, files: Sequence[ImageFile], max_pixels: 
     """
     if sum(len(file.content) for file in files) > SMALL_BYTES:
         return []
-    if not all(is_simple_image(file.content) for file in files):
-        return []
     items, pixels = [], 0
     for file in files:
-        image = decoder.open(file.content, max_pixels, file.param)
-        pixels += pixel_count(image)
-        if pixels > SMALL_PIXELS:
+        image = decoder.open_simple(file.content, max_pixels, file.param)
+        if image is None or (pixels := pixels + pixel_count(image)) > SMALL_PIXELS:
             return []
         items.append(decoder.decode(image, file.param))
     return items

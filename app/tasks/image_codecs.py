@@ -76,6 +76,12 @@ class ImageDecoder:
         """Return the pixels uint8 [channels, side, side] of an image file. Raises as ``open`` and ``decode``."""
         return self.decode(self.open(content, max_pixels, param), param)
 
+    def open_simple(self, content: bytes, max_pixels: int, param: str) -> OpenedImage | None:
+        """Open an image file as ``open`` does, or return None if its bytes and pixels do not limit the cost."""
+        if (small := _small_png(content, max_pixels)) is not None:
+            return small
+        return self.open(content, max_pixels, param) if _is_simple(content) else None
+
     def open(self, content: bytes, max_pixels: int, param: str = "file") -> OpenedImage:
         """Open an image file and check its size. Only some small PNG files are decoded at once.
 
@@ -199,7 +205,7 @@ def pixel_count(image: OpenedImage) -> int:
     return math.prod(image.shape[:2]) if isinstance(image, np.ndarray) else image.width * image.height
 
 
-def is_simple_image(content: bytes) -> bool:
+def _is_simple(content: bytes) -> bool:
     """Return whether the cost of opening and decoding a file is limited by its bytes and pixels.
 
     A TIFF is not simple, because its tiles may be larger than the image. A PNG with compressed texts or colour profiles
