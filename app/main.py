@@ -27,19 +27,18 @@ from limits.aio.storage import Storage
 from packaging.version import Version
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from app.api import errors
 from app.api.admin_key import admin_key
 from app.api.kserve import timeseries
-from app.api.middleware.api_keys import close_storage, document_security, limit_storage, with_api_keys
+from app.api.middleware.api_keys import api_keys, close_storage, document_security, limit_storage
 from app.api.middleware.body_memory import BodyMemoryLimit
 from app.api.middleware.cors import cors
-from app.api.middleware.trusted_host import trusted_hosts
+from app.api.middleware.trusted_host import host_check
 from app.api.open_inference import generate, infer, metadata, repository, server, statistics
 from app.api.openai import completions, images
 from app.api.openapi import build_document
-from app.api.operation import Operation, RootPath, Router, Service, unknown_path
+from app.api.operation import Operation, Router, Service, unknown_path
 from app.api.routes import admin, admin_add, classify, forecast, generate_images, generate_text, health, page
 from app.api.routes import models as model_list
 from app.observability.access_log import AccessLog
@@ -124,11 +123,15 @@ def create_app(
     app.openapi = cache(lambda: _document(app, operations, settings))  # type: ignore[method-assign]  # as documented
     app.add_exception_handler(HTTPException, _missing_file)
     service = Service(models, metrics, key, app.version, lru_cache(DOCUMENTS)(partial(_encoded_document, app)))
-    router = Router(service, operations, app.routes, others=app.build_middleware_stack())
+    keys = api_keys(settings, counters, metrics.on_rate_limited)
+    router = Router(service, operations, app.routes, app.build_middleware_stack(), host_check(settings), keys)
     spooled = admin.SPOOLED if key else ()
     limited = BodyMemoryLimit(router, settings.max_buffered_bytes, spooled=spooled, limits=settings.limits)
-    telemetry = _middleware(limited, settings, counters, metrics, log)
-    app.middleware_stack = RootPath(telemetry)
+    # Errors of RequestTelemetry do not pass ``limited``, but pages of allowed origins should be able to read them.
+    telemetry = RequestTelemetry(
+        cors(limited, settings), metrics, log, lambda error: cors(errors.error_response(error), settings)
+    )
+    app.middleware_stack = telemetry
     app.state.on_rejected = telemetry.on_rejected
     return app
 
@@ -157,19 +160,6 @@ def _document(app: FastAPI, operations: list[Operation], settings: Settings) -> 
 async def _missing_file(request: Request, error: Exception) -> Response:
     """Answer a request for a file of the documentation that does not exist."""
     return errors.error_response(unknown_path(request.scope))
-
-
-def _middleware(
-    inner: ASGIApp, settings: Settings, counters: Storage | None, metrics: Metrics, log: AccessLog
-) -> RequestTelemetry:
-    """Wrap ``inner`` in the middleware that all requests pass.
-
-    FastAPI's own middleware is inside ``inner``, and requests to the busiest routes skip it.
-    """
-    protected = with_api_keys(inner, settings, counters, errors.error_response, metrics.on_rate_limited)
-    trusted = trusted_hosts(cors(protected, settings), settings, errors.error_response)
-    # Errors of RequestTelemetry do not pass ``protected``, but pages of allowed origins should be able to read them.
-    return RequestTelemetry(trusted, metrics, log, lambda error: cors(errors.error_response(error), settings))
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from app.api.errors import error_response
 from app.api.middleware.api_keys import is_public, key_of, load_keyring, sent_key
 from app.api.middleware.body_memory import BodyMemoryLimit
 from app.api.middleware.cors import cors
-from app.api.middleware.trusted_host import trusted_hosts
+from app.api.middleware.trusted_host import host_check
 from app.api.routes.admin import PREFIX as ADMIN
 from app.errors import QuartetError
 from app.settings import Settings
@@ -47,14 +47,15 @@ class IngressApp:
         self._forward_to = forward_to
         self._own = own
         self._max_body_bytes = settings.max_body_bytes
-        limited = cors(BodyMemoryLimit(self._forward, settings.max_buffered_bytes), settings)
-        self._app = trusted_hosts(limited, settings, error_response)
+        self._check_host = host_check(settings)
+        self._app = cors(BodyMemoryLimit(self._forward, settings.max_buffered_bytes), settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            self._check_host(scope)
             known = await self._authenticate(scope)
         except QuartetError as error:
             await error_response(error)(scope, receive, send)

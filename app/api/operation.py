@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.admin_key import require_admin_key
 from app.api.errors import error_response
+from app.api.middleware.api_keys import ApiKeys
+from app.api.middleware.trusted_host import HostCheck
 from app.api.request_head import reject_query
 from app.errors import MethodNotAllowed, NotFound, QuartetError, quote_value
 from app.observability.metrics import Metrics
@@ -113,14 +115,21 @@ class Router:
     """ASGI application that answers each request with its operation.
 
     Errors get the format of the request's protocol. ``others`` answers requests to the paths of ``other_routes``, and
-    runs the start and the end of the service.
+    runs the start and the end of the service. ``check_host`` and ``keys`` reject requests.
     """
 
     def __init__(
-        self, service: Service, operations: Iterable[Operation], other_routes: Sequence[BaseRoute], others: ASGIApp
+        self,
+        service: Service,
+        operations: Iterable[Operation],
+        other_routes: Sequence[BaseRoute],
+        others: ASGIApp,
+        check_host: HostCheck,
+        keys: ApiKeys | None,
     ) -> None:
         self.service = service
         self.others = others
+        self.check_host, self.keys = check_host, keys
         rows = [OperationRoute(path, operation) for operation in operations for path in operation.paths]
         for route in other_routes:
             if isinstance(route, Route) and route.methods and "GET" in route.methods:
@@ -133,6 +142,9 @@ class Router:
             await self.others(scope, receive, send)
             return
         try:
+            self.check_host(scope)
+            if self.keys:
+                await self.keys.check(scope)
             route = self.exact.get((scope["method"], scope["path"])) or self._find(scope)
             scope["route"] = route
             if not isinstance(route, OperationRoute):
@@ -164,18 +176,3 @@ class Router:
 
 def unknown_path(scope: Scope) -> NotFound:
     return NotFound(f"the path {quote_value(scope['path'])} does not exist; /docs lists all paths")
-
-
-class RootPath:
-    """ASGI middleware that removes the ``root_path`` of a proxy from the path of a request.
-
-    The keys, the hosts, the routes and the format of errors depend on the rest of the path.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (root := scope.get("root_path")) and scope["path"].startswith(f"{root}/"):
-            scope = {**scope, "path": scope["path"].removeprefix(root)}
-        await self.app(scope, receive, send)

@@ -31,6 +31,7 @@ SECURITY_HEADERS = (  # added to every response, for browsers
 class RequestTelemetry:
     """Gives each request an id and a trace, measures and logs it, and creates a span if tracing is on.
 
+    The ``root_path`` of a proxy is removed from the path, because all other code depends on the rest of the path.
     ``failure`` creates the response to an error that no other code has handled.
     """
 
@@ -47,6 +48,8 @@ class RequestTelemetry:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        if (root := scope.get("root_path")) and scope["path"].startswith(f"{root}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(root)}
         request_id = assign_request_id(scope)
         trace = RequestTrace(request_id)
         current_trace.set(trace)

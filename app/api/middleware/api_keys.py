@@ -13,12 +13,12 @@ from limits.aio.storage import Storage
 from limits.aio.strategies import FixedWindowRateLimiter
 from limits.errors import StorageError
 from limits.storage import storage_from_string
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from app.api.middleware.shared_counters import SharedCounters
 from app.api.openapi import RETRY_AFTER, error_document
 from app.engine.fair_queue import current_caller
-from app.errors import LimitReached, MissingKey, QuartetError, Unauthorized
+from app.errors import LimitReached, MissingKey, Unauthorized
 from app.key_file import ApiKey, Keyring, KeysError, parse_limits
 from app.settings import Settings, SettingsError, hide_password
 
@@ -31,46 +31,35 @@ REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "so
 
 
 class ApiKeys:
-    """ASGI middleware that requires an API key, applies rate limits, and sets ``current_caller`` for the engines.
+    """Requires an API key, applies rate limits, and sets ``current_caller`` for the engines.
 
     ``ring`` has the valid keys. ``limits`` apply to keys without limits in the key file. ``on_rate_limited`` is called
     with the key's name for each request that exceeds a limit. ``counts`` stores the number of requests.
-    ``failure`` returns the response to an error. After an error of the storage, no request is counted for
-    ``retry_seconds``.
+    After an error of the storage, no request is counted for ``retry_seconds``.
     """
 
     def __init__(
         self,
-        app: ASGIApp,
         ring: Keyring,
         limits: Sequence[RateLimitItem],
         counts: Storage,
-        failure: Callable[[QuartetError], ASGIApp],
         on_rate_limited: Callable[[str], None],
         retry_seconds: float,
     ) -> None:
-        self.app = app
         self.ring = ring
         self.limits = limits
         self.limiter = FixedWindowRateLimiter(counts)
-        self.failure = failure
         self.on_rate_limited = on_rate_limited
         self.retry_seconds = retry_seconds
         self.retry_at = 0.0  # requests are not counted before this time
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_public(scope["path"]):
-            await self.app(scope, receive, send)
-            return
-        try:
+    async def check(self, scope: Scope) -> None:
+        """Raise MissingKey, Unauthorized or LimitReached for a request that may not be answered."""
+        if not is_public(scope["path"]):
             await self.ring.refresh()
             key = key_of(self.ring, scope)
             await self._count(key)
-        except QuartetError as error:
-            await self.failure(error)(scope, receive, send)
-            return
-        current_caller.set(key.name)  # only for the task of this request
-        await self.app(scope, receive, send)
+            current_caller.set(key.name)  # only for the task of this request
 
     async def _count(self, key: ApiKey) -> None:
         """Count a request. If the storage (for example Redis) fails, log the error and count nothing for a while.
@@ -193,14 +182,8 @@ def load_keyring(settings: Settings) -> Keyring | None:
         raise SettingsError(f"QUARTET_KEYS_FILE is {str(settings.keys_file)!r}: {error}") from None
 
 
-def with_api_keys(
-    app: ASGIApp,
-    settings: Settings,
-    shared: Storage | None,
-    failure: Callable[[QuartetError], ASGIApp],
-    on_rate_limited: Callable[[str], None],
-) -> ASGIApp:
-    """Wrap the application in ``ApiKeys`` if ``QUARTET_KEYS_FILE`` is set.
+def api_keys(settings: Settings, shared: Storage | None, on_rate_limited: Callable[[str], None]) -> ApiKeys | None:
+    """Return the keys that requests need, or None without ``QUARTET_KEYS_FILE``.
 
     Raises:
         SettingsError: the key file or a rate limit cannot be used, or there is a rate limit without a key file.
@@ -218,6 +201,6 @@ def with_api_keys(
                 f"QUARTET_RATE_LIMIT is {settings.rate_limit!r}; it needs QUARTET_KEYS_FILE, "
                 "because limits apply to keys"
             )
-        return app
+        return None
     assert shared is not None
-    return ApiKeys(app, ring, limits, shared, failure, on_rate_limited, settings.limits.rate_limit_retry_seconds)
+    return ApiKeys(ring, limits, shared, on_rate_limited, settings.limits.rate_limit_retry_seconds)

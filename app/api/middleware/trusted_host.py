@@ -13,9 +13,9 @@ import socket
 from collections.abc import Callable
 from functools import lru_cache
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-from app.errors import BadValue, QuartetError, quote_value
+from app.errors import BadValue, quote_value
 from app.settings import Settings, SettingsError
 
 # Nobody can register names in these domains (RFC 6761, RFC 6762, RFC 8375; Kubernetes).
@@ -24,33 +24,7 @@ PATTERN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 CACHED_HOSTS = 256
 
 
-class TrustedHosts:
-    """ASGI middleware that rejects requests if their ``Host`` is neither local nor matches one of ``patterns``.
-
-    IP addresses, names without a dot, and names in ``LOCAL_DOMAINS`` are local. A pattern is a host name such as
-    ``a.b``, or ``*.a.b`` for all subdomains of ``a.b``. Starlette's own middleware does not know local names, and its
-    errors have another format.
-    """
-
-    def __init__(self, app: ASGIApp, patterns: frozenset[str], failure: Callable[[QuartetError], ASGIApp]) -> None:
-        self.app = app
-        self.patterns = patterns
-        self.failure = failure
-        self.is_trusted = lru_cache(CACHED_HOSTS)(self._is_trusted)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self.app
-        if scope["type"] == "http":
-            for name, host in scope["headers"]:
-                if name == b"host" and not self.is_trusted(host):
-                    app = self.failure(_rejection(host))
-        await app(scope, receive, send)
-
-    def _is_trusted(self, host: bytes) -> bool:
-        name = host_name(host)
-        if is_local(name) or name in self.patterns:
-            return True
-        return any(pattern.startswith("*.") and name.endswith(pattern[1:]) for pattern in self.patterns)
+HostCheck = Callable[[Scope], None]
 
 
 def _rejection(host: bytes) -> BadValue:
@@ -76,12 +50,13 @@ def is_local(name: str) -> bool:
     return True
 
 
-def trusted_hosts(app: ASGIApp, settings: Settings, failure: Callable[[QuartetError], ASGIApp]) -> ASGIApp:
-    """Wrap the application in ``TrustedHosts`` unless all names are allowed.
+def host_check(settings: Settings) -> HostCheck:
+    """Return a function that raises BadValue for a request whose ``Host`` is neither local nor trusted.
 
-    If ``QUARTET_TRUSTED_HOSTS`` is empty, all names are allowed in two cases. In the first case, the service requires
-    API keys, which a foreign page does not have. In the second case, the service uses TLS, and browsers do not accept
-    its certificate for the name of a foreign page.
+    IP addresses, names without a dot, and names in ``LOCAL_DOMAINS`` are local. ``QUARTET_TRUSTED_HOSTS`` has host
+    names such as ``a.b``, and patterns such as ``*.a.b`` for all subdomains of ``a.b``. If it is empty, all names are
+    allowed in two cases. In the first case, the service requires API keys, which a foreign page does not have. In the
+    second case, the service uses TLS, and browsers do not accept its certificate for the name of a foreign page.
 
     Raises:
         SettingsError: a name is malformed.
@@ -93,6 +68,19 @@ def trusted_hosts(app: ASGIApp, settings: Settings, failure: Callable[[QuartetEr
                 f"QUARTET_TRUSTED_HOSTS is {settings.trusted_hosts!r}: {pattern!r} is not like a.b, *.a.b or *"
             )
     if "*" in patterns or (not patterns and (settings.keys_file or settings.tls_cert)):
-        return app
+        return lambda scope: None
     own = {host_name(name.encode()) for name in (socket.gethostname(), settings.host)}
-    return TrustedHosts(app, frozenset(patterns | own), failure)
+
+    @lru_cache(CACHED_HOSTS)
+    def is_trusted(host: bytes) -> bool:
+        name = host_name(host)
+        if is_local(name) or name in patterns | own:
+            return True
+        return any(pattern.startswith("*.") and name.endswith(pattern[1:]) for pattern in patterns)
+
+    def check(scope: Scope) -> None:
+        for name, host in scope["headers"]:
+            if name == b"host" and not is_trusted(host):
+                raise _rejection(host)
+
+    return check
