@@ -97,7 +97,7 @@ async def test_a_cancelled_text_frees_its_slot_at_the_next_step(executor: Execut
     stepper = Stepper()
     engine = engine_of(stepper.step, executor, rows=1)
     cancelled, waiting = await start_tasks(engine.submit([CountingText(10**9)]), engine.submit([CountingText(1)]))
-    while engine.row_counts != (1, 1):  # until its first step has started
+    while engine.row_counts != (1, 1):  # noqa: ASYNC110  # its first step has not started
         await asyncio.sleep(0)
     cancelled.cancel()
     stepper.permits.release(2)
