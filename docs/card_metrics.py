@@ -16,6 +16,8 @@ AFFIXES = {  # parts of names that select a variant of a metric
     "untuned_": "of the network from which the training started",
     "known_": "with the effects of the known covariates",
     "naive_": "of a forecast that repeats the last season",
+    "autoets_": "of exponential smoothing (AutoETS of the package statsforecast)",
+    "autotheta_": "of the Theta method (AutoTheta of the package statsforecast)",
 }
 CORRUPTIONS = ("noise", "blur", "contrast", "brightness", "pixelate", "jpeg")
 METRICS = {  # names of metrics: meaning, better values

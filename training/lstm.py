@@ -6,6 +6,9 @@
     python -m training.lstm --csv FILE --name sales   # preset own: fine-tune series-lstm on your series
     python -m training.lstm --csv FILE --backtest     # compare the fine-tuned network with ETS and seasonal naive
 
+A training on a table ends with a leaderboard of the network, the network before fine-tuning, exponential smoothing,
+Theta and the repeated season. The exit status is 3 if one of the last three has the lowest error.
+
 docs/measurements.md and the model cards contain the measured results.
 """
 
@@ -35,6 +38,7 @@ from training.loops.series import evaluation, finetune, own_series
 from training.options import Options, parse_options
 from training.run import Run, cosine_schedule, metric, run_command, set_learning_rate
 
+CLASSICAL_WINS = 3  # exit status
 SINE_REPORTS = 120  # validations of a training on the sine
 FREE_RUNNING_STEPS = 50  # length of the free-running forecasts that are measured
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -60,7 +64,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **refit.OPTION,
     "--backtest": {
         "action": "store_true",
-        "help": "write a report that compares the network's rolling forecasts with those of other methods",
+        "help": "write a report with plots of the rolling forecasts of all methods in the leaderboard",
     },
     "--version": {"metavar": "NAME", "help": "with --backtest: evaluate the model NAME or NAME@VERSION; do not train"},
     "--force": {
@@ -71,17 +75,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
 NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train a network; return the exit status, which is CLASSICAL_WINS if a classical method forecasts a table best."""
     options, config = arguments(argv)
     if options.data_options["preview"]:
         own_series.preview(options)
-        return
-    if isinstance(config, ForecasterFinetuneConfig) and options.data_options["version"]:
-        evaluation.backtest_version(options, config)
-        return
+        return 0
     if isinstance(config, ForecasterFinetuneConfig):
-        finetune.train(options, config, argv)
-        return
+        if options.data_options["version"]:
+            board = evaluation.backtest_version(options, config)
+        else:
+            board = finetune.train(options, config, argv)
+        return CLASSICAL_WINS if board.classical_wins else 0
     if isinstance(config, ForecasterConfig) and options.part == "validation":
         config = replace(config, held_out_share=1.0)  # otherwise the last steps train on the values that are measured
     if isinstance(config, LstmConfig):
@@ -92,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         series = datasets.sine()
         publish_sine(run, config, series, train_sine(run, config, series))
+    return 0
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, LstmConfig | ForecasterConfig | ForecasterFinetuneConfig]:

@@ -27,7 +27,7 @@ OPTION: dict[str, dict[str, Any]] = {
 }
 BEFORE_REFIT = "measured before the refit"  # at the end of the descriptions of the metrics
 # Prefixes of the metrics of other methods, which the second training does not change.
-OTHER_METHODS = ("untuned_", "naive_")
+OTHER_METHODS = ("untuned_", "naive_", "autoets_", "autotheta_")
 
 
 def is_planned(options: Options) -> bool:

@@ -390,17 +390,17 @@ def configure_cpu(threads: int) -> None:
         malloc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Call ``main`` of a training command. Ctrl-C exits with status INTERRUPTED and a message.
+def run_command(main: Callable[[], int | None]) -> None:
+    """Call ``main`` of a training command, and exit with its status.
 
-    If a network has returned values that are not finite, exit with a message. Bytes of file names that are not UTF-8
-    are printed as escapes.
+    Ctrl-C exits with status INTERRUPTED and a message. If a network has returned values that are not
+    finite, exit with a message. Bytes of file names that are not UTF-8 are printed as escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        main()
+        sys.exit(main())
     except KeyboardInterrupt:
         print("\ninterrupted; the same command with --resume continues", file=sys.stderr)
         sys.exit(INTERRUPTED)

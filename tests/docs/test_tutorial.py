@@ -17,6 +17,7 @@ from support.service import ROOT, TEST, serving
 from support.waiting import wait_until
 
 from app.settings import Settings
+from training.lstm import CLASSICAL_WINS
 
 TUTORIAL = ROOT / "docs" / "tutorial" / "README.md"
 PYTHON = ".venv/bin/python "
@@ -68,7 +69,7 @@ def run(command: str, folder: Path) -> str:
         process.join()
         output.seek(0)
         printed = output.read()
-    assert process.exitcode == 0, f"{command}\n{printed}"
+    assert process.exitcode in (0, CLASSICAL_WINS), f"{command}\n{printed}"
     return printed
 
 
@@ -95,9 +96,8 @@ def test_the_commands_of_the_tutorial_succeed(tmp_path: Path) -> None:
                 assert [text.rstrip() for text in actual.splitlines()] == expected
             else:
                 printed = {masked(text) for text in re.split(r"[\r\n]", actual)}
-                lines = [
-                    text for text in expected if not text.startswith("Fine-tuning helped")
-                ]  # two epochs are too few for these results
+                # Two epochs are too few for the results of the comparison.
+                lines = [text for text in expected if not re.search(r"% interval|no interval", text)]
                 assert not {masked(text) for text in lines} - printed, actual
                 wait_for_published(client, expected)
 

@@ -17,7 +17,8 @@ from training.data import datasets
 from training.data.series.sources import training_sources
 from training.data.series.synthetic import synthetic
 from training.data.series.windows import Batch, Source, WindowSampler
-from training.evaluation import backtest, compare_forecasters, forecast_metrics
+from training.evaluation import compare_forecasters, forecast_metrics
+from training.evaluation.classical import NAIVE
 from training.loops import forecaster
 
 M4 = datasets.data_directory() / "m4"
@@ -28,7 +29,7 @@ def test_scores_equal_those_of_an_example_computed_by_hand() -> None:
     actual, forecast = np.array([[10.0, 20.0], [100.0, 300.0]]), np.array([[12.0, 20.0], [100.0, 200.0]])
     scale = np.array([2.0, 50.0])
     assert forecast_metrics.smape(actual, forecast) == pytest.approx(200 * (2 / 22 + 100 / 500) / 4)
-    assert forecast_metrics.mase(actual, forecast, scale) == pytest.approx((1 / 2 + 50 / 50) / 2)
+    assert forecast_metrics.mase(actual, forecast, scale) == pytest.approx([1 / 2, 50 / 50])
     assert forecast_metrics.owa("m4_weekly", 9.161, 2.777) == pytest.approx(1)
     lower, upper = np.array([[8.0, 21.0], [90.0, 100.0]]), np.array([[12.0, 25.0], [110.0, 250.0]])
     widths, penalties = (4 / 2 + 4 / 2 + 20 / 50 + 150 / 50) / 4, 40 * (1 / 2 + 50 / 50) / 4
@@ -38,7 +39,6 @@ def test_scores_equal_those_of_an_example_computed_by_hand() -> None:
     quantiles = [np.array([[0.0]]), np.array([[20.0]])]
     assert forecast_metrics.wql(np.array([[10.0]]), quantiles, (0.1, 0.9)) == pytest.approx(0.2)
     assert forecast_metrics.mase_scale(np.array([1.0, 5.0, 4.0, 8.0]), 2) == 3
-    assert forecast_metrics.seasonal_naive(np.arange(5.0), 2, 5).tolist() == [3, 4, 3, 4, 3]
 
 
 @pytest.mark.slow  # needs the M4 series, which `make data` downloads
@@ -48,22 +48,28 @@ def test_scores_equal_those_of_an_example_computed_by_hand() -> None:
 def test_the_seasonal_naive_forecast_of_m4_has_the_published_scores(load: Any, smape: float, mase: float) -> None:
     collection = load()
     past, actual, season = [series.numpy() for series in collection.past], collection.future.numpy(), collection.season
-    naive = np.stack([forecast_metrics.seasonal_naive(series, season, actual.shape[1]) for series in past])
-    scale = np.array([forecast_metrics.mase_scale(series, season) for series in past])
-    assert forecast_metrics.smape(actual, naive) == pytest.approx(smape, abs=5e-4)
-    assert forecast_metrics.mase(actual, naive, scale) == pytest.approx(mase, abs=5e-4)
+    parts = [[pair] for pair in zip(past, actual, strict=True)]
+    origins = compare_forecasters.origins_of(parts, season)
+    naive = NAIVE.forecast(origins)
+    medians = np.stack([forecast.median for forecast in naive])
+    assert forecast_metrics.smape(actual, medians) == pytest.approx(smape, abs=5e-4)
+    assert compare_forecasters.errors_of(origins, naive).mean() == pytest.approx(mase, abs=5e-4)
 
 
 def test_a_comparison_pools_all_parts_and_splits_series_at_their_origins() -> None:
     values = np.arange(20.0) % 4
-    evaluation_set = compare_forecasters.windows("four", values, 4, start=12, horizon=4, step=2, max_past=9)
-    assert [len(past) for past in evaluation_set.past] == [9, 9, 9]
-    assert evaluation_set.actual.tolist() == [[0, 1, 2, 3], [2, 3, 0, 1], [0, 1, 2, 3]]
-    other = compare_forecasters.EvaluationSet(
-        "four", 4, [np.array([0.0, 1, 2, 3, 2, 3, 4, 5])] * 3, np.full((3, 4), 5.0)
-    )  # the seasonal naive forecast is 2, 3, 4 and 5; the MASE scale is 2
-    line = compare_forecasters.row(other, "naive", backtest.seasonal_naive)
-    assert line == "| four | naive | 0.750 | 1.000 | 0.2371 | 3.9 | 0.750 | 1.000 |"
+    origins = compare_forecasters.origins_of([compare_forecasters.windows(values, 12, 4, 2)], 4)
+    assert [len(past) for past in origins.past] == [12, 14, 16]
+    assert origins.actual.tolist() == [[0, 1, 2, 3], [2, 3, 0, 1], [0, 1, 2, 3]]
+    past = np.array([0.0, 1, 2, 3, 2, 3, 4, 5])
+    other = compare_forecasters.origins_of([[(past, np.full(4, 5.0))]] * 3, 4)
+    forecasts = NAIVE.forecast(other)  # 2, 3, 4 and 5; the MASE scale is 2
+    own = compare_forecasters.errors_of(other, forecasts)
+    line = compare_forecasters.row("four", other, NAIVE, forecasts, 2 * own)
+    start = (
+        "| four, 3 forecasts of 4 steps, 3 series | seasonal naive | 0.750 | -50.0% (90 % interval -50.0% to -50.0%) |"
+    )
+    assert line == f"{start} 0.2371 | 3.9 | 0.750 | 1.000 |"
 
 
 def sample_windows(held_out: bool, mixup: float = 0.0, hidden_season_share: float = 0.0) -> tuple[Batch, WindowSampler]:

@@ -27,8 +27,9 @@ from app.tasks.forecasting import SCORES, GlobalForecaster
 from training import lstm, publishing
 from training.data.datasets import DataError
 from training.data.tables import ReadOptions, read_table, without_gaps
-from training.evaluation import backtest, generation
-from training.evaluation.report import ets
+from training.evaluation import backtest, generation, leaderboard
+from training.evaluation.classical import CLASSICAL, NAIVE
+from training.evaluation.leaderboard import Leaderboard, errors
 from training.loops.series import evaluation, finetune, own_series
 from training.loops.series.validation import Validation
 from training.options import base_version
@@ -72,19 +73,21 @@ def test_a_forecaster_that_improves_is_published_and_served(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train()
-    last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line.startswith("Fine-tuning helped on the validation part: quantile loss 0.")
+    *_, last_line = capsys.readouterr().out.splitlines()
+    assert last_line.startswith("Fine-tuning helped on the decision part: quantile loss 0.")
     version = Store(workspace / "models_store").read("sales", 1)
     card = version.card
     losses = [card.metrics[f"{name}quantile_loss"].value for name in ("", "naive_", "untuned_")]
     assert losses == sorted(losses)
     assert set(card.metrics) == {
-        f"{name}{key}" for name in ("", "untuned_", "naive_") for key in ("mase", "quantile_loss", "coverage_95")
+        f"{name}{key}"
+        for name in ("", "untuned_", "naive_", "autoets_", "autotheta_")
+        for key in ("mase", "quantile_loss", "coverage_95")
     }
     split = "14 forecasts of 4 steps, from 2 series, on values held out of training"
     assert card.metrics["mase"].split == f"{split}; measured before the refit"
     assert card.metrics["naive_mase"].split == split
-    assert "Fine-tuned from series-lstm@1. Fine-tuning helped on the validation part" in card.notes
+    assert "Fine-tuned from series-lstm@1. Fine-tuning helped on the decision part" in card.notes
     with serving(Settings(store=workspace / "models_store", **TEST)) as client:
         body: dict[str, Any] = {"values": sales(9).tolist(), "horizon": 4, "seasonality": 4}
         answers = {
@@ -103,7 +106,7 @@ def test_a_forecaster_that_improves_is_published_and_served(
 def test_without_improvement_only_force_publishes(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("--learning-rate", "1e-9")
     last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line.startswith("Fine-tuning did not help on the validation part: quantile loss ")
+    assert last_line.startswith("Fine-tuning did not help on the decision part: quantile loss ")
     assert last_line.endswith("Nothing was published; --force publishes anyway.")
     assert not (workspace / "models_store" / "sales").exists()
     (folder,) = (workspace / "runs" / "sales").iterdir()
@@ -117,28 +120,73 @@ def test_without_improvement_only_force_publishes(workspace: Path, capsys: pytes
     assert "Fine-tuning did not help" in Store(workspace / "models_store").card("sales", 1).notes
 
 
+def board(path: Path, **losses: float) -> Leaderboard:
+    """Return a leaderboard of methods with these quantile losses, by the prefix of their metrics."""
+    table = read_table(write_csv(path / "one.csv", north=sales(1)), ReadOptions(season=4))
+    splits = backtest.split(table, 4)
+
+    def method(prefix: str, loss: float) -> backtest.Method:
+        """Return a method that forecasts the actual values plus an error."""
+
+        def forecast(origins: backtest.Origins) -> list[Any]:
+            forecasts = NAIVE.forecast(origins)
+            medians = origins.actual + loss * origins.mase_scale[:, None]
+            return [
+                replace(each, median=median, quantiles=np.repeat(median[:, None], len(SCORES), axis=1))
+                for each, median in zip(forecasts, medians, strict=True)
+            ]
+
+        return backtest.Method("seasonal naive" if prefix == "naive_" else f"the {prefix}", prefix, "", forecast)
+
+    methods = [method(prefix, loss) for prefix, loss in losses.items()]
+    origins = backtest.origins(splits, 4, 4, "decision")
+    forecasts = {each.name: each.forecast(origins) for each in methods}
+    return Leaderboard(table, splits, 1, "decision", origins, methods, forecasts)
+
+
 @pytest.mark.parametrize(
     ("losses", "start"),
     [
-        ((0.5, 0.6, 0.7), "Fine-tuning helped on the validation part: quantile loss 0.500; before fine-tuning 0.600, "),
-        ((0.597, 0.6, 0.7), "Fine-tuning did not help on the validation part: "),
-        ((0.6, 0.5, 0.7), "Fine-tuning did not help on the validation part: "),
+        ((0.7, 0.6, 0.5), "Fine-tuning helped on the decision part: quantile loss 0.500; the untuned_ 0.600, "),
+        ((0.7, 0.6, 0.597), "Fine-tuning did not help on the decision part: "),
+        ((0.7, 0.5, 0.6), "Fine-tuning did not help on the decision part: "),
         # losses that are equal or different only after they are rounded to three decimals
-        ((0.05049, 0.05051, 1), "Fine-tuning did not help on the validation part: quantile loss 0.0505; "),
-        ((0.0496, 0.0504, 1), "Fine-tuning helped on the validation part: quantile loss 0.0496; "),
-        ((0.5, 0.9, 0.7, 0.5), "Fine-tuning did not help on the validation part: "),  # nor did it with covariates
-        (
-            (0.7, 0.8, 0.7),
-            "Fine-tuning helped on the validation part, but repeating the last season is at least as good",
-        ),
+        ((1, 0.05051, 0.05049), "Fine-tuning did not help on the decision part: quantile loss 0.0505; "),
+        ((1, 0.0504, 0.0496), "Fine-tuning helped on the decision part: quantile loss 0.0496; "),
+        ((0.7, 0.9, 0.5, 0.5), "Fine-tuning did not help on the decision part: "),  # nor did it with covariates
+        ((0.7, 0.8, 0.7), "Fine-tuning helped, but repeating the last season is at least as good on the decision part"),
     ],
 )
-def test_fine_tuning_helped_if_it_beats_the_base_version_and_seasonal_naive(losses: Any, start: str) -> None:
-    names = ("", "untuned_", "naive_", "untuned_known_")[: len(losses)]
-    results = {name: {"quantile_loss": loss} for name, loss in zip(names, losses, strict=True)}
-    helped, sentence = evaluation.verdict(results)
+def test_fine_tuning_helped_if_it_beats_the_base_version_and_seasonal_naive(
+    tmp_path: Path, losses: Any, start: str
+) -> None:
+    names = ("naive_", "untuned_", *(("untuned_known_",) if len(losses) > 3 else ()), "own")
+    helped, sentence = evaluation.verdict(board(tmp_path, **dict(zip(names, losses, strict=True))))
     assert sentence.startswith(start)
-    assert helped == start.startswith("Fine-tuning helped on the validation part: ")
+    assert helped == start.startswith("Fine-tuning helped on the decision part: ")
+
+
+def test_a_leaderboard_says_which_method_is_best_and_how_certain_it_is(tmp_path: Path) -> None:
+    """All windows have the same error here, so the bootstrap intervals have no width."""
+    own_best = board(tmp_path, naive_=0.8, own=0.5)
+    assert not own_best.classical_wins
+    assert own_best.verdict().startswith(
+        "the own has the lowest quantile loss. The loss of seasonal naive differs by +60"
+    )
+    naive_best = board(tmp_path, own=0.5, naive_=0.4)
+    naive_best = replace(naive_best, methods=naive_best.methods[::-1])
+    assert naive_best.classical_wins
+    assert "seasonal naive has the lowest quantile loss, so use seasonal naive instead" in naive_best.verdict()
+    assert str(naive_best.change("seasonal naive")) == "-20.0% (90 % interval -20.0% to -20.0%)"
+
+
+def test_the_bootstrap_draws_windows_with_the_losses_of_both_methods() -> None:
+    other = np.random.default_rng(1).lognormal(size=200)
+    change = leaderboard.change(0.9 * other, other)
+    assert (change.value, change.lower, change.upper) == pytest.approx((-0.1, -0.1, -0.1))
+    noisy = leaderboard.change(np.random.default_rng(2).permutation(other), other)
+    assert noisy.lower < -0.1 < 0 < 0.1 < noisy.upper
+    assert "no interval" in str(leaderboard.change(other[:1], other[1:2]))
 
 
 @pytest.mark.slow
@@ -198,20 +246,34 @@ def test_backtest_metrics_equal_a_plain_loop_over_all_origins(tmp_path: Path) ->
     values[100] = None
     table = without_gaps(read_table(write_csv(tmp_path / "one.csv", north=values), ReadOptions(season=4)))
     (parts,) = backtest.split(table, 4)
-    assert (parts.validation, parts.test) == (68, 92)
+    assert (parts.validation, parts.decision, parts.test) == (68, 80, 92)
     evaluation_set = backtest.origins([parts], 4, 4, "test")
     assert [len(past) for past in evaluation_set.past] == list(range(92, 120, 4))
     series = table.series[0].values
     unit = np.mean([abs(series[i] - series[i - 4]) for i in range(4, 68)])
-    errors = []
+    scaled = []
     for origin in range(92, 120, 4):
         observed = [i for i in range(origin, origin + 4) if values[i] is not None]
-        errors.append(np.mean([abs(series[i] - series[i - 4]) for i in observed]) / unit)
-    metrics = backtest.metrics(evaluation_set, backtest.seasonal_naive)
-    assert metrics["mase"] == pytest.approx(np.mean(errors))
+        scaled.append(np.mean([abs(series[i] - series[i - 4]) for i in observed]) / unit)
+    assert errors(evaluation_set, NAIVE.forecast(evaluation_set)).mase == pytest.approx(np.mean(scaled))
     validation_set = backtest.origins([parts], 4, 4, "validation")
-    assert [len(past) for past in validation_set.past] == list(range(68, 89))
-    assert [len(past) for past in validation_set.subset(3).past] == [68, 78, 88]
+    assert [len(past) for past in validation_set.past] == list(range(68, 77))
+    assert [len(past) for past in validation_set.subset(3).past] == [68, 72, 76]
+    assert [len(past) for past in backtest.origins([parts], 4, 4, "decision").past] == [80, 84, 88]
+
+
+def test_all_series_of_a_table_are_cut_at_the_same_times(tmp_path: Path) -> None:
+    """One series is long, one is short, and one ends early. No series is trained on days on which another is tested."""
+    old, new, ended = sales(1, 400), [None] * 260 + sales(2, 140).tolist(), [*sales(3, 250), *([None] * 150)]
+    path = write_csv(tmp_path / "shops.csv", old=old, new=new, ended=ended)
+    splits = backtest.split(read_table(path, ReadOptions(season=4)), 4)
+    by_name = {split.series.name: split for split in splits}
+    assert set(by_name) == {"old", "new", "ended"}
+    for part in ("validation", "decision", "test"):
+        starts = {name: getattr(by_name[name], part) for name in ("old", "new")}
+        assert len({by_name[name].series.times[at] for name, at in starts.items()}) == 1
+    assert by_name["ended"].bounds("test") == (250, 250)
+    assert backtest.origins(splits, 4, 4, "test").series_count == 2
 
 
 def split_with_gaps(path: Path, changed_from: int | None = None) -> backtest.Split:
@@ -240,13 +302,10 @@ def test_a_missing_value_before_an_origin_does_not_show_the_values_after_it(
     seen = []
     for changed_from in (None, position):
         origins = backtest.origins([split_with_gaps(workspace / "one.csv", changed_from)], 4, 4, part)
-        past = origins.past[[place for _, place in origins.places].index(position)]
-        forecasts = [
-            evaluation.as_method(forecaster, origins.subset(1))([past], 4, 4),
-            backtest.seasonal_naive([past], 4, 4),
-            ets.forecasts(replace(origins, past=[past], actual=origins.actual[:1], places=[(0, 0)]), ["one"], 99)[0],
-        ]
-        seen.append([past, *(forecast.quantiles for (forecast,) in forecasts)])
+        at = [place for _, place in origins.places].index(position)
+        one = replace(origins.subset(1), past=[origins.past[at]], covariates=[origins.covariates[at]])
+        own = evaluation.method("own", forecaster, "")
+        seen.append([one.past[0], *(each.forecast(one)[0].quantiles for each in (own, *CLASSICAL))])
     missing = [place for place in (20, 66, 67, 73, 74, 75, 91) if place < position]
     assert np.isnan(seen[0][0]).nonzero()[0].tolist() == missing
     for before, after in zip(*seen, strict=True):
@@ -254,25 +313,41 @@ def test_a_missing_value_before_an_origin_does_not_show_the_values_after_it(
     assert all(quantiles.shape == (4, 11) and np.isfinite(quantiles).all() for quantiles in seen[0][1:])
 
 
+def origins_of(*pasts: Any, season: int = 1, horizon: int = 4) -> backtest.Origins:
+    """Return one origin after each past."""
+    places, actual = [(number, len(past)) for number, past in enumerate(pasts)], np.ones((len(pasts), horizon))
+    return backtest.Origins([np.array(past) for past in pasts], actual, np.ones(len(pasts)), season, places, [])
+
+
 def test_intervals_of_the_naive_forecast_contain_the_trend() -> None:
     """The mean of the differences between seasons counts: they are 9, 11, 9, 11, ..."""
-    values = np.cumsum([10.0 + (-1) ** i for i in range(41)])
-    (forecast,) = backtest.seasonal_naive([values], 1, 4)
+    (forecast,) = NAIVE.forecast(origins_of(np.cumsum([10.0 + (-1) ** i for i in range(41)])))
     deviation = np.diff(forecast.quantiles[:, [SCORES.argmin(), SCORES.argmax()]], axis=1)[:, 0] / np.ptp(SCORES)
     assert deviation == pytest.approx(np.sqrt((9**2 + 11**2) / 2 * np.arange(1, 5)))
 
 
 def test_the_naive_forecast_continues_the_season_after_a_gap() -> None:
-    past = [np.array([0.0, 5, 2, 1, np.nan, 2, np.nan, np.nan]), np.array([4.0, np.nan, 3, np.nan])]
-    medians = [forecast.median.tolist() for forecast in backtest.seasonal_naive(past, 3, 4)]
+    pasts = [0.0, 5, 2, 1, np.nan, 2, np.nan, np.nan], [4.0, np.nan, 3, np.nan]
+    medians = [forecast.median.tolist() for forecast in NAIVE.forecast(origins_of(*pasts, season=3))]
     assert medians == [[2, 1, 1.5, 2], [3, 3, 3, 3]]  # the second series is not longer than a season
+
+
+@pytest.mark.parametrize("method", CLASSICAL, ids=lambda method: method.name)
+def test_classical_methods_forecast_every_series(method: backtest.Method) -> None:
+    """The seasonal naive forecast replaces a model that cannot be fitted."""
+    trend = 50 + 0.2 * np.arange(120) + 10 * np.sin(np.pi * np.arange(120) / 2)
+    noise = np.random.default_rng(0).normal(0, 1, 120)
+    huge = np.where(np.arange(60) % 4, 1e149, -1e149)
+    forecasts = method.forecast(origins_of(trend + noise, np.arange(6.0), huge, np.full(40, 3.0), season=4))
+    assert all(np.isfinite(forecast.quantiles).all() for forecast in forecasts)
+    assert forecasts[0].median == pytest.approx(trend[:4] + 24, abs=3 if method is not NAIVE else 7)
 
 
 def test_the_validation_loss_is_that_of_the_served_forecasts_at_gaps_too(workspace: Path) -> None:
     version = Store(workspace / "models_store").read("series-lstm", 1)
     forecaster = GlobalForecaster(version, torch.device("cpu"))
     origins = backtest.origins([split_with_gaps(workspace / "one.csv")], 4, 4, "validation")
-    served = backtest.metrics(origins, evaluation.as_method(forecaster, origins))["quantile_loss"]
+    served = errors(origins, evaluation.method("own", forecaster, "").forecast(origins)).quantile_loss
     assert Validation(forecaster, origins)(forecaster.network) == pytest.approx(served, rel=1e-6)
 
 
@@ -295,15 +370,12 @@ def test_the_quantile_loss_of_a_forecast_with_equal_quantiles_is_its_mase(tmp_pa
     table = read_table(write_csv(tmp_path / "one.csv", north=sales(1)), ReadOptions(season=4))
     evaluation_set = backtest.origins(backtest.split(table, 4), 4, 4, "test")
 
-    def equal_quantiles(past: Any, season: int, horizon: int) -> Any:
-        answers = backtest.seasonal_naive(past, season, horizon)
-        for answer in answers:
-            answer.quantiles[:] = answer.median[:, None]
-        return answers
-
-    metrics = backtest.metrics(evaluation_set, equal_quantiles)
-    assert metrics["quantile_loss"] == pytest.approx(metrics["mase"])
-    assert metrics["coverage_95"] == 0
+    forecasts = NAIVE.forecast(evaluation_set)
+    for forecast in forecasts:
+        forecast.quantiles[:] = forecast.median[:, None]
+    measured = errors(evaluation_set, forecasts)
+    assert measured.quantile_loss == pytest.approx(measured.mase)
+    assert measured.coverage_95 == 0
 
 
 @pytest.mark.slow
@@ -317,19 +389,20 @@ def test_a_horizon_beyond_that_of_the_network_is_tested_too(workspace: Path) -> 
 def test_short_and_constant_series_are_skipped_by_name(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = 100 + 10 * np.sin(np.pi / 2 * np.arange(120))  # repeats except for rounding
     assert len(set(steps)) > 4
-    write_csv(workspace / "sales.csv", north=sales(1), new=sales(2, 31), still=steps, young=sales(3, 12))
+    new = [None] * 72 + sales(2, 48).tolist()
+    write_csv(workspace / "sales.csv", north=sales(1), new=new, still=steps, old=sales(3, 12))
     train("--horizon", "12", "--force")
     output = capsys.readouterr().out
-    assert "new: 31 values; season 4 and horizon 12 need at least 44" in output
-    assert "still: its first 72 values repeat exactly with season 4" in output
-    assert "young: 12 values; season 4 and horizon 12 need at least 44" in output
+    assert "new: 12 values before the validation part; season 4 and horizon 12 need at least 20" in output
+    assert re.search(r"still: its first \d+ values repeat exactly with season 4", output)
+    assert "old: 12 values before the validation part; season 4 and horizon 12 need at least 20" in output
     assert "from 1 series" in Store(workspace / "models_store").card("sales", 1).metrics["mase"].split
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--horizon", "60"], "sales.csv: no series can be used for training and testing; south: 120 values; season 4"),
+        (["--horizon", "60"], "sales.csv: no series can be used for training and testing; south: 0 values before the"),
         (["--horizon", "-1"], "--horizon is -1; allowed are 1 or more"),
         (["--season", "365"], "--season is 365; allowed are 1 (no season) to 168 steps"),
         (["--season", "0"], "--season is 0; allowed are"),
@@ -350,7 +423,7 @@ def test_unusable_data_and_options_are_rejected_before_a_run_starts(
 
 @pytest.mark.parametrize(
     ("count", "frequency", "season", "horizon"),
-    [(36, "MS", 12, 6), (104, "W-MON", 52, 6), (90, "D", 7, 6), (14, "QS", 4, 2)],
+    [(36, "MS", 12, 5), (104, "W-MON", 52, 6), (90, "D", 7, 6), (14, "QS", 4, 1)],
 )
 @pytest.mark.usefixtures("workspace")
 def test_short_business_series_can_be_tuned_and_tested(count: int, frequency: str, season: int, horizon: int) -> None:
@@ -361,7 +434,7 @@ def test_short_business_series_can_be_tuned_and_tested(count: int, frequency: st
     own = own_series.read(options, config.horizon)
     assert (own.table.season, own.horizon) == (season, horizon)
     assert own.traits == store.SeriesTraits(season=season, non_negative=True, integer=True)
-    for part in ("validation", "test"):
+    for part in ("validation", "decision", "test"):
         assert backtest.origins(own.splits, season, own.horizon, part).past
 
 

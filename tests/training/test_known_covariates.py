@@ -195,7 +195,7 @@ def test_known_covariates_lower_the_loss_and_are_served(workspace: Path, capsys:
     assert price.mean == pytest.approx(2.5, abs=0.1)
     assert price.coefficient / price.scale == pytest.approx(-0.3, abs=0.06)
     assert promo.coefficient / promo.scale == pytest.approx(0.5, abs=0.1)
-    assert re.search(r"but with the known covariates, 0\.\d{3,}\. ", card.notes)
+    assert re.search(r"series-lstm@1 with known covariates 0\.\d{3,}, ", card.notes)
     assert "known covariates price, promo, holidays US-NY" in card.notes
     assert evaluate.main(["sales"]) == 0
     with serving(Settings(store=workspace / "models_store", **TEST)) as client:

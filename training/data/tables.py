@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from app.store import HolidayCalendar
 from app.tables import TableError
@@ -82,16 +83,29 @@ class Series:
     Attributes:
         name: name of the series.
         values: float64 [T]; NaN where the table has no value, until ``without_gaps`` interpolates.
-        start: time of the first value, in ISO 8601 if the table has time stamps.
+        times: the time of each value, datetime64 [T], or the number of its row or step if the table has no time stamps.
         observed: bool [T]; False where the table has no value.
         covariates: values [T, K] of the columns whose future values are known.
     """
 
     name: str
     values: np.ndarray
-    start: str
+    times: np.ndarray
     observed: np.ndarray
     covariates: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+
+    @property
+    def dated(self) -> bool:
+        """Whether the table has time stamps."""
+        return self.times.dtype.kind == "M"
+
+    @property
+    def start(self) -> str:
+        """The time of the first value, in ISO 8601 if the table has time stamps."""
+        if not self.dated:
+            return str(self.times[0])
+        days = self.times.astype("datetime64[D]")
+        return str(days[0]) if (days == self.times).all() else pd.Timestamp(self.times[0]).isoformat()
 
 
 @dataclass(frozen=True)
@@ -160,16 +174,12 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
         except TableError as error:
             raise DataError(f"{path}: {error}") from error
         names.append(f"holidays {calendar.country}")
-    dated = frame["ds"].dtype.kind == "M"
-    midnight = dated and bool((frame["ds"] == frame["ds"].dt.floor("D")).all())
     series = []
     for name, part in frame.groupby("unique_id", sort=False):
         values, known = part["y"].to_numpy(copy=True), part[tidy.covariates].to_numpy(dtype=float)
-        start = part["ds"].iloc[0]
         if calendar:
-            known = np.column_stack([known, holiday_counts(calendar, start.to_pydatetime(), len(values))])
-        text = str(start.date()) if midnight else start.isoformat() if dated else str(start)
-        series.append(Series(str(name), values, text, ~np.isnan(values), known))
+            known = np.column_stack([known, holiday_counts(calendar, part["ds"].iloc[0].to_pydatetime(), len(values))])
+        series.append(Series(str(name), values, part["ds"].to_numpy(), ~np.isnan(values), known))
     season = options.season or _season([_interpolated(one) for one in series], tidy.step)
     return Table(path.name, series, tidy.step, season, tidy.remarks, names, calendar)
 
@@ -222,8 +232,9 @@ def _without_gaps(series: Series, max_gap: int, remarks: list[str]) -> Series:
             f"{series.name}: {len(breaks)} gaps are longer than {max_gap} steps; only the longest part between them, "
             f"{last - first + 1:,} values, is used"
         )
-    start = series.start if first == 0 else f"{series.start} + {first} steps"
-    part = Series(series.name, series.values[inside], start, series.observed[inside], series.covariates[inside])
+    part = Series(
+        series.name, series.values[inside], series.times[inside], series.observed[inside], series.covariates[inside]
+    )
     if part.observed.all():
         return part
     remarks.append(f"{series.name}: {int((~part.observed).sum())} missing values are interpolated")

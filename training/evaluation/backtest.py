@@ -1,7 +1,7 @@
-"""Backtests: split each series into parts for training, validation and testing, and measure forecasts.
+"""Backtests: divide series into parts for training, validation and testing, and measure forecasts.
 
-A forecast origin is the position of the first value of a forecast. There are many origins in the validation part and in
-the test part, which are at the end of each series.
+A forecast origin is the position of the first value of a forecast. There are many origins in each part after the
+training part.
 """
 
 from __future__ import annotations
@@ -9,38 +9,42 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
-from app.tasks.forecasting import SCORES, QuantileForecast
+from app.tasks.forecasting import QuantileForecast
 from training.data.datasets import DataError
 from training.data.tables import Series, Table
 from training.evaluation import forecast_metrics
-from training.options import Part
-from training.run import metric
 
 MIN_PAST = 8  # smallest number of values before the first origin
-# The test part is this share of the series, but at most this number of horizons long.
-TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24
-VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # the same limits for the validation part
+# Share of each part after the training part in a series of median length, and its largest number of horizons. The
+# validation part selects the epoch. The decision part decides whether fine-tuning helped.
+SHARES = {"validation": (0.1, 6), "decision": (0.1, 6), "test": (0.25, 24)}
 MAX_PAST = 1500  # largest number of values that a forecaster receives (four years of days); more would change little
 ROUNDING = 1e-9  # values repeat if they differ by less than this share of the largest value
 
-# Computes forecasts from the pasts of the series, the season, and the number of steps.
-ForecastFunction = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]
+HeldOut = Literal["validation", "decision", "test"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """The parts of a series.
+    """The parts of a series. Values [0, ``validation``) are for training.
 
-    Values [0, ``validation``) are for training, [``validation``, ``test``) for validation, and the rest for testing.
+    ``validation``, ``decision`` and ``test`` are the positions at which the other parts begin. The last part ends with
+    the series.
     """
 
     series: Series
     validation: int
+    decision: int
     test: int
+
+    def bounds(self, part: HeldOut) -> tuple[int, int]:
+        """Return the position of the first value of a part, and the position after its last value."""
+        ends = {"validation": self.decision, "decision": self.test, "test": len(self.series.values)}
+        return getattr(self, part), ends[part]
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ class Origins:
     places: list[tuple[int, int]]
     covariates: list[np.ndarray]
 
+    @property
+    def horizon(self) -> int:
+        """Number of steps of each forecast."""
+        return int(self.actual.shape[1])
+
     def subset(self, max_origins: int) -> Origins:
         """Return at most ``max_origins`` of the origins, evenly spaced."""
         indices = np.linspace(0, len(self.past) - 1, min(max_origins, len(self.past))).round().astype(int)
@@ -78,10 +87,30 @@ class Origins:
         return len({number for number, _ in self.places})
 
 
+@dataclass(frozen=True)
+class Method:
+    """A forecast method.
+
+    Attributes:
+        name: its name in reports.
+        prefix: the beginning of the names of its metrics on a card.
+        explanation: what it does, for reports.
+        forecast: computes a forecast from each origin.
+    """
+
+    name: str
+    prefix: str
+    explanation: str
+    forecast: Callable[[Origins], list[QuantileForecast]]
+
+
 def longest_horizon(table: Table) -> int:
     """Return the longest horizon, at least 1, for which a series of median length can be split."""
-    median = int(np.median([len(series.values) for series in table.series]))
-    return max(1, (median - max(table.season + 2, MIN_PAST)) // 3)
+    return max(1, (_median_length(table) - max(table.season + 2, MIN_PAST)) // 4)
+
+
+def _median_length(table: Table) -> int:
+    return int(np.median([len(series.values) for series in table.series]))
 
 
 def _repeats(values: np.ndarray, season: int) -> bool:
@@ -92,6 +121,9 @@ def _repeats(values: np.ndarray, season: int) -> bool:
 def split(table: Table, horizon: int) -> list[Split]:
     """Split all usable series. For each series that is left out, add the reason to the table's remarks.
 
+    All series are cut at the same three times, so that no part of one series is later than a later part of another.
+    Series without time stamps are taken to end at the same time.
+
     A series is usable if its training part is long enough, and if the values of this part do not repeat exactly in each
     season. The training part must hold one horizon and, before it, one season and two values, or MIN_PAST values if
     this number is larger.
@@ -99,24 +131,18 @@ def split(table: Table, horizon: int) -> list[Split]:
     Raises:
         DataError: no series is usable.
     """
-    min_training = max(table.season + 2, MIN_PAST) + horizon
-    splits = []
+    min_training, count = max(table.season + 2, MIN_PAST) + horizon, _median_length(table)
+    lengths = [min(max(int(share * count / horizon), 1), most) * horizon for share, most in SHARES.values()]
+    if count - sum(lengths) < min_training:  # the series are short, and the horizon is even shorter
+        lengths = [horizon] * len(SHARES)
+    left = np.cumsum(lengths[::-1])[::-1].tolist()  # values from each cut to the end of a series that ends last
+    cuts, splits = _cuts(table, left), []
     for series in table.series:
-        count = len(series.values)
-        test, validation = (
-            min(max(int(share * count / horizon), 1), max_horizons) * horizon
-            for share, max_horizons in (
-                (TEST_SHARE, MAX_TEST_HORIZONS),
-                (VALIDATION_SHARE, MAX_VALIDATION_HORIZONS),
-            )
-        )
-        if count - test - validation < min_training:  # the series is short, and its horizon even shorter
-            test = validation = horizon
-        parts = Split(series, count - test - validation, count - test)
+        parts = Split(series, *_positions(series, left, cuts))
         if parts.validation < min_training:
             table.remarks.append(
-                f"{series.name}: {count} values; season {table.season} and horizon {horizon} need at least "
-                f"{min_training + 2 * horizon}, so the series is left out"
+                f"{series.name}: {parts.validation} values before the validation part; season {table.season} and "
+                f"horizon {horizon} need at least {min_training}, so the series is left out"
             )
         elif _repeats(series.values[: parts.validation], table.season):
             table.remarks.append(
@@ -130,10 +156,27 @@ def split(table: Table, horizon: int) -> list[Split]:
     return splits
 
 
-def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> Origins:
-    """Return all forecast origins of the test part or of the validation part.
+def _cuts(table: Table, left: Sequence[int]) -> list[np.datetime64]:
+    """Return the times at which the parts begin. The list is empty if the table has no time stamps.
 
-    The origins are one horizon apart in the test part, and a quarter of a horizon apart in the validation part.
+    Of the series that hold all parts, the one that ends last determines these times. A time lies between two values of
+    this series, because the times of day of other series may differ.
+    """
+    long = [series for series in table.series if series.dated and len(series.values) > left[0]]
+    if not long:
+        return []
+    times = max(long, key=lambda series: (series.times[-1], len(series.times))).times
+    return [times[-steps] - (times[-steps] - times[-steps - 1]) // 2 for steps in left]
+
+
+def _positions(series: Series, left: Sequence[int], cuts: Sequence[np.datetime64]) -> list[int]:
+    if cuts:
+        return [int(np.searchsorted(series.times, cut)) for cut in cuts]
+    return [max(len(series.values) - steps, 0) for steps in left]
+
+
+def origins(splits: Sequence[Split], season: int, horizon: int, part: HeldOut) -> Origins:
+    """Return all forecast origins of a part: one horizon apart or, in the validation part, a quarter of a horizon.
 
     Origins without an actual value in their horizon are skipped.
 
@@ -141,12 +184,12 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> O
         DataError: no origin has an actual value in its horizon.
     """
     past, actual, scales, places, covariates = [], [], [], [], []
+    step = max(1, horizon // 4) if part == "validation" else horizon
     for number, parts in enumerate(splits):
-        values = parts.series.values
-        start, end = (parts.validation, parts.test) if part == "validation" else (parts.test, len(values))
+        values, (start, end) = parts.series.values, parts.bounds(part)
         scale = forecast_metrics.mase_scale(values[: parts.validation], season)
         actual_values = np.where(parts.series.observed, values, np.nan)
-        for origin in range(start, end - horizon + 1, horizon if part == "test" else max(1, horizon // 4)):
+        for origin in range(start, end - horizon + 1, step):
             future = actual_values[origin : origin + horizon]
             if not np.isnan(future).all():
                 past.append(past_of(parts.series, origin))
@@ -155,7 +198,7 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> O
                 scales.append(scale)
                 places.append((number, origin))
     if not past:
-        raise DataError(f"all values of the {part} parts are missing, so no forecast can be measured")
+        raise DataError(f"no series has values in the {part} part, so no forecast can be measured")
     return Origins(past, np.stack(actual), np.array(scales), season, places, covariates)
 
 
@@ -180,56 +223,8 @@ def without_gap(past: np.ndarray) -> tuple[np.ndarray, int]:
     return np.interp(np.arange(end), known, past[known]), len(past) - end
 
 
-def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:
-    """Return forecasts that repeat the last season before the missing values at the end of the past.
-
-    Each forecast is a normal distribution. Its standard deviation is the root mean square of the differences between
-    seasons, multiplied by the square root of the number of seasons ahead (Hyndman and Athanasopoulos 2021, 5.5). A
-    season that is not shorter than the past is ignored, as in the service.
-    """
-    forecasts = []
-    for values, gap in map(without_gap, past):
-        length = season if season < len(values) else 1
-        steps = np.arange(gap, gap + horizon)
-        median = forecast_metrics.seasonal_naive(values, length, gap + horizon)[gap:]
-        deviation = np.sqrt(np.mean((values[length:] - values[:-length]) ** 2) * (steps // length + 1))
-        quantiles = median[:, None] + deviation[:, None] * SCORES
-        forecasts.append(QuantileForecast(median, median, SCORES, quantiles, season))
-    return forecasts
-
-
-def metrics(origins: Origins, forecast: ForecastFunction) -> dict[str, float]:
-    """Return MASE, quantile loss and coverage of a forecast method over all origins."""
-    forecasts = forecast(origins.past, origins.season, origins.actual.shape[1])
-    lower, upper = (np.stack(side) for side in zip(*(each.interval(95) for each in forecasts), strict=True))
-    quantiles = forecast_metrics.quantiles_of(forecasts)
-    median = np.stack([each.median for each in forecasts])
-    return {
-        "mase": forecast_metrics.mase(origins.actual, median, origins.mase_scale),
-        "quantile_loss": forecast_metrics.quantile_loss(origins.actual, quantiles, origins.mase_scale),
-        "coverage_95": forecast_metrics.coverage(origins.actual, lower, upper),
-    }
-
-
 def decimals(key: str, value: float) -> int:
     """Return the number of decimals of a metric: 3, or more for three significant digits of an error below 0.1."""
     if key == "coverage_95" or not 0 < value < math.inf:
         return 3
     return min(max(3, 2 - math.floor(math.log10(value))), 12)
-
-
-def card_metrics(origins: Origins, results: dict[str, dict[str, float]], part: Part = "test") -> dict[str, Any]:
-    """Return the results of several methods for a model card.
-
-    ``results`` maps prefixes to the results of ``metrics``. The prefix is added to the names of the metrics.
-    """
-    horizon = origins.actual.shape[1]
-    values = "held out of training" if part == "test" else "for validation"
-    description = (
-        f"{len(origins.past):,} forecasts of {horizon} steps, from {origins.series_count:,} series, on values {values}"
-    )
-    return {
-        f"{prefix}{key}": metric(value, description, decimals(key, value))
-        for prefix, values in results.items()
-        for key, value in values.items()
-    }

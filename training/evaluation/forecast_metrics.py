@@ -32,19 +32,14 @@ def mase_scale(past: np.ndarray, season: int) -> float:
     return float(np.abs(past[season:] - past[:-season]).mean())
 
 
-def seasonal_naive(past: np.ndarray, season: int, horizon: int) -> np.ndarray:
-    """Return the seasonal naive forecast [horizon]: the last season of ``past`` [T], repeated."""
-    return past[-season:][np.arange(horizon) % season]
-
-
 def smape(actual: np.ndarray, forecast: np.ndarray) -> float:
     """Return the symmetric mean absolute percentage error, from 0 to 200."""
     return float((200 * np.abs(actual - forecast) / (np.abs(actual) + np.abs(forecast))).mean())
 
 
-def mase(actual: np.ndarray, forecast: np.ndarray, mase_scale: np.ndarray) -> float:
-    """Return the mean absolute scaled error."""
-    return float((np.nanmean(np.abs(actual - forecast), axis=1) / mase_scale).mean())
+def mase(actual: np.ndarray, forecast: np.ndarray, mase_scale: np.ndarray) -> np.ndarray:
+    """Return the mean absolute scaled error [N] of each forecast."""
+    return np.nanmean(np.abs(actual - forecast), axis=1) / mase_scale
 
 
 def owa(data_set: str, smape: float, mase: float) -> float:
@@ -66,15 +61,15 @@ def wql(actual: np.ndarray, quantiles: Sequence[np.ndarray], levels: Sequence[fl
     return float(np.mean(losses) / (np.nansum(np.abs(actual)) or np.nan))
 
 
-def quantile_loss(actual: np.ndarray, quantiles: np.ndarray, mase_scale: np.ndarray) -> float:
-    """Return twice the pinball loss of quantiles [N, horizon, LEVELS], divided by the MASE scale.
+def quantile_loss(actual: np.ndarray, quantiles: np.ndarray, mase_scale: np.ndarray) -> np.ndarray:
+    """Return twice the pinball loss [N] of quantiles [N, horizon, LEVELS], divided by the MASE scale.
 
-    The result is the mean over the levels. It equals MASE if the quantiles of all levels are equal.
+    The result is the mean over steps and levels. It equals MASE if the quantiles of all levels are equal.
     """
     errors = actual[:, :, None] - quantiles
     levels = np.array(LEVELS)
     losses = 2 * np.maximum(levels * errors, (levels - 1) * errors)
-    return float((np.nanmean(losses, axis=(1, 2)) / mase_scale).mean())
+    return np.nanmean(losses, axis=(1, 2)) / mase_scale
 
 
 def msis(actual: np.ndarray, lower: np.ndarray, upper: np.ndarray, mase_scale: np.ndarray) -> float:

@@ -74,7 +74,7 @@ def metrics(
     quantiles = forecast_metrics.quantiles_of(forecasts)
     result = {
         "smape": forecast_metrics.smape(actual, medians),
-        "mase": forecast_metrics.mase(actual, medians, scale),
+        "mase": float(forecast_metrics.mase(actual, medians, scale).mean()),
         "wql": forecast_metrics.wql(actual, list(np.moveaxis(quantiles, 2, 0))),
         "msis": forecast_metrics.msis(actual, lower, upper, scale),
         "coverage_95": forecast_metrics.coverage(actual, lower, upper),

@@ -8,7 +8,6 @@ on all rows, unless ``--no-refit`` is given; see ``training.refit``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,10 @@ from training.configs import ForecasterFinetuneConfig
 from training.data.series.windows import Source, WindowSampler
 from training.data.tables import Series, to_json_lines
 from training.evaluation import backtest
+from training.evaluation.leaderboard import Leaderboard
 from training.loops.fit import fit
 from training.loops.forecaster import ForecasterRecipe
-from training.loops.series.evaluation import evaluate, references
+from training.loops.series.evaluation import evaluate
 from training.loops.series.own_series import OwnSeries, label, read, report, traits_of_all_rows, with_traits
 from training.loops.series.validation import Validation
 from training.options import Options
@@ -35,24 +35,27 @@ MIN_STEPS_PER_EPOCH, MAX_STEPS_PER_EPOCH = 8, 40  # each epoch ends with a valid
 MAX_VALIDATION_FORECASTS = 1000
 
 
-def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str] | None) -> None:
-    """Read the table, fine-tune a network, measure it, fine-tune a second network on all rows, and publish it."""
+def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str] | None) -> Leaderboard:
+    """Read the table, fine-tune a network, measure it, fine-tune a second network on all rows, and publish it.
+
+    Return the leaderboard of the last measured part.
+    """
     own = read(options, config.horizon)
     refit.reject_seen(own.base.card, f"--from {label(own.base)}", own.data)
     report(own.table)
     run = Run(options, config, argv, own.sha256)
     run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
     run.write_file("series.jsonl", to_json_lines(own.table))
-    if options.data_options["backtest"]:
-        own = replace(own, references=references(options, own))
     network, budget = finetune(run, config, own)
-    card, reason, publishes = evaluate(run, own, network)
+    card, reason, publishes, board = evaluate(run, own, network)
     if publishes and refit.is_planned(options):
         network = finetune_on_all(run, config, own, budget)
         card = refit.describe({**card, "series": traits_of_all_rows(own).model_dump()}, budget.steps)
     finish(run, card, network, publishes)
+    print(board.text())
     unpublished = " Nothing was published; --force publishes anyway." if options.publish and not publishes else ""
     print(f"{reason}.{unpublished}")
+    return board
 
 
 def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) -> WindowSampler:
@@ -98,7 +101,6 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tupl
         backtest.origins(own.splits, season, own.horizon, "validation").subset(MAX_VALIDATION_FORECASTS),
     )
     recipe = ForecasterRecipe(network, window_sampler(own, network.sizes, ends), config, options, validation)
-    recipe.validate(0)
     steps_per_epoch = min(max(sum(ends) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
     fit(run, recipe, run.budget(config.epochs * steps_per_epoch, refit.is_planned(options)), config.epochs)
     recipe.average.module.load_state_dict(recipe.best.weights)

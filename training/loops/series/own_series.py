@@ -20,7 +20,6 @@ from training.data.datasets import DataError
 from training.data.tables import Table, describe, read_table, reader_options, summary, without_gaps
 from training.evaluation import backtest
 from training.evaluation.backtest import Split
-from training.evaluation.report import results
 from training.loops.series.validation import Validation
 from training.options import Options, base_version
 
@@ -36,7 +35,7 @@ class OwnSeries:
     """A user's series, with the forecast horizon and the version to fine-tune.
 
     ``splits``: the series, split for training, validation and testing. ``traits``: season, yearly pattern, kind of
-    values and known covariates, for the card. ``references``: forecasts of other methods, for the report of --backtest.
+    values and known covariates, for the card.
     """
 
     table: Table
@@ -44,7 +43,6 @@ class OwnSeries:
     horizon: int
     base: Version
     traits: store.SeriesTraits
-    references: results.References | None = None
 
     @property
     def sha256(self) -> str:

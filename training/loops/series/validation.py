@@ -36,4 +36,4 @@ class Validation:
         batches = zip(self.values.split(256), self.seasons.split(256), strict=True)
         quantiles = torch.cat([network.forecast(values, seasons, self.horizon) for values, seasons in batches])
         levels = np.take_along_axis(quantiles[..., 1:-1].cpu().numpy(), self.steps, axis=1) + self.added
-        return forecast_metrics.quantile_loss(self.origins.actual, levels, self.origins.mase_scale)
+        return float(forecast_metrics.quantile_loss(self.origins.actual, levels, self.origins.mase_scale).mean())

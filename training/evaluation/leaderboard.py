@@ -1,0 +1,190 @@
+"""Compare forecast methods on the same windows, and state the uncertainty of the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from app.tasks.forecasting import QuantileForecast
+from training.data.tables import Table
+from training.evaluation import backtest, classical, forecast_metrics
+from training.evaluation.backtest import HeldOut, Method, Origins, Split
+from training.run import metric
+
+MAX_WINDOWS = 300  # largest number of windows; if there are more, only some series are used
+RESAMPLES = 2000  # of the bootstrap
+INTERVAL = 90  # per cent of the resamples lie in the intervals of the bootstrap
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The errors of one method over all windows.
+
+    ``losses`` [N] are the quantile losses of the windows. ``by_step`` [horizon] is the MASE of each step ahead.
+    """
+
+    losses: np.ndarray
+    mase: float
+    coverage_80: float
+    coverage_95: float
+    by_step: np.ndarray
+
+    @property
+    def quantile_loss(self) -> float:
+        """The mean quantile loss of the windows."""
+        return float(self.losses.mean())
+
+
+@dataclass(frozen=True)
+class Change:
+    """The relative difference of one mean loss from another, with the bounds of its bootstrap interval.
+
+    ``windows`` is the number of losses. With one loss, there is no interval.
+    """
+
+    value: float
+    lower: float
+    upper: float
+    windows: int
+
+    def __str__(self) -> str:
+        interval = f"{INTERVAL} % interval {self.lower:+.1%} to {self.upper:+.1%}"
+        return f"{self.value:+.1%} ({interval if self.windows > 1 else 'one forecast, no interval'})"
+
+
+def change(losses: np.ndarray, other: np.ndarray) -> Change:
+    """Return the difference of the mean of ``losses`` [N] from that of ``other`` [N], relative to ``other``.
+
+    Both have a loss for each window. The bootstrap draws windows, with both of their losses.
+    """
+    windows = np.random.default_rng(0).integers(len(losses), size=(RESAMPLES, len(losses)))
+    with np.errstate(invalid="ignore", divide="ignore"):  # the other method may be exact
+        changes = np.nan_to_num(losses[windows].mean(axis=1) / other[windows].mean(axis=1) - 1, posinf=np.inf)
+        value = float(np.nan_to_num(losses.mean() / other.mean() - 1, posinf=np.inf))
+    lower, upper = np.quantile(changes, [0.5 - INTERVAL / 200, 0.5 + INTERVAL / 200], method="nearest")
+    return Change(value, float(lower), float(upper), len(losses))
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Windows of a part of a table, and the forecasts of each method for all windows.
+
+    A window is the horizon of one forecast. ``splits`` are the splits of the series that have windows. ``series`` is
+    the number of series in the table that could be split. The last method is the own one, which the others are compared
+    with.
+    """
+
+    table: Table
+    splits: Sequence[Split]
+    series: int
+    part: HeldOut
+    origins: Origins
+    methods: Sequence[Method]
+    forecasts: Mapping[str, list[QuantileForecast]]
+
+    @property
+    def own(self) -> str:
+        """The name of the own method."""
+        return self.methods[-1].name
+
+    @cached_property
+    def errors(self) -> dict[str, Errors]:
+        """The errors of all methods."""
+        return {name: errors(self.origins, forecasts) for name, forecasts in self.forecasts.items()}
+
+    def change(self, method: str) -> Change:
+        """Return the difference of a method's quantile loss from that of the own method."""
+        return change(self.errors[method].losses, self.errors[self.own].losses)
+
+    def windows(self, number: int) -> list[int]:
+        """Return the indices of the windows of ``splits[number]``."""
+        return [at for at, (other, _) in enumerate(self.origins.places) if other == number]
+
+    @property
+    def ranking(self) -> list[str]:
+        """The names of the methods, the one with the lowest quantile loss first. Of equal methods, the own is first."""
+        return sorted(self.forecasts, key=lambda name: (self.errors[name].quantile_loss, name != self.own))
+
+    @property
+    def classical_wins(self) -> bool:
+        """Whether a classical method has the lowest quantile loss."""
+        return self.ranking[0] in [method.name for method in classical.CLASSICAL]
+
+    @property
+    def description(self) -> str:
+        """The number of windows and series."""
+        count = self.origins.series_count
+        return f"{len(self.origins.past):,} forecasts of {self.origins.horizon} steps, from {count:,} series"
+
+    def verdict(self) -> str:
+        """Return a sentence that compares the own method with the best other method."""
+        best, second = self.ranking[:2]
+        if best == self.own:
+            return f"{best} has the lowest quantile loss. The loss of {second} differs by {self.change(second)}."
+        advice = f", so use {best} instead of the network" if self.classical_wins else ""
+        return (
+            f"{best} has the lowest quantile loss{advice}. It differs from that of {self.own} by {self.change(best)}."
+        )
+
+    def text(self) -> str:
+        """Return the methods as lines of text, the best first, and the verdict."""
+        width = max(map(len, self.forecasts))
+        lines = [f"{self.description}, {self.part} part", f"{'method':{width}}  MASE   quantile loss"]
+        for name in self.ranking:
+            own = self.errors[name]
+            relation = "" if name == self.own else f"   {self.change(name)}"
+            lines.append(f"{name:{width}}  {own.mase:.3f}  {own.quantile_loss:.3f}{relation}")
+        return "\n".join([*lines, self.verdict()])
+
+    def card_metrics(self) -> dict[str, Any]:
+        """Return the errors of all methods for a model card, those of the own method first."""
+        values = "held out of training" if self.part == "test" else "for validation"
+        split, metrics = f"{self.description}, on values {values}", {}
+        for method in reversed(self.methods):
+            for key in ("mase", "quantile_loss", "coverage_95"):
+                value = getattr(self.errors[method.name], key)
+                metrics[f"{method.prefix}{key}"] = metric(value, split, backtest.decimals(key, value))
+        return metrics
+
+
+def errors(origins: Origins, forecasts: Sequence[QuantileForecast]) -> Errors:
+    """Return the errors of forecasts from all origins."""
+    actual, scale = origins.actual, origins.mase_scale
+    median = np.stack([forecast.median for forecast in forecasts])
+    quantiles = forecast_metrics.quantiles_of(forecasts)
+    coverages = []
+    for level in (80, 95):
+        lower, upper = (np.stack(side) for side in zip(*(each.interval(level) for each in forecasts), strict=True))
+        coverages.append(forecast_metrics.coverage(actual, lower, upper))
+    scaled = np.abs(actual - median) / scale[:, None]
+    counts = (~np.isnan(scaled)).sum(axis=0)
+    return Errors(
+        forecast_metrics.quantile_loss(actual, quantiles, scale),
+        float(forecast_metrics.mase(actual, median, scale).mean()),
+        coverages[0],
+        coverages[1],
+        np.where(counts, np.nansum(scaled, axis=0) / np.maximum(counts, 1), np.nan),
+    )
+
+
+def compare(
+    table: Table, splits: Sequence[Split], horizon: int, part: HeldOut, networks: Sequence[Method]
+) -> Leaderboard:
+    """Forecast the windows of a part with the networks and with all classical methods.
+
+    The last network is the own method. If all series together have more than MAX_WINDOWS windows, evenly spaced series
+    are used.
+    """
+    stride, chosen = 1, list(splits)
+    origins = backtest.origins(chosen, table.season, horizon, part)
+    while len(origins.past) > MAX_WINDOWS and len(chosen) > 1:
+        stride += max(1, stride // 4)
+        chosen = list(splits[::stride])
+        origins = backtest.origins(chosen, table.season, horizon, part)
+    methods = [*classical.CLASSICAL, *networks]
+    forecasts = {method.name: method.forecast(origins) for method in methods}
+    return Leaderboard(table, chosen, len(splits), part, origins, methods, forecasts)
