@@ -94,12 +94,6 @@ def test_every_route_needs_a_key_except_the_public_ones(serve: Serve, file: Path
             assert client.send(httpx.Request("GET", f"{client.base_url}".rstrip("/") + path)).status_code in (401, 404)
 
 
-def test_without_a_key_file_no_request_needs_a_key(serve: Serve) -> None:
-    with serve() as client:
-        assert client.post(SAMPLE, json=GOOD).status_code == 200
-        assert client.post(SAMPLE, json=GOOD, headers=bearer("whatever")).status_code == 200
-
-
 def test_the_folder_of_a_new_key_file_is_flushed_after_the_rename(file: Path) -> None:
     calls: list[tuple[str, bool, bool]] = []
     key_file.add(file, "alice", disk=WatchedDisk(lambda call, path: calls.append((call, path.is_dir(), file.exists()))))

@@ -8,7 +8,6 @@ import math
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,7 +20,6 @@ from support.images import decode_image, image_bytes
 from support.service import IMAGES, Serve
 from support.waiting import wait_until
 
-FORECASTERS = ("sine-lstm", "series-lstm")
 SINE = [math.sin(20 / 999 * i) for i in range(1000)]
 
 
@@ -54,17 +52,6 @@ def test_photos_are_classified_from_a_form_from_bytes_and_from_json(shipped: htt
             assert prediction["probability"] == pytest.approx(reference["probability"], abs=1e-6)
 
 
-def test_predictions_are_sorted_and_limited_to_top_k(shipped: httpx.Client) -> None:
-    content = next((IMAGES / "cifar10").glob("*.png")).read_bytes()
-    (result,) = shipped.post("/v1/images/classify?top_k=10", content=content).json()["results"]
-    probabilities = [entry["probability"] for entry in result["predictions"]]
-    assert probabilities == sorted(probabilities, reverse=True)
-    assert sum(probabilities) == pytest.approx(1)
-    assert sorted(entry["index"] for entry in result["predictions"]) == list(range(10))
-    (limited,) = shipped.post("/v1/images/classify?top_k=2", content=content).json()["results"]
-    assert limited["predictions"] == result["predictions"][:2]
-
-
 def test_the_reference_classifier_recognises_digits(shipped: httpx.Client) -> None:
     files = sorted((IMAGES / "mnist").glob("*.png"))
     parts = [("file", (path.name, path.read_bytes())) for path in files]
@@ -87,36 +74,6 @@ def test_a_seed_reproduces_a_generated_text(shipped: httpx.Client) -> None:
     assert unseeded == repeated
 
 
-def test_several_continuations_have_consecutive_seeds(shipped: httpx.Client) -> None:
-    body = {"prompt": "KING:", "max_characters": 30, "seed": 5, "n": 3}
-    results = shipped.post("/v1/text/continue", json=body).json()["results"]
-    assert [result["seed"] for result in results] == [5, 6, 7]
-    for result in results:
-        alone = shipped.post("/v1/text/continue", json={**body, "n": 1, "seed": result["seed"]}).json()["results"]
-        assert alone == [result]
-
-
-def test_a_stop_string_ends_the_text_and_is_not_returned(shipped: httpx.Client) -> None:
-    body = {"prompt": "ROMEO:", "max_characters": 300, "seed": 1}
-    full_text = shipped.post("/v1/text/continue", json=body).json()["results"][0]["text"]
-    stop = full_text[20:23]
-    (result,) = shipped.post("/v1/text/continue", json={**body, "stop": stop}).json()["results"]
-    assert result["finish_reason"] == "stop"
-    assert result["text"] == full_text[: full_text.index(stop)]
-
-
-def test_unknown_characters_are_listed_and_never_generated(shipped: httpx.Client) -> None:
-    answer = shipped.post("/v1/text/continue", json={"prompt": "Café 東é", "max_characters": 50, "seed": 1}).json()
-    assert answer["unknown_characters"] == sorted("é東")
-    assert not set(answer["results"][0]["text"]) & set("é東")
-
-
-def test_an_empty_or_missing_prompt_is_accepted(shipped: httpx.Client) -> None:
-    for body in ({}, {"prompt": ""}):
-        answer = shipped.post("/v1/text/continue", json={**body, "max_characters": 20, "seed": 1})
-        assert len(answer.json()["results"][0]["text"]) == 20
-
-
 def test_forecasts_follow_a_sine_and_95_percent_intervals_contain_it(shipped: httpx.Client) -> None:
     errors, inside = [], []
     for begin in range(100, 900, 40):
@@ -129,57 +86,6 @@ def test_forecasts_follow_a_sine_and_95_percent_intervals_contain_it(shipped: ht
         inside += [lower <= value <= upper for lower, value, upper in zip(*[bounds[0], actual, bounds[1]], strict=True)]
     assert math.sqrt(sum(error**2 for error in errors) / len(errors)) < 0.15
     assert 0.9 < sum(inside) / len(inside) <= 1
-
-
-@pytest.mark.parametrize("model", FORECASTERS)
-def test_intervals_are_nested_and_widen_with_the_step(shipped: httpx.Client, model: str) -> None:
-    body = {"values": noisy(0, 80), "horizon": 480, "levels": [95, 50, 80.5], "model": model}
-    (result,) = shipped.post("/v1/series/forecast", json=body).json()["results"]
-    assert list(result["intervals"]) == ["95", "50", "80.5"]
-    widths = {
-        level: np.subtract(bounds["upper"], bounds["lower"]) for level, bounds in result["intervals"].items()
-    }  # fmt: skip
-    assert (widths["50"] < widths["80.5"]).all()
-    assert (widths["80.5"] < widths["95"]).all()
-    season = result["seasonality"] or 1  # within a season, later steps may have narrower intervals
-    for width in widths.values():
-        assert (width[season:] - width[:-season] >= -1e-9).all()
-        assert width[-1] > width[0] * 1.5
-    for side, sign in (("lower", -1), ("upper", 1)):
-        assert (sign * np.subtract(result["intervals"]["50"][side], result["median"]) > 0).all()
-
-
-@pytest.mark.parametrize("model", FORECASTERS)
-def test_forecasts_of_several_series_equal_those_of_single_series(shipped: httpx.Client, model: str) -> None:
-    def forecast(values: Any) -> Any:
-        body = {"values": values, "horizon": 9, "model": model}
-        return shipped.post("/v1/series/forecast", json=body).json()["results"]
-
-    series = [noisy(0, 60), noisy(100, 300), [5.0] * 70]
-    together = forecast(series)
-    for values, result in zip(series, together, strict=True):
-        (alone,) = forecast(values)
-        assert alone["mean"] == pytest.approx(result["mean"], rel=2e-6, abs=2e-6)
-    assert together[2]["mean"] == [5.0] * 9
-
-
-@pytest.mark.parametrize("model", FORECASTERS)
-@pytest.mark.parametrize("factor", [1e-300, 1e-9, 1.0, 1e9, 1e299])
-def test_series_of_any_scale_are_forecast(shipped: httpx.Client, factor: float, model: str) -> None:
-    values = [factor * (3 + math.sin(i / 5) + 0.1 * (i % 3)) for i in range(120)]
-    body = {"values": values, "horizon": 30, "model": model}
-    (result,) = shipped.post("/v1/series/forecast", json=body).json()["results"]
-    bounds = result["intervals"]["95"]
-    for numbers in (result["mean"], bounds["lower"], bounds["upper"]):
-        assert all(-10 * factor < number < 10 * factor for number in numbers)
-
-
-@pytest.mark.parametrize("model", FORECASTERS)
-def test_missing_values_are_interpolated_on_a_line(shipped: httpx.Client, model: str) -> None:
-    values: list[float | None] = [2 * i + 10.0 for i in range(60)]
-    filled = shipped.post("/v1/series/forecast", json={"values": values, "model": model}).json()
-    values[20] = values[21] = values[40] = None
-    assert shipped.post("/v1/series/forecast", json={"values": values, "model": model}).json() == filled
 
 
 def test_image_i_of_a_seed_does_not_depend_on_the_count(shipped: httpx.Client) -> None:
@@ -220,35 +126,6 @@ def test_generated_digits_are_recognised_as_digits(shipped: httpx.Client) -> Non
         confident += sum(entry["probability"] > 0.8 for entry in best)
     assert len(labels) >= 8
     assert confident >= 45
-
-
-def test_each_generated_image_has_its_own_label(serve: Serve, tiny_store: Path) -> None:
-    from support.networks import publish_tiny
-
-    publish_tiny(tiny_store, "tiny-cgan")
-    with serve() as client:
-        body = {"count": 6, "seed": 1, "model": "tiny-cgan"}
-        balanced = client.post("/v1/images/sample", json=body).json()["results"]
-        labelled = client.post("/v1/images/sample", json={**body, "label": "y"}).json()["results"]
-        unknown = client.post("/v1/images/sample", json={**body, "label": "w"})
-    assert sorted(entry["label"] for entry in balanced) == ["x", "x", "y", "y", "z", "z"]
-    assert [entry["label"] for entry in labelled] == ["y"] * 6
-    assert all(ours == theirs for ours, theirs in zip(balanced, labelled, strict=True) if ours["label"] == "y")
-    assert unknown.status_code == 400
-
-
-def test_a_request_can_name_a_version(serve: Serve, tiny_store: object) -> None:
-    from support.networks import publish_tiny
-
-    publish_tiny(tiny_store, "tiny-gan")  # type: ignore[arg-type]
-    with serve() as client:
-        answers = {
-            model: client.post("/v1/images/sample", json={"count": 1, "seed": 1, "model": model}).json()
-            for model in (None, "tiny-gan", "tiny-gan@1", "tiny-gan@2")
-        }
-    assert [answers[model]["version"] for model in answers] == [2, 2, 1, 2]
-    assert answers[None] == answers["tiny-gan"] == answers["tiny-gan@2"]
-    assert answers["tiny-gan@1"]["results"] != answers["tiny-gan@2"]["results"]
 
 
 def test_an_explanation_has_the_size_of_the_uploaded_image(shipped: httpx.Client) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +13,11 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
-import tritonclient.http.aio as triton_aio
 from support import tensors as inputs
 from support.faults import Fault, Hold
 from support.networks import publish_tiny
 from support.service import Serve, address
-from support.tensors import INPUTS, PIXELS, SHAPES, SINE
+from support.tensors import INPUTS, PIXELS, SHAPES
 from support.waiting import wait_until
 from tritonclient.utils import InferenceServerException
 
@@ -104,30 +101,6 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def test_the_asyncio_client_gets_the_same_results_concurrently(tiny: httpx.Client) -> None:
-    async def infer_all() -> list[Any]:
-        async with triton_aio.InferenceServerClient(address(tiny)) as client:
-            assert await client.is_server_ready()
-            assert (await client.get_model_metadata("tiny-cnn"))["name"] == "tiny-cnn"
-            requests = [
-                client.infer(name, inputs.infer_inputs(name, binary, triton_aio))
-                for name in INPUTS
-                for binary in (True, False)
-            ]
-            answers = await asyncio.gather(*requests)
-            with pytest.raises(InferenceServerException, match="unknown input 'pixels'"):
-                await client.infer(
-                    "tiny-cnn", [triton_aio.InferInput("pixels", [1], "UINT8").set_data_from_numpy(PIXELS[0, 0, 0, :1])]
-                )
-            return answers
-
-    answers = asyncio.run(infer_all())
-    for name, binary, other in zip(INPUTS, answers[::2], answers[1::2], strict=True):
-        for output, shape in SHAPES[name].items():
-            assert binary.as_numpy(output).shape == other.as_numpy(output).shape == shape
-    np.testing.assert_allclose(answers[0].as_numpy("probabilities"), answers[1].as_numpy("probabilities"), rtol=1e-6)
-
-
 def test_the_classification_parameter_returns_value_index_and_label(client: triton.InferenceServerClient) -> None:
     outputs = [triton.InferRequestedOutput("probabilities", class_count=2)]
     plain = client.infer("tiny-cnn", inputs.infer_inputs("tiny-cnn", True)).as_numpy("probabilities")
@@ -145,22 +118,6 @@ def test_the_classification_parameter_returns_value_index_and_label(client: trit
             inputs.infer_inputs("tiny-gan", True),
             outputs=[triton.InferRequestedOutput("images", class_count=1)],
         )
-
-
-def test_a_body_may_be_one_raw_tensor(tiny: httpx.Client) -> None:
-    raw = {"inference-header-content-length": "0"}
-    for name, content in (("tiny-cnn", PIXELS[:1].tobytes()), ("tiny-lstm", SINE[0].tobytes()), ("tiny-rnn", b"abc")):
-        answer = infer(tiny, name, content, **raw)
-        assert answer.status_code == 200, answer.text
-        length = int(answer.headers["inference-header-content-length"])
-        outputs = json.loads(answer.content[:length])["outputs"]
-        sizes = [output["parameters"]["binary_data_size"] for output in outputs]
-        assert sum(sizes) == len(answer.content) - length
-        assert all(output["shape"][0] == 1 for output in outputs)
-    assert infer(tiny, "tiny-cnn", b"1234", **raw).json() == {
-        "error": "unexpected size for input 'image': 4 bytes, expected 3,072"
-    }
-    assert infer(tiny, "tiny-cgan", b"1234", **raw).status_code == 400
 
 
 def test_json_and_binary_inputs_may_be_mixed_and_pixels_may_be_floats(tiny: httpx.Client) -> None:
@@ -259,88 +216,6 @@ def test_an_error_in_a_stream_is_an_event_with_the_protocol_s_schema(serve: Serv
     assert last == {"error": "the deadline passed before the answer was complete; x-request-timeout is in seconds"}
 
 
-def length_prefixed(values: list[bytes]) -> bytes:
-    return b"".join(struct.pack("<I", len(value)) + value for value in values)
-
-
-def binary(
-    size: int, content: bytes, datatype: str = "FP64", shape: Any = (1, 12), name: str = "values"
-) -> tuple[bytes, int]:
-    head = {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
-    text = json.dumps({"inputs": [head]}).encode()
-    return text + content, len(text)
-
-
-INVALID: list[tuple[str, Any, str]] = [
-    ("tiny-lstm", b"", "inputs is missing"),
-    ("tiny-lstm", b"[]", "it should be an object"),
-    ("tiny-lstm", b"{", "the body is not JSON"),
-    ("tiny-lstm", b"[" * 100_000, "the body is not JSON"),
-    ("tiny-lstm", {"inputs": []}, "inputs is"),
-    ("tiny-lstm", {"inputs": [{"name": "values"}]}, "inputs.0.shape is missing"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "datatype": "BF16"}]}, "inputs.0.datatype is 'BF16'"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "datatype": "FP16"}]}, "FP16 data via JSON is not supported"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "datatype": "INT64"}]}, "input 'values' is of INT64; allowed types: FP64, FP32"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [1, 13]}]}, "has 12 values; its shape [1, 13] has 13"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [12]}]}, "has the shape [12], expected [-1, -1]"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [-1, 12]}]}, "inputs.0.shape.0 is -1"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [2**40, 2**40]}]}, "all inputs together should have 1 to"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [0, 12], "data": []}]}, "all inputs together should have 1 to 100,000 values"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [0, 2**70]}]}, "all inputs together should have 1 to"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [65, 10], "data": [1] * 650}]}, "has 65 rows; it should have 1 to 64"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "datatype": "FP32", "data": [1e39] * 12}]}, "inputs.0.data has 1e+39, which no FP32 can hold"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "data": [10**400] * 12}]}, "which no FP64 can hold"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "data": None}]}, "either data or parameters.binary_data_size"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "data": "abc"}]}, "inputs.0.data is 'abc'; it should be a list"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "data": ["7"] * 12}]}, "inputs.0.data has '7'"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "data": [True] * 12}]}, "inputs.0.data has true"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "data": [[1] * 6, [1] * 6]}]}, "is nested as [2, 6]"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "data": [[1] * 6, [1] * 5]}]}, "is nested unevenly"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "data": [1] * 11 + [1e308]}]}, "values has 1e+308; allowed values: -1e300 to 1e300"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "data": [None] * 12}]}, "only missing values"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [1, 9], "data": [1] * 9}]}, "has 9 values; tiny-lstm needs at least 10"),
-    ("tiny-lstm", {"inputs": [SERIES, SERIES]}, "which an earlier input already has"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "name": "x"}]}, "unknown input 'x'; known inputs: values"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "parameters": {"shared_memory_region": "a"}}]}, "shared memory, which is not"),
-    ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"shared_memory_region": "a"}}]}, "output 'mean' is for shared memory, which is not"),
-    ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "x"}]}, "unknown output 'x'; known outputs: mean, lower, upper"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"horizn": 3}}, "unknown parameter 'horizn'; known parameters: horizon"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"horizon": 0}}, "horizon is 0"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"levels": "x"}}, "levels is 'x'; it should be like '80,95'"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"sequence_id": 3}}, "unknown parameter 'sequence_id'"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"timeout": -1}}, "timeout is -1"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"priority": 1}}, "priority is 1; this service has one priority level, so send 0 or leave it out"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"priority": False}}, "priority is false"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"horizon": [1]}}, "parameters.horizon is [1]; it should be a string, a number or a boolean"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"x" * 10**4: None}}, f"parameters.{'x' * 89} is null; it should be"),
-    ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"classification": 1}}]}, "has no classes"),
-    ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean"}, {"name": "mean"}]}, "output 'mean' was sent more than once"),
-    ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"binary_data": "false"}}]}, "binary_data is 'false'; it should be a boolean"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"binary_data_output": "no"}}, "binary_data_output is 'no'; it should be a boolean"),
-    ("tiny-rnn", {"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["a"]}], "outputs": [{"name": "log_probabilities", "parameters": {"classification": 0}}]}, "classification is 0; it should be a number"),
-    ("tiny-lstm", {"inputs": [SERIES], "parameters": {f"x{i}": None for i in range(5000)}}, "fields; the maximum is 2,000"),
-    ("tiny-lstm", {"inputs": [SERIES], "id": 7}, "id is 7"),
-    ("tiny-lstm", binary(95, bytes(96)), "unexpected size for input 'values': 95 bytes, expected 96"),
-    ("tiny-lstm", binary(95, bytes(96), name="\0" * 200), "(200 characters): 95 bytes, expected 96"),
-    ("tiny-lstm", binary(97, bytes(96)), "unexpected size for input 'values'"),
-    ("tiny-lstm", binary(96, bytes(97)), "unexpected additional input data: 1 bytes follow"),
-    ("tiny-lstm", binary(96, np.full(12, np.inf).tobytes()), "values has inf; allowed values:"),
-    ("tiny-lstm", (b"{}", 3), "inference-header-content-length is '3'; the body has 2 bytes"),
-    ("tiny-lstm", (b"{}", -1), "inference-header-content-length is '-1'"),
-    ("tiny-rnn", binary(7, length_prefixed([b"abc"]), "BYTES", [2], "prompt"), "its data are not 2 strings"),
-    ("tiny-rnn", binary(6, length_prefixed([b"abc"])[:6], "BYTES", [1], "prompt"), "its data are not 1 strings"),
-    ("tiny-rnn", binary(8, b"\xff\xff\xff\xffabcd", "BYTES", [1], "prompt"), "its data are not 1 strings"),
-    ("tiny-rnn", binary(5, length_prefixed([b"\xff"]), "BYTES", [1], "prompt"), "not UTF-8"),
-    ("tiny-rnn", binary(17 * 5, length_prefixed([b"a"] * 17), "BYTES", [17], "prompt"), "all inputs together should have 1 to 16 values"),
-    ("tiny-gan", binary(16, np.full(4, np.nan, np.float32).tobytes(), "FP32", [1, 4], "latents"), "latents has nan"),
-    ("tiny-cnn", binary(3072 * 4, np.full(3072, 256, np.float32).tobytes(), "FP32", [1, 3, 32, 32], "image"), "image has 256.0; pixels are"),
-    ("tiny-cnn", {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1], "data": [256]}]}, "inputs.0.data has 256, which no UINT8 can hold"),
-    ("tiny-cgan", {"inputs": [{"name": "latents", "datatype": "FP32", "shape": [1, 4], "data": [0] * 4}]}, "input 'classes' is missing"),
-    ("tiny-cgan", {"inputs": [{"name": "latents", "datatype": "FP32", "shape": [1, 4], "data": [0] * 4}, {"name": "classes", "datatype": "INT64", "shape": [1], "data": [3]}]}, "classes has 3; allowed values: 0 to 2, or x, y, z"),
-    ("tiny-cgan", {"inputs": [{"name": "latents", "datatype": "FP32", "shape": [1, 4], "data": [0] * 4}, {"name": "classes", "datatype": "INT64", "shape": [2], "data": [1, 1]}]}, "the same number in each"),
-]  # fmt: skip
-
-
 def test_a_timeout_may_be_zero_or_any_large_number(tiny: httpx.Client) -> None:
     for timeout in (0, 60_000_000, 2**64, 10**400):
         answer = infer(tiny, "tiny-lstm", {"inputs": [SERIES], "parameters": {"timeout": timeout}})
@@ -356,11 +231,6 @@ def test_a_timeout_applies_to_generate_and_generate_stream(serve: Serve) -> None
     message = "the deadline passed before the answer was complete; timeout is in microseconds"
     assert (whole.status_code, whole.json()) == (504, {"error": message})
     assert json.loads(last) == whole.json()
-
-
-def test_an_empty_list_of_levels_gives_bounds_without_rows(tiny: httpx.Client) -> None:
-    answer = infer(tiny, "tiny-lstm", {"inputs": [SERIES], "parameters": {"levels": "", "horizon": 3}}).json()
-    assert [output["shape"] for output in answer["outputs"]] == [[1, 3], [1, 0, 3], [1, 0, 3]]
 
 
 def test_a_prompt_of_commas_does_not_count_as_json_values(tiny: httpx.Client) -> None:

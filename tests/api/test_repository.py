@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import httpx
 import pytest
 import tritonclient.http as triton
-import tritonclient.http.aio as triton_aio
 from support.networks import publish_tiny
 from support.processes import serving
 from support.responses import ADMIN_HEADERS, ADMIN_KEY, metric_samples
@@ -111,32 +109,6 @@ def test_a_model_with_a_damaged_active_version_is_loaded_with_another_one(
         assert (refused.status_code, "card.json cannot be read" in refused.json()["error"]) == (503, True)
 
 
-def test_the_asyncio_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
-    async def unload_and_load() -> None:
-        async with triton_aio.InferenceServerClient(address(service)) as client:
-            await client.unload_model(NAME, headers=ADMIN_HEADERS, unload_dependents=True)
-            assert not await client.is_model_ready(NAME)
-            index = await client.get_model_repository_index()
-            assert {entry["state"] for entry in index if entry["name"] == NAME} == {"UNAVAILABLE"}
-            await client.load_model(NAME, headers=ADMIN_HEADERS)
-            assert await client.is_model_ready(NAME)
-            answer = await client.infer(NAME, infer_inputs(NAME, True, triton_aio))
-            assert answer.as_numpy("images").shape == SHAPES[NAME]["images"]
-
-    asyncio.run(unload_and_load())
-
-
-def test_all_protocols_reject_requests_for_an_unloaded_model(service: httpx.Client) -> None:
-    service.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS).raise_for_status()
-    rejected = service.post("/v1/images/sample", json=SAMPLE)
-    assert (rejected.status_code, rejected.json()["error"]["code"]) == (404, "model_unloaded")
-    model = service.get(f"/v1/models/{NAME}").json()
-    assert (model["state"], model["failed"]) == ("unloaded", [])
-    assert service.get(f"/v1/models/{NAME}@1").json()["error"]["code"] == "model_unloaded"
-    assert {entry["id"]: entry["state"] for entry in service.get("/v1/models").json()["data"]}[NAME] == "unloaded"
-    assert service.get("/health/ready").json()["ready"] is True
-
-
 def test_a_version_is_loaded_by_its_number(serve: Serve, two: Path) -> None:
     publish_tiny(two, NAME)
     with serve(admin_key=ADMIN_KEY) as client, triton.InferenceServerClient(address(client)) as triton_client:
@@ -168,45 +140,6 @@ def test_a_running_text_is_completed_when_its_model_is_unloaded(serve: Serve, tw
         assert client.get("/v2/models/tiny-rnn/ready").status_code == 404
         content = first_chunk + b"".join(chunks)
     assert content.count(b'"finish_reason":"length"') == 16
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "status", "sentence"),
-    [
-        (
-            "tiny-gan/unload",
-            {},
-            409,
-            "tiny-gan is the default for the task 'sample'; make another model the default",
-        ),
-        ("tiny-cgan@1/unload", {}, 400, "all versions of a model are unloaded together; use `retire` for one version"),
-        ("nothing/unload", {}, 404, "there is no model 'nothing' in the store; models in the store: tiny-cgan, "),
-        ("nothing/load", {}, 404, "there is no model 'nothing' in the store"),
-        (
-            "tiny-cgan@7/load",
-            {},
-            404,
-            "'tiny-cgan@7' cannot be loaded; versions that can be loaded: 1, 2",
-        ),
-        ("No/load", {}, 404, "'No' is not a model name"),
-        (
-            "tiny-cgan/load",
-            {"parameters": {"config": "{}"}},
-            400,
-            "there is a parameter 'config'; models are only loaded from",
-        ),
-        ("tiny-cgan/load", {"parameters": {"file:1/model.pt": "AA=="}}, 400, "there is a parameter 'file:1/model.pt'"),
-        ("tiny-cgan/load", {"parameters": []}, 400, "parameters is []; it should be a valid dictionary"),
-        ("tiny-cgan/load", [], 400, "the body is []; it should be an object"),
-    ],
-)
-def test_an_impossible_change_is_rejected(
-    service: httpx.Client, path: str, body: Any, status: int, sentence: str
-) -> None:
-    answer = service.post(f"/v2/repository/models/{path}", json=body, headers=ADMIN_HEADERS)
-    assert (answer.status_code, list(answer.json())) == (status, ["error"])
-    assert sentence in answer.json()["error"]
-    assert service.get(f"/v2/models/{NAME}/ready").status_code == 200
 
 
 def test_a_request_without_the_admin_key_changes_nothing(serve: Serve, two: Path, tmp_path: Path) -> None:

@@ -59,12 +59,6 @@ def test_a_streamed_text_equals_the_unstreamed_one(serve: Serve) -> None:
                 assert last_events[index]["unknown_characters"] == unstreamed["unknown_characters"] == ["é"]
 
 
-def test_an_invalid_streaming_request_gets_an_error_status(serve: Serve) -> None:
-    with serve() as client:
-        for body, status in (({"temperature": -1}, 400), ({"model": "none"}, 404), ({"stream": "yes"}, 400)):
-            assert client.post(PATH, json={"stream": True, **body}).status_code == status
-
-
 def test_a_failure_during_a_stream_is_an_error_event(serve: Serve, faults: dict[str, Fault]) -> None:
     with serve() as client:
         faults["continue"] = raising_after(5, RuntimeError("secret"))

@@ -79,19 +79,3 @@ def test_optional_fields_of_the_request_may_be_null(tiny: httpx.Client) -> None:
     (content,) = output["content"]
     assert output["type"] == "time_series_forecast"
     assert (content["quantiles"], content["start_timestamp"]) == ({}, "")  # KServe's client requires a string
-
-
-def test_nixtla_names_are_accepted_as_aliases(tiny: httpx.Client) -> None:
-    url = "/v1/series/forecast"
-    nixtla = tiny.post(url, json={"values": SERIES, "h": 3, "level": [50]})
-    native = tiny.post(url, json={"values": SERIES, "horizon": 3, "levels": [50]})
-    assert nixtla.status_code == 200, nixtla.text
-    assert nixtla.json() == native.json()
-    both = tiny.post(url, json={"values": SERIES, "levels": [50], "level": [50]}).json()["error"]
-    assert (both["param"], both["message"]) == ("level", "level is another name of levels; send one of them")
-    assert tiny.post(url, json={"values": SERIES, "h": 1001}).json()["error"]["param"] == "h"
-    repeated = tiny.post(url, json={"values": SERIES, "level": [50, 50]}).json()["error"]
-    assert (repeated["param"], repeated["message"]) == (
-        "level",
-        "level is [50.0, 50.0]; each level may occur only once",
-    )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -18,10 +16,7 @@ from support.service import Serve
 from support.waiting import wait_until
 
 from app import key_file
-from app.engine.batcher import Batcher
-from app.engine.executor import Executor
 from app.engine.fair_queue import FairQueue, current_caller
-from app.engine.text_engine import TextEngine
 from app.errors import NotReady, Overloaded
 
 
@@ -170,76 +165,6 @@ def test_rejections_are_reported_with_their_reason() -> None:
     with pytest.raises(NotReady, match=r"^m is stopping$"):
         queue.admit(1)
     assert observer.rejections == ["queue_full", "stopping"]
-
-
-@dataclass
-class Countdown:
-    remaining: int
-
-    @property
-    def finished(self) -> bool:
-        return self.remaining <= 0
-
-    @property
-    def generated(self) -> int:
-        return 5 - self.remaining
-
-
-def step(texts: Sequence[Countdown]) -> None:
-    for text in texts:
-        text.remaining -= 1
-
-
-def batcher(executor: Executor) -> Any:
-    engine: Any = Batcher("m", list, lambda item: 1, lambda items: 0.001, executor, RecordingObserver(), 8, 64)  # type: ignore[arg-type]
-    return lambda: engine.submit([1])
-
-
-def text_engine(executor: Executor) -> Any:
-    engine: Any = TextEngine("m", step, lambda texts: 0.001, executor, RecordingObserver(), 8, 64)  # type: ignore[arg-type]
-    return lambda: engine.submit([Countdown(5)])
-
-
-def parsing(executor: Executor) -> Any:
-    async def parse() -> None:
-        executor.admit()
-        await executor.run(int)
-
-    return parse
-
-
-@pytest.mark.parametrize("create", [batcher, text_engine, parsing])
-def test_two_keys_share_equally_within_a_tenth(create: Any) -> None:
-    """One key has 100 callers and the other has 16. After a rejection, a caller waits for the next answer."""
-
-    async def run(answers: int = 600) -> Counter[str]:
-        counts: Counter[str] = Counter()
-        answered = asyncio.Condition()
-        executor = Executor("test", max_waiting=64)
-        send_request = create(executor)
-
-        async def run_caller(caller: str) -> None:
-            current_caller.set(caller)
-            while counts.total() < answers:
-                try:
-                    await send_request()
-                except Overloaded:
-                    async with answered:
-                        await answered.wait()
-                    continue
-                async with answered:
-                    if counts.total() < answers:
-                        counts[caller] += 1
-                    answered.notify_all()
-
-        await asyncio.gather(
-            *(run_caller(caller) for caller, callers in (("heavy", 100), ("light", 16)) for _ in range(callers))
-        )
-        executor.close()
-        return counts
-
-    counts = asyncio.run(run())
-    assert abs(counts["light"] / counts.total() - 0.5) <= 0.05, counts
 
 
 def test_another_key_is_admitted_while_one_floods_the_queue(serve: Serve, tmp_path: Path, held: Hold) -> None:

@@ -53,16 +53,6 @@ def harness(loop: asyncio.AbstractEventLoop) -> Harness:
     return Harness(loop)
 
 
-def test_texts_run_in_order_of_arrival_in_the_free_slots(harness: Harness) -> None:
-    first, second, third = harness.add(5, 5, 5)
-    assert harness.scheduler.schedule(10.0) == [first, second]
-    assert harness.scheduler.schedule(10.1) == []
-    first.future.set_result(first.text)
-    assert harness.scheduler.schedule(10.2) == [third]
-    assert harness.scheduler.running == [second, third]
-    assert [sequence.started_at for sequence in (first, second, third)] == [10.0, 10.0, 10.2]
-
-
 def test_a_long_running_text_is_preempted_by_a_much_shorter_one_and_resumed(harness: Harness) -> None:
     longer, long = harness.add(200, 100)
     harness.scheduler.schedule(10.0)
@@ -83,22 +73,6 @@ def test_each_text_is_replaced_by_a_much_shorter_one_only(loop: asyncio.Abstract
     assert harness.scheduler.schedule(10.0 + LATE) == [waiting[3], waiting[1]]  # the shortest comes first
     assert harness.scheduler.running == [*running[2:], waiting[3], waiting[1]]
     assert [*harness.queue] == [waiting[0], waiting[2], waiting[4], *running[:2]]
-
-
-@pytest.mark.parametrize(
-    ("remaining", "seconds"),
-    [
-        (40, LATE),  # the text is not more than four times as long
-        (41, LIMITS.preempt_after_seconds),  # the text has not run long enough
-    ],
-)
-def test_a_text_is_not_preempted_early_or_by_one_of_similar_length(
-    harness: Harness, remaining: int, seconds: float
-) -> None:
-    harness.add(remaining, remaining)
-    harness.scheduler.schedule(10.0)
-    harness.add(10)
-    assert harness.scheduler.schedule(10.0 + seconds) == []
 
 
 def test_a_free_slot_goes_to_the_text_that_has_waited_longest(harness: Harness) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from support.networks import publish_tiny
 
 from app.engine.executor import Executor
 from app.engine.text_engine import TextEngine
-from app.errors import BadValue, InferenceFailed, NotReady
 from app.limits import Limits
 from app.tasks.text_generation import TextGenerator
 
@@ -31,10 +29,9 @@ ONE_STEP = replace(Limits(), round_seconds=0.0, max_round_seconds=0.0)  # each r
 
 @dataclass(eq=False)
 class CountingText:
-    """A text of ``steps`` steps, of which ``prompt`` read its prompt. It may fail at its third step."""
+    """A text of ``steps`` steps, of which ``prompt`` read its prompt."""
 
     steps: int
-    failing: bool = False
     prompt: int = 0
     done: int = 0
 
@@ -51,26 +48,6 @@ class CountingText:
         return self.steps - self.done
 
 
-@dataclass
-class Stepper:
-    """A fake model for counting texts. Each step uses up one permit of the test."""
-
-    permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    sizes: list[int] = field(default_factory=list)
-
-    def step(self, texts: Sequence[CountingText]) -> None:
-        assert self.permits.acquire(timeout=60)
-        if any(text.failing and text.done == 2 for text in texts):
-            raise ValueError("failing")
-        for text in texts:
-            text.done += 1
-        self.sizes.append(len(texts))
-
-
-def unlimited() -> Stepper:
-    return Stepper(threading.Semaphore(999))
-
-
 def engine_of(
     step: Callable[[Any], None], executor: Executor, rows: int = 2, limits: Limits = ONE_STEP, **options: Any
 ) -> Any:
@@ -78,86 +55,11 @@ def engine_of(
     return TextEngine("m", step, lambda texts: 0.001, executor, max_running=rows, limits=limits, **options)
 
 
-async def test_a_short_text_does_not_wait_for_a_long_one(executor: Executor) -> None:
-    stepper = Stepper()
-    engine = engine_of(stepper.step, executor)
-    long, short, waiting = await start_tasks(*(engine.submit([CountingText(steps)]) for steps in (9, 2, 3)))
-    stepper.permits.release(2)
-    await short
-    assert not long.done()
-    stepper.permits.release(3)
-    await waiting
-    assert not long.done()
-    stepper.permits.release(99)
-    await long
-    assert stepper.sizes == [2, 2, 2, 2, 2, 1, 1, 1, 1]
-
-
-async def test_a_cancelled_text_frees_its_slot_at_the_next_step(executor: Executor) -> None:
-    stepper = Stepper()
-    engine = engine_of(stepper.step, executor, rows=1)
-    cancelled, waiting = await start_tasks(engine.submit([CountingText(10**9)]), engine.submit([CountingText(1)]))
-    while engine.row_counts != (1, 1):  # noqa: ASYNC110  # its first step has not started
-        await asyncio.sleep(0)
-    cancelled.cancel()
-    stepper.permits.release(2)
-    await waiting
-    assert sum(stepper.sizes) == 2
-
-
-@pytest.mark.parametrize("count", [2, 3])
-async def test_only_the_failing_text_gets_the_error(executor: Executor, count: int) -> None:
-    engine = engine_of(unlimited().step, executor, rows=3)
-    texts = [CountingText(5), CountingText(5, failing=True), CountingText(5)][:count]
-    answers = await asyncio.gather(*(engine.submit([text]) for text in texts), return_exceptions=True)
-    assert isinstance(answers[1], InferenceFailed)
-    assert str(answers[1]) == "m failed on this text (ValueError)"
-    assert [text.done for text in texts] == [5, 2, 5][:count]
-    assert [str(error) for error in engine.observer.failures] == ["failing"]
-
-
-async def test_a_text_that_the_network_cannot_read_is_the_callers_error(executor: Executor) -> None:
-    def step(texts: Sequence[CountingText]) -> None:
-        raise BadValue("not allowed")
-
-    engine = engine_of(step, executor)
-    with pytest.raises(BadValue, match="not allowed"):
-        await engine.submit([CountingText(5)])
-    assert engine.observer.failures == []
-
-
-async def test_a_stream_shows_what_was_generated_before_an_error(executor: Executor) -> None:
-    engine = engine_of(unlimited().step, executor)
-    short, failing, seen = CountingText(1), CountingText(5, failing=True), list[tuple[int, int]]()
-    with pytest.raises(InferenceFailed):  # noqa: PT012
-        async for _ in engine.stream([short, failing]):
-            seen.append((short.done, failing.done))
-    assert seen == sorted(seen)
-    assert seen[-1] == (1, 2)
-
-
-async def test_shutdown_finishes_texts_or_fails_them(executor: Executor) -> None:
-    stepper = Stepper()
-    engine = engine_of(stepper.step, executor, rows=1)
-    tasks = await start_tasks(engine.submit([CountingText(1)]), engine.submit([CountingText(1)]), engine.close(60))
-    with pytest.raises(NotReady):
-        await engine.submit([CountingText(1)])
-    stepper.permits.release(2)
-    await asyncio.gather(*tasks)
-
-    other = engine_of(stepper.step, executor, rows=1)
-    tasks = await start_tasks(other.submit([CountingText(1)]), other.submit([CountingText(1)]))
-    await other.close(0.01)
-    stepper.permits.release(1)
-    answers = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [str(answer) for answer in answers] == ["m stopped before it could answer"] * 2
-
-
 class Timed:
     """A text engine on a clock. Steps take 0.25 seconds, and ``pauses`` follow the rounds."""
 
     def __init__(self, limits: Limits, pauses: Sequence[float] = ()) -> None:
-        self.now, self.stepper, self.pauses = 1000.0, unlimited(), [*pauses]
+        self.now, self.pauses = 1000.0, [*pauses]
         self.executor = Executor("inline", inline_seconds=99.0, clock=lambda: self.now)
         self.engine = engine_of(
             self.step, self.executor, limits=limits, clock=lambda: self.now, observer=self.observer()
@@ -173,7 +75,8 @@ class Timed:
 
     def step(self, texts: Sequence[CountingText]) -> None:
         self.now += 0.25
-        self.stepper.step(texts)
+        for text in texts:
+            text.done += 1
 
     def rounds(self) -> list[tuple[int, float]]:
         self.executor.close()

@@ -237,50 +237,6 @@ def test_tensors_give_the_same_forecast(client: httpx.Client) -> None:
     ]
 
 
-PRICES, PROMOS = PRICE[:54].tolist(), PROMO[:54].tolist()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"covariates": None}, "covariates has no 'price'; sales needs price, promo"),
-        ({"covariates": {"price": PRICES}}, "covariates has no 'promo'"),
-        ({"covariates": {"price": PRICES, "promo": PROMOS, "rain": PROMOS}}, "covariates has 'rain'; sales needs"),
-        (
-            {"covariates": {"price": PRICES, "promo": PROMOS[:48]}},
-            "covariates.promo has 48 values; it should have 54: 48 for the series and 6 for the horizon",
-        ),
-        ({"covariates": {"price": [PRICES], "promo": PROMOS}}, "covariates.price should be a list of numbers"),
-        ({"values": [SALES.tolist()]}, "covariates.price should be a list of 1 lists, one for each series"),
-        ({"covariates": {"price": [*PRICES[:-1], None], "promo": PROMOS}}, "covariates.price.53 is"),
-        ({"covariates": {"price": [*PRICES[:-1], 1e301], "promo": PROMOS}}, "covariates.price.53 is"),
-        ({"covariates": {"price": [*PRICES[:-1], "2"], "promo": PROMOS}}, "covariates.price.53 is"),
-        ({"covariates": {"price": [], "promo": PROMOS}}, "covariates.price has 0 values"),
-        ({"start": "2024-01-01"}, "start: sales uses no holidays; leave it out"),
-        ({"model": "plain"}, "covariates: plain takes none; leave it out"),
-        ({"model": "plain", "covariates": None, "start": "2024-01-01"}, "start: plain takes none"),
-        ({"model": "shop", "covariates": {"promo": PROMOS}}, "start is missing; shop needs the time"),
-        ({"model": "shop", "covariates": {"promo": PROMOS}, "start": "May 1"}, "start is 'May 1'; it should be"),
-        ({"model": "shop", "covariates": {"promo": PROMOS}, "start": "2025-12-01"}, "start: the series and its"),
-        ({"model": "shop", "covariates": {"promo": PROMOS}, "start": ["2024-01-01"] * 2}, "start has 2 times"),
-    ],
-)
-def test_wrong_covariates_are_rejected_with_a_message(
-    client: httpx.Client, changes: dict[str, Any], message: str
-) -> None:
-    response = client.post("/v1/series/forecast", json=body(**changes))
-    assert response.status_code == 400, response.text
-    assert message in response.json()["error"]["message"]
-
-
-def test_an_error_names_the_wrong_one_of_several_starts(client: httpx.Client) -> None:
-    values = [SALES[:48].tolist()] * 2
-    for wrong in ("May 1", "2025-12-01"):
-        request = body(model="office", values=values, covariates=None, start=["2024-03-14", wrong])
-        error = client.post("/v1/series/forecast", json=request).json()["error"]
-        assert (error["param"], error["message"][:7]) == ("start.1", "start.1")
-
-
 def test_the_start_timestamp_of_kserve_gives_the_holidays(client: httpx.Client) -> None:
     def forecast(*starts: str | None) -> httpx.Response:
         series = {"type": "univariate_time_series", "series": SALES[:48].tolist(), "frequency": "D"}

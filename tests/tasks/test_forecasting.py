@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from support.networks import publish_tiny, tiny_card
-from support.service import ROOT, Serve
+from support.service import ROOT
 from torch import nn
 
 from app import store
-from app.errors import BadValue
 from app.networks import build
 from app.networks.forecaster import FEW_SERIES, MEDIAN, QUANTILES, Forecaster, in_order
 from app.networks.series_reader import ERROR_FLOOR, ForecasterSizes, Reader
@@ -81,18 +80,6 @@ def test_shift_and_scale_of_a_series_shift_and_scale_its_forecast(forecaster: Gl
     plain, moved = forecaster.predict(items)
     assert moved.seasonality == plain.seasonality
     assert np.abs(moved.quantiles / factor - shift - plain.quantiles).max() < 1e-4 * np.abs(plain.quantiles).max()
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_the_shipped_forecaster_is_independent_of_units(shipped_forecaster: GlobalForecaster, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    values = series(seed, int(random.integers(8, 500)))
-    units = [(1.0, 0.0), (1e-7, 3.0), (2.5e8, -40.0), (1e-250, 0.0), (1.0, 1e6)]
-    items = [shipped_forecaster.parse(((values + shift) * factor).tolist(), 70) for factor, shift in units]
-    plain, *moved = shipped_forecaster.predict(items)
-    size = np.abs(plain.quantiles).max()
-    for (factor, shift), forecast in zip(units[1:], moved, strict=True):
-        assert np.abs(forecast.quantiles / factor - shift - plain.quantiles).max() < 1e-4 * size
 
 
 @pytest.fixture
@@ -312,17 +299,6 @@ def test_extreme_and_sparse_series_give_finite_forecasts(
         assert np.isfinite(forecast.mean).all()
 
 
-def test_invalid_series_are_rejected_with_their_name(forecaster: GlobalForecaster) -> None:
-    with pytest.raises(BadValue, match=r"values\.3 has 2 values; tiny-forecaster needs at least 3"):
-        forecaster.parse([1.0] * 2, 1, "values.3")
-    with pytest.raises(BadValue, match="only missing values"):
-        forecaster.parse([None] * 10, 1)
-    with pytest.raises(BadValue, match=r"seasonality is 9{120}…; tiny-forecaster takes seasons"):
-        forecaster.parse([1.0] * 10, 1, seasonality=int("9" * 4000))
-    with pytest.raises(BadValue, match="seasonality is 365; tiny-forecaster takes seasons of up to 168 values"):
-        forecaster.parse([1.0] * 10, 1, seasonality=365)
-
-
 def test_only_the_last_values_of_a_long_series_are_read(forecaster: GlobalForecaster) -> None:
     recent = series(0, MAX_READ).tolist()
     expected = forecaster.parse(recent, 3)
@@ -474,38 +450,6 @@ def test_intervals_of_any_level_are_interpolated_or_extrapolated() -> None:
         assert (lower + upper) / 2 == pytest.approx(3)
     assert MEAN_WEIGHTS.sum() == pytest.approx(1)
     assert normal @ MEAN_WEIGHTS == pytest.approx(3)
-
-
-def test_the_service_detects_or_takes_a_season(serve: Serve, tiny_store: Path) -> None:
-    publish_tiny(tiny_store, "tiny-forecaster")
-    values = (np.tile([0, 5, 1, 3], 20) + 0.1 * series(0, 80)).tolist()
-
-    def post_series(**options: Any) -> Any:
-        body = {
-            "values": [values, values[:9], [None, *values[:70]]],
-            "horizon": 8,
-            "model": "tiny-forecaster",
-            **options,
-        }
-        return client.post("/v1/series/forecast", json=body)
-
-    with serve() as client:
-        results = post_series(levels=[95, 50]).json()["results"]
-        assert [result["seasonality"] for result in results] == [4, 1, 4]
-        for result in results:
-            bounds = result["intervals"]
-            assert list(bounds) == ["95", "50"]
-            rows = [bounds["95"]["lower"], bounds["50"]["lower"], result["median"], bounds["50"]["upper"]]
-            assert (np.diff(np.array(rows), axis=0) > 0).all()
-        assert [result["seasonality"] for result in post_series(seasonality=12).json()["results"]] == [12, 1, 12]
-        for result in post_series(integer=True).json()["results"]:
-            numbers = [*result["mean"], *result["median"], *result["intervals"]["80"]["lower"]]
-            assert all(number % 1 == 0 for number in numbers)
-        rejected = post_series(seasonality=200)
-        assert rejected.status_code == 400
-        assert rejected.json()["error"]["param"] == "seasonality"
-        rejected = client.post("/v1/series/forecast", json={"values": values, "seasonality": 4, "model": "tiny-lstm"})
-        assert "seasonality is 4; tiny-lstm has none" in rejected.json()["error"]["message"]
 
 
 def with_traits(forecaster: GlobalForecaster, **traits: Any) -> GlobalForecaster:
