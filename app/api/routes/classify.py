@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
-from heapq import nlargest
 from typing import Annotated, Any, NotRequired
 
 import numpy as np
@@ -194,7 +193,7 @@ def encode(call: Call[list[ImageFile]], job: ClassifyJob, answer: ClassifyAnswer
 def _top_labels(
     labels: list[str], thresholds: list[float] | None, top_k: int, probabilities: Sequence[float]
 ) -> list[Prediction]:
-    order = nlargest(top_k, range(len(labels)), probabilities.__getitem__)
+    order = sorted(range(len(labels)), key=probabilities.__getitem__, reverse=True)[:top_k]
     predictions: list[Prediction] = [
         {"label": labels[index], "index": index, "probability": round(probabilities[index], 8)} for index in order
     ]
