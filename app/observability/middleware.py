@@ -59,15 +59,15 @@ class RequestTelemetry:
             headers += [(b"traceparent", parent)] if parent else []
         self.metrics.running_requests += 1
         status = 499  # unchanged if the client disconnects before the response starts
-        counted = False
+        ended = False
 
-        def count() -> None:
-            nonlocal counted, status
-            if not counted:
-                counted = True
+        def end() -> None:
+            nonlocal ended, status
+            if not ended:
+                ended = True
                 if rejection := scope.get(REJECTION):  # the application has only noticed a disconnect
                     status, trace.error_code = rejection.status, rejection.code
-                self._count(scope, status, time.perf_counter() - started, trace)
+                self._record(scope, status, time.perf_counter() - started, trace)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -75,7 +75,7 @@ class RequestTelemetry:
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), *headers]
             elif not message.get("more_body"):
-                count()  # before the last part is sent, because the process may end as soon as the client has it
+                end()  # before the last part is sent, because the process may end as soon as the client has it
             await send(message)
 
         try:
@@ -95,8 +95,7 @@ class RequestTelemetry:
                 await self.failure(error)(scope, receive, send_with_headers)
         finally:
             self.metrics.running_requests -= 1
-            count()  # only if no complete response was sent
-            self._on_end(scope, status, time.perf_counter() - started, trace)
+            end()  # only if no complete response was sent
 
     def on_rejected(self, path: str, error: QuartetError, request_id: str) -> None:
         """Record a request that the HTTP server rejected, for example because it was not valid HTTP."""
@@ -104,11 +103,12 @@ class RequestTelemetry:
         self.metrics.on_response("unknown", "OTHER", error.status, 0.0, trace)
         self.log("-", path or "-", "unknown", error.status, 0.0, trace)
 
-    def _count(self, scope: Scope, status: int, seconds: float, trace: RequestTrace) -> None:
-        self.metrics.on_response(_route(scope), _method(scope), status, seconds, trace)
-
-    def _on_end(self, scope: Scope, status: int, seconds: float, trace: RequestTrace) -> None:
-        method, route = _method(scope), _route(scope)
+    def _record(self, scope: Scope, status: int, seconds: float, trace: RequestTrace) -> None:
+        """Record a request in the metrics, the access log and its span."""
+        method = scope["method"] if scope["method"] in METHODS else "OTHER"
+        # The path pattern of the route is a label. The actual paths would give too many labels.
+        route = getattr(scope.get("route"), "path", None) or "unknown"
+        self.metrics.on_response(route, method, status, seconds, trace)
         self.log(method, scope["path"], route, status, seconds, trace)
         if tracer := self.metrics.tracer:
             names = {"quartet.model": trace.model, "quartet.version": trace.version, "quartet.rows": trace.rows}
@@ -116,15 +116,6 @@ class RequestTelemetry:
 
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-
-
-def _method(scope: MutableMapping[str, Any]) -> str:
-    return scope["method"] if scope["method"] in METHODS else "OTHER"
-
-
-def _route(scope: MutableMapping[str, Any]) -> str:
-    """Return the path pattern of the route, for use as a label. The actual paths would give too many labels."""
-    return getattr(scope.get("route"), "path", None) or "unknown"
 
 
 def assign_request_id(scope: MutableMapping[str, Any]) -> str:
