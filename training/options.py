@@ -87,7 +87,9 @@ class Parser(argparse.ArgumentParser):
     """Parses the options of a command. ``--help`` shows the options in ``shown``, and ``--help-all`` shows all."""
 
     def __init__(self, script: str, description: str, shown: Sequence[str], argv: Sequence[str] | None) -> None:
-        super().__init__(f"python -m {script}", description=description, formatter_class=HelpFormatter)
+        super().__init__(
+            f"python -m {script}", description=description, formatter_class=HelpFormatter, allow_abbrev=False
+        )
         self._shown, self._shows_all = shown, "--help-all" in (sys.argv if argv is None else argv)
         self.add_argument("--help-all", action="help", help="show all options and exit")
 
