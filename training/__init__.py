@@ -6,8 +6,9 @@
     rows = predict("sales", "sales.csv", horizon=12)               # python -m training.predict sales sales.csv ...
     metrics = evaluate("cifar10-whitened")                         # python -m training.evaluation.evaluate ...
 
-The functions take the long options of the commands, with underscores: ``no_publish=True`` is ``--no-publish``, and
-``from_="sales@1"`` is ``--from sales@1``. They raise ValueError where a command ends with a message.
+The functions take the long options of the commands, with underscores: ``no_publish=True`` is ``--no-publish``,
+``from_="sales@1"`` is ``--from sales@1``, and ``set={"batch": 16}`` is ``--set batch=16``. They raise ValueError where
+a command ends with a message.
 """
 
 from __future__ import annotations
@@ -100,16 +101,19 @@ def _words(options: dict[str, Any]) -> list[str]:
     for name, value in options.items():
         if value is not None and value is not False:
             words.append("--" + name.strip("_").replace("_", "-"))
+            if isinstance(value, dict):
+                value = [f"{key}={number}" for key, number in value.items()]
             words += map(str, [] if value is True else value if isinstance(value, list | tuple) else [value])
     return words
 
 
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
-    """Raise ValueError instead of SystemExit."""
+    """Raise ValueError if a command ends with a message. Other exit statuses are results, not errors."""
     try:
         yield
     except SystemExit as error:
-        if error.code:
-            message = error.code if isinstance(error.code, str) else "the options are wrong; see the message above"
-            raise ValueError(message) from error
+        if isinstance(error.code, str):
+            raise ValueError(error.code) from error
+        if error.code == 2:  # argparse has printed a message
+            raise ValueError("the options are wrong; see the message above") from error

@@ -11,21 +11,21 @@ docs/measurements.md and the model cards contain the measured results.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from app.networks import build
 from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNetSizes, probabilities
 from app.tasks.classification import ImageClassifier
 from training import refit
-from training.configs import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
+from training.configs.classifiers import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
 from training.data import datasets as data
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset, keep_trainable, print_summary
@@ -43,16 +43,8 @@ from training.loops.classifier import AveragedTrainer, ClassifierRecipe, Classif
 from training.loops.fit import Batches, fit
 from training.loops.photos import pretrained
 from training.loops.photos import train as photos
-from training.options import Options, base_version, parse_options
+from training.options import Options, base_version, parse_options, parsed
 from training.run import Run, metric, run_command
-
-
-def _side(text: str) -> int:
-    side = int(text) if text.isdecimal() else 0
-    if side not in SIDES:
-        raise argparse.ArgumentTypeError(f"size must be a multiple of 32 from 32 to {SIDES[-1]}, not {text!r}")
-    return side
-
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {
@@ -69,7 +61,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "start from random weights. Default: efficientnet-lite0 if --size is above 64, otherwise cifar10-whitened",
     },
     "--size": {
-        "type": _side,
+        "type": parsed(Annotated[int, Field(multiple_of=32, ge=32, le=512)]),
         "metavar": "N",
         "help": "resize images to N x N pixels. N is 32 or 64 or, with efficientnet-lite0, 96 to 512 in steps of 32. "
         "Default: the size of the network in --from; without --from, 224 if most images are larger than 64 pixels, "
@@ -83,10 +75,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **refit.OPTION,
 }
 SHOWN = 24  # images in samples.png
-SIDES = tuple(range(32, 513, 32))
+SMALLEST_SIDE = 32
 SMALL_SIDE = 64  # the largest side in pixels for whitened-net
 PHOTO_SIDE = 224
-DATA_SIDES = {"cifar10": 32, "mnist": 28}  # sides of the public images in pixels
 NAMES = {
     "workshop": "cifar10-lenet",
     "digits": "mnist-judge",
@@ -188,21 +179,6 @@ def smoothings(config: AirbenchConfig) -> list[float]:
     return [round(step / 20 * config.label_smoothing, 6) for step in range(41)]
 
 
-def check(config: CnnConfig | AirbenchConfig | CnnFinetuneConfig, side: int) -> None:
-    """Exit with a message if a hyperparameter is out of range. ``side``: side length of the images in pixels."""
-    ranges: dict[str, tuple[int, int]] = {"shift": (0, side - 1), "label_smoothing": (0, 1)}
-    if isinstance(config, CnnFinetuneConfig):
-        ranges["head_only_share"] = (0, 1)
-    else:
-        ranges["validation"] = (1, 49_000)
-    if isinstance(config, AirbenchConfig):
-        ranges |= {"depth": (2, 3), "selected": (0, config.batch), "cutout": (0, 32)}
-        ranges |= {"corrupted": (0, 1), "warm_up": (0, 1)}
-    for name, (low, high) in ranges.items():
-        if not low <= (value := getattr(config, name)) <= high:
-            sys.exit(f"--{name.replace('_', '-')} must be from {low:,} to {high:,}, not {value:,}")
-
-
 def airbench_notes(config: AirbenchConfig, network: WhitenedNet) -> str:
     """Return the notes for the model card."""
     notes = [
@@ -241,10 +217,10 @@ def image_side(options: Options) -> int:
     if side is not None and side <= SMALL_SIDE and origin == pretrained.NAME:
         raise DataError(f"--from {origin} needs --size {SMALL_SIDE + 32} or more, not --size {side}")
     if side is None and origin in (None, pretrained.NAME):
-        side = PHOTO_SIDE if origin or largest_side(path) > SMALL_SIDE else SIDES[0]
+        side = PHOTO_SIDE if origin or largest_side(path) > SMALL_SIDE else SMALLEST_SIDE
     if side is None and (base := base_version(options, ("whitened-net", "efficientnet-lite"))) is not None:
         side = base.card.sizes["image"]
-    return side or SIDES[0]
+    return side or SMALLEST_SIDE
 
 
 def read_dataset(options: Options, side: int) -> ImageDataset:
@@ -260,18 +236,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, config = arguments(argv)
     if isinstance(config, CnnFinetuneConfig):
         side = image_side(options)
-        check(config, side)
         dataset = read_dataset(options, side)
         print_summary(dataset)
+        if options.data_options["preview"]:
+            return
         if side > SMALL_SIDE:
             photos.train(options, config, argv, dataset)
         else:
             cnn_finetune.train(options, config, argv, dataset)
         return
-    check(config, DATA_SIDES[config.data])  # before the data are read
     images: data.Images = getattr(data, config.data)()
     if config.batch > (left := len(images.train_labels) - config.validation):
-        sys.exit(f"--batch is {config.batch:,}, but there are only {left:,} training images")
+        sys.exit(f"batch is {config.batch:,}, but there are only {left:,} training images")
     run = Run(options, config, argv)
     if isinstance(config, AirbenchConfig):
         whitened = train_airbench(run, config, images, options.device)

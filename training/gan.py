@@ -20,7 +20,7 @@ from typing import Any
 from app.networks.gan import ConditionalSizes
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import ImageSampler
-from training.configs import GAN_PRESETS, ConditionalGanConfig, GanConfig
+from training.configs.generators import GAN_PRESETS, ConditionalGanConfig, GanConfig
 from training.data import datasets
 from training.evaluation import generation
 from training.limits import limits
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         used, _ = images.split_validation(limits().unseen_images)
         real_images, real_labels = real_images[used], real_labels[used]
     if config.batch > len(real_labels):
-        sys.exit(f"--batch is {config.batch:,}, but there are only {len(real_labels):,} training images")
+        sys.exit(f"batch is {config.batch:,}, but there are only {len(real_labels):,} training images")
     run = Run(options, config, argv)
     real_images, real_labels = real_images.to(options.device), real_labels.to(options.device)
     # The classifier is loaded before the training, so that the command fails early if the classifier is missing.

@@ -28,7 +28,7 @@ from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster, WindowForecaster
 from training import refit
-from training.configs import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
+from training.configs.series import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
 from training.data import datasets
 from training.data.tables import READER_OPTIONS
 from training.evaluation import forecaster as m4
@@ -43,7 +43,6 @@ SINE_REPORTS = 120  # validations of a training on the sine
 FREE_RUNNING_STEPS = 50  # length of the free-running forecasts that are measured
 OPTIONS: dict[str, dict[str, Any]] = {
     "--csv": {"metavar": "FILE", "type": Path, "help": "CSV, Excel or Parquet file with your series"},
-    "--preview": {"action": "store_true", "help": "print how the program reads the file, and do not train"},
     "--json": {"action": "store_true", "help": "with --preview: print JSON"},
     **READER_OPTIONS,
     "--known-covariates": {
@@ -89,8 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return CLASSICAL_WINS if board.classical_wins else 0
     if isinstance(config, ForecasterConfig) and options.part == "validation":
         config = replace(config, held_out_share=1.0)  # otherwise the last steps train on the values that are measured
-    if isinstance(config, LstmConfig):
-        check_validation(config, datasets.sine())
     run = Run(options, config, argv)
     if isinstance(config, ForecasterConfig):
         publish_forecaster(run, config, pretrain(run, config))
@@ -138,21 +135,6 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
 
 
 # --- sine-lstm
-
-
-def check_validation(config: LstmConfig, series: datasets.Sine) -> None:
-    """Exit with a message if the horizon is too short, or the validation part is too short or too long.
-
-    The validation part must be long enough for the free-running forecasts.
-    """
-    if config.horizon < 2:  # with one step, there would be no free-running forecast
-        raise SystemExit(f"--horizon is {config.horizon}; it should be at least 2")
-    most = series.split - config.window - config.horizon
-    if not FREE_RUNNING_STEPS <= config.validation <= most:
-        raise SystemExit(
-            f"--validation is {config.validation:,}; it should be from {FREE_RUNNING_STEPS} to {most:,}: of the "
-            f"{series.split:,} values, training needs at least one window and one horizon"
-        )
 
 
 class SineRecipe:

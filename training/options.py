@@ -4,45 +4,35 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import os
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from app import store
 from app.store import Store
+from app.store.card import is_model_name
 from app.store.version import Version
-from training.configs import SWITCH
+from training.configs.numbers import Count
 from training.data.datasets import DataError
 
 INCLUDED = Path(__file__).parents[1] / "models_store"
 STORE = Path(os.environ.get("QUARTET_STORE") or "models_store")  # the same default as that of the service
 STORE_HELP = "model store; QUARTET_STORE sets another default (default: %(default)s)"
 TASKS = {"training.cnn": "classify", "training.rnn": "continue", "training.lstm": "forecast", "training.gan": "sample"}
-C = TypeVar("C")  # the dataclass of a preset
+C = TypeVar("C", bound=object)  # the dataclass of a preset
 Part = Literal["test", "validation"]  # part of the data on which a trained network is measured
 FROM_SCRATCH = "; or use --from scratch"
-# Numbers that the training scripts check, with messages that name the allowed range.
-CHECKED_LATER = (
-    *("epochs", "horizon", "validation", "validation_parts"),
-    *("depth", "selected", "cutout", "corrupted", "warm_up"),
+SHOWN = (  # by --help; --help-all shows all options
+    *("--images", "--csv", "--text", "--preset", "--name", "--minutes", "--from", "--size", "--horizon"),
+    *("--preview", "--backtest", "--resume"),
 )
-AT_LEAST_ONE = (
-    *("threads", "batch", "finetune_batch", "r1_interval", "epochs", "steps"),
-    *("hidden", "layers", "members", "bptt", "window", "latent"),
-    *("first_width", "second_width", "third_width", "later_width"),
-)
-BELOW_ONE = ("dropout", "ema_decay", "beta1")
-AT_MOST_ONE = (
-    *("mixup", "reset_state", "unknown_share", "renamed_share"),
-    *("summed_share", "structural_share", "synthetic_share"),
-)
+OWN_OPTIONS = ("epochs", "horizon")  # numbers of presets that have an option of their own, instead of --set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +80,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             f"python -m {script}", description=description, formatter_class=HelpFormatter, allow_abbrev=False
         )
-        self._shown, self._shows_all = shown, "--help-all" in (sys.argv if argv is None else argv)
+        self._shown, self.shows_all = shown, "--help-all" in (sys.argv if argv is None else argv)
         self.add_argument("--help-all", action="help", help="show all options and exit")
 
     def option(self, flag: str, group: Any = None, **settings: Any) -> None:
         """Add an option with the arguments of ``add_argument``."""
-        if flag not in self._shown and not self._shows_all:
+        if flag not in self._shown and not self.shows_all:
             settings["help"] = argparse.SUPPRESS
         (group or self).add_argument(flag, **settings)
 
@@ -106,17 +96,30 @@ class Parser(argparse.ArgumentParser):
             self.option(flag, group, **settings)
 
 
+def parsed(hint: Any) -> Callable[[str], Any]:
+    """Return a function that converts the text of an option into a type, such as ``Annotated[int, Field(ge=1)]``."""
+
+    def parse(text: str) -> Any:
+        try:
+            return TypeAdapter(hint).validate_python(text)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].replace("Input should", "it should")
+            raise argparse.ArgumentTypeError(f"{text}; {reason}") from None
+
+    return parse
+
+
 def parse_options(
     script: str,
     description: str,
     presets: dict[str, C],
     names: dict[str, str],
     argv: Sequence[str] | None,
-    data_flags: dict[str, dict[str, Any]] | None = None,
+    data_flags: dict[str, dict[str, Any]],
 ) -> tuple[Options, C]:
-    """Parse the command line; return the options and the preset's config with all overrides.
+    """Parse the command line; return the options and the preset's config with all changed numbers.
 
-    Every number of a preset is an option. Exits with a message if options contradict each other.
+    Exits with a message if options contradict each other.
 
     Args:
         script: module of the command.
@@ -124,40 +127,75 @@ def parse_options(
         presets: config by preset; the first one is the default.
         names: model name by preset.
         argv: the arguments; None for the arguments of this process.
-        data_flags: the options of the preset "own" with the keyword arguments of ``add_argument``. The first option is
-            the path of the data.
+        data_flags: the options for the user's data with the keyword arguments of ``add_argument``. The first option is
+            the path of the data, which selects the preset own.
     """
-    parser = argparse.ArgumentParser(f"python -m {script}", description=description, formatter_class=HelpFormatter)
-    default_preset, data_flags = next(iter(presets)), data_flags or {}
+    parser = Parser(script, description, SHOWN, argv)
     _add_common_options(parser, list(presets))
-    if data_flags:
-        group = parser.add_argument_group("own data", "The first option of this group selects the preset own.")
-        for flag, settings in data_flags.items():
-            group.add_argument(flag, **settings)
-        minutes_help = "duration of the training in minutes, without reading the data and the evaluation"
-        group.add_argument("--minutes", type=_minutes, metavar="N", help=minutes_help)
-    numbers = _add_numbers(parser, presets)
+    parser.options("own data", data_flags)
+    numbers = _numbers(presets)
+    for name in OWN_OPTIONS:
+        if name in numbers:
+            parser.option(f"--{name}", metavar="N", help=numbers[name])
+    keys = "".join(f"\n  {name}: {text}" for name, text in numbers.items() if name not in OWN_OPTIONS)
+    parser.option(
+        "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="change numbers of a preset"
+    )
+    parser.epilog = f"numbers for --set, with their values in the presets:{keys}" if parser.shows_all else None
     arguments = vars(parser.parse_args(argv))
-    if not arguments.get("preview"):
-        data = arguments[next(iter(data_flags)).removeprefix("--")] if data_flags else None
-        _check_utf8(parser, sys.argv[1:] if argv is None else argv, data)
+    flag = next(iter(data_flags))
+    if not arguments["preview"]:
+        _check_utf8(parser, sys.argv[1:] if argv is None else argv, arguments[flag.removeprefix("--")])
+    words = arguments.pop("set")
+    if wrong := next((word for word in words if word.partition("=")[0] in OWN_OPTIONS), None):
+        parser.error(f"--set {wrong}: use --{wrong.replace('=', ' ')}")
+    for name in OWN_OPTIONS:
+        if (value := arguments.pop(name, None)) is not None:
+            words.append(f"{name}={value}")
     fields = {field.name for field in dataclasses.fields(Options)} - {"script", "data_options"}
     common = {name: arguments.pop(name) for name in list(arguments) if name in fields}
-    overrides = {name: arguments.pop(name) for name in list(arguments) if name in numbers}
-    if data_flags:
-        _check_data_options(parser, next(iter(data_flags)), arguments, common, overrides)
-    preset = common.setdefault("preset", default_preset)
+    _check_data_options(parser, data_flags, arguments, common)
+    if common["minutes"] is not None and any(word.startswith("epochs=") for word in words):
+        parser.error("--minutes and --epochs cannot be combined")
+    preset = common.setdefault("preset", next(iter(presets)))
     if "name" not in common:
         common["name"] = names[preset]
-    for name in overrides:
-        if preset not in numbers[name]:
-            parser.error(f"the preset {preset} has no --{name.replace('_', '-')}")
-    _check_numbers(parser, script, common, overrides)
+    config = _changed(parser, presets[preset], preset, words)
     _check_device(parser, common["device"])
-    if common["publish"] and not arguments.get("preview") and (task := TASKS.get(script)):
-        _check_task(parser, task, common["store"], common["name"])
-    config = dataclasses.replace(presets[preset], **overrides)  # type: ignore[type-var]
+    if common["publish"] and not arguments["preview"]:
+        _check_task(parser, TASKS[script], common["store"], common["name"])
     return Options(script, **common, data_options=arguments), config
+
+
+def _hints(config: object) -> dict[str, Any]:
+    """Return the types of the numbers of a config, with their limits and help."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    return {name: hint for name, hint in hints.items() if typing.get_origin(hint) is Annotated}
+
+
+def _numbers(presets: Mapping[str, object]) -> dict[str, str]:
+    """Return the help of each number, with its value in each preset that has it."""
+    helps: dict[str, str] = {}
+    values: dict[str, list[str]] = {}
+    for preset, config in presets.items():
+        for name, hint in _hints(config).items():
+            helps.setdefault(name, hint.__metadata__[-1])
+            values.setdefault(name, []).append(f"{preset} {getattr(config, name)}")
+    return {name: f"{text} ({', '.join(values[name])})" for name, text in helps.items()}
+
+
+def _changed(parser: Parser, config: C, preset: str, words: Sequence[str]) -> C:
+    """Return the config with the numbers in ``words``, such as "batch=16"."""
+    hints, changes = _hints(config), {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in hints:
+            parser.error(f"{word}: the preset {preset} has the numbers {', '.join(hints)}")
+        try:
+            changes[name] = parsed(hints[name])(text)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"{name} is {error}")
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
 def _check_utf8(parser: argparse.ArgumentParser, words: Sequence[str], data: Path | Sequence[Path] | None) -> None:
@@ -171,88 +209,26 @@ def _check_utf8(parser: argparse.ArgumentParser, words: Sequence[str], data: Pat
             parser.error(f"{text!r} is not UTF-8; rename the file or folder")
 
 
-def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> None:
-    parser.add_argument(
-        "--preset",
-        choices=presets,
-        default=argparse.SUPPRESS,
-        help=f"network and data, as listed above (default: {presets[0]})",
-    )
-    parser.add_argument(
-        "--name",
-        type=_name,
-        default=argparse.SUPPRESS,
-        help="model name in the store (default: the preset's model name; required for own data)",
-    )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of all random numbers")
+def _add_common_options(parser: Parser, presets: list[str]) -> None:
+    add, missing = parser.option, argparse.SUPPRESS
+    help_text = f"network and data, as listed above (default: {presets[0]})"
+    add("--preset", choices=presets, default=missing, help=help_text)
+    help_text = "model name in the store (default: that of the preset; required for own data)"
+    add("--name", type=_name, default=missing, help=help_text)
+    amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    help_text = "duration of the training in minutes, without reading the data and the evaluation"
+    add("--minutes", type=parsed(amount), metavar="N", help=help_text)
+    add("--preview", action="store_true", help="print how the data are read, and do not train")
+    add("--resume", action="store_true", help="resume the last unfinished run of this model")
+    help_text = "do not publish; measure on the validation data, and do not read the test data"
+    add("--no-publish", dest="publish", action="store_false", help=help_text)
+    add("--seed", metavar="N", type=parsed(Annotated[int, Field(ge=0, lt=2**63)]), default=0, help="random seed")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="cpu, cuda or cuda:N")
-    cores = os.cpu_count() or 1
-    parser.add_argument("--threads", metavar="N", type=int, default=cores, help="number of CPU threads of PyTorch")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="resume the last unfinished run of this model with the same options and data",
-    )
-    parser.add_argument(
-        "--no-publish",
-        dest="publish",
-        action="store_false",
-        help="do not publish; measure on the validation data, and do not read the test data",
-    )
-    parser.add_argument(
-        "--runs", metavar="DIR", type=Path, default=Path("runs"), help="folder for logs and checkpoints"
-    )
-    parser.add_argument("--log-dir", metavar="DIR", type=Path, help="folder for TensorBoard logs; default: none")
-    parser.add_argument("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
-
-
-def _add_numbers(parser: argparse.ArgumentParser, presets: dict[str, C]) -> dict[str, dict[str, Any]]:
-    """Add an option for every number of the presets; return the values of each number, by preset."""
-    groups = {"": parser.add_argument_group("hyperparameters", "Each option changes one number of the preset.")}
-    values: dict[str, dict[str, Any]] = {}
-    help_texts: dict[str, str] = {}
-    titles: dict[str, str] = {}
-    switches: set[str] = set()
-    for preset, config in presets.items():
-        for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
-            values.setdefault(name, {})[preset] = getattr(config, name)
-            text, *marks = getattr(hint, "__metadata__", ("",))
-            help_texts.setdefault(name, text)
-            if SWITCH in marks:
-                switches.add(name)
-            titles.setdefault(name, next((mark for mark in marks if mark != SWITCH), ""))
-    for name, of_preset in values.items():
-        kind = type(next(iter(of_preset.values())))
-        if kind in (int, float):
-            is_switch = name in switches
-            numbers = ", ".join(
-                f"{preset} {('no', 'yes')[value] if is_switch else value}" for preset, value in of_preset.items()
-            )
-            option, text = "--" + name.replace("_", "-"), f"{help_texts[name]} ({numbers})"
-            parse, metavar = (_switch, "yes|no") if is_switch else (kind, "N")
-            if (title := titles[name]) not in groups:
-                groups[title] = parser.add_argument_group(title)
-            groups[title].add_argument(option, type=parse, default=argparse.SUPPRESS, help=text, metavar=metavar)
-    return values
-
-
-def _check_numbers(
-    parser: argparse.ArgumentParser, script: str, common: dict[str, Any], overrides: dict[str, Any]
-) -> None:
-    """Exit with a message if a number is out of range."""
-    for name, value in {**common, **overrides}.items():
-        option = "--" + name.replace("_", "-")
-        if name in AT_LEAST_ONE and value < 1 and (name, script) != ("epochs", "training.rnn"):
-            parser.error(f"{option} is {value}; it should be at least 1")
-        if name in overrides and name not in CHECKED_LATER and not 0 <= value < math.inf:
-            parser.error(f"{option} is {value}; it should be finite and not negative")
-        if name in BELOW_ONE and value >= 1:
-            parser.error(f"{option} is {value}; it should be below 1")
-        if name in AT_MOST_ONE and value > 1:
-            parser.error(f"{option} is {value}; it should be at most 1")
-    if not 0 <= common["seed"] < 2**63:
-        parser.error(f"--seed is {common['seed']}; it should be between 0 and 2^63 - 1")
+    add("--device", default=device, help="cpu, cuda or cuda:N")
+    add("--threads", metavar="N", type=parsed(Count), default=os.cpu_count() or 1, help="CPU threads of PyTorch")
+    add("--runs", metavar="DIR", type=Path, default=Path("runs"), help="folder for logs and checkpoints")
+    add("--log-dir", metavar="DIR", type=Path, help="folder for TensorBoard logs; default: none")
+    add("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
 
 
 def _check_device(parser: argparse.ArgumentParser, device: str) -> None:
@@ -264,45 +240,36 @@ def _check_device(parser: argparse.ArgumentParser, device: str) -> None:
 
 def _check_data_options(
     parser: argparse.ArgumentParser,
-    flag: str,
+    data_flags: dict[str, dict[str, Any]],
     data_options: dict[str, Any],
     common: dict[str, Any],
-    overrides: dict[str, Any],
 ) -> None:
-    """Exit with a message if the options for the user's data contradict each other, or if one is missing.
-
-    ``flag`` is the option with the path of the data.
-    """
-    has_data = data_options[flag.removeprefix("--")] is not None
+    """Exit with a message if the options for the user's data contradict each other, or if one is missing."""
+    flag = next(iter(data_flags))
+    path = flag.removeprefix("--")
+    has_data = data_options[path] is not None
     if has_data and common.setdefault("preset", "own") != "own":
         parser.error(f"{flag} cannot be combined with --preset {common['preset']}, which has its own data")
     if not has_data and common.get("preset") == "own":
         parser.error(f"the preset own needs {flag}")
-    for action in () if has_data else parser._actions:
-        given = data_options.get(action.dest) not in (None, action.default)
-        if given and not (flag == "--text" and action.dest in ("origin", "teachers")):  # also for public texts
-            parser.error(f"{action.option_strings[0]} needs {flag}")
-    if data_options.get("json") and not data_options["preview"]:
-        parser.error("--json needs --preview")
-    if data_options.get("preview"):
-        if not has_data:
-            parser.error(f"--preview needs {flag}")
+    public = ("origin", "teachers") if flag == "--text" else ()  # options that the other presets have, too
+    for option, settings in data_flags.items():
+        name = settings.get("dest") or option.removeprefix("--").replace("-", "_")
+        usual = settings.get("default", settings.get("action") == "store_false" or None)
+        if not has_data and name not in public and data_options[name] not in (usual, False, None):
+            parser.error(f"{option} needs {flag}")
+    for option, needed in (("json", "preview"), ("preview", path), ("version", "backtest"), ("backtest", path)):
+        if data_options.get(option) and not data_options[needed]:
+            parser.error(f"--{option} needs --{needed}")
+    if data_options["preview"]:
         common.setdefault("name", "preview")
-    if data_options.get("version") and not data_options["backtest"]:
-        parser.error("--version needs --backtest")
     if data_options.get("backtest"):
-        if not has_data:
-            parser.error(f"--backtest needs {flag}")
         if not common["publish"]:
             parser.error("--backtest cannot be combined with --no-publish. To write only the report, omit --name")
         if "name" not in common:  # without a name, only a report is written
             common |= {"name": "backtest", "publish": False}
     if has_data and "name" not in common:
         parser.error(f"{flag} needs --name, the name of the new model")
-    if not has_data and common["minutes"] is not None:
-        parser.error(f"--minutes needs {flag}: the other presets have a fixed number of epochs")
-    if common["minutes"] is not None and "epochs" in overrides:
-        parser.error("--minutes and --epochs cannot be combined")
 
 
 def _check_task(parser: argparse.ArgumentParser, task: str, models: Path, name: str) -> None:
@@ -316,29 +283,10 @@ def _check_task(parser: argparse.ArgumentParser, task: str, models: Path, name: 
 
 
 def _name(text: str) -> str:
-    try:
-        name: str = TypeAdapter(store.ModelName).validate_python(text)
-    except ValidationError:
+    if not is_model_name(text):
         allowed = "at most 64 lower-case letters, digits and hyphens, not starting with a hyphen; stats is reserved"
-        raise argparse.ArgumentTypeError(f"name {text!r} is not allowed; use {allowed}") from None
-    return name
-
-
-def _switch(text: str) -> int:
-    values = {"yes": 1, "no": 0, "1": 1, "0": 0}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"expected yes or no, not {text!r}")
-    return values[text.lower()]
-
-
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = math.nan
-    if not 0 < minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"minutes must be a number above 0, not {text!r}")
-    return minutes
+        raise argparse.ArgumentTypeError(f"name {text!r} is not allowed; use {allowed}")
+    return text
 
 
 def base_version(

@@ -35,11 +35,12 @@ from app.store import Card, SeriesTraits
 from app.tasks.forecasting import MAX_READ
 from app.tasks.image_codecs import image_grid, png
 from training.backends import Request, open_backend
+from training.configs.numbers import Count
 from training.data import texts
 from training.data.datasets import DataError
 from training.data.image_lists import SUFFIXES
 from training.data.tables import READER_OPTIONS, read_tidy, reader_options
-from training.options import STORE, STORE_HELP, Parser
+from training.options import STORE, STORE_HELP, Parser, parsed
 
 Row = dict[str, Any]
 IMAGES_PER_REQUEST = 64
@@ -279,14 +280,14 @@ def arguments(argv: Sequence[str] | None) -> Namespace:
     parser.option(
         "--horizon",
         metavar="N",
-        type=positive,
+        type=parsed(Count),
         help="steps to forecast (default: all steps of --future, one season, or 24)",
     )
     parser.option("--levels", metavar="N", type=float, nargs="+", default=[80.0, 95.0], help="intervals in per cent")
-    parser.option("--top-k", metavar="N", type=positive, default=3, help="labels for each image")
-    parser.option("--characters", metavar="N", type=positive, default=200, help="length of each continuation")
+    parser.option("--top-k", metavar="N", type=parsed(Count), default=3, help="labels for each image")
+    parser.option("--characters", metavar="N", type=parsed(Count), default=200, help="length of each continuation")
     parser.option("--temperature", metavar="N", type=float, default=0.8, help="sampling temperature of texts")
-    parser.option("--count", metavar="N", type=positive, default=16, help="number of images to generate")
+    parser.option("--count", metavar="N", type=parsed(Count), default=16, help="number of images to generate")
     parser.option("--label", metavar="NAME", help="label of the generated images (default: all labels)")
     parser.option("--seed", metavar="N", type=int, default=0, help="seed of texts and generated images")
     parser.option("--url", metavar="URL", help="use the service at this address (default: compute in this process)")
@@ -295,13 +296,6 @@ def arguments(argv: Sequence[str] | None) -> Namespace:
     parser.option("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.options("reading a table, as in training.lstm", READER_OPTIONS)
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """Parse a whole number above 0. Raises ValueError."""
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Publish a classifier for CIFAR-10 again, with the calibration of another training with the same recipe.
 
-    python -m training.cnn --preset accurate --seed 1 --validation 5000 --no-publish
+    python -m training.cnn --preset accurate --seed 1 --set validation=5000 --no-publish
     python -m training.recalibrate cifar10-accurate@N --run runs/cifar10-accurate/TIME
 
 N is the version that the first training published. The first command is the other training with the same recipe.
@@ -30,7 +30,7 @@ from app.store import Store
 from app.store.version import Version
 from app.tasks.classification import ImageClassifier
 from training import cnn, evaluation_log, publishing
-from training.configs import AirbenchConfig
+from training.configs.classifiers import AirbenchConfig
 from training.data import datasets
 from training.evaluation.calibration import fit_temperatures
 from training.evaluation.image_classifier import plot_samples

@@ -3,7 +3,7 @@
     python -m training.rnn                            # shakespeare-rnn: the workshop's RNN on tinyshakespeare
     python -m training.rnn --preset gated             # shakespeare-rnn, with gated linear recurrences
     python -m training.rnn --preset gated --from shakespeare-rnn@4 --epochs 0    # only calibrate a published network
-    python -m training.rnn --validation 0.05          # hold out 5 % of the training part, to compare hyperparameters
+    python -m training.rnn --set validation=0.05    # hold out 5 % of the training part, to compare options
     python -m training.rnn --text FILE --name novel   # preset own: your text, from one or more files
 
 The gated network reads all characters of a prompt in parallel. docs/measurements.md and the model cards contain the
@@ -25,7 +25,7 @@ from app.store import UNKNOWN_CHARACTER
 from app.store.version import Version
 from app.tasks.text_generation import TextGenerator
 from training import refit
-from training.configs import RNN_PRESETS, RnnConfig
+from training.configs.text import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
 from training.data.speakers import training_text
 from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples, measure, measure_held_out
@@ -84,15 +84,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
     """Parse the command line; return the options, and the preset's config with all overrides.
 
-    Exits with a message if ``--epochs`` is too small, ``--layers`` is too large for the kind of network, or the
-    validation part cannot be held out.
+    Exits with a message if ``--epochs`` is too small, or there are too many layers for the kind of network.
     """
     options, config = parse_options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, OPTIONS)
-    if config.epochs < 1 and (config.epochs or options.data_options["origin"] == "scratch"):
-        raise SystemExit(f"--epochs is {config.epochs}; it should be at least 1, or 0 with --from")
+    if not config.epochs and options.data_options["origin"] == "scratch":
+        raise SystemExit("--epochs is 0; it should be at least 1, or 0 with --from")
     if config.kind == "character-rnn" and config.layers > 1:
-        raise SystemExit(f"--layers is {config.layers}; the preset {options.preset} has one layer")
-    texts.check_held_out(config.validation, config.validation_parts)
+        raise SystemExit(f"layers is {config.layers}; the preset {options.preset} has one layer")
     return options, config
 
 
@@ -161,7 +159,7 @@ def origin_note(base: Version | None, config: RnnConfig) -> str:
 def read_base(options: Options, config: RnnConfig, data: dict[str, str]) -> Version | None:
     """Return the version given by ``--from``, or None for ``--from scratch``.
 
-    Exits with a message if ``--hidden`` or ``--layers`` is given with another value than the version has.
+    Exits with a message if ``hidden`` or ``layers`` was changed to another value than the version has.
 
     Args:
         options: the options of the command.
@@ -178,7 +176,7 @@ def read_base(options: Options, config: RnnConfig, data: dict[str, str]) -> Vers
         for name in ("hidden", "layers"):
             value, size = getattr(config, name), base.card.sizes.get(name, 1)
             if value not in (getattr(preset, name), size):
-                raise SystemExit(f"--{name} is {value}, but the network in --from {label} has {size}; omit --{name}")
+                raise SystemExit(f"{name} is {value}, but the network in --from {label} has {size}; omit it")
     return base
 
 
@@ -221,6 +219,8 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     base = read_base(options, config, data)
     vocabulary = texts.own_vocabulary(text.train, options.data_options["min_count"])
     texts.report(text, vocabulary)
+    if options.data_options["preview"]:
+        return
     if base:
         texts.check_known(base, text.train)
     teachers = read_teachers(options, vocabulary, data)

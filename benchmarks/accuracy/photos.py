@@ -5,7 +5,7 @@
 
 The images are CIFAR-10 images that are enlarged to 224 pixels. The benchmark draws the training images at random, and
 repeats this three times by default. It fits only the last layer, as
-``python -m training.cnn --images FOLDER --finetune-epochs 0`` does. The inputs of this layer are the features of the
+``training.cnn --images FOLDER --set finetune_epochs=0`` does. The inputs of this layer are the features of the
 pretrained network. The benchmark stores these features in the folder ``--runs``, so a second run takes only a minute.
 """
 

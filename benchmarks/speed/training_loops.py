@@ -25,7 +25,9 @@ from app.networks.gan import Discriminator, Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 from training import cnn, lstm, rnn
-from training.configs import CNN_WORKSHOP, GAN_WORKSHOP, LSTM_WORKSHOP
+from training.configs.classifiers import CnnConfig
+from training.configs.generators import GanConfig
+from training.configs.series import LstmConfig
 from training.data import datasets, texts
 from training.loops.classifier import AveragedTrainer, ClassifierRecipe
 from training.loops.fit import Batches, Recipe
@@ -38,7 +40,7 @@ Loop = Iterator[int]  # the number of samples in each step
 SEED = 0
 RNN_WINDOW = 30  # as in the workshop
 LSTM_WINDOW = 50
-LSTM = LSTM_WORKSHOP
+LSTM = LstmConfig()
 LSTM_READ = LSTM.window + LSTM.horizon - 1  # number of values that Quartet's loop reads for a window
 
 
@@ -104,7 +106,7 @@ def loop_of(recipe: Recipe, total: int, samples: int) -> Loop:
 
 def workshop_cnn() -> Loop:
     images = datasets.cifar10()
-    training, _ = images.split_validation(CNN_WORKSHOP.validation)
+    training, _ = images.split_validation(CnnConfig().validation)
     dataset = ImageDataset(images.train_images[training], images.train_labels[training])
     loader = DataLoader(dataset, batch_size=64, shuffle=True)
     network = workshop_lenet()
@@ -122,7 +124,7 @@ def workshop_cnn() -> Loop:
 
 
 def our_cnn() -> Loop:
-    config = CNN_WORKSHOP
+    config = CnnConfig()
     images = datasets.cifar10()
     training, validation = images.split_validation(config.validation)
     network = build(config.kind, asdict(cnn.SIZES[config.kind]()))
@@ -158,7 +160,7 @@ def workshop_gan() -> Loop:
 
 
 def our_gan() -> Loop:
-    config = GAN_WORKSHOP
+    config = GanConfig()
     recipe = GanRecipe(workshop_trainer(config, "cpu"), datasets.mnist().train_images, None, SEED, Path())
     return loop_of(recipe, config.epochs * recipe.batches.per_epoch, config.batch)
 

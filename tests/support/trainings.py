@@ -27,10 +27,10 @@ from training.data import shapes
 WHITENED: dict[str, Any] = {"widths": [8, 8, 8], "label_smoothing": 0.2}
 TEXT = "".join(f"line {i}: to be, or not to be, that is the question {i * i}\n" for i in range(300))
 SALES = "sold\n" + "".join(f"{100 + 9 * (i % 7) + i * i % 11}\n" for i in range(90))
-IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
-TINY_TEXT = ["--epochs", "2", "--batch", "4", "--bptt", "40", "--validation", "0.4"]
-WIDTHS = ["--first-width", "24", "--second-width", "26", "--third-width", "26"]
-GAN = ["--epochs", "3", "--batch", "16", "--latent", "4"]
+IMAGES = ["--epochs", "3", "--set", "batch=16", "validation=60"]
+TINY_TEXT = ["--epochs", "2", "--set", "batch=4", "bptt=40", "validation=0.4"]
+WIDTHS = ["--set", "first_width=24", "second_width=26", "third_width=26"]
+GAN = ["--epochs", "3", "--set", "batch=16", "latent=4"]
 
 
 @dataclass(frozen=True)
@@ -75,43 +75,58 @@ KINDS = {
     "cnn": Kind(cnn, "cifar10-lenet", tuple(IMAGES)),
     "accurate": Kind(
         *(cnn, "cifar10-accurate"),
-        ("--preset", "accurate", *WIDTHS, *IMAGES, "--selected", "8", "--corrupted", "0.5"),
+        ("--preset", "accurate", *WIDTHS, *IMAGES, "--set", "selected=8", "corrupted=0.5"),
     ),
-    "rnn": Kind(rnn, "shakespeare-rnn", ("--hidden", "8", *TINY_TEXT), main=False),
+    "rnn": Kind(rnn, "shakespeare-rnn", ("--set", "hidden=8", *TINY_TEXT), main=False),
     "gated": Kind(
         *(rnn, "shakespeare-rnn"),
-        ("--preset", "gated", "--hidden", "16", "--layers", "2", *TINY_TEXT),
+        ("--preset", "gated", "--set", "hidden=16", "layers=2", *TINY_TEXT),
     ),
     "lstm": Kind(
-        *(lstm, "sine-lstm"), ("--hidden", "4", "--window", "10", "--horizon", "5", "--steps", "60", "--batch", "4")
+        *(lstm, "sine-lstm"),
+        ("--set", "hidden=4", "window=10", "--horizon", "5", "--set", "steps=60", "batch=4"),
     ),
     "forecaster": Kind(
         *(lstm, "series-lstm"),
         (
-            *("--preset", "strong", "--hidden", "8", "--members", "2", "--steps", "20", "--batch", "8"),
-            *("--synthetic-series", "6", "--structural-series", "6"),
+            *("--preset", "strong", "--set", "hidden=8", "members=2", "steps=20", "batch=8"),
+            *("--set", "synthetic_series=6", "structural_series=6"),
         ),
     ),
-    "gan": Kind(gan, "mnist-gan", (*GAN, "--r1-penalty", "1"), main=False),
-    "conditional": Kind(gan, "mnist-cgan", ("--preset", "conditional", *GAN, "--recalibration-batches", "2")),
-    "own-cnn": Kind(*(cnn, "mine", ("--images", "shapes", "--epochs", "4", "--batch", "16")), own=True, refits=True),
+    "gan": Kind(gan, "mnist-gan", (*GAN, "--set", "r1_penalty=1"), main=False),
+    "conditional": Kind(gan, "mnist-cgan", ("--preset", "conditional", *GAN, "--set", "recalibration_batches=2")),
+    "own-cnn": Kind(
+        *(cnn, "mine", ("--images", "shapes", "--epochs", "4", "--set", "batch=16")), own=True, refits=True
+    ),
     "own-rnn": Kind(
         *(rnn, "mine"),
         (
-            *("--text", "novel.txt", "--hidden", "8", "--layers", "1", "--epochs", "3", "--bptt", "16"),
-            *("--dropout", "0", "--batch", "64"),
+            *("--text", "novel.txt", "--set", "hidden=8", "layers=1", "--epochs", "3", "--set", "bptt=16"),
+            *("--set", "dropout=0", "batch=64"),
         ),
         own=True,
         refits=True,
     ),
     "own-gan": Kind(
-        *(gan, "mine", ("--images", "shapes", *GAN, "--size", "28", "--recalibration-batches", "2")), own=True
+        *(gan, "mine", ("--images", "shapes", *GAN, "--size", "28", "--set", "recalibration_batches=2")), own=True
     ),
     "own-lstm": Kind(
         *(
             lstm,
             "mine",
-            ("--csv", "sales.csv", "--season", "7", "--epochs", "3", "--batch", "16", "--force", "--from", "base-lstm"),
+            (
+                "--csv",
+                "sales.csv",
+                "--season",
+                "7",
+                "--epochs",
+                "3",
+                "--set",
+                "batch=16",
+                "--force",
+                "--from",
+                "base-lstm",
+            ),
         ),
         own=True,
         refits=True,

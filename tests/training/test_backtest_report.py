@@ -28,7 +28,7 @@ from training.evaluation.classical import NAIVE
 from training.evaluation.report.figures import draw_errors
 
 PLAIN, STRANGE = "north", "<b>$\\frac&"  # names of series
-TRAINING = ["--csv", "sales.csv", "--epochs", "1", "--batch", "16", "--threads", "1", "--season", "4", "--backtest"]
+TRAINING = ["--csv", "sales.csv", "--epochs", "1", "--set", "batch=16", "--threads", "1", "--season", "4", "--backtest"]
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ def test_no_publish_reads_no_test_part(kind: str, workspace: Path) -> None:
 )
 def test_a_training_that_diverges_publishes_nothing(kind: str, workspace: Path) -> None:
     with pytest.raises(SystemExit, match=r"^the training diverged: at step .* has [0-9,]+ weights that are NaN or inf"):
-        KINDS[kind].train(workspace, "--learning-rate", "1e30")
+        KINDS[kind].train(workspace, "--set", "learning_rate=1e30")
     assert not (workspace / "models_store" / KINDS[kind].model).exists()
 
 

@@ -74,6 +74,6 @@ def test_a_command_on_a_card_may_name_a_device_that_is_missing(tmp_path: Path) -
     card.command += " --epoch 3 --nonsense"
     with pytest.raises(evaluate.EvaluationError, match=r"command 'python .* is rejected: .*--nonsense"):
         evaluate.own_data(card, tmp_path)
-    card.command = command + " --validation 5"
-    with pytest.raises(evaluate.EvaluationError, match="is rejected: --validation is 5; it should be"):
+    card.command = command + " --set validation=5"
+    with pytest.raises(evaluate.EvaluationError, match="is rejected: validation is 5; it should be less than 1"):
         evaluate.own_data(card, tmp_path)

@@ -12,7 +12,7 @@ import torch
 from app.networks.forecaster import QUANTILES
 from app.networks.series_reader import ForecasterSizes, Reader
 from app.tasks.seasonality import SEASONS
-from training.configs import LSTM_STRONG
+from training.configs.series import ForecasterConfig
 from training.data import datasets
 from training.data.series.sources import training_sources
 from training.data.series.synthetic import synthetic
@@ -146,4 +146,4 @@ def test_synthetic_series_are_finite_differ_and_repeat_themselves() -> None:
 @pytest.mark.parametrize("shares", [{"hourly_share": 0.6}, {"summed_share": -0.1}])
 def test_shares_that_leave_no_windows_for_weekly_series_are_rejected(shares: dict[str, float]) -> None:
     with pytest.raises(SystemExit, match=str(next(iter(shares.values())))):
-        training_sources(dataclasses.replace(LSTM_STRONG, **shares), seed=0)
+        training_sources(dataclasses.replace(ForecasterConfig(), **shares), seed=0)

@@ -34,7 +34,7 @@ from training.loops.series import evaluation, finetune, own_series
 from training.loops.series.validation import Validation
 from training.options import base_version
 
-SHORT = ["--season", "4", "--epochs", "8", "--batch", "32", "--learning-rate", "0.02", "--threads", "1"]
+SHORT = ["--season", "4", "--epochs", "8", "--set", "batch=32", "learning_rate=0.02", "--threads", "1"]
 
 
 def sales(seed: int, count: int = 120) -> np.ndarray:
@@ -104,7 +104,7 @@ def test_a_forecaster_that_improves_is_published_and_served(
 
 @pytest.mark.slow
 def test_without_improvement_only_force_publishes(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train("--learning-rate", "1e-9")
+    train("--set", "learning_rate=1e-9")
     last_line = capsys.readouterr().out.splitlines()[-1]
     assert last_line.startswith("Fine-tuning did not help on the decision part: quantile loss ")
     assert last_line.endswith("Nothing was published; --force publishes anyway.")
@@ -114,9 +114,9 @@ def test_without_improvement_only_force_publishes(workspace: Path, capsys: pytes
     card = json.loads((folder / "card.json").read_text())
     assert "Fine-tuning did not help" in card["notes"]
     assert {metric["split"].rpartition(", ")[2] for metric in card["metrics"].values()} == {"on values for validation"}
-    train("--learning-rate", "1e-9", "--no-publish")
+    train("--set", "learning_rate=1e-9", "--no-publish")
     assert "force" not in capsys.readouterr().out
-    train("--learning-rate", "1e-9", "--force")
+    train("--set", "learning_rate=1e-9", "--force")
     assert "Fine-tuning did not help" in Store(workspace / "models_store").card("sales", 1).notes
 
 
@@ -224,14 +224,14 @@ def test_values_of_the_test_part_change_the_kind_of_values_after_the_refit_only(
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", ["0.02", "1e-9"])
 def test_the_test_part_does_not_influence_whether_a_network_is_published(workspace: Path, rate: str) -> None:
-    train("--learning-rate", rate)
+    train("--set", f"learning_rate={rate}")
     (first,) = (workspace / "runs" / "sales").iterdir()
     published = (workspace / "models_store" / "sales" / "1").exists()
     assert published == (rate == "0.02")
     # The last 28 of 120 values are the test part. Noise in this part makes the tuned network worse than the others.
     noise = [np.concatenate([sales(seed)[:92], 500 * np.random.default_rng(seed).random(28)]) for seed in (1, 2)]
     write_csv(workspace / "sales.csv", north=noise[0], south=noise[1])
-    train("--learning-rate", rate, "--no-refit")
+    train("--set", f"learning_rate={rate}", "--no-refit")
     second = max((workspace / "runs" / "sales").iterdir())
     assert (workspace / "models_store" / "sales" / "2").exists() == published
     verdicts = [
@@ -403,7 +403,6 @@ def test_short_and_constant_series_are_skipped_by_name(workspace: Path, capsys: 
     ("options", "sentence"),
     [
         (["--horizon", "60"], "sales.csv: no series can be used for training and testing; south: 0 values before the"),
-        (["--horizon", "-1"], "--horizon is -1; allowed are 1 or more"),
         (["--season", "365"], "--season is 365; allowed are 1 (no season) to 168 steps"),
         (["--season", "0"], "--season is 0; allowed are"),
         (["--from", "nobody"], "--from nobody: there is no model 'nobody' in the store"),

@@ -15,7 +15,7 @@ from training import evaluate, fit, predict, prediction
 
 
 def test_a_trained_network_predicts_and_is_measured(workspace: Path) -> None:
-    options = {"season": 7, "epochs": 1, "batch": 16, "threads": 1, "from_": "base-lstm", "no_refit": True}
+    options = {"season": 7, "epochs": 1, "set": {"batch": 16}, "threads": 1, "from_": "base-lstm", "no_refit": True}
     assert fit("mine", csv="sales.csv", force=True, **options) == "mine@1"
     assert fit("mine", csv="sales.csv", force=True, **options) is None  # the same weights are not published again
     rows = predict("mine@1", Path("sales.csv"), horizon=3, levels=[50, 90])

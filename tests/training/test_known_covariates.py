@@ -56,13 +56,13 @@ def read(**options: Any) -> Any:
 
 
 def train(*options: str) -> None:
-    short = ["--season", "4", "--epochs", "2", "--batch", "32", "--threads", "1", "--force"]
+    short = ["--season", "4", "--epochs", "2", "--set", "batch=32", "--threads", "1", "--force"]
     lstm.main(["--csv", "sales.csv", "--name", "sales", *short, *options])
 
 
 @pytest.mark.slow
 def test_new_coefficients_are_published_even_if_the_weights_stay_the_same(workspace: Path) -> None:
-    options = ("--known-covariates", "price,promo", "--learning-rate", "0")
+    options = ("--known-covariates", "price,promo", "--set", "learning_rate=0")
     for expected in ([1], [1]):  # the same data a second time give no new version
         train(*options)
         assert Store(workspace / "models_store").numbers("sales") == expected

@@ -13,7 +13,7 @@ from support.service import ROOT
 
 from app.networks import build
 from training import run as running
-from training.configs import CnnConfig
+from training.configs.classifiers import CnnConfig
 from training.evaluation import generation, language_model
 from training.evaluation.calibration import fit_temperature
 from training.loops.airbench import Lookahead, triangular_schedule

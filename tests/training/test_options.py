@@ -5,76 +5,82 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.networks import publish_tiny
-from support.trainings import KINDS, train_own
+from support.trainings import KINDS
 
-from training import cnn, lstm
+from training import cnn, gan, lstm, prediction, rnn
 
 
 def test_options_that_would_train_nothing_are_rejected(workspace: Path) -> None:
     for kind, changed, message in (
-        ("cnn", ["--batch", "5000"], "--batch is 5,000, but there are only"),
-        ("gan", ["--batch", "5000"], "--batch is 5,000, but there are only"),
-        ("rnn", ["--layers", "2"], "--layers is 2; the preset workshop has one layer"),
-        ("rnn", ["--validation", "5"], "--validation is 5; it should be a share from 0 to below 1"),
-        ("lstm", ["--horizon", "1"], "--horizon is 1; it should be at least 2"),
-        ("lstm", ["--validation", "49"], "--validation is 49; it should be from 50 to 785"),
-        ("lstm", ["--validation", "786"], "--validation is 786; it should be from 50 to 785"),
+        ("cnn", "batch=5000", "batch is 5,000, but there are only"),
+        ("gan", "batch=5000", "batch is 5,000, but there are only"),
+        ("rnn", "layers=2", "layers is 2; the preset workshop has one layer"),
     ):
         with pytest.raises(SystemExit, match=message):
-            KINDS[kind].train(workspace, *changed)
+            KINDS[kind].train(workspace, "--set", changed)
     assert not (workspace / "runs").exists()
 
 
-@pytest.mark.parametrize("command", ["accurate --first-width", "lstm --steps", "lstm --window", "gan --latent"])
-def test_sizes_and_numbers_of_steps_are_positive(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    stem, option = command.split()
-    with pytest.raises(SystemExit):
-        KINDS[stem].script.main([*KINDS[stem].options, option, "0", "--no-publish"])
-    assert capsys.readouterr().err.endswith(f"error: {option} is 0; it should be at least 1\n")
-
-
 @pytest.mark.parametrize(
-    ("command", "limit"),
-    [("rnn --dropout 1", "below 1"), ("lstm --ema-decay 1", "below 1"), ("rnn --unknown-share 2", "at most 1")],
+    ("command", "message"),
+    [
+        ("cnn --set first_width=8", "first_width=8: the preset workshop has the numbers epochs, batch, learning_rate,"),
+        ("cnn --set batch", "batch is ; it should be a valid integer"),
+        ("cnn --set batch=0", "batch is 0; it should be greater than or equal to 1"),
+        ("cnn --set validation=0", "validation is 0; it should be greater than or equal to 1"),
+        ("cnn --set flip=maybe", "flip is maybe; it should be a valid boolean"),
+        ("cnn --size 100", "argument --size: 100; it should be a multiple of 32"),
+        ("cnn --set epochs=3", "--set epochs=3: use --epochs 3"),
+        ("cnn --epochs 0", "epochs is 0; it should be greater than or equal to 1"),
+        ("cnn --threads 0", "argument --threads: 0; it should be greater than or equal to 1"),
+        ("cnn --minutes -1", "argument --minutes: -1; it should be greater than 0"),
+        ("cnn --minutes 1 --epochs 2", "--minutes and --epochs cannot be combined"),
+        (f"cnn --seed {2**63}", f"argument --seed: {2**63}; it should be less than {2**63}"),
+        ("cnn --device foo", "--device is 'foo': Expected one of cpu, cuda"),
+        ("accurate --set depth=4", "depth is 4; it should be less than or equal to 3"),
+        ("accurate --set corrupted=1.5", "corrupted is 1.5; it should be less than or equal to 1"),
+        ("rnn --set dropout=1", "dropout is 1; it should be less than 1"),
+        ("rnn --set validation=nan", "validation is nan; it should be less than 1"),
+        ("rnn --set clip=inf", "clip is inf; it should be a finite number"),
+        ("lstm --horizon 1", "horizon is 1; it should be greater than or equal to 2"),
+        ("lstm --set learning_rate=-0.5", "learning_rate is -0.5; it should be greater than or equal to 0"),
+        ("gan --set latent=1.5", "latent is 1.5; it should be a valid integer"),
+    ],
 )
-def test_shares_and_decays_have_an_upper_limit(command: str, limit: str, capsys: pytest.CaptureFixture[str]) -> None:
-    stem, option, value = command.split()
+def test_numbers_out_of_range_are_rejected(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stem, *words = command.split()
     with pytest.raises(SystemExit):
-        KINDS[stem].script.main([option, value])
-    assert capsys.readouterr().err.endswith(f"error: {option} is {float(value)}; it should be {limit}\n")
+        KINDS[stem].script.main([*KINDS[stem].options[:2], *words] if stem == "accurate" else words)
+    assert f"error: {message}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("value", ["-0.5", "nan", "inf"])
-def test_hyperparameters_are_finite_and_not_negative(value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        lstm.main(["--learning-rate", value])
-    message = f"error: --learning-rate is {float(value)}; it should be finite and not negative\n"
-    assert capsys.readouterr().err.endswith(message)
-
-
-def test_an_option_of_another_preset_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cnn.main(["--preset", "strong", "--weight-decay", "0.1", "--rotate", "3"])
-    assert "the preset strong has no --rotate" in capsys.readouterr().err
+@pytest.mark.parametrize("script", [cnn, rnn, lstm, gan, prediction])
+def test_help_shows_ten_options_and_help_all_shows_the_others(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit, match="0"):
+            script.main([word])
+        shown[word] = set(re.findall(r"^  (--[a-z-]+)", text := capsys.readouterr().out, re.MULTILINE))
+    assert len(shown["--help"]) <= 10
+    assert shown["--help"] < shown["--help-all"]
+    assert {"--store", "--seed"} <= shown["--help-all"] - shown["--help"]
+    assert script is prediction or "\n  batch: " in text
 
 
 @pytest.mark.parametrize("stem", ["cnn", "rnn", "gan", "lstm"])
-def test_numbers_with_which_no_step_is_possible_are_rejected(stem: str, capsys: pytest.CaptureFixture[str]) -> None:
-    own = {"cnn": ["epochs", "finetune-batch"], "rnn": ["hidden", "bptt"], "gan": ["epochs", "r1-interval"]}
-    for name in ("threads", "batch", *own.get(stem, ["epochs"])):
-        with pytest.raises(SystemExit):
-            train_own(stem, f"--{name}", "0")
-        assert capsys.readouterr().err.endswith(f"error: --{name} is 0; it should be at least 1\n")
-    for option, value, message in (
-        ("--device", "foo", "--device is 'foo': Expected one of cpu, cuda"),
-        ("--seed", str(2**63), f"--seed is {2**63}; it should be between 0 and 2^63 - 1"),
-    ):
-        with pytest.raises(SystemExit):
-            train_own(stem, option, value)
-        assert f"error: {message}" in capsys.readouterr().err
+def test_a_preview_describes_the_data_and_trains_nothing(
+    stem: str, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    KINDS[f"own-{stem}"].script.main([*KINDS[f"own-{stem}"].options[:2], "--preview"])
+    described = {"rnn": "17,144 characters", "lstm": "1 series (sold) of 90 values"}.get(
+        stem, "72 different images of 3 classes"
+    )
+    assert described in capsys.readouterr().out
+    assert not (workspace / "runs").exists()
 
 
 @pytest.mark.parametrize("option", ["data", "name of the data", "--store"])
@@ -115,15 +121,8 @@ def test_a_command_that_is_not_utf_8_is_rejected_before_the_data_are_read(
             "--images cannot be combined with --preset strong",
         ),
         (["--preset", "own"], "the preset own needs --images"),
-        (["--minutes", "3"], "--minutes needs --images"),
         (["--from", "cifar10-accurate", "--name", "pets"], "--from needs --images"),
         (["--preset", "strong", "--size", "64"], "--size needs --images"),
-        (["--images", "x", "--name", "a", "--minutes", "-1"], "minutes must be a number above 0, not '-1'"),
-        (
-            ["--images", "x", "--name", "a", "--minutes", "1", "--epochs", "2"],
-            "--minutes and --epochs cannot be combined",
-        ),
-        (["--images", "x", "--name", "a", "--rotate", "2"], "the preset own has no --rotate"),
     ],
 )
 def test_contradictory_options_are_rejected(

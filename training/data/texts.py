@@ -119,24 +119,15 @@ def hold_out(characters: Tensor, share: float, parts: int) -> tuple[Tensor, list
 
     The validation parts hold ``share`` of the characters in total.
     """
-    check_held_out(share, parts)
     if not share:
         return characters, []
     length = int(len(characters) * share / parts)
     if length <= WINDOW:
         raise SystemExit(
-            f"--validation {share} holds out {length} characters in each of {parts} parts; "
+            f"validation={share} holds out {length} characters in each of {parts} parts; "
             f"at least {WINDOW + 1} are needed, one evaluation window"
         )
     return _hold_out(characters, length, parts)
-
-
-def check_held_out(share: float, parts: int) -> None:
-    """Exit with a message if ``share`` of a text cannot be held out in this number of parts, whatever the text is."""
-    if not 0 <= share < 1:
-        raise SystemExit(f"--validation is {share:g}; it should be a share from 0 to below 1, such as 0.05")
-    if parts < 1:
-        raise SystemExit(f"--validation-parts is {parts}; it should be at least 1")
 
 
 def _hold_out(characters: Tensor, length: int, parts: int) -> tuple[Tensor, list[Tensor]]:
@@ -158,7 +149,6 @@ def hold_out_windows(characters: Tensor, share: float, parts: int) -> tuple[Tens
     MIN_WINDOWS windows, up to MAX_SHARE of the text is held out. If even MAX_SHARE is too short, the windows are
     shorter than WINDOW. If ``share`` is 0, nothing is held out.
     """
-    check_held_out(share, parts)
     if not share:
         return characters, [], WINDOW
     needed = MIN_WINDOWS * (WINDOW + 1)
@@ -166,7 +156,7 @@ def hold_out_windows(characters: Tensor, share: float, parts: int) -> tuple[Tens
     part, windows = int(held_out / parts), -(-MIN_WINDOWS // parts)
     window = min(WINDOW, (part - 1) // windows)
     if window < 1:
-        raise SystemExit(f"--validation-parts is {parts}; the text is too short for so many held-out parts")
+        raise SystemExit(f"validation_parts is {parts}; the text is too short for so many held-out parts")
     train, validation = _hold_out(characters, part, parts)
     return train, validation, window
 

@@ -17,7 +17,7 @@ from app.store import Store
 from app.store.version import Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import ImageSampler, LatentBatch
-from training.configs import SAMPLE_CLASSIFIER, CnnConfig
+from training.configs.classifiers import SAMPLE_CLASSIFIER, CnnConfig
 from training.data import datasets
 from training.evaluation.calibration import accuracy_of
 from training.limits import limits
@@ -178,7 +178,7 @@ def load_reference_classifier(models: Path, device: str, version: int | None = N
     if held_out is None or int(held_out[1].replace(",", "")) < needed:
         raise SystemExit(
             f"{name}@{number} cannot evaluate generators: at least {needed:,} training images must be held out, but "
-            f"its card says {classifier.card.notes[:100]!r}. Train it with --validation {needed} or more"
+            f"its card says {classifier.card.notes[:100]!r}. Train it with --set validation={needed} or more"
         )
     return ImageClassifier(classifier, torch.device(device))
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.tasks.precision import fast_bfloat16
-from training.configs import AirbenchConfig
+from training.configs.classifiers import AirbenchConfig
 from training.data.image_batches import corrupted, masked, shift_and_mirror
 from training.evaluation.calibration import accuracy_of
 from training.run import derive_seed
@@ -134,7 +134,7 @@ class Selector:
         with torch.set_grad_enabled(train):
             scores = self.network.scores(images)
             losses = F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing, reduction="none")
-        selected = losses.detach().topk(self.count).indices
+        selected = losses.detach().topk(min(self.count, len(losses))).indices
         if train:
             descend(self.optimizer, losses[selected].sum(), rate)
         return selected

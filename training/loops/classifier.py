@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.configs import CnnConfig
+from training.configs.classifiers import CnnConfig
 from training.data.image_batches import shift_and_mirror
 from training.evaluation.calibration import accuracy_of
 from training.loops.fit import Batches, averaged

@@ -21,7 +21,7 @@ from app.store.version import Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.precision import fast_bfloat16
 from training import refit
-from training.configs import CnnFinetuneConfig
+from training.configs.classifiers import CnnFinetuneConfig
 from training.data.image_batches import shift_and_mirror
 from training.data.image_dataset import ImageDataset
 from training.evaluation.calibration import accuracy_of, fit_temperatures, served_probabilities

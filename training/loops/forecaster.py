@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, Member
 from app.networks.series_reader import ForecasterSizes, NetworkInputs, Reader
 from app.tasks.precision import fast_bfloat16
-from training.configs import ForecasterConfig, ForecasterFinetuneConfig
+from training.configs.series import ForecasterConfig, ForecasterFinetuneConfig
 from training.data.series.sources import training_sources
 from training.data.series.windows import Batch, WindowSampler
 from training.evaluation.forecaster import PREFIXES

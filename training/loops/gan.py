@@ -22,7 +22,7 @@ from app.networks.gan import (
     GeneratorSizes,
 )
 from app.tasks.image_codecs import image_grid
-from training.configs import ConditionalGanConfig, GanConfig
+from training.configs.generators import ConditionalGanConfig, GanConfig
 from training.loops.fit import Batches, averaged, fit
 from training.run import Run, permutation, set_learning_rate
 

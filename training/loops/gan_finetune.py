@@ -20,7 +20,8 @@ from torch import Tensor
 
 from app.networks.gan import ConditionalSizes
 from app.tasks.image_generation import ImageSampler
-from training.configs import SAMPLE_CLASSIFIER, ConditionalGanConfig
+from training.configs.classifiers import SAMPLE_CLASSIFIER
+from training.configs.generators import ConditionalGanConfig
 from training.data import image_folders
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset, keep_trainable, print_summary
@@ -135,6 +136,8 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
     )
     print_summary(dataset)
     print(f"the images are {'grey' if dataset.images.shape[1] == 1 else 'coloured'}")
+    if options.data_options["preview"]:
+        return
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
     real = Reference(dataset, options.part)

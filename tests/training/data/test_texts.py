@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from app import store
-from training import rnn
-from training.configs import RNN_OWN
+from training.configs.text import RNN_OWN
 from training.data import texts
 from training.data.datasets import DataError
 from training.loops.text import language_model
@@ -26,8 +25,6 @@ def test_validation_parts_are_spread_over_the_text_and_not_trained_on() -> None:
     assert nothing == []
     (middle,) = texts.hold_out(characters, 0.1, parts=1)[1]
     assert (len(middle), middle[0]) == (10_000, 45_001)
-    with pytest.raises(SystemExit, match="--validation-parts is 0; it should be at least 1"):
-        texts.hold_out(characters, 0.1, parts=0)
     with pytest.raises(SystemExit, match="holds out 50 characters in each of 10 parts; at least 257"):
         texts.hold_out(characters, 0.005, parts=10)
 
@@ -100,22 +97,12 @@ def test_the_working_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     assert [texts.name_of(Path(path)) for path in (".", "../letters", "a.txt")] == ["letters", "letters", "a.txt"]
 
 
-def test_the_validation_part_is_a_share() -> None:
-    for share in (5, 1, -0.1, float("nan")):
-        message = rf"--validation is {share:g}; it should be a share from 0 to below 1, such as 0\.05"
-        for split in (texts.hold_out, texts.hold_out_windows):
-            with pytest.raises(SystemExit, match=message):
-                split(torch.arange(100_000), share, 10)
-        with pytest.raises(SystemExit, match=message):
-            rnn.arguments(["--validation", str(share)])
-
-
 @pytest.mark.parametrize(
     ("characters", "message"),
     [
-        (0, "the training part has only 0 characters, which is too short for --batch 32"),
-        (50, "the training part has only 50 characters, which is too short for --batch 32"),
-        (640, "--bptt 64 is too large: with --batch 32 each stream has 20 characters, so at most 19 are possible"),
+        (0, "the training part has only 0 characters, which is too short for batch=32"),
+        (50, "the training part has only 50 characters, which is too short for batch=32"),
+        (640, "bptt=64 is too large: with batch=32 each stream has 20 characters, so at most 19 are possible"),
     ],
 )
 def test_a_training_part_that_is_too_short_is_rejected(characters: int, message: str) -> None:
@@ -134,7 +121,5 @@ def test_weights_for_own_texts_are_selected_on_at_least_20_windows(count: int) -
 
 
 def test_more_held_out_parts_than_a_short_text_has_are_rejected() -> None:
-    with pytest.raises(
-        SystemExit, match=r"--validation-parts is 2000; the text is too short for so many held-out parts"
-    ):
+    with pytest.raises(SystemExit, match=r"validation_parts is 2000; the text is too short for so many held-out parts"):
         texts.hold_out_windows(torch.arange(9_000), 0.05, parts=2000)

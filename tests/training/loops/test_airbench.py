@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
-from training import cnn
-from training.configs import CNN_ACCURATE
+from training.configs.classifiers import CNN_ACCURATE
 from training.data.image_batches import corrupted, masked
 from training.loops.airbench import Selector, whiten
 
@@ -62,25 +60,3 @@ def test_a_share_of_the_images_is_corrupted(images: Tensor) -> None:
     assert (changed != images).any(dim=(1, 2, 3)).sum() == 20
     assert corrupted(images, 0.0) is images
     assert (corrupted(images[:7], 1.0) != images[:7]).any(dim=(1, 2, 3)).sum() == 4
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("--depth", "4", "--depth must be from 2 to 3, not 4"),
-        ("--selected", "2000", "--selected must be from 0 to 1,024, not 2,000"),
-        ("--validation", "0", "--validation must be from 1 to 49,000, not 0"),
-        ("--cutout", "33", "--cutout must be from 0 to 32, not 33"),
-        ("--corrupted", "1.5", "--corrupted must be from 0 to 1, not 1.5"),
-        ("--warm-up", "-0.5", "--warm-up must be from 0 to 1, not -0.5"),
-    ],
-)
-def test_a_hyperparameter_outside_its_range_is_rejected(option: str, value: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=message):
-        cnn.main(["--preset", "accurate", option, value, "--runs", str(tmp_path)])
-    assert not list(tmp_path.iterdir())  # otherwise --resume would continue this run
-
-
-def test_each_preset_needs_validation_images(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--validation must be from 1 to 49,000, not 0"):
-        cnn.main(["--validation", "0", "--runs", str(tmp_path)])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from app.networks.series_reader import ForecasterSizes
 from app.tasks.seasonality import SEASONS
-from training.configs import ForecasterConfig
+from training.configs.series import ForecasterConfig
 from training.data import datasets
 from training.data.series.synthetic import structural, synthetic
 from training.data.series.windows import Source

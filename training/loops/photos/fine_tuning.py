@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from app.networks.efficientnet import EfficientNetLite
 from app.tasks.precision import fast_bfloat16
-from training.configs import CnnFinetuneConfig
+from training.configs.classifiers import CnnFinetuneConfig
 from training.data.image_dataset import ImageDataset
 from training.evaluation.calibration import accuracy_of
 from training.loops.classifier import ClassifierRecipe

@@ -19,7 +19,7 @@ from app.networks.efficientnet import EfficientNetLite, EfficientNetSizes
 from app.tasks.classification import ImageClassifier
 from app.tasks.precision import fast_bfloat16
 from training import refit
-from training.configs import CnnFinetuneConfig
+from training.configs.classifiers import CnnFinetuneConfig
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset
 from training.evaluation.calibration import fit_temperature, served_probabilities
@@ -169,7 +169,7 @@ def divide_logits(network: EfficientNetLite, temperature: float) -> EfficientNet
 def compute_features(
     run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageDataset, indices: Tensor
 ) -> list[Tensor]:
-    """Return the features [len(indices), D] of each view: the image and, with ``--flip yes``, its mirror image."""
+    """Return the features [len(indices), D] of each view: the image and, with ``config.flip``, its mirror image."""
     device = torch.device(run.options.device)
     network = base.network.to(device, memory_format=base.network.memory_format).eval().requires_grad_(False)  # type: ignore[call-overload]
     state = {key: tensor.clone() for key, tensor in network.state_dict().items()}

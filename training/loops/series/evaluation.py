@@ -16,7 +16,7 @@ import torch
 from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from training import refit
-from training.configs import ForecasterFinetuneConfig
+from training.configs.series import ForecasterFinetuneConfig
 from training.data.datasets import DataError
 from training.evaluation import backtest, leaderboard
 from training.evaluation.backtest import HeldOut, Method, Origins

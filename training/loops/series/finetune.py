@@ -18,7 +18,7 @@ from app.tasks.covariates import covariate_effect
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import fill_missing, yearly_pattern
 from training import refit
-from training.configs import ForecasterFinetuneConfig
+from training.configs.series import ForecasterFinetuneConfig
 from training.data.series.windows import Source, WindowSampler
 from training.data.tables import Series, to_json_lines
 from training.evaluation import backtest

@@ -105,8 +105,6 @@ def read(options: Options, horizon: int) -> OwnSeries:
         calendar = f" --holidays {needed.calendar.country}" if needed.calendar else ""
         known = f" --known-covariates {shlex.quote(','.join(needed.named))}" if needed.named else ""
         raise DataError(f"{label(base)} reads the known covariates {', '.join(names)}; use{known}{calendar}")
-    if horizon < 0:
-        raise DataError(f"--horizon is {horizon}; allowed are 1 or more, or 0 for one season")
     default = min(table.season if table.season > 1 else DEFAULT_HORIZON, base.card.sizes["horizon"])
     horizon = horizon or min(default, backtest.longest_horizon(table))
     splits = backtest.split(table, horizon)

@@ -17,7 +17,7 @@ from app.networks.gated_rnn import GatedBlock, GatedRNN
 from app.networks.rnn import CharacterRNN
 from app.store.version import Version
 from app.tasks.precision import fast_bfloat16
-from training.configs import RnnConfig
+from training.configs.text import RnnConfig
 from training.data.texts import WINDOW, TrainingText
 from training.evaluation.language_model import window_loss
 from training.loops.best_weights import BestWeights
@@ -218,12 +218,12 @@ def count_steps(config: RnnConfig, characters: int) -> int:
     stream_length = characters // config.batch
     if stream_length < 2:
         raise SystemExit(
-            f"the training part has only {characters:,} characters, which is too short for --batch {config.batch}"
+            f"the training part has only {characters:,} characters, which is too short for batch={config.batch}"
         )
     steps_per_epoch = (stream_length - 1) // config.bptt
     if steps_per_epoch < 1:
         raise SystemExit(
-            f"--bptt {config.bptt} is too large: with --batch {config.batch} each stream has {stream_length:,} "
+            f"bptt={config.bptt} is too large: with batch={config.batch} each stream has {stream_length:,} "
             f"characters, so at most {stream_length - 1:,} are possible"
         )
     return steps_per_epoch
