@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import shlex
@@ -89,20 +88,6 @@ def runnable(command: str, models: Path = Path("models_store")) -> str:
         python = python.relative_to(here)
     option = "" if models == Path("models_store") else f" --store {shlex.quote(str(models))}"
     return f"{shlex.quote(str(python))} {arguments}{option}"
-
-
-@functools.cache
-def code_digest() -> str:
-    """Return one digest of all source code in app/networks/ and training/.
-
-    A run can be resumed only with the code that started it.
-    """
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for folder in ("app/networks", "training"):
-        for path in sorted(path for path in (root / folder).rglob("*") if path.suffix == ".py"):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def commit() -> str:

@@ -37,7 +37,7 @@ from training.checkpoints.run_folder import log_lines, open_folder
 from training.evaluation import speed
 from training.limits import limits
 from training.options import Options, Part
-from training.publishing import code_digest, commit, publish_once, runnable
+from training.publishing import commit, publish_once, runnable
 
 P = TypeVar("P")  # the class of a predictor
 
@@ -172,9 +172,11 @@ class Run:
         if not path.exists():
             self._log.unlink(missing_ok=True)  # from a run that was killed before its first checkpoint
             return
-        state = checkpoint.load(path, objects, self.commit)
+        state = checkpoint.load(path, objects)
         self.step, self.seconds, self.resumed = state["step"], state["seconds"], state["resumed"]
-        self._code_before = _code(state.get("commit", "unknown"), state.get("torch", "unknown"))
+        self._code_before = _code(state["commit"], state["torch"])
+        if self._code_before != (now := _code(self.commit, torch.__version__)):
+            print(f"{path} was written with {self._code_before}; now {now}. The changes may affect the result")
         lines = [line for line in log_lines(self._log) if json.loads(line)["step"] <= self.step]
         self._log.write_text("".join(lines))
         print(f"{self.folder}: resumed at step {self.step}")
@@ -183,7 +185,7 @@ class Run:
         """Write a checkpoint. It replaces the previous checkpoint atomically."""
         tracked = {name: tracked.state_dict() for name, tracked in self.tracked.items()}
         state = {"tracked": tracked, "step": self.step, "seconds": self.seconds}
-        state |= {"code": code_digest(), "commit": self.commit, "torch": str(torch.__version__)}
+        state |= {"commit": self.commit, "torch": str(torch.__version__)}
         state["resumed"] = self.resumed
         checkpoint.save(self._checkpoint, state)
 

@@ -113,7 +113,6 @@ def test_a_run_is_not_resumed_from_another_base_version(workspace: Path, monkeyp
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"code": "x", "commit": "0123"}, r"state.pt was written by other code \(commit 0123, now .*without --resume"),
         ({"tracked": {}}, "state.pt does not fit this network, for example .*; start a new run without --resume"),
         (None, "state.pt is damaged .*; start a new run without --resume"),
     ],
@@ -130,6 +129,19 @@ def test_an_unusable_checkpoint_is_rejected(
         torch.save({**torch.load(path, weights_only=True), **change}, path)
     with pytest.raises(SystemExit, match=sentence):
         train_own("rnn", "--resume")
+
+
+def test_a_run_is_resumed_with_changed_code(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with interrupted(monkeypatch):
+        train_own("rnn")
+    (path,) = Path("runs").rglob("state.pt")
+    torch.save({**torch.load(path, weights_only=True), "commit": "0123"}, path)
+    train_own("rnn", "--resume")
+    assert "state.pt was written with commit 0123, torch " in capsys.readouterr().out
+    (resumed,) = store.Store(Path("models_store")).card("mine", 1).resumed or []
+    assert re.match(r"step \d; before: commit 0123, torch .*; after: commit ", resumed)
 
 
 def test_tensorboard_shows_the_logged_metrics(workspace: Path) -> None:

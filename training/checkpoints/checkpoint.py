@@ -10,25 +10,17 @@ from typing import Any
 
 import torch
 
-from training.publishing import code_digest
 
-
-def load(path: Path, objects: dict[str, Any], commit: str) -> dict[str, Any]:
+def load(path: Path, objects: dict[str, Any]) -> dict[str, Any]:
     """Restore the tracked ``objects`` from a checkpoint, and return the checkpoint.
 
-    Exits with a message if the checkpoint is damaged, was written by other code, or does not fit the objects.
-    ``commit``: the commit of this code.
+    Exits with a message if the checkpoint is damaged, or does not fit the objects.
     """
     advice = "start a new run without --resume"
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # for a damaged file, torch raises errors of many classes
         sys.exit(f"{path} is damaged ({type(error).__name__}); {advice}")
-    if state.get("code") != code_digest():
-        sys.exit(
-            f"{path} was written by other code (commit {state.get('commit', 'unknown')}, now {commit}): use "
-            f"that code, or {advice}"
-        )
     try:
         for name, tracked in objects.items():
             tracked.load_state_dict(state["tracked"][name])
