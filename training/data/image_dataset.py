@@ -6,11 +6,13 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from training.data.datasets import DataError
+from training.data.image_files import subset
 
 MAX_PRINTED = 10  # largest number of skipped files that are printed; skipped.txt in the run's folder lists all
 TEST_SHARE = 0.15  # share of the images for testing; the share for validation is the same
@@ -25,7 +27,7 @@ class ImageDataset:
     Attributes:
         name: name of the folder or file.
         classes: names of the classes.
-        images: uint8 [N, C, side, side], in the order of ``digests``.
+        images: uint8 [N, C, side, side], in the order of ``digests``: a tensor, or image files above 64 pixels.
         labels: indices [N] into ``classes``. If images may have several labels, booleans [N, classes].
         digests: sha256 of the pixels of each image, sorted; duplicates are removed.
         skipped: one line for each skipped file or class.
@@ -36,7 +38,7 @@ class ImageDataset:
 
     name: str
     classes: list[str]
-    images: Tensor
+    images: Any
     labels: Tensor
     digests: list[str]
     skipped: list[str]
@@ -93,7 +95,7 @@ class ImageDataset:
         return replace(
             self,
             classes=[self.classes[index] for index in used.tolist()],
-            images=self.images if bool(keep.all()) else self.images[keep],
+            images=self.images if bool(keep.all()) else subset(self.images, torch.tensor(indices)),
             labels=labels,
             digests=[self.digests[index] for index in indices],
             parts=tuple(self.parts[index] for index in indices) if self.parts else (),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import statistics
@@ -13,16 +14,17 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from app.errors import QuartetError
 from app.tasks.image_codecs import ImageDecoder
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset
+from training.data.image_files import MAX_PIXELS, ImageFiles, Pixels, subset
 from training.data.image_lists import ImageList, list_images
+from training.limits import limits
 
-MAX_PIXELS = 10**8  # images with more pixels are skipped
+HELD_SIDE = 64  # images of at most this side length in pixels are always held in memory
 SIZED_FILES = 200  # number of files whose image sizes decide between the network for small and for large images
 
 
@@ -43,8 +45,8 @@ def read(path: Path, side: int, channels: int = 3, name: str = "", group: str | 
     """
     listed = list_images(path, name)
     groups = _groups(path, [image.path for image in listed.images], group) if group else []
-    images, errors = _decode_all([image.path for image in listed.images], side, channels)
-    dataset = _deduplicate(path.resolve().name, listed, images, errors, groups)
+    images, digests, errors = _decode_all([image.path for image in listed.images], side, channels)
+    dataset = _deduplicate(path.resolve().name, listed, images, digests, errors, groups)
     if dataset.digests and not dataset.classes:
         raise DataError(f"{path}: none of its {len(listed.images):,} images has a label")
     if not dataset.labels.numel():
@@ -84,38 +86,39 @@ def _groups(path: Path, files: list[Path], pattern: str) -> list[str]:
     return [(match[1] if compiled.groups else match[0]) or "" if match else "" for match in matches]
 
 
-def _decode_all(files: list[Path], side: int, channels: int) -> tuple[Tensor, list[str]]:
-    """Return the pixels of the images uint8 [files, channels, side, side], and an error message for each file.
+def _decode_all(files: list[Path], side: int, channels: int) -> tuple[Pixels, list[str], list[str]]:
+    """Return three values: the images, a digest of the pixels of each file, and an error message for each file.
 
-    The error message is empty if the file could be read. Otherwise the pixels are undefined.
+    The error message is empty if the file could be read. Otherwise, the pixels and the digest are undefined.
     """
-    decoder = ImageDecoder(channels, side)
-    images = torch.empty(len(files), channels, side, side, dtype=torch.uint8)
+    undecoded = ImageFiles(files, channels, side)
+    held = None
+    if side <= HELD_SIDE or math.prod(undecoded.shape) <= limits().image_bytes:
+        held = torch.empty(undecoded.shape, dtype=torch.uint8)
 
-    def decode(index: int) -> str:
-        file = files[index]
+    def digest(index: int) -> tuple[str, str]:
         try:
-            images[index] = decoder.parse(file.read_bytes(), MAX_PIXELS, str(file))
+            pixels = undecoded.decode(index)
         except QuartetError as failure:
-            return failure.message
+            return "", failure.message
         except OSError as error:
-            return f"{file}: {error.strerror}"
+            return "", f"{files[index]}: {error.strerror}"
         except ValueError as error:  # the path has a NUL character
-            return f"{file}: {error}"
-        return ""
+            return "", f"{files[index]}: {error}"
+        if held is not None:
+            held[index] = pixels
+        return hashlib.sha256(pixels.numpy().tobytes()).hexdigest(), ""
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads help, because decoding releases the GIL
-        bar = tqdm(total=len(files), desc="reading", unit="file", leave=False)
-        errors = []
-        for error in pool.map(decode, range(len(files))):
-            errors.append(error)
-            bar.update()
-        bar.close()
-    return images, errors
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(tqdm(pool.map(digest, range(len(files))), "reading", len(files), unit="file", leave=False))
+    digests, errors = map(list, zip(*results, strict=True)) if results else ([], [])
+    return (undecoded if held is None else held), digests, errors
 
 
-def _deduplicate(name: str, listed: ImageList, images: Tensor, errors: list[str], groups: list[str]) -> ImageDataset:
-    """Remove duplicate images, and skip images that have two different labels. The images are reordered in place."""
+def _deduplicate(
+    name: str, listed: ImageList, images: Pixels, digests: list[str], errors: list[str], groups: list[str]
+) -> ImageDataset:
+    """Remove duplicate images, and skip images that have two different labels."""
     first: dict[str, int] = {}
     ambiguous: set[str] = set()
     files, skipped = listed.images, listed.skipped
@@ -123,7 +126,7 @@ def _deduplicate(name: str, listed: ImageList, images: Tensor, errors: list[str]
         if error:
             skipped.append(error)
             continue
-        digest = hashlib.sha256(images[index].numpy().tobytes()).hexdigest()
+        digest = digests[index]
         known = files[first.setdefault(digest, index)]
         if known.labels != image.labels:
             ambiguous.add(digest)
@@ -149,23 +152,10 @@ def _deduplicate(name: str, listed: ImageList, images: Tensor, errors: list[str]
     return ImageDataset(
         name,
         classes,
-        _reordered(images, chosen),
+        subset(images, torch.tensor(chosen, dtype=torch.int64)),
         labels,
         distinct,
         skipped,
         parts if any(parts) else (),
         tuple(groups[index] for index in chosen) if groups else (),
     )
-
-
-def _reordered(images: Tensor, indices: list[int]) -> Tensor:
-    """Return ``images[indices]`` without a copy, because a copy would need the memory of all images again.
-
-    The images are swapped in place. ``indices`` must not contain an index twice.
-    """
-    for target, source in enumerate(indices):
-        while source < target:  # an earlier swap has moved this image
-            source = indices[source]
-        if source != target:
-            images[[target, source]] = images[[source, target]]
-    return images[: len(indices)]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from app.networks.cnn import WhitenedNet, unsmoothed
 from app.tasks.classification import ImageClassifier
+from training.data.image_files import Pixels
 from training.run import metric
 
 
@@ -26,7 +27,7 @@ def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return correct / len(labels)
 
 
-def served_probabilities(classifier: ImageClassifier, images: Tensor) -> Tensor:
+def served_probabilities(classifier: ImageClassifier, images: Pixels) -> Tensor:
     """Return the probabilities [N, classes] that the service would return for uint8 images [N, C, S, S]."""
     rows = [classifier.predict(list(batch)) for batch in images.split(500)]
     return torch.tensor([row for batch in rows for row in batch])

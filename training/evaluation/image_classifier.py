@@ -10,6 +10,7 @@ from torch import Tensor
 
 from app.tasks.classification import ImageClassifier
 from training.data.image_dataset import ImageDataset
+from training.data.image_files import subset
 from training.evaluation.calibration import classification_metrics, served_probabilities
 from training.options import Part
 from training.run import metric, save_figure
@@ -18,7 +19,7 @@ from training.run import metric, save_figure
 def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any]:
     """Return the metrics of a published classifier on the test part of its dataset."""
     test = dataset.split()[2]
-    return metrics_of(served_probabilities(classifier, dataset.images[test]), classifier, dataset, test)
+    return metrics_of(served_probabilities(classifier, subset(dataset.images, test)), classifier, dataset, test)
 
 
 def metrics_of(
@@ -146,14 +147,16 @@ def plot_predictions(folder: Path, dataset: ImageDataset, indices: Tensor, proba
     ``indices`` [N]: the indices of the plotted images. ``probability`` [N, classes]: the predicted probabilities of
     these images.
     """
-    images, truth, labels = dataset.images[indices], dataset.labels[indices], dataset.classes
+    truth, labels = dataset.labels[indices], dataset.classes
     if dataset.multi_label or not len(indices):
         return {}
     some = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:24]
     return {
-        "samples.png": plot_samples(folder / "samples.png", images[some], labels, probability[some], truth[some]),
+        "samples.png": plot_samples(
+            folder / "samples.png", dataset.images[indices[some]], labels, probability[some], truth[some]
+        ),
         "confusion.png": plot_confusion(folder / "confusion.png", labels, truth, probability.argmax(dim=1)),
-        "mistakes.png": plot_mistakes(folder / "mistakes.png", images, labels, probability, truth),
+        "mistakes.png": plot_mistakes(folder / "mistakes.png", dataset, indices, probability),
     }
 
 
@@ -203,15 +206,16 @@ def plot_confusion(path: Path, labels: list[str], truth: Tensor, predictions: Te
     return save_figure(figure, path)
 
 
-def plot_mistakes(path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor) -> Path:
+def plot_mistakes(path: Path, dataset: ImageDataset, indices: Tensor, probability: Tensor) -> Path:
     """Plot the 24 most confident wrong predictions.
 
     If there are fewer wrong predictions, the least confident correct predictions follow.
     """
     confidence, predictions = probability.max(dim=1)
-    wrong = predictions != truth
-    worst = torch.where(wrong, confidence, -1 - confidence).argsort(descending=True)
-    return plot_samples(path, images[worst], labels, probability[worst], truth[worst], "is {truth}")
+    truth = dataset.labels[indices]
+    worst = torch.where(predictions != truth, confidence, -1 - confidence).argsort(descending=True)[:24]
+    images = dataset.images[indices[worst]]
+    return plot_samples(path, images, dataset.classes, probability[worst], truth[worst], "is {truth}")
 
 
 def _shorten(label: str) -> str:

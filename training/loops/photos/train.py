@@ -22,6 +22,7 @@ from training import refit
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset
+from training.data.image_files import subset
 from training.evaluation.calibration import fit_temperature, served_probabilities
 from training.evaluation.image_classifier import best_thresholds, metrics_of, plot_predictions
 from training.limits import limits
@@ -243,7 +244,7 @@ def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tup
     classifier = run.predictor(ImageClassifier, card, result.network)
     folds = None
     if run.options.part == "test":
-        indices, probability = test, served_probabilities(classifier, dataset.images[test])
+        indices, probability = test, served_probabilities(classifier, subset(dataset.images, test))
     else:
         indices, folds = result.indices, dataset.folds(result.indices, linear_head.FOLDS)
         probability = result.logits.sigmoid() if dataset.multi_label else result.logits.softmax(dim=1)
