@@ -16,8 +16,8 @@ INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip ins
 export ALLOW_SKIPS
 PYTEST := OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
 
-.PHONY: help serve test test-all check docs report train data evaluate profile bench bench-protocols bench-imported bench-scaling bench-replicas bench-cluster \
-	bench-training image-check swaps model-check soak determinism overload restarts attack fuzz oldest mutants audit clean
+.PHONY: help serve test test-all check docs report train data evaluate profile bench image-check swaps model-check soak \
+	determinism overload restarts attack fuzz oldest mutants audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -63,29 +63,11 @@ train: .venv/train ## train and publish all networks in turn
 evaluate: .venv/train ## measure the quality of the networks in models_store/ again, and compare it with the model cards
 	$(BIN)/python -m training.evaluation.evaluate
 
-bench: .venv/train ## compare the service with a plain FastAPI server under load; ARGS="--only cnn --peers litserve"
-	$(BIN)/python -m benchmarks.speed.serving $(ARGS)
+bench: .venv/train ## compare the speed of the service with that of other servers; ARGS="--only cnn --servers ours,plain,mosec"
+	$(BIN)/python -m benchmarks serving $(ARGS)
 
 profile: .venv/profile ## show how much CPU time each layer of the service uses (py-spy); ARGS="--only cnn --callers 64"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.speed.profile $(ARGS)
-
-bench-scaling: .venv/train ## measure the speed on 1, 2, 4, ... cores, and compute the speed on more cores with a model
-	$(BIN)/python -m benchmarks.speed.scaling $(ARGS)
-
-bench-replicas: .venv/ray ## compare the speed of 1 and 2 Ray Serve replicas with that of 1 and 2 workers; ARGS="--kill"
-	$(BIN)/python -m benchmarks.speed.replicas $(ARGS)
-
-bench-imported: .venv/train ## compare the speed of the workshop's CNN as an imported ONNX file and without import
-	$(BIN)/python -m benchmarks.speed.imported $(ARGS)
-
-bench-protocols: .venv/train ## compare the speed of the other protocols with that of the native endpoints; ARGS="--only text"
-	$(BIN)/python -m benchmarks.speed.protocols $(ARGS)
-
-bench-cluster: .venv/ray ## send requests to a Ray cluster of two nodes, and kill a replica and a node
-	$(BIN)/python -m benchmarks.reliability.cluster $(ARGS)
-
-bench-training: .venv/train ## compare the speed of this project's training loops with that of the workshop's loops
-	$(BIN)/python -m benchmarks.speed.training
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks profile $(ARGS)
 
 swaps: .venv/test ## change the active version 100 times under load, and on a full disk
 	SWAPS=100 CALLERS=4 $(BIN)/python -m pytest --timeout 0 tests/robustness/test_version_swaps.py
@@ -94,25 +76,25 @@ model-check: .venv/test ## simulate the engines and the life of versions 10,000 
 	MODEL_RUNS=$(or $(RUNS),10000) SIMULATION_EPISODES=$(or $(RUNS),10000) $(PYTEST) --timeout 0 tests/engine/test_simulation.py tests/serving/test_lifecycle.py
 
 soak: .venv/train ## soak test: run mixed load for 30 minutes; ARGS="--minutes 2"
-	$(BIN)/python -m benchmarks.reliability.soak $(ARGS)
+	$(BIN)/python -m benchmarks soak $(ARGS)
 
 determinism: .venv/train ## check that 2,000 requests get the same answers with 1 caller and with 64 callers
-	$(BIN)/python -m benchmarks.reliability.determinism $(ARGS)
+	$(BIN)/python -m benchmarks determinism $(ARGS)
 
 overload: .venv/train ## overload test: send ten times the load that the service can handle
-	$(BIN)/python -m benchmarks.reliability.overload $(ARGS)
+	$(BIN)/python -m benchmarks overload $(ARGS)
 
 attack: .venv/train ## measure the latency of a normal client during attacks; ARGS="--only trailers,bombs"
-	$(BIN)/python -m benchmarks.reliability.attack $(ARGS)
+	$(BIN)/python -m benchmarks attack $(ARGS)
 
 restarts: .venv/train ## restart four services behind nginx under load, and kill a worker
-	$(BIN)/python -m benchmarks.reliability.restarts $(ARGS)
+	$(BIN)/python -m benchmarks restarts $(ARGS)
 
 image-check: .venv/test ## build, run and check the container image; ARGS="--torch cu128 --max-gb 9"
 	$(BIN)/python -m deploy.image_check $(ARGS)
 
 fuzz: .venv/fuzz ## fuzz test: send random requests to the service with Schemathesis
-	$(BIN)/python -m benchmarks.reliability.fuzz $(ARGS)
+	$(BIN)/python -m benchmarks fuzz $(ARGS)
 
 oldest: ## run all tests with the oldest allowed dependencies, in .venv-oldest
 	@.venv-oldest/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv-oldest
@@ -121,7 +103,7 @@ oldest: ## run all tests with the oldest allowed dependencies, in .venv-oldest
 	.venv-oldest/bin/python -m pytest $(ARGS)
 
 mutants: .venv/mutants ## run mutation tests of app/engine, app/serving, app/store, request parsing and HTTP; ARGS="--sample 150 app.store*"
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability.mutants $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/mutants.py $(ARGS)
 
 audit: .venv/audit ## list known vulnerabilities of the installed packages (pip-audit), and write sbom.json
 	$(BIN)/cyclonedx-py environment --no-validate --output-format JSON --output-file sbom.json $(BIN)/python

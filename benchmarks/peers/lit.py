@@ -3,6 +3,7 @@
 # mypy: disable-error-code="import-not-found, misc"
 # Annotations are not postponed, because LitServe evaluates the annotation of the request.
 
+import base64
 import os
 from typing import Any
 
@@ -18,7 +19,7 @@ class Api(litserve.LitAPI):
         self.classifier = Classifier()
 
     def decode_request(self, request: dict[str, Any]) -> Tensor:
-        return self.classifier.decode(request["image"])
+        return self.classifier.pixels(base64.b64decode(request["image"]))
 
     def batch(self, inputs: list[Tensor]) -> Tensor:
         return torch.stack(inputs)

@@ -11,11 +11,11 @@ import asyncio
 import json
 import math
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -23,16 +23,14 @@ from typing import Any, cast
 Figures = dict[str, float]
 
 ANSWER_TIMEOUT = 60.0  # seconds for one answer under load
-FIRST_ANSWER_TIMEOUT = 20.0  # seconds for the first answer of a server
 # This script makes wrk send the bodies in rotation. It prints percentiles in microseconds, because wrk's own report
 # rounds them.
 SCRIPT = """
 local bodies, i = {}, 0
 function init(args)
-  for at = 1, #args, 4 do
-    local file, headers = io.open(args[at + 3], "rb"), {["Content-Type"] = args[at + 1]}
-    if args[at + 2] ~= "-" then headers["Inference-Header-Content-Length"] = args[at + 2] end
-    bodies[#bodies + 1] = wrk.format("POST", args[at], headers, file:read("*a"))
+  for at = 1, #args, 3 do
+    local file = io.open(args[at + 2], "rb")
+    bodies[#bodies + 1] = wrk.format("POST", args[at], {["Content-Type"] = args[at + 1]}, file:read("*a"))
     file:close()
   end
 end
@@ -47,22 +45,16 @@ end
 
 @dataclass(frozen=True)
 class Request:
-    """A request, by default a POST request.
-
-    ``kind`` is its Content-Type. ``length`` is the size of the JSON part of the body in bytes, if tensors in binary
-    form follow after this part.
-    """
+    """A request, by default a POST request. ``kind`` is its Content-Type."""
 
     path: str
-    body: bytes
+    body: bytes = b""
     kind: str = "application/json"
-    length: int | None = None
     method: str = "POST"
 
-    def bytes(self) -> bytes:
+    @cached_property
+    def raw(self) -> bytes:
         head = f"{self.method} {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {self.kind}\r\n"
-        if self.length is not None:
-            head += f"Inference-Header-Content-Length: {self.length}\r\n"
         return f"{head}Content-Length: {len(self.body)}\r\n\r\n".encode() + self.body
 
 
@@ -123,10 +115,7 @@ class Load:
 
 
 class Connection(asyncio.Protocol):
-    """One caller's keep-alive connection.
-
-    This class parses only the necessary parts of HTTP, to save CPU time, because it uses the same cores as the server.
-    """
+    """A keep-alive connection. It parses only what is needed, because it uses the same cores as the server."""
 
     def __init__(self) -> None:
         self.transport: asyncio.WriteTransport | None = None
@@ -167,64 +156,68 @@ class Connection(asyncio.Protocol):
             self.answer.ended = now
             self.complete.set_result(None)
 
-    async def send(self, request: bytes, max_seconds: float = ANSWER_TIMEOUT) -> Answer:
-        """Send a request and return the complete answer."""
-        assert self.transport
-        self.answer, self.head, self.tail, self.remaining = Answer(time.perf_counter()), b"", b"", -1
-        self.complete = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
+
+class Client:
+    """One caller. It sends its requests on one connection, and opens a new one after the server has closed it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.connection = Connection()
+
+    async def send(self, request: Request, max_seconds: float = ANSWER_TIMEOUT) -> Answer:
+        """Send a request and return its answer, with status 0 if there was no complete answer."""
+        answer = Answer(time.perf_counter())
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(max_seconds):
-                await self.complete
+                if not self.connection.transport or self.connection.closes:
+                    self.close()
+                    _, self.connection = await loop.create_connection(Connection, "127.0.0.1", self.port)
+                connection = self.connection
+                connection.answer, connection.head, connection.tail, connection.remaining = answer, b"", b"", -1
+                connection.complete = loop.create_future()
+                assert connection.transport
+                connection.transport.write(request.raw)
+                await connection.complete
         except (OSError, TimeoutError):
-            self.answer.status, self.answer.ended = 0, time.perf_counter()
-            if self.transport:
-                self.transport.abort()
-        return self.answer
+            answer.status, answer.ended = 0, time.perf_counter()
+            self.abort()
+        return answer
 
+    def abort(self) -> None:
+        if self.connection.transport:
+            self.connection.transport.abort()
 
-async def connect(port: int) -> Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
-    return connection
+    def close(self) -> None:
+        if self.connection.transport:
+            self.connection.transport.close()
 
 
 async def send(port: int, request: Request) -> Answer:
     """Send one request on a new connection; return the answer."""
-    connection = await connect(port)
-    answer = await connection.send(request.bytes(), FIRST_ANSWER_TIMEOUT)
-    if connection.transport:
-        connection.transport.close()
+    client = Client(port)
+    answer = await client.send(request)
+    client.close()
     return answer
 
 
 async def call(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Load:
     """Send requests until ``seconds`` after every caller has received its first answer. Wait for all answers."""
-    raw, index, answers = [request.bytes() for request in requests], count(), []
-    connections = [await connect(port) for _ in range(callers)]
+    index, answers = count(), list[Answer]()
     waiting, begin = callers, math.inf
 
-    async def caller(connection: Connection) -> None:
+    async def caller() -> None:
         nonlocal waiting, begin
-        is_first = True
+        client, is_first = Client(port), True
         while time.perf_counter() < begin + seconds:
-            if connection.closes and connection.transport:
-                connection.transport.close()
-            if connection.closes or not connection.transport:
-                connection = await connect(port)
-            answers.append(await connection.send(raw[next(index) % len(raw)]))
+            answers.append(await client.send(requests[next(index) % len(requests)]))
             waiting -= is_first
             if is_first and not waiting:
                 begin = answers[-1].ended
             is_first = False
-        if connection.transport:
-            connection.transport.close()
+        client.close()
 
-    tasks = [asyncio.ensure_future(caller(connection)) for connection in connections]
-    try:
-        await asyncio.gather(*tasks)
-    finally:  # if one caller fails, stop the others
-        for task in tasks:
-            task.cancel()
+    await asyncio.gather(*(caller() for _ in range(callers)))
     return Load(answers, begin, begin + seconds)
 
 
@@ -293,14 +286,6 @@ def arrivals(answer: Answer) -> list[tuple[float, str]]:
     return characters
 
 
-async def measure(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:
-    return summary(await call(port, requests, callers, seconds))
-
-
-async def measure_streams(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:
-    return stream_summary(await call(port, requests, callers, seconds))
-
-
 async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:
     """Measure with ``wrk`` on one thread.
 
@@ -312,8 +297,7 @@ async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: flo
         arguments: list[str] = []
         for i, request in enumerate(requests):
             (folder / str(i)).write_bytes(request.body)
-            length = "-" if request.length is None else str(request.length)
-            arguments += [request.path, request.kind, length, str(folder / str(i))]
+            arguments += [request.path, request.kind, str(folder / str(i))]
         options = ["-t1", f"-c{callers}", f"-d{math.ceil(seconds)}s", f"--timeout={ANSWER_TIMEOUT:.0f}s"]
         command = ["wrk", *options, "-s", str(folder / "script.lua"), f"http://127.0.0.1:{port}", "--", *arguments]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
@@ -331,8 +315,3 @@ async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: flo
         latencies = [math.nan] * 3
     figures = {f"p{part}": latency / 1000 for part, latency in zip((50, 95, 99), latencies, strict=True)}
     return {"per_second": (number - failed) / duration * 1e6, "errors": failed + unanswered, **figures}
-
-
-def has_wrk() -> bool:
-    """Return whether ``wrk`` is installed. It uses less CPU time than this module."""
-    return shutil.which("wrk") is not None

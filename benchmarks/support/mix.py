@@ -6,12 +6,12 @@ import asyncio
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from benchmarks.support.load import Answer, Connection, Request, arrivals, connect
+from benchmarks.support.load import Answer, Client, Request, arrivals
 from benchmarks.support.servers import ROOT
 
 KINDS = {  # kind: weight in the mix
@@ -124,30 +124,30 @@ def same(kind: str, result: Any, expected: Any) -> bool:
     return bool(result == expected)
 
 
-async def usable_connection(connection: Connection | None, port: int) -> Connection:
-    """Return the given connection. If it is None or closed, return a new connection."""
-    if connection is None or connection.transport is None or connection.closes:
-        if connection is not None and connection.transport is not None:
-            connection.transport.close()
-        return await connect(port)
-    return connection
-
-
 async def answers(port: int, mix_requests: Sequence[MixRequest], callers: int) -> list[Any]:
     """Send all requests with ``callers`` concurrent callers. Return the contents of the answers."""
     contents: list[Any] = [None] * len(mix_requests)
     indices = count()
 
     async def caller() -> None:
-        connection: Connection | None = None
+        client = Client(port)
         while (index := next(indices)) < len(mix_requests):
-            connection = await usable_connection(connection, port)
-            contents[index] = read(mix_requests[index], await connection.send(mix_requests[index].request.bytes()))
-        if connection and connection.transport:
-            connection.transport.close()
+            contents[index] = read(mix_requests[index], await client.send(mix_requests[index].request))
+        client.close()
 
     await asyncio.gather(*(caller() for _ in range(callers)))
     return contents
+
+
+async def repeat(
+    port: int, mix_requests: Sequence[MixRequest], seed: int, stop: asyncio.Event, report: Callable[[int, Answer], None]
+) -> None:
+    """Send random requests until ``stop`` is set. ``report`` receives the index of each request, and its answer."""
+    generator, client = random.Random(seed), Client(port)
+    while not stop.is_set():
+        index = generator.randrange(len(mix_requests))
+        report(index, await client.send(mix_requests[index].request))
+    client.close()
 
 
 async def expected_answers(port: int, mix_requests: Sequence[MixRequest]) -> list[Any]:

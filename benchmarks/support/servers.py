@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
@@ -14,13 +12,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Self
+
+import psutil
 
 from benchmarks.support.load import Request
 
 ROOT = Path(__file__).resolve().parents[2]
-TICKS = os.sysconf("SC_CLK_TCK")
-STARTED = 19  # index of the start time in ``stats``; process ids may be reused, but not with the same start time
 PORTS = count(20000 + os.getpid() % 200 * 56, 8)  # seven calls in each process; then the next process has the ports
 IDLE_SECONDS = 1.0  # a server without CPU use for this time is idle
 STOP_SECONDS = 1.0
@@ -52,8 +50,7 @@ class Server:
     """A server. It runs in a separate session of the operating system, so that all its processes can be found.
 
     ``ready`` is the path of its readiness check. ``adapt`` converts a request from Quartet's format to the server's
-    format, and ``convert`` converts its answer to Quartet's format. ``workloads`` are the names of the supported
-    workloads. If ``workloads`` is None, the server supports all workloads.
+    format. ``workloads`` are the names of the supported workloads. If ``workloads`` is None, the server supports all.
     """
 
     name: str
@@ -63,7 +60,6 @@ class Server:
     environment: Mapping[str, str] = field(default_factory=dict)
     ready: str = "/health/ready"
     adapt: Callable[[Request], Request] = lambda request: request
-    convert: Callable[[Any], Any] = lambda answer: answer
     workloads: Sequence[str] | None = None
     process: subprocess.Popen[bytes] | None = None
 
@@ -90,11 +86,11 @@ class Server:
         raise StartFailed(f"{self.name} did not start:\n{self.tail()}")
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Iterator[Self]:
         """Run the server during a ``with`` block. Raises StartFailed."""
         self.start()
         try:
-            yield
+            yield self
         finally:
             self.stop()
 
@@ -113,23 +109,32 @@ class Server:
         except OSError:
             return False
 
-    def pids(self) -> list[int]:
-        """Return the ids of all processes in the server's session, and of their children in other sessions."""
+    def processes(self) -> list[psutil.Process]:
+        """Return all processes in the server's session, and their descendants in other sessions."""
         if not self.process:
             return []
-        processes, result = {pid: (int(fields[1]), int(fields[3])) for pid, fields in stats()}, {self.process.pid}
-        while children := {
-            pid
-            for pid, (parent, session) in processes.items()
-            if pid not in result and (parent in result or session == self.process.pid)
-        }:
-            result |= children
-        return sorted(result)
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, ProcessLookupError):
+                if os.getsid(process.pid) == self.process.pid:
+                    found |= {each.pid: each for each in (process, *process.children(recursive=True))}
+        return [found[pid] for pid in sorted(found)]
+
+    def measured(self, read: Callable[[psutil.Process], float | None]) -> float:
+        """Call ``read`` with each process, and return the sum."""
+        total = 0.0
+        for process in self.processes():
+            with suppress(psutil.Error):  # the process has ended
+                total += read(process) or 0
+        return total
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds (user and system) that all processes of the server have used so far."""
-        own = set(self.pids())
-        return sum((int(fields[11]) + int(fields[12])) / TICKS for pid, fields in stats() if pid in own)
+        return self.measured(lambda process: sum(process.cpu_times()[:2]))
+
+    def memory(self) -> float:
+        """Return the PSS of all processes in MiB. The PSS divides a shared page between all processes that use it."""
+        return self.measured(lambda process: process.memory_full_info().pss) / 2**20
 
     def wait_until_idle(self) -> None:
         """Wait up to 30 seconds until the server uses no CPU time.
@@ -143,86 +148,44 @@ class Server:
             if used < 0.1 * IDLE_SECONDS:
                 return
 
-    def memory(self) -> dict[str, float]:
-        """Return the memory of all processes in MiB.
-
-        ``rss`` counts a shared page once for each process. ``pss`` divides a shared page between all processes that use
-        it, including processes that do not belong to the server.
-        """
-        kilobytes = {"pss": 0, "rss": 0}
-        for pid in self.pids():
-            try:
-                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            except OSError:  # the process has ended
-                continue
-            for key, value in re.findall(r"^(Pss|Rss): +(\d+) kB", text, re.MULTILINE):
-                kilobytes[key.lower()] += int(value)
-        return {key: value / 1024 for key, value in kilobytes.items()}
-
     def pause(self) -> None:
-        """Suspend all processes of the server with SIGSTOP, so that they do not disturb another measurement."""
-        self._signal(signal.SIGSTOP)
+        """Suspend all processes of the server, so that they do not disturb another measurement."""
+        self.measured(psutil.Process.suspend)
 
     def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: int) -> None:
-        for pid in self.pids():
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        self.measured(psutil.Process.resume)
 
     def stop(self) -> None:
         """Terminate the server. Then kill those of its processes that still run."""
         if not self.process:
             return
         self.resume()
-        own = set(self.pids())
-        # List the processes now, because they lose their parent when the server ends.
-        processes = {(pid, fields[STARTED]) for pid, fields in stats() if pid in own}
+        processes = self.processes()
         self.process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(STOP_SECONDS)
-        self._signal(signal.SIGKILL)
-        for pid, fields in stats():
-            if (pid, fields[STARTED]) in processes:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        psutil.wait_procs(processes, STOP_SECONDS)
+        for process in processes:
+            with suppress(psutil.Error):
+                process.kill()
         self.process.wait()
         self.process = None
 
 
-def stats() -> list[tuple[int, list[str]]]:
-    """Return the id of each process, and the fields after its name in ``/proc/<pid>/stat`` (see proc(5))."""
-    result = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                text = (entry / "stat").read_text()
-            except OSError:  # the process has ended
-                continue
-            result.append((int(entry.name), text.rpartition(")")[2].split()))
-    return result
-
-
-def ours(folder: Path, store: Path, layout: str = "") -> Server:
+def ours(folder: Path, store: Path = ROOT / "models_store", layout: str = "", **settings: object) -> Server:
     """Return a server that runs Quartet as ``make serve`` does.
 
     ``layout`` is the number of workers x the number of threads of each worker, such as 2x1. If ``layout`` is empty, the
-    service chooses both numbers.
+    service chooses both numbers. ``settings`` are further settings, such as ``queue_rows``.
     """
     port = free_port()
-    environment = {"QUARTET_PORT": str(port), "QUARTET_STORE": str(store)}
     if layout:
-        environment["QUARTET_WORKERS"], environment["QUARTET_THREADS"] = layout.split("x")
-    name = f"ours {layout}".strip()
-    return Server(name, [sys.executable, "-m", "app.main"], port, folder / f"{name}.log", environment)
+        settings |= dict(zip(("workers", "threads"), layout.split("x"), strict=True))
+    settings |= {"port": port, "store": store}
+    environment = {f"QUARTET_{name.upper()}": str(value) for name, value in settings.items()}
+    return Server("ours", [sys.executable, "-m", "app.main"], port, folder / f"ours-{port}.log", environment)
 
 
 def plain(folder: Path, store: Path, workers: int) -> Server:
-    """Return a server that runs ``plain.py``.
-
-    A single worker uses torch's default number of threads. Several workers divide the cores between them.
-    """
+    """Return a server that runs ``plain.py``. Several workers divide the cores between them."""
     port = free_port()
     environment = {"QUARTET_STORE": str(store)}
     if workers > 1:

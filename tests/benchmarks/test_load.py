@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import json
+import math
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from benchmarks.reliability import attack, restarts
-from benchmarks.speed import serving
+from benchmarks import restarts
 from benchmarks.support import load, mix, report
 from benchmarks.support.load import Answer, Load, Request
 
@@ -50,7 +52,7 @@ def test_the_measurement_begins_after_the_first_answer_of_each_caller(shipped: h
     assert max(answer.started for answer in result.answers) < result.end
 
 
-@pytest.mark.skipif(not load.has_wrk(), reason="wrk is not installed")
+@pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
 def test_requests_without_an_answer_do_not_reduce_the_rate_of_wrk() -> None:
     """The server answers each connection once with 200 and once with 500, and then closes it without an answer."""
     answered = 0
@@ -114,17 +116,14 @@ def test_the_restart_test_counts_unexpected_outcomes() -> None:
         outcomes.sent[restarts.outcome(request, stream(body), expected)] += 1
     assert outcomes.sent == {"right": 1, "wrong": 1, "announced": 1, "cut off": 1}
     outcomes.streams.update(["finished", "lost"])
-    assert (restarts.unexpected(outcomes), restarts.unexpected(outcomes, "lost")) == (3, 2)
+    assert (outcomes.unexpected(), outcomes.unexpected("lost")) == (3, 2)
 
 
-@pytest.mark.parametrize("option", [["--save", "tables.json"], ["--save=tables.json"]])
-def test_the_saved_command_has_no_file_name(option: list[str]) -> None:
-    arguments = ["--only", "cnn", *option, "--rounds", "2"]
-    assert serving.parser().parse_args(arguments).save == Path("tables.json")
-    assert report.without_save(arguments) == ["--only", "cnn", "--rounds", "2"]
-
-
-@pytest.mark.parametrize(("names", "only"), [(list(attack.ATTACKS), ""), (["bombs", "json"], " --only bombs,json")])
-def test_the_saved_command_of_the_attack_test_has_its_options(names: list[str], only: str) -> None:
-    command = attack.results([], 7.5, names)["command"]
-    assert command == f"python -m benchmarks.reliability.attack --seconds 7.5{only}"
+def test_a_saved_run_has_its_command_and_rounded_figures(tmp_path: Path) -> None:
+    table = report.table("speed", {"server": None, "requests/s": 0, "ratio": 2}, [["ours", 12.6, math.nan]])
+    report.save(tmp_path / "serving.json", "python -m benchmarks serving", [table])
+    saved = json.loads((tmp_path / "serving.json").read_text())
+    assert saved["command"] == "python -m benchmarks serving"
+    assert saved["machine"]
+    assert saved["tables"][0]["rows"] == [["ours", 13, None]]
+    assert "| ours | 13 | |" in report.show(saved["tables"][0])

@@ -17,7 +17,7 @@ from support.responses import metric_samples
 from support.waiting import wait_until
 
 from app.server.system import can_fork
-from benchmarks.reliability.restarts import proxy_file
+from benchmarks.restarts import proxy_file
 from benchmarks.support.servers import free_port
 
 pytestmark = [

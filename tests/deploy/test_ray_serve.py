@@ -1,7 +1,4 @@
-"""The Ray Serve application: its groups of replicas, and a replica that runs without Ray.
-
-``benchmarks.speed.replicas`` tests the application with Ray.
-"""
+"""The Ray Serve application: its groups of replicas, and a replica that runs without Ray."""
 
 from __future__ import annotations
 

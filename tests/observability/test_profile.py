@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-
 import pytest
 
-from benchmarks.speed.profile import LAYERS, layer, save, shares, table
+from benchmarks.profile import layer, shares, table
 
 START = "run (asyncio/runners.py:190);RequestResponseCycle.run_asgi (uvicorn/protocols/http/httptools_impl.py:409)"
 
@@ -41,20 +37,6 @@ def test_shares_and_table() -> None:
     assert (figures["HTTP"], figures["forward"], figures["other"]) == (25, 0, 75)
     assert shares([]) == {}
     made = table({"cnn": [1234.0, 0.4, *figures.values()]})
-    assert made["rows"][0] == ["requests/s", "1,234"]
-    assert made["rows"][1] == ["CPU ms per request", "0.40"]
-    assert made["rows"][-1] == ["other, %", "75"]
-
-
-def test_save_keeps_the_title_and_the_notes_of_an_existing_file(tmp_path: Path) -> None:
-    path = tmp_path / "profile.json"
-    options = argparse.Namespace(only="cnn", callers=32, seconds=5.0)
-    save(path, options, {"cnn": [1.0] * (len(LAYERS) + 3)})
-    first = json.loads(path.read_text())
-    assert first["title"] == "profile"
-    assert first["command"] == "python -m benchmarks.speed.profile --only cnn --callers 32 --seconds 5"
-    path.write_text(json.dumps(first | {"title": "CPU", "notes": ["one"], "date": ""}))
-    save(path, options, {"cnn": [2.0] * (len(LAYERS) + 3)})
-    second = json.loads(path.read_text())
-    assert (second["title"], second["notes"], second["date"]) == ("CPU", ["one"], first["date"])
-    assert second["tables"][0]["rows"][0] == ["requests/s", "2"]
+    assert made["rows"][0] == ["requests/s", 1234]
+    assert made["rows"][1] == ["CPU ms per request", 0.4]
+    assert made["rows"][-1] == ["other, %", 75]

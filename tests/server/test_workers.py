@@ -34,7 +34,7 @@ from app.server.http_server import bind
 from app.server.system import can_fork
 from app.server.worker_table import State, WorkerTable
 from app.settings import SettingsError
-from benchmarks.reliability.restarts import connections
+from benchmarks.restarts import connections
 from benchmarks.support.servers import free_port
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")

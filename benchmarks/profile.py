@@ -1,7 +1,7 @@
 """Show which layers of the service use the CPU, for each kind of request.
 
-    python -m benchmarks.speed.profile                                  # about two minutes
-    python -m benchmarks.speed.profile --only cnn,forecast --callers 64
+    python -m benchmarks profile                                  # about two minutes
+    python -m benchmarks profile --only cnn,forecast --callers 64
 
 The program sends requests to one worker with one thread, while py-spy samples the call stack of the worker. Each sample
 counts for one layer: the layer of the innermost call whose file is listed in ``LAYERS``. The time of other library
@@ -12,26 +12,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shlex
 import subprocess
 import sys
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
 from benchmarks.support import load, report, servers
-from benchmarks.support.hardware import hardware
 from benchmarks.support.servers import ROOT, Server
-from benchmarks.support.workloads import PhotoSizes, Workload, prepare, workloads
-from docs import markdown
+from benchmarks.support.workloads import Workload, prepare, workloads
 
-PHOTOS = {"photo of 2 MP": 2, "photo of 12 MP": 12}  # megapixels
-ROWS = ("cnn", "strong", "text", "forecast", "sample", *PHOTOS)
+ROWS = ("cnn", "cnn-form", "strong", "photo", "text", "forecast", "sample")
 RATE = 250  # samples of the stack per second
 OTHER = "other"
 # A thread waits for work if its innermost call is one of these. Some systems report waiting threads as running.
@@ -89,7 +82,7 @@ def shares(lines: Iterable[str]) -> dict[str, float]:
 
 async def profile(server: Server, workload: Workload, callers: int, seconds: float, folder: Path) -> list[float]:
     """Return a list: requests per second, CPU milliseconds per request, then the share of each layer in per cent."""
-    await workload.warm_up(server, callers)
+    await load.call(server.port, workload.requests, callers, 0.5)  # warm up
     assert server.process
     file = folder / "stacks"
     options = ["--pid", str(server.process.pid), "--duration", str(max(1, round(seconds))), "--rate", str(RATE)]
@@ -97,7 +90,7 @@ async def profile(server: Server, workload: Workload, callers: int, seconds: flo
     command = [py_spy, "record", *options, "--format", "raw", "--output", str(file)]
     cpu = server.cpu_seconds()
     spy = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    result = await load.call(server.port, workload.adapted_requests(server), callers, seconds)
+    result = await load.call(server.port, workload.requests, callers, seconds)
     cpu = server.cpu_seconds() - cpu
     _, errors = await spy.communicate()
     if spy.returncode:
@@ -106,56 +99,23 @@ async def profile(server: Server, workload: Workload, callers: int, seconds: flo
     return [rate, 1000 * cpu / len(result.answers), *shares(file.read_text().splitlines()).values()]
 
 
-def table(profiles: dict[str, list[float]]) -> dict[str, Any]:
-    """Return a table for benchmarks/results/, with a row for each figure and a column for each kind of request."""
+def table(profiles: dict[str, list[float]]) -> report.Table:
+    """Return a table with a row for each figure and a column for each kind of request."""
     names = ["requests/s", "CPU ms per request", *(f"{name}, %" for name in (*LAYERS, OTHER))]
-    rows = []
-    for i, name in enumerate(names):
-        digits = 2 if i == 1 else 0
-        rows.append([name, *(f"{figures[i]:,.{digits}f}" for figures in profiles.values())])
-    return {"title": "", "columns": {"figure": None} | dict.fromkeys(profiles, "g"), "rows": rows}
+    rows = [[name, *(figures[i] for figures in profiles.values())] for i, name in enumerate(names)]
+    return report.table("", {"figure": None} | dict.fromkeys(profiles, 2), rows)
 
 
-def save(path: Path, options: argparse.Namespace, profiles: dict[str, list[float]]) -> None:
-    """Write the table for ``make report``."""
-    arguments = f"--only {shlex.quote(options.only)} --callers {options.callers} --seconds {options.seconds:g}"
-    content = {
-        "title": path.stem,
-        "command": f"python -m benchmarks.speed.profile {arguments}",
-        "machine": hardware(),
-        "date": time.strftime("%Y-%m-%d"),
-        "notes": [],
-        "tables": [table(profiles)],
-    }
-    report.write(path, content)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Measure the CPU time of each layer in one worker, for each kind of request."
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default=",".join(ROWS), help="kinds of requests (default: %(default)s)")
     parser.add_argument("--callers", type=int, default=32, help="clients at the same time (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="seconds of each measurement (default: %(default)s)")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the table to a file in benchmarks/results/")
-    options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="quartet-profile-") as name:
-        folder = Path(name)
-        store, _ = prepare(ROOT / "models_store", folder)
-        known, rows = workloads(store), {}
-        photos = known["photos"]
-        assert isinstance(photos, PhotoSizes)
-        known |= {name: photos.of_size(megapixels) for name, megapixels in PHOTOS.items()}
-        server = servers.ours(folder, store, "1x1")
-        with server.running():
-            for workload in options.only.split(","):
-                print(f"profiling {workload}", file=sys.stderr)
-                rows[workload] = uvloop.run(profile(server, known[workload], options.callers, options.seconds, folder))
-    shown = table(rows)
-    print(markdown.table(list(shown["columns"]), shown["rows"], list(rows)))
-    if options.save:
-        save(options.save, options, rows)
 
 
-if __name__ == "__main__":
-    main()
+def run(options: argparse.Namespace, folder: Path) -> tuple[list[report.Table], list[str]]:
+    known, rows = workloads(), {}
+    with servers.ours(folder, prepare(ROOT / "models_store", folder), "1x1").running() as server:
+        for name in options.only.split(","):
+            print(f"profiling {name}", file=sys.stderr)
+            rows[name] = uvloop.run(profile(server, known[name], options.callers, options.seconds, folder))
+    return [table(rows)], []

@@ -6,8 +6,7 @@
 ``[tool.mutmut]`` in pyproject.toml lists the modules and tests. The program prints the changes for which no test
 failed, and the score of each module. The score is the share of changes for which a test failed or did not end in time.
 The exit status is 1 if a score is below ``MIN_SCORE``. Run this program on an idle machine. If other programs slow down
-the tests, more tests time out, and the score is too high. docs/explanation/testing.md explains the changes that no test
-can find.
+the tests, more tests time out, and the score is too high.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
 """Attack test: measure the latency of a normal client while other clients attack the service.
 
-    python -m benchmarks.reliability.attack                                  # all attacks
-    python -m benchmarks.reliability.attack --seconds 3 --only trailers,bombs
-    python -m benchmarks.reliability.attack --save benchmarks/results/reliability/attack.json
+    python -m benchmarks attack                                  # all attacks
+    python -m benchmarks attack --seconds 3 --only trailers,bombs
 
-The test measures the latency of the normal client before each attack, during the attack, and ten seconds after its end.
-The attackers use the same cores as the service, so they run in a process of lower priority. The exit status is 1 if
+The latency of the normal client is measured before each attack, during it, and ten seconds after its end. The attackers
+use the same cores as the service, so they run in a process of lower priority. The test fails if
 
 - the 99th percentile of the latency during an attack is more than 5 times its value before the attack,
 - the 99th percentile after an attack is more than twice its value before the attack,
-- the normal client gets an error,
+- the normal client gets an error, or an answer after more than two seconds,
 - or the memory of the service (PSS of all processes) exceeds the limit in docker-compose.yml.
 """
 
@@ -18,17 +17,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import datetime
 import gzip
 import io
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import struct
-import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
@@ -42,8 +37,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.support import servers
-from benchmarks.support.load import Answer, Request, call, percentile
+from benchmarks.support import report, servers
+from benchmarks.support.load import Request, call, percentile
 from benchmarks.support.servers import ROOT, Server
 
 CALLERS = 2  # number of connections of the normal client
@@ -59,6 +54,9 @@ CLASSIFY, INFER = "/v1/images/classify", "/v2/models/series-lstm/infer"
 GET = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 BIG = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n" % CLASSIFY.encode()
+
+COLUMNS = {"attack": None, "connections": 0, "p99 alone, ms": 1, "during the attack": 1, "ratio": 1, "after 10 s": 1,
+           "failed normal requests": 0, "largest PSS, MiB": 0}  # fmt: skip
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -317,60 +315,25 @@ def normal_requests() -> list[Request]:
         Request(CLASSIFY, picture, "image/png"),
         Request("/v1/series/forecast", json.dumps({"values": values, "horizon": 10}).encode()),
         Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 20, "seed": 1}'),
-        Request("/health/ready", b"", method="GET"),
+        Request("/health/ready", method="GET"),
     ]
-
-
-@dataclass
-class Row:
-    """The figures of one attack. The times are 99th percentiles of the latency in milliseconds. Memory is in MiB."""
-
-    attack: str
-    connections: int
-    alone: float
-    during: float
-    after: float
-    errors: int
-    memory: float
-
-    @property
-    def ratio(self) -> float:
-        return self.during / self.alone
-
-    def cells(self) -> list[Any]:
-        """Return the values of this attack's row in the published table."""
-        times = [round(value, 1) for value in (self.alone, self.during, self.ratio, self.after)]
-        return [self.attack, self.connections, *times, self.errors, self.memory]
-
-    def passed(self) -> bool:
-        recovered = self.after <= MAX_RATIO_AFTER * self.alone
-        return self.ratio <= MAX_RATIO and recovered and not self.errors and self.memory <= MEMORY_LIMIT
 
 
 async def memory_peak(server: Server, seconds: float) -> float:
     """Return the largest PSS of the server during ``seconds``, in MiB."""
     peak, end = 0.0, time.monotonic() + seconds
     while time.monotonic() < end:
-        peak = max(peak, (await asyncio.to_thread(server.memory))["pss"])
+        peak = max(peak, await asyncio.to_thread(server.memory))
         await asyncio.sleep(SAMPLE_SECONDS)
     return peak
 
 
-def p99(answers: Sequence[Answer]) -> float:
-    """Return the 99th percentile of the latency in milliseconds.
-
-    For a request without an answer, the latency is the time until the request failed.
-    """
-    return 1000 * percentile([answer.seconds for answer in answers], 0.99)
-
-
-async def measure(server: Server, name: str, seconds: float) -> Row:
-    """Measure the latency of the normal client before, during and after an attack."""
+async def measure(server: Server, name: str, seconds: float) -> list[Any]:
+    """Measure the normal client before, during and after an attack. Return a row with the columns ``COLUMNS``."""
     attack, requests, spawn = ATTACKS[name], normal_requests(), multiprocessing.get_context("spawn")
     pipe, other_end = spawn.Pipe()
-    process = spawn.Process(
-        target=attack_in_process, args=(name, server.port, seconds + START_SECONDS, other_end), daemon=True
-    )
+    arguments = (name, server.port, seconds + START_SECONDS, other_end)
+    process = spawn.Process(target=attack_in_process, args=arguments, daemon=True)
     process.start()
     other_end.close()  # otherwise ``pipe.recv`` does not notice the end of the process
     await asyncio.to_thread(pipe.recv)
@@ -385,65 +348,33 @@ async def measure(server: Server, name: str, seconds: float) -> Row:
     after = await call(server.port, requests, CALLERS, seconds)
     loads = [load.answers for load in (alone, during, after)]
     errors = sum(answer.status != 200 or answer.seconds > MAX_SECONDS for answers in loads for answer in answers)
-    p99_alone, p99_during, p99_after = map(p99, loads)
-    return Row(attack.title, attack.connections, p99_alone, p99_during, p99_after, errors, round(peak))
+    # For a request without an answer, the latency is the time until it failed.
+    before, beside, later = (1000 * percentile([answer.seconds for answer in answers], 0.99) for answers in loads)
+    return [attack.title, attack.connections, before, beside, beside / before, later, errors, peak]
 
 
-def results(rows: Sequence[Row], seconds: float, names: Sequence[str]) -> dict[str, Any]:
-    """Return the rows in the format of the files in ``benchmarks/results/``.
-
-    ``seconds`` and ``names`` are the options ``--seconds`` and ``--only`` of this measurement.
-    """
-    only = "" if list(names) == list(ATTACKS) else f" --only {','.join(names)}"
-    columns = {"attack": None, "connections": "g", "p99 alone, ms": 1, "during the attack": 1, "ratio": 1}
-    columns |= {"after 10 s": 1, "failed normal requests": "g", "largest PSS, MiB": "g"}
-    return {
-        "title": "Attacks",
-        "command": f"python -m benchmarks.reliability.attack --seconds {seconds:g}{only}",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores; the attackers use the same cores",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "notes": [
-            "A normal client with two connections requests pictures, forecasts, texts and `/health/ready` in turn. The "
-            "table shows the latency of this client, while attackers send harmful requests.",
-            "The p99 (99th percentile of the latency) during an attack may be at most "
-            f"{MAX_RATIO:g} times the p99 before the attack. Ten seconds after the attack, the p99 may be at most "
-            f"{MAX_RATIO_AFTER:g} times the p99 before the attack.",
-            f"No request of the normal client may fail or take more than {MAX_SECONDS:g} seconds. All processes of the "
-            f"service together may use at most {MEMORY_LIMIT:,.0f} MiB of memory (PSS).",
-        ],
-        "tables": [
-            {
-                "title": "",
-                "columns": columns,
-                "rows": [row.cells() for row in rows],
-            }
-        ],
-    }
+def failures(row: Sequence[Any]) -> list[str]:
+    """Return the exceeded limits of an attack."""
+    title, _, before, _, ratio, after, errors, peak = row
+    checks = (
+        (ratio > MAX_RATIO, f"the p99 is {ratio:.1f} times that without the attack"),
+        (after > MAX_RATIO_AFTER * before, f"the p99 after the attack is {after:.0f} ms"),
+        (errors, f"{errors} requests of the normal client failed"),
+        (peak > MEMORY_LIMIT, f"the memory is {peak:.0f} MiB"),
+    )
+    return [f"{title}: {text}" for exceeded, text in checks if exceeded]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=20, help="seconds of each measurement (default: %(default)s)")
     parser.add_argument("--only", default=",".join(ATTACKS), help="attacks, separated by commas (default: all)")
-    parser.add_argument("--save", type=Path, help="write the results to this file")
-    options = parser.parse_args()
-    rows, names = [], options.only.split(",")
-    columns = list(results([], options.seconds, names)["tables"][0]["columns"])
-    print("|", *(f"{column} |" for column in columns))
-    print("|---|" + "--:|" * (len(columns) - 1))
-    with tempfile.TemporaryDirectory() as folder:
-        server = servers.ours(Path(folder), ROOT / "models_store")
-        with server.running():
-            asyncio.run(call(server.port, normal_requests(), CALLERS, 2))  # warm up
-            for name in names:
-                row = asyncio.run(measure(server, name, options.seconds))
-                verdict = "" if row.passed() else "FAILED"
-                print("|", *(f"{cell} |" for cell in row.cells()), verdict, flush=True)
-                rows.append(row)
-    if options.save:
-        options.save.write_text(json.dumps(results(rows, options.seconds, names), indent=2) + "\n")
-    sys.exit(not all(row.passed() for row in rows))
 
 
-if __name__ == "__main__":
-    main()
+def run(options: argparse.Namespace, folder: Path) -> tuple[list[report.Table], list[str]]:
+    rows = []
+    with servers.ours(folder).running() as server:
+        asyncio.run(call(server.port, normal_requests(), CALLERS, 2))  # warm up
+        for name in options.only.split(","):
+            rows.append(asyncio.run(measure(server, name, options.seconds)))
+            print(*rows[-1], flush=True)
+    return [report.table("", COLUMNS, rows)], [failure for row in rows for failure in failures(row)]

@@ -1,8 +1,8 @@
 """Measure classifiers of CIFAR-10 on images with the corruptions of the package imagecorruptions-imaug.
 
     pip install imagecorruptions-imaug
-    python -m benchmarks.accuracy.corruptions --save benchmarks/results/accuracy/corruptions.json    # 20 minutes
-    python -m benchmarks.accuracy.corruptions cifar10-whitened --images 100
+    python -m benchmarks corruptions                # 20 minutes
+    python -m benchmarks corruptions cifar10-whitened --images 100
 
 The package has the 15 corruptions of ImageNet-C in five severities (Hendrycks and Dietterich 2019, arXiv 1903.12261).
 Anybody can repeat the measurement with it. The severities are those of ImageNet-C, which change images of 32 x 32
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,12 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from app.store import Store
 from app.tasks.classification import ImageClassifier
 from benchmarks.support import report
-from benchmarks.support.hardware import hardware
 from benchmarks.support.servers import ROOT
-from benchmarks.support.throughput_limits import newest
-from docs import markdown
 from training.data import datasets
 from training.evaluation.calibration import served_probabilities
 
@@ -83,41 +80,24 @@ def accuracies(classifiers: Sequence[ImageClassifier], count: int) -> dict[str, 
     return results
 
 
-def table(models: Sequence[str], results: dict[str, list[float]]) -> dict[str, Any]:
-    """Return a table for benchmarks/results/: a row for each group of corruptions, and a column for each classifier."""
+def table(models: Sequence[str], results: dict[str, list[float]]) -> report.Table:
+    """Return a table: a row for each group of corruptions, and a column for each classifier."""
     rows: list[list[Any]] = [["no corruption", *results["none"]]]
     for group, kinds in GROUPS.items():
         means = [statistics.mean(column) for column in zip(*(results[kind] for kind in kinds), strict=True)]
         rows.append([f"{group}: {', '.join(kind.replace('_', ' ') for kind in kinds)}", *means])
     corruptions = [values for kind, values in results.items() if kind != "none"]
     rows.append(["mean of 15 corruptions", *(statistics.mean(column) for column in zip(*corruptions, strict=True))])
-    return {"title": "accuracy", "columns": {"images": None} | dict.fromkeys(models, 3), "rows": rows}
+    return report.table("accuracy", {"images": None} | dict.fromkeys(models, 3), rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", default=MODELS, help=f"classifiers (default: {', '.join(MODELS)})")
     parser.add_argument("--images", type=int, default=500, help="number of test images (default: %(default)s)")
-    parser.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the networks")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the table to a file in benchmarks/results/")
-    options = parser.parse_args(argv)
-    versions = [newest(options.store, name) for name in options.names]
+
+
+def run(options: argparse.Namespace, folder: Path) -> tuple[list[report.Table], list[str]]:
+    store = Store(ROOT / "models_store")
+    versions = [store.read(name, max(store.numbers(name))) for name in options.names]
     results = accuracies([ImageClassifier(version, torch.device("cpu")) for version in versions], options.images)
-    made = table([version.label for version in versions], results)
-    print(markdown.table(list(made["columns"]), [[name, *(f"{x:.3f}" for x in row)] for name, *row in made["rows"]]))
-    for kind, values in results.items():
-        print(f"{kind:18}", *(f"{value:.3f}" for value in values))
-    if options.save:
-        content = {
-            "title": options.save.stem,
-            "command": f"python -m benchmarks.accuracy.corruptions --images {options.images} {' '.join(options.names)}",
-            "machine": hardware(),
-            "date": time.strftime("%Y-%m-%d"),
-            "notes": [],
-            "tables": [made],
-        }
-        report.write(options.save, content)
-
-
-if __name__ == "__main__":
-    main()
+    return [table([version.label for version in versions], results)], []

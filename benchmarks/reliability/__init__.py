@@ -1,1 +1,0 @@
-"""Benchmarks of reliability: long runs, faults, overload and determinism."""
