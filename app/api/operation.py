@@ -174,5 +174,9 @@ class Router:
         raise MethodNotAllowed(f"{problem}; allowed: {names}", names)
 
 
+OTHER_PATHS = {"/v1/chat/completions": "the networks do not chat; /v1/completions continues a prompt"}
+
+
 def unknown_path(scope: Scope) -> NotFound:
-    return NotFound(f"the path {quote_value(scope['path'])} does not exist; /docs lists all paths")
+    advice = OTHER_PATHS.get(scope["path"], "/docs lists all paths")
+    return NotFound(f"the path {quote_value(scope['path'])} does not exist; {advice}")

@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     version_help = "version number, or `latest` to always serve the newest version"
     added.add_argument("version", metavar="VERSION", type=_version_or_latest, help=version_help)
-    share_help = "share of the requests; below 100, the version is a canary"
-    added.add_argument("--share", type=float, default=100, metavar="PERCENT", help=share_help)
+    share_help = "share of the requests, such as 20%%; below 100, the version is a canary"
+    added.add_argument("--share", type=_share, default=100, metavar="PERCENT", help=share_help)
     command(
         "rollback",
         _change(lambda store, args: store.rollback(args.name)),
@@ -142,6 +142,13 @@ def _version(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a version; it should be a number such as 3")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text.removesuffix("%"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share; it should be like 20 or 20%") from None
 
 
 def _version_or_latest(text: str) -> int | Literal["latest"]:

@@ -22,7 +22,7 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
     publish_tiny(three, "tiny-cgan")
     for arguments, expected in (
         ("activate tiny-gan 2", "tiny-gan@2 is active\n"),
-        ("activate tiny-gan 3 --share 10", "tiny-gan@2 is active, tiny-gan@3 is the canary (10 %)\n"),
+        ("activate tiny-gan 3 --share 10%", "tiny-gan@2 is active, tiny-gan@3 is the canary (10 %)\n"),
         ("rollback tiny-gan", "tiny-gan@2 is active\n"),
         ("retire tiny-gan 1", "tiny-gan@2 is active; retired: 1\n"),
         ("retire tiny-gan 1 --undo", "tiny-gan@2 is active\n"),
@@ -54,6 +54,7 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
     [
         ("activate tiny-gan 9", 1, "error: there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3\n"),
         ("activate tiny-gan two", 2, "'two' is not a version; it should be a number such as 3\n"),
+        ("activate tiny-gan 2 --share x%", 2, "'x%' is not a share; it should be like 20 or 20%\n"),
         ("export tiny-gan@x x.zip", 1, "error: 'tiny-gan@x' should be a name and a version, such as sales@3\n"),
         ("export tiny-gan@1 nothing/x.zip", 1, "error: nothing/x.zip: No such file or directory\n"),
         ("list --store=", 2, "error: argument --store: the path should not be empty\n"),

@@ -548,6 +548,7 @@ def description_requests() -> Iterator[Recorded]:
         "/v1/models",
         "/v2/models/tiny-cnn",
         "/nothing",
+        "/v1/chat/completions",
         "/",
         "/v2",
         "/openapi.json",
