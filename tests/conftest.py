@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from support.service import ROOT, TEST, Serve, serving
 from support.waiting import locked
 
 from app.cli import models
-from app.engine.executor import Executor
 from app.settings import OTHER_VARIABLES, PREFIX, Settings
 
 # Other settings of the shell than the device would change the services that the tests start. The modules above read no
@@ -124,14 +123,6 @@ def three(tmp_path: Path) -> Path:
     for _ in range(3):
         publish_tiny(tmp_path, "tiny-gan")
     return tmp_path
-
-
-@pytest.fixture
-async def executor() -> AsyncIterator[Executor]:
-    """Yield an executor with one thread."""
-    executor = Executor("test")
-    yield executor
-    executor.close()
 
 
 @pytest.fixture

@@ -216,15 +216,6 @@ def test_bodies_and_answers_are_named_schemas(document: dict[str, Any]) -> None:
     assert not [name for name in document["components"]["schemas"] if not re.fullmatch(r"[A-Z][A-Za-z]+", name)]
 
 
-def test_every_reference_points_to_a_component(document: dict[str, Any]) -> None:
-    references = set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(document)))
-    assert len(references) > 50
-    for reference in references:
-        value = document
-        for part in reference.removeprefix("#/").split("/"):
-            value = value[part]
-
-
 def test_every_answer_has_an_example_with_its_schema(document: dict[str, Any]) -> None:
     for _, path, operation in operations(document):
         for status, response in operation["responses"].items():

@@ -22,7 +22,7 @@ START = "run (asyncio/runners.py:190);RequestResponseCycle.run_asgi (uvicorn/pro
         (";ImageDecoder._shrink (app/tasks/image_codecs.py:130);Image.resize (PIL/Image.py:2400)", "resizing images"),
         (";ImageClassifier.predict (app/tasks/classification.py:50)", "inputs and outputs"),
         (";Conv2d.forward (torch/nn/modules/conv.py:548)", "forward"),
-        (";Batcher._run_batches (app/engine/batcher.py:180)", "queues and batches"),
+        (";run (app/engine/x.py:180)", "queues and batches"),
     ],
 )
 def test_a_stack_counts_for_its_innermost_known_call(calls: str, expected: str) -> None:

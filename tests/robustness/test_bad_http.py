@@ -122,19 +122,11 @@ def form(name: bytes, filename: bytes, content: bytes = PNG, parameters: bytes =
 
 
 def test_a_hostile_filename_is_harmless(tiny: httpx.Client) -> None:
-    for name in (
-        b"../../etc/passwd",
-        b"C:\\x.png",
-        b"a" * 5000,
-        b"\xff\xfe",
-        "é😀.png".encode(),
-        b"<script>",
-        b"x;y=z",
-        b" ",
-    ):
+    valid = (b"../../etc/passwd", b"C:\\x.png", b"\xff\xfe", "é😀.png".encode(), b"<script>", b"x;y=z", b" ")
+    for name in (*valid, b"a" * 5000):
         answer = tiny.post(CLASSIFY, content=form(b"file", name), headers=FORM)
         assert_harmless(answer)
-        assert answer.status_code in (200, 400)
+        assert answer.status_code == (200 if name in valid else 400), name
     assert_still_serves(tiny)
 
 

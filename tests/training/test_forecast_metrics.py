@@ -25,22 +25,6 @@ M4 = datasets.data_directory() / "m4"
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=1)
 
 
-def test_scores_equal_those_of_an_example_computed_by_hand() -> None:
-    actual, forecast = np.array([[10.0, 20.0], [100.0, 300.0]]), np.array([[12.0, 20.0], [100.0, 200.0]])
-    scale = np.array([2.0, 50.0])
-    assert forecast_metrics.smape(actual, forecast) == pytest.approx(200 * (2 / 22 + 100 / 500) / 4)
-    assert forecast_metrics.mase(actual, forecast, scale) == pytest.approx([1 / 2, 50 / 50])
-    assert forecast_metrics.owa("m4_weekly", 9.161, 2.777) == pytest.approx(1)
-    lower, upper = np.array([[8.0, 21.0], [90.0, 100.0]]), np.array([[12.0, 25.0], [110.0, 250.0]])
-    widths, penalties = (4 / 2 + 4 / 2 + 20 / 50 + 150 / 50) / 4, 40 * (1 / 2 + 50 / 50) / 4
-    assert forecast_metrics.msis(actual, lower, upper, scale) == pytest.approx(widths + penalties)
-    assert forecast_metrics.coverage(actual, lower, upper) == 0.5
-    # At levels 0.1 and 0.9, a quantile that is too low by 10 costs 1 and 9. A quantile that is too high costs 9 and 1.
-    quantiles = [np.array([[0.0]]), np.array([[20.0]])]
-    assert forecast_metrics.wql(np.array([[10.0]]), quantiles, (0.1, 0.9)) == pytest.approx(0.2)
-    assert forecast_metrics.mase_scale(np.array([1.0, 5.0, 4.0, 8.0]), 2) == 3
-
-
 @pytest.mark.slow  # needs the M4 series, which `make data` downloads
 @pytest.mark.parametrize(
     ("load", "smape", "mase"), [(datasets.m4_hourly, 13.912, 1.193), (datasets.m4_weekly, 9.161, 2.777)]

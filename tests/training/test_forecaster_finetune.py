@@ -366,18 +366,6 @@ def test_training_windows_end_with_known_values_before_the_validation_part(works
     assert set(batches[0].values[:, -1].tolist()) < set(values.values[values.observed].tolist())
 
 
-def test_the_quantile_loss_of_a_forecast_with_equal_quantiles_is_its_mase(tmp_path: Path) -> None:
-    table = read_table(write_csv(tmp_path / "one.csv", north=sales(1)), ReadOptions(season=4))
-    evaluation_set = backtest.origins(backtest.split(table, 4), 4, 4, "test")
-
-    forecasts = NAIVE.forecast(evaluation_set)
-    for forecast in forecasts:
-        forecast.quantiles[:] = forecast.median[:, None]
-    measured = errors(evaluation_set, forecasts)
-    assert measured.quantile_loss == pytest.approx(measured.mase)
-    assert measured.coverage_95 == 0
-
-
 @pytest.mark.slow
 def test_a_horizon_beyond_that_of_the_network_is_tested_too(workspace: Path) -> None:
     train("--horizon", "9", "--force")

@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +21,7 @@ from support.engine import start_tasks
 from support.hypothesis_profiles import FUZZ
 
 from app.api.connection import CONNECTION
-from app.api.deadline import DEADLINE, Deadline
+from app.api.deadline import DEADLINE, INLINE_SIZE, Deadline
 from app.api.middleware.body_memory import HOLD
 from app.api.request_body import (
     BYTES_PER_VALUE,
@@ -40,7 +39,6 @@ from app.api.request_body import (
     spool_body,
     validate,
 )
-from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, TooLarge, TooSlow
 from app.store.disk_pool import DiskPool
 
@@ -78,14 +76,21 @@ def request(
     return Request(scope, receive)
 
 
-@pytest.fixture
-async def executor() -> AsyncIterator[Executor]:
-    executor = Executor("parse")
-    yield executor
-    executor.close()
+class Threads:
+    """Runs the parsing of large bodies on a thread, as the service's executor does."""
+
+    def admit(self) -> None: ...
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.to_thread(function, *arguments)
 
 
-def reader(executor: Executor, limit: int = 10**6, pause: float = PAUSE, **limits: int) -> BodyReader:
+class BusyThreads(Threads):
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.Event().wait()
+
+
+def reader(limit: int = 10**6, pause: float = PAUSE, executor: Any = Threads(), **limits: int) -> BodyReader:
     return BodyReader(limit, pause, executor, **limits)
 
 
@@ -276,34 +281,29 @@ def test_the_limit_of_a_json_body_depends_on_its_content() -> None:
     assert max_json_bytes(1000, 1000) == 1000
 
 
-async def test_a_json_body_is_read_as_a_model_or_a_dictionary(executor: Executor) -> None:
-    assert await read_json(request(b'{"name":', b'"a"}'), Body, reader(executor), 9) == Body(name="a")
-    assert await read_json(request(), Body, reader(executor), 9) == Body()
-    assert await read_object(request(b'{"any": 1}'), reader(executor), 9) == {"any": 1}
-    assert (await rejection(read_object(request(b'{"a": 1}'), reader(executor, limit=3), 9)))[0] is TooLarge
-    assert (await rejection(read_json(request(b'{"a": 1}'), Body, reader(executor, limit=3), 9)))[0] is TooLarge
-    assert (await rejection(read_object(request(hang=True), reader(executor, pause=SHORT_PAUSE), 9)))[0] is TooSlow
+async def test_a_json_body_is_read_as_a_model_or_a_dictionary() -> None:
+    assert await read_json(request(b'{"name":', b'"a"}'), Body, reader(), 9) == Body(name="a")
+    assert await read_json(request(), Body, reader(), 9) == Body()
+    assert await read_object(request(b'{"any": 1}'), reader(), 9) == {"any": 1}
+    assert (await rejection(read_object(request(b'{"a": 1}'), reader(limit=3), 9)))[0] is TooLarge
+    assert (await rejection(read_json(request(b'{"a": 1}'), Body, reader(limit=3), 9)))[0] is TooLarge
+    assert (await rejection(read_object(request(hang=True), reader(pause=SHORT_PAUSE), 9)))[0] is TooSlow
 
 
-async def test_the_deadline_applies_while_a_large_body_waits_for_parsing(executor: Executor) -> None:
-    release = threading.Event()
-    blocked = asyncio.create_task(executor.run(release.wait, 30))
-    await asyncio.sleep(0)
+async def test_the_deadline_applies_while_a_large_body_waits_for_parsing() -> None:
     late = request(b"{%b}" % (b" " * (INLINE_SIZE + 1) * BYTES_PER_VALUE), deadline=asyncio.get_running_loop().time())
-    assert (await rejection(read_json(late, Body, reader(executor), 9)))[0] is TimedOut
-    release.set()
-    assert await blocked
+    assert (await rejection(read_json(late, Body, reader(executor=BusyThreads()), 9)))[0] is TimedOut
 
 
-async def test_the_limits_of_the_reader_apply_to_json(executor: Executor) -> None:
+async def test_the_limits_of_the_reader_apply_to_json() -> None:
     commas = BadValue, "the body has 2 commas, which separate values and names; the maximum is 1", None
     fields = BadValue, "the body has 2 fields; the maximum is 1", None
     for read in (
         lambda body, most, limits: read_json(request(body), Body, limits, most),
         lambda body, most, limits: read_object(request(body), limits, most),
     ):
-        assert await rejection(read(b'{"rows": [1, 2, 3]}', 1, reader(executor))) == commas
-        assert await rejection(read(b'{"name": "a", "rows": []}', 9, reader(executor, max_fields=1))) == fields
+        assert await rejection(read(b'{"rows": [1, 2, 3]}', 1, reader())) == commas
+        assert await rejection(read(b'{"name": "a", "rows": []}', 9, reader(max_fields=1))) == fields
 
 
 OBJECTS: list[tuple[bytes, Any]] = [
@@ -395,11 +395,11 @@ UNUSUAL_TYPE = "multipart/form-data;boundary=b"  # without a space, so that pyth
 
 
 @pytest.mark.parametrize("size", [3, (INLINE_SIZE + 1) * BYTES_PER_VALUE, 2**21])  # also forms that a thread reads
-async def test_a_form_has_texts_and_files(executor: Executor, size: int) -> None:
+async def test_a_form_has_texts_and_files(size: int) -> None:
     files = ("file", "a.png", b"x" * size), ("file", "", b"")
     for parts in (files, (("text", None, b"\xc3\xa9"), *files)):
         for kind in (TYPE, UNUSUAL_TYPE):
-            fields = await read_form(request(form(*parts), content_type=kind), reader(executor, limit=2**22), 2)
+            fields = await read_form(request(form(*parts), content_type=kind), reader(limit=2**22), 2)
             assert fields == [FormField(name, file, data if file is not None else "é") for name, file, data in parts]
 
 
@@ -425,16 +425,16 @@ def test_every_form_is_read_as_python_multipart_reads_it(
 
     async def outcome(kind: str) -> Any:
         try:
-            return await read_form(request(content, content_type=kind), BodyReader(10**6, PAUSE, Executor("parse")), 2)
+            return await read_form(request(content, content_type=kind), reader(), 2)
         except BadValue as error:
             return error.message, error.param
 
     assert asyncio.run(outcome(TYPE)) == asyncio.run(outcome(UNUSUAL_TYPE))
 
 
-async def test_a_wrong_form_is_rejected(executor: Executor) -> None:
+async def test_a_wrong_form_is_rejected() -> None:
     async def rejected(content: bytes, content_type: str = TYPE) -> tuple[type[Exception], str, str | None]:
-        return await rejection(read_form(request(content, content_type=content_type), reader(executor), 1))
+        return await rejection(read_form(request(content, content_type=content_type), reader(), 1))
 
     file = "file", "a", b"x"
     assert await rejected(form(file, file)) == (BadValue, "too many files were sent; the maximum is 1", "file")
@@ -448,14 +448,12 @@ async def test_a_wrong_form_is_rejected(executor: Executor) -> None:
             "the multipart body cannot be read: the closing boundary is missing",
             None,
         )
-    assert await read_form(request(b"--b--", content_type=TYPE), reader(executor), 1) == []
+    assert await read_form(request(b"--b--", content_type=TYPE), reader(), 1) == []
     assert (await rejected(b"", "text/plain"))[1] == "the multipart body cannot be read: Missing boundary in multipart."
     assert await rejected(form(file), f"{TYPE}; charset=utf-16") == (
         BadValue,
         "content-type has the charset 'utf-16'; names in a form are in utf-8",
         "content-type",
     )
-    assert len(await read_form(request(form(file), content_type=f"{TYPE}; charset=UTF-8"), reader(executor), 1)) == 1
-    assert (await rejection(read_form(request(b"x" * 99, content_type=TYPE), reader(executor, limit=9), 1)))[
-        0
-    ] is TooLarge
+    assert len(await read_form(request(form(file), content_type=f"{TYPE}; charset=UTF-8"), reader(), 1)) == 1
+    assert (await rejection(read_form(request(b"x" * 99, content_type=TYPE), reader(limit=9), 1)))[0] is TooLarge
