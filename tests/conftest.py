@@ -16,7 +16,6 @@ import pytest
 import torch
 from support.fake_device import fake_device  # noqa: F401 - torch must know the device before the first gradient
 from support.faults import Fault, Hold, faulty_networks
-from support.images import save_blank_pictures
 from support.networks import SECOND_NETWORKS, TINY, publish_tiny
 from support.service import ROOT, TEST, Serve, serving
 from support.waiting import locked
@@ -44,23 +43,12 @@ os.environ["QUARTET_TRAINING_LIMITS"] = json.dumps(
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-TRAINING_FILES = (
-    "test_training.py",
-    "test_own_data.py",
-    "test_photos.py",
-    "test_forecaster_finetune.py",
-    "test_new_architecture.py",
-    "test_known_covariates.py",
-    "test_backtest_report.py",
-)
-
-
 LONGEST_FILES = ("test_swagger_ui.py", "test_tutorial.py", "test_exported_files.py", "test_export_page.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest tests first, so that no core is idle while the last of them runs."""
-    items.sort(key=lambda item: 0 if item.path.name in LONGEST_FILES else 1 if item.path.name in TRAINING_FILES else 2)
+    items.sort(key=lambda item: (item.path.name not in LONGEST_FILES, "training" not in item.path.parts))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -84,12 +72,6 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(autouse=True)
-def _blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.path.name in TRAINING_FILES:
-        save_blank_pictures(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

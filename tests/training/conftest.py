@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.images import save_blank_pictures
 from support.trainings import KINDS, save_base_models, save_own_data, save_public_data
 from support.waiting import locked
 
@@ -21,6 +22,11 @@ def prepared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("QUARTET_DATA_DIR", str(folder / "data"))
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_blank_pictures(monkeypatch)
 
 
 @pytest.fixture
