@@ -5,7 +5,7 @@
     alice    60303ae22b998861...    600/minute;20/second
     batch    fd61a03af4f77d87...
 
-    python -m app.keys new alice --limit 600/minute     makes a key, prints it once, and adds its line
+    quartet keys new alice --limit 600/minute     makes a key, prints it once, and adds its line
 
 A name may have several keys, so that a key can be replaced without interruption. Requests with any of these keys are
 counted together for each limit that their lines have in common. The service reads the file again when it changes. To

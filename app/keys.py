@@ -1,4 +1,4 @@
-"""The command ``python -m app.keys``. Its code is in ``app/cli/keys.py``."""
+"""The command ``python -m app.keys``, and ``quartet keys``. Its code is in ``app/cli/keys.py``."""
 
 from app.cli.keys import main
 

@@ -1,4 +1,4 @@
-"""Build the application, and serve it with ``python -m app.main``.
+"""Build the application, and serve it with ``quartet serve``.
 
 Importing this module does not build the application.
 """
@@ -96,7 +96,7 @@ def create_app(
     """Build the application.
 
     Workers share ``counters``, ``preloaded`` and ``shared``. ``disk`` is the file system of the store. Other servers
-    than that of ``python -m app.main`` lack its limits on slow connections and its graceful shutdown.
+    than that of ``quartet serve`` lack its limits on slow connections and its graceful shutdown.
 
     Raises:
         SettingsError: a setting, the device or the store cannot be used.
@@ -210,8 +210,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     ArgumentParser(
-        prog="python -m app.main",
-        usage="QUARTET_PORT=8111 python -m app.main",
+        prog="quartet serve",
+        usage="QUARTET_PORT=8111 quartet serve",
         description="Serve the networks of the model store over HTTP. The command has no options. Its settings are "
         "environment variables; docs/reference/settings.md describes them.",
     ).parse_args()

@@ -1,4 +1,4 @@
-"""The command ``python -m app.models``. Its code is in ``app/cli/models.py``."""
+"""The command ``python -m app.models``, and ``quartet models``. Its code is in ``app/cli/models.py``."""
 
 import sys
 

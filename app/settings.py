@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     )
 
     keys_file: FilePath | None = Field(
-        None, description="file of API keys, made with `python -m app.keys`. Without a file, no key is required."
+        None, description="file of API keys, made with `quartet keys`. Without a file, no key is required."
     )
     rate_limit: str = Field(
         "",

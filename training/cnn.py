@@ -1,10 +1,10 @@
 """Train an image classifier.
 
-    python -m training.cnn                     # preset workshop: cifar10-lenet, the workshop's CNN on CIFAR-10
-    python -m training.cnn --preset digits     # mnist-judge, an MNIST classifier that evaluates the GANs
-    python -m training.cnn --preset strong     # cifar10-whitened, on CIFAR-10 with the recipe of airbench95
-    python -m training.cnn --preset accurate   # cifar10-accurate, with the recipe of airbench96 and corrupted images
-    python -m training.cnn --images DIR --name pets   # preset own: your images, one sub-folder per class
+    quartet train cnn                     # preset workshop: cifar10-lenet, the workshop's CNN on CIFAR-10
+    quartet train cnn --preset digits     # mnist-judge, an MNIST classifier that evaluates the GANs
+    quartet train cnn --preset strong     # cifar10-whitened, on CIFAR-10 with the recipe of airbench95
+    quartet train cnn --preset accurate   # cifar10-accurate, with the recipe of airbench96 and corrupted images
+    quartet train cnn --images DIR --name pets   # preset own: your images, one sub-folder per class
 
 docs/measurements.md and the model cards contain the measured results.
 """

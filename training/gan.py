@@ -1,11 +1,11 @@
 """Train an image generator.
 
-    python -m training.gan                         # preset workshop: mnist-gan, the workshop's GAN on MNIST
-    python -m training.gan --preset conditional    # mnist-cgan, which generates a requested digit
-    python -m training.gan --images DIR --name shapes   # preset own: your images, one sub-folder per label
+    quartet train gan                         # preset workshop: mnist-gan, the workshop's GAN on MNIST
+    quartet train gan --preset conditional    # mnist-cgan, which generates a requested digit
+    quartet train gan --images DIR --name shapes   # preset own: your images, one sub-folder per label
 
 The classifier mnist-judge evaluates the networks of the presets workshop and conditional. If the store has no
-mnist-judge, train it first: python -m training.cnn --preset digits. docs/measurements.md and the model cards contain
+mnist-judge, train it first: quartet train cnn --preset digits. docs/measurements.md and the model cards contain
 the measured results.
 """
 

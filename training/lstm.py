@@ -1,10 +1,10 @@
 """Train a network that forecasts time series.
 
-    python -m training.lstm                           # sine-lstm: the workshop's LSTM on its noisy sine
-    python -m training.lstm --preset strong           # series-lstm: one network for any series
-    python -m training.lstm --csv FILE --preview      # show how the program reads your table
-    python -m training.lstm --csv FILE --name sales   # preset own: fine-tune series-lstm on your series
-    python -m training.lstm --csv FILE --backtest     # compare the fine-tuned network with ETS and seasonal naive
+    quartet train lstm                           # sine-lstm: the workshop's LSTM on its noisy sine
+    quartet train lstm --preset strong           # series-lstm: one network for any series
+    quartet train lstm --csv FILE --preview      # show how the program reads your table
+    quartet train lstm --csv FILE --name sales   # preset own: fine-tune series-lstm on your series
+    quartet train lstm --csv FILE --backtest     # compare the fine-tuned network with ETS and seasonal naive
 
 A training on a table ends with a leaderboard of the network, the network before fine-tuning, exponential smoothing,
 Theta and the repeated season. The exit status is 3 if one of the last three has the lowest error.

@@ -76,9 +76,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 class Parser(argparse.ArgumentParser):
     """Parses the options of a command. ``--help`` shows the options in ``shown``, and ``--help-all`` shows all."""
 
-    def __init__(self, script: str, description: str, shown: Sequence[str], argv: Sequence[str] | None) -> None:
+    def __init__(self, command: str, description: str, shown: Sequence[str], argv: Sequence[str] | None) -> None:
         super().__init__(
-            f"python -m {script}", description=description, formatter_class=HelpFormatter, allow_abbrev=False
+            f"quartet {command}", description=description, formatter_class=HelpFormatter, allow_abbrev=False
         )
         self._shown, self.shows_all = shown, "--help-all" in (sys.argv if argv is None else argv)
         self.add_argument("--help-all", action="help", help="show all options and exit")
@@ -130,7 +130,7 @@ def parse_options(
         data_flags: the options for the user's data with the keyword arguments of ``add_argument``. The first option is
             the path of the data, which selects the preset own.
     """
-    parser = Parser(script, description, SHOWN, argv)
+    parser = Parser(script.replace("training.", "train "), description, SHOWN, argv)
     _add_common_options(parser, list(presets))
     parser.options("own data", data_flags)
     numbers = _numbers(presets)

@@ -1,4 +1,4 @@
-"""The command ``python -m training.predict``; see ``training.prediction``."""
+"""The command ``quartet predict``; see ``training.prediction``."""
 
 from training.prediction import main
 

@@ -1,11 +1,11 @@
 """Predict with a published model: a file or folder in, a file or folder out.
 
-    python -m training.predict pets photos --out labels.csv                 # images: labels with probabilities
-    python -m training.predict sales sales.csv --out next.csv               # a table: the next values of each series
-    python -m training.predict novel prompts.txt --out texts.csv            # a text: a continuation of each line
-    python -m training.predict mnist-cgan --out digits --count 100          # a generator: a folder of images
-    python -m training.predict mnist-cgan --out digits.png --count 100      # a generator: one sheet of all images
-    python -m training.predict pets photos --out labels.csv --url http://localhost:8000
+    quartet predict pets photos --out labels.csv                 # images: labels with probabilities
+    quartet predict sales sales.csv --out next.csv               # a table: the next values of each series
+    quartet predict novel prompts.txt --out texts.csv            # a text: a continuation of each line
+    quartet predict mnist-cgan --out digits --count 100          # a generator: a folder of images
+    quartet predict mnist-cgan --out digits.png --count 100      # a generator: one sheet of all images
+    quartet predict pets photos --out labels.csv --url http://localhost:8000
 
 MODEL is NAME or NAME@VERSION. After an interruption, the same command continues. Images, series and prompts that fail
 are listed at the end, and the exit status is then 1.
@@ -266,7 +266,7 @@ def predict(options: Namespace) -> tuple[list[Row], list[str]]:
 
 def arguments(argv: Sequence[str] | None) -> Namespace:
     """Parse the command line."""
-    parser = Parser("training.predict", __doc__ or "", SHOWN, argv)
+    parser = Parser("predict", __doc__ or "", SHOWN, argv)
     parser.add_argument("model", metavar="MODEL", help="model in the store or of the service: NAME or NAME@VERSION")
     parser.add_argument("input", metavar="INPUT", nargs="?", type=Path, help="image, folder of images, table or text")
     parser.option(

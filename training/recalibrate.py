@@ -1,7 +1,7 @@
 """Publish a classifier for CIFAR-10 again, with the calibration of another training with the same recipe.
 
-    python -m training.cnn --preset accurate --seed 1 --set validation=5000 --no-publish
-    python -m training.recalibrate cifar10-accurate@N --run runs/cifar10-accurate/TIME
+    quartet train cnn --preset accurate --seed 1 --set validation=5000 --no-publish
+    quartet train recalibrate cifar10-accurate@N --run runs/cifar10-accurate/TIME
 
 N is the version that the first training published. The first command is the other training with the same recipe.
 
@@ -73,7 +73,9 @@ def recalibrated(version: Version, folder: Path) -> Version:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "quartet train recalibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("version", metavar="NAME@VERSION", help="the published version")
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="folder of the other training")
     parser.add_argument("--store", default=STORE, type=Path, metavar="DIR", help=STORE_HELP)

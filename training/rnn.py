@@ -1,10 +1,10 @@
 """Train a network that generates text.
 
-    python -m training.rnn                            # shakespeare-rnn: the workshop's RNN on tinyshakespeare
-    python -m training.rnn --preset gated             # shakespeare-rnn, with gated linear recurrences
-    python -m training.rnn --preset gated --from shakespeare-rnn@4 --epochs 0    # only calibrate a published network
-    python -m training.rnn --set validation=0.05    # hold out 5 % of the training part, to compare options
-    python -m training.rnn --text FILE --name novel   # preset own: your text, from one or more files
+    quartet train rnn                            # shakespeare-rnn: the workshop's RNN on tinyshakespeare
+    quartet train rnn --preset gated             # shakespeare-rnn, with gated linear recurrences
+    quartet train rnn --preset gated --from shakespeare-rnn@4 --epochs 0    # only calibrate a published network
+    quartet train rnn --set validation=0.05    # hold out 5 % of the training part, to compare options
+    quartet train rnn --text FILE --name novel   # preset own: your text, from one or more files
 
 The gated network reads all characters of a prompt in parallel. docs/measurements.md and the model cards contain the
 measured results.

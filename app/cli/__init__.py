@@ -1,1 +1,1 @@
-"""Command line tools: ``python -m app.models`` and ``python -m app.keys``."""
+"""Command line tools: ``quartet models`` and ``quartet keys``."""

@@ -12,7 +12,7 @@ from app.cli.output import write_line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m app.keys", description="Manage the API keys of the service.")
+    parser = argparse.ArgumentParser(prog="quartet keys", description="Manage the API keys of the service.")
     commands = parser.add_subparsers(required=True, metavar="new")
     text = "make a key, print it, and add its hash to the key file"
     new = commands.add_parser("new", help=text, description=f"{text.capitalize()}.")

@@ -1,7 +1,7 @@
 """Manage the models in the store: activate, roll back, retire, unload, import and export versions.
 
-    python -m app.models list
-    python -m app.models activate sales 3 --share 10
+    quartet models list
+    quartet models activate sales 3 --share 10
 
 The commands work without a running service. A running service applies a change of the store within 2 seconds.
 """
@@ -62,7 +62,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m app.models", description=__doc__, formatter_class=plain)
+    parser = argparse.ArgumentParser(prog="quartet models", description=__doc__, formatter_class=plain)
     shared = argparse.ArgumentParser(add_help=False)
     store_help = "model store; QUARTET_STORE sets another default (default: %(default)s)"
     default_store = os.environ.get("QUARTET_STORE", "models_store")

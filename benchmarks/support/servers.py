@@ -114,9 +114,10 @@ class Server:
         if not self.process:
             return []
         found: dict[int, psutil.Process] = {}
-        for process in psutil.process_iter():
+        for pid in psutil.pids():  # ``process_iter`` may return an earlier process with the same id
             with suppress(psutil.Error, ProcessLookupError):
-                if os.getsid(process.pid) == self.process.pid:
+                if os.getsid(pid) == self.process.pid:
+                    process = psutil.Process(pid)
                     found |= {each.pid: each for each in (process, *process.children(recursive=True))}
         return [found[pid] for pid in sorted(found)]
 

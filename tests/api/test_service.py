@@ -414,7 +414,7 @@ def test_an_invalid_start_gives_one_message_and_no_traceback(
 def test_an_option_is_rejected() -> None:
     status, output = start("--port", "8111")
     assert status == 2
-    assert "usage: QUARTET_PORT=8111 python -m app.main" in output
+    assert "usage: QUARTET_PORT=8111 quartet serve" in output
     assert "unrecognized arguments: --port 8111" in output
 
 

@@ -97,8 +97,8 @@ def test_the_version_commands_print_the_output_on_their_page(
     monkeypatch.chdir(tmp_path)
     examples = console(ROLLOUT)
     assert examples
-    for command, expected in (example for example in examples if "app.models" in example[0]):
-        assert models.main(shlex.split(command.split("app.models", 1)[1])) == 0, command
+    for command, expected in (example for example in examples if "quartet models" in example[0]):
+        assert models.main(shlex.split(command.split("quartet models", 1)[1])) == 0, command
         assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == expected.splitlines()
     key = "k" * 32
     with serving(Settings(store=tmp_path / "models_store", admin_key=key, **TEST)) as client:  # type: ignore[arg-type]

@@ -155,6 +155,6 @@ def test_the_commands_print_the_output_on_the_page(
     (block,) = re.findall(r"^```console\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     for example in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         command, expected = example.strip().split("\n")
-        assert models.main(shlex.split(command.split("app.models", 1)[1])) == 0
+        assert models.main(shlex.split(command.split("quartet models", 1)[1])) == 0
         printed = capsys.readouterr().out.strip()
         assert re.sub(r"[\d,]+ bytes", "", printed) == re.sub(r"[\d,]+ bytes", "", expected)  # sizes depend on torch

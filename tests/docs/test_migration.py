@@ -43,7 +43,7 @@ def run_add_commands(page: Path, store: Path) -> None:
     """Run the `add` commands of a page on files in the current folder."""
     store.mkdir()
     text = page.read_text("utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^    \.venv/bin/python -m app\.models (add .*)$", text, re.MULTILINE)
+    commands = re.findall(r"^    \.venv/bin/quartet models (add .*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
         assert models.main([*shlex.split(command), "--store", str(store)]) == 0

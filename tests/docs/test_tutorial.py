@@ -16,11 +16,12 @@ from support.processes import start_python
 from support.service import ROOT, TEST, serving
 from support.waiting import wait_until
 
+from app.cli.quartet import python_arguments
 from app.settings import Settings
 from training.lstm import CLASSICAL_WINS
 
 TUTORIAL = ROOT / "docs" / "tutorial" / "README.md"
-PYTHON = ".venv/bin/python "
+QUARTET = ".venv/bin/quartet "
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -46,26 +47,26 @@ def shape(value: Any) -> Any:
 
 def shortened(command: str) -> str:
     """Return a training command with little data and one or two epochs that publishes its network in any case."""
-    if "-m training." not in command or "shapes --count" in command:
+    if "quartet train" not in command or "shapes --count" in command:
         return command
     if "--epochs 1 " not in command:
-        epochs = 2 if "training.cnn" in command else 1  # two trainings on these images must give different weights
+        epochs = 2 if "train cnn" in command else 1  # two trainings on these images must give different weights
         command = f"{re.sub(r' --epochs [0-9]+', '', command)} --epochs {epochs}"
     command = command.replace("app/engine/*.py app/tasks/*.py", "app/engine/*.py")
     command = f"{command} --threads 1"  # faster than two threads beside other tests
-    return f"{command} --force" if "training.lstm" in command else command
+    return f"{command} --force" if "train lstm" in command else command
 
 
 def run(command: str, folder: Path) -> str:
     """Run a command and return its output.
 
-    A Python command runs in a process that has already imported the service, other commands run in the shell.
+    A command of Quartet runs in a process that has already imported the service, other commands run in the shell.
     """
-    if not command.startswith(PYTHON):
+    if not command.startswith(QUARTET):
         return shell(command, folder)
-    arguments = shell(f"printf '%s\\0' {command.removeprefix(PYTHON)}", folder).split("\0")[:-1]
+    arguments = shell(f"printf '%s\\0' {command.removeprefix(QUARTET)}", folder).split("\0")[:-1]
     with tempfile.TemporaryFile("w+") as output:
-        process = start_python(arguments, folder, output)
+        process = start_python(python_arguments(arguments), folder, output)
         process.join()
         output.seek(0)
         printed = output.read()
@@ -92,7 +93,7 @@ def test_the_commands_of_the_tutorial_succeed(tmp_path: Path) -> None:
             actual = run(line, tmp_path).strip()
             if command.startswith(("curl", "cut")):
                 assert shape(json.loads(actual)) == shape(json.loads(expected[0])), actual
-            elif "app.models" in command:
+            elif "quartet models" in command:
                 assert [text.rstrip() for text in actual.splitlines()] == expected
             else:
                 printed = {masked(text) for text in re.split(r"[\r\n]", actual)}

@@ -1,6 +1,6 @@
 """Generate example images: circles, squares and triangles of random colour, size and position.
 
-    python -m training.data.shapes shapes --count 200
+    quartet train shapes shapes --count 200
 
 This command writes the folders shapes/circle, shapes/square and shapes/triangle.
 """
@@ -44,7 +44,9 @@ def draw_shape(shape: str, random: np.random.Generator) -> Image.Image:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "quartet train shapes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="output folder, which gets one sub-folder per shape")
     parser.add_argument("--count", type=int, default=200, help="images per shape (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")

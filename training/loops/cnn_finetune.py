@@ -1,4 +1,4 @@
-"""Train image classifiers on your own images: ``python -m training.cnn --images``.
+"""Train image classifiers on your own images: ``quartet train cnn --images``.
 
 A published network is fine-tuned. A new last layer replaces the old last layer, and is trained alone at first. Then all
 layers are trained, with a lower learning rate for the pretrained layers. ``--from scratch`` trains a new network

@@ -1,4 +1,4 @@
-"""Train image generators on your own images: ``python -m training.gan --images``.
+"""Train image generators on your own images: ``quartet train gan --images``.
 
 The name of each sub-folder is a label. The images of a folder without sub-folders have a single label, the name of the
 model. The Frechet distance is not measured, because there is no reference classifier for your images. The metrics show

@@ -1,4 +1,4 @@
-"""Administration endpoints for most commands of ``python -m app.models``.
+"""Administration endpoints for most commands of ``quartet models``.
 
 Requests need the admin key. The endpoints exist only if an admin key is set.
 """

@@ -30,7 +30,7 @@ from app.api.routes.admin import FAILURES, PREFIX, TAG, ImportResponse
 from app.errors import BadValue, Conflict, StoreUnavailable
 from app.store import ModelName, Store, StoreError, catalogue
 
-ERROR = re.compile(r"^(?:python -m app\.models add: )?error: ", re.MULTILINE)  # starts the message on stderr
+ERROR = re.compile(r"^(?:quartet models add: )?error: ", re.MULTILINE)  # starts the message on stderr
 
 
 class AddQuery(BaseModel):

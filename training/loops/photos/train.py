@@ -1,4 +1,4 @@
-"""Train classifiers for users' photographs: ``python -m training.cnn --images`` with images above 64 pixels.
+"""Train classifiers for users' photographs: ``quartet train cnn --images`` with images above 64 pixels.
 
 A pretrained network computes the features of all images once. Then a new last layer is fitted to these features. With
 enough images, the last blocks of the network are fine-tuned too.

@@ -1,6 +1,6 @@
 """Fine-tune a published forecaster on the series of a table, and compare it with the unchanged version.
 
-The command ``python -m training.lstm --csv`` uses this module. The validation part decides whether fine-tuning helps.
+The command ``quartet train lstm --csv`` uses this module. The validation part decides whether fine-tuning helps.
 If fine-tuning does not help, nothing is published without ``--force``. Before publishing, the network is trained again
 on all rows, unless ``--no-refit`` is given; see ``training.refit``.
 """
