@@ -14,19 +14,16 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-README = Path(__file__).parent / "page.png"
+PICTURE = Path(__file__).parent / "page.png"
 WIDTHS = {1280: 900, 390: 844}  # width -> height of the window in pixels
 
 
 def settled(page: Page, address: str) -> None:
-    """Open the web page, and wait until each panel shows its first answer and all pictures are loaded."""
+    """Open the web page, and wait until each panel shows its first answer."""
     page.goto(address)
     expect(page.locator(".status strong")).to_have_count(4, timeout=60_000)
-    expect(page.locator("[aria-busy=true]")).to_have_count(0)
-    for picture in page.locator(".pictures img").all():
-        picture.scroll_into_view_if_needed()
-    page.evaluate("Promise.all([...document.images].filter((image) => image.src).map((image) => image.decode()))")
-    page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
+    expect(page.locator("[aria-busy=true]")).to_have_count(0, timeout=60_000)
+    page.wait_for_load_state("networkidle")
 
 
 def main(address: str, folder: str | None = None) -> None:
@@ -36,17 +33,19 @@ def main(address: str, folder: str | None = None) -> None:
             for width, height in WIDTHS.items() if folder else ((1280, 900),):
                 page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
                 settled(page, address)
-                picture = page.screenshot(full_page=True)
                 if folder:
                     Path(folder).mkdir(parents=True, exist_ok=True)
-                    (Path(folder) / f"page-{theme}-{width}.png").write_bytes(picture)
+                    page.screenshot(full_page=True, path=Path(folder) / f"page-{theme}-{width}.png")
+                    page.locator("summary").evaluate_all(
+                        "(all) => all.forEach((each) => (each.parentElement.open = true))"
+                    )
+                    page.wait_for_load_state("networkidle")
+                    page.screenshot(full_page=True, path=Path(folder) / f"page-{theme}-{width}-open.png")
                 else:
-                    panels = page.locator("#models").bounding_box()
-                    assert panels
-                    screenshot = Image.open(io.BytesIO(picture)).crop((0, 0, width, round(panels["y"])))
-                    screenshot.resize((800, round(screenshot.height * 800 / width)), Image.Resampling.LANCZOS).quantize(
-                        128
-                    ).save(README, optimize=True)
+                    screenshot = Image.open(io.BytesIO(page.locator(".panels").screenshot()))
+                    small = screenshot.resize((800, round(screenshot.height * 800 / screenshot.width)), Image.LANCZOS)
+                    small.quantize(128).save(PICTURE, optimize=True)
+                page.close()
         browser.close()
 
 

@@ -1,7 +1,7 @@
-// Requests to the service, and the curl commands that send the same requests.
+// Requests to the service.
 //
-// A request is { path, query?, json?, file?, sample?, stream? }. Paths are relative, so the page also works below a prefix.
-// `sample` is the path of the file if this service serves the file, too.
+// A request is { path, query?, json?, files?, sample?, stream?, accept? }. Paths are relative, so the page also works below
+// a prefix. `sample` is the path of the file if this service serves the file, too.
 
 /** An error with a message for the user. `param` is the field that caused the error, or null. */
 export class RequestError extends Error {
@@ -17,6 +17,8 @@ try {
   key = sessionStorage.getItem("quartet-key");
 } catch { /* storage is disabled */ }
 
+export const hasKey = () => Boolean(key);
+
 /** Send this API key from now on. Throws RequestError for characters that a browser does not send in a header. */
 export function setKey(value) {
   if (!/^[\x21-\x7e]+$/.test(value)) throw new RequestError("An API key consists of printable ASCII characters without spaces.", null, 401);
@@ -26,7 +28,8 @@ export function setKey(value) {
   } catch { /* storage is disabled: the key lasts as long as the page */ }
 }
 
-function requestUrl({ path, query = {} }) {
+/** Return the URL of a request. Parameters without a value are left out. */
+export function requestUrl({ path, query = {} }) {
   const url = new URL(path, document.baseURI);
   for (const [name, value] of Object.entries(query)) if (value !== "" && value != null) url.searchParams.set(name, value);
   return url;
@@ -35,31 +38,32 @@ function requestUrl({ path, query = {} }) {
 /** Send a request, and return the response as soon as its headers have arrived. Throws RequestError, or AbortError when aborted by `signal`. */
 export async function send(request, signal) {
   const options = { signal, headers: key ? { authorization: `Bearer ${key}` } : {} };
+  if (request.accept) options.headers.accept = request.accept;
   if (request.json) {
     options.method = "POST";
     options.body = JSON.stringify(request.json);
     options.headers["content-type"] = "application/json";
-  } else if (request.file) {
+  } else if (request.files) {
     options.method = "POST";
     options.body = new FormData();
-    options.body.append("file", request.file);
+    for (const file of request.files) options.body.append("file", file);
   }
   let response;
   try {
     response = await fetch(requestUrl(request), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    if (request.file) await readFile(request.file.slice(0, 1), request.file.name); // the file may be the cause
+    for (const file of request.files ?? []) await readFile(file.slice(0, 1), file.name); // a file may be the cause
     throw new RequestError(`The service at ${location.host} does not answer. Try again later.`);
   }
   if (!response.ok) throw await errorOf(response);
   return response;
 }
 
-/** Return the text of a file. Throws RequestError if the file was changed or deleted, or if it is a folder. */
+/** Return the bytes of a file. Throws RequestError if the file was changed or deleted, or if it is a folder. */
 export async function readFile(file, name = file.name) {
   try {
-    return await file.text();
+    return await file.arrayBuffer();
   } catch {
     throw new RequestError(`${name} cannot be read. Choose the file again.`);
   }
@@ -113,54 +117,4 @@ export async function* events(response) {
       yield content;
     }
   }
-}
-
-/** Return a file name for curl's -F option, quoted if it contains a separator. */
-const curlFileName = (name) => (/[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name);
-
-/** Load a picture of the service into an <img> element. With a key, load it only when the element is near the visible part of the page. */
-export async function showPicture(image, path) {
-  if (!key) {
-    image.src = path; // loading="lazy" delays the request
-    return;
-  }
-  await nearViewport(image);
-  image.src = await dataUrl(await blob(await send({ path }))); // <img src> sends no key
-}
-
-/** Return a URL that contains the data. Unlike an object URL, it needs no memory after the last element that shows it is removed. */
-function dataUrl(data) {
-  return new Promise((resolve) => {
-    const reader = new FileReader();
-    reader.addEventListener("load", () => resolve(reader.result));
-    reader.readAsDataURL(data);
-  });
-}
-
-function nearViewport(element) {
-  return new Promise((resolve) => {
-    const observer = new IntersectionObserver((entries) => {
-      if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
-      observer.disconnect();
-      resolve();
-    }, { rootMargin: "50%" });
-    observer.observe(element);
-  });
-}
-
-const MAX_ARGUMENT = 100_000; // bytes; Linux limits an argument of a command to 128 KiB
-
-const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-
-const jsonArgument = (text) => (new TextEncoder().encode(text).length > MAX_ARGUMENT ? `@- <<'EOF'\n${text}\nEOF` : shellQuote(text));
-
-/** Return the curl command that sends the same request. */
-export function curl(request) {
-  const url = requestUrl(request).href;
-  const parts = [request.stream ? "curl -sN" : "curl -s", /[?&;$ ]/.test(url) ? shellQuote(url) : url];
-  if (request.sample) parts.unshift(`curl -s ${requestUrl({ path: request.sample }).href} |`);
-  if (key) parts.push('-H "Authorization: Bearer $KEY"'); // never the key itself
-  if (request.json) parts.push("-d", jsonArgument(JSON.stringify(request.json)));
-  if (request.file) parts.push("-F", shellQuote(`file=@${request.sample ? "-;filename=" : ""}${curlFileName(request.file.name)}`));
-  return parts.join(" ");
 }

@@ -4,7 +4,7 @@ import { createElement, createSvg, distinguishingDigits, formatNumber } from "./
 
 const MARGIN = { top: 14, right: 12, bottom: 26 };
 const LEFT = { least: 52, besideLabel: 18, character: 7 }; // pixels; the left margin fits the longest label
-const TICKS = { across: 90, down: 56 }; // approximate pixels between two ticks
+const TICKS = { across: 90, acrossTimes: 60, down: 56 }; // approximate pixels between two ticks
 
 /** Draws a chart into an element, and draws it again when the size of the element changes. Shows the values below the pointer. */
 export class Chart {
@@ -16,9 +16,12 @@ export class Chart {
     element.addEventListener("pointerleave", () => this.hideReading());
   }
 
-  /** Show a series. `history` has numbers, or null for missing values. `forecast` is { median, intervals: { level: { lower, upper } } }, or null. */
-  show(history, forecast, title) {
-    this.content = { history, forecast, title };
+  /**
+   * Show a series. `history` has numbers, or null for missing values. `forecast` is { median, intervals: { level: { lower, upper } } }.
+   * `times` has the times of both in ISO 8601, or is null.
+   */
+  show(history, forecast, title, times) {
+    this.content = { history, forecast, title, times };
     this.render();
   }
 
@@ -28,13 +31,13 @@ export class Chart {
   }
 
   render() {
-    const { history, forecast, title } = this.content;
+    const { history, forecast, title, times } = this.content;
     const { clientWidth: width, clientHeight: height } = this.element;
     const intervals = intervalsOf(forecast);
-    const values = [...history, ...(forecast?.median ?? []), ...intervals.flatMap(({ lower, upper }) => [...lower, ...upper])];
+    const values = [...history, ...forecast.median, ...intervals.flatMap(({ lower, upper }) => [...lower, ...upper])];
     const known = values.filter((value) => typeof value === "number");
     if (!known.length || !width) return;
-    const last = Math.max(1, history.length + (forecast?.median.length ?? 0) - 1);
+    const last = Math.max(1, history.length + forecast.median.length - 1);
     const down = ticks(valueRange(known), Math.max(2, (height - 40) / TICKS.down));
     const longest = Math.max(...down.marks.map((mark) => formatNumber(mark, 12).length));
     this.left = Math.max(LEFT.least, LEFT.besideLabel + LEFT.character * longest);
@@ -44,13 +47,14 @@ export class Chart {
     this.digits = distinguishingDigits(known);
 
     const svg = createSvg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
-    const across = ticks([0, last], width / TICKS.across).marks.filter((mark) => mark <= last && Number.isInteger(mark));
+    const across = times ? timeMarks(times, width / TICKS.acrossTimes)
+      : ticks([0, last], width / TICKS.across).marks.filter((mark) => mark <= last && Number.isInteger(mark)).map((mark) => [mark, formatNumber(mark, 6)]);
     svg.append(...this.axes(down.marks, across, width));
     const edge = lastValue(history);
     for (const { level, lower, upper } of intervals) svg.append(this.band(history.length, lower, upper, edge, level));
     svg.append(createSvg("path", { class: "history", d: this.path(history, 0) }));
-    if (forecast) svg.append(createSvg("path", { class: "median", d: this.path([edge, ...forecast.median], history.length - 1) }));
-    if (forecast) svg.append(createSvg("path", { class: "now", d: `M${this.x(history.length - 1)},${MARGIN.top}V${height - MARGIN.bottom}` }));
+    svg.append(createSvg("path", { class: "median", d: this.path([edge, ...forecast.median], history.length - 1) }));
+    svg.append(createSvg("path", { class: "now", d: `M${this.x(history.length - 1)},${MARGIN.top}V${height - MARGIN.bottom}` }));
     this.cross = createSvg("g", {});
     svg.append(this.cross);
     this.reading = createElement("div", { class: "reading", hidden: true });
@@ -61,8 +65,8 @@ export class Chart {
     const lines = down.map((mark) => createSvg("path", { class: "grid", d: `M${this.left},${this.y(mark)}H${width - MARGIN.right}` }));
     const left = down.map((mark) =>
       createSvg("text", { x: this.left - 10, y: this.y(mark) + 4, "text-anchor": "end" }, formatNumber(mark, 12)));
-    const below = across.map((mark) =>
-      createSvg("text", { x: this.x(mark), y: this.height - 6, "text-anchor": "middle" }, formatNumber(mark, 6)));
+    const below = across.map(([position, label]) =>
+      createSvg("text", { x: this.x(position), y: this.height - 6, "text-anchor": "middle" }, label));
     return [...lines, ...left, ...below];
   }
 
@@ -90,11 +94,11 @@ export class Chart {
 
   showReading(event) {
     if (!this.content || !this.cross) return;
-    const { history, forecast } = this.content;
+    const { history, forecast, times } = this.content;
     const place = event.clientX - this.element.getBoundingClientRect().left;
     const position = Math.round(this.x.inverse(place));
     const ahead = position - history.length;
-    const value = ahead < 0 ? history[position] : forecast?.median[ahead];
+    const value = ahead < 0 ? history[position] : forecast.median[ahead];
     if (typeof value !== "number") return this.hideReading();
     const x = this.x(position);
     this.cross.replaceChildren(
@@ -102,7 +106,8 @@ export class Chart {
       createSvg("circle", { class: "dot", cx: x, cy: this.y(value), r: 4.5 }),
     );
     const format = (number) => formatNumber(number, this.digits);
-    const lines = ahead < 0 ? [`value ${position}: ${format(value)}`] : [`forecast step ${ahead + 1}: ${format(value)}`,
+    const name = times?.[position] ?? (ahead < 0 ? `value ${position}` : `step ${ahead + 1}`);
+    const lines = ahead < 0 ? [`${name}: ${format(value)}`] : [`forecast for ${name}: ${format(value)}`,
       ...intervalsOf(forecast).reverse().map(({ level, lower, upper }) => `${level} %: ${format(lower[ahead])} to ${format(upper[ahead])}`)];
     this.reading.textContent = lines.join("\n");
     this.reading.hidden = false;
@@ -118,7 +123,7 @@ export class Chart {
 
 /** Return the intervals of a forecast, widest first. */
 export function intervalsOf(forecast) {
-  return Object.entries(forecast?.intervals ?? {})
+  return Object.entries(forecast.intervals)
     .map(([level, bounds]) => ({ level, ...bounds }))
     .sort((a, b) => b.level - a.level);
 }
@@ -139,6 +144,15 @@ function valueRange(values) {
   let margin = high - low < size * 1e-14 ? size * 1e-13 : 0; // so that axis marks differ
   if (low === high) margin = Math.max(1, size / 1e6);
   return [low - margin, high + margin];
+}
+
+/** Return at most `count` axis marks as [position, label], where a new year, month, day or hour begins. */
+function timeMarks(times, count) {
+  const starts = (length) => times.map((time, i) => [i, time.slice(0, length)]).filter(([i, label]) => !i || label !== times[i - 1].slice(0, length));
+  const lengths = [4, 7, 10, 16];
+  const all = starts(lengths.find((length) => starts(length).length > 3) ?? 16);
+  if (all.length > 2 && all[1][0] < all[2][0] - all[1][0]) all.shift(); // the first year, month or day is incomplete
+  return all.filter((_, i) => i % Math.ceil(all.length / count) === 0);
 }
 
 /** Return about `count` axis marks over a range, in steps of 1, 2 or 5 times a power of ten. */

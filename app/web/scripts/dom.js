@@ -47,3 +47,17 @@ export function formatPercent(fraction) {
 export function formatDuration(milliseconds) {
   return milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(2)} s`;
 }
+
+/** Show a picture as large as the window allows. */
+export function enlarge(src, description) {
+  byId("large-title").textContent = description[0].toUpperCase() + description.slice(1);
+  byId("large-picture").src = src;
+  byId("large-picture").alt = description;
+  byId("large").showModal();
+}
+
+/** Return rows of cells as a CSV file. */
+export function csvFile(rows) {
+  const cell = (value) => (/[",\r\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value ?? "");
+  return new Blob([rows.map((row) => `${row.map(cell).join(",")}\n`).join("")], { type: "text/csv" });
+}

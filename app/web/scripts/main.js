@@ -21,19 +21,6 @@ async function start() {
   await Promise.all(available.map((panel) => panel.start()));
 }
 
-/** Mark the visible section of the page in the navigation bar. */
-function markCurrentSection() {
-  const links = [...document.querySelectorAll('nav a[href^="#"]')];
-  const watcher = new IntersectionObserver((entries) => {
-    for (const { target, isIntersecting } of entries) {
-      const link = links.find((each) => each.hash === `#${target.id}`);
-      if (isIntersecting) link.setAttribute("aria-current", "true");
-      else link.removeAttribute("aria-current");
-    }
-  }, { rootMargin: "-45% 0px -54% 0px" });
-  for (const link of links) watcher.observe(byId(link.hash.slice(1)));
-}
-
 /** Start the page with an API key, if given. On an error, show the message, and the key field if a key is missing. */
 async function startWithKey(key = null) {
   const startError = byId("start-error");
@@ -59,5 +46,4 @@ byId("key").addEventListener("submit", (event) => {
 for (const name of ["dragover", "drop"]) { // a file dropped beside a panel must not replace the page
   document.addEventListener(name, (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
 }
-markCurrentSection();
 startWithKey();

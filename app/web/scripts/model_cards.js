@@ -1,10 +1,10 @@
-// One card for each model, with its metrics, its versions and the pictures of its training.
+// One card for each model: what it does and how good it is. Its details are metrics, versions, pictures and the training.
 
-import { json, send, showPicture } from "./api.js";
-import { byId, createElement } from "./dom.js";
+import { blob, json, send } from "./api.js";
+import { byId, createElement, enlarge } from "./dom.js";
+import { knowledge, quality } from "./headline.js";
 
-const TASKS = { classify: "image classification", continue: "text generation", forecast: "forecasting", sample: "image generation", infer: "tensor inference" };
-const SHOWN = 4; // metrics shown without opening the table
+const TASKS = { classify: "labels", continue: "text", forecast: "forecasts", sample: "images", infer: "tensors" }; // what a model returns
 
 /** Show one card for each model. The buttons on a card switch it to another version. */
 export function showModelCards(models) {
@@ -13,37 +13,27 @@ export function showModelCards(models) {
   byId("cards").replaceChildren(...sorted.map((model) => (model.state === "ready" ? card(model) : failedCard(model))));
 }
 
-function card(model) {
-  const metrics = Object.entries(model.card.metrics);
-  return createElement("article", { class: "card", "aria-label": model.id },
-    createElement("header", {},
-      createElement("h3", {}, model.id),
-      createElement("div", { class: "marks" },
-        createElement("span", { class: "task" }, TASKS[model.task] ?? model.task),
-        model.default ? createElement("span", { class: "good" }, "default") : null,
-        ...versions(model)),
-      createElement("p", {}, model.title)),
-    metrics.length ? createElement("dl", { class: "metrics" }, ...metrics.slice(0, SHOWN).map(metricItem)) : null,
-    pictures(model),
-    metrics.length > SHOWN ? details(`All ${metrics.length} metrics`, metricsTable(metrics)) : null,
-    details(isImported(model.card) ? "Import" : "Training", origin(model)),
-    ...model.failed.map(failure));
-}
+const heading = (name, mark, text) => [createElement("h3", {}, name), createElement("span", { class: "task" }, mark), text ? createElement("span", { class: "about" }, text) : null];
 
-const readable = (name) => name.replaceAll("_", " ");
-
-function metricItem([name, { value, decimals, split }]) {
-  return createElement("div", {}, createElement("dt", {}, readable(name), createElement("small", {}, split)), createElement("dd", {}, value.toFixed(decimals)));
+function card(model, open = false) {
+  const mark = `${TASKS[model.task] ?? model.task}${model.default ? ", default" : ""}`;
+  const pictures = createElement("div", {});
+  const details = createElement("details", { open },
+    createElement("summary", {}, ...heading(model.id, mark, quality(model))),
+    createElement("p", {}, [model.title, knowledge(model)].filter(Boolean).join(". ")),
+    versions(model), pictures, metricsTable(Object.entries(model.card.metrics)), origin(model));
+  details.addEventListener("toggle", () => showPictures(model, pictures), { once: true });
+  return createElement("article", { class: "card", "aria-label": model.id }, details, ...model.failed.map(failure));
 }
 
 /** Return the served versions as buttons that switch the card. The active version answers requests without a version. */
 function versions(model) {
-  if (model.versions.length < 2) return [createElement("span", {}, `version ${model.version}`)];
-  return model.versions.map((version) => createElement("button", {
+  return createElement("div", { class: "inputs" }, ...model.versions.map((version) => createElement("button", {
     type: "button",
+    class: "secondary small",
     "aria-pressed": String(version === model.version),
     on: { click: (event) => switchVersion(event.currentTarget.closest(".card"), `${model.id}@${version}`) },
-  }, `version ${version}${role(model, version)}`));
+  }, `version ${version}${role(model, version)}`)));
 }
 
 function role({ active, canary }, version) {
@@ -63,36 +53,32 @@ async function switchVersion(element, id) {
     return;
   }
   if (element.dataset.chosen !== id) return; // another version was chosen meanwhile
-  const other = card(model);
+  const other = card(model, true);
   element.replaceWith(other);
-  other.querySelector('.marks button[aria-pressed="true"]').focus();
+  other.querySelector('button[aria-pressed="true"]').focus();
 }
 
-function pictures(model) {
-  if (!model.pictures.length) return null;
-  return createElement("div", { class: "pictures" }, ...model.pictures.map((file) => {
-    const src = `v1/models/${model.id}@${model.version}/pictures/${file}`;
+/** Load the pictures of a training. A click shows one large. */
+async function showPictures(model, container) {
+  for (const file of model.pictures) {
     const description = `${file.replace(".png", "")} of ${model.id}, version ${model.version}`;
-    const image = createElement("img", { alt: "", loading: "lazy" });
-    const button = createElement("button", { type: "button", "aria-label": `Show the ${description}`, on: { click: () => enlarge(image.src, description) } }, image);
-    showPicture(image, src).catch(() => button.remove());
-    return button;
-  }));
-}
-
-function enlarge(src, description) {
-  byId("large-title").textContent = description[0].toUpperCase() + description.slice(1);
-  byId("large-picture").src = src;
-  byId("large-picture").alt = description;
-  byId("large").showModal();
+    try { // <img src> would send no key
+      const src = URL.createObjectURL(await blob(await send({ path: `v1/models/${model.id}@${model.version}/pictures/${file}` })));
+      container.append(createElement("button", { type: "button", class: "training", "aria-label": `Show the ${description}`, on: { click: () => enlarge(src, description) } },
+        createElement("img", { src, alt: "" })));
+    } catch (error) {
+      container.append(createElement("p", { class: "error", role: "alert" }, error.message));
+    }
+  }
 }
 
 function metricsTable(metrics) {
+  if (!metrics.length) return null;
   return createElement("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "All metrics" }, createElement("table", {},
     createElement("thead", {}, createElement("tr", {}, createElement("th", { scope: "col" }, "metric"), createElement("th", { scope: "col", class: "number" }, "value"),
       createElement("th", { scope: "col" }, "measured on"))),
     createElement("tbody", {}, ...metrics.map(([name, { value, decimals, split }]) => createElement("tr", {},
-      createElement("th", { scope: "row" }, readable(name)), createElement("td", { class: "number" }, value.toFixed(decimals)), createElement("td", {}, split))))));
+      createElement("th", { scope: "row" }, name.replaceAll("_", " ")), createElement("td", { class: "number" }, value.toFixed(decimals)), createElement("td", {}, split))))));
 }
 
 const UNITS = { classify: "image", continue: "character", forecast: "forecast", sample: "image", infer: "row" };
@@ -119,14 +105,9 @@ function origin({ card }) {
     .flatMap(([name, fact]) => [createElement("dt", {}, name), createElement("dd", {}, fact)]));
 }
 
-function details(summary, content) {
-  return createElement("details", {}, createElement("summary", {}, summary), content);
-}
-
 const failure = ({ version, reason }) => createElement("p", { class: "error" }, `Version ${version} is not served: ${reason}`);
 
 function failedCard(model) {
   return createElement("article", { class: "card", "aria-label": model.id },
-    createElement("header", {}, createElement("h3", {}, model.id), createElement("div", { class: "marks" }, createElement("span", {}, model.state === "unloaded" ? "unloaded" : "not served"))),
-    ...model.failed.map(failure));
+    ...heading(model.id, model.state === "unloaded" ? "unloaded" : "not served"), ...model.failed.map(failure));
 }

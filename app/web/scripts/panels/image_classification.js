@@ -1,55 +1,79 @@
-// Image classification: choose, drop or paste an image. Show its labels as bars, and a heat map over the image.
+// Image classification: choose, drop or paste images. Show the labels of one image as bars, and of several as a strip.
 
 import { blob, send } from "../api.js";
-import { byId, createElement, formatPercent } from "../dom.js";
+import { byId, createElement, csvFile, enlarge, formatCount, formatPercent } from "../dom.js";
 import { isImported } from "../model_cards.js";
-import { acceptDrops, Panel, showSliderValue } from "./panel.js";
+import { acceptDrops, Panel } from "./panel.js";
 
-const SAMPLES = ["bird", "horse", "frog", "ship", "cat", "truck", "three", "seven"];
+const SAMPLES = ["horse", "ship", "frog", "truck", "cat", "three", "seven"];
 const SAMPLE_LABELS = { three: "3", seven: "7" }; // where the label differs from the file name
 const samplePath = (name) => `web/samples/${name}.png`;
-const MAX_COARSE = 96; // pixels; smaller images are scaled without smoothing
 
 export function imageClassificationPanel() {
-  const picture = byId("image-picture"), heat = byId("image-heat"), bars = byId("image-bars");
-  const blend = byId("image-blend"), opacity = byId("image-opacity"), chooser = byId("image-file");
-  let file = null, sample = null; // path of the sample, or null for an image of the user
+  const picture = byId("image-picture"), heat = byId("image-heat"), bars = byId("image-bars"), strip = byId("image-strip");
+  const chooser = byId("image-file"), samples = byId("image-examples");
+  let files = [], urls = [], results = [];
+  let sample = null; // path of the sample, or null for images of the user
   let choices = 0;
 
   const panel = new Panel("image", "classify", {
     request() {
-      updateSamples();
-      if (!file) return null;
+      for (const button of samples.children) button.hidden = !fits(button.dataset.example);
+      if (!files.length) return null;
       const { top_k: top, explain } = panel.form.elements;
-      // Imported networks have no heat maps. The page knows the card of the active version only.
-      explain.disabled = !panel.model.includes("@") && Boolean(panel.modelInfo) && isImported(panel.modelInfo.card);
+      explain.disabled = Boolean(panel.modelInfo) && isImported(panel.modelInfo.card); // imported networks have no heat maps
       const query = { model: panel.model, top_k: top.value, explain: explain.checked && !explain.disabled ? true : null };
-      return { path: "v1/images/classify", query, file, sample };
+      return { path: "v1/images/classify", query, files, sample };
     },
-    show({ results: [result] }) {
-      bars.replaceChildren(...result.predictions.map(bar));
-      URL.revokeObjectURL(heat.src);
-      heat.hidden = blend.hidden = !result.explanation;
-      if (result.explanation) heat.src = URL.createObjectURL(pngBlob(result.explanation));
-      heat.alt = result.explanation ? `The same image with a heat map for ${result.predictions[0].label}` : "";
-      const [best] = result.predictions;
-      return `${best.label}, ${formatPercent(best.probability)}`;
+    show(answer) {
+      results = answer.results;
+      showStrip();
+      showImage(0);
+      const [{ label, probability }] = results[0].predictions;
+      return results.length > 1 ? formatCount(results.length, "image") : `${label}, ${formatPercent(probability)}`;
     },
+    clear() {
+      results = [];
+      bars.replaceChildren();
+      heat.hidden = true;
+    },
+    save: () => ({
+      name: "labels.csv",
+      content: csvFile([["file", "label", "probability"],
+        ...results.flatMap(({ filename, predictions }) => predictions.map(({ label, probability }) => [filename, label, probability]))]),
+    }),
   });
 
-  /** Classify an image file. `path` is its path on this service if it is a sample. */
+  /** Show one of the images, with its labels and its heat map if they are known. */
+  function showImage(i) {
+    const result = results[i];
+    picture.src = urls[i];
+    picture.alt = `Image ${files[i].name}`;
+    picture.hidden = false;
+    URL.revokeObjectURL(heat.src);
+    heat.hidden = !result?.explanation;
+    if (result?.explanation) heat.src = URL.createObjectURL(pngBlob(result.explanation));
+    heat.alt = result?.explanation ? `The same image with a heat map for ${result.predictions[0].label}` : "";
+    bars.replaceChildren(...(result?.predictions ?? []).map(bar));
+    [...strip.querySelectorAll("button")].forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
+  }
+
+  /** Show several images side by side, each with its label. A click shows all labels of an image. */
+  function showStrip() {
+    strip.replaceChildren(...(results.length < 2 ? [] : results).map(({ predictions: [best] }, i) => createElement("li", {},
+      createElement("button", { type: "button", "aria-pressed": "false", on: { click: () => showImage(i) } },
+        createElement("img", { src: urls[i], alt: `${files[i].name}:` }), `${best.label} ${formatPercent(best.probability)}`))));
+  }
+
+  /** Classify image files. `path` is the path on this service if the file is a sample. */
   async function classify(chosen, path = null) {
     choices += 1;
-    [file, sample] = [chosen, path];
-    URL.revokeObjectURL(picture.src);
-    picture.src = URL.createObjectURL(file);
-    picture.alt = `Image ${file.name}`;
-    picture.hidden = false;
-    heat.hidden = blend.hidden = true;
-    bars.replaceChildren();
-    for (const button of byId("image-examples").children) {
-      button.setAttribute("aria-pressed", String(path === samplePath(button.dataset.example)));
-    }
+    urls.forEach(URL.revokeObjectURL);
+    [files, sample, results] = [chosen, path, []];
+    urls = files.map((file) => URL.createObjectURL(file));
+    strip.replaceChildren();
+    showImage(0);
+    for (const button of samples.children) button.setAttribute("aria-pressed", String(path === samplePath(button.dataset.example)));
     await panel.run();
   }
 
@@ -57,57 +81,45 @@ export function imageClassificationPanel() {
     const path = samplePath(name), choice = (choices += 1);
     try {
       const content = await blob(await send({ path }));
-      if (choice === choices) await classify(new File([content], `${name}.png`, { type: "image/png" }), path);
+      if (choice === choices) await classify([new File([content], `${name}.png`, { type: "image/png" })], path);
     } catch (error) { // the service does not answer
       if (choice === choices) panel.showError(error);
     }
   }
 
-  /** Classify an image that the user chose. */
-  function choose(image) {
+  /** Classify images that the user chose. */
+  function choose(images) {
     panel.announce();
-    return classify(image);
+    return classify(images);
   }
 
-  function chooseSample(name) {
-    panel.announce();
-    return classifySample(name);
-  }
+  /** Return whether the chosen model has a label for a sample. */
+  const fits = (name) => (panel.modelInfo?.labels ?? []).includes(SAMPLE_LABELS[name] ?? name);
 
-  /** Show only samples for which the chosen model has a label. */
-  function updateSamples() {
-    const labels = panel.modelInfo?.labels ?? [];
-    for (const button of byId("image-examples").children) {
-      button.hidden = !labels.includes(SAMPLE_LABELS[button.dataset.example] ?? button.dataset.example);
-    }
-    panel.root.querySelector(".examples").hidden = ![...byId("image-examples").children].some((button) => !button.hidden);
-  }
-
-  picture.addEventListener("load", () => {
-    for (const image of [picture, heat]) image.classList.toggle("coarse", picture.naturalWidth <= MAX_COARSE);
-  });
   picture.addEventListener("error", () => (picture.hidden = true)); // the service reports the error
-  heat.addEventListener("error", () => (heat.hidden = blend.hidden = true)); // the image remains visible
-  opacity.dataset.unit = " %";
-  showSliderValue(opacity);
-  opacity.addEventListener("input", () => heat.style.setProperty("opacity", String(opacity.value / 100)));
-  byId("image-examples").append(...SAMPLES.map((name) =>
-    createElement("button", { type: "button", "data-example": name, "aria-pressed": "false", on: { click: () => chooseSample(name) } },
-      createElement("img", { src: `web/samples/${name}.png`, alt: `Example: ${name}`, width: 44, height: 44 }))));
+  heat.addEventListener("error", () => (heat.hidden = true)); // the image remains visible
+  byId("image-large").addEventListener("click", () => {
+    const shown = heat.hidden ? picture : heat;
+    if (!shown.hidden) enlarge(shown.src, shown.alt);
+  });
+  samples.append(...SAMPLES.map((name) => createElement("button", {
+    type: "button", "data-example": name, "aria-pressed": "false",
+    on: { click: () => (panel.announce(), classifySample(name)) },
+  }, createElement("img", { src: samplePath(name), alt: `Example: ${name}`, width: 44, height: 44 }))));
   chooser.addEventListener("change", () => {
-    const [chosen] = chooser.files;
-    chooser.value = ""; // so that the same file can be chosen again
-    if (chosen) choose(chosen);
+    const chosen = [...chooser.files];
+    chooser.value = ""; // so that the same files can be chosen again
+    if (chosen.length) choose(chosen);
   });
   document.addEventListener("paste", (event) => {
-    const pasted = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
+    const pasted = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
     // Spreadsheets copy cells as text and as a picture. A text field takes the text.
     const isText = event.clipboardData.types.includes("text/plain") && event.target.closest("input, textarea");
-    if (pasted && !isText) choose(pasted).then(() => panel.root.scrollIntoView({ block: "nearest" }));
+    if (pasted.length && !isText) choose(pasted).then(() => panel.root.scrollIntoView({ block: "nearest" }));
   });
   acceptDrops(panel.root, choose);
 
-  panel.start = () => (file ? panel.run() : classifySample(panel.modelInfo?.labels?.includes("3") ? "three" : "bird"));
+  panel.start = () => (files.length ? panel.run() : classifySample(SAMPLES.find(fits) ?? SAMPLES[0]));
   return panel;
 }
 

@@ -1,15 +1,13 @@
 // Image generation: show a grid of images for a seed and a label, or an interpolation between two seeds.
 
-import { byId, createElement, formatCount } from "../dom.js";
+import { blob, send } from "../api.js";
+import { byId, createElement, enlarge, formatCount } from "../dom.js";
 import { fieldNumber, Panel, randomSeed, showSliderValue } from "./panel.js";
-
-const STEP_MILLISECONDS = 90; // of the animated interpolation
 
 export function imageGenerationPanel() {
   const sheet = byId("generation-sheet"), interpolation = byId("generation-interpolation"), frame = byId("generation-frame");
-  const step = byId("generation-step"), play = byId("generation-play"), label = byId("generation-label");
-  const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
-  let images = [], timer = null;
+  const step = byId("generation-step"), label = byId("generation-label");
+  let images = [], answered = null; // the request of the images
 
   const panel = new Panel("generation", "sample", {
     request() {
@@ -21,16 +19,22 @@ export function imageGenerationPanel() {
       return { path: "v1/images/sample", json };
     },
     show({ seed, results }, request) {
-      stop(); // the animation of an earlier answer
       panel.pinSeed(request, seed);
+      answered = request;
       images = results.map(({ image }) => `data:image/png;base64,${image}`);
       const altText = (i) => `${results[i].label === null ? "Image" : `Label ${results[i].label}`}, number ${i + 1} of seed ${seed}`;
-      sheet.replaceChildren(...images.map((src, i) => createElement("li", {}, createElement("img", { src, alt: altText(i), width: 28, height: 28 }))));
+      sheet.replaceChildren(...images.map((src, i) => createElement("li", {},
+        createElement("img", { src, alt: altText(i), width: 28, height: 28, on: { click: () => enlarge(src, altText(i)) } }))));
       interpolation.hidden = !interpolates();
       if (interpolates()) showInterpolation(seed, request.json.end_seed);
       const shown = formatCount(results.length, interpolates() ? "step" : "image");
       return `${shown} from seed ${seed}${interpolates() ? ` to seed ${request.json.end_seed}` : ""}`;
     },
+    clear() {
+      sheet.replaceChildren();
+      interpolation.hidden = true;
+    },
+    save: async () => ({ name: "images.png", content: await blob(await send({ ...answered, accept: "image/png" })) }),
   });
   const interpolates = () => panel.form.elements.mode.value === "interpolation";
 
@@ -51,7 +55,6 @@ export function imageGenerationPanel() {
     step.max = String(images.length - 1);
     frame.alt = `Step of the interpolation from seed ${seed} to seed ${to}`;
     showStep(0);
-    if (!reducedMotion.matches) animate();
   }
 
   function showStep(i) {
@@ -62,28 +65,9 @@ export function imageGenerationPanel() {
     sheet.children[i]?.setAttribute("aria-current", "step");
   }
 
-  function animate() {
-    play.textContent = "Pause";
-    if (Number(step.value) >= images.length - 1) showStep(0);
-    timer = setInterval(() => {
-      const next = Number(step.value) + 1;
-      if (next < images.length) showStep(next);
-      if (next >= images.length - 1) stop();
-    }, STEP_MILLISECONDS);
-  }
-
-  function stop() {
-    clearInterval(timer);
-    timer = null;
-    play.textContent = "Play";
-  }
-
   const updateStep = showSliderValue(step);
-  step.addEventListener("input", () => {
-    stop();
-    showStep(Number(step.value));
-  });
-  play.addEventListener("click", () => (timer ? stop() : animate()));
+  step.addEventListener("input", () => showStep(Number(step.value)));
+  frame.addEventListener("click", () => enlarge(frame.src, frame.alt));
   for (const radio of panel.form.elements.mode) radio.addEventListener("change", updateControls);
   panel.start = () => panel.run();
   return panel;

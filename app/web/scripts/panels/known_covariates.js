@@ -34,13 +34,13 @@ export class KnownCovariates {
     return this.columns.some((column) => column.name === name);
   }
 
-  /** Fill the fields from an opened table: its numeric columns, and the time of its first row. */
-  fill(table, time) {
+  /** Fill the fields from an opened table: its columns, and the time of its first row. */
+  fill({ columns, times }) {
     for (const field of this.box.querySelectorAll("textarea")) {
-      const column = table.find(({ name }) => name === field.dataset.column);
+      const column = columns.find(({ name }) => name === field.dataset.column);
       if (column) field.value = withoutMissingEnd(column.values).join(", ");
     }
-    if (time) this.start.value = time;
+    if (times) this.start.value = times[0];
   }
 
   /** Empty all fields. */

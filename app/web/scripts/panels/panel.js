@@ -1,27 +1,32 @@
-// The common part of the four panels: controls, requests, status line, error messages and curl command.
+// The common part of the four panels: controls, requests, status line, error messages, code and download.
 
-import { curl, json, RequestError, send } from "../api.js";
+import { json, RequestError, send } from "../api.js";
+import { curl, python } from "../commands.js";
 import { byId, createElement, formatDuration } from "../dom.js";
+import { knowledge, quality } from "../headline.js";
 
 const DEBOUNCE = 140; // milliseconds between the last change of a control and the request
 
 export class Panel {
   /**
    * `request()` builds a request from the controls, or returns null. `show(answer, request)` shows the answer and may
-   * return text for the status line. `onEnd()` is called when no request is running any more. With `live`, each change
-   * of a control sends a new request.
+   * return text for the status line. `clear()` removes the answer when an error is shown. `save()` returns the answer as
+   * { name, content }, a file to download. `onEnd()` is called when no request is running any more. With `live`, each
+   * change of a control sends a new request.
    */
-  constructor(id, task, { request, show, live = true, receive = json, onEnd = () => {} }) {
+  constructor(id, task, { request, show, clear, save, live = true, receive = json, onEnd = () => {} }) {
     this.root = byId(id);
     this.task = task;
-    Object.assign(this, { request, show, receive, onEnd });
+    Object.assign(this, { request, show, clear, receive, onEnd });
     this.form = this.root.querySelector("form");
     this.answer = this.root.querySelector(".answer");
-    const foot = this.root.querySelector("footer");
-    foot.append(byId("foot").content.cloneNode(true));
-    this.status = foot.querySelector(".status");
-    this.curlLine = foot.querySelector("code");
-    foot.querySelector("button").addEventListener("click", (event) => this.copy(event.currentTarget));
+    this.answer.after(byId("line").content.cloneNode(true));
+    this.form.after(byId("code").content.cloneNode(true));
+    this.status = this.root.querySelector(".status");
+    this.download = this.root.querySelector(".line button");
+    this.download.addEventListener("click", () => this.saveFile(save));
+    this.code = [...this.root.querySelectorAll(".code code")];
+    for (const button of this.root.querySelectorAll(".code button")) button.addEventListener("click", () => copy(button));
     for (const slider of this.root.querySelectorAll('input[type="range"]')) showSliderValue(slider);
     for (const dice of this.root.querySelectorAll("[data-dice]")) dice.addEventListener("click", () => this.newSeed(dice));
     this.form.addEventListener("submit", (event) => {
@@ -30,6 +35,7 @@ export class Panel {
       this.run();
     });
     this.root.addEventListener("input", () => this.announce());
+    this.form.elements.model.addEventListener("change", () => this.run());
     if (live) {
       this.root.addEventListener("input", (event) => this.onChange(event, DEBOUNCE));
       this.root.addEventListener("change", (event) => this.onChange(event, 0));
@@ -43,7 +49,7 @@ export class Panel {
 
   onChange(event, wait) {
     const control = event.target;
-    if (control.form !== this.form || !control.name || control.type === "file") return;
+    if (control.form !== this.form || !control.name || control.type === "file" || control.name === "model") return;
     if (event.type === "input" && !["range", "textarea", "number", "text"].includes(control.type)) return; // a change event follows
     if (event.type === "change" && control.type !== "select-one" && !["checkbox", "radio"].includes(control.type)) return;
     clearTimeout(this.timer);
@@ -67,7 +73,7 @@ export class Panel {
         .map((version) => createElement("option", { value: `${model.id}@${version}` }, `${model.id}, version ${version}`)),
     ]));
     if ([...chooser.options].some((option) => option.value === before)) chooser.value = before;
-    this.models = fitting;
+    this.models = new Map(fitting.map((model) => [model.id, model])); // and later the chosen versions
     return fitting.length > 0;
   }
 
@@ -80,9 +86,16 @@ export class Panel {
     return this.form.elements.model.value;
   }
 
-  /** Return the chosen model as /v1/models describes it. */
+  /** Return the chosen model or version as /v1/models describes it, or undefined until it is loaded. */
   get modelInfo() {
-    return this.models?.find((model) => model.id === this.model.split("@")[0]);
+    return this.models?.get(this.model);
+  }
+
+  /** Load the description of the chosen version, and show its headline. */
+  async loadModelInfo(signal) {
+    const { model } = this;
+    if (model && !this.models.has(model)) this.models.set(model, await json(await send({ path: `v1/models/${model}` }, signal)));
+    if (this.modelInfo) this.root.querySelector(".headline span").textContent = `${quality(this.modelInfo)} ${knowledge(this.modelInfo)}`;
   }
 
   /** Send the request that the controls describe. Aborts a request that is still running. */
@@ -90,13 +103,14 @@ export class Panel {
     clearTimeout(this.timer);
     this.running?.abort();
     this.clearError();
-    const request = this.request();
-    if (!request) return;
     const running = (this.running = new AbortController());
-    this.curlLine.textContent = curl(request);
     this.answer.setAttribute("aria-busy", "true");
-    const startedAt = (this.startedAt = performance.now());
     try {
+      await this.loadModelInfo(running.signal);
+      const request = running === this.running && this.request();
+      if (!request) return;
+      this.showCode(request);
+      const startedAt = (this.startedAt = performance.now());
       const response = await send(request, running.signal);
       const answer = await this.receive(response, running.signal);
       const elapsed = performance.now() - startedAt;
@@ -104,6 +118,7 @@ export class Panel {
       const details = this.show(answer, request);
       if (this.modelInfo?.canary) this.pinVersion(request, `${answer.model}@${answer.version}`);
       this.showStatus(answer, `${formatDuration(elapsed)}${details ? ` · ${details}` : ""}`);
+      this.download.disabled = false;
     } catch (error) {
       if (running === this.running && error.name !== "AbortError") this.showError(error);
     } finally {
@@ -116,28 +131,34 @@ export class Panel {
 
   /** Show the model that answered, and the given text. */
   showStatus({ model, version }, text) {
-    this.status.replaceChildren(createElement("strong", {}, `${model}, version ${version}`), text);
+    this.status.replaceChildren(createElement("strong", {}, `${model}, version ${version}`), ` · ${text}`);
   }
 
-  /** Show the curl command with the seed that the service chose, so that it returns the same answer. */
+  showCode(request) {
+    [curl, python].forEach((write, i) => (this.code[i].textContent = write(request)));
+  }
+
+  /** Show the code with the seed that the service chose, so that it returns the same answer. */
   pinSeed(request, seed) {
     request.json.seed = seed;
-    this.curlLine.textContent = curl(request);
+    this.showCode(request);
   }
 
-  /** Show the curl command with the version that answered, because a canary answers some of the requests without one. */
+  /** Show the code with the version that answered, because a canary answers some of the requests without one. */
   pinVersion(request, model) {
     const part = request.json ? "json" : "query";
-    this.curlLine.textContent = curl({ ...request, [part]: { ...request[part], model } });
+    this.showCode({ ...request, [part]: { ...request[part], model } });
   }
 
-  /** Show an error message beside the control that caused it. */
+  /** Show an error message beside the control that caused it, or below the answer. */
   showError(error) {
     if (!(error instanceof RequestError)) {
       console.error(error);
       error = new RequestError("The page cannot show the answer. The browser console contains the error.");
     }
     this.clearError();
+    this.clear();
+    this.download.disabled = true;
     if (error.status === 401) byId("key").hidden = false; // the key was revoked meanwhile
     const control = error.param && this.control(error.param);
     const container = control?.closest("[data-param], .chooser") ?? this.root.querySelector('[data-param="form"]');
@@ -146,6 +167,7 @@ export class Panel {
     if (control) {
       control.setAttribute("aria-invalid", "true");
       control.setAttribute("aria-describedby", id);
+      if (control.closest("details")) control.closest("details").open = true;
     }
     this.status.replaceChildren();
   }
@@ -166,16 +188,29 @@ export class Panel {
     }
   }
 
-  async copy(button) {
+  /** Download the answer as a file. */
+  async saveFile(save) {
     try {
-      await navigator.clipboard.writeText(this.curlLine.textContent);
-      button.textContent = "Copied";
-    } catch { // not permitted, or not HTTPS: select the text instead
-      getSelection().selectAllChildren(this.curlLine);
-      button.textContent = "Selected";
+      const { name, content } = await save();
+      const url = URL.createObjectURL(content);
+      createElement("a", { href: url, download: name }).click();
+      setTimeout(() => URL.revokeObjectURL(url), 60_000); // the browser may ask first where to save it
+    } catch (error) {
+      this.showError(error);
     }
-    setTimeout(() => (button.textContent = "Copy"), 1600);
   }
+}
+
+async function copy(button) {
+  const code = button.parentElement.querySelector("code");
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    button.textContent = "Copied";
+  } catch { // not permitted, or not HTTPS: select the text instead
+    getSelection().selectAllChildren(code);
+    button.textContent = "Selected";
+  }
+  setTimeout(() => (button.textContent = "Copy"), 1600);
 }
 
 /** Show the value of a slider beside it, now and on every change. Returns the function that does so. */
@@ -194,7 +229,7 @@ export function showSliderValue(slider) {
   return show;
 }
 
-/** Call `take(file)` for a file dropped on an element. Dragged text is not affected. */
+/** Call `take(files)` for files dropped on an element. Dragged text is not affected. */
 export function acceptDrops(element, take) {
   const over = (on) => element.classList.toggle("dropping", on);
   for (const name of ["dragenter", "dragover", "drop"]) {
@@ -202,7 +237,7 @@ export function acceptDrops(element, take) {
       if (!event.dataTransfer.types.includes("Files")) return;
       event.preventDefault();
       over(name !== "drop");
-      if (name === "drop" && event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+      if (name === "drop" && event.dataTransfer.files.length) take([...event.dataTransfer.files]);
     });
   }
   element.addEventListener("dragleave", () => over(false));

@@ -31,6 +31,8 @@ export function textGenerationPanel() {
       return request;
     },
     receive,
+    clear() {}, // the text up to an error stays visible
+    save: () => ({ name: "text.txt", content: new Blob([prefix.textContent, generated.textContent], { type: "text/plain" }) }),
     onEnd() {
       // A disabled button loses the keyboard focus.
       if (document.activeElement === stop) panel.form.querySelector("[type=submit]").focus();
@@ -38,7 +40,7 @@ export function textGenerationPanel() {
     },
     show({ last, first, count, seconds }) {
       const parts = [`first character after ${formatDuration(first)}`, `${formatNumber(count / seconds, 3)} characters/s`];
-      if (last.unknown_characters.length) parts.push(`unknown characters: ${last.unknown_characters.map(visibleCharacter).join(" ")}`);
+      if (last.unknown_characters.length) parts.push(`unknown characters: ${JSON.stringify(last.unknown_characters.join(""))}`);
       return parts.join(" · ");
     },
   });
@@ -55,14 +57,13 @@ export function textGenerationPanel() {
       for await (const event of events(response)) {
         first ??= performance.now() - panel.startedAt;
         count += [...event.text].length;
-        const atEnd = panel.answer.scrollTop + panel.answer.clientHeight > panel.answer.scrollHeight - 40;
         generated.append(event.text);
-        if (atEnd) panel.answer.scrollTop = panel.answer.scrollHeight;
         if (event.finish_reason) last = event;
       }
     } catch (error) {
       if (error.name === "AbortError" && signal === panel.running.signal) {
         panel.showStatus({ model, version }, `stopped after ${formatCount(count, "character")}`);
+        panel.download.disabled = false;
       }
       throw error;
     }
@@ -82,10 +83,4 @@ export function textGenerationPanel() {
   });
   panel.start = () => panel.run();
   return panel;
-}
-
-/** Return a character, or its code point if it is invisible by itself, such as U+0009 for a tab. */
-function visibleCharacter(character) {
-  const code = character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
-  return /[\p{C}\p{M}\p{Z}]/u.test(character) ? `U+${code}` : character;
 }
