@@ -74,11 +74,96 @@ PROMPTS = ("ROMEO:", "First Citizen:\n", "To be, ")  # prompts of the samples on
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train a network on tinyshakespeare or on the user's texts, measure it, and publish it.
+
+    A network for the user's texts is trained again on all texts before it is published, unless an option prevents this.
+    """
     options, config = arguments(argv)
-    if options.preset == "own":
-        train_own(options, config, argv)
+    is_own = options.preset == "own"
+    if is_own:
+        text, name, data = read_own(options)
+        vocabulary = texts.own_vocabulary(text.train, options.data_options["min_count"])
+        texts.report(text, vocabulary)
+        if options.data_options["preview"]:
+            return
     else:
-        train_shakespeare(options, config, argv)
+        text, name = datasets.tinyshakespeare(), "tinyshakespeare"
+        data, vocabulary = {name: text.sha256}, texts.vocabulary_of(text.train)
+    base = read_base(options, config, data)
+    if is_own and base:
+        texts.check_known(base, text.train)
+    teachers = read_teachers(options, vocabulary, data)
+    run = Run(options, config, argv, text.sha256 if is_own else None)
+    characters = texts.encode(text.train, vocabulary)
+    held_out = config.validation, config.validation_parts
+    if is_own:
+        kept, validation, window = texts.hold_out_windows(characters, *held_out)
+    else:
+        (kept, validation), window = texts.hold_out(characters, *held_out), texts.WINDOW
+    training = training_text(kept, vocabulary, config.renamed_share, options.seed)
+    validation = [part.to(options.device) for part in validation]
+    if is_own:
+        config = dataclasses.replace(config, batch=min(config.batch, training.length // (4 * config.bptt)))
+    config, network = initial_network(config, base, vocabulary)
+    refits, initial = is_own and refit.is_planned(options) and config.epochs > 0, copy.deepcopy(network)
+    recipe = TextRecipe(network, config, options, training, validation, window, keep_best=is_own, teachers=teachers)
+    network, budget = train(run, recipe, refits)
+    temperature = calibrate(network, validation, window) if validation else None
+    card = {
+        "title": f"Continues a text in the manner of {name[5:]}"[:200] if is_own else TITLES[config.kind],
+        "kind": config.kind,
+        "data": {name: text.sha256, **origin(base), **(teachers.digests if teachers else {})},
+        "notes": notes(options, config, base, teachers, temperature),
+    }
+    card = measured_card(run, card, text, vocabulary, network, validation, window)
+    if refits:
+        characters = texts.encode(text.train + text.test, vocabulary)
+        whole = training_text(characters, vocabulary, config.renamed_share, options.seed)
+        recipe = TextRecipe(initial, config, options, whole, teachers=teachers)
+        run.begin_refit()
+        fit(run, recipe, budget, config.epochs)
+        network = recipe.average.module
+        divide_logits(network, temperature or 1.0)
+        card = refit.describe(card, budget.steps)
+    own_prompts = texts.prompts(text.test if options.part == "test" else text.train)
+    publish(run, card, network, own_prompts if is_own else PROMPTS)
+
+
+def read_own(options: Options) -> tuple[datasets.Text, str, dict[str, str]]:
+    """Return the user's text, its key in the field ``data`` of the card, and its SHA-256 for the name of each file."""
+    paths = options.data_options["text"]
+    text = texts.read(paths, options.data_options["encoding"])
+    names = [texts.name_of(path) for path in paths]
+    return text, f"text:{' '.join(names)}", {f"text:{name}": text.sha256 for name in names}
+
+
+def notes(
+    options: Options, config: RnnConfig, base: Version | None, teachers: Teachers | None, temperature: float | None
+) -> str:
+    """Return the notes for the card: what is not evident from the command."""
+    is_own, sentences = options.preset == "own", []
+    if base:
+        start = "Fine-tuned from" if config.epochs else "All layers except the last are those of"
+        sentences.append(f"{start} {base.card.name}@{base.card.version}.")
+    if config.validation:
+        sentences.append(f"About {config.validation:.0%} of the training part was held out for validation.")
+    elif not is_own:
+        sentences.append("Options were chosen with 5 % of the training part held out; then all of it was trained on.")
+    if config.epochs:
+        kept = ", and those with the lowest validation loss were kept" if is_own and config.validation else ""
+        sentences.append(f"The weights were averaged over steps{kept}.")
+    if is_own:
+        count = options.data_options["min_count"]
+        sentences.append(f"Characters that occur less than {count} times are {UNKNOWN_CHARACTER}.")
+    if config.epochs and config.renamed_share:
+        sentences.append(f"In each epoch, {config.renamed_share:.0%} of the speakers had invented names.")
+    if teachers:
+        count, weight = len(teachers.networks), config.distillation_weight
+        sentences.append(f"Distilled: the mean predictions of {count} networks have the weight {weight:g}.")
+    if temperature is not None:
+        best = "which gives the lowest loss on the held-out characters"
+        sentences.append(f"The logits were divided by {temperature:.3g}, {best}.")
+    return " ".join(sentences)
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
@@ -99,35 +184,6 @@ def evaluate(generator: TextGenerator) -> dict[str, Any]:
     return measure(generator, getattr(datasets, next(iter(generator.card.data)))())
 
 
-def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
-    """Train a network on tinyshakespeare and publish it."""
-    text = datasets.tinyshakespeare()
-    data = {"tinyshakespeare": text.sha256}
-    base = read_base(options, config, data)
-    vocabulary = texts.vocabulary_of(text.train)
-    run = Run(options, config, argv)
-    characters = texts.encode(text.train, vocabulary)
-    kept, validation = texts.hold_out(characters, config.validation, config.validation_parts)
-    training = training_text(kept, vocabulary, config.renamed_share, options.seed)
-    validation = [part.to(options.device) for part in validation]
-    teachers = read_teachers(options, vocabulary, data)
-    config, network = initial_network(config, base, vocabulary)
-    network, _ = train(run, TextRecipe(network, config, options, training, validation, teachers=teachers))
-    temperature = calibrate(network, validation, texts.WINDOW) if validation else None
-    if config.validation:
-        notes = f"{config.validation:.0%} of the training part, in {config.validation_parts} parts, were held out."
-    else:
-        notes = "Hyperparameters were chosen with 5 % of the training part held out; then all of it was trained on."
-    card = {
-        "title": TITLES[config.kind],
-        "kind": config.kind,
-        "data": {**data, **origin(base), **(teachers.digests if teachers else {})},
-        "notes": f"{origin_note(base, config)}{notes}{averaging_note(config)}{renaming_note(config)}"
-        f"{distillation_note(config, teachers)}{calibration_note(temperature)}",
-    }
-    publish(run, measured_card(run, card, text, vocabulary, network, validation), network, PROMPTS)
-
-
 def initial_network(config: RnnConfig, base: Version | None, vocabulary: Sequence[str]) -> tuple[RnnConfig, Any]:
     """Return the config, with the kind and the learning rate that fit the network, and the network to train.
 
@@ -146,14 +202,6 @@ def origin(base: Version | None) -> dict[str, str]:
     If the training started from random weights, the dictionary is empty.
     """
     return {f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}
-
-
-def origin_note(base: Version | None, config: RnnConfig) -> str:
-    """Return a sentence for the notes of a card: from which version the training started, if from any."""
-    if not base:
-        return ""
-    label = f"{base.card.name}@{base.card.version}"
-    return f"Fine-tuned from {label}. " if config.epochs else f"All layers except the last are those of {label}. "
 
 
 def read_base(options: Options, config: RnnConfig, data: dict[str, str]) -> Version | None:
@@ -184,99 +232,6 @@ def read_teachers(options: Options, vocabulary: Sequence[str], data: dict[str, s
     """Return the networks of ``--teachers``, or None without this option. ``data``: see ``read_base``."""
     folders = options.data_options["teachers"]
     return Teachers(folders, vocabulary, options.device, data) if folders else None
-
-
-def averaging_note(config: RnnConfig) -> str:
-    """Return a sentence for the notes of a card, which says whether the weights are averaged."""
-    return " Weights averaged over steps." if config.epochs else ""
-
-
-def renaming_note(config: RnnConfig) -> str:
-    """Return a sentence for the notes of a card, which says whether speakers had invented names."""
-    used = config.epochs and config.renamed_share
-    return f" In each epoch, {config.renamed_share:.0%} of the speakers had invented names." if used else ""
-
-
-def distillation_note(config: RnnConfig, teachers: Teachers | None) -> str:
-    """Return a sentence for the notes of a card, which says how many teachers the network had, and with what weight."""
-    if not teachers:
-        return ""
-    count, weight = len(teachers.networks), config.distillation_weight
-    return f" Distilled: the mean predictions of {count} networks have the weight {weight:g}."
-
-
-def calibration_note(temperature: float | None) -> str:
-    """Return a sentence for the notes of a card, which says by what temperature the logits were divided."""
-    if temperature is None:
-        return ""
-    return f" The logits were divided by {temperature:.3g}, which gives the lowest loss on the held-out characters."
-
-
-def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
-    """Train a network on the user's texts, measure it, train it again on all texts, and publish it."""
-    text = texts.read(options.data_options["text"], options.data_options["encoding"])
-    data = {f"text:{texts.name_of(path)}": text.sha256 for path in options.data_options["text"]}
-    base = read_base(options, config, data)
-    vocabulary = texts.own_vocabulary(text.train, options.data_options["min_count"])
-    texts.report(text, vocabulary)
-    if options.data_options["preview"]:
-        return
-    if base:
-        texts.check_known(base, text.train)
-    teachers = read_teachers(options, vocabulary, data)
-    run = Run(options, config, argv, text.sha256)
-    characters = texts.encode(text.train, vocabulary)
-    kept, validation, window = texts.hold_out_windows(characters, config.validation, config.validation_parts)
-    training = training_text(kept, vocabulary, config.renamed_share, options.seed)
-    validation = [part.to(options.device) for part in validation]
-    config = dataclasses.replace(config, batch=min(config.batch, training.length // (4 * config.bptt)))
-    config, network = initial_network(config, base, vocabulary)
-    refits, initial = refit.is_planned(options) and config.epochs > 0, copy.deepcopy(network)
-    recipe = TextRecipe(network, config, options, training, validation, window, keep_best=True, teachers=teachers)
-    network, budget = train(run, recipe, refits)
-    temperature = calibrate(network, validation, window) if validation else None
-    card = own_card(options, config, text, base, teachers, temperature)
-    card = measured_card(run, card, text, vocabulary, network, validation, window)
-    if refits:
-        characters = texts.encode(text.train + text.test, vocabulary)
-        whole = training_text(characters, vocabulary, config.renamed_share, options.seed)
-        recipe = TextRecipe(initial, config, options, whole, teachers=teachers)
-        run.begin_refit()
-        fit(run, recipe, budget, config.epochs)
-        network = recipe.average.module
-        divide_logits(network, temperature or 1.0)
-        card = refit.describe(card, budget.steps)
-    publish(run, card, network, texts.prompts(text.test if options.part == "test" else text.train))
-
-
-def own_card(
-    options: Options,
-    config: RnnConfig,
-    text: datasets.Text,
-    base: Version | None,
-    teachers: Teachers | None,
-    temperature: float | None,
-) -> dict[str, Any]:
-    """Return the fields title, kind, data and notes for the card of a network that was trained on the user's texts."""
-    names = " ".join(texts.name_of(path) for path in options.data_options["text"])
-    data = {f"text:{names}": text.sha256, **(teachers.digests if teachers else {}), **origin(base)}
-    notes = averaging_note(config).lstrip()
-    if config.validation:
-        kept = ": of the averaged weights, those with the lowest validation loss were kept" if config.epochs else ""
-        notes = (
-            f"About {config.validation:.0%} of the training part was held out for validation, at least "
-            f"{texts.MIN_WINDOWS} windows{kept}."
-        )
-    return {
-        "title": f"Continues a text in the manner of {names}"[:200],
-        "kind": config.kind,
-        "data": data,
-        "notes": (
-            f"{origin_note(base, config)}{notes} "
-            f"Characters that occur less than {options.data_options['min_count']} times are {UNKNOWN_CHARACTER}."
-            f"{renaming_note(config)}{distillation_note(config, teachers)}{calibration_note(temperature)}"
-        ),
-    }
 
 
 def measured_card(

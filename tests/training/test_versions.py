@@ -114,7 +114,7 @@ def test_a_published_network_is_calibrated_without_training(workspace: Path) -> 
     assert list(second.card.data) == ["tinyshakespeare", "shakespeare-rnn@1"]
     assert second.card.notes == (
         "All layers except the last are those of shakespeare-rnn@1. "
-        "30% of the training part, in 10 parts, were held out. "
+        "About 30% of the training part was held out for validation. "
         f"The logits were divided by {temperature:.3g}, which gives the lowest loss on the held-out characters."
     )
 
