@@ -116,6 +116,7 @@ def create_app(
         openapi_tags=TAGS if key else [tag for tag in TAGS if tag["name"] != "Administration"],
         lifespan=lambda _: _lifespan(models, counters, metrics, log),
         redirect_slashes=False,
+        docs_url=None,  # see app/api/routes/page.py
         telemetry=NO_TELEMETRY,
     )
     app.state.models = models

@@ -8,8 +8,6 @@ It has a response for the ``operationId`` of each operation, and a response for 
 from __future__ import annotations
 
 import json
-import math
-import random
 from collections.abc import Iterable
 from copy import deepcopy
 from inspect import cleandoc
@@ -35,9 +33,7 @@ JSON = "application/json"
 TEXT = {"type": "string"}
 BINARY = {**TEXT, "format": "binary"}
 
-# 80 values like those that sine-lstm was trained on: a sine over [0, 20] at 1,000 points, with noise from N(0, 0.2²).
-_noise = random.Random(0)
-SINE = [round(math.sin(20 / 999 * i) + _noise.gauss(0, 0.2), 3) for i in range(200, 280)]
+SALES = [20, 35, 50, 30, 22, 37, 51, 32, 23, 39, 54, 33]  # a series with a season of four quarters
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "x-request-id": {

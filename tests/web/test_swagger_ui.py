@@ -98,6 +98,7 @@ def test_the_page_shows_real_answers_as_examples(page: Any) -> None:
     block.locator(".opblock-summary-control").click()
     example = block.locator(".responses-table .highlight-code").first.inner_text()
     assert '"model": "series-lstm"' in example
+    assert len(block.locator(".body-param__example").inner_text().splitlines()) < 30
     assert '"string"' not in example
 
 

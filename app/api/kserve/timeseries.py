@@ -15,7 +15,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from app.api.inference import Call, Protocol, json_endpoint
-from app.api.openapi import SINE
+from app.api.openapi import SALES
 from app.api.operation import Operation, Service
 from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, ModelName, RequestBody, limited
 from app.api.responses import ERROR_RESPONSES, Floats, json_response
@@ -282,9 +282,9 @@ OPERATIONS = [
         "Mean and quantiles of each series",
         body=TimeSeriesRequest,
         example={
-            "model": "sine-lstm",
-            "inputs": [{"type": "univariate_time_series", "name": "sine", "series": SINE, "frequency": "hour"}],
-            "options": {"horizon": 12, "quantiles": [0.1, 0.5, 0.9]},
+            "model": "series-lstm",
+            "inputs": [{"type": "univariate_time_series", "name": "sales", "series": SALES, "frequency": "quarter"}],
+            "options": {"horizon": 4, "quantiles": [0.1, 0.5, 0.9]},
         },
         errors=ERROR_RESPONSES,
         has_timeout=True,

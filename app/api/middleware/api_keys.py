@@ -25,7 +25,7 @@ from app.settings import Settings, SettingsError, hide_password
 log = logging.getLogger("quartet")
 
 # Paths that need no API key: the web page, the documentation and health checks. Administration needs the admin key.
-PUBLIC_PATHS = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
+PUBLIC_PATHS = {"/", "/docs", "/redoc", "/openapi.json"}
 PUBLIC_PREFIXES = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
 

@@ -26,7 +26,7 @@ from app.api.open_inference.decode import (
 from app.api.open_inference.encode import encode_response, requested_outputs
 from app.api.open_inference.paths import FAILURES, TAG, model_in_path, model_path
 from app.api.open_inference.tensors import TensorModel, check_inputs, earlier_deadline, tensor_model
-from app.api.openapi import BINARY, SINE
+from app.api.openapi import BINARY, SALES
 from app.api.operation import Operation, Service
 from app.api.request_body import BYTES_PER_VALUE, max_json_bytes, read_body
 from app.api.request_head import header
@@ -112,12 +112,12 @@ OPERATIONS = [
         BINARY_BODY,
         InferenceRequest,
         {
-            "parameters": {"horizon": 3, "levels": "80,95"},
-            "inputs": [{"name": "values", "datatype": "FP64", "shape": [1, 80], "data": SINE}],
+            "parameters": {"horizon": 4, "levels": "80,95"},
+            "inputs": [{"name": "values", "datatype": "FP64", "shape": [1, 12], "data": SALES}],
             "outputs": [{"name": "mean"}],
         },
         BINARY_BODY,
-        parameters=model_path("sine-lstm"),
+        parameters=model_path("series-lstm"),
         errors=FAILURES,
         has_timeout=True,
         versioned=True,

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from app.api.errors import MANY, ONE
 from app.api.inference import Call, Protocol, json_endpoint
-from app.api.openapi import SINE
+from app.api.openapi import SALES
 from app.api.operation import Operation
 from app.api.request_body import ModelName, RequestBody, limited, text_or_list
 from app.api.responses import ERROR_RESPONSES, Floats, ModelAnswer, model_fields
@@ -167,7 +167,7 @@ OPERATIONS = [
         ForecastResponse,
         "Mean, median and intervals of each series",
         body=ForecastRequest,
-        example={"values": SINE, "horizon": 12, "levels": [80, 95]},
+        example={"values": SALES, "horizon": 4, "levels": [80, 95]},
         errors=ERROR_RESPONSES,
         has_timeout=True,
     )

@@ -1,4 +1,4 @@
-"""The web page at ``/`` and its files. The files are read from ``app/web`` once and stay in memory."""
+"""The web page at ``/`` and its files, and Swagger UI. The files are read from ``app/web`` once and stay in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 
 from fastapi import Request
-from starlette.responses import Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.responses import HTMLResponse, Response
 
 from app.api.operation import Operation, Service
 from app.errors import NotFound, quote_value
@@ -79,6 +80,24 @@ def cached_response(request: Request, content: bytes, media_type: str, etag: str
     return Response(content, 200, headers, media_type)
 
 
+# The classes of Swagger UI give the link the colours of both themes.
+LINK = b'<nav class="swagger-ui"><p class="info wrapper"><a href="./">Quartet: try the models</a></p></nav>'
+
+
+async def swagger_ui(service: Service, request: Request) -> Response:
+    """Return Swagger UI, with a link to the web page and its theme. Its files come from the package fastapi_offline."""
+    files = f"{request.scope.get('root_path', '')}/static-offline-docs"
+    page = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="Quartet: API",
+        swagger_js_url=f"{files}/swagger-ui-bundle.js",
+        swagger_css_url=f"{files}/swagger-ui.css",
+        swagger_favicon_url="web/icon.svg",
+    )
+    content = bytes(page.body).replace(b"<body>", b"<body>" + LINK)
+    return HTMLResponse(content.replace(b"</head>", b'<script src="web/scripts/theme.js"></script></head>'))
+
+
 async def openapi_document(service: Service, request: Request) -> Response:
     """Return the OpenAPI document."""
     return Response(service.document(request.scope.get("root_path", "")), media_type="application/json")
@@ -87,5 +106,6 @@ async def openapi_document(service: Service, request: Request) -> Response:
 OPERATIONS = [
     Operation("GET", "/", page),
     Operation("GET", "/web/{file:path}", web_file),
+    Operation("GET", "/docs", swagger_ui),
     Operation("GET", "/openapi.json", openapi_document),
 ]

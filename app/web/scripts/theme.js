@@ -9,6 +9,7 @@
 
   const apply = () => {
     if (chosen) document.documentElement.dataset.theme = chosen;
+    document.documentElement.classList.toggle("dark-mode", isDark()); // for Swagger UI, which loads this script, too
     const button = document.getElementById("theme");
     if (button) button.setAttribute("aria-label", `Switch to the ${isDark() ? "light" : "dark"} theme`);
   };
@@ -16,7 +17,7 @@
   dark.addEventListener("change", apply);
   document.addEventListener("DOMContentLoaded", () => {
     apply();
-    document.getElementById("theme").addEventListener("click", () => {
+    document.getElementById("theme")?.addEventListener("click", () => {
       chosen = isDark() ? "light" : "dark";
       try {
         localStorage.setItem("quartet-theme", chosen);
