@@ -26,9 +26,10 @@ export function curl(request) {
 /** Return Python code for the package requests. It prints the results as soon as all of them are complete. */
 export function python(request) {
   const { stream, ...json } = request.json ?? {};
-  const opened = ({ name }) => (request.sample
-    ? `("file", (${literal(name)}, requests.get(${literal(sampleUrl(request))}).content))` : `("file", open(${literal(name)}, "rb"))`);
+  const { origin, pathname, searchParams } = requestUrl(request);
+  const opened = ({ name }) => (request.sample ? `("file", (${literal(name)}, sample))` : `("file", open(${literal(name)}, "rb"))`);
   const options = [
+    searchParams.size ? `params=${literal(Object.fromEntries(searchParams))}` : null,
     request.json ? `json=${literal(json)}` : null,
     request.files ? `files=[${request.files.map(opened).join(", ")}]` : null,
     hasKey() ? 'headers={"Authorization": "Bearer " + os.environ["KEY"]}' : null,
@@ -37,8 +38,9 @@ export function python(request) {
     hasKey() ? "import os" : null,
     "import requests  # pip install requests",
     "",
+    request.sample ? `sample = requests.get(${literal(sampleUrl(request))}).content` : null,
     "answer = requests.post(",
-    ...[literal(requestUrl(request).href), ...options].map((line) => `    ${line},`),
+    ...[literal(origin + pathname), ...options].map((line) => `    ${line},`),
     ")",
     "answer.raise_for_status()",
     'print(answer.json()["results"])',

@@ -29,7 +29,7 @@ export function parseValues(text) {
 export function readTable(bytes, file) {
   const refuse = (problem) => {
     throw new RequestError(`${file}: ${problem}. The page reads UTF-8 files with one row for each time, numbers such as 1234.5, and at most one column ` +
-      `of times such as 2024-01-31. For other files, run “python -m training.lstm --csv FILE --preview”.`);
+      `of times such as 2024-01-31. For other files, run “quartet train lstm --csv FILE --preview”.`);
   };
   let text;
   try {
