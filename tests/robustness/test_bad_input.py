@@ -51,19 +51,13 @@ def tiff_with_strips(count: int) -> bytes:
     return (struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)).ljust(1000, b"\0") + bytes(4 * count)
 
 
-TIFF = image_bytes("TIFF")
 IMAGES: list[tuple[str, bytes, int, str]] = [
     ("empty", b"", 415, "0 bytes"),
     ("text", b"hello", 415, "5 bytes are not an image; allowed formats: PNG, JPEG"),
     ("half a png", PNG[: len(PNG) // 2], 415, "the PNG image is damaged"),
     ("half a jpeg", image_bytes("JPEG")[:1000], 415, "the JPEG image is damaged"),
-    ("half a tiff", TIFF[: len(TIFF) // 2], 415, ""),
-    ("garbage after the header", PNG[:40] + bytes(1000), 415, ""),
-    ("svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, "not an image"),
-    ("pdf", b"%PDF-1.4 ...", 415, "not an image"),
     ("a pixel bomb", png_with_size(20_000, 20_000), 413, "20,000 x 20,000 pixels; the maximum is 50,000,000 in all"),
     ("a wide bomb", png_with_size(2**31 - 1, 1), 413, "2,147,483,647 x 1 pixels"),
-    ("no pixels", png_with_size(0, 0), 415, ""),
     ("a tiff with a tile larger than it", tiff_with_tile_of(29_984), 413, "tiles of 899,040,256 pixels; the maximum is 16,777,216"),
     ("a tall image", png_with_size(1, 49_999_999), 413, "1 x 49,999,999 pixels; the maximum of a side is 65,535"),
     ("a tiff with 16,385 strips", tiff_with_strips(16_385), 413, "16,385 strips; the maximum is 16,384"),

@@ -245,41 +245,6 @@ async def test_default_models_are_loaded_first_and_reasons_are_logged(
     ]
 
 
-async def test_an_incomplete_version_is_served_when_it_is_complete(
-    start: Start, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    models = await start()
-    complete = publish_fake(tmp_path / "elsewhere", "b", 12).folder
-    copy = folder / "b" / "2"
-    copy.mkdir()
-    for _ in range(2):
-        await scan(models)
-        assert failures(models) == [("b@2", "b/2/card.json cannot be read: No such file or directory")]
-    (copy / CARD).write_text((complete / CARD).read_text().replace('"version": 1', '"version": 2'))
-    await scan(models)
-    assert failures(models) == [("b@2", "b/2/model.safetensors cannot be read: No such file or directory")]
-    assert await version(models, "b") == "b@1"
-    (copy / WEIGHTS).write_bytes((complete / WEIGHTS).read_bytes())
-    await scan(models)
-    assert (await version(models, "b"), failures(models)) == ("b@2", [])
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["b@2 is not served"] * 2
-
-
-async def test_a_version_that_did_not_fit_into_memory_is_tried_again_after_30_seconds(
-    start: Start, folder: Path, control: Control, clock: Clock
-) -> None:
-    models = await start()
-    control.full.add(12)
-    publish_fake(folder, "b", 12)
-    await scan(models)
-    assert failures(models) == [("b@2", "MemoryError: ")]
-    control.full.clear()
-    for seconds, expected in ((29.9, "b@1"), (0.2, "b@2")):
-        clock.now += seconds
-        await scan(models)
-        assert await version(models, "b") == expected
-
-
 async def test_a_version_that_replaces_a_failed_one_stays_in_memory_while_that_is_tried_again(
     start: Start, folder: Path, control: Control, clock: Clock
 ) -> None:

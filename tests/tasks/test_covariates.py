@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -207,34 +206,6 @@ def test_the_start_of_a_series_gives_its_holidays(client: httpx.Client) -> None:
     assert median(["2024-03-14"]) == holiday == median("2024-03-14T00:00:00Z")
     assert median("2024-03-14T00:00:00+02:00") == holiday  # days begin at local midnights, as in training
     assert median("2024-03-14T23:00:00-02:00") == median("2024-03-15")
-
-
-def test_tensors_give_the_same_forecast(client: httpx.Client) -> None:
-    def infer(model: str, *extra: dict[str, Any]) -> Any:
-        values = {"name": "values", "datatype": "FP64", "shape": [1, 48], "data": SALES[:48].tolist()}
-        request = {"parameters": {"horizon": 6, "levels": "80"}, "inputs": [values, *extra]}
-        return client.post(f"/v2/models/{model}/infer", json=request).json()
-
-    known = {
-        "name": "covariates",
-        "datatype": "FP64",
-        "shape": [1, 54, 2],
-        "data": covariates(54).reshape(-1).tolist(),
-    }
-    mean = client.post("/v1/series/forecast", json=body()).json()["results"][0]["mean"]
-    assert infer("sales", known)["outputs"][0]["data"] == mean
-    assert "input 'covariates' is missing" in json.dumps(infer("sales"))
-    promo = {"name": "covariates", "datatype": "FP64", "shape": [1, 54, 1], "data": PROMO[:54].tolist()}
-    start = {"name": "start", "datatype": "BYTES", "shape": [1], "data": ["2024-03-14"]}
-    request = body(model="shop", covariates={"promo": PROMO[:54].tolist()}, start="2024-03-14")
-    mean = client.post("/v1/series/forecast", json=request).json()["results"][0]["mean"]
-    assert infer("shop", promo, start)["outputs"][0]["data"] == mean
-    specs = client.get("/v2/models/shop").json()["inputs"]
-    assert [(spec["name"], spec["shape"]) for spec in specs] == [
-        ("values", [-1, -1]),
-        ("covariates", [-1, -1, 1]),
-        ("start", [-1]),
-    ]
 
 
 def test_the_start_timestamp_of_kserve_gives_the_holidays(client: httpx.Client) -> None:

@@ -21,7 +21,6 @@ from training.evaluation import compare_forecasters, forecast_metrics
 from training.evaluation.classical import NAIVE
 from training.loops import forecaster
 
-M4 = datasets.data_directory() / "m4"
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=1)
 
 

@@ -25,7 +25,7 @@ from app.tasks.image_codecs import ImageDecoder
 from training import cnn
 from training.data import image_dataset, image_folders
 from training.data.datasets import DataError
-from training.data.image_dataset import ImageDataset, keep_trainable
+from training.data.image_dataset import keep_trainable
 from training.evaluation import evaluate
 from training.evaluation.image_classifier import (
     average_precision,
@@ -186,10 +186,6 @@ def test_spaces_separate_labels_only_if_no_cell_has_another_separator(
     dataset = image_folders.read(tmp_path / "labels.csv", 32)
     assert dataset.classes == classes
     assert sorted(dataset.counts) == [2, 3]
-
-
-def parts(dataset: ImageDataset) -> list[set[str]]:
-    return [{dataset.digests[index] for index in part} for part in dataset.split()]
 
 
 def test_folders_named_train_val_and_test_are_the_split(tmp_path: Path) -> None:

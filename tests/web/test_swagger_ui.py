@@ -19,7 +19,6 @@ from app.settings import Settings
 KEY = "k" * 32
 HORSE = IMAGES / "cifar10" / "0013-horse.png"
 WAIT = 60_000  # milliseconds
-CHANGES = ("roll_back", "activate_version", "retire_version", "import_version", "unload_model")
 
 
 @pytest.fixture(scope="module")

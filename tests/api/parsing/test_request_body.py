@@ -272,10 +272,6 @@ class Body(RequestBody):
     rows: list[int] = Field([], max_length=9)
 
 
-class Nested(RequestBody):
-    body: Body = Field(description="any")
-
-
 def test_the_limit_of_a_json_body_depends_on_its_content() -> None:
     assert max_json_bytes(10**9, 1000) == JSON_BYTES + 1000
     assert max_json_bytes(1000, 1000) == 1000
