@@ -50,7 +50,8 @@ def evaluate(classifier: ImageClassifier, seed: int = TEST) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options, config = parse_options(__name__, __doc__ or "", {"toy": ToyConfig()}, {"toy": "toy"}, argv)
+    data: dict[str, dict[str, Any]] = {"--bars": {}}
+    options, config = parse_options(__name__, __doc__ or "", {"toy": ToyConfig()}, {"toy": "toy"}, argv, data)
     run = Run(options, config, argv)
     network = ToyNet(ToyNetSizes())
     optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
