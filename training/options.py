@@ -115,7 +115,7 @@ def parse_options(
     presets: dict[str, C],
     names: dict[str, str],
     argv: Sequence[str] | None,
-    data_flags: dict[str, dict[str, Any]],
+    data_flags: dict[str, dict[str, Any]] | None = None,
 ) -> tuple[Options, C]:
     """Parse the command line; return the options and the preset's config with all changed numbers.
 
@@ -130,6 +130,7 @@ def parse_options(
         data_flags: the options for the user's data with the keyword arguments of ``add_argument``. The first option is
             the path of the data, which selects the preset own.
     """
+    data_flags = data_flags or {}
     parser = Parser(script.replace("training.", "train "), description, SHOWN, argv)
     _add_common_options(parser, list(presets))
     parser.options("own data", data_flags)
@@ -143,9 +144,9 @@ def parse_options(
     )
     parser.epilog = f"numbers for --set, with their values in the presets:{keys}" if parser.shows_all else None
     arguments = vars(parser.parse_args(argv))
-    flag = next(iter(data_flags))
+    flag = next(iter(data_flags), "")
     if not arguments["preview"]:
-        _check_utf8(parser, sys.argv[1:] if argv is None else argv, arguments[flag.removeprefix("--")])
+        _check_utf8(parser, sys.argv[1:] if argv is None else argv, arguments.get(flag.removeprefix("--")))
     words = arguments.pop("set")
     if wrong := next((word for word in words if word.partition("=")[0] in OWN_OPTIONS), None):
         parser.error(f"--set {wrong}: use --{wrong.replace('=', ' ')}")
@@ -154,7 +155,8 @@ def parse_options(
             words.append(f"{name}={value}")
     fields = {field.name for field in dataclasses.fields(Options)} - {"script", "data_options"}
     common = {name: arguments.pop(name) for name in list(arguments) if name in fields}
-    _check_data_options(parser, data_flags, arguments, common)
+    if flag:
+        _check_data_options(parser, data_flags, arguments, common)
     if common["minutes"] is not None and any(word.startswith("epochs=") for word in words):
         parser.error("--minutes and --epochs cannot be combined")
     preset = common.setdefault("preset", next(iter(presets)))
@@ -162,8 +164,8 @@ def parse_options(
         common["name"] = names[preset]
     config = _changed(parser, presets[preset], preset, words)
     _check_device(parser, common["device"])
-    if common["publish"] and not arguments["preview"]:
-        _check_task(parser, TASKS[script], common["store"], common["name"])
+    if common["publish"] and not arguments["preview"] and (task := TASKS.get(script)):
+        _check_task(parser, task, common["store"], common["name"])
     return Options(script, **common, data_options=arguments), config
 
 

@@ -16,15 +16,13 @@ from app.settings import Settings
 from app.store import Store
 from training.evaluation import evaluate
 from training.evaluation.evaluate import SCRIPTS, Script
-from training.options import TASKS
 
 
 @pytest.fixture
 def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add the three lines that register the toy architecture."""
+    """Add the two lines that register the toy architecture."""
     monkeypatch.setitem(KINDS, "toy-net", Kind(network.ToyNet, network.ToyNetSizes, "classify"))
     monkeypatch.setitem(SCRIPTS, "support.toy.training", Script(training.evaluate))
-    monkeypatch.setitem(TASKS, "support.toy.training", "classify")
 
 
 @pytest.fixture

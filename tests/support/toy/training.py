@@ -50,8 +50,7 @@ def evaluate(classifier: ImageClassifier, seed: int = TEST) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    data: dict[str, dict[str, Any]] = {"--bars": {}}
-    options, config = parse_options(__name__, __doc__ or "", {"toy": ToyConfig()}, {"toy": "toy"}, argv, data)
+    options, config = parse_options(__name__, __doc__ or "", {"toy": ToyConfig()}, {"toy": "toy"}, argv)
     run = Run(options, config, argv)
     network = ToyNet(ToyNetSizes())
     optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
