@@ -212,7 +212,7 @@ def card() -> str:
         for kind, entry in KINDS.items()
     ]
     parts.append(table(("kind", "sizes", "fields of sizes", "task"), kinds))
-    parts += [KIND_AND_NAME, card_metrics.HEAD, table(("metric", "meaning", "better"), card_metrics.rows())]
+    parts += [KIND_AND_NAME, card_metrics.HEAD, table(("metric", "meaning"), card_metrics.rows())]
     parts += [card_metrics.AFFIXES_HEAD, table(("name", "variant"), card_metrics.affix_rows())]
     return "".join(parts)
 
