@@ -30,6 +30,7 @@ OTHER = "other"
 # A thread waits for work if its innermost call is one of these. Some systems report waiting threads as running.
 WAITING = (
     ".run (asyncio/runners.py",  # the event loop, which mostly waits for sockets
+    "watch (app/server/process.py",  # looks for a hung event loop at intervals
     ".wait (threading.py",
     "_worker (concurrent/futures/thread.py",
     "._work (app/store/disk_pool.py",

@@ -31,7 +31,11 @@ def test_a_stack_counts_for_its_innermost_known_call(calls: str, expected: str) 
 
 def test_shares_and_table() -> None:
     lines = [f"{START} 2", "main (own (old)/x.py:1) 6"]
-    lines += ["Runner.run (asyncio/runners.py:190) 1", "_worker (concurrent/futures/thread.py:81) 9"]  # waiting
+    lines += [
+        "Runner.run (asyncio/runners.py:190) 1",
+        "exit_if_hung.<locals>.watch (app/server/process.py:206) 4",
+        "_worker (concurrent/futures/thread.py:81) 9",
+    ]  # waiting
     figures = shares(lines)
     assert sum(figures.values()) == pytest.approx(100)
     assert (figures["HTTP"], figures["forward"], figures["other"]) == (25, 0, 75)
