@@ -72,16 +72,18 @@ def images(options: Namespace, card: Card) -> list[Item]:
         inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
         files = sorted(file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts))
 
+    top_k = len(card.labels or []) if card.thresholds else options.top_k  # any label may reach its threshold
+
     def item(file: Path) -> Item:
         name = file.relative_to(path).as_posix() if file != path else file.name
-        return Item(name, {"file": file, "top_k": options.top_k}, lambda results: [_labels(name, results[0])])
+        return Item(name, {"file": file, "top_k": top_k}, lambda results: [_labels(name, results[0], options.top_k)])
 
     return [item(file) for file in files]
 
 
-def _labels(name: str, result: Mapping[str, Any]) -> Row:
+def _labels(name: str, result: Mapping[str, Any], top_k: int) -> Row:
     row: Row = {"file": name}
-    for place, prediction in enumerate(result["predictions"], 1):
+    for place, prediction in enumerate(result["predictions"][:top_k], 1):
         suffix = "" if place == 1 else f"_{place}"
         row |= {f"label{suffix}": prediction["label"], f"probability{suffix}": prediction["probability"]}
     if all("selected" in prediction for prediction in result["predictions"]):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from support.images import image_bytes
-from support.networks import FORECASTER, publish_tiny, tiny_card
+from support.networks import FORECASTER, publish_tiny, tiny_card, tiny_version
 from support.responses import metric_samples
 from support.service import Serve, address
 
@@ -41,6 +41,8 @@ def store(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     card = tiny_card("known", "forecast", "forecaster", FORECASTER, {"series": traits})
     torch.manual_seed(0)
     Store(tiny_store).publish(card, build("forecaster", FORECASTER).state_dict())
+    card, tensors = tiny_version("tiny-cnn")
+    Store(tiny_store).publish({**card, "name": "tags", "thresholds": [0.0] * 9 + [1.0]}, tensors)
     return tiny_store
 
 
@@ -104,6 +106,9 @@ def test_images_become_rows_of_labels_and_damaged_images_are_reported(
     assert list(frame) == ["file", "label", "probability", "label_2", "probability_2"]
     assert list(frame["file"]) == ["cats/000.png", "cats/001.png", "cats/002.png"]
     assert (frame["probability"] > frame["probability_2"]).all()
+    frame = predicted("tags", "photos", "--top-k", "2", failed=failed)
+    assert list(frame) == ["file", "label", "probability", "label_2", "probability_2", "selected"]
+    assert all(sorted(labels.split(";")) == list("abcdefghi") for labels in frame["selected"])
 
 
 def test_a_table_becomes_the_next_values_of_each_series(predicted: Run) -> None:
