@@ -61,8 +61,10 @@ METRICS = {  # names, separated by commas: meaning
 HEAD = """
 ## Metrics
 
-The field `metrics` contains these figures. Each figure has the fields `value`, `split` and `decimals`. `split` states
-the data on which it was measured.
+The field `metrics` contains these figures. Each figure has the fields `value`, `split` (the data on which it was
+measured), `decimals`, `interval` (its 95 % confidence interval: Wilson for shares, otherwise a bootstrap over images,
+windows or forecasts) and `weights`. `weights` says which network was measured: the `published` one, the network
+`before refit` (before the training on all data), or another method.
 
 """
 AFFIXES_HEAD = """

@@ -72,7 +72,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "keep related images, such as frames of one video, in the same part of the split. Images are related "
         "if REGEX matches the same text in their paths. If REGEX has a group (...), only the text of the group counts",
     },
-    **refit.OPTION,
+    **refit.option(False),
 }
 SHOWN = 24  # images in samples.png
 SMALLEST_SIDE = 32
@@ -274,6 +274,7 @@ def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, n
         "outputs": [{"name": "probabilities", "dtype": "float64", "shape": [-1, sizes.classes]}],
         "labels": images.labels,
         "data": {images.name: images.sha256},
+        "held_out": config.validation,
         "notes": notes,
     }
     classifier = run.predictor(ImageClassifier, card, network)

@@ -15,12 +15,17 @@ from typing import Any
 LOG = "test_measurements.jsonl"
 
 
-def record(runs: Path, card: Mapping[str, Any]) -> None:
-    """Append the first metric of ``card`` to the log. Prints a warning if the log cannot be written."""
+def record(runs: Path, card: Mapping[str, Any], run: str = "") -> list[dict[str, Any]]:
+    """Append the first metric of ``card`` to the log. Prints a warning if the log cannot be written.
+
+    Return the earlier measurements of this model on the same data, for the field ``earlier_readings`` of a card.
+    ``run``: the name of the run; its own measurements before it was resumed do not count.
+    """
     name, metric = next(iter(card["metrics"].items()), ("none", {"value": 0.0, "decimals": 0}))
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": card["name"],
+        "run": run,
         "data": ", ".join(name for name in card["data"] if "@" not in name),
         "figure": f"{name} {metric['value']:.{metric['decimals']}f}",
         "commit": card["commit"],
@@ -28,7 +33,20 @@ def record(runs: Path, card: Mapping[str, Any]) -> None:
     }
     path = runs / LOG
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            lines = [json.loads(text) for text in file]
             file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        print(f"this measurement on the test part could not be logged in {path}: {error.strerror}")
+    except (OSError, ValueError) as error:
+        print(f"this measurement on the test part could not be logged in {path}: {error}")
+        return []
+    return [_reading(each) for each in lines if _same(each, line) and each.get("run") != run]
+
+
+def _same(line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return (line["model"], line["data"]) == (other["model"], other["data"])
+
+
+def _reading(line: Mapping[str, Any]) -> dict[str, Any]:
+    name, value = line["figure"].split()
+    return {"reason": f"{line['time']}: {line['command']}", "metrics": {name: float(value)}}

@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": "series-lstm",
         "help": "model to fine-tune: NAME or NAME@VERSION",
     },
-    **refit.OPTION,
+    **refit.option(True),
     "--backtest": {
         "action": "store_true",
         "help": "write a report with plots of the rolling forecasts of all methods in the leaderboard",

@@ -29,7 +29,7 @@ from app.networks.cnn import WhitenedNet
 from app.store import Store
 from app.store.version import Version
 from app.tasks.classification import ImageClassifier
-from training import cnn, evaluation_log, publishing
+from training import cnn, evaluation_log, lineage, publishing
 from training.configs.classifiers import AirbenchConfig
 from training.data import datasets
 from training.evaluation.calibration import fit_temperatures
@@ -66,9 +66,21 @@ def recalibrated(version: Version, folder: Path) -> Version:
         f"were fitted to {len(held_out):,} images that a training with seed {config['seed']} held out. The other "
         f"weights are those of {version.card.name}@{version.card.version}."
     )
-    sizes = {**version.card.sizes, "label_smoothing": smoothing}
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    card = version.card.model_copy(update={"sizes": sizes, "notes": notes, "created": created})
+    name = f"{other.name}, seed {other.seed}"
+    ancestors = lineage.ancestors(version.card, "base") + lineage.ancestors(other, "calibration", name)
+    reading = store.Reading(
+        reason=f"{version.label}, before the recalibration",
+        metrics={key: metric.value for key, metric in version.card.metrics.items()},
+    )
+    changes = {
+        "sizes": {**version.card.sizes, "label_smoothing": smoothing},
+        "notes": notes,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "minutes": 0.0,
+        "ancestors": [store.Ancestor(**ancestor) for ancestor in ancestors],
+        "earlier_readings": [*(version.card.earlier_readings or []), reading],
+    }
+    card = version.card.model_copy(update=changes)
     return replace(version, card=card, tensors=tensors)
 
 

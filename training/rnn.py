@@ -24,7 +24,7 @@ from app.networks import build
 from app.store import UNKNOWN_CHARACTER
 from app.store.version import Version
 from app.tasks.text_generation import TextGenerator
-from training import refit
+from training import lineage, refit
 from training.configs.text import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
 from training.data.speakers import training_text
@@ -63,7 +63,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": 5,
         "help": f"replace characters that occur fewer than N times by {UNKNOWN_CHARACTER}",
     },
-    **refit.OPTION,
+    **refit.option(False),
 }
 NAMES = {"workshop": "shakespeare-rnn", "gated": "shakespeare-rnn"}
 TITLES = {
@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     card = {
         "title": f"Continues a text in the manner of {name[5:]}"[:200] if is_own else TITLES[config.kind],
         "kind": config.kind,
-        "data": {name: text.sha256, **origin(base), **(teachers.digests if teachers else {})},
+        "data": {name: text.sha256},
+        "ancestors": ancestors(base, teachers),
         "notes": notes(options, config, base, teachers, temperature),
     }
     card = measured_card(run, card, text, vocabulary, network, validation, window)
@@ -196,12 +197,10 @@ def initial_network(config: RnnConfig, base: Version | None, vocabulary: Sequenc
     return config, transfer_weights(network, vocabulary, base)
 
 
-def origin(base: Version | None) -> dict[str, str]:
-    """Return a dictionary with one entry: the version at the start of the training, and the SHA-256 of its weights.
-
-    If the training started from random weights, the dictionary is empty.
-    """
-    return {f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}
+def ancestors(base: Version | None, teachers: Teachers | None) -> list[dict[str, Any]] | None:
+    """Return the field ``ancestors`` of the card: the version at the start of the training, and the teachers."""
+    found = lineage.ancestors(base.card, "base") if base else []
+    return [*found, *(teachers.ancestors if teachers else [])] or None
 
 
 def read_base(options: Options, config: RnnConfig, data: dict[str, str]) -> Version | None:
@@ -220,7 +219,7 @@ def read_base(options: Options, config: RnnConfig, data: dict[str, str]) -> Vers
     base = base_version(options, KINDS)
     if base:
         label, preset = f"{base.card.name}@{base.card.version}", RNN_PRESETS[options.preset]
-        refit.reject_seen(base.card, f"--from {label}", data)
+        lineage.reject_seen(base.card, f"--from {label}", data)
         for name in ("hidden", "layers"):
             value, size = getattr(config, name), base.card.sizes.get(name, 1)
             if value not in (getattr(preset, name), size):

@@ -348,7 +348,8 @@ class Run:
         card = {**card, "metrics": evaluate(part)}
         if part == "test":
             full_card = {"name": self.options.name, **self.provenance(), **card}
-            evaluation_log.record(self.options.runs, full_card)
+            earlier = evaluation_log.record(self.options.runs, full_card, self.folder.name)
+            card["earlier_readings"] = earlier or None
         return card
 
     def finish(
@@ -367,7 +368,10 @@ class Run:
         (self.folder / store.CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         (self.folder / store.WEIGHTS).write_bytes(encode_weights(network.state_dict()))
         for name, metric in card["metrics"].items():
-            print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}")
+            bounds = " to ".join(f"{bound:.{metric['decimals']}f}" for bound in metric["interval"] or [])
+            interval = f"; 95 % interval {bounds}" if bounds else ""
+            first = "; before refit" if metric["weights"] == "before refit" else ""
+            print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}{interval}{first}")
         print(speed.describe(card["speed"], card["task"]))
         if publish and self.options.publish:
             publish_once(self.options.store, card, network, pictures)
@@ -420,9 +424,12 @@ def save_figure(figure: Any, path: Path, dpi: int = 80) -> Path:
     return path
 
 
-def metric(value: float, split: str, decimals: int = 4) -> dict[str, Any]:
-    """Return a metric in the form of the card, rounded to ``decimals``."""
-    return {"value": round(float(value), decimals), "split": split, "decimals": decimals}
+def metric(
+    value: float, split: str, decimals: int = 4, weights: str = "published", interval: list[float] | None = None
+) -> dict[str, Any]:
+    """Return a metric in the form of the card, rounded to ``decimals``; see ``store.Metric``."""
+    shown = {"value": round(float(value), decimals), "split": split, "decimals": decimals}
+    return {**shown, "interval": interval, "weights": weights}
 
 
 def _code(commit: str, version: str) -> str:

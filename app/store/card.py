@@ -104,12 +104,16 @@ class TensorSpec(StrictModel):
 class Metric(StrictModel):
     """A measured value on a ``split`` of the data. ``decimals`` is the number of its decimal places.
 
-    A new measurement that differs by at most one in the last decimal place confirms the value.
+    A new measurement that differs by at most one in the last decimal place confirms the value. ``interval`` has the
+    bounds of its 95 % confidence interval. ``weights`` names the network: this version, the network before the training
+    on all data, or another method.
     """
 
     value: Annotated[float, Field(strict=False)]
     split: str
     decimals: int = Field(4, ge=0, le=17)
+    interval: list[Annotated[float, Field(strict=False)]] | None = None
+    weights: Literal["published", "before refit", "other method"] = "published"
 
 
 class Speed(StrictModel):
@@ -119,6 +123,30 @@ class Speed(StrictModel):
     per_second: Annotated[float, Field(strict=False)]  # for batches of ``rows``
     rows: Int64
     hardware: str
+
+
+class Reading(StrictModel):
+    """An earlier measurement on the same test part, which may have influenced this version."""
+
+    reason: str
+    metrics: dict[str, Annotated[float, Field(strict=False)]]
+
+
+class Ancestor(StrictModel):
+    """A network from which this network learned, or whose calibration it has.
+
+    ``name`` is NAME@VERSION, or describes an unpublished network. ``data`` and ``refit_steps`` are those of its card;
+    ``refit_steps`` is null if only a last layer, which was replaced since, was trained on all data. ``minutes`` is null
+    if the duration of its training is unknown.
+    """
+
+    name: str
+    role: Literal["base", "teacher", "calibration"]
+    weights_sha256: str | None
+    data: dict[str, str]
+    refit_steps: Int64 | None = None
+    command: str
+    minutes: Annotated[float, Field(strict=False)] | None
 
 
 class KnownCovariate(StrictModel):
@@ -188,6 +216,9 @@ class Card(StrictModel):
     """The content of ``card.json``: everything needed to use the weights, and how they were trained.
 
     ``kind`` is the key of the network in ``KINDS``. ``command`` is the command that trained or imported the network.
+    ``ancestors`` lists all networks from which the network descends, the oldest first. ``held_out`` is the number of
+    training examples that were not used for training. ``refit_layers`` says which layers the training on all data
+    changed.
     ``licence`` and ``source`` are given for an imported network, and for a network whose training started with
     pretrained weights from outside this project.
     """
@@ -206,8 +237,12 @@ class Card(StrictModel):
     residuals: list[float] | None = None
     series: SeriesTraits | None = None
     refit_steps: Int64 | None = None
+    refit_layers: Literal["all", "last"] | None = None
+    held_out: Int64 | None = None
     metrics: dict[str, Metric]
+    earlier_readings: list[Reading] | None = None
     data: dict[str, str]
+    ancestors: list[Ancestor] | None = None
     seed: Int64
     command: str
     commit: str

@@ -96,13 +96,13 @@ KINDS = {
     "gan": Kind(gan, "mnist-gan", (*GAN, "--set", "r1_penalty=1"), main=False),
     "conditional": Kind(gan, "mnist-cgan", ("--preset", "conditional", *GAN, "--set", "recalibration_batches=2")),
     "own-cnn": Kind(
-        *(cnn, "mine", ("--images", "shapes", "--epochs", "4", "--set", "batch=16")), own=True, refits=True
+        *(cnn, "mine", ("--images", "shapes", "--epochs", "4", "--set", "batch=16", "--refit")), own=True, refits=True
     ),
     "own-rnn": Kind(
         *(rnn, "mine"),
         (
             *("--text", "novel.txt", "--set", "hidden=8", "layers=1", "--epochs", "3", "--set", "bptt=16"),
-            *("--set", "dropout=0", "batch=64"),
+            *("--set", "dropout=0", "batch=64", "--refit"),
         ),
         own=True,
         refits=True,

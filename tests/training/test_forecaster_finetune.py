@@ -85,8 +85,9 @@ def test_a_forecaster_that_improves_is_published_and_served(
         for key in ("mase", "quantile_loss", "coverage_95")
     }
     split = "14 forecasts of 4 steps, from 2 series, on values held out of training"
-    assert card.metrics["mase"].split == f"{split}; measured before the refit"
-    assert card.metrics["naive_mase"].split == split
+    assert card.metrics["mase"].split == card.metrics["naive_mase"].split == split
+    assert (card.metrics["mase"].weights, card.metrics["naive_mase"].weights) == ("before refit", "other method")
+    assert card.metrics["mase"].interval[0] < card.metrics["mase"].value < card.metrics["mase"].interval[1]  # type: ignore[index]
     assert "Fine-tuned from series-lstm@1. Fine-tuning helped on the decision part" in card.notes
     with serving(Settings(store=workspace / "models_store", **TEST)) as client:
         body: dict[str, Any] = {"values": sales(9).tolist(), "horizon": 4, "seasonality": 4}
@@ -203,7 +204,7 @@ def test_test_values_influence_the_weights_of_the_refit_only(workspace: Path) ->
     cards = [json.loads((folder / "card.json").read_text()) for folder in runs]
     assert cards[0]["metrics"] != cards[1]["metrics"]
     assert cards[0]["data"] != cards[1]["data"]
-    assert first.card.data["series-lstm@1"] == cards[1]["data"]["series-lstm@1"]
+    assert [each.name for each in first.card.ancestors or []] == ["series-lstm@1"]
     train("--force")
     write_csv(workspace / "sales.csv", north=values[0], south=values[1])
     train("--force")
@@ -460,20 +461,20 @@ def test_fine_tuning_starts_from_the_active_version(workspace: Path) -> None:
     assert base_number("--from", "series-lstm@2") == 2
 
 
-def publish_reference_classifier(folder: Path, notes: str) -> None:
+def publish_reference_classifier(folder: Path, held_out: int | None) -> None:
     sizes = {"conv": [2, 3]}
-    fields = {"labels": list("0123456789"), "notes": notes}
+    fields = {"labels": list("0123456789"), "held_out": held_out}
     card = tiny_card(generation.REFERENCE_CLASSIFIER, "classify", "digit-net", sizes, fields)
     Store(folder).publish(card, build("digit-net", sizes).state_dict())
 
 
-@pytest.mark.parametrize("notes", ["4,999 training images were held out for validation.", "Trained on all."])
+@pytest.mark.parametrize(("held_out", "stated"), [(4999, "4,999"), (None, "0")])
 def test_a_classifier_that_was_trained_on_the_unseen_images_is_rejected(
-    tiny_store: Path, notes: str, monkeypatch: pytest.MonkeyPatch
+    tiny_store: Path, held_out: int | None, stated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_limits(monkeypatch, unseen_images=5000)
-    publish_reference_classifier(tiny_store, notes)
-    with pytest.raises(SystemExit, match=f"mnist-judge@1 cannot evaluate generators: at least 5,000 .* says '{notes}'"):
+    publish_reference_classifier(tiny_store, held_out)
+    with pytest.raises(SystemExit, match=f"mnist-judge@1 cannot evaluate generators: .* states {stated}"):
         generation.load_reference_classifier(tiny_store, "cpu")
 
 
@@ -484,7 +485,7 @@ def test_another_store_uses_the_reference_classifier_of_the_included_store(tmp_p
 def test_the_active_version_of_the_reference_classifier_is_used(tiny_store: Path) -> None:
     for seed in range(2):
         torch.manual_seed(seed)
-        publish_reference_classifier(tiny_store, "5,000 training images were held out for validation.")
+        publish_reference_classifier(tiny_store, 5000)
 
     def load() -> ImageClassifier:
         return generation.load_reference_classifier(tiny_store, "cpu")

@@ -81,7 +81,7 @@ def serve(folder: Path) -> TestClient:
 
 
 def test_photos_are_trained_published_served_and_explained(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cnn.main(["--images", "photos", *TRAIN, "--no-refit"])
+    cnn.main(["--images", "photos", *TRAIN])
     card = Store(workspace / "models_store").card("mine", 1)
     assert card.kind == "efficientnet-lite"
     assert card.labels == ["blue", "green", "red"]
@@ -97,11 +97,10 @@ def test_photos_are_trained_published_served_and_explained(workspace: Path, caps
     assert set(result["predictions"][0]) == {"label", "index", "probability"}
     assert result["explanation"]
     assert evaluate.main(["mine"]) == 0
-    cnn.main(["--images", "photos", *TRAIN[2:], "--name", "again", "--from", "mine"])
+    cnn.main(["--images", "photos", *TRAIN[2:], "--name", "again", "--from", "mine", "--refit"])
     again = Store(workspace / "models_store").read("again", 1)
-    assert "mine@1" in again.card.data
-    assert again.card.refit_steps is not None
-    assert again.card.metrics["accuracy"].split.endswith("measured before the refit")
+    assert [each.name for each in again.card.ancestors or []] == ["mine@1"]
+    assert (again.card.refit_layers, again.card.metrics["accuracy"].weights) == ("last", "before refit")
     assert not torch.equal(
         again.tensors["head.weight"], Store(workspace / "models_store").read("mine", 1).tensors["head.weight"]
     )
@@ -129,7 +128,7 @@ def test_images_with_several_labels_get_independent_probabilities(workspace: Pat
         save(workspace / "tags" / f"{number}.png", colours, number)
         rows.append(f"tags/{number}.png,{'|'.join(colours)}")
     (workspace / "tags.csv").write_text("\n".join(rows))
-    cnn.main(["--images", "tags.csv", *TRAIN, "--no-refit"])
+    cnn.main(["--images", "tags.csv", *TRAIN])
     card = Store(workspace / "models_store").card("mine", 1)
     assert card.sizes["multi_label"]
     assert card.thresholds is not None
@@ -401,13 +400,13 @@ def test_fine_tuning_is_used_if_it_lowers_the_validation_loss(
 
 def test_fine_tuned_blocks_that_saw_all_photos_are_no_start(workspace: Path) -> None:
     card = tiny_card("seen", "classify", "efficientnet-lite", asdict(SMALL), {"data": {"images:photos": "digest"}})
-    for notes in (f"for the 60 steps {photo_training.HEAD_ONLY}. They", "for the 90 steps of the first training. They"):
-        fields = {"notes": notes, "refit_steps": 60, "labels": [str(i) for i in range(SMALL.classes)]}
+    for layers in ("last", "all"):
+        fields = {"refit_layers": layers, "refit_steps": 60, "labels": [str(i) for i in range(SMALL.classes)]}
         Store(workspace / "models_store").publish({**card, **fields}, EfficientNetLite(SMALL).state_dict())
     options = cnn.arguments(["--images", "photos", *TRAIN, "--from", "seen@1"])[0]
     dataset = cnn.read_dataset(options, 96)
     assert photo_training.read_base(options, dataset).name == "seen@1"
-    with pytest.raises(DataError, match="--from seen@2: this version of seen was trained on all of photos"):
+    with pytest.raises(DataError, match=r"--from seen@2: this version of seen, .* was trained on all of photos"):
         cnn.main(["--images", "photos", *TRAIN, "--from", "seen@2"])
     tensors = EfficientNetLite(SMALL).state_dict()
     Store(workspace / "models_store").publish({**card, "labels": fields["labels"]}, tensors)

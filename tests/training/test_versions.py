@@ -17,7 +17,7 @@ from support.trainings import KINDS, TEXT, WHITENED, only_entry, train_own
 
 from app import store
 from app.networks import build
-from training import cnn, gan, recalibrate, refit, rnn
+from training import cnn, gan, lineage, recalibrate, rnn
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data import datasets, image_folders, texts
 from training.data.datasets import DataError
@@ -47,6 +47,10 @@ def test_a_classifier_gets_the_calibration_of_another_training(
     )
     assert after.card.metrics["accuracy"] == before.card.metrics["accuracy"]
     assert "were fitted to 80 images that a training with seed 4 held out" in after.card.notes
+    lines = [(each.name, each.role) for each in after.card.ancestors or []]
+    assert lines == [("cifar10-accurate@1", "base"), ("cifar10-accurate, seed 4", "calibration")]
+    (reading,) = after.card.earlier_readings or []
+    assert reading.metrics["calibration_error"] == before.card.metrics["calibration_error"].value
     assert after.card.command
     assert after.card.command.startswith("python -m training.recalibrate cifar10-accurate@1")
     assert evaluate.main(["cifar10-accurate@2", "--store", str(models)]) == 0
@@ -66,9 +70,7 @@ def test_a_classifier_gets_the_calibration_of_another_training(
 
 
 @pytest.mark.slow
-def test_a_network_learns_from_the_mean_predictions_of_teachers(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_network_learns_from_the_mean_predictions_of_teachers(workspace: Path) -> None:
     """The teachers are two finished runs. A network that learns only from their predictions becomes similar to them."""
     command = KINDS["gated"].command(workspace, "--no-publish")
     folders = []
@@ -86,11 +88,10 @@ def test_a_network_learns_from_the_mean_predictions_of_teachers(
     published = [option for option in command if option != "--no-publish"]
     rnn.main([*published, "--name", "student", "--teachers", *folders, "--set", "distillation_weight=1"])
     card = json.loads((only_entry(workspace / "runs" / "student") / "card.json").read_text())
-    assert list(card["data"])[1:] == ["teacher 1: teacher-1, seed 1", "teacher 2: teacher-2, seed 2"]
+    teachers = [(each["role"], each["name"]) for each in card["ancestors"]]
+    assert teachers == [("teacher", "teacher-1, seed 1"), ("teacher", "teacher-2, seed 2")]
     assert "Distilled: the mean predictions of 2 networks have the weight 1." in card["notes"]
-    capsys.readouterr()
     assert evaluate.main(["student", "--store", "models_store"]) == 0
-    assert "teacher 1: teacher-1, seed 1       not compared: teachers are not published" in capsys.readouterr().out
     Teachers([only_entry(workspace / "runs" / "student")], vocabulary, "cpu", {})
     with pytest.raises(datasets.DataError, match="teacher-1 has another vocabulary"):
         Teachers([Path(folders[0])], vocabulary[1:], "cpu", {})
@@ -111,7 +112,12 @@ def test_a_published_network_is_calibrated_without_training(workspace: Path) -> 
     changed = {key for key, tensor in first.tensors.items() if not torch.equal(tensor, second.tensors[key])}
     assert changed == {"head.bias", "head.weight"}
     temperature = (first.tensors["head.weight"] / second.tensors["head.weight"]).mean().item()
-    assert list(second.card.data) == ["tinyshakespeare", "shakespeare-rnn@1"]
+    assert list(second.card.data) == ["tinyshakespeare"]
+    (base,) = second.card.ancestors or []
+    assert (base.name, base.role, base.weights_sha256) == ("shakespeare-rnn@1", "base", first.card.weights_sha256)
+    assert base.minutes == first.card.minutes
+    (reading,) = second.card.earlier_readings or []
+    assert list(reading.metrics) == ["nats_per_character"]
     assert second.card.notes == (
         "All layers except the last are those of shakespeare-rnn@1. "
         "About 30% of the training part was held out for validation. "
@@ -146,10 +152,10 @@ def test_a_version_that_was_trained_on_all_of_the_data_is_no_start(stem: str, wo
     key = {"cnn": "images:shapes", "rnn": "text:diary.txt novel.txt", "lstm": "csv:sales.csv"}[stem]
     name = {"cnn": "shapes", "rnn": r"novel\.txt", "lstm": r"sales\.csv"}[stem]
     publish_refitted(stem, Path("models_store"), **{key: "digest of less data"})
-    with pytest.raises(DataError, match=f"--from seen@1: this version of seen was trained on all of {name}, also on"):
+    with pytest.raises(DataError, match=f"--from seen@1: this version of seen, .* trained on all of {name}, also on"):
         train_own(stem, "--from", "seen")
     if stem == "rnn":
-        with pytest.raises(DataError, match="--teachers models_store/seen/1: this version of seen was trained on all"):
+        with pytest.raises(DataError, match=r"--teachers models_store/seen/1: this version .* trained on all"):
             Teachers([Path("models_store/seen/1")], ["a", "b", "<unk>"], "cpu", {"text:novel.txt": "other"})
     assert not (workspace / "runs").exists()
 
@@ -169,7 +175,7 @@ def test_a_version_for_another_size_of_the_same_images_is_no_start(workspace: Pa
 def test_data_are_the_same_if_their_name_or_their_digest_is_the_same() -> None:
     def seen(data: dict[str, str], refit_steps: int | None = 3, **own: str) -> list[str]:
         card = tiny_card("a", "forecast", "forecaster", FORECASTER, {"data": data, "refit_steps": refit_steps})
-        return refit.seen_data(store.Card(version=1, weights_sha256="", **card), own)
+        return lineage.seen_data(store.Card(version=1, weights_sha256="", **card), own)
 
     assert seen({"csv:a.csv": "1", "series-lstm@1": "5"}, **{"csv:b.csv": "1"}) == ["b.csv"]
     assert seen({"csv:a.csv": "1"}, **{"csv:a.csv": "2"}) == ["a.csv"]
@@ -178,6 +184,21 @@ def test_data_are_the_same_if_their_name_or_their_digest_is_the_same() -> None:
     assert seen({"text:my a.txt b.txt": "1"}, **{"text:my a.txt": "2", "text:c.txt": "2"}) == ["my a.txt"]
     assert seen({"text:a": "1"}, **{"images:a": "2", "tinyshakespeare": "3"}) == []
     assert seen({"text:tinyshakespeare.txt": "3"}, tinyshakespeare="3") == ["tinyshakespeare"]
+
+
+def test_the_data_of_all_ancestors_count() -> None:
+    """The child of a network that was trained on all of a table has learned from its test part, too."""
+    fields = {"data": {"csv:a.csv": "1"}, "refit_steps": 3}
+    card = tiny_card("a", "forecast", "forecaster", FORECASTER, fields)
+    parent = store.Card(version=1, weights_sha256="", **card)
+    child = parent.model_copy(update={"data": {"csv:b.csv": "2"}, "refit_steps": None})
+    own = {"csv:a.csv": "1", "csv:b.csv": "2"}
+    assert lineage.seen_data(child, own) == []
+    ancestors = [store.Ancestor(**each) for each in lineage.ancestors(parent, "base")]
+    assert lineage.seen_data(child.model_copy(update={"ancestors": ancestors}), own) == ["a.csv"]
+    parent = parent.model_copy(update={"refit_layers": "last"})
+    ancestors = [store.Ancestor(**each) for each in lineage.ancestors(parent, "base")]
+    assert lineage.seen_data(child.model_copy(update={"ancestors": ancestors}), own) == []
 
 
 @pytest.mark.parametrize("side", [32, 64])
@@ -227,7 +248,7 @@ def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(
     train_own("rnn", "--from", "other@1")
     card = store.Store(Path("models_store")).card("mine", 1)
     assert card.kind == "character-rnn"
-    assert card.data["other@1"] == base.card.weights_sha256
+    assert [each.weights_sha256 for each in card.ancestors or []] == [base.card.weights_sha256]
     train_own("rnn", "--from", "other@1", "--epochs", "0")  # only calibrated
     card = store.Store(Path("models_store")).card("mine", 2)
     assert "All layers except the last are those of other@1. About 5% of the training part was held out" in card.notes

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from app.networks.cnn import WhitenedNet, unsmoothed
 from app.tasks.classification import ImageClassifier
 from training.data.image_files import Pixels
+from training.evaluation import intervals
 from training.run import metric
 
 
@@ -42,10 +43,12 @@ def classification_metrics(probability: Tensor, labels: Tensor, split: str) -> d
     correct = (prediction == labels).double()
     bins = (confidence * 15).long().clamp(max=14)
     gaps = [(confidence[bins == b] - correct[bins == b]).sum().abs() for b in range(15)]
-    likelihood = probability[torch.arange(len(labels)), labels].clamp(min=1e-12).log()
+    losses = -probability[torch.arange(len(labels)), labels].clamp(min=1e-12).log()
+    accuracy = correct.mean().item()
+    decimals, interval = intervals.decimals(len(labels)), intervals.wilson(accuracy, len(labels))
     return {
-        "accuracy": metric(correct.mean().item(), split),
-        "nll": metric(-likelihood.mean().item(), split),
+        "accuracy": metric(accuracy, split, decimals, interval=interval),
+        "nll": metric(losses.mean().item(), split, interval=intervals.bootstrap(losses.numpy())),
         "calibration_error": metric(torch.stack(gaps).sum().item() / len(labels), split),
     }
 

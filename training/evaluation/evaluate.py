@@ -37,7 +37,6 @@ from training.evaluation import generation, image_classifier, language_model
 from training.evaluation.speed import processor, selected
 from training.loops import gan_finetune
 from training.loops.series import evaluation, own_series
-from training.loops.text.distillation import TEACHER
 from training.options import STORE, STORE_HELP, Options, store_of
 
 # Largest difference between processors with and without bfloat16. Usual differences are 0.0001 to 0.001.
@@ -82,7 +81,7 @@ def _read_text(card: store.Card, models: Path) -> Any:
 def _read_table(card: store.Card, models: Path) -> Any:
     """Return the series, and the version that the training started from."""
     options, config = _parsed(card, lstm.arguments)
-    base = next(name for name in card.data if "@" in name and ":" not in name)
+    base = (card.ancestors or [])[-1].name
     return own_series.read(
         replace(options, store=models, data_options={**options.data_options, "origin": base}),
         config.horizon,
@@ -148,7 +147,7 @@ def own_data(card: store.Card, models: Path) -> Any:
     Raises DataError if the data are no longer there, and EvaluationError for an unknown training script or a command
     that is rejected.
     """
-    if not any(":" in name and not name.startswith(TEACHER) for name in card.data):
+    if not any(":" in name for name in card.data):
         return None
     script = script_of(card)
     if script.read_own is None:
@@ -229,11 +228,8 @@ def check(version: Version, models: Path, device: str) -> list[str]:
     Raises DataError if the user's own data are no longer there, and EvaluationError for an unknown training script.
     """
     own = own_data(version.card, models)
-    teachers = [name for name in version.card.data if name.startswith(TEACHER)]
-    known = {name: sha256 for name, sha256 in version.card.data.items() if name not in teachers}
-    changed = [name for name, sha256 in known.items() if sha256_of(name, models, own) != sha256]
-    lines = [f"  {name:34} not compared: teachers are not published" for name in teachers]
-    lines += [f"  {name:34} differs from the card ✗" for name in changed]
+    changed = [name for name, sha256 in version.card.data.items() if sha256_of(name, models, own) != sha256]
+    lines = [f"  {name:34} differs from the card ✗" for name in changed]
     if version.card.refit_steps is not None:
         return [*lines, "  not measured: the metrics are those before the refit, of a network that is not published"]
     return [*lines, *compare(version.card, measure(version, models, device, own), hardware(device))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from training.run import metric, permutation
 
 REFERENCE_CLASSIFIER = "mnist-judge"  # the samples are evaluated with the features and predictions of this model
 FOLDS = 10  # number of parts in the jackknife estimate of a standard error
-# The notes on the classifier's card state how many images were held out. The second form is that of an older version.
-HELD_OUT = re.compile(r"([\d,]+) (?:training images were held out|images of the training part validated)")
 CLASSIFIER_WIDTHS = (16, 32)
 NEIGHBOURS = 5
 
@@ -173,12 +170,11 @@ def load_reference_classifier(models: Path, device: str, version: int | None = N
         command = runnable("python -m app.models verify", models)
         raise SystemExit(f"{models} holds no undamaged version of {name}: see `{command}`")
     classifier = Store(models).read(name, number)
-    held_out = HELD_OUT.match(classifier.card.notes)
-    needed = limits().unseen_images
-    if held_out is None or int(held_out[1].replace(",", "")) < needed:
+    held_out, needed = classifier.card.held_out or 0, limits().unseen_images
+    if held_out < needed:
         raise SystemExit(
             f"{name}@{number} cannot evaluate generators: at least {needed:,} training images must be held out, but "
-            f"its card says {classifier.card.notes[:100]!r}. Train it with --set validation={needed} or more"
+            f"its card states {held_out:,}. Train it with --set validation={needed} or more"
         )
     return ImageClassifier(classifier, torch.device(device))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from app.tasks.classification import ImageClassifier
 from training.data.image_dataset import ImageDataset
 from training.data.image_files import subset
+from training.evaluation import intervals
 from training.evaluation.calibration import classification_metrics, served_probabilities
 from training.options import Part
 from training.run import metric, save_figure
@@ -59,12 +60,17 @@ def single_label_metrics(probability: Tensor, labels: Tensor, classes: list[str]
     correct = (probability.argmax(dim=1) == labels).double()
     tested = labels.unique().tolist()
     class_accuracy = torch.stack([correct[labels == label].mean() for label in tested])
-    worst = classes[tested[int(class_accuracy.argmin())]]
+    worst, lowest = tested[int(class_accuracy.argmin())], class_accuracy.min().item()
+    count = int((labels == worst).sum())
+    of_worst = f"{split}: {count:,} of class {classes[worst]}"
     majority_share = labels.bincount().max().item() / len(labels)
+    always = f"{split}: accuracy of always predicting the most common class"
     return {
         **classification_metrics(probability, labels, split),
-        "worst_class_accuracy": metric(class_accuracy.min().item(), f"{split}: class {worst}"),
-        "commonest_class": metric(majority_share, f"{split}: accuracy of always predicting the most common class"),
+        "worst_class_accuracy": metric(
+            lowest, of_worst, intervals.decimals(count), interval=intervals.wilson(lowest, count)
+        ),
+        "commonest_class": metric(majority_share, always, intervals.decimals(len(labels))),
     }
 
 
@@ -94,7 +100,12 @@ def multi_label_metrics(
     return metrics | {
         "f1": metric(f1, f"{split}, {origin}"),
         "nll": metric(loss, f"{split}, for each label"),
-        "exact_match": metric(exact, f"{split}: all labels correct, {origin}"),
+        "exact_match": metric(
+            exact,
+            f"{split}: all labels correct, {origin}",
+            intervals.decimals(len(labels)),
+            interval=intervals.wilson(exact, len(labels)),
+        ),
     }
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from app.tasks.text_generation import TextGenerator
 from training.data.datasets import Text
 from training.data.texts import WINDOW, encode
+from training.evaluation import intervals
 from training.run import metric, save_figure
 
 MAX_TEST_CHARACTERS = 500_000  # largest number of characters that are evaluated
@@ -41,15 +42,14 @@ def window_logits(network: Any, characters: Tensor) -> Iterator[tuple[Tensor, Te
             yield logits, batch[:, 1:]
 
 
-def window_loss(network: Any, *parts: Tensor, window: int = WINDOW) -> float:
-    """Return the mean loss in nats per character over all complete windows. Each window starts from a zero state.
+def window_losses(network: Any, *parts: Tensor, window: int = WINDOW) -> Tensor:
+    """Return the mean loss [N] in nats per character of each complete window. Each window starts from a zero state.
 
-    Each part has character indices [N]. ``window`` is the length of a window in characters.
+    Each part has character indices. ``window`` is the length of a window in characters.
     """
-    characters, total = windows(parts, window), 0.0
-    for logits, following in window_logits(network, characters):
-        total += F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="sum").item()
-    return total / (len(characters) * window)
+    batches = window_logits(network, windows(parts, window))
+    losses = [F.cross_entropy(logits.transpose(1, 2), following, reduction="none") for logits, following in batches]
+    return torch.cat(losses).double().mean(dim=1)
 
 
 def stream_loss(network: Any, characters: Tensor) -> float:
@@ -71,9 +71,10 @@ def measure(generator: TextGenerator, text: Text, limit: int = MAX_TEST_CHARACTE
     characters = encode(text.test[:limit], generator.vocabulary).to(generator.device)
     start = "the first characters of " if len(text.test) > limit else ""
     split = f"{start}the last 10 % of the text, {len(characters):,} characters"
-    loss = window_loss(generator.network, characters)
+    losses = window_losses(generator.network, characters)
+    loss, interval = losses.mean().item(), intervals.bootstrap(losses.cpu().numpy())
     return {
-        "nats_per_character": metric(loss, f"{split}, in windows of {WINDOW} from a zero state"),
+        "nats_per_character": metric(loss, f"{split}, in windows of {WINDOW} from a zero state", interval=interval),
         "bits_per_character": metric(loss / math.log(2), f"{split}, in windows of {WINDOW} from a zero state"),
         "nats_per_character_carried": metric(stream_loss(generator.network, characters), f"{split}, read in one go"),
     }
@@ -87,7 +88,9 @@ def measure_held_out(network: Any, parts: Sequence[Tensor], window: int) -> dict
     if not parts or not len(parts[0]):
         return {}
     split = f"{sum(map(len, parts)):,} characters for validation, in windows of {window} from a zero state"
-    return {"nats_per_character": metric(window_loss(network, *parts, window=window), split)}
+    losses = window_losses(network, *parts, window=window)
+    interval = intervals.bootstrap(losses.cpu().numpy())
+    return {"nats_per_character": metric(losses.mean().item(), split, interval=interval)}
 
 
 def generate(generator: TextGenerator, prompts: Sequence[str], characters: int = 400) -> list[str]:

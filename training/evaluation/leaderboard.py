@@ -11,12 +11,11 @@ import numpy as np
 
 from app.tasks.forecasting import QuantileForecast
 from training.data.tables import Table
-from training.evaluation import backtest, classical, forecast_metrics
+from training.evaluation import backtest, classical, forecast_metrics, intervals
 from training.evaluation.backtest import HeldOut, Method, Origins, Split
 from training.run import metric
 
 MAX_WINDOWS = 300  # largest number of windows; if there are more, only some series are used
-RESAMPLES = 2000  # of the bootstrap
 INTERVAL = 90  # per cent of the resamples lie in the intervals of the bootstrap
 
 
@@ -24,11 +23,12 @@ INTERVAL = 90  # per cent of the resamples lie in the intervals of the bootstrap
 class Errors:
     """The errors of one method over all windows.
 
-    ``losses`` [N] are the quantile losses of the windows. ``by_step`` [horizon] is the MASE of each step ahead.
+    ``losses`` and ``scaled`` [N] are the quantile losses and the MASE of the windows. ``by_step`` [horizon] is the MASE
+    of each step ahead.
     """
 
     losses: np.ndarray
-    mase: float
+    scaled: np.ndarray
     coverage_80: float
     coverage_95: float
     by_step: np.ndarray
@@ -37,6 +37,11 @@ class Errors:
     def quantile_loss(self) -> float:
         """The mean quantile loss of the windows."""
         return float(self.losses.mean())
+
+    @property
+    def mase(self) -> float:
+        """The mean MASE of the windows."""
+        return float(self.scaled.mean())
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def change(losses: np.ndarray, other: np.ndarray) -> Change:
 
     Both have a loss for each window. The bootstrap draws windows, with both of their losses.
     """
-    windows = np.random.default_rng(0).integers(len(losses), size=(RESAMPLES, len(losses)))
+    windows = np.random.default_rng(0).integers(len(losses), size=(intervals.RESAMPLES, len(losses)))
     with np.errstate(invalid="ignore", divide="ignore"):  # the other method may be exact
         changes = np.nan_to_num(losses[windows].mean(axis=1) / other[windows].mean(axis=1) - 1, posinf=np.inf)
         value = float(np.nan_to_num(losses.mean() / other.mean() - 1, posinf=np.inf))
@@ -145,9 +150,12 @@ class Leaderboard:
         values = "held out of training" if self.part == "test" else "for validation"
         split, metrics = f"{self.description}, on values {values}", {}
         for method in reversed(self.methods):
-            for key in ("mase", "quantile_loss", "coverage_95"):
-                value = getattr(self.errors[method.name], key)
-                metrics[f"{method.prefix}{key}"] = metric(value, split, backtest.decimals(key, value))
+            errors, weights = self.errors[method.name], "other method" if method.prefix else "published"
+            by_window = {"mase": errors.scaled, "quantile_loss": errors.losses, "coverage_95": None}
+            for key, windows in by_window.items():
+                value, interval = getattr(errors, key), None if windows is None else intervals.bootstrap(windows)
+                decimals = backtest.decimals(key, value)
+                metrics[f"{method.prefix}{key}"] = metric(value, split, decimals, weights, interval)
         return metrics
 
 
@@ -164,7 +172,7 @@ def errors(origins: Origins, forecasts: Sequence[QuantileForecast]) -> Errors:
     counts = (~np.isnan(scaled)).sum(axis=0)
     return Errors(
         forecast_metrics.quantile_loss(actual, quantiles, scale),
-        float(forecast_metrics.mase(actual, median, scale).mean()),
+        forecast_metrics.mase(actual, median, scale),
         coverages[0],
         coverages[1],
         np.where(counts, np.nansum(scaled, axis=0) / np.maximum(counts, 1), np.nan),

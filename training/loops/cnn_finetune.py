@@ -20,7 +20,7 @@ from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.store.version import Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.precision import fast_bfloat16
-from training import refit
+from training import lineage, refit
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.image_batches import shift_and_mirror
 from training.data.image_dataset import ImageDataset
@@ -163,8 +163,8 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     base = base_version(options, ("whitened-net",), "cifar10-whitened")
     if base:
         option = f"--from {base.card.name}@{base.card.version}"
-        refit.reject_seen(base.card, option, dataset.data)
-        refit.reject_other_size(base.card, option, dataset.data, dataset.images.shape[-1])
+        lineage.reject_seen(base.card, option, dataset.data)
+        lineage.reject_other_size(base.card, option, dataset.data, dataset.images.shape[-1])
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
     network = fine_tune(run, config, dataset, base)
@@ -172,7 +172,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     if refit.is_planned(options):
         steps = run.step
         network = fit_on_all(run, config, dataset, base, network)
-        card = refit.describe(card, steps, "of the first training")
+        card = refit.describe(card, steps)
     run.finish(card, network, pictures)
 
 
@@ -198,7 +198,8 @@ def measured(
         "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
         "outputs": [{"name": "probabilities", "dtype": "float64", "shape": [-1, sizes.classes]}],
         "labels": dataset.classes,
-        "data": dataset.data | ({f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}),
+        "data": dataset.data,
+        "ancestors": lineage.ancestors(base.card, "base") if base else None,
         "notes": (
             f"{start}. {dataset.describe_classes()}: {len(train_indices):,} for training, {len(validation):,} for "
             f"validation ({fitted}), {len(test):,} for testing. {len(dataset.skipped):,} files were skipped."

@@ -26,6 +26,11 @@ function card(model, open = false) {
   return createElement("article", { class: "card", "aria-label": model.id }, details, ...model.failed.map(failure));
 }
 
+/** Return the data of a figure, its confidence interval, and its network if that is not the published one. */
+const measuredOn = ({ split, decimals, interval, weights }) => [
+  split, interval ? `95 % interval ${interval.map((bound) => bound.toFixed(decimals)).join(" to ")}` : "", weights === "published" ? "" : weights,
+].filter(Boolean).join("; ");
+
 /** Return the served versions as buttons that switch the card. The active version answers requests without a version. */
 function versions(model) {
   return createElement("div", { class: "inputs" }, ...model.versions.map((version) => createElement("button", {
@@ -77,8 +82,8 @@ function metricsTable(metrics) {
   return createElement("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "All metrics" }, createElement("table", {},
     createElement("thead", {}, createElement("tr", {}, createElement("th", { scope: "col" }, "metric"), createElement("th", { scope: "col", class: "number" }, "value"),
       createElement("th", { scope: "col" }, "measured on"))),
-    createElement("tbody", {}, ...metrics.map(([name, { value, decimals, split }]) => createElement("tr", {},
-      createElement("th", { scope: "row" }, name.replaceAll("_", " ")), createElement("td", { class: "number" }, value.toFixed(decimals)), createElement("td", {}, split))))));
+    createElement("tbody", {}, ...metrics.map(([name, metric]) => createElement("tr", {},
+      createElement("th", { scope: "row" }, name.replaceAll("_", " ")), createElement("td", { class: "number" }, metric.value.toFixed(metric.decimals)), createElement("td", {}, measuredOn(metric)))))));
 }
 
 const UNITS = { classify: "image", continue: "character", forecast: "forecast", sample: "image", infer: "row" };

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.evaluation.language_model import window_loss, windows
+from training.evaluation.language_model import window_losses, windows
 from training.loops.text import calibration
 
 CHARACTERS, WINDOW = 10, 16
@@ -61,10 +61,10 @@ def test_logits_that_are_too_large_are_divided(network: Bigrams, text: Tensor) -
     temperature = calibration.calibrate(network, parts, WINDOW)
     assert temperature == pytest.approx(3, rel=0.05)
     assert torch.allclose(network(text[:50], None)[0], logits / temperature, atol=1e-5)
-    loss = window_loss(network, *parts, window=WINDOW)
+    loss = window_losses(network, *parts, window=WINDOW).mean()
     for other in (0.9, 1.1):
         calibration.divide_logits(network, other)
-        assert window_loss(network, *parts, window=WINDOW) > loss
+        assert window_losses(network, *parts, window=WINDOW).mean() > loss
         calibration.divide_logits(network, 1 / other)
     assert calibration.calibrate(network, parts, WINDOW) == pytest.approx(1, abs=1e-3)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from app.networks.efficientnet import EfficientNetLite, EfficientNetSizes
 from app.tasks.classification import ImageClassifier
 from app.tasks.precision import fast_bfloat16
-from training import refit
+from training import lineage, refit
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset
@@ -35,8 +35,6 @@ from training.run import Budget, Run
 
 KIND = "efficientnet-lite"
 MAX_DEFAULT_STEPS = 300  # largest number of fine-tuning steps without --minutes
-# Text in the notes of a card whose second training only fitted the last layer.
-HEAD_ONLY = "of L-BFGS with the same penalty"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Base:
 
     network: EfficientNetLite
     name: str
-    data: dict[str, str]  # entry of this network in the field ``data`` of the card
+    ancestors: list[dict[str, Any]] | None  # field of the card
     licence: str | None
     source: str | None
 
@@ -86,17 +84,17 @@ def read_base(options: Options, dataset: ImageDataset) -> Base:
     """
     origin: str | None = options.data_options["origin"]
     if origin in (None, pretrained.NAME):
-        return Base(pretrained.load(), pretrained.NAME, {}, pretrained.LICENCE, pretrained.SOURCE)
+        return Base(pretrained.load(), pretrained.NAME, None, pretrained.LICENCE, pretrained.SOURCE)
     if origin == "scratch":
         raise DataError("--from scratch needs --size 32 or --size 64: larger networks start from efficientnet-lite0")
     version = base_version(options, (KIND,), advice="")
     assert version is not None
     card = version.card
     name = f"{card.name}@{card.version}"
-    if HEAD_ONLY not in card.notes:  # otherwise only the last layer has seen the images, and a new one replaces it
-        refit.reject_seen(card, f"--from {name}", dataset.data)
-        refit.reject_other_size(card, f"--from {name}", dataset.data, dataset.images.shape[-1])
-    return Base(version.network(), name, {name: card.weights_sha256}, card.licence, card.source)
+    lineage.reject_seen(card, f"--from {name}", dataset.data)
+    if card.refit_layers != "last":  # otherwise only the last layer has seen the images, and a new one replaces it
+        lineage.reject_other_size(card, f"--from {name}", dataset.data, dataset.images.shape[-1])
+    return Base(version.network(), name, lineage.ancestors(card, "base"), card.licence, card.source)
 
 
 def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None, dataset: ImageDataset) -> None:
@@ -120,7 +118,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
             steps = result.steps
             run.begin_refit()
             network = divide_logits(tune(run, config, network, dataset, every, Budget(steps)), result.temperature)
-        card = refit.describe(card, steps, "of the first training" if result.steps else HEAD_ONLY)
+        card = refit.describe(card, steps, "all" if result.steps else "last")
     run.finish(card, network, pictures)
 
 
@@ -231,7 +229,8 @@ def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tup
         "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
         "outputs": [{"name": "probabilities", "dtype": "float64", "shape": [-1, sizes.classes]}],
         "labels": dataset.classes,
-        "data": {**dataset.data, **base.data},
+        "data": dataset.data,
+        "ancestors": base.ancestors,
         "licence": base.licence,
         "source": base.source,
         "notes": (

@@ -15,7 +15,7 @@ import torch
 
 from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast
-from training import refit
+from training import lineage
 from training.configs.series import ForecasterFinetuneConfig
 from training.data.datasets import DataError
 from training.evaluation import backtest, leaderboard
@@ -97,7 +97,8 @@ def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, A
         **interface(sizes),
         "title": f"Forecasts of {names}, one value per {table.frequency}"[:200],
         "series": own.traits.model_dump(),
-        "data": {**own.data, f"{base.name}@{base.version}": base.weights_sha256},
+        "data": own.data,
+        "ancestors": lineage.ancestors(base, "base"),
         "notes": (
             f"Fine-tuned from {base.name}@{base.version}. {verdict}. {count:,} series, one value per "
             f"{table.frequency}, {season}. All series were cut at the same times. {shares}. Of the averaged weights, "
@@ -136,7 +137,7 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> Lead
     own = read(options, config.horizon)
     report(own.table)
     card, version = own.base.card, label(own.base)
-    if refit.seen_data(card, own.data):
+    if lineage.seen_data(card, own.data):
         raise DataError(
             f"--version {version}: this version was trained on all rows of {own.table.name}, so its errors on these "
             "rows would be too low. Its backtest.png shows errors that were measured before this training. Type "

@@ -17,7 +17,7 @@ from app.networks.series_reader import ForecasterSizes
 from app.tasks.covariates import covariate_effect
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import fill_missing, yearly_pattern
-from training import refit
+from training import lineage, refit
 from training.configs.series import ForecasterFinetuneConfig
 from training.data.series.windows import Source, WindowSampler
 from training.data.tables import Series, to_json_lines
@@ -41,7 +41,7 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     Return the leaderboard of the last measured part.
     """
     own = read(options, config.horizon)
-    refit.reject_seen(own.base.card, f"--from {label(own.base)}", own.data)
+    lineage.reject_seen(own.base.card, f"--from {label(own.base)}", own.data)
     report(own.table)
     run = Run(options, config, argv, own.sha256)
     run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))

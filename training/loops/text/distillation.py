@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from app.tasks.precision import fast_bfloat16
-from training import refit
+from training import lineage
 from training.data.datasets import DataError
 from training.publishing import read_run
-
-TEACHER = "teacher "  # start of the names of teachers on a card
 
 
 class Teachers:
@@ -36,19 +34,19 @@ class Teachers:
     """
 
     def __init__(self, folders: Sequence[Path], vocabulary: Sequence[str], device: str, data: dict[str, str]) -> None:
-        self.digests: dict[str, str] = {}  # SHA-256 of the weights, by number, model name and seed
+        self.ancestors: list[dict[str, Any]] = []  # for the card of the network that learns
         self.networks: list[Any] = []
         self._use_bfloat16 = fast_bfloat16(torch.device(device))
-        for number, folder in enumerate(folders, 1):
+        for folder in folders:
             try:
                 card, network, _ = read_run(folder, "--teachers")
             except ValueError as error:
                 raise DataError(str(error)) from error
             if card.vocabulary != list(vocabulary):
                 raise DataError(f"--teachers {folder}: {card.name} has another vocabulary")
-            refit.reject_seen(card, f"--teachers {folder}", data)
+            lineage.reject_seen(card, f"--teachers {folder}", data)
             self.networks.append(network.to(device).eval().requires_grad_(False))
-            self.digests[f"{TEACHER}{number}: {card.name}, seed {card.seed}"] = card.weights_sha256
+            self.ancestors += lineage.ancestors(card, "teacher", f"{card.name}, seed {card.seed}")
 
     def zero_states(self, rows: int) -> list[Tensor]:
         """Return the initial state of each teacher for ``rows`` texts."""

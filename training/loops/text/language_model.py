@@ -19,7 +19,7 @@ from app.store.version import Version
 from app.tasks.precision import fast_bfloat16
 from training.configs.text import RnnConfig
 from training.data.texts import WINDOW, TrainingText
-from training.evaluation.language_model import window_loss
+from training.evaluation.language_model import window_losses
 from training.loops.best_weights import BestWeights
 from training.loops.fit import averaged, fit
 from training.loops.text.distillation import Teachers
@@ -192,7 +192,7 @@ class TextRecipe:
         """Return the loss of the averaged weights on the held-out text, and keep the best weights."""
         if not self.validation:
             return {}
-        loss = window_loss(self.average.module, *self.validation, window=self.window)
+        loss = window_losses(self.average.module, *self.validation, window=self.window).mean().item()
         if self.best:
             self.best.update(self.average.module, loss, steps)
         return {"validation_loss": loss}

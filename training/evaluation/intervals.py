@@ -1,0 +1,33 @@
+"""95 % confidence intervals of measured figures, and the decimals that a number of samples supports."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+SCORE = NormalDist().inv_cdf(0.975)
+RESAMPLES = 2000  # of a bootstrap
+
+
+def wilson(share: float, count: int) -> list[float]:
+    """Return the Wilson interval of a share of ``count`` samples (Wilson 1927)."""
+    spread = SCORE**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return [round(middle - half, 4), round(middle + half, 4)]
+
+
+def bootstrap(values: np.ndarray) -> list[float] | None:
+    """Return the percentile interval of the mean of values [N]. With one value, there is none."""
+    if len(values) < 2:
+        return None
+    random = np.random.default_rng(0)
+    means = [values[random.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+    return [round(float(bound), 4) for bound in np.quantile(means, [0.025, 0.975])]
+
+
+def decimals(count: int) -> int:
+    """Return the number of decimals of a share of ``count`` samples: 2 for fewer than 1,000, 4 for 10,000."""
+    return min(max(2, int(math.log10(count))), 4)

@@ -1,0 +1,93 @@
+"""The networks that a network learned from, and the check that none of them has learned from its test part."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from app import store
+from training.data.datasets import DataError
+
+
+def ancestors(
+    card: store.Card, role: Literal["base", "teacher", "calibration"], name: str = ""
+) -> list[dict[str, Any]]:
+    """Return a network and all networks from which it descends, for the card of a network that learns from it.
+
+    ``name`` describes the network. By default, it is NAME@VERSION.
+    """
+    own = {
+        "name": name or f"{card.name}@{card.version}",
+        "role": role,
+        "weights_sha256": card.weights_sha256,
+        "data": card.data,
+        "refit_steps": None if card.refit_layers == "last" else card.refit_steps,
+        "command": card.command,
+        "minutes": card.minutes,
+    }
+    return [*(each.model_dump() for each in card.ancestors or []), own]
+
+
+def seen_data(card: store.Card, data: dict[str, str]) -> list[str]:
+    """Return the names of the data on which a version or one of its ancestors was trained completely.
+
+    Their validation and test parts are then known. A new last layer replaces a last layer that knows them.
+
+    Data are the same if they have the same SHA-256. A file or folder with the same name also counts as the same,
+    because files and folders grow.
+
+    Args:
+        card: the card of the version.
+        data: the SHA-256 by key, as in the field ``data`` of a card. A key ``text:...`` may also name one of the files.
+    """
+    steps = None if card.refit_layers == "last" else card.refit_steps
+    networks = [(card.data, steps), *((each.data, each.refit_steps) for each in card.ancestors or [])]
+    known = [(key, digest) for own, steps in networks if steps is not None for key, digest in own.items()]
+    seen = []
+    for key, digest in data.items():
+        kind, _, name = key.partition(":")
+        same = any(key == other or digest == known_digest for other, known_digest in known)
+        if kind == "text":  # a version may have several texts, such as text:a.txt b.txt
+            texts = [other.removeprefix("text:") for other, _ in known if other.startswith("text:")]
+            same |= any(f" {name} " in f" {names} " for names in texts)
+        if same:
+            seen.append(name or key)
+    return seen
+
+
+def reject_seen(card: store.Card, option: str, data: dict[str, str]) -> None:
+    """Raise DataError if the version in ``option`` has seen the validation and test parts of the data.
+
+    The metrics of a network that learns from such a version would be too good.
+
+    Args:
+        card: the card of the version.
+        option: the option that names the version, with its value.
+        data: see ``seen_data``.
+    """
+    if names := ", ".join(seen_data(card, data)):
+        raise DataError(
+            f"{option}: this version of {card.name}, or a network it descends from, was trained on all of {names}, "
+            "also on the validation and test parts, so the metrics of the new network would be too good. Omit "
+            f"{option.split()[0]}, or name a version that was trained with --no-refit. If your {names} now has other "
+            "content, give it another name"
+        )
+
+
+def reject_other_size(card: store.Card, option: str, data: dict[str, str], side: int) -> None:
+    """Raise DataError if a version was trained on the same images with another side length in pixels.
+
+    The split depends on the resized pixels. So the version may have learned from images that are now in the test part.
+
+    Args:
+        card: the card of an image classifier.
+        option: the option that names the version, with its value.
+        data: see ``seen_data``.
+        side: the side length to which the images are resized now.
+    """
+    size = card.sizes["image"]
+    if size != side and (names := ", ".join(key.partition(":")[2] for key in data if key in card.data)):
+        raise DataError(
+            f"{option}: this version of {card.name} was trained on images of {names} with --size {size}. With --size "
+            f"{side}, the images are divided into other parts, so the version may know the new test images. Use "
+            f"--size {size}"
+        )
