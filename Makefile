@@ -48,17 +48,8 @@ report: .venv/test ## generate docs/measurements.md and the README's key figures
 data: .venv/train ## download the training data to data/, or QUARTET_DATA_DIR
 	$(BIN)/python -m training.data
 
-train: .venv/train ## train and publish all networks in turn
-	$(BIN)/python -m training.cnn
-	$(BIN)/python -m training.cnn --preset strong
-	$(BIN)/python -m training.cnn --preset accurate
-	$(BIN)/python -m training.rnn
-	$(BIN)/python -m training.rnn --preset gated
-	$(BIN)/python -m training.lstm
-	$(BIN)/python -m training.lstm --preset strong
-	$(BIN)/python -m training.cnn --preset digits
-	$(BIN)/python -m training.gan
-	$(BIN)/python -m training.gan --preset conditional
+train: .venv/train ## train all included versions again, with all steps of their recipes, into rebuilt/
+	$(BIN)/python -m training.rebuild
 
 evaluate: .venv/train ## measure the quality of the networks in models_store/ again, and compare it with the model cards
 	$(BIN)/python -m training.evaluation.evaluate
