@@ -90,7 +90,8 @@ def run(args: argparse.Namespace) -> Card:
     command = f"python -m app.models {shlex.join(sys.argv[1:])}"
     description = Description(args.name, args.title, args.task, args.licence, args.source, options, labels, command)
     settings = Settings()
-    card = add(args.store, args.file, description, settings.max_import_bytes, settings.limits.speed_seconds)
+    limits = settings.max_import_bytes, settings.limits.speed_seconds
+    card = add(args.store, args.file, description, *limits, activate=not args.no_activate)
     if card.notes:
         print(f"assumed: {ASSUMED_SCALING}", file=sys.stderr)
     return card

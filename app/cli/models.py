@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from app.cli import add_model
 from app.cli.output import write_line
-from app.store import LATEST, RolloutRefused, Store, StoreError, VersionNotFound, catalogue
+from app.store import LATEST, Card, RolloutRefused, Store, StoreError, VersionNotFound, catalogue
 
 # The modules that need torch are imported by the commands that use them, because they take seconds to import.
 MAX_COLUMN_WIDTH = 48  # characters; longer cells are cut, except with --json
@@ -123,7 +123,10 @@ def _add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
     added.add_argument("file", metavar="FILE", type=Path, help="archive that `export` has written")
     added.add_argument("--renumber", action="store_true", help="give the version the next free number")
     text = "import a trained network from an ONNX file, or from a .pt2 file of torch.export"
-    add_model.add_arguments(command("add", _add, text))
+    adding = command("add", _add, text)
+    add_model.add_arguments(adding)
+    for each in (added, adding):
+        each.add_argument("--no-activate", action="store_true", help="keep the version that is active now")
     added = command("export", _export, "write a version to an archive, or its network to a .pt2 or ONNX file")
     added.add_argument("model", metavar="NAME[@VERSION]", help="such as sales@3; by default the active version")
     added.add_argument("file", metavar="FILE", type=Path, nargs="?", help="new file; by default such as sales-3.zip")
@@ -215,10 +218,19 @@ def _status(row: dict[str, Any]) -> str:
     return text + (f"; retired: {', '.join(map(str, row['retired']))}" if row["retired"] else "")
 
 
-def _report(args: argparse.Namespace, name: str, before: str = "", **more: object) -> None:
-    """Print the state of a model after a change, after the text ``before``. With --json, add the values ``more``."""
+def _report(args: argparse.Namespace, name: str) -> None:
+    """Print the state of a model after a change."""
     row = catalogue.model_row(Store(args.store), name)
-    write_line(json.dumps(row | more) if args.json else f"{before}{_status(row)}")
+    write_line(json.dumps(row) if args.json else _status(row))
+    _print_problem(row)
+
+
+def _report_new(args: argparse.Namespace, verb: str, card: Card) -> None:
+    """Print what a new version replaces. ``verb`` is "added" or "imported"."""
+    store = Store(args.store)
+    row = catalogue.model_row(store, card.name)
+    text = f"{verb} {catalogue.publication(store, card.name, card.version)}"
+    write_line(json.dumps(row | {verb: card.version}) if args.json else text)
     _print_problem(row)
 
 
@@ -266,19 +278,19 @@ def _import(args: argparse.Namespace) -> None:
         allow_bytes(size)
         store.defaults()  # so that an error in the store is not attributed to the archive
         try:
-            card = import_archive(store, file, max_bytes, args.renumber)
+            card = import_archive(store, file, max_bytes, args.renumber, not args.no_activate)
         except RolloutRefused:  # the message names the version
             raise
         except StoreError as error:
             other = "; this is not an archive of `export`; for .pt2 and ONNX files, use `add`"
             hint = other if args.file.suffix.lower() in (".pt2", ".onnx") else ""
             raise StoreError(f"{args.file}: {error}{hint}") from None
-    _report(args, card.name, f"imported {card.name}@{card.version}; ")
+    _report_new(args, "imported", card)
 
 
 def _add(args: argparse.Namespace) -> None:
     card = add_model.run(args)
-    _report(args, card.name, f"added {card.name}@{card.version}; ", added=card.version)
+    _report_new(args, "added", card)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -43,10 +43,12 @@ class Description:
     command: str = "python -m app.models add"
 
 
-def add(folder: Path, file: Path, description: Description, max_bytes: int, speed_seconds: float) -> Card:
+def add(
+    folder: Path, file: Path, description: Description, max_bytes: int, speed_seconds: float, activate: bool = True
+) -> Card:
     """Import ``file`` as the next version of a model in the store ``folder``, and return its card.
 
-    The measurement of its speed takes at least ``speed_seconds``.
+    The measurement of its speed takes at least ``speed_seconds``. ``activate``: see ``Store.add``.
 
     Raises:
         StoreError: the name or the file is invalid, or the file does not fit the task.
@@ -66,7 +68,7 @@ def add(folder: Path, file: Path, description: Description, max_bytes: int, spee
         raise BadModel(str(error)) from None
     except MemoryError:
         raise BadModel(f"the import of {file.name} needs too much memory") from None
-    return Store(folder).publish(content, tensors).card
+    return Store(folder).publish(content, tensors, activate=activate).card
 
 
 def _parsed(content: Mapping[str, Any]) -> Card:

@@ -76,11 +76,13 @@ def _packed(store: Store, folder: Path, files: Sequence[str]) -> Iterator[bytes]
         yield sink.take()
 
 
-def import_archive(store: Store, file: IO[bytes], max_bytes: int, renumber: bool = False) -> Card:
+def import_archive(
+    store: Store, file: IO[bytes], max_bytes: int, renumber: bool = False, activate: bool = True
+) -> Card:
     """Publish the version in an archive and return its card.
 
     The version keeps its name and its number. If ``renumber`` is true, the version gets the next free number instead.
-    The unpacked files may have at most ``max_bytes`` bytes.
+    The unpacked files may have at most ``max_bytes`` bytes. ``activate``: see ``Store.add``.
 
     Raises:
         BadArchive: the file is not the archive of a version, or is too large.
@@ -93,7 +95,7 @@ def import_archive(store: Store, file: IO[bytes], max_bytes: int, renumber: bool
         card = parse(Card, content, f"the archive's {CARD}")
         for entry in entries.values():
             store.disk.write(scratch / entry.filename, _chunks(archive, entry))
-        return store.add(scratch, card, json.loads(content), None if renumber else card.version).card
+        return store.add(scratch, card, json.loads(content), None if renumber else card.version, activate).card
 
 
 def open_zip(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> zipfile.ZipFile:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from app.store.card import StoreError, TaskName, VersionNotFound
@@ -71,6 +73,28 @@ def row(
 
 def _task(store: Store, name: str, active: int | None) -> TaskName | None:
     return None if active is None else store.card(name, active).task
+
+
+def publication(store: Store, name: str, number: int) -> str:
+    """Return ``name@number`` with a clause: whether it is active, what it replaces, and the command that changes that.
+
+    The main figure, the first one on a card, is stated for both versions if both were measured on the same data.
+    """
+    roles, store_option = store.roles(name), f" --store {shlex.quote(str(store.folder))}"
+    is_active = roles.active == number
+    clause = f"{name}@{number}, which is {'' if is_active else 'not '}active"
+    other = roles.previous if is_active else roles.active
+    if other is None:
+        return clause
+    own, before = (store.card(name, each).metrics for each in (number, other))
+    figure, compared = next(iter(own), ""), ""
+    if figure in before and own[figure].split == before[figure].split:
+        compared = f" ({figure} {own[figure].value:g}, {name}@{other} has {before[figure].value:g})"
+    command, argument = ("rollback", "") if is_active else ("activate", f" {number}")
+    clause += f" and replaces {name}@{other}" if is_active else f"; {name}@{other} is"
+    option = "" if store.folder == Path("models_store") else store_option
+    verb = "undo" if is_active else "activate"
+    return f"{clause}{compared}\nto {verb} it: quartet models {command} {name}{argument}{option}"
 
 
 def describe_model(store: Store, name: str) -> dict[str, Any]:

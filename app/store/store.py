@@ -196,13 +196,18 @@ class Store:
     # Publishing
 
     def publish(
-        self, card: Mapping[str, Any], tensors: Mapping[str, Tensor], files: Mapping[str, Path] | None = None
+        self,
+        card: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        files: Mapping[str, Path] | None = None,
+        activate: bool = True,
     ) -> Version:
         """Publish the next version of the model ``card["name"]`` and return it.
 
         Args:
             card: all keys of Card except ``version`` and ``weights_sha256``.
             files: pictures to publish with the version, by file name.
+            activate: see ``add``.
         """
         from app.store.version import encode_weights
 
@@ -214,9 +219,16 @@ class Store:
             self.disk.write(scratch / WEIGHTS, [weights])
             for file, source in (files or {}).items():
                 self.disk.write(scratch / file, [source.read_bytes()])
-            return self.add(scratch, parsed, content)
+            return self.add(scratch, parsed, content, activate=activate)
 
-    def add(self, scratch: Path, card: Card, content: Mapping[str, Any], number: int | None = None) -> Version:
+    def add(
+        self,
+        scratch: Path,
+        card: Card,
+        content: Mapping[str, Any],
+        number: int | None = None,
+        activate: bool = True,
+    ) -> Version:
         """Verify the files in a scratch folder, and move the folder into the store as a version of a model.
 
         The model becomes the default model of its task if the task has none with a version, unless the model is
@@ -226,6 +238,8 @@ class Store:
             card: the card, whose version number does not matter.
             content: the card as JSON. It is written with the number of the version.
             number: number of the version; by default the next free one.
+            activate: whether the version may become active. If not, the active version is pinned. The first version of
+                a model is always active.
 
         Raises StoreError for another task than that of the other versions, and RolloutRefused if ``number`` exists.
         """
@@ -248,6 +262,10 @@ class Store:
                 self.disk.sync(path)
             self.disk.make_folder(self.folder / name)
             self.disk.set_mode(self.folder / name, 0o555)
+            if not activate and self.numbers(name):
+                active = self.active(name)
+                # If the process is killed before the next rename, the active version stays pinned.
+                self._replace_rollout(name, f"publish {number} --no-activate", lambda _: {"active": active})
             self._move(scratch, card.task, name, number)
         return self.read(name, number)
 
@@ -421,10 +439,14 @@ class Store:
         """Replace the fields of a rollout that ``choose(rollout)`` returns, under a lock and with one rename."""
         self.find(name)  # checks the name before it becomes a path
         with self.disk.lock(self.folder):
-            old = self.rollout(name)
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            changed = old.model_copy(update={"changed": now, "by": command, **choose(old)})
-            self._write_json(f"{name}/{FILE}", changed.model_dump())
+            return self._replace_rollout(name, command, choose)
+
+    def _replace_rollout(self, name: str, command: str, choose: Callable[[Rollout], dict[str, Any]]) -> Rollout:
+        """Do the work of ``_change``. The caller must hold the lock of the store."""
+        old = self.rollout(name)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        changed = old.model_copy(update={"changed": now, "by": command, **choose(old)})
+        self._write_json(f"{name}/{FILE}", changed.model_dump())
         return changed
 
     def _refuse_other_task(self, name: str, number: int | None) -> None:

@@ -30,7 +30,7 @@ def add(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Add:
         status, printed, error = run_models_command(capsys, tmp_path / "store", *arguments)
         if status:
             return None, error
-        number = int(printed.split("@")[1].split(";")[0])
+        number = int(printed.split("@")[1].split(",")[0])
         return Store(tmp_path / "store").read("net", number).card, error
 
     return run

@@ -6,6 +6,7 @@ were written but not flushed are lost when the process is killed, as at a power 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 from collections.abc import Callable
@@ -109,3 +110,18 @@ def test_after_any_failure_the_store_is_old_or_new_and_usable(
         shutil.rmtree(folder)
     assert number > 5
     assert outcomes == {False, True}
+
+
+@pytest.mark.parametrize("disk", [CrashDisk, FullDisk])
+def test_a_version_that_shall_not_be_active_is_never_active(disk: type[Any], original: Path, tmp_path: Path) -> None:
+    for number in range(1000):
+        folder = tmp_path / str(number)
+        shutil.copytree(original, folder)
+        failing = disk(number)
+        with contextlib.suppress(OSError, StoreError, Killed):
+            Store(folder, disk=failing).publish(*tiny_version("tiny-cgan"), activate=False)
+        assert Store(folder).roles("tiny-cgan").active == 1, number
+        if not failing.happened:
+            break
+        shutil.rmtree(folder)
+    assert Store(folder).numbers("tiny-cgan") == [1, 2]

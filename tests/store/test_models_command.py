@@ -137,12 +137,23 @@ def test_a_version_is_exported_and_imported(
     assert run_models_command(capsys, three, "export", NAME)[0] == 0
     assert Path("tiny-gan-3.zip").read_bytes() == b"".join(archive.export_version(Store(three), NAME, 3))
     assert run_models_command(capsys, three, "export", NAME)[2] == "error: tiny-gan-3.zip already exists\n"
+    other = tmp_path / "other"
     for arguments, expected in (
-        ("import tiny-gan-3.zip", "imported tiny-gan@3; tiny-gan@3 is active (latest)\n"),
-        ("import tiny-gan-3.zip --renumber", "imported tiny-gan@4; tiny-gan@4 is active (latest)\n"),
+        ("import tiny-gan-3.zip", "imported tiny-gan@3, which is active\n"),
+        (
+            "import tiny-gan-3.zip --renumber",
+            "imported tiny-gan@4, which is active and replaces tiny-gan@3\n"
+            f"to undo it: quartet models rollback tiny-gan --store {other}\n",
+        ),
+        (
+            "import tiny-gan-3.zip --renumber --no-activate",
+            "imported tiny-gan@5, which is not active; tiny-gan@4 is\n"
+            f"to activate it: quartet models activate tiny-gan 5 --store {other}\n",
+        ),
     ):
-        assert run_models_command(capsys, tmp_path / "other", *arguments.split()) == (0, expected, "")
-    error = run_models_command(capsys, tmp_path / "other", "import", "tiny-gan-3.zip")[2]
+        assert run_models_command(capsys, other, *arguments.split()) == (0, expected, "")
+    assert Store(other).roles(NAME).active == 4
+    error = run_models_command(capsys, other, "import", "tiny-gan-3.zip")[2]
     assert error == "error: tiny-gan@3 is already in the store\n"
 
 
