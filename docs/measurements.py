@@ -195,7 +195,7 @@ def by_server(path: str, *columns: str, callers: tuple[int, ...] = (1, 64)) -> s
         for values in source["rows"]:
             row = dict(zip(source["columns"], values, strict=True))
             if {*columns, "CPU s/s"} <= row.keys() and row["callers"] in callers:
-                server = re.sub(r"^ours.*", "Quartet", re.sub(r"^plain.*", "FastAPI", row["server"]))
+                server = re.sub(r"^ours.*", "Quartet", re.sub(r"^plain", "FastAPI", row["server"]))
                 figures = {
                     f"{server}{f', {column}' if columns[1:] else ''}": f"{row[column]:,.0f}" for column in columns
                 }
@@ -271,7 +271,7 @@ def key_figures() -> str:
         (f"the same, relative to {PLAIN}", f"{serving(CNN, 'of plain'):.1f} x"),
         ("texts of 200 characters, relative to the same", f"{serving(TEXT, 'of plain'):.1f} x"),
         ("forecasts of 48 steps, relative to the same", f"{serving(FORECAST, 'of plain'):.1f} x"),
-        ("start of two workers", f"{serving(START, 'ready after s', 'ours, 2 workers', None):.1f} s"),
+        ("start of the service", f"{serving(START, 'ready after s', callers=None):.1f} s"),
     ]
     heads = ["figure", "value"]
     run = load(SERVING)
