@@ -119,7 +119,8 @@ export function forecastingPanel() {
       horizon.dispatchEvent(new Event("input"));
     }
     const missing = past.filter((value) => value === null).length;
-    const facts = [formatCount(past.length, "row"), table.times && `${table.times[0]} to ${table.times[past.length - 1]}`, missing && `${missing} missing`];
+    const facts = [formatCount(past.length, "row"), table.times && `${table.times[0]} to ${table.times[past.length - 1]}`, missing && `${missing} missing`,
+      table.times && !timesAfter(table.times, 1) && "no constant step"];
     useSeries(past, `${name} in ${table.name}: ${facts.filter(Boolean).join(", ")}`, table.times?.slice(0, past.length), true);
   }
 
