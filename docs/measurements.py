@@ -64,8 +64,8 @@ servers take turns.
 PEERS_HEAD = """
 ## Other model servers
 
-Requests per second. Each server is configured as its documentation recommends; `benchmarks/peers/` has the code.
-`mosec-x2` and `triton-x2` have two processes for each model, and the other columns of Quartet and FastAPI have two workers.
+Requests per second. Each server is configured as its documentation recommends; `benchmarks/peers/` has the code of
+mosec, LitServe and TorchServe. Columns with `x2` have two processes for each model. Quartet has two workers.
 
 """
 SMALL_HEAD = """

@@ -43,7 +43,9 @@ def main(address: str, folder: str | None = None) -> None:
                     page.screenshot(full_page=True, path=Path(folder) / f"page-{theme}-{width}-open.png")
                 else:
                     screenshot = Image.open(io.BytesIO(page.locator(".panels").screenshot()))
-                    small = screenshot.resize((800, round(screenshot.height * 800 / screenshot.width)), Image.LANCZOS)
+                    small = screenshot.resize(
+                        (800, round(screenshot.height * 800 / screenshot.width)), Image.Resampling.LANCZOS
+                    )
                     small.quantize(128).save(PICTURE, optimize=True)
                 page.close()
         browser.close()
