@@ -1,116 +1,196 @@
-"""Find the columns of values, and the columns that name the series of each row."""
+"""Find the columns of time stamps, the columns of values, and the columns that name the series of each row."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from app.tables import TableError, grid, numbers
-from app.tables.header import Body, role
-from app.tables.time_columns import INDEX_NAME
+from app.tables import TableError, grid, numbers, times
+from app.tables.header import Body, as_texts, role
 from app.tables.times import Reading
 
-ID_NAME = re.compile(
+INDEX_NAME = re.compile(r"|index|id|no\.?|nr\.?|#|obs|observation|rownames|unnamed: 0(\.\d+)?", re.IGNORECASE)
+# Names of columns of numbers that may be codes or parts of the date, not values.
+CODE_NAME = re.compile(
     r"(?i:(.*[ _.-])?(ids?|no|nr|num|number|codes?|key|uuid|sku|zip|zipcode|plz|postcode|phone|ean|isbn|barcode|lat|"
     r"long?|latitude|longitude)|invoice|receipt|ticket|transaction|account|customer|rechnung|beleg|kunde)|[A-Za-z]+(Id|ID|No|Nr|Code|Key)"
 )
 DATE_NAME = re.compile(r"week|month|day|dow|hour|year|quarter|date|mnth|yr|hr|decimal", re.IGNORECASE)
-FLAGS = {"true", "false", "yes", "no", "y", "n", "ja", "nein", "oui", "non", "si", "sí", "0", "1", "none"}
-MAX_GROUP_COLUMNS = 3
-# Columns name the series only if, in the median group, at least this share of the time stamps has a row.
-MIN_FILL = 0.5
+MIN_FILL = 0.5  # in the median series, at least this share of the time stamps has a row
 MAX_TEXT_SHARE = 0.1  # largest share of cells in a column of numbers that are not numbers
 
 
-def value_columns(body: Body, used: Sequence[str], times: pd.Series | None) -> list[str]:
-    """Return the names of the columns of values: all columns of numbers except row numbers, codes and parts of dates.
+@dataclass(frozen=True)
+class TimeColumn:
+    """The columns with the time stamps. ``reading`` holds the time of each row; NaT for rows without a time."""
 
-    ``used``: columns that are skipped, because they hold time stamps, groups or known values. ``times``: the time stamp
-    of each row, or None.
+    names: list[str]
+    reading: Reading
+
+
+def find_times(body: Body, time: str | None, pattern: str | None, taken: Sequence[str]) -> TimeColumn | None:
+    """Find the time stamps of a table; return None if it has none.
+
+    ``time``, ``pattern``: values of --time and --format. ``taken``: columns that do not hold time stamps.
 
     Raises:
-        TableError: a column mixes numbers and texts, or no column has numbers.
+        TableError: several columns or several formats are possible, or time stamps cannot be read.
     """
-    selected, left_out, texts = [], [], []
-    for name in body.frame.columns:
+    names = list(body.frame.columns)
+    if time is not None and time not in names:
+        return None if time.lower() == "none" else read_times(body, [name.strip() for name in time.split(",")], pattern)
+    candidates = [name for name in names if name not in taken]
+    strong = [time] if time else [name for name in candidates if holds_times(body, name)]
+    if len(strong) > 1:
+        raise TableError(
+            f"several columns hold time stamps; choose one: {' or '.join(f'--time {name!r}' for name in strong)}"
+        )
+    texts = [name for name in candidates if body.column(name).share <= 0.5 and len(body.column(name).others) > 1]
+    if strong or pattern is not None:
+        date = read_times(body, strong or (texts or candidates)[:1], pattern)
+        clocks = [name for name in texts if times.times_of_day(body.texts(name)).notna().mean() > 0.8]
+        if time or not clocks or date.reading.period or not date.reading.times.duplicated().any():
+            return date
+        return read_times(body, [*strong, clocks[0]], pattern)
+    numeric = [name for name in candidates if body.column(name).share > 0.8]
+    if len(numeric) + len(taken) > 1:  # the only column of numbers must hold the values
+        for name in numeric:
+            values, own = body.column(name).values, role(name)
+            readings = times.numeric_readings(values)
+            if own not in ("", "minute", "second"):
+                if readings or times.readings(body.texts(name), own == "week") or _counter(values):
+                    return read_times(body, [name], None)
+                if own not in ("day", "hour", "clock"):
+                    raise _unreadable(body, [name])
+            if not INDEX_NAME.fullmatch(name) and any(map(grid.is_regular, readings)):
+                options = f"--time {name!r}, or --time none to read it as values"
+                raise TableError(f"column {name!r} may hold time stamps ({readings[0].label}) or values; use {options}")
+    if texts:
+        raise _unreadable(body, texts[:1])
+    return None
+
+
+def holds_times(body: Body, name: str) -> bool:
+    """Return whether the cells of a column are time stamps, but not plain numbers."""
+    return body.column(name).share <= 0.8 and bool(times.readings(body.texts(name), role(name) == "week"))
+
+
+def read_times(body: Body, names: list[str], pattern: str | None) -> TimeColumn:
+    """Read the time stamps of the columns ``names``. Raises TableError if they cannot be read or are ambiguous."""
+    if wrong := [name for name in names if name not in body.frame]:
+        raise TableError(f"there is no column {wrong[0]!r}; its columns are: {', '.join(body.frame.columns)}")
+    column = body.column(names[0])
+    cells = body.texts(names[0])
+    for name in names[1:]:
+        cells = cells + " " + body.texts(name)
+    label, example = ", ".join(map(repr, names)), next(iter(cells.dropna()), "")
+    readings: list[Reading] = []
+    if pattern is not None:
+        try:
+            readings = [times.with_format(cells, pattern)]
+        except ValueError as error:
+            raise TableError(f"--format {pattern}: {error}") from error
+        if readings[0].times.notna().sum() < 0.8 * cells.notna().sum() or not re.search("%[YyG]", pattern):
+            raise TableError(f"--format {pattern} does not fit the cells of {label}, for example {example!r}")
+    elif len(names) == 1 and column.share > 0.8 and role(names[0]) != "week":
+        readings = times.numeric_readings(column.values)
+    readings = readings or times.readings(cells, role(names[0]) == "week") or _counter(column.values)
+    if not readings:
+        raise _unreadable(body, names)
+    if len(readings) > 1:
+        readings = [own for own in readings if grid.is_regular(own)] or readings
+    if len(readings) > 1:
+        separator = next(iter(re.findall(r"[-/. ]", example)), "/")
+        formats = [re.sub(r"[-/ ]", separator, own.label) for own in readings if "%" in own.label]
+        options = " or ".join(f"--format {shlex.quote(own)}" for own in formats)
+        raise TableError(
+            f"column {label}: the time stamp {example!r} is ambiguous: {', '.join(own.label for own in readings)}; "
+            f"choose {options or 'another column with --time, or --time none'}"
+        )
+    return TimeColumn(names, readings[0])
+
+
+def _unreadable(body: Body, names: list[str]) -> TableError:
+    example = next(iter(as_texts(body.frame[names[0]]).dropna()), "")
+    return TableError(
+        f"column {', '.join(map(repr, names))} holds no time stamps that can be read, for example {example!r}; give "
+        "their format, for example --format %d.%m.%Y, or --time Year,Month --format '%Y %m' for two columns; or "
+        "use --time "
+        "none if there are none and the rows are in the order of time; or --by-rows if each row is a series"
+    )
+
+
+def _counter(values: pd.Series) -> list[Reading]:
+    """Return the reading of a column that counts steps, such as 1, 2, 3 ...; [] for other columns.
+
+    Step n becomes the time n seconds after the start of 1970.
+    """
+    unique = np.unique(values)
+    if len(unique) < 3 or not abs(unique[0]) <= 1e5 or unique[0] % 1 or not (np.diff(unique) == 1).all():
+        return []
+    return [Reading("steps", "step", pd.to_datetime(values, unit="s").astype("datetime64[us]"))]
+
+
+def value_columns(body: Body, used: Sequence[str], is_timed: bool) -> list[str]:
+    """Return the names of the columns of values: all columns of numbers, except a first column of row numbers.
+
+    ``used``: columns that hold time stamps, groups or known values. ``is_timed``: whether there are time stamps.
+
+    Raises:
+        TableError: a column may hold codes or parts of the date, mixes numbers and texts, or no column has numbers.
+    """
+    selected: list[str] = []
+    suspect: list[str] = []
+    texts = []
+    for name in (name for name in body.frame.columns if name not in used and not body.column(name).missing.all()):
         column = body.column(name)
-        if name in used or column.cells.isna().all():
-            continue
-        reason = ""
-        if numbers_rows(body, name, times is not None):
-            reason = "only numbers the rows"
-        elif column.share > 0.5 and ID_NAME.fullmatch(name):
-            reason = "holds codes"
-        elif column.share > 0.5 and (code := _code(column.cells)):
-            reason = f"holds codes such as {code!r}"
-        elif column.share > 0.5 and times is not None and _part_of_date(name, column.values, times):
-            reason = "repeats a part of the date"
-        if reason:
-            left_out.append(f"column {name!r} {reason}, so it is left out; --column {name!r} reads it")
-        elif column.share >= 1 - MAX_TEXT_SHARE and not column.missing.all():
-            selected.append(name)
-        elif column.share > 0.3:
-            at = int(np.argmax(column.cells.isin(column.others)))
+        if numbers_rows(body, name):
+            body.remarks.append(f"column {name!r} only numbers the rows, so it is left out; --column {name!r} reads it")
+        elif column.share >= 1 - MAX_TEXT_SHARE:
+            is_code = CODE_NAME.fullmatch(name) or body.texts(name).str.fullmatch(r"0\d+").any()
+            is_part = is_timed and (role(name) or DATE_NAME.search(name))
+            (suspect if is_code or is_part else selected).append(name)
+        elif column.unit:
             raise TableError(
-                f"column {name!r} has numbers and other cells, for example {str(column.cells[at])[:40]!r} in row "
-                f"{body.rows[at]}; correct them, or name the columns to read with --column"
+                f"column {name!r} has numbers with {column.unit!r}; use --unit {shlex.quote(column.unit)} to "
+                f"leave it out "
+                "(a factor such as K is not applied), or name the columns to read with --column"
+            )
+        elif column.share > 0.3:
+            at = int(np.argmax(body.texts(name).isin(column.others)))
+            raise TableError(
+                f"column {name!r} has numbers and other cells, for example {column.cells[at]!r} in row "
+                f"{body.rows[at]}; "
+                "use --missing with such cells, or name the columns to read with --column"
             )
         else:
             texts.append(name)
+    if suspect:
+        raise TableError(
+            f"column {suspect[0]!r} may hold values, codes or a part of the date; name the columns to read with "
+            f"--column {shlex.join(selected or suspect)}, or all columns of the time, such as --time Year,Month "
+            f"--format '%Y %m'"
+        )
     if not selected:
-        reasons = "; ".join(["has no column of numbers", *left_out])
-        raise TableError(f"{reasons}; its columns are: {', '.join(body.frame.columns)}")
-    body.remarks += left_out
+        raise TableError(f"has no column of numbers; its columns are: {', '.join(body.frame.columns)}")
     if texts:
         body.remarks.append(f"columns of text: {', '.join(map(repr, texts))}")
     return selected
 
 
-def numbers_rows(body: Body, name: str, timed: bool) -> bool:
-    """Return whether a column only numbers the rows, judged by its name and its values.
-
-    The name must be a word such as index. The first column may also have no name. Each value must be 1 larger than the
-    next smaller value. In the first column, ascending integers may also have gaps, as in the index of a filtered
-    DataFrame. ``timed``: whether another column holds the time stamps. If so, names such as time and period are allowed
-    too, without gaps.
-    """
-    first = bool(body.frame.columns[0] == name)
-    index = INDEX_NAME.fullmatch(name) is not None or (name == "" and first)
-    if not (index or (timed and role(name) in ("time", "clock"))):
-        return False
+def numbers_rows(body: Body, name: str) -> bool:
+    """Return whether a column only numbers the rows, judged by its name and its values: it counts, or is the first
+    column and its integers ascend, as in the index of a filtered DataFrame."""
     values = body.column(name).values
-    if values.isna().any() or len(values) < 2:
+    if not INDEX_NAME.fullmatch(name) or values.isna().any() or len(values) < 2:
         return False
-    if index and first and (values % 1 == 0).all() and values.is_monotonic_increasing and values.is_unique:
-        return True
-    return bool((np.diff(np.sort(values)) == 1).all())  # rows may come in any order
-
-
-def _code(cells: pd.Series) -> str | None:
-    """Return the first cell with a leading zero, such as 007; None if the column has no such cell."""
-    if not isinstance(cells.dtype, pd.StringDtype) and cells.dtype != object:
-        return None
-    codes = cells[cells.astype("str").str.fullmatch(r"0\d+").fillna(False).astype(bool)]
-    return next((cell for cell in codes if isinstance(cell, str)), None)
-
-
-def _part_of_date(name: str, values: pd.Series, times: pd.Series) -> bool:
-    """Return whether a column repeats a part of the time stamps, such as the weekday, judged by its name and values."""
-    both = values.notna() & times.notna()
-    if not (role(name) or DATE_NAME.search(name)) or not both.any():
-        return False
-    values, own = values[both], times[both].dt
-    if ((values - own.year - own.day_of_year / 366).abs() < 0.1).all():  # such as 2024.5
-        return True
-    weekday = own.day_of_week
-    parts = [own.year, own.month, own.quarter, own.day, own.hour, own.day_of_year, own.isocalendar().week]
-    parts += [weekday, weekday + 1, (weekday + 1) % 7, (weekday + 1) % 7 + 1]
-    return any((values == part).all() for part in parts if part is parts[0] or part.nunique() > 1)
+    ascends = body.frame.columns[0] == name and (values % 1 == 0).all() and (values.diff().iloc[1:] > 0).all()
+    return bool(ascends or (np.diff(np.sort(values)) == 1).all())
 
 
 def parse_values(body: Body, names: Sequence[str], decimal: str | None, missing: Sequence[str]) -> dict[str, pd.Series]:
@@ -119,8 +199,8 @@ def parse_values(body: Body, names: Sequence[str], decimal: str | None, missing:
     ``missing``: further cells that stand for a missing value. If "none" is one of them, every other number is a value.
 
     Raises:
-        TableError: a cell is not a number, the decimal separator is ambiguous, units are mixed, or a value such as -999
-            may stand for a missing value.
+        TableError: a cell is not a number, the decimal separator is ambiguous, or a value such as -999 may stand for a
+            missing value.
     """
     result = {}
     texts = {name: body.column(name).texts() for name in names}
@@ -133,131 +213,68 @@ def parse_values(body: Body, names: Sequence[str], decimal: str | None, missing:
     return result
 
 
-def group_option(names: Sequence[str]) -> str:
-    """Return the option --group for these columns, as it is typed in a shell."""
-    return f"--group {shlex.quote(','.join(names))}"
-
-
 def group_columns(
-    body: Body, used: Sequence[str], values: Sequence[str], reading: Reading, optional: bool = False
+    body: Body, used: Sequence[str], values: Sequence[str], time: TimeColumn, optional: bool = False
 ) -> list[str]:
-    """Return the columns that name the series of each row, so that no series has the same time stamp twice.
+    """Return the columns of words that name the series of each row, so that no series has the same time stamp twice.
 
-    At least one column of values does not name the series. It is not a part of the time, such as Settlement Period.
     Return [] if no time stamp occurs twice. If ``optional`` is true, also return [] if no columns separate the rows
     with the same time stamp.
 
     Raises:
-        TableError: no columns, or several sets of columns, separate the rows with the same time stamp; or a column may
-            hold a part of the time, or the names of several series whose rows alternate.
+        TableError: no columns, or several columns, separate the rows with the same time stamp; or a column may hold
+            the names of several series whose rows alternate.
     """
-    times = reading.times
-    codes = {name: pd.Series(pd.factorize(body.frame[name])[0]) for name in body.frame.columns if name not in used}
-    if not times.duplicated().any():
-        _reject_interleaved(body, {name: own for name, own in codes.items() if name not in values}, times)
+    stamps = time.reading.times
+    words = [
+        name for name in body.frame.columns
+        if name not in (*used, *values) and body.texts(name).str.contains(r"[^\W\d_]").all()
+    ]  # fmt: skip
+    codes = {name: pd.Series(pd.factorize(body.frame[name])[0]) for name in words}
+    if not stamps.duplicated().any():
+        for name, own in codes.items():
+            parts = [Reading("", "", part) for _, part in stamps.groupby(own)]
+            if 1 < len(parts) <= len(own) / 3 and all(map(grid.is_regular, parts)):
+                raise TableError(
+                    f"column {name!r} may name several series; use --group {shlex.quote(name)}, or --group none "
+                    f"for one series"
+                )
         return []
-    codes = {name: own for name, own in codes.items() if 1 < own.max() + 1 <= len(own) / 2}
-    texts = [name for name in codes if name not in values]
-    counted = [name for name in codes if name in values and body.column(name).integers]
-    measured = {name for name in values if not role(name)} or set(values)
-    rank = pd.Series(np.searchsorted(np.sort(times.unique()), times.to_numpy()))
-    for pool in (texts, texts + counted):
-        for count in range(1, min(len(pool), MAX_GROUP_COLUMNS) + 1):
-            groups: dict[bytes, tuple[str, ...]] = {}
-            for names in combinations(pool, count):
-                if not measured <= set(names) and not any((codes[name] < 0).any() for name in names):
-                    numbered = (
-                        pd.DataFrame({name: codes[name] for name in names}).groupby(list(names), sort=False).ngroup()
-                    )
-                    if _complete(numbered, rank):
-                        groups.setdefault(numbered.to_numpy().tobytes(), names)  # synonyms give the same groups
-            if len(groups) == 1:
-                (names,) = groups.values()
-                _reject_part_of_time(body, names)
-                return list(names)
-            if groups:
-                options = " or ".join(map(group_option, groups.values()))
-                raise TableError(f"several columns can name the series; use {options}")
-    if optional:
-        return []
-    raise _duplicate(body, texts, reading)
-
-
-def _duplicate(body: Body, texts: Sequence[str], reading: Reading) -> TableError:
-    times = reading.times
-    at = int(np.argmax(times.duplicated()))
-    first = int(np.argmax(times == times[at]))
-    names = f"{group_option(texts[:1])} for one series per group, or " if texts else ""
-    stamp = int(times[at].timestamp()) if reading.period == "step" else times[at]
-    ordered = reading.period == "step" or times.is_monotonic_increasing or times.is_monotonic_decreasing
-    return TableError(
-        f"rows {body.rows[first]} and {body.rows[at]} have the same time stamp {stamp}; use --aggregate sum, mean or "
-        "last to combine such rows"
-        + (f", with {names}without --group for one series" if names else "")
-        + ("; or --time none if each row is one step and the rows are in the order of time" if ordered else "")
+    found = {codes[name].to_numpy().tobytes(): [name] for name in reversed(words) if _separates(codes[name], stamps)}
+    if not found and len(words) > 1 and _separates(pd.DataFrame(codes).groupby(words, sort=False).ngroup(), stamps):
+        return words
+    options = " or ".join(f"--group {shlex.quote(','.join(names))}" for names in reversed(found.values()))
+    if len(found) > 1:
+        raise TableError(f"several columns can name the series; use {options}")
+    if found or optional:
+        return next(iter(found.values()), [])
+    at = int(np.argmax(stamps.duplicated()))
+    first = int(np.argmax(stamps == stamps[at]))
+    others = [name for name in body.frame.columns if name not in used and (name in words or body.column(name).integers)]
+    stamp = int(stamps[at].timestamp()) if time.reading.period == "step" else stamps[at]
+    raise TableError(
+        f"rows {body.rows[first]} and {body.rows[at]} have the same time stamp {stamp}; use --aggregate sum, "
+        f"mean or last "
+        f"to combine such rows; or --group with the columns that name the series ({', '.join(others[:9])}); or --time "
+        f"with all columns of the time, such as --time {shlex.quote(','.join(time.names))},hour, and their "
+        f"--format; or --time none "
+        "if each row is one step and the rows are in the order of time"
     )
 
 
-def _reject_part_of_time(body: Body, names: Sequence[str]) -> None:
-    """Raise TableError if a column that would name the series holds integers and has a name such as hour.
-
-    The name min is only rejected here, because it may also mean minimum.
-    """
-    for name in names:
-        if (role(name) or name.lower() == "min") and body.column(name).integers:
-            raise TableError(
-                f"column {name!r} may be a part of the time or name the series; use {group_option(names)} if each of "
-                "its values is a series, --time with all columns of the time, such as --time date,hour, or --time "
-                "none if the rows are in the order of time"
-            )
-
-
-def _complete(groups: pd.Series, rank: pd.Series) -> bool:
-    """Return whether the numbers ``groups`` can be the series of the rows. ``rank``: the place of each time stamp.
-
-    No group may have the same time stamp twice. The median group must have at least three rows and few gaps.
-    """
-    if pd.DataFrame({"group": groups, "rank": rank}).duplicated().any():
-        return False
-    spans = rank.groupby(groups).agg(["count", "min", "max"])
+def _separates(codes: pd.Series, stamps: pd.Series) -> bool:
+    """Return whether no series has a time stamp twice, and the median series has at least three rows and few gaps."""
+    rank = pd.Series(pd.factorize(stamps, sort=True)[0])
+    spans = rank.groupby(codes).agg(["count", "min", "max"])
     fill = spans["count"] / (spans["max"] - spans["min"] + 1)
-    return bool(fill.median() >= MIN_FILL and spans["count"].median() >= 3)
+    is_complete = len(spans) > 1 and fill.median() >= MIN_FILL and spans["count"].median() >= 3
+    return bool(is_complete and not pd.DataFrame({"series": codes, "rank": rank}).duplicated().any())
 
 
-def _reject_interleaved(body: Body, codes: dict[str, pd.Series], times: pd.Series) -> None:
-    """Raise TableError if a column of text may name several series whose rows alternate."""
-    for name, own in codes.items():
-        count = own.max() + 1
-        if not 1 < count <= len(own) / 3 or {str(cell).lower() for cell in body.frame[name].dropna().unique()} <= FLAGS:
-            continue
-        parts = (times.dt.month, times.dt.day_of_week, times.dt.hour, times.dt.quarter, times.dt.year, times.dt.day)
-        if any(own.groupby(part).nunique().max() == 1 for part in parts):  # such as the month in words
-            continue
-        groups = sorted((np.sort(part.to_numpy()) for _, part in times.groupby(own)), key=lambda part: part[0])
-        if all(earlier[-1] < later[0] for earlier, later in pairwise(groups)):
-            continue  # the groups follow one after the other, such as final and provisional values
-        grids = [grid.find(part, np.zeros(len(part), int), "") for part in groups]
-        if all(one and len(part) >= 3 and one.holes <= 0.1 for one, part in zip(grids, groups, strict=True)):
-            raise TableError(
-                f"column {name!r} may name several series; use {group_option([name])}, or --group none for one series"
-            )
-
-
-def varying(body: Body, names: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """Return the columns ``names`` without those that are constant in each group, such as the size of a store.
-
-    If all these columns are constant in each group, return all of them.
-    """
-    by_group = body.frame.groupby(list(groups), sort=False)
-    constant = [
-        name
-        for name in names
-        if by_group.ngroups > 1 and body.frame[name].nunique() > 1 and by_group[name].nunique().max() == 1
-    ]
-    if len(constant) == len(names):
-        return list(names)
-    body.remarks += [
-        f"column {name!r} has one value in each series, so it is left out; --column {name!r} reads it"
-        for name in constant
-    ]
-    return [name for name in names if name not in constant]
+def reject_constant(body: Body, names: Sequence[str], groups: Sequence[str]) -> None:
+    """Raise TableError if a column has one value in each series, such as the size of a store, but not in the table."""
+    counts = body.frame[[*groups, *names]].groupby(list(groups), sort=False)[list(names)].nunique().max()
+    constant = [name for name in names if counts[name] == 1 and body.frame[name].nunique() > 1]
+    if 0 < len(constant) < len(names):
+        others = shlex.join(name for name in names if name not in constant)
+        raise TableError(f"column {constant[0]!r} has one value in each series; use --column {others} to leave it out")

@@ -1,13 +1,12 @@
 """Find the time step between the rows of a table, and combine rows into longer time steps.
 
-A time step may be a calendar step such as a month, a fixed step, a business day, or a fixed step with jitter.
+A time step may be a calendar step such as a month, a fixed step, or a business day.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,21 +18,10 @@ from app.tables.times import Reading
 SECOND, DAY = 10**6, 86_400 * 10**6  # microseconds
 UNITS = {"week": 7 * DAY, "day": DAY, "hour": 3600 * SECOND, "minute": 60 * SECOND, "second": SECOND}
 MONTHS = {1: "month", 2: "2 months", 3: "quarter", 4: "4 months", 6: "half-year", 12: "year"}
-USUAL_STEPS = np.array(  # of sensors, in seconds; their time stamps may have jitter
-    [1, 2, 5, 10, 15, 20, 30, *(60 * n for n in (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30)),
-     *(3600 * n for n in (1, 2, 3, 4, 6, 8, 12, 24, 168))]
-)  # fmt: skip
-MAX_JITTER = 0.3  # largest deviation of a time difference from a multiple of the step, as a share of the step
+MAX_SPREAD = DAY // 3  # a market may close earlier on some days, and one hour later in UTC in summer
 MAX_HOLES = 0.4  # largest share of steps without a time stamp; with a larger share, the times are irregular
 MAX_HOLES_TO_DECIDE = 0.1  # a stricter limit, for choosing between several readings of the same cells
-CALENDAR = {"W": "W-SUN", "M": "M", "ME": "M", "MS": "M", "Q": "Q", "QE": "Q", "QS": "Q"}  # --resample -> periods
-CALENDAR |= {"Y": "Y", "YE": "Y", "YS": "Y", "A": "Y"}
-PERIODS = {"W-SUN": "week", "M": "month", "Q": "quarter", "Y": "year"}
-# A time step is incomplete if its part before the first or after the last row is longer than in the median of the other
-# time steps, by more than this share of the longest time between two rows. In a regular table that lacks one row, the
-# difference is about one such time, but some months and quarters are shorter than others.
-MAX_EMPTY_PART = 0.75
-MAX_GAPS = 2  # number of the longest times between rows, at most 5 %, that do not count, because they may be gaps
+CALENDAR = {"W": ("W-SUN", "week"), "M": ("M", "month"), "Q": ("Q", "quarter"), "Y": ("Y", "year")}  # --resample
 
 
 @dataclass(frozen=True)
@@ -44,36 +32,13 @@ class Grid:
         step: name of the time step, such as "hour".
         positions: the step number int64 [T] of each time, from 0 in each series.
         holes: the share of steps without a time stamp, between the first and the last time of each series.
-        after: returns the time that is a number of steps after a time.
-        jitter: whether times were moved to the nearest step.
+        after: returns the times that are numbers of steps after times, datetime64[us].
     """
 
     step: str
     positions: np.ndarray
     holes: float
-    after: Callable[[pd.Timestamp, int], pd.Timestamp]
-    jitter: bool = False
-
-
-class _Times:
-    """Sorted, distinct times datetime64[us] [T] of several series, one series after the other."""
-
-    def __init__(self, times: np.ndarray, series: np.ndarray) -> None:
-        """``series``: the number of the series of each time."""
-        self.times = times
-        self.starts = np.flatnonzero(np.diff(series, prepend=-1))
-        self.first = np.repeat(self.starts, np.diff(self.starts, append=len(times)))  # of the same series
-        self.inside = np.arange(1, len(times)) != self.first[1:]  # whether a time and the next have the same series
-        self.differences = self.within(times.astype(np.int64))
-
-    def within(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the differences between consecutive numbers of the same series."""
-        return np.diff(numbers)[self.inside]
-
-    def grid(self, step: str, numbers: np.ndarray, after: Callable[[Any, int], Any], jitter: bool = False) -> Grid:
-        positions = numbers - numbers[self.first]
-        spans = int(np.maximum.reduceat(positions, self.starts).sum()) + len(self.starts)
-        return Grid(step, positions, 1 - len(numbers) / spans, after, jitter)
+    after: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def find(times: np.ndarray, series: np.ndarray, period: str) -> Grid | None:
@@ -82,62 +47,85 @@ def find(times: np.ndarray, series: np.ndarray, period: str) -> Grid | None:
     ``times``: datetime64[us] [T], sorted and distinct in each series. ``series``: the number of the series of each
     time, ascending. ``period``: see ``Reading``.
     """
-    own = _Times(times, series)
-    if not len(own.differences):
+    starts = np.flatnonzero(np.diff(series, prepend=-1))
+    first = np.repeat(starts, np.diff(starts, append=len(times)))  # the first row of the same series
+    inside = np.arange(1, len(times)) != first[1:]  # whether a row and the next have the same series
+    if not inside.any():
         return None
-    if period == "step":
-        return own.grid(
-            "step", times.astype(np.int64) // SECOND, lambda start, count: start + pd.Timedelta(seconds=count)
+    micro = times.astype(np.int64)
+    days = times.astype("datetime64[D]")
+
+    def grid(step: str, numbers: np.ndarray, after: Callable[..., np.ndarray]) -> list[Grid]:
+        """Return [] if a series has two rows with the same number."""
+        if not (np.diff(numbers)[inside] > 0).all():
+            return []
+        positions = numbers - numbers[first]
+        spans = int(np.maximum.reduceat(positions, starts).sum()) + len(starts)
+        return [Grid(step, positions, 1 - len(times) / spans, after)]
+
+    def fixed(numbers: np.ndarray) -> list[Grid]:
+        unit = int(np.gcd.reduce(np.diff(numbers)[inside])) or 1
+        return grid(step_name(unit), (numbers - numbers[first]) // unit, _after(unit))
+
+    def months() -> list[Grid]:
+        """Unless the cells are periods, all times must be on the same day of the month or in the same week of it."""
+        begin = times.astype("datetime64[M]")
+        numbers = begin.astype(np.int64)
+        day = (days - begin.astype("datetime64[D]")).astype(int) + 1
+        lengths = ((begin + 1).astype("datetime64[D]") - begin.astype("datetime64[D]")).astype(int)
+        same = (day == np.minimum(day.max(), lengths)).all() or (day <= 7).all() or (lengths - day <= 6).all()
+        unit = int(np.gcd.reduce(np.diff(numbers)[inside]))
+        if not unit or not (period or same):
+            return []
+        unit = unit if unit in MONTHS or unit % 12 == 0 else 1
+        name = MONTHS.get(unit) or f"{unit // 12} years"
+        is_end = bool((day == lengths).all())
+        return grid(
+            name, (numbers - numbers[first]) // unit, lambda start, count: _months_after(start, unit * count, is_end)
         )
+
+    def business_days() -> list[Grid]:
+        clock = (times - days).astype(np.int64)
+        spread = np.maximum.reduceat(clock, starts) - np.minimum.reduceat(clock, starts)
+        if len(days) < 5 or spread.max() > MAX_SPREAD or not np.is_busday(days).all():
+            return []
+        return grid("business day", np.busday_count("1970-01-05", days), _business_days_after)
+
+    if period == "step":
+        return grid("step", micro // SECOND, _after(SECOND))[0]
     if period == "week":  # the days of a week count as one
-        monday = (times.astype("datetime64[D]").astype(np.int64) + 3) // 7 * DAY * 7
-        candidates: list[Grid | None] = [_fixed(own, monday)]
+        candidates = fixed((days.astype(np.int64) + 3) // 7 * DAY * 7)
     else:
-        candidates = [_months(own, bool(period)), _fixed(own, times.astype(np.int64)), _business_days(own)]
-    best = min((each for each in candidates if each), key=lambda each: each.holes, default=None)
-    if best is None or best.holes > MAX_HOLES:
-        best = None if period else _jittered(own)
-    return best if best and best.holes <= MAX_HOLES else None
+        candidates = [*months(), *fixed(micro), *business_days()]
+    return min((own for own in candidates if own.holes <= MAX_HOLES), key=lambda own: own.holes, default=None)
 
 
 def is_regular(reading: Reading) -> bool:
-    """Return whether the times of a reading are regular: at least three, without jitter, and with few holes."""
+    """Return whether the times of a reading are regular: at least three, with few holes."""
     times = np.unique(reading.times.dropna().to_numpy())
     found = find(times, np.zeros(len(times), int), reading.period) if len(times) >= 3 else None
-    return found is not None and not found.jitter and found.holes <= MAX_HOLES_TO_DECIDE
+    return found is not None and found.holes <= MAX_HOLES_TO_DECIDE
 
 
-def _months(own: _Times, period: bool) -> Grid | None:
-    """Return a grid of months or of multiples such as quarters; None if the times do not fit.
-
-    Times fit if no series has two times in one month. Unless ``period`` is true, all times must also be on the same day
-    of the month, within its first seven days, or within its last seven days.
-    """
-    begin = own.times.astype("datetime64[M]")
-    months = begin.astype(np.int64)
-    differences = own.within(months)
-    if (differences == 0).any():
-        return None
-    days = (own.times.astype("datetime64[D]") - begin.astype("datetime64[D]")).astype(int) + 1
-    lengths = ((begin + 1).astype("datetime64[D]") - begin.astype("datetime64[D]")).astype(int)
-    same = (days == np.minimum(days.max(), lengths)).all() or (days <= 7).all() or (lengths - days <= 6).all()
-    if not (period or same):
-        return None
-    unit = int(np.gcd.reduce(differences))
-    unit = unit if unit in MONTHS or unit % 12 == 0 else 1
-    step = MONTHS.get(unit) or f"{unit // 12} years"
-    offset = pd.offsets.MonthEnd if (days == lengths).all() else lambda count: pd.DateOffset(months=count)
-    return own.grid(step, (months - months[own.first]) // unit, lambda start, count: start + offset(unit * count))
+def _after(unit: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    return lambda start, count: start + (unit * count).astype("timedelta64[us]")
 
 
-def _fixed(own: _Times, numbers: np.ndarray) -> Grid:
-    """Return a grid with a fixed step, the greatest common divisor of the differences between consecutive times."""
-    unit = int(np.gcd.reduce(own.within(numbers))) or 1
-    return own.grid(step_name(unit), (numbers - numbers[own.first]) // unit, _after(unit))
+def _months_after(start: np.ndarray, count: np.ndarray, is_end: bool) -> np.ndarray:
+    month = start.astype("datetime64[M]")
+    target = month + count
+    day = start.astype("datetime64[D]") - month.astype("datetime64[D]")
+    last = (target + 1).astype("datetime64[D]") - 1 - target.astype("datetime64[D]")
+    return (
+        target.astype("datetime64[us]")
+        + (last if is_end else np.minimum(day, last))
+        + (start - start.astype("datetime64[D]"))
+    )
 
 
-def _after(unit: int) -> Callable[[pd.Timestamp, int], pd.Timestamp]:
-    return lambda start, count: start + pd.Timedelta(microseconds=unit * count)
+def _business_days_after(start: np.ndarray, count: np.ndarray) -> np.ndarray:
+    days = start.astype("datetime64[D]")
+    return np.busday_offset(days, count).astype("datetime64[us]") + (start - days)
 
 
 def step_name(step: int) -> str:
@@ -146,39 +134,6 @@ def step_name(step: int) -> str:
         if step % unit == 0:
             return name if step == unit else f"{step // unit} {name}s"
     return f"{step / SECOND:g} seconds"
-
-
-def _business_days(own: _Times) -> Grid | None:
-    """Return a grid of the days from Monday to Friday; None if the times do not fit.
-
-    Times fit if none is on a weekend, and each series has one time per day, at nearly the same time of day. For
-    example, a market may close earlier on some days, and one hour later in UTC during daylight saving time.
-    """
-    days = own.times.astype("datetime64[D]")
-    if len(days) < 5 or not np.is_busday(days).all():
-        return None
-    positions = np.busday_count("1970-01-05", days)
-    clock = (own.times - days).astype(np.int64)
-    spread = int((np.maximum.reduceat(clock, own.starts) - np.minimum.reduceat(clock, own.starts)).max())
-    if spread > MAX_JITTER * DAY or (own.within(positions) == 0).any():
-        return None
-    return own.grid("business day", positions, lambda start, count: start + pd.offsets.BusinessDay(count), spread > 0)
-
-
-def _jittered(own: _Times) -> Grid | None:
-    """Return a grid with the step in USUAL_STEPS that is nearest to the median difference between consecutive times.
-
-    Return None unless all differences are nearly multiples of this step.
-    """
-    median = float(np.median(own.differences)) / SECOND
-    unit = SECOND * int(USUAL_STEPS[np.abs(USUAL_STEPS / median - 1).argmin()])
-    counts = np.round(own.differences / unit)
-    off = np.abs(own.differences / unit - counts)
-    if abs(unit / SECOND / median - 1) > 0.1 or (off > MAX_JITTER).any() or (counts < 1).any():
-        return None
-    steps = np.zeros(len(own.times), np.int64)
-    steps[1:][own.inside] = counts
-    return own.grid(step_name(unit), steps.cumsum(), _after(unit), jitter=True)
 
 
 # --- longer time steps
@@ -192,57 +147,42 @@ def resample(step: str, times: pd.Series) -> tuple[pd.Series, str]:
     Raises:
         TableError: pandas does not know the step, or the step is not positive.
     """
-    if code := CALENDAR.get(step.upper()):
-        return times.dt.to_period(code).dt.start_time.astype("datetime64[us]"), PERIODS[code]
+    if step.upper() in CALENDAR:
+        code, period = CALENDAR[step.upper()]
+        return times.dt.to_period(code).dt.start_time.astype("datetime64[us]"), period
+    offset = step if step.endswith("D") else step.lower()
     try:
-        if pd.Timestamp(0) + to_offset(_offset(step)) <= pd.Timestamp(0):
+        if pd.Timestamp(0) + to_offset(offset) <= pd.Timestamp(0):
             raise ValueError("a time step must be longer than 0")
-        return times.dt.floor(_offset(step)), ""
+        return times.dt.floor(offset), ""
     except ValueError as error:
         raise TableError(f"--resample {step}: {error}; allowed are h, D, W, M, Q, Y and 15min") from error
 
 
-def _offset(step: str) -> str:
-    return step if step.endswith("D") else step.lower()
-
-
-def _working_time(times: pd.Series) -> np.ndarray:
-    """Return the microseconds int64 [T] of the days from Monday to Friday before each time, since 1600."""
-    stamps = times.to_numpy().astype("datetime64[us]")
-    days = stamps.astype("datetime64[D]")
-    return np.busday_count("1600-01-01", days) * DAY + np.where(np.is_busday(days), (stamps - days).astype(np.int64), 0)
-
-
-def incomplete(step: str, times: pd.Series, starts: pd.Series) -> dict[pd.Timestamp, str]:
+def incomplete(step: str, times: pd.Series) -> dict[pd.Timestamp, str]:
     """Return the first and the last time step if the rows cover only a part of them, with a remark for each.
 
-    The sum of such a step would be too small. ``times``: the time of each row with a value. ``starts``: the start of
-    its time step.
+    The sum of such a step would be too small. It is incomplete if another row would belong to it, one step before the
+    first or after the last row. ``times``: the time of each row with a value.
 
     Raises:
         TableError: no time step is complete.
     """
-    weekend = (times.dt.day_of_week >= 5).any()  # otherwise, a month may begin or end with a weekend without rows
-    position = (lambda x: x.to_numpy().astype("datetime64[us]").astype(np.int64)) if weekend else _working_time
-    gaps = np.sort(np.diff(np.unique(position(times))))
-    if not len(gaps):
-        return {}
-    gap = gaps[-1 - min(MAX_GAPS, len(gaps) // 20)]
-    spans = times.groupby(starts).agg(["min", "max"])
-    code = CALENDAR.get(step.upper())
-    begin = spans.index.to_series()
-    ends = (begin.dt.to_period(code) + 1).dt.start_time if code else begin + to_offset(_offset(step))
-    before, after = position(spans["min"]) - position(begin), position(ends) - position(spans["max"])
-
-    def is_longer(part: int, others: np.ndarray) -> bool:
-        usual = float(np.median(others)) if len(others) else MAX_EMPTY_PART * gap
-        return part > usual + MAX_EMPTY_PART * gap
-
-    result, (first, last) = {}, (spans["min"].iloc[0], spans["max"].iloc[-1])
-    if is_longer(before[0], before[1:]):
-        result[begin.iloc[0]] = f"the first time step, {begin.iloc[0]}, is left out: its rows begin at {first}"
-    if is_longer(after[-1], after[:-1]):
-        result[begin.iloc[-1]] = f"the last time step, {begin.iloc[-1]}, is left out: its rows end at {last}"
-    if len(result) == len(spans):
-        raise TableError(f"--resample {step}: the rows from {first} to {last} cover no whole time step")
-    return {start: f"{remark}, so their sum would be too small" for start, remark in result.items()}
+    own = np.unique(times.to_numpy())
+    found = find(own, np.zeros(len(own), int), "")
+    gap = int(np.quantile(np.diff(own).astype(np.int64), 0.95)) if len(own) > 1 else 0  # of irregular rows
+    ends = own[[0, -1]]
+    beyond = (found.after if found else _after(gap))(ends, np.array([-1, 1]))
+    inside, outside = resample(step, pd.Series(ends))[0], resample(step, pd.Series(beyond))[0]
+    names = [("first", "begin at"), ("last", "end at")]
+    result = {
+        inside[
+            at
+        ]: f"the {name} time step, {inside[at]}, is left out: its rows {verb} {pd.Timestamp(ends[at])}, so their "
+        "sum would be too small"
+        for at, (name, verb) in enumerate(names)
+        if inside[at] == outside[at]
+    }
+    if len(result) == resample(step, pd.Series(own))[0].nunique():
+        raise TableError(f"--resample {step}: the rows from {times.min()} to {times.max()} cover no whole time step")
+    return result

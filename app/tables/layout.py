@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from app.tables import TableError, times
-from app.tables.header import Body, role, text_of
+from app.tables.header import YEAR, Body, as_texts, role
 
 TIME, VALUE = "(time)", "(value)"  # names of the columns of a melted table
-MIN_COLUMNS = 3  # smallest number of columns whose names are time stamps; two are enough if the names are years
-MONTH = rf"(?:{'|'.join(times.MONTHS)})[a-zä]*\.?"
-PART = re.compile(rf"{MONTH}|q[1-4]|\d{{1,2}}[-/. ]+{MONTH}")  # of a year: a month, a quarter or a day
+PART = (  # of a year, a week or a day
+    rf"(?:\d{{1,2}}[-/. ]+)?(?:{'|'.join(times.MONTHS)})[a-zä]*\.?|q[1-4]|\d{{1,2}}:\d\d(?::\d\d)?|"
+    "(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*"
+)
 
 
 class Melted(NamedTuple):
@@ -38,39 +39,35 @@ def melt(body: Body, by_rows: bool, group: Sequence[str] | None = None) -> Melte
     name the series; [] if all rows are one series; None to select these columns.
 
     Raises:
-        TableError: the columns are months or quarters without a year, weekdays, or ambiguous; or ``group`` does not
+        TableError: the columns are parts of a year, week or day, but no column completes them; or ``group`` does not
         fit.
     """
     names = list(body.frame.columns)
-    years = [name for name in names if re.fullmatch(r"(1[6-9]|2[01])\d\d", name)]
-    kind = times.kinds(names)
-    full = [name for name in names if kind[name] == "t"] or years
-    if len(full) >= (2 if full is years or by_rows else MIN_COLUMNS) and len(full) >= len(names) / 3:
-        others = [name for name in names if name not in full]
-        if full is years and (part := _part_of_year(body, others)):
-            return _melt(body, group, full, part, lambda cells, column: cells + " " + column)
-        if clash := [name for name in others if _mostly(body, name, _is_time)]:
+    parts = [name for name in names if re.fullmatch(PART, name.lower())]
+    years = [name for name in names if re.fullmatch(YEAR, name)]
+    full = years if len(years) > 1 else list(itertools.compress(names, times.are_times(pd.Series(names, dtype="str"))))
+    columns = parts if len(parts) > 2 else full if len(full) > 2 - (full is years or by_rows) else []
+    counted = [name for name in names if re.fullmatch(r"(?:h|hour|he)?[ _]?\d\d?h?", name.lower())]
+    others = [name for name in names if name not in (columns or counted)]
+    if len(columns) >= len(names) / 3 or len(counted) > 4:
+        dated = [name for name in others if _are_times(body.texts(name)) or _is_part(body, name)]
+    if len(columns) >= len(names) / 3:
+        key = None
+        if columns is not full or full is years:
+            key = next((name for name in others if _are_times(body.texts(name) + " " + columns[0])), None)
+        if (key is None and columns is parts) or [name for name in dated if name != key]:
             raise TableError(
-                f"both the column {clash[0]!r} and the names of other columns are dates; delete one of them"
+                f"the columns {columns[0]!r} to {columns[-1]!r} are times or parts of a time, and a column that "
+                f"completes "
+                "them is missing, or another column has times too; use --column if each of them is a series"
             )
-        return _melt(body, group, full, None, lambda cells, column: column)
-    for columns, parts in (
-        ([name for name in names if re.fullmatch(MONTH, name.lower())], "months"),
-        ([name for name in names if re.fullmatch("[Qq][1-4]", name)], "quarters"),
-    ):
-        if len(columns) >= MIN_COLUMNS:
-            others = [name for name in names if name not in columns]
-            year = next((name for name in others if _mostly(body, name, _is_year)), None)
-            if year is None:
-                raise TableError(
-                    f"the columns {columns[0]!r} to {columns[-1]!r} are {parts} without a year; add a column year"
-                )
-            return _melt(body, group, columns, year, lambda cells, column: column + " " + cells)
-    if hours := _hours(body, group, names):
-        return hours
-    weekdays = [name for name in names if re.fullmatch("(mon|tue|wed|thu|fri|sat|sun)[a-z]*", name.lower())]
-    if len(weekdays) >= 5:
-        raise TableError(f"the columns {weekdays[0]!r} to {weekdays[-1]!r} are days of a week; write one row per day")
+        return _melt(body, group, columns, key)
+    if len(counted) > 4 and dated:
+        raise TableError(
+            f"the columns {counted[0]!r} to {counted[-1]!r} may be parts of a day or a month; write one row per "
+            f"value, or "
+            "use --column if each of them is a series"
+        )
     if not by_rows:
         return None
     if group is not None:
@@ -80,116 +77,52 @@ def melt(body: Body, by_rows: bool, group: Sequence[str] | None = None) -> Melte
     )
     if texts:
         body.remarks.append(f"columns {', '.join(map(repr, texts))} hold no numbers, so they are left out")
-    columns = names[1 + len(texts) :]
-    return _melt(body, names[:1], columns, None, lambda cells, column: column, timed=False)
+    return _melt(body, names[:1], names[1 + len(texts) :], None, timed=False)
 
 
-def _hours(body: Body, group: Sequence[str] | None, names: Sequence[str]) -> Melted | None:
-    """Melt a table with a row per day and a column per hour or quarter of an hour; return None for other tables."""
-    hours = {name: name for name in names if re.fullmatch(r"\d{1,2}:\d\d(:\d\d)?", name)}
-    numbers: dict[str, int] = {}
-    if len(hours) < 4:
-        hours = {}
-        matches = {name: re.fullmatch(r"[Hh]?(?:our|E)?[ _]?(\d{1,2})h?", name) for name in names}
-        numbers = {name: int(match[1]) for name, match in matches.items() if match}
-        sequence = list(numbers.values())
-        if len(sequence) < 5 or sequence != list(range(sequence[0], sequence[0] + len(sequence))):
-            return None
-    date = next((name for name in names if name not in (hours or numbers) and _mostly(body, name, _is_time)), None)
-    if date is None:
-        return None
-    if not hours:
-        if sequence not in (list(range(24)), list(range(1, 25))):
-            columns = f"{next(iter(numbers))!r} to {list(numbers)[-1]!r}"
-            raise TableError(f"the columns {columns} may be parts of a day or a month; write one row per value")
-        hours = {name: f"{number - sequence[0]:02}:00" for name, number in numbers.items()}
-        if sequence[0]:
-            body.remarks.append("the columns of the hours 1 to 24 are read as 0 to 23")
-    return _melt(body, group, list(hours), date, lambda cells, column: cells + " " + column.map(hours))
+def _are_times(cells: pd.Series) -> bool:
+    known = cells.dropna().iloc[:200]
+    return bool(len(known)) and bool(times.are_times(known).mean() > 0.8)
 
 
-def _is_time(cells: pd.Series) -> pd.Series:
-    kind = times.kinds(cells)  # the cells are filled, so NaN is no key
-    return cells.map(lambda cell: kind[cell] == "t")
-
-
-def _is_year(cells: pd.Series) -> pd.Series:
-    return cells.map(text_of).str.fullmatch(r"(1[6-9]|2[01])\d\d")
-
-
-def _mostly(body: Body, name: str, fits: Callable[[pd.Series], pd.Series]) -> bool:
-    known = body.frame[name][~body.column(name).missing].iloc[:200]
-    return bool(len(known)) and bool(fits(known).mean() > 0.8)
-
-
-def _part_of_year(body: Body, others: Sequence[str]) -> str | None:
-    """Return the column with the month, quarter or day of each row, for a table with one column per year.
-
-    Return None if there is no such column.
-
-    Raises:
-        TableError: a column holds numbers of months, quarters or days instead of their names.
-    """
-    for name in others:
-        if _mostly(body, name, lambda cells: cells.map(lambda cell: PART.fullmatch(str(cell).lower()) is not None)):
-            return name
-        if role(name) in ("month", "week", "quarter", "day") and body.column(name).share > 0.8:
-            raise TableError(
-                f"column {name!r} holds numbers of months, quarters, weeks or days; write names such as Jan or Q1"
-            )
-    return None
+def _is_part(body: Body, name: str) -> bool:
+    return role(name) in ("month", "week", "quarter", "day") and body.column(name).share > 0.8
 
 
 def _melt(
-    body: Body,
-    group: Sequence[str] | None,
-    columns: Sequence[str],
-    key: str | None,
-    compose: Callable[[pd.Series, pd.Series], pd.Series],
-    timed: bool = True,
+    body: Body, group: Sequence[str] | None, columns: Sequence[str], key: str | None, timed: bool = True
 ) -> Melted:
     """Return a table with one row for each cell of ``columns``.
 
-    ``group``: see ``melt``. ``key``: the column with a part of the time stamp. ``compose``: returns the time stamps for
-    the cells of the column ``key`` and the names of ``columns``. ``timed``: see ``Melted``.
+    ``group``: see ``melt``. ``key``: the column that completes the time stamps. ``timed``: see ``Melted``.
 
     Raises:
-        TableError: a column of ``group`` is not one of the others, or a row has no name.
+        TableError: a column of ``group`` is not one of the others.
     """
-    body.keep(~pd.DataFrame({name: body.column(name).missing for name in body.frame.columns}).all(axis=1))
-    frame, remarks = body.frame, body.remarks
+    body.keep(~body.frame.apply(lambda cells: body.column(str(cells.name)).missing).all(axis=1) & ~body.totals())
+    frame = body.frame
     others = [name for name in frame.columns if name not in columns and name != key]
+    if wrong := [name for name in group or () if name not in others]:
+        raise TableError(f"column {wrong[0]!r} holds values or a part of the time, so --group cannot name it")
     if group is None:
-        texts = [name for name in others if body.column(name).share <= 0.5 and frame[name].notna().any()]
-        labels = [*texts, *(name for name in others if name not in texts and body.column(name).integers)]
+        words = [name for name in others if body.column(name).share <= 0.5 and frame[name].notna().any()]
+        labels = [*words, *(name for name in others if name not in words and body.column(name).integers)]
         keys = [] if key is None else [key]
-
-        def names_rows(names: list[str]) -> bool:
-            blank = bool(names) and frame[names].isna().all(axis=1).any()
-            return bool(keys + names) and not blank and not frame.duplicated(keys + names).any()
-
-        selected = labels[: next((n for n in range(len(labels) + 1) if names_rows(labels[:n])), len(texts))]
-    else:
-        if wrong := [name for name in group if name not in others]:
-            raise TableError(f"column {wrong[0]!r} holds values or a part of the time, so --group cannot name it")
-        selected = list(group)
-        blank = frame[selected].isna().all(axis=1)
-        if selected and timed and blank.any():
-            raise TableError(f"row {body.rows[blank.argmax()]} has no {', '.join(group)}; write it into every row")
-    if timed and (left_out := [name for name in others if name not in selected]):
-        remarks.append(f"columns {', '.join(map(repr, left_out))} are left out: they are not needed to name the series")
+        fitting = (
+            n for n in range(not keys, len(labels) + 1)
+            if not (frame.duplicated(keys + labels[:n]).any() or (n and frame[labels[:n]].isna().all(axis=1).any()))
+        )  # fmt: skip
+        group = labels[: next(fitting, len(words))]
     if timed:
-        one = f"each value of {', '.join(group)}" if group else "each row" if group is None else "the whole table"
-        remarks.append(f"the columns {columns[0]!r} to {columns[-1]!r} are time stamps, and {one} is a series")
+        left_out = f"; columns {', '.join(left)} are left out" if (left := sorted({*others} - {*group})) else ""
+        one = f"each value of {', '.join(group)}" if group else "the whole table"
+        body.remarks.append(
+            f"the columns {columns[0]!r} to {columns[-1]!r} are time stamps, and {one} is a series{left_out}"
+        )
     count = len(frame)
-    values = frame[list(columns)].astype(
-        "object" if len({str(own) for own in frame[list(columns)].dtypes}) > 1 else frame[columns[0]].dtype
-    )
-    melted = frame[selected].iloc[np.repeat(np.arange(count), len(columns))].reset_index(drop=True)
-    titles = pd.Series(list(columns) * count)
-    cells = titles if key is None else frame[key].map(text_of).repeat(len(columns)).reset_index(drop=True)
-    melted[TIME] = compose(cells, titles)
-    melted[VALUE] = pd.Series(values.to_numpy().ravel(), dtype=values.dtypes.iloc[0])
-    return Melted(
-        Body(melted, np.repeat(body.rows, len(columns)), body.separator, remarks, body.missing), selected, timed
-    )
+    melted = frame[list(group)].iloc[np.repeat(np.arange(count), len(columns))].reset_index(drop=True)
+    stamps = pd.Series(list(columns) * count, dtype="str")
+    melted[TIME] = stamps if key is None else as_texts(frame[key]).repeat(len(columns)).to_numpy() + " " + stamps
+    melted[VALUE] = pd.Series(frame[list(columns)].to_numpy(dtype=object).ravel()).infer_objects()
+    rows = np.repeat(body.rows, len(columns))
+    return Melted(Body(melted, rows, body.separator, body.remarks, body.missing, body.units), list(group), timed)

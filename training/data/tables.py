@@ -45,7 +45,7 @@ READER_OPTIONS: dict[str, dict[str, Any]] = {  # how a table is read, in trainin
     "--column": {"metavar": "NAME", "nargs": "+", "help": "columns to forecast; by default all numeric columns"},
     "--time": {
         "metavar": "NAME",
-        "help": "column of time stamps, or several columns, such as Year,Month; none: the table has no time stamps",
+        "help": "column of time stamps, or several columns, such as Year,Month, with --format; none: no time stamps",
     },
     "--format": {"metavar": "FORMAT", "help": "format of the time stamps, such as %%d/%%m/%%Y"},
     "--group": {
@@ -59,8 +59,10 @@ READER_OPTIONS: dict[str, dict[str, Any]] = {  # how a table is read, in trainin
     "--header": {
         "metavar": "N",
         "type": int,
-        "help": "number of the row with the column names; 0: the file has no column names",
+        "nargs": "+",
+        "help": "number of the row with the column names, or of several rows; 0: the file has no column names",
     },
+    "--separator": {"metavar": "SIGN", "help": "separator of the cells; a space: one or more spaces"},
     "--encoding": {"metavar": "NAME", "help": "encoding of a text file, such as cp1250"},
     "--decimal": {"choices": (".", ","), "help": "decimal separator"},
     "--missing": {
@@ -68,6 +70,7 @@ READER_OPTIONS: dict[str, dict[str, Any]] = {  # how a table is read, in trainin
         "nargs": "+",
         "help": "cells that stand for a missing value, such as -999; none: every number is a value",
     },
+    "--unit": {"metavar": "TEXT", "nargs": "+", "help": "texts that are left out after numbers, such as kWh"},
     "--season": {
         "metavar": "N",
         "type": int,

@@ -1,0 +1,143 @@
+"""Put the rows of all series on evenly spaced time steps, and return them as one tidy frame."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from app.tables import TableError, grid
+from app.tables.times import Reading
+
+SERIES, STAMP, ROW = "(series)", "(ds)", "(row)"  # columns with the number of the series, the time and the row number
+MAX_VALUE = 1e150  # largest value of a series or covariate, because squares of larger values overflow
+
+
+def on_grid(
+    data: pd.DataFrame, values: list[str], reading: Reading, step: str | None, aggregate: str | None, remarks: list[str]
+) -> tuple[pd.DataFrame, str, Callable[[Any, int], Any]]:
+    """Return one row for each time step of each series, in the order of time, the name of the step, and a function.
+
+    The function is ``TidyTable.after``.
+
+    ``data``: the columns ``values``, known covariates, SERIES and ROW. ``reading``: the time of each row. ``step``,
+    ``aggregate``: values of --resample and --aggregate.
+
+    Raises:
+        TableError: time stamps occur twice, or are irregular.
+    """
+    stamps, period = reading.times, reading.period
+    if step:
+        stamps, period = grid.resample(step, reading.times)
+        there = data[values].notna().any(axis=1)
+        if aggregate == "sum" and there.any():
+            left_out = grid.incomplete(step, reading.times[there])
+            data.loc[stamps.isin(list(left_out)), values] = np.nan
+            remarks += left_out.values()
+    data = data.assign(**{STAMP: stamps}).iloc[np.lexsort((reading.times.to_numpy(), data[SERIES]))]
+    double = data.duplicated([SERIES, STAMP])
+    is_sum = aggregate == "sum" and bool(double.any())
+    if double.any() and aggregate is None:
+        raise TableError(_duplicate(data, double, step))
+    if double.any():
+        grouped = data.groupby([SERIES, STAMP])
+        own = grouped[values].sum(min_count=1) if is_sum else getattr(grouped[values], str(aggregate))()
+        means = grouped[[name for name in data if name not in (*values, SERIES, STAMP)]].mean()
+        data = pd.concat([own, means], axis=1).reset_index()
+        remarks.append(f"{double.sum()} rows are combined with others (--aggregate {aggregate})")
+    found = grid.find(data[STAMP].to_numpy(), data[SERIES].to_numpy(), period)
+    if found is None:
+        raise TableError(_irregular(data, step))
+    starts = np.flatnonzero(np.diff(data[SERIES], prepend=-1))
+    lengths = np.maximum.reduceat(found.positions, starts) + 1
+    first = np.repeat(np.cumsum(lengths) - lengths, lengths)  # the first row of the same series
+    rows = found.positions + np.repeat(np.cumsum(lengths) - lengths, np.diff(starts, append=len(data)))
+    full = data.drop(columns=ROW).set_index(rows).reindex(range(len(first)))
+    full[SERIES] = np.repeat(data[SERIES].to_numpy()[starts], lengths)
+    holes, times = full[STAMP].isna(), full[STAMP].to_numpy(copy=True)
+    times[holes] = found.after(times[first[holes]], np.flatnonzero(holes) - first[holes])
+    full[STAMP] = times
+    inner = holes & _inside(full[values].notna().any(axis=1), full[SERIES])
+    if inner.any():
+        before = full[STAMP].iloc[int(np.argmax(inner)) - 1]
+        text = before.date() if (full[STAMP] == full[STAMP].dt.floor("D")).all() else before.isoformat()
+        effect = "count as 0" if is_sum else "are missing"
+        remarks.append(f"{inner.sum()} time steps (one per {found.step}) {effect}, the first after {text}")
+    for name in values if is_sum else ():
+        full.loc[holes & _inside(full[name].notna(), full[SERIES]), name] = 0.0
+    if period == "step":
+        full[STAMP] = full[STAMP].astype("int64") // grid.SECOND
+        return full, found.step, operator.add
+    after = found.after
+    return full, found.step, lambda time, count: pd.Timestamp(after(np.array([time], "M8[us]"), np.array([count]))[0])
+
+
+def _inside(there: pd.Series, series: pd.Series) -> pd.Series:
+    """Return whether each row is between the first and the last row of its series for which ``there`` is true."""
+    return there.groupby(series).cummax() & there[::-1].groupby(series[::-1]).cummax()[::-1]
+
+
+def _duplicate(data: pd.DataFrame, double: pd.Series, step: str | None) -> str:
+    """Return the message for rows of a series with the same time. ``double``: the rows that repeat a time."""
+    stamp, code = data.loc[double, [STAMP, SERIES]].iloc[0]
+    rows = sorted(data[ROW][(data[STAMP] == stamp) & (data[SERIES] == code)])
+    relation = "are in the same time step" if step else f"have the same time stamp {stamp}"
+    return f"rows {rows[0]} and {rows[1]} {relation}; use --aggregate sum, mean or last to combine such rows"
+
+
+def _irregular(data: pd.DataFrame, step: str | None) -> str:
+    """Return the message for times that are on no grid of time steps, or too few. ``step``: --resample."""
+    few = data[SERIES].value_counts().max() < 2
+    if step and few:
+        return f"with --resample {step}, no series has two time steps; use a shorter step"
+    if step:
+        holes = f"more than {100 * grid.MAX_HOLES:.0f} % of the time steps have no row"
+        return f"with --resample {step}, {holes}; use a longer step, for example the next one of h, D, W, M, Q and Y"
+    problem = "no series has two time stamps" if few else "the time stamps are irregular"
+    return (
+        f"{problem}, for example {', '.join(map(str, data[STAMP].iloc[:4]))}; use --resample D (or h, 15min, W, M) "
+        "and --aggregate sum, mean or last"
+    )
+
+
+def tidy(
+    data: pd.DataFrame, titles: Sequence[str], values: list[str], known: list[str], remarks: list[str]
+) -> pd.DataFrame:
+    """Return the tidy frame of all series that have values, each cut to its first and last value.
+
+    ``data``: the columns ``values``, ``known``, SERIES and STAMP, in the order of time. ``titles``: the name for each
+    column of values of each series. Missing covariates repeat the value before them or, at the start, the first value.
+
+    Raises:
+        TableError: there are no values, or a value is too large; or a column of covariates has no values.
+    """
+    parts = [data[[SERIES, STAMP, *known]].assign(y=data[name], label=data[SERIES] * len(values) + at) for at, name in
+             enumerate(values)]  # fmt: skip
+    frame = pd.concat(parts).rename(columns={STAMP: "ds"}).sort_values("label", kind="stable", ignore_index=True)
+    there, label = frame["y"].notna(), frame["label"]
+    if not there.any():
+        raise TableError("has no values")
+    inside = _inside(there, label)
+    remarks += [f"{titles[code]} has no values, so it is left out" for code in sorted({*label} - {*label[inside]})]
+    later = int((~there[::-1].groupby(label[::-1]).cummax() & label.isin(label[inside])).sum())
+    if known and later:
+        remarks.append(f"the last {later} rows have no value and are not used")
+    frame, label = frame[inside], label[inside]
+    large = frame[["y", *known]].abs() > MAX_VALUE
+    if large.any(axis=None):
+        at = int(np.argmax(large.any(axis=1)))
+        number = max(frame[["y", *known]].iloc[at].dropna(), key=abs)
+        raise TableError(f"{titles[label.iloc[at]]} has the value {number}; allowed are -{MAX_VALUE} to {MAX_VALUE}")
+    for name in known:
+        absent = frame[name].isna().groupby(label)
+        if absent.all().any():
+            title = titles[int(np.array(absent.all().index)[absent.all()][0])]
+            raise TableError(f"{title}: column {name!r} of --known-covariates has no values")
+        if count := int(absent.sum().sum()):
+            remarks.append(f"{count} missing values of {name!r} repeat the value before them")
+        frame[name] = frame.groupby("label")[name].ffill().groupby(label).bfill()
+    frame["unique_id"] = np.array(titles, object)[label]
+    return frame[["unique_id", "ds", "y", *known]].reset_index(drop=True)
