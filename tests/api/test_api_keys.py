@@ -183,16 +183,6 @@ def test_the_shortest_limit_is_counted_first() -> None:
     ]
 
 
-def test_each_of_a_thousand_keys_is_found(file: Path, alice: str) -> None:
-    keys = [f"quartet-{i}" for i in range(999)]
-    lines = [f"other-{i} {key_file.digest(key).hex()}" for i, key in enumerate(keys)]
-    file.write_text(file.read_text() + "\n".join(lines) + "\n")
-    keyring = key_file.Keyring(file)
-    names = [entry.name for key in (alice, *keys) if (entry := keyring.find(key))]
-    assert names == ["alice", *(f"other-{i}" for i in range(999))]
-    assert keyring.find("quartet-none") is None
-
-
 def test_a_key_is_stored_as_its_hash_and_printed_once(file: Path) -> None:
     command = [sys.executable, "-m", "app.keys", "new", "alice", "--limit", "5/minute"]
     environment = {**os.environ, "QUARTET_KEYS_FILE": str(file)}

@@ -228,16 +228,6 @@ def test_every_answer_has_an_example_with_its_schema(document: dict[str, Any]) -
                 check(document, content["schema"], content["example"])
 
 
-def test_every_operation_has_a_summary_and_a_description(document: dict[str, Any]) -> None:
-    tags = {tag["name"] for tag in document["tags"]}
-    for _, path, operation in operations(document):
-        assert operation["summary"], path
-        assert operation["description"].endswith("."), path
-        assert set(operation["tags"]) <= tags
-    identities = [operation["operationId"] for _, _, operation in operations(document)]
-    assert len(set(identities)) == len(identities)
-
-
 def test_a_body_is_required_unless_it_may_be_empty(service: httpx.Client, document: dict[str, Any]) -> None:
     for method, path, operation in operations(document):
         if "requestBody" in operation:

@@ -101,18 +101,6 @@ def test_an_uploaded_network_is_served(serve: Serve, tmp_path: Path) -> None:
         assert (card["licence"], card["title"]) == ("MIT", "net")
 
 
-def test_wrong_requests_are_rejected_without_a_process(serve: Serve) -> None:
-    with serve(admin_key=ADMIN_KEY, max_import_bytes=100) as client:
-        client.headers.update(ADMIN_HEADERS)
-        assert rejected(client, {}, b"") == "name is missing; it should be the name of the model"
-        assert rejected(client, {"name": "a", "size": "x"}, b"").startswith("size is 'x'; it should be a valid integer")
-        assert rejected(client, {"name": "../outside"}, b"").startswith("name is '../outside'; it should match")
-        assert "unknown field 'sizes'" in rejected(client, {"name": "a", "sizes": "1"}, b"")
-        assert "task is 'forecast'" in rejected(client, {"name": "a", "task": "forecast"}, b"")
-        assert rejected(client, {"name": "a", "title": "a\0b"}, b"") == "title has a NUL character; leave it out"
-        assert client.post(PATH, params={"name": "a"}, content=bytes(101)).status_code == 413
-
-
 class Scores(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"scores": x.sum(1), "cumsum": x * 2}

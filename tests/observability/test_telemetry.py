@@ -168,13 +168,6 @@ def test_metrics_of_workers_are_added_up_and_gauges_of_dead_workers_removed(tiny
         wait_until(replaced)
 
 
-def test_a_worker_is_counted_when_it_has_loaded_its_models() -> None:
-    metrics = Metrics()
-    assert metrics.registry.get_sample_value("quartet_workers") == 0
-    metrics.on_versions(1, 0, frozenset(), 0.0)
-    assert metrics.registry.get_sample_value("quartet_workers") == 1
-
-
 def publish_and_remove(client: httpx.Client, store: Path) -> Iterator[int]:
     """Publish versions of tiny-gan and use each version. Remove a version when the next version answers.
 

@@ -339,18 +339,6 @@ def test_the_tests_named_in_security_md_exist() -> None:
     assert not [name for name in names if not list((ROOT / "tests").rglob(name))]
 
 
-def test_head_equals_get_without_a_body(serve: Serve) -> None:
-    with serve() as client:
-        for path in ("/health/live", "/health/ready", "/metrics", "/v1/models", "/v1/models/tiny-cnn", "/docs"):
-            answer = client.head(path)
-            assert (answer.status_code, answer.content) == (200, b""), path
-            assert answer.headers["content-type"] == client.get(path).headers["content-type"]
-        assert client.head("/v1/models/none").status_code == 404
-        assert client.head(SAMPLE).status_code == 405
-        metrics = client.get("/metrics").text
-        assert 'quartet_requests_total{method="HEAD",route="/health/live",status="200"} 1.0' in metrics
-
-
 def test_an_old_torch_version_is_rejected_by_name() -> None:
     for version in ("1.13.1", "2.5.1+cpu", "2.6.0a0"):
         with pytest.raises(SettingsError, match=rf"^torch is {re.escape(version)}; 2\.6 or newer is required"):

@@ -359,18 +359,6 @@ def test_an_unusual_season_is_detected_instead_of_a_usual_one_close_to_it(season
         assert abs(detected - season) <= season // 24
 
 
-def test_a_detected_season_improves_the_forecast(shipped_forecaster: GlobalForecaster) -> None:
-    random, time = np.random.default_rng(0), np.arange(528)
-    wave = np.sin(2 * np.pi * time / 48)
-    past = (wave + 0.2 * random.normal(size=len(time)))[:480].tolist()
-    seasonal, nonseasonal = shipped_forecaster.predict(
-        [shipped_forecaster.parse(past, 48, seasonality=s) for s in (None, 1)]
-    )
-    assert seasonal.seasonality in (47, 48, 49)
-    errors = [np.abs(answer.median - wave[480:]).mean() for answer in (seasonal, nonseasonal)]
-    assert errors[0] < 0.2 < errors[1]
-
-
 def test_missing_values_at_the_end_are_forecast_first(shipped_forecaster: GlobalForecaster) -> None:
     past = series(0, 100).tolist()
     for season in (7, 1):

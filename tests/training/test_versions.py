@@ -17,7 +17,7 @@ from support.trainings import KINDS, TEXT, WHITENED, only_entry, train_own
 
 from app import store
 from app.networks import build
-from training import cnn, gan, lineage, recalibrate, rnn
+from training import cnn, lineage, recalibrate, rnn
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data import datasets, image_folders, texts
 from training.data.datasets import DataError
@@ -264,14 +264,3 @@ def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(
         train_own("rnn", "--from", "other")
     with pytest.raises(SystemExit, match="the network kind is character-rnn; this command can start from whitened-net"):
         train_own("cnn", "--from", "other", name="pets")
-
-
-def test_images_without_sub_folders_have_one_label(workspace: Path) -> None:
-    Path("flat").mkdir()
-    for number, file in enumerate(Path("shapes").rglob("*.png")):
-        shutil.copy(file, Path("flat") / f"{number}.png")
-    options = ["--epochs", "1", "--set", "batch=16", "latent=4", "recalibration_batches=2"]
-    gan.main(["--images", "flat", "--name", "mine", *options])
-    card = store.Store(Path("models_store")).card("mine", 1)
-    assert card.labels == ["mine"]
-    assert set(card.metrics) == {"nearest_neighbour_ratio"}
