@@ -12,7 +12,7 @@ from pathlib import Path
 # Tests replace no function of this project and name no private attribute, so that they survive a redesign. These are
 # the numbers that are left. Lower them when a test is repaired.
 MAX_PATCHES = 17
-MAX_PRIVATE_NAMES = 12
+MAX_PRIVATE_NAMES = 11
 MAX_FUNCTION_LINES = 60
 PUBLIC = {"_exit", "_asdict", "_replace"}  # names of the standard library that begin with an underscore
 

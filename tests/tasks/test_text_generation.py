@@ -406,8 +406,8 @@ def test_prompts_that_take_too_long_to_read_are_rejected(continuer: TextGenerato
 
 
 def test_a_top_k_beyond_the_vocabulary_keeps_all_of_it(continuer: TextGenerator) -> None:
-    texts = [finish(continuer, begin(continuer, "a", top_k=k)).text for k in (None, 2**70)]
-    assert texts[0] == texts[1]
+    texts = [finish(continuer, begin(continuer, "a", top_k=k)).text for k in (None, 2**70, 3)]
+    assert texts[0] == texts[1] != texts[2]
 
 
 def test_greedy_text_follows_the_likeliest_character(continuer: TextGenerator) -> None:

@@ -183,6 +183,7 @@ def test_data_are_the_same_if_their_name_or_their_digest_is_the_same() -> None:
     assert seen({"csv:my a.csv": "1"}, **{"csv:a.csv": "2"}) == []
     assert seen({"text:my a.txt b.txt": "1"}, **{"text:my a.txt": "2", "text:c.txt": "2"}) == ["my a.txt"]
     assert seen({"text:a": "1"}, **{"images:a": "2", "tinyshakespeare": "3"}) == []
+    assert seen({"text:abc.txt": "1"}, **{"text:c.txt": "2"}) == []
     assert seen({"text:tinyshakespeare.txt": "3"}, tinyshakespeare="3") == ["tinyshakespeare"]
 
 
