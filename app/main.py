@@ -31,13 +31,13 @@ from starlette.responses import Response
 from app.api import errors
 from app.api.admin_key import admin_key
 from app.api.kserve import timeseries
-from app.api.middleware.api_keys import api_keys, close_storage, document_security, limit_storage
+from app.api.middleware.api_keys import api_keys, close_storage, limit_storage
 from app.api.middleware.body_memory import BodyMemoryLimit
 from app.api.middleware.cors import cors
 from app.api.middleware.trusted_host import host_check
 from app.api.open_inference import generate, infer, metadata, repository, server, statistics
 from app.api.openai import completions, images
-from app.api.openapi import build_document
+from app.api.openapi import build_document, document_security
 from app.api.operation import Operation, Router, Service, unknown_path
 from app.api.routes import admin, admin_add, classify, forecast, generate_images, generate_text, health, page
 from app.api.routes import models as model_list

@@ -22,6 +22,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 from starlette.responses import Response
 
+from app.api.middleware.api_keys import is_public
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -211,3 +212,23 @@ def _state_limits(part: Any, settings: Settings) -> None:
             part["description"] = part["description"].format(**settings.model_dump())
         for each in part.values():
             _state_limits(each, settings)
+
+
+def document_security(document: dict[str, Any]) -> None:
+    """Document in OpenAPI how clients send an API key, and which operations need no API key.
+
+    Every operation that needs an API key may answer 429, because the key may have a rate limit.
+    """
+    schemes = document["components"].setdefault("securitySchemes", {})
+    schemes["bearer"] = {"type": "http", "scheme": "bearer", "description": "an API key"}
+    schemes["key"] = {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "an API key"}
+    document["security"] = [{"bearer": []}, {"key": []}]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if is_public(path):
+                operation.setdefault("security", [])
+                continue
+            responses = operation["responses"]
+            responses.setdefault("429", error_document("The API key has reached its limit.", RETRY_AFTER))
+            if "4XX" not in responses:
+                responses["401"] = error_document("Missing or unknown API key.")

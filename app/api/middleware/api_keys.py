@@ -16,7 +16,6 @@ from limits.storage import storage_from_string
 from starlette.types import Scope
 
 from app.api.middleware.shared_counters import SharedCounters
-from app.api.openapi import RETRY_AFTER, error_document
 from app.engine.fair_queue import current_caller
 from app.errors import LimitReached, MissingKey, Unauthorized
 from app.key_file import ApiKey, Keyring, KeysError, parse_limits
@@ -112,26 +111,6 @@ def key_of(ring: Keyring, scope: Scope) -> ApiKey:
     if key is None:
         raise Unauthorized("unknown API key")
     return key
-
-
-def document_security(document: dict[str, Any]) -> None:
-    """Document in OpenAPI how clients send an API key, and which operations need no API key.
-
-    Every operation that needs an API key may answer 429, because the key may have a rate limit.
-    """
-    schemes = document["components"].setdefault("securitySchemes", {})
-    schemes["bearer"] = {"type": "http", "scheme": "bearer", "description": "an API key"}
-    schemes["key"] = {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "an API key"}
-    document["security"] = [{"bearer": []}, {"key": []}]
-    for path, operations in document["paths"].items():
-        for operation in operations.values():
-            if is_public(path):
-                operation.setdefault("security", [])
-                continue
-            responses = operation["responses"]
-            responses.setdefault("429", error_document("The API key has reached its limit.", RETRY_AFTER))
-            if "4XX" not in responses:
-                responses["401"] = error_document("Missing or unknown API key.")
 
 
 def describe_limits(limit: RateLimitItem) -> str:
