@@ -169,6 +169,7 @@ def test_a_service_that_does_not_poll_its_store_rejects_changes(serve: Serve, tw
     assert not Store(two).rollout(NAME).unloaded
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_fork(), reason="workers need fork")
 def test_all_processes_load_and_unload_before_the_change_is_confirmed(two: Path) -> None:
     path = f"/v2/models/{NAME}"

@@ -419,6 +419,7 @@ def test_an_option_is_rejected() -> None:
     assert "unrecognized arguments: --port 8111" in output
 
 
+@pytest.mark.slow
 def test_no_callback_blocks_the_event_loop_for_50_ms(serve: Serve) -> None:
     """The test measures the processor time of the event loop between two callbacks that are 1 ms apart.
 

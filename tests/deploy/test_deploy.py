@@ -175,7 +175,7 @@ def test_probes_and_settings_of_pods_exist(serve: Serve) -> None:
     sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] >= sleep + grace
     assert documents("kserve.yaml")[1]["spec"]["predictor"]["timeout"] >= grace
-    for path in (ROOT / "Dockerfile", ROOT / "docs" / "how-to" / "docker.md"):
+    for path in (ROOT / "Dockerfile", ROOT / "docs" / "how-to" / "production.md"):
         commands = re.findall(r"docker run --rm -p (?:.*\\\n)*.*", path.read_text())
         assert commands
         for command in commands:

@@ -110,6 +110,7 @@ def assert_forecast(shipped: httpx.Client, model: str, printed: list[str]) -> No
     assert interval == pytest.approx([result["intervals"]["80"][side][0] for side in ("lower", "upper")], abs=0.06)
 
 
+@pytest.mark.slow
 def test_an_exported_classifier_is_imported_again_with_the_options_on_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Callable[[str], Path]
 ) -> None:
@@ -127,6 +128,7 @@ def test_the_page_names_every_kind() -> None:
     assert not [kind for kind in KINDS if not is_imported(kind) and f"`{kind}`" not in PAGE]
 
 
+@pytest.mark.slow
 def test_the_scripts_give_the_answers_of_the_service(
     tmp_path: Path, run: Callable[..., list[str]], shipped: httpx.Client
 ) -> None:

@@ -80,6 +80,7 @@ def test_the_guide_for_importing_a_model_is_followed(tmp_path: Path, monkeypatch
     assert sorted(Store(tmp_path / "store").names()) == ["forest", "resnet", "vit"]
 
 
+@pytest.mark.slow
 def test_a_torchserve_archive_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])

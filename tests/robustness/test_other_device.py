@@ -137,7 +137,7 @@ def assert_close(actual: Any, expected: Any, path: str = "") -> None:
         assert actual == expected, path
 
 
-@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("tta", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_kind_answers_as_on_the_cpu(store: Path, tta: bool, request: pytest.FixtureRequest) -> None:
     settings = Settings(store=store, tta=tta, **TEST)
     with serving(settings) as client:

@@ -181,6 +181,7 @@ def test_a_known_column_that_does_not_vary_in_the_training_part_is_rejected() ->
         train("--known-covariates", "promo")
 
 
+@pytest.mark.slow
 def test_known_covariates_lower_the_loss_and_are_served(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("--known-covariates", "price,promo", "--holidays", "US-NY")
     card = Store(workspace / "models_store").card("sales", 1)

@@ -49,7 +49,7 @@ def test_the_spread_of_the_frechet_floor_is_that_of_repeated_draws() -> None:
     assert spreads.mean() == pytest.approx(floors.std().item(), rel=0.35)
 
 
-@pytest.mark.parametrize("labels", [None, torch.tensor([0] * 80 + [3] * 20)])
+@pytest.mark.parametrize("labels", [None, pytest.param(torch.tensor([0] * 80 + [3] * 20), marks=pytest.mark.slow)])
 def test_recalibrated_batch_norms_have_the_statistics_of_their_inputs(labels: torch.Tensor | None) -> None:
     torch.manual_seed(0)
     network: Any = build("conditional-generator", {"latent": 4})

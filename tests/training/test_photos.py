@@ -106,6 +106,7 @@ def test_photos_are_trained_published_served_and_explained(workspace: Path, caps
     )
 
 
+@pytest.mark.slow
 def test_many_photos_are_decoded_when_they_are_used(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cnn.main(["--images", "photos", *TRAIN, "--set", "flip=no"])
     (features,) = Path("runs/features").iterdir()
