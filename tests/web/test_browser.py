@@ -927,7 +927,9 @@ def test_long_names_fit_a_phone(serve: Serve, tiny_store: Path, open_page: Open)
         assert page.locator(".top").bounding_box()["height"] <= padding  # it does not cover the targets of its links
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1280), pytest.param("light", 834, marks=pytest.mark.slow), ("dark", 390)])
+@pytest.mark.parametrize(
+    ("theme", "width"), [("light", 1280), pytest.param("light", 834, marks=pytest.mark.slow), ("dark", 390)]
+)
 def test_axe_finds_no_serious_problem_and_the_page_fits_the_window(
     shipped: httpx.Client, open_page: Open, theme: str, width: int
 ) -> None:
