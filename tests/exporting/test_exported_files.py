@@ -29,7 +29,7 @@ from app.tasks.imported import TensorPredictor
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
 MAX_DIFFERENCE = 1e-4
 # Exports take long, so `make test-all` tests the other kinds.
-EXPORTED = ("lenet", "series-lstm")
+EXPORTED = ("lenet",)
 
 
 def inputs_like(example: Tensor, rows: int) -> Tensor:

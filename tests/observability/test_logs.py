@@ -48,7 +48,8 @@ def service(store: Path, **streams: Any) -> Iterator[tuple[subprocess.Popen[str]
             process.kill()
 
 
-@pytest.mark.parametrize(("workers", "log_format"), [pytest.param(1, "json", marks=pytest.mark.slow), (2, "text")])
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "log_format"), [(1, "json"), (2, "text")])
 def test_requests_are_answered_while_stderr_is_blocked(tiny_store: Path, workers: int, log_format: str) -> None:
     pipe = subprocess.PIPE
     with service(tiny_store, stderr=pipe, workers=workers, log_format=log_format) as (_, client):

@@ -108,8 +108,8 @@ def test_a_slow_worker_does_not_block_the_others(tiny_store: Path) -> None:
         with closing(callers := connect_all(service, 8)):
             assert counts(service) == [0, 8]
             os.kill(slow, signal.SIGCONT)
-            callers += connect_all(service, 8)
-            assert counts(service) == [8, 8]
+            while not min(counts(service)):  # from its next heartbeat on, new connections are its own again
+                callers += connect_all(service, 1)
 
 
 @pytest.mark.slow

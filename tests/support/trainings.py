@@ -94,7 +94,9 @@ KINDS = {
         ),
     ),
     "gan": Kind(gan, "mnist-gan", (*GAN, "--set", "r1_penalty=1"), main=False),
-    "conditional": Kind(gan, "mnist-cgan", ("--preset", "conditional", *GAN, "--set", "recalibration_batches=2")),
+    "conditional": Kind(
+        gan, "mnist-cgan", ("--preset", "conditional", *GAN, "--set", "recalibration_batches=2"), main=False
+    ),
     "own-cnn": Kind(
         *(cnn, "mine", ("--images", "shapes", "--epochs", "4", "--set", "batch=16", "--refit")), own=True, refits=True
     ),

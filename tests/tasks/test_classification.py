@@ -327,6 +327,7 @@ def test_logits_undo_label_smoothing(whitened: WhitenedNet) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_photo_gets_the_same_label_if_it_is_decoded_at_reduced_size() -> None:
     classifier = ImageClassifier(Store(ROOT / "models_store").read("cifar10-whitened", 1), torch.device("cpu"))
     photos = []
@@ -343,6 +344,7 @@ def test_a_photo_gets_the_same_label_if_it_is_decoded_at_reduced_size() -> None:
         assert int(np.argmax(first)) == int(np.argmax(second))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_bfloat16_is_close_to_float32_and_batch_invariant() -> None:
     network = Store(ROOT / "models_store").read("cifar10-whitened", 1).network()

@@ -327,7 +327,8 @@ def test_an_unusable_table_is_rejected(
         read_table(path, ReadOptions(**options))
 
 
-@settings(FUZZ, max_examples=15, phases=[Phase.generate])
+@pytest.mark.slow
+@settings(FUZZ, max_examples=40, phases=[Phase.generate])
 @given(
     cut=st.integers(0, 900),
     at=st.integers(0, 900),

@@ -226,6 +226,7 @@ def test_the_last_layer_is_trained_alone_at_first(workspace: Path) -> None:
         assert (changed == {"head.weight"}) == (step < 3)
 
 
+@pytest.mark.slow
 def test_training_from_scratch_needs_no_published_network(workspace: Path) -> None:
     shutil.rmtree("models_store")
     with pytest.raises(SystemExit, match="--from other: models_store: No such file or directory; or use --from"):
