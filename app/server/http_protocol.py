@@ -24,6 +24,7 @@ from app.limits import Limits
 from app.observability.middleware import REJECTION, SECURITY_HEADERS, assign_request_id
 
 FIELD_BYTES = 32  # added to the size of each field, because parsing a field takes time (RFC 9113, 6.5.2)
+SMALL_CHUNK = 8  # bytes
 UPGRADE = re.compile(rb"(?<=\r\n)upgrade:", re.IGNORECASE)
 
 
@@ -130,6 +131,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.in_head = True  # whether the next byte belongs to a head
         self.excess = 0  # bytes received for a request, minus twice the bytes of its body
         self.field_bytes = 0  # size of the request line, the headers and the trailers of one request
+        self.small_chunks = 0  # chunks of the body of less than SMALL_CHUNK bytes
         self.error: QuartetError | None = None  # why a callback of the parser has stopped the parser
         self.running: Cycle | None = None  # the request that is being answered; ``cycle`` may be a later one
         self.last_request = False  # whether the connection is closed after the next response
@@ -152,7 +154,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_timer(self.limits.head_seconds)
 
     def on_message_begin(self) -> None:
-        self.field_bytes = 0
+        self.field_bytes = self.small_chunks = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -199,6 +201,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self.excess -= 2 * len(body)
+        if len(body) < SMALL_CHUNK:
+            self.small_chunks += 1
+            if self.small_chunks > (most := self.limits.small_chunks):
+                self._stop_parsing(BadValue(f"the body has more than {most:,} chunks of less than {SMALL_CHUNK} bytes"))
         if not self.transport.is_closing():
             super().on_body(body)
 

@@ -150,6 +150,13 @@ def test_the_error_for_framing_states_the_limit(serve: Serve) -> None:
     assert "chunk sizes, extensions and trailers have 1,000 bytes more than the body" in message(answer)
 
 
+def test_too_many_tiny_chunks_are_rejected(serve: Serve) -> None:
+    with serve(limits=replace(LIMITS, small_chunks=100)) as client:
+        answer = answers(client, CHUNKED, b"1\r\nx\r\n" * 101)
+    assert statuses(answer) == [400]
+    assert "the body has more than 100 chunks of less than 8 bytes" in message(answer)
+
+
 def test_small_chunks_are_accepted(tiny: httpx.Client) -> None:
     image = PNG + bytes(2_000_000)
     chunks = (image[i : i + 40] for i in range(0, len(image), 40))
