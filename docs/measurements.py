@@ -29,9 +29,7 @@ HEAD = """# Measurements
 
 Each table states its date. Speed and reliability before 1 December 2026 were measured with earlier code. Some of those
 commands have another form now: `benchmarks.speed.serving` is `benchmarks serving`, `benchmarks.accuracy.corruptions` is
-`benchmarks corruptions`, and `--peers` is part of `--servers`. On 1 December, chunks of one byte raised the 99th
-percentile of a normal client to 7.8 times its usual value (`make attack ARGS="--seconds 8 --only chunks"`); the limit
-is 5.
+`benchmarks corruptions`, and `--peers` is part of `--servers`.
 
 ## Quality of the included models
 
