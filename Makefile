@@ -75,7 +75,7 @@ determinism: .venv/train ## check that 2,000 requests get the same answers with 
 overload: .venv/train ## overload test: send ten times the load that the service can handle
 	$(BIN)/python -m benchmarks overload $(ARGS)
 
-attack: .venv/train ## measure the latency of a normal client during attacks; ARGS="--only trailers,bombs"
+attack: .venv/test ## measure the latency of a normal client during attacks; ARGS="--only trailers,bombs"
 	$(BIN)/python -m benchmarks attack $(ARGS)
 
 restarts: .venv/train ## restart four services behind nginx under load, and kill a worker
