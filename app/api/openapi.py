@@ -18,7 +18,7 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 from starlette.responses import Response
 
@@ -65,6 +65,7 @@ HEADERS: dict[str, dict[str, Any]] = {
 REQUEST_ID, REQUEST_TIMEOUT = ({"$ref": f"#/components/parameters/{name}"} for name in PARAMETERS)
 REQUEST_ID_HEADER = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
 RETRY_AFTER = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
+DESCRIBED = ConfigDict(use_attribute_docstrings=True)
 bearer = HTTPBearer(scheme_name="admin_key", auto_error=False, description="the admin key")
 
 _responses: dict[str, Any] = {}  # the types that were passed to ``json_content``, by name
@@ -123,7 +124,7 @@ def _route(operation: Operation, schemas: dict[str, Any]) -> APIRoute:
         for name, (text, example) in operation.parameters.items()
     ]
     if operation.query:
-        for name, schema in operation.query.model_json_schema()["properties"].items():
+        for name, schema in _schemas_in(operation.query, "validation")[operation.query.__name__]["properties"].items():
             description = {"description": schema.pop("description", "")}
             example = {"example": schema.pop("examples")[0]} if "examples" in schema else {}
             parameters.append(
@@ -170,10 +171,23 @@ def _body_content(operation: Operation, schemas: dict[str, Any]) -> dict[str, An
     return content | {kind: part for kind, part in operation.other_bodies.items() if kind not in content}
 
 
-def _add_schemas(schemas: dict[str, Any], part: type[BaseModel], mode: JsonSchemaMode) -> None:
-    """Add the schema of a type and of the types that it contains. Raises ValueError for a conflict of names."""
-    schema = TypeAdapter(part).json_schema(ref_template=REFERENCE, mode=mode)
-    for name, own in {**schema.pop("$defs", {}), part.__name__: schema}.items():
+def _schemas_in(part: type[Any], mode: JsonSchemaMode) -> dict[str, Any]:
+    """Return the schemas of a type and of the types that it contains, by name.
+
+    The strings below the fields of a class describe them.
+    """
+    document = TypeAdapter(list[part], config=DESCRIBED).json_schema(ref_template=REFERENCE, mode=mode)  # type: ignore[valid-type]
+    schemas: dict[str, Any] = document["$defs"]
+    for schema in schemas.values():
+        for field in schema.get("properties", {}).values():
+            if "description" in field:
+                field["description"] = field["description"].replace("\n", " ")
+    return schemas
+
+
+def _add_schemas(schemas: dict[str, Any], part: type[Any], mode: JsonSchemaMode) -> None:
+    """Add the schemas of a type and of the types that it contains. Raises ValueError for a conflict of names."""
+    for name, own in _schemas_in(part, mode).items():
         if mode == "serialization" and "properties" in own:
             own.setdefault("additionalProperties", False)
         if schemas.setdefault(name, own) != own:

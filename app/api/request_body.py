@@ -21,6 +21,7 @@ from app.api.connection import connection
 from app.api.deadline import DEADLINE, run_before_deadline
 from app.api.errors import MANY, ONE, unknown_field, validation_error
 from app.api.middleware.body_memory import hold_memory
+from app.api.openapi import DESCRIBED
 from app.api.request_head import header
 from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, TooLarge, TooSlow, quote_value
@@ -43,7 +44,13 @@ ModelName = Annotated[
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class RequestBody(BaseModel):
+class Described(BaseModel):
+    """A class whose fields are described by the strings below them."""
+
+    model_config = DESCRIBED
+
+
+class RequestBody(Described):
     """A JSON body. Unknown fields are rejected. Values are not converted, for example from text to number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

@@ -23,8 +23,10 @@ Floats = Annotated[Any, Field(json_schema_extra={"type": "array", "items": {"typ
 class ErrorDetail(TypedDict):
     message: str
     type: str
-    param: Annotated[str | None, Field(description="the field that is wrong, if there is one")]
-    code: Annotated[str, Field(description="the kind of error, for programs")]
+    param: str | None
+    """the field that is wrong, if there is one"""
+    code: str
+    """the kind of error, for programs"""
 
 
 class ErrorBody(TypedDict):

@@ -58,29 +58,28 @@ Quantile = Annotated[float, Field(gt=0, lt=1), AfterValidator(_check_level)]
 class TimeSeriesInput(RequestBody):
     type: Literal["univariate_time_series"]
     name: str = Field("", max_length=200)
-    series: Annotated[list[Value], Field(fail_fast=True)] = Field(description="null marks a missing value")
+    series: Annotated[list[Value], Field(fail_fast=True)]
+    """null marks a missing value"""
     frequency: Frequency
-    start_timestamp: str | None = Field(
-        None,
-        description="time of the first value in ISO 8601. Versions trained with `--holidays` need it.",
-        max_length=100,
-    )
+    start_timestamp: str | None = Field(None, max_length=100)
+    """time of the first value in ISO 8601. Versions trained with `--holidays` need it."""
 
 
 class ForecastOptions(RequestBody):
-    horizon: int = Field(ge=1, description="number of values to forecast", json_schema_extra=limited("max_horizon"))
+    horizon: int = Field(ge=1, json_schema_extra=limited("max_horizon"))
+    """number of values to forecast"""
     quantiles: list[Quantile] | None = Field(None, max_length=10)
 
 
 class TimeSeriesRequest(RequestBody):
     model: ModelName = None
     inputs: Annotated[list[TimeSeriesInput], Field(fail_fast=True)] = Field(
-        min_length=1,
-        description="series with at most {max_series_values:,} values in all",
-        json_schema_extra=limited("max_series", "maxItems"),
+        min_length=1, json_schema_extra=limited("max_series", "maxItems")
     )
+    """series with at most {max_series_values:,} values in all"""
     options: ForecastOptions
-    metadata: dict[str, Any] | None = Field(None, description="ignored")
+    metadata: dict[str, Any] | None = None
+    """ignored"""
 
 
 class TimeSeriesModelNames(RootModel[list[str]]):
@@ -90,15 +89,13 @@ class TimeSeriesModelNames(RootModel[list[str]]):
 class TimeSeriesContent(TypedDict):
     type: Literal["univariate_time_series"]
     name: str
-    mean_forecast: Annotated[Floats, Field(description="mean of the forecast at each of the `horizon` steps")]
+    mean_forecast: Floats
+    """mean of the forecast at each of the `horizon` steps"""
     frequency: str
-    start_timestamp: Annotated[
-        str,
-        Field(description="time of the first forecast value in ISO 8601; empty if the request has no start time"),
-    ]
-    quantiles: Annotated[
-        dict[str, Floats], Field(description="for each requested quantile, its value at each of the `horizon` steps")
-    ]
+    start_timestamp: str
+    """time of the first forecast value in ISO 8601; empty if the request has no start time"""
+    quantiles: dict[str, Floats]
+    """for each requested quantile, its value at each of the `horizon` steps"""
 
 
 class TimeSeriesOutput(TypedDict):
@@ -110,14 +107,14 @@ class TimeSeriesOutput(TypedDict):
 
 class TimeSeriesResponse(TypedDict):
     id: str
-    created_at: Annotated[int, Field(description="Unix time in seconds")]
+    created_at: int
+    """Unix time in seconds"""
     status: Literal["completed"]
     error: None
     model: str
     version: int
-    outputs: Annotated[
-        list[TimeSeriesOutput], Field(description="one output for each input, in the order of the request")
-    ]
+    outputs: list[TimeSeriesOutput]
+    """one output for each input, in the order of the request"""
 
 
 def encode(call: Call[TimeSeriesRequest], job: ForecastJob, answer: ForecastAnswer) -> TimeSeriesResponse:

@@ -57,7 +57,7 @@ class LenientModel(BaseModel):
     counts as missing, because some clients send all optional fields.
     """
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod

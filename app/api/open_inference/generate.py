@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 from fastapi import Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -19,6 +19,7 @@ from app.api.operation import Operation, Service
 from app.api.request_body import (
     EXTRA_COMMAS,
     BodyReader,
+    Described,
     RequestBody,
     limited,
     max_json_bytes,
@@ -38,7 +39,8 @@ ALIAS = "max_tokens"  # of ``max_characters``
 
 
 class TextInput(RequestBody):
-    text_input: str = Field(description="the prompt", json_schema_extra=limited("max_prompt_characters", "maxLength"))
+    text_input: str = Field(json_schema_extra=limited("max_prompt_characters", "maxLength"))
+    """the prompt"""
 
 
 class GenerateFields(SamplingFields, TextInput):
@@ -50,21 +52,18 @@ class GenerateFields(SamplingFields, TextInput):
 class GenerateParameters(SamplingFields):
     """Sampling parameters."""
 
-    max_tokens: int = Field(  # the schema has no default, because clients that send all defaults would send both names
-        default_factory=lambda: 200,
-        ge=1,
-        description="alias of `max_characters`. Send only one of them.",
-        json_schema_extra=limited("max_characters"),
-    )
+    # The schema has no default, because clients that send all defaults would send both names.
+    max_tokens: int = Field(default_factory=lambda: 200, ge=1, json_schema_extra=limited("max_characters"))
+    """alias of `max_characters`. Send only one of them."""
 
 
-class GenerateRequest(BaseModel):
-    id: str = Field("", max_length=MAX_ID_LENGTH, description="your own id for the request, which the response repeats")
-    text_input: str = Field(description="the prompt", json_schema_extra=limited("max_prompt_characters", "maxLength"))
-    parameters: GenerateParameters = Field(
-        description="sampling parameters. Each of them may also be sent beside `text_input` instead.",
-        default_factory=lambda: GenerateParameters.model_validate({}),
-    )
+class GenerateRequest(Described):
+    id: str = Field("", max_length=MAX_ID_LENGTH)
+    """your own id for the request, which the response repeats"""
+    text_input: str = Field(json_schema_extra=limited("max_prompt_characters", "maxLength"))
+    """the prompt"""
+    parameters: GenerateParameters = Field(default_factory=lambda: GenerateParameters.model_validate({}))
+    """sampling parameters. Each of them may also be sent beside `text_input` instead."""
 
 
 class GenerateResponse(TypedDict):
@@ -72,8 +71,10 @@ class GenerateResponse(TypedDict):
 
     model_name: str
     model_version: str
-    id: NotRequired[Annotated[str, Field(description="only if the request has one")]]
-    text_output: Annotated[str, Field(description="the continuation, without the prompt")]
+    id: NotRequired[str]
+    """only if the request has one"""
+    text_output: str
+    """the continuation, without the prompt"""
     finish_reason: NotRequired[Literal["length", "stop"]]
     seed: NotRequired[int]
 

@@ -5,10 +5,9 @@ The Content-Type header of a request is ignored, because tritonclient sends no s
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NotRequired
+from typing import Any, NotRequired
 
 from fastapi import Request
-from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -40,24 +39,17 @@ class ResponseOutput(TypedDict):
     name: str
     datatype: str
     shape: list[int]
-    data: NotRequired[
-        Annotated[
-            list[Any],
-            Field(description="values in row-major order, with null for NaN; left out if the values are binary"),
-        ]
-    ]
-    parameters: NotRequired[
-        Annotated[
-            dict[str, Any],
-            Field(description="`binary_data_size`: number of bytes of the values after the JSON part"),
-        ]
-    ]
+    data: NotRequired[list[Any]]
+    """values in row-major order, with null for NaN; left out if the values are binary"""
+    parameters: NotRequired[dict[str, Any]]
+    """`binary_data_size`: number of bytes of the values after the JSON part"""
 
 
 class InferenceResponse(TypedDict):
     model_name: str
     model_version: str
-    id: NotRequired[Annotated[str, Field(description="only if the request has one")]]
+    id: NotRequired[str]
+    """only if the request has one"""
     outputs: list[ResponseOutput]
 
 

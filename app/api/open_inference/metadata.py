@@ -6,10 +6,9 @@ They answer from the model card and from the table of versions. They never load 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import Request
-from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -33,13 +32,15 @@ class ModelNames(TypedDict):
 class TensorMetadata(TypedDict):
     name: str
     datatype: str
-    shape: Annotated[Sequence[int], Field(description="size of each dimension; -1 if the size varies")]
+    shape: Sequence[int]
+    """size of each dimension; -1 if the size varies"""
 
 
 class ModelProperties(TypedDict):
     task: TaskName
     title: str
-    parameters: Annotated[str, Field(description="parameters that a request may have, separated by commas")]
+    parameters: str
+    """parameters that a request may have, separated by commas"""
 
 
 class ModelMetadata(TypedDict):
@@ -54,14 +55,16 @@ class ModelMetadata(TypedDict):
 class TensorConfiguration(TypedDict):
     name: str
     data_type: str
-    dims: Annotated[Sequence[int], Field(description="size of each dimension except the rows; -1 if the size varies")]
+    dims: Sequence[int]
+    """size of each dimension except the rows; -1 if the size varies"""
 
 
 class ModelConfiguration(TypedDict):
     name: str
     platform: str
     backend: str
-    max_batch_size: Annotated[int, Field(description="largest number of rows in a request")]
+    max_batch_size: int
+    """largest number of rows in a request"""
     input: list[TensorConfiguration]
     output: list[TensorConfiguration]
     dynamic_batching: dict[str, Any]

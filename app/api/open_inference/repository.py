@@ -44,13 +44,13 @@ ADMIN_FAILURES = error_responses(  # of ``load`` and ``unload``, which change th
 
 
 class IndexRequest(LenientModel):
-    ready: bool = Field(False, description="list only versions that are ready")
+    ready: bool = False
+    """list only versions that are ready"""
 
 
 class LoadRequest(LenientModel):
-    parameters: dict[str, Any] = Field(
-        {}, description="`unload_dependents` has no effect, because models do not depend on each other"
-    )
+    parameters: dict[str, Any] = Field({})
+    """`unload_dependents` has no effect, because models do not depend on each other"""
 
 
 class RepositoryEntry(TypedDict):

@@ -22,34 +22,39 @@ from app.tasks import TASKS
 
 class Duration(TypedDict):
     count: int
-    ns: Annotated[int, Field(description="total duration in nanoseconds")]
+    ns: int
+    """total duration in nanoseconds"""
 
 
 NotMeasured = Annotated[Duration, Field(description="always 0, because it is not measured")]
 
 
 class InferenceStatistics(TypedDict):
-    success: Annotated[Duration, Field(description="answered requests")]
-    fail: Annotated[Duration, Field(description="failed requests, including those that were rejected or cancelled")]
-    queue: Annotated[
-        Duration,
-        Field(description="images, series, texts, and parts of large requests that left the queue"),
-    ]
-    compute_infer: Annotated[Duration, Field(description="batches, or rounds of the engine for text models")]
+    success: Duration
+    """answered requests"""
+    fail: Duration
+    """failed requests, including those that were rejected or cancelled"""
+    queue: Duration
+    """images, series, texts, and parts of large requests that left the queue"""
+    compute_infer: Duration
+    """batches, or rounds of the engine for text models"""
     compute_input: NotMeasured
     compute_output: NotMeasured
-    cache_hit: Annotated[Duration, Field(description="always 0, because there is no cache")]
-    cache_miss: Annotated[Duration, Field(description="always 0, because there is no cache")]
+    cache_hit: Duration
+    """always 0, because there is no cache"""
+    cache_miss: Duration
+    """always 0, because there is no cache"""
 
 
 class ModelStatistics(TypedDict):
     name: str
     version: str
-    last_inference: Annotated[
-        int, Field(description="time of the last batch in milliseconds since 1970; 0 if there was none")
-    ]
-    inference_count: Annotated[int, Field(description="number of rows, or of texts for text models")]
-    execution_count: Annotated[int, Field(description="number of batches")]
+    last_inference: int
+    """time of the last batch in milliseconds since 1970; 0 if there was none"""
+    inference_count: int
+    """number of rows, or of texts for text models"""
+    execution_count: int
+    """number of batches"""
     inference_stats: InferenceStatistics
     response_stats: dict[str, Any]
     batch_stats: list[Any]

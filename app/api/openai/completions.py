@@ -39,58 +39,42 @@ PROMPT: dict[str, Any] = {"oneOf": [Text, {"type": "array", "items": {"oneOf": [
 
 
 class StreamOptions(RequestBody):
-    include_usage: bool = Field(
-        False, description="whether the stream ends with an event that has the numbers of characters"
-    )
-    include_obfuscation: bool = Field(False, description="accepted and ignored")
+    include_usage: bool = False
+    """whether the stream ends with an event that has the numbers of characters"""
+    include_obfuscation: bool = False
+    """accepted and ignored"""
 
 
 class CompletionRequest(RequestBody):
     model: ModelName = None
-    prompt: Any = Field(
-        None,
-        description="one or several texts or lists of character ids, at most {max_prompt_characters:,} characters in "
-        "all; prompts times `n` is at most {max_texts}",
-        json_schema_extra=PROMPT,
-    )
-    max_tokens: int | None = Field(
-        None,
-        ge=0,
-        description="largest length of the text in characters. The default is 16. 0 requires `echo`.",
-        json_schema_extra=limited("max_characters"),
-    )
+    prompt: Any = Field(None, json_schema_extra=PROMPT)
+    """one or several texts or lists of character ids, at most {max_prompt_characters:,} characters in all; prompts
+    times `n` is at most {max_texts}"""
+    max_tokens: int | None = Field(None, ge=0, json_schema_extra=limited("max_characters"))
+    """largest length of the text in characters. The default is 16. 0 requires `echo`."""
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(
-        None, ge=1, description="sample only from the k most probable characters (not in OpenAI's API)"
-    )
-    n: int | None = Field(
-        None,
-        ge=1,
-        description="number of texts for each prompt. Text i uses the seed plus i.",
-        json_schema_extra=limited("max_texts"),
-    )
-    best_of: int | None = Field(None, ge=1, description="must be equal to `n`")
-    echo: bool | None = Field(None, description="whether to repeat the prompt before the text")
-    logprobs: int | None = Field(
-        None,
-        ge=0,
-        le=5,
-        description="number of most probable characters whose log-probabilities are returned at each position. If this "
-        "field is set, even to 0, the response also has the log-probability of each character of the text.",
-    )
-    logit_bias: dict[str, Bias] | None = Field(
-        None, description="numbers that are added to the logits of characters, by character id", max_length=MAX_BIASES
-    )
+    top_k: int | None = Field(None, ge=1)
+    """sample only from the k most probable characters (not in OpenAI's API)"""
+    n: int | None = Field(None, ge=1, json_schema_extra=limited("max_texts"))
+    """number of texts for each prompt. Text i uses the seed plus i."""
+    best_of: int | None = Field(None, ge=1)
+    """must be equal to `n`"""
+    echo: bool | None = None
+    """whether to repeat the prompt before the text"""
+    logprobs: int | None = Field(None, ge=0, le=5)
+    """number of most probable characters whose log-probabilities are returned at each position. If this field is set,
+    even to 0, the response also has the log-probability of each character of the text."""
+    logit_bias: dict[str, Bias] | None = Field(None, max_length=MAX_BIASES)
+    """numbers that are added to the logits of characters, by character id"""
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     stop: Stops | None = None
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    suffix: str | None = Field(
-        None, description="not supported, because the model reads only the prompt before the text"
-    )
+    suffix: str | None = None
+    """not supported, because the model reads only the prompt before the text"""
     user: str | None = None
 
 
@@ -107,27 +91,30 @@ class CompletionText(TypedDict):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: Annotated[
-        Literal["length", "stop"] | None, Field(description="null in a stream until the text ends")
-    ]
+    finish_reason: Literal["length", "stop"] | None
+    """null in a stream until the text ends"""
 
 
 class CompletionUsage(TypedDict):
-    prompt_tokens: Annotated[int, Field(description="number of characters of the prompts")]
-    completion_tokens: Annotated[int, Field(description="the same for the generated texts")]
+    prompt_tokens: int
+    """number of characters of the prompts"""
+    completion_tokens: int
+    """the same for the generated texts"""
     total_tokens: int
 
 
 class Completion(TypedDict):
     id: str
     object: Literal["text_completion"]
-    created: Annotated[int, Field(description="Unix time in seconds")]
+    created: int
+    """Unix time in seconds"""
     model: str
-    system_fingerprint: Annotated[str, Field(description="`name@version` of the model")]
-    choices: Annotated[list[CompletionText], Field(description="the `n` texts of each prompt")]
-    usage: NotRequired[
-        Annotated[CompletionUsage | None, Field(description="left out of a stream without `include_usage`")]
-    ]
+    system_fingerprint: str
+    """`name@version` of the model"""
+    choices: list[CompletionText]
+    """the `n` texts of each prompt"""
+    usage: NotRequired[CompletionUsage | None]
+    """left out of a stream without `include_usage`"""
 
 
 CompletionCall = Call[CompletionRequest]

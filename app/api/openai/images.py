@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -23,37 +23,41 @@ RANDOM_LABELS = "digits"
 
 
 class ImageGenerationRequest(RequestBody):
-    prompt: str = Field(
-        description='a label of the model, such as "7". The prompt "digits" gives images of random labels.',
-        max_length=MAX_PROMPT_LENGTH,
-    )
+    prompt: str = Field(max_length=MAX_PROMPT_LENGTH)
+    """a label of the model, such as "7". The prompt "digits" gives images of random labels."""
     model: ModelName = None
-    n: int | None = Field(None, ge=1, description="number of images", json_schema_extra=limited("max_samples"))
-    response_format: str | None = Field(None, description="must be `b64_json`, because the service stores no files")
-    size: str | None = Field(
-        None, description="`auto`, or the size of the model's images, such as `28x28`", max_length=100
-    )
+    n: int | None = Field(None, ge=1, json_schema_extra=limited("max_samples"))
+    """number of images"""
+    response_format: str | None = None
+    """must be `b64_json`, because the service stores no files"""
+    size: str | None = Field(None, max_length=100)
+    """`auto`, or the size of the model's images, such as `28x28`"""
     output_format: Literal["png"] | None = None
     quality: Literal["auto", "standard"] | None = None
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
     stream: Literal[False] | None = None
-    seed: Seed | None = Field(None, description="random seed. The same seed gives the same images.")
-    user: str | None = Field(None, description="ignored")
-    safety_identifier: str | None = Field(None, description="ignored")
+    seed: Seed | None = None
+    """random seed. The same seed gives the same images."""
+    user: str | None = None
+    """ignored"""
+    safety_identifier: str | None = None
+    """ignored"""
 
 
 class ImageData(TypedDict):
-    b64_json: Annotated[str, Field(description="PNG file in base64")]
-    revised_prompt: NotRequired[
-        Annotated[str, Field(description="the label of the image; left out for models without labels")]
-    ]
+    b64_json: str
+    """PNG file in base64"""
+    revised_prompt: NotRequired[str]
+    """the label of the image; left out for models without labels"""
 
 
 class ImageGenerationResponse(TypedDict):
-    created: Annotated[int, Field(description="Unix time in seconds")]
+    created: int
+    """Unix time in seconds"""
     data: list[ImageData]
-    size: Annotated[str, Field(description="width and height in pixels, such as `28x28`")]
+    size: str
+    """width and height in pixels, such as `28x28`"""
     output_format: Literal["png"]
     background: Literal["opaque"]
     model: str

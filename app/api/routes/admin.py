@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 from typing_extensions import TypedDict
@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from app.api.deadline import set_deadline
 from app.api.openapi import BINARY
 from app.api.operation import Operation, Service
-from app.api.request_body import BodyReader, RequestBody, read_json, spool_body
+from app.api.request_body import BodyReader, Described, RequestBody, read_json, spool_body
 from app.api.request_head import read_query
 from app.api.responses import ErrorBody, error_responses, json_response
 from app.api.routes.models import Canary
@@ -63,37 +63,30 @@ def _number_or_latest(value: object) -> object:
 
 
 class Activation(RequestBody):
-    version: Annotated[VersionNumber | Literal["latest"], BeforeValidator(_number_or_latest)] = Field(
-        description="a version number, or `latest` to always serve the newest version"
-    )
-    share: float = Field(
-        100,
-        gt=0,
-        le=100,
-        description="share of the requests without a version number, in per cent. Below 100, the version becomes the "
-        "canary.",
-    )
+    version: Annotated[VersionNumber | Literal["latest"], BeforeValidator(_number_or_latest)]
+    """a version number, or `latest` to always serve the newest version"""
+    share: float = Field(100, gt=0, le=100)
+    """share of the requests without a version number, in per cent. Below 100, the version becomes the canary."""
 
 
 class Retirement(RequestBody):
     version: VersionNumber
-    undo: bool = Field(False, description="whether to serve the retired version again")
+    undo: bool = False
+    """whether to serve the retired version again"""
 
 
-class VersionQuery(BaseModel):
-    version: int | None = Field(None, ge=1, description="the version's number; by default the active version")
+class VersionQuery(Described):
+    version: int | None = Field(None, ge=1)
+    """the version's number; by default the active version"""
 
 
-class ImportQuery(BaseModel):
-    renumber: bool = Field(
-        False,
-        description="whether to give the version the next free number instead of its number in the archive",
-        examples=[True],
-    )
+class ImportQuery(Described):
+    renumber: bool = Field(False, examples=[True])
+    """whether to give the version the next free number instead of its number in the archive"""
 
 
 class RolloutState(TypedDict):
-    """The rollout state of a model."""
+    """The rollout state of a model."""  # subclasses of typed dictionaries inherit no strings below fields
 
     name: str
     task: Annotated[TaskName | None, Field(description="null if no version can be read")]
@@ -124,12 +117,13 @@ class StoredModel(RolloutState):
 class StoredVersion(TypedDict):
     version: int
     role: Literal["", "active", "canary", "previous", "retired"]
-    problem: Annotated[
-        str, Field(description="empty if the version can be served; otherwise the fields below are left out")
-    ]
-    bytes: NotRequired[Annotated[int, Field(description="size of all files")]]
+    problem: str
+    """empty if the version can be served; otherwise the fields below are left out"""
+    bytes: NotRequired[int]
+    """size of all files"""
     title: NotRequired[str]
-    created: NotRequired[Annotated[str, Field(description="ISO 8601")]]
+    created: NotRequired[str]
+    """ISO 8601"""
     metrics: NotRequired[dict[str, float]]
     notes: NotRequired[str]
 
@@ -139,7 +133,8 @@ class StoredVersions(RolloutState):
 
 
 class ImportResponse(StoredVersions):
-    imported: Annotated[int, Field(description="number of the new version")]
+    imported: int
+    """number of the new version"""
 
 
 class StoredModelList(TypedDict):
@@ -147,8 +142,10 @@ class StoredModelList(TypedDict):
 
 
 class StoreCheck(TypedDict):
-    what: Annotated[str, Field(description="the file or version that was checked")]
-    problem: Annotated[str, Field(description="the problem that was found, or empty")]
+    what: str
+    """the file or version that was checked"""
+    problem: str
+    """the problem that was found, or empty"""
 
 
 class StoreVerification(TypedDict):

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 from fastapi import Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import Response
 
 import app
 from app.api.openapi import BINARY
 from app.api.operation import Operation, Service
-from app.api.request_body import spool_body
+from app.api.request_body import Described, spool_body
 from app.api.request_head import read_query
 from app.api.responses import json_response
 from app.api.routes.admin import FAILURES, PREFIX, TAG, ImportResponse
@@ -33,29 +33,37 @@ from app.store import ModelName, Store, StoreError, catalogue
 ERROR = re.compile(r"^(?:quartet models add: )?error: ", re.MULTILINE)  # starts the message on stderr
 
 
-class AddQuery(BaseModel):
+class AddQuery(Described):
     """The options of the command ``add``. Commas separate list items, except in ``labels``."""
 
-    name: ModelName | None = Field(None, description="name of the model", examples=["resnet"])
-    title: str | None = Field(None, max_length=1000, description="one sentence about the model")
-    licence: str | None = Field(None, max_length=1000, description="licence of the network")
-    source: str | None = Field(None, max_length=1000, description="where the network comes from")
-    task: Literal["infer", "classify"] = Field(
-        "infer", description="task of the network besides tensor requests under `/v2`. `infer` means no other task."
-    )
-    labels: str | None = Field(None, description="for `classify`: the labels, one per line")
-    size: int | None = Field(None, description="for `classify`: height and width of the input images in pixels")
-    resize: int | None = Field(
-        None, description="for `classify`: length to which the shorter side is scaled before the centre is cropped"
-    )
-    interpolation: Literal["bilinear", "bicubic"] | None = Field(
-        None, description="for `classify`: filter with which images are scaled"
-    )
-    mean: str | None = Field(None, description="for `classify`: mean of each channel, for pixels from 0 to 1")
-    std: str | None = Field(None, description="for `classify`: standard deviation of each channel")
-    softmax: bool = Field(True, description="for `classify`: whether the network returns logits")
-    input: str | None = Field(None, description="for `classify`: name of the input tensor")
-    output: str | None = Field(None, description="for `classify`: name of the output tensor")
+    name: ModelName | None = Field(None, examples=["resnet"])
+    """name of the model"""
+    title: str | None = Field(None, max_length=1000)
+    """one sentence about the model"""
+    licence: str | None = Field(None, max_length=1000)
+    """licence of the network"""
+    source: str | None = Field(None, max_length=1000)
+    """where the network comes from"""
+    task: Literal["infer", "classify"] = "infer"
+    """task of the network besides tensor requests under `/v2`. `infer` means no other task."""
+    labels: str | None = None
+    """for `classify`: the labels, one per line"""
+    size: int | None = None
+    """for `classify`: height and width of the input images in pixels"""
+    resize: int | None = None
+    """for `classify`: length to which the shorter side is scaled before the centre is cropped"""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """for `classify`: filter with which images are scaled"""
+    mean: str | None = None
+    """for `classify`: mean of each channel, for pixels from 0 to 1"""
+    std: str | None = None
+    """for `classify`: standard deviation of each channel"""
+    softmax: bool = True
+    """for `classify`: whether the network returns logits"""
+    input: str | None = None
+    """for `classify`: name of the input tensor"""
+    output: str | None = None
+    """for `classify`: name of the output tensor"""
 
 
 _running = asyncio.Lock()  # one import at a time in this worker, because each uses all cores for some seconds

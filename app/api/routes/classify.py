@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
-from typing import Annotated, Any, NotRequired
+from typing import Any, NotRequired
 
 import numpy as np
 import orjson
 from fastapi import Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -23,6 +23,7 @@ from app.api.request_body import (
     BYTES_PER_VALUE,
     EXTRA_COMMAS,
     BodyReader,
+    Described,
     ModelName,
     RequestBody,
     limited,
@@ -51,54 +52,44 @@ FORM = {
 }
 
 
-class ClassifyQuery(BaseModel):
+class ClassifyQuery(Described):
     model: ModelName = None
-    top_k: int = Field(5, ge=1, le=1000, description="number of labels for each image, most probable first")
-    explain: bool = Field(
-        False,
-        description="whether to add a heat map of the pixels that support the most probable label, as a PNG file in "
-        "base64. The limit on the pixels of one image then applies to all images together.",
-    )
+    top_k: int = Field(5, ge=1, le=1000)
+    """number of labels for each image, most probable first"""
+    explain: bool = False
+    """whether to add a heat map of the pixels that support the most probable label, as a PNG file in base64. The limit
+    on the pixels of one image then applies to all images together."""
 
 
 class ClassifyRequest(RequestBody):
     """Images in base64, for clients that cannot send a form."""
 
-    images: list[str] = Field(
-        description="image files in base64", min_length=1, json_schema_extra=limited("max_images", "maxItems")
-    )
+    images: list[str] = Field(min_length=1, json_schema_extra=limited("max_images", "maxItems"))
+    """image files in base64"""
 
 
 class Prediction(TypedDict):
     label: str
-    index: Annotated[int, Field(description="index of the label in the model's list of labels, from 0")]
+    index: int
+    """index of the label in the model's list of labels, from 0"""
     probability: float
-    selected: NotRequired[
-        Annotated[
-            bool,
-            Field(
-                description="only for models that can assign several labels to an image: whether the probability of "
-                "the label reaches the label's threshold. For these models, the probability does not depend on the "
-                "other labels."
-            ),
-        ]
-    ]
+    selected: NotRequired[bool]
+    """only for models that can assign several labels to an image: whether the probability of the label reaches the
+    label's threshold. For these models, the probability does not depend on the other labels."""
 
 
 class ImageResult(TypedDict):
-    filename: Annotated[
-        str | None, Field(description="name of the file in the form, or null if the body is not a form")
-    ]
-    predictions: Annotated[list[Prediction], Field(description="the `top_k` most probable labels, most probable first")]
-    explanation: NotRequired[
-        Annotated[
-            str, Field(description="only with `explain`: the image with a heat map over it, as a PNG file in base64")
-        ]
-    ]
+    filename: str | None
+    """name of the file in the form, or null if the body is not a form"""
+    predictions: list[Prediction]
+    """the `top_k` most probable labels, most probable first"""
+    explanation: NotRequired[str]
+    """only with `explain`: the image with a heat map over it, as a PNG file in base64"""
 
 
 class ClassifyResponse(ModelAnswer):
-    results: Annotated[list[ImageResult], Field(description="one result for each image, in the order of the request")]
+    results: list[ImageResult]
+    """one result for each image, in the order of the request"""
 
 
 async def classify_images(service: Service, request: Request) -> Response:

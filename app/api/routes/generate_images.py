@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -27,20 +27,22 @@ DEFAULT_COUNT = 16
 
 
 class GenerateImagesRequest(RequestBody):
-    count: int = Field(DEFAULT_COUNT, ge=1, description="number of images", json_schema_extra=limited("max_samples"))
-    label: str | None = Field(
-        None, description="label of the images, for models with labels", max_length=MAX_LABEL_LENGTH
-    )
-    seed: Seed | None = Field(None, description="random seed. The same seed gives the same images, for any `count`.")
-    end_seed: Seed | None = Field(
-        None, description="interpolate from the first image of `seed` to the first image of this seed"
-    )
+    count: int = Field(DEFAULT_COUNT, ge=1, json_schema_extra=limited("max_samples"))
+    """number of images"""
+    label: str | None = Field(None, max_length=MAX_LABEL_LENGTH)
+    """label of the images, for models with labels"""
+    seed: Seed | None = None
+    """random seed. The same seed gives the same images, for any `count`."""
+    end_seed: Seed | None = None
+    """interpolate from the first image of `seed` to the first image of this seed"""
     model: ModelName = None
 
 
 class GeneratedImage(TypedDict):
-    label: Annotated[str | None, Field(description="null for models without labels")]
-    image: Annotated[str, Field(description="PNG file in base64")]
+    label: str | None
+    """null for models without labels"""
+    image: str
+    """PNG file in base64"""
 
 
 class ImagesResponse(ModelAnswer):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
 from app.api.errors import MANY, ONE
 from app.api.inference import Call, Protocol, TextDelta, json_endpoint
 from app.api.operation import Operation
-from app.api.request_body import ModelName, RequestBody, Seed, limited, text_or_list
+from app.api.request_body import Described, ModelName, RequestBody, Seed, limited, text_or_list
 from app.api.responses import ERROR_RESPONSES, ModelAnswer, model_fields, stream_response
 from app.api.sse import event
 from app.settings import Settings
@@ -29,24 +29,21 @@ Stops = Annotated[
 ]
 
 
-class SamplingFields(BaseModel):
+class SamplingFields(Described):
     """The sampling parameters that several protocols share. Each of them is a field of ``TextJob``."""
 
-    max_characters: int = Field(
-        DEFAULT_CHARACTERS,
-        ge=1,
-        description="largest length of the continuation in characters",
-        json_schema_extra=limited("max_characters"),
-    )
-    temperature: float = Field(
-        0.8, ge=0, le=10, description="sampling temperature. 0 always takes the most probable character."
-    )
-    top_k: int | None = Field(None, ge=1, description="sample only from the k most probable characters")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="sample only from the most probable characters whose probabilities add up to p"
-    )
-    stop: Stops | None = Field(None, description="strings that end the text. The returned text does not contain them.")
-    seed: Seed | None = Field(None, description="random seed. The same seed gives the same text.")
+    max_characters: int = Field(DEFAULT_CHARACTERS, ge=1, json_schema_extra=limited("max_characters"))
+    """largest length of the continuation in characters"""
+    temperature: float = Field(0.8, ge=0, le=10)
+    """sampling temperature. 0 always takes the most probable character."""
+    top_k: int | None = Field(None, ge=1)
+    """sample only from the k most probable characters"""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """sample only from the most probable characters whose probabilities add up to p"""
+    stop: Stops | None = None
+    """strings that end the text. The returned text does not contain them."""
+    seed: Seed | None = None
+    """random seed. The same seed gives the same text."""
 
     def sampling(self, settings: Settings) -> dict[str, Any]:
         """Return these parameters as fields of a ``TextJob``."""
@@ -61,36 +58,31 @@ def stop_list(stop: str | list[str] | None) -> list[str]:
 
 
 class PromptField(RequestBody):
-    prompt: str = Field(
-        "",
-        description="the text to continue; may be empty",
-        json_schema_extra=limited("max_prompt_characters", "maxLength"),
-    )
+    prompt: str = Field("", json_schema_extra=limited("max_prompt_characters", "maxLength"))
+    """the text to continue; may be empty"""
 
 
 class GenerateTextRequest(SamplingFields, PromptField):
-    n: int = Field(
-        1,
-        ge=1,
-        description="number of continuations. Continuation i uses the seed plus i.",
-        json_schema_extra=limited("max_texts"),
-    )
-    stream: bool = Field(False, description="whether to send the text as server-sent events while it is generated")
+    n: int = Field(1, ge=1, json_schema_extra=limited("max_texts"))
+    """number of continuations. Continuation i uses the seed plus i."""
+    stream: bool = False
+    """whether to send the text as server-sent events while it is generated"""
     model: ModelName = None
 
 
 class TextResult(TypedDict):
-    text: Annotated[str, Field(description="the continuation, without the prompt")]
-    finish_reason: Annotated[
-        Literal["length", "stop"],
-        Field(description="`length` if `max_characters` was reached, or `stop` if a stop string was found"),
-    ]
+    text: str
+    """the continuation, without the prompt"""
+    finish_reason: Literal["length", "stop"]
+    """`length` if `max_characters` was reached, or `stop` if a stop string was found"""
     seed: int
 
 
 class TextResponse(ModelAnswer):
-    results: Annotated[list[TextResult], Field(description="the `n` continuations")]
-    unknown_characters: Annotated[list[str], Field(description="characters of the prompt that the model does not know")]
+    results: list[TextResult]
+    """the `n` continuations"""
+    unknown_characters: list[str]
+    """characters of the prompt that the model does not know"""
 
 
 class TextEvent(TypedDict):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -20,9 +19,8 @@ TAG = "Health"
 
 class LiveStatus(TypedDict):
     live: bool
-    seconds_since_progress: Annotated[
-        float, Field(description="seconds since the compute thread started its current job; 0 if it is idle")
-    ]
+    seconds_since_progress: float
+    """seconds since the compute thread started its current job; 0 if it is idle"""
 
 
 class FailedModel(TypedDict):
@@ -34,8 +32,10 @@ class FailedModel(TypedDict):
 class ReadyStatus(TypedDict):
     ready: bool
     problems: list[str]
-    models: Annotated[list[str], Field(description="versions in memory, as `name@version`")]
-    failed: Annotated[list[FailedModel], Field(description="versions that could not be loaded")]
+    models: list[str]
+    """versions in memory, as `name@version`"""
+    failed: list[FailedModel]
+    """versions that could not be loaded"""
 
 
 def is_live(service: Service) -> bool:

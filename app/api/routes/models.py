@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Literal
 
 from fastapi import Request
-from pydantic import Field, RootModel
+from pydantic import RootModel
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from app.api.openapi import BINARY
+from app.api.openapi import BINARY, DESCRIBED
 from app.api.operation import Operation, Service
 from app.api.responses import ERROR_RESPONSES, json_response
 from app.api.routes.page import cached_response
@@ -31,7 +31,8 @@ class FailedVersion(TypedDict):
 
 class Canary(TypedDict):
     version: int
-    share: Annotated[float, Field(description="share of the requests without a version number, in per cent")]
+    share: float
+    """share of the requests without a version number, in per cent"""
 
 
 class UnavailableModel(TypedDict):
@@ -48,34 +49,39 @@ class UnavailableModel(TypedDict):
 class ServedModel(TypedDict):
     id: str
     object: Literal["model"]
-    created: Annotated[int, Field(description="Unix time in seconds")]
+    created: int
+    """Unix time in seconds"""
     owned_by: str
     state: Literal["ready"]
     task: TaskName
     title: str
-    version: Annotated[int, Field(description="the version that these fields describe")]
-    versions: Annotated[list[int], Field(description="versions that requests may ask for")]
-    active: Annotated[int | None, Field(description="the version for requests without a version number")]
+    version: int
+    """the version that these fields describe"""
+    versions: list[int]
+    """versions that requests may ask for"""
+    active: int | None
+    """the version for requests without a version number"""
     canary: Canary | None
-    previous: Annotated[int | None, Field(description="the version that a rollback activates")]
+    previous: int | None
+    """the version that a rollback activates"""
     retired: list[int]
-    loaded: Annotated[list[int], Field(description="versions in memory")]
-    default: Annotated[
-        bool, Field(description="whether this is the default model of its task, for requests without a model")
-    ]
+    loaded: list[int]
+    """versions in memory"""
+    default: bool
+    """whether this is the default model of its task, for requests without a model"""
     device: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     labels: list[str] | None
-    pictures: Annotated[
-        list[str], Field(description="names of the picture files, for `/v1/models/{name}/pictures/{file}`")
-    ]
-    failed: Annotated[list[FailedVersion], Field(description="versions that could not be loaded")]
+    pictures: list[str]
+    """names of the picture files, for `/v1/models/{name}/pictures/{file}`"""
+    failed: list[FailedVersion]
+    """versions that could not be loaded"""
     card: Card
 
 
 class ModelEntry(RootModel[ServedModel | UnavailableModel]):
-    pass
+    model_config = DESCRIBED
 
 
 class ModelList(TypedDict):
