@@ -17,7 +17,6 @@ from argparse import ArgumentParser
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache, lru_cache, partial
-from typing import Any
 
 import orjson
 import torch
@@ -37,7 +36,7 @@ from app.api.middleware.cors import cors
 from app.api.middleware.trusted_host import host_check
 from app.api.open_inference import generate, infer, metadata, repository, server, statistics
 from app.api.openai import completions, images
-from app.api.openapi import build_document, document_security
+from app.api.openapi import build_document
 from app.api.operation import Operation, Router, Service, unknown_path
 from app.api.routes import admin, admin_add, classify, forecast, generate_images, generate_text, health, page
 from app.api.routes import models as model_list
@@ -121,7 +120,7 @@ def create_app(
     )
     app.state.models = models
     operations = all_operations(key)
-    app.openapi = cache(lambda: _document(app, operations, settings))  # type: ignore[method-assign]  # as documented
+    app.openapi = cache(lambda: build_document(app, operations, settings))  # type: ignore[method-assign]  # as documented
     app.add_exception_handler(HTTPException, _missing_file)
     service = Service(models, metrics, key, app.version, lru_cache(DOCUMENTS)(partial(_encoded_document, app)))
     keys = api_keys(settings, counters, metrics.on_rate_limited)
@@ -149,13 +148,6 @@ def all_operations(key: str | None) -> list[Operation]:
 def _encoded_document(app: FastAPI, root_path: str) -> bytes:
     """Return the OpenAPI document as JSON. It states the path under which a proxy serves the application."""
     return orjson.dumps({**app.openapi(), **({"servers": [{"url": root_path}]} if root_path else {})})
-
-
-def _document(app: FastAPI, operations: list[Operation], settings: Settings) -> dict[str, Any]:
-    document = build_document(app, operations, settings)
-    if settings.keys_file:
-        document_security(document)
-    return document
 
 
 async def _missing_file(request: Request, error: Exception) -> Response:

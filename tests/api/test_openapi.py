@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from pydantic import BaseModel
@@ -18,8 +19,11 @@ from support.imported.onnx_models import linear_model
 from support.service import IMAGES, ROOT, TEST, Serve, serving
 
 from app import key_file
-from app.api import openapi
 from app.api.middleware.api_keys import is_public
+from app.api.openapi import build_document
+from app.api.operation import Operation
+from app.api.responses import ERROR_RESPONSES
+from app.api.routes.models import list_models
 from app.settings import Settings
 
 KEY = "k" * 32
@@ -43,10 +47,10 @@ def document(service: httpx.Client) -> dict[str, Any]:
     return service.get("/openapi.json").json()
 
 
-Operation = tuple[str, str, dict[str, Any]]
+Row = tuple[str, str, dict[str, Any]]
 
 
-def operations(document: dict[str, Any]) -> list[Operation]:
+def operations(document: dict[str, Any]) -> list[Row]:
     """Return method, path and description of each operation, in the order of the document."""
     return [
         (method, path, operation)
@@ -272,5 +276,6 @@ def test_health_checks_need_no_key(serve: Serve, tmp_path: Path) -> None:
 
 def test_two_response_classes_with_the_same_name_are_an_error() -> None:
     other = type("ErrorBody", (BaseModel,), {})
+    operation = Operation("GET", "/v1/models", list_models, "Models", response=other, errors=ERROR_RESPONSES)
     with pytest.raises(ValueError, match="two different schemas are named ErrorBody"):
-        openapi.json_content(other)
+        build_document(FastAPI(), [operation], Settings())
