@@ -19,7 +19,7 @@ from app.api.middleware.body_memory import hold_memory
 from app.api.operation import Endpoint, Service
 from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, BodyReader, max_json_bytes, read_json
 from app.api.responses import json_response
-from app.api.sse import DONE, EventStream
+from app.api.sse import DONE, EventStream, event
 from app.engine.executor import INLINE_SIZE
 from app.engine.observer import current_trace
 from app.observability.middleware import REQUEST_ID
@@ -66,14 +66,14 @@ class Protocol:
 
     Attributes:
         encode: function ``(call, job, answer)`` that returns the response, or its content for JSON.
-        encode_step: function ``(call, job, answer, deltas)`` that returns the events for a step of a streamed text.
-        encode_end: function ``(call, job, answer)`` that returns the events after the last step.
+        encode_delta: function ``(call, job, answer, delta)`` that returns the event for new characters of a text.
+        encode_end: function ``(call, job, answer)`` that returns the event after the last characters, or None.
         stream_end: the end marker of a stream.
     """
 
     encode: Callable[[Call[Any], Any, Any], Any]
-    encode_step: Callable[[Call[Any], Any, Any, list[TextDelta]], bytes] | None = None
-    encode_end: Callable[[Call[Any], Any, Any], bytes] = lambda *_: b""
+    encode_delta: Callable[[Call[Any], Any, Any, TextDelta], Any] | None = None
+    encode_end: Callable[[Call[Any], Any, Any], Any] = lambda *_: None
     stream_end: bytes = DONE
 
 
@@ -113,40 +113,32 @@ class TextDelta:
     finished: bool
 
 
-async def deltas(model: Model[Any], texts: list[Continuation]) -> AsyncGenerator[list[TextDelta], None]:
-    """Yield the new characters of ``texts`` as they are generated. The last ``TextDelta`` of a text may be empty."""
-    sent, unfinished = [0] * len(texts), set(range(len(texts)))
-    async with aclosing(model.stream(texts)) as steps:
-        async for _ in steps:
-            step = []
-            for index in sorted(unfinished):
-                text, finished = texts[index], texts[index].finished
-                new = text.streamable_text[sent[index] :]
-                if finished:
-                    unfinished.remove(index)
-                if new or finished:
-                    step.append(TextDelta(index, sent[index], new, finished))
-                sent[index] += len(new)
-            if step:
-                yield step
-
-
 async def _events(
     service: Service, call: Call[Any], job: Job, answer: Any, protocol: Protocol
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the server-sent events of a streamed text."""
-    assert protocol.encode_step
-    is_first = True  # the first step may repeat a long prompt
-    async with aclosing(deltas(call.model, answer.texts)) as steps:
-        async for step in steps:
-            if is_first and job.answer_size(answer.texts) > INLINE_SIZE:
-                run = service.models.parse_executor.run
-                yield await run(protocol.encode_step, call, job, answer, step)
-            else:
-                yield protocol.encode_step(call, job, answer, step)
-            is_first = False
+    """Yield the server-sent events of a streamed text while it is generated. The last ``TextDelta`` may be empty."""
+    texts: list[Continuation] = answer.texts
+    sent, unfinished = [0] * len(texts), list(range(len(texts)))
+
+    def encode(step: list[TextDelta]) -> bytes:
+        assert protocol.encode_delta
+        return b"".join([event(protocol.encode_delta(call, job, answer, delta)) for delta in step])
+
+    is_large = job.answer_size(texts) > INLINE_SIZE  # of the first step, which may repeat a long prompt
+    async with aclosing(call.model.stream(texts)) as steps:
+        async for _ in steps:
+            step = []
+            for index in unfinished:
+                text = texts[index]
+                if (new := text.streamable_text[sent[index] :]) or text.finished:
+                    step.append(TextDelta(index, sent[index], new, text.finished))
+                sent[index] += len(new)
+            unfinished = [index for index in unfinished if not texts[index].finished]
+            if step:
+                yield await service.models.parse_executor.run(encode, step) if is_large else encode(step)
+                is_large = False
     if end := protocol.encode_end(call, job, answer):
-        yield end
+        yield event(end)
 
 
 def json_endpoint(
@@ -172,8 +164,9 @@ def json_endpoint(
             deadline = set_deadline(request, settings.request_seconds)
             content_bytes, commas = content(settings)
             max_bytes = max_json_bytes(settings.max_body_bytes, content_bytes)
-            reader = BodyReader(max_bytes, settings.body_seconds, service.models.parse_executor, max_fields(settings))
-            fields: Any = await read_json(request, body, reader, commas + EXTRA_COMMAS)
+            limits = commas + EXTRA_COMMAS, max_fields(settings)
+            reader = BodyReader(max_bytes, settings.body_seconds, service.models.parse_executor, *limits)
+            fields: Any = await read_json(request, body, reader)
             job = decode(fields, settings)
             job.check(settings)
             model = await resolve(service, request, task, fields.model, deadline)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from dataclasses import dataclass
 from typing import IO, Annotated, Any, NamedTuple, TypeVar
 
@@ -24,7 +24,7 @@ from app.api.middleware.body_memory import hold_memory
 from app.api.openapi import DESCRIBED
 from app.api.request_head import header
 from app.engine.executor import INLINE_SIZE, Executor
-from app.errors import BadValue, CallerGone, QuartetError, TimedOut, TooLarge, TooSlow, quote_value
+from app.errors import BadValue, CallerGone, TimedOut, TooLarge, TooSlow, quote_value
 from app.store.disk_pool import DiskPool
 from app.tasks.text_generation import MAX_SEED
 
@@ -33,8 +33,8 @@ JSON_BYTES = 64 * 1024  # largest size of a JSON body, not counting its prompt o
 EXTRA_COMMAS = 64  # largest number of commas in a JSON body, not counting its prompt or values
 MAX_FIELDS = 2000  # largest number of fields in all objects of a JSON body together
 CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # allowed charsets of forms; some other codecs take minutes
-PART_BYTES = 2**20  # bytes that are searched in one call, which takes at most 1 ms
-SPOOL_CHUNK_BYTES = 2**20  # bytes that are written at a time, because each write costs a switch to another thread
+INLINE_FORM_BYTES = 2**20  # forms up to this size are read on the event loop, which takes at most 1 ms
+SPOOL_PART_BYTES = 2**20  # bytes that are written at a time, because each write costs a switch to another thread
 
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
 ModelName = Annotated[
@@ -92,70 +92,64 @@ async def read_raw_body(request: Request, limit: int, pause_seconds: float) -> b
     """Return the body as it was sent.
 
     Raises:
-        TooLarge: the body is longer than ``limit`` bytes. Raised as soon as this is known.
-        TooSlow: no byte arrived for ``pause_seconds``.
-        TimedOut: the deadline passed.
-        CallerGone: the client disconnected.
         MemoryFull: all requests together would hold too much memory.
+        TooLarge, TooSlow, TimedOut, CallerGone: as in ``body_chunks``.
     """
     server = connection(request)
     if server and (body := server.take_body()) is not None:
         _check_length(len(body), limit)
         hold_memory(request, len(body))
         return body
-    _check_content_length(request, limit)
-    length, chunks, loop = 0, [], asyncio.get_running_loop()
+    return b"".join([chunk async for chunk in body_chunks(request, limit, pause_seconds)])
+
+
+async def body_chunks(request: Request, limit: int, pause_seconds: float) -> AsyncIterator[bytes]:
+    """Yield the chunks of the body as they arrive.
+
+    Raises:
+        TooLarge: the body is longer than ``limit`` bytes. Raised as soon as this is known.
+        TooSlow: no byte arrived for ``pause_seconds``.
+        TimedOut: the deadline passed.
+        CallerGone: the client disconnected.
+    """
+    content_length = header(request, b"content-length")
+    if content_length.isdigit():
+        _check_length(int(content_length), limit)
+    length, more_body, loop = 0, True, asyncio.get_running_loop()
     deadline = request.scope.get(DEADLINE, math.inf)
-    try:
-        async with asyncio.timeout_at(min(loop.time() + pause_seconds, deadline)) as timeout:
-            while True:
+    while more_body:
+        end = min(loop.time() + pause_seconds, deadline)
+        try:
+            async with asyncio.timeout_at(end):
                 message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise _disconnected()
-                chunks.append(message.get("body", b""))
-                length += len(chunks[-1])
-                if length > limit:
-                    raise _too_large(limit)
-                if not message.get("more_body"):
-                    return b"".join(chunks)  # does not copy a single chunk
-                timeout.reschedule(min(loop.time() + pause_seconds, deadline))
-    except TimeoutError as error:
-        if timeout.when() == deadline:
-            raise TimedOut("the deadline passed before the body was complete") from error
-        raise _paused(pause_seconds) from error
+        except TimeoutError:
+            if end == deadline:
+                raise TimedOut("the deadline passed before the body was complete") from None
+            raise TooSlow(f"no byte of the body arrived for {pause_seconds:g} seconds") from None
+        if message["type"] == "http.disconnect":
+            raise CallerGone("the client disconnected before the body was complete")
+        chunk, more_body = message.get("body", b""), message.get("more_body", False)
+        length += len(chunk)
+        if length > limit:
+            raise TooLarge(f"the body has more than {limit:,} bytes, the allowed maximum")
+        yield chunk
 
 
 async def spool_body(request: Request, disk: DiskPool, file: IO[bytes], limit: int, pause_seconds: float) -> None:
     """Write the body to ``file`` as it arrives, and rewind the file. Use this for bodies that are too large for memory.
 
     Raises:
-        TooLarge, TooSlow, CallerGone: as in ``read_body``. There is no deadline.
+        TooLarge, TooSlow, TimedOut, CallerGone: as in ``body_chunks``.
         OSError: the file cannot be written, for example because the disk is full.
     """
-    _check_content_length(request, limit)
-    length, chunk, more_body = 0, bytearray(), True
-    while more_body:
-        try:
-            message = await asyncio.wait_for(request.receive(), pause_seconds)
-        except TimeoutError:
-            raise _paused(pause_seconds) from None
-        if message["type"] == "http.disconnect":
-            raise _disconnected()
-        chunk += message.get("body", b"")
-        more_body = bool(message.get("more_body"))
-        if len(chunk) >= SPOOL_CHUNK_BYTES or not more_body:
-            length += len(chunk)
-            if length > limit:
-                raise _too_large(limit)
-            await disk.run(file.write, bytes(chunk))
-            chunk.clear()
+    part = bytearray()
+    async for chunk in body_chunks(request, limit, pause_seconds):
+        part += chunk
+        if len(part) >= SPOOL_PART_BYTES:
+            await disk.run(file.write, bytes(part))
+            part.clear()
+    await disk.run(file.write, part)
     await disk.run(file.seek, 0)
-
-
-def _check_content_length(request: Request, limit: int) -> None:
-    content_length = header(request, b"content-length")
-    if content_length.isdigit():
-        _check_length(int(content_length), limit)
 
 
 def _check_length(length: int, limit: int) -> None:
@@ -163,67 +157,47 @@ def _check_length(length: int, limit: int) -> None:
         raise TooLarge(f"the body has {length:,} bytes; the maximum is {limit:,}")
 
 
-def _too_large(limit: int) -> QuartetError:
-    return TooLarge(f"the body has more than {limit:,} bytes, the allowed maximum")
-
-
-def _paused(pause_seconds: float) -> QuartetError:
-    return TooSlow(f"no byte of the body arrived for {pause_seconds:g} seconds")
-
-
-def _disconnected() -> QuartetError:
-    return CallerGone("the client disconnected before the body was complete")
-
-
 @dataclass(frozen=True)
 class BodyReader:
-    """Limits for reading bodies: bytes, seconds without a new byte, and JSON fields.
+    """Limits for reading bodies: bytes, seconds without a new byte, and the commas and fields of JSON.
 
-    Large bodies are parsed on a thread of ``executor``.
+    The commas limit the cost of parsing. Large bodies are parsed on a thread of ``executor``.
     """
 
     limit: int
     pause_seconds: float
     executor: Executor
+    max_commas: int = 0
     max_fields: int = MAX_FIELDS
 
 
-async def read_json(request: Request, model: type[Model], reader: BodyReader, max_commas: int) -> Model:
+async def read_json(request: Request, model: type[Model], reader: BodyReader) -> Model:
     """Return a JSON body as an instance of the Pydantic class ``model``. The Content-Type header is ignored.
-
-    ``max_commas`` limits the commas in the body, and so the cost of parsing.
 
     Raises:
         BadValue: the body does not fit ``model``.
         TooLarge, TooSlow, CallerGone, Overloaded, MemoryFull, TimedOut: as in ``read_body`` or ``run_before_deadline``.
     """
     content = await read_body(request, reader.limit, reader.pause_seconds)
-    return await parse_json(request, content, model, reader, max_commas)
+    return await parse_json(request, content, model, reader)
 
 
-async def parse_json(
-    request: Request, content: bytes, model: type[Model], reader: BodyReader, max_commas: int
-) -> Model:
+async def parse_json(request: Request, content: bytes, model: type[Model], reader: BodyReader) -> Model:
     """Return the JSON body ``content`` as ``read_json`` does."""
-    size = len(content) // BYTES_PER_VALUE
-    if size <= INLINE_SIZE:  # the usual case, without the cost of a coroutine
-        return _parse_model(content, max_commas, model, reader.max_fields)
-    return await run_before_deadline(
-        request, reader.executor, size, _parse_model, content, max_commas, model, reader.max_fields
-    )
+
+    def parse() -> Model:
+        return validate(parse_object(content, reader.max_commas, reader.max_fields), model)
+
+    return await run_before_deadline(request, reader.executor, len(content) // BYTES_PER_VALUE, parse)
 
 
-async def read_object(request: Request, reader: BodyReader, max_commas: int) -> dict[str, Any]:
+async def read_object(request: Request, reader: BodyReader) -> dict[str, Any]:
     """Return a JSON body as a dictionary. Raises as ``read_json`` does."""
     content = await read_body(request, reader.limit, reader.pause_seconds)
-    size = len(content) // BYTES_PER_VALUE
+    arguments = content, reader.max_commas, reader.max_fields
     return await run_before_deadline(
-        request, reader.executor, size, parse_object, content, max_commas, reader.max_fields
+        request, reader.executor, len(content) // BYTES_PER_VALUE, parse_object, *arguments
     )
-
-
-def _parse_model(content: bytes, max_commas: int, model: type[Model], max_fields: int = MAX_FIELDS) -> Model:
-    return validate(parse_object(content, max_commas, max_fields), model)
 
 
 def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) -> dict[str, Any]:
@@ -232,7 +206,7 @@ def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) 
     Raises:
         BadValue: the body is not a JSON object, has too many commas or fields, or has a field more than once.
     """
-    if (commas := _count(content, b",")) > max_commas:
+    if (commas := content.count(b",")) > max_commas:
         raise BadValue(
             f"the body has {commas:,} commas, which separate values and names; the maximum is {max_commas:,}"
         )
@@ -242,20 +216,11 @@ def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) 
         raise BadValue(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadValue(f"the body is {quote_value(body)}; it should be an object")
-    colons = _count(content, b":")  # including those inside strings
-    if colons > max_fields or colons > _count_fields(body):
-        if (colons := _count_colons(content)) > max_fields:  # limited, because validation reports each wrong field
-            raise BadValue(f"the body has {colons:,} fields; the maximum is {max_fields:,}")
-        if colons > _count_fields(body):  # the parser keeps the last of several fields with the same name
-            _reject_duplicates(content)
+    if (colons := _count_colons(content)) > max_fields:  # limited, because validation reports each wrong field
+        raise BadValue(f"the body has {colons:,} fields; the maximum is {max_fields:,}")
+    if colons > _count_fields(body):  # the parser keeps the last of several fields with the same name
+        _reject_duplicates(content)
     return body
-
-
-def _count(content: bytes, character: bytes) -> int:
-    """Count a character in the body. The body is searched in parts, so that the event loop can run in between."""
-    if len(content) <= PART_BYTES:  # the usual case
-        return content.count(character)
-    return sum(content.count(character, start, start + PART_BYTES) for start in range(0, len(content), PART_BYTES))
 
 
 def _count_colons(content: bytes) -> int:
@@ -325,7 +290,7 @@ async def read_form(request: Request, reader: BodyReader, max_files: int) -> lis
                 f"content-type has the charset {quote_value(charset)}; names in a form are in utf-8", "content-type"
             )
     content = await read_body(request, reader.limit, reader.pause_seconds)
-    if boundary and len(content) <= PART_BYTES and (files := _plain_files(content, boundary[1], max_files)):
+    if boundary and len(content) <= INLINE_FORM_BYTES and (files := _plain_files(content, boundary[1], max_files)):
         return files
 
     def parse() -> list[FormField]:

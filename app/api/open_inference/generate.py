@@ -28,7 +28,6 @@ from app.api.request_body import (
 )
 from app.api.responses import stream_response
 from app.api.routes.generate_text import BYTES_PER_CHARACTER, SamplingFields
-from app.api.sse import event
 from app.errors import BadValue, quote_value
 from app.settings import Settings
 from app.store import Card
@@ -84,9 +83,8 @@ def encode(call: Call[None], job: TextJob, answer: TextAnswer) -> GenerateRespon
     return _content(call.model.card, job, text.text, text)
 
 
-def encode_step(call: Call[None], job: TextJob, answer: TextAnswer, step: list[TextDelta]) -> bytes:
-    (delta,), (text,) = step, answer.texts
-    return event(_content(call.model.card, job, delta.text, text if delta.finished else None))
+def encode_delta(call: Call[None], job: TextJob, answer: TextAnswer, delta: TextDelta) -> GenerateResponse:
+    return _content(call.model.card, job, delta.text, answer.texts[0] if delta.finished else None)
 
 
 def _content(card: Card, job: TextJob, output: str, end: Continuation | None) -> GenerateResponse:
@@ -99,7 +97,7 @@ def _content(card: Card, job: TextJob, output: str, end: Continuation | None) ->
     return content
 
 
-PROTOCOL = Protocol(encode, encode_step, stream_end=b"")  # the protocol has no end marker
+PROTOCOL = Protocol(encode, encode_delta, stream_end=b"")  # the protocol has no end marker
 
 
 def _take_id(body: dict[str, Any]) -> str:
@@ -154,12 +152,12 @@ PARAMETERS = tuple(SamplingFields.model_fields)
 
 
 async def _run(service: Service, request: Request, streamed: bool) -> Response:
-    settings, executor = service.settings, service.models.parse_executor
+    settings = service.settings
     deadline = set_deadline(request, settings.request_seconds)
     characters = settings.max_prompt_characters
     limit = max_json_bytes(settings.max_body_bytes, BYTES_PER_CHARACTER * characters)
-    reader = BodyReader(limit, settings.body_seconds, executor)
-    body = await read_object(request, reader, characters + EXTRA_COMMAS)
+    reader = BodyReader(limit, settings.body_seconds, service.models.parse_executor, characters + EXTRA_COMMAS)
+    body = await read_object(request, reader)
     card = await card_in_path(service, request, deadline)
     model = await resolve(service, request, GENERATE_TEXT, f"{card.name}@{card.version}", deadline)
     request_id = _take_id(body)

@@ -23,14 +23,13 @@ from app.api.deadline import DEADLINE, set_deadline
 from app.api.open_inference.decode import LenientModel
 from app.api.open_inference.paths import FAILURES, TAG, InferenceError, model_in_path
 from app.api.operation import Operation, Service
-from app.api.request_body import EXTRA_COMMAS, max_json_bytes, parse_object, read_body, validate
+from app.api.request_body import EXTRA_COMMAS, BodyReader, max_json_bytes, read_json
 from app.api.responses import error_responses, json_response
 from app.api.routes.admin import on_store
 from app.errors import BadValue, Conflict, NotEnabled, UnknownModel, quote_value
 from app.serving.model import Model
 from app.serving.models import Models
 from app.serving.plan import Entry, State
-from app.settings import Settings
 from app.store import Store, VersionNotFound
 from app.store.rollout import Rollout
 
@@ -77,7 +76,7 @@ class ModelUnloaded(TypedDict):
 
 async def list_repository(service: Service, request: Request) -> Response:
     """List the states of all versions that are not retired. `reason` says why a version is unavailable."""
-    models, body = service.models, await _read_body(request, IndexRequest, service.settings)
+    models, body = service.models, await _read_body(service, request, IndexRequest)
     await models.refresh(request.scope[DEADLINE])
     versions = [version for version in models.versions() if version.state is State.READY or not body.ready]
     return json_response([_entry(models, version) for version in versions])
@@ -96,14 +95,13 @@ async def load_model(service: Service, request: Request) -> Response:
 
     With `name@version`, the service loads this version, and responds when it is in memory.
     """
-    name, settings = request.path_params["name"], service.settings
-    deadline = set_deadline(request, settings.request_seconds)
-    _check((await _read_body(request, LoadRequest, settings)).parameters)
-    stored = await _change(request, service.models, lambda: _load(settings.store, name))
+    name = request.path_params["name"]
+    _check((await _read_body(service, request, LoadRequest)).parameters)
+    stored = await _change(request, service.models, lambda: _load(service.settings.store, name))
     # with a chosen active version, there may be a canary, which the name alone could also mean
     pinned = "@" not in name and stored.active is not None
     load = _active_model if pinned else model_in_path
-    card = (await load(service, request, deadline)).card
+    card = (await load(service, request, request.scope[DEADLINE])).card
     return json_response(ModelLoaded(name=card.name, version=str(card.version), load=True))
 
 
@@ -113,7 +111,7 @@ async def unload_model(service: Service, request: Request) -> Response:
     The default model of a task cannot be unloaded. In this case, the status is 409.
     """
     name = request.path_params["name"]
-    await _read_body(request, LoadRequest, service.settings)
+    await _read_body(service, request, LoadRequest)
     if "@" in name:
         allowed = "all versions of a model are unloaded together; use `retire` for one version"
         raise BadValue(f"name is {quote_value(name)}; {allowed}", "name")
@@ -173,14 +171,16 @@ def _check(parameters: dict[str, Any]) -> None:
             )
 
 
-async def _read_body(request: Request, model: type[B], settings: Settings) -> B:
+async def _read_body(service: Service, request: Request, model: type[B]) -> B:
     """Set the request's deadline, and return its JSON body as an instance of the Pydantic class ``model``.
 
-    The body may be empty. Raises BadValue, and the errors of ``read_body``.
+    The body may be empty. Raises the errors of ``read_json``.
     """
+    settings = service.settings
     set_deadline(request, settings.request_seconds)
-    content = await read_body(request, max_json_bytes(settings.max_body_bytes, 0), settings.body_seconds)
-    return validate(parse_object(content, EXTRA_COMMAS), model)
+    limit = max_json_bytes(settings.max_body_bytes, 0)
+    reader = BodyReader(limit, settings.body_seconds, service.models.parse_executor, EXTRA_COMMAS)
+    return await read_json(request, model, reader)
 
 
 def _entry(models: Models, version: Entry) -> RepositoryEntry:

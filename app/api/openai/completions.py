@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice, starmap
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -20,7 +21,6 @@ from app.api.request_body import ModelName, RequestBody, Seed, limited
 from app.api.responses import ERROR_RESPONSES, MIN_LOG_PROBABILITY, stream_response
 from app.api.routes.generate_text import Stops, stop_list
 from app.api.routes.generate_text import content as text_content
-from app.api.sse import event
 from app.errors import BadValue, quote_value
 from app.settings import Settings
 from app.tasks import GENERATE_TEXT
@@ -121,53 +121,42 @@ CompletionCall = Call[CompletionRequest]
 
 
 def encode(call: CompletionCall, job: TextJob, answer: TextAnswer) -> Completion:
-    choices = [
-        _choice(call, job, answer, TextDelta(index, 0, _generated(call, text.text), True))
-        for index, text in enumerate(answer.texts)
-    ]
-    return {**_head(call, job, choices), "usage": _usage(call, job, answer)}
+    deltas = [TextDelta(index, 0, text.text, True) for index, text in enumerate(answer.texts)]
+    return _completion(call, job, answer, deltas, has_usage=True)
 
 
-def encode_step(call: CompletionCall, job: TextJob, answer: TextAnswer, step: list[TextDelta]) -> bytes:
-    events = []
-    for delta in step:
-        delta = TextDelta(delta.index, delta.start, _generated(call, delta.text), delta.finished)
-        content = _head(call, job, [_choice(call, job, answer, delta)])
-        if _includes_usage(call):
-            content["usage"] = None
-        events.append(event(content))
-    return b"".join(events)
+def encode_delta(call: CompletionCall, job: TextJob, answer: TextAnswer, delta: TextDelta) -> Completion:
+    completion = _completion(call, job, answer, [delta])
+    return {**completion, "usage": None} if _includes_usage(call) else completion
 
 
-def encode_end(call: CompletionCall, job: TextJob, answer: TextAnswer) -> bytes:
-    if not _includes_usage(call):
-        return b""
-    return event({**_head(call, job, []), "usage": _usage(call, job, answer)})
+def encode_end(call: CompletionCall, job: TextJob, answer: TextAnswer) -> Completion | None:
+    return _completion(call, job, answer, [], has_usage=True) if _includes_usage(call) else None
 
 
 def _includes_usage(call: CompletionCall) -> bool:
     return bool(call.body.stream_options and call.body.stream_options.include_usage)
 
 
-def _head(call: CompletionCall, job: TextJob, choices: list[CompletionText]) -> Completion:
-    """Return a completion with the fields that the response and all events have in common."""
-    return {
+def _completion(
+    call: CompletionCall, job: TextJob, answer: TextAnswer, deltas: Sequence[TextDelta], has_usage: bool = False
+) -> Completion:
+    """Return a completion with the new characters of some texts."""
+    completion: Completion = {
         "id": job.request_id,
         "object": "text_completion",
         "created": job.created,
         "model": call.model.card.name,
         "system_fingerprint": call.model.id,
-        "choices": choices,
+        "choices": [_choice(call, job, answer, delta) for delta in deltas],
     }
-
-
-def _generated(call: CompletionCall, text: str) -> str:
-    """Return the generated text. If max_tokens is 0, omit the single character that the network has generated."""
-    return "" if call.body.max_tokens == 0 else text
+    return {**completion, "usage": _usage(call, job, answer)} if has_usage else completion
 
 
 def _choice(call: CompletionCall, job: TextJob, answer: TextAnswer, delta: TextDelta) -> CompletionText:
     """Return the characters of ``delta`` as a choice. An echo of the prompt precedes position 0."""
+    if call.body.max_tokens == 0:  # omit the single character that the network has generated
+        delta = replace(delta, text="")
     text, prompt = answer.texts[delta.index], answer.prompts[delta.index]
     echo = prompt if job.echo and delta.start == 0 else ""
     log_probs = None if job.log_probs is None else _log_probs(call, text, prompt if job.echo else "", echo, delta)
@@ -263,7 +252,7 @@ def content(settings: Settings) -> tuple[int, int]:
     return size, commas + MAX_BIASES
 
 
-@json_endpoint(GENERATE_TEXT, CompletionRequest, Protocol(encode, encode_step, encode_end), content)
+@json_endpoint(GENERATE_TEXT, CompletionRequest, Protocol(encode, encode_delta, encode_end), content)
 def create_completion(body: CompletionRequest, settings: Settings) -> TextJob:
     """Continue one or several prompts, as OpenAI's completions endpoint does. A token is one character.
 

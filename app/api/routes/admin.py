@@ -198,7 +198,7 @@ async def verify_store(service: Service, request: Request) -> Response:
 def _reader(service: Service, request: Request) -> BodyReader:
     """Set the deadline of a request, and return the limits for its body."""
     set_deadline(request, service.settings.request_seconds)
-    return BodyReader(JSON_BYTES, service.settings.body_seconds, service.models.parse_executor)
+    return BodyReader(JSON_BYTES, service.settings.body_seconds, service.models.parse_executor, MAX_COMMAS)
 
 
 async def _change(service: Service, request: Request, work: Callable[[str], object]) -> Response:
@@ -213,20 +213,20 @@ async def activate_version(service: Service, request: Request) -> Response:
 
     By default, all processes apply the change within two seconds.
     """
-    store, body = _checked_store(service), await read_json(request, Activation, _reader(service, request), MAX_COMMAS)
+    store, body = _checked_store(service), await read_json(request, Activation, _reader(service, request))
     return await _change(service, request, lambda name: store.activate(name, body.version, body.share))
 
 
 async def roll_back(service: Service, request: Request) -> Response:
     """End the canary. Without a canary, activate the previous version."""
     store = _checked_store(service)
-    await read_json(request, RequestBody, _reader(service, request), MAX_COMMAS)
+    await read_json(request, RequestBody, _reader(service, request))
     return await _change(service, request, store.rollback)
 
 
 async def retire_version(service: Service, request: Request) -> Response:
     """Stop serving a version, even to requests with its number. The files stay, so `undo` can serve it again."""
-    store, body = _checked_store(service), await read_json(request, Retirement, _reader(service, request), MAX_COMMAS)
+    store, body = _checked_store(service), await read_json(request, Retirement, _reader(service, request))
     return await _change(service, request, lambda name: store.retire(name, body.version, body.undo))
 
 

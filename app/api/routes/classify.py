@@ -125,14 +125,15 @@ async def _files(service: Service, request: Request) -> list[ImageFile]:
         QuartetError: any error of ``read_body``.
     """
     settings = service.settings
-    reader = BodyReader(settings.max_body_bytes, settings.body_seconds, service.models.parse_executor)
+    max_commas = settings.max_images + EXTRA_COMMAS
+    reader = BodyReader(settings.max_body_bytes, settings.body_seconds, service.models.parse_executor, max_commas)
     media_type = header(request, b"content-type").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
         content = await read_body(request, reader.limit, reader.pause_seconds)
         # curl sends JSON as a form by default. No image file begins with a brace.
         if media_type != "application/json" and not content[:JSON_START].lstrip().startswith(b"{"):
             return [ImageFile(None, content, "body")]
-        body = await parse_json(request, content, ClassifyRequest, reader, settings.max_images + EXTRA_COMMAS)
+        body = await parse_json(request, content, ClassifyRequest, reader)
         if (count := len(body.images)) > settings.max_images:
             allowed = f"it should have at most {settings.max_images} items, not {count}"
             raise BadValue(f"images is {quote_value(body.images)}; {allowed}", "images")

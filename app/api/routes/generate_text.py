@@ -12,7 +12,6 @@ from app.api.inference import Call, Protocol, TextDelta, json_endpoint
 from app.api.operation import Operation
 from app.api.request_body import Described, ModelName, RequestBody, Seed, limited, text_or_list
 from app.api.responses import ERROR_RESPONSES, ModelAnswer, model_fields, stream_response
-from app.api.sse import event
 from app.settings import Settings
 from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import TextAnswer, TextJob
@@ -102,16 +101,13 @@ def encode(call: Call[Any], job: TextJob, answer: TextAnswer) -> TextResponse:
     return {**model_fields(call.model), "results": results, "unknown_characters": list(answer.unknown)}
 
 
-def encode_step(call: Call[Any], job: TextJob, answer: TextAnswer, step: list[TextDelta]) -> bytes:
-    events = []
-    for delta in step:
-        content: TextEvent = {"index": delta.index, "text": delta.text}
-        if delta.finished:
-            text = answer.texts[delta.index]
-            content["finish_reason"], content["seed"] = text.finish_reason, text.seed
-            content["unknown_characters"] = list(answer.unknown)
-        events.append(event(content))
-    return b"".join(events)
+def encode_delta(call: Call[Any], job: TextJob, answer: TextAnswer, delta: TextDelta) -> TextEvent:
+    content: TextEvent = {"index": delta.index, "text": delta.text}
+    if delta.finished:
+        text = answer.texts[delta.index]
+        content["finish_reason"], content["seed"] = text.finish_reason, text.seed
+        content["unknown_characters"] = list(answer.unknown)
+    return content
 
 
 def content(settings: Settings) -> tuple[int, int]:
@@ -120,7 +116,7 @@ def content(settings: Settings) -> tuple[int, int]:
     return BYTES_PER_CHARACTER * characters, characters + MAX_STOPS * MAX_STOP_LENGTH
 
 
-@json_endpoint(GENERATE_TEXT, GenerateTextRequest, Protocol(encode, encode_step), content)
+@json_endpoint(GENERATE_TEXT, GenerateTextRequest, Protocol(encode, encode_delta), content)
 def generate_text(body: GenerateTextRequest, settings: Settings) -> TextJob:
     """Continue a prompt character by character.
 

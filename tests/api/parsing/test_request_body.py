@@ -91,7 +91,7 @@ class BusyThreads(Threads):
 
 
 def reader(limit: int = 10**6, pause: float = PAUSE, executor: Any = Threads(), **limits: int) -> BodyReader:
-    return BodyReader(limit, pause, executor, **limits)
+    return BodyReader(limit, pause, executor, **{"max_commas": 9, **limits})
 
 
 async def rejection(body: Any) -> tuple[type[Exception], str, str | None]:
@@ -278,28 +278,28 @@ def test_the_limit_of_a_json_body_depends_on_its_content() -> None:
 
 
 async def test_a_json_body_is_read_as_a_model_or_a_dictionary() -> None:
-    assert await read_json(request(b'{"name":', b'"a"}'), Body, reader(), 9) == Body(name="a")
-    assert await read_json(request(), Body, reader(), 9) == Body()
-    assert await read_object(request(b'{"any": 1}'), reader(), 9) == {"any": 1}
-    assert (await rejection(read_object(request(b'{"a": 1}'), reader(limit=3), 9)))[0] is TooLarge
-    assert (await rejection(read_json(request(b'{"a": 1}'), Body, reader(limit=3), 9)))[0] is TooLarge
-    assert (await rejection(read_object(request(hang=True), reader(pause=SHORT_PAUSE), 9)))[0] is TooSlow
+    assert await read_json(request(b'{"name":', b'"a"}'), Body, reader()) == Body(name="a")
+    assert await read_json(request(), Body, reader()) == Body()
+    assert await read_object(request(b'{"any": 1}'), reader()) == {"any": 1}
+    assert (await rejection(read_object(request(b'{"a": 1}'), reader(limit=3))))[0] is TooLarge
+    assert (await rejection(read_json(request(b'{"a": 1}'), Body, reader(limit=3))))[0] is TooLarge
+    assert (await rejection(read_object(request(hang=True), reader(pause=SHORT_PAUSE))))[0] is TooSlow
 
 
 async def test_the_deadline_applies_while_a_large_body_waits_for_parsing() -> None:
     late = request(b"{%b}" % (b" " * (INLINE_SIZE + 1) * BYTES_PER_VALUE), deadline=asyncio.get_running_loop().time())
-    assert (await rejection(read_json(late, Body, reader(executor=BusyThreads()), 9)))[0] is TimedOut
+    assert (await rejection(read_json(late, Body, reader(executor=BusyThreads()))))[0] is TimedOut
 
 
 async def test_the_limits_of_the_reader_apply_to_json() -> None:
     commas = BadValue, "the body has 2 commas, which separate values and names; the maximum is 1", None
     fields = BadValue, "the body has 2 fields; the maximum is 1", None
     for read in (
-        lambda body, most, limits: read_json(request(body), Body, limits, most),
-        lambda body, most, limits: read_object(request(body), limits, most),
+        lambda body, limits: read_json(request(body), Body, limits),
+        lambda body, limits: read_object(request(body), limits),
     ):
-        assert await rejection(read(b'{"rows": [1, 2, 3]}', 1, reader())) == commas
-        assert await rejection(read(b'{"name": "a", "rows": []}', 9, reader(max_fields=1))) == fields
+        assert await rejection(read(b'{"rows": [1, 2, 3]}', reader(max_commas=1))) == commas
+        assert await rejection(read(b'{"name": "a", "rows": []}', reader(max_fields=1))) == fields
 
 
 OBJECTS: list[tuple[bytes, Any]] = [
