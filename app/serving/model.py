@@ -18,7 +18,8 @@ from app.engine.text_engine import TextEngine
 from app.errors import is_out_of_memory
 from app.settings import Settings, SettingsError
 from app.store import Card, Store
-from app.tasks import TASKS, BatchPredictor, Predictor, SplittingPredictor, Task
+from app.tasks import TASKS, Task
+from app.tasks.predictor import BatchPredictor, Predictor, SplittingPredictor
 from app.tasks.text_generation import Continuation
 
 PERMANENT_ERRORS = (FileNotFoundError, NotADirectoryError, PermissionError)

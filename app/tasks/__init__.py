@@ -7,89 +7,21 @@ in ``app.networks`` assigns each kind of network to a task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 
 from app.networks import is_imported
-from app.store import Card, StoreError, TaskName
+from app.store import StoreError, TaskName
 from app.store.version import Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import AnyForecaster, load_forecaster
 from app.tasks.image_generation import ImageSampler
 from app.tasks.imported import ImportedClassifier, TensorPredictor
-from app.tasks.latency_model import LatencyModel
+from app.tasks.predictor import Predictor
 from app.tasks.text_generation import TextGenerator
-
-
-class Predictor(Protocol):
-    """The methods that all predictors have. A predictor runs one version of a model for a task."""
-
-    card: Card
-    latency: LatencyModel  # predicts the seconds of a batch from its number of rows; measured by ``warm_up``
-
-    def prepare(self, job: Any) -> Sequence[Any]:
-        """Return the items of a job for the engine. Raises BadValue."""
-
-    def finish(self, job: Any, items: Sequence[Any], outputs: Sequence[Any]) -> Any:
-        """Return the answer to a job, given its items and one output for each item."""
-
-    def dummy_run(self, rows: int) -> None:
-        """Compute a batch of ``rows`` dummy rows."""
-
-    def warm_up(self, rows: int) -> None:
-        """Measure the duration of batches of 1 to ``rows`` rows. Some predictors first choose their precision."""
-
-
-class BatchPredictor(Predictor, Protocol):
-    """A predictor that ``Batcher`` runs. One call of ``predict`` computes a batch of items."""
-
-    def predict(self, items: Sequence[Any]) -> Sequence[Any]:
-        """Return one result per item."""
-
-    def rows(self, item: Any) -> int:
-        """Return the number of batch rows that an item takes."""
-
-    def seconds(self, items: Sequence[Any]) -> float:
-        """Return the expected duration of a batch in seconds."""
-
-
-class ExplainingPredictor(BatchPredictor, Protocol):
-    """A predictor that can also explain its predictions."""
-
-    def explain(self, items: Sequence[Any]) -> Sequence[Any]:
-        """Return one prediction and one explanation per item."""
-
-    def explain_seconds(self, items: Sequence[Any]) -> float:
-        """Return the expected duration of ``explain`` in seconds."""
-
-
-class SplittingPredictor(BatchPredictor, Protocol):
-    """A predictor that can compute a large item in parts. The joined results equal the result of the whole item."""
-
-    def split(self, item: Any, rows: int) -> Sequence[Any]:
-        """Split an item into parts of at most ``rows`` rows."""
-
-    def join(self, results: Sequence[Any]) -> Any:
-        """Join the results of all parts of an item."""
-
-
-class TextPredictor(Predictor, Protocol):
-    """A predictor that ``TextEngine`` runs. Repeated calls of ``step`` generate texts token by token."""
-
-    max_prompt_seconds: float  # longest time in seconds to read a prompt; infinite by default
-
-    def step(self, texts: Sequence[Any]) -> None:
-        """Add one token to each text whose prompt has been read, and read the next part of all other prompts."""
-
-    def seconds(self, texts: Sequence[Any]) -> float:
-        """Return the expected duration of a step in seconds."""
-
-    def dummy_texts(self, rows: int, characters: int) -> Sequence[Any]:
-        """Return ``rows`` dummy texts for ``step``, each of which takes ``characters`` steps."""
-
 
 P = TypeVar("P", bound=Predictor)
 
@@ -105,7 +37,7 @@ class Task(Generic[P]):
         unit: the unit of the throughput on a card, such as "image".
         paths: the HTTP paths that serve only this task.
         options: names of the settings that ``predictor`` takes as keyword arguments.
-        explains: whether the predictor is an ``ExplainingPredictor``.
+        explains: whether the predictor may have a method ``explain``.
         splits: whether the predictor is a ``SplittingPredictor``.
     """
 

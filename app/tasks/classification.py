@@ -15,8 +15,8 @@ from app.store import StoreError
 from app.store.version import Version
 from app.tasks.image_codecs import ImageDecoder
 from app.tasks.job import Job
-from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import check_finite, fast_bfloat16
+from app.tasks.predictor import BatchPredictor
 
 
 def check_thresholds(version: Version) -> None:
@@ -42,7 +42,7 @@ class ClassifyAnswer:
     probabilities: Sequence[Sequence[float]]
 
 
-class Classifier(ImageDecoder):
+class Classifier(ImageDecoder, BatchPredictor):
     """The steps before and after ``predict`` that all predictors for images share."""
 
     def prepare(self, job: ClassifyJob) -> Sequence[Tensor]:
@@ -78,7 +78,6 @@ class ImageClassifier(Classifier):
             self.network.to_bfloat16()
         super().__init__(self.network.sizes.channels, self.network.sizes.image)
         self.tta = tta and hasattr(self.network, "tta_logits")
-        self.latency = LatencyModel(0.0, 0.0)
 
     def predict(self, items: Sequence[Tensor]) -> list[list[float]]:
         """Return the probabilities [classes] of each image, given its pixels uint8 [channels, side, side]."""
@@ -114,14 +113,6 @@ class ImageClassifier(Classifier):
             rows: list[list[float]] = result.tolist()
         return list(zip(rows, heat.cpu().numpy(), strict=True))
 
-    def rows(self, item: Tensor) -> int:
-        """Return the number of batch rows that an item takes."""
-        return 1
-
-    def seconds(self, items: Sequence[Tensor]) -> float:
-        """Return the expected duration of a batch in seconds."""
-        return self.latency(len(items))
-
     def explain_seconds(self, items: Sequence[Tensor]) -> float:
         """Return infinity, because this duration is not measured. So ``explain`` never runs on the event loop."""
         return math.inf
@@ -129,7 +120,3 @@ class ImageClassifier(Classifier):
     def dummy_run(self, rows: int) -> None:
         """Compute a batch of ``rows`` dummy images."""
         self.predict([torch.zeros(self.channels, self.side, self.side, dtype=torch.uint8)] * rows)
-
-    def warm_up(self, rows: int) -> None:
-        """Measure the duration of batches of 1 to ``rows`` rows."""
-        self.latency = LatencyModel.measure(self.dummy_run, rows)

@@ -23,8 +23,8 @@ from app.store import Card, SeriesTraits, StoreError
 from app.store.version import Version
 from app.tasks.covariates import covariate_effect, read_covariates
 from app.tasks.job import Job
-from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import check_finite
+from app.tasks.predictor import BatchPredictor
 from app.tasks.seasonality import MIN_YEARS, detect_season, fill_missing, yearly_pattern
 
 NORMAL = NormalDist()
@@ -251,10 +251,8 @@ def read_window(
     return SeriesWindow(window, season, gap + horizon, gap, added, non_negative, integer)
 
 
-class SeriesPredictor:
+class SeriesPredictor(BatchPredictor):
     """The steps before and after ``predict`` that all predictors for series share."""
-
-    card: Card
 
     def prepare(self, job: ForecastJob) -> list[Any]:
         """Return one item for each series. Raises BadValue if the model cannot read a series or its covariates."""
@@ -298,7 +296,7 @@ class GlobalForecaster(SeriesPredictor):
         self.device = device
         self.network = version.network().to(device)
         self.network.combine()
-        self.latency, self.minimum = LatencyModel(0.0, 0.0), MIN_VALUES
+        self.minimum = MIN_VALUES
 
     def parse(
         self,
@@ -337,10 +335,6 @@ class GlobalForecaster(SeriesPredictor):
         """Return the result of ``predict`` for an item, which is a QuantileForecast already."""
         return result
 
-    def rows(self, item: SeriesWindow) -> int:
-        """Return the number of batch rows that an item takes."""
-        return 1
-
     def seconds(self, items: Sequence[SeriesWindow]) -> float:
         """Return the expected seconds of a batch. The longest forecast decides how often the network runs."""
         return self.latency(len(items)) * math.ceil(max(item.horizon for item in items) / self.network.sizes.horizon)
@@ -349,10 +343,6 @@ class GlobalForecaster(SeriesPredictor):
         """Compute a batch of ``rows`` dummy series."""
         sizes = self.network.sizes
         self.predict([SeriesWindow(np.sin(np.arange(sizes.context, dtype=np.float64)), 1, sizes.horizon)] * rows)
-
-    def warm_up(self, rows: int) -> None:
-        """Measure the duration of batches of 1 to ``rows`` rows."""
-        self.latency = LatencyModel.measure(self.dummy_run, rows)
 
 
 def _without_effects(
@@ -411,7 +401,6 @@ class WindowForecaster(SeriesPredictor):
         self.residuals = np.maximum.accumulate(np.array(card.residuals))  # errors must not decrease from step to step
         self.network = version.network().to(device)
         self.training_series: SeriesDescription = self.network.training_series()
-        self.latency = LatencyModel(0.0, 0.0)
         self.minimum: int = self.network.sizes.window
 
     def parse(
@@ -473,10 +462,6 @@ class WindowForecaster(SeriesPredictor):
         deviation = self.residuals[np.minimum(steps, measured) - 1] * np.sqrt(np.maximum(1.0, steps / measured))
         return deviation * item.scale
 
-    def rows(self, item: ScaledSeries) -> int:
-        """Return the number of batch rows that an item takes."""
-        return 1
-
     def seconds(self, items: Sequence[ScaledSeries]) -> float:
         """Return the expected seconds of a batch. The network takes one step for each value read or forecast."""
         steps = self.minimum + max(item.horizon for item in items)
@@ -485,10 +470,6 @@ class WindowForecaster(SeriesPredictor):
     def dummy_run(self, rows: int) -> None:
         """Compute a batch of ``rows`` dummy series."""
         self.predict([ScaledSeries(np.zeros(self.minimum), 0.0, 1.0, DUMMY_HORIZON)] * rows)
-
-    def warm_up(self, rows: int) -> None:
-        """Measure the duration of batches of 1 to ``rows`` rows."""
-        self.latency = LatencyModel.measure(self.dummy_run, rows)
 
 
 AnyForecaster = GlobalForecaster | WindowForecaster

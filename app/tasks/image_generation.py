@@ -17,8 +17,8 @@ from app.settings import Settings
 from app.store import StoreError
 from app.store.version import Version
 from app.tasks.job import Job
-from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import batch_invariant, pad
+from app.tasks.predictor import SplittingPredictor
 
 MAX_BATCH = 64  # images per matrix product; larger products might add up terms in another order
 
@@ -76,7 +76,7 @@ class SampleAnswer:
     seed: int
 
 
-class ImageSampler:
+class ImageSampler(SplittingPredictor):
     """Predictor for networks that generate images. ``labels`` has a name for each class, if the network has classes.
 
     ``size`` is the width and height of the images, such as "28x28".
@@ -98,7 +98,6 @@ class ImageSampler:
         self.latent: int = self.network.sizes.latent
         side = self.network.sizes.image
         self.size = f"{side}x{side}"
-        self.latency = LatencyModel(0.0, 0.0)
 
     def prepare(self, job: SampleJob) -> list[LatentBatch]:
         """Return the latents and classes of the images. Raises BadValue for an unknown label.
@@ -180,10 +179,6 @@ class ImageSampler:
         """Return the number of batch rows that an item takes."""
         return len(item)
 
-    def seconds(self, items: Sequence[LatentBatch]) -> float:
-        """Return the expected duration of a batch in seconds."""
-        return self.latency(sum(map(len, items)))
-
     def dummy_run(self, rows: int) -> None:
         """Compute a batch of ``rows`` dummy images."""
         self.predict([self.parse(rows, None, 0)])
@@ -197,7 +192,7 @@ class ImageSampler:
         ):
             self.dtype = torch.float64
             self.network = self.network.double()
-        self.latency = LatencyModel.measure(self.dummy_run, rows)
+        super().warm_up(rows)
 
 
 def arc(start: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:

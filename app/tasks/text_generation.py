@@ -22,6 +22,7 @@ from app.store.version import Version
 from app.tasks.job import Job
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, check_finite, pad
+from app.tasks.predictor import TextPredictor
 from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs
 
 PREFILL_SECONDS = 0.002  # time of prefill (reading of prompts) in a step, short because other texts wait for it
@@ -227,7 +228,7 @@ class DecodeBatch:
         return self.steps_done < UNIFORMS_AHEAD and [known() for known in self.texts] == list(texts)
 
 
-class TextGenerator:
+class TextGenerator(TextPredictor):
     """Predictor for character RNNs.
 
     The same seed gives the same text at any load of the service. ``warm_up`` tests whether the processor's rounding
@@ -251,7 +252,6 @@ class TextGenerator:
         if any(len(entry) != 1 for entry in card.vocabulary[:-1]):
             raise StoreError(f"{path}: vocabulary must be single characters, and {UNKNOWN_CHARACTER}")
         self.card = card
-        self.continuation: type[Continuation] = Continuation
         self.vocabulary = card.vocabulary
         self.index = {character: index for index, character in enumerate(card.vocabulary[:-1])}
         self.unknown = len(card.vocabulary) - 1
@@ -362,7 +362,7 @@ class TextGenerator:
         """Return a new text for ``step``. ``seed`` determines all its random numbers."""
         uniforms = np.random.Generator(np.random.Philox(seed)).random(max_characters)
         top_k = min(top_k or len(self.vocabulary), len(self.vocabulary))
-        return self.continuation(prompt, uniforms, temperature, top_k, top_p or 1.0, tuple(stop), seed, options)
+        return Continuation(prompt, uniforms, temperature, top_k, top_p or 1.0, tuple(stop), seed, options)
 
     def seconds(self, texts: Sequence[Continuation]) -> float:
         """Return the expected duration of a step in seconds."""

@@ -14,7 +14,6 @@ from app.store import CARD, StoreError, TensorSpec
 from app.store.version import Version
 from app.tasks.classification import Classifier, check_thresholds
 from app.tasks.imported.tensors import TensorPredictor
-from app.tasks.latency_model import LatencyModel
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -63,7 +62,6 @@ class ImportedClassifier(Classifier):
             raise self._mismatch(self.input, "should be a float, because mean or std are given")
         self.factor = (1 / (255 * torch.tensor(std)))[:, None, None]
         self.shift = (-torch.tensor(mean) / torch.tensor(std))[:, None, None]
-        self.latency = LatencyModel(0.0, 0.0)
 
     def _mismatch(self, spec: TensorSpec, expected: str) -> StoreError:
         """Return the error for a tensor that does not fit the task."""
@@ -118,14 +116,6 @@ class ImportedClassifier(Classifier):
             raise BadValue(f"{self.card.name} returns no finite probabilities for this input")
         rows: list[list[float]] = result.tolist()
         return rows
-
-    def rows(self, item: Tensor) -> int:
-        """Return the number of batch rows that an item takes."""
-        return 1
-
-    def seconds(self, items: Sequence[Tensor]) -> float:
-        """Return the expected duration of a batch in seconds."""
-        return self.latency(len(items))
 
     def dummy_run(self, rows: int) -> None:
         """Compute a batch of ``rows`` rows of zeros."""

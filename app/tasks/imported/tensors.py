@@ -16,6 +16,7 @@ from app.store import CARD, StoreError, TensorSpec
 from app.store.version import Version
 from app.tasks.job import Job
 from app.tasks.latency_model import LatencyModel
+from app.tasks.predictor import SplittingPredictor
 
 
 @dataclass
@@ -46,7 +47,7 @@ class TensorRows:
         return TensorRows({name: array[start:end] for name, array in self.arrays.items()}, rows)
 
 
-class TensorPredictor:
+class TensorPredictor(SplittingPredictor):
     """Predictor for imported networks. It computes output arrays by name from input arrays by name."""
 
     def __init__(self, version: Version, device: torch.device) -> None:
@@ -64,7 +65,6 @@ class TensorPredictor:
             if sorted(actual) != sorted(expected):
                 message = f"{key} are {', '.join(actual)}, expected {', '.join(expected)}"
                 raise StoreError(f"{version.path_of(CARD)}: {message}")
-        self.latency = LatencyModel(0.0, 0.0)
 
     def prepare(self, job: TensorJob) -> list[TensorRows]:
         """Return the item for a job. Raises BadValue if the shape of an input does not fit."""
@@ -129,10 +129,6 @@ class TensorPredictor:
     def rows(self, item: TensorRows) -> int:
         """Return the number of batch rows that an item takes."""
         return item.rows
-
-    def seconds(self, items: Sequence[TensorRows]) -> float:
-        """Return the expected duration of a batch in seconds."""
-        return self.latency(sum(item.rows for item in items))
 
     def split(self, item: TensorRows, rows: int) -> list[TensorRows]:
         """Split an item into parts of at most ``rows`` rows."""
