@@ -23,10 +23,12 @@ from pydantic_core import PydanticCustomError
 from app.api.request_body import parse_object, validate
 from app.errors import BadValue, TooLarge, quote_value
 
-NUMPY = {
-    "BOOL": "?", "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "<i1", "INT16": "<i2",
-    "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+DATATYPES = {  # by the data type on the model card
+    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8",
+    "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32", "float64": "FP64",
+    "string": "BYTES",
 }  # fmt: skip
+NUMPY = {datatype: np.dtype(name).newbyteorder("<") for name, datatype in DATATYPES.items() if name != "string"}
 JSON_LENGTH_HEADER = b"inference-header-content-length"
 DECOMPRESSORS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits for each content coding (RFC 9110, 8.4.1)
 JSON_TYPES: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, **{name: {int} for name in NUMPY if "INT" in name}}
@@ -34,10 +36,6 @@ MAX_TENSORS = 256  # largest number of tensors in a request; scikit-learn models
 MAX_FLOAT = sys.float_info.max  # larger integers cannot be converted to a float
 MAX_DIMENSIONS = 8  # largest number of dimensions of a tensor
 MAX_ID_LENGTH = 1000  # characters
-
-Datatype = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
-]
 
 
 def _check_parameter(value: object) -> object:
@@ -70,7 +68,7 @@ class LenientModel(BaseModel):
 class RequestInput(LenientModel):
     name: str = Field(max_length=200)
     shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=MAX_DIMENSIONS)
-    datatype: Datatype
+    datatype: Literal[tuple(DATATYPES.values())]  # type: ignore[valid-type]
     parameters: Parameters = {}
     data: Any = None
 
@@ -198,7 +196,7 @@ def _decode_raw(content: bytes, only_input: TensorSpec | None, has_rows: bool) -
     if datatype == "BYTES":
         tensor = np.array([content], dtype=object)
     else:
-        step_bytes = abs(math.prod(shape)) * np.dtype(NUMPY[datatype]).itemsize  # -1 counts as 1
+        step_bytes = abs(math.prod(shape)) * NUMPY[datatype].itemsize  # -1 counts as 1
         steps, remainder = divmod(len(content), step_bytes)
         if remainder or (-1 not in shape and steps != 1):
             expected = f"a multiple of {step_bytes:,}" if -1 in shape else f"{step_bytes:,}"
@@ -252,7 +250,7 @@ def _json_array(item: RequestInput, i: int) -> np.ndarray:
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=NUMPY[datatype])
     except OverflowError:
-        dtype = np.dtype(NUMPY[datatype])
+        dtype = NUMPY[datatype]
         low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (-MAX_FLOAT, MAX_FLOAT)
         wrong = next(value for value in values if value is not None and not low <= value <= high)
         raise BadValue(f"{param} has {quote_value(wrong)}, which no {datatype} can hold", "inputs") from None
@@ -286,7 +284,7 @@ def _binary_array(item: RequestInput, content: memoryview) -> np.ndarray:
     count = math.prod(item.shape)
     if item.datatype == "BYTES":
         return np.array(_strings(item, content, count), dtype=object).reshape(item.shape)
-    expected = count * np.dtype(NUMPY[item.datatype]).itemsize
+    expected = count * NUMPY[item.datatype].itemsize
     if len(content) != expected:
         raise BadValue(
             f"unexpected size for input {quote_value(item.name)}: {len(content):,} bytes, expected {expected:,}",

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from app import store
-from app.api.open_inference.decode import DecodedRequest, TensorSpec
+from app.api.open_inference.decode import DATATYPES, DecodedRequest, TensorSpec
 from app.api.request_body import EXTRA_COMMAS, RequestBody, validate
 from app.api.responses import MIN_LOG_PROBABILITY
 from app.api.routes.forecast import DEFAULT_HORIZON, ForecastRequest
@@ -34,11 +34,6 @@ from app.tasks.job import Job
 from app.tasks.text_generation import TextAnswer, TextJob
 
 FLOATS = ("FP64", "FP32")
-DATATYPES = {  # by the data type on the model card
-    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8",
-    "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32", "float64": "FP64",
-    "string": "BYTES",
-}  # fmt: skip
 Outputs = dict[str, np.ndarray]
 MAX_JSON_VALUES = 2**20  # largest number of JSON values for an imported network; binary tensors may have more
 TENSOR_COMMAS, TENSOR_BYTES = 16, 512  # largest number of commas and bytes of a tensor in JSON, without its values
@@ -239,14 +234,12 @@ def _sample_job(card: Card, settings: Settings, request: DecodedRequest) -> Samp
 
 def _class_indices(labels: Sequence[str], classes: np.ndarray) -> np.ndarray:
     """Return the indices of classes, which are indices or labels. Raises BadValue for unknown ones."""
-    known: dict[Any, int] = {label.encode(): index for index, label in enumerate(labels)}
-    if classes.dtype != object:
-        known = {index: index for index in range(len(labels))}
+    known: list[Any] = [label.encode() for label in labels] if classes.dtype == object else list(range(len(labels)))
     for value in classes.tolist():
         if value not in known:
             allowed = f"allowed values: 0 to {len(labels) - 1}, or {', '.join(labels)}"
             raise BadValue(f"classes has {quote_value(value)}; {allowed}", "classes")
-    return np.array([known[value] for value in classes.tolist()], dtype=np.int64)
+    return np.array([known.index(value) for value in classes.tolist()])
 
 
 def _images(card: Card, answer: SampleAnswer) -> Outputs:
