@@ -26,9 +26,10 @@ from limits.aio.storage import Storage
 from packaging.version import Version
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api import errors
 from app.api.admin_key import admin_key
+from app.api.errors import error_response
 from app.api.kserve import timeseries
 from app.api.middleware.api_keys import api_keys, close_storage, limit_storage
 from app.api.middleware.body_memory import BodyMemoryLimit
@@ -40,6 +41,7 @@ from app.api.openapi import build_document
 from app.api.operation import Operation, Router, Service, unknown_path
 from app.api.routes import admin, admin_add, classify, forecast, generate_images, generate_text, health, page
 from app.api.routes import models as model_list
+from app.errors import QuartetError
 from app.observability.access_log import AccessLog
 from app.observability.logs import configure_logging
 from app.observability.metrics import Metrics
@@ -128,9 +130,7 @@ def create_app(
     spooled = admin.SPOOLED if key else ()
     limited = BodyMemoryLimit(router, settings.max_buffered_bytes, spooled=spooled, limits=settings.limits)
     # Errors of RequestTelemetry do not pass ``limited``, but pages of allowed origins should be able to read them.
-    telemetry = RequestTelemetry(
-        cors(limited, settings), metrics, log, lambda error: cors(errors.error_response(error), settings)
-    )
+    telemetry = RequestTelemetry(cors(limited, settings), metrics, log, lambda error: cors(_failure(error), settings))
     app.middleware_stack = telemetry
     app.state.on_rejected = telemetry.on_rejected
     return app
@@ -152,7 +152,16 @@ def _encoded_document(app: FastAPI, root_path: str) -> bytes:
 
 async def _missing_file(request: Request, error: Exception) -> Response:
     """Answer a request for a file of the documentation that does not exist."""
-    return errors.error_response(unknown_path(request.scope))
+    return error_response(unknown_path(request.scope), request.scope["path"])
+
+
+def _failure(error: QuartetError) -> ASGIApp:
+    """Return an application that answers each request with an error."""
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        await error_response(error, scope["path"])(scope, receive, send)
+
+    return respond
 
 
 @asynccontextmanager

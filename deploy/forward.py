@@ -140,7 +140,7 @@ class ForwardedResponse(Response):
         except CallerGone:
             return
         except QuartetError as rejection:
-            await error_response(rejection)(scope, receive, send)
+            await error_response(rejection, scope["path"])(scope, receive, send)
             return
         forwarded = {key: scope[key] for key in FORWARDED_SCOPE if key in scope}
         forwarded["headers"] = [tuple(header) for header in scope["headers"]]
@@ -152,7 +152,7 @@ class ForwardedResponse(Response):
                 return
             except self.overload_error:
                 error = Overloaded("all replicas are at their limit of requests", retry_after=1)
-                await error_response(error)(scope, receive, send)
+                await error_response(error, scope["path"])(scope, receive, send)
                 return
             except self.replica_errors:
                 if self.complete:
@@ -162,9 +162,11 @@ class ForwardedResponse(Response):
                 self.held.clear()
         if not self.started:
             failure = InferenceFailed(REPLICAS_DIED if repeatable else OUTCOME_UNKNOWN)
-            await error_response(failure)(scope, receive, send)
+            await error_response(failure, scope["path"])(scope, receive, send)
         elif self.streamed:
-            last_events = event(error_content(NotReady("the replica that generated this answer died"))) + DONE
+            last_events = (
+                event(error_content(NotReady("the replica that generated this answer died"), scope["path"])) + DONE
+            )
             await send({"type": "http.response.body", "body": last_events, "more_body": False})
         else:
             raise ConnectionError("the replica died while sending its response")

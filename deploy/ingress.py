@@ -58,7 +58,7 @@ class IngressApp:
             self._check_host(scope)
             known = await self._authenticate(scope)
         except QuartetError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
             return
         app = self._own.get(scope["path"])
         if app is None:

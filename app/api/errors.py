@@ -8,7 +8,6 @@ from typing import Any
 
 import orjson
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from app.engine.observer import current_trace
 from app.errors import BadValue, QuartetError, quote_value
@@ -17,7 +16,7 @@ MAX_PARAM_LENGTH = 100  # characters
 ONE, MANY = "(one)", "(many)"  # tags of unions of a value and a list of values, which are no names of fields
 
 
-def error_content(error: QuartetError, path: str = "") -> dict[str, Any]:
+def error_content(error: QuartetError, path: str) -> dict[str, Any]:
     """Return the JSON content of an error response or error event, in the format of the protocol at ``path``.
 
     Also stores the error code in the request's trace.
@@ -30,24 +29,10 @@ def error_content(error: QuartetError, path: str = "") -> dict[str, Any]:
     return {"error": {"message": error.message, "type": error.type, "param": param, "code": error.code}}
 
 
-class ErrorResponse(Response):
-    """The response to a failed request, in the format of the request's protocol."""
-
-    def __init__(self, error: QuartetError, path: str = "") -> None:
-        super().__init__(orjson.dumps(error_content(error, path)), error.status, error.headers(), "application/json")
-        self.error = error.without_frames()
-        self.path = path
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] != self.path and scope["path"].startswith("/v2"):
-            await ErrorResponse(self.error, scope["path"])(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
-
-
-def error_response(error: QuartetError) -> Response:
-    """Return the response to a failed request."""
-    return ErrorResponse(error)
+def error_response(error: QuartetError, path: str) -> Response:
+    """Return the response to a failed request, in the format of the protocol at ``path``."""
+    content = orjson.dumps(error_content(error.without_frames(), path))
+    return Response(content, error.status, error.headers(), "application/json")
 
 
 def unknown_field(name: str, known: Iterable[str]) -> BadValue:

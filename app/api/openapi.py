@@ -160,8 +160,9 @@ def _body(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
             contents[kind] = {"schema": {"$ref": REFERENCE.format(model=part["schema"]["title"])}}
     if body := operation.body:
         contents[JSON] = {"schema": _reference(body, schemas, "validation"), "example": operation.example}
+    contents |= {kind: part for kind, part in operation.other_bodies.items() if kind not in contents}
     is_optional = body and not any(field.is_required() for field in body.model_fields.values())
-    return {"required": not is_optional, "content": {**operation.other_bodies, **contents}}
+    return {"required": not is_optional, "content": contents}
 
 
 def _schemas_in(part: type[Any], mode: JsonSchemaMode) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class Router:
                 return
             response = await route.answer(self.service, Request(scope, receive, send))
         except QuartetError as error:
-            response = error_response(error)
+            response = error_response(error, scope["path"])
         await response(scope, receive, send)
 
     def _find(self, scope: Scope) -> BaseRoute:

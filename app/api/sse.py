@@ -85,7 +85,7 @@ class EventStream(Response):
             log.exception("a stream failed")
             failure = QuartetError("the service failed; see its log")
         if not self.started:
-            await error_response(failure)(scope, receive, send)
+            await error_response(failure, scope["path"])(scope, receive, send)
             return
         try:
             async with asyncio.timeout(self.close_seconds):

@@ -18,7 +18,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.api.connection import CONNECTION
-from app.api.errors import ErrorResponse
+from app.api.errors import error_response
 from app.errors import BadValue, QuartetError
 from app.limits import Limits
 from app.observability.middleware import REJECTION, SECURITY_HEADERS, assign_request_id
@@ -365,7 +365,7 @@ def without_upgrade(data: bytes) -> bytes:
 
 def error_bytes(error: QuartetError, path: str, request_id: str) -> bytes:
     """Return an HTTP/1.1 response in the error format of ``path``. It tells the client that the connection ends."""
-    response = ErrorResponse(error, path)
+    response = error_response(error, path)
     lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "connection: close"]
     lines.append(f"x-request-id: {request_id}")
     lines += [f"{name.decode()}: {value.decode()}" for name, value in (*response.raw_headers, *SECURITY_HEADERS)]

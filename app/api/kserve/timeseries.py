@@ -246,12 +246,6 @@ def max_fields(settings: Settings) -> int:
 @json_endpoint(FORECAST, TimeSeriesRequest, Protocol(encode), content, max_fields, check_model)
 def forecast_time_series(body: TimeSeriesRequest, settings: Settings) -> ForecastJob:
     """Forecast the next values of one or several series, with quantiles."""
-    if (count := len(body.inputs)) > settings.max_series:
-        allowed = f"it should have at most {settings.max_series} items, not {count}"
-        raise BadValue(
-            f"inputs is {quote_value([each.model_dump(exclude_unset=True) for each in body.inputs])}; {allowed}",
-            "inputs",
-        )
     return ForecastJob(
         [series.series for series in body.inputs],
         body.options.horizon,

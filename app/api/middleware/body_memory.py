@@ -76,7 +76,7 @@ class BodyMemoryLimit:
             size = len(message.get("body", b""))
             if start and size > PART_BYTES and is_open and not self._has_room(size, request_bytes):
                 drop_rest()
-                await error_response(self._memory_full())(scope, receive, send)
+                await error_response(self._memory_full(), scope["path"])(scope, receive, send)
             if not is_open:
                 return
             if start:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -89,22 +89,17 @@ async def _respond(service: Service, cards: list[Card]) -> Response:
 
 def _statistics(card: Card, totals: Totals) -> ModelStatistics:
     """Return the statistics of a version."""
-    key = card.name, str(card.version)
-    own = {(metric, result): total for (metric, *version, result), total in totals.items() if tuple(version) == key}
+    failures = {result for *_, result in totals} - {SUCCESS, ""}
 
-    def total(metric: str) -> float:
-        return own.get((f"quartet_{metric}", ""), 0.0)
+    def total(metric: str, results: Collection[str] = ("",)) -> float:
+        keys = [(f"quartet_{metric}", card.name, str(card.version), result) for result in results]
+        return sum(totals.get(key, 0.0) for key in keys)
 
-    def requests(are_counted: Callable[[str], bool]) -> Duration:
-        ends = (
-            sum(value for (metric, result), value in own.items() if metric == name and are_counted(result))
-            for name in ("quartet_version_request_seconds_count", "quartet_version_request_seconds_sum")
-        )
-        return _duration(*ends)
+    def duration(metric: str, results: Collection[str] = ("",)) -> Duration:
+        seconds = total(f"{metric}_seconds_sum", results)
+        return {"count": int(total(f"{metric}_seconds_count", results)), "ns": round(seconds * 1e9)}
 
-    queue = _duration(total("queue_seconds_count"), total("queue_seconds_sum"))
-    compute = _duration(total("compute_seconds_count"), total("compute_seconds_sum"))
-    none = _duration(0, 0)
+    queue, compute, none = duration("queue"), duration("compute"), duration("", ())
     return {
         "name": card.name,
         "version": str(card.version),
@@ -112,8 +107,8 @@ def _statistics(card: Card, totals: Totals) -> ModelStatistics:
         "inference_count": queue["count"] if TASKS[card.task].engine == "text" else int(total("batch_rows_sum")),
         "execution_count": compute["count"],
         "inference_stats": {
-            "success": requests(SUCCESS.__eq__),
-            "fail": requests(SUCCESS.__ne__),
+            "success": duration("version_request", [SUCCESS]),
+            "fail": duration("version_request", failures),
             "queue": queue,
             "compute_infer": compute,
             "compute_input": none,
@@ -125,10 +120,6 @@ def _statistics(card: Card, totals: Totals) -> ModelStatistics:
         "batch_stats": [],
         "memory_usage": [],
     }
-
-
-def _duration(count: float, seconds: float) -> Duration:
-    return {"count": int(count), "ns": round(seconds * 1e9)}
 
 
 OPERATIONS = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Literal, NotRequired
 
 from pydantic import Field
@@ -71,7 +70,7 @@ def encode(call: Call[Any], job: SampleJob, answer: SampleAnswer) -> ImageGenera
     for image, label in zip(encode_images(answer.pixels), answer.labels, strict=True):
         data.append({"b64_json": image} if label is None else {"b64_json": image, "revised_prompt": label})
     return {
-        "created": int(time.time()),
+        "created": job.created,
         "data": data,
         "size": f"{width}x{height}",
         "output_format": "png",

@@ -160,7 +160,7 @@ def _decode_base64_files(images: list[str]) -> list[ImageFile]:
 
 
 def _decode_base64(text: str, param: str) -> bytes:
-    """Decode a file in parts, because the event loop cannot run while a part is decoded."""
+    """Decode a file in parts, because the event loop cannot run while a part is decoded. Raises NotAnImage."""
     try:
         parts = []
         for start in range(0, len(text), BASE64_PART):
