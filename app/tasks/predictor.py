@@ -13,7 +13,7 @@ class Predictor(Protocol):
     """The base class of all predictors. A predictor runs one version of a model for a task."""
 
     card: Card
-    latency = LatencyModel(0.0, 0.0)  # predicts the seconds of a batch from its number of rows
+    latency: LatencyModel = LatencyModel(0.0, 0.0)  # predicts the seconds of a batch from its number of rows
 
     def prepare(self, job: Any) -> Sequence[Any]:
         """Return the items of a job for the engine. Raises BadValue."""

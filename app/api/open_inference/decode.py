@@ -202,7 +202,7 @@ def _decode_raw(content: bytes, only_input: TensorSpec | None, has_rows: bool) -
             expected = f"a multiple of {step_bytes:,}" if -1 in shape else f"{step_bytes:,}"
             raise BadValue(f"unexpected size for input {name!r}: {len(content):,} bytes, expected {expected}")
         tensor = np.frombuffer(content, NUMPY[datatype]).reshape(shape)
-    request_input = RequestInput(name=name, shape=list(tensor.shape), datatype=datatype)  # type: ignore[arg-type]
+    request_input = RequestInput(name=name, shape=list(tensor.shape), datatype=datatype)
     return DecodedRequest(
         InferenceRequest(inputs=[request_input], parameters={"binary_data_output": True}),
         {name: tensor},
