@@ -104,7 +104,7 @@ audit: .venv/audit ## list known vulnerabilities of the installed packages (pip-
 clean: ## remove the virtual environments and generated files
 	rm -rf .venv .venv-oldest mutants sbom.json .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
-.venv/serve: EXTRA :=
+.venv/serve: EXTRA := [tables]
 .venv/train: EXTRA := [train]
 .venv/test: EXTRA := [test]
 .venv/test-all: EXTRA := [test,ray]

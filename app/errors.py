@@ -152,6 +152,14 @@ class NotAnImage(QuartetError):
     code = "not_an_image"
 
 
+class NotInstalled(QuartetError):
+    """The service cannot read the file, because an extra package is not installed. The message names the extra."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "not_installed"
+
+
 class Overloaded(QuartetError):
     """A queue is full. The header ``Retry-After`` estimates after how many seconds a new attempt can succeed."""
 

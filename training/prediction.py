@@ -20,9 +20,8 @@ import os
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from app.store import Card, SeriesTraits
+from app.tables import TableError
+from app.tables.forecast import TableSeries, forecast_rows, series_of
 from app.tasks.forecasting import MAX_READ
 from app.tasks.image_codecs import image_grid, png
 from training.backends import Request, open_backend
@@ -115,50 +116,26 @@ def series(options: Namespace, card: Card) -> list[Item]:
         known_covariates=",".join(names) or None,
         holidays=calendar.country if calendar else None,
     )
-    table = read_tidy(options.input, read_as)
-    future = {
-        name: read_tidy(options.future, replace(read_as, columns=[name], known_covariates=None)).frame for name in names
-    }
-    season = traits.season or 1
+    table, season = read_tidy(options.input, read_as), traits.season or 1
     horizon = options.horizon or (None if names else season if season > 1 else DEFAULT_HORIZON)
-    daily = table.frame["ds"].dtype.kind == "M" and (table.frame["ds"] == table.frame["ds"].dt.normalize()).all()
+    future = {
+        name: read_tidy(options.future, replace(read_as, columns=[name], known_covariates=None)) for name in names
+    }
 
-    def item(name: str, frame: Any) -> Item:
-        frame, first = frame.iloc[-MAX_READ:], table.after(frame["ds"].iloc[-1], 1)
-        ahead = {column: _ahead(own, column, name, first) for column, own in future.items()}
-        steps = horizon or min(map(len, ahead.values()))
-        times = [table.after(frame["ds"].iloc[0], len(frame) + step) for step in range(steps)]
-        labels = [str(time.date()) if daily else str(time) for time in times]
-        values = [None if np.isnan(value) else value for value in frame["y"].tolist()]
-        request = {"values": values, "horizon": steps, "levels": options.levels}
-        for column, own in ahead.items():
-            if len(own) < steps or (isinstance(first, datetime) and list(own["ds"][:steps]) != times):
-                raise DataError(f"--future needs {column} of {name!r} for each of the {steps} steps from {labels[0]}")
-            request.setdefault("covariates", {})[column] = [*frame[column].tolist(), *own["y"][:steps].tolist()]
+    def item(one: TableSeries) -> Item:
+        request = {"values": one.values, "horizon": len(one.steps), "levels": options.levels}
+        if one.covariates:
+            request["covariates"] = one.covariates
         if calendar:
-            request["start"] = frame["ds"].iloc[0].isoformat()
+            request["start"] = one.start
         if options.season:
             request["seasonality"] = options.season
-        return Item(name, request, lambda results: list(_forecast(name, labels, results[0])))
+        return Item(one.name, request, lambda results: list(forecast_rows(one, results[0])))
 
-    return [item(str(name), frame) for name, frame in table.frame.groupby("unique_id", sort=False)]
-
-
-def _ahead(frame: Any, column: str, name: str, first: Any) -> Any:
-    """Return the rows of a series in the table of future values, from the time ``first``.
-
-    Without time stamps, all rows are in the future. Without groups, the rows are for all series.
-    """
-    own = frame[(frame["unique_id"] == name) | (frame["unique_id"] == column)]
-    return own[own["ds"] >= first] if isinstance(first, datetime) else own
-
-
-def _forecast(name: str, times: list[str], result: Mapping[str, Any]) -> Iterator[Row]:
-    for at, time in enumerate(times):
-        row: Row = {"series": name, "time": time, "mean": result["mean"][at], "median": result["median"][at]}
-        for level, bounds in result["intervals"].items():
-            row |= {f"lower_{level}": bounds["lower"][at], f"upper_{level}": bounds["upper"][at]}
-        yield row
+    try:
+        return [item(one) for one in series_of(table, future, horizon, MAX_READ)]
+    except TableError as error:
+        raise DataError(str(error)) from error
 
 
 def samples(options: Namespace, card: Card) -> list[Item]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).with_name("examples")
 REFERENCE = "#/components/schemas/{model}"
-JSON = "application/json"
+JSON, FORM = "application/json", "multipart/form-data"
 TEXT = {"type": "string"}
 BINARY = {**TEXT, "format": "binary"}
 DESCRIBED = ConfigDict(use_attribute_docstrings=True)
@@ -153,16 +153,16 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
 
 
 def _body(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
-    contents = {}
-    for kind, part in operation.other_bodies.items():
-        if kind == "multipart/form-data":  # Swagger UI offers the first media type
-            schemas[part["schema"]["title"]] = part["schema"]
-            contents[kind] = {"schema": {"$ref": REFERENCE.format(model=part["schema"]["title"])}}
+    json_body, others = {}, {**operation.other_bodies}
     if body := operation.body:
-        contents[JSON] = {"schema": _reference(body, schemas, "validation"), "example": operation.example}
-    contents |= {kind: part for kind, part in operation.other_bodies.items() if kind not in contents}
+        json_body[JSON] = {"schema": _reference(body, schemas, "validation"), "example": operation.example}
+    if FORM in others:
+        form = others[FORM]["schema"]
+        schemas[form["title"]] = form
+        others[FORM] = {"schema": {"$ref": REFERENCE.format(model=form["title"])}}
+    first = {FORM: others[FORM]} if next(iter(others), "") == FORM else {}  # Swagger UI offers the first media type
     is_optional = body and not any(field.is_required() for field in body.model_fields.values())
-    return {"required": not is_optional, "content": contents}
+    return {"required": not is_optional, "content": {**first, **json_body, **others}}
 
 
 def _schemas_in(part: type[Any], mode: JsonSchemaMode) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Operation:
         answer: description of the response.
         other_answers: schemas of the response in other media types.
         body, example: the Pydantic class of the JSON body, and a body with which a request succeeds.
-        other_bodies: schemas of the body in other media types. A form is listed before JSON.
+        other_bodies: schemas of the body in other media types. A form that comes first is listed before JSON.
         query: the Pydantic class of the query parameters. Without it, requests with query parameters are rejected.
         parameters: descriptions and examples of the parameters in the path.
         errors: the error responses.

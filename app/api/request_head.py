@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar, get_origin
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -47,14 +47,18 @@ def read_query(request: Request, model: type[Query]) -> Query:
 
 
 def _parse_query(query_string: bytes, model: type[Query]) -> Query:
-    parameters = QueryParams(query_string).multi_items()
-    for i, (name, _) in enumerate(parameters):
+    values: dict[str, Any] = {}
+    for name, value in QueryParams(query_string).multi_items():
         if name not in model.model_fields:
             raise unknown_field(name, model.model_fields)
-        if any(name == earlier for earlier, _ in parameters[:i]):
+        if get_origin(model.model_fields[name].annotation) is list:
+            values.setdefault(name, []).append(value)
+        elif name in values:
             raise BadValue(f"{name} was sent more than once", name)
+        else:
+            values[name] = value
     try:
-        return model.model_validate(dict(parameters))
+        return model.model_validate(values)
     except ValidationError as error:
         raise validation_error(error.errors()) from None
 

@@ -93,7 +93,7 @@ def read_times(body: Body, names: list[str], pattern: str | None) -> TimeColumn:
     if pattern is not None:
         try:
             readings = [times.with_format(cells, pattern)]
-        except ValueError as error:
+        except (ValueError, re.error) as error:
             raise TableError(f"--format {pattern}: {error}") from error
         if readings[0].times.notna().sum() < 0.8 * cells.notna().sum() or not re.search("%[YyG]", pattern):
             raise TableError(f"--format {pattern} does not fit the cells of {label}, for example {example!r}")

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import lzma
+import math
 import re
 import warnings
 import zipfile
@@ -38,6 +39,7 @@ REJECTED = {
 BRACKETED = re.compile(rb"<[^<>\s/!?]+>[ \t]*[,;\t|]")  # the beginning of a header such as <TICKER>,<DATE>
 SAMPLE_LINES = 300  # number of lines at the beginning of a file from which the separator is detected
 MIN_SHEET_ROWS = 3  # a sheet holds a table if it has at least this many rows with numbers or dates
+MAX_CELL = 200  # characters; longer cells are cut, because parsing them as times takes quadratic time
 MAX_EMPTY = 10  # largest number of empty cells per character of a text file
 INVISIBLE = {"\r\n": "\n", "\r": "\n", "\xa0": " ", "\u202f": " ", "\u2009": " "}
 INVISIBLE |= dict.fromkeys("\ufeff\u200b\u200e\u200f\u2060\0", "")
@@ -63,12 +65,17 @@ class Sheet:
 
 
 def read_sheet(
-    content: bytes, sheet: str | None = None, encoding: str | None = None, separator: str | None = None
+    content: bytes,
+    sheet: str | None = None,
+    encoding: str | None = None,
+    separator: str | None = None,
+    max_cells: float = math.inf,
 ) -> Sheet:
     """Read the cells of a file; its format is detected from its content.
 
     Raises:
-        TableError: the file cannot be read, or an option is missing or does not fit the file.
+        TableError: the file cannot be read, an option is missing or does not fit the file, or a sheet has more than
+            ``max_cells`` cells.
     """
     try:
         for magic, decompress in COMPRESSED.items():
@@ -81,7 +88,7 @@ def read_sheet(
                 raise TableError(f"is a ZIP archive of {len(members)} files; unpack it and name one file")
             content = archive.read(members[0])
         if is_excel:
-            return _read_excel(content, sheet)
+            return _read_excel(content, sheet, max_cells)
     except (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, RuntimeError, IndexError) as error:
         raise TableError(f"is damaged or encrypted: {error}") from error
     start = content[:4096].lstrip()
@@ -92,7 +99,7 @@ def read_sheet(
         return _read_parquet(content)
     if sheet is not None:
         raise TableError(f"is no Excel file, so it has no sheet {sheet!r}; omit --sheet")
-    return _read_text(content, encoding, separator)
+    return _read_text(content, encoding, separator, max_cells)
 
 
 def _read_parquet(content: bytes) -> Sheet:
@@ -110,7 +117,7 @@ def _read_parquet(content: bytes) -> Sheet:
     return Sheet(_texts(frame), ["read as Parquet"], names=names)
 
 
-def _read_excel(content: bytes, name: str | None) -> Sheet:
+def _read_excel(content: bytes, name: str | None, max_cells: float) -> Sheet:
     import openpyxl
 
     def load(**options: bool) -> Any:
@@ -123,6 +130,8 @@ def _read_excel(content: bytes, name: str | None) -> Sheet:
     except Exception as error:  # openpyxl does not document its errors; damaged files raise many kinds
         raise TableError(f"is a damaged Excel file: {error}; save it again, or as CSV") from error
     sheets = {sheet.title: sheet for sheet in book.worksheets}
+    for sheet in sheets.values():  # one cell in the last row and column makes openpyxl create 10**10 cells
+        _check_cells(sheet.max_row, sheet.max_column, max_cells)
     if name is not None and name not in sheets:
         raise TableError(f"has no sheet {name!r}; its sheets are: {', '.join(sheets)}")
     tables = [title for title, sheet in sheets.items() if sheet.sheet_state == "visible" and _holds_table(sheet)]
@@ -145,6 +154,14 @@ def _read_excel(content: bytes, name: str | None) -> Sheet:
     return Sheet(_texts(frame), [f"read as Excel, sheet {name!r}" + (f"; left out{others}" if others else "")])
 
 
+def _check_cells(rows: int, columns: int, most: float) -> None:
+    """Raise TableError for too many cells. A table has at least 1,000 rows here, because each column takes long."""
+    if max(rows, 1000) * columns > most:
+        raise TableError(
+            f"has {rows:,} rows of {columns:,} cells; the maximum is {most:,} cells, counting at least 1,000 rows"
+        )
+
+
 def _holds_table(sheet: Any) -> bool:
     return sum(any(not isinstance(v, str | None) for v in row) for row in sheet.values) >= MIN_SHEET_ROWS
 
@@ -154,18 +171,18 @@ def _texts(frame: pd.DataFrame) -> pd.DataFrame:
 
     def text(cell: Any) -> Any:
         is_number = isinstance(cell, int | float) and not isinstance(cell, bool)
-        return cell if is_number or cell is None else str(cell).strip() or None
+        return cell if is_number or cell is None else str(cell).strip()[:MAX_CELL] or None
 
     for name in frame:
         cells = frame[name]
         if cells.dtype == object:
             frame[name] = cells.map(text)
         elif not pd.api.types.is_numeric_dtype(cells.dtype) or cells.dtype == bool:
-            frame[name] = cells.astype("str").str.strip().replace("", None)
+            frame[name] = cells.astype("str").str.strip().str.slice(0, MAX_CELL).replace("", None)
     return frame
 
 
-def _read_text(content: bytes, encoding: str | None, separator: str | None) -> Sheet:
+def _read_text(content: bytes, encoding: str | None, separator: str | None, max_cells: float) -> Sheet:
     text, encoding = decode(content, encoding)
     for sign, replacement in INVISIBLE.items():
         text = text.replace(sign, replacement)
@@ -179,6 +196,7 @@ def _read_text(content: bytes, encoding: str | None, separator: str | None) -> S
         lines = [re.sub(r"\s+", "\t", line.strip()) for line in lines]
     mark = "\t" if separator == " " else separator
     widths = [line.count(mark) + 1 for line in lines]
+    _check_cells(len(lines), max(widths), max_cells)
     if max(widths) * len(lines) > MAX_EMPTY * (len(text) + 1000):
         raise TableError(f"row {widths.index(max(widths)) + 1} has {max(widths)} cells, far more than other rows")
     try:

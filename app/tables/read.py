@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -85,16 +86,17 @@ class TidyTable:
     remarks: list[str]
 
 
-def read(content: bytes, name: str, options: ReadOptions) -> TidyTable:
+def read(content: bytes, name: str, options: ReadOptions, max_cells: float = math.inf) -> TidyTable:
     """Read all series of a CSV, Excel or Parquet file. An ambiguous file is rejected.
 
-    ``name``: the name of the series if no column names it, such as the name of the file.
+    ``name``: the name of the series if no column names it, such as the name of the file. ``max_cells``: the largest
+    number of cells in a sheet.
 
     Raises:
         TableError: the file cannot be read or is ambiguous. The message names the option that resolves the ambiguity.
     """
     missing = tuple(options.missing or ())
-    sheet = read_sheet(content, options.sheet, options.encoding, options.separator)
+    sheet = read_sheet(content, options.sheet, options.encoding, options.separator, max_cells)
     body = header.locate(sheet, options.header, [text for text in missing if text != "none"], options.unit or ())
     groups, known = _listed(body, options.group, "none"), _listed(body, options.known_covariates)
     values = list(options.columns or ())

@@ -80,7 +80,7 @@ def readings(cells: pd.Series, week: bool = False, share: float = 0.8) -> list[R
     codes, unique = pd.factorize(known)
     return [
         replace(own, times=pd.Series(own.times.to_numpy()[codes], known.index).reindex(cells.index))
-        for own in _readings([text.lower() for text in unique], week, share)
+        for own in _readings([" ".join(text.lower().split()) for text in unique], week, share)
     ]
 
 

@@ -163,6 +163,11 @@ def test_other_requests_give_answers_with_the_documented_schema(
     for path, query, body in requests:
         answer = service.post(path + query, json=body).raise_for_status()
         check(document, document["paths"][path]["post"]["responses"]["200"]["content"][JSON]["schema"], answer.json())
+    path, kind = "/v1/series/forecast", "text/csv"
+    operation = document["paths"][path]["post"]
+    table = operation["requestBody"]["content"][kind]["example"]
+    answer = service.post(path, content=table, headers={"content-type": kind}, params={"history": True})
+    check(document, operation["responses"]["200"]["content"][JSON]["schema"], answer.raise_for_status().json())
     for name in ("cifar10-lenet", "shakespeare-rnn", "mnist-cgan", "series-lstm"):
         for path in ("/v1/models/{name}", "/v2/models/{name}", "/v2/models/{name}/config", "/v2/models/{name}/stats"):
             answer = service.get(path.replace("{name}", name)).raise_for_status()

@@ -18,7 +18,8 @@ from app import store
 from app.api.open_inference.decode import DATATYPES, DecodedRequest, TensorSpec
 from app.api.request_body import EXTRA_COMMAS, RequestBody, validate
 from app.api.responses import MIN_LOG_PROBABILITY
-from app.api.routes.forecast import DEFAULT_HORIZON, ForecastRequest
+from app.api.routes.forecast import ForecastRequest
+from app.api.routes.forecast_table import DEFAULT_HORIZON
 from app.api.routes.generate_text import BYTES_PER_CHARACTER, MAX_STOP_LENGTH, SamplingFields
 from app.errors import BadValue, quote_value
 from app.networks import KINDS, is_imported

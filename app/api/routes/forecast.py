@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any, NotRequired
 
+from fastapi import Request
 from pydantic import Discriminator, Field, Tag
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from app.api.deadline import set_deadline
 from app.api.errors import MANY, ONE
-from app.api.inference import Call, Protocol, json_endpoint
-from app.api.openapi import SALES
-from app.api.operation import Operation
+from app.api.inference import Call, Protocol, json_endpoint, resolve, run_job
+from app.api.openapi import JSON, SALES, TEXT
+from app.api.operation import Operation, Service
 from app.api.request_body import ModelName, RequestBody, limited, text_or_list
-from app.api.responses import ERROR_RESPONSES, Floats, ModelAnswer, model_fields
+from app.api.request_head import header, preferred_media_type, read_query, reject_query
+from app.api.responses import BAD_REQUESTS, ErrorBody, Floats, ModelAnswer, error_responses, json_response, model_fields
+from app.api.routes.forecast_table import BODIES, CSV, DEFAULT_HORIZON, ReadTable, TableQuery, is_table, read_table
 from app.errors import BadValue
 from app.settings import Settings
 from app.tasks import FORECAST
 from app.tasks.forecasting import ForecastAnswer, ForecastJob
 
 BYTES_PER_NUMBER = 26  # largest size of a value in JSON
-DEFAULT_HORIZON = 24
 
 Value = Annotated[float, Field(ge=-1e300, le=1e300)] | None
 Level = Annotated[float, Field(gt=0, lt=100)]
@@ -86,6 +92,20 @@ class Interval(TypedDict):
     upper: Floats
 
 
+class ReadSeries(TypedDict):
+    """How a series was read from a table."""
+
+    start: Annotated[str, Field(description="time of the first value")]
+    end: Annotated[str, Field(description="time of the last value")]
+    length: Annotated[int, Field(description="number of values, including the missing ones")]
+    missing: Annotated[int, Field(description="number of missing values")]
+
+
+class History(TypedDict):
+    times: list[str]
+    values: list[float | None]
+
+
 class SeriesResult(TypedDict):
     mean: Annotated[Floats, Field(description="mean of the forecast at each of the `horizon` steps")]
     median: Floats
@@ -95,12 +115,26 @@ class SeriesResult(TypedDict):
     seasonality: Annotated[
         int | None, Field(description="values per season, or null if the model does not use seasons")
     ]
+    series: NotRequired[Annotated[str, Field(description="only for a table, as are `read` and `times`: its name")]]
+    read: NotRequired[ReadSeries]
+    times: NotRequired[Annotated[list[str], Field(description="the time of each of the `horizon` steps")]]
+    history: NotRequired[Annotated[History, Field(description="only with `history`: the series as it was read")]]
+
+
+class TableDescription(TypedDict):
+    """How a table was read."""
+
+    step: Annotated[str, Field(description="time step, such as `day`; `step` without time stamps")]
+    remarks: Annotated[
+        list[str], Field(description="what was detected, and what was left out or repaired, with reasons")
+    ]
 
 
 class ForecastResponse(ModelAnswer):
     results: Annotated[
         list[SeriesResult], Field(description="one forecast for each series, in the order of the request")
     ]
+    table: NotRequired[Annotated[TableDescription, Field(description="only for a table: how it was read")]]
 
 
 def encode(call: Call[Any], job: ForecastJob, answer: ForecastAnswer) -> ForecastResponse:
@@ -117,7 +151,8 @@ def encode(call: Call[Any], job: ForecastJob, answer: ForecastAnswer) -> Forecas
                 "seasonality": forecast.seasonality,
             }
         )
-    return {**model_fields(call.model), "results": results}
+    names = model_fields(call.model)
+    return {"model": names["model"], "version": names["version"], "results": results}
 
 
 def level_name(level: float) -> str:
@@ -131,8 +166,7 @@ def content(settings: Settings) -> tuple[int, int]:
 
 
 @json_endpoint(FORECAST, ForecastRequest, Protocol(encode), content)
-def forecast_series(body: ForecastRequest, settings: Settings) -> ForecastJob:
-    """Forecast the next values of one or several series of numbers, with prediction intervals."""
+def forecast_json(body: ForecastRequest, settings: Settings) -> ForecastJob:
     names = {}
     for field, alias in (("horizon", "h"), ("levels", "level")):
         if getattr(body, alias) is not None:
@@ -157,6 +191,76 @@ def forecast_series(body: ForecastRequest, settings: Settings) -> ForecastJob:
     )
 
 
+@dataclasses.dataclass
+class TableJob(ForecastJob):
+    """The series of a table. Errors name a series as the table does."""
+
+    table: ReadTable = dataclasses.field(kw_only=True)
+
+    def answer_size(self, outputs: Sequence[Any]) -> int:
+        return super().answer_size(outputs) + sum(map(len, self.series))  # with the history
+
+    def series_name(self, index: int) -> str:
+        return f"file.{self.table.series[index].name}"
+
+
+async def forecast_table(service: Service, request: Request) -> Response:
+    """Answer a request with a table. Raises the errors of ``read_table``, ``resolve`` and ``run_job``."""
+    deadline = set_deadline(request, service.settings.request_seconds)
+    query = read_query(request, TableQuery)
+    model = await resolve(service, request, FORECAST, query.model, deadline)
+    model.engine.admit(1)  # reject before the body is read
+    table = await read_table(service, request, query, model.card)
+    known = model.card.series and model.card.series.known
+    job = TableJob(
+        [series.values for series in table.series],
+        len(table.series[0].steps),
+        query.levels or [80.0, 95.0],
+        query.seasonality,
+        bool(query.integer),
+        {name: [each.covariates[name] for each in table.series] for name in table.series[0].covariates} or None,
+        [series.start for series in table.series] if known and known.calendar else None,
+        names={"start": "file"},
+        table=table,
+    )
+    job.check(service.settings)
+    return await run_job(service, Call(request, query, model), job, deadline, Protocol(encode_table))
+
+
+def encode_table(call: Call[TableQuery], job: TableJob, answer: ForecastAnswer) -> Response:
+    from app.tables.forecast import forecast_rows, write_csv
+
+    content = encode(call, job, answer)
+    pairs = list(zip(job.table.series, content["results"], strict=True))
+    if preferred_media_type(header(call.request, b"accept", "*/*"), [JSON, CSV]) == CSV:
+        rows = [row for series, result in pairs for row in forecast_rows(series, result)]
+        return Response(write_csv(rows), media_type=CSV)
+    for series, result in pairs:
+        length = len(series.values)
+        past, missing = series.times[:length], series.values.count(None)
+        read: ReadSeries = {"start": past[0], "end": past[-1], "length": length, "missing": missing}
+        result |= {"series": series.name, "read": read, "times": series.steps}
+        if call.body.history:
+            result["history"] = {"times": past, "values": series.values}
+    content["table"] = {"step": job.table.step, "remarks": job.table.remarks}
+    return json_response(content)
+
+
+async def forecast_series(service: Service, request: Request) -> Response:
+    """Forecast the next values of one or several series of numbers, with prediction intervals.
+
+    Send JSON with the values, or a table: a CSV or .xlsx file as the body, or as `file` in a form. The query parameters
+    are for tables only. A form may also have a table `future` with the future values of known covariates; without it,
+    they are in the rows after the last value. If a table can be read in several ways, the error names the parameter
+    that decides. With the header `Accept: text/csv`, the answer to a table is a table.
+    """
+    if is_table(request):
+        return await forecast_table(service, request)
+    if request.scope["query_string"]:
+        reject_query(request, in_body=True)
+    return await forecast_json(service, request)
+
+
 OPERATIONS = [
     Operation(
         "POST",
@@ -166,9 +270,12 @@ OPERATIONS = [
         "Forecast series",
         ForecastResponse,
         "Mean, median and intervals of each series",
+        other_answers={CSV: {"schema": TEXT}},
         body=ForecastRequest,
         example={"values": SALES, "horizon": 4, "levels": [80, 95]},
-        errors=ERROR_RESPONSES,
+        other_bodies=BODIES,
+        query=TableQuery,
+        errors=error_responses(ErrorBody, f"{BAD_REQUESTS} 413: too large. 415: tables cannot be read here."),
         has_timeout=True,
     )
 ]

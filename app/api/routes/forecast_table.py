@@ -1,0 +1,249 @@
+"""Tables in the bodies of requests to ``/v1/series/forecast``: CSV and Excel files.
+
+The reader of tables needs pandas. It is imported with the first table, on a thread.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+import zlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from fastapi import Request
+from pydantic import BaseModel, Field
+
+from app.api.deadline import run_before_deadline
+from app.api.openapi import BINARY, FORM, TEXT
+from app.api.operation import Service
+from app.api.request_body import BodyReader, ModelName, limited, max_json_bytes, read_body, read_form
+from app.api.request_head import header
+from app.engine.executor import INLINE_SIZE
+from app.errors import BadValue, NotInstalled, TooLarge, quote_value
+from app.settings import Settings
+from app.store import Card, SeriesTraits
+
+if TYPE_CHECKING:
+    from app.tables.forecast import TableSeries
+
+CSV = "text/csv"
+EXCEL = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+BYTES_PER_VALUE = 100  # largest size of a row of a table with one value, on average
+CELLS_PER_VALUE = 10  # largest number of cells of a table for each value of its series
+LARGE_BYTES = 2**20  # larger tables are read one at a time, to limit memory
+DEFAULT_HORIZON = 24
+OTHER_FILES = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"PAR1")  # the reader would decompress them to any size
+# An option with its values in a message of the reader, such as ``--missing -999 'k. A.'``
+VALUE = r"(?!--|(?:with|and|or|to|if|for|reads|needs|names|cannot|has)\b)(?:'[^']*'|[.,](?!\S)|[^\s;)']*[^\s;,)'])"
+OPTION = re.compile(rf"--([a-z]+(?:-[a-z]+)*)((?: {VALUE})*)")
+LISTS = ("column", "header", "missing", "unit")
+
+EXAMPLE = "date,shop,sold\n" + "".join(
+    f"2026-01-{day:02},{shop},{sold}\n" for shop, level in (("north", 20), ("south", 50))
+    for day, sold in enumerate([level + 5 * (day % 7) for day in range(14)], 1)
+)  # fmt: skip
+FILE = {**BINARY, "description": "the table, as CSV or .xlsx"}
+FUTURE = {**BINARY, "description": "a table with the future values of known covariates, such as prices"}
+BODIES = {
+    CSV: {"schema": TEXT, "example": EXAMPLE},
+    EXCEL: {"schema": BINARY},
+    FORM: {
+        "schema": {
+            "title": "ForecastForm",
+            "type": "object",
+            "properties": {"file": FILE, "future": FUTURE},
+            "required": ["file"],
+            "additionalProperties": False,
+        }
+    },
+}
+
+Text = Annotated[str, Field(max_length=200)]
+Texts = Annotated[list[Text], Field(max_length=100)]
+
+
+class TableQuery(BaseModel):
+    """The query parameters of a request with a table. The options of the reader are as in ``ReadOptions``."""
+
+    model: ModelName = None
+    horizon: int | None = Field(
+        None,
+        ge=1,
+        description="number of values to forecast. By default, one season of a model that was fine-tuned on a table, "
+        "or 24; with known covariates, all steps that have future values",
+        json_schema_extra=limited("max_horizon"),
+    )
+    levels: Annotated[list[Annotated[float, Field(gt=0, lt=100)]], Field(max_length=10)] = Field(
+        [], description="levels of the intervals in per cent; by default 80 and 95. Repeat it for each level."
+    )
+    seasonality: int | None = Field(None, ge=1, description="values per season, as in a JSON request")
+    integer: bool | None = Field(None, description="whether to round all results to integers")
+    history: bool | None = Field(None, description="whether the response has the values and times of the table")
+    column: Texts = Field(
+        [], description="column to forecast; by default all numeric columns. Repeat it for each column."
+    )
+    time: Text | None = Field(None, description="column of time stamps, or several columns: `Year,Month`; or `none`")
+    format: Text | None = Field(None, description="format of the time stamps, such as `%d/%m/%Y`, percent-encoded")
+    group: Text | None = Field(None, description="columns that name the series of each row: `shop,article`; or `none`")
+    aggregate: Literal["sum", "mean", "last"] | None = Field(
+        None, description="how to combine rows with the same time stamp"
+    )
+    resample: Annotated[str, Field(max_length=10)] | None = Field(
+        None, description="combine rows into a longer time step: `h`, `D`, `W`, `M`, `Q`, `Y` or `15min`"
+    )
+    by_rows: bool | None = Field(None, description="whether each row contains one series, with its name first")
+    sheet: Text | None = Field(None, description="sheet of an Excel file")
+    header: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=10)] = Field(
+        [], description="row number of the column names; 0: there are none. Repeat it for several rows."
+    )
+    separator: Annotated[str, Field(pattern=r"^[ -~\t]$")] | None = Field(
+        None, description="separator of the cells; a space: one or more spaces"
+    )
+    encoding: (
+        Annotated[str, Field(pattern=r"(?i)^(utf|cp|iso|windows|latin|mac|koi8|shift|euc|gb|big5|ascii)[\w-]{0,20}$")]
+        | None
+    ) = Field(None, description="encoding of a text file, such as `cp1250`")
+    decimal: Literal[".", ","] | None = Field(None, description="decimal separator")
+    missing: Texts = Field(
+        [],
+        description="cell that stands for a missing value, such as `-999`; or `none`: every number is a value. Repeat "
+        "it for each cell.",
+    )
+    unit: Texts = Field([], description="text that is left out after numbers, such as `kWh`. Repeat it for each unit.")
+
+
+class ReadTable(NamedTuple):
+    """The series of a table, the name of its time step, and remarks on how it was read."""
+
+    series: list[TableSeries]
+    step: str
+    remarks: list[str]
+
+
+def is_table(request: Request) -> bool:
+    """Return whether the body is a table, not JSON."""
+    return _media_type(request) in BODIES
+
+
+def _media_type(request: Request) -> str:
+    return header(request, b"content-type").partition(";")[0].strip().lower()
+
+
+async def read_table(service: Service, request: Request, query: TableQuery, card: Card) -> ReadTable:
+    """Read the series in the body of a request, for the model with this card.
+
+    Raises:
+        BadValue: the table cannot be read, or it is ambiguous. The message names the parameter that decides.
+        NotInstalled: pandas is missing.
+        QuartetError: any error of ``read_form`` or ``run_before_deadline``.
+    """
+    settings, executor = service.settings, service.models.parse_executor
+    limit = max_json_bytes(settings.max_body_bytes, BYTES_PER_VALUE * settings.max_series_values)
+    files = await _files(request, BodyReader(limit, settings.body_seconds, executor))
+    size = sum(len(content) for _, content in files.values())
+    if size > LARGE_BYTES:
+        executor = service.models.large_image_executor
+    size = max(size, INLINE_SIZE + 1)  # never on the event loop, because importing pandas takes a second
+    return await run_before_deadline(request, executor, size, _read, files, query, card, settings, limit)
+
+
+async def _files(request: Request, reader: BodyReader) -> dict[str, tuple[str, bytes]]:
+    """Return the name and the content of each file in the request: ``file``, and perhaps ``future``."""
+    if _media_type(request) != FORM:
+        return {"file": ("body", await read_body(request, reader.limit, reader.pause_seconds))}
+    files: dict[str, tuple[str, bytes]] = {}
+    for field in await read_form(request, reader, max_files=2):
+        if field.name not in ("file", "future") or isinstance(field.content, str):
+            advice = "the table goes into 'file', as a file, and options go into the query"
+            raise BadValue(f"there is no form field {quote_value(field.name)}; {advice}", field.name)
+        if field.name in files:
+            raise BadValue(f"{field.name} was sent more than once; send one table", field.name)
+        files[field.name] = (field.filename or field.name, field.content)
+    if "file" not in files:
+        raise BadValue("file is missing; send a table", "file")
+    return files
+
+
+def _read(
+    files: dict[str, tuple[str, bytes]], query: TableQuery, card: Card, settings: Settings, limit: int
+) -> ReadTable:
+    """Read the series of a table. Raises BadValue, NotInstalled and TooLarge."""
+    try:
+        from app.tables.forecast import series_of
+        from app.tables.read import ReadOptions, read
+    except ModuleNotFoundError as error:
+        raise NotInstalled(
+            "this service cannot read tables; install the reader with pip install '.[tables]'"
+        ) from error
+    traits = card.series or SeriesTraits(season=None)
+    names, calendar = (traits.known.named, traits.known.calendar) if traits.known else ([], None)
+    given = query.model_dump(exclude={"model", "horizon", "levels", "seasonality", "integer", "history", "column"})
+    options = ReadOptions(
+        **{name: value for name, value in given.items() if value not in (None, [])},
+        columns=query.column or None,
+        known_covariates=",".join(names) or None,
+        holidays=calendar.country if calendar else None,
+    )
+    season, max_cells = traits.season or 1, CELLS_PER_VALUE * settings.max_series_values
+    usual = season if season > 1 else min(DEFAULT_HORIZON, settings.max_horizon)
+    horizon = query.horizon or (None if names else usual)
+    name, content = files["file"]
+    try:
+        content = _plain(content, limit)
+        table = read(content, "series", options, max_cells)
+        if (count := table.frame["unique_id"].nunique()) > settings.max_series:
+            raise BadValue(f"the table has {count:,} series; the maximum is {settings.max_series}", "file")
+        if "future" in files:
+            name, content = files["future"]
+            content = _plain(content, limit)
+        future = {
+            each: read(content, name, replace(options, columns=[each], known_covariates=None), max_cells)
+            for each in names
+        }
+        series = list(series_of(table, future, horizon))
+        if len({len(each.steps) for each in series}) > 1:
+            series = list(series_of(table, future, min(len(each.steps) for each in series)))
+    except (ValueError, OverflowError) as error:  # a TableError, or an error of pandas for an unusual option
+        option = OPTION.search(str(error))
+        param = option[1].replace("-", "_") if option else "file"
+        raise BadValue(f"{quote_value(name)[1:-1]}: {_with_parameters(str(error))}", param) from error
+    return ReadTable(series, table.step, [_with_parameters(remark) for remark in table.remarks])
+
+
+def _plain(content: bytes, limit: int) -> bytes:
+    """Return a file without compression. Raises BadValue for other formats, and TooLarge above ``limit`` bytes."""
+    if content.startswith(OTHER_FILES):
+        raise BadValue("the file is compressed or Parquet; send CSV or .xlsx", "file")
+    if not content.startswith(b"PK\x03\x04"):
+        return content
+    result = io.BytesIO()
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(result, "w") as plain:
+            for member in archive.infolist():
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise BadValue("the .xlsx file has an unusual compression; save it again", "file")
+                with archive.open(member) as file:
+                    part = file.read(limit + 1)
+                limit -= len(part)
+                if limit < 0:
+                    raise TooLarge("the .xlsx file has too many cells", "file")
+                plain.writestr(member.filename, part)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
+        raise BadValue(f"the .xlsx file is damaged or encrypted: {error}", "file") from error
+    return result.getvalue()
+
+
+def _with_parameters(message: str) -> str:
+    """Return a message of the reader in which ``--decimal ,`` is ``decimal=,``, a query parameter."""
+
+    def parameter(option: re.Match[str]) -> str:
+        name, values = option[1].replace("-", "_"), re.findall(VALUE, option[2])
+        if name == "by_rows":
+            return "by_rows=true" + option[2]
+        if name in LISTS:
+            return "&".join(f"{name}={value}" for value in values) or name
+        return f"{name}={option[2][1:]}" if values else name
+
+    return OPTION.sub(parameter, message)

@@ -1,0 +1,92 @@
+"""Forecast the series of a table: from the table to the series, and from the forecasts to a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from app.tables import TableError
+from app.tables.read import TidyTable
+
+
+@dataclass(frozen=True)
+class TableSeries:
+    """A series of a table, and the steps after it.
+
+    Attributes:
+        name: name of the series.
+        values: None where the table has no value.
+        times: the time of each value, then of each step. Without time stamps, the number of its row or step.
+        start: the first time in ISO 8601, or "" if the table has no time stamps.
+        covariates: for each known covariate, a number for each value and then for each step.
+    """
+
+    name: str
+    values: list[float | None]
+    times: list[str]
+    start: str
+    covariates: dict[str, list[float]]
+
+    @property
+    def steps(self) -> list[str]:
+        """The times of the steps after the series."""
+        return self.times[len(self.values) :]
+
+
+def series_of(
+    table: TidyTable, future: Mapping[str, TidyTable], horizon: int | None, max_values: int | None = None
+) -> Iterator[TableSeries]:
+    """Yield each series of a table, or only its last ``max_values`` values, with the ``horizon`` steps after it.
+
+    ``future``: for each known covariate, a table with its future values. Without ``horizon``, all steps of ``future``
+    are used.
+
+    Raises:
+        TableError: a step has no future value.
+    """
+    is_daily = table.frame["ds"].dtype.kind == "M" and (table.frame["ds"] == table.frame["ds"].dt.normalize()).all()
+    for name, whole in table.frame.groupby("unique_id", sort=False):
+        frame = whole.iloc[-max_values:] if max_values else whole
+        first, last = frame["ds"].iloc[0], frame["ds"].iloc[-1]
+        ahead = {column: _ahead(own, column, str(name), table.after(last, 1)) for column, own in future.items()}
+        count = horizon or max(1, min(map(len, ahead.values())))
+        steps = [table.after(first, len(frame) + step) for step in range(count)]
+        times = [str(time.date() if is_daily else time) for time in [*frame["ds"], *steps]]
+        for column, own in ahead.items():
+            if len(own) < count or (isinstance(last, pd.Timestamp) and list(own["ds"][:count]) != steps):
+                raise TableError(
+                    f"--future needs {column} of {str(name)!r} for each of the {count} steps from {times[len(frame)]}"
+                )
+        yield TableSeries(
+            str(name),
+            [None if pd.isna(value) else value for value in frame["y"].tolist()],
+            times,
+            first.isoformat() if isinstance(first, pd.Timestamp) else "",
+            {column: [*frame[column].tolist(), *own["y"][:count].tolist()] for column, own in ahead.items()},
+        )
+
+
+def _ahead(table: TidyTable, column: str, name: str, first: Any) -> pd.DataFrame:
+    """Return the rows of a series in the table of future values, from the time ``first``.
+
+    Without time stamps, all rows are in the future. Without groups, the rows are for all series.
+    """
+    own = table.frame[(table.frame["unique_id"] == name) | (table.frame["unique_id"] == column)]
+    return own[own["ds"] >= first] if isinstance(first, pd.Timestamp) else own
+
+
+def forecast_rows(series: TableSeries, forecast: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table with a forecast, which has the fields of the service's JSON response."""
+    for at, time in enumerate(series.steps):
+        row = {"series": series.name, "time": time, "mean": forecast["mean"][at], "median": forecast["median"][at]}
+        for level, bounds in forecast["intervals"].items():
+            row |= {f"lower_{level}": bounds["lower"][at], f"upper_{level}": bounds["upper"][at]}
+        yield row
+
+
+def write_csv(rows: list[dict[str, Any]]) -> str:
+    """Return rows of forecasts as CSV."""
+    return pd.DataFrame(rows).to_csv(index=False)
