@@ -14,7 +14,21 @@ from pydantic.dataclasses import dataclass
 class Limits:
     """Constants that tests change with ``replace(Limits(), ...)``, or with ``QUARTET_LIMITS`` for other processes."""
 
+    # One request may have at most this much. Larger requests would delay others for too long.
+    max_images: int = 16  # to classify
+    max_prompt_characters: int = 100_000
+    max_prompt_seconds: float = 30.0  # of reading, estimated from the speed of the network; half of a request's time
+    max_characters: int = 4_000  # generated for each text
+    max_texts: int = 16
+    max_series: int = 64
+    max_series_values: int = 100_000  # in all series
+    max_horizon: int = 1_000  # steps to forecast
+    max_samples: int = 1_024  # generated images
+    max_rows: int = 1_024  # of tensors, for imported networks
+
     # app/engine
+    batch_rows: int = 64  # more rows are hardly faster for each row, and delay the rows that arrive meanwhile
+    inline_seconds: float = 0.004  # longest batch or text step on the event loop; a thread costs up to 0.2 ms
     part_rows: int = 16  # small requests wait this long for a large one; more rows are hardly faster for each row
     max_retry_after_seconds: int = 60  # estimates of more than a minute are unreliable
     round_seconds: float = 0.001  # a round of text steps; the work of the event loop between rounds takes about 0.1 ms
@@ -26,6 +40,8 @@ class Limits:
     breaker_reset_seconds: float = 10.0  # health checks of load balancers come every few seconds
 
     # app/serving
+    parse_threads: int = 2  # decode images and parse large bodies; most of this work holds the GIL
+    unready_after_seconds: float = 5.0  # without progress of computations; the slowest batch takes less
     model_idle_seconds: float = 300.0  # a version that is not resident is evicted after this time without a request
     model_in_use_seconds: float = 10.0  # after a request, other requests cannot evict its version for this time
     load_retry_seconds: float = 30.0  # a failure for lack of memory may pass by itself
@@ -34,6 +50,7 @@ class Limits:
     recovery_check_seconds: float = 1.0  # the restart of a broken process should not take much longer
 
     # app/api
+    body_seconds: float = 30.0  # a client may pause this long while it sends a body
     min_read_bytes_per_second: float = 65_536.0  # lowest average speed at which a client must read a large response
     slow_read_seconds: float = 60.0  # added to the time of a response at that speed, for clients that pause
     key_check_seconds: float = 1.0  # time between two checks whether the key file has changed
@@ -58,6 +75,7 @@ class Limits:
     accept_error_seconds: float = 1.0  # connections may be closed in this time, if too many files are open
 
     # app/server: processes
+    liveness_timeout_seconds: float = 30.0  # without a heartbeat; at least 0.3, because there are ten in a second
     fresh_heartbeat_seconds: float = 0.5  # an older heartbeat means that the event loop of a worker is blocked
     worker_start_seconds: float = 600.0  # loading large networks from a slow disk takes minutes
     early_exit_seconds: float = 10.0  # a worker that ends earlier would probably end again

@@ -89,9 +89,6 @@ class Settings(BaseSettings):
         description="test-time augmentation: classify shifted and mirrored copies of each image and average the "
         "results, for networks that support it. The results are more accurate, but take more time.",
     )
-    parse_threads: int = Field(
-        2, ge=1, le=1024, description="number of threads that decode images and parse large bodies"
-    )
     log_level: str = Field(
         "info",
         pattern="^(debug|info|warning|error)$",
@@ -161,34 +158,17 @@ class Settings(BaseSettings):
     request_seconds: Seconds = Field(
         60, description="seconds until a request times out. The header `x-request-timeout` can shorten this time."
     )
-    body_seconds: Seconds = Field(30, description="seconds that a client may pause while it sends a body")
     keep_alive_seconds: Count = Field(
         5,
         description="seconds after which the service closes an idle connection. Behind a proxy that keeps idle "
         "connections open, this time must be longer than the idle time of the proxy.",
     )
-    max_images: Count = Field(16, description="largest number of images to classify per request")
     max_pixels: Count = Field(
         50_000_000,
         description="largest number of pixels per image, checked before decoding. Decoding takes up to 4 bytes of "
         "memory for each of these pixels. Formats that need more memory may have fewer pixels: a quarter for WebP, two "
         "thirds for progressive JPEG. With `explain`, the limit applies to all images of a request together.",
     )
-    max_prompt_characters: Count = Field(100_000, description="largest number of characters of a prompt")
-    max_prompt_seconds: Seconds = Field(
-        30,
-        description="seconds that a network may take to read the prompts of a request. The service estimates this time "
-        "from the speed measured when the model was loaded, and rejects longer prompts immediately.",
-    )
-    max_characters: Count = Field(4_000, description="largest number of generated characters per text")
-    max_texts: Count = Field(16, description="largest number of generated texts per request (`n`)")
-    max_series: Count = Field(64, description="largest number of series per request")
-    max_series_values: Count = Field(100_000, description="largest number of values in all series of a request")
-    max_horizon: Count = Field(1_000, description="largest number of steps to forecast")
-    max_samples: Count = Field(1_024, description="largest number of generated images per request")
-    max_rows: Count = Field(1_024, description="largest number of tensor rows per request, for imported networks")
-
-    batch_rows: Count = Field(64, description="largest number of rows in a batch")
     queue_rows: Count = Field(
         2048,
         description="largest number of rows that may wait in one queue, in all workers together. Further requests get "
@@ -200,23 +180,6 @@ class Settings(BaseSettings):
         ge=1,
         le=1024,
         description="largest number of texts of one version that one worker generates at the same time",
-    )
-    inline_seconds: float = Field(
-        0.004,
-        ge=0,
-        le=0.05,
-        description="longest expected time, in seconds, of a batch or text step that runs on the event loop. Longer "
-        "batches and steps run on a thread. 0 means that all of them run on a thread.",
-    )
-    unready_after_seconds: Seconds = Field(
-        5, description="number of seconds after which the readiness check fails if no computation makes progress"
-    )
-    liveness_timeout_seconds: float = Field(  # at least 0.3, because progress is reported every 0.1 seconds
-        30,
-        ge=0.3,
-        allow_inf_nan=False,
-        description="number of seconds without a heartbeat of a worker after which the supervisor process replaces the "
-        "worker. If no computation makes progress for twice this time, the liveness check fails.",
     )
     shutdown_grace_seconds: Seconds = Field(
         20,
@@ -239,6 +202,8 @@ class Settings(BaseSettings):
                         f"{variable} is not a setting: Kubernetes sets it for a Service whose name begins with "
                         "quartet; set enableServiceLinks to false in the pod"
                     )
+                if upper == variable and name.lower() in vars(Limits()):
+                    raise SettingsError(f"{variable} is not a setting, but a constant in app/limits.py")
                 close = difflib.get_close_matches(name, known, n=1)  # without the prefix, which all names share
                 names = ", ".join(PREFIX + each for each in close or sorted(known))
                 hint = f"did you mean {names}?" if close else f"known settings: {names}"

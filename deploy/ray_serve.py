@@ -108,7 +108,7 @@ class Replica:
         if self.models.recovery.failure:
             raise RuntimeError(self.models.recovery.failure)
         silence = self.models.executor.stalled_seconds()
-        if silence > 2 * self.models.settings.liveness_timeout_seconds:
+        if silence > 2 * self.models.settings.limits.liveness_timeout_seconds:
             raise RuntimeError(f"the compute thread has not answered for {silence:.0f} s")
 
     async def __del__(self) -> None:
@@ -137,7 +137,7 @@ class Ingress:
         os.environ.update(environment)  # this process may run on another machine
         settings = Settings()
         self.tasks = tasks
-        self.pause_seconds = settings.body_seconds
+        self.pause_seconds = settings.limits.body_seconds
         self.groups = groups
         self.calls = {name: handle.options(method_name="answer", stream=True).remote for name, handle in groups.items()}
         self.app = IngressApp(settings, self._forward_to, {"/metrics": self._show_metrics})
@@ -213,7 +213,7 @@ def _group(name: str, group: Group, shared: dict[str, str], settings: Settings) 
             "downscale_delay_s": group.downscale_seconds,
         },
         health_check_period_s=5,
-        health_check_timeout_s=settings.liveness_timeout_seconds,
+        health_check_timeout_s=settings.limits.liveness_timeout_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=settings.request_seconds + settings.shutdown_grace_seconds,
     )

@@ -94,7 +94,8 @@ SETTINGS_HEAD = """# Settings
 
 Settings are environment variables. If a value is invalid, or a `QUARTET_` variable is unknown or not in upper case, the
 service prints the name of the variable and does not start. The training scripts also read `QUARTET_DATA_DIR`, the
-folder of the training data.
+folder of the training data. Further limits, such as the number of images in a request, are constants in
+`app/limits.py`.
 
 """
 METRICS_HEAD = """# Metrics

@@ -17,7 +17,7 @@ import torch
 from support.fake_device import fake_device  # noqa: F401 - torch must know the device before the first gradient
 from support.faults import Fault, Hold, faulty_networks
 from support.networks import SECOND_NETWORKS, TINY, publish_tiny
-from support.service import ROOT, TEST, Serve, serving
+from support.service import ROOT, TEST, Serve, make_settings, serving
 from support.waiting import locked
 
 from app.cli import models
@@ -111,7 +111,7 @@ def three(tmp_path: Path) -> Path:
 def serve(tiny_store: Path) -> Serve:
     """Return a function that starts the service on the tiny store with the given settings."""
     return lambda prepare=None, disk=None, **settings: serving(
-        Settings(**{"store": tiny_store, **TEST, **settings}), prepare, disk
+        make_settings(**{"store": tiny_store, **TEST, **settings}), prepare, disk
     )
 
 
@@ -165,7 +165,7 @@ def held(faults: dict[str, Fault]) -> Iterator[Hold]:
 def slow(faults: dict[str, Fault]) -> None:
     """Make each text step take at least 5 ms, so that a text of 4,000 characters takes longer than a test's deadline.
 
-    This applies to services that the test starts afterwards. These services need the setting ``inline_seconds=0``.
+    This applies to services that the test starts afterwards. These services need the limit ``inline_seconds=0``.
     """
 
     def wait(logits: torch.Tensor, *_: Any) -> torch.Tensor:

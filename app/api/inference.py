@@ -22,9 +22,9 @@ from app.api.responses import json_response
 from app.api.sse import DONE, EventStream, event
 from app.engine.executor import INLINE_SIZE
 from app.engine.observer import current_trace
+from app.limits import Limits
 from app.observability.middleware import REQUEST_ID
 from app.serving.model import Model
-from app.settings import Settings
 from app.store import Card
 from app.tasks import Task
 from app.tasks.imported.tensors import TensorJob
@@ -145,10 +145,10 @@ def json_endpoint(
     task: Task[Any],
     body: type[Body],
     protocol: Protocol,
-    content: Callable[[Settings], tuple[int, int]],
-    max_fields: Callable[[Settings], int] = lambda _: MAX_FIELDS,
+    content: Callable[[Limits], tuple[int, int]],
+    max_fields: Callable[[Limits], int] = lambda _: MAX_FIELDS,
     check_model: Callable[[Card, Body, J], None] | None = None,
-) -> Callable[[Callable[[Body, Settings], J]], Endpoint]:
+) -> Callable[[Callable[[Body, Limits], J]], Endpoint]:
     """Make an endpoint from a function that returns the job for a JSON body and raises BadValue.
 
     Args:
@@ -158,17 +158,17 @@ def json_endpoint(
         check_model: function that completes the job with what the card of its model needs. Raises BadValue.
     """
 
-    def endpoint_of(decode: Callable[[Body, Settings], J]) -> Endpoint:
+    def endpoint_of(decode: Callable[[Body, Limits], J]) -> Endpoint:
         async def endpoint(service: Service, request: Request) -> Response:
-            settings = service.settings
+            settings, limits = service.settings, service.settings.limits
             deadline = set_deadline(request, settings.request_seconds)
-            content_bytes, commas = content(settings)
+            content_bytes, commas = content(limits)
             max_bytes = max_json_bytes(settings.max_body_bytes, content_bytes)
-            limits = commas + EXTRA_COMMAS, max_fields(settings)
-            reader = BodyReader(max_bytes, settings.body_seconds, service.models.parse_executor, *limits)
+            counts = commas + EXTRA_COMMAS, max_fields(limits)
+            reader = BodyReader(max_bytes, limits.body_seconds, service.models.parse_executor, *counts)
             fields: Any = await read_json(request, body, reader)
-            job = decode(fields, settings)
-            job.check(settings)
+            job = decode(fields, limits)
+            job.check(limits)
             model = await resolve(service, request, task, fields.model, deadline)
             if check_model:
                 check_model(model.card, fields, job)

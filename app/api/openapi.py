@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from app.api.middleware.api_keys import is_public
+from app.limits import Limits
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def build_document(app: FastAPI, operations: Sequence[Operation], settings: Sett
     if schemes:
         components["securitySchemes"] = schemes
     document = deepcopy(document)  # other applications use parts of it
-    _state_limits(document, settings)
+    _state_limits(document, settings.limits)
     return document
 
 
@@ -194,22 +195,22 @@ def _reference(part: Any, schemas: dict[str, Any], mode: JsonSchemaMode) -> Any:
     return {"$ref": REFERENCE.format(model=part.__name__)}
 
 
-def _state_limits(part: Any, settings: Settings) -> None:
-    """Replace ``x-limit`` by the value of its setting, and the names of settings in descriptions by their values."""
+def _state_limits(part: Any, limits: Limits) -> None:
+    """Replace ``x-limit`` by the value of its limit, and the names of limits in descriptions by their values."""
     if isinstance(part, list):
         for each in part:
-            _state_limits(each, settings)
+            _state_limits(each, limits)
     elif isinstance(part, dict):
         if limit := part.pop("x-limit", None):
-            name, value = limit[0], getattr(settings, limit[1])
+            name, value = limit[0], getattr(limits, limit[1])
             target = next((each for each in part.get("anyOf", ()) if each.get("type") != "null"), part)
             target[name] = value
             if isinstance(part.get("default"), int):
                 part["default"] = min(part["default"], value)
         if "{max_" in str(part.get("description", "")):
-            part["description"] = part["description"].format(**settings.model_dump())
+            part["description"] = part["description"].format(**vars(limits))
         for each in part.values():
-            _state_limits(each, settings)
+            _state_limits(each, limits)
 
 
 def _require_keys(paths: Mapping[str, Mapping[str, Any]]) -> None:

@@ -61,12 +61,12 @@ def text_or_list(value: Any) -> str:
     return MANY if isinstance(value, list) else ONE
 
 
-def limited(setting: str, size: str = "maximum") -> dict[str, Any]:
-    """Return ``json_schema_extra`` for a field whose largest value, or ``maxLength``, is a setting.
+def limited(limit: str, size: str = "maximum") -> dict[str, Any]:
+    """Return ``json_schema_extra`` for a field whose largest value, or ``maxLength``, is a field of ``Limits``.
 
-    The OpenAPI document states the value of the setting. The job of the request checks it.
+    The OpenAPI document states the value of the limit. The job of the request checks it.
     """
-    return {"x-limit": [size, setting]}
+    return {"x-limit": [size, limit]}
 
 
 def max_json_bytes(max_body_bytes: int, content_bytes: int) -> int:

@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
             **tls_context(settings),
         )
         super().__init__(config)
-        self.settings, self.limits = settings, settings.limits
+        self.limits = settings.limits
         self.models: Models = app.state.models
         self.listener, self.table, self.place = listener, table, place
         self.has_parent, self.on_ready = has_parent, on_ready
@@ -87,7 +87,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self.models.recovery.failure and not self.should_exit:
             self.drain()
-        if self.models.executor.stalled_seconds() < self.settings.liveness_timeout_seconds:
+        if self.models.executor.stalled_seconds() < self.limits.liveness_timeout_seconds:
             self.table.beat(self.place)
         if self.table.states[self.place] != State.DRAINING:  # the parent may have set it
             self.table.states[self.place] = State.UNHEALTHY if self.models.problems() else State.READY

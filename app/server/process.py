@@ -108,7 +108,7 @@ def run_alone(settings: Settings, create_app: AppFactory) -> None:
 
     if handles_sighup():
         signal.signal(signal.SIGHUP, on_hangup)
-    exit_if_hung(table, settings.liveness_timeout_seconds)
+    exit_if_hung(table, settings.limits.liveness_timeout_seconds)
     run_server(server)
 
 
@@ -164,7 +164,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
         listener,
         table,
         work,
-        settings,
+        settings.limits,
         stop_seconds,
         prepare=lambda: preloaded.load(worker_settings),
         listen=lambda: listen(listener, settings),

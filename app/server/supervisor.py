@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
 
+from app.limits import Limits
 from app.server.system import handles_sighup
 from app.server.worker_table import State, WorkerTable
-from app.settings import Settings, SettingsError
+from app.settings import SettingsError
 
 log = logging.getLogger("quartet")
 
@@ -48,7 +49,7 @@ class Supervisor:
         listener: socket.socket,
         table: WorkerTable,
         work: Callable[[int], None],
-        settings: Settings,
+        limits: Limits,
         kill_after_seconds: float,
         prepare: Callable[[], None],
         listen: Callable[[], None],
@@ -56,8 +57,7 @@ class Supervisor:
         ended: Callable[[int], None],
     ) -> None:
         self._listener, self._table, self._work = listener, table, work
-        self._liveness_timeout_seconds, self._limits = settings.liveness_timeout_seconds, settings.limits
-        self._kill_after_seconds = kill_after_seconds
+        self._limits, self._kill_after_seconds = limits, kill_after_seconds
         self._prepare, self._listen, self._tick, self._ended = prepare, listen, tick, ended
         self._workers: list[Worker] = []
         self._start_after = 0.0  # time of the next start of a worker
@@ -141,8 +141,8 @@ class Supervisor:
         if state == State.STARTING:  # the first workers may take any time
             return self._limits.worker_start_seconds if self._serving else float("inf")
         if state == State.DRAINING:  # a worker that drains may be silent
-            return self._kill_after_seconds + self._liveness_timeout_seconds
-        return self._liveness_timeout_seconds
+            return self._kill_after_seconds + self._limits.liveness_timeout_seconds
+        return self._limits.liveness_timeout_seconds
 
     def _remove(self, worker: Worker) -> None:
         self._workers.remove(worker)

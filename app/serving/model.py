@@ -81,7 +81,7 @@ def with_engines(prepared: Prepared, settings: Settings, executor: Executor, obs
         seconds: Callable[..., float],
         splitter: SplittingPredictor | None = None,
     ) -> Batcher[Any, Any]:
-        rows, queue_rows = settings.batch_rows, settings.queue_rows
+        rows, queue_rows = settings.limits.batch_rows, settings.queue_rows
         return Batcher(
             label, compute, predictor.rows, seconds, executor, observer, batch_rows=rows, queue_rows=queue_rows,
             splitter=splitter,
@@ -89,7 +89,7 @@ def with_engines(prepared: Prepared, settings: Settings, executor: Executor, obs
         )  # fmt: skip
 
     if task.engine == "text":
-        predictor.max_prompt_seconds = settings.max_prompt_seconds
+        predictor.max_prompt_seconds = settings.limits.max_prompt_seconds
         rows = max_rows(settings, task)
         engine: Engine = TextEngine(
             label, predictor.step, predictor.seconds, executor, observer, rows, settings.queue_rows, settings.limits
@@ -107,7 +107,7 @@ def with_engines(prepared: Prepared, settings: Settings, executor: Executor, obs
 
 def max_rows(settings: Settings, task: Task[Any]) -> int:
     """Return the maximum number of rows in a batch of a task."""
-    return settings.max_running_texts if task.engine == "text" else settings.batch_rows
+    return settings.max_running_texts if task.engine == "text" else settings.limits.batch_rows
 
 
 def is_transient(error: BaseException) -> bool:

@@ -74,9 +74,10 @@ class Models:
         self.observers = observers
         self.device = find_device(settings.device)
         executor = partial(Executor, prepare_thread=limit_threads)
-        self.executor = executor("compute", inline_seconds=settings.inline_seconds)
+        self.executor = executor("compute", inline_seconds=settings.limits.inline_seconds)
         waiting = settings.queue_rows
-        self.parse_executor = executor("parse", settings.parse_threads, max_waiting=waiting, niceness=PARSE_NICENESS)
+        threads = settings.limits.parse_threads
+        self.parse_executor = executor("parse", threads, max_waiting=waiting, niceness=PARSE_NICENESS)
         self.large_image_executor = executor("large images", niceness=PARSE_NICENESS)  # one at a time, to limit memory
         self.load_executor = executor("load")
         check_store(settings.store)
@@ -408,13 +409,12 @@ class Models:
             return ["the service is stopping"]
         if not (models := models or self.loaded()):
             return ["no model in the store can be served"]
-        limit = min(self.settings.unready_after_seconds, self.settings.liveness_timeout_seconds)
         for executor, name in (
             (self.executor, "compute thread has"),
             (self.parse_executor, "decoding threads have"),
             (self.large_image_executor, "thread for large images has"),
         ):
-            if (seconds := executor.stalled_seconds()) > limit:
+            if (seconds := executor.stalled_seconds()) > self.settings.limits.unready_after_seconds:
                 return [f"the {name} not answered for {seconds:.0f} s"]
         failing = [model for model in models if any(engine.circuit_breaker.is_open() for engine in model.engines)]
         return [f"{model.id} fails on every input" for model in failing]

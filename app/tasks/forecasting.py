@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from app.errors import BadValue, quote_value
+from app.limits import Limits
 from app.networks import KINDS
 from app.networks.forecaster import MEDIAN, QUANTILES
 from app.networks.lstm import SeriesDescription, SeriesLSTM
-from app.settings import Settings
 from app.store import Card, SeriesTraits, StoreError
 from app.store.version import Version
 from app.tasks.covariates import covariate_effect, read_covariates
@@ -111,7 +111,7 @@ class ForecastJob(Job):
     def answer_size(self, outputs: Sequence[Any]) -> int:
         return len(self.series) * self.horizon * (1 + len(self.levels))
 
-    def check(self, limits: Settings) -> None:
+    def check(self, limits: Limits) -> None:
         self.check_at_most("horizon", limits.max_horizon)
         most, count, name = limits.max_series_values, sum(map(len, self.series)), self.series_name(0).partition(".")[0]
         if len(self.series) > limits.max_series:

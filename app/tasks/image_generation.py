@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from app.errors import BadValue, quote_value
-from app.settings import Settings
+from app.limits import Limits
 from app.store import StoreError
 from app.store.version import Version
 from app.tasks.job import Job
@@ -63,7 +63,7 @@ class SampleJob(Job):
     def answer_size(self, outputs: Sequence[Any]) -> int:
         return 200 * self.count
 
-    def check(self, limits: Settings) -> None:
+    def check(self, limits: Limits) -> None:
         self.check_at_most("count", limits.max_samples)
 
 

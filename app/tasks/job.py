@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from app.errors import BadValue, quote_value
-from app.settings import Settings
+from app.limits import Limits
 
 
 @dataclass
@@ -42,8 +42,8 @@ class Job:
         """Return the cost of finishing and encoding the answer, in values. ``outputs`` are those of the network."""
         return 0
 
-    def check(self, limits: Settings) -> None:
-        """Raise BadValue if the job exceeds a limit in the settings. This is the only place that checks them."""
+    def check(self, limits: Limits) -> None:
+        """Raise BadValue if the job exceeds a limit. This is the only place that checks them."""
 
     def memory_bytes(self, items: Sequence[Any]) -> int:
         """Return the bytes that ``items``, the result of ``prepare``, hold until the answer is complete."""

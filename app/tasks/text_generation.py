@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from app.errors import BadValue, quote_value
-from app.settings import Settings
+from app.limits import Limits
 from app.store import CARD, UNKNOWN_CHARACTER, StoreError
 from app.store.version import Version
 from app.tasks.job import Job
@@ -173,7 +173,7 @@ class TextJob(Job):
         characters = len(self.prompts) * self.n * self.max_characters + self.echo * self.n * self.prompt_size
         return characters if self.log_probs in (None, -1) else VALUES_PER_LOG_PROB * characters
 
-    def check(self, limits: Settings) -> None:
+    def check(self, limits: Limits) -> None:
         prompt, count, length = self.name("prompt"), len(self.prompts) * self.n, self.prompt_size
         self.check_at_most("max_characters", limits.max_characters)
         self.check_at_most("n", limits.max_texts)

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -25,7 +24,7 @@ from support.disk import WatchedDisk
 from support.faults import Fault, raising
 from support.images import image_bytes
 from support.responses import metric_samples
-from support.service import LIMITS, ROOT, Serve
+from support.service import ROOT, Serve
 
 from app import key_file
 from app.api.middleware.api_keys import is_public
@@ -103,7 +102,7 @@ def test_the_folder_of_a_new_key_file_is_flushed_after_the_rename(file: Path) ->
 def test_a_changed_key_file_takes_effect_without_a_restart(
     serve: Serve, file: Path, alice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with serve(keys_file=file, limits=replace(LIMITS, key_check_seconds=0.0)) as client:
+    with serve(keys_file=file, key_check_seconds=0.0) as client:
 
         def status(key: str) -> int:
             return client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code
@@ -334,8 +333,7 @@ def test_requests_are_not_limited_while_the_table_of_counters_is_full(
     serve: Serve, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     alice, bob = key_file.add(file, "alice", "1/hour"), key_file.add(file, "bob", "1/hour")
-    limits = replace(LIMITS, rate_limit_counters=1, rate_limit_retry_seconds=600.0)
-    with serve(keys_file=file, limits=limits) as client:
+    with serve(keys_file=file, rate_limit_counters=1, rate_limit_retry_seconds=600.0) as client:
         keys = (alice, alice, bob, bob, alice)  # nothing is counted after the first request of bob
         statuses = [client.get("/v1/models", headers=bearer(key)).status_code for key in keys]
     assert statuses == [200, 429, 200, 200, 200]
@@ -372,8 +370,8 @@ def test_requests_are_not_limited_while_redis_is_unreachable(
     serve: Serve, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("redis")
-    key, limits = key_file.add(file, "alice", "1/hour"), replace(LIMITS, rate_limit_retry_seconds=600.0)
-    with serve(keys_file=file, rate_limit_storage="redis://127.0.0.1:9", limits=limits) as client:
+    key, address = key_file.add(file, "alice", "1/hour"), "redis://127.0.0.1:9"
+    with serve(keys_file=file, rate_limit_storage=address, rate_limit_retry_seconds=600.0) as client:
         assert [client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for _ in range(3)] == [200] * 3
     assert caplog.text.count("limits are not counted") == 1
 

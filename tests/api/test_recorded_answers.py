@@ -26,7 +26,7 @@ from api.recorded.requests import LIMITS, Recorded, all_requests, build_store, p
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from support.responses import ADMIN_KEY
-from support.service import TEST, serving
+from support.service import TEST, make_settings, serving
 
 from app import key_file
 from app.settings import Settings
@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_answers_of_all_endpoints_are_as_recorded(folder: Path) -> None:
-    settings = Settings(store=folder, admin_key=ADMIN_KEY, store_poll_seconds=3600, **LIMITS, **TEST)  # type: ignore[arg-type]
+    settings = make_settings(store=folder, admin_key=ADMIN_KEY, store_poll_seconds=3600, **LIMITS, **TEST)
     with serving(settings) as client:
         compare(ANSWERS, client, all_requests())
 

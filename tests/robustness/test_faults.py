@@ -24,7 +24,7 @@ from support.service import Serve
 from support.waiting import wait_until
 
 from app.api.image_decoding import SMALL_BYTES
-from app.settings import Settings
+from app.limits import Limits
 from app.tasks.classification import ImageClassifier
 
 SERIES = [float(i % 7) for i in range(20)]
@@ -133,7 +133,7 @@ def test_one_failing_image_does_not_make_the_service_unready(serve: Serve, fault
 
 
 def test_a_hung_network_makes_requests_fail_at_their_deadline_only(serve: Serve, held: Hold) -> None:
-    assert Settings().unready_after_seconds <= 5  # the default value is short enough
+    assert Limits().unready_after_seconds <= 5  # the default value is short enough
     with serve(unready_after_seconds=0.2, inline_seconds=0) as client, ThreadPoolExecutor(12) as pool:
         held.armed.set()
 
@@ -172,7 +172,7 @@ def test_hung_decoding_threads_turn_readiness_off_after_their_clients_left(
         def classify() -> httpx.Response:
             return client.post("/v1/images/classify", content=large, headers={"x-request-timeout": "0.5"})
 
-        answers = [pool.submit(classify) for _ in range(Settings().parse_threads)]
+        answers = [pool.submit(classify) for _ in range(Limits().parse_threads)]
         assert {answer.result().status_code for answer in answers} == {504}
         wait_until(lambda: client.get("/health/ready").status_code == 503)
         assert "the decoding threads have not answered for" in client.get("/health/ready").json()["problems"][0]

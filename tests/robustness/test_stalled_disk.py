@@ -12,7 +12,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from support.disk import WatchedDisk
 from support.images import image_bytes
 from support.networks import publish_tiny
 from support.responses import ADMIN_KEY, assert_still_serves
-from support.service import LIMITS, Serve
+from support.service import Serve
 from support.waiting import wait_until
 
 from app import key_file
@@ -60,13 +59,13 @@ def stalled(*files: Path) -> Iterator[None]:
 def test_requests_are_answered_while_the_store_and_the_key_file_are_stalled(
     serve: Serve, tiny_store: Path, keys: tuple[Path, dict[str, str]]
 ) -> None:
-    limits = replace(LIMITS, key_check_seconds=0.0, key_check_wait_seconds=0.1)
+    limits = {"key_check_seconds": 0.0, "key_check_wait_seconds": 0.1}
     file, headers = keys
     Store(tiny_store).activate("tiny-rnn", 1)
     answers = threading.Event()
     answers.set()
     disk = WatchedDisk(lambda *_: answers.wait(60))
-    with serve(disk=disk, keys_file=file, store_poll_seconds=0.01, limits=limits) as client:
+    with serve(disk=disk, keys_file=file, store_poll_seconds=0.01, **limits) as client:
         client.headers.update(headers)
         with stalled(file):
             answers.clear()
@@ -128,10 +127,9 @@ def test_no_request_accesses_a_file_on_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file, headers = keys
-    limits = replace(LIMITS, key_check_seconds=0.0)
     (tiny_store / "tiny-cnn" / "1" / "curves.png").write_bytes(image_bytes())
     publish_tiny(tiny_store, "tiny-cnn")
-    with serve(keys_file=file, admin_key=ADMIN_KEY, store_poll_seconds=0.01, limits=limits) as client:
+    with serve(keys_file=file, admin_key=ADMIN_KEY, store_poll_seconds=0.01, key_check_seconds=0.0) as client:
         client.headers.update(headers)
         access = LoopAccess(monkeypatch, tiny_store, file.parent)
         for path, methods in client.get("/openapi.json").json()["paths"].items():

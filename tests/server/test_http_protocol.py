@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -21,7 +20,7 @@ import pytest
 from support.faults import Hold
 from support.processes import GET_LIVE, request_live, serving
 from support.responses import CLASSIFY, CONTINUE, PNG, SAMPLE, assert_still_serves, metric_samples
-from support.service import LIMITS, Serve
+from support.service import Serve
 from support.waiting import wait_until
 
 PACKET = 64 * 1024
@@ -113,7 +112,7 @@ def test_a_request_without_one_host_is_rejected(tiny: httpx.Client, request_line
 
 def test_a_connection_without_a_complete_request_is_closed(serve: Serve) -> None:
     begun = (b"", b"GET", GET_LIVE[:-2], POST + CLOSING + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{")
-    with serve(body_seconds=0.2, limits=replace(LIMITS, head_seconds=0.2)) as client, contextlib.ExitStack() as opened:
+    with serve(body_seconds=0.2, head_seconds=0.2) as client, contextlib.ExitStack() as opened:
         connections = [opened.enter_context(connected(client)) for _ in begun]
         for connection, part in zip(connections, begun, strict=True):
             connection.sendall(part)
@@ -123,8 +122,7 @@ def test_a_connection_without_a_complete_request_is_closed(serve: Serve) -> None
 
 def test_the_rest_of_an_answered_body_must_arrive_in_time(serve: Serve) -> None:
     get = GET_LIVE[:-2] + b"Content-Length: 3\r\n\r\n"
-    limits = replace(LIMITS, head_seconds=0.3)
-    with serve(keep_alive_seconds=60, limits=limits) as client, connected(client) as connection:
+    with serve(keep_alive_seconds=60, head_seconds=0.3) as client, connected(client) as connection:
         assert request_live(connection, get)
         assert request_live(connection, b"xyz" + get)  # a complete body keeps the connection open
         connection.sendall(b"x")
@@ -144,14 +142,14 @@ def test_chunks_with_much_more_framing_than_data_are_rejected(tiny: httpx.Client
 
 
 def test_the_error_for_framing_states_the_limit(serve: Serve) -> None:
-    with serve(limits=replace(LIMITS, framing_bytes=1000)) as client:
+    with serve(framing_bytes=1000) as client:
         answer = answers(client, CHUNKED, b"1\r\nx\r\n" * 300)
     assert statuses(answer) == [400]
     assert "chunk sizes, extensions and trailers have 1,000 bytes more than the body" in message(answer)
 
 
 def test_too_many_tiny_chunks_are_rejected(serve: Serve) -> None:
-    with serve(limits=replace(LIMITS, small_chunks=100)) as client:
+    with serve(small_chunks=100) as client:
         answer = answers(client, CHUNKED, b"1\r\nx\r\n" * 101)
     assert statuses(answer) == [400]
     assert "the body has more than 100 chunks of less than 8 bytes" in message(answer)
@@ -225,7 +223,7 @@ def test_a_rejected_head_waits_for_the_response_before_it(serve: Serve, held: Ho
 
 def test_a_slow_next_head_does_not_end_a_running_request(serve: Serve, held: Hold) -> None:
     with (
-        serve(inline_seconds=0, limits=replace(LIMITS, head_seconds=0.3)) as client,
+        serve(inline_seconds=0, head_seconds=0.3) as client,
         connected(client) as connection,
     ):
         held.armed.set()
@@ -329,14 +327,13 @@ def test_a_client_that_reads_too_slowly_is_disconnected(serve: Serve, read_bytes
             connection.recv(read_bytes, socket.MSG_DONTWAIT)
         return is_reset(connection)
 
-    with serve(limits=replace(LIMITS, stalled_write_seconds=0.2)) as client, unread(client) as connection:
+    with serve(stalled_write_seconds=0.2) as client, unread(client) as connection:
         wait_until(reads)
 
 
 def test_a_client_that_reads_slowly_but_steadily_is_not_disconnected(serve: Serve) -> None:
     """The buffer of the system has megabytes, so it is long before the service can write more."""
-    limits = replace(LIMITS, stalled_write_seconds=1.0, stalled_write_bytes=1)
-    with serve(limits=limits) as client, unread(client) as connection:
+    with serve(stalled_write_seconds=1.0, stalled_write_bytes=1) as client, unread(client) as connection:
         end = time.monotonic() + 5  # five times the limit
         while time.monotonic() < end:
             assert connection.recv(1000)
@@ -345,8 +342,7 @@ def test_a_client_that_reads_slowly_but_steadily_is_not_disconnected(serve: Serv
 
 def test_requests_that_arrive_while_the_server_stops_are_answered(tiny_store: Path) -> None:
     """New connections, idle ones, and connections with a part of a head may send one more request."""
-    limits = json.dumps({"last_request_seconds": 60})
-    with serving(tiny_store, workers=1, limits=limits) as service, contextlib.ExitStack() as opened:
+    with serving(tiny_store, workers=1, last_request_seconds=60) as service, contextlib.ExitStack() as opened:
         new, begun, idle, used = (opened.enter_context(service.connect()) for _ in range(4))
         begun.sendall(GET_LIVE[:10])
         for connection in (idle, used):

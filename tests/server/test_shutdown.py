@@ -202,8 +202,7 @@ def test_readiness_turns_off_at_the_signal_and_requests_are_still_answered(tiny_
         except OSError:
             return b""
 
-    limits = json.dumps({"last_request_seconds": 60})
-    with serving(tiny_store, limits=limits, workers=workers) as service, contextlib.ExitStack() as opened:
+    with serving(tiny_store, last_request_seconds=60, workers=workers) as service, contextlib.ExitStack() as opened:
         new, late = ([opened.enter_context(service.connect()) for _ in range(4)] for _ in range(2))
         service.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not is_accepting(service))

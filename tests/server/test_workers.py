@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -126,7 +125,7 @@ def test_connections_wait_while_all_workers_are_stopped(tiny_store: Path) -> Non
 
 
 def test_a_worker_accepts_no_more_connections_than_its_limit(tiny_store: Path) -> None:
-    with serving(tiny_store, limits=json.dumps({"connections": 3})) as service, service.connect() as first:
+    with serving(tiny_store, connections=3) as service, service.connect() as first:
         assert request_live(first)
         with closing(callers := connect_all(service, 5)), service.connect() as waiting:
             waiting.sendall(GET_LIVE)

@@ -22,11 +22,11 @@ from typing import Any
 
 import pytest
 from support.fake_network import Control, fake_networks, publish_fake
+from support.service import make_settings
 
 from app.errors import NotReady, QuartetError, RetiredModel, TooManyVersions, UnknownModel, UnloadedModel
 from app.observability.metrics import Metrics
 from app.serving.models import Models
-from app.settings import Settings
 from app.store import WEIGHTS, Rollout
 from app.tasks import GENERATE_IMAGES
 
@@ -175,7 +175,7 @@ class Simulator:
             for _ in range(self.random.randint(1, 3)):
                 self.publish(name)
         (self.folder / "defaults.json").write_text('{"sample": "a"}')
-        settings = Settings(
+        settings = make_settings(
             store=self.folder, device="cpu", max_on_demand_versions=ON_DEMAND, inline_seconds=0, threads=1
         )
         self.models = Models(settings, Metrics(), clock=lambda: self.oracle.now)

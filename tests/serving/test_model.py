@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.fake_network import fake_networks, publish_fake
 from support.networks import publish_small
+from support.service import make_settings
 
 from app.main import create_app
 from app.observability.metrics import Metrics
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 def test_a_network_is_warmed_up_and_measured(tmp_path: Path) -> None:
     with fake_networks() as control:
         publish_fake(tmp_path, "a", 1)
-        predictor = prepare(Settings(store=tmp_path, batch_rows=16), CPU, "a", 1).predictor
+        predictor = prepare(make_settings(store=tmp_path, batch_rows=16), CPU, "a", 1).predictor
         assert len(set(control.rows)) > 1
         assert predictor.latency(16) > 0
 

@@ -11,13 +11,13 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from shutil import move
 from typing import Any
 
 import pytest
 from support.fake_network import Control, fake_networks, publish_fake
+from support.service import make_settings
 
 from app.errors import (
     BadValue,
@@ -30,7 +30,6 @@ from app.errors import (
     UnknownModel,
     UnloadedModel,
 )
-from app.limits import Limits
 from app.observability.metrics import Metrics
 from app.serving.models import Models
 from app.serving.plan import State, VersionSet
@@ -78,9 +77,9 @@ async def start(folder: Path, clock: Clock) -> AsyncIterator[Start]:
     started: list[Models] = []
 
     async def start(**settings: Any) -> Models:
-        limits = replace(Limits(), recovery_check_seconds=0.001)
-        values = {"store": folder, "device": "cpu", "inline_seconds": 0, "limits": limits, **settings}
-        models = Models(Settings(**values), Metrics(), clock=clock)
+        quick = {"device": "cpu", "inline_seconds": 0, "recovery_check_seconds": 0.001}
+        values = {"store": folder, **quick, **settings}
+        models = Models(make_settings(**values), Metrics(), clock=clock)
         started.append(models)
         await models.start()
         return models
@@ -375,7 +374,7 @@ class StalledDisk(Disk):
 
 
 async def test_a_disk_that_does_not_answer_delays_no_request(start: Start, folder: Path) -> None:
-    models = await start(limits=replace(Limits(), rollout_check_seconds=0.01), request_seconds=0.01)
+    models = await start(rollout_check_seconds=0.01, request_seconds=0.01)
     models.store.disk = disk = StalledDisk()
     with pytest.raises(TimedOut, match=r"^the deadline passed before the store answered$"):
         await models.refresh(deadline(0.01))

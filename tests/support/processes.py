@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -18,6 +19,7 @@ from typing import IO, Self
 
 import httpx
 
+from app.limits import Limits
 from app.main import main
 from support.service import ROOT
 
@@ -116,7 +118,7 @@ def children(process: int) -> set[int]:
 def start_process(
     store: Path, own_group: bool = False, wrapper: Sequence[str] = (), before: str = "", **settings: object
 ) -> subprocess.Popen[str] | ForkedProcess:
-    """Start the service, and return without waiting for it.
+    """Start the service, and return without waiting for it. ``settings`` may also have constants in ``Limits``.
 
     ``wrapper`` is a command that runs the service, such as ``nohup``. Without one, ``before`` is Python code that the
     process executes before it starts the service.
@@ -131,7 +133,9 @@ def start_process(
         "shutdown_grace_seconds": 60,  # longer than any request here, also on a slow machine
         **settings,
     }
+    limits = {name: values.pop(name) for name in vars(Limits()) if name in values}
     environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in values.items()}
+    environment["QUARTET_LIMITS"] = json.dumps(limits)
     if not wrapper:
         return ForkedProcess(environment, own_group, before)
     assert not before

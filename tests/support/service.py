@@ -7,6 +7,7 @@ import threading
 import types
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ IMAGES = ROOT / "tests" / "images"
 LIMITS = Limits(last_request_seconds=0.02)  # services of tests stop quickly
 
 TEST: dict[str, Any] = {"port": 0, "threads": 1, "shutdown_grace_seconds": 1, "limits": LIMITS}
+
+
+def make_settings(**values: Any) -> Settings:
+    """Return settings. ``values`` may also have names of constants in ``Limits``."""
+    changed = {name: values.pop(name) for name in vars(LIMITS) if name in values}
+    values["limits"] = replace(values.get("limits", LIMITS), **changed)
+    return Settings(**values)
+
 
 Serve = Callable[..., AbstractContextManager[httpx.Client]]
 

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,7 +24,7 @@ from support import processes
 from support.imported.onnx_models import linear_classifier, linear_model
 from support.networks import FORECASTER, TINY, publish_tiny, rewrite_card, tiny_card
 from support.responses import metric_samples
-from support.service import IMAGES, LIMITS, ROOT, Serve
+from support.service import IMAGES, ROOT, Serve
 from support.waiting import wait_until
 
 from app import key_file
@@ -695,7 +694,7 @@ AFTER_TWO_FRAMES = """() => {
 def test_the_page_asks_for_a_key_and_again_after_its_removal(serve: Serve, tmp_path: Path, open_page: Open) -> None:
     file = tmp_path / "keys"
     key = key_file.add(file, "alice")
-    with serve(keys_file=file, limits=replace(LIMITS, key_check_seconds=0.0)) as client:
+    with serve(keys_file=file, key_check_seconds=0.0) as client:
         page = open_page(client)
         key_field, error = page.get_by_label("API key"), page.locator("#start-error")
         page.evaluate(AFTER_TWO_FRAMES)

@@ -21,7 +21,7 @@ from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, ModelName, RequestBod
 from app.api.responses import ERROR_RESPONSES, Floats, json_response
 from app.api.routes.forecast import BYTES_PER_NUMBER, Value
 from app.errors import BadValue, quote_value
-from app.settings import Settings
+from app.limits import Limits
 from app.store import Card
 from app.tasks import FORECAST
 from app.tasks.covariates import parse_time, step_seconds
@@ -234,17 +234,17 @@ def _add_steps(start: datetime, frequency: str, steps: int) -> datetime:
     return start.replace(year=year, month=month + 1, day=last_day if on_last_day else min(start.day, last_day))
 
 
-def content(settings: Settings) -> tuple[int, int]:
+def content(limits: Limits) -> tuple[int, int]:
     """Return the largest number of bytes and commas of the series in a body."""
-    return BYTES_PER_NUMBER * settings.max_series_values, settings.max_series_values + 8 * settings.max_series
+    return BYTES_PER_NUMBER * limits.max_series_values, limits.max_series_values + 8 * limits.max_series
 
 
-def max_fields(settings: Settings) -> int:
-    return max(MAX_FIELDS, 6 * settings.max_series + EXTRA_COMMAS)
+def max_fields(limits: Limits) -> int:
+    return max(MAX_FIELDS, 6 * limits.max_series + EXTRA_COMMAS)
 
 
 @json_endpoint(FORECAST, TimeSeriesRequest, Protocol(encode), content, max_fields, check_model)
-def forecast_time_series(body: TimeSeriesRequest, settings: Settings) -> ForecastJob:
+def forecast_time_series(body: TimeSeriesRequest, limits: Limits) -> ForecastJob:
     """Forecast the next values of one or several series, with quantiles."""
     return ForecastJob(
         [series.series for series in body.inputs],

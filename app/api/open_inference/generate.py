@@ -29,7 +29,7 @@ from app.api.request_body import (
 from app.api.responses import stream_response
 from app.api.routes.generate_text import BYTES_PER_CHARACTER, SamplingFields
 from app.errors import BadValue, quote_value
-from app.settings import Settings
+from app.limits import Limits
 from app.store import Card
 from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextAnswer, TextJob
@@ -134,7 +134,7 @@ def _fields(body: dict[str, Any], streamed: bool) -> dict[str, Any]:
     return fields
 
 
-def decode(fields: dict[str, Any], settings: Settings) -> TextJob:
+def decode(fields: dict[str, Any], limits: Limits) -> TextJob:
     """Return the job for the fields of a request. Raises BadValue."""
     text = fields.pop("text_input")
     aliases = {name: ALIAS for name in ("max_characters",) if ALIAS in fields}
@@ -142,7 +142,7 @@ def decode(fields: dict[str, Any], settings: Settings) -> TextJob:
     if aliases:
         known[ALIAS] = known.pop("max_characters")
     body = validate({"text_input": text, **known}, GenerateFields)
-    sampling = body.sampling(settings)
+    sampling = body.sampling(limits)
     if aliases:
         sampling["max_characters"] = body.max_tokens
     return TextJob([body.text_input], **sampling, names={"prompt": "text_input", **aliases})
@@ -152,19 +152,19 @@ PARAMETERS = tuple(SamplingFields.model_fields)
 
 
 async def _run(service: Service, request: Request, streamed: bool) -> Response:
-    settings = service.settings
+    settings, limits = service.settings, service.settings.limits
     deadline = set_deadline(request, settings.request_seconds)
-    characters = settings.max_prompt_characters
+    characters = limits.max_prompt_characters
     limit = max_json_bytes(settings.max_body_bytes, BYTES_PER_CHARACTER * characters)
-    reader = BodyReader(limit, settings.body_seconds, service.models.parse_executor, characters + EXTRA_COMMAS)
+    reader = BodyReader(limit, limits.body_seconds, service.models.parse_executor, characters + EXTRA_COMMAS)
     body = await read_object(request, reader)
     card = await card_in_path(service, request, deadline)
     model = await resolve(service, request, GENERATE_TEXT, f"{card.name}@{card.version}", deadline)
     request_id = _take_id(body)
     fields = _fields(body, streamed)
     deadline = earlier_deadline(fields, deadline)
-    job = replace(decode(fields, settings), streamed=streamed, request_id=request_id)
-    job.check(settings)
+    job = replace(decode(fields, limits), streamed=streamed, request_id=request_id)
+    job.check(limits)
     model.engine.admit(job.rows)
     return await run_job(service, Call(request, None, model), job, deadline, PROTOCOL)
 

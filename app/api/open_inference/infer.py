@@ -66,7 +66,7 @@ async def infer(service: Service, request: Request) -> Response:
     engine.admit(1)  # reject before the body is read
     tensors = tensor_model(model.card, settings)
     limit = max_json_bytes(settings.max_body_bytes, VALUE_BYTES * tensors.values + tensors.bytes)
-    content = await read_body(request, limit, settings.body_seconds, tuple(DECOMPRESSORS))
+    content = await read_body(request, limit, settings.limits.body_seconds, tuple(DECOMPRESSORS))
     coding, json_length = header(request, b"content-encoding").lower(), header(request, JSON_LENGTH_HEADER)
 
     def decode() -> tuple[int, DecodedRequest, Job]:
@@ -80,7 +80,7 @@ async def infer(service: Service, request: Request) -> Response:
     size = limit if coding in DECOMPRESSORS else len(content) // BYTES_PER_VALUE
     new_bytes, decoded, job = await run_before_deadline(request, service.models.parse_executor, size, decode)
     hold_memory(request, new_bytes)
-    job.check(settings)
+    job.check(settings.limits)
     call = Call(request, (tensors, decoded.body), model)
     return await run_job(service, call, job, earlier_deadline(decoded.body.parameters, deadline), Protocol(encode))
 

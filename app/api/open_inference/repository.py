@@ -179,7 +179,7 @@ async def _read_body(service: Service, request: Request, model: type[B]) -> B:
     settings = service.settings
     set_deadline(request, settings.request_seconds)
     limit = max_json_bytes(settings.max_body_bytes, 0)
-    reader = BodyReader(limit, settings.body_seconds, service.models.parse_executor, EXTRA_COMMAS)
+    reader = BodyReader(limit, settings.limits.body_seconds, service.models.parse_executor, EXTRA_COMMAS)
     return await read_json(request, model, reader)
 
 

@@ -32,7 +32,7 @@ class ServerMetadata(TypedDict):
 
 
 async def get_server_live(service: Service, request: Request) -> Response:
-    """Respond with status 503 if the compute thread has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`.
+    """Respond with status 503 if the compute thread has hung for a minute.
 
     In this case, the process should be restarted.
     """

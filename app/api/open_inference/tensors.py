@@ -79,7 +79,7 @@ def _sizes(card: Card) -> Any:
 
 def classifier_model(card: Card, settings: Settings) -> TensorModel:
     """Describe a classifier: ``image`` [N, channels, height, width] from 0 to 255 to ``probabilities`` [N, classes]."""
-    sizes, labels, rows = _sizes(card), card.labels or [], settings.max_images
+    sizes, labels, rows = _sizes(card), card.labels or [], settings.limits.max_images
     image = TensorSpec("image", ("UINT8", "FP32"), (-1, sizes.channels, sizes.image, sizes.image))
     probabilities = TensorSpec("probabilities", ("FP64",), (-1, len(labels)), labels=labels)
     return TensorModel([image], [probabilities], rows, rows * math.prod(image.shape[1:]), _classify_job, _probabilities)
@@ -108,7 +108,8 @@ def text_model(card: Card, settings: Settings) -> TensorModel:
     The input is ``prompt`` [N]. The outputs are the continuation ``text`` [N], and ``log_probabilities`` [N,
     vocabulary] of the first character of ``text``.
     """
-    vocabulary, rows, characters = card.vocabulary or [], settings.max_texts, settings.max_prompt_characters
+    limits, vocabulary = settings.limits, card.vocabulary or []
+    rows, characters = limits.max_texts, limits.max_prompt_characters
     return TensorModel(
         [TensorSpec("prompt", ("BYTES",), (-1,))],
         [
@@ -136,7 +137,7 @@ def _text_job(card: Card, settings: Settings, request: DecodedRequest) -> TextJo
         parameters = {"max_characters": 1, **parameters}
     prompts = [decode_text(prompt, "prompt") for prompt in request.tensors["prompt"].reshape(-1)]
     log_probs = -1 if not requested or "log_probabilities" in requested else None
-    sampling = validate(parameters, TextParameters).sampling(settings)
+    sampling = validate(parameters, TextParameters).sampling(settings.limits)
     return TextJob(prompts, log_probs=log_probs, has_many=True, **sampling)
 
 
@@ -158,8 +159,8 @@ def forecaster_model(card: Card, settings: Settings) -> TensorModel:
     also read ``covariates`` [N, T + horizon, columns]. Versions trained with holidays also read ``start`` [N], the time
     of the first value.
     """
-    known, rows = card.series.known if card.series else None, settings.max_series
-    inputs, values = [TensorSpec("values", FLOATS, (-1, -1))], settings.max_series_values
+    known, rows = card.series.known if card.series else None, settings.limits.max_series
+    inputs, values = [TensorSpec("values", FLOATS, (-1, -1))], settings.limits.max_series_values
     if known and known.named:
         inputs.append(TensorSpec("covariates", FLOATS, (-1, -1, len(known.named)), labels=known.named))
     if known and known.calendar:
@@ -186,7 +187,7 @@ def _forecast_job(card: Card, settings: Settings, request: DecodedRequest) -> Fo
     allowed = f"allowed values: -{MAX_VALUE:g} to {MAX_VALUE:g}".replace("+", "")
     _check_range("values", values, np.isnan(values) | (np.abs(values) <= MAX_VALUE), allowed)
     fields = validate({"values": [], **parameters}, ForecastRequest)
-    horizon = fields.horizon if "horizon" in parameters else min(DEFAULT_HORIZON, settings.max_horizon)
+    horizon = fields.horizon if "horizon" in parameters else min(DEFAULT_HORIZON, settings.limits.max_horizon)
     job = ForecastJob(values.tolist(), horizon, fields.levels, fields.seasonality, fields.integer)
     if "covariates" in request.tensors:
         assert card.series
@@ -217,7 +218,7 @@ def generator_model(card: Card, settings: Settings) -> TensorModel:
     The inputs are ``latents`` [N, latent], which should be samples of N(0, 1), and ``classes`` [N], which are indices
     or labels. Only models with labels have the input ``classes``. The output is ``images`` [N, channels, side, side].
     """
-    sizes, rows = _sizes(card), settings.max_samples
+    sizes, rows = _sizes(card), settings.limits.max_samples
     inputs = [TensorSpec("latents", FLOATS, (-1, sizes.latent))]
     if card.labels:
         inputs.append(TensorSpec("classes", ("INT64", "INT32", "BYTES"), (-1,)))
@@ -251,7 +252,7 @@ def imported_model(card: Card, settings: Settings) -> TensorModel:
     """Describe an imported network by its own inputs and outputs."""
     sizes = ImportedSizes(**card.sizes)
     inputs, outputs = [_spec(spec) for spec in card.inputs], [_output(card, sizes, spec) for spec in card.outputs]
-    rows, tensors = settings.max_rows if sizes.batched else 0, len(inputs) + len(outputs)
+    rows, tensors = settings.limits.max_rows if sizes.batched else 0, len(inputs) + len(outputs)
     shapes = sizes.dummy_shapes(max(rows, 1), settings.max_body_bytes)
     values = min(sum(map(math.prod, shapes.values())), settings.max_body_bytes)
     has_texts = any(spec.dtype == "string" for spec in card.inputs)  # only the body limits a text

@@ -22,7 +22,7 @@ from app.api.responses import ERROR_RESPONSES, MIN_LOG_PROBABILITY, stream_respo
 from app.api.routes.generate_text import Stops, stop_list
 from app.api.routes.generate_text import content as text_content
 from app.errors import BadValue, quote_value
-from app.settings import Settings
+from app.limits import Limits
 from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextAnswer, TextJob
 
@@ -246,20 +246,20 @@ def _prompts(prompt: Any) -> Sequence[Any]:
     return prompt
 
 
-def content(settings: Settings) -> tuple[int, int]:
+def content(limits: Limits) -> tuple[int, int]:
     """Return the largest number of bytes and commas of the prompts, stop strings and biases in a body."""
-    size, commas = text_content(settings)
+    size, commas = text_content(limits)
     return size, commas + MAX_BIASES
 
 
 @json_endpoint(GENERATE_TEXT, CompletionRequest, Protocol(encode, encode_delta, encode_end), content)
-def create_completion(body: CompletionRequest, settings: Settings) -> TextJob:
+def create_completion(body: CompletionRequest, limits: Limits) -> TextJob:
     """Continue one or several prompts, as OpenAI's completions endpoint does. A token is one character.
 
     With `stream`, the service sends the characters as server-sent events while the model generates them.
     """
     _check(body)
-    tokens = min(DEFAULT_TOKENS, settings.max_characters) if body.max_tokens is None else body.max_tokens
+    tokens = min(DEFAULT_TOKENS, limits.max_characters) if body.max_tokens is None else body.max_tokens
     return TextJob(
         _prompts(body.prompt),
         max(tokens, 1),

@@ -13,7 +13,7 @@ from app.api.request_body import ModelName, RequestBody, Seed, limited
 from app.api.responses import ERROR_RESPONSES
 from app.api.routes.generate_images import encode_images
 from app.errors import BadValue, quote_value
-from app.settings import Settings
+from app.limits import Limits
 from app.tasks import GENERATE_IMAGES
 from app.tasks.image_generation import SampleAnswer, SampleJob
 
@@ -82,7 +82,7 @@ def encode(call: Call[Any], job: SampleJob, answer: SampleAnswer) -> ImageGenera
 
 
 @json_endpoint(GENERATE_IMAGES, ImageGenerationRequest, Protocol(encode), lambda _: (0, MAX_PROMPT_LENGTH))
-def create_image(body: ImageGenerationRequest, settings: Settings) -> SampleJob:
+def create_image(body: ImageGenerationRequest, limits: Limits) -> SampleJob:
     """Generate images of a label, like OpenAI's image endpoint.
 
     The prompt is a label of the model. The prompt "digits" gives images of random labels.

@@ -198,7 +198,7 @@ async def verify_store(service: Service, request: Request) -> Response:
 def _reader(service: Service, request: Request) -> BodyReader:
     """Set the deadline of a request, and return the limits for its body."""
     set_deadline(request, service.settings.request_seconds)
-    return BodyReader(JSON_BYTES, service.settings.body_seconds, service.models.parse_executor, MAX_COMMAS)
+    return BodyReader(JSON_BYTES, service.settings.limits.body_seconds, service.models.parse_executor, MAX_COMMAS)
 
 
 async def _change(service: Service, request: Request, work: Callable[[str], object]) -> Response:
@@ -242,7 +242,7 @@ async def import_version(service: Service, request: Request) -> Response:
     try:
         body = await disk.run(lambda: tempfile.TemporaryFile(dir=store.folder))  # noqa: SIM115 - closed below
         try:
-            await spool_body(request, disk, body, max_bytes, settings.body_seconds)
+            await spool_body(request, disk, body, max_bytes, settings.limits.body_seconds)
             await on_store(disk, store.defaults)  # an error in the store is not an error in the archive
             card: Card = await on_store(
                 disk, lambda: archive.import_archive(store, body, max_bytes, renumber), otherwise=BadValue

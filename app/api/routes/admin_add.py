@@ -86,7 +86,7 @@ async def add_model(service: Service, request: Request) -> Response:
         folder = await disk.run(stack.enter_context, store.disk.scratch(settings.store))
         file = await disk.run((folder / "upload").open, "wb")
         try:
-            await spool_body(request, disk, file, settings.max_import_bytes, settings.body_seconds)
+            await spool_body(request, disk, file, settings.max_import_bytes, settings.limits.body_seconds)
         finally:
             await disk.run(file.close)
         async with _running:

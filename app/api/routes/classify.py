@@ -124,9 +124,9 @@ async def _files(service: Service, request: Request) -> list[ImageFile]:
         BadValue, NotAnImage: the body has another format.
         QuartetError: any error of ``read_body``.
     """
-    settings = service.settings
-    max_commas = settings.max_images + EXTRA_COMMAS
-    reader = BodyReader(settings.max_body_bytes, settings.body_seconds, service.models.parse_executor, max_commas)
+    limits, executor = service.settings.limits, service.models.parse_executor
+    max_commas = limits.max_images + EXTRA_COMMAS
+    reader = BodyReader(service.settings.max_body_bytes, limits.body_seconds, executor, max_commas)
     media_type = header(request, b"content-type").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
         content = await read_body(request, reader.limit, reader.pause_seconds)
@@ -134,12 +134,12 @@ async def _files(service: Service, request: Request) -> list[ImageFile]:
         if media_type != "application/json" and not content[:JSON_START].lstrip().startswith(b"{"):
             return [ImageFile(None, content, "body")]
         body = await parse_json(request, content, ClassifyRequest, reader)
-        if (count := len(body.images)) > settings.max_images:
-            allowed = f"it should have at most {settings.max_images} items, not {count}"
+        if (count := len(body.images)) > limits.max_images:
+            allowed = f"it should have at most {limits.max_images} items, not {count}"
             raise BadValue(f"images is {quote_value(body.images)}; {allowed}", "images")
         size = sum(map(len, body.images)) // BYTES_PER_VALUE
         return await run_before_deadline(request, reader.executor, size, _decode_base64_files, body.images)
-    form = await read_form(request, reader, settings.max_images)
+    form = await read_form(request, reader, limits.max_images)
     files: list[ImageFile] = []
     for field in form:
         if field.name != "file":
@@ -151,7 +151,7 @@ async def _files(service: Service, request: Request) -> list[ImageFile]:
         param = f"file.{len(files)}" if len(form) > 1 else "file"
         files.append(ImageFile(field.filename, field.content, param))
     if not files:
-        raise BadValue(f"file is missing; send from 1 to {settings.max_images} images", "file")
+        raise BadValue(f"file is missing; send from 1 to {limits.max_images} images", "file")
     return files
 
 

@@ -21,7 +21,7 @@ from app.api.request_head import header, preferred_media_type, read_query, rejec
 from app.api.responses import BAD_REQUESTS, ErrorBody, Floats, ModelAnswer, error_responses, json_response, model_fields
 from app.api.routes.forecast_table import BODIES, CSV, DEFAULT_HORIZON, ReadTable, TableQuery, is_table, read_table
 from app.errors import BadValue
-from app.settings import Settings
+from app.limits import Limits
 from app.tasks import FORECAST
 from app.tasks.forecasting import ForecastAnswer, ForecastJob
 
@@ -160,13 +160,13 @@ def level_name(level: float) -> str:
     return repr(level).removesuffix(".0")
 
 
-def content(settings: Settings) -> tuple[int, int]:
+def content(limits: Limits) -> tuple[int, int]:
     """Return the largest number of bytes and commas of the values in a body."""
-    return BYTES_PER_NUMBER * settings.max_series_values, settings.max_series_values + settings.max_series
+    return BYTES_PER_NUMBER * limits.max_series_values, limits.max_series_values + limits.max_series
 
 
 @json_endpoint(FORECAST, ForecastRequest, Protocol(encode), content)
-def forecast_json(body: ForecastRequest, settings: Settings) -> ForecastJob:
+def forecast_json(body: ForecastRequest, limits: Limits) -> ForecastJob:
     names = {}
     for field, alias in (("horizon", "h"), ("levels", "level")):
         if getattr(body, alias) is not None:
@@ -175,7 +175,7 @@ def forecast_json(body: ForecastRequest, settings: Settings) -> ForecastJob:
             names[field] = alias
     horizon = getattr(body, names.get("horizon", "horizon"))
     if not {"horizon", "h"} & body.model_fields_set:
-        horizon = min(DEFAULT_HORIZON, settings.max_horizon)
+        horizon = min(DEFAULT_HORIZON, limits.max_horizon)
     values: Any = body.values
     has_many = bool(values) and isinstance(values[0], list)
     return ForecastJob(
@@ -223,7 +223,7 @@ async def forecast_table(service: Service, request: Request) -> Response:
         names={"start": "file"},
         table=table,
     )
-    job.check(service.settings)
+    job.check(service.settings.limits)
     return await run_job(service, Call(request, query, model), job, deadline, Protocol(encode_table))
 
 

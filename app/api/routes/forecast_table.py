@@ -22,7 +22,7 @@ from app.api.request_body import BodyReader, ModelName, limited, max_json_bytes,
 from app.api.request_head import header
 from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotInstalled, TooLarge, quote_value
-from app.settings import Settings
+from app.limits import Limits
 from app.store import Card, SeriesTraits
 
 if TYPE_CHECKING:
@@ -139,14 +139,14 @@ async def read_table(service: Service, request: Request, query: TableQuery, card
         NotInstalled: pandas is missing.
         QuartetError: any error of ``read_form`` or ``run_before_deadline``.
     """
-    settings, executor = service.settings, service.models.parse_executor
-    limit = max_json_bytes(settings.max_body_bytes, BYTES_PER_VALUE * settings.max_series_values)
-    files = await _files(request, BodyReader(limit, settings.body_seconds, executor))
+    limits, executor = service.settings.limits, service.models.parse_executor
+    limit = max_json_bytes(service.settings.max_body_bytes, BYTES_PER_VALUE * limits.max_series_values)
+    files = await _files(request, BodyReader(limit, limits.body_seconds, executor))
     size = sum(len(content) for _, content in files.values())
     if size > LARGE_BYTES:
         executor = service.models.large_image_executor
     size = max(size, INLINE_SIZE + 1)  # never on the event loop, because importing pandas takes a second
-    return await run_before_deadline(request, executor, size, _read, files, query, card, settings, limit)
+    return await run_before_deadline(request, executor, size, _read, files, query, card, limits, limit)
 
 
 async def _files(request: Request, reader: BodyReader) -> dict[str, tuple[str, bytes]]:
@@ -166,9 +166,7 @@ async def _files(request: Request, reader: BodyReader) -> dict[str, tuple[str, b
     return files
 
 
-def _read(
-    files: dict[str, tuple[str, bytes]], query: TableQuery, card: Card, settings: Settings, limit: int
-) -> ReadTable:
+def _read(files: dict[str, tuple[str, bytes]], query: TableQuery, card: Card, limits: Limits, limit: int) -> ReadTable:
     """Read the series of a table. Raises BadValue, NotInstalled and TooLarge."""
     try:
         from app.tables.forecast import series_of
@@ -186,15 +184,15 @@ def _read(
         known_covariates=",".join(names) or None,
         holidays=calendar.country if calendar else None,
     )
-    season, max_cells = traits.season or 1, CELLS_PER_VALUE * settings.max_series_values
-    usual = season if season > 1 else min(DEFAULT_HORIZON, settings.max_horizon)
+    season, max_cells = traits.season or 1, CELLS_PER_VALUE * limits.max_series_values
+    usual = season if season > 1 else min(DEFAULT_HORIZON, limits.max_horizon)
     horizon = query.horizon or (None if names else usual)
     name, content = files["file"]
     try:
         content = _plain(content, limit)
         table = read(content, "series", options, max_cells)
-        if (count := table.frame["unique_id"].nunique()) > settings.max_series:
-            raise BadValue(f"the table has {count:,} series; the maximum is {settings.max_series}", "file")
+        if (count := table.frame["unique_id"].nunique()) > limits.max_series:
+            raise BadValue(f"the table has {count:,} series; the maximum is {limits.max_series}", "file")
         if "future" in files:
             name, content = files["future"]
             content = _plain(content, limit)

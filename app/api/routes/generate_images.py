@@ -16,7 +16,7 @@ from app.api.operation import Operation
 from app.api.request_body import ModelName, RequestBody, Seed, limited
 from app.api.request_head import preferred_media_type
 from app.api.responses import ERROR_RESPONSES, ModelAnswer, json_response, model_fields
-from app.settings import Settings
+from app.limits import Limits
 from app.tasks import GENERATE_IMAGES
 from app.tasks.image_codecs import image_grid, png
 from app.tasks.image_generation import SampleAnswer, SampleJob
@@ -66,13 +66,13 @@ def encode_images(pixels: np.ndarray) -> list[str]:
 
 
 @json_endpoint(GENERATE_IMAGES, GenerateImagesRequest, Protocol(encode), lambda _: (0, MAX_LABEL_LENGTH))
-def generate_images(body: GenerateImagesRequest, settings: Settings) -> SampleJob:
+def generate_images(body: GenerateImagesRequest, limits: Limits) -> SampleJob:
     """Generate images from a seed. If the model has labels, `label` selects the label of the images.
 
     The `Accept` header selects the format. The response is JSON with PNG files in base64, or one PNG image that shows
     all generated images (`image/png`).
     """
-    count = body.count if "count" in body.model_fields_set else min(DEFAULT_COUNT, settings.max_samples)
+    count = body.count if "count" in body.model_fields_set else min(DEFAULT_COUNT, limits.max_samples)
     return SampleJob(count, body.label, -1 if body.seed is None else body.seed, body.end_seed)
 
 

@@ -12,7 +12,7 @@ from app.api.inference import Call, Protocol, TextDelta, json_endpoint
 from app.api.operation import Operation
 from app.api.request_body import Described, ModelName, RequestBody, Seed, limited, text_or_list
 from app.api.responses import ERROR_RESPONSES, ModelAnswer, model_fields, stream_response
-from app.settings import Settings
+from app.limits import Limits
 from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import TextAnswer, TextJob
 
@@ -44,11 +44,11 @@ class SamplingFields(Described):
     seed: Seed | None = None
     """random seed. The same seed gives the same text."""
 
-    def sampling(self, settings: Settings) -> dict[str, Any]:
+    def sampling(self, limits: Limits) -> dict[str, Any]:
         """Return these parameters as fields of a ``TextJob``."""
         fields = {name: getattr(self, name) for name in SamplingFields.model_fields}
         if "max_characters" not in self.model_fields_set:
-            fields["max_characters"] = min(DEFAULT_CHARACTERS, settings.max_characters)
+            fields["max_characters"] = min(DEFAULT_CHARACTERS, limits.max_characters)
         return {**fields, "stop": stop_list(self.stop)}
 
 
@@ -110,19 +110,19 @@ def encode_delta(call: Call[Any], job: TextJob, answer: TextAnswer, delta: TextD
     return content
 
 
-def content(settings: Settings) -> tuple[int, int]:
+def content(limits: Limits) -> tuple[int, int]:
     """Return the largest number of bytes and commas of the prompts and stop strings in a body."""
-    characters = settings.max_prompt_characters
+    characters = limits.max_prompt_characters
     return BYTES_PER_CHARACTER * characters, characters + MAX_STOPS * MAX_STOP_LENGTH
 
 
 @json_endpoint(GENERATE_TEXT, GenerateTextRequest, Protocol(encode, encode_delta), content)
-def generate_text(body: GenerateTextRequest, settings: Settings) -> TextJob:
+def generate_text(body: GenerateTextRequest, limits: Limits) -> TextJob:
     """Continue a prompt character by character.
 
     With `stream`, the service sends the characters as server-sent events while the model generates them.
     """
-    return TextJob([body.prompt], n=body.n, streamed=body.stream, **body.sampling(settings))
+    return TextJob([body.prompt], n=body.n, streamed=body.stream, **body.sampling(limits))
 
 
 OPERATIONS = [

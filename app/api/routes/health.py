@@ -39,11 +39,11 @@ class ReadyStatus(TypedDict):
 
 
 def is_live(service: Service) -> bool:
-    return service.models.executor.stalled_seconds() < 2 * service.settings.liveness_timeout_seconds
+    return service.models.executor.stalled_seconds() < 2 * service.settings.limits.liveness_timeout_seconds
 
 
 async def check_live(service: Service, request: Request) -> Response:
-    """Respond with status 503 if the compute thread has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`.
+    """Respond with status 503 if the compute thread has hung for a minute.
 
     In this case, the process should be restarted.
     """
