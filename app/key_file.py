@@ -28,9 +28,9 @@ from pathlib import Path
 
 from limits import RateLimitItem, parse_many
 
+from app.engine.executor import Executor
 from app.limits import Limits
 from app.store.disk import Disk, file_lock
-from app.store.disk_pool import DiskPool
 
 log = logging.getLogger("quartet")
 
@@ -128,7 +128,7 @@ class Keyring:
         self._keys = _by_digest(read_keys(path))
         self._checked_at = time.monotonic()
         self._problem = ""  # why the last read failed; empty if it succeeded
-        self._disk = DiskPool("keys")
+        self._disk = Executor("keys")
         self._check: asyncio.Task[None] | None = None  # the check that is in progress
         self._check_started_at = 0.0
 

@@ -33,7 +33,6 @@ WAITING = (
     "watch (app/server/process.py",  # looks for a hung event loop at intervals
     ".wait (threading.py",
     "_worker (concurrent/futures/thread.py",
-    "._work (app/store/disk_pool.py",
 )
 # The beginnings of the file names or of the calls of each layer, as py-spy prints them.
 LAYERS = {

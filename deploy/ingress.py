@@ -17,10 +17,10 @@ from app.api.middleware.body_memory import BodyMemoryLimit
 from app.api.middleware.cors import cors
 from app.api.middleware.trusted_host import host_check
 from app.api.routes.admin import PREFIX as ADMIN
+from app.engine.executor import Executor
 from app.errors import QuartetError
 from app.settings import Settings
 from app.store import Store, StoreError, TaskName
-from app.store.disk_pool import DiskPool
 from app.tasks import TASKS
 
 REPOSITORY = "/v2/repository/models/"
@@ -99,7 +99,7 @@ class ModelTasks:
         self._interval = poll_seconds or math.inf
         self._tasks: dict[str, TaskName] = {}
         self._read: set[tuple[str, int]] = set()  # versions whose card has been read
-        self._disk = DiskPool("cards")
+        self._disk = Executor("cards")
         self._scan: asyncio.Task[None] | None = None  # the scan that is in progress
         self._scanned_at = -math.inf  # start of the last scan
 

@@ -25,7 +25,6 @@ from app.api.openapi import DESCRIBED
 from app.api.request_head import header
 from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, TimedOut, TooLarge, TooSlow, quote_value
-from app.store.disk_pool import DiskPool
 from app.tasks.text_generation import MAX_SEED
 
 BYTES_PER_VALUE = 5  # processing this many bytes or pixels takes as long as processing one value
@@ -135,7 +134,7 @@ async def body_chunks(request: Request, limit: int, pause_seconds: float) -> Asy
         yield chunk
 
 
-async def spool_body(request: Request, disk: DiskPool, file: IO[bytes], limit: int, pause_seconds: float) -> None:
+async def spool_body(request: Request, disk: Executor, file: IO[bytes], limit: int, pause_seconds: float) -> None:
     """Write the body to ``file`` as it arrives, and rewind the file. Use this for bodies that are too large for memory.
 
     Raises:

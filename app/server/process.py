@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from fastapi import FastAPI
 from limits.aio.storage import Storage
@@ -50,10 +50,9 @@ def run_service(settings: Settings, create_app: AppFactory) -> int:
     workers, threads = plan_workers(settings, Machine.find(settings))
     raise_file_limit()
     single_arena()
-    if workers > 1:
-        return run_supervisor(settings, create_app, workers, threads)
-    run_alone(settings.model_copy(update={"threads": threads}), create_app)
-    return 0
+    if workers == 1:
+        run_alone(settings.model_copy(update={"threads": threads}), create_app)
+    return run_supervisor(settings, create_app, workers, threads)
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def plan_workers(settings: Settings, machine: Machine) -> tuple[int, int]:
     return workers, settings.threads or max(1, machine.cores // workers)
 
 
-def run_alone(settings: Settings, create_app: AppFactory) -> None:
+def run_alone(settings: Settings, create_app: AppFactory) -> NoReturn:
     """Serve in this process until SIGTERM, SIGINT or SIGHUP stops it. A signal during start-up exits immediately."""
     log_in_background()
     for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if handles_sighup() else [])):
@@ -112,20 +111,11 @@ def run_alone(settings: Settings, create_app: AppFactory) -> None:
     run_server(server)
 
 
-def run_server(server: Server) -> None:
-    """Run a server until it is stopped. Exit with status 1 if a network cannot recover.
-
-    If a thread is still busy at the end, exit immediately. Otherwise Python would wait for the thread.
-    """
+def run_server(server: Server) -> NoReturn:
+    """Run a server until it is stopped, and exit. The status is 1 if a network cannot recover."""
     server.run()
-    logging.shutdown()  # called here, because a forked worker does not call it at exit
-    models = server.models
-    status = 1 if models.recovery.failure else 0
-    if status or any(
-        executor.busy
-        for executor in (models.executor, models.parse_executor, models.large_image_executor, models.load_executor)
-    ):
-        os._exit(status)
+    logging.shutdown()
+    os._exit(1 if server.models.recovery.failure else 0)  # does not wait for busy threads
 
 
 def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, threads: int) -> int:

@@ -36,7 +36,6 @@ from app.serving.snapshot import Snapshot
 from app.settings import Settings
 from app.store import Card, Store, StoreError, TaskName
 from app.store.disk import Disk
-from app.store.disk_pool import DiskPool
 from app.tasks import Task
 
 log = logging.getLogger("quartet")
@@ -93,7 +92,7 @@ class Models:
         self._clock = clock
         self._file_problems: list[tuple[str, str]] = []  # path and error message
         self._started = False  # whether requests are served while versions are loaded
-        self.disk = DiskPool("store", DISK_THREADS)
+        self.disk = Executor("store", DISK_THREADS)
         self._scan_lock = asyncio.Lock()
         self._scanned_at = -math.inf  # time on the clock of the last scan, or of the end of ``start``
         self._stall_logged = False
@@ -243,7 +242,8 @@ class Models:
         """
         path = self.store.path(card.name, card.version) / file
         try:
-            return await self.disk.run_within(self.settings.request_seconds, self.store.disk.read, path)
+            async with asyncio.timeout(self.settings.request_seconds):
+                return await self.disk.run(self.store.disk.read, path)
         except TimeoutError:
             raise TimedOut("the deadline passed before the store answered") from None
         except OSError as error:
@@ -304,8 +304,8 @@ class Models:
         if version_set is None:
             return
         with suppress(TimeoutError, StoreError):
-            seconds = self.settings.limits.rollout_check_seconds
-            rollout = await self.disk.run_within(seconds, self.store.rollout, name)
+            async with asyncio.timeout(self.settings.limits.rollout_check_seconds):
+                rollout = await self.disk.run(self.store.rollout, name)
             if rollout.unloaded != bool(version_set.unloaded):
                 await self.refresh(deadline)
 

@@ -22,6 +22,7 @@ from app.api.request_body import BodyReader, Described, RequestBody, read_json, 
 from app.api.request_head import read_query
 from app.api.responses import ErrorBody, error_responses, json_response
 from app.api.routes.models import Canary
+from app.engine.executor import Executor
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavailable
 from app.serving.models import Models
 from app.serving.plan import State
@@ -37,7 +38,6 @@ from app.store import (
     archive,
     catalogue,
 )
-from app.store.disk_pool import DiskPool
 from app.store.rollout import LATEST
 from app.tasks import check_loading
 
@@ -275,7 +275,7 @@ async def export_version(service: Service, request: Request) -> Response:
     return StreamingResponse(chunks, headers=headers, media_type="application/zip")
 
 
-async def on_store(disk: DiskPool, work: Callable[[], R], otherwise: type[QuartetError] = Conflict) -> R:
+async def on_store(disk: Executor, work: Callable[[], R], otherwise: type[QuartetError] = Conflict) -> R:
     """Call ``work`` on a thread and translate the errors of the store.
 
     Raises:

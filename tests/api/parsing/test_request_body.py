@@ -39,8 +39,8 @@ from app.api.request_body import (
     spool_body,
     validate,
 )
+from app.engine.executor import Executor
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, TooLarge, TooSlow
-from app.store.disk_pool import DiskPool
 
 pytestmark = pytest.mark.anyio
 
@@ -243,13 +243,13 @@ async def test_a_large_body_is_written_to_a_file_in_large_parts() -> None:
             return super().write(part)
 
     file, chunk = File(), bytes(range(256)) * 2048  # 512 KiB
-    await spool_body(request(chunk, b"x", chunk, b"y", b"z"), DiskPool("spool"), file, 2**21, PAUSE)
+    await spool_body(request(chunk, b"x", chunk, b"y", b"z"), Executor("spool"), file, 2**21, PAUSE)
     assert file.read() == chunk + b"x" + chunk + b"yz"  # the file is at its beginning
     assert parts == [2**20 + 1, 2]
 
 
 async def test_a_body_for_a_file_has_the_same_limits() -> None:
-    disk = DiskPool("spool")
+    disk = Executor("spool")
 
     async def rejected(body: Request, pause: float = PAUSE) -> tuple[type[Exception], str, str | None]:
         return await rejection(spool_body(body, disk, io.BytesIO(), 3, pause))
