@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import os
 import queue
-import select
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -32,18 +32,9 @@ def configure_logging(level: str, log_format: str) -> None:
 
 def log_in_background() -> None:
     """Write the records of the root logger on a thread from now on. Call this after forking."""
-    _replace_handlers(BackgroundHandler)
-
-
-def log_without_waiting() -> None:
-    """From now on, drop records of the root logger that stderr does not accept immediately. Use this before forking."""
-    _replace_handlers(DroppingHandler)
-
-
-def _replace_handlers(create: Callable[[], logging.Handler]) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
-        new = create()
+        new = BackgroundHandler()
         new.setFormatter(handler.formatter)
         root.removeHandler(handler)
         root.addHandler(new)
@@ -98,28 +89,16 @@ class BackgroundHandler(QueueHandler):
 
 
 class StderrListener(QueueListener):
-    """Writes records to stderr. It has no handlers: the lock of a blocked handler would prevent the exit."""
+    """Writes records to stderr. It has no handlers: the lock of a blocked handler would prevent the exit.
+
+    Lines that cannot be written, for example because the disk is full, are lost.
+    """
 
     def handle(self, record: logging.LogRecord) -> None:
-        write_line(record.getMessage())  # formatted by ``QueueHandler.prepare``
-
-
-class DroppingHandler(logging.Handler):
-    """Writes records to stderr if they can be written immediately."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if select.select([], [STDERR], [], 0)[1]:
-            write_line(self.format(record))
-
-
-def write_line(line: str) -> None:
-    """Write a line to stderr. Lines that cannot be written, for example because the disk is full, are lost."""
-    content = f"{line}\n".encode(errors="backslashreplace")
-    try:
-        while content:
-            content = content[os.write(STDERR, content) :]
-    except OSError:
-        pass
+        content = f"{record.getMessage()}\n".encode(errors="backslashreplace")  # formatted by ``QueueHandler.prepare``
+        with contextlib.suppress(OSError):
+            while content:
+                content = content[os.write(STDERR, content) :]
 
 
 def utc_time(seconds: float) -> str:

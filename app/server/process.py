@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from limits.aio.storage import Storage
 
 from app.api.middleware.api_keys import limit_storage
-from app.observability.logs import log_in_background, log_without_waiting
+from app.observability.logs import log_in_background
 from app.observability.shared_metrics import SharedMetrics
 from app.server.http_server import Server, bind, exit_on_signal, listen, tls_context
 from app.server.supervisor import Supervisor
@@ -136,7 +136,6 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
     tls_context(settings)
     for number in (signal.SIGTERM, signal.SIGINT):  # until the supervisor handles them
         signal.signal(number, exit_on_signal)
-    log_without_waiting()
     listener, counters = bind(settings.host, settings.port), limit_storage(settings)
     table, shared = worker_table(settings, workers), SharedMetrics(workers)
     # The requests may take the whole grace period, and the engines may take as long again. 5 s are a margin.
