@@ -272,7 +272,7 @@ def parse_card(content: bytes, path: str) -> Card:
     return parse(Card, content, path, unknown_allowed=False)
 
 
-M = TypeVar("M", bound=StrictModel)
+M = TypeVar("M", bound=BaseModel)
 
 
 def parse(model: type[M], content: bytes, path: str, unknown_allowed: bool = True) -> M:

@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import RootModel
+
 from app.store.card import (
     CARD,
     MAX_BYTES,
@@ -50,6 +52,9 @@ NUMBER = re.compile(r"[1-9]\d{0,8}")
 
 class RolloutRefused(StoreError):
     """The model exists, but its current rollout does not allow the change."""
+
+
+Defaults = RootModel[dict[TaskName, str]]
 
 
 class Store:
@@ -166,17 +171,8 @@ class Store:
 
     def defaults(self) -> dict[TaskName, str]:
         """Return the name of the default model of each task."""
-        raw = self._read(DEFAULTS, optional=True)
-        try:
-            content = {} if raw is None else json.loads(raw)
-        except ValueError as error:
-            raise StoreError(f"{DEFAULTS} cannot be read: {error}") from error
-        tasks = TaskName.__args__  # type: ignore[attr-defined]
-        if not (
-            isinstance(content, dict) and all(task in tasks and isinstance(content[task], str) for task in content)
-        ):
-            raise StoreError(f"{DEFAULTS}: expected an object from task ({', '.join(tasks)}) to the name of a model")
-        return content
+        content = self._read(DEFAULTS, optional=True)
+        return parse(Defaults, content, DEFAULTS).root if content is not None else {}
 
     def _read(self, path: str, max_bytes: int | None = MAX_BYTES + 1, optional: bool = False) -> Any:
         """Return the content of a file. If ``optional`` is true, return None for a missing file."""

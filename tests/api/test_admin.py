@@ -80,11 +80,11 @@ def test_unreadable_defaults_are_no_error_of_the_request(admin: httpx.Client, ti
     (tiny_store / "defaults.json").write_text("[]")
     answer = admin.post("/v1/admin/models/tiny-gan/rollback")
     assert (answer.status_code, answer.json()["active"]) == (200, 2)
-    assert answer.json()["problem"].startswith("defaults.json: expected an object from task")
+    assert answer.json()["problem"].startswith("defaults.json: the file: Input should be an object")
     for path in ("import?renumber=true", "add?name=other&task=classify"):
         answer = admin.post(f"/v1/admin/{path}", content=content)
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
-        assert answer.json()["error"]["message"].startswith("defaults.json: expected an object")
+        assert answer.json()["error"]["message"].startswith("defaults.json: the file: Input should be an object")
     assert Store(tiny_store).numbers("tiny-gan") == [1, 2, 3]
 
 

@@ -153,7 +153,7 @@ async def test_a_request_without_a_model_needs_a_default_model(start: Start, fol
     assert await error(models, None) == (NotFound, message)
     for content, reason in (
         ('{"sample": "b"}', ""),
-        ("{", "defaults.json cannot be read: "),
+        ("{", "defaults.json: the file: Invalid JSON: "),
         ('{"sample": "x"}', "defaults.json names 'x', which is not in the store"),
         ('{"sample": "b", "classify": "a"}', "defaults.json: 'a' is for 'sample', expected one for 'classify'"),
     ):

@@ -62,10 +62,10 @@ def test_unreadable_files_are_problems_of_the_rows(three: Path) -> None:
     assert (row["problem"], row["active"]) == (problem, 3)
     (three / "defaults.json").write_text("[]")
     row = model_row(three)
-    assert row["problem"].startswith(f"{problem}; defaults.json: expected an object from task")
+    assert row["problem"].startswith(f"{problem}; defaults.json: the file: Input should be an object")
     assert (row["default"], row["active"]) == (False, 3)
     defaults, active, *versions = catalogue.verify(Store(three))
-    assert defaults["problem"].startswith("defaults.json: expected an object from task")
+    assert defaults["problem"].startswith("defaults.json: the file: Input should be an object")
     assert active == {"what": "tiny-gan/active.json", "problem": problem}
     assert {row["problem"] for row in versions} == {""}
 

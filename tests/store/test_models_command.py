@@ -165,7 +165,7 @@ def test_a_change_with_unreadable_defaults_is_reported_as_done_or_not_made(
     Path("gan.zip").write_bytes(b"".join(archive.export_version(Store(three), NAME, 1)))
     (three / "defaults.json").write_text("[]")
     status, out, error = run_models_command(capsys, three, *command.split())
-    assert "defaults.json: expected an object from task" in error
+    assert "defaults.json: the file: Input should be an object" in error
     if command.startswith("import"):
         assert (status, out, Store(three).find(NAME)) == (1, "", [1, 2, 3])
     else:
