@@ -5,45 +5,26 @@ the image succeeds, sends one request to each model, sends SIGTERM and expects e
 image and the duration of each step.
 
 If Docker is installed, Docker builds and runs the image. Otherwise buildah builds the image and chroot runs it, which
-needs root rights. If no image registry can be reached, ``--make-base`` makes the base image from Debian packages and
-the Python that runs this script.
+needs root rights.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import re
 import shutil
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
 
-from deploy.base_image import BASE_IMAGE, make_base
 from deploy.containers import ROOT, Buildah, CheckError, Container, Docker, run
 
 PHOTO = ROOT / "tests" / "images" / "cifar10" / "0013-horse.png"
 MAX_GIGABYTES = 1.2  # limit of the uncompressed image with PyTorch for CPUs
 READY_SECONDS = 120.0
-
-
-@contextmanager
-def wheel_options(folder: Path) -> Iterator[list[str]]:
-    """Yield options with which the build installs PyTorch from the wheels in ``folder``."""
-    with tempfile.TemporaryDirectory() as scratch:
-        pins = [re.sub(r"^([^-]+)-([^-+]+).*", r"\1==\2", wheel.name) for wheel in folder.glob("*.whl")]
-        (Path(scratch) / "constraints.txt").write_text("\n".join(pins) + "\n")
-        yield [
-            *("--volume", f"{folder.resolve()}:/wheels:ro", "--volume", f"{scratch}:/constraints:ro"),
-            *("--env", "UV_FIND_LINKS=/wheels", "--env", "UV_CONSTRAINT=/constraints/constraints.txt"),
-            *("--build-arg", "TORCH="),
-        ]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, description: str) -> float:
@@ -157,27 +138,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--torch", default="cpu", help="build of PyTorch: cpu, cu128 ... (default: cpu)")
     parser.add_argument("--max-gb", type=float, default=MAX_GIGABYTES, help=f"size limit (default: {MAX_GIGABYTES})")
     parser.add_argument("--base", help="base image (default: the base image in the Dockerfile)")
-    parser.add_argument("--make-base", action="store_true", help="make the base image with debootstrap")
-    parser.add_argument("--suite", default="trixie", help="Debian release of --make-base (default: trixie)")
-    parser.add_argument("--mirror", default="http://deb.debian.org/debian", help="Debian mirror of --make-base")
-    parser.add_argument("--wheels", type=Path, help="folder with wheels of PyTorch; the build installs these wheels")
     options = parser.parse_args(arguments)
     builder = Docker() if shutil.which("docker") else Buildah()
     build = ["--build-arg", f"TORCH={options.torch}"]
+    if options.base:
+        build += ["--build-arg", f"BASE={options.base}"]
     try:
         if not shutil.which(builder.tool):
-            raise CheckError("install Docker, or buildah and debootstrap")
-        if isinstance(builder, Docker) and (options.make_base or options.wheels):
-            raise CheckError("--make-base and --wheels need buildah; Docker is used where it is installed")
-        with ExitStack() as stack:
-            if options.make_base:
-                make_base(options.suite, options.mirror)
-                options.base = BASE_IMAGE
-            if options.base:
-                build += ["--build-arg", f"BASE={options.base}"]
-            if options.wheels:
-                build += stack.enter_context(wheel_options(options.wheels))
-            check(builder, build, options.max_gb)
+            raise CheckError("install Docker or buildah")
+        check(builder, build, options.max_gb)
     except (CheckError, httpx.HTTPError, subprocess.TimeoutExpired) as error:
         raise SystemExit(f"image-check: {error}") from None
 
