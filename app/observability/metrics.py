@@ -6,7 +6,9 @@ import asyncio
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, Summary, generate_latest, values
 
@@ -25,8 +27,6 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SUCCESS = "success"  # the label ``result`` of requests without an error
 Totals = dict[tuple[str, str, str, str], float]  # sums of metrics by metric, model, version and result
 
-VERSION_LABELS = ("model", "version")
-
 
 class Metrics:
     """The metrics of one process, in seconds, rows and bytes. Most gauges are summed over all workers.
@@ -44,85 +44,77 @@ class Metrics:
         self._known: frozenset[VersionKey] | None = None  # versions that are shown; None means all
         self._lock = threading.Lock()  # needed because versions are loaded on a thread
         self.registry = CollectorRegistry()
-
+        options: dict[str, Any] = {"namespace": "quartet", "registry": self.registry}
+        counter: Callable[..., Counter] = partial(Counter, **options)
+        gauge: Callable[..., Gauge] = partial(Gauge, multiprocess_mode="livesum", **options)
         route = ("route", "method", "status")
-        self.requests = self._counter(
-            "requests_total", "Requests answered, or cancelled by the client (status 499)", *route
+        self.requests = counter("requests", "Requests answered, or cancelled by the client (status 499)", route)
+        self.request_seconds = Histogram(
+            "request_seconds",
+            "Duration of a request, until the last part of its response is sent",
+            route,
+            buckets=SECONDS,
+            **options,
         )
-        self.request_seconds = self._histogram(
-            "request_seconds", "Duration of a request, until the last part of its response is sent", *route
-        )
-        self.errors = self._counter("errors_total", "Requests that failed, by error code", "route", "reason")
-        self.requests_running = self._gauge("requests_running", "Requests in progress")
-        self.rate_limited = self._counter("rate_limited_total", "Requests over the rate limit of their API key", "key")
-        self.states = self._gauge(
+        self.errors = counter("errors", "Requests that failed, by error code", ("route", "reason"))
+        self.requests_running = gauge("requests_running", "Requests in progress")
+        self.rate_limited = counter("rate_limited", "Requests over the rate limit of their API key", ("key",))
+        self.states = gauge(
             "versions",
             "Versions in memory (state ready), and versions or files that cannot be used (state failed)",
-            "state",
-            mode="livemax",
+            ("state",),
+            multiprocess_mode="livemax",
         )
-        self.scan_age = self._gauge(
-            "store_scan_age_seconds", "Seconds since the last complete scan of the store", mode="livemax"
+        self.scan_age = gauge(
+            "store_scan_age_seconds",
+            "Seconds since the last complete scan of the store",
+            multiprocess_mode="livemax",
         )
-        self.workers = self._gauge("workers", "Worker processes that have loaded their models")
-        self.planned_workers = self._gauge(
-            "planned_workers", "Worker processes that the service should have", mode="livemax"
+        self.workers = gauge("workers", "Worker processes that have loaded their models")
+        self.planned_workers = gauge(
+            "planned_workers", "Worker processes that the service should have", multiprocess_mode="livemax"
         )
         self.planned_workers.set(max(workers, 1) if shared else 1)
-        self._create_for_versions()
+        self._create_for_versions({**options, "labelnames": ("model", "version")})
         # A cache by route, method and status, because looking up labels in prometheus_client takes longer.
         self._responses: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
-    def _create_for_versions(self) -> None:
+    def _create_for_versions(self, options: dict[str, Any]) -> None:
         """Create the metrics that exist for each version."""
-        self.version_request_seconds = self._summary(
+        counter: Callable[..., Counter] = partial(Counter, **options)
+        gauge: Callable[..., Gauge] = partial(Gauge, multiprocess_mode="livesum", **options)
+        histogram: Callable[..., Histogram] = partial(Histogram, **options)
+        self.version_request_seconds = Summary(
             "version_request_seconds",
             "Duration of the requests for a version. The result is success, or the error code of the failure",
-            *VERSION_LABELS,
-            "result",
+            **options | {"labelnames": ("model", "version", "result")},
         )
-        self.last_batch = self._gauge(
-            "last_batch_timestamp_seconds", "Unix time at which the last batch ended", *VERSION_LABELS, mode="max"
+        self.last_batch = gauge(
+            "last_batch_timestamp_seconds", "Unix time at which the last batch ended", multiprocess_mode="max"
         )
-        self.queue_seconds = self._histogram(
-            "queue_seconds", "Time from queueing to the start of a batch", *VERSION_LABELS
+        self.queue_seconds = histogram("queue_seconds", "Time from queueing to the start of a batch", buckets=SECONDS)
+        self.compute_seconds = histogram(
+            "compute_seconds", "Duration of one batch, or of one round of text steps", buckets=SECONDS
         )
-        self.compute_seconds = self._histogram(
-            "compute_seconds", "Duration of one batch, or of one round of text steps", *VERSION_LABELS
+        self.batch_rows = histogram("batch_rows", "Rows in one batch", buckets=ROWS)
+        self.first_token_seconds = histogram(
+            "time_to_first_token_seconds", "Time from queueing to the first character of a text", buckets=SECONDS
         )
-        self.batch_rows = self._histogram("batch_rows", "Rows in one batch", *VERSION_LABELS, buckets=ROWS)
-        self.first_token_seconds = self._histogram(
-            "time_to_first_token_seconds", "Time from queueing to the first character of a text", *VERSION_LABELS
+        self.inter_token_seconds = histogram(
+            "inter_token_seconds", "Mean time between two characters of a text", buckets=INTER_TOKEN_SECONDS
         )
-        self.inter_token_seconds = self._histogram(
-            "inter_token_seconds",
-            "Mean time between two characters of a text",
-            *VERSION_LABELS,
-            buckets=INTER_TOKEN_SECONDS,
-        )
-        self.queued = self._gauge(
+        self.queued = gauge(
             "queued_rows",
             "Rows waiting for a batch, without the rest of large requests of which a part is being computed",
-            *VERSION_LABELS,
         )
-        self.running = self._gauge("running_rows", "Rows being computed", *VERSION_LABELS)
-        self.rejected = self._counter(
-            "rejected_requests_total", "Requests rejected by the queue of a version", *VERSION_LABELS, "reason"
+        self.running = gauge("running_rows", "Rows being computed")
+        self.rejected = counter(
+            "rejected_requests",
+            "Requests rejected by the queue of a version",
+            labelnames=("model", "version", "reason"),
         )
-        self.failures = self._counter("failures_total", "Failures of a network on a valid input", *VERSION_LABELS)
-        self.loaded = self._gauge("loaded_bytes", "Bytes of loaded weights in all workers", *VERSION_LABELS)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"quartet_{name}", text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, *labels: str, mode: str = "livesum") -> Gauge:
-        return Gauge(f"quartet_{name}", text, labels, registry=self.registry, multiprocess_mode=mode)  # type: ignore[arg-type]
-
-    def _histogram(self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
-        return Histogram(f"quartet_{name}", text, labels, registry=self.registry, buckets=buckets)
-
-    def _summary(self, name: str, text: str, *labels: str) -> Summary:
-        return Summary(f"quartet_{name}", text, labels, registry=self.registry)
+        self.failures = counter("failures", "Failures of a network on a valid input")
+        self.loaded = gauge("loaded_bytes", "Bytes of loaded weights in all workers")
 
     def for_version(self, model: str, version: int) -> VersionMetrics:
         """Return the metrics of a version. Each version has one object, which is made at the first call."""
