@@ -18,7 +18,15 @@ from app.observability.logs import log_in_background
 from app.observability.shared_metrics import SharedMetrics
 from app.server.http_server import Server, bind, exit_on_signal, listen, tls_context
 from app.server.supervisor import Supervisor
-from app.server.system import available_memory, can_fork, cores, handles_sighup, raise_file_limit, single_arena
+from app.server.system import (
+    available_memory,
+    can_fork,
+    cores,
+    die_with_parent,
+    handles_sighup,
+    raise_file_limit,
+    single_arena,
+)
 from app.server.worker_table import State, WorkerTable
 from app.serving.device import find_device
 from app.serving.model import check_store
@@ -139,13 +147,13 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
     listener, counters = bind(settings.host, settings.port), limit_storage(settings)
     table, shared = worker_table(settings, workers), SharedMetrics(workers)
     # The requests may take the whole grace period, and the engines may take as long again. 5 s are a margin.
-    parent, stop_seconds = os.getpid(), 2 * settings.shutdown_grace_seconds + 5
-    preloaded = Preloaded()
+    stop_seconds = 2 * settings.shutdown_grace_seconds + 5
+    parent, preloaded = os.getpid(), Preloaded()
 
     def work(place: int) -> None:
         shared.use(place)
         log_in_background()
-        stop_if_orphaned(parent, stop_seconds)
+        die_with_parent(parent)
         app = create_app(worker_settings, counters, preloaded, shared)
         run_server(Server(app, worker_settings, listener, table, place, has_parent=True))
 
@@ -168,19 +176,6 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
 
 def worker_table(settings: Settings, workers: int) -> WorkerTable:
     return WorkerTable(workers, settings.limits.fresh_heartbeat_seconds)
-
-
-def stop_if_orphaned(parent: int, seconds: float) -> None:
-    """Start a thread that stops this worker after its parent has ended, and ends it ``seconds`` later."""
-
-    def wait_for_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(seconds)
-        os._exit(1)
-
-    threading.Thread(target=wait_for_parent, name="orphan", daemon=True).start()
 
 
 def exit_if_hung(table: WorkerTable, seconds: float) -> None:

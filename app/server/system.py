@@ -13,6 +13,7 @@ from pathlib import Path
 CGROUP = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")  # its line ``0::/path`` names the cgroup of this process
 M_ARENA_MAX = -8  # number of an option of glibc's mallopt
+PR_SET_PDEATHSIG = 1  # number of an option of Linux's prctl
 
 
 def cores(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
@@ -87,6 +88,13 @@ def single_arena() -> None:
 def handles_sighup() -> bool:
     """Return whether SIGHUP stops the service. This is false under ``nohup``, and on systems without SIGHUP."""
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the system kill this process when its parent ends. ``parent`` is the id of the parent."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has already ended
+        os._exit(1)
 
 
 def can_fork() -> bool:
