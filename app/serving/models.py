@@ -26,16 +26,15 @@ from app.serving.plan import (
     State,
     VersionSet,
     VersionSets,
-    check_defaults,
     plan,
     versions_to_replace,
 )
 from app.serving.preload import Preloaded
 from app.serving.recovery import RecoveryMonitor
-from app.serving.snapshot import Snapshot
 from app.settings import Settings
 from app.store import Card, Store, StoreError, TaskName
 from app.store.disk import Disk
+from app.store.snapshot import Snapshot
 from app.tasks import Task
 
 log = logging.getLogger("quartet")
@@ -354,8 +353,11 @@ class Models:
             self._evict(self.table[key], reason)
         if current.load and not self.closed:
             self._load(self.table[current.load[0]])
-        self.defaults, reasons = check_defaults(self.snapshot, {name: self.card(name) for name in self.version_sets})
-        problems = [*self.snapshot.problems.items(), *(("defaults.json", reason) for reason in reasons)]
+        tasks = {name: card.task for name in self.version_sets if (card := self.card(name))}
+        defaults = self.snapshot.defaults
+        self.defaults = {task: name for task, name in defaults.items() if tasks.get(name, task) == task}
+        problems = [*self.snapshot.problems.items()]
+        problems += [("defaults.json", reason) for reason in self.snapshot.default_problems(tasks)]
         for problem in problems:
             if problem not in self._file_problems:
                 log.error("%s", problem[1])

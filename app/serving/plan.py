@@ -16,9 +16,8 @@ from enum import Enum
 from app.engine.observer import VersionKey
 from app.errors import TooManyVersions
 from app.serving.model import Model
-from app.serving.snapshot import Snapshot, StoredVersion
-from app.store import Card, Rollout, TaskName
-from app.store.catalogue import unserved_defaults
+from app.store import Rollout
+from app.store.snapshot import Snapshot, StoredVersion
 
 UNKNOWN = StoredVersion()  # before the first scan
 SHARE_PARTS = 10_000  # a canary's share is applied in steps of 0.01 %
@@ -201,20 +200,3 @@ def versions_to_replace(others: Iterable[Entry], limit: int, now: float, in_use_
             math.ceil(max([1.0, *in_use])),
         )
     return replaced
-
-
-def check_defaults(snapshot: Snapshot, cards: Mapping[str, Card | None]) -> tuple[dict[TaskName, str], list[str]]:
-    """Return the default model of each task, and the reasons why default models cannot be used.
-
-    A default model for another task is left out. A default model that is not in the store, or is unloaded, is only
-    reported, because it can return. ``cards`` has the card of the active version of each model.
-    """
-    tasks = {name: card.task for name, card in cards.items() if card}
-    valid = {task: name for task, name in snapshot.defaults.items() if tasks.get(name, task) == task}
-    reasons = [
-        f"defaults.json: {name!r} is for {tasks[name]!r}, expected one for {task!r}"
-        for task, name in snapshot.defaults.items()
-        if task not in valid
-    ]
-    unloaded = [name for name, rollout in snapshot.rollouts.items() if rollout.unloaded]
-    return valid, reasons + unserved_defaults(snapshot.defaults, snapshot.versions, unloaded)

@@ -14,9 +14,9 @@ from app.networks import is_imported
 from app.serving.device import find_device, trim_heap
 from app.serving.model import Prepared, prepare
 from app.serving.plan import Entry, plan
-from app.serving.snapshot import Snapshot, Stamp, read_stamp
 from app.settings import Settings
 from app.store import WEIGHTS, Store
+from app.store.snapshot import Snapshot, Stamp, read_stamp
 
 
 class Preloaded:
@@ -87,7 +87,7 @@ class Preloaded:
 
 def resident_versions(folder: Path) -> list[VersionKey]:
     """Return the versions in a store that a new worker loads if none is damaged, most important first."""
-    snapshot = Snapshot.read(Store(folder), Snapshot())
+    snapshot = Snapshot.read(Store(folder))
     table = {
         (name, number): Entry(name, number, version)
         for name, numbers in snapshot.versions.items()

@@ -12,9 +12,9 @@ from support.networks import TINY, publish_tiny
 from app.observability.metrics import Metrics
 from app.serving.models import Models
 from app.serving.preload import Preloaded, worker_bytes
-from app.serving.snapshot import read_stamp
 from app.settings import Settings
 from app.store import WEIGHTS
+from app.store.snapshot import read_stamp
 
 pytestmark = pytest.mark.anyio
 NAME = "tiny-gan"

@@ -24,9 +24,7 @@ from app.api.responses import ErrorBody, error_responses, json_response
 from app.api.routes.models import Canary
 from app.engine.executor import Executor
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavailable
-from app.serving.models import Models
 from app.serving.plan import State
-from app.serving.snapshot import Snapshot
 from app.store import (
     Card,
     RolloutRefused,
@@ -39,6 +37,7 @@ from app.store import (
     catalogue,
 )
 from app.store.rollout import LATEST
+from app.store.snapshot import Snapshot
 from app.tasks import check_loading
 
 PREFIX = "/v1/admin"
@@ -156,18 +155,9 @@ async def list_stored_models(service: Service, request: Request) -> Response:
     """List all models in the store with their active, canary, previous and retired versions."""
     models = service.models
     snapshot = await on_store(models.disk, lambda: Snapshot.read(models.store, models.snapshot))
-    return json_response({"data": [_row(models, snapshot, name) for name in sorted(snapshot.versions)]})
-
-
-def _row(models: Models, snapshot: Snapshot, name: str) -> dict[str, Any]:
-    """Return the row of a model. Only files that have changed since the last scan were read for it."""
-    versions, rollout = snapshot.versions[name], snapshot.rollouts[name]
-    usable = [n for n, version in versions.items() if version.card and models.entry(name, n).state is not State.FAILED]
-    roles = rollout.roles(usable)
-    card = versions[roles.active].card if roles.active else None
-    places = (name, f"{name}/active.json", "defaults.json")
-    problems = [snapshot.problems[place] for place in places if place in snapshot.problems]
-    return catalogue.row(name, list(versions), rollout, roles, card.task if card else None, snapshot.defaults, problems)
+    damaged = {key for key, entry in models.table.items() if entry.state is State.FAILED}
+    rows = [catalogue.row(snapshot, name, damaged) for name in snapshot.versions]
+    return json_response({"data": rows})
 
 
 async def list_stored_versions(service: Service, request: Request) -> Response:

@@ -1,17 +1,17 @@
-"""Read the content of the model store at one point in time."""
+"""The content of the model store at one point in time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from app.store import CARD, WEIGHTS, Card, Rollout, Store, StoreError, TaskName
-from app.store.rollout import FILE as ROLLOUT
-from app.store.store import DEFAULTS
+from app.store.card import CARD, Card, StoreError, TaskName
+from app.store.rollout import FILE, Roles, Rollout
+from app.store.store import DEFAULTS, WEIGHTS, Store
 
 T = TypeVar("T")
 Stamp = tuple[tuple[int, int, int], ...]
@@ -61,13 +61,15 @@ class Snapshot:
     problems: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, store: Store, previous: Snapshot) -> Snapshot:
-        """Read the store. What cannot be read is taken from ``previous``. Raises OSError for an unreadable store.
+    def read(cls, store: Store, previous: Snapshot | None = None, only: str = "") -> Snapshot:
+        """Read the store, or only one model. What cannot be read is taken from ``previous``.
+
+        Raises OSError for an unreadable store.
 
         The rollout of a model is read before its versions. Otherwise, a version that was published and activated in
         between would be missing.
         """
-        snapshot = cls()
+        snapshot, previous = cls(), previous or cls()
 
         def attempt(place: str, read: Callable[[], T], otherwise: T) -> T:
             try:
@@ -76,9 +78,9 @@ class Snapshot:
                 snapshot.problems[place] = str(error)
                 return otherwise
 
-        for name in store.names():
+        for name in (name for name in store.names() if only in ("", name)):
             known = previous.versions.get(name, {})
-            rollout = attempt(f"{name}/{ROLLOUT}", partial(store.rollout, name), previous.rollouts.get(name, Rollout()))
+            rollout = attempt(f"{name}/{FILE}", partial(store.rollout, name), previous.rollouts.get(name, Rollout()))
             numbers = attempt(name, partial(store.numbers, name), list(known))
             if numbers or name in snapshot.problems:
                 snapshot.rollouts[name] = rollout
@@ -86,6 +88,35 @@ class Snapshot:
                     number: StoredVersion.read(store, name, number, known.get(number)) for number in numbers
                 }
                 if missing := rollout.missing(name, numbers):
-                    snapshot.problems[f"{name}/{ROLLOUT}"] = "; ".join(missing)
+                    snapshot.problems[f"{name}/{FILE}"] = "; ".join(missing)
         snapshot.defaults = attempt(DEFAULTS, store.defaults, previous.defaults)
         return snapshot
+
+    def roles(self, name: str, damaged: Collection[tuple[str, int]] = ()) -> tuple[Roles, Card | None]:
+        """Return the roles of a model's versions, and the card of the active version.
+
+        Versions without a readable card, and those in ``damaged``, have no role.
+        """
+        versions = self.versions[name]
+        roles = self.rollouts[name].roles([n for n in versions if versions[n].card and (name, n) not in damaged])
+        return roles, versions[roles.active].card if roles.active else None
+
+    def default_problems(self, tasks: Mapping[str, str]) -> list[str]:
+        """Return an error message for each default model that cannot answer.
+
+        ``tasks`` has the task of the active version of each model.
+        """
+        names = dict.fromkeys(self.defaults.values())
+        return [
+            *(
+                f"{DEFAULTS}: {name!r} is for {tasks[name]!r}, expected one for {task!r}"
+                for task, name in self.defaults.items()
+                if tasks.get(name, task) != task
+            ),
+            *(f"{DEFAULTS} names {name!r}, which is not in the store" for name in names if name not in self.versions),
+            *(
+                f"{DEFAULTS} names {name!r}, which is unloaded"
+                for name in names
+                if name in self.rollouts and self.rollouts[name].unloaded
+            ),
+        ]
