@@ -6,7 +6,7 @@ This module imports nothing else of this project, so that it starts quickly.
 from __future__ import annotations
 
 import argparse
-import os
+import runpy
 import sys
 
 COMMANDS = {
@@ -35,15 +35,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def python_arguments(arguments: list[str]) -> list[str]:
-    """Return the arguments of Python that run a sub-command. Exits with status 2 if there is no such command."""
-    words = 2 if arguments[:1] == ["train"] else 1
-    return ["-m", parser().parse_args(arguments[:words]).module, *arguments[words:]]
-
-
 def main() -> None:
-    """Run the module of a sub-command in place of this process."""
-    os.execv(sys.executable, [sys.executable, *python_arguments(sys.argv[1:])])
+    """Run the module of a sub-command. Exits with status 2 if there is no such command."""
+    arguments = sys.argv[1:]
+    words = 2 if arguments[:1] == ["train"] else 1
+    module = parser().parse_args(arguments[:words]).module
+    sys.argv[1:] = arguments[words:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from support.processes import start_python
 from support.service import ROOT, TEST, serving
 from support.waiting import wait_until
 
-from app.cli.quartet import python_arguments
 from app.settings import Settings
 from training.lstm import CLASSICAL_WINS
 
@@ -73,7 +72,7 @@ def run(command: str, folder: Path) -> str:
         return shell(command, folder)
     arguments = shell(f"printf '%s\\0' {command.removeprefix(QUARTET)}", folder).split("\0")[:-1]
     with tempfile.TemporaryFile("w+") as output:
-        process = start_python(python_arguments(arguments), folder, output)
+        process = start_python(["-m", "app.cli.quartet", *arguments], folder, output)
         process.join()
         output.seek(0)
         printed = output.read()
