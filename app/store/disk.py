@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,20 +24,11 @@ class Disk:
         return os.listdir(folder)
 
     def open(self, path: Path) -> IO[bytes]:
-        """Open a regular file for reading. Opening a pipe would block until another process writes to it."""
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        file = None
-        try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-            file = os.fdopen(handle, "rb")
-        finally:
-            if file is None:
-                os.close(handle)
-        return file
+        """Open a file for reading."""
+        return path.open("rb")
 
     def read(self, path: Path, max_bytes: int = -1) -> bytes:
-        """Return the content of a regular file, or its first ``max_bytes`` bytes."""
+        """Return the content of a file, or its first ``max_bytes`` bytes."""
         with self.open(path) as file:
             return file.read(max_bytes)
 
