@@ -218,20 +218,17 @@ def _status(row: dict[str, Any]) -> str:
     return text + (f"; retired: {', '.join(map(str, row['retired']))}" if row["retired"] else "")
 
 
-def _report(args: argparse.Namespace, name: str) -> None:
-    """Print the state of a model after a change."""
+def _report(args: argparse.Namespace, name: str, text: str = "", **more: int) -> None:
+    """Print the state of a model after a change, or ``text`` instead. ``more`` is added to the JSON."""
     row = catalogue.model_row(Store(args.store), name)
-    write_line(json.dumps(row) if args.json else _status(row))
+    write_line(json.dumps(row | more) if args.json else text or _status(row))
     _print_problem(row)
 
 
 def _report_new(args: argparse.Namespace, verb: str, card: Card) -> None:
     """Print what a new version replaces. ``verb`` is "added" or "imported"."""
-    store = Store(args.store)
-    row = catalogue.model_row(store, card.name)
-    text = f"{verb} {catalogue.publication(store, card.name, card.version)}"
-    write_line(json.dumps(row | {verb: card.version}) if args.json else text)
-    _print_problem(row)
+    text = f"{verb} {catalogue.publication(Store(args.store), card.name, card.version)}"
+    _report(args, card.name, text, **{verb: card.version})
 
 
 def _change(change: Callable[[Store, argparse.Namespace], object]) -> Command:
@@ -245,10 +242,8 @@ def _change(change: Callable[[Store, argparse.Namespace], object]) -> Command:
 
 
 def _default(args: argparse.Namespace) -> None:
-    _store(args).make_default(args.name)
-    row = catalogue.model_row(Store(args.store), args.name)
-    write_line(json.dumps(row) if args.json else f"{args.name} is the default for the task {row['task']!r}")
-    _print_problem(row)
+    task = _store(args).make_default(args.name)
+    _report(args, args.name, f"{args.name} is the default for the task {task!r}")
 
 
 def _verify(args: argparse.Namespace) -> int:

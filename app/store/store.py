@@ -414,8 +414,8 @@ class Store:
         present = self.rollout(name)
         return self._change(name, "load", lambda _: {"unloaded": False}) if present.unloaded else present
 
-    def make_default(self, name: str) -> None:
-        """Make a model the default model of its task. The rollout does not change.
+    def make_default(self, name: str) -> TaskName:
+        """Make a model the default model of its task, and return the task. The rollout does not change.
 
         Raises RolloutRefused if the model is unloaded, if no version is valid, or for the task ``infer``.
         """
@@ -430,6 +430,7 @@ class Store:
             if task == "infer":
                 raise RolloutRefused(f"{name} is for the task 'infer', which has no default model")
             self._write_json(DEFAULTS, {**self.defaults(), task: name})
+            return task
 
     def _change(self, name: str, command: str, choose: Callable[[Rollout], dict[str, Any]]) -> Rollout:
         """Replace the fields of a rollout that ``choose(rollout)`` returns, under a lock and with one rename."""
