@@ -45,11 +45,10 @@ class Tracer:
 
         Returns the span and its ``traceparent``, which is empty if OpenTelemetry is disabled.
         """
-        incoming: dict[str, str] = {}
-        for name in CONTEXT_HEADERS:
-            text = b",".join(value for key, value in headers if key == name).decode("latin-1")  # several are one list
-            if text.isascii() and text.isprintable():  # OpenTelemetry would reject other characters too, but log them
-                incoming[name.decode()] = text
+        incoming = {
+            name.decode(): [value.decode("latin-1") for key, value in headers if key == name]
+            for name in CONTEXT_HEADERS
+        }
         parent = self._propagator.extract(incoming, self._no_context)
         span = self._tracer.start_span(method, parent, self._trace.SpanKind.SERVER)
         outgoing: dict[str, str] = {}
