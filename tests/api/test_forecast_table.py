@@ -118,7 +118,7 @@ def test_future_values_of_known_covariates_come_from_the_last_rows_or_from_a_sec
     assert all(more > less for more, less in zip(promoted["median"], usual["median"], strict=True))
     assert medians("future", 1).json()["results"][0] == promoted
     error = medians("none", 1).json()["error"]
-    assert error["message"] == "file.csv: future needs Aktion of 'Umsatz' for each of the 1 steps from 2023-01-09"
+    assert error["message"] == "file file.csv: future needs Aktion of 'Umsatz' for each of the 1 steps from 2023-01-09"
     assert error["param"] == "future"
 
 

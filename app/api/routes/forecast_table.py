@@ -160,7 +160,7 @@ async def _files(request: Request, reader: BodyReader) -> dict[str, tuple[str, b
             raise BadValue(f"there is no form field {quote_value(field.name)}; {advice}", field.name)
         if field.name in files:
             raise BadValue(f"{field.name} was sent more than once; send one table", field.name)
-        files[field.name] = (field.filename or field.name, field.content)
+        files[field.name] = (f"file {field.filename}", field.content)
     if "file" not in files:
         raise BadValue("file is missing; send a table", "file")
     return files

@@ -28,10 +28,12 @@ export function setKey(value) {
   } catch { /* storage is disabled: the key lasts as long as the page */ }
 }
 
-/** Return the URL of a request. Parameters without a value are left out. */
+/** Return the URL of a request. Parameters without a value are left out. A list is a repeated parameter. */
 export function requestUrl({ path, query = {} }) {
   const url = new URL(path, document.baseURI);
-  for (const [name, value] of Object.entries(query)) if (value !== "" && value != null) url.searchParams.set(name, value);
+  for (const [name, value] of Object.entries(query)) {
+    for (const each of [value].flat()) if (each !== "" && each != null) url.searchParams.append(name, each);
+  }
   return url;
 }
 

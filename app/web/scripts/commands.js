@@ -27,9 +27,13 @@ export function curl(request) {
 export function python(request) {
   const { stream, ...json } = request.json ?? {};
   const { origin, pathname, searchParams } = requestUrl(request);
+  const parameters = Object.fromEntries([...searchParams.keys()].map((name) => {
+    const values = searchParams.getAll(name);
+    return [name, values.length > 1 ? values : values[0]];
+  }));
   const opened = ({ name }) => (request.sample ? `("file", (${literal(name)}, sample))` : `("file", open(${literal(name)}, "rb"))`);
   const options = [
-    searchParams.size ? `params=${literal(Object.fromEntries(searchParams))}` : null,
+    searchParams.size ? `params=${literal(parameters)}` : null,
     request.json ? `json=${literal(json)}` : null,
     request.files ? `files=[${request.files.map(opened).join(", ")}]` : null,
     hasKey() ? 'headers={"Authorization": "Bearer " + os.environ["KEY"]}' : null,

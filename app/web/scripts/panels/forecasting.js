@@ -1,24 +1,24 @@
-// Forecasting: forecast a series that is typed, opened or a sample. Show its chart, intervals and table.
+// Forecasting: forecast typed values, a sample, or the series of a table, which the service reads. Show a chart, intervals and rows.
 
-import { readFile } from "../api.js";
+import { blob, send } from "../api.js";
 import { Chart, intervalsOf } from "../chart.js";
 import { byId, createElement, createSvg, csvFile, distinguishingDigits, formatCount, formatNumber } from "../dom.js";
-import { parseValues, readTable, timesAfter } from "../series_parser.js";
-import { KnownCovariates, withoutMissingEnd } from "./known_covariates.js";
+import { columnsOf, KnownCovariates, parseValues } from "./known_covariates.js";
 import { acceptDrops, Panel } from "./panel.js";
 
 /** Passengers of airlines in thousands for each month (Box and Jenkins 1976), and a sine like the workshop's. */
 const SAMPLES = {
-  passengers: { about: "Airline passengers in thousands per month", times: monthsFrom(1949, 144), values: [
+  passengers: { about: "Airline passengers in thousands per month", year: 1949, values: [
     112, 118, 132, 129, 121, 135, 148, 148, 136, 119, 104, 118, 115, 126, 141, 135, 125, 149, 170, 170, 158, 133, 114, 140,
     145, 150, 178, 163, 172, 178, 199, 199, 184, 162, 146, 166, 171, 180, 193, 181, 183, 218, 230, 242, 209, 191, 172, 194,
     196, 196, 236, 235, 229, 243, 264, 272, 237, 211, 180, 201, 204, 188, 235, 227, 234, 264, 302, 293, 259, 229, 203, 229,
     242, 233, 267, 269, 270, 315, 364, 347, 312, 274, 237, 278, 284, 277, 317, 313, 318, 374, 413, 405, 355, 306, 271, 306,
     315, 301, 356, 348, 355, 422, 465, 467, 404, 347, 305, 336, 340, 318, 362, 348, 363, 435, 491, 505, 404, 359, 310, 337,
     360, 342, 406, 396, 420, 472, 548, 559, 463, 407, 362, 405, 417, 391, 419, 461, 472, 535, 622, 606, 508, 461, 390, 432] },
-  sine: { about: "A sine with noise", times: null, values: Array.from({ length: 240 }, (_, i) => Number((Math.sin((20 / 999) * (i + 80)) + 0.35 * noise(i)).toFixed(3))) },
+  sine: { about: "A sine with noise", values: Array.from({ length: 240 }, (_, i) => Number((Math.sin((20 / 999) * (i + 80)) + 0.35 * noise(i)).toFixed(3))) },
 };
 
+/** Return the `count` months from January of a year. */
 function monthsFrom(year, count) {
   return Array.from({ length: count }, (_, i) => `${year + Math.floor(i / 12)}-${String((i % 12) + 1).padStart(2, "0")}`);
 }
@@ -29,112 +29,86 @@ function noise(i) {
 }
 
 export function forecastingPanel() {
-  const text = byId("series-values"), column = byId("series-column"), about = byId("series-about");
+  const text = byId("series-values"), choice = byId("series-choice"), about = byId("series-about"), remarks = byId("series-remarks");
   const chart = new Chart(byId("series-chart"));
   const known = new KnownCovariates();
-  let table = null; // the opened file as { name, times, columns }
-  let times = null; // of the values, or null
-  let shownModel = null, rows = []; // rows of the forecast, for the table and the download
+  let file = null; // the opened table
+  let sample = {}; // the shown sample
+  let fieldsOf = null; // the model whose covariates have fields
+  let shown = null, rows = []; // the answer with its request; the rows of the shown forecast
 
   const panel = new Panel("series", "forecast", {
     request() {
-      const values = parseValues(text.value);
+      const values = parseValues(text.value), covariates = panel.modelInfo?.card.series?.known;
       byId("series-count").textContent = values.length ? formatNumber(values.length, 6) : "";
-      if (showKnown()) return null;
+      if (fieldsOf !== (fieldsOf = file ? null : panel.model)) known.show(file ? null : covariates);
       const levels = [...panel.form.elements.levels].filter((box) => box.checked).map((box) => Number(box.value));
-      const horizon = Number(panel.form.elements.horizon.value);
-      return { path: "v1/series/forecast", json: { model: panel.model || undefined, values, horizon, levels, ...known.request(values.length, horizon) } };
+      const horizon = Number(panel.form.elements.horizon.value), model = panel.model || undefined;
+      const path = "v1/series/forecast";
+      if (!file) return { path, json: { model, values, horizon, levels, ...known.request(values.length, horizon) } };
+      const query = { model, horizon: columnsOf(covariates).length ? null : horizon, levels, history: true };
+      const options = new URLSearchParams(byId("series-reading").value);
+      for (const name of options.keys()) query[name] = options.getAll(name);
+      return { path, query, files: [file] };
     },
-    show({ results: [forecast] }, { json: { values, horizon } }) {
-      const future = times && timesAfter(times, horizon);
-      rows = forecastRows(forecast, future);
-      chart.show(values, forecast, describe(values, forecast), future && [...times, ...future]);
-      showLegend(forecast);
-      showTable(rows, distinguishingDigits([...values, ...forecast.median], 5));
-      setVisible(true);
-      const season = forecast.seasonality > 1 ? `, season of ${forecast.seasonality}` : "";
-      return `${formatCount(horizon, "step")} after ${formatCount(values.length, "value")}${season}`;
+    show(answer, request) {
+      shown = { answer, request };
+      const before = choice.value, names = answer.results.map(({ series }) => series ?? "");
+      choice.replaceChildren(...names.map((name) => createElement("option", { value: name }, name)));
+      if (names.includes(before)) choice.value = before;
+      choice.parentElement.hidden = names.length < 2;
+      remarks.querySelector("ul").replaceChildren(...(answer.table?.remarks ?? []).map((remark) => createElement("li", {}, remark)));
+      return showSeries();
     },
     clear() {
       chart.clear();
       setVisible(false);
+      choice.parentElement.hidden = true;
+      about.textContent = file?.name ?? "";
     },
-    save: () => ({ name: "forecast.csv", content: csvFile(rows) }),
+    save: async () => ({ name: "forecast.csv", content: file ? await blob(await send({ ...shown.request, accept: "text/csv" })) : csvFile(rows) }),
   });
 
-  const setVisible = (on) => (byId("series-legend").hidden = byId("series-numbers").hidden = !on);
-
-  /** Show the fields of the chosen model's known covariates. Returns whether this changed the series and sent a request. */
-  function showKnown() {
-    if (panel.model === shownModel) return false;
-    shownModel = panel.model;
-    known.show(panel.modelInfo?.card.series?.known ?? null);
-    if (!table) return false;
-    known.fill(table);
-    if (!known.shown) return false;
-    if (known.has(table.columns[column.value].name)) chooseValueColumn();
-    chooseColumn();
-    return true;
+  function setVisible(on) {
+    byId("series-legend").hidden = byId("series-numbers").hidden = !on;
+    remarks.hidden = !on || !file;
   }
 
-  /** Forecast a series. Without `keepTable`, the opened file is closed. */
-  function useSeries(values, title, valueTimes = null, keepTable = false) {
-    if (!keepTable) closeTable();
-    times = valueTimes;
-    about.textContent = title;
-    text.value = values.map(String).join(", ");
+  /** Show the forecast of the chosen series. Returns text for the status line. */
+  function showSeries() {
+    const { answer: { results, table }, request } = shown, forecast = results[choice.selectedIndex];
+    const values = forecast.history?.values ?? request.json.values, steps = forecast.median.length;
+    const times = table ? [...forecast.history.times, ...forecast.times] : sample.year ? monthsFrom(sample.year, values.length + steps) : null;
+    rows = forecastRows(forecast, times?.slice(values.length));
+    chart.show(values, forecast, describe(values, forecast), table?.step === "step" ? null : times);
+    about.textContent = table ? describeReading(forecast, table, file.name) : sample.about ?? "Your values";
+    showLegend(forecast);
+    showTable(rows, distinguishingDigits([...values, ...forecast.median], 5));
+    setVisible(true);
+    const season = forecast.seasonality > 1 ? `, season of ${forecast.seasonality}` : "";
+    return `${formatCount(steps, "step")} after ${formatCount(values.length, "value")}${season}`;
+  }
+
+  /** Forecast a table, or without one the values in the field. */
+  function use(table) {
+    file = table;
+    byId("series-reading").value = "";
+    byId("series-reading").parentElement.hidden = !file;
+    if (file) [text.value, sample] = ["", {}];
     panel.run();
   }
 
-  async function open([file]) {
-    panel.running?.abort(); // its answer would replace the error
-    closeTable();
-    times = null;
-    text.value = about.textContent = "";
-    try {
-      table = { name: file.name, ...readTable(await readFile(file), file.name) };
-    } catch (error) {
-      panel.showError(error);
-      return;
-    }
-    known.clear(); // the values of another table
-    known.fill(table);
-    column.replaceChildren(...table.columns.map(({ name }, i) => createElement("option", { value: i }, name)));
-    chooseValueColumn();
-    byId("series-column-field").hidden = table.columns.length < 2;
-    chooseColumn();
+  function showSample(name) {
+    sample = SAMPLES[name];
+    text.value = sample.values.join(", ");
+    use(null);
   }
 
-  /** Choose the first column that is not known in advance. */
-  function chooseValueColumn() {
-    column.value = String(Math.max(0, table.columns.findIndex(({ name }) => !known.has(name))));
-  }
-
-  /** Forecast the chosen column. With known covariates, rows after its last value are the horizon. */
-  function chooseColumn() {
-    const { name, values } = table.columns[column.value], past = known.shown ? withoutMissingEnd(values) : values;
-    if (past.length < values.length) {
-      const horizon = panel.form.elements.horizon;
-      horizon.value = String(values.length - past.length);
-      horizon.dispatchEvent(new Event("input"));
-    }
-    const missing = past.filter((value) => value === null).length;
-    const facts = [formatCount(past.length, "row"), table.times && `${table.times[0]} to ${table.times[past.length - 1]}`, missing && `${missing} missing`,
-      table.times && !timesAfter(table.times, 1) && "no constant step"];
-    useSeries(past, `${name} in ${table.name}: ${facts.filter(Boolean).join(", ")}`, table.times?.slice(0, past.length), true);
-  }
-
-  /** Forget the opened table. */
-  function closeTable() {
-    table = null;
-    byId("series-column-field").hidden = true;
-  }
-
-  column.addEventListener("change", chooseColumn);
+  choice.addEventListener("change", showSeries);
   byId("series-file").addEventListener("change", (event) => {
     const files = [...event.target.files];
     event.target.value = ""; // so that the same file can be opened again
-    if (files.length) open(files);
+    if (files.length) use(files[0]);
   });
   for (const button of panel.root.querySelectorAll("[data-series]")) {
     button.addEventListener("click", () => {
@@ -142,17 +116,22 @@ export function forecastingPanel() {
       showSample(button.dataset.series);
     });
   }
-  acceptDrops(panel.root, (files) => {
+  acceptDrops(panel.root, ([table]) => {
     panel.announce();
-    open(files);
+    use(table);
   });
   text.addEventListener("input", () => {
-    closeTable();
-    [times, about.textContent] = [null, "Your values"];
+    [file, sample] = [null, {}];
+    byId("series-reading").parentElement.hidden = true;
   });
-  const showSample = (name) => useSeries(SAMPLES[name].values, SAMPLES[name].about, SAMPLES[name].times);
   panel.start = () => (text.value.trim() ? panel.run() : showSample("passengers"));
   return panel;
+}
+
+/** Return how the service read a series of a table. */
+function describeReading({ series, read: { start, end, length, missing } }, { step }, name) {
+  const span = step === "step" ? "" : `, one per ${step}, ${start} to ${end}`;
+  return `${series} in ${name}: ${formatCount(length, "value")}${span}${missing ? `, ${formatNumber(missing, 6)} missing` : ""}`;
 }
 
 /** Return a description of the chart for screen readers. */

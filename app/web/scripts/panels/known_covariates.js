@@ -1,7 +1,31 @@
 // Covariates of a forecaster, such as price or promotion: one field for each column, and the time of the first value.
 
 import { byId, createElement, formatCount, formatNumber } from "../dom.js";
-import { parseValues } from "../series_parser.js";
+
+const MISSING = new Set(["", "null", "na", "n/a", "nan", "none", "-", "?"]);
+
+/** Return a word as a number, null for a missing value, or undefined for any other word. */
+function parseValue(word) {
+  const text = word.trim();
+  if (MISSING.has(text.toLowerCase())) return null;
+  const result = Number(text.replace(/^\+/, ""));
+  return Number.isFinite(result) ? result : undefined;
+}
+
+/** Return the values of a text, separated by commas, semicolons, spaces, tabs or lines. Other words are kept, so that the service rejects them. */
+export function parseValues(text) {
+  const trimmed = text.replace(/^[^\S\t]+|\s+$/g, ""); // a tab at the start follows an empty cell of a spreadsheet
+  const inside = trimmed.replace(/^\s*\[\s*|\s*\]$/g, "");
+  if (!inside) return [];
+  // A line break after a comma does not separate two values, because lists of numbers are often wrapped.
+  // Each tab separates two cells of a spreadsheet, except beside a comma. An empty cell is a missing value.
+  const words = inside.replace(/[ \t]*[,;](?:[ \t]*\r?\n)?[ \t]*| *(?:\r?\n|\t) */g, ",").split(/,| +/);
+  while (words.at(-1) === "") words.pop();
+  return words.map((word) => (parseValue(word) === undefined ? word : parseValue(word)));
+}
+
+/** Return the columns that a request gives, from the covariates on a card. The last column may count the holidays. */
+export const columnsOf = (known) => (known ? known.columns.slice(0, known.calendar ? -1 : undefined) : []);
 
 export class KnownCovariates {
   constructor() {
@@ -10,11 +34,10 @@ export class KnownCovariates {
     this.columns = [];
   }
 
-  /** Show the fields of a model. `known` is from its card, or null. Fields of columns that both models have keep their text. */
+  /** Show the fields of a model. `known` is from its card, or null or undefined. Fields of columns that both models have keep their text. */
   show(known) {
-    const holidays = Boolean(known?.calendar);
-    this.columns = known ? known.columns.slice(0, holidays ? -1 : undefined) : []; // the last one counts the holidays
-    this.start.closest(".field").hidden = !holidays;
+    this.columns = columnsOf(known);
+    this.start.closest(".field").hidden = !known?.calendar;
     this.box.hidden = !this.columns.length;
     const before = new Map([...this.box.querySelectorAll("textarea")].map((field) => [field.dataset.column, field.value]));
     this.box.replaceChildren(createElement("legend", {}, "Known covariates ", createElement("span", { class: "hint" }, "past values, then future values")),
@@ -24,29 +47,6 @@ export class KnownCovariates {
         return createElement("div", { class: "field" },
           createElement("label", { for: field.id }, `${name} `, createElement("span", { class: "hint" })), field);
       }));
-  }
-
-  get shown() {
-    return this.columns.length > 0 || !this.start.closest(".field").hidden;
-  }
-
-  has(name) {
-    return this.columns.some((column) => column.name === name);
-  }
-
-  /** Fill the fields from an opened table: its columns, and the time of its first row. */
-  fill({ columns, times }) {
-    for (const field of this.box.querySelectorAll("textarea")) {
-      const column = columns.find(({ name }) => name === field.dataset.column);
-      if (column) field.value = withoutMissingEnd(column.values).join(", ");
-    }
-    if (times) this.start.value = times[0];
-  }
-
-  /** Empty all fields. */
-  clear() {
-    for (const field of this.box.querySelectorAll("textarea")) field.value = "";
-    this.start.value = "";
   }
 
   /** Return the fields of a request for `count` values and a horizon. A column that is too short repeats its last value. */
@@ -71,9 +71,4 @@ function extended(field, { mean }, count) {
   else if (values.length < count) hint = `${formatCount(values.length, "value")}; the last value ${last} is repeated up to ${formatNumber(count, 6)} values`;
   field.closest(".field").querySelector(".hint").textContent = hint;
   return [...values.slice(0, count), ...Array(Math.max(0, count - values.length)).fill(last)];
-}
-
-/** Return the values up to the last value that is not missing. */
-export function withoutMissingEnd(values) {
-  return values.slice(0, values.findLastIndex((value) => value !== null) + 1);
 }

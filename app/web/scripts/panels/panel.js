@@ -172,9 +172,9 @@ export class Panel {
     this.status.replaceChildren();
   }
 
-  /** Return the control for a parameter, such as "covariates.price.0", or null. */
+  /** Return the control for a parameter, such as "covariates.price.0", or the field with the options of a table, or null. */
   control(param) {
-    const [name] = param.split("."), field = this.form.elements[name];
+    const { elements } = this.form, [name] = param.split("."), field = elements[name] ?? elements.reading;
     const control = field instanceof RadioNodeList
       ? [...field].find(({ dataset }) => param.startsWith(`${name}.${dataset.column}.`)) ?? field[0] : field;
     return control?.closest("[hidden]") ? null : control;
