@@ -135,7 +135,7 @@ async def body_chunks(request: Request, limit: int, pause_seconds: float) -> Asy
 
 
 async def spool_body(request: Request, disk: Executor, file: IO[bytes], limit: int, pause_seconds: float) -> None:
-    """Write the body to ``file`` as it arrives, and rewind the file. Use this for bodies that are too large for memory.
+    """Write the body to ``file`` as it arrives. Use this for bodies that are too large for memory.
 
     Raises:
         TooLarge, TooSlow, TimedOut, CallerGone: as in ``body_chunks``.
@@ -148,7 +148,6 @@ async def spool_body(request: Request, disk: Executor, file: IO[bytes], limit: i
             await disk.run(file.write, bytes(part))
             part.clear()
     await disk.run(file.write, part)
-    await disk.run(file.seek, 0)
 
 
 def _check_length(length: int, limit: int) -> None:

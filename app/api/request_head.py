@@ -78,15 +78,15 @@ def preferred_media_type(accept: str, offered: Sequence[str]) -> str:
 
     If the header prefers several types equally, return the first of these.
     """
-    ranges = [part.strip().lower().split(";") for part in accept.split(",")]
-    weights = []
-    for media_type in offered:
-        matching = ("*/*", media_type.split("/")[0] + "/*", media_type)
-        parameters = {name.strip(): values for name, *values in ranges if name.strip() in matching}
-        weight = 0.0
-        for name in matching:  # the most specific range counts
-            if name in parameters:
-                quality = [value[2:] for value in map(str.strip, parameters[name]) if value.startswith("q=")]
-                weight = float(quality[0]) if quality and re.fullmatch(r"[01](\.\d{0,3})?", quality[0]) else 1.0
-        weights.append(weight)
-    return offered[weights.index(max(weights))]
+    weights = {}
+    for part in accept.lower().split(","):
+        name, *parameters = map(str.strip, part.split(";"))
+        quality = [each[2:] for each in parameters if each.startswith("q=")]
+        is_number = quality and re.fullmatch(r"[01](\.\d{0,3})?", quality[0])
+        weights[name] = float(quality[0]) if is_number else 1.0
+
+    def weight(media_type: str) -> float:
+        names = (media_type, media_type.split("/")[0] + "/*", "*/*")
+        return next((weights[name] for name in names if name in weights), 0.0)  # the most specific range counts
+
+    return max(offered, key=weight)

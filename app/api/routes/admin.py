@@ -5,8 +5,9 @@ Requests need the admin key. The endpoints exist only if an admin key is set.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 from fastapi import Request
@@ -42,6 +43,7 @@ from app.tasks import check_loading
 
 PREFIX = "/v1/admin"
 SPOOLED = {f"{PREFIX}/import", f"{PREFIX}/add"}  # bodies are written to disk, not kept in memory
+UPLOAD = "upload"  # name of the file with the body of a request
 JSON_BYTES = 16 * 1024
 MAX_COMMAS = 16
 
@@ -162,10 +164,10 @@ async def list_stored_models(service: Service, request: Request) -> Response:
 
 async def list_stored_versions(service: Service, request: Request) -> Response:
     """List all versions of one model, including broken versions, with their role, size and metrics."""
-    return json_response(await _describe(service, request.path_params["name"]))
+    return json_response(await describe(service, request.path_params["name"]))
 
 
-async def _describe(service: Service, name: str) -> dict[str, Any]:
+async def describe(service: Service, name: str) -> dict[str, Any]:
     models = service.models
     return await on_store(models.disk, lambda: catalogue.describe_model(models.store, name))
 
@@ -195,7 +197,7 @@ async def _change(service: Service, request: Request, work: Callable[[str], obje
     """Change the model in the path, and return its versions."""
     name = request.path_params["name"]
     await on_store(service.models.disk, lambda: work(name))
-    return json_response(await _describe(service, name))
+    return json_response(await describe(service, name))
 
 
 async def activate_version(service: Service, request: Request) -> Response:
@@ -222,26 +224,40 @@ async def retire_version(service: Service, request: Request) -> Response:
 
 async def import_version(service: Service, request: Request) -> Response:
     """Check an archive that was made by an export, and add its version to the store."""
-    settings = service.settings
-    store, max_bytes, renumber = (
-        _checked_store(service),
-        settings.max_import_bytes,
-        read_query(request, ImportQuery).renumber,
-    )
-    disk = service.models.disk
+    store, disk, max_bytes = _checked_store(service), service.models.disk, service.settings.max_import_bytes
+    renumber = read_query(request, ImportQuery).renumber
+
+    def add() -> Card:
+        with (folder / UPLOAD).open("rb") as file:
+            return archive.import_archive(store, file, max_bytes, renumber)
+
+    async with uploaded(service, request) as folder:
+        await on_store(disk, store.defaults)  # an error in the store is not an error in the archive
+        card = await on_store(disk, add, otherwise=BadValue)
+    return json_response(await describe(service, card.name) | {"imported": card.version})
+
+
+@asynccontextmanager
+async def uploaded(service: Service, request: Request) -> AsyncIterator[Path]:
+    """Write the body to the file UPLOAD in a new folder. Yield the folder, and remove it at the end.
+
+    Raises:
+        StoreUnavailable: the store cannot be written.
+        TooLarge, TooSlow, CallerGone: as in ``spool_body``.
+    """
+    settings, disk, stack = service.settings, service.models.disk, ExitStack()
     try:
-        body = await disk.run(lambda: tempfile.TemporaryFile(dir=store.folder))  # noqa: SIM115 - closed below
+        folder = await disk.run(stack.enter_context, service.models.store.disk.scratch(settings.store))
+        file = await disk.run((folder / UPLOAD).open, "wb")
         try:
-            await spool_body(request, disk, body, max_bytes, settings.limits.body_seconds)
-            await on_store(disk, store.defaults)  # an error in the store is not an error in the archive
-            card: Card = await on_store(
-                disk, lambda: archive.import_archive(store, body, max_bytes, renumber), otherwise=BadValue
-            )
+            await spool_body(request, disk, file, settings.max_import_bytes, settings.limits.body_seconds)
         finally:
-            await disk.run(body.close)
+            await disk.run(file.close)
+        yield folder
     except OSError as error:
         raise _unavailable(error) from None
-    return json_response(await _describe(service, card.name) | {"imported": card.version})
+    finally:
+        await disk.run(stack.close)
 
 
 async def export_version(service: Service, request: Request) -> Response:

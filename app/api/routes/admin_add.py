@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -23,12 +22,12 @@ from starlette.responses import Response
 import app
 from app.api.openapi import BINARY
 from app.api.operation import Operation, Service
-from app.api.request_body import Described, spool_body
+from app.api.request_body import Described
 from app.api.request_head import read_query
 from app.api.responses import json_response
-from app.api.routes.admin import FAILURES, PREFIX, TAG, ImportResponse
-from app.errors import BadValue, Conflict, StoreUnavailable
-from app.store import ModelName, Store, StoreError, catalogue
+from app.api.routes.admin import FAILURES, PREFIX, TAG, UPLOAD, ImportResponse, describe, on_store, uploaded
+from app.errors import BadValue, StoreUnavailable
+from app.store import ModelName
 
 ERROR = re.compile(r"^(?:quartet models add: )?error: ", re.MULTILINE)  # starts the message on stderr
 
@@ -81,26 +80,12 @@ async def add_model(service: Service, request: Request) -> Response:
     for name, value in query.model_dump().items():
         if isinstance(value, str) and "\0" in value:  # not possible in an argument of a command
             raise BadValue(f"{name} has a NUL character; leave it out", name)
-    store, disk, stack = Store(settings.store), service.models.disk, ExitStack()
-    try:
-        folder = await disk.run(stack.enter_context, store.disk.scratch(settings.store))
-        file = await disk.run((folder / "upload").open, "wb")
-        try:
-            await spool_body(request, disk, file, settings.max_import_bytes, settings.limits.body_seconds)
-        finally:
-            await disk.run(file.close)
-        async with _running:
-            if query.task != "infer":  # an error in the store is not an error in the file
-                await disk.run(store.defaults)
-            number = await disk.run(_run_command, query, folder, settings.store)
-        versions = await disk.run(catalogue.describe_model, store, query.name)
-    except StoreError as error:
-        raise Conflict(str(error)) from None
-    except OSError as error:
-        raise StoreUnavailable(f"the store cannot be read or written: {error.strerror or error}") from None
-    finally:
-        await disk.run(stack.close)
-    return json_response(versions | {"imported": number})
+    disk, store = service.models.disk, service.models.store
+    async with uploaded(service, request) as folder, _running:
+        if query.task != "infer":  # an error in the store is not an error in the file
+            await on_store(disk, store.defaults)
+        number = await disk.run(_run_command, query, folder, settings.store)
+    return json_response(await describe(service, query.name) | {"imported": number})
 
 
 def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
@@ -110,7 +95,7 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
         BadValue: the command rejects the file or an option.
         StoreUnavailable: the command cannot read or write the store.
     """
-    arguments = [str(folder / "upload"), f"--store={store}", "--json"]
+    arguments = [str(folder / UPLOAD), f"--store={store}", "--json"]
     title = query.title or query.name  # without a title, the command would use the name of the file, "upload"
     for name, value in (query.model_dump(exclude_none=True) | {"title": title}).items():
         if name == "labels":
