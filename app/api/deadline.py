@@ -17,28 +17,22 @@ from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, quote_value
 
 DEADLINE = "quartet.deadline"  # key in the ASGI scope: the request's deadline, in event-loop time
-DISCONNECT_CHECK_SECONDS = 0.02  # without a ``Connection``, a disconnect is noticed after this time at the earliest
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def set_deadline(request: Request, max_seconds: float) -> float:
-    """Set the deadline of a request, and return this deadline in event-loop time.
+def set_deadline(request: Request, max_seconds: float) -> None:
+    """Set the deadline of a request to ``max_seconds`` from now, or earlier if ``x-request-timeout`` says so.
 
-    The deadline is at most ``max_seconds`` from now.
-
-    The header ``x-request-timeout`` can set an earlier deadline. The deadline is also stored in the ASGI scope, because
-    it limits the time for reading the body, too.
+    It is stored in the ASGI scope, because it limits all steps from reading the body to sending the response.
 
     Raises:
         BadValue: the header is not a positive, finite number.
     """
     value = headers(request).get(b"x-request-timeout")
     seconds = max_seconds if value is None else min(_parse_seconds(value.decode("latin-1")), max_seconds)
-    deadline: float = asyncio.get_running_loop().time() + seconds
-    request.scope[DEADLINE] = deadline
-    return deadline
+    request.scope[DEADLINE] = asyncio.get_running_loop().time() + seconds
 
 
 def _parse_seconds(text: str) -> float:
@@ -68,16 +62,17 @@ async def run_before_deadline(
         CallerGone: the client disconnected.
         TimedOut: the deadline passed.
     """
-    deadline = request.scope.get(DEADLINE)
     if size <= INLINE_SIZE:
         return function(*args, **kwargs)
     executor.admit()
-    with Deadline(request, deadline) if deadline is not None else nullcontext():
+    with Deadline(request) if DEADLINE in request.scope else nullcontext():
         return await executor.run(function, *args, **kwargs)
 
 
 class Deadline:
-    """A context manager that cancels its block at the event-loop time ``at``, or when the client disconnects.
+    """A context manager that cancels its block at the deadline of a request, or when the client disconnects.
+
+    ``at`` is an earlier deadline in event-loop time.
 
     The body of the request must have been read, so that the next ASGI message can only be the disconnect. Do not nest
     ``Deadline`` blocks.
@@ -87,35 +82,29 @@ class Deadline:
         TimedOut: the deadline passed.
     """
 
-    def __init__(self, request: Request, at: float) -> None:
+    def __init__(self, request: Request, at: float | None = None) -> None:
         self._request = request
-        self._at = at
+        self._at: float = request.scope[DEADLINE] if at is None else at
         self._error: QuartetError | None = None
         self._disconnect_task: asyncio.Task[None] | None = None
 
     def __enter__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
         self._task, self._cancelling = task, task.cancelling()
+        self._timer = loop.call_at(self._at, self._on_timeout)
         self._connection = connection(self._request)
         if self._connection:
             self._connection.watch_disconnect(self._on_disconnect)
-            first = self._at
         else:
-            first = min(self._loop.time() + DISCONNECT_CHECK_SECONDS, self._at)
-        self._timer = self._loop.call_at(first, self._on_timer)
+            self._disconnect_task = loop.create_task(self._watch_disconnect())
 
-    def _on_timer(self) -> None:
-        if self._loop.time() >= self._at:
-            # Only the parameter of the Open Inference Protocol sets an earlier deadline than the one of the request.
-            is_earlier = self._at < self._request.scope.get(DEADLINE, self._at)
-            unit = "timeout is in microseconds" if is_earlier else "x-request-timeout is in seconds"
-            self._end(TimedOut(f"the deadline passed before the answer was complete; {unit}"))
-            return
-        self._timer = self._loop.call_at(self._at, self._on_timer)
-        if self._connection is None and self._disconnect_task is None:
-            self._disconnect_task = self._loop.create_task(self._watch_disconnect())
+    def _on_timeout(self) -> None:
+        # Only the parameter of the Open Inference Protocol sets an earlier deadline than the one of the request.
+        is_earlier = self._at < self._request.scope.get(DEADLINE, self._at)
+        unit = "timeout is in microseconds" if is_earlier else "x-request-timeout is in seconds"
+        self._end(TimedOut(f"the deadline passed before the answer was complete; {unit}"))
 
     async def _watch_disconnect(self) -> None:
         await self._request.receive()

@@ -14,7 +14,7 @@ from fastapi import Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from app.api.deadline import Deadline, run_before_deadline, set_deadline
+from app.api.deadline import DEADLINE, Deadline, run_before_deadline
 from app.api.middleware.body_memory import hold_memory
 from app.api.operation import Endpoint, Service
 from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, BodyReader, max_json_bytes, read_json
@@ -36,7 +36,7 @@ Fields = TypeVar("Fields")
 Body = TypeVar("Body", bound=BaseModel)
 
 
-async def resolve(service: Service, request: Request, task: Task[Any], name: str | None, deadline: float) -> Model[Any]:
+async def resolve(service: Service, request: Request, task: Task[Any], name: str | None) -> Model[Any]:
     """Return the loaded model version that answers a request. Waits for a version that is still being loaded.
 
     While a new version serves a share of the requests (as a canary), the request id selects the version. Requests with
@@ -45,7 +45,7 @@ async def resolve(service: Service, request: Request, task: Task[Any], name: str
     Raises:
         UnknownModel, RetiredModel, UnloadedModel, BadValue, NotReady, TimedOut: see ``Models.resolve``.
     """
-    model = await service.models.resolve(task, name, request.scope.get(REQUEST_ID, ""), deadline)
+    model = await service.models.resolve(task, name, request.scope.get(REQUEST_ID, ""), request.scope[DEADLINE])
     if trace := current_trace.get():
         trace.model, trace.version = model.card.name, model.card.version
     return model
@@ -77,13 +77,17 @@ class Protocol:
     stream_end: bytes = DONE
 
 
-async def run_job(service: Service, call: Call[Any], job: Job, deadline: float, protocol: Protocol) -> Response:
+async def run_job(
+    service: Service, call: Call[Any], job: Job, protocol: Protocol, deadline: float | None = None
+) -> Response:
     """Prepare a job, compute it and return the response. The queue of the model must have been checked.
+
+    ``deadline`` is an earlier deadline than that of the request.
 
     Raises:
         BadValue, Overloaded, NotReady, InferenceFailed, OutOfMemory: a step or the engine raised this error.
         MemoryFull: all requests together would hold too much memory.
-        CallerGone, TimedOut: the client disconnected, or ``deadline`` passed.
+        CallerGone, TimedOut: the client disconnected, or the deadline passed.
     """
     request, model, executor = call.request, call.model, service.models.parse_executor
     engine = (isinstance(job, TensorJob) and model.tensors) or model.engine
@@ -161,7 +165,6 @@ def json_endpoint(
     def endpoint_of(decode: Callable[[Body, Limits], J]) -> Endpoint:
         async def endpoint(service: Service, request: Request) -> Response:
             settings, limits = service.settings, service.settings.limits
-            deadline = set_deadline(request, settings.request_seconds)
             content_bytes, commas = content(limits)
             max_bytes = max_json_bytes(settings.max_body_bytes, content_bytes)
             counts = commas + EXTRA_COMMAS, max_fields(limits)
@@ -169,11 +172,11 @@ def json_endpoint(
             fields: Any = await read_json(request, body, reader)
             job = decode(fields, limits)
             job.check(limits)
-            model = await resolve(service, request, task, fields.model, deadline)
+            model = await resolve(service, request, task, fields.model)
             if check_model:
                 check_model(model.card, fields, job)
             model.engine.admit(job.rows)
-            return await run_job(service, Call(request, fields, model), job, deadline, protocol)
+            return await run_job(service, Call(request, fields, model), job, protocol)
 
         endpoint.__name__, endpoint.__doc__ = decode.__name__, decode.__doc__
         return endpoint

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.admin_key import require_admin_key
+from app.api.deadline import set_deadline
 from app.api.errors import error_response
 from app.api.middleware.api_keys import ApiKeys
 from app.api.middleware.trusted_host import HostCheck
@@ -60,7 +61,7 @@ class Operation:
         query: the Pydantic class of the query parameters. Without it, requests with query parameters are rejected.
         parameters: descriptions and examples of the parameters in the path.
         errors: the error responses.
-        has_timeout: whether ``x-request-timeout`` limits the time until the response.
+        has_timeout: whether the request has a deadline, which ``x-request-timeout`` can set.
         is_admin: whether requests need the admin key.
         versioned: whether there is the same path with ``/versions/{version}`` after the name of the model.
         any_query: whether query parameters are ignored, because programs add their own to health checks.
@@ -104,6 +105,8 @@ class OperationRoute(Route):
             require_admin_key(request, service.admin_key or "")
         if request.scope["query_string"] and operation.query is None and operation.tag and not operation.any_query:
             reject_query(request, in_body=operation.body is not None)
+        if operation.has_timeout:
+            set_deadline(request, service.settings.request_seconds)
         return await operation.endpoint(service, request)
 
 

@@ -44,7 +44,7 @@ class EventStream(Response):
         self,
         request: Request,
         events: AsyncGenerator[bytes, None],
-        deadline: float,
+        deadline: float | None = None,
         last: bytes = DONE,
         close_seconds: float = 1.0,
         **headers: str,

@@ -10,7 +10,6 @@ from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from app.api.deadline import set_deadline
 from app.api.inference import Call, Protocol, TextDelta, resolve, run_job
 from app.api.open_inference.decode import MAX_ID_LENGTH
 from app.api.open_inference.paths import FAILURES, TAG, card_in_path, model_path
@@ -153,20 +152,19 @@ PARAMETERS = tuple(SamplingFields.model_fields)
 
 async def _run(service: Service, request: Request, streamed: bool) -> Response:
     settings, limits = service.settings, service.settings.limits
-    deadline = set_deadline(request, settings.request_seconds)
     characters = limits.max_prompt_characters
     limit = max_json_bytes(settings.max_body_bytes, BYTES_PER_CHARACTER * characters)
     reader = BodyReader(limit, limits.body_seconds, service.models.parse_executor, characters + EXTRA_COMMAS)
     body = await read_object(request, reader)
-    card = await card_in_path(service, request, deadline)
-    model = await resolve(service, request, GENERATE_TEXT, f"{card.name}@{card.version}", deadline)
+    card = await card_in_path(service, request)
+    model = await resolve(service, request, GENERATE_TEXT, f"{card.name}@{card.version}")
     request_id = _take_id(body)
     fields = _fields(body, streamed)
-    deadline = earlier_deadline(fields, deadline)
+    deadline = earlier_deadline(request, fields)
     job = replace(decode(fields, limits), streamed=streamed, request_id=request_id)
     job.check(limits)
     model.engine.admit(job.rows)
-    return await run_job(service, Call(request, None, model), job, deadline, PROTOCOL)
+    return await run_job(service, Call(request, None, model), job, PROTOCOL, deadline)
 
 
 async def generate(service: Service, request: Request) -> Response:

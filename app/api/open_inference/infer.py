@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from app.api.deadline import run_before_deadline, set_deadline
+from app.api.deadline import run_before_deadline
 from app.api.inference import Call, Protocol, run_job
 from app.api.middleware.body_memory import hold_memory
 from app.api.open_inference.decode import (
@@ -60,8 +60,7 @@ async def infer(service: Service, request: Request) -> Response:
     body may be compressed with gzip or deflate.
     """
     settings = service.settings
-    deadline = set_deadline(request, settings.request_seconds)
-    model = await model_in_path(service, request, deadline)
+    model = await model_in_path(service, request)
     engine = model.tensors or model.engine
     engine.admit(1)  # reject before the body is read
     tensors = tensor_model(model.card, settings)
@@ -82,7 +81,7 @@ async def infer(service: Service, request: Request) -> Response:
     hold_memory(request, new_bytes)
     job.check(settings.limits)
     call = Call(request, (tensors, decoded.body), model)
-    return await run_job(service, call, job, earlier_deadline(decoded.body.parameters, deadline), Protocol(encode))
+    return await run_job(service, call, job, Protocol(encode), earlier_deadline(request, decoded.body.parameters))
 
 
 def encode(call: Call[tuple[TensorModel, InferenceRequest]], job: Job, answer: Any) -> Response:

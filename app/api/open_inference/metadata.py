@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from app.api.deadline import set_deadline
+from app.api.deadline import DEADLINE
 from app.api.open_inference.decode import TensorSpec
 from app.api.open_inference.paths import FAILURES, TAG, card_in_path, model_path
 from app.api.open_inference.tensors import TensorModel, tensor_model
@@ -119,10 +119,9 @@ async def get_model_ready(service: Service, request: Request) -> Response:
 
     A version that its first request loads is ready.
     """
-    deadline = set_deadline(request, service.settings.request_seconds)
     # another process may have loaded or unloaded it
-    await service.models.recheck(request.path_params["name"].partition("@")[0], deadline)
-    card = await card_in_path(service, request, deadline)
+    await service.models.recheck(request.path_params["name"].partition("@")[0], request.scope[DEADLINE])
+    card = await card_in_path(service, request)
     model = service.models.entry(card.name, card.version).model
     if problems := service.models.problems([model] if model else None):
         raise NotReady("; ".join(problems))
@@ -131,7 +130,7 @@ async def get_model_ready(service: Service, request: Request) -> Response:
 
 async def _describe(service: Service, request: Request) -> tuple[Card, TensorModel]:
     """Return the card and the tensors of the model in the path. Raises as ``card_in_path`` does."""
-    card = await card_in_path(service, request, set_deadline(request, service.settings.request_seconds))
+    card = await card_in_path(service, request)
     return card, tensor_model(card, service.settings)
 
 

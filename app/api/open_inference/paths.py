@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Request
 from typing_extensions import TypedDict
 
+from app.api.deadline import DEADLINE
 from app.api.inference import resolve
 from app.api.operation import Service
 from app.api.responses import BAD_REQUESTS, error_responses
@@ -34,16 +35,16 @@ def model_path(example: str) -> dict[str, tuple[str, str]]:
     return {"name": ("`name` or `name@version`", example)}
 
 
-async def model_in_path(service: Service, request: Request, deadline: float, name: str | None = None) -> Model[Any]:
+async def model_in_path(service: Service, request: Request, name: str | None = None) -> Model[Any]:
     """Return the model version in the path of a request. Waits for a version that is still being loaded.
 
     ``name`` replaces the name in the path. Raises as ``card_in_path`` does, and if the version cannot be loaded.
     """
-    card = await card_in_path(service, request, deadline, name)
-    return await resolve(service, request, TASKS[card.task], f"{card.name}@{card.version}", deadline)
+    card = await card_in_path(service, request, name)
+    return await resolve(service, request, TASKS[card.task], f"{card.name}@{card.version}")
 
 
-async def card_in_path(service: Service, request: Request, deadline: float, name: str | None = None) -> Card:
+async def card_in_path(service: Service, request: Request, name: str | None = None) -> Card:
     """Return the card of the model version in the path of a request, without loading the version.
 
     Raises:
@@ -56,7 +57,8 @@ async def card_in_path(service: Service, request: Request, deadline: float, name
     try:
         key = _version_in_path(service, request, name)
     except UnloadedModel:
-        await service.models.recheck(name.partition("@")[0], deadline)  # another process may have just loaded the model
+        # another process may have just loaded the model
+        await service.models.recheck(name.partition("@")[0], request.scope[DEADLINE])
         key = _version_in_path(service, request, name)
     card = service.models.card(*key)
     if card is None:  # the version was just removed

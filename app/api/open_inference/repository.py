@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, RootModel
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from app.api.deadline import DEADLINE, set_deadline
+from app.api.deadline import DEADLINE
 from app.api.open_inference.decode import LenientModel
 from app.api.open_inference.paths import FAILURES, TAG, InferenceError, model_in_path
 from app.api.operation import Operation, Service
@@ -101,7 +101,7 @@ async def load_model(service: Service, request: Request) -> Response:
     # with a chosen active version, there may be a canary, which the name alone could also mean
     pinned = "@" not in name and stored.active is not None
     load = _active_model if pinned else model_in_path
-    card = (await load(service, request, request.scope[DEADLINE])).card
+    card = (await load(service, request)).card
     return json_response(ModelLoaded(name=card.name, version=str(card.version), load=True))
 
 
@@ -143,7 +143,7 @@ def _load(models: Path, name: str) -> Rollout:
     return store.load(model)
 
 
-async def _active_model(service: Service, request: Request, deadline: float) -> Model[Any]:
+async def _active_model(service: Service, request: Request) -> Model[Any]:
     """Return the active version of a model when it is in memory. A version that cannot be loaded is not active.
 
     Raises the errors of ``model_in_path``.
@@ -152,9 +152,9 @@ async def _active_model(service: Service, request: Request, deadline: float) -> 
     while True:
         version_set = models.desired.get(name)
         if version_set is None or version_set.active is None:
-            return await model_in_path(service, request, deadline)
+            return await model_in_path(service, request)
         try:
-            return await model_in_path(service, request, deadline, f"{name}@{version_set.active}")
+            return await model_in_path(service, request, f"{name}@{version_set.active}")
         except UnknownModel:
             if models.entry(name, version_set.active).state is not State.FAILED:
                 raise
@@ -172,12 +172,11 @@ def _check(parameters: dict[str, Any]) -> None:
 
 
 async def _read_body(service: Service, request: Request, model: type[B]) -> B:
-    """Set the request's deadline, and return its JSON body as an instance of the Pydantic class ``model``.
+    """Return the JSON body as an instance of the Pydantic class ``model``.
 
     The body may be empty. Raises the errors of ``read_json``.
     """
     settings = service.settings
-    set_deadline(request, settings.request_seconds)
     limit = max_json_bytes(settings.max_body_bytes, 0)
     reader = BodyReader(limit, settings.limits.body_seconds, service.models.parse_executor, EXTRA_COMMAS)
     return await read_json(request, model, reader)

@@ -10,7 +10,6 @@ from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from app.api.deadline import set_deadline
 from app.api.open_inference.metadata import model_operation
 from app.api.open_inference.paths import FAILURES, TAG, card_in_path
 from app.api.operation import Operation, Service
@@ -75,7 +74,7 @@ async def get_model_statistics(service: Service, request: Request) -> Response:
 
     Without a version in the path, the response has all versions of the model that are in memory.
     """
-    card = await card_in_path(service, request, set_deadline(request, service.settings.request_seconds))
+    card = await card_in_path(service, request)
     cards = [card]
     if "version" not in request.path_params and "@" not in request.path_params["name"]:
         cards = [model.card for model in service.models.loaded() if model.card.name == card.name] or cards

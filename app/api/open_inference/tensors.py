@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastapi import Request
 
 from app import store
+from app.api.deadline import DEADLINE
 from app.api.open_inference.decode import DATATYPES, DecodedRequest, TensorSpec
 from app.api.request_body import EXTRA_COMMAS, RequestBody, validate
 from app.api.responses import MIN_LOG_PROBABILITY
@@ -338,8 +340,9 @@ def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
     model_parameters(request.body.parameters, model.parameters)
 
 
-def earlier_deadline(parameters: Mapping[str, Any], deadline: float) -> float:
-    """Return ``deadline``, or an earlier deadline from the parameter ``timeout`` (microseconds). Raises BadValue."""
+def earlier_deadline(request: Request, parameters: Mapping[str, Any]) -> float:
+    """Return the deadline, or an earlier one from the parameter ``timeout`` (microseconds). Raises BadValue."""
+    deadline: float = request.scope[DEADLINE]
     timeout = parameters.get("timeout", 0)
     if type(timeout) is not int or timeout < 0:
         raise BadValue(f"timeout is {quote_value(timeout)}; it should be a whole number of microseconds", "timeout")

@@ -14,7 +14,7 @@ from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from app.api.deadline import Deadline, run_before_deadline, set_deadline
+from app.api.deadline import Deadline, run_before_deadline
 from app.api.image_decoding import LARGE_PIXELS, ImageFile, decode_images, decode_small
 from app.api.inference import Call, Protocol, resolve, run_job
 from app.api.openapi import BINARY, EXAMPLES
@@ -100,9 +100,8 @@ async def classify_images(service: Service, request: Request) -> Response:
     `QUARTET_MAX_PIXELS` pixels. The service scales each image to the size that the model reads.
     """
     settings = service.settings
-    deadline = set_deadline(request, settings.request_seconds)
     query = read_query(request, ClassifyQuery)
-    model = await resolve(service, request, CLASSIFY, query.model, deadline)
+    model = await resolve(service, request, CLASSIFY, query.model)
     engine = model.explainer if query.explain else model.engine
     if engine:  # imported networks have no explainer
         engine.admit(1)  # reject before the body is read
@@ -110,11 +109,11 @@ async def classify_images(service: Service, request: Request) -> Response:
     call, decoder = Call(request, files, model), model.predictor
     items = decode_small(decoder, files, settings.max_pixels)
     if query.explain:
-        return await _explain(service, call, ClassifyJob(items, query.top_k), deadline)
+        return await _explain(service, call, ClassifyJob(items, query.top_k))
     if not items:
-        with Deadline(request, deadline):
+        with Deadline(request):
             items = await decode_images(service.models, decoder, files, settings.max_pixels)
-    return await run_job(service, call, ClassifyJob(items, query.top_k), deadline, PROTOCOL)
+    return await run_job(service, call, ClassifyJob(items, query.top_k), PROTOCOL)
 
 
 async def _files(service: Service, request: Request) -> list[ImageFile]:
@@ -199,7 +198,7 @@ def _top_labels(
 PROTOCOL = Protocol(encode)
 
 
-async def _explain(service: Service, call: Call[list[ImageFile]], job: ClassifyJob, deadline: float) -> Response:
+async def _explain(service: Service, call: Call[list[ImageFile]], job: ClassifyJob) -> Response:
     """Classify the images, and add a heat map of each image.
 
     Raises:
@@ -213,7 +212,7 @@ async def _explain(service: Service, call: Call[list[ImageFile]], job: ClassifyJ
         name = model.card.name
         raise BadValue(f"explain is true; heat maps are not supported for imported networks, such as {name}", "explain")
     executor.admit()
-    with Deadline(call.request, deadline):
+    with Deadline(call.request):
         if await executor.run(_total_pixels, decoder, call.body, max_pixels) > LARGE_PIXELS:
             executor = models.large_image_executor
         items = job.pixels or await decode_images(models, decoder, call.body, max_pixels)

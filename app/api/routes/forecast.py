@@ -11,7 +11,6 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from app.api.deadline import set_deadline
 from app.api.errors import MANY, ONE
 from app.api.inference import Call, Protocol, json_endpoint, resolve, run_job
 from app.api.openapi import JSON, SALES, TEXT
@@ -206,9 +205,8 @@ class TableJob(ForecastJob):
 
 async def forecast_table(service: Service, request: Request) -> Response:
     """Answer a request with a table. Raises the errors of ``read_table``, ``resolve`` and ``run_job``."""
-    deadline = set_deadline(request, service.settings.request_seconds)
     query = read_query(request, TableQuery)
-    model = await resolve(service, request, FORECAST, query.model, deadline)
+    model = await resolve(service, request, FORECAST, query.model)
     model.engine.admit(1)  # reject before the body is read
     table = await read_table(service, request, query, model.card)
     known = model.card.series and model.card.series.known
@@ -224,7 +222,7 @@ async def forecast_table(service: Service, request: Request) -> Response:
         table=table,
     )
     job.check(service.settings.limits)
-    return await run_job(service, Call(request, query, model), job, deadline, Protocol(encode_table))
+    return await run_job(service, Call(request, query, model), job, Protocol(encode_table))
 
 
 def encode_table(call: Call[TableQuery], job: TableJob, answer: ForecastAnswer) -> Response:
