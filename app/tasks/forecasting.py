@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
@@ -183,18 +183,6 @@ def read_values(values: Sequence[float | None], minimum: int, model: str, param:
     return series, known
 
 
-def interpolated(series: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Fill the missing values of a series [T] by linear interpolation."""
-    return series if len(known) == len(series) else np.interp(np.arange(len(series)), known, series[known])
-
-
-def reject_seasonality(seasonality: int | None, model: str) -> None:
-    """Raise BadValue if a season is given, because the network cannot use it."""
-    if seasonality is not None:
-        problem = f"seasonality is {quote_value(seasonality)}; {model} has none, so leave it out"
-        raise BadValue(problem, "seasonality")
-
-
 def read_window(
     values: Sequence[float | None],
     horizon: int,
@@ -252,7 +240,15 @@ def read_window(
 
 
 class SeriesPredictor(BatchPredictor):
-    """The steps before and after ``predict`` that all predictors for series share."""
+    """The steps before and after ``predict`` that all predictors for series share.
+
+    Attributes:
+        parse: method ``(values, horizon, param, seasonality, covariates)`` that prepares a series. Raises BadValue.
+        forecast: method ``(item, result)`` that returns the ``QuantileForecast`` of an item.
+    """
+
+    parse: Callable[..., Any]
+    forecast: Callable[[Any, Any], QuantileForecast]
 
     def prepare(self, job: ForecastJob) -> list[Any]:
         """Return one item for each series. Raises BadValue if the model cannot read a series or its covariates."""
@@ -265,16 +261,6 @@ class SeriesPredictor(BatchPredictor):
             self.parse(values, job.horizon, job.series_name(i), job.seasonality, *rows[i])
             for i, values in enumerate(job.series)
         ]
-
-    def parse(
-        self, values: Sequence[float | None], horizon: int, param: str = "values", seasonality: int | None = None
-    ) -> Any:
-        """Prepare a series for ``predict``. Raises BadValue."""
-        raise NotImplementedError
-
-    def forecast(self, item: Any, result: Any) -> QuantileForecast:
-        """Return the forecast of an item, given the result of ``predict`` for it."""
-        raise NotImplementedError
 
     def finish(self, job: ForecastJob, items: Sequence[Any], outputs: Sequence[Any]) -> ForecastAnswer:
         """Return the answer, given the result of ``predict`` for each item."""
@@ -411,8 +397,11 @@ class WindowForecaster(SeriesPredictor):
         Raises:
             BadValue: the series is too short or has no value, or ``seasonality`` is given.
         """
-        reject_seasonality(seasonality, self.card.name)
-        series = interpolated(*read_values(values, self.minimum, self.card.name, param))
+        if seasonality is not None:
+            problem = f"seasonality is {quote_value(seasonality)}; {self.card.name} has none, so leave it out"
+            raise BadValue(problem, "seasonality")
+        series, known = read_values(values, self.minimum, self.card.name, param)
+        series = np.interp(np.arange(len(series)), known, series[known])
         location, scale = self._units(series)
         return ScaledSeries(series[-self.minimum :], location, scale, horizon)
 

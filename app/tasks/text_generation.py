@@ -118,16 +118,6 @@ class Continuation:
             self.finish_reason = "length"
 
 
-def memory_bytes(texts: Sequence[Continuation]) -> int:
-    """Return the bytes that the prompts, random numbers and log-probabilities of finished texts take."""
-    total = sum(text.uniforms.nbytes for text in texts)
-    records = [(text.options.log_probs, len(text.uniforms)) for text in texts if text.options]
-    for prompt in {id(text.prompt): text.prompt for text in texts}.values():
-        total += prompt.characters.nbytes
-        records.append((prompt.log_probs, len(prompt.characters)))
-    return total + sum(log_probs.memory_bytes(tokens) for log_probs, tokens in records if log_probs)
-
-
 @dataclass
 class TextJob(Job):
     """``n`` continuations of each prompt, which is a text or a list of character ids.
@@ -190,7 +180,13 @@ class TextJob(Job):
             raise BadValue(f"{problem}; the maximum is {most:,}", "n")
 
     def memory_bytes(self, items: Sequence[Continuation]) -> int:
-        return memory_bytes(items)
+        """Return the bytes that the prompts, random numbers and log-probabilities of finished texts take."""
+        total = sum(text.uniforms.nbytes for text in items)
+        records = [(text.options.log_probs, len(text.uniforms)) for text in items if text.options]
+        for prompt in {id(text.prompt): text.prompt for text in items}.values():
+            total += prompt.characters.nbytes
+            records.append((prompt.log_probs, len(prompt.characters)))
+        return total + sum(log_probs.memory_bytes(tokens) for log_probs, tokens in records if log_probs)
 
 
 @dataclass(frozen=True)

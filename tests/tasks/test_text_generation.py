@@ -32,7 +32,6 @@ from app.tasks.text_generation import (
     Continuation,
     TextGenerator,
     TextJob,
-    memory_bytes,
 )
 from app.tasks.token_sampling import LogProbs, Sampler, SamplingOptions, record_log_probs
 
@@ -626,7 +625,7 @@ def test_the_memory_of_a_text_is_known_before_it_is_generated(continuer: TextGen
         continuer.begin(prompt, 300, 1.0, 10, 1.0, [], seed, with_options(continuer, log_probs=LogProbs(2)))
         for seed in range(2)
     ]
-    expected = memory_bytes(texts)
+    expected = TextJob([]).memory_bytes(texts)
     for text in texts:
         finish(continuer, text)
     arrays = [prompt.characters, *(text.uniforms for text in texts)]
