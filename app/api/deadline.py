@@ -6,15 +6,14 @@ import asyncio
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from fastapi import Request
 
 from app.api.connection import connection
 from app.api.request_head import headers
 from app.engine.executor import INLINE_SIZE, Executor
-from app.errors import BadValue, CallerGone, QuartetError, TimedOut, quote_value
+from app.errors import BadValue, CallerGone, TimedOut, quote_value
 
 DEADLINE = "quartet.deadline"  # key in the ASGI scope: the request's deadline, in event-loop time
 
@@ -65,17 +64,15 @@ async def run_before_deadline(
     if size <= INLINE_SIZE:
         return function(*args, **kwargs)
     executor.admit()
-    with Deadline(request) if DEADLINE in request.scope else nullcontext():
+    async with Deadline(request) if DEADLINE in request.scope else nullcontext():
         return await executor.run(function, *args, **kwargs)
 
 
 class Deadline:
-    """A context manager that cancels its block at the deadline of a request, or when the client disconnects.
+    """An asynchronous context manager that cancels its block at the deadline, or when the client disconnects.
 
-    ``at`` is an earlier deadline in event-loop time.
-
-    The body of the request must have been read, so that the next ASGI message can only be the disconnect. Do not nest
-    ``Deadline`` blocks.
+    ``at`` is an earlier deadline than that of the request, in event-loop time. The body of the request must have been
+    read, so that the next ASGI message can only be the disconnect. Do not nest such blocks.
 
     Raises:
         CallerGone: the client disconnected.
@@ -83,52 +80,38 @@ class Deadline:
     """
 
     def __init__(self, request: Request, at: float | None = None) -> None:
-        self._request = request
-        self._at: float = request.scope[DEADLINE] if at is None else at
-        self._error: QuartetError | None = None
-        self._disconnect_task: asyncio.Task[None] | None = None
+        self._request, self._is_gone = request, False
+        latest: float = request.scope[DEADLINE] if at is None else request.scope.get(DEADLINE, at)
+        self._timeout = asyncio.timeout_at(latest if at is None else at)
+        self._is_earlier = at not in (None, latest)
 
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
-        self._task, self._cancelling = task, task.cancelling()
-        self._timer = loop.call_at(self._at, self._on_timeout)
-        self._connection = connection(self._request)
-        if self._connection:
-            self._connection.watch_disconnect(self._on_disconnect)
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._server = connection(self._request)
+        if self._server:
+            self._server.watch_disconnect(self._on_disconnect)
         else:
-            self._disconnect_task = loop.create_task(self._watch_disconnect())
+            self._watcher = asyncio.create_task(self._watch())
 
-    def _on_timeout(self) -> None:
-        # Only the parameter of the Open Inference Protocol sets an earlier deadline than the one of the request.
-        is_earlier = self._at < self._request.scope.get(DEADLINE, self._at)
-        unit = "timeout is in microseconds" if is_earlier else "x-request-timeout is in seconds"
-        self._end(TimedOut(f"the deadline passed before the answer was complete; {unit}"))
-
-    async def _watch_disconnect(self) -> None:
+    async def _watch(self) -> None:
         await self._request.receive()
         self._on_disconnect()
 
     def _on_disconnect(self) -> None:
-        self._end(CallerGone("the client disconnected before the answer was complete"))
+        if not self._timeout.expired():
+            self._is_gone = True
+            self._timeout.reschedule(0.0)
 
-    def _end(self, error: QuartetError) -> None:
-        if self._error is None:
-            self._error = error
-            self._task.cancel()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._timer.cancel()
-        if self._connection:
-            self._connection.watch_disconnect(None)
-        if self._disconnect_task is not None:
-            self._disconnect_task.cancel()
-        if self._error and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raised, self._error = self._error, None
-            try:
-                raise raised from None
-            finally:
-                del raised  # the error's traceback refers to this frame
+    async def __aexit__(self, *error: Any) -> None:
+        if self._server:
+            self._server.watch_disconnect(None)
+        else:
+            self._watcher.cancel()
+        try:
+            await self._timeout.__aexit__(*error)
+        except TimeoutError:
+            if self._is_gone:
+                raise CallerGone("the client disconnected before the answer was complete") from None
+            # Only the parameter of the Open Inference Protocol sets an earlier deadline than the one of the request.
+            unit = "timeout is in microseconds" if self._is_earlier else "x-request-timeout is in seconds"
+            raise TimedOut(f"the deadline passed before the answer was complete; {unit}") from None

@@ -46,7 +46,7 @@ def decode_small(decoder: ImageDecoder, files: Sequence[ImageFile], max_pixels: 
 async def decode_images(
     models: Models, decoder: ImageDecoder, files: Sequence[ImageFile], max_pixels: int
 ) -> list[Tensor]:
-    """Return the pixels of image files. Call this within a ``Deadline``.
+    """Return the pixels of image files. Call this within ``Deadline``.
 
     Raises:
         NotAnImage, TooLarge, OutOfMemory: as in ``ImageDecoder.open`` and ``ImageDecoder.decode``.

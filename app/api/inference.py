@@ -97,7 +97,7 @@ async def run_job(
     if job.streamed:
         events = _events(service, call, job, predictor.finish(job, items, items), protocol)
         return EventStream(request, events, deadline, protocol.stream_end, x_model=call.model.id)
-    with Deadline(request, deadline):
+    async with Deadline(request, deadline):
         outputs = await engine.submit(items)
 
         def respond() -> Response:

@@ -65,14 +65,13 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         failure: QuartetError
         try:
-            async with aclosing(self.events) as events:
-                with Deadline(self.request, self.deadline):
-                    async for chunk in events:
-                        await self._send(send, chunk)
-                        if DROPPED in scope:  # nobody would receive further events
-                            return
-                    await self._send(send, self.last, more=False)
-                    return
+            async with aclosing(self.events) as events, Deadline(self.request, self.deadline):
+                async for chunk in events:
+                    await self._send(send, chunk)
+                    if DROPPED in scope:  # nobody would receive further events
+                        return
+                await self._send(send, self.last, more=False)
+                return
         except CallerGone:
             raise
         except QuartetError as error:

@@ -14,7 +14,7 @@ START = "run (asyncio/runners.py:190);RequestResponseCycle.run_asgi (uvicorn/pro
     [
         ("", "HTTP"),
         (";Router.__call__ (app/api/operation.py:120)", "ASGI and middleware"),
-        (";run_job (app/api/inference.py:99);Deadline.__enter__ (app/api/deadline.py:92)", "deadlines"),
+        (";run_job (app/api/inference.py:99);Deadline.__aenter__ (app/api/deadline.py:92)", "deadlines"),
         (";validate (app/api/request_body.py:237);deepcopy (copy.py:146)", "JSON"),
         (";reported (app/observability/logs.py:180);observe (prometheus_client/metrics.py:700)", "telemetry"),
         (";AccessLog._text (app/observability/access_log.py:60)", "logging"),

@@ -111,7 +111,7 @@ async def classify_images(service: Service, request: Request) -> Response:
     if query.explain:
         return await _explain(service, call, ClassifyJob(items, query.top_k))
     if not items:
-        with Deadline(request):
+        async with Deadline(request):
             items = await decode_images(service.models, decoder, files, settings.max_pixels)
     return await run_job(service, call, ClassifyJob(items, query.top_k), PROTOCOL)
 
@@ -212,7 +212,7 @@ async def _explain(service: Service, call: Call[list[ImageFile]], job: ClassifyJ
         name = model.card.name
         raise BadValue(f"explain is true; heat maps are not supported for imported networks, such as {name}", "explain")
     executor.admit()
-    with Deadline(call.request):
+    async with Deadline(call.request):
         if await executor.run(_total_pixels, decoder, call.body, max_pixels) > LARGE_PIXELS:
             executor = models.large_image_executor
         items = job.pixels or await decode_images(models, decoder, call.body, max_pixels)

@@ -186,7 +186,7 @@ async def test_a_shutdown_at_the_same_time_as_a_disconnect_is_not_lost() -> None
     sent.scope[CONNECTION] = SimpleNamespace(watch_disconnect=callbacks.append)
 
     async def wait() -> None:
-        with Deadline(sent, asyncio.get_running_loop().time() + PAUSE):
+        async with Deadline(sent, asyncio.get_running_loop().time() + PAUSE):
             await asyncio.Event().wait()
 
     (task,) = await start_tasks(wait())
