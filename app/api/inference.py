@@ -17,7 +17,7 @@ from starlette.responses import Response
 from app.api.deadline import DEADLINE, Deadline, run_before_deadline
 from app.api.middleware.body_memory import hold_memory
 from app.api.operation import Endpoint, Service
-from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, BodyReader, max_json_bytes, read_json
+from app.api.request_body import EXTRA_COMMAS, BodyReader, max_json_bytes, read_json
 from app.api.responses import json_response
 from app.api.sse import DONE, EventStream, event
 from app.engine.executor import INLINE_SIZE
@@ -150,7 +150,6 @@ def json_endpoint(
     body: type[Body],
     protocol: Protocol,
     content: Callable[[Limits], tuple[int, int]],
-    max_fields: Callable[[Limits], int] = lambda _: MAX_FIELDS,
     check_model: Callable[[Card, Body, J], None] | None = None,
 ) -> Callable[[Callable[[Body, Limits], J]], Endpoint]:
     """Make an endpoint from a function that returns the job for a JSON body and raises BadValue.
@@ -158,7 +157,6 @@ def json_endpoint(
     Args:
         body: the Pydantic class of the body, with a field ``model``.
         content: function that returns the largest number of bytes and commas of the prompt or of the values in a body.
-        max_fields: function that returns the largest number of JSON fields in a body.
         check_model: function that completes the job with what the card of its model needs. Raises BadValue.
     """
 
@@ -167,8 +165,8 @@ def json_endpoint(
             settings, limits = service.settings, service.settings.limits
             content_bytes, commas = content(limits)
             max_bytes = max_json_bytes(settings.max_body_bytes, content_bytes)
-            counts = commas + EXTRA_COMMAS, max_fields(limits)
-            reader = BodyReader(max_bytes, limits.body_seconds, service.models.parse_executor, *counts)
+            commas += EXTRA_COMMAS
+            reader = BodyReader(max_bytes, limits.body_seconds, service.models.parse_executor, commas)
             fields: Any = await read_json(request, body, reader)
             job = decode(fields, limits)
             job.check(limits)

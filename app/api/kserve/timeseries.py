@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from app.api.inference import Call, Protocol, json_endpoint
 from app.api.openapi import SALES
 from app.api.operation import Operation, Service
-from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, ModelName, RequestBody, limited
+from app.api.request_body import ModelName, RequestBody, limited
 from app.api.responses import ERROR_RESPONSES, Floats, json_response
 from app.api.routes.forecast import BYTES_PER_NUMBER, Value
 from app.errors import BadValue, quote_value
@@ -239,11 +239,7 @@ def content(limits: Limits) -> tuple[int, int]:
     return BYTES_PER_NUMBER * limits.max_series_values, limits.max_series_values + 8 * limits.max_series
 
 
-def max_fields(limits: Limits) -> int:
-    return max(MAX_FIELDS, 6 * limits.max_series + EXTRA_COMMAS)
-
-
-@json_endpoint(FORECAST, TimeSeriesRequest, Protocol(encode), content, max_fields, check_model)
+@json_endpoint(FORECAST, TimeSeriesRequest, Protocol(encode), content, check_model)
 def forecast_time_series(body: TimeSeriesRequest, limits: Limits) -> ForecastJob:
     """Forecast the next values of one or several series, with quantiles."""
     return ForecastJob(
