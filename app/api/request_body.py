@@ -189,15 +189,6 @@ async def parse_json(request: Request, content: bytes, model: type[Model], reade
     return await run_before_deadline(request, reader.executor, len(content) // BYTES_PER_VALUE, parse)
 
 
-async def read_object(request: Request, reader: BodyReader) -> dict[str, Any]:
-    """Return a JSON body as a dictionary. Raises as ``read_json`` does."""
-    content = await read_body(request, reader.limit, reader.pause_seconds)
-    arguments = content, reader.max_commas, reader.max_fields
-    return await run_before_deadline(
-        request, reader.executor, len(content) // BYTES_PER_VALUE, parse_object, *arguments
-    )
-
-
 def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) -> dict[str, Any]:
     """Return the fields of a JSON object. An empty body counts as an empty object.
 

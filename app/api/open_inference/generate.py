@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal, NotRequired
 
 from fastapi import Request
-from pydantic import Field
+from pydantic import Field, RootModel
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -22,7 +22,7 @@ from app.api.request_body import (
     RequestBody,
     limited,
     max_json_bytes,
-    read_object,
+    read_json,
     validate,
 )
 from app.api.responses import stream_response
@@ -36,15 +36,8 @@ from app.tasks.text_generation import Continuation, TextAnswer, TextJob
 ALIAS = "max_tokens"  # of ``max_characters``
 
 
-class TextInput(RequestBody):
-    text_input: str = Field(json_schema_extra=limited("max_prompt_characters", "maxLength"))
-    """the prompt"""
-
-
-class GenerateFields(SamplingFields, TextInput):
-    """The fields of a body and of its ``parameters``, except ``id`` and ``stream``."""
-
-    max_tokens: int | None = Field(None, ge=1)
+class AnyFields(RootModel[dict[str, Any]]):
+    """A body before its parameters have been found."""
 
 
 class GenerateParameters(SamplingFields):
@@ -53,6 +46,12 @@ class GenerateParameters(SamplingFields):
     # The schema has no default, because clients that send all defaults would send both names.
     max_tokens: int = Field(default_factory=lambda: 200, ge=1, json_schema_extra=limited("max_characters"))
     """alias of `max_characters`. Send only one of them."""
+
+
+class GenerateFields(GenerateParameters, RequestBody):
+    """The fields of a body and of its ``parameters``, except ``id`` and ``stream``."""
+
+    text_input: str
 
 
 class GenerateRequest(Described):
@@ -135,16 +134,12 @@ def _fields(body: dict[str, Any], streamed: bool) -> dict[str, Any]:
 
 def decode(fields: dict[str, Any], limits: Limits) -> TextJob:
     """Return the job for the fields of a request. Raises BadValue."""
-    text = fields.pop("text_input")
-    aliases = {name: ALIAS for name in ("max_characters",) if ALIAS in fields}
-    known = model_parameters({"max_characters" if name == ALIAS else name: fields[name] for name in fields}, PARAMETERS)
-    if aliases:
-        known[ALIAS] = known.pop("max_characters")
-    body = validate({"text_input": text, **known}, GenerateFields)
-    sampling = body.sampling(limits)
-    if aliases:
-        sampling["max_characters"] = body.max_tokens
-    return TextJob([body.text_input], **sampling, names={"prompt": "text_input", **aliases})
+    own = {name: fields.pop(name) for name in ("text_input", ALIAS) if name in fields}
+    body = validate({**own, **model_parameters(fields, PARAMETERS)}, GenerateFields)
+    sampling, names = body.sampling(limits), {"prompt": "text_input"}
+    if ALIAS in own:
+        sampling["max_characters"], names["max_characters"] = body.max_tokens, ALIAS
+    return TextJob([body.text_input], **sampling, names=names)
 
 
 PARAMETERS = tuple(SamplingFields.model_fields)
@@ -155,7 +150,7 @@ async def _run(service: Service, request: Request, streamed: bool) -> Response:
     characters = limits.max_prompt_characters
     limit = max_json_bytes(settings.max_body_bytes, BYTES_PER_CHARACTER * characters)
     reader = BodyReader(limit, limits.body_seconds, service.models.parse_executor, characters + EXTRA_COMMAS)
-    body = await read_object(request, reader)
+    body = (await read_json(request, AnyFields, reader)).root
     card = await card_in_path(service, request)
     model = await resolve(service, request, GENERATE_TEXT, f"{card.name}@{card.version}")
     request_id = _take_id(body)

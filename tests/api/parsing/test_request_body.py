@@ -34,7 +34,6 @@ from app.api.request_body import (
     read_body,
     read_form,
     read_json,
-    read_object,
     read_raw_body,
     spool_body,
     validate,
@@ -277,13 +276,11 @@ def test_the_limit_of_a_json_body_depends_on_its_content() -> None:
     assert max_json_bytes(1000, 1000) == 1000
 
 
-async def test_a_json_body_is_read_as_a_model_or_a_dictionary() -> None:
+async def test_a_json_body_is_read_as_a_model() -> None:
     assert await read_json(request(b'{"name":', b'"a"}'), Body, reader()) == Body(name="a")
     assert await read_json(request(), Body, reader()) == Body()
-    assert await read_object(request(b'{"any": 1}'), reader()) == {"any": 1}
-    assert (await rejection(read_object(request(b'{"a": 1}'), reader(limit=3))))[0] is TooLarge
     assert (await rejection(read_json(request(b'{"a": 1}'), Body, reader(limit=3))))[0] is TooLarge
-    assert (await rejection(read_object(request(hang=True), reader(pause=SHORT_PAUSE))))[0] is TooSlow
+    assert (await rejection(read_json(request(hang=True), Body, reader(pause=SHORT_PAUSE))))[0] is TooSlow
 
 
 async def test_the_deadline_applies_while_a_large_body_waits_for_parsing() -> None:
@@ -294,12 +291,8 @@ async def test_the_deadline_applies_while_a_large_body_waits_for_parsing() -> No
 async def test_the_limits_of_the_reader_apply_to_json() -> None:
     commas = BadValue, "the body has 2 commas, which separate values and names; the maximum is 1", None
     fields = BadValue, "the body has 2 fields; the maximum is 1", None
-    for read in (
-        lambda body, limits: read_json(request(body), Body, limits),
-        lambda body, limits: read_object(request(body), limits),
-    ):
-        assert await rejection(read(b'{"rows": [1, 2, 3]}', reader(max_commas=1))) == commas
-        assert await rejection(read(b'{"name": "a", "rows": []}', reader(max_fields=1))) == fields
+    assert await rejection(read_json(request(b'{"rows": [1, 2, 3]}'), Body, reader(max_commas=1))) == commas
+    assert await rejection(read_json(request(b'{"name": "a", "rows": []}'), Body, reader(max_fields=1))) == fields
 
 
 OBJECTS: list[tuple[bytes, Any]] = [

@@ -523,7 +523,8 @@ def generate_requests() -> Iterator[Recorded]:
          {**good, "max_characters": 5}, {**good, "x": 1}, {"text_input": "a", "max_tokens": 0},
          {"text_input": "a", "max_tokens": 101}, {"text_input": "a", "top_p": 2}, {"text_input": "a", "timeout": -1},
          {"text_input": "a", "timeout": 1}, {"text_input": "a", "priority": 2}, {**good, "parameters": {"seed": "x"}},
-         {**good, "parameters": None, "seed": 1}, {"text_input": "a", "stop": 5}, {"text_input": "a", "n": 2})
+         {**good, "parameters": None, "seed": 1}, {"text_input": "a", "stop": 5}, {"text_input": "a", "n": 2},
+         {"text_input": "a", "max_tokens": None})
     ):  # fmt: skip
         yield Recorded(f"generate {i}", "POST", path, body)
     for i, model in enumerate(("tiny-none", "tiny-gan", "tiny-rnn@2", "tiny-rnn/versions/x", "tiny-pets")):
