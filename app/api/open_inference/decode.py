@@ -96,7 +96,7 @@ class DecodedRequest:
 
 
 @dataclass(frozen=True)
-class TensorSpec:
+class ModelTensor:
     """An input or output of a model.
 
     In ``shape``, -1 marks a dimension that varies. The first dimension counts rows, unless the model is an imported
@@ -144,7 +144,7 @@ def decode_request(
     json_length: str,
     max_values: int,
     max_commas: int,
-    only_input: TensorSpec | None,
+    only_input: ModelTensor | None,
     has_rows: bool = True,
 ) -> DecodedRequest:
     """Decode the body of a request.
@@ -187,7 +187,7 @@ def decode_request(
     return request
 
 
-def _decode_raw(content: bytes, only_input: TensorSpec | None, has_rows: bool) -> DecodedRequest:
+def _decode_raw(content: bytes, only_input: ModelTensor | None, has_rows: bool) -> DecodedRequest:
     """Decode a body without JSON: the model's only input or, if the input has rows, one row. All outputs are binary."""
     shape = [1, *only_input.shape[1:]] if only_input and has_rows else list(only_input.shape if only_input else ())
     if only_input is None or shape.count(-1) > 1:

@@ -10,11 +10,11 @@ import numpy as np
 import orjson
 from starlette.responses import Response
 
-from app.api.open_inference.decode import JSON_LENGTH_HEADER, NUMPY, InferenceRequest, Parameters, TensorSpec
+from app.api.open_inference.decode import JSON_LENGTH_HEADER, NUMPY, InferenceRequest, ModelTensor, Parameters
 from app.errors import BadValue, quote_value
 
 
-def requested_outputs(body: InferenceRequest, specs: Mapping[str, TensorSpec]) -> dict[str, Parameters]:
+def requested_outputs(body: InferenceRequest, specs: Mapping[str, ModelTensor]) -> dict[str, Parameters]:
     """Return a dictionary from the name of each requested output to its parameters.
 
     If the request has no list of outputs, all outputs are requested.
@@ -44,7 +44,7 @@ def _check_binary(name: str, parameters: Parameters) -> None:
         raise BadValue(f"{name} is {quote_value(value)}; it should be a boolean", name)
 
 
-def _check_class_count(class_count: Any, spec: TensorSpec) -> None:
+def _check_class_count(class_count: Any, spec: ModelTensor) -> None:
     """Raise BadValue if the output has no classes, or the number of classes is wrong."""
     if not spec.labels and not spec.has_classes:
         raise BadValue(f"output {spec.name!r} has no classes", "outputs")
@@ -55,7 +55,7 @@ def _check_class_count(class_count: Any, spec: TensorSpec) -> None:
 
 
 def encode_response(
-    head: dict[str, Any], body: InferenceRequest, outputs: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]
+    head: dict[str, Any], body: InferenceRequest, outputs: Mapping[str, np.ndarray], specs: Mapping[str, ModelTensor]
 ) -> Response:
     """Return a response with the fields of ``head`` and the outputs that the request ``body`` asks for.
 
@@ -95,7 +95,7 @@ def _encode_binary(array: np.ndarray, datatype: str) -> bytes:
     return np.ascontiguousarray(array, NUMPY[datatype]).tobytes()
 
 
-def _top_classes(array: np.ndarray, class_count: Any, spec: TensorSpec) -> np.ndarray:
+def _top_classes(array: np.ndarray, class_count: Any, spec: ModelTensor) -> np.ndarray:
     """Return the ``class_count`` largest values of each row of ``array`` [N, classes].
 
     The result [N, class_count] has texts of the form ``value:index:label``, or ``value:index`` without labels.

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from app.api.deadline import DEADLINE
-from app.api.open_inference.decode import TensorSpec
+from app.api.open_inference.decode import ModelTensor
 from app.api.open_inference.paths import FAILURES, TAG, card_in_path, model_path
 from app.api.open_inference.tensors import TensorModel, tensor_model
 from app.api.operation import Endpoint, Operation, Service
@@ -138,11 +138,11 @@ def _platform(card: Card) -> str:
     return PLATFORMS.get(card.kind, "pytorch_safetensors")
 
 
-def _metadata(specs: Sequence[TensorSpec]) -> list[TensorMetadata]:
+def _metadata(specs: Sequence[ModelTensor]) -> list[TensorMetadata]:
     return [{"name": spec.name, "datatype": spec.datatypes[0], "shape": spec.shape} for spec in specs]
 
 
-def _configuration(tensors: TensorModel, specs: Sequence[TensorSpec]) -> list[TensorConfiguration]:
+def _configuration(tensors: TensorModel, specs: Sequence[ModelTensor]) -> list[TensorConfiguration]:
     return [
         {
             "name": spec.name,

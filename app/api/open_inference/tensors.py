@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from fastapi import Request
 
-from app import store
 from app.api.deadline import DEADLINE
-from app.api.open_inference.decode import DATATYPES, DecodedRequest, TensorSpec
+from app.api.open_inference.decode import DATATYPES, DecodedRequest, ModelTensor
 from app.api.request_body import EXTRA_COMMAS, RequestBody, validate
 from app.api.responses import MIN_LOG_PROBABILITY
 from app.api.routes.forecast import ForecastRequest
@@ -27,7 +26,7 @@ from app.errors import BadValue, quote_value
 from app.networks import KINDS, is_imported
 from app.networks.imported import ImportedSizes
 from app.settings import Settings
-from app.store import Card, TaskName
+from app.store import Card, TaskName, TensorSpec
 from app.tasks import TASKS
 from app.tasks.classification import ClassifyAnswer, ClassifyJob
 from app.tasks.forecasting import ForecastAnswer, ForecastJob
@@ -58,8 +57,8 @@ class TensorModel:
         encode: function ``(card, answer)`` that returns the outputs by name.
     """
 
-    inputs: Sequence[TensorSpec]
-    outputs: Sequence[TensorSpec]
+    inputs: Sequence[ModelTensor]
+    outputs: Sequence[ModelTensor]
     rows: int
     values: int
     decode: Callable[[Card, Settings, DecodedRequest], Job]
@@ -82,8 +81,8 @@ def _sizes(card: Card) -> Any:
 def classifier_model(card: Card, settings: Settings) -> TensorModel:
     """Describe a classifier: ``image`` [N, channels, height, width] from 0 to 255 to ``probabilities`` [N, classes]."""
     sizes, labels, rows = _sizes(card), card.labels or [], settings.limits.max_images
-    image = TensorSpec("image", ("UINT8", "FP32"), (-1, sizes.channels, sizes.image, sizes.image))
-    probabilities = TensorSpec("probabilities", ("FP64",), (-1, len(labels)), labels=labels)
+    image = ModelTensor("image", ("UINT8", "FP32"), (-1, sizes.channels, sizes.image, sizes.image))
+    probabilities = ModelTensor("probabilities", ("FP64",), (-1, len(labels)), labels=labels)
     return TensorModel([image], [probabilities], rows, rows * math.prod(image.shape[1:]), _classify_job, _probabilities)
 
 
@@ -113,10 +112,10 @@ def text_model(card: Card, settings: Settings) -> TensorModel:
     limits, vocabulary = settings.limits, card.vocabulary or []
     rows, characters = limits.max_texts, limits.max_prompt_characters
     return TensorModel(
-        [TensorSpec("prompt", ("BYTES",), (-1,))],
+        [ModelTensor("prompt", ("BYTES",), (-1,))],
         [
-            TensorSpec("text", ("BYTES",), (-1,)),
-            TensorSpec("log_probabilities", ("FP64",), (-1, len(vocabulary)), labels=vocabulary),
+            ModelTensor("text", ("BYTES",), (-1,)),
+            ModelTensor("log_probabilities", ("FP64",), (-1, len(vocabulary)), labels=vocabulary),
         ],
         rows,
         rows,
@@ -162,14 +161,14 @@ def forecaster_model(card: Card, settings: Settings) -> TensorModel:
     of the first value.
     """
     known, rows = card.series.known if card.series else None, settings.limits.max_series
-    inputs, values = [TensorSpec("values", FLOATS, (-1, -1))], settings.limits.max_series_values
+    inputs, values = [ModelTensor("values", FLOATS, (-1, -1))], settings.limits.max_series_values
     if known and known.named:
-        inputs.append(TensorSpec("covariates", FLOATS, (-1, -1, len(known.named)), labels=known.named))
+        inputs.append(ModelTensor("covariates", FLOATS, (-1, -1, len(known.named)), labels=known.named))
     if known and known.calendar:
-        inputs.append(TensorSpec("start", ("BYTES",), (-1,)))
+        inputs.append(ModelTensor("start", ("BYTES",), (-1,)))
         values += rows
-    outputs = [TensorSpec("mean", ("FP64",), (-1, -1))]
-    outputs += [TensorSpec(side, ("FP64",), (-1, -1, -1)) for side in ("lower", "upper")]
+    outputs = [ModelTensor("mean", ("FP64",), (-1, -1))]
+    outputs += [ModelTensor(side, ("FP64",), (-1, -1, -1)) for side in ("lower", "upper")]
     return TensorModel(inputs, outputs, rows, values, _forecast_job, _forecasts, parameters=FORECAST_PARAMETERS)
 
 
@@ -221,10 +220,10 @@ def generator_model(card: Card, settings: Settings) -> TensorModel:
     or labels. Only models with labels have the input ``classes``. The output is ``images`` [N, channels, side, side].
     """
     sizes, rows = _sizes(card), settings.limits.max_samples
-    inputs = [TensorSpec("latents", FLOATS, (-1, sizes.latent))]
+    inputs = [ModelTensor("latents", FLOATS, (-1, sizes.latent))]
     if card.labels:
-        inputs.append(TensorSpec("classes", ("INT64", "INT32", "BYTES"), (-1,)))
-    images = TensorSpec("images", ("UINT8",), (-1, sizes.channels, sizes.image, sizes.image))
+        inputs.append(ModelTensor("classes", ("INT64", "INT32", "BYTES"), (-1,)))
+    images = ModelTensor("images", ("UINT8",), (-1, sizes.channels, sizes.image, sizes.image))
     return TensorModel(inputs, [images], rows, rows * (sizes.latent + 1), _sample_job, _images)
 
 
@@ -271,11 +270,11 @@ def imported_model(card: Card, settings: Settings) -> TensorModel:
     )
 
 
-def _spec(spec: store.TensorSpec) -> TensorSpec:
-    return TensorSpec(spec.name, (DATATYPES[spec.dtype],), tuple(spec.shape))
+def _spec(spec: TensorSpec) -> ModelTensor:
+    return ModelTensor(spec.name, (DATATYPES[spec.dtype],), tuple(spec.shape))
 
 
-def _output(card: Card, sizes: ImportedSizes, spec: store.TensorSpec) -> TensorSpec:
+def _output(card: Card, sizes: ImportedSizes, spec: TensorSpec) -> ModelTensor:
     """Describe an output. A float output [N, classes] has classes, and those of a classifier have labels."""
     labels, classes = card.labels or [], spec.shape[1:]
     is_classified = card.task == "classify" and sizes.options.get("output", spec.name) == spec.name

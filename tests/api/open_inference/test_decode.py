@@ -14,13 +14,13 @@ from app.api.open_inference.decode import (
     DECOMPRESSORS,
     NUMPY,
     DecodedRequest,
-    TensorSpec,
+    ModelTensor,
     decode_request,
     decompress,
 )
 from app.errors import BadValue, TooLarge
 
-FLOATS = TensorSpec("x", ("FP32",), (-1, 2, 3))
+FLOATS = ModelTensor("x", ("FP32",), (-1, 2, 3))
 
 
 def tensor(name: str = "x", datatype: str = "FP32", shape: Any = (2,), **fields: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def decode(
     max_values: int = 100,
     max_commas: int = 100,
     length: str | None = None,
-    only_input: TensorSpec | None = None,
+    only_input: ModelTensor | None = None,
     **fields: Any,
 ) -> DecodedRequest:
     """Decode a request with ``inputs`` in JSON, followed by binary ``data``."""
@@ -47,7 +47,7 @@ def decode(
     return decode_request(content + (data or b""), length, max_values, max_commas, only_input)
 
 
-def decode_raw(content: bytes, spec: TensorSpec | None, has_rows: bool = True) -> DecodedRequest:
+def decode_raw(content: bytes, spec: ModelTensor | None, has_rows: bool = True) -> DecodedRequest:
     return decode_request(content, "0", 100, 100, spec, has_rows)
 
 
@@ -125,9 +125,9 @@ def test_a_body_without_json_is_one_row_of_the_only_input() -> None:
     assert (decoded.body.id, decoded.body.outputs) == ("", None)
     (item,) = decoded.body.inputs
     assert (item.name, item.datatype, item.shape) == ("x", "FP32", [1, 2, 3])
-    steps = decode_raw(np.arange(6, dtype="<f4").tobytes(), TensorSpec("x", ("FP32", "FP64"), (-1, -1, 2)))
+    steps = decode_raw(np.arange(6, dtype="<f4").tobytes(), ModelTensor("x", ("FP32", "FP64"), (-1, -1, 2)))
     assert steps.tensors["x"].shape == (1, 3, 2)
-    text = decode_raw(b"ab\0", TensorSpec("prompt", ("BYTES",), (-1,)))
+    text = decode_raw(b"ab\0", ModelTensor("prompt", ("BYTES",), (-1,)))
     assert text.tensors["prompt"].tolist() == [b"ab\0"]
 
 
@@ -136,13 +136,13 @@ def test_a_body_without_json_is_the_whole_input_if_there_are_no_rows(
     shape: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     content = np.arange(6, dtype="<f4").tobytes()
-    decoded = decode_raw(content, TensorSpec("x", ("FP32",), shape), has_rows=False)
+    decoded = decode_raw(content, ModelTensor("x", ("FP32",), shape), has_rows=False)
     assert decoded.tensors["x"].shape == expected
     assert decoded.tensors["x"].reshape(-1).tolist() == [0, 1, 2, 3, 4, 5]
-    scalar = decode_raw(content[4:8], TensorSpec("x", ("FP32",), ()), has_rows=False)
+    scalar = decode_raw(content[4:8], ModelTensor("x", ("FP32",), ()), has_rows=False)
     assert scalar.tensors["x"] == 1
     with pytest.raises(BadValue, match="unexpected size for input 'x': 20 bytes, expected"):
-        decode_raw(content[4:], TensorSpec("x", ("FP32",), shape), has_rows=False)
+        decode_raw(content[4:], ModelTensor("x", ("FP32",), shape), has_rows=False)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +156,12 @@ def test_a_body_without_json_is_the_whole_input_if_there_are_no_rows(
 )
 def test_a_body_without_json_of_another_size_is_rejected(size: int, shape: tuple[int, ...], sentence: str) -> None:
     with pytest.raises(BadValue) as raised:
-        decode_raw(bytes(size), TensorSpec("x", ("FP32",), shape))
+        decode_raw(bytes(size), ModelTensor("x", ("FP32",), shape))
     assert raised.value.message == sentence
 
 
-@pytest.mark.parametrize("spec", [None, TensorSpec("x", ("FP32",), (-1, -1, -1))])
-def test_a_body_without_json_is_for_models_with_one_simple_input(spec: TensorSpec | None) -> None:
+@pytest.mark.parametrize("spec", [None, ModelTensor("x", ("FP32",), (-1, -1, -1))])
+def test_a_body_without_json_is_for_models_with_one_simple_input(spec: ModelTensor | None) -> None:
     with pytest.raises(BadValue) as raised:
         decode_raw(bytes(8), spec)
     assert raised.value.message == (
@@ -276,6 +276,6 @@ def test_a_shape_fits_a_tensor_also_without_a_last_dimension_of_1() -> None:
         ((-1, 3), [(1, 3), (2, 3)], [(2, 4), (3,), (2, 3, 1)]),
         ((-1, 2, -1), [(1, 2, 9)], [(1, 3, 9), (1, 2)]),
     ):
-        spec = TensorSpec("x", ("FP32",), own)
+        spec = ModelTensor("x", ("FP32",), own)
         assert all(spec.fits(shape) for shape in fitting), own
         assert not any(spec.fits(shape) for shape in others), own

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.api.open_inference.decode import NUMPY, InferenceRequest, TensorSpec
+from app.api.open_inference.decode import NUMPY, InferenceRequest, ModelTensor
 from app.api.open_inference.encode import encode_response
 from app.errors import BadValue
 
@@ -22,7 +22,7 @@ def encode(values: list[float], datatype: str, **parameters: Any) -> tuple[dict[
         }
     )
     outputs = {"y": np.array(values, NUMPY[datatype])}
-    response = encode_response({}, request, outputs, {"y": TensorSpec("y", (datatype,), (-1,))})
+    response = encode_response({}, request, outputs, {"y": ModelTensor("y", (datatype,), (-1,))})
     length = int(response.headers.get("inference-header-content-length", len(response.body)))
     return json.loads(bytes(response.body[:length]))["outputs"][0], bytes(response.body[length:])
 
