@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from limits import RateLimitItem
@@ -29,28 +30,21 @@ PUBLIC_PREFIXES = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", 
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
 
 
+@dataclass(eq=False)
 class ApiKeys:
     """Requires an API key, applies rate limits, and sets ``current_caller`` for the engines.
 
-    ``ring`` has the valid keys. ``limits`` apply to keys without limits in the key file. ``on_rate_limited`` is called
-    with the key's name for each request that exceeds a limit. ``counts`` stores the number of requests.
-    After an error of the storage, no request is counted for ``retry_seconds``.
+    ``ring`` has the valid keys. ``limits`` apply to keys without limits in the key file. ``limiter`` counts requests.
+    ``on_rate_limited`` is called with the key's name for each request that exceeds a limit. After an error of the
+    storage, no request is counted for ``retry_seconds``.
     """
 
-    def __init__(
-        self,
-        ring: Keyring,
-        limits: Sequence[RateLimitItem],
-        counts: Storage,
-        on_rate_limited: Callable[[str], None],
-        retry_seconds: float,
-    ) -> None:
-        self.ring = ring
-        self.limits = limits
-        self.limiter = FixedWindowRateLimiter(counts)
-        self.on_rate_limited = on_rate_limited
-        self.retry_seconds = retry_seconds
-        self.retry_at = 0.0  # requests are not counted before this time
+    ring: Keyring
+    limits: Sequence[RateLimitItem]
+    limiter: FixedWindowRateLimiter
+    on_rate_limited: Callable[[str], None]
+    retry_seconds: float
+    retry_at: float = 0.0  # requests are not counted before this time
 
     async def check(self, scope: Scope) -> None:
         """Raise MissingKey, Unauthorized or LimitReached for a request that may not be answered."""
@@ -182,4 +176,6 @@ def api_keys(settings: Settings, shared: Storage | None, on_rate_limited: Callab
             )
         return None
     assert shared is not None
-    return ApiKeys(ring, limits, shared, on_rate_limited, settings.limits.rate_limit_retry_seconds)
+    return ApiKeys(
+        ring, limits, FixedWindowRateLimiter(shared), on_rate_limited, settings.limits.rate_limit_retry_seconds
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from dataclasses import dataclass, field
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +28,7 @@ def hold_memory(request: Request, size: int) -> None:
         hold(size)
 
 
+@dataclass(eq=False)
 class BodyMemoryLimit:
     """ASGI middleware that rejects a request if all running requests together would hold more than ``limit`` bytes.
 
@@ -36,12 +38,11 @@ class BodyMemoryLimit:
     arrives.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, spooled: Collection[str] = (), limits: Limits | None = None) -> None:
-        self.app = app
-        self.limit = limit
-        self.limits = limits or Limits()
-        self.spooled = spooled
-        self.held_bytes = 0
+    app: ASGIApp
+    limit: int
+    spooled: Collection[str] = ()
+    limits: Limits = field(default_factory=Limits)
+    held_bytes: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.spooled and scope.get("path") in self.spooled:
