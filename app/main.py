@@ -39,7 +39,7 @@ from app.api.open_inference import generate, infer, metadata, repository, server
 from app.api.openai import completions, images
 from app.api.openapi import build_document
 from app.api.operation import Operation, Router, Service, unknown_path
-from app.api.routes import admin, admin_add, classify, forecast, generate_images, generate_text, health, page
+from app.api.routes import admin, admin_add, classify, continue_text, forecast, health, page, sample_images
 from app.api.routes import models as model_list
 from app.errors import QuartetError
 from app.observability.access_log import AccessLog
@@ -138,7 +138,7 @@ def create_app(
 
 def all_operations(key: str | None) -> list[Operation]:
     """Return the rows of the HTTP API. The most frequent requests are first, and fixed paths precede patterns."""
-    tasks = (classify, generate_text, forecast, generate_images, completions, images, timeseries, infer, generate)
+    tasks = (classify, continue_text, forecast, sample_images, completions, images, timeseries, infer, generate)
     modules = (*tasks, model_list, server, statistics, metadata, health, page)
     operations = [operation for module in modules for operation in module.OPERATIONS]
     operations += repository.operations(key)

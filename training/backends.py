@@ -30,7 +30,7 @@ from app.tasks.classification import ClassifyJob
 from app.tasks.forecasting import ForecastJob
 from app.tasks.image_codecs import png
 from app.tasks.image_generation import SampleJob
-from app.tasks.text_generation import TextJob
+from app.tasks.text_generation import ContinueJob
 from training.options import read_version
 
 Request = dict[str, Any]
@@ -47,7 +47,7 @@ PATHS = {
 }
 JOBS: dict[str, Callable[..., Any]] = {
     "classify": ClassifyJob,
-    "continue": lambda prompt, **fields: TextJob([prompt], **fields),
+    "continue": lambda prompt, **fields: ContinueJob([prompt], **fields),
     "forecast": lambda values, **fields: ForecastJob([values], has_many=False, **fields),
     "sample": SampleJob,
 }

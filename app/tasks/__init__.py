@@ -66,13 +66,11 @@ class Task(Generic[P]):
 
 
 CLASSIFY = Task("classify", ImageClassifier, "batch", "image", ("/v1/images/classify",), ("tta",), explains=True)
-GENERATE_TEXT = Task("continue", TextGenerator, "text", "character", ("/v1/text/continue", "/v1/completions"))
+CONTINUE = Task("continue", TextGenerator, "text", "character", ("/v1/text/continue", "/v1/completions"))
 FORECAST: Task[AnyForecaster] = Task(
     "forecast", load_forecaster, "batch", "forecast", ("/v1/series/forecast", "/v1/timeseries/forecast")
 )
-GENERATE_IMAGES = Task(
-    "sample", ImageSampler, "batch", "image", ("/v1/images/sample", "/v1/images/generations"), splits=True
-)
+SAMPLE = Task("sample", ImageSampler, "batch", "image", ("/v1/images/sample", "/v1/images/generations"), splits=True)
 
 INFER = Task("infer", TensorPredictor, "batch", "row", (), splits=True)  # requests consist of tensors, under /v2
 
@@ -80,9 +78,7 @@ IMPORTED: dict[TaskName, Callable[..., Predictor]] = {  # predictors of imported
     "classify": ImportedClassifier,
     "infer": TensorPredictor,
 }
-TASKS: dict[TaskName, Task[Any]] = {
-    task.name: task for task in (CLASSIFY, GENERATE_TEXT, FORECAST, GENERATE_IMAGES, INFER)
-}
+TASKS: dict[TaskName, Task[Any]] = {task.name: task for task in (CLASSIFY, CONTINUE, FORECAST, SAMPLE, INFER)}
 
 
 def check_loading(version: Version) -> None:

@@ -119,7 +119,7 @@ class Continuation:
 
 
 @dataclass
-class TextJob(Job):
+class ContinueJob(Job):
     """``n`` continuations of each prompt, which is a text or a list of character ids.
 
     Attributes:
@@ -190,7 +190,7 @@ class TextJob(Job):
 
 
 @dataclass(frozen=True)
-class TextAnswer:
+class ContinueAnswer:
     """The texts of each prompt, and the characters of the first prompt that the model does not know."""
 
     texts: Sequence[Continuation]
@@ -263,7 +263,7 @@ class TextGenerator(TextPredictor):
         self._prefill_lead = 0.0  # seconds that texts must be generated before the next prefill
         self._batch: DecodeBatch | None = None
 
-    def prepare(self, job: TextJob) -> list[Continuation]:
+    def prepare(self, job: ContinueJob) -> list[Continuation]:
         """Return the texts that a job asks for. Raises BadValue for characters that the model does not have."""
         sampling = job.max_characters, job.temperature, job.top_k, job.top_p, job.stop
         bias = self._bias(job) if self._has_options(job) else None
@@ -280,16 +280,18 @@ class TextGenerator(TextPredictor):
         self.check_prompt(sum(len(text.prompt.characters) for text in prompts), len(prompts), job.name("prompt"))
         return texts
 
-    def finish(self, job: TextJob, items: Sequence[Continuation], outputs: Sequence[Continuation]) -> TextAnswer:
+    def finish(
+        self, job: ContinueJob, items: Sequence[Continuation], outputs: Sequence[Continuation]
+    ) -> ContinueAnswer:
         """Return the answer. For a stream, its texts grow while they are generated."""
         prompts = self.prompt_texts(job)
-        return TextAnswer(
+        return ContinueAnswer(
             outputs,
             [prompt for prompt in prompts for _ in range(job.n)],
             sorted(set(prompts[0]) - self.index.keys()) if prompts else [],
         )
 
-    def prompt_texts(self, job: TextJob) -> list[str]:
+    def prompt_texts(self, job: ContinueJob) -> list[str]:
         """Return the prompts of a job as texts. Raises BadValue for an unknown character id."""
         return [prompt if isinstance(prompt, str) else self._text_of(prompt) for prompt in job.prompts]
 
@@ -301,10 +303,10 @@ class TextGenerator(TextPredictor):
         return "".join([self.vocabulary[index] for index in indices])
 
     @staticmethod
-    def _has_options(job: TextJob) -> bool:
+    def _has_options(job: ContinueJob) -> bool:
         return bool(job.log_probs is not None or job.logit_bias or job.presence_penalty or job.frequency_penalty)
 
-    def _bias(self, job: TextJob) -> np.ndarray:
+    def _bias(self, job: ContinueJob) -> np.ndarray:
         """Return the bias [V] of each logit. Raises BadValue for an unknown character id."""
         bias = np.zeros(len(self.vocabulary))
         for key, value in job.logit_bias.items():
@@ -314,7 +316,7 @@ class TextGenerator(TextPredictor):
             bias[int(key)] = value
         return bias
 
-    def _options(self, job: TextJob, bias: np.ndarray) -> SamplingOptions:
+    def _options(self, job: ContinueJob, bias: np.ndarray) -> SamplingOptions:
         log_probs = None
         if job.log_probs is not None:
             log_probs = LogProbs(len(bias), max_tokens=1) if job.log_probs < 0 else LogProbs(job.log_probs)

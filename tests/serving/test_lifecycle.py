@@ -28,7 +28,7 @@ from app.errors import NotReady, QuartetError, RetiredModel, TooManyVersions, Un
 from app.observability.metrics import Metrics
 from app.serving.models import Models
 from app.store import WEIGHTS, Rollout
-from app.tasks import GENERATE_IMAGES
+from app.tasks import SAMPLE
 
 pytestmark = pytest.mark.anyio
 
@@ -269,7 +269,7 @@ class Simulator:
     async def ask(self, model: str | None, request_id: str = "") -> int | type[QuartetError]:
         """Return the version that answers a request, or its error."""
         try:
-            version = await self.models.resolve(GENERATE_IMAGES, model, request_id, self.deadline())
+            version = await self.models.resolve(SAMPLE, model, request_id, self.deadline())
             return version.card.version
         except QuartetError as error:
             return type(error)
@@ -345,7 +345,7 @@ class Simulator:
         self.use_newest("c", history=[])
         waiting_for, _ = self.publish("c"), self.publish("c")
         await self.scan()
-        model = await self.models.resolve(GENERATE_IMAGES, "a", "", self.deadline())
+        model = await self.models.resolve(SAMPLE, "a", "", self.deadline())
         number = self.oracle.store.versions[name][version].number
         self.control.held.add(number)
         images = [model.predictor.parse(1, None, seed) for seed in range(3)]

@@ -36,7 +36,7 @@ from app.serving.plan import State, VersionSet
 from app.settings import Settings, SettingsError
 from app.store import CARD, WEIGHTS
 from app.store.disk import Disk
-from app.tasks import CLASSIFY, GENERATE_IMAGES
+from app.tasks import CLASSIFY, SAMPLE
 
 pytestmark = pytest.mark.anyio
 
@@ -93,11 +93,11 @@ def deadline(seconds: float = 60) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def version(models: Models, model: str | None = None, request_id: str = "", task: Any = GENERATE_IMAGES) -> str:
+async def version(models: Models, model: str | None = None, request_id: str = "", task: Any = SAMPLE) -> str:
     return (await models.resolve(task, model, request_id, deadline())).id
 
 
-async def error(models: Models, model: str | None, task: Any = GENERATE_IMAGES) -> tuple[type[QuartetError], str]:
+async def error(models: Models, model: str | None, task: Any = SAMPLE) -> tuple[type[QuartetError], str]:
     with pytest.raises(QuartetError) as raised:
         await version(models, model, task=task)
     return type(raised.value), raised.value.message
@@ -197,7 +197,7 @@ async def test_a_request_waits_for_its_version_until_its_deadline(start: Start, 
     control.held.add(1)
     for _ in range(2):
         with pytest.raises(TimedOut, match=r"^the deadline passed before the model was in memory$"):
-            await models.resolve(GENERATE_IMAGES, "a@1", "", deadline(0.01))
+            await models.resolve(SAMPLE, "a@1", "", deadline(0.01))
     assert models.entry("a", 1).state is State.LOADING
     assert await version(models, "a") == "a@3"  # other requests do not wait
     control.release(1)
@@ -435,7 +435,7 @@ async def test_the_rows_of_a_version_are_reported_also_after_it_was_evicted(
 ) -> None:
     models = await start()
     metrics: Any = models.observers
-    model = await models.resolve(GENERATE_IMAGES, "b", "", deadline())
+    model = await models.resolve(SAMPLE, "b", "", deadline())
     control.held.add(11)
     images = [model.predictor.parse(1, None, seed) for seed in range(3)]
     running = [asyncio.create_task(model.engine.submit([image])) for image in images]

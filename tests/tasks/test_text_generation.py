@@ -30,8 +30,8 @@ from app.tasks.text_generation import (
     PREFILL_SECONDS,
     UNIFORMS_AHEAD,
     Continuation,
+    ContinueJob,
     TextGenerator,
-    TextJob,
 )
 from app.tasks.token_sampling import LogProbs, Sampler, SamplingOptions, record_log_probs
 
@@ -399,9 +399,9 @@ def test_prompts_that_take_too_long_to_read_are_rejected(continuer: TextGenerato
     )
     for prompts, message in ((["a" * 30], problem.format(30, 25)), (["a" * 20, "b" * 20], problem.format(40, 33))):
         with pytest.raises(BadValue, match=message):
-            continuer.prepare(TextJob(prompts=prompts))
+            continuer.prepare(ContinueJob(prompts=prompts))
     for prompts in (["a" * 25], ["a" * 15, "b" * 15]):  # two prompts are read together, in 0.015 s per character
-        assert len(continuer.prepare(TextJob(prompts=prompts))) == len(prompts)
+        assert len(continuer.prepare(ContinueJob(prompts=prompts))) == len(prompts)
 
 
 def test_a_top_k_beyond_the_vocabulary_keeps_all_of_it(continuer: TextGenerator) -> None:
@@ -625,7 +625,7 @@ def test_the_memory_of_a_text_is_known_before_it_is_generated(continuer: TextGen
         continuer.begin(prompt, 300, 1.0, 10, 1.0, [], seed, with_options(continuer, log_probs=LogProbs(2)))
         for seed in range(2)
     ]
-    expected = TextJob([]).memory_bytes(texts)
+    expected = ContinueJob([]).memory_bytes(texts)
     for text in texts:
         finish(continuer, text)
     arrays = [prompt.characters, *(text.uniforms for text in texts)]

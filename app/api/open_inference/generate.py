@@ -26,12 +26,12 @@ from app.api.request_body import (
     validate,
 )
 from app.api.responses import stream_response
-from app.api.routes.generate_text import BYTES_PER_CHARACTER, SamplingFields
+from app.api.routes.continue_text import BYTES_PER_CHARACTER, SamplingFields
 from app.errors import BadValue, quote_value
 from app.limits import Limits
 from app.store import Card
-from app.tasks import GENERATE_TEXT
-from app.tasks.text_generation import Continuation, TextAnswer, TextJob
+from app.tasks import CONTINUE
+from app.tasks.text_generation import Continuation, ContinueAnswer, ContinueJob
 
 ALIAS = "max_tokens"  # of ``max_characters``
 
@@ -76,16 +76,16 @@ class GenerateResponse(TypedDict):
     seed: NotRequired[int]
 
 
-def encode(call: Call[None], job: TextJob, answer: TextAnswer) -> GenerateResponse:
+def encode(call: Call[None], job: ContinueJob, answer: ContinueAnswer) -> GenerateResponse:
     (text,) = answer.texts
     return _content(call.model.card, job, text.text, text)
 
 
-def encode_delta(call: Call[None], job: TextJob, answer: TextAnswer, delta: TextDelta) -> GenerateResponse:
+def encode_delta(call: Call[None], job: ContinueJob, answer: ContinueAnswer, delta: TextDelta) -> GenerateResponse:
     return _content(call.model.card, job, delta.text, answer.texts[0] if delta.finished else None)
 
 
-def _content(card: Card, job: TextJob, output: str, end: Continuation | None) -> GenerateResponse:
+def _content(card: Card, job: ContinueJob, output: str, end: Continuation | None) -> GenerateResponse:
     content: Any = {"model_name": card.name, "model_version": str(card.version)}
     if job.request_id:
         content["id"] = job.request_id
@@ -132,14 +132,14 @@ def _fields(body: dict[str, Any], streamed: bool) -> dict[str, Any]:
     return fields
 
 
-def decode(fields: dict[str, Any], limits: Limits) -> TextJob:
+def decode(fields: dict[str, Any], limits: Limits) -> ContinueJob:
     """Return the job for the fields of a request. Raises BadValue."""
     own = {name: fields.pop(name) for name in ("text_input", ALIAS) if name in fields}
     body = validate({**own, **model_parameters(fields, PARAMETERS)}, GenerateFields)
     sampling, names = body.sampling(limits), {"prompt": "text_input"}
     if ALIAS in own:
         sampling["max_characters"], names["max_characters"] = body.max_tokens, ALIAS
-    return TextJob([body.text_input], **sampling, names=names)
+    return ContinueJob([body.text_input], **sampling, names=names)
 
 
 PARAMETERS = tuple(SamplingFields.model_fields)
@@ -152,7 +152,7 @@ async def _run(service: Service, request: Request, streamed: bool) -> Response:
     reader = BodyReader(limit, limits.body_seconds, service.models.parse_executor, characters + EXTRA_COMMAS)
     body = (await read_json(request, AnyFields, reader)).root
     card = await card_in_path(service, request)
-    model = await resolve(service, request, GENERATE_TEXT, f"{card.name}@{card.version}")
+    model = await resolve(service, request, CONTINUE, f"{card.name}@{card.version}")
     request_id = _take_id(body)
     fields = _fields(body, streamed)
     deadline = earlier_deadline(request, fields)

@@ -19,9 +19,9 @@ from app.api.deadline import DEADLINE
 from app.api.open_inference.decode import DATATYPES, DecodedRequest, ModelTensor
 from app.api.request_body import EXTRA_COMMAS, RequestBody, validate
 from app.api.responses import MIN_LOG_PROBABILITY
+from app.api.routes.continue_text import BYTES_PER_CHARACTER, MAX_STOP_LENGTH, SamplingFields
 from app.api.routes.forecast import ForecastRequest
 from app.api.routes.forecast_table import DEFAULT_HORIZON
-from app.api.routes.generate_text import BYTES_PER_CHARACTER, MAX_STOP_LENGTH, SamplingFields
 from app.errors import BadValue, quote_value
 from app.networks import KINDS, is_imported
 from app.networks.imported import ImportedSizes
@@ -33,7 +33,7 @@ from app.tasks.forecasting import ForecastAnswer, ForecastJob
 from app.tasks.image_generation import SampleAnswer, SampleJob
 from app.tasks.imported.tensors import TensorJob
 from app.tasks.job import Job
-from app.tasks.text_generation import TextAnswer, TextJob
+from app.tasks.text_generation import ContinueAnswer, ContinueJob
 
 FLOATS = ("FP64", "FP32")
 Outputs = dict[str, np.ndarray]
@@ -131,7 +131,7 @@ class TextParameters(SamplingFields, RequestBody):
     pass
 
 
-def _text_job(card: Card, settings: Settings, request: DecodedRequest) -> TextJob:
+def _text_job(card: Card, settings: Settings, request: DecodedRequest) -> ContinueJob:
     parameters = model_parameters(request.body.parameters, tuple(SamplingFields.model_fields))
     requested = {output.name for output in request.body.outputs or ()}
     if requested == {"log_probabilities"}:
@@ -139,10 +139,10 @@ def _text_job(card: Card, settings: Settings, request: DecodedRequest) -> TextJo
     prompts = [decode_text(prompt, "prompt") for prompt in request.tensors["prompt"].reshape(-1)]
     log_probs = -1 if not requested or "log_probabilities" in requested else None
     sampling = validate(parameters, TextParameters).sampling(settings.limits)
-    return TextJob(prompts, log_probs=log_probs, has_many=True, **sampling)
+    return ContinueJob(prompts, log_probs=log_probs, has_many=True, **sampling)
 
 
-def _texts(card: Card, answer: TextAnswer) -> Outputs:
+def _texts(card: Card, answer: ContinueAnswer) -> Outputs:
     recorded = [text.options.log_probs for text in answer.texts if text.options and text.options.log_probs]
     log_probs = np.full((len(recorded), len(card.vocabulary or [])), MIN_LOG_PROBABILITY)
     for row, text_log_probs in zip(log_probs, recorded, strict=True):

@@ -19,12 +19,12 @@ from app.api.inference import Call, Protocol, TextDelta, json_endpoint
 from app.api.operation import Operation
 from app.api.request_body import ModelName, RequestBody, Seed, limited
 from app.api.responses import ERROR_RESPONSES, MIN_LOG_PROBABILITY, stream_response
-from app.api.routes.generate_text import Stops, stop_list
-from app.api.routes.generate_text import content as text_content
+from app.api.routes.continue_text import Stops, stop_list
+from app.api.routes.continue_text import content as text_content
 from app.errors import BadValue, quote_value
 from app.limits import Limits
-from app.tasks import GENERATE_TEXT
-from app.tasks.text_generation import Continuation, TextAnswer, TextJob
+from app.tasks import CONTINUE
+from app.tasks.text_generation import Continuation, ContinueAnswer, ContinueJob
 
 VALUES_PER_PART = 1000  # log-probabilities that are encoded at a time
 MIN_TOP_P = 1e-12  # replaces a top_p of 0, so that only the most probable character can be sampled
@@ -120,17 +120,17 @@ class Completion(TypedDict):
 CompletionCall = Call[CompletionRequest]
 
 
-def encode(call: CompletionCall, job: TextJob, answer: TextAnswer) -> Completion:
+def encode(call: CompletionCall, job: ContinueJob, answer: ContinueAnswer) -> Completion:
     deltas = [TextDelta(index, 0, text.text, True) for index, text in enumerate(answer.texts)]
     return _completion(call, job, answer, deltas, has_usage=True)
 
 
-def encode_delta(call: CompletionCall, job: TextJob, answer: TextAnswer, delta: TextDelta) -> Completion:
+def encode_delta(call: CompletionCall, job: ContinueJob, answer: ContinueAnswer, delta: TextDelta) -> Completion:
     completion = _completion(call, job, answer, [delta])
     return {**completion, "usage": None} if _includes_usage(call) else completion
 
 
-def encode_end(call: CompletionCall, job: TextJob, answer: TextAnswer) -> Completion | None:
+def encode_end(call: CompletionCall, job: ContinueJob, answer: ContinueAnswer) -> Completion | None:
     return _completion(call, job, answer, [], has_usage=True) if _includes_usage(call) else None
 
 
@@ -139,7 +139,7 @@ def _includes_usage(call: CompletionCall) -> bool:
 
 
 def _completion(
-    call: CompletionCall, job: TextJob, answer: TextAnswer, deltas: Sequence[TextDelta], has_usage: bool = False
+    call: CompletionCall, job: ContinueJob, answer: ContinueAnswer, deltas: Sequence[TextDelta], has_usage: bool = False
 ) -> Completion:
     """Return a completion with the new characters of some texts."""
     completion: Completion = {
@@ -153,7 +153,7 @@ def _completion(
     return {**completion, "usage": _usage(call, job, answer)} if has_usage else completion
 
 
-def _choice(call: CompletionCall, job: TextJob, answer: TextAnswer, delta: TextDelta) -> CompletionText:
+def _choice(call: CompletionCall, job: ContinueJob, answer: ContinueAnswer, delta: TextDelta) -> CompletionText:
     """Return the characters of ``delta`` as a choice. An echo of the prompt precedes position 0."""
     if call.body.max_tokens == 0:  # omit the single character that the network has generated
         delta = replace(delta, text="")
@@ -205,7 +205,7 @@ def _finite(value: float) -> float:
     return max(round(value, 8), MIN_LOG_PROBABILITY)
 
 
-def _usage(call: CompletionCall, job: TextJob, answer: TextAnswer) -> CompletionUsage:
+def _usage(call: CompletionCall, job: ContinueJob, answer: ContinueAnswer) -> CompletionUsage:
     """Return the numbers of characters. Several choices share one prompt. A stop string does not count."""
     prompt = sum(map(len, answer.prompts[:: job.n]))
     completion = sum(text.generated - text.stop_length for text in answer.texts)
@@ -252,15 +252,15 @@ def content(limits: Limits) -> tuple[int, int]:
     return size, commas + MAX_BIASES
 
 
-@json_endpoint(GENERATE_TEXT, CompletionRequest, Protocol(encode, encode_delta, encode_end), content)
-def create_completion(body: CompletionRequest, limits: Limits) -> TextJob:
+@json_endpoint(CONTINUE, CompletionRequest, Protocol(encode, encode_delta, encode_end), content)
+def create_completion(body: CompletionRequest, limits: Limits) -> ContinueJob:
     """Continue one or several prompts, as OpenAI's completions endpoint does. A token is one character.
 
     With `stream`, the service sends the characters as server-sent events while the model generates them.
     """
     _check(body)
     tokens = min(DEFAULT_TOKENS, limits.max_characters) if body.max_tokens is None else body.max_tokens
-    return TextJob(
+    return ContinueJob(
         _prompts(body.prompt),
         max(tokens, 1),
         1.0 if body.temperature is None else body.temperature,

@@ -11,10 +11,10 @@ from app.api.inference import Call, Protocol, json_endpoint
 from app.api.operation import Operation
 from app.api.request_body import ModelName, RequestBody, Seed, limited
 from app.api.responses import ERROR_RESPONSES
-from app.api.routes.generate_images import encode_images
+from app.api.routes.sample_images import encode_images
 from app.errors import BadValue, quote_value
 from app.limits import Limits
-from app.tasks import GENERATE_IMAGES
+from app.tasks import SAMPLE
 from app.tasks.image_generation import SampleAnswer, SampleJob
 
 MAX_PROMPT_LENGTH = 1000  # characters
@@ -81,7 +81,7 @@ def encode(call: Call[Any], job: SampleJob, answer: SampleAnswer) -> ImageGenera
     }
 
 
-@json_endpoint(GENERATE_IMAGES, ImageGenerationRequest, Protocol(encode), lambda _: (0, MAX_PROMPT_LENGTH))
+@json_endpoint(SAMPLE, ImageGenerationRequest, Protocol(encode), lambda _: (0, MAX_PROMPT_LENGTH))
 def create_image(body: ImageGenerationRequest, limits: Limits) -> SampleJob:
     """Generate images of a label, like OpenAI's image endpoint.
 

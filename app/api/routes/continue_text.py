@@ -13,8 +13,8 @@ from app.api.operation import Operation
 from app.api.request_body import Described, ModelName, RequestBody, Seed, limited, text_or_list
 from app.api.responses import ERROR_RESPONSES, ModelAnswer, model_fields, stream_response
 from app.limits import Limits
-from app.tasks import GENERATE_TEXT
-from app.tasks.text_generation import TextAnswer, TextJob
+from app.tasks import CONTINUE
+from app.tasks.text_generation import ContinueAnswer, ContinueJob
 
 BYTES_PER_CHARACTER = 12  # largest size of a character in JSON
 MAX_STOP_LENGTH = 100  # characters
@@ -29,7 +29,7 @@ Stops = Annotated[
 
 
 class SamplingFields(Described):
-    """The sampling parameters that several protocols share. Each of them is a field of ``TextJob``."""
+    """The sampling parameters that several protocols share. Each of them is a field of ``ContinueJob``."""
 
     max_characters: int = Field(DEFAULT_CHARACTERS, ge=1, json_schema_extra=limited("max_characters"))
     """largest length of the continuation in characters"""
@@ -45,7 +45,7 @@ class SamplingFields(Described):
     """random seed. The same seed gives the same text."""
 
     def sampling(self, limits: Limits) -> dict[str, Any]:
-        """Return these parameters as fields of a ``TextJob``."""
+        """Return these parameters as fields of a ``ContinueJob``."""
         fields = {name: getattr(self, name) for name in SamplingFields.model_fields}
         if "max_characters" not in self.model_fields_set:
             fields["max_characters"] = min(DEFAULT_CHARACTERS, limits.max_characters)
@@ -61,7 +61,7 @@ class PromptField(RequestBody):
     """the text to continue; may be empty"""
 
 
-class GenerateTextRequest(SamplingFields, PromptField):
+class ContinueRequest(SamplingFields, PromptField):
     n: int = Field(1, ge=1, json_schema_extra=limited("max_texts"))
     """number of continuations. Continuation i uses the seed plus i."""
     stream: bool = False
@@ -77,7 +77,7 @@ class TextResult(TypedDict):
     seed: int
 
 
-class TextResponse(ModelAnswer):
+class ContinueResponse(ModelAnswer):
     results: list[TextResult]
     """the `n` continuations"""
     unknown_characters: list[str]
@@ -94,14 +94,14 @@ class TextEvent(TypedDict):
     unknown_characters: NotRequired[list[str]]
 
 
-def encode(call: Call[Any], job: TextJob, answer: TextAnswer) -> TextResponse:
+def encode(call: Call[Any], job: ContinueJob, answer: ContinueAnswer) -> ContinueResponse:
     results: Any = [
         {"text": text.text, "finish_reason": text.finish_reason, "seed": text.seed} for text in answer.texts
     ]
     return {**model_fields(call.model), "results": results, "unknown_characters": list(answer.unknown)}
 
 
-def encode_delta(call: Call[Any], job: TextJob, answer: TextAnswer, delta: TextDelta) -> TextEvent:
+def encode_delta(call: Call[Any], job: ContinueJob, answer: ContinueAnswer, delta: TextDelta) -> TextEvent:
     content: TextEvent = {"index": delta.index, "text": delta.text}
     if delta.finished:
         text = answer.texts[delta.index]
@@ -116,26 +116,26 @@ def content(limits: Limits) -> tuple[int, int]:
     return BYTES_PER_CHARACTER * characters, characters + MAX_STOPS * MAX_STOP_LENGTH
 
 
-@json_endpoint(GENERATE_TEXT, GenerateTextRequest, Protocol(encode, encode_delta), content)
-def generate_text(body: GenerateTextRequest, limits: Limits) -> TextJob:
+@json_endpoint(CONTINUE, ContinueRequest, Protocol(encode, encode_delta), content)
+def continue_text(body: ContinueRequest, limits: Limits) -> ContinueJob:
     """Continue a prompt character by character.
 
     With `stream`, the service sends the characters as server-sent events while the model generates them.
     """
-    return TextJob([body.prompt], n=body.n, streamed=body.stream, **body.sampling(limits))
+    return ContinueJob([body.prompt], n=body.n, streamed=body.stream, **body.sampling(limits))
 
 
 OPERATIONS = [
     Operation(
         "POST",
         "/v1/text/continue",
-        generate_text,
+        continue_text,
         "Tasks",
         "Generate text",
-        TextResponse,
+        ContinueResponse,
         "The continuations of the prompt",
         stream_response("With `stream`: events with new characters of a text, then `[DONE]`"),
-        GenerateTextRequest,
+        ContinueRequest,
         {"prompt": "ROMEO:", "max_characters": 200, "temperature": 0.8, "seed": 1},
         errors=ERROR_RESPONSES,
         has_timeout=True,

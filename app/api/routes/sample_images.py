@@ -17,7 +17,7 @@ from app.api.request_body import ModelName, RequestBody, Seed, limited
 from app.api.request_head import preferred_media_type
 from app.api.responses import ERROR_RESPONSES, ModelAnswer, json_response, model_fields
 from app.limits import Limits
-from app.tasks import GENERATE_IMAGES
+from app.tasks import SAMPLE
 from app.tasks.image_codecs import image_grid, png
 from app.tasks.image_generation import SampleAnswer, SampleJob
 
@@ -26,7 +26,7 @@ MAX_LABEL_LENGTH = 200  # characters
 DEFAULT_COUNT = 16
 
 
-class GenerateImagesRequest(RequestBody):
+class SampleRequest(RequestBody):
     count: int = Field(DEFAULT_COUNT, ge=1, json_schema_extra=limited("max_samples"))
     """number of images"""
     label: str | None = Field(None, max_length=MAX_LABEL_LENGTH)
@@ -45,7 +45,7 @@ class GeneratedImage(TypedDict):
     """PNG file in base64"""
 
 
-class ImagesResponse(ModelAnswer):
+class SampleResponse(ModelAnswer):
     seed: int
     results: list[GeneratedImage]
 
@@ -56,7 +56,7 @@ def encode(call: Call[Any], job: SampleJob, answer: SampleAnswer) -> Response:
         return Response(png(image_grid(answer.pixels), level=6), 200, headers, PNG)
     images = zip(answer.labels, encode_images(answer.pixels), strict=True)
     results: list[GeneratedImage] = [{"label": label, "image": image} for label, image in images]
-    content: ImagesResponse = {**model_fields(call.model), "seed": job.seed, "results": results}
+    content: SampleResponse = {**model_fields(call.model), "seed": job.seed, "results": results}
     return json_response(content)
 
 
@@ -65,8 +65,8 @@ def encode_images(pixels: np.ndarray) -> list[str]:
     return [base64.b64encode(png(image)).decode() for image in pixels]
 
 
-@json_endpoint(GENERATE_IMAGES, GenerateImagesRequest, Protocol(encode), lambda _: (0, MAX_LABEL_LENGTH))
-def generate_images(body: GenerateImagesRequest, limits: Limits) -> SampleJob:
+@json_endpoint(SAMPLE, SampleRequest, Protocol(encode), lambda _: (0, MAX_LABEL_LENGTH))
+def sample_images(body: SampleRequest, limits: Limits) -> SampleJob:
     """Generate images from a seed. If the model has labels, `label` selects the label of the images.
 
     The `Accept` header selects the format. The response is JSON with PNG files in base64, or one PNG image that shows
@@ -80,13 +80,13 @@ OPERATIONS = [
     Operation(
         "POST",
         "/v1/images/sample",
-        generate_images,
+        sample_images,
         "Tasks",
         "Generate images",
-        ImagesResponse,
+        SampleResponse,
         "The images as PNG files, or one image",
         {PNG: {"schema": BINARY}},
-        GenerateImagesRequest,
+        SampleRequest,
         {"count": 4, "seed": 1},
         errors=ERROR_RESPONSES,
         has_timeout=True,
