@@ -44,19 +44,18 @@ class ForecastRequest(RequestBody):
         Annotated[list[Value], Field(fail_fast=True), Tag(ONE)]
         | Annotated[list[Annotated[list[Value], Field(fail_fast=True)]], Field(fail_fast=True), Tag(MANY)],
         Discriminator(_one_or_many),
-    ] = Field(
-        description="a series, or a list of at most {max_series} series, with at most {max_series_values:,} values in "
-        "all; null marks a missing value"
-    )
-    horizon: int = Field(DEFAULT_HORIZON, ge=1, description="number of values to forecast", json_schema_extra=HORIZON)
-    levels: list[Level] = Field([80.0, 95.0], max_length=10, description="levels of the intervals in per cent")
-    seasonality: int | None = Field(
-        None,
-        ge=1,
-        description="values per season, such as 24 for hourly values. If it is null, a network that was fine-tuned on "
-        "a table uses the season of the table. Otherwise the service detects the season.",
-    )
-    integer: bool = Field(False, description="whether to round all results to integers, for example for counts")
+    ]
+    """a series, or a list of at most {max_series} series, with at most {max_series_values:,} values in all; null marks
+    a missing value"""
+    horizon: int = Field(DEFAULT_HORIZON, ge=1, json_schema_extra=HORIZON)
+    """number of values to forecast"""
+    levels: list[Level] = Field([80.0, 95.0], max_length=10)
+    """levels of the intervals in per cent"""
+    seasonality: int | None = Field(None, ge=1)
+    """values per season, such as 24 for hourly values. If it is null, a network that was fine-tuned on a table uses the
+    season of the table. Otherwise the service detects the season."""
+    integer: bool = False
+    """whether to round all results to integers, for example for counts"""
     covariates: (
         dict[
             Annotated[str, Field(max_length=200)],
@@ -67,23 +66,18 @@ class ForecastRequest(RequestBody):
             ],
         ]
         | None
-    ) = Field(
-        None,
-        description="for versions trained with `--known-covariates`: a list of numbers for each covariate. The list "
-        "has one number for each value of the series, followed by one for each step of the horizon. For a list of "
-        "series, send one list of numbers for each series.",
-        examples=[{"price": [2.5, 2.5, 2.0, 2.5, 2.0], "promo": [0, 0, 1, 0, 1]}],
-        max_length=100,
-    )
-    start: Starts | None = Field(
-        None,
-        description="for versions trained with `--holidays`: time of the first value in ISO 8601. Send one time for "
-        "all series, or a list with one time for each series.",
-        examples=["2024-04-22"],
-    )
+    ) = Field(None, examples=[{"price": [2.5, 2.5, 2.0, 2.5, 2.0], "promo": [0, 0, 1, 0, 1]}], max_length=100)
+    """for versions trained with `--known-covariates`: a list of numbers for each covariate. The list has one number for
+    each value of the series, followed by one for each step of the horizon. For a list of series, send one list of
+    numbers for each series."""
+    start: Starts | None = Field(None, examples=["2024-04-22"])
+    """for versions trained with `--holidays`: time of the first value in ISO 8601. Send one time for all series, or a
+    list with one time for each series."""
     model: ModelName = None
-    h: int | None = Field(None, ge=1, description="alias of `horizon`, as in Nixtla's API", json_schema_extra=HORIZON)
-    level: list[Level] | None = Field(None, max_length=10, description="alias of `levels`, as in Nixtla's API")
+    h: int | None = Field(None, ge=1, json_schema_extra=HORIZON)
+    """alias of `horizon`, as in Nixtla's API"""
+    level: list[Level] | None = Field(None, max_length=10)
+    """alias of `levels`, as in Nixtla's API"""
 
 
 class Interval(TypedDict):
@@ -94,10 +88,14 @@ class Interval(TypedDict):
 class ReadSeries(TypedDict):
     """How a series was read from a table."""
 
-    start: Annotated[str, Field(description="time of the first value")]
-    end: Annotated[str, Field(description="time of the last value")]
-    length: Annotated[int, Field(description="number of values, including the missing ones")]
-    missing: Annotated[int, Field(description="number of missing values")]
+    start: str
+    """time of the first value"""
+    end: str
+    """time of the last value"""
+    length: int
+    """number of values, including the missing ones"""
+    missing: int
+    """number of missing values"""
 
 
 class History(TypedDict):
@@ -106,34 +104,36 @@ class History(TypedDict):
 
 
 class SeriesResult(TypedDict):
-    mean: Annotated[Floats, Field(description="mean of the forecast at each of the `horizon` steps")]
+    mean: Floats
+    """mean of the forecast at each of the `horizon` steps"""
     median: Floats
-    intervals: Annotated[
-        dict[str, Interval], Field(description="prediction intervals by level in per cent, such as `80`")
-    ]
-    seasonality: Annotated[
-        int | None, Field(description="values per season, or null if the model does not use seasons")
-    ]
-    series: NotRequired[Annotated[str, Field(description="only for a table, as are `read` and `times`: its name")]]
+    intervals: dict[str, Interval]
+    """prediction intervals by level in per cent, such as `80`"""
+    seasonality: int | None
+    """values per season, or null if the model does not use seasons"""
+    series: NotRequired[str]
+    """only for a table, as are `read` and `times`: its name"""
     read: NotRequired[ReadSeries]
-    times: NotRequired[Annotated[list[str], Field(description="the time of each of the `horizon` steps")]]
-    history: NotRequired[Annotated[History, Field(description="only with `history`: the series as it was read")]]
+    times: NotRequired[list[str]]
+    """the time of each of the `horizon` steps"""
+    history: NotRequired[History]
+    """only with `history`: the series as it was read"""
 
 
 class TableDescription(TypedDict):
     """How a table was read."""
 
-    step: Annotated[str, Field(description="time step, such as `day`; `step` without time stamps")]
-    remarks: Annotated[
-        list[str], Field(description="what was detected, and what was left out or repaired, with reasons")
-    ]
+    step: str
+    """time step, such as `day`; `step` without time stamps"""
+    remarks: list[str]
+    """what was detected, and what was left out or repaired, with reasons"""
 
 
 class ForecastResponse(ModelAnswer):
-    results: Annotated[
-        list[SeriesResult], Field(description="one forecast for each series, in the order of the request")
-    ]
-    table: NotRequired[Annotated[TableDescription, Field(description="only for a table: how it was read")]]
+    results: list[SeriesResult]
+    """one forecast for each series, in the order of the request"""
+    table: NotRequired[TableDescription]
+    """only for a table: how it was read"""
 
 
 def encode(call: Call[Any], job: ForecastJob, answer: ForecastAnswer) -> ForecastResponse:

@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from fastapi import Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from app.api.deadline import run_before_deadline
 from app.api.openapi import BINARY, FORM, TEXT
 from app.api.operation import Service
-from app.api.request_body import BodyReader, ModelName, limited, max_json_bytes, read_body, read_form
+from app.api.request_body import BodyReader, Described, ModelName, limited, max_json_bytes, read_body, read_form
 from app.api.request_head import header
 from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotInstalled, TooLarge, quote_value
@@ -64,54 +64,53 @@ Text = Annotated[str, Field(max_length=200)]
 Texts = Annotated[list[Text], Field(max_length=100)]
 
 
-class TableQuery(BaseModel):
+class TableQuery(Described):
     """The query parameters of a request with a table. The options of the reader are as in ``ReadOptions``."""
 
     model: ModelName = None
-    horizon: int | None = Field(
-        None,
-        ge=1,
-        description="number of values to forecast. By default, one season of a model that was fine-tuned on a table, "
-        "or 24; with known covariates, all steps that have future values",
-        json_schema_extra=limited("max_horizon"),
-    )
-    levels: Annotated[list[Annotated[float, Field(gt=0, lt=100)]], Field(max_length=10)] = Field(
-        [], description="levels of the intervals in per cent; by default 80 and 95. Repeat it for each level."
-    )
-    seasonality: int | None = Field(None, ge=1, description="values per season, as in a JSON request")
-    integer: bool | None = Field(None, description="whether to round all results to integers")
-    history: bool | None = Field(None, description="whether the response has the values and times of the table")
-    column: Texts = Field(
-        [], description="column to forecast; by default all numeric columns. Repeat it for each column."
-    )
-    time: Text | None = Field(None, description="column of time stamps, or several columns: `Year,Month`; or `none`")
-    format: Text | None = Field(None, description="format of the time stamps, such as `%d/%m/%Y`, percent-encoded")
-    group: Text | None = Field(None, description="columns that name the series of each row: `shop,article`; or `none`")
-    aggregate: Literal["sum", "mean", "last"] | None = Field(
-        None, description="how to combine rows with the same time stamp"
-    )
-    resample: Annotated[str, Field(max_length=10)] | None = Field(
-        None, description="combine rows into a longer time step: `h`, `D`, `W`, `M`, `Q`, `Y` or `15min`"
-    )
-    by_rows: bool | None = Field(None, description="whether each row contains one series, with its name first")
-    sheet: Text | None = Field(None, description="sheet of an Excel file")
-    header: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=10)] = Field(
-        [], description="row number of the column names; 0: there are none. Repeat it for several rows."
-    )
-    separator: Annotated[str, Field(pattern=r"^[ -~\t]$")] | None = Field(
-        None, description="separator of the cells; a space: one or more spaces"
-    )
+    horizon: int | None = Field(None, ge=1, json_schema_extra=limited("max_horizon"))
+    """number of values to forecast. By default, one season of a model that was fine-tuned on a table, or 24; with known
+    covariates, all steps that have future values"""
+    levels: Annotated[list[Annotated[float, Field(gt=0, lt=100)]], Field(max_length=10)] = Field([])
+    """levels of the intervals in per cent; by default 80 and 95. Repeat it for each level."""
+    seasonality: int | None = Field(None, ge=1)
+    """values per season, as in a JSON request"""
+    integer: bool | None = None
+    """whether to round all results to integers"""
+    history: bool | None = None
+    """whether the response has the values and times of the table"""
+    column: Texts = Field([])
+    """column to forecast; by default all numeric columns. Repeat it for each column."""
+    time: Text | None = None
+    """column of time stamps, or several columns: `Year,Month`; or `none`"""
+    format: Text | None = None
+    """format of the time stamps, such as `%d/%m/%Y`, percent-encoded"""
+    group: Text | None = None
+    """columns that name the series of each row: `shop,article`; or `none`"""
+    aggregate: Literal["sum", "mean", "last"] | None = None
+    """how to combine rows with the same time stamp"""
+    resample: Annotated[str, Field(max_length=10)] | None = None
+    """combine rows into a longer time step: `h`, `D`, `W`, `M`, `Q`, `Y` or `15min`"""
+    by_rows: bool | None = None
+    """whether each row contains one series, with its name first"""
+    sheet: Text | None = None
+    """sheet of an Excel file"""
+    header: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=10)] = Field([])
+    """row number of the column names; 0: there are none. Repeat it for several rows."""
+    separator: Annotated[str, Field(pattern="^[ -~\\t]$")] | None = None
+    """separator of the cells; a space: one or more spaces"""
     encoding: (
-        Annotated[str, Field(pattern=r"(?i)^(utf|cp|iso|windows|latin|mac|koi8|shift|euc|gb|big5|ascii)[\w-]{0,20}$")]
+        Annotated[str, Field(pattern="(?i)^(utf|cp|iso|windows|latin|mac|koi8|shift|euc|gb|big5|ascii)[\\w-]{0,20}$")]
         | None
-    ) = Field(None, description="encoding of a text file, such as `cp1250`")
-    decimal: Literal[".", ","] | None = Field(None, description="decimal separator")
-    missing: Texts = Field(
-        [],
-        description="cell that stands for a missing value, such as `-999`; or `none`: every number is a value. Repeat "
-        "it for each cell.",
-    )
-    unit: Texts = Field([], description="text that is left out after numbers, such as `kWh`. Repeat it for each unit.")
+    ) = None
+    """encoding of a text file, such as `cp1250`"""
+    decimal: Literal[".", ","] | None = None
+    """decimal separator"""
+    missing: Texts = Field([])
+    """cell that stands for a missing value, such as `-999`; or `none`: every number is a value. Repeat it for each
+    cell."""
+    unit: Texts = Field([])
+    """text that is left out after numbers, such as `kWh`. Repeat it for each unit."""
 
 
 class ReadTable(NamedTuple):
