@@ -11,7 +11,7 @@ import math
 import struct
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Annotated, Any, Literal
@@ -22,6 +22,9 @@ from pydantic_core import PydanticCustomError
 
 from app.api.request_body import parse_object, validate
 from app.errors import BadValue, TooLarge, quote_value
+from app.settings import Settings
+from app.store import Card
+from app.tasks.job import Job
 
 DATATYPES = {  # by the data type on the model card
     "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8",
@@ -117,6 +120,30 @@ class ModelTensor:
         return len(own) == len(shape) and all(size in (-1, other) for size, other in zip(own, shape, strict=True))
 
 
+@dataclass(frozen=True)
+class TensorModel:
+    """The tensors of a version, and the conversions between tensors and the jobs and answers of its task.
+
+    Attributes:
+        rows: largest number of rows in a request, or 0 for a network without a batch dimension.
+        values: largest number of values in all inputs together.
+        commas, bytes: largest number of commas in JSON, and of bytes besides ``values``.
+        parameters: names of the parameters that a request may have.
+        decode: function ``(card, settings, request)`` that returns the job. Raises BadValue.
+        encode: function ``(card, answer)`` that returns the outputs by name.
+    """
+
+    inputs: Sequence[ModelTensor]
+    outputs: Sequence[ModelTensor]
+    rows: int
+    values: int
+    decode: Callable[[Card, Settings, DecodedRequest], Job]
+    encode: Callable[[Card, Any], Mapping[str, np.ndarray]]
+    commas: int = 0
+    bytes: int = 0
+    parameters: Sequence[str] = ()
+
+
 def decompress(content: bytes, coding: str, limit: int) -> bytes:
     """Return the decompressed body if ``coding`` is gzip or deflate. Otherwise return the body unchanged.
 
@@ -139,24 +166,11 @@ def decompress(content: bytes, coding: str, limit: int) -> bytes:
     return body
 
 
-def decode_request(
-    content: bytes,
-    json_length: str,
-    max_values: int,
-    max_commas: int,
-    only_input: ModelTensor | None,
-    has_rows: bool = True,
-) -> DecodedRequest:
-    """Decode the body of a request.
+def decode_request(content: bytes, json_length: str, model: TensorModel) -> DecodedRequest:
+    """Decode the decompressed body of a request.
 
-    Args:
-        content: the body, decompressed.
-        json_length: the header with the length of the JSON part. If it is empty, the whole body is JSON. If it is 0,
-            there is no JSON part, and the body is the data of ``only_input``.
-        max_values: the largest allowed number of values in all inputs together.
-        max_commas: the largest allowed number of commas in the JSON part.
-        only_input: the input of a model that has a single input, otherwise None.
-        has_rows: whether the first dimension of ``only_input`` counts rows.
+    ``json_length`` is the header with the length of the JSON part. If it is empty, the whole body is JSON. If it is 0,
+    there is no JSON part, and the body is the data of the only input.
 
     Raises:
         BadValue: the header, the JSON part or the data of an input are wrong.
@@ -168,15 +182,15 @@ def decode_request(
             JSON_LENGTH_HEADER.decode(),
         )
     if json_length and not int(json_length):
-        return _decode_raw(content, only_input, has_rows)
+        return _decode_raw(content, model)
     length = int(json_length) if json_length else len(content)
-    request = DecodedRequest(validate(parse_object(content[:length], max_commas), InferenceRequest), {})
+    request = DecodedRequest(validate(parse_object(content[:length], model.commas), InferenceRequest), {})
     rest = memoryview(content)[length:]
-    values_left = max_values
+    values_left = model.values
     for i, item in enumerate(request.body.inputs):
         count = math.prod(item.shape)
         if not 1 <= count <= values_left:
-            allowed = f"all inputs together should have 1 to {max_values:,} values"
+            allowed = f"all inputs together should have 1 to {model.values:,} values"
             raise BadValue(f"inputs.{i}.shape is {quote_value(item.shape)}; {allowed}", "inputs")
         if item.name in request.tensors:
             raise BadValue(f"inputs.{i}.name is {quote_value(item.name)}, which an earlier input already has", "inputs")
@@ -187,10 +201,11 @@ def decode_request(
     return request
 
 
-def _decode_raw(content: bytes, only_input: ModelTensor | None, has_rows: bool) -> DecodedRequest:
+def _decode_raw(content: bytes, model: TensorModel) -> DecodedRequest:
     """Decode a body without JSON: the model's only input or, if the input has rows, one row. All outputs are binary."""
-    shape = [1, *only_input.shape[1:]] if only_input and has_rows else list(only_input.shape if only_input else ())
-    if only_input is None or shape.count(-1) > 1:
+    only_input = model.inputs[0]
+    shape = [1, *only_input.shape[1:]] if model.rows else list(only_input.shape)
+    if len(model.inputs) > 1 or shape.count(-1) > 1:
         raise BadValue("a body without JSON is only for models with one input that varies in at most one dimension")
     name, datatype = only_input.name, only_input.datatypes[0]
     if datatype == "BYTES":
@@ -204,8 +219,7 @@ def _decode_raw(content: bytes, only_input: ModelTensor | None, has_rows: bool) 
         tensor = np.frombuffer(content, NUMPY[datatype]).reshape(shape)
     request_input = RequestInput(name=name, shape=list(tensor.shape), datatype=datatype)
     return DecodedRequest(
-        InferenceRequest(inputs=[request_input], parameters={"binary_data_output": True}),
-        {name: tensor},
+        InferenceRequest(inputs=[request_input], parameters={"binary_data_output": True}), {name: tensor}
     )
 
 

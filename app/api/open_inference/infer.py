@@ -19,12 +19,13 @@ from app.api.open_inference.decode import (
     JSON_LENGTH_HEADER,
     DecodedRequest,
     InferenceRequest,
+    TensorModel,
     decode_request,
     decompress,
 )
 from app.api.open_inference.encode import encode_response, requested_outputs
 from app.api.open_inference.paths import FAILURES, TAG, model_in_path, model_path
-from app.api.open_inference.tensors import TensorModel, check_inputs, earlier_deadline, tensor_model
+from app.api.open_inference.tensors import check_inputs, earlier_deadline, tensor_model
 from app.api.openapi import BINARY, SALES
 from app.api.operation import Operation, Service
 from app.api.request_body import BYTES_PER_VALUE, max_json_bytes, read_body
@@ -70,8 +71,7 @@ async def infer(service: Service, request: Request) -> Response:
 
     def decode() -> tuple[int, DecodedRequest, Job]:
         body = decompress(content, coding, limit)
-        only = tensors.inputs[0] if len(tensors.inputs) == 1 else None
-        decoded = decode_request(body, json_length, tensors.values, tensors.commas, only, bool(tensors.rows))
+        decoded = decode_request(body, json_length, tensors)
         check_inputs(tensors, decoded)
         requested_outputs(decoded.body, {spec.name: spec for spec in tensors.outputs})
         return 0 if body is content else len(body), decoded, tensors.decode(model.card, settings, decoded)

@@ -13,9 +13,9 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from app.api.deadline import DEADLINE
-from app.api.open_inference.decode import ModelTensor
+from app.api.open_inference.decode import ModelTensor, TensorModel
 from app.api.open_inference.paths import FAILURES, TAG, card_in_path, model_path
-from app.api.open_inference.tensors import TensorModel, tensor_model
+from app.api.open_inference.tensors import tensor_model
 from app.api.operation import Endpoint, Operation, Service
 from app.api.responses import json_response
 from app.errors import NotReady

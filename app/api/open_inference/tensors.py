@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from fastapi import Request
 
 from app.api.deadline import DEADLINE
-from app.api.open_inference.decode import DATATYPES, DecodedRequest, ModelTensor
+from app.api.open_inference.decode import DATATYPES, DecodedRequest, ModelTensor, TensorModel
 from app.api.request_body import EXTRA_COMMAS, RequestBody, validate
 from app.api.responses import MIN_LOG_PROBABILITY
 from app.api.routes.continue_text import BYTES_PER_CHARACTER, MAX_STOP_LENGTH, SamplingFields
@@ -32,7 +32,6 @@ from app.tasks.classification import ClassifyAnswer, ClassifyJob
 from app.tasks.forecasting import ForecastAnswer, ForecastJob
 from app.tasks.image_generation import SampleAnswer, SampleJob
 from app.tasks.imported.tensors import TensorJob
-from app.tasks.job import Job
 from app.tasks.text_generation import ContinueAnswer, ContinueJob
 
 FLOATS = ("FP64", "FP32")
@@ -42,30 +41,6 @@ TENSOR_COMMAS, TENSOR_BYTES = 16, 512  # largest number of commas and bytes of a
 MAX_LATENT = 1000.0  # standard deviations; larger latents overflow in the network
 MAX_VALUE = 1e300
 PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  # allowed for every model
-
-
-@dataclass(frozen=True)
-class TensorModel:
-    """The tensors of a version, and the conversions between tensors and the jobs and answers of its task.
-
-    Attributes:
-        rows: largest number of rows in a request, or 0 for a network without a batch dimension.
-        values: largest number of values in all inputs together.
-        commas, bytes: largest number of commas in JSON, and of bytes besides ``values``.
-        parameters: names of the parameters that a request may have.
-        decode: function ``(card, settings, request)`` that returns the job. Raises BadValue.
-        encode: function ``(card, answer)`` that returns the outputs by name.
-    """
-
-    inputs: Sequence[ModelTensor]
-    outputs: Sequence[ModelTensor]
-    rows: int
-    values: int
-    decode: Callable[[Card, Settings, DecodedRequest], Job]
-    encode: Callable[[Card, Any], Outputs]
-    commas: int = 0
-    bytes: int = 0
-    parameters: Sequence[str] = ()
 
 
 def tensor_model(card: Card, settings: Settings) -> TensorModel:

@@ -15,6 +15,7 @@ from app.api.open_inference.decode import (
     NUMPY,
     DecodedRequest,
     ModelTensor,
+    TensorModel,
     decode_request,
     decompress,
 )
@@ -37,18 +38,22 @@ def decode(
     max_values: int = 100,
     max_commas: int = 100,
     length: str | None = None,
-    only_input: ModelTensor | None = None,
     **fields: Any,
 ) -> DecodedRequest:
     """Decode a request with ``inputs`` in JSON, followed by binary ``data``."""
     content = json.dumps({**fields, "inputs": inputs}).encode()
     if length is None:
         length = "" if data is None else str(len(content))
-    return decode_request(content + (data or b""), length, max_values, max_commas, only_input)
+    return decode_request(content + (data or b""), length, model(FLOATS, values=max_values, commas=max_commas))
 
 
-def decode_raw(content: bytes, spec: ModelTensor | None, has_rows: bool = True) -> DecodedRequest:
-    return decode_request(content, "0", 100, 100, spec, has_rows)
+def decode_raw(content: bytes, *inputs: ModelTensor, has_rows: bool = True) -> DecodedRequest:
+    return decode_request(content, "0", model(*inputs, rows=8 * has_rows))
+
+
+def model(*inputs: ModelTensor, rows: int = 8, values: int = 100, commas: int = 100) -> TensorModel:
+    functions: Any = None
+    return TensorModel(inputs, [], rows, values, functions, functions, commas)
 
 
 def test_json_data_may_be_flat_or_nested() -> None:
@@ -160,10 +165,10 @@ def test_a_body_without_json_of_another_size_is_rejected(size: int, shape: tuple
     assert raised.value.message == sentence
 
 
-@pytest.mark.parametrize("spec", [None, ModelTensor("x", ("FP32",), (-1, -1, -1))])
-def test_a_body_without_json_is_for_models_with_one_simple_input(spec: ModelTensor | None) -> None:
+@pytest.mark.parametrize("inputs", [(FLOATS, FLOATS), (ModelTensor("x", ("FP32",), (-1, -1, -1)),)])
+def test_a_body_without_json_is_for_models_with_one_simple_input(inputs: tuple[ModelTensor, ...]) -> None:
     with pytest.raises(BadValue) as raised:
-        decode_raw(bytes(8), spec)
+        decode_raw(bytes(8), *inputs)
     assert raised.value.message == (
         "a body without JSON is only for models with one input that varies in at most one dimension"
     )
