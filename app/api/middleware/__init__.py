@@ -1,1 +1,1 @@
-"""ASGI middleware: host names, CORS, API keys, memory limits, and the fast path to the busiest routes."""
+"""ASGI middleware, and checks of the router: host names, CORS, API keys and memory limits."""
