@@ -52,7 +52,6 @@ class Options:
     publish: bool
     runs: Path
     store: Path
-    log_dir: Path | None = None
     minutes: float | None = None
     data_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -229,7 +228,6 @@ def _add_common_options(parser: Parser, presets: list[str]) -> None:
     add("--device", default=device, help="cpu, cuda or cuda:N")
     add("--threads", metavar="N", type=parsed(Count), default=os.cpu_count() or 1, help="CPU threads of PyTorch")
     add("--runs", metavar="DIR", type=Path, default=Path("runs"), help="folder for logs and checkpoints")
-    add("--log-dir", metavar="DIR", type=Path, help="folder for TensorBoard logs; default: none")
     add("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
 
 

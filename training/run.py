@@ -138,15 +138,6 @@ class Run:
         content = json.loads(json.dumps(content))
         self.lock = contextlib.ExitStack()
         self.folder = open_folder(options, content, self.lock)
-        self.tensorboard = self._open_tensorboard()
-
-    def _open_tensorboard(self) -> Any:
-        """Return a TensorBoard writer with its own sub-folder if ``--log-dir`` is given, otherwise None."""
-        if self.options.log_dir is None:
-            return None
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.options.log_dir / self.options.name / self.folder.name))
 
     def begin_refit(self) -> None:
         """Begin the second training, on all data. It has its own steps, log and checkpoint.
@@ -291,10 +282,6 @@ class Run:
         self.latest_metrics.update(metrics)
         with self._log.open("a") as file:
             file.write(json.dumps({"step": self.step + 1, **metrics}) + "\n")
-        if self.tensorboard is not None:
-            for name, value in metrics.items():
-                self.tensorboard.add_scalar(f"refit_{name}" if self.refitting else name, value, self.step + 1)
-            self.tensorboard.flush()
 
     def write_file(self, name: str, text: str) -> None:
         """Write a file to the run's folder."""
@@ -375,8 +362,6 @@ class Run:
         print(speed.describe(card["speed"], card["task"]))
         if publish and self.options.publish:
             publish_once(self.options.store, card, network, pictures)
-        if self.tensorboard is not None:
-            self.tensorboard.close()
         (self.folder / "finished").touch()
         self.lock.close()
 

@@ -142,15 +142,3 @@ def test_a_run_is_resumed_with_changed_code(
     assert "state.pt was written with commit 0123, torch " in capsys.readouterr().out
     (resumed,) = store.Store(Path("models_store")).card("mine", 1).resumed or []
     assert re.match(r"step \d; before: commit 0123, torch .*; after: commit ", resumed)
-
-
-def test_tensorboard_shows_the_logged_metrics(workspace: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    train_own("lstm", "--log-dir", "boards")
-    (board,) = (workspace / "boards" / "mine").iterdir()
-    events = EventAccumulator(str(board)).Reload()
-    log = workspace / "runs" / "mine" / board.name / "metrics.jsonl"
-    records = [json.loads(line) for line in log.read_text().splitlines()]
-    shown = [(event.step, event.value) for event in events.Scalars("validation_loss")]
-    assert shown == [(record["step"], pytest.approx(record["validation_loss"])) for record in records]
