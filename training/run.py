@@ -40,6 +40,7 @@ from training.options import Options, Part
 from training.publishing import commit, publish_once, runnable
 
 P = TypeVar("P")  # the class of a predictor
+F = TypeVar("F", Path, io.StringIO)  # where a figure is saved
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 INTERRUPTED = 130  # exit status after Ctrl-C, 128 + SIGINT
@@ -401,11 +402,14 @@ def run_command(main: Callable[[], int | None]) -> None:
         sys.exit(f"{error}: probably the training diverged; use a lower learning rate")
 
 
-def save_figure(figure: Any, path: Path, dpi: int = 80) -> Path:
-    """Save a figure, without warnings about characters that the font does not have; return the path."""
+def save_figure(figure: Any, path: F, dpi: int = 80, **options: Any) -> F:
+    """Save a figure to a path or file, without warnings about characters that the font does not have; return ``path``.
+
+    ``options``: further arguments of ``savefig``.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
-        figure.savefig(path, dpi=dpi)
+        figure.savefig(path, dpi=dpi, **options)
     return path
 
 

@@ -25,7 +25,7 @@ from training.data.tables import Series, Table
 from training.evaluation import backtest, leaderboard
 from training.evaluation.backtest import Method, Split
 from training.evaluation.classical import NAIVE
-from training.evaluation.report.figures import draw_errors
+from training.evaluation.report import draw_errors
 
 PLAIN, STRANGE = "north", "<b>$\\frac&"  # names of series
 TRAINING = ["--csv", "sales.csv", "--epochs", "1", "--set", "batch=16", "--threads", "1", "--season", "4", "--backtest"]

@@ -18,13 +18,12 @@ from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from training import lineage
 from training.configs.series import ForecasterFinetuneConfig
 from training.data.datasets import DataError
-from training.evaluation import backtest, leaderboard
+from training.evaluation import backtest, leaderboard, report
 from training.evaluation.backtest import HeldOut, Method, Origins
 from training.evaluation.classical import NAIVE
 from training.evaluation.forecaster import Example, draw_samples, forecast_series, interface
 from training.evaluation.leaderboard import Leaderboard
-from training.evaluation.report import page
-from training.loops.series.own_series import MIN_IMPROVEMENT, OwnSeries, label, read, report, with_traits
+from training.loops.series.own_series import MIN_IMPROVEMENT, OwnSeries, label, print_table, read, with_traits
 from training.options import Options
 from training.run import Run
 
@@ -124,7 +123,7 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
     card = run.measure(card_of(own, network.sizes, reason), lambda _: board.card_metrics(), tests)
     draw_samples(run.folder / "samples.png", examples(forecaster, own, board.part))
     if run.options.data_options["backtest"]:
-        page.write(run.folder, board, run.command)
+        report.write(run.folder, board, run.command)
     return card, reason, publishes, board
 
 
@@ -135,7 +134,7 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> Lead
         DataError: the table or the version cannot be used, or the version was trained on all rows of the table.
     """
     own = read(options, config.horizon)
-    report(own.table)
+    print_table(own.table)
     card, version = own.base.card, label(own.base)
     if lineage.seen_data(card, own.data):
         raise DataError(
@@ -149,7 +148,7 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> Lead
     forecaster = GlobalForecaster(own.base, torch.device(options.device))
     networks = [method(version, forecaster, "the published network")]
     board = leaderboard.compare(own.table, own.splits, own.horizon, "test", networks)
-    page.write(folder, board, command)
+    report.write(folder, board, command)
     print(board.text())
     print(f"wrote {folder / 'backtest.html'} and backtest.png")
     return board

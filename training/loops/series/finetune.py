@@ -26,7 +26,7 @@ from training.evaluation.leaderboard import Leaderboard
 from training.loops.fit import fit
 from training.loops.forecaster import ForecasterRecipe
 from training.loops.series.evaluation import evaluate
-from training.loops.series.own_series import OwnSeries, label, read, report, traits_of_all_rows, with_traits
+from training.loops.series.own_series import OwnSeries, label, print_table, read, traits_of_all_rows, with_traits
 from training.loops.series.validation import Validation
 from training.options import Options
 from training.run import Budget, Run
@@ -42,7 +42,7 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     """
     own = read(options, config.horizon)
     lineage.reject_seen(own.base.card, f"--from {label(own.base)}", own.data)
-    report(own.table)
+    print_table(own.table)
     run = Run(options, config, argv, own.sha256)
     run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
     run.write_file("series.jsonl", to_json_lines(own.table))

@@ -75,7 +75,7 @@ def preview(options: Options) -> None:
     print("".join(f"  {remark}\n" for remark in table.remarks), end="")
 
 
-def report(table: Table) -> None:
+def print_table(table: Table) -> None:
     """Print a summary of the table and its first remarks."""
     print(summary(table))
     for remark in table.remarks[:MAX_PRINTED_REMARKS]:
