@@ -12,7 +12,7 @@ docs/measurements.md and the model cards contain the measured results.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from app.networks import build
 from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNetSizes, probabilities
 from app.tasks.classification import ImageClassifier
-from training import refit
+from training import cards, refit
 from training.configs.classifiers import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
 from training.data import datasets as data
 from training.data.datasets import DataError
@@ -39,7 +39,7 @@ from training.evaluation.calibration import (
 from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from training.evaluation.image_classifier import plot_samples
 from training.loops import airbench, cnn_finetune
-from training.loops.classifier import AveragedTrainer, ClassifierRecipe, ClassifierTrainer
+from training.loops.classifier import AveragedClassifier, ClassifierRecipe
 from training.loops.fit import Batches, fit
 from training.loops.photos import pretrained
 from training.loops.photos import train as photos
@@ -135,39 +135,38 @@ def evaluate(classifier: ImageClassifier, validation: int | None = None) -> dict
     return metrics | corruption_metrics(classifier, images[some], labels[some], f"{part}, first {len(labels[some]):,}")
 
 
+def fit_images(
+    run: Run, recipe: Callable[..., ClassifierRecipe], config: Any, images: data.Images, network: nn.Module
+) -> tuple[Any, Tensor, Tensor]:
+    """Train on public images for ``config.epochs`` epochs; return the recipe, and the validation images and labels."""
+    train, validation = images.split_validation(config.validation)
+    on_device = (part.to(run.options.device) for part in (images.train_images, images.train_labels))
+    batches = Batches(train, config.batch, run.options.seed)
+    trained = recipe(config, network, *on_device, batches, validation)
+    fit(run, trained, run.budget(config.epochs * batches.per_epoch), config.epochs)
+    return trained, trained.images[validation], trained.labels[validation]
+
+
 def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str) -> nn.Module:
     """Train LeNet or the digit network; return the network with averaged weights."""
-    train, validation = images.split_validation(config.validation)
-    trainer = AveragedTrainer(config, build(config.kind, asdict(SIZES[config.kind]())).to(device))
-    fit_images(run, trainer, images, Batches(train, config.batch, run.options.seed), validation, config.epochs)
-    network: nn.Module = trainer.average.module
-    return network
-
-
-def fit_images(
-    run: Run, trainer: ClassifierTrainer, images: data.Images, batches: Batches, validation: Tensor, epochs: int
-) -> None:
-    """Train on public images for ``epochs`` epochs."""
-    train_images, labels = (part.to(run.options.device) for part in (images.train_images, images.train_labels))
-    recipe = ClassifierRecipe(trainer, train_images, labels, batches, validation)
-    fit(run, recipe, run.budget(epochs * batches.per_epoch), epochs)
+    network = build(config.kind, asdict(SIZES[config.kind]())).to(device)
+    recipe, *_ = fit_images(run, AveragedClassifier, config, images, network)
+    averaged: nn.Module = recipe.average.module
+    return averaged
 
 
 def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device: str) -> WhitenedNet:
     """Train the whitened network with the recipe of airbench95 or 96, fit its temperatures, and return the network."""
-    train, validation = images.split_validation(config.validation)
     widths = (config.first_width, config.second_width, config.third_width)
     sizes = WhitenedNetSizes(widths=widths, label_smoothing=config.label_smoothing, depth=config.depth)
     network = WhitenedNet(sizes)
+    train, _ = images.split_validation(config.validation)
     airbench.whiten(network, images.train_images[train[:5000]])
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches = Batches(train, config.batch, run.options.seed)
-    trainer = airbench.AirbenchTrainer(config, network, len(images.train_labels), batches.per_epoch, run.options.seed)
-    fit_images(run, trainer, images, batches, validation, config.epochs)
+    _, *held_out = fit_images(run, airbench.AirbenchRecipe, config, images, network)
     wide = [layer for layer in network.groups.modules() if isinstance(layer, nn.Conv2d) and config.float16]
     for layer in wide:  # fit the temperatures with the rounded weights
         layer.half().float()
-    held_out = images.train_images[validation].to(device), images.train_labels[validation].to(device)
     fit_temperatures(network, *held_out, smoothings(config))
     for layer in wide:  # so that the weights file contains float16
         layer.half()
@@ -263,16 +262,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, network: Any, notes: str) -> None:
     """Evaluate the network with the serving code, write its model card, and publish it."""
-    kind, sizes = config.kind, network.sizes
     validation = config.validation if run.options.part == "validation" else None
     card = {
-        "task": "classify",
+        **cards.classifier(config.kind, network, images.labels),
         "title": _title(config),
-        "kind": kind,
-        "sizes": asdict(sizes),
-        "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
-        "outputs": [{"name": "probabilities", "dtype": "float64", "shape": [-1, sizes.classes]}],
-        "labels": images.labels,
         "data": {images.name: images.sha256},
         "held_out": config.validation,
         "notes": notes,
@@ -287,7 +280,7 @@ def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, n
         torch.tensor(classifier.predict(list(shown[:SHOWN]))),
         truth[:SHOWN],
     )
-    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
+    run.finish(card, network, samples)
 
 
 if __name__ == "__main__":

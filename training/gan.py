@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from app.networks.gan import ConditionalSizes
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import ImageSampler
+from training import cards
 from training.configs.generators import GAN_PRESETS, ConditionalGanConfig, GanConfig
 from training.data import datasets
 from training.evaluation import generation
 from training.limits import limits
 from training.loops import gan_finetune
-from training.loops.gan import conditional_trainer, save_grid, train, workshop_trainer
+from training.loops.gan import GanRecipe, save_grid, train
 from training.options import Options, parse_options
 from training.run import Run, run_command
 
@@ -77,29 +77,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The classifier is loaded before the training, so that the command fails early if the classifier is missing.
     classifier = generation.load_reference_classifier(options.store, options.device)
 
-    if isinstance(config, ConditionalGanConfig):
-        trainer = conditional_trainer(config, options.device)
-        train(run, trainer, real_images, real_labels)
-    else:
-        trainer = workshop_trainer(config, options.device)
-        train(run, trainer, real_images, None)
-    publish(run, images, trainer.averaged_generator(), classifier)
+    conditional = isinstance(config, ConditionalGanConfig)
+    sizes = ConditionalSizes(config.latent) if conditional else None
+    recipe = GanRecipe(run, config, real_images, real_labels if conditional else None, sizes)
+    train(run, recipe)
+    publish(run, images, recipe.averaged_generator(), classifier)
 
 
 def publish(run: Run, images: datasets.Images, network: Any, classifier: ImageClassifier) -> None:
     """Evaluate the generator with the serving code, write its model card, and publish it."""
-    sizes = network.sizes
-    labelled = isinstance(sizes, ConditionalSizes)
-    latents = {"name": "latents", "dtype": "float64", "shape": [-1, sizes.latent]}
+    labelled = isinstance(network.sizes, ConditionalSizes)
     kind = "conditional-generator" if labelled else "gan-generator"
     card = {
-        "task": "sample",
+        **cards.generator(kind, network, images.labels if labelled else None),
         "title": TITLES[kind],
-        "kind": kind,
-        "sizes": asdict(sizes),
-        "inputs": [latents, {"name": "classes", "dtype": "int64", "shape": [-1]}] if labelled else [latents],
-        "outputs": [{"name": "images", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
-        "labels": images.labels if labelled else None,
         "data": {
             images.name: images.sha256,
             f"{generation.REFERENCE_CLASSIFIER}@{classifier.card.version}": classifier.card.weights_sha256,
@@ -110,7 +101,7 @@ def publish(run: Run, images: datasets.Images, network: Any, classifier: ImageCl
     card = run.measure(card, lambda part: generation.evaluate(sampler, classifier, part))
     drawing = generation.class_rows(sampler) if labelled else sampler.parse(64, None, 0)
     samples = save_grid(run.folder / "samples.png", sampler.predict([drawing])[0])
-    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
+    run.finish(card, network, samples)
 
 
 if __name__ == "__main__":

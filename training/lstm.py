@@ -15,28 +15,28 @@ docs/measurements.md and the model cards contain the measured results.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster, WindowForecaster
-from training import refit
+from training import cards, refit
 from training.configs.series import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
 from training.data import datasets
 from training.data.tables import READER_OPTIONS
 from training.evaluation import forecaster as m4
-from training.loops.fit import averaged, fit
+from training.loops.fit import AveragedRecipe, fit
 from training.loops.forecaster import pretrain
 from training.loops.series import evaluation, finetune, own_series
 from training.options import Options, parse_options
-from training.run import Run, cosine_schedule, metric, run_command, set_learning_rate
+from training.run import Run, metric, run_command
 
 CLASSICAL_WINS = 3  # exit status
 SINE_REPORTS = 120  # validations of a training on the sine
@@ -117,7 +117,7 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
     """
     sizes: ForecasterSizes = network.sizes
     card = {
-        **m4.interface(sizes),
+        **cards.forecaster(network),
         "title": f"A forecaster for any series: {sizes.members} LSTMs with exponential smoothing, averaged",
         "series": {"season": None, "non_negative": True},
         "data": {collection.name: collection.sha256 for collection in (datasets.m4_hourly(), datasets.m4_weekly())},
@@ -131,25 +131,23 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
     held_out = run.options.part == "validation"
     card = run.measure(card, lambda _: m4.evaluate(forecaster, held_out))
     samples = m4.draw_samples(run.folder / "samples.png", m4.examples(forecaster, held_out))
-    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
+    run.finish(card, network, samples)
 
 
 # --- sine-lstm
 
 
-class SineRecipe:
+class SineRecipe(AveragedRecipe):
     """The recipe of the workshop's LSTM; see ``training.loops.fit.Recipe``. It trains on random windows of the sine."""
 
     def __init__(self, config: LstmConfig, series: datasets.Sine, device: str) -> None:
-        self.config = config
         values = series.values[: series.split].float().to(device)
-        self.network = SeriesLSTM(SeriesLSTMSizes(config.window, config.hidden)).to(device)
-        self.network.store_statistics(values)
-        standardised = (values - self.network.location) / self.network.scale
+        network = SeriesLSTM(SeriesLSTMSizes(config.window, config.hidden)).to(device)
+        network.store_statistics(values)
+        super().__init__(network, config)
+        standardised = (values - network.location) / network.scale
         self.train = standardised[: -config.validation]
         self.validation = standardised[-config.validation - config.window :]
-        self.average = averaged(self.network, config.ema_decay)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), weight_decay=config.weight_decay, fused=True)
 
     def update(self, step: int, done: float) -> dict[str, Tensor]:
         """Train on random windows for one step; return the one-step and free-running losses."""
@@ -164,21 +162,12 @@ class SineRecipe:
         later, _ = network.steps(inputs[:, config.window : -1], state)
         one_step = F.mse_loss(torch.cat([first, later], dim=1), target)  # each forecast from actual values
         free_running = F.mse_loss(network.free_running(first, state, config.horizon), target)  # from own forecasts
-        set_learning_rate(self.optimizer, config.learning_rate * cosine_schedule(done))
-        self.optimizer.zero_grad()
-        (0.5 * (one_step + free_running)).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-        self.optimizer.step()
-        self.average.update_parameters(network)
+        self.descend(0.5 * (one_step + free_running), done)
         return {"one_step": one_step, "free_running": free_running}
 
     def validate(self, steps: int) -> dict[str, float]:
         """Return the mean squared error of one-step forecasts on the validation part."""
         return {"validation": validation_mse(self.average.module, self.validation)}
-
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores, by name."""
-        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
 
 
 def train_sine(run: Run, config: LstmConfig, series: datasets.Sine) -> Any:
@@ -198,12 +187,8 @@ def validation_mse(network: Any, values: Tensor) -> float:
 def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: Any) -> None:
     """Measure the residuals on the validation part, evaluate the network, and publish it."""
     card = {
-        "task": "forecast",
+        **cards.window_forecaster(network),
         "title": "The workshop's LSTM: one layer that forecasts its noisy sine, value after value",
-        "kind": "series-lstm",
-        "sizes": asdict(network.sizes),
-        "inputs": [{"name": "values", "dtype": "float64", "shape": [-1, network.sizes.window]}],
-        "outputs": [{"name": "mean", "dtype": "float64", "shape": [-1, -1]}],
         "residuals": [1.0] * FREE_RUNNING_STEPS,
         "data": {"sine": series.sha256},
         "notes": (
@@ -217,7 +202,7 @@ def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: A
     validation = (start, series.split) if run.options.part == "validation" else None
     card = run.measure(card, lambda _: evaluate_sine(forecaster, validation))
     samples = draw_samples(run.folder / "samples.png", forecaster, validation)
-    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
+    run.finish(card, network, samples)
 
 
 def one_step_forecasts(forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int) -> np.ndarray:

@@ -18,19 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from app.networks import build
 from app.store import UNKNOWN_CHARACTER
 from app.store.version import Version
 from app.tasks.text_generation import TextGenerator
-from training import lineage, refit
+from training import cards, lineage, refit
 from training.configs.text import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
 from training.data.speakers import training_text
+from training.evaluation.calibration import divide_logits
 from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples, measure, measure_held_out
 from training.loops.fit import fit
-from training.loops.text.calibration import calibrate, divide_logits
+from training.loops.text.calibration import calibrate
 from training.loops.text.distillation import Teachers
 from training.loops.text.language_model import TextRecipe, new_network, train, transfer_weights
 from training.options import Options, Part, base_version, parse_options
@@ -92,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = read_base(options, config, data)
     if is_own and base:
         texts.check_known(base, text.train)
-    teachers = read_teachers(options, vocabulary, data)
+    folders = options.data_options["teachers"]
+    teachers = Teachers(folders, vocabulary, options.device, data) if folders else None
     run = Run(options, config, argv, text.sha256 if is_own else None)
     characters = texts.encode(text.train, vocabulary)
     held_out = config.validation, config.validation_parts
@@ -109,14 +109,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipe = TextRecipe(network, config, options, training, validation, window, keep_best=is_own, teachers=teachers)
     network, budget = train(run, recipe, refits)
     temperature = calibrate(network, validation, window) if validation else None
+    ancestors = (lineage.ancestors(base.card, "base") if base else []) + (teachers.ancestors if teachers else [])
     card = {
+        **cards.language_model(config.kind, network, vocabulary),
         "title": f"Continues a text in the manner of {name[5:]}"[:200] if is_own else TITLES[config.kind],
-        "kind": config.kind,
         "data": {name: text.sha256},
-        "ancestors": ancestors(base, teachers),
+        "ancestors": ancestors or None,
         "notes": notes(options, config, base, teachers, temperature),
     }
-    card = measured_card(run, card, text, vocabulary, network, validation, window)
+    tested = run.predictor(TextGenerator, card, network)
+
+    def evaluate(part: Part) -> dict[str, Any]:
+        if part == "validation":
+            return measure_held_out(tested.network, validation, window)
+        return measure(tested, text, MAX_TEST_CHARACTERS)
+
+    card = run.measure(card, evaluate)
     if refits:
         characters = texts.encode(text.train + text.test, vocabulary)
         whole = training_text(characters, vocabulary, config.renamed_share, options.seed)
@@ -126,8 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         network = recipe.average.module
         divide_logits(network, temperature or 1.0)
         card = refit.describe(card, budget.steps)
-    own_prompts = texts.prompts(text.test if options.part == "test" else text.train)
-    publish(run, card, network, own_prompts if is_own else PROMPTS)
+    prompts = texts.prompts(text.test if options.part == "test" else text.train) if is_own else PROMPTS
+    generator = run.predictor(TextGenerator, card, network)
+    run.finish(card, network, draw_samples(run.folder / "samples.png", generator, prompts))
 
 
 def read_own(options: Options) -> tuple[datasets.Text, str, dict[str, str]]:
@@ -197,12 +206,6 @@ def initial_network(config: RnnConfig, base: Version | None, vocabulary: Sequenc
     return config, transfer_weights(network, vocabulary, base)
 
 
-def ancestors(base: Version | None, teachers: Teachers | None) -> list[dict[str, Any]] | None:
-    """Return the field ``ancestors`` of the card: the version at the start of the training, and the teachers."""
-    found = lineage.ancestors(base.card, "base") if base else []
-    return [*found, *(teachers.ancestors if teachers else [])] or None
-
-
 def read_base(options: Options, config: RnnConfig, data: dict[str, str]) -> Version | None:
     """Return the version given by ``--from``, or None for ``--from scratch``.
 
@@ -225,50 +228,6 @@ def read_base(options: Options, config: RnnConfig, data: dict[str, str]) -> Vers
             if value not in (getattr(preset, name), size):
                 raise SystemExit(f"{name} is {value}, but the network in --from {label} has {size}; omit it")
     return base
-
-
-def read_teachers(options: Options, vocabulary: Sequence[str], data: dict[str, str]) -> Teachers | None:
-    """Return the networks of ``--teachers``, or None without this option. ``data``: see ``read_base``."""
-    folders = options.data_options["teachers"]
-    return Teachers(folders, vocabulary, options.device, data) if folders else None
-
-
-def measured_card(
-    run: Run,
-    card: dict[str, Any],
-    text: datasets.Text,
-    vocabulary: list[str],
-    network: Any,
-    validation: Sequence[Tensor],
-    window: int = texts.WINDOW,
-) -> dict[str, Any]:
-    """Return the card with the metrics on the test part or, with --no-publish, on the validation parts.
-
-    ``validation``: character indices [N] of each validation part.
-    """
-    card = {
-        "task": "continue",
-        "sizes": dataclasses.asdict(network.sizes),
-        "inputs": [{"name": "characters", "dtype": "int64", "shape": [-1, -1]}],
-        "outputs": [{"name": "logits", "dtype": "float32", "shape": [-1, -1, len(vocabulary)]}],
-        "vocabulary": vocabulary,
-        **card,
-    }
-    generator = run.predictor(TextGenerator, card, network)
-
-    def evaluate(part: Part) -> dict[str, Any]:
-        if part == "validation":
-            return measure_held_out(generator.network, validation, window)
-        return measure(generator, text, MAX_TEST_CHARACTERS)
-
-    return run.measure(card, evaluate)
-
-
-def publish(run: Run, card: dict[str, Any], network: Any, prompts: Sequence[str]) -> None:
-    """Write a picture of sample texts, and publish the network."""
-    generator = run.predictor(TextGenerator, card, network)
-    samples = draw_samples(run.folder / "samples.png", generator, prompts)
-    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 
 
 if __name__ == "__main__":

@@ -288,20 +288,22 @@ class Run:
         """Write a file to the run's folder."""
         (self.folder / name).write_text(text, "utf-8", "backslashreplace")  # file names may not be UTF-8
 
-    def plot_curves(self) -> Path:
-        """Plot every metric of metrics.jsonl over the steps, write the plots to curves.png, and return its path."""
+    def plot_curves(self) -> list[Path]:
+        """Plot every metric of metrics.jsonl over the steps in curves.png; return its path, or [] without a log."""
         from matplotlib.figure import Figure
 
         records = [json.loads(line) for line in log_lines(self.folder / "metrics.jsonl")]
+        if not records:
+            return []
         names = list(dict.fromkeys(name for record in records for name in record if name not in ("step", "epoch")))
-        figure = Figure(figsize=(4.2 * max(1, len(names)), 3.2), layout="constrained")
-        axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
-        for name, axis in zip(names, axes, strict=False):
+        figure = Figure(figsize=(4.2 * len(names), 3.2), layout="constrained")
+        axes = figure.subplots(1, len(names), squeeze=False)[0]
+        for name, axis in zip(names, axes, strict=True):
             points = [(record["step"], record[name]) for record in records if name in record]
             axis.plot(*zip(*points, strict=True), linewidth=1.2)
             axis.set(title=name.replace("_", " "), xlabel="step")
             axis.grid(alpha=0.3)
-        return save_figure(figure, self.folder / "curves.png")
+        return [save_figure(figure, self.folder / "curves.png")]
 
     def provenance(self) -> dict[str, Any]:
         """Return the fields of the card that describe the run."""
@@ -340,12 +342,11 @@ class Run:
             card["earlier_readings"] = earlier or None
         return card
 
-    def finish(
-        self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path], publish: bool = True
-    ) -> None:
+    def finish(self, card: dict[str, Any], network: torch.nn.Module, *pictures: Path, publish: bool = True) -> None:
         """Print the metrics, and publish the network if ``publish`` is true and the options allow it.
 
-        The card (card.json) and the weights (model.safetensors) are also written to the run folder.
+        The learning curves are published with ``pictures``. The card (card.json) and the weights (model.safetensors)
+        are also written to the run folder.
         """
         card = {"name": self.options.name, **card, **self.provenance()}
         card["speed"] = speed.measure(
@@ -353,6 +354,7 @@ class Run:
             card["hardware"].partition(", threads")[0],
             self.limits.speed_seconds,
         )
+        curves = self.plot_curves()
         (self.folder / store.CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         (self.folder / store.WEIGHTS).write_bytes(encode_weights(network.state_dict()))
         for name, metric in card["metrics"].items():
@@ -362,7 +364,7 @@ class Run:
             print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}{interval}{first}")
         print(speed.describe(card["speed"], card["task"]))
         if publish and self.options.publish:
-            publish_once(self.options.store, card, network, pictures)
+            publish_once(self.options.store, card, network, {path.name: path for path in (*curves, *pictures)})
         (self.folder / "finished").touch()
         self.lock.close()
 

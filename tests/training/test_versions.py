@@ -23,6 +23,7 @@ from training.data import datasets, image_folders, texts
 from training.data.datasets import DataError
 from training.evaluation import evaluate
 from training.loops import cnn_finetune
+from training.loops.fit import Batches
 from training.loops.text import language_model
 from training.loops.text.distillation import Teachers
 
@@ -218,10 +219,13 @@ def test_the_last_layer_is_trained_alone_at_first(workspace: Path) -> None:
     base = store.Store(Path("models_store")).read("cifar10-whitened", 1)
     pictures = image_folders.read(workspace / "shapes", 32)
     network = cnn_finetune.initial_network(CnnFinetuneConfig(), pictures, pictures.split()[0], base)
-    trainer = cnn_finetune.FinetuneTrainer(CnnFinetuneConfig(), network, "cpu", pretrained=True)
+    every = Batches(torch.arange(16), 16, 0)
+    recipe = cnn_finetune.FinetuneRecipe(
+        CnnFinetuneConfig(), network, True, pictures.images, pictures.labels, every, torch.arange(0)
+    )
     for step in range(4):
         before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-        trainer.update(pictures.images, pictures.labels, torch.arange(16), step, (step + 1) / 20)
+        recipe.update(step, (step + 1) / 20)
         changed = {key for key, tensor in network.state_dict().items() if not torch.equal(tensor, before[key])}
         assert (changed == {"head.weight"}) == (step < 3)
 

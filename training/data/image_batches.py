@@ -20,6 +20,11 @@ def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor
     return images.permute(0, 2, 3, 1)[image_indices, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
+def random_shifts(count: int, largest: int) -> Tensor:
+    """Return random shifts [2, count, 1] of up to ``largest`` pixels for ``shift_and_mirror``."""
+    return torch.randint(-largest, largest + 1, (2, count, 1))
+
+
 def masked(images: Tensor, side: int, fill: Tensor) -> Tensor:
     """Return images [N, C, S, S] in which a square at a random place has the value ``fill`` [C, 1, 1] (cutout).
 

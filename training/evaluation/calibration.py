@@ -16,6 +16,10 @@ from training.data.image_files import Pixels
 from training.evaluation import intervals
 from training.run import metric
 
+# Limits of a temperature that is fitted to a user's images. Without limits, it would be 0 if there are few images and
+# all are classified correctly.
+TEMPERATURE_RANGE = (0.4, 2.5)
+
 
 def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Return the share of images [N, C, S, S] that the network classifies correctly."""
@@ -84,6 +88,23 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         slope = ((logits * middle).softmax(dim=1) * logits).sum(dim=1).mean() - label_logit
         low, high = (low, middle) if slope > 0 else (middle, high)
     return 1 / (low * high) ** 0.5
+
+
+def limited_temperature(logits: Tensor, targets: Tensor) -> float:
+    """Return the temperature within TEMPERATURE_RANGE that fits the labels best; 1 if images may have several labels.
+
+    ``targets``: class indices [N], or booleans [N, classes] if images may have several labels.
+    """
+    low, high = TEMPERATURE_RANGE
+    return min(max(fit_temperature(logits, targets), low), high) if targets.ndim == 1 else 1.0
+
+
+@torch.no_grad()
+def divide_logits(network: Any, temperature: float) -> Any:
+    """Divide the weights of the last layer, and so the logits, by ``temperature``; return the network."""
+    network.head.weight /= temperature
+    network.head.bias /= temperature
+    return network
 
 
 @torch.inference_mode()

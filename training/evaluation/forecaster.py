@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from app.networks.forecaster import QUANTILES
-from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from training.data import datasets
 from training.evaluation import forecast_metrics
@@ -28,20 +26,6 @@ class Example:
     past: np.ndarray
     actual: np.ndarray
     forecast: QuantileForecast
-
-
-def interface(sizes: ForecasterSizes) -> dict[str, Any]:
-    """Return the fields of a forecaster's card that are the same for all forecasters with these sizes."""
-    return {
-        "task": "forecast",
-        "kind": "forecaster",
-        "sizes": asdict(sizes),
-        "inputs": [{"name": "values", "dtype": "float64", "shape": [-1, -1]}],
-        "outputs": [
-            {"name": "mean", "dtype": "float64", "shape": [-1, -1]},
-            {"name": "quantiles", "dtype": "float64", "shape": [-1, -1, len(QUANTILES)]},
-        ],
-    }
 
 
 def forecast_series(

@@ -20,10 +20,11 @@ from training.configs.classifiers import SAMPLE_CLASSIFIER, CnnConfig
 from training.data import datasets
 from training.evaluation.calibration import accuracy_of
 from training.limits import limits
-from training.loops.classifier import AveragedTrainer
+from training.loops.classifier import AveragedClassifier
+from training.loops.fit import Batches
 from training.options import Part, store_of
 from training.publishing import runnable
-from training.run import metric, permutation
+from training.run import metric
 
 REFERENCE_CLASSIFIER = "mnist-judge"  # the samples are evaluated with the features and predictions of this model
 FOLDS = 10  # number of parts in the jackknife estimate of a standard error
@@ -237,13 +238,11 @@ def sample_classifier(
     ``key`` determines the random order of the images.
     """
     torch.manual_seed(0)
-    trainer = AveragedTrainer(config, build(config.kind, sizes).to(images.device))
-    per_epoch = len(images) // config.batch
+    batches, network = Batches(torch.arange(len(images)), config.batch, 0, key), build(config.kind, sizes)
+    recipe = AveragedClassifier(config, network.to(images.device), images, labels, batches, labels[:0])
     for step in range(steps):
-        epoch, position = divmod(step, per_epoch)
-        batch = permutation(len(images), 0, key, epoch)[position * config.batch : (position + 1) * config.batch]
-        trainer.update(images, labels, batch, step, steps)
-    return trainer.average
+        recipe.update(step, steps)  # TODO
+    return recipe.average
 
 
 def conditional_metrics(

@@ -152,23 +152,21 @@ def cross_fitted_thresholds(probability: Tensor, present: Tensor, folds: Tensor)
     return thresholds
 
 
-def plot_predictions(folder: Path, dataset: ImageDataset, indices: Tensor, probability: Tensor) -> dict[str, Path]:
-    """Plot predictions, confusions and mistakes; return the paths of the pictures by name.
+def plot_predictions(folder: Path, dataset: ImageDataset, indices: Tensor, probability: Tensor) -> list[Path]:
+    """Plot predictions, confusions and mistakes; return the paths of the pictures.
 
     ``indices`` [N]: the indices of the plotted images. ``probability`` [N, classes]: the predicted probabilities of
     these images.
     """
     truth, labels = dataset.labels[indices], dataset.classes
     if dataset.multi_label or not len(indices):
-        return {}
+        return []
     some = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:24]
-    return {
-        "samples.png": plot_samples(
-            folder / "samples.png", dataset.images[indices[some]], labels, probability[some], truth[some]
-        ),
-        "confusion.png": plot_confusion(folder / "confusion.png", labels, truth, probability.argmax(dim=1)),
-        "mistakes.png": plot_mistakes(folder / "mistakes.png", dataset, indices, probability),
-    }
+    return [
+        plot_samples(folder / "samples.png", dataset.images[indices[some]], labels, probability[some], truth[some]),
+        plot_confusion(folder / "confusion.png", labels, truth, probability.argmax(dim=1)),
+        plot_mistakes(folder / "mistakes.png", dataset, indices, probability),
+    ]
 
 
 def plot_samples(

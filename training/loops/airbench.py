@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.tasks.precision import fast_bfloat16
 from training.configs.classifiers import AirbenchConfig
-from training.data.image_batches import corrupted, masked, shift_and_mirror
-from training.evaluation.calibration import accuracy_of
+from training.data.image_batches import corrupted, masked, random_shifts, shift_and_mirror
+from training.loops.classifier import ClassifierRecipe
+from training.loops.fit import descend
 from training.run import derive_seed
 
 MOMENTUM = 0.85
@@ -136,70 +137,68 @@ class Selector:
             losses = F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing, reduction="none")
         selected = losses.detach().topk(min(self.count, len(losses))).indices
         if train:
-            descend(self.optimizer, losses[selected].sum(), rate)
+            set_rates(self.optimizer, rate)
+            descend(self.optimizer, losses[selected].sum())
         return selected
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
-    """Make one step of an optimizer of ``sgd``. ``rate``: factor of the peak learning rate."""
+def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rates of an optimizer of ``sgd``. ``rate``: factor of the peak learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial"] * rate
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
 
 
-class AirbenchTrainer:
+class AirbenchRecipe(ClassifierRecipe):
     """Trains with SGD, Nesterov momentum and look-ahead. Each image is mirrored in every second epoch.
 
-    ``images`` is the number of all images, ``per_epoch`` the number of steps of an epoch, and ``seed`` the seed of the
-    run.
+    ``data``: the arguments of ``ClassifierRecipe`` after the optimizer.
     """
 
-    def __init__(self, config: AirbenchConfig, network: WhitenedNet, images: int, per_epoch: int, seed: int) -> None:
-        self.config, self.per_epoch = config, per_epoch
-        self.network = network.train()
+    def __init__(self, config: AirbenchConfig, network: WhitenedNet, *data: Any) -> None:
+        super().__init__(network.train(), sgd(network, config.learning_rate, config.weight_decay, config.batch), *data)
+        self.config = config
         self.use_bfloat16 = fast_bfloat16(network.mean.device)
         self.slow = Lookahead(network)
         self.selector = Selector(config, network) if config.selected else None
-        self.optimizer = sgd(network, config.learning_rate, config.weight_decay, config.batch)
-        generator = torch.Generator().manual_seed(derive_seed(seed, "mirrored"))
-        self.mirrored = torch.randint(2, (images, 1), generator=generator)  # 1: mirror in even epochs; 0: in odd ones
+        generator = torch.Generator().manual_seed(derive_seed(self.batches.seed, "mirrored"))
+        # 1: mirror in even epochs; 0: in odd ones
+        self.mirrored = torch.randint(2, (len(self.labels), 1), generator=generator)
 
-    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, done: float) -> Tensor:
-        """Train for one step; see ``ClassifierTrainer.update``.
+    def train(self, batch: Tensor, step: int, done: float) -> Tensor:
+        """Train for one step on the images with the indices ``batch``; return their mean loss.
 
         On GPUs and on CPUs with fast bfloat16 instructions, the convolutions compute in bfloat16, which takes 0.55 of
         the time of float32. The weights, their averages and the loss stay in float32.
         """
-        config, network = self.config, self.network
+        config, network, images, labels = self.config, self.network, self.images[batch], self.labels[batch]
         rate = triangular_schedule(done, config.warm_up, config.final_rate)
-        epoch = step // self.per_epoch
+        epoch = step // self.batches.per_epoch
         network.whiten.get_parameter("bias").requires_grad_(epoch < config.whiten_epochs)
-        shifts = torch.randint(-config.shift, config.shift + 1, (2, len(batch), 1))
-        augmented = shift_and_mirror(images[batch], shifts, (self.mirrored[batch] + epoch) % 2 == 1)
-        labels = labels[batch]
+        images = shift_and_mirror(
+            images, random_shifts(len(batch), config.shift), (self.mirrored[batch] + epoch) % 2 == 1
+        )
         if config.cutout:
-            augmented = masked(augmented, config.cutout, network.mean)
+            images = masked(images, config.cutout, network.mean)
         if self.selector is not None:
-            selected = self.selector.select(augmented, labels, step, rate)
-            augmented, labels = augmented[selected], labels[selected]
-        augmented = corrupted(augmented, config.corrupted)
+            selected = self.selector.select(images, labels, step, rate)
+            images, labels = images[selected], labels[selected]
+        images = corrupted(images, config.corrupted)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
-            logits = network.scores(augmented)
+            logits = network.scores(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing, reduction="sum")
-        descend(self.optimizer, loss, rate)
+        set_rates(self.optimizer, rate)
+        descend(self.optimizer, loss)
         self.slow.update(network, step, done)
         return loss / len(labels)
 
-    def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Return the share of the images that the network classifies correctly."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
-            return accuracy_of(self.network, images, labels)
+    def validate(self, steps: int) -> dict[str, float]:
+        """Return the accuracy on the validation images."""
+        with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+            return super().validate(steps)
 
     def state(self) -> dict[str, Any]:
         """Return the objects that a resumed run restores, by name."""
-        state = {"network": self.network, "slow": self.slow, "optimizer": self.optimizer}
+        state = {**super().state(), "slow": self.slow}
         if self.selector is not None:
             state |= {"selector": self.selector.network, "selector_optimizer": self.selector.optimizer}
         return state

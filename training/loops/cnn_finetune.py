@@ -8,7 +8,6 @@ instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +19,41 @@ from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.store.version import Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.precision import fast_bfloat16
-from training import lineage, refit
+from training import cards, lineage, refit
 from training.configs.classifiers import CnnFinetuneConfig
-from training.data.image_batches import shift_and_mirror
 from training.data.image_dataset import ImageDataset
-from training.evaluation.calibration import accuracy_of, fit_temperatures, served_probabilities
+from training.evaluation.calibration import TEMPERATURE_RANGE, fit_temperatures, served_probabilities
 from training.evaluation.image_classifier import metrics_of, plot_predictions
 from training.loops import airbench
-from training.loops.classifier import ClassifierRecipe
-from training.loops.fit import Batches, fit
+from training.loops.classifier import ClassifierRecipe, randomly_shifted
+from training.loops.fit import Batches, descend, fit
 from training.options import Options, base_version
 from training.run import Budget, Run, cosine_schedule
 
 MIN_CALIBRATION_IMAGES = 50  # with fewer validation images, no temperatures are fitted
-# Limits of the fitted temperature. Without limits, it would be 0 if there are few images and all are classified
-# correctly.
-TEMPERATURE_RANGE = (0.4, 2.5)
 
 
-class FinetuneTrainer:
+class FinetuneRecipe(ClassifierRecipe):
     """Trains with AdamW and a cosine schedule. The last layer has another learning rate than the layers before it.
 
     ``pretrained``: whether the layers before the last layer are pretrained. If so, the last layer is first trained
-    alone. The classes have no weights, so that the probabilities follow the frequencies of the classes.
+    alone. The classes have no weights, so that the probabilities follow the frequencies of the classes. ``data``: the
+    arguments of ``ClassifierRecipe`` after the optimizer.
     """
 
-    def __init__(self, config: CnnFinetuneConfig, network: WhitenedNet, device: str, pretrained: bool) -> None:
-        self.config, self.pretrained = config, pretrained
-        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(torch.device(device))
-        head = list(self.network.head.parameters())
-        others = [
-            weight
-            for name, weight in self.network.named_parameters()
-            if weight.requires_grad and not name.startswith("head.")
-        ]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": head}, {"params": others}], weight_decay=config.weight_decay, fused=True
+    def __init__(self, config: CnnFinetuneConfig, network: WhitenedNet, pretrained: bool, *data: Any) -> None:
+        weights = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
+        head, others = (
+            [weight for name, weight in weights if name.startswith("head.") == of_head] for of_head in (True, False)
         )
+        groups = [{"params": head}, {"params": others}]
+        super().__init__(network, torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True), *data)
+        self.config, self.pretrained = config, pretrained
+        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(network.mean.device)
 
-    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, done: float) -> Tensor:
-        """Train for one step; see ``ClassifierTrainer.update``."""
-        config = self.config
+    def train(self, batch: Tensor, step: int, done: float) -> Tensor:
+        """Train for one step on the images with the indices ``batch``; return their mean loss."""
+        config, images = self.config, self.images[batch]
         head_only = config.head_only_share if self.pretrained else 0.0
         peak = config.pretrained_learning_rate if self.pretrained else config.scratch_learning_rate
         others_rate = peak * cosine_schedule((done - head_only) / (1 - head_only)) if done > head_only else 0.0
@@ -69,24 +61,12 @@ class FinetuneTrainer:
         for group, rate in zip(self.optimizer.param_groups, (head_rate, others_rate), strict=True):
             group["lr"] = rate
         self.network.train(done > head_only)  # batch norms keep their statistics while only the last layer is trained
-        shifts = torch.randint(-config.shift, config.shift + 1, (2, len(batch), 1))
-        mirrored = torch.randint(2, (len(batch), 1)) * config.flip == 1
-        augmented = shift_and_mirror(images[batch], shifts, mirrored)
+        images = randomly_shifted(images, config)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
-            logits = self.network(augmented)
-        loss = F.cross_entropy(logits.float(), labels[batch], label_smoothing=config.label_smoothing)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+            logits = self.network(images)
+        loss = F.cross_entropy(logits.float(), self.labels[batch], label_smoothing=config.label_smoothing)
+        descend(self.optimizer, loss)
         return loss
-
-    def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Return the share of the images that the network classifies correctly."""
-        return accuracy_of(self.network, images, labels)
-
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores, by name."""
-        return {"network": self.network, "optimizer": self.optimizer}
 
 
 def initial_network(
@@ -133,12 +113,12 @@ def recipe_of(
     base: Version | None,
     indices: Tensor,
     validation: Tensor,
-) -> ClassifierRecipe:
+) -> FinetuneRecipe:
     """Return the recipe that trains ``network`` on the images ``indices``."""
-    device = run.options.device
-    trainer = FinetuneTrainer(config, network, device, base is not None)
-    batches = Batches(indices, config.batch, run.options.seed)
-    return ClassifierRecipe(trainer, dataset.images.to(device), dataset.labels.to(device), batches, validation)
+    device, batches = run.options.device, Batches(indices, config.batch, run.options.seed)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images, labels = dataset.images.to(device), dataset.labels.to(device)
+    return FinetuneRecipe(config, network, base is not None, images, labels, batches, validation)
 
 
 def fit_on_all(
@@ -173,17 +153,17 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
         steps = run.step
         network = fit_on_all(run, config, dataset, base, network)
         card = refit.describe(card, steps)
-    run.finish(card, network, pictures)
+    run.finish(card, network, *pictures)
 
 
 def measured(
     run: Run, dataset: ImageDataset, network: WhitenedNet, base: Version | None
-) -> tuple[dict[str, Any], dict[str, Path]]:
+) -> tuple[dict[str, Any], list[Path]]:
     """Evaluate the network with the serving code; return the card and the pictures.
 
     The options decide whether the test part or the validation part is used.
     """
-    sizes, (train_indices, validation, test) = network.sizes, dataset.split()
+    train_indices, validation, test = dataset.split()
     start = f"Fine-tuned from {base.card.name} {base.card.version}" if base else "Trained from scratch"
     fitted = (
         "used to fit the temperatures"
@@ -191,13 +171,8 @@ def measured(
         else "too few to fit the temperatures"
     )
     card = {
-        "task": "classify",
+        **cards.classifier("whitened-net", network, dataset.classes),
         "title": f"Classifies images into {len(dataset.classes)} classes: {', '.join(dataset.classes)}"[:200],
-        "kind": "whitened-net",
-        "sizes": asdict(sizes),
-        "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
-        "outputs": [{"name": "probabilities", "dtype": "float64", "shape": [-1, sizes.classes]}],
-        "labels": dataset.classes,
         "data": dataset.data,
         "ancestors": lineage.ancestors(base.card, "base") if base else None,
         "notes": (
@@ -209,5 +184,4 @@ def measured(
     indices = test if run.options.part == "test" else validation
     probability = served_probabilities(classifier, dataset.images[indices])
     card = run.measure(card, lambda part: metrics_of(probability, classifier, dataset, indices, part))
-    pictures = plot_predictions(run.folder, dataset, indices, probability)
-    return card, {"curves.png": run.plot_curves(), **pictures}
+    return card, plot_predictions(run.folder, dataset, indices, probability)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training.run import Budget, Run, permutation
+from training.run import Budget, Run, cosine_schedule, permutation, set_learning_rate
 
 REPORTS = 10  # a training with a time limit has this number of reports, and one more for each minute
 
@@ -43,14 +44,21 @@ def fit(run: Run, recipe: Recipe, budget: Budget, reports: int) -> None:
             run.log(progress=round(run.done, 4), **values, **recipe.validate(step + 1))
 
 
-class Batches:
-    """Divides ``count`` samples into batches, in another random order in each epoch. Incomplete batches are left out.
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Make one step of an optimizer with the gradient of ``loss``."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
-    ``indices`` [count]: the indices of the samples, by default 0 to ``count`` - 1.
+
+class Batches:
+    """Divides samples into batches, in another random order in each epoch. Incomplete batches are left out.
+
+    ``indices`` [N]: the indices of the samples. ``key``: the random order depends on it and on ``seed``.
     """
 
-    def __init__(self, indices: Tensor, batch: int, seed: int) -> None:
-        self.indices, self.batch, self.seed = indices, min(batch, len(indices)), seed
+    def __init__(self, indices: Tensor, batch: int, seed: int, key: str = "epoch") -> None:
+        self.indices, self.batch, self.seed, self.key = indices, min(batch, len(indices)), seed, key
         self.per_epoch = len(indices) // self.batch
         self._epoch, self._order = -1, indices
 
@@ -58,7 +66,7 @@ class Batches:
         """Return the indices [batch] of the samples of a step."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.indices[permutation(len(self.indices), self.seed, "epoch", epoch)]
+            self._epoch, self._order = epoch, self.indices[permutation(len(self.indices), self.seed, self.key, epoch)]
         return self._order[position * self.batch : (position + 1) * self.batch]
 
 
@@ -74,3 +82,40 @@ def averaged(network: nn.Module, decay: float, short: bool = False, use_buffers:
         get_ema_multi_avg_fn(min(decay, limit))(old, new, count)
 
     return AveragedModel(network, multi_avg_fn=average, use_buffers=use_buffers)
+
+
+class AveragedRecipe:
+    """A recipe with AdamW and a cosine schedule, whose weights are averaged over steps.
+
+    Attributes:
+        network: the network.
+        average: holds the moving average of its weights; see ``averaged``.
+        config: has the numbers ``learning_rate``, ``weight_decay``, ``clip`` and ``ema_decay``.
+        optimizer: AdamW with ``betas``. ``groups`` are its parameter groups, by default one with all weights.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        config: Any,
+        betas: tuple[float, float] = (0.9, 0.999),
+        groups: Any = None,
+        short: bool = False,
+    ) -> None:
+        self.network, self.config = network, config
+        self.average: Any = averaged(network, config.ema_decay, short)
+        weights = groups or network.parameters()
+        self.optimizer = torch.optim.AdamW(weights, weight_decay=config.weight_decay, betas=betas, fused=True)
+
+    def descend(self, loss: Tensor, done: float) -> None:
+        """Make one step with the clipped gradient of ``loss``, and update the average."""
+        set_learning_rate(self.optimizer, self.config.learning_rate * cosine_schedule(done))
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+
+    def state(self) -> dict[str, Any]:
+        """Return the objects that a resumed run restores, by name."""
+        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}

@@ -9,25 +9,26 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, Member
-from app.networks.series_reader import ForecasterSizes, NetworkInputs, Reader
+from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster
+from app.networks.series_reader import ForecasterSizes, NetworkInputs
 from app.tasks.precision import fast_bfloat16
 from training.configs.series import ForecasterConfig, ForecasterFinetuneConfig
 from training.data.series.sources import training_sources
 from training.data.series.windows import Batch, WindowSampler
 from training.evaluation.forecaster import PREFIXES
 from training.loops.best_weights import BestWeights
-from training.loops.fit import averaged, fit
+from training.loops.fit import AveragedRecipe, fit
 from training.options import Options
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
+BETAS = (0.9, 0.99)  # of AdamW
 MAX_ERROR = 50  # largest difference of a target from the naive forecast, in MASE scales; larger ones are clipped
 REPORTS = 25  # validations of the pretraining
 HIDDEN_SEASON_SHARE = 0.15  # share of the windows for which the network does not receive the season
 
 
-def loss_sum(quantiles: Tensor, inputs: NetworkInputs, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return two sums: of the weighted pinball losses of scaled quantiles [N, horizon, QUANTILES], and of the weights.
+def pinball_loss(quantiles: Tensor, inputs: NetworkInputs, batch: Batch) -> Tensor:
+    """Return the weighted mean of the pinball losses of scaled quantiles [N, horizon, QUANTILES].
 
     Unknown future values and constant series have weight 0. Errors are divided by the MASE scale of the past.
     """
@@ -38,59 +39,48 @@ def loss_sum(quantiles: Tensor, inputs: NetworkInputs, batch: Batch) -> tuple[Te
     levels = torch.tensor(QUANTILES, device=errors.device)
     losses = torch.maximum(levels * errors, (levels - 1) * errors).mean(2)  # [N, horizon]
     weights = batch.weights * known
-    return (losses * weights).sum(), weights.sum()
+    return (losses * weights).sum() / weights.sum().clamp(min=1)
 
 
-def member_loss(
-    member: Member, reader: Reader, batch: Batch, dropout_mask: Tensor, bfloat16: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the ``loss_sum`` of one member with the dropout mask [N, hidden].
+class ForecasterRecipe(AveragedRecipe):
+    """What both recipes of a forecaster share: each member of the ensemble has its own random windows."""
 
-    If ``bfloat16`` is true, all layers but the last compute in bfloat16. The last layer and the loss stay in float32.
-    """
-    inputs = reader(batch.values, batch.seasons)
-    with torch.autocast(batch.values.device.type, torch.bfloat16, enabled=bfloat16):
-        hidden = member.hidden(inputs.patches, inputs.ahead, dropout_mask)
-    return loss_sum(member.quantiles(hidden.float(), inputs.candidates), inputs, batch)
+    def __init__(
+        self, network: Forecaster, sampler: WindowSampler, config: Any, options: Options, short: bool = False
+    ) -> None:
+        """``short``: see ``averaged``."""
+        super().__init__(network.to(options.device), config, BETAS, short=short)
+        self.sampler, self.seed, self.device = sampler, options.seed, torch.device(options.device)
+        # takes 0.6 of the time of float32
+        self.use_bfloat16 = getattr(config, "bfloat16", True) and fast_bfloat16(self.device)
 
+    def loss(self, number: int, step: int, held_out: bool = False) -> Tensor:
+        """Return the loss of a member of the network on its windows of a step.
 
-def sample_windows(
-    sampler: WindowSampler,
-    config: ForecasterConfig | ForecasterFinetuneConfig,
-    hidden: int,
-    generator: Generator,
-    held_out: bool = False,
-) -> tuple[Batch, Tensor]:
-    """Return the windows that one member trains on in one step, and its dropout mask [batch, hidden].
-
-    ``held_out``: whether the windows leave out the last horizon of each series.
-    """
-    batch = sampler.sample(config.batch, config.mixup, held_out, generator)
-    keep = torch.rand(config.batch, hidden, generator=generator) >= config.dropout
-    return batch, keep.float() / (1 - config.dropout)
-
-
-def optimizer_and_average(
-    network: Forecaster, config: ForecasterConfig | ForecasterFinetuneConfig, short: bool = False
-) -> tuple[torch.optim.Optimizer, Any]:
-    """Return the AdamW optimizer and the exponential moving average of the weights. ``short``: see ``averaged``."""
-    average = averaged(network, config.ema_decay, short)
-    betas = (0.9, 0.99)
-    return torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, betas=betas, fused=True), average
+        All layers but the last may compute in bfloat16. ``held_out``: whether the windows leave out the last horizon of
+        each series.
+        """
+        config, member = self.config, self.network.members[number]
+        generator = Generator().manual_seed(derive_seed(self.seed, "member", number, step))
+        batch = self.sampler.sample(config.batch, config.mixup, held_out, generator).to(self.device)
+        keep = torch.rand(config.batch, self.network.sizes.hidden, generator=generator) >= config.dropout
+        dropout_mask = (keep.float() / (1 - config.dropout)).to(self.device)
+        inputs = self.network.read(batch.values, batch.seasons)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+            hidden = member.hidden(inputs.patches, inputs.ahead, dropout_mask)
+        return pinball_loss(member.quantiles(hidden.float(), inputs.candidates), inputs, batch)
 
 
-class PretrainingRecipe:
+class PretrainingRecipe(ForecasterRecipe):
     """The recipe of a new forecaster; see ``training.loops.fit.Recipe``.
 
-    Each member is trained on its own windows, on a separate thread. The matrix products are small, so one thread per
-    member is faster than several threads per product. The first steps train without the last horizon of every series;
+    Each member is trained on a separate thread. The matrix products are small, so one thread per member is faster than
+    several threads per product. The first steps train without the last horizon of every series;
     ``config.held_out_share`` is their share of all steps. The remaining steps train on all values.
     """
 
     def __init__(self, network: Forecaster, sampler: WindowSampler, config: ForecasterConfig, options: Options) -> None:
-        self.network, self.sampler, self.config, self.seed = network, sampler, config, options.seed
-        self.optimizer, self.average = optimizer_and_average(network, config)
-        self.bfloat16 = fast_bfloat16(next(network.parameters()).device)  # takes 0.6 of the time of float32
+        super().__init__(network, sampler, config, options)
         self.pool = ThreadPoolExecutor(options.threads, initializer=_use_one_thread)
         self.held_out = True
 
@@ -101,32 +91,21 @@ class PretrainingRecipe:
         factor = cosine_schedule(done / share) if self.held_out else 0.5 * cosine_schedule((done - share) / (1 - share))
         set_learning_rate(self.optimizer, self.config.learning_rate * factor)
         self.optimizer.zero_grad()
-        members = range(self.config.members)
-        losses = list(self.pool.map(lambda number: self._backward(number, step), members))
+        losses = list(self.pool.map(lambda number: self._backward(number, step), range(self.config.members)))
         self.optimizer.step()
         self.average.update_parameters(self.network)
         return {"loss": torch.stack(losses).mean()}
 
     def _backward(self, number: int, step: int) -> Tensor:
         """Compute and clip the gradient of one member; return its loss."""
-        member: Any = self.network.members[number]
-        device = member.head.weight.device
-        generator = Generator().manual_seed(derive_seed(self.seed, "member", number, step))
-        hidden = self.network.sizes.hidden
-        batch, mask = sample_windows(self.sampler, self.config, hidden, generator, self.held_out)
-        total, weight = member_loss(member, self.network.read, batch.to(device), mask.to(device), self.bfloat16)
-        loss = total / weight.clamp(min=1)
+        loss = self.loss(number, step, self.held_out)
         loss.backward()
-        nn.utils.clip_grad_norm_(member.parameters(), self.config.clip)
+        nn.utils.clip_grad_norm_(self.network.members[number].parameters(), self.config.clip)
         return loss.detach()
 
     def validate(self, steps: int) -> dict[str, float]:
         """Return the MASE on the last horizons of M4's series, until the network trains on these values."""
         return validation_mase(self.average.module, self.sampler) if self.held_out else {}
-
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores, by name."""
-        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
 
 
 def _use_one_thread() -> None:
@@ -134,7 +113,7 @@ def _use_one_thread() -> None:
     torch.set_flush_denormal(True)
 
 
-class ForecasterRecipe:
+class FinetuneRecipe(ForecasterRecipe):
     """The recipe for a user's series; see ``training.loops.fit.Recipe``. All members are trained together.
 
     ``validation`` returns the validation loss of a network. If it is given, ``best`` holds the averaged weights with
@@ -149,32 +128,14 @@ class ForecasterRecipe:
         options: Options,
         validation: Callable[[Any], float] | None = None,
     ) -> None:
-        self.sampler, self.config, self.seed = sampler, config, options.seed
-        self.device = torch.device(options.device)
-        self.network = network.to(self.device).train().requires_grad_(True)
-        self.optimizer, self.average = optimizer_and_average(self.network, config, short=True)
-        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(self.device)
+        super().__init__(network.train().requires_grad_(True), sampler, config, options, short=True)
         self.validation, self.best = validation, BestWeights(self.average.module)
 
     def update(self, step: int, done: float) -> dict[str, Tensor]:
         """Train for one step; return the mean loss of all members."""
-        losses = [self._loss(member, number, step) for number, member in enumerate(self.network.members)]
-        loss = torch.stack(losses).mean()
-        set_learning_rate(self.optimizer, self.config.learning_rate * cosine_schedule(done))
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.average.update_parameters(self.network)
+        loss = torch.stack([self.loss(number, step) for number in range(len(self.network.members))]).mean()
+        self.descend(loss, done)
         return {"loss": loss}
-
-    def _loss(self, member: Any, number: int, step: int) -> Tensor:
-        """Return the loss of a member on its own windows."""
-        generator = Generator().manual_seed(derive_seed(self.seed, "member", number, step))
-        batch, mask = sample_windows(self.sampler, self.config, self.network.sizes.hidden, generator)
-        batch, mask = batch.to(self.device), mask.to(self.device)
-        total, weight = member_loss(member, self.network.read, batch, mask, self.use_bfloat16)
-        return total / weight.clamp(min=1)
 
     def validate(self, steps: int) -> dict[str, float]:
         """Return the validation loss of the averaged weights, and keep the best weights."""
@@ -186,7 +147,7 @@ class ForecasterRecipe:
 
     def state(self) -> dict[str, Any]:
         """Return the objects that a resumed run restores, by name."""
-        return {"network": self.network, "average": self.average, "optimizer": self.optimizer, "best": self.best}
+        return {**super().state(), "best": self.best}
 
 
 def pretrain(run: Run, config: ForecasterConfig) -> Any:
@@ -200,7 +161,7 @@ def pretrain(run: Run, config: ForecasterConfig) -> Any:
     )
     sources = training_sources(config, run.options.seed)
     sampler = WindowSampler(sources, sizes.context, sizes.horizon, HIDDEN_SEASON_SHARE)
-    recipe = PretrainingRecipe(Forecaster(sizes).to(run.options.device), sampler, config, run.options)
+    recipe = PretrainingRecipe(Forecaster(sizes), sampler, config, run.options)
     fit(run, recipe, run.budget(config.steps), REPORTS)
     return recipe.average.module
 

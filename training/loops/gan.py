@@ -22,8 +22,7 @@ from app.networks.gan import (
     GeneratorSizes,
 )
 from app.tasks.image_codecs import image_grid
-from training.configs.generators import ConditionalGanConfig, GanConfig
-from training.loops.fit import Batches, averaged, fit
+from training.loops.fit import Batches, averaged, descend, fit
 from training.run import Run, permutation, set_learning_rate
 
 PREVIEWS = 10  # number of previews (grids of samples) that a run saves
@@ -49,15 +48,12 @@ def bfloat16_convolutions(enabled: bool) -> Iterator[None]:
         convolutions.fp32_precision = before
 
 
-def score(discriminator: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def score(discriminator: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Any]:
     """Return the logits [N] with which the discriminator rates images as real, and its class logits [N, classes].
 
     Without labels [N], the class logits are None.
     """
-    if labels is None:
-        return discriminator(images), None
-    real_logits, class_logits = discriminator(images, labels)
-    return real_logits, class_logits
+    return (discriminator(images), None) if labels is None else discriminator(images, labels)
 
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, labels: Tensor | None) -> Tensor:
@@ -70,45 +66,62 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, labels: Tensor | No
     return 0.5 * gradient.flatten(1).pow(2).sum(dim=1).mean()
 
 
-class GanTrainer:
-    """Trains a generator and a discriminator. The moving average of the generator's weights is published.
+class GanRecipe:
+    """The recipe of a generator and a discriminator; see ``training.loops.fit.Recipe``.
 
-    Generator and discriminator take labels if ``config`` is a ConditionalGanConfig.
+    The moving average of the generator's weights is published.
+
+    Args:
+        run: the run, whose folder gets the previews.
+        config: the hyperparameters.
+        images: uint8 [N, C, S, S].
+        labels: the labels [N] of the images, or None for the workshop's networks.
+        sizes: the sizes of a generator with labels, which has convolutions.
+        short: see ``averaged``.
     """
 
     def __init__(
         self,
-        config: GanConfig,
-        generator: nn.Module,
-        discriminator: nn.Module,
-        device: str,
-        beta2: float,
+        run: Run,
+        config: Any,
+        images: Tensor,
+        labels: Tensor | None,
+        sizes: ConditionalSizes | None = None,
         short: bool = False,
     ) -> None:
-        self.config, self.device = config, device
-        self.generator, self.discriminator = generator.to(device), discriminator.to(device)
+        self.config, self.images, self.labels, self.folder = config, images, labels, run.folder
+        self.device = run.options.device
+        self.batches = Batches(torch.arange(len(images)), config.batch, run.options.seed)
+        generator = ConditionalGenerator(sizes) if sizes else Generator(GeneratorSizes(config.latent))
+        discriminator = ConditionalDiscriminator(sizes.classes, sizes.channels) if sizes else Discriminator()
+        self.generator, self.discriminator = generator.to(self.device), discriminator.to(self.device)
         self.average: Any = averaged(self.generator, config.ema_decay, short)
-        betas = (config.beta1, beta2)
-        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
-        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
+        self.generator_optimizer, self.discriminator_optimizer = (
+            torch.optim.Adam(network.parameters(), betas=(config.beta1, 0.99 if sizes else 0.999), fused=True)
+            for network in (self.generator, self.discriminator)
+        )
 
-    def update(self, real: Tensor, labels: Tensor | None, step: int, rate: float) -> tuple[Tensor, Tensor]:
-        """Train both networks for one step; return the losses of the discriminator and the generator.
+    def update(self, step: int, done: float) -> dict[str, Tensor]:
+        """Train both networks for one step.
 
-        ``real`` is [N, C, S, S] from -1 to 1, ``labels`` is [N]. The generator makes images with the labels of the real
-        images, so real and fake images of the same classes are compared.
+        The generator makes images with the labels of the real images, so real and fake images of the same classes are
+        compared.
         """
+        config, batch = self.config, self.batches(step)
+        real = self.images[batch].to(torch.get_default_dtype()) / 127.5 - 1
+        labels = None if self.labels is None else self.labels[batch]
+        rate = config.learning_rate * min(1.0, (1 - done) / 0.3)  # falls to 0 over the last 30 %
         set_learning_rate(self.generator_optimizer, rate)
         set_learning_rate(self.discriminator_optimizer, rate)
-        latents = torch.randn(len(real), self.config.latent).to(self.device)
-        with bfloat16_convolutions(bool(self.config.bfloat16)):
+        latents = torch.randn(len(real), config.latent).to(self.device)
+        with bfloat16_convolutions(bool(config.bfloat16)):
             fake = self.generator(latents) if labels is None else self.generator(latents, labels)
-            d_loss = self.discriminator_step(real, fake.detach(), labels, step % self.config.r1_interval == 0)
-            g_loss = self.generator_step(fake, labels)
+            d_loss = self._train_discriminator(real, fake.detach(), labels, step % config.r1_interval == 0)
+            g_loss = self._train_generator(fake, labels)
         self.average.update_parameters(self.generator)
-        return d_loss, g_loss
+        return {"discriminator_loss": d_loss, "generator_loss": g_loss}
 
-    def discriminator_step(self, real: Tensor, fake: Tensor, labels: Tensor | None, penalize: bool) -> Tensor:
+    def _train_discriminator(self, real: Tensor, fake: Tensor, labels: Tensor | None, penalize: bool) -> Tensor:
         """Train the discriminator; return d_loss, the part of its loss that separates real from fake images.
 
         Real and fake images are [N, C, S, S] from -1 to 1, and have the same labels [N]. If ``penalize`` is true, the
@@ -120,26 +133,22 @@ class GanTrainer:
         real_logits, fake_logits = logits.chunk(2)
         d_loss = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()  # cross-entropy: real is 1, fake is 0
         loss = d_loss
-        if isinstance(config, ConditionalGanConfig) and class_logits is not None and labels is not None:
+        if labels is not None:
             loss = loss + config.real_class_loss_weight * F.cross_entropy(class_logits[: len(real)], labels)
         if config.r1_penalty and penalize:
             penalty = gradient_penalty(self.discriminator, real, labels)
             loss = loss + config.r1_penalty * config.r1_interval * penalty
-        self.discriminator_optimizer.zero_grad()
-        loss.backward()
-        self.discriminator_optimizer.step()
+        descend(self.discriminator_optimizer, loss)
         return d_loss
 
-    def generator_step(self, fake: Tensor, labels: Tensor | None) -> Tensor:
+    def _train_generator(self, fake: Tensor, labels: Tensor | None) -> Tensor:
         """Train the generator so that the discriminator classifies its images as real; return g_loss."""
         self.discriminator.requires_grad_(False)  # this step needs no gradients of the discriminator's weights
         logits, class_logits = score(self.discriminator, fake, labels)
         loss = g_loss = F.softplus(-logits).mean()
-        if isinstance(self.config, ConditionalGanConfig) and class_logits is not None and labels is not None:
+        if labels is not None:
             loss = g_loss + self.config.class_loss_weight * F.cross_entropy(class_logits, labels)
-        self.generator_optimizer.zero_grad()
-        loss.backward()
-        self.generator_optimizer.step()
+        descend(self.generator_optimizer, loss)
         self.discriminator.requires_grad_(True)
         return g_loss
 
@@ -150,44 +159,26 @@ class GanTrainer:
         ``recalibrate_batchnorm``.
         """
         network = self.average.module
-        if not isinstance(network, ConditionalGenerator) or not isinstance(self.config, ConditionalGanConfig):
+        if self.labels is None:
             return network
         return recalibrate_batchnorm(network, batches or self.config.recalibration_batches, labels)
 
-    def preview(self, labels: Tensor | None) -> np.ndarray:
-        """Return uint8 images that the averaged generator makes from fixed latents.
-
-        There are 64 images or, with labels, ten images for each class. ``labels`` are those of the training images.
-        """
-        network = self.averaged_generator(labels, PREVIEW_BATCHES)
-        conditional = isinstance(network, ConditionalGenerator)
-        rows = np.random.default_rng(0).standard_normal((10 if conditional else 64, self.config.latent))
-        latents = torch.from_numpy(rows).to(torch.get_default_dtype())
+    def validate(self, steps: int) -> dict[str, float]:
+        """Save a grid of samples from fixed latents: 64 images or, with labels, ten for each class. No metrics."""
+        network = self.averaged_generator(self.labels, PREVIEW_BATCHES)
+        classes = 0 if self.labels is None else network.sizes.classes
+        rows = np.random.default_rng(0).standard_normal((10 if classes else 64, self.config.latent))
+        latents = torch.from_numpy(rows).to(torch.get_default_dtype()).repeat(classes or 1, 1).to(self.device)
+        labels = [torch.arange(classes, device=self.device).repeat_interleave(10)] if classes else []
         with torch.inference_mode():
-            if conditional:
-                labels = torch.arange(network.sizes.classes, device=self.device).repeat_interleave(10)
-                pixels = network.pixels(latents.repeat(network.sizes.classes, 1).to(self.device), labels)
-            else:
-                pixels = network.pixels(latents.to(self.device))
-        images: np.ndarray = pixels.cpu().numpy()
-        return images
+            images = network.pixels(latents, *labels).cpu().numpy()
+        save_grid(self.folder / f"step-{steps:06}.png", images, 10 if classes else None)
+        return {}
 
-
-def workshop_trainer(config: GanConfig, device: str) -> GanTrainer:
-    """Return a trainer for the workshop's networks, which have linear layers and no labels."""
-    generator = Generator(GeneratorSizes(config.latent))
-    discriminator = Discriminator()
-    return GanTrainer(config, generator, discriminator, device, beta2=0.999)
-
-
-def conditional_trainer(
-    config: ConditionalGanConfig, device: str, sizes: ConditionalSizes | None = None, short: bool = False
-) -> GanTrainer:
-    """Return a trainer for convolutional networks with labels. ``short``: see ``averaged``."""
-    sizes = sizes or ConditionalSizes(config.latent)
-    generator = ConditionalGenerator(sizes)
-    discriminator = ConditionalDiscriminator(sizes.classes, sizes.channels)
-    return GanTrainer(config, generator, discriminator, device, beta2=0.99, short=short)
+    def state(self) -> dict[str, Any]:
+        """Return the objects that a resumed run restores, by name."""
+        names = ("generator", "discriminator", "average", "generator_optimizer", "discriminator_optimizer")
+        return {name: getattr(self, name) for name in names}
 
 
 def recalibrate_batchnorm(
@@ -215,47 +206,9 @@ def recalibrate_batchnorm(
     return network.eval()
 
 
-class GanRecipe:
-    """The recipe of a trainer and its images; see ``training.loops.fit.Recipe``.
-
-    ``images``: uint8 [N, C, S, S]. ``labels``: [N], or None. ``folder``: where previews are saved.
-    """
-
-    def __init__(self, trainer: GanTrainer, images: Tensor, labels: Tensor | None, seed: int, folder: Path) -> None:
-        self.trainer, self.images, self.labels, self.folder = trainer, images, labels, folder
-        self.batches = Batches(torch.arange(len(images)), trainer.config.batch, seed)
-
-    def update(self, step: int, done: float) -> dict[str, Tensor]:
-        """Train both networks for one step."""
-        batch = self.batches(step)
-        real = self.images[batch].to(torch.get_default_dtype()) / 127.5 - 1
-        rate = self.trainer.config.learning_rate * min(1.0, (1 - done) / 0.3)  # falls to 0 over the last 30 %
-        labels = None if self.labels is None else self.labels[batch]
-        d_loss, g_loss = self.trainer.update(real, labels, step, rate)
-        return {"discriminator_loss": d_loss, "generator_loss": g_loss}
-
-    def validate(self, steps: int) -> dict[str, float]:
-        """Save a grid of samples. There are no metrics."""
-        columns = None if self.labels is None else 10
-        save_grid(self.folder / f"step-{steps:06}.png", self.trainer.preview(self.labels), columns)
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores, by name."""
-        trainer = self.trainer
-        return {
-            "generator": trainer.generator,
-            "discriminator": trainer.discriminator,
-            "average": trainer.average,
-            "generator_optimizer": trainer.generator_optimizer,
-            "discriminator_optimizer": trainer.discriminator_optimizer,
-        }
-
-
-def train(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None) -> None:
-    """Train on uint8 images [N, C, S, S] and labels [N]. Log both losses and save a preview PREVIEWS times."""
-    recipe = GanRecipe(trainer, images, labels, run.options.seed, run.folder)
-    fit(run, recipe, run.budget(trainer.config.epochs * recipe.batches.per_epoch), PREVIEWS)
+def train(run: Run, recipe: GanRecipe) -> None:
+    """Train both networks. Log both losses and save a preview PREVIEWS times."""
+    fit(run, recipe, run.budget(recipe.config.epochs * recipe.batches.per_epoch), PREVIEWS)
 
 
 def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Path:

@@ -9,7 +9,7 @@ on the real images recognises the requested labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from app.networks.gan import ConditionalSizes
 from app.tasks.image_generation import ImageSampler
+from training import cards
 from training.configs.classifiers import SAMPLE_CLASSIFIER
 from training.configs.generators import ConditionalGanConfig
 from training.data import image_folders
@@ -29,7 +30,7 @@ from training.evaluation.calibration import accuracy_of
 from training.evaluation.generation import CLASSIFIER_WIDTHS, class_rows, label_classifier, nearest_distances
 from training.limits import limits
 from training.loops import gan
-from training.loops.gan import conditional_trainer, save_grid
+from training.loops.gan import save_grid
 from training.options import Options, Part
 from training.run import Run, metric
 
@@ -144,25 +145,17 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
     images, labels = (part.to(options.device) for part in real.train)
     config = replace(config, batch=min(config.batch, len(images)))
     sizes = ConditionalSizes(config.latent, len(dataset.classes), channels=images.shape[1], image=images.shape[-1])
-    trainer = conditional_trainer(config, options.device, sizes, short=True)
-    gan.train(run, trainer, images, labels)
-    publish(run, real, trainer.averaged_generator(labels))
+    recipe = gan.GanRecipe(run, config, images, labels, sizes, short=True)
+    gan.train(run, recipe)
+    publish(run, real, recipe.averaged_generator(labels))
 
 
 def publish(run: Run, real: Reference, network: Any) -> None:
     """Evaluate the generator with the serving code, write its card, and publish it."""
-    sizes, dataset = network.sizes, real.dataset
+    dataset = real.dataset
     card = {
-        "task": "sample",
+        **cards.generator("conditional-generator", network, dataset.classes),
         "title": f"Generates images of {', '.join(dataset.classes)}"[:200],
-        "kind": "conditional-generator",
-        "sizes": asdict(sizes),
-        "inputs": [
-            {"name": "latents", "dtype": "float64", "shape": [-1, sizes.latent]},
-            {"name": "classes", "dtype": "int64", "shape": [-1]},
-        ],
-        "outputs": [{"name": "images", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
-        "labels": dataset.classes,
         "data": dataset.data,
         "notes": (
             f"{dataset.describe_classes()}; trained on {len(real.train[1]):,} of these images. The generator's weights "
@@ -173,4 +166,4 @@ def publish(run: Run, real: Reference, network: Any) -> None:
     card = run.measure(card, lambda _: measure(sampler, real))
     pixels: np.ndarray = sampler.predict([class_rows(sampler)])[0]
     samples = save_grid(run.folder / "samples.png", pixels, 10)
-    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
+    run.finish(card, network, samples)

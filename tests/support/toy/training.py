@@ -76,4 +76,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     classifier = run.predictor(ImageClassifier, card, network)
     card = run.measure(card, lambda part: evaluate(classifier, VALIDATION if part == "validation" else TEST))
-    run.finish(card, network, {"curves.png": run.plot_curves()})
+    run.finish(card, network)

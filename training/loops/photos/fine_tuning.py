@@ -13,9 +13,8 @@ from app.networks.efficientnet import EfficientNetLite
 from app.tasks.precision import fast_bfloat16
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.image_dataset import ImageDataset
-from training.evaluation.calibration import accuracy_of
 from training.loops.classifier import ClassifierRecipe
-from training.loops.fit import Batches, fit
+from training.loops.fit import Batches, descend, fit
 from training.loops.photos.linear_head import loss_of
 from training.run import Budget, Run, cosine_schedule, set_learning_rate
 
@@ -38,17 +37,19 @@ def augmentation(side: int, flip: bool) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.stack([change(image) for image in images])
 
 
-class LastBlocksTrainer:
-    """Trains the last blocks and layers with AdamW and a cosine schedule. Earlier layers are not trained."""
+class LastBlocksRecipe(ClassifierRecipe):
+    """Trains the last blocks and layers with AdamW and a cosine schedule. Earlier layers are not trained.
 
-    def __init__(self, config: CnnFinetuneConfig, network: EfficientNetLite, device: str) -> None:
+    ``data``: the arguments of ``ClassifierRecipe`` after the optimizer.
+    """
+
+    def __init__(self, config: CnnFinetuneConfig, network: EfficientNetLite, device: str, *data: Any) -> None:
+        network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+        trained = nn.ModuleList([*list(network.blocks)[-TUNED_BLOCKS:], network.last, network.head])
+        weights = trained.requires_grad_(True).parameters()
+        super().__init__(network, torch.optim.AdamW(weights, weight_decay=config.weight_decay, fused=True), *data)
         self.config, self.device = config, torch.device(device)
         self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(self.device)
-        self.network = network.to(self.device, memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
-        self.trained = nn.ModuleList(
-            [*list(network.blocks)[-TUNED_BLOCKS:], network.last, network.head]
-        ).requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(self.trained.parameters(), weight_decay=config.weight_decay, fused=True)
         self.augment = augmentation(network.sizes.image, bool(config.flip))
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -64,22 +65,13 @@ class LastBlocksTrainer:
             maps = F.relu6(network.last(x))
         return F.linear(maps.float().mean(dim=(2, 3)), network.head.weight, network.head.bias)
 
-    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, done: float) -> Tensor:
-        """Train for one step; see ``ClassifierTrainer.update``."""
+    def train(self, batch: Tensor, step: int, done: float) -> Tensor:
+        """Train for one step on the images with the indices ``batch``; return their mean loss."""
         set_learning_rate(self.optimizer, self.config.finetune_learning_rate * cosine_schedule(done))
-        loss = loss_of(self.logits(self.augment(images[batch]).to(self.device)), labels[batch].to(self.device))
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        logits = self.logits(self.augment(self.images[batch]).to(self.device))
+        loss = loss_of(logits, self.labels[batch].to(self.device))
+        descend(self.optimizer, loss)
         return loss
-
-    def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Return the share of the images [N, C, S, S] that the network classifies correctly."""
-        return accuracy_of(self.network, images, labels)
-
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores."""
-        return {"network": self.network, "optimizer": self.optimizer}
 
 
 def tune(
@@ -91,8 +83,7 @@ def tune(
     budget: Budget,
 ) -> EfficientNetLite:
     """Train the last blocks of ``network`` on the images ``indices``; return the network."""
-    trainer = LastBlocksTrainer(config, network, run.options.device)
-    batches = Batches(indices, config.finetune_batch, run.options.seed)
-    recipe = ClassifierRecipe(trainer, dataset.images, dataset.labels, batches, indices[:0])
+    batches, device = Batches(indices, config.finetune_batch, run.options.seed), run.options.device
+    recipe = LastBlocksRecipe(config, network, device, dataset.images, dataset.labels, batches, indices[:0])
     fit(run, recipe, budget, config.finetune_epochs)
     return network.eval().requires_grad_(False)

@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.evaluation.calibration import fit_temperature
+from training.evaluation.calibration import limited_temperature
 
 # Factors of half the squared weights in the loss, from strong to weak.
 PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FOLDS = 5
 MAX_STEPS = 60  # steps of L-BFGS for each penalty; each fit starts from the weights of the next stronger penalty
 MIN_DEVIATION = 1e-3  # features are divided by their deviation, or by this number if a feature hardly varies
-# Limits of the fitted temperature. Without limits, it would be 0 if there are few images and all are classified
-# correctly.
-TEMPERATURE_RANGE = (0.4, 2.5)
 
 
 @dataclass(frozen=True)
@@ -116,10 +113,7 @@ def choose(
     losses = {penalty: float(loss_of(logits[index], targets)) for index, penalty in enumerate(PENALTIES)}
     best = min(losses, key=lambda penalty: losses[penalty])
     chosen = logits[PENALTIES.index(best)]
-    temperature = 1.0
-    if targets.ndim == 1:
-        low, high = TEMPERATURE_RANGE
-        temperature = min(max(fit_temperature(chosen, targets), low), high)
+    temperature = limited_temperature(chosen, targets)
     return ChosenPenalty(best, temperature, chosen / temperature, losses)
 
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from app.networks.efficientnet import EfficientNetLite, EfficientNetSizes
 from app.tasks.classification import ImageClassifier
 from app.tasks.precision import fast_bfloat16
-from training import lineage, refit
+from training import cards, lineage, refit
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset
 from training.data.image_files import subset
-from training.evaluation.calibration import fit_temperature, served_probabilities
+from training.evaluation.calibration import divide_logits, limited_temperature, served_probabilities
 from training.evaluation.image_classifier import best_thresholds, metrics_of, plot_predictions
 from training.limits import limits
 from training.loops.photos import linear_head, pretrained
@@ -67,13 +67,6 @@ class Result:
     logits: Tensor
     steps: int = 0
     temperature: float = 1.0
-
-    def best_temperature(self, targets: Tensor) -> float:
-        """Return the temperature that fits the labels [len(indices)] best; 1 if images may have several labels."""
-        if targets.ndim > 1:
-            return 1.0
-        low, high = linear_head.TEMPERATURE_RANGE
-        return min(max(fit_temperature(self.logits, targets), low), high)
 
 
 def read_base(options: Options, dataset: ImageDataset) -> Base:
@@ -119,7 +112,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
             run.begin_refit()
             network = divide_logits(tune(run, config, network, dataset, every, Budget(steps)), result.temperature)
         card = refit.describe(card, steps, "all" if result.steps else "last")
-    run.finish(card, network, pictures)
+    run.finish(card, network, *pictures)
 
 
 def fine_tune(
@@ -138,12 +131,16 @@ def fine_tune(
     network = tune(run, config, copy.deepcopy(start), dataset, train_indices, budget)
     after = Result(network, head_only.choice, validation, logits_of(network, dataset, validation), run.step)
     targets = dataset.labels[validation]
-    losses = [float(loss_of(result.logits / result.best_temperature(targets), targets)) for result in (before, after)]
+    temperatures = [limited_temperature(result.logits, targets) for result in (before, after)]
+    losses = [
+        float(loss_of(result.logits / temperature, targets))
+        for result, temperature in zip((before, after), temperatures, strict=True)
+    ]
     print(f"validation loss: {losses[0]:.4f} with a new last layer, {losses[1]:.4f} after fine-tuning")
     if losses[1] >= losses[0]:
         print("fine-tuning did not help, so the network with a new last layer is used")
         return head_only
-    temperature = after.best_temperature(targets)
+    temperature = temperatures[1]
     return replace(
         after, network=divide_logits(network, temperature), logits=after.logits / temperature, temperature=temperature
     )
@@ -155,14 +152,6 @@ def logits_of(network: EfficientNetLite, dataset: ImageDataset, indices: Tensor)
     with torch.inference_mode():
         parts = [network(dataset.images[part].to(device)).cpu() for part in indices.split(BATCH)]
     return torch.cat(parts).clone()
-
-
-def divide_logits(network: EfficientNetLite, temperature: float) -> EfficientNetLite:
-    """Divide the logits of the network by the temperature; return the network."""
-    with torch.no_grad():
-        network.head.weight.div_(temperature)
-        network.head.bias.div_(temperature)
-    return network
 
 
 def compute_features(
@@ -207,13 +196,13 @@ def new_head(
     return network.eval().requires_grad_(False)
 
 
-def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tuple[dict[str, Any], dict[str, Path]]:
+def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tuple[dict[str, Any], list[Path]]:
     """Evaluate the network with the serving code; return the card and the pictures.
 
     With --no-publish, the test part is not read. The metrics are then those of the predictions on the validation images
     or in cross-validation.
     """
-    (train_indices, validation, test), sizes = dataset.split(), result.network.sizes
+    train_indices, validation, test = dataset.split()
     penalty = f"{linear_head.FOLDS}-fold cross-validation of the penalty ({result.choice.penalty:g})"
     if result.steps:
         start = f"The last {TUNED_BLOCKS} blocks of {base.name} and a new last layer are fine-tuned"
@@ -222,13 +211,8 @@ def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tup
         start = f"The last layer is fitted to the features of {base.name}"
         use = f"{len(train_indices) + len(validation):,} for training with {penalty} and the temperature"
     card: dict[str, Any] = {
-        "task": "classify",
+        **cards.classifier(KIND, result.network, dataset.classes),
         "title": f"Classifies images into {len(dataset.classes)} classes: {', '.join(dataset.classes)}"[:200],
-        "kind": KIND,
-        "sizes": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(sizes).items()},
-        "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
-        "outputs": [{"name": "probabilities", "dtype": "float64", "shape": [-1, sizes.classes]}],
-        "labels": dataset.classes,
         "data": dataset.data,
         "ancestors": base.ancestors,
         "licence": base.licence,
@@ -248,5 +232,4 @@ def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tup
         indices, folds = result.indices, dataset.folds(result.indices, linear_head.FOLDS)
         probability = result.logits.sigmoid() if dataset.multi_label else result.logits.softmax(dim=1)
     card = run.measure(card, lambda part: metrics_of(probability, classifier, dataset, indices, part, folds))
-    curves = {"curves.png": run.plot_curves()} if result.steps else {}
-    return card, {**curves, **plot_predictions(run.folder, dataset, indices, probability)}
+    return card, plot_predictions(run.folder, dataset, indices, probability)

@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast
-from training import lineage
+from training import cards, lineage
 from training.configs.series import ForecasterFinetuneConfig
 from training.data.datasets import DataError
 from training.evaluation import backtest, leaderboard, report
 from training.evaluation.backtest import HeldOut, Method, Origins
 from training.evaluation.classical import NAIVE
-from training.evaluation.forecaster import Example, draw_samples, forecast_series, interface
+from training.evaluation.forecaster import Example, draw_samples, forecast_series
 from training.evaluation.leaderboard import Leaderboard
 from training.loops.series.own_series import MIN_IMPROVEMENT, OwnSeries, label, print_table, read, with_traits
 from training.options import Options
@@ -81,7 +80,7 @@ def verdict(board: Leaderboard) -> tuple[bool, str]:
     return True, f"Fine-tuning helped {facts}"
 
 
-def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, Any]:
+def card_of(own: OwnSeries, network: Any, verdict: str) -> dict[str, Any]:
     """Return the card without its metrics."""
     table, base, count = own.table, own.base.card, len(own.splits)
     names = ", ".join(split.series.name for split in own.splits[:5]) + (", ..." if count > 5 else "")
@@ -93,7 +92,7 @@ def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, A
         for part, (share, most) in backtest.SHARES.items()
     )
     return {
-        **interface(sizes),
+        **cards.forecaster(network),
         "title": f"Forecasts of {names}, one value per {table.frequency}"[:200],
         "series": own.traits.model_dump(),
         "data": own.data,
@@ -113,14 +112,14 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
     Return the card, a sentence that states whether fine-tuning helped, whether to publish the network, and the
     leaderboard of the last measured part. The network is published if fine-tuning helped, or with --force.
     """
-    forecaster = run.predictor(GlobalForecaster, card_of(own, network.sizes, "Not measured yet"), network)
+    forecaster = run.predictor(GlobalForecaster, card_of(own, network, "Not measured yet"), network)
     board = compare(forecaster, own, "decision")
     helped, reason = verdict(board)
     publishes = helped or run.options.data_options["force"]
     tests = run.options.part == "test" and (publishes or run.options.data_options["backtest"])
     if tests:
         board = compare(forecaster, own, "test")
-    card = run.measure(card_of(own, network.sizes, reason), lambda _: board.card_metrics(), tests)
+    card = run.measure(card_of(own, network, reason), lambda _: board.card_metrics(), tests)
     draw_samples(run.folder / "samples.png", examples(forecaster, own, board.part))
     if run.options.data_options["backtest"]:
         report.write(run.folder, board, run.command)

@@ -24,7 +24,7 @@ from training.data.tables import Series, to_json_lines
 from training.evaluation import backtest
 from training.evaluation.leaderboard import Leaderboard
 from training.loops.fit import fit
-from training.loops.forecaster import ForecasterRecipe
+from training.loops.forecaster import FinetuneRecipe
 from training.loops.series.evaluation import evaluate
 from training.loops.series.own_series import OwnSeries, label, print_table, read, traits_of_all_rows, with_traits
 from training.loops.series.validation import Validation
@@ -100,7 +100,7 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tupl
         GlobalForecaster(with_traits(own.base, own.traits), torch.device(options.device)),
         backtest.origins(own.splits, season, own.horizon, "validation").subset(MAX_VALIDATION_FORECASTS),
     )
-    recipe = ForecasterRecipe(network, window_sampler(own, network.sizes, ends), config, options, validation)
+    recipe = FinetuneRecipe(network, window_sampler(own, network.sizes, ends), config, options, validation)
     steps_per_epoch = min(max(sum(ends) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
     fit(run, recipe, run.budget(config.epochs * steps_per_epoch, refit.is_planned(options)), config.epochs)
     recipe.average.module.load_state_dict(recipe.best.weights)
@@ -111,7 +111,7 @@ def finetune_on_all(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries, 
     """Fine-tune the base network on all rows; return the averaged network."""
     network: Any = own.base.network()
     sampler = window_sampler(own, network.sizes, [len(split.series.values) for split in own.splits])
-    recipe = ForecasterRecipe(network, sampler, config, run.options)
+    recipe = FinetuneRecipe(network, sampler, config, run.options)
     run.begin_refit()
     fit(run, recipe, budget, config.epochs)
     return recipe.average.module
@@ -120,7 +120,6 @@ def finetune_on_all(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries, 
 def finish(run: Run, card: dict[str, Any], network: Any, publishes: bool) -> None:
     """Write the card and, if ``publishes``, publish the network with its pictures."""
     drawn = [run.folder / name for name in ("samples.png", "backtest.png") if (run.folder / name).exists()]
-    pictures = {"curves.png": run.plot_curves()} | {path.name: path for path in drawn}
-    run.finish(card, network, pictures, publish=publishes)
+    run.finish(card, network, *drawn, publish=publishes)
     if (run.folder / "backtest.html").exists():
         print(f"wrote {run.folder / 'backtest.html'}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.evaluation.calibration import fit_temperature
+from training.evaluation.calibration import divide_logits, fit_temperature
 from training.evaluation.language_model import window_logits, windows
 
 MAX_LOGITS = 2**24  # largest number of logits that are used, so that they take at most 128 MiB in float64
@@ -30,10 +30,3 @@ def calibrate(network: Any, parts: Sequence[Tensor], window: int) -> float:
     temperature = fit_temperature(logits, held_out[:, 1:].flatten())
     divide_logits(network, temperature)
     return temperature
-
-
-@torch.no_grad()
-def divide_logits(network: Any, temperature: float) -> None:
-    """Divide the weights of the last layer, and so the logits, by ``temperature``."""
-    network.head.weight /= temperature
-    network.head.bias /= temperature

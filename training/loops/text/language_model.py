@@ -21,10 +21,10 @@ from training.configs.text import RnnConfig
 from training.data.texts import WINDOW, TrainingText
 from training.evaluation.language_model import window_losses
 from training.loops.best_weights import BestWeights
-from training.loops.fit import averaged, fit
+from training.loops.fit import AveragedRecipe, fit
 from training.loops.text.distillation import Teachers
 from training.options import Options
-from training.run import Budget, Run, cosine_schedule, derive_seed, set_learning_rate
+from training.run import Budget, Run, derive_seed
 
 BETAS = {"character-rnn": (0.9, 0.999), "gated-rnn": (0.9, 0.99)}  # betas of AdamW
 
@@ -95,10 +95,10 @@ class States(dict[str, Tensor]):
         self.update({name: tensor.to(self[name].device) for name, tensor in state.items()})
 
 
-class TextRecipe:
+class TextRecipe(AveragedRecipe):
     """The recipe of the text networks; see ``training.loops.fit.Recipe``.
 
-    It trains with AdamW and truncated backpropagation through time. ``average`` is the moving average of the weights.
+    It trains with truncated backpropagation through time.
 
     Args:
         network: the network.
@@ -121,12 +121,11 @@ class TextRecipe:
         keep_best: bool = False,
         teachers: Teachers | None = None,
     ) -> None:
-        self.config, self.seed, self.text, self.teachers = config, options.seed, text, teachers
+        network, groups = network.to(options.device), parameter_groups(network, config)
+        super().__init__(network, config, BETAS[config.kind], groups, short=options.preset == "own")
+        self.average.eval()
+        self.seed, self.text, self.teachers = options.seed, text, teachers
         self.validation, self.window, self.device = validation, window, torch.device(options.device)
-        self.network = network.to(self.device)
-        self.average: Any = averaged(self.network, config.ema_decay, short=options.preset == "own").eval()
-        groups = parameter_groups(self.network, config)
-        self.optimizer = torch.optim.AdamW(groups, betas=BETAS[config.kind], fused=True)
         self.dropout = dropout_of(self.network, config.dropout)
         self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(self.device)
         self.best = BestWeights(self.average.module) if keep_best and validation else None
@@ -138,8 +137,7 @@ class TextRecipe:
     def state(self) -> dict[str, Any]:
         """Return the objects that a resumed run restores, by name."""
         best = {"best": self.best} if self.best else {}
-        tracked = {"network": self.network, "average": self.average, "optimizer": self.optimizer}
-        return {**tracked, "states": self.states, **best}
+        return {**super().state(), "states": self.states, **best}
 
     def update(self, step: int, done: float) -> dict[str, Tensor]:
         """Train for one step; return the loss."""
@@ -151,13 +149,8 @@ class TextRecipe:
             self.states[name][reset.to(state.device)] = 0
         unknown = torch.rand(config.batch, config.bptt) < config.unknown_share
         inputs = characters[:, :-1].masked_fill(unknown.to(self.device), self.network.sizes.vocabulary - 1)
-        set_learning_rate(self.optimizer, config.learning_rate * cosine_schedule(done))
         loss = self._loss(characters, inputs)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
-        self.optimizer.step()
-        self.average.update_parameters(self.network)
+        self.descend(loss, done)
         return {"loss": loss}
 
     def _loss(self, characters: Tensor, inputs: Tensor) -> Tensor:
