@@ -26,8 +26,8 @@ from training.data import datasets
 from training.evaluation import forecast_metrics
 from training.evaluation.backtest import Method, Origins
 from training.evaluation.classical import CLASSICAL
-from training.evaluation.forecaster import forecast_series
-from training.evaluation.leaderboard import INTERVAL, change
+from training.evaluation.forecaster import served
+from training.evaluation.leaderboard import INTERVAL, change, errors
 from training.options import STORE, STORE_HELP
 
 PERIODS = {"YEARLY": 1, "QUARTERLY": 4, "MONTHLY": 12}  # frequencies of the M1 competition, and their seasons
@@ -93,36 +93,18 @@ def origins_of(series: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], season
 
 def row(name: str, origins: Origins, method: Method, forecasts: list[QuantileForecast], own: np.ndarray) -> str:
     """Return the row of the table for one method. ``own`` [N] has the MASE of the first network's forecasts."""
-    actual, scale = origins.actual, origins.mase_scale
-    mase = errors_of(origins, forecasts)
-    quantiles = forecast_metrics.quantiles_of(forecasts)
-    bounds = {
-        level: [np.stack(side) for side in zip(*(each.interval(level) for each in forecasts), strict=True)]
-        for level in (80, 95)
-    }
+    actual, measured = origins.actual, errors(origins, forecasts)
+    quantiles, bounds = forecast_metrics.quantiles_of(forecasts), forecast_metrics.bounds_of(forecasts, 95)
     cells = [
-        f"{mase.mean():.3f}",
-        str(change(mase, own)) if mase is not own else "",
+        f"{measured.mase:.3f}",
+        "" if np.array_equal(measured.scaled, own) else str(change(measured.scaled, own)),
         f"{forecast_metrics.wql(actual, list(np.moveaxis(quantiles, 2, 0))):.4f}",
-        f"{forecast_metrics.msis(actual, bounds[95][0], bounds[95][1], scale):.1f}",
-        *(f"{forecast_metrics.coverage(actual, *bounds[level]):.3f}" for level in bounds),
+        f"{forecast_metrics.msis(actual, *bounds, origins.mase_scale):.1f}",
+        f"{measured.coverage_80:.3f}",
+        f"{measured.coverage_95:.3f}",
     ]
     set_name = f"{name}, {len(origins.past)} forecasts of {origins.horizon} steps, {origins.series_count} series"
     return f"| {set_name} | {method.name} | {' | '.join(cells)} |"
-
-
-def errors_of(origins: Origins, forecasts: Sequence[QuantileForecast]) -> np.ndarray:
-    """Return the MASE [N] of forecasts."""
-    return forecast_metrics.mase(origins.actual, np.stack([each.median for each in forecasts]), origins.mase_scale)
-
-
-def served(name: str, forecaster: GlobalForecaster, detect: bool) -> Method:
-    """Return a method that forecasts as the service does. If ``detect`` is true, the forecaster detects the season."""
-
-    def forecast(origins: Origins) -> list[QuantileForecast]:
-        return forecast_series(forecaster, origins.past, None if detect else origins.season, origins.horizon)
-
-    return Method(name, "", "", forecast)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -145,15 +127,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (StoreError, ValueError) as error:
             parser.error(f"--model {model}: {error}")
         forecaster = GlobalForecaster(version, torch.device("cpu"))
-        methods += [served(version.label, forecaster, False)]
-        methods += [served(f"{version.label}, season detected", forecaster, True)]
+        methods += [served(version.label, forecaster, "")]
+        methods += [served(f"{version.label}, season detected", forecaster, "", detect=True)]
     head = f"MASE | difference, {INTERVAL} % interval | WQL | MSIS | coverage of 80 % | coverage of 95 %"
     print(f"| series | forecaster | {head} |\n|---|---|--:|--:|--:|--:|--:|--:|")
     for name, origins in evaluation_sets():
         own: np.ndarray | None = None
         for method in [*methods, *CLASSICAL]:
             forecasts = method.forecast(origins)
-            own = errors_of(origins, forecasts) if own is None else own
+            own = errors(origins, forecasts).scaled if own is None else own
             print(row(name, origins, method, forecasts, own), flush=True)
 
 

@@ -24,6 +24,17 @@ def quantiles_of(forecasts: Sequence[QuantileForecast]) -> np.ndarray:
     return np.stack([like_series(each.quantiles, each.non_negative) for each in forecasts])[..., 1:-1]
 
 
+def bounds_of(forecasts: Sequence[QuantileForecast], level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and the upper bounds [N, horizon] of the intervals of forecasts. ``level`` is in per cent."""
+    lower, upper = zip(*(each.interval(level) for each in forecasts), strict=True)
+    return np.stack(lower), np.stack(upper)
+
+
+def medians_of(forecasts: Sequence[QuantileForecast]) -> np.ndarray:
+    """Return the medians [N, horizon] of forecasts."""
+    return np.stack([each.median for each in forecasts])
+
+
 def mase_scale(past: np.ndarray, season: int) -> float:
     """Return the mean absolute difference between values of ``past`` [T] that are one season apart.
 

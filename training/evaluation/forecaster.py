@@ -12,6 +12,7 @@ import numpy as np
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from training.data import datasets
 from training.evaluation import forecast_metrics
+from training.evaluation.backtest import Method, Origins
 from training.run import metric, save_figure
 
 PREFIXES = {"m4_hourly": "hourly", "m4_weekly": "weekly"}  # data set -> prefix of its metrics on the card
@@ -48,20 +49,29 @@ def forecast_series(
     return [forecast for at in range(0, len(items), 64) for forecast in forecaster.predict(items[at : at + 64])]
 
 
+def served(name: str, forecaster: GlobalForecaster, explanation: str, prefix: str = "", detect: bool = False) -> Method:
+    """Return a method that forecasts as the service does. If ``detect`` is true, the forecaster detects the season."""
+
+    def forecast(origins: Origins) -> list[QuantileForecast]:
+        season = None if detect else origins.season
+        return forecast_series(forecaster, origins.past, season, origins.horizon, origins.covariates or None)
+
+    return Method(name, prefix, explanation, forecast)
+
+
 def metrics(
     data_set: str, past: list[np.ndarray], actual: np.ndarray, season: int, forecasts: list[QuantileForecast]
 ) -> dict[str, float]:
     """Return the metrics of forecasts of N series. ``actual`` [N, horizon]: the actual values."""
     scale = np.array([forecast_metrics.mase_scale(values, season) for values in past])
-    medians = np.stack([forecast.median for forecast in forecasts])
-    lower, upper = (np.stack(side) for side in zip(*(forecast.interval(95) for forecast in forecasts), strict=True))
-    quantiles = forecast_metrics.quantiles_of(forecasts)
+    medians, quantiles = forecast_metrics.medians_of(forecasts), forecast_metrics.quantiles_of(forecasts)
+    bounds = forecast_metrics.bounds_of(forecasts, 95)
     result = {
         "smape": forecast_metrics.smape(actual, medians),
         "mase": float(forecast_metrics.mase(actual, medians, scale).mean()),
         "wql": forecast_metrics.wql(actual, list(np.moveaxis(quantiles, 2, 0))),
-        "msis": forecast_metrics.msis(actual, lower, upper, scale),
-        "coverage_95": forecast_metrics.coverage(actual, lower, upper),
+        "msis": forecast_metrics.msis(actual, *bounds, scale),
+        "coverage_95": forecast_metrics.coverage(actual, *bounds),
     }
     if data_set in forecast_metrics.NAIVE2:
         result["owa"] = forecast_metrics.owa(data_set, result["smape"], result["mase"])

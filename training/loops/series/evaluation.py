@@ -13,27 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.tasks.forecasting import GlobalForecaster, QuantileForecast
+from app.tasks.forecasting import GlobalForecaster
 from training import cards, lineage
 from training.configs.series import ForecasterFinetuneConfig
 from training.data.datasets import DataError
 from training.evaluation import backtest, leaderboard, report
-from training.evaluation.backtest import HeldOut, Method, Origins
+from training.evaluation.backtest import HeldOut
 from training.evaluation.classical import NAIVE
-from training.evaluation.forecaster import Example, draw_samples, forecast_series
+from training.evaluation.forecaster import Example, draw_samples, forecast_series, served
 from training.evaluation.leaderboard import Leaderboard
 from training.loops.series.own_series import MIN_IMPROVEMENT, OwnSeries, label, print_table, read, with_traits
 from training.options import Options
 from training.run import Run
-
-
-def method(name: str, forecaster: GlobalForecaster, explanation: str, prefix: str = "") -> Method:
-    """Return a method that forecasts with the forecaster, for a leaderboard."""
-
-    def forecast(origins: Origins) -> list[QuantileForecast]:
-        return forecast_series(forecaster, origins.past, origins.season, origins.horizon, origins.covariates)
-
-    return Method(name, prefix, explanation, forecast)
 
 
 def compare(forecaster: GlobalForecaster, own: OwnSeries, part: HeldOut) -> Leaderboard:
@@ -47,10 +38,10 @@ def compare(forecaster: GlobalForecaster, own: OwnSeries, part: HeldOut) -> Lead
         known = with_traits(own.base, own.traits), "the same, with the effects of the known covariates"
         versions.append((f"{base} with known covariates", *known, "untuned_known_"))
     networks = [
-        method(name, GlobalForecaster(version, forecaster.device), explanation, prefix)
+        served(name, GlobalForecaster(version, forecaster.device), explanation, prefix)
         for name, version, explanation, prefix in versions
     ]
-    networks.append(method(f"{forecaster.card.name}, tuned", forecaster, f"{base}, fine-tuned on the training part"))
+    networks.append(served(f"{forecaster.card.name}, tuned", forecaster, f"{base}, fine-tuned on the training part"))
     return leaderboard.compare(own.table, own.splits, own.horizon, part, networks)
 
 
@@ -145,7 +136,7 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> Lead
     folder.mkdir(parents=True)
     command = shlex.join(["python", "-m", options.script, *sys.argv[1:]])
     forecaster = GlobalForecaster(own.base, torch.device(options.device))
-    networks = [method(version, forecaster, "the published network")]
+    networks = [served(version, forecaster, "the published network")]
     board = leaderboard.compare(own.table, own.splits, own.horizon, "test", networks)
     report.write(folder, board, command)
     print(board.text())
