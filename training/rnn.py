@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from app.networks import build
 from app.store import UNKNOWN_CHARACTER
 from app.store.version import Version
@@ -94,12 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders = options.data_options["teachers"]
     teachers = Teachers(folders, vocabulary, options.device, data) if folders else None
     run = Run(options, config, argv, text.sha256 if is_own else None)
-    characters = texts.encode(text.train, vocabulary)
-    held_out = config.validation, config.validation_parts
-    if is_own:
-        kept, validation, window = texts.hold_out_windows(characters, *held_out)
-    else:
-        (kept, validation), window = texts.hold_out(characters, *held_out), texts.WINDOW
+    kept, validation, window = hold_out(config, texts.encode(text.train, vocabulary), is_own)
     training = training_text(kept, vocabulary, config.renamed_share, options.seed)
     validation = [part.to(options.device) for part in validation]
     if is_own:
@@ -131,12 +128,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         recipe = TextRecipe(initial, config, options, whole, teachers=teachers)
         run.begin_refit()
         fit(run, recipe, budget, config.epochs)
-        network = recipe.average.module
-        divide_logits(network, temperature or 1.0)
-        card = refit.describe(card, budget.steps)
+        network, card = divide_logits(recipe.average.module, temperature or 1.0), refit.describe(card, budget.steps)
     prompts = texts.prompts(text.test if options.part == "test" else text.train) if is_own else PROMPTS
     generator = run.predictor(TextGenerator, card, network)
     run.finish(card, network, draw_samples(run.folder / "samples.png", generator, prompts))
+
+
+def hold_out(config: RnnConfig, characters: Tensor, is_own: bool) -> tuple[Tensor, list[Tensor], int]:
+    """Return the training part of characters [N], the validation parts, and the length of an evaluation window."""
+    share, parts = config.validation, config.validation_parts
+    if is_own:
+        return texts.hold_out_windows(characters, share, parts)
+    return *texts.hold_out(characters, share, parts), texts.WINDOW
 
 
 def read_own(options: Options) -> tuple[datasets.Text, str, dict[str, str]]:

@@ -41,19 +41,24 @@ def write(folder: Path, board: Leaderboard, command: str) -> None:
     save_figure(picture(board, PICTURE_SERIES), folder / "backtest.png", dpi=100)
 
 
-def _page(board: Leaderboard, command: str) -> str:
-    table, origins, count, numbers = board.table, board.origins, len(board.splits), _with_windows(board)
-    windows = (
-        f"{len(origins.past):,} windows of {origins.horizon} steps (one per {table.frequency}), one horizon apart, "
-        f"from {count:,} series. The windows are at the end of each series. They were not used to train the networks. "
-        "The season was determined from all values, unless --season is given."
+def _description(board: Leaderboard) -> str:
+    """Describe the windows."""
+    origins, count = board.origins, len(board.splits)
+    text = (
+        f"{len(origins.past):,} windows of {origins.horizon} steps (one per {board.table.frequency}), one horizon "
+        f"apart, from {count:,} series. The windows are at the end of each series. They were not used to train the "
+        "networks. The season was determined from all values, unless --season is given."
     )
     if count < board.series:
-        windows += (
+        text += (
             f" The {count:,} series were chosen evenly from all {board.series:,} series, to limit the number of "
             f"windows to {MAX_WINDOWS}."
         )
-    image = io.StringIO()
+    return text
+
+
+def _page(board: Leaderboard, command: str) -> str:
+    table, numbers, image = board.table, _with_windows(board), io.StringIO()
     save_figure(picture(board, PAGE_SERIES), image, format="svg", metadata={"Date": None})
     title = f"Backtest of {table.name}"
     return "\n".join(
@@ -76,7 +81,7 @@ def _page(board: Leaderboard, command: str) -> str:
             f"<p>{escape(summary(table))}.</p>",
             _list(table.remarks),
             "<h2>Windows</h2>",
-            f"<p>{escape(windows)}</p>",
+            f"<p>{escape(_description(board))}</p>",
             _table([_windows(board, number) for number in numbers[:MAX_LINES]]),
             f"<p>... and {len(numbers) - MAX_LINES:,} more series</p>" if len(numbers) > MAX_LINES else "",
             "<h2>Methods</h2>",
