@@ -52,6 +52,7 @@ class Options:
     publish: bool
     runs: Path
     store: Path
+    activate: bool | None = None
     minutes: float | None = None
     data_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -223,6 +224,8 @@ def _add_common_options(parser: Parser, presets: list[str]) -> None:
     add("--resume", action="store_true", help="resume the last unfinished run of this model")
     help_text = "do not publish; measure on the validation data, and do not read the test data"
     add("--no-publish", dest="publish", action="store_false", help=help_text)
+    help_text = "activate the new version in any case, or in no case (default: unless it is worse than the active one)"
+    add("--activate", action=argparse.BooleanOptionalAction, help=help_text)
     add("--seed", metavar="N", type=parsed(Annotated[int, Field(ge=0, lt=2**63)]), default=0, help="random seed")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="cpu, cuda or cuda:N")

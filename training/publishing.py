@@ -8,15 +8,16 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import nn
+from torch import Tensor
 
 from app import store
-from app.store import Store
+from app.store import Store, catalogue
 from app.store.version import Version, weights_digest
 
 # Fields of a card that, with the weights, determine all answers. Fine-tuning may keep the weights, while the
@@ -24,24 +25,35 @@ from app.store.version import Version, weights_digest
 FIELDS_OF_SAME_VERSION = ("task", "kind", "sizes", "labels", "thresholds", "vocabulary", "residuals", "series")
 
 
-def publish_once(models: Path, card: dict[str, Any], network: nn.Module, pictures: dict[str, Path]) -> None:
-    """Publish the network unless the same version exists; print whether the version is active.
+def publish_once(
+    models: Path, card: dict[str, Any], tensors: Mapping[str, Tensor], pictures: Sequence[Path], activate: bool | None
+) -> None:
+    """Publish the network unless the same version exists; print what it replaces, and the command that undoes this.
 
     So a run that was killed after publishing and is then resumed does not publish a second time.
+
+    Args:
+        models: the store.
+        card: the card, without the version and the digest.
+        tensors: the weights.
+        pictures: the pictures of the training.
+        activate: whether to activate the version. None: activate it unless it is worse than the active version; see
+            ``catalogue.is_worse``. A version that the user has activated stays active.
     """
-    name = str(card["name"])
-    content = {**card, "version": 1, "weights_sha256": weights_digest(network.state_dict())}
-    number = find_version(models, store.parse_card(store.card_text(content), f"the card of {name!r}"))
+    name, published = str(card["name"]), Store(models, Version.network)
+    content = {**card, "version": 1, "weights_sha256": weights_digest(tensors)}
+    parsed = store.parse_card(store.card_text(content), f"the card of {name!r}")
+    number, verb = find_version(models, parsed), "already published:"
     if number is None:
-        version = Store(models).publish(card, network.state_dict(), pictures)
-        number = version.card.version
-        print(f"published {version.folder}")
-    else:
-        print(f"{name}@{number} already has these weights")
-    active = Store(models, Version.network).roles(name).active
-    if active != number:
-        command = runnable(f"python -m app.models activate {name} {number}", models)
-        print(f"{name}@{number} is not active; {name}@{active} is. To activate the new version: {command}")
+        active, verb = published.roles(name).active if published.numbers(name) else None, "published"
+        worse = active is not None and catalogue.is_worse(parsed, published.card(name, active))
+        activates = not worse if activate is None else activate
+        number = published.publish(card, tensors, {path.name: path for path in pictures}, activates).card.version
+        if worse:
+            print(f"{name}@{number} is worse than {name}@{active} by more than its uncertainty")
+    if activate and published.roles(name).active != number:
+        published.activate(name, number)
+    print(f"{verb} {catalogue.publication(published, name, number)}")
 
 
 def read_run(folder: Path, option: str) -> tuple[store.Card, Any, dict[str, Any]]:

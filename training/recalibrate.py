@@ -119,9 +119,8 @@ def publish(version: Version, models: Path, runs: Path, command: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         predictions = torch.tensor(classifier.predict(list(shown)))
         samples = plot_samples(Path(folder) / "samples.png", shown, version.card.labels or [], predictions, labels)
-        pictures = {"curves.png": version.folder / "curves.png", "samples.png": samples}
-        published = Store(models).publish(fields, version.tensors, pictures)
-    print(f"published {published.folder}")
+        pictures = [version.folder / "curves.png", samples]
+        publishing.publish_once(models, fields, version.tensors, pictures, activate=None)
 
 
 if __name__ == "__main__":

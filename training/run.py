@@ -364,7 +364,8 @@ class Run:
             print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}{interval}{first}")
         print(speed.describe(card["speed"], card["task"]))
         if publish and self.options.publish:
-            publish_once(self.options.store, card, network, {path.name: path for path in (*curves, *pictures)})
+            options = self.options
+            publish_once(options.store, card, network.state_dict(), [*curves, *pictures], options.activate)
         (self.folder / "finished").touch()
         self.lock.close()
 

@@ -24,7 +24,7 @@ from app.settings import Settings
 from app.store import Store
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import SCORES, GlobalForecaster
-from training import lstm, publishing
+from training import lstm
 from training.data.datasets import DataError
 from training.data.tables import ReadOptions, read_table, without_gaps
 from training.evaluation import backtest, generation, leaderboard
@@ -506,10 +506,12 @@ def test_a_version_published_under_another_active_one_is_reported_as_waiting(
     Store(models).activate("sales", 1)
     train("--force", "--seed", "1")
     output = capsys.readouterr().out
-    command = publishing.runnable("python -m app.models activate sales 2")
-    assert f"sales@2 is not active; sales@1 is. To activate the new version: {command}\n" in output
+    clause = "sales@2, which is not active; sales@1 is (mase "
+    assert f"published {clause}" in output
+    command = "\nto activate it: quartet models activate sales 2"
+    assert f"{command}\n" in output
     train("--force", "--seed", "1", "--store", str(models))
     output = capsys.readouterr().out
-    assert "sales@2 already has these weights" in output
+    assert f"already published: {clause}" in output
     assert f"{command} --store {models}\n" in output
     assert Store(models).find("sales") == [1, 2]
