@@ -29,9 +29,14 @@ from training.configs.text import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
 from training.data.speakers import training_text
 from training.evaluation.calibration import divide_logits
-from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples, measure, measure_held_out
+from training.evaluation.language_model import (
+    MAX_TEST_CHARACTERS,
+    calibrate,
+    draw_samples,
+    measure,
+    measure_held_out,
+)
 from training.loops.fit import fit
-from training.loops.text.calibration import calibrate
 from training.loops.text.distillation import Teachers
 from training.loops.text.language_model import TextRecipe, new_network, train, transfer_weights
 from training.options import Options, Part, base_version, parse_options

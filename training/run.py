@@ -31,9 +31,8 @@ from tqdm import tqdm
 from app import store
 from app.store.version import Version, encode_weights
 from app.tasks import TASKS
-from training import evaluation_log
-from training.checkpoints import checkpoint
-from training.checkpoints.run_folder import log_lines, open_folder
+from training import checkpoints, evaluation_log
+from training.checkpoints import log_lines, open_folder
 from training.evaluation import speed
 from training.limits import limits
 from training.options import Options, Part
@@ -164,7 +163,7 @@ class Run:
         if not path.exists():
             self._log.unlink(missing_ok=True)  # from a run that was killed before its first checkpoint
             return
-        state = checkpoint.load(path, objects)
+        state = checkpoints.load(path, objects)
         self.step, self.seconds, self.resumed = state["step"], state["seconds"], state["resumed"]
         self._code_before = _code(state["commit"], state["torch"])
         if self._code_before != (now := _code(self.commit, torch.__version__)):
@@ -179,7 +178,7 @@ class Run:
         state = {"tracked": tracked, "step": self.step, "seconds": self.seconds}
         state |= {"commit": self.commit, "torch": str(torch.__version__)}
         state["resumed"] = self.resumed
-        checkpoint.save(self._checkpoint, state)
+        checkpoints.save(self._checkpoint, state)
 
     def budget(self, steps: int, refit: bool = False) -> Budget:
         """Return the budget of a training: ``--minutes``, or ``steps`` steps.

@@ -31,7 +31,7 @@ from training.evaluation import backtest, generation, leaderboard
 from training.evaluation.classical import CLASSICAL, NAIVE
 from training.evaluation.leaderboard import Leaderboard, errors
 from training.loops.series import evaluation, finetune, own_series
-from training.loops.series.validation import Validation
+from training.loops.series.own_series import Validation
 from training.options import base_version
 
 SHORT = ["--season", "4", "--epochs", "8", "--set", "batch=32", "learning_rate=0.02", "--threads", "1"]

@@ -17,8 +17,8 @@ from training.configs.classifiers import CnnConfig
 from training.evaluation import generation, language_model
 from training.evaluation.calibration import fit_temperature
 from training.loops.airbench import Lookahead, triangular_schedule
-from training.loops.best_weights import BestWeights
 from training.loops.classifier import augment
+from training.loops.fit import BestWeights
 from training.loops.gan import recalibrate_batchnorm
 
 

@@ -35,7 +35,7 @@ from training.evaluation.image_classifier import (
 )
 from training.loops.photos import linear_head, pretrained
 from training.loops.photos import train as photo_training
-from training.loops.photos.fine_tuning import augmentation
+from training.loops.photos.train import augmentation
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 40), "blue": (40, 40, 200)}
 SMALL = EfficientNetSizes(image=96, widths=(8, 8, 8, 8, 8, 8, 8, 8, 16), blocks=(1,) * 7)

@@ -13,9 +13,8 @@ import torch
 from support.trainings import interrupted, train_own
 
 from app import store
-from training import lstm, publishing
+from training import checkpoints, lstm, publishing
 from training import run as running
-from training.checkpoints import checkpoint
 
 
 def test_the_newest_unfinished_run_with_the_same_options_is_resumed(tmp_path: Path) -> None:
@@ -42,9 +41,9 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
         new.symlink_to("/dev/full")
         sentence = f"the checkpoint {new} could not be written (No space left on device){kept}"
         with pytest.raises(SystemExit, match=f"^{re.escape(sentence)}$"):
-            checkpoint.save(path, {"weights": torch.zeros(1000)})
+            checkpoints.save(path, {"weights": torch.zeros(1000)})
         assert not new.is_symlink()
-        checkpoint.save(path, {"step": 3})
+        checkpoints.save(path, {"step": 3})
         assert torch.load(path, weights_only=True) == {"step": 3}
 
 

@@ -16,9 +16,11 @@ from app.tasks.text_generation import TextGenerator
 from training.data.datasets import Text
 from training.data.texts import WINDOW, encode
 from training.evaluation import intervals
+from training.evaluation.calibration import divide_logits, fit_temperature
 from training.run import metric, save_figure
 
 MAX_TEST_CHARACTERS = 500_000  # largest number of characters that are evaluated
+MAX_LOGITS = 2**24  # largest number of logits that are calibrated, so that they take at most 128 MiB in float64
 
 
 def windows(parts: Sequence[Tensor], window: int = WINDOW) -> Tensor:
@@ -64,6 +66,22 @@ def stream_loss(network: Any, characters: Tensor) -> float:
             logits, state = network(part[None, :-1], state)
             total += F.cross_entropy(logits[0], part[1:], reduction="sum").item()
     return total / (len(characters) - 1)
+
+
+def calibrate(network: Any, parts: Sequence[Tensor], window: int) -> float:
+    """Divide the logits of a network by the temperature with the lowest loss on held-out text. Return the temperature.
+
+    A network that was trained for many epochs on a short text is too sure of its predictions.
+
+    Each part has character indices [N]. ``window`` is the length of an evaluation window in characters.
+    """
+    held_out = windows(parts, window)
+    step = -(-len(held_out) * window * network.sizes.vocabulary // MAX_LOGITS)
+    held_out = held_out[::step]
+    logits = torch.cat([logits.flatten(0, 1) for logits, _ in window_logits(network, held_out)])
+    temperature = fit_temperature(logits, held_out[:, 1:].flatten())
+    divide_logits(network, temperature)
+    return temperature
 
 
 def measure(generator: TextGenerator, text: Text, limit: int = MAX_TEST_CHARACTERS) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from training.configs.series import ForecasterConfig, ForecasterFinetuneConfig
 from training.data.series.sources import training_sources
 from training.data.series.windows import Batch, WindowSampler
 from training.evaluation.forecaster import PREFIXES
-from training.loops.best_weights import BestWeights
-from training.loops.fit import AveragedRecipe, fit
+from training.loops.fit import AveragedRecipe, BestWeights, fit
 from training.options import Options
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.evaluation import language_model as calibration
+from training.evaluation.calibration import divide_logits
 from training.evaluation.language_model import window_losses, windows
-from training.loops.text import calibration
 
 CHARACTERS, WINDOW = 10, 16
 
@@ -51,7 +52,7 @@ def text(probabilities: Tensor) -> Tensor:
 def network(probabilities: Tensor) -> Bigrams:
     """Return a network whose logits are three times too large."""
     network = Bigrams(probabilities)
-    calibration.divide_logits(network, 1 / 3)
+    divide_logits(network, 1 / 3)
     return network
 
 
@@ -63,9 +64,9 @@ def test_logits_that_are_too_large_are_divided(network: Bigrams, text: Tensor) -
     assert torch.allclose(network(text[:50], None)[0], logits / temperature, atol=1e-5)
     loss = window_losses(network, *parts, window=WINDOW).mean()
     for other in (0.9, 1.1):
-        calibration.divide_logits(network, other)
+        divide_logits(network, other)
         assert window_losses(network, *parts, window=WINDOW).mean() > loss
-        calibration.divide_logits(network, 1 / other)
+        divide_logits(network, 1 / other)
     assert calibration.calibrate(network, parts, WINDOW) == pytest.approx(1, abs=1e-3)
 
 

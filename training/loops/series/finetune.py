@@ -26,8 +26,15 @@ from training.evaluation.leaderboard import Leaderboard
 from training.loops.fit import fit
 from training.loops.forecaster import FinetuneRecipe
 from training.loops.series.evaluation import evaluate
-from training.loops.series.own_series import OwnSeries, label, print_table, read, traits_of_all_rows, with_traits
-from training.loops.series.validation import Validation
+from training.loops.series.own_series import (
+    OwnSeries,
+    Validation,
+    label,
+    print_table,
+    read,
+    traits_of_all_rows,
+    with_traits,
+)
 from training.options import Options
 from training.run import Budget, Run
 

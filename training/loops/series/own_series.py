@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from app import store
+from app.networks.forecaster import Forecaster
 from app.store.version import Version
 from app.tasks.covariates import PRIOR_VALUES, differences
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import MIN_YEARS
 from training.data.datasets import DataError
 from training.data.tables import Table, describe, read_table, reader_options, summary, without_gaps
-from training.evaluation import backtest
-from training.evaluation.backtest import Split
-from training.loops.series.validation import Validation
+from training.evaluation import backtest, forecast_metrics
+from training.evaluation.backtest import Origins, Split
 from training.options import Options, base_version
 
 MAX_PRINTED_REMARKS = 12  # largest number of remarks that are printed; remarks.txt in the run folder has all
@@ -201,3 +201,31 @@ def with_traits(version: Version, traits: store.SeriesTraits) -> Version:
 
 def label(version: Version) -> str:
     return f"{version.card.name}@{version.card.version}"
+
+
+class Validation:
+    """Computes the quantile loss of a network on forecast origins."""
+
+    def __init__(self, forecaster: GlobalForecaster, origins: Origins) -> None:
+        self.origins = origins
+        horizon = origins.actual.shape[1]
+        items = [
+            forecaster.parse(past.tolist(), horizon, seasonality=origins.season, covariates=known)
+            for past, known in zip(origins.past, origins.covariates, strict=True)
+        ]
+        added = [np.zeros(horizon) if item.added is None else item.added for item in items]
+        self.added = np.stack(added)[..., None]  # [N, horizon, 1]
+        self.values = torch.from_numpy(np.stack([item.values for item in items])).to(forecaster.device)
+        self.seasons = torch.tensor([item.season for item in items], device=forecaster.device)
+        # The forecast of a series with missing values at its end begins with these values.
+        steps = np.array([item.gap for item in items])[:, None] + np.arange(horizon)  # [N, horizon]
+        self.steps, self.horizon = steps[..., None], int(steps.max()) + 1
+
+    @torch.inference_mode()
+    def __call__(self, network: Forecaster) -> float:
+        """Set the network to evaluation mode; return its quantile loss."""
+        network.eval()
+        batches = zip(self.values.split(256), self.seasons.split(256), strict=True)
+        quantiles = torch.cat([network.forecast(values, seasons, self.horizon) for values, seasons in batches])
+        levels = np.take_along_axis(quantiles[..., 1:-1].cpu().numpy(), self.steps, axis=1) + self.added
+        return float(forecast_metrics.quantile_loss(self.origins.actual, levels, self.origins.mase_scale).mean())

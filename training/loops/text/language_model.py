@@ -20,8 +20,7 @@ from app.tasks.precision import fast_bfloat16
 from training.configs.text import RnnConfig
 from training.data.texts import WINDOW, TrainingText
 from training.evaluation.language_model import window_losses
-from training.loops.best_weights import BestWeights
-from training.loops.fit import AveragedRecipe, fit
+from training.loops.fit import AveragedRecipe, BestWeights, fit
 from training.loops.text.distillation import Teachers
 from training.options import Options
 from training.run import Budget, Run, derive_seed
