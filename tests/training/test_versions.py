@@ -17,6 +17,7 @@ from support.trainings import KINDS, TEXT, WHITENED, only_entry, train_own
 
 from app import store
 from app.networks import build
+from app.store import catalogue
 from training import cnn, lineage, recalibrate, rnn
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data import datasets, image_folders, texts
@@ -270,3 +271,50 @@ def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(
         train_own("rnn", "--from", "other")
     with pytest.raises(SystemExit, match="the network kind is character-rnn; this command can start from whitened-net"):
         train_own("cnn", "--from", "other", name="pets")
+
+
+@pytest.mark.parametrize(
+    ("before", "option", "active"), [(0.9, "", 1), (0.9, "--activate", 2), (0.0, "", 2), (0.0, "--no-activate", 1)]
+)
+def test_a_version_that_is_clearly_worse_is_not_activated(
+    before: float,
+    option: str,
+    active: int,
+    finished: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    models = shutil.copytree(finished("cnn") / "models_store", tmp_path / "models_store")
+    path = models / "cifar10-lenet" / "1" / "card.json"
+    card = json.loads(path.read_text())
+    card["metrics"]["accuracy"]["value"] = before
+    path.write_text(json.dumps(card))
+    capsys.readouterr()
+    KINDS["cnn"].train(tmp_path, "--seed", "4", *option.split())
+    published = store.Store(models)
+    assert published.active("cifar10-lenet") == active
+    accuracy = published.card("cifar10-lenet", 2).metrics["accuracy"].value
+    output = capsys.readouterr().out
+    role = "active and replaces cifar10-lenet@1" if active == 2 else "not active; cifar10-lenet@1 is"
+    verb, command = ("undo", "rollback cifar10-lenet") if active == 2 else ("activate", "activate cifar10-lenet 2")
+    assert output.endswith(
+        f"published cifar10-lenet@2, which is {role} (accuracy {accuracy:g}, cifar10-lenet@1 has {before:g})\n"
+        f"to {verb} it: quartet models {command} --store {models}\n"
+    )
+    worse = "cifar10-lenet@2 is worse than cifar10-lenet@1 by more than its uncertainty\n"
+    assert (worse in output) == (before == 0.9)
+
+
+def test_figures_on_other_data_are_not_compared() -> None:
+    metric = {"value": 0.5, "split": "test", "decimals": 2, "interval": [0.4, 0.6]}
+
+    def card(name: str, data: str = "a", **changed: Any) -> store.Card:
+        fields = {"data": {"csv:a": data}, "metrics": {name: metric | changed}}
+        return store.Card(version=1, weights_sha256="", **tiny_card("a", "forecast", "forecaster", FORECASTER, fields))
+
+    for name, worse in (("accuracy", [False, False, True]), ("mase", [True, False, False])):
+        assert [catalogue.is_worse(card(name), card(name, value=value)) for value in (0.3, 0.5, 0.7)] == worse
+        for value in (0.0, 1.0):
+            for other in (card(name, "b", value=value), card(name, value=value, split="other"), card("b", value=value)):
+                assert not catalogue.is_worse(card(name), other)
+            assert not catalogue.is_worse(card(name, interval=None), card(name, value=value))
