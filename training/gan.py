@@ -41,11 +41,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": 32,
         "help": "side length of the generated images in pixels",
     },
-    "--colour": {
-        "choices": ("auto", "grey", "rgb"),
-        "default": "auto",
-        "help": "colours of the generated images; auto: grey if all training images are grey, otherwise rgb",
-    },
 }
 NAMES = {"workshop": "mnist-gan", "conditional": "mnist-cgan"}
 TITLES = {

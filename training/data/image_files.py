@@ -16,18 +16,18 @@ MAX_PIXELS = 10**8  # images with more pixels are skipped
 
 
 class ImageFiles:
-    """Image files that are used like a tensor uint8 [N, channels, side, side].
+    """Image files that are used like a tensor uint8 [N, 3, side, side].
 
     Attributes:
         shape: the shape of this tensor.
     """
 
-    def __init__(self, files: Sequence[Path], channels: int, side: int) -> None:
-        self.files, self._decoder = files, ImageDecoder(channels, side)
-        self.shape = torch.Size((len(files), channels, side, side))
+    def __init__(self, files: Sequence[Path], side: int) -> None:
+        self.files, self._decoder = files, ImageDecoder(3, side)
+        self.shape = torch.Size((len(files), 3, side, side))
 
     def decode(self, index: int) -> Tensor:
-        """Return the pixels [channels, side, side] of one image."""
+        """Return the pixels [3, side, side] of one image."""
         file = self.files[index]
         return self._decoder.parse(file.read_bytes(), MAX_PIXELS, str(file))
 
@@ -39,7 +39,7 @@ class ImageFiles:
     def subset(self, indices: Tensor | Sequence[int]) -> ImageFiles:
         """Return the images with these indices, without decoding them."""
         files = [self.files[index] for index in torch.as_tensor(indices).tolist()]
-        return ImageFiles(files, *self.shape[1:3])
+        return ImageFiles(files, self.shape[-1])
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield the pixels of at most ``size`` images at a time."""

@@ -28,13 +28,12 @@ HELD_SIDE = 64  # images of at most this side length in pixels are always held i
 SIZED_FILES = 200  # number of files whose image sizes decide between the network for small and for large images
 
 
-def read(path: Path, side: int, channels: int = 3, name: str = "", group: str | None = None) -> ImageDataset:
+def read(path: Path, side: int, name: str = "", group: str | None = None) -> ImageDataset:
     """Read all images of a folder or CSV file, and resize them to ``side`` pixels.
 
     Args:
         path: a folder or CSV file; see ``training.data.image_lists``.
         side: height and width in pixels.
-        channels: 1 for grey, 3 for colours.
         name: the class of all images in a folder without sub-folders. If it is empty, the labels come from file names
             such as cat.0.jpg or, if the files have no such names, from the name of the folder.
         group: a regular expression. If it matches the same text in the paths of several images, these images are in the
@@ -45,7 +44,7 @@ def read(path: Path, side: int, channels: int = 3, name: str = "", group: str | 
     """
     listed = list_images(path, name)
     groups = _groups(path, [image.path for image in listed.images], group) if group else []
-    images, digests, errors = _decode_all([image.path for image in listed.images], side, channels)
+    images, digests, errors = _decode_all([image.path for image in listed.images], side)
     dataset = _deduplicate(path.resolve().name, listed, images, digests, errors, groups)
     if dataset.digests and not dataset.classes:
         raise DataError(f"{path}: none of its {len(listed.images):,} images has a label")
@@ -86,12 +85,12 @@ def _groups(path: Path, files: list[Path], pattern: str) -> list[str]:
     return [(match[1] if compiled.groups else match[0]) or "" if match else "" for match in matches]
 
 
-def _decode_all(files: list[Path], side: int, channels: int) -> tuple[Pixels, list[str], list[str]]:
+def _decode_all(files: list[Path], side: int) -> tuple[Pixels, list[str], list[str]]:
     """Return three values: the images, a digest of the pixels of each file, and an error message for each file.
 
     The error message is empty if the file could be read. Otherwise, the pixels and the digest are undefined.
     """
-    undecoded = ImageFiles(files, channels, side)
+    undecoded = ImageFiles(files, side)
     held = None
     if side <= HELD_SIDE or math.prod(undecoded.shape) <= limits().image_bytes:
         held = torch.empty(undecoded.shape, dtype=torch.uint8)

@@ -91,7 +91,7 @@ def _read_table(card: store.Card, models: Path) -> Any:
 def _read_labelled_images(card: store.Card, models: Path) -> Any:
     options, _ = _parsed(card, gan.arguments)
     own = options.data_options
-    dataset = gan_finetune.read(own["images"], own["size"], own["colour"], options.name)
+    dataset = gan_finetune.read(own["images"], own["size"], options.name)
     return gan_finetune.Reference(dataset, options.part)
 
 

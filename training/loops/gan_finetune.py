@@ -39,18 +39,18 @@ SAMPLES = 1000  # number of generated images that are evaluated
 MAX_HELD_OUT = 2000  # largest number of real images that are evaluated
 
 
-def read(path: Path, side: int, colour: str, name: str) -> ImageDataset:
-    """Read the images. ``colour`` is "grey", "rgb" or "auto"; "auto" means grey if all images are grey.
+def read(path: Path, side: int, name: str) -> ImageDataset:
+    """Read the images, as grey images if all are grey.
 
     Raises DataError if there are not enough different images, or if images have several labels.
     """
-    dataset = image_folders.read(path, side, 1 if colour == "grey" else 3, name)
+    dataset = image_folders.read(path, side, name=name)
     if dataset.multi_label:
         raise DataError(f"{path} has several labels for an image, but image generators need one: a column label")
     dataset = keep_trainable(dataset, path, 1)
     if len(dataset.labels) < MIN_IMAGES:
         raise DataError(f"{path} holds {dataset.describe_classes()}: at least {MIN_IMAGES} different images are needed")
-    if colour == "auto" and bool((dataset.images == dataset.images[:, :1]).all()):
+    if bool((dataset.images == dataset.images[:, :1]).all()):
         return replace(dataset, images=dataset.images[:, :1].contiguous())
     return dataset
 
@@ -132,9 +132,7 @@ def measure(sampler: ImageSampler, real: Reference) -> dict[str, Any]:
 
 def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | None) -> None:
     """Train a generator on your own images, evaluate it and publish it."""
-    dataset = read(
-        options.data_options["images"], options.data_options["size"], options.data_options["colour"], options.name
-    )
+    dataset = read(options.data_options["images"], options.data_options["size"], options.name)
     print_summary(dataset)
     print(f"the images are {'grey' if dataset.images.shape[1] == 1 else 'coloured'}")
     if options.data_options["preview"]:
