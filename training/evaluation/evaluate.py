@@ -56,103 +56,84 @@ class Script:
 
     Attributes:
         evaluate: returns the metrics of a predictor on a data set of ``training.data.datasets``.
+        arguments: parses the command on a card. None if the script cannot train on a user's own data.
+        read_own: reads the user's own data, given the options, the config, the card and the store.
+        measure_own: returns the metrics of a predictor on the user's own data.
         reference_classifier: loads the second argument of ``evaluate``, given a store, a device and a version number.
             None if ``evaluate`` has no second argument.
-        read_own: reads the user's own data of a version from the paths in the command on its card.
-        measure_own: returns the metrics of a predictor on the user's own data.
     """
 
     evaluate: Callable[..., dict[str, Any]]
+    arguments: Callable[[Sequence[str]], tuple[Options, Any]] | None = None
+    read_own: Callable[[Options, Any, store.Card, Path], Any] = lambda *_: None
+    measure_own: Callable[[Any, Any], dict[str, Any]] = lambda *_: {}
     reference_classifier: Callable[[Path, str, int], Any] | None = None
-    read_own: Callable[[store.Card, Path], Any] | None = None
-    measure_own: Callable[[Any, Any], dict[str, Any]] | None = None
 
 
-def _read_images(card: store.Card, models: Path) -> Any:
-    options, _ = _parsed(card, cnn.arguments)
+def _read_images(options: Options, config: Any, card: store.Card, models: Path) -> Any:
     return cnn.read_dataset(options, card.sizes["image"])
 
 
-def _read_text(card: store.Card, models: Path) -> Any:
-    options, _ = _parsed(card, rnn.arguments)
+def _read_text(options: Options, config: Any, card: store.Card, models: Path) -> Any:
     return texts.read(options.data_options["text"], options.data_options["encoding"])
 
 
-def _read_table(card: store.Card, models: Path) -> Any:
+def _read_table(options: Options, config: Any, card: store.Card, models: Path) -> Any:
     """Return the series, and the version that the training started from."""
-    options, config = _parsed(card, lstm.arguments)
-    base = (card.ancestors or [])[-1].name
-    return own_series.read(
-        replace(options, store=models, data_options={**options.data_options, "origin": base}),
-        config.horizon,
-    )
+    origin = {"origin": (card.ancestors or [])[-1].name}
+    return own_series.read(replace(options, store=models, data_options=options.data_options | origin), config.horizon)
 
 
-def _read_labelled_images(card: store.Card, models: Path) -> Any:
-    options, _ = _parsed(card, gan.arguments)
+def _read_labelled_images(options: Options, config: Any, card: store.Card, models: Path) -> Any:
     own = options.data_options
-    dataset = gan_finetune.read(own["images"], own["size"], options.name)
-    return gan_finetune.Reference(dataset, options.part)
+    return gan_finetune.Reference(gan_finetune.read(own["images"], own["size"], options.name), options.part)
 
 
 # The keys are the modules in the commands on the cards. Add one line here for each new training script.
 SCRIPTS: dict[str, Script] = {
-    "training.cnn": Script(cnn.evaluate, None, _read_images, image_classifier.measure),
+    "training.cnn": Script(cnn.evaluate, cnn.arguments, _read_images, image_classifier.measure),
     "training.recalibrate": Script(cnn.evaluate),
-    "training.rnn": Script(rnn.evaluate, None, _read_text, language_model.measure),
-    "training.lstm": Script(lstm.evaluate, None, _read_table, evaluation.measure),
+    "training.rnn": Script(rnn.evaluate, rnn.arguments, _read_text, language_model.measure),
+    "training.lstm": Script(lstm.evaluate, lstm.arguments, _read_table, evaluation.measure),
     "training.gan": Script(
-        generation.evaluate, generation.load_reference_classifier, _read_labelled_images, gan_finetune.measure
+        *(generation.evaluate, gan.arguments, _read_labelled_images, gan_finetune.measure),
+        generation.load_reference_classifier,
     ),
 }
 
 
-def _command(card: store.Card) -> tuple[str, list[str]]:
-    """Return the module and the arguments of the command on a card. Raises EvaluationError."""
+def script_of(card: store.Card) -> tuple[Script, list[str]]:
+    """Return the training script of the command on a card, and its arguments. Raises EvaluationError."""
     words = shlex.split(card.command)
     if "-m" not in words[:-1]:
         raise EvaluationError(f"command is {card.command!r}; expected one such as 'python -m training.cnn'")
-    at = words.index("-m")
-    return words[at + 1], words[at + 2 :]
-
-
-def _parsed(card: store.Card, parse: Callable[[Sequence[str]], tuple[Options, Any]]) -> tuple[Options, Any]:
-    """Return the options and the config of the command on a card.
-
-    The device of the command is replaced by the CPU, because this machine may not have the device.
-
-    Raises:
-        EvaluationError: the command is rejected.
-    """
-    messages = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(messages):
-            return parse([*_command(card)[1], "--device", "cpu"])
-    except SystemExit as error:
-        reason = error.code if isinstance(error.code, str) else messages.getvalue().rpartition("error: ")[2].strip()
-        raise EvaluationError(f"command {card.command!r} is rejected: {reason}") from error
-
-
-def script_of(card: store.Card) -> Script:
-    """Return the training script for the command on a card. Raises EvaluationError if the script is unknown."""
-    module, _ = _command(card)
-    if module not in SCRIPTS:
-        raise EvaluationError(f"command names the module {module!r}; allowed are {', '.join(SCRIPTS)}")
-    return SCRIPTS[module]
+    at = words.index("-m") + 1
+    if words[at] not in SCRIPTS:
+        raise EvaluationError(f"command names the module {words[at]!r}; allowed are {', '.join(SCRIPTS)}")
+    return SCRIPTS[words[at]], words[at + 1 :]
 
 
 def own_data(card: store.Card, models: Path) -> Any:
     """Return the user's own data that a version was trained on, or None for a built-in data set.
+
+    The device of the command is replaced by the CPU, because this machine may not have the device.
 
     Raises DataError if the data are no longer there, and EvaluationError for an unknown training script or a command
     that is rejected.
     """
     if not any(":" in name for name in card.data):
         return None
-    script = script_of(card)
-    if script.read_own is None:
+    script, words = script_of(card)
+    if script.arguments is None:
         raise EvaluationError(f"command is {card.command!r}, which cannot train on a user's own data")
-    return script.read_own(card, models)
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            options, config = script.arguments([*words, "--device", "cpu"])
+    except SystemExit as error:
+        reason = error.code if isinstance(error.code, str) else messages.getvalue().rpartition("error: ")[2].strip()
+        raise EvaluationError(f"command {card.command!r} is rejected: {reason}") from error
+    return script.read_own(options, config, card, models)
 
 
 def measure(version: Version, models: Path, device: str, own: Any = None) -> dict[str, Any]:
@@ -161,8 +142,8 @@ def measure(version: Version, models: Path, device: str, own: Any = None) -> dic
     Raises EvaluationError for an unknown training script.
     """
     card = version.card
-    script, predictor = script_of(card), TASKS[card.task].load(version, torch.device(device))
-    if own is not None and script.measure_own:
+    (script, _), predictor = script_of(card), TASKS[card.task].load(version, torch.device(device))
+    if own is not None:
         return script.measure_own(predictor, own)
     if script.reference_classifier is None:
         return script.evaluate(predictor)
