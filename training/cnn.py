@@ -163,11 +163,11 @@ def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device
     train, _ = images.split_validation(config.validation)
     airbench.whiten(network, images.train_images[train[:5000]])
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _, *held_out = fit_images(run, airbench.AirbenchRecipe, config, images, network)
+    _, held_out, labels = fit_images(run, airbench.AirbenchRecipe, config, images, network)
     wide = [layer for layer in network.groups.modules() if isinstance(layer, nn.Conv2d) and config.float16]
     for layer in wide:  # fit the temperatures with the rounded weights
         layer.half().float()
-    fit_temperatures(network, *held_out, smoothings(config))
+    fit_temperatures(network, held_out, labels, smoothings(config))
     for layer in wide:  # so that the weights file contains float16
         layer.half()
     return network

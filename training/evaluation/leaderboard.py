@@ -163,13 +163,16 @@ def errors(origins: Origins, forecasts: Sequence[QuantileForecast]) -> Errors:
     """Return the errors of forecasts from all origins."""
     actual, scale = origins.actual, origins.mase_scale
     median, quantiles = forecast_metrics.medians_of(forecasts), forecast_metrics.quantiles_of(forecasts)
-    coverages = [forecast_metrics.coverage(actual, *forecast_metrics.bounds_of(forecasts, level)) for level in (80, 95)]
+    coverage_80, coverage_95 = [
+        forecast_metrics.coverage(actual, *forecast_metrics.bounds_of(forecasts, level)) for level in (80, 95)
+    ]
     scaled = np.abs(actual - median) / scale[:, None]
     counts = (~np.isnan(scaled)).sum(axis=0)
     return Errors(
         forecast_metrics.quantile_loss(actual, quantiles, scale),
         forecast_metrics.mase(actual, median, scale),
-        *coverages,
+        coverage_80,
+        coverage_95,
         np.where(counts, np.nansum(scaled, axis=0) / np.maximum(counts, 1), np.nan),
     )
 
