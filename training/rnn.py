@@ -27,7 +27,6 @@ from app.tasks.text_generation import TextGenerator
 from training import cards, lineage, refit
 from training.configs.text import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
-from training.data.speakers import training_text
 from training.evaluation.calibration import divide_logits
 from training.evaluation.language_model import (
     MAX_TEST_CHARACTERS,
@@ -102,13 +101,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     teachers = Teachers(folders, vocabulary, options.device, data) if folders else None
     run = Run(options, config, argv, text.sha256 if is_own else None)
     kept, validation, window = hold_out(config, texts.encode(text.train, vocabulary), is_own)
-    training = training_text(kept, vocabulary, config.renamed_share, options.seed)
     validation = [part.to(options.device) for part in validation]
     if is_own:
-        config = dataclasses.replace(config, batch=min(config.batch, training.length // (4 * config.bptt)))
+        config = dataclasses.replace(config, batch=min(config.batch, len(kept) // (4 * config.bptt)))
     config, network = initial_network(config, base, vocabulary)
     refits, initial = is_own and refit.is_planned(options) and config.epochs > 0, copy.deepcopy(network)
-    recipe = TextRecipe(network, config, options, training, validation, window, keep_best=is_own, teachers=teachers)
+    held_out = validation, window, is_own
+    recipe = TextRecipe(network, config, options, kept, vocabulary, *held_out, teachers=teachers)
     network, budget = train(run, recipe, refits)
     temperature = calibrate(network, validation, window) if validation else None
     ancestors = (lineage.ancestors(base.card, "base") if base else []) + (teachers.ancestors if teachers else [])
@@ -129,8 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     card = run.measure(card, evaluate)
     if refits:
         characters = texts.encode(text.train + text.test, vocabulary)
-        whole = training_text(characters, vocabulary, config.renamed_share, options.seed)
-        recipe = TextRecipe(initial, config, options, whole, teachers=teachers)
+        recipe = TextRecipe(initial, config, options, characters, vocabulary, teachers=teachers)
         run.begin_refit()
         fit(run, recipe, budget, config.epochs)
         network, card = divide_logits(recipe.average.module, temperature or 1.0), refit.describe(card, budget.steps)

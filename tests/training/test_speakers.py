@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-import torch
 
 from training.data import texts
 from training.data.datasets import DataError
-from training.data.speakers import RenamedSpeakers, training_text
+from training.data.speakers import RenamedSpeakers
 
 PLAY = (
     "MARIO:\nGood Romano, hear me.\n\nLADY ROMANO:\nMario's lady hears; no king may hinder.\n\n"
@@ -41,20 +40,15 @@ def test_each_epoch_and_seed_has_its_own_names() -> None:
     assert len(set(versions)) == 3
     assert texts.decode(first.characters(1), VOCABULARY) == versions[1]
     assert texts.decode(first.characters(0), VOCABULARY) == versions[0]
-    assert first.length == len(PLAY)
 
 
 def test_a_share_of_zero_keeps_the_text() -> None:
-    characters = texts.encode(PLAY + "\x07", VOCABULARY)
-    fixed = training_text(characters, VOCABULARY, share=0.0, seed=1)
-    assert torch.equal(fixed.characters(3), characters)
-    assert fixed.length == len(characters)
     assert RenamedSpeakers(PLAY, VOCABULARY, share=0.0, seed=1).text(0) == PLAY
 
 
 def test_unknown_characters_stay_unknown() -> None:
     characters = texts.encode("\x07" + PLAY, VOCABULARY)
-    renamed = training_text(characters, VOCABULARY, share=1.0, seed=1)
+    renamed = RenamedSpeakers(texts.decode(characters, VOCABULARY), VOCABULARY, share=1.0, seed=1)
     assert int(renamed.characters(0)[0]) == len(VOCABULARY) - 1
 
 

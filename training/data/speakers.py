@@ -25,16 +25,6 @@ ORDER = 2  # number of letters on which the next letter of an invented name depe
 SECTION = 120_000  # number of characters in which a speaker keeps the same invented name; about the length of a play
 
 
-def training_text(characters: Tensor, vocabulary: Sequence[str], share: float, seed: int) -> texts.TrainingText:
-    """Return a training text from vocabulary indices [N], in which a share of the speakers is renamed.
-
-    If ``share`` is 0, the text is the same in every epoch. Raises DataError if the text has no names of speakers.
-    """
-    if not share:
-        return texts.FixedText(characters)
-    return RenamedSpeakers(texts.decode(characters, vocabulary), vocabulary, share, seed)
-
-
 class RenamedSpeakers:
     """A text that gives a share of its speakers new invented names in each epoch.
 
@@ -58,7 +48,6 @@ class RenamedSpeakers:
         if not self.names:
             raise DataError("renamed_share needs lines with the name of a speaker, such as ROMEO:; the text has none")
         self.vocabulary, self.share, self.seed = vocabulary, share, seed
-        self.length = len(text)
         self._sections = [text[start : start + SECTION] for start in range(0, len(text), SECTION)]
         self._pattern = re.compile(rf"\b(?:{'|'.join([*self.names, *map(str.title, self.names)])})\b")
         self._following: dict[str, list[str]] = defaultdict(list)

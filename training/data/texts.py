@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,26 +23,6 @@ WINDOW = 256  # characters of an evaluation window, as in nanoGPT, so that losse
 MIN_WINDOWS, MAX_WINDOWS = 20, 400  # limits of the number of validation windows; their loss selects the best weights
 MAX_SHARE = 0.15  # largest share of the training part that is held out to reach MIN_WINDOWS
 COUNTED = 10**7  # number of characters that are counted at once; this limits the use of memory
-
-
-class TrainingText(Protocol):
-    """A training text that may differ between epochs."""
-
-    length: int  # number of characters that training reads in an epoch
-
-    def characters(self, epoch: int) -> Tensor:
-        """Return the vocabulary indices int32 [N] of the text of an epoch."""
-
-
-class FixedText:
-    """A text that is the same in every epoch: vocabulary indices [N]."""
-
-    def __init__(self, characters: Tensor) -> None:
-        self.length, self._characters = len(characters), characters
-
-    def characters(self, epoch: int) -> Tensor:
-        """Return the vocabulary indices [N]."""
-        return self._characters
 
 
 def read(paths: Sequence[Path], encoding: str | None = None) -> Text:

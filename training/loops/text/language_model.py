@@ -18,7 +18,8 @@ from app.networks.rnn import CharacterRNN
 from app.store.version import Version
 from app.tasks.precision import fast_bfloat16
 from training.configs.text import RnnConfig
-from training.data.texts import WINDOW, TrainingText
+from training.data.speakers import RenamedSpeakers
+from training.data.texts import WINDOW, decode
 from training.evaluation.language_model import window_losses
 from training.loops.fit import AveragedRecipe, BestWeights, fit
 from training.loops.text.distillation import Teachers
@@ -103,7 +104,8 @@ class TextRecipe(AveragedRecipe):
         network: the network.
         config: the hyperparameters.
         options: the options of the command.
-        text: the text to train on.
+        text: the characters [N] to train on.
+        vocabulary: the vocabulary.
         validation: the characters [N] of each part that is held out; ``window`` characters are evaluated at a time.
         keep_best: keep the averaged weights with the lowest validation loss, because small texts are soon memorised.
         teachers: networks from whose predictions the network learns as well.
@@ -114,7 +116,8 @@ class TextRecipe(AveragedRecipe):
         network: Any,
         config: RnnConfig,
         options: Options,
-        text: TrainingText,
+        text: Tensor,
+        vocabulary: Sequence[str],
         validation: Sequence[Tensor] = (),
         window: int = WINDOW,
         keep_best: bool = False,
@@ -128,7 +131,12 @@ class TextRecipe(AveragedRecipe):
         self.dropout = dropout_of(self.network, config.dropout)
         self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(self.device)
         self.best = BestWeights(self.average.module) if keep_best and validation else None
-        self.steps_per_epoch = count_steps(config, text.length)
+        self.speakers = (
+            RenamedSpeakers(decode(text, vocabulary), vocabulary, config.renamed_share, options.seed)
+            if config.renamed_share
+            else None
+        )
+        self.steps_per_epoch = count_steps(config, len(text))
         teacher_states = teachers.zero_states(config.batch) if teachers else []
         self.states = States({f"teacher {number}": state for number, state in enumerate(teacher_states)})
         self.states["network"] = self.network.zero_state(config.batch)
@@ -141,7 +149,8 @@ class TextRecipe(AveragedRecipe):
     def update(self, step: int, done: float) -> dict[str, Tensor]:
         """Train for one step; return the loss."""
         config, (epoch, position) = self.config, divmod(step, self.steps_per_epoch)
-        characters = batch_at(self.text.characters(epoch), config, self.seed, epoch, position).to(self.device)
+        text = self.speakers.characters(epoch) if self.speakers else self.text
+        characters = batch_at(text, config, self.seed, epoch, position).to(self.device)
         reset = torch.rand(config.batch) < (1.0 if position == 0 else config.reset_state)
         for name, state in self.states.items():
             self.states[name] = state.clone()
