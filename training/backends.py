@@ -39,12 +39,6 @@ BATCH = 64  # requests that are computed together, as in the service
 MAX_PIXELS = 10**8
 MAX_ATTEMPTS = 100  # for one request that the service rejects with Retry-After
 MAX_SECONDS = 120  # for the response to one request
-PATHS = {
-    "classify": "/v1/images/classify",
-    "continue": "/v1/text/continue",
-    "forecast": "/v1/series/forecast",
-    "sample": "/v1/images/sample",
-}
 JOBS: dict[str, Callable[..., Any]] = {
     "classify": ClassifyJob,
     "continue": lambda prompt, **fields: ContinueJob([prompt], **fields),
@@ -160,7 +154,7 @@ class Service(Backend):
             if self.card.task == "classify":
                 parameters = {"model": self._model, "top_k": request["top_k"]}
                 content = {"params": parameters, "content": request["file"].read_bytes()}
-            results: list[dict[str, Any]] = self._send("POST", PATHS[self.card.task], **content)["results"]
+            results: list[dict[str, Any]] = self._send("POST", TASKS[self.card.task].paths[0], **content)["results"]
             return results
         except (QuartetError, OSError) as error:
             return error
@@ -198,6 +192,6 @@ def open_backend(model: str, models: Path, device: str, url: str | None, key: st
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=url or "", headers=headers, timeout=MAX_SECONDS) as client:
         backend: Backend = Service(model, client) if url else Process(model, models, device)
-        if backend.card.task not in PATHS:
-            sys.exit(f"{model} is for the task {backend.card.task}; allowed are {', '.join(PATHS)}")
+        if backend.card.task not in JOBS:
+            sys.exit(f"{model} is for the task {backend.card.task}; allowed are {', '.join(JOBS)}")
         yield backend
