@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -227,10 +227,7 @@ def _shorten(names: list[str]) -> str:
 def _list_csv(path: Path) -> ImageList:
     """List the images in the rows of a CSV file. Paths are relative to the CSV file. The encoding is detected.
 
-    With a header, the columns may be in any order. If no name stands for paths, the first column with an unknown name
-    holds the paths. A column without a name is used only if there is no such column. If no name stands for labels, and
-    only one column is left, this column holds the labels. Without any known name, the columns are path and label. If
-    the first row then names no image file, it is skipped as a header.
+    Rows without a path or a label, or with an unknown part, are skipped.
 
     Raises:
         DataError: the file cannot be read, or it has no images, no column of paths or no column of labels.
@@ -244,108 +241,108 @@ def _list_csv(path: Path) -> ImageList:
         ) from error
     delimiter = max(",;\t", key=lambda mark: lines[0].count(mark)) if lines else ","
     try:
-        rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
     except csv.Error as error:
         raise DataError(f"{path} is neither a folder nor a CSV file with paths and labels: {error}") from error
-    table = _Table(path, rows, delimiter)
-    images = list(table.images())
+    columns = _columns(path, rows)
+    several = columns.labels >= 0
+    cells = [row[columns.labels] for row in rows[1:] if several and len(row) > columns.labels]
+    separators = SEPARATORS if any(map(SEPARATORS.search, cells)) else re.compile(r"\s")
+    label_at = columns.labels if several else columns.label
+    needed = max(columns.path, label_at, columns.part, *columns.flags)
+    images, skipped = [], []
+    for number, row in enumerate(rows[columns.known :], 1 + columns.known):
+        place, text = f"{path}, row {number}", repr(delimiter.join(row)[:60])
+        part = row[columns.part].lower() if 0 <= columns.part < len(row) else ""
+        if not row:
+            continue
+        if number == 1 and not (Path(row[0]).suffix.lower() in SUFFIXES or os.path.isfile(path.parent / row[0])):
+            skipped.append(f"{place}: names no file, so it counts as a header: {text}")
+        elif len(row) <= needed or not row[columns.path] or not (columns.flags or several or row[label_at]):
+            skipped.append(f"{place}: expected a path and a label, not {text}")
+        elif part and part not in PARTS:
+            skipped.append(f"{place}: the part is {part!r}; allowed are train, val and test")
+        else:
+            labels: Iterable[str] = [row[label_at]]
+            if columns.flags:
+                labels = [label for at, label in columns.flags.items() if FLAGS[row[at].lower()]]
+            elif several:
+                labels = {label.strip() for label in separators.split(row[label_at])} - {""}
+            images.append(ListedImage(path.parent / row[columns.path], tuple(sorted(labels)), PARTS.get(part, "")))
     if not images:
         raise DataError(f"{path} lists no images; expected rows of a path and a label")
-    several = table.flag_columns or table.several
-    labels = sorted({*table.flag_columns.values(), *(label for image in images for label in image.labels)})
-    return ImageList(images, labels if several else None, table.skipped)
+    named = sorted({*columns.flags.values(), *(label for image in images for label in image.labels)})
+    return ImageList(images, named if columns.flags or several else None, skipped)
 
 
-class _Table:
-    """The rows of a CSV file and the meaning of its columns."""
+@dataclass(frozen=True)
+class _Columns:
+    """The positions of the columns of a CSV file; -1: there is no such column.
 
-    def __init__(self, path: Path, rows: list[list[str]], delimiter: str) -> None:
-        self.path, self.rows, self.delimiter = path, rows, delimiter
-        self.skipped: list[str] = []
-        header = [cell.strip().lower() for cell in rows[0]] if rows else []
-        if header and Path(header[0]).suffix in SUFFIXES:
-            header = []  # the first row is an image, so a label such as "test" is not the name of a column
-        self.file_at, label_at, several_at, self.part_at = (
-            next((header.index(name) for name in names if name in header), -1)
-            for names in (PATH_COLUMNS, LABEL_COLUMNS, SEVERAL_COLUMNS, PART_COLUMNS)
+    ``labels``: the column with several labels in a cell. ``flags``: the label of each column of 0 and 1. ``known``:
+    whether the first row is a header with a known name.
+    """
+
+    path: int
+    label: int
+    labels: int
+    part: int
+    flags: dict[int, str]
+    known: bool
+
+
+def _columns(path: Path, rows: list[list[str]]) -> _Columns:
+    """Find the columns of a CSV file.
+
+    With a header, the columns may be in any order. If no name stands for paths, the first column with an unknown name
+    holds the paths. A column without a name is used only if there is no such column. If no name stands for labels, and
+    only one column is left, this column holds the labels. Without any known name, the columns are path and label. If
+    the first row then names no image file, it is skipped as a header.
+    """
+    header = [cell.lower() for cell in rows[0]] if rows else []
+    if header and Path(header[0]).suffix in SUFFIXES:
+        header = []  # the first row is an image, so a label such as "test" is not the name of a column
+    file, label, labels, part = (
+        next((header.index(name) for name in names if name in header), -1)
+        for names in (PATH_COLUMNS, LABEL_COLUMNS, SEVERAL_COLUMNS, PART_COLUMNS)
+    )
+    if max(file, label, labels, part) < 0:
+        return _Columns(0, 1, -1, -1, {}, False)
+    if file < 0:
+        free = [at for at in range(len(header)) if at not in (label, labels, part)]
+        file = min(free, key=lambda at: not header[at], default=-1)  # pandas writes an index without a name
+    flags: dict[int, str] = {}
+    if max(label, labels) < 0:
+        others = [at for at, name in enumerate(header) if name and at not in (file, part)]
+        label = others[0] if len(others) == 1 else -1
+        flags = _flags(path, rows, file, others) if label < 0 else {}
+    if file < 0 or (max(label, labels) < 0 and not flags):
+        raise DataError(
+            f"{path} has no column of {'paths' if file < 0 else 'labels'}; its columns are: {', '.join(rows[0])}; call "
+            "the columns path and label, or path and labels if a cell has several labels; or write 0 or 1 into a "
+            "column for each label"
         )
-        self.known = max(self.file_at, label_at, several_at, self.part_at) >= 0
-        if self.known and self.file_at < 0:
-            free = [at for at in range(len(header)) if at not in (label_at, several_at, self.part_at)]
-            self.file_at = min(free, key=lambda at: not header[at], default=-1)  # pandas writes an index without a name
-        others = [at for at, name in enumerate(header) if name and at not in (self.file_at, self.part_at)]
-        self.flag_columns: dict[int, str] = {}
-        if self.known and max(label_at, several_at) < 0:
-            label_at = others[0] if len(others) == 1 else -1
-            self.flag_columns = self._flag_columns(others) if label_at < 0 else {}
-        if self.known and (self.file_at < 0 or not (max(label_at, several_at) >= 0 or self.flag_columns)):
+    return _Columns(file, label, -1 if label >= 0 else labels, part, flags, True)
+
+
+def _flags(path: Path, rows: list[list[str]], file: int, columns: list[int]) -> dict[int, str]:
+    """Return the position and name of each of the ``columns`` that holds 0 and 1 (or no and yes).
+
+    If there are fewer than two such columns, return an empty dictionary. ``file``: the column of the paths.
+
+    Raises:
+        DataError: most cells of a column are 0 or 1, but not all.
+    """
+    result = {}
+    for at in columns:
+        cells = {number: row[at] for number, row in enumerate(rows[1:], 2) if len(row) > max(at, file) and row[file]}
+        others = {number: cell for number, cell in cells.items() if cell.lower() not in FLAGS}
+        if not others and cells:
+            result[at] = rows[0][at]
+        elif 2 * (len(cells) - len(others)) > sum(map(bool, cells.values())):
+            number, cell = next(iter(others.items()))
             raise DataError(
-                f"{path} has no column of {'paths' if self.file_at < 0 else 'labels'}; its columns are: "
-                f"{', '.join(rows[0])}; call the columns path and label, or path and labels if a cell has several "
-                "labels; or write 0 or 1 into a column for each label"
+                f"{path}, row {number}: {cell!r} in column {rows[0][at]!r} should be 0 or 1; correct such cells, or "
+                "delete the column if it does not stand for a label"
             )
-        self.several = self.known and label_at < 0 and several_at >= 0
-        self.label_at = several_at if self.several else label_at
-        cells = [row[self.label_at] for row in rows[1:] if self.several and len(row) > self.label_at]
-        self.separators = SEPARATORS if any(map(SEPARATORS.search, cells)) else re.compile(r"\s")
-        if not self.known:
-            self.file_at, self.label_at, self.part_at = 0, 1, -1
-
-    def _flag_columns(self, columns: list[int]) -> dict[int, str]:
-        """Return the position and name of each of the ``columns`` that holds 0 and 1 (or no and yes).
-
-        If there are fewer than two such columns, return an empty dictionary.
-
-        Raises:
-            DataError: most cells of a column are 0 or 1, but not all.
-        """
-        result = {}
-        for at in columns:
-            cells = {
-                number: row[at].strip()
-                for number, row in enumerate(self.rows[1:], 2)
-                if len(row) > max(at, self.file_at) and row[self.file_at].strip()
-            }
-            others = {number: cell for number, cell in cells.items() if cell.lower() not in FLAGS}
-            flags, name = len(cells) - len(others), self.rows[0][at].strip()
-            if flags and not others:
-                result[at] = name
-            elif 2 * flags > len([cell for cell in cells.values() if cell]):
-                number, cell = next(iter(others.items()))
-                raise DataError(
-                    f"{self.path}, row {number}: {cell!r} in column {name!r} should be 0 or 1; correct such cells, or "
-                    "delete the column if it does not stand for a label"
-                )
-        return result if len(result) > 1 else {}
-
-    def images(self) -> Iterator[ListedImage]:
-        """Yield the images of the rows. Rows without a path or a label, or with an unknown part, are skipped."""
-        for number, row in enumerate(self.rows, 1):
-            if not row or (number == 1 and self.known):
-                continue
-            cells = [cell.strip() for cell in row]
-            text = self.delimiter.join(row)[:60]
-            if number == 1 and not self._is_image(cells[0]):
-                self.skipped.append(f"{self.path}, row 1: names no file, so it counts as a header: {text!r}")
-                continue
-            needed = max(self.file_at, self.label_at, self.part_at, *self.flag_columns)
-            complete = len(cells) > needed and cells[self.file_at]
-            if not complete or not (self.flag_columns or self.several or cells[self.label_at]):
-                self.skipped.append(f"{self.path}, row {number}: expected a path and a label, not {text!r}")
-                continue
-            part = cells[self.part_at].lower() if self.part_at >= 0 else ""
-            if part and part not in PARTS:
-                self.skipped.append(f"{self.path}, row {number}: the part is {part!r}; allowed are train, val and test")
-                continue
-            yield ListedImage(self.path.parent / cells[self.file_at], self._labels(cells), PARTS.get(part, ""))
-
-    def _labels(self, cells: list[str]) -> tuple[str, ...]:
-        if self.flag_columns:
-            return tuple(sorted(label for at, label in self.flag_columns.items() if FLAGS[cells[at].lower()]))
-        if self.several:
-            labels = (label.strip() for label in self.separators.split(cells[self.label_at]))
-            return tuple(sorted({label for label in labels if label}))
-        return (cells[self.label_at],)
-
-    def _is_image(self, cell: str) -> bool:
-        return Path(cell).suffix.lower() in SUFFIXES or os.path.isfile(self.path.parent / cell)
+    return result if len(result) > 1 else {}
