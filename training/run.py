@@ -341,11 +341,18 @@ class Run:
             card["earlier_readings"] = earlier or None
         return card
 
-    def finish(self, card: dict[str, Any], network: torch.nn.Module, *pictures: Path, publish: bool = True) -> None:
+    def finish(
+        self,
+        card: dict[str, Any],
+        network: torch.nn.Module,
+        *pictures: Path,
+        publish: bool = True,
+        has_curves: bool = True,
+    ) -> None:
         """Print the metrics, and publish the network if ``publish`` is true and the options allow it.
 
-        The learning curves are published with ``pictures``. The card (card.json) and the weights (model.safetensors)
-        are also written to the run folder.
+        The learning curves are published with ``pictures`` if ``has_curves`` is true. The card (card.json) and the
+        weights (model.safetensors) are also written to the run folder.
         """
         card = {"name": self.options.name, **card, **self.provenance()}
         card["speed"] = speed.measure(
@@ -353,7 +360,7 @@ class Run:
             card["hardware"].partition(", threads")[0],
             self.limits.speed_seconds,
         )
-        curves = self.plot_curves()
+        curves = self.plot_curves() if has_curves else []
         (self.folder / store.CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         (self.folder / store.WEIGHTS).write_bytes(encode_weights(network.state_dict()))
         for name, metric in card["metrics"].items():

@@ -118,7 +118,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
             run.begin_refit()
             network = divide_logits(tune(run, config, network, dataset, every, Budget(steps)), result.temperature)
         card = refit.describe(card, steps, "all" if result.steps else "last")
-    run.finish(card, network, *pictures)
+    run.finish(card, network, *pictures, has_curves=result.steps > 0)
 
 
 def fine_tune(
