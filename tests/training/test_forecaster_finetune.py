@@ -29,6 +29,7 @@ from training.data.datasets import DataError
 from training.data.tables import ReadOptions, read_table, without_gaps
 from training.evaluation import backtest, generation, leaderboard
 from training.evaluation.classical import CLASSICAL, NAIVE
+from training.evaluation.forecaster import served
 from training.evaluation.leaderboard import Leaderboard, errors
 from training.loops.series import evaluation, finetune, own_series
 from training.loops.series.own_series import Validation
@@ -305,7 +306,7 @@ def test_a_missing_value_before_an_origin_does_not_show_the_values_after_it(
         origins = backtest.origins([split_with_gaps(workspace / "one.csv", changed_from)], 4, 4, part)
         at = [place for _, place in origins.places].index(position)
         one = replace(origins.subset(1), past=[origins.past[at]], covariates=[origins.covariates[at]])
-        own = evaluation.method("own", forecaster, "")
+        own = served("own", forecaster, "")
         seen.append([one.past[0], *(each.forecast(one)[0].quantiles for each in (own, *CLASSICAL))])
     missing = [place for place in (20, 66, 67, 73, 74, 75, 91) if place < position]
     assert np.isnan(seen[0][0]).nonzero()[0].tolist() == missing
@@ -348,8 +349,8 @@ def test_the_validation_loss_is_that_of_the_served_forecasts_at_gaps_too(workspa
     version = Store(workspace / "models_store").read("series-lstm", 1)
     forecaster = GlobalForecaster(version, torch.device("cpu"))
     origins = backtest.origins([split_with_gaps(workspace / "one.csv")], 4, 4, "validation")
-    served = errors(origins, evaluation.method("own", forecaster, "").forecast(origins)).quantile_loss
-    assert Validation(forecaster, origins)(forecaster.network) == pytest.approx(served, rel=1e-6)
+    loss = errors(origins, served("own", forecaster, "").forecast(origins)).quantile_loss
+    assert Validation(forecaster, origins)(forecaster.network) == pytest.approx(loss, rel=1e-6)
 
 
 def test_training_windows_end_with_known_values_before_the_validation_part(workspace: Path) -> None:
