@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -24,7 +25,9 @@ class Disk:
         return os.listdir(folder)
 
     def open(self, path: Path) -> IO[bytes]:
-        """Open a file for reading."""
+        """Open a regular file for reading. Opening a pipe would block until another process writes to it."""
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         return path.open("rb")
 
     def read(self, path: Path, max_bytes: int = -1) -> bytes:

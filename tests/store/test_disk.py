@@ -37,6 +37,7 @@ def test_the_file_that_a_killed_process_left_is_removed_and_not_changed(tmp_path
     assert not (tmp_path / "file.json").is_symlink()
 
 
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir])
 @pytest.mark.parametrize(
     ("path", "read"),
     [
@@ -46,11 +47,14 @@ def test_the_file_that_a_killed_process_left_is_removed_and_not_changed(tmp_path
         ("defaults.json", lambda store: store.defaults()),
     ],
 )
-def test_a_folder_in_place_of_a_file_is_an_error(tmp_path: Path, path: str, read: Callable[[Store], object]) -> None:
+def test_only_regular_files_are_opened(
+    tmp_path: Path, kind: Callable[[Path], None], path: str, read: Callable[[Store], object]
+) -> None:
+    """Opening a pipe would block until another process writes to it."""
     publish_tiny(tmp_path, "tiny-gan")
     (tmp_path / path).unlink(missing_ok=True)
-    (tmp_path / path).mkdir()
-    with pytest.raises(StoreError, match=f"^{path} cannot be read: Is a directory$"):
+    kind(tmp_path / path)
+    with pytest.raises(StoreError, match=f"^{path} cannot be read: it is not a regular file$"):
         read(Store(tmp_path))
     assert any(path in row["problem"] for row in catalogue.verify(Store(tmp_path)))
 
