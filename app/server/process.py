@@ -22,10 +22,10 @@ from app.server.system import (
     available_memory,
     can_fork,
     cores,
-    die_with_parent,
     handles_sighup,
     raise_file_limit,
     single_arena,
+    stop_with_parent,
 )
 from app.server.worker_table import State, WorkerTable
 from app.serving.device import find_device
@@ -153,7 +153,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
     def work(place: int) -> None:
         shared.use(place)
         log_in_background()
-        die_with_parent(parent)
+        stop_with_parent(parent)
         app = create_app(worker_settings, counters, preloaded, shared)
         run_server(Server(app, worker_settings, listener, table, place, has_parent=True))
 

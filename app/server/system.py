@@ -90,9 +90,9 @@ def handles_sighup() -> bool:
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
-def die_with_parent(parent: int) -> None:
-    """Let the system kill this process when its parent ends. ``parent`` is the id of the parent."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def stop_with_parent(parent: int) -> None:
+    """Let the system stop this process with SIGTERM when its parent ends. ``parent`` is the id of the parent."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it has already ended
         os._exit(1)
 
