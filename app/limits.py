@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Limits:
-    """Constants that tests change with ``replace(Limits(), ...)``, or with ``QUARTET_LIMITS`` for other processes."""
+    """Limits that few users change. ``QUARTET_LIMITS`` changes them, and tests use ``replace(Limits(), ...)``."""
 
     # One request may have at most this much. Larger requests would delay others for too long.
     max_images: int = 16  # to classify

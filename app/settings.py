@@ -186,9 +186,7 @@ class Settings(BaseSettings):
         description="seconds that running requests may take during shutdown. After that, running computations may take "
         "the same time again.",
     )
-    limits: Limits = Field(
-        Limits(), description="JSON object that changes constants of `app/limits.py`. It is meant for tests."
-    )
+    limits: Limits = Field(Limits(), description="JSON object that changes limits of `app/limits.py`")
 
     def __init__(self, **values: Any) -> None:
         known = {name.upper() for name in type(self).model_fields}
@@ -203,7 +201,8 @@ class Settings(BaseSettings):
                         "quartet; set enableServiceLinks to false in the pod"
                     )
                 if upper == variable and name.lower() in vars(Limits()):
-                    raise SettingsError(f"{variable} is not a setting, but a constant in app/limits.py")
+                    content = f'{{"{name.lower()}": {os.environ[variable]}}}'
+                    raise SettingsError(f"{variable} is now a limit; set {PREFIX}LIMITS='{content}' instead")
                 close = difflib.get_close_matches(name, known, n=1)  # without the prefix, which all names share
                 names = ", ".join(PREFIX + each for each in close or sorted(known))
                 hint = f"did you mean {names}?" if close else f"known settings: {names}"

@@ -94,8 +94,8 @@ SETTINGS_HEAD = """# Settings
 
 Settings are environment variables. If a value is invalid, or a `QUARTET_` variable is unknown or not in upper case, the
 service prints the name of the variable and does not start. The training scripts also read `QUARTET_DATA_DIR`, the
-folder of the training data. Further limits, such as the number of images in a request, are constants in
-`app/limits.py`.
+folder of the training data. Further limits, such as the number of images in a request, are in
+`app/limits.py`; for example, `QUARTET_LIMITS='{"max_images": 64}'` changes this one.
 
 """
 METRICS_HEAD = """# Metrics
@@ -148,7 +148,7 @@ def settings() -> str:
     rows = []
     schemas = Settings.model_json_schema()["properties"]
     for name, field in Settings.model_fields.items():
-        if name == "limits":  # for tests only
+        if name == "limits":  # see SETTINGS_HEAD
             continue
         schema = schemas[name]
         choices = [schema, *schema.get("anyOf", ())]

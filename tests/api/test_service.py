@@ -336,7 +336,7 @@ def test_default_values_keep_to_the_configured_limits(serve: Serve) -> None:
         ("QUARTET_MAX_RUNNING_TEXTS", "1025", "input should be less than or equal to 1024"),
         ("QUARTET_THREADS", "1025", "QUARTET_THREADS is '1025': input should be less than or equal to 1024"),
         ("QUARTET_REQUEST_SECONDS", "nan", "QUARTET_REQUEST_SECONDS is 'nan'"),
-        ("QUARTET_MAX_TEXTS", "9", "QUARTET_MAX_TEXTS is not a setting, but a constant in app/limits.py"),
+        ("QUARTET_MAX_TEXTS", "9", "QUARTET_MAX_TEXTS is now a limit; set QUARTET_LIMITS='{\"max_texts\": 9}' instead"),
         ("QUARTET_STORE", "", "QUARTET_STORE is '': the path should not be empty"),
         ("QUARTET_KEYS_FILE", "", "QUARTET_KEYS_FILE is '': the path should not be empty"),
         (
