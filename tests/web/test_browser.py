@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from support import processes
 from support.imported.onnx_models import linear_classifier, linear_model
 from support.networks import FORECASTER, TINY, publish_tiny, rewrite_card, tiny_card
 from support.responses import metric_samples
-from support.service import IMAGES, ROOT, Serve
+from support.service import IMAGES, ROOT, Serve, run_models_command
 from support.tables import PRODUCTS, shop_table
 from support.waiting import wait_until
 
@@ -928,6 +929,48 @@ def test_long_names_fit_a_phone(serve: Serve, tiny_store: Path, open_page: Open)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         padding = page.evaluate("parseFloat(getComputedStyle(document.documentElement).scrollPaddingTop)")
         assert page.locator(".top").bounding_box()["height"] <= padding  # it does not cover the targets of its links
+
+
+def test_versions_are_compared_and_changed_with_the_admin_key(
+    serve: Serve, tiny_store: Path, tmp_path: Path, open_page: Open, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After each change, the page prints what the command line prints for the same change of another store."""
+    for _ in range(2):
+        publish_tiny(tiny_store, "tiny-gan")
+    other = shutil.copytree(tiny_store, tmp_path / "other")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    with serve(admin_key="k" * 32) as client:
+        page = open_page(client, width=390)
+        status_of(page, "generation")
+        manage = page.locator("#manage")
+        manage.locator("summary").click()
+        for key in ("wrong", "k" * 32):
+            page.get_by_label("Admin key").fill(key)
+            manage.get_by_role("button", name="Show versions").click()
+            if key == "wrong":
+                manage.locator(".error", has_text="This request needs the admin key").wait_for()
+                assert not page.get_by_label("Share of a new canary in per cent").is_visible()
+        page.get_by_label("Model", exact=True).last.select_option("tiny-gan")
+        manage.locator("thead", has_text="version 3, active").wait_for()
+        assert manage.locator("tbody tr", has_text="created").locator("td").count() == 3
+        page.get_by_label("Share of a new canary in per cent").fill("20")
+        for button, command in (
+            ("Canary: version 2", ["activate", "tiny-gan", "2", "--share", "20"]),
+            ("End the canary", ["rollback", "tiny-gan"]),
+            ("Activate: version 1", ["activate", "tiny-gan", "1"]),
+            ("Retire: version 2", ["retire", "tiny-gan", "2"]),
+            ("Roll back to version 3", ["rollback", "tiny-gan"]),
+            ("Serve again: version 2", ["retire", "tiny-gan", "2", "--undo"]),
+        ):
+            manage.get_by_role("button", name=button).click()
+            text = run_models_command(capsys, other, *command)[1].strip()
+            manage.locator('[role="status"]', has_text=re.compile(f"^{re.escape(text)}\\.$")).wait_for()
+        manage.get_by_role("button", name="Retire: version 3").click()
+        manage.locator(".error", has_text="active").wait_for()
+        violations = axe.run(page).response["violations"]
+        assert [each["id"] for each in violations if each["impact"] in ("serious", "critical")] == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert expected_errors(page) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 // Requests to the service.
 //
-// A request is { path, query?, json?, files?, sample?, stream?, accept? }. Paths are relative, so the page also works below
-// a prefix. `sample` is the path of the file if this service serves the file, too.
+// A request is { path, query?, json?, files?, sample?, stream?, accept?, key? }. `key` replaces the API key. Paths are relative,
+// so the page also works below a prefix. `sample` is the path of the file if this service serves the file, too.
 
 /** An error with a message for the user. `param` is the field that caused the error, or null. */
 export class RequestError extends Error {
@@ -39,7 +39,7 @@ export function requestUrl({ path, query = {} }) {
 
 /** Send a request, and return the response as soon as its headers have arrived. Throws RequestError, or AbortError when aborted by `signal`. */
 export async function send(request, signal) {
-  const options = { signal, headers: key ? { authorization: `Bearer ${key}` } : {} };
+  const bearer = request.key ?? key, options = { signal, headers: bearer ? { authorization: `Bearer ${bearer}` } : {} };
   if (request.accept) options.headers.accept = request.accept;
   if (request.json) {
     options.method = "POST";

@@ -2,6 +2,7 @@
 
 import { json, send, setKey } from "./api.js";
 import { byId } from "./dom.js";
+import { manageVersions } from "./manage_versions.js";
 import { showModelCards } from "./model_cards.js";
 import { forecastingPanel } from "./panels/forecasting.js";
 import { imageClassificationPanel } from "./panels/image_classification.js";
@@ -46,4 +47,5 @@ byId("key").addEventListener("submit", (event) => {
 for (const name of ["dragover", "drop"]) { // a file dropped beside a panel must not replace the page
   document.addEventListener(name, (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
 }
+manageVersions();
 startWithKey();
