@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 IMAGE = "localhost/quartet-check"
@@ -35,24 +35,6 @@ def run(*command: str, timeout: float | None = None, check: bool = True) -> str:
     return result.stdout
 
 
-class Container(Protocol):
-    """A running container of the image. Its service listens on ``port`` of this machine."""
-
-    port: int
-
-    def is_healthy(self) -> bool:
-        """Return whether the image's health check succeeds."""
-
-    def succeeds(self, *command: str) -> bool:
-        """Run a command in the container, and return whether its exit status is 0."""
-
-    def stop(self) -> int:
-        """Send SIGTERM to the service, and return its exit status."""
-
-    def output(self) -> str:
-        """Return the last lines that the service wrote."""
-
-
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -73,7 +55,7 @@ class Docker:
         return int(run("docker", "image", "inspect", "--format", "{{.Size}}", IMAGE)) / 1e6
 
     @contextmanager
-    def container(self) -> Iterator[Container]:
+    def container(self) -> Iterator[DockerContainer]:
         container = DockerContainer(free_port())
         try:
             yield container
@@ -82,6 +64,8 @@ class Docker:
 
 
 class DockerContainer:
+    """A running container of the image. Its service listens on ``port`` of this machine."""
+
     def __init__(self, port: int) -> None:
         self.port = port
         self.name = f"quartet-check-{os.getpid()}"
@@ -90,16 +74,20 @@ class DockerContainer:
         run("docker", "run", "--detach", "--name", self.name, "--publish", publish, *hardening, IMAGE)
 
     def is_healthy(self) -> bool:
+        """Return whether the image's health check succeeds."""
         return run("docker", "inspect", "--format", "{{.State.Health.Status}}", self.name).strip() == "healthy"
 
     def succeeds(self, *command: str) -> bool:
+        """Run a command in the container, and return whether its exit status is 0."""
         return subprocess.run(("docker", "exec", self.name, *command), capture_output=True, check=False).returncode == 0
 
     def stop(self) -> int:
+        """Send SIGTERM to the service, and return its exit status."""
         run("docker", "stop", "--time", str(int(EXIT_SECONDS)), self.name)
         return int(run("docker", "inspect", "--format", "{{.State.ExitCode}}", self.name))
 
     def output(self) -> str:
+        """Return the last lines that the service wrote."""
         result = subprocess.run(
             ("docker", "logs", "--tail", "30", self.name), capture_output=True, text=True, check=False
         )
@@ -136,7 +124,7 @@ class Buildah:
             return int(run("du", "-sb", "--one-file-system", str(folder)).split()[0]) / 1e6
 
     @contextmanager
-    def container(self) -> Iterator[Container]:
+    def container(self) -> Iterator[ChrootContainer]:
         details = json.loads(run(*self.storage, "inspect", "--type", "image", IMAGE))
         with self._mounted() as folder, tempfile.TemporaryFile("w+") as log:
             container = ChrootContainer(folder, details["Docker"]["config"], log)
@@ -173,6 +161,8 @@ exec chroot --userspec="$user" "$root" "$@"
 
 
 class ChrootContainer:
+    """The same for a service that runs with chroot."""
+
     def __init__(self, folder: Path, config: dict[str, Any], log: Any) -> None:
         self.port = free_port()
         self._log = log

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from deploy.containers import ROOT, Buildah, CheckError, Container, Docker, run
+from deploy.containers import ROOT, Buildah, CheckError, ChrootContainer, Docker, DockerContainer, run
 
 PHOTO = ROOT / "tests" / "images" / "cifar10" / "0013-horse.png"
 MAX_GIGABYTES = 1.2  # limit of the uncompressed image with PyTorch for CPUs
@@ -86,16 +86,12 @@ def check_compose_file() -> None:
     """
     profiles = [option for profile in ("gpu", "monitoring", "scale") for option in ("--profile", profile)]
     for command in (("docker", "compose"), ("docker-compose",), ("podman-compose",)):
-        if not shutil.which(command[0]) or (command == ("docker", "compose") and not has_compose_plugin()):
+        if not shutil.which(command[0]) or subprocess.run((*command, "version"), capture_output=True).returncode:
             continue
         run(*command, "--file", str(ROOT / "docker-compose.yml"), *profiles, "config")
         print(f"docker-compose.yml: valid for {' '.join(command)}", flush=True)
         return
     raise CheckError("install Docker Compose, docker-compose or podman-compose")
-
-
-def has_compose_plugin() -> bool:
-    return subprocess.run(("docker", "compose", "version"), capture_output=True, check=False).returncode == 0
 
 
 def check(builder: Docker | Buildah, options: Sequence[str], max_gigabytes: float) -> None:
@@ -119,7 +115,7 @@ def check(builder: Docker | Buildah, options: Sequence[str], max_gigabytes: floa
         raise CheckError(f"the image has {gigabytes:.2f} GB, more than {max_gigabytes} GB")
 
 
-def check_container(container: Container) -> None:
+def check_container(container: DockerContainer | ChrootContainer) -> None:
     seconds = wait_until(container.is_healthy, READY_SECONDS, "healthy")
     print(f"healthy: {seconds:.1f} s after the start", flush=True)
     with httpx.Client(base_url=f"http://127.0.0.1:{container.port}", timeout=60) as client:
