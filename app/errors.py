@@ -20,6 +20,8 @@ class QuartetError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
+    repeatable: ClassVar[bool] = True  # whether the same request may succeed later
+    retry_after: int = 0  # seconds; 0 means that they are unknown
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -36,7 +38,8 @@ class QuartetError(Exception):
         return self
 
     def headers(self) -> dict[str, str]:
-        return {}
+        headers = {} if self.repeatable else {"x-should-retry": "false"}
+        return headers | ({"retry-after": str(self.retry_after)} if self.retry_after else {})
 
 
 class BadValue(QuartetError):
@@ -108,9 +111,7 @@ class StoreUnavailable(QuartetError):
 
     status = 507
     code = "store_unavailable"
-
-    def headers(self) -> dict[str, str]:
-        return {"x-should-retry": "false"}
+    repeatable = False
 
 
 class MethodNotAllowed(QuartetError):
@@ -171,9 +172,6 @@ class Overloaded(QuartetError):
         super().__init__(message)
         self.retry_after = retry_after
 
-    def headers(self) -> dict[str, str]:
-        return {"retry-after": str(self.retry_after)}
-
 
 class MemoryFull(Overloaded):
     """All running requests together would hold too much memory. A later attempt may succeed."""
@@ -197,9 +195,7 @@ class InferenceFailed(QuartetError):
     """The network failed on a valid input. The same request would fail again."""
 
     code = "inference_failed"
-
-    def headers(self) -> dict[str, str]:
-        return {"x-should-retry": "false"}
+    repeatable = False
 
 
 class OutOfMemory(QuartetError):
@@ -208,9 +204,7 @@ class OutOfMemory(QuartetError):
     status = 503
     type = "overloaded_error"
     code = "out_of_memory"
-
-    def headers(self) -> dict[str, str]:
-        return {"retry-after": "1"}
+    retry_after = 1
 
 
 class NotReady(QuartetError):
@@ -219,9 +213,7 @@ class NotReady(QuartetError):
     status = 503
     type = "overloaded_error"
     code = "not_ready"
-
-    def headers(self) -> dict[str, str]:
-        return {"retry-after": "1"}
+    retry_after = 1
 
 
 class CallerGone(QuartetError):
@@ -238,9 +230,7 @@ class TimedOut(QuartetError):
     status = 504
     type = "server_error"
     code = "deadline_exceeded"
-
-    def headers(self) -> dict[str, str]:
-        return {"x-should-retry": "false"}  # a new attempt would exceed the time that the client or a setting allows
+    repeatable = False  # a new attempt would exceed the time that the client or a setting allows
 
 
 class TooSlow(QuartetError):
