@@ -165,7 +165,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
         stop_seconds,
         prepare=lambda: preloaded.load(worker_settings),
         listen=lambda: listen(listener, settings),
-        tick=preloaded.release_evicted,
+        tick=lambda: preloaded.release_evicted(settings.store),
         ended=shared.remove,
     )
     try:

@@ -399,7 +399,7 @@ class Models:
     def _evict(self, entry: Entry, reason: str) -> None:
         """Remove a version from memory. Its engine still finishes the requests that it has accepted."""
         entry.state, entry.model = State.UNLOADED, None
-        self._preloaded.on_evicted(entry.name, entry.version)
+        self._preloaded.on_evicted()
         self.observers.for_version(entry.name, entry.version).on_memory(0)
         log.info("%s is evicted: %s", entry.label, reason)
 

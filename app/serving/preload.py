@@ -22,13 +22,13 @@ from app.store.snapshot import Snapshot, Stamp, read_stamp
 class Preloaded:
     """The versions that the supervisor has loaded, for the workers that it forks later.
 
-    Each version has a mark in memory that all processes share. A worker that evicts the version sets the mark. The
-    supervisor then releases the version, too.
+    A worker that evicts a version sets a flag in memory that all processes share. The supervisor then releases the
+    versions that are not resident any more.
     """
 
     def __init__(self) -> None:
-        self._versions: dict[VersionKey, tuple[Stamp, Prepared, mmap.mmap]] = {}
-        self._taken: dict[VersionKey, mmap.mmap] = {}
+        self._versions: dict[VersionKey, tuple[Stamp, Prepared]] = {}
+        self._evicted = mmap.mmap(-1, 1)
 
     def keys(self) -> set[VersionKey]:
         """Return name and number of each version."""
@@ -50,14 +50,14 @@ class Preloaded:
             due = resident_versions(settings.store)
         except OSError:  # each worker reports the reason
             return
-        resident: dict[VersionKey, tuple[Stamp, Prepared, mmap.mmap]] = {}
+        resident: dict[VersionKey, tuple[Stamp, Prepared]] = {}
         for key in due:
             stamp, known = read_stamp(store.path(*key)), self._versions.get(key)
             with suppress(Exception):
                 if known and known[0] == stamp:
                     resident[key] = known
                 elif not is_imported(store.card(*key).kind):
-                    resident[key] = stamp, prepare(settings, device, *key), mmap.mmap(-1, 1)
+                    resident[key] = stamp, prepare(settings, device, *key)
         if self._versions == resident:
             return
         self._versions = resident
@@ -65,24 +65,22 @@ class Preloaded:
         trim_heap()
         gc.freeze()  # otherwise garbage collection in a worker would write to each object, and copy the shared memory
 
-    def release_evicted(self) -> None:
-        """Release the versions that a worker has evicted. Called in the supervisor, at intervals."""
-        for key, (_, _, mark) in list(self._versions.items()):
-            if mark[0]:
-                del self._versions[key]
+    def release_evicted(self, folder: Path) -> None:
+        """Release versions after a worker has evicted some. Called in the supervisor, at intervals."""
+        if self._evicted[0]:
+            self._evicted[0] = 0
+            with suppress(OSError):
+                for key in self.keys().difference(resident_versions(folder)):
+                    del self._versions[key]
 
     def take(self, name: str, number: int, stamp: Stamp) -> Prepared | None:
         """Return a version for use in this process, or None if its files have changed. It is taken only once."""
         known = self._versions.pop((name, number), None)
-        if known is None or known[0] != stamp:
-            return None
-        self._taken[name, number] = known[2]
-        return known[1]
+        return known[1] if known and known[0] == stamp else None
 
-    def on_evicted(self, name: str, number: int) -> None:
-        """Mark a version that this process has evicted."""
-        if mark := self._taken.pop((name, number), None):
-            mark[0] = 1
+    def on_evicted(self) -> None:
+        """Tell the supervisor that this process has evicted a version."""
+        self._evicted[0] = 1
 
 
 def resident_versions(folder: Path) -> list[VersionKey]:

@@ -13,7 +13,7 @@ from app.observability.metrics import Metrics
 from app.serving.models import Models
 from app.serving.preload import Preloaded, worker_bytes
 from app.settings import Settings
-from app.store import WEIGHTS
+from app.store import CARD, WEIGHTS
 from app.store.snapshot import read_stamp
 
 pytestmark = pytest.mark.anyio
@@ -64,16 +64,18 @@ def test_the_supervisor_releases_versions_that_a_worker_has_evicted(tiny_store: 
     worker = os.fork()
     if not worker:
         taken = supervisor.take(NAME, 1, read_stamp(tiny_store / NAME / "1"))
-        supervisor.on_evicted(NAME, 1)
+        supervisor.on_evicted()
         os._exit(0 if taken else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0
     publish_tiny(tiny_store, NAME)
     before = supervisor.keys()
-    supervisor.release_evicted()
+    supervisor.release_evicted(tiny_store)
     assert before - supervisor.keys() == {(NAME, 1)}
     supervisor.load(Settings(store=tiny_store, threads=1))  # the next worker shares the new version
     assert supervisor.keys() - before == {(NAME, 2)}
-    supervisor.release_evicted()
+    (tiny_store / NAME / "2" / WEIGHTS).unlink()
+    (tiny_store / NAME / "2" / CARD).unlink()
+    supervisor.release_evicted(tiny_store)  # no worker has evicted a version since
     assert {(NAME, 2)} <= supervisor.keys()
 
 
