@@ -383,6 +383,7 @@ def test_fine_tuning_is_used_if_it_lowers_the_validation_loss(
         "finetune_batch=16",
         "--set",
         "flip=no",
+        "--refit",
     ]
     untouched = pretrained.load().state_dict()
     for name, rate, penalties in (("worse", "1", (0.1,)), ("tuned", "3e-3", (1e4,))):
