@@ -5,114 +5,115 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from app.tables import TableError, grid, numbers, times
-from app.tables.header import Body, as_texts, role
+from app.tables.header import Body, as_texts, is_time_name
 from app.tables.times import Reading
 
 INDEX_NAME = re.compile(r"|index|id|no\.?|nr\.?|#|obs|observation|rownames|unnamed: 0(\.\d+)?", re.IGNORECASE)
+SAMPLE_CELLS = 1000  # number of cells that decide whether a column holds times of day
 # Names of columns of numbers that may be codes or parts of the date, not values.
 CODE_NAME = re.compile(
     r"(?i:(.*[ _.-])?(ids?|no|nr|num|number|codes?|key|uuid|sku|zip|zipcode|plz|postcode|phone|ean|isbn|barcode|lat|"
-    r"long?|latitude|longitude)|invoice|receipt|ticket|transaction|account|customer|rechnung|beleg|kunde)|[A-Za-z]+(Id|ID|No|Nr|Code|Key)"
+    r"long?|latitude|longitude)|invoice|receipt|ticket|transaction|account|customer|rechnung|beleg|kunde|minute|second|"
+    r".*(week|month|day|dow|hour|year|quarter|date|mnth|yr|hr|decimal).*)|[A-Za-z]+(Id|ID|No|Nr|Code|Key)"
 )
-DATE_NAME = re.compile(r"week|month|day|dow|hour|year|quarter|date|mnth|yr|hr|decimal", re.IGNORECASE)
-MIN_FILL = 0.5  # in the median series, at least this share of the time stamps has a row
-MAX_TEXT_SHARE = 0.1  # largest share of cells in a column of numbers that are not numbers
 
 
-@dataclass(frozen=True)
-class TimeColumn:
-    """The columns with the time stamps. ``reading`` holds the time of each row; NaT for rows without a time."""
+def readings(body: Body, name: str) -> list[Reading]:
+    """Return the possible readings of a column of texts or numbers as time stamps."""
+    if name not in body.readings:
+        body.readings[name] = _readings(body, name)
+    return body.readings[name]
 
-    names: list[str]
-    reading: Reading
+
+def _readings(body: Body, name: str) -> list[Reading]:
+    column, week = body.column(name), bool(re.search("week|wk|kw|woche", name, re.IGNORECASE))
+    found = times.numeric_readings(column.values) if column.share > 0.8 and not week else []
+    return found or times.readings(body.texts(name), week)
 
 
-def find_times(body: Body, time: str | None, pattern: str | None, taken: Sequence[str]) -> TimeColumn | None:
+def holds_times(body: Body, name: str) -> bool:
+    """Return whether the cells of a column are time stamps. Plain numbers are time stamps if the name says so."""
+    return (body.column(name).share <= 0.8 or is_time_name(name)) and bool(readings(body, name))
+
+
+def find_times(body: Body, taken: Sequence[str]) -> Reading | None:
     """Find the time stamps of a table; return None if it has none.
 
-    ``time``, ``pattern``: values of --time and --format. ``taken``: columns that do not hold time stamps.
+    ``taken``: columns that do not hold time stamps.
 
     Raises:
         TableError: several columns or several formats are possible, or time stamps cannot be read.
     """
-    names = list(body.frame.columns)
-    if time is not None and time not in names:
-        return None if time.lower() == "none" else read_times(body, [name.strip() for name in time.split(",")], pattern)
+    names, time = list(body.frame.columns), body.options.time
+    if time is not None:
+        if time not in names and time.lower() == "none":
+            return None
+        return read_times(body, [time] if time in names else [name.strip() for name in time.split(",")])
     candidates = [name for name in names if name not in taken]
-    strong = [time] if time else [name for name in candidates if holds_times(body, name)]
+    numeric = [name for name in candidates if body.column(name).share > 0.8]
+    if len(numeric) + len(taken) == 1:
+        candidates, numeric = [name for name in candidates if name not in numeric], []  # the values
+    found = [name for name in candidates if holds_times(body, name)]
+    strong = [name for name in found if name not in numeric] or found[:1]
     if len(strong) > 1:
         raise TableError(
             f"several columns hold time stamps; choose one: {' or '.join(f'--time {name!r}' for name in strong)}"
         )
-    texts = [name for name in candidates if body.column(name).share <= 0.5 and len(body.column(name).others) > 1]
-    if strong or pattern is not None:
-        date = read_times(body, strong or (texts or candidates)[:1], pattern)
-        clocks = [name for name in texts if times.times_of_day(body.texts(name)).notna().mean() > 0.8]
-        if time or not clocks or date.reading.period or not date.reading.times.duplicated().any():
+    words = [name for name in candidates if body.column(name).share <= 0.5 and len(body.column(name).others) > 1]
+    if strong or body.options.format is not None:
+        date = read_times(body, strong or (words or names)[:1])
+        if date.period or not date.times.duplicated().any():
             return date
-        return read_times(body, [*strong, clocks[0]], pattern)
-    numeric = [name for name in candidates if body.column(name).share > 0.8]
-    if len(numeric) + len(taken) > 1:  # the only column of numbers must hold the values
-        for name in numeric:
-            values, own = body.column(name).values, role(name)
-            readings = times.numeric_readings(values)
-            if own not in ("", "minute", "second"):
-                if readings or times.readings(body.texts(name), own == "week") or _counter(values):
-                    return read_times(body, [name], None)
-                if own not in ("day", "hour", "clock"):
-                    raise _unreadable(body, [name])
-            if not INDEX_NAME.fullmatch(name) and any(map(grid.is_regular, readings)):
-                options = f"--time {name!r}, or --time none to read it as values"
-                raise TableError(f"column {name!r} may hold time stamps ({readings[0].label}) or values; use {options}")
-    if texts:
-        raise _unreadable(body, texts[:1])
+        samples = {name: as_texts(body.frame[name].iloc[:SAMPLE_CELLS]) for name in words}
+        clocks = [name for name, own in samples.items() if times.times_of_day(own).notna().mean() > 0.8]
+        return read_times(body, [*strong, *clocks[:1]]) if clocks else date
+    for name in numeric:
+        possible = [own for own in times.numeric_readings(body.column(name).values) if grid.is_regular(own)]
+        if possible and not INDEX_NAME.fullmatch(name):
+            options = f"--time {name!r}, or --time none to read it as values"
+            raise TableError(f"column {name!r} may hold time stamps ({possible[0].label}) or values; use {options}")
+    if words:
+        raise _unreadable(body, words[:1])
     return None
 
 
-def holds_times(body: Body, name: str) -> bool:
-    """Return whether the cells of a column are time stamps, but not plain numbers."""
-    return body.column(name).share <= 0.8 and bool(times.readings(body.texts(name), role(name) == "week"))
-
-
-def read_times(body: Body, names: list[str], pattern: str | None) -> TimeColumn:
+def read_times(body: Body, names: list[str]) -> Reading:
     """Read the time stamps of the columns ``names``. Raises TableError if they cannot be read or are ambiguous."""
     if wrong := [name for name in names if name not in body.frame]:
         raise TableError(f"there is no column {wrong[0]!r}; its columns are: {', '.join(body.frame.columns)}")
-    column = body.column(names[0])
     cells = body.texts(names[0])
     for name in names[1:]:
         cells = cells + " " + body.texts(name)
+    pattern = body.options.format
     label, example = ", ".join(map(repr, names)), next(iter(cells.dropna()), "")
-    readings: list[Reading] = []
     if pattern is not None:
         try:
-            readings = [times.with_format(cells, pattern)]
+            found = [times.with_format(cells, pattern)]
         except (ValueError, re.error) as error:
             raise TableError(f"--format {pattern}: {error}") from error
-        if readings[0].times.notna().sum() < 0.8 * cells.notna().sum() or not re.search("%[YyG]", pattern):
+        if found[0].times.notna().sum() < 0.8 * cells.notna().sum() or not re.search("%[YyG]", pattern):
             raise TableError(f"--format {pattern} does not fit the cells of {label}, for example {example!r}")
-    elif len(names) == 1 and column.share > 0.8 and role(names[0]) != "week":
-        readings = times.numeric_readings(column.values)
-    readings = readings or times.readings(cells, role(names[0]) == "week") or _counter(column.values)
-    if not readings:
+    else:
+        found = readings(body, names[0]) if len(names) == 1 else times.readings(cells)
+    if not found:
         raise _unreadable(body, names)
-    if len(readings) > 1:
-        readings = [own for own in readings if grid.is_regular(own)] or readings
-    if len(readings) > 1:
+    if len(found) > 1:
+        found = [own for own in found if grid.is_regular(own)] or found
+    if len(found) > 1:
         separator = next(iter(re.findall(r"[-/. ]", example)), "/")
-        formats = [re.sub(r"[-/ ]", separator, own.label) for own in readings if "%" in own.label]
+        formats = [re.sub(r"[-/ ]", separator, own.label) for own in found if "%" in own.label]
         options = " or ".join(f"--format {shlex.quote(own)}" for own in formats)
         raise TableError(
-            f"column {label}: the time stamp {example!r} is ambiguous: {', '.join(own.label for own in readings)}; "
+            f"column {label}: the time stamp {example!r} is ambiguous: {', '.join(own.label for own in found)}; "
             f"choose {options or 'another column with --time, or --time none'}"
         )
-    return TimeColumn(names, readings[0])
+    return replace(found[0], names=names)
 
 
 def _unreadable(body: Body, names: list[str]) -> TableError:
@@ -120,29 +121,18 @@ def _unreadable(body: Body, names: list[str]) -> TableError:
     return TableError(
         f"column {', '.join(map(repr, names))} holds no time stamps that can be read, for example {example!r}; give "
         "their format, for example --format %d.%m.%Y, or --time Year,Month --format '%Y %m' for two columns; or "
-        "use --time "
-        "none if there are none and the rows are in the order of time; or --by-rows if each row is a series"
+        "use --time none if there are none and the rows are in the order of time; or --by-rows if each row is a series"
     )
 
 
-def _counter(values: pd.Series) -> list[Reading]:
-    """Return the reading of a column that counts steps, such as 1, 2, 3 ...; [] for other columns.
-
-    Step n becomes the time n seconds after the start of 1970.
-    """
-    unique = np.unique(values)
-    if len(unique) < 3 or not abs(unique[0]) <= 1e5 or unique[0] % 1 or not (np.diff(unique) == 1).all():
-        return []
-    return [Reading("steps", "step", pd.to_datetime(values, unit="s").astype("datetime64[us]"))]
-
-
-def value_columns(body: Body, used: Sequence[str], is_timed: bool) -> list[str]:
+def value_columns(body: Body, used: Sequence[str]) -> list[str]:
     """Return the names of the columns of values: all columns of numbers, except a first column of row numbers.
 
-    ``used``: columns that hold time stamps, groups or known values. ``is_timed``: whether there are time stamps.
+    A column with many numbers and some other texts is one of them. ``used``: columns that hold time stamps, groups or
+    known values.
 
     Raises:
-        TableError: a column may hold codes or parts of the date, mixes numbers and texts, or no column has numbers.
+        TableError: a column may hold codes or parts of the date, or no column has numbers.
     """
     selected: list[str] = []
     suspect: list[str] = []
@@ -151,30 +141,16 @@ def value_columns(body: Body, used: Sequence[str], is_timed: bool) -> list[str]:
         column = body.column(name)
         if numbers_rows(body, name):
             body.remarks.append(f"column {name!r} only numbers the rows, so it is left out; --column {name!r} reads it")
-        elif column.share >= 1 - MAX_TEXT_SHARE:
-            is_code = CODE_NAME.fullmatch(name) or body.texts(name).str.fullmatch(r"0\d+").any()
-            is_part = is_timed and (role(name) or DATE_NAME.search(name))
-            (suspect if is_code or is_part else selected).append(name)
-        elif column.unit:
-            raise TableError(
-                f"column {name!r} has numbers with {column.unit!r}; use --unit {shlex.quote(column.unit)} to "
-                f"leave it out "
-                "(a factor such as K is not applied), or name the columns to read with --column"
-            )
-        elif column.share > 0.3:
-            at = int(np.argmax(body.texts(name).isin(column.others)))
-            raise TableError(
-                f"column {name!r} has numbers and other cells, for example {column.cells[at]!r} in row "
-                f"{body.rows[at]}; "
-                "use --missing with such cells, or name the columns to read with --column"
-            )
+        elif column.share > 0.3 or column.others.str.fullmatch(numbers.UNIT).mean() > 0.5:
+            is_code = CODE_NAME.fullmatch(name) or is_time_name(name) or body.texts(name).str.fullmatch(r"0\d+").any()
+            (suspect if is_code else selected).append(name)
         else:
             texts.append(name)
     if suspect:
         raise TableError(
             f"column {suspect[0]!r} may hold values, codes or a part of the date; name the columns to read with "
             f"--column {shlex.join(selected or suspect)}, or all columns of the time, such as --time Year,Month "
-            f"--format '%Y %m'"
+            "--format '%Y %m'"
         )
     if not selected:
         raise TableError(f"has no column of numbers; its columns are: {', '.join(body.frame.columns)}")
@@ -193,39 +169,34 @@ def numbers_rows(body: Body, name: str) -> bool:
     return bool(ascends or (np.diff(np.sort(values)) == 1).all())
 
 
-def parse_values(body: Body, names: Sequence[str], decimal: str | None, missing: Sequence[str]) -> dict[str, pd.Series]:
+def parse_values(body: Body, names: Sequence[str]) -> pd.DataFrame:
     """Return the values of the columns ``names``. Missing values are NaN.
-
-    ``missing``: further cells that stand for a missing value. If "none" is one of them, every other number is a value.
 
     Raises:
         TableError: a cell is not a number, the decimal separator is ambiguous, or a value such as -999 may stand for a
             missing value.
     """
-    result = {}
-    texts = {name: body.column(name).texts() for name in names}
-    evidence = numbers.decimal_evidence([own for column in texts.values() for own in column])
-    for name in names:
-        sign = decimal or numbers.decimal_sign(name, texts[name], body.separator, evidence)
-        result[name] = numbers.parse(name, body.column(name), sign, missing, body.rows, body.remarks)
-        if any("," in own.digits or (sign == "," and "." in own.digits) for own in texts[name]):
-            body.remarks.append(f"{name}: the decimal separator is {sign!r}")
-    return result
+    columns = {name: body.column(name) for name in names}
+    sign = body.options.decimal or numbers.decimal_sign(columns, body.separator)
+    signs = pd.concat([own.numbers.index.to_series() for own in columns.values()]).str.contains(",", regex=False)
+    if signs.any() or (sign == "," and any(len(own.dotted) for own in columns.values())):
+        body.remarks.append(f"the decimal separator is {sign!r}")
+    keep = body.options.missing or ()
+    return pd.DataFrame(
+        {name: numbers.parse(name, own, sign, keep, body.rows, body.remarks) for name, own in columns.items()}
+    )
 
 
-def group_columns(
-    body: Body, used: Sequence[str], values: Sequence[str], time: TimeColumn, optional: bool = False
-) -> list[str]:
+def group_columns(body: Body, used: Sequence[str], values: Sequence[str], time: Reading) -> list[str]:
     """Return the columns of words that name the series of each row, so that no series has the same time stamp twice.
 
-    Return [] if no time stamp occurs twice. If ``optional`` is true, also return [] if no columns separate the rows
-    with the same time stamp.
+    Return [] if no time stamp occurs twice, or if --aggregate combines all rows with the same time stamp.
 
     Raises:
         TableError: no columns, or several columns, separate the rows with the same time stamp; or a column may hold
             the names of several series whose rows alternate.
     """
-    stamps = time.reading.times
+    stamps = time.times
     words = [
         name for name in body.frame.columns
         if name not in (*used, *values) and body.texts(name).str.contains(r"[^\W\d_]").all()
@@ -235,46 +206,35 @@ def group_columns(
         for name, own in codes.items():
             parts = [Reading("", "", part) for _, part in stamps.groupby(own)]
             if 1 < len(parts) <= len(own) / 3 and all(map(grid.is_regular, parts)):
-                raise TableError(
-                    f"column {name!r} may name several series; use --group {shlex.quote(name)}, or --group none "
-                    f"for one series"
-                )
+                choice = f"--group {shlex.quote(name)}, or --group none for one series"
+                raise TableError(f"column {name!r} may name several series; use {choice}")
+        return []
+    options = body.options
+    if options.aggregate and not options.resample:
         return []
     found = {codes[name].to_numpy().tobytes(): [name] for name in reversed(words) if _separates(codes[name], stamps)}
     if not found and len(words) > 1 and _separates(pd.DataFrame(codes).groupby(words, sort=False).ngroup(), stamps):
-        return words
-    options = " or ".join(f"--group {shlex.quote(','.join(names))}" for names in reversed(found.values()))
+        found = {b"": words}
     if len(found) > 1:
-        raise TableError(f"several columns can name the series; use {options}")
-    if found or optional:
-        return next(iter(found.values()), [])
+        choice = " or ".join(f"--group {shlex.quote(name)}" for (name,) in reversed(found.values()))
+        raise TableError(f"several columns can name the series; use {choice}")
+    if found or options.aggregate:
+        groups = next(iter(found.values()), [])
+        body.remarks += [f"each value of {', '.join(groups)} is a series (--group)"] if groups else []
+        return groups
     at = int(np.argmax(stamps.duplicated()))
     first = int(np.argmax(stamps == stamps[at]))
-    others = [name for name in body.frame.columns if name not in used and (name in words or body.column(name).integers)]
-    stamp = int(stamps[at].timestamp()) if time.reading.period == "step" else stamps[at]
+    others = [name for name in body.frame.columns if name not in used]
     raise TableError(
-        f"rows {body.rows[first]} and {body.rows[at]} have the same time stamp {stamp}; use --aggregate sum, "
-        f"mean or last "
-        f"to combine such rows; or --group with the columns that name the series ({', '.join(others[:9])}); or --time "
-        f"with all columns of the time, such as --time {shlex.quote(','.join(time.names))},hour, and their "
-        f"--format; or --time none "
-        "if each row is one step and the rows are in the order of time"
+        f"rows {body.rows[first]} and {body.rows[at]} have the same time stamp {stamps[at]}; use --aggregate sum, "
+        "mean or last to combine such rows; or --group with the columns that name the series "
+        f"({', '.join(others[:9])}); or --time with all columns of the time, such as --time "
+        f"{shlex.quote(','.join(time.names))},hour, and their --format; or --time none if each row is one step and the "
+        "rows are in the order of time"
     )
 
 
 def _separates(codes: pd.Series, stamps: pd.Series) -> bool:
-    """Return whether no series has a time stamp twice, and the median series has at least three rows and few gaps."""
-    rank = pd.Series(pd.factorize(stamps, sort=True)[0])
-    spans = rank.groupby(codes).agg(["count", "min", "max"])
-    fill = spans["count"] / (spans["max"] - spans["min"] + 1)
-    is_complete = len(spans) > 1 and fill.median() >= MIN_FILL and spans["count"].median() >= 3
-    return bool(is_complete and not pd.DataFrame({"series": codes, "rank": rank}).duplicated().any())
-
-
-def reject_constant(body: Body, names: Sequence[str], groups: Sequence[str]) -> None:
-    """Raise TableError if a column has one value in each series, such as the size of a store, but not in the table."""
-    counts = body.frame[[*groups, *names]].groupby(list(groups), sort=False)[list(names)].nunique().max()
-    constant = [name for name in names if counts[name] == 1 and body.frame[name].nunique() > 1]
-    if 0 < len(constant) < len(names):
-        others = shlex.join(name for name in names if name not in constant)
-        raise TableError(f"column {constant[0]!r} has one value in each series; use --column {others} to leave it out")
+    """Return whether no series has a time stamp twice, and the median of several series has at least three rows."""
+    counts = codes.value_counts()
+    return len(counts) > 1 and counts.median() >= 3 and not pd.DataFrame({0: codes, 1: stamps}).duplicated().any()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
 import gzip
 import io
-import lzma
 import math
 import re
 import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +19,14 @@ import pandas as pd
 
 from app.tables import TableError
 from app.tables.encodings import decode
+from app.tables.options import ReadOptions
 
 SEPARATORS = {";": "semicolon", "\t": "tab", "|": "vertical bar", ",": "comma", " ": "spaces"}
-COMPRESSED: dict[bytes, Callable[[bytes], bytes]] = {
-    b"\x1f\x8b": gzip.decompress,
-    b"BZh": bz2.decompress,
-    b"\xfd7zXZ": lzma.decompress,
-}
 REJECTED = {
     b"\xd0\xcf\x11\xe0": "is an old Excel file (.xls) or is encrypted; save it as .xlsx without a password, or as CSV",
     b"\x28\xb5\x2f\xfd": "is compressed with Zstandard; decompress it first",
+    b"BZh": "is compressed with bzip2; decompress it first",
+    b"\xfd7zXZ": "is compressed with xz; decompress it first",
     b"%PDF": "is a PDF; save the table as CSV",
     b"{": "is JSON; save the table as CSV",
     b"[{": "is JSON; save the table as CSV",
@@ -38,7 +34,7 @@ REJECTED = {
 }
 BRACKETED = re.compile(rb"<[^<>\s/!?]+>[ \t]*[,;\t|]")  # the beginning of a header such as <TICKER>,<DATE>
 SAMPLE_LINES = 300  # number of lines at the beginning of a file from which the separator is detected
-MIN_SHEET_ROWS = 3  # a sheet holds a table if it has at least this many rows with numbers or dates
+MIN_SHEET_ROWS = 3  # a sheet holds a table if it has at least this many rows
 MAX_CELL = 200  # characters; longer cells are cut, because parsing them as times takes quadratic time
 MAX_EMPTY = 10  # largest number of empty cells per character of a text file
 INVISIBLE = {"\r\n": "\n", "\r": "\n", "\xa0": " ", "\u202f": " ", "\u2009": " "}
@@ -64,13 +60,7 @@ class Sheet:
     widths: Sequence[int] = ()
 
 
-def read_sheet(
-    content: bytes,
-    sheet: str | None = None,
-    encoding: str | None = None,
-    separator: str | None = None,
-    max_cells: float = math.inf,
-) -> Sheet:
+def read_sheet(content: bytes, options: ReadOptions, max_cells: float = math.inf) -> Sheet:
     """Read the cells of a file; its format is detected from its content.
 
     Raises:
@@ -78,18 +68,17 @@ def read_sheet(
             ``max_cells`` cells.
     """
     try:
-        for magic, decompress in COMPRESSED.items():
-            content = decompress(content) if content.startswith(magic) else content
-        archive = zipfile.ZipFile(io.BytesIO(content)) if content.startswith(b"PK\x03\x04") else None
-        members = archive.namelist() if archive else []
-        is_excel = "xl/workbook.xml" in members
-        if archive and not is_excel:
-            if len(members) > 1:
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        if content.startswith(b"PK\x03\x04"):
+            archive = zipfile.ZipFile(io.BytesIO(content))
+            members = archive.namelist()
+            if "xl/workbook.xml" in members:
+                return _read_excel(content, options.sheet, max_cells)
+            if len(members) != 1:
                 raise TableError(f"is a ZIP archive of {len(members)} files; unpack it and name one file")
             content = archive.read(members[0])
-        if is_excel:
-            return _read_excel(content, sheet, max_cells)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, RuntimeError, IndexError) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise TableError(f"is damaged or encrypted: {error}") from error
     start = content[:4096].lstrip()
     for magic, problem in REJECTED.items():
@@ -97,9 +86,9 @@ def read_sheet(
             raise TableError(problem)
     if content.startswith(b"PAR1"):
         return _read_parquet(content)
-    if sheet is not None:
-        raise TableError(f"is no Excel file, so it has no sheet {sheet!r}; omit --sheet")
-    return _read_text(content, encoding, separator, max_cells)
+    if options.sheet is not None:
+        raise TableError(f"is no Excel file, so it has no sheet {options.sheet!r}; omit --sheet")
+    return _read_text(content, options, max_cells)
 
 
 def _read_parquet(content: bytes) -> Sheet:
@@ -111,9 +100,6 @@ def _read_parquet(content: bytes) -> Sheet:
     frame = frame.reset_index(drop=frame.index.name is None and pd.api.types.is_integer_dtype(frame.index.dtype))
     names = list(map(str, frame))
     frame.columns, frame.index = pd.RangeIndex(frame.shape[1]), pd.RangeIndex(2, len(frame) + 2)
-    for name in frame:
-        if isinstance(frame[name].dtype, pd.PeriodDtype):
-            frame[name] = frame[name].dt.to_timestamp()
     return Sheet(_texts(frame), ["read as Parquet"], names=names)
 
 
@@ -134,7 +120,8 @@ def _read_excel(content: bytes, name: str | None, max_cells: float) -> Sheet:
         _check_cells(sheet.max_row, sheet.max_column, max_cells)
     if name is not None and name not in sheets:
         raise TableError(f"has no sheet {name!r}; its sheets are: {', '.join(sheets)}")
-    tables = [title for title, sheet in sheets.items() if sheet.sheet_state == "visible" and _holds_table(sheet)]
+    tables = [title for title, sheet in sheets.items()
+              if sheet.sheet_state == "visible" and sheet.max_row >= MIN_SHEET_ROWS]  # fmt: skip
     if name is None and len(tables) > 1:
         options = " or ".join(f"--sheet {title!r}" for title in tables)
         raise TableError(f"has several sheets with tables; choose one: {options}")
@@ -162,10 +149,6 @@ def _check_cells(rows: int, columns: int, most: float) -> None:
         )
 
 
-def _holds_table(sheet: Any) -> bool:
-    return sum(any(not isinstance(v, str | None) for v in row) for row in sheet.values) >= MIN_SHEET_ROWS
-
-
 def _texts(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the cells as numbers and texts without spaces around them. Empty texts become NaN."""
 
@@ -182,27 +165,25 @@ def _texts(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _read_text(content: bytes, encoding: str | None, separator: str | None, max_cells: float) -> Sheet:
-    text, encoding = decode(content, encoding)
+def _read_text(content: bytes, options: ReadOptions, max_cells: float) -> Sheet:
+    text, encoding = decode(content, options.encoding)
     for sign, replacement in INVISIBLE.items():
         text = text.replace(sign, replacement)
     if not text.strip():
         raise TableError("is empty")
     lines = text.rstrip("\n").split("\n")
-    if given := re.fullmatch(r"sep=(.)\s*", lines[0]):  # a line such as sep=; tells Excel the separator
-        lines[0], separator = "", separator or given[1]
-    separator = separator or _separator([line for line in lines[: 3 * SAMPLE_LINES] if line.strip()][:SAMPLE_LINES])
-    if separator == " ":
-        lines = [re.sub(r"\s+", "\t", line.strip()) for line in lines]
-    mark = "\t" if separator == " " else separator
-    widths = [line.count(mark) + 1 for line in lines]
+    separator = options.separator or _separator(
+        [line for line in lines[: 3 * SAMPLE_LINES] if line.strip()][:SAMPLE_LINES]
+    )
+    widths = [len(line.split()) if separator == " " else line.count(separator) + 1 for line in lines]
     _check_cells(len(lines), max(widths), max_cells)
     if max(widths) * len(lines) > MAX_EMPTY * (len(text) + 1000):
         raise TableError(f"row {widths.index(max(widths)) + 1} has {max(widths)} cells, far more than other rows")
     try:
         frame = pd.read_csv(
-            io.StringIO("\n".join(lines)), sep=mark, header=None, names=range(max(widths)), dtype=str,
-            keep_default_na=False, na_values=[""], skipinitialspace=True, skip_blank_lines=False, index_col=False,
+            io.StringIO("\n".join(lines)), sep=r"\s+" if separator == " " else separator, header=None,
+            names=range(max(widths)), dtype=str, keep_default_na=False, na_values=[""], skipinitialspace=True,
+            skip_blank_lines=False, index_col=False,
         )  # fmt: skip
     except (pd.errors.ParserError, ValueError) as error:
         raise TableError(f"is not a CSV file with --separator {separator!r}: {str(error).strip()}") from error

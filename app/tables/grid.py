@@ -5,7 +5,6 @@ A time step may be a calendar step such as a month, a fixed step, or a business 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,16 +28,45 @@ class Grid:
     """The time step that all series of a table share.
 
     Attributes:
-        step: name of the time step, such as "hour".
+        kind: "month", "business day", or "" for a step of fixed length.
+        unit: the length of a step, in months, business days or microseconds.
         positions: the step number int64 [T] of each time, from 0 in each series.
         holes: the share of steps without a time stamp, between the first and the last time of each series.
-        after: returns the times that are numbers of steps after times, datetime64[us].
+        day: the largest day of the month of a time, from 0.
     """
 
-    step: str
+    kind: str
+    unit: int
     positions: np.ndarray
     holes: float
-    after: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    day: int
+
+    @property
+    def step(self) -> str:
+        """The name of the time step, such as "hour"."""
+        if self.kind == "month":
+            return MONTHS.get(self.unit) or f"{self.unit // 12} years"
+        for name, unit in UNITS.items():
+            if not self.kind and self.unit % unit == 0:
+                return name if self.unit == unit else f"{self.unit // unit} {name}s"
+        return self.kind or f"{self.unit / SECOND:g} seconds"
+
+    def after(self, start: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Return the times that are ``count`` steps after ``start``, both [T]."""
+        days = start.astype("datetime64[D]")
+        if self.kind == "month":
+            month = start.astype("datetime64[M]") + self.unit * count
+            first, following = (own.astype("datetime64[D]") for own in (month, month + 1))
+            target = np.minimum(first + self.day, following - 1)
+        elif self.kind == "business day":
+            target = np.busday_offset(days, count)
+        else:
+            return start + (self.unit * count).astype("timedelta64[us]")
+        return target.astype("datetime64[us]") + (start - days)
+
+    def shifted(self, time: pd.Timestamp, count: int) -> pd.Timestamp:
+        """Return the time that is ``count`` steps after another one."""
+        return pd.Timestamp(self.after(np.array([time], "datetime64[us]"), np.array([count]))[0])
 
 
 def find(times: np.ndarray, series: np.ndarray, period: str) -> Grid | None:
@@ -49,55 +77,35 @@ def find(times: np.ndarray, series: np.ndarray, period: str) -> Grid | None:
     """
     starts = np.flatnonzero(np.diff(series, prepend=-1))
     first = np.repeat(starts, np.diff(starts, append=len(times)))  # the first row of the same series
-    inside = np.arange(1, len(times)) != first[1:]  # whether a row and the next have the same series
+    inside = np.diff(series) == 0
     if not inside.any():
         return None
-    micro = times.astype(np.int64)
-    days = times.astype("datetime64[D]")
-
-    def grid(step: str, numbers: np.ndarray, after: Callable[..., np.ndarray]) -> list[Grid]:
-        """Return [] if a series has two rows with the same number."""
-        if not (np.diff(numbers)[inside] > 0).all():
-            return []
-        positions = numbers - numbers[first]
-        spans = int(np.maximum.reduceat(positions, starts).sum()) + len(starts)
-        return [Grid(step, positions, 1 - len(times) / spans, after)]
-
-    def fixed(numbers: np.ndarray) -> list[Grid]:
-        unit = int(np.gcd.reduce(np.diff(numbers)[inside])) or 1
-        return grid(step_name(unit), (numbers - numbers[first]) // unit, _after(unit))
-
-    def months() -> list[Grid]:
-        """Unless the cells are periods, all times must be on the same day of the month or in the same week of it."""
-        begin = times.astype("datetime64[M]")
-        numbers = begin.astype(np.int64)
-        day = (days - begin.astype("datetime64[D]")).astype(int) + 1
-        lengths = ((begin + 1).astype("datetime64[D]") - begin.astype("datetime64[D]")).astype(int)
-        same = (day == np.minimum(day.max(), lengths)).all() or (day <= 7).all() or (lengths - day <= 6).all()
-        unit = int(np.gcd.reduce(np.diff(numbers)[inside]))
-        if not unit or not (period or same):
-            return []
-        unit = unit if unit in MONTHS or unit % 12 == 0 else 1
-        name = MONTHS.get(unit) or f"{unit // 12} years"
-        is_end = bool((day == lengths).all())
-        return grid(
-            name, (numbers - numbers[first]) // unit, lambda start, count: _months_after(start, unit * count, is_end)
-        )
-
-    def business_days() -> list[Grid]:
-        clock = (times - days).astype(np.int64)
-        spread = np.maximum.reduceat(clock, starts) - np.minimum.reduceat(clock, starts)
-        if len(days) < 5 or spread.max() > MAX_SPREAD or not np.is_busday(days).all():
-            return []
-        return grid("business day", np.busday_count("1970-01-05", days), _business_days_after)
-
-    if period == "step":
-        return grid("step", micro // SECOND, _after(SECOND))[0]
+    micro, days, months = times.astype(np.int64), times.astype("datetime64[D]"), times.astype("datetime64[M]")
+    begin = months.astype("datetime64[D]")
+    day, last = (days - begin).astype(int), ((months + 1).astype("datetime64[D]") - begin).astype(int) - 1
+    # Unless the cells are periods, all times must be on the same day of the month or in the same week of it.
+    is_monthly = period or (day == np.minimum(day.max(), last)).all() or (day < 7).all() or (last - day < 7).all()
+    clock = (times - days).astype(np.int64)
+    spread = np.maximum.reduceat(clock, starts) - np.minimum.reduceat(clock, starts)
+    is_business = len(days) >= 5 and spread.max() <= MAX_SPREAD and np.is_busday(days).all()
     if period == "week":  # the days of a week count as one
-        candidates = fixed((days.astype(np.int64) + 3) // 7 * DAY * 7)
+        numbers = {"": (days.astype(np.int64) + 3) // 7 * UNITS["week"]}
     else:
-        candidates = [*months(), *fixed(micro), *business_days()]
-    return min((own for own in candidates if own.holes <= MAX_HOLES), key=lambda own: own.holes, default=None)
+        numbers = {"month": months.astype(np.int64)} if is_monthly else {}
+        numbers |= {"": micro}
+        numbers |= {"business day": np.busday_count("1970-01-05", days)} if is_business else {}
+    found = []
+    for kind, own in numbers.items():
+        steps = np.diff(own)[inside]
+        unit = int(np.gcd.reduce(steps))
+        if kind == "business day" or (kind and unit not in MONTHS and unit % 12):
+            unit = 1
+        if steps.min() <= 0:
+            continue
+        positions = (own - own[first]) // unit
+        spans = int(np.maximum.reduceat(positions, starts).sum()) + len(starts)
+        found.append(Grid(kind, unit, positions, 1 - len(times) / spans, int(day.max())))
+    return min((own for own in found if own.holes <= MAX_HOLES), key=lambda own: own.holes, default=None)
 
 
 def is_regular(reading: Reading) -> bool:
@@ -105,35 +113,6 @@ def is_regular(reading: Reading) -> bool:
     times = np.unique(reading.times.dropna().to_numpy())
     found = find(times, np.zeros(len(times), int), reading.period) if len(times) >= 3 else None
     return found is not None and found.holes <= MAX_HOLES_TO_DECIDE
-
-
-def _after(unit: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return lambda start, count: start + (unit * count).astype("timedelta64[us]")
-
-
-def _months_after(start: np.ndarray, count: np.ndarray, is_end: bool) -> np.ndarray:
-    month = start.astype("datetime64[M]")
-    target = month + count
-    day = start.astype("datetime64[D]") - month.astype("datetime64[D]")
-    last = (target + 1).astype("datetime64[D]") - 1 - target.astype("datetime64[D]")
-    return (
-        target.astype("datetime64[us]")
-        + (last if is_end else np.minimum(day, last))
-        + (start - start.astype("datetime64[D]"))
-    )
-
-
-def _business_days_after(start: np.ndarray, count: np.ndarray) -> np.ndarray:
-    days = start.astype("datetime64[D]")
-    return np.busday_offset(days, count).astype("datetime64[us]") + (start - days)
-
-
-def step_name(step: int) -> str:
-    """Return the name of a step that is given in microseconds."""
-    for name, unit in UNITS.items():
-        if step % unit == 0:
-            return name if step == unit else f"{step // unit} {name}s"
-    return f"{step / SECOND:g} seconds"
 
 
 # --- longer time steps
@@ -169,18 +148,17 @@ def incomplete(step: str, times: pd.Series) -> dict[pd.Timestamp, str]:
         TableError: no time step is complete.
     """
     own = np.unique(times.to_numpy())
-    found = find(own, np.zeros(len(own), int), "")
-    gap = int(np.quantile(np.diff(own).astype(np.int64), 0.95)) if len(own) > 1 else 0  # of irregular rows
-    ends = own[[0, -1]]
-    beyond = (found.after if found else _after(gap))(ends, np.array([-1, 1]))
+    ends, found = own[[0, -1]], find(own, np.zeros(len(own), int), "")
+    if found:
+        beyond = found.after(ends, np.array([-1, 1]))
+    else:
+        gap = np.quantile(np.diff(own).astype(np.int64), 0.95) if len(own) > 1 else 0
+        beyond = ends + np.array([-gap, gap]).astype("timedelta64[us]")
     inside, outside = resample(step, pd.Series(ends))[0], resample(step, pd.Series(beyond))[0]
-    names = [("first", "begin at"), ("last", "end at")]
     result = {
-        inside[
-            at
-        ]: f"the {name} time step, {inside[at]}, is left out: its rows {verb} {pd.Timestamp(ends[at])}, so their "
-        "sum would be too small"
-        for at, (name, verb) in enumerate(names)
+        inside[at]: f"the {name} time step, {inside[at]}, is left out: its rows {verb} at {pd.Timestamp(ends[at])}, so "
+        "their sum would be too small"
+        for at, (name, verb) in enumerate([("first", "begin"), ("last", "end")])
         if inside[at] == outside[at]
     }
     if len(result) == resample(step, pd.Series(own))[0].nunique():

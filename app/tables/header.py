@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from app.tables import TableError
 from app.tables.files import Sheet
-from app.tables.numbers import MISSING, UNIT, Column, written
-from app.tables.times import are_times
+from app.tables.numbers import UNIT, Column, written
+from app.tables.options import ReadOptions
+from app.tables.times import Reading, are_times
 
 SAMPLE_ROWS = 90  # number of rows among which the names and the first row of values must be
 TOTAL = (
@@ -22,20 +21,12 @@ TOTAL = (
     r"mittelwert|durchschnitt|ytd|count|min(?:imum)?|max(?:imum)?)(?:\W.*)?"
 )
 YEAR = r"(1[6-9]|2[01])\d\d"
-# Words in the names of columns that hold time stamps or parts of them.
-WORDS = {
-    "year": "year years yr yyyy jahr",
-    "month": "yearmonth yyyymm month months mm mon monat month_num",
-    "quarter": "quarter qtr quartal",
-    "week": "yearweek yyyyww week weeks wk kw woche isoweek weekno",
-    "day": "day dd tag",
-    "hour": "hour hr stunde hh",
-    "minute": "minute",
-    "second": "second sekunde",
-    "clock": "time uhrzeit zeit",
-    "time": "date dates datum datetime timestamp timestamps ts ds period epoch unix t step when zeitstempel",
-}
-ROLE = {word: role for role, words in WORDS.items() for word in words.split()}
+# A name of a column that holds time stamps or parts of them. Short words must be the whole name.
+TIME_NAME = (
+    r"(?:t|ts|ds|yr|mm|mo|wk|kw|dd|hr|hh)|(?:.*[\W\d_])?(?:(?:year|month|week|day|hour|date|period|timestamp)s?|yyyy|"
+    r"year(?:month|week)|yyyy(?:mm|ww)|mon|monat|jahr|quarter|qtr|quartal|woche|isoweek|weekno|tag|stunde|time|uhrzeit|"
+    r"zeit|datum|datetime|epoch|unix|step|when|zeitstempel)(?:[\W\d_].*)?"
+)
 
 
 @dataclass
@@ -47,21 +38,22 @@ class Body:
         rows: the row numbers of the file.
         separator: the separator of a text file; "" for other files.
         remarks: texts about how the file was read.
-        missing, units: the texts of --missing and --unit.
+        options: the options for reading the table.
     """
 
     frame: pd.DataFrame
     rows: np.ndarray
     separator: str
     remarks: list[str]
-    missing: Collection[str] = ()
-    units: Collection[str] = ()
+    options: ReadOptions
     columns: dict[str, Column] = field(default_factory=dict)
+    readings: dict[str, list[Reading]] = field(default_factory=dict)
 
     def column(self, name: str) -> Column:
         """Return the parsed cells of a column."""
         if name not in self.columns:
-            self.columns[name] = Column(self.frame[name], self.missing, self.units)
+            missing = [text for text in self.options.missing or () if text != "none"]
+            self.columns[name] = Column(self.frame[name], missing, self.options.unit or ())
         return self.columns[name]
 
     def texts(self, name: str) -> pd.Series:
@@ -72,7 +64,12 @@ class Body:
         """Drop all rows for which ``rows`` is false."""
         if not rows.all():
             self.frame, self.rows = self.frame[rows].reset_index(drop=True), self.rows[rows.to_numpy()]
-            self.columns = {}
+            self.columns, self.readings = {}, {}
+
+    def empty(self, names: Collection[str] = ()) -> pd.Series:
+        """Return whether all cells of each row are missing, except those in the columns ``names``."""
+        missing = {name: self.column(name).missing for name in map(str, self.frame) if name not in names}
+        return pd.DataFrame(missing, self.frame.index).all(axis=1)
 
     def totals(self) -> pd.Series:
         """Return whether the first or second cell of each row is a word such as Total."""
@@ -80,13 +77,9 @@ class Body:
         return texts.apply(lambda cells: cells.str.fullmatch(TOTAL, case=False)).any(axis=1)
 
 
-def role(name: str) -> str:
-    """Return the role of a column by its name: a key of WORDS, or an empty string."""
-    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-zà-ÿ])(?=[A-Z])", " ", name).lower())
-    if not all(word in ROLE for word in words):
-        words = [word for word in words if len(word) > 2]  # in rain_mm, mm is not the month
-    roles = [ROLE[word] for word in words if word in ROLE]
-    return next((own for own in roles if own in ("time", "clock")), roles[0] if roles else "")
+def is_time_name(name: str) -> bool:
+    """Return whether the name of a column says that it holds time stamps or parts of them."""
+    return re.fullmatch(TIME_NAME, re.sub(r"(?<=[a-zà-ÿ])(?=[A-Z])", " ", name), re.IGNORECASE) is not None
 
 
 def as_texts(cells: pd.Series) -> pd.Series:
@@ -97,17 +90,13 @@ def as_texts(cells: pd.Series) -> pd.Series:
     return texts.str.replace(r"^(\d{4}-\d\d-\d\d) 00:00:00$|^(-?\d+)\.0$", r"\1\2", regex=True)
 
 
-def locate(
-    sheet: Sheet, header: Sequence[int] | None, missing: Collection[str] = (), units: Collection[str] = ()
-) -> Body:
+def locate(sheet: Sheet, options: ReadOptions) -> Body:
     """Split a sheet into header and body.
-
-    ``header``: row numbers of the column names; [0] if there are no names; None to detect the row.
 
     Raises:
         TableError: there is no header, or it is ambiguous.
     """
-    cells = sheet.cells
+    cells, header = sheet.cells, options.header
     filled = cells.notna().any(axis=1)
     if not filled.any():
         raise TableError("has no cells with values")
@@ -129,23 +118,16 @@ def locate(
     if not filled.iloc[start:].any():
         raise TableError(f"has no rows below its column names: {', '.join(filter(None, names))[:80]}")
     width = max((at + 1 for at, name in enumerate(names) if name), default=0)
-    beyond = cells.iloc[:, width:].notna().any(axis=1)
-    if beyond.any():
-        row = cells.index[int(beyond.to_numpy().argmax())]
-        count = int(np.flatnonzero(cells.loc[row].notna())[-1]) + 1
+    reach = _reach(cells)
+    if reach.max() > width or max(sheet.widths[cells.index[0] - 1 :], default=width) < width:
         raise TableError(
-            f"row {row} has {count} cells, but the header has {width}; put quotes around cells that contain the "
-            "separator, or choose another --separator or --header; if the extra comma is a decimal comma, save the "
-            "file with semicolons"
-        )
-    if max(sheet.widths[cells.index[0] - 1 :], default=width) < width:
-        raise TableError(
-            f"the header has {width} names, but no row has so many cells; put quotes around names that contain the "
-            "separator, or delete the names without cells"
+            f"row {reach.idxmax()} has {reach.max()} cells, but the header has {width}; put quotes around cells and "
+            "names that contain the separator, or choose another --separator or --header; if the extra comma is a "
+            "decimal comma, save the file with semicolons"
         )
     cells.columns = names
     cells = cells.loc[:, [bool(name) or bool(cells.iloc[:, at].notna().any()) for at, name in enumerate(names)]]
-    if repeated := [name for name, count in Counter(cells.columns).items() if count > 1]:
+    if repeated := sorted({*cells.columns[cells.columns.duplicated()]}):
         shown = ", ".join(map(repr, repeated))[:80]
         raise TableError(
             f"column names must be unique; {shown} occurs more than once; rename or delete one, or join the names of "
@@ -153,63 +135,43 @@ def locate(
         )
     cells = cells[~(cells.isna() | (cells == "---")).all(axis=1) | cells.isna().all(axis=1)]  # a line between rows
     frame = cells.reset_index(drop=True)
-    return Body(frame.infer_objects(), cells.index.to_numpy(), sheet.separator, sheet.remarks, missing, units)
+    return Body(frame.infer_objects(), cells.index.to_numpy(), sheet.separator, sheet.remarks, options)
 
 
-def kinds(cells: pd.Series) -> pd.Series:
-    """Return the kind of each cell: ``.`` for missing, ``n`` for a number, ``t`` for a time, ``s`` for other texts."""
-    texts = as_texts(cells)
-    result = pd.Series("s", cells.index, dtype="object")
-    result[[not isinstance(cell, str) or bool(written(cell) or UNIT.fullmatch(cell)) for cell in cells]] = "n"
-    result[are_times(texts)] = "t"
-    result[texts.isna() | texts.str.lower().isin(MISSING)] = "."
-    return result
+def _reach(cells: pd.DataFrame) -> pd.Series:
+    """Return the position of the last cell with a value in each row, from 1; 0 for empty rows."""
+    return (cells.notna() * np.arange(1, cells.shape[1] + 1)).max(axis=1)
 
 
 def _detect(head: pd.DataFrame) -> int:
-    """Return the number of the row with the column names.
+    """Return the number of the row with the column names: the first row that reaches beyond half of the widest row.
 
-    It is the row above the first row that has a number or a time stamp in a column of numbers or time stamps. Or it is
-    the first row with a text and a sequence of years or times, such as 2020, 2021, 2022.
+    It has only texts, or a text and a sequence of years or times, such as 2020, 2021, 2022.
 
     Raises:
-        TableError: the names may be in several rows, or there may be no names.
+        TableError: the row holds numbers, or the row below holds none.
     """
-    stacked: Any = head.astype(object).stack(future_stack=True)
-    kind: pd.DataFrame = kinds(stacked).unstack()
-    kind = kind.reindex(index=head.index, columns=head.columns)
-    counts = [Counter(kind[at][kind[at] != "."]) for at in kind]
-    usual = [max(own, key=lambda one: (own[one], one != "s"), default="s") for own in counts]
-    typed = (kind == usual) & kind.isin(["n", "t"])
-    data = typed.any(axis=1)
-    if not data.any():
-        rows = head.index[(kind == "s").sum(axis=1) == (kind == "s").sum(axis=1).max()]
-        names = ", ".join(map(str, head.loc[rows[0]].dropna()))[:80]
-        problem = "no column of numbers; its columns are" if len(head) > 1 else "no rows below its column names"
-        raise TableError(f"has {problem}: {names}")
-    position = int(data.to_numpy().argmax())
-    first, choice = head.index[position], "--header 0 if the file has no names, or --header N if row N has the names"
-    if _are_names(head.iloc[position], kind.iloc[position]):
-        return int(first)
-    own = head.index[position - 1] if position else 0
-    if not own or not _are_names(head.iloc[position - 1], kind.iloc[position - 1]):
-        shown = ", ".join(map(str, head.loc[own or first].dropna()))[:80]
-        raise TableError(f"row {own or first} must hold column names, but holds numbers: {shown}; use {choice}")
-    count = (kind != ".").sum(axis=1)
-    above = head.index[position - 2] if position > 1 else -1
-    if above == own - 1 and kind.loc[above].isin(["s", "."]).all() and count[above] >= max(2, count[own] / 2):
-        raise TableError(
-            f"rows {above} and {own} may hold column names; use --header {own}, or --header {above} {own} to join the "
-            "names of both rows"
-        )
-    if count[own] < count[first] / 2:
-        raise TableError(f"row {own} has fewer names than row {first} has cells; use {choice}")
-    return int(own)
+    width = _reach(head)
+    rows = head.index[int((width > width.max() / 2).argmax()) :]
+    names, numbers, times = _parsed(head.loc[rows[0]])
+    shown = ", ".join(names.dropna())[:80]
+    typed = int(numbers.sum() + times.sum())
+    years = names[numbers].str.fullmatch(YEAR).all() and names[numbers].is_unique
+    if typed and not (years and typed > (1 if numbers.any() else 2) and not (numbers | times).iloc[0]):
+        problem = f"row {rows[0]} must hold column names, but holds numbers: {shown}"
+    elif len(rows) == 1 or np.any(_parsed(head.loc[rows[1]])[1:]):
+        return int(rows[0])
+    else:
+        problem = f"row {rows[1]}, below the names {shown}, holds no number and no time stamp"
+    raise TableError(
+        f"{problem}; use --header 0 if the file has no names, --header N if row N has the names, or several numbers, "
+        f"such as --header {rows[0]} {rows[0] + 1}, to join the names of several rows"
+    )
 
 
-def _are_names(cells: pd.Series, kinds: pd.Series) -> bool:
-    """Return whether the cells of a row are names: only texts, or a text and at least three times or two years."""
-    numbers = as_texts(cells[kinds == "n"])
-    is_text = bool(kinds.iloc[0] in "s.") and len(numbers) + (kinds == "t").sum() > 1 + (not len(numbers))
-    years = numbers.str.fullmatch(YEAR).all() and numbers.is_unique
-    return is_text and bool(years) if len(numbers) or (kinds == "t").any() else True
+def _parsed(cells: pd.Series) -> tuple[pd.Series, pd.Series, pd.Series]:
+    """Return the cells of a row as texts, whether each is a number, and whether it is a time stamp."""
+    texts = as_texts(cells).astype("str")
+    stamps = are_times(texts)
+    is_number = texts.isin(written(texts.dropna().drop_duplicates()).index) | texts.str.fullmatch(UNIT).eq(True)
+    return texts, is_number & ~stamps, stamps

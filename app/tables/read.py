@@ -5,64 +5,23 @@ from __future__ import annotations
 import csv
 import math
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from app.tables import TableError, columns, header, layout, tidy
-from app.tables.columns import TimeColumn
 from app.tables.files import read_sheet
 from app.tables.header import Body
 from app.tables.layout import TIME, VALUE
-from app.tables.tidy import SERIES, STAMP
+from app.tables.options import AGGREGATES, ReadOptions
+from app.tables.tidy import ROW, SERIES, STAMP
 from app.tables.times import Reading
 
-AGGREGATES = ("sum", "mean", "last")
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Options for reading a table. None means that the value is detected or not needed.
-
-    Attributes:
-        columns: columns to forecast.
-        time: column of time stamps, or several columns joined by commas, or "none".
-        format: format of the time stamps for strptime.
-        group: columns that name the series, joined by commas, or "none".
-        aggregate: how to combine rows with the same time stamp, one of AGGREGATES.
-        resample: longer time step, such as "D". All rows of a series in such a step are combined into one row.
-        by_rows: whether each row holds one series.
-        season: season length in steps. The reader ignores it.
-        sheet, encoding: the sheet of an Excel file; the encoding of a text file.
-        separator: the separator of the cells in a text file; a space stands for one or more spaces.
-        decimal: decimal separator, "." or ",".
-        header: row numbers of the column names; [0] if the file has no column names.
-        missing: further cells that stand for a missing value. With "none", every other number is a value.
-        unit: texts that are left out after numbers, such as "kWh".
-        known_covariates: columns whose future values are known, joined by commas.
-        holidays: country whose public holidays become a known covariate. The reader only reports how days are counted.
-    """
-
-    columns: Sequence[str] | None = None
-    time: str | None = None
-    format: str | None = None
-    group: str | None = None
-    aggregate: str | None = None
-    resample: str | None = None
-    by_rows: bool = False
-    season: int | None = None
-    sheet: str | None = None
-    encoding: str | None = None
-    separator: str | None = None
-    decimal: str | None = None
-    header: Sequence[int] | None = None
-    missing: Sequence[str] | None = None
-    unit: Sequence[str] | None = None
-    known_covariates: str | None = None
-    holidays: str | None = None
+__all__ = ["AGGREGATES", "ReadOptions", "TidyTable", "read"]
 
 
 @dataclass(frozen=True)
@@ -95,35 +54,40 @@ def read(content: bytes, name: str, options: ReadOptions, max_cells: float = mat
     Raises:
         TableError: the file cannot be read or is ambiguous. The message names the option that resolves the ambiguity.
     """
-    missing = tuple(options.missing or ())
-    sheet = read_sheet(content, options.sheet, options.encoding, options.separator, max_cells)
-    body = header.locate(sheet, options.header, [text for text in missing if text != "none"], options.unit or ())
+    sheet = read_sheet(content, options, max_cells)
+    body = header.locate(sheet, options)
     groups, known = _listed(body, options.group, "none"), _listed(body, options.known_covariates)
     values = list(options.columns or ())
-    _check_options(body, options, values, groups, known)
+    _check_options(body, values, groups, known)
     melted = None
     if options.by_rows or not (values or known):
-        melted = layout.melt(body, options.by_rows, None if options.group is None else groups)
+        melted = layout.melt(body, None if options.group is None else groups)
     if melted:
-        body, groups, values = melted.body, melted.labels, [VALUE]
-        time = columns.read_times(body, [TIME], options.format) if melted.timed else None
+        body, groups = melted
+        values = [VALUE]
+        time = columns.read_times(body, [TIME]) if TIME in body.frame else None
     else:
-        time = columns.find_times(body, options.time, options.format, [*values, *known, *groups])
+        time = columns.find_times(body, [*values, *known, *groups])
     if time:
-        time = _usable(body, time, options.holidays is not None)
+        time = _usable(body, time)
     else:
-        _use_order_of_rows(body, options)
-    if not melted:
-        groups, values = _roles(body, options, groups, values, known, time)
-    data = pd.DataFrame(columns.parse_values(body, [*values, *known], options.decimal, missing))
+        _use_order_of_rows(body)
+    used = [*known, *(time.names if time else ())]
+    values = values or columns.value_columns(body, [*groups, *used])
+    if time and not (melted or groups or options.group == "none"):
+        groups = columns.group_columns(body, used, values, time)
+    data = columns.parse_values(body, [*values, *known])
     codes, names = _series(body, groups, name if melted else "")
+    constant = [own for own in values if data[own].nunique() > 1 == data[own].groupby(codes).nunique().max()]
+    if not options.columns and 0 < len(constant) < len(values):
+        others = shlex.join(own for own in values if own not in constant)
+        raise TableError(f"column {constant[0]!r} has one value in each series; use --column {others} to leave it out")
+    data = data.assign(**{SERIES: codes, ROW: body.rows})
     step, after = "step", operator.add
     if time:
-        body.remarks.append(f"time stamps: column {', '.join(map(repr, time.names))}, {time.reading.label}")
-        data = data.assign(**{SERIES: codes, "(row)": body.rows})
-        data, step, after = tidy.on_grid(data, values, time.reading, options.resample, options.aggregate, body.remarks)
+        body.remarks.append(f"time stamps: column {', '.join(map(repr, time.names))}, {time.label}")
+        data, step, after = tidy.on_grid(data, values, time, options, body.remarks)
     else:
-        data[SERIES] = codes
         data[STAMP] = data.groupby(SERIES).cumcount() + 1 if melted else body.rows
         data = data.sort_values(SERIES, kind="stable")
     titles = [
@@ -141,9 +105,8 @@ def _listed(body: Body, names: str | None, nothing: str = "") -> list[str]:
     return [names] if names in body.frame else next(csv.reader([names], skipinitialspace=True))
 
 
-def _check_options(
-    body: Body, options: ReadOptions, values: list[str], groups: list[str], known: Sequence[str]
-) -> None:
+def _check_options(body: Body, values: list[str], groups: list[str], known: list[str]) -> None:
+    options = body.options
     for name in (names := [*values, *groups, *known]):
         if name not in body.frame:
             raise TableError(
@@ -152,10 +115,12 @@ def _check_options(
             )
         if name in known and (names.count(name) > 1 or name in ("unique_id", "ds", "y")):
             raise TableError(f"column {name!r} is named twice, or a known covariate is called unique_id, ds or y")
-        if name == options.time or (options.time is None and columns.holds_times(body, name)):
+        is_time = options.time is None and (name in groups or body.column(name).share <= 0.8)
+        if name == options.time or (is_time and columns.holds_times(body, name)):
             raise TableError(
                 f"column {name!r} holds time stamps; it cannot hold values or names of series. Omit it in --column, "
-                "--known-covariates and --group, or use --time none if the rows are in the order of time"
+                "--known-covariates and --group, or name the column of time stamps with --time, or use --time none if "
+                "the rows are in the order of time"
             )
     if known and options.by_rows:
         raise TableError("--known-covariates needs a table with one row per time step; omit --by-rows")
@@ -166,43 +131,40 @@ def _check_options(
         raise TableError(f"--format {options.format}: {reason}")
 
 
-def _usable(body: Body, time: TimeColumn, holidays: bool) -> TimeColumn:
+def _usable(body: Body, time: Reading) -> Reading:
     """Drop the rows without a time stamp: rows of totals, rows without other cells, and rows of --missing.
 
     Raises:
         TableError: another row has no time stamp.
     """
-    times, cells = time.reading.times, body.frame[time.names[0]]
-    others = [body.column(name).missing for name in body.frame.columns if name not in time.names]
-    is_empty = pd.concat([pd.Series(True, cells.index), *others], axis=1).all(axis=1)
-    wrong = times.isna() & ~is_empty & ~cells.isin(body.missing) & ~body.totals()
+    cells, without = body.frame[time.names[0]], time.times.isna()
+    wrong = without & ~body.empty(time.names) & ~cells.isin(body.options.missing or ()) & ~body.totals()
     if wrong.any():
         at = int(np.argmax(wrong))
         text = str(cells[at])
         raise TableError(
             f"row {body.rows[at]}: {text!r} in column {', '.join(map(repr, time.names))} is no time stamp "
-            f"({time.reading.label}); correct it, or use --missing {text!r} to leave the row out"
+            f"({time.label}); correct it, or use --missing {text!r} to leave the row out"
         )
-    for at in np.flatnonzero(times.isna() & cells.notna()).tolist():
+    for at in np.flatnonzero(without & cells.notna()).tolist():
         body.remarks.append(f"row {body.rows[at]} is left out: {cells[at]!r} is no time stamp")
-    body.keep(times.notna())
-    if time.reading.remark:
-        body.remarks.append(time.reading.remark)
-        if holidays:
+    body.keep(~without)
+    if time.remark:
+        body.remarks.append(time.remark)
+        if body.options.holidays:
             body.remarks.append(
                 "holidays are counted from midnight to midnight UTC; for local days, write local times without a zone"
             )
-    return TimeColumn(
-        time.names, Reading(time.reading.label, time.reading.period, times.dropna().reset_index(drop=True))
-    )
+    return replace(time, times=time.times.dropna().reset_index(drop=True))
 
 
-def _use_order_of_rows(body: Body, options: ReadOptions) -> None:
+def _use_order_of_rows(body: Body) -> None:
     """Drop rows of totals. With --time none, empty rows between other rows are time steps without values.
 
     Raises:
         TableError: an option for time stamps is given, or a row is empty.
     """
+    options = body.options
     by_time = ("holidays", "format", "resample", "aggregate")
     if unused := [f"--{key} {value}" for key in by_time if (value := getattr(options, key)) is not None]:
         raise TableError(
@@ -212,30 +174,13 @@ def _use_order_of_rows(body: Body, options: ReadOptions) -> None:
     body.remarks += [f"row {row} is left out, because it may be a total" for row in body.rows[totals]]
     body.keep(~totals)
     empty = body.frame.isna().all(axis=1)
-    inner = empty & (empty.index > empty.idxmin()) & (empty.index < empty[::-1].idxmin())
-    if inner.any() and not options.by_rows and options.time is None:
-        row = body.rows[int(np.argmax(inner))]
-        raise TableError(f"row {row} is empty; delete it, or use --time none if it is a time step without values")
-    body.keep(~empty | inner)
+    inner = empty & ~empty[::-1].cummin()[::-1]
     if options.time is None and not options.by_rows:
+        if inner.any():
+            row = body.rows[int(np.argmax(inner))]
+            raise TableError(f"row {row} is empty; delete it, or use --time none if it is a time step without values")
         body.remarks.append("no column holds time stamps: the rows are read in the order of time")
-
-
-def _roles(
-    body: Body, options: ReadOptions, groups: list[str], names: list[str], known: list[str], time: TimeColumn | None
-) -> tuple[list[str], list[str]]:
-    """Return the columns that name the series, and the columns of values."""
-    used = [*known, *(time.names if time else ())]
-    names = names or columns.value_columns(body, [*groups, *used], time is not None)
-    if time and not groups and options.group != "none":
-        groups = columns.group_columns(body, used, names, time, options.aggregate is not None)
-        if options.aggregate and not options.resample:
-            groups = []  # without --group, rows of all groups are combined
-        if groups:
-            body.remarks.append(f"each value of {', '.join(groups)} is a series (--group)")
-    if groups and not options.columns:
-        columns.reject_constant(body, names, groups)
-    return groups, names
+    body.keep(~empty | inner)
 
 
 def _series(body: Body, groups: list[str], default: str) -> tuple[np.ndarray, list[str]]:
@@ -249,7 +194,7 @@ def _series(body: Body, groups: list[str], default: str) -> tuple[np.ndarray, li
     if not groups:
         return np.zeros(len(body.frame), int), [default]
     frame = body.frame[groups]
-    blank = frame.isna().all(axis=1) if TIME in body.frame else frame.isna().any(axis=1)
+    blank = frame.isna().all(axis=1) if VALUE in body.frame else frame.isna().any(axis=1)
     if blank.any():
         raise TableError(f"row {body.rows[blank.argmax()]} has no {', '.join(groups)}; write it into every row")
     codes = frame.groupby(groups, sort=False, dropna=False).ngroup().to_numpy()

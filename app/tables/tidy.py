@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from app.tables import TableError, grid
+from app.tables.options import ReadOptions
 from app.tables.times import Reading
 
 SERIES, STAMP, ROW = "(series)", "(ds)", "(row)"  # columns with the number of the series, the time and the row number
@@ -17,18 +17,18 @@ MAX_VALUE = 1e150  # largest value of a series or covariate, because squares of 
 
 
 def on_grid(
-    data: pd.DataFrame, values: list[str], reading: Reading, step: str | None, aggregate: str | None, remarks: list[str]
+    data: pd.DataFrame, values: list[str], reading: Reading, options: ReadOptions, remarks: list[str]
 ) -> tuple[pd.DataFrame, str, Callable[[Any, int], Any]]:
     """Return one row for each time step of each series, in the order of time, the name of the step, and a function.
 
     The function is ``TidyTable.after``.
 
-    ``data``: the columns ``values``, known covariates, SERIES and ROW. ``reading``: the time of each row. ``step``,
-    ``aggregate``: values of --resample and --aggregate.
+    ``data``: the columns ``values``, known covariates, SERIES and ROW. ``reading``: the time of each row.
 
     Raises:
         TableError: time stamps occur twice, or are irregular.
     """
+    step, aggregate = options.resample, options.aggregate
     stamps, period = reading.times, reading.period
     if step:
         stamps, period = grid.resample(step, reading.times)
@@ -40,26 +40,31 @@ def on_grid(
     data = data.assign(**{STAMP: stamps}).iloc[np.lexsort((reading.times.to_numpy(), data[SERIES]))]
     double = data.duplicated([SERIES, STAMP])
     is_sum = aggregate == "sum" and bool(double.any())
-    if double.any() and aggregate is None:
-        raise TableError(_duplicate(data, double, step))
     if double.any():
+        if aggregate is None:
+            stamp, code = data.loc[double, [STAMP, SERIES]].iloc[0]
+            rows = sorted(data[ROW][(data[STAMP] == stamp) & (data[SERIES] == code)])
+            relation = "are in the same time step" if step else f"have the same time stamp {stamp}"
+            raise TableError(
+                f"rows {rows[0]} and {rows[1]} {relation}; use --aggregate sum, mean or last to combine such rows, or "
+                "--group with the columns that name the series"
+            )
         grouped = data.groupby([SERIES, STAMP])
-        own = grouped[values].sum(min_count=1) if is_sum else getattr(grouped[values], str(aggregate))()
-        means = grouped[[name for name in data if name not in (*values, SERIES, STAMP)]].mean()
-        data = pd.concat([own, means], axis=1).reset_index()
+        own = grouped[values].sum(min_count=1) if is_sum else grouped[values].agg(aggregate)
+        others = data.columns.difference([*values, SERIES, STAMP])
+        data = own.join(grouped[list(others)].mean()).reset_index()
         remarks.append(f"{double.sum()} rows are combined with others (--aggregate {aggregate})")
     found = grid.find(data[STAMP].to_numpy(), data[SERIES].to_numpy(), period)
     if found is None:
         raise TableError(_irregular(data, step))
     starts = np.flatnonzero(np.diff(data[SERIES], prepend=-1))
     lengths = np.maximum.reduceat(found.positions, starts) + 1
-    first = np.repeat(np.cumsum(lengths) - lengths, lengths)  # the first row of the same series
-    rows = found.positions + np.repeat(np.cumsum(lengths) - lengths, np.diff(starts, append=len(data)))
-    full = data.drop(columns=ROW).set_index(rows).reindex(range(len(first)))
-    full[SERIES] = np.repeat(data[SERIES].to_numpy()[starts], lengths)
-    holes, times = full[STAMP].isna(), full[STAMP].to_numpy(copy=True)
-    times[holes] = found.after(times[first[holes]], np.flatnonzero(holes) - first[holes])
-    full[STAMP] = times
+    begins = np.cumsum(lengths) - lengths
+    full = data.set_index(found.positions + np.repeat(begins, np.diff(starts, append=len(data))))
+    full = full.reindex(range(lengths.sum())).assign(**{SERIES: np.repeat(data[SERIES].to_numpy()[starts], lengths)})
+    holes = full[STAMP].isna()
+    first, count = (np.repeat(own, lengths)[holes] for own in (data[STAMP].to_numpy()[starts], begins))
+    full.loc[holes, STAMP] = found.after(first, np.flatnonzero(holes) - count)
     inner = holes & _inside(full[values].notna().any(axis=1), full[SERIES])
     if inner.any():
         before = full[STAMP].iloc[int(np.argmax(inner)) - 1]
@@ -68,24 +73,12 @@ def on_grid(
         remarks.append(f"{inner.sum()} time steps (one per {found.step}) {effect}, the first after {text}")
     for name in values if is_sum else ():
         full.loc[holes & _inside(full[name].notna(), full[SERIES]), name] = 0.0
-    if period == "step":
-        full[STAMP] = full[STAMP].astype("int64") // grid.SECOND
-        return full, found.step, operator.add
-    after = found.after
-    return full, found.step, lambda time, count: pd.Timestamp(after(np.array([time], "M8[us]"), np.array([count]))[0])
+    return full, found.step, found.shifted
 
 
 def _inside(there: pd.Series, series: pd.Series) -> pd.Series:
     """Return whether each row is between the first and the last row of its series for which ``there`` is true."""
     return there.groupby(series).cummax() & there[::-1].groupby(series[::-1]).cummax()[::-1]
-
-
-def _duplicate(data: pd.DataFrame, double: pd.Series, step: str | None) -> str:
-    """Return the message for rows of a series with the same time. ``double``: the rows that repeat a time."""
-    stamp, code = data.loc[double, [STAMP, SERIES]].iloc[0]
-    rows = sorted(data[ROW][(data[STAMP] == stamp) & (data[SERIES] == code)])
-    relation = "are in the same time step" if step else f"have the same time stamp {stamp}"
-    return f"rows {rows[0]} and {rows[1]} {relation}; use --aggregate sum, mean or last to combine such rows"
 
 
 def _irregular(data: pd.DataFrame, step: str | None) -> str:
@@ -126,18 +119,18 @@ def tidy(
     if known and later:
         remarks.append(f"the last {later} rows have no value and are not used")
     frame, label = frame[inside], label[inside]
-    large = frame[["y", *known]].abs() > MAX_VALUE
-    if large.any(axis=None):
-        at = int(np.argmax(large.any(axis=1)))
-        number = max(frame[["y", *known]].iloc[at].dropna(), key=abs)
-        raise TableError(f"{titles[label.iloc[at]]} has the value {number}; allowed are -{MAX_VALUE} to {MAX_VALUE}")
+    numbers = frame[["y", *known]].fillna(0.0).to_numpy()
+    at = int(np.abs(numbers).max(axis=1).argmax())
+    largest = max(numbers[at], key=abs)
+    if abs(largest) > MAX_VALUE:
+        raise TableError(f"{titles[label.iloc[at]]} has the value {largest}; allowed are -{MAX_VALUE} to {MAX_VALUE}")
     for name in known:
-        absent = frame[name].isna().groupby(label)
-        if absent.all().any():
-            title = titles[int(np.array(absent.all().index)[absent.all()][0])]
-            raise TableError(f"{title}: column {name!r} of --known-covariates has no values")
-        if count := int(absent.sum().sum()):
-            remarks.append(f"{count} missing values of {name!r} repeat the value before them")
+        count = int(frame[name].isna().sum())
         frame[name] = frame.groupby("label")[name].ffill().groupby(label).bfill()
+        if frame[name].isna().any():
+            title = titles[label[frame[name].isna()].iloc[0]]
+            raise TableError(f"{title}: column {name!r} of --known-covariates has no values")
+        if count:
+            remarks.append(f"{count} missing values of {name!r} repeat the value before them")
     frame["unique_id"] = np.array(titles, object)[label]
     return frame[["unique_id", "ds", "y", *known]].reset_index(drop=True)

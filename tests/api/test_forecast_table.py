@@ -76,7 +76,7 @@ def test_the_series_are_those_of_the_training(service: httpx.Client, tmp_path: P
         assert {len(result[name]) for name in ("mean", "median", "times")} == {28}
     remarks = [remark.replace("--", "") for remark in table.remarks]
     assert answer["table"] == {"step": "day", "remarks": remarks}
-    assert {"read as text (cp1252), semicolon-separated", "Umsatz: the decimal separator is ','"} < set(table.remarks)
+    assert {"read as text (cp1252), semicolon-separated", "the decimal separator is ','"} < set(table.remarks)
 
 
 def test_the_answer_in_csv_is_the_file_that_predict_writes(service: httpx.Client, tmp_path: Path) -> None:

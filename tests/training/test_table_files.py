@@ -158,7 +158,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add(
         "months without years",
         lines("month,y", *([x.month, V[i]] for i, x in enumerate(MONTHS[:36]))),
-        "--time with all columns of the time",
+        "all columns of the time, such as --time Year,Month",
     )
     add("date and hour in two columns", lines("Date,Hour,y", *([x.date(), x.hour, v] for x, v in zip(hours, v40, strict=True))),
         hour)  # fmt: skip
@@ -237,7 +237,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add(
         "two units",
         table("d,y", d40, [f"{v} {'kg' if i % 2 else 'g'}" for i, v in enumerate(v40)]),
-        "numbers with 'k?g'; use --unit k?g to leave it out",
+        "'10.0 g', not a number; use --unit g to leave out the unit",
     )
     add("K and M", table("d,y", d40, [f"{v}K" if i % 2 else f"{v}M" for i, v in enumerate(v40)]),
         "a factor such as K is not applied")  # fmt: skip
@@ -277,7 +277,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add(
         "partly text",
         table("d,y", d40, ["closed" if i % 3 else v for i, v in enumerate(v40)]),
-        "has numbers and other cells",
+        "row 3: y is 'closed', not a number; use --missing closed to read such cells as missing; or name the columns",
     )
     # files
     add(
@@ -482,7 +482,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add(
         "month ends", table("d,y", [x - timedelta(days=1) for x in MONTHS[1:37]]), series("2021-01-31", "month", V[:36])
     )
-    add("a step counter", table("day,y", range(1, 41)), series("1", "step", v40))
+    add("a step counter", table("day,y", range(1, 41)), series("2", "step", v40))
     # files as their authors published them
     add("FRED", lines("observation_date,UNRATE", *([x, "." if i == 5 else V[i]] for i, x in enumerate(MONTHS[:36]))),
         series("2021-01-01", "month", [NAN if i == 5 else v for i, v in enumerate(V[:36])], "UNRATE"))  # fmt: skip
@@ -552,15 +552,15 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("a size in each group", lines("Year,Region,Area,y", *([2000 + i, g, a, V[i] + a] for i in range(20) for g, a in (("n", 7), ("s", 9)))),
         {g: ("2000-01-01", "year", [v + a for v in V[:20]]) for g, a in (("n", 7), ("s", 9))})  # fmt: skip
     add("a day and an hour without a date", lines("day,hr,bikes", *([i // 24 + 1, i % 24, V[i]] for i in range(240))),
-        "'hr' may hold values, codes or a part of the date; name the columns to read with --column bikes")  # fmt: skip
+        "'day' may hold values, codes or a part of the date; name the columns to read with --column bikes")  # fmt: skip
     add("only years for days", lines("Year,Return", *([1990 + i // 50, V[i]] for i in range(200))),
         "rows 2 and 3 have the same time stamp 1990-01-01 00:00:00; .*; or --time none if each row is one step")  # fmt: skip
     add("weeks of a month", lines("Week,y", *([i % 5 + 1, V[i]] for i in range(60))),
-        "rows 2 and 7 have the same time stamp 1; .*; or --time none if each row is one step")  # fmt: skip
+        "'Week' may hold values, codes or a part of the date; name the columns to read with --column y")  # fmt: skip
     add("millimetres without time stamps", lines("site,rain_mm", *(["abc"[i % 3], f"{V[i] + 0.7:.1f}"] for i in range(30))),
         "column 'site' holds no time stamps .* --time none")  # fmt: skip
     add("a comma in a column name", lines("Sales (north, south),Cost", *([V[i], i * i % 7] for i in range(30))),
-        "the header has 3 names, but no row has so many cells; put quotes around names", time="none")  # fmt: skip
+        "row 2 has 2 cells, but the header has 3; put quotes around cells and names", time="none")  # fmt: skip
     # Excel
     add(
         "Excel",
@@ -603,6 +603,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
 CASES = cases()
 # Kinds of files that are rejected, with a part of the message and the options with which the file is read.
 REJECTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "a step counter": ("--column y", {"columns": ["y"]}),
     "years and weeks in two columns": ("--column y, or .* --time Year,Month", {"time": "none", "columns": ["y"]}),
     "year and month in two columns": ("--time Year,Month --format", {"time": "Year,Month", "format": "%Y %m"}),
     "date and hour in two columns": ("--time Year,Month --format", {"time": "Date,Hour", "format": "%Y-%m-%d %H"}),
@@ -614,13 +615,14 @@ REJECTED: dict[str, tuple[str, dict[str, Any]]] = {
     "the mark e": ("--unit e", {"unit": ["e"]}),
     "Eurostat": ("--unit p", {"unit": ["p"]}),
     "spaces": ("--separator ' '", {"separator": " "}),
+    "lines before the header": ("--header N", {"header": [4]}),
     "comments with numbers": ("--header", {"header": [4], "missing": ["#2024-02-10", "#3.5"]}),
     "a commented year": ("--missing '#1980'", {"missing": ["#1980"]}),
     "commented header": ("--separator ' '", {"separator": " ", "header": [0], "missing": ["#"]}),
     "two header rows": ("--header 1 2", {"header": [1, 2]}),
-    "Excel with merged titles and totals": ("--header 1 2", {"header": [3, 4]}),
+    "Excel with merged titles and totals": ("--header 3 4", {"header": [3, 4]}),
     "units below the header": ("--header 1 2", {"header": [1, 2]}),
-    "Yahoo": ("--header 2 3", {"header": [1, 2, 3]}),
+    "Yahoo": ("--header 1 2", {"header": [1, 2, 3]}),
     "years above quarters": ("--header", {"header": [2, 3]}),
     "profit and loss": ("--header N", {"header": [4]}),
     "no header": ("--header 0", {"header": [0]}),

@@ -56,8 +56,11 @@ def test_time_stamps_in_several_columns_need_a_format(tmp_path: Path) -> None:
     assert [series.values.tolist() for series in table.series] == [VALUES[:300]]
 
 
-def test_a_column_of_durations_in_minutes_holds_values(tmp_path: Path) -> None:
-    table = read(tmp_path, "minute,y", [f"{3 + i % 3},{VALUES[i]}" for i in range(40)])
+def test_a_column_of_durations_in_minutes_may_hold_values(tmp_path: Path) -> None:
+    rows = [f"{3 + i % 3},{VALUES[i]}" for i in range(40)]
+    with pytest.raises(DataError, match=r"column 'minute' may hold values, codes or a part of the date; .* --column y"):
+        read(tmp_path, "minute,y", rows)
+    table = read(tmp_path, "minute,y", rows, columns=["minute", "y"])
     assert [series.name for series in table.series] == ["minute", "y"]
 
 
@@ -101,6 +104,15 @@ def test_the_column_of_time_stamps_has_no_other_role(
     stamps = [str(day) for day in DAYS]
     with pytest.raises(DataError, match=message):
         read(tmp_path, header, with_values(stamps), **options)
+
+
+def test_years_name_series_only_beside_another_column_of_time_stamps(tmp_path: Path) -> None:
+    rows = [f"{year},{year}-{month:02},{VALUES[month]}" for year in range(1990, 2020) for month in range(1, 13)]
+    with pytest.raises(DataError, match=r"column 'Year' holds time stamps; it cannot .* with --time"):
+        read(tmp_path, "Year,Month,y", rows, group="Year")
+    table = read(tmp_path, "Year,Month,y", rows, group="Year", time="Month")
+    assert [series.name for series in table.series] == [str(year) for year in range(1990, 2020)]
+    assert {tuple(series.values) for series in table.series} == {tuple(VALUES[1:13])}
 
 
 def test_dates_may_name_series_if_the_rows_are_in_the_order_of_time(tmp_path: Path) -> None:
