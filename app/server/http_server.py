@@ -174,6 +174,8 @@ class Server(uvicorn.Server):
             with contextlib.suppress(OSError):
                 while True:
                     self._accept()
+        for connection in self.server_state.connections:
+            connection.last_request = True  # type: ignore[union-attr]  # also while the handshakes below end
         self.listener.close()
         if self._handshakes:
             await asyncio.wait(self._handshakes, timeout=1)  # a TLS handshake may wait for a silent client
