@@ -1,6 +1,7 @@
 """Read users' CSV, Excel and Parquet files into one tidy frame of evenly spaced series.
 
-This package needs the extra ``tables``: pandas, openpyxl and pyarrow. The service must not import it at start-up.
+This package needs the extra ``tables``: pandas and openpyxl; Parquet files need pyarrow, which the extra ``train`` has.
+The service must not import it at start-up.
 ``read`` runs all steps: ``files`` reads the cells, ``header`` finds the column names, ``layout`` melts wide tables,
 ``time_columns`` finds the time stamps, ``columns`` finds values and groups, and ``grid`` finds the time step.
 ``numbers`` and ``times`` parse cells.
