@@ -194,6 +194,8 @@ def _series(body: Body, groups: list[str], default: str) -> tuple[np.ndarray, li
     if not groups:
         return np.zeros(len(body.frame), int), [default]
     frame = body.frame[groups]
+    if frame.empty:
+        raise TableError("has no values")
     blank = frame.isna().all(axis=1) if VALUE in body.frame else frame.isna().any(axis=1)
     if blank.any():
         raise TableError(f"row {body.rows[blank.argmax()]} has no {', '.join(groups)}; write it into every row")

@@ -136,6 +136,7 @@ WRONG: list[tuple[str, bytes | str, dict[str, Any], str, str]] = [
     ("two series", f"d,x\n{LINES}{LINES}", {}, "aggregate", "use aggregate=sum, mean or last to combine such rows"),
     ("no column", f"d,x\n{LINES}", {"column": ["y", "z"]}, "file", "there is no column 'y'; its columns are: d, x"),
     ("empty", "", {}, "file", "body: is empty"),
+    ("rows of names only", "x\n1\n2\n3\n", {"by_rows": True}, "file", "body: has no values"),
     ("PDF", b"%PDF-1.4", {}, "file", "is a PDF; save the table as CSV"),
     ("gzip", b"\x1f\x8b\x08", {}, "file", "the file is compressed or Parquet; send CSV or .xlsx"),
     ("damaged Excel", excel([["d", "x"], [1, 2]])[:900], {}, "file", "the .xlsx file is damaged or encrypted"),
