@@ -3,7 +3,7 @@
 This package needs the extra ``tables``: pandas and openpyxl; Parquet files need pyarrow, which the extra ``train`` has.
 The service must not import it at start-up.
 ``read`` runs all steps: ``files`` reads the cells, ``header`` finds the column names, ``layout`` melts wide tables,
-``time_columns`` finds the time stamps, ``columns`` finds values and groups, and ``grid`` finds the time step.
+``columns`` finds time stamps, values and groups, ``grid`` finds the time step, and ``tidy`` fills the steps.
 ``numbers`` and ``times`` parse cells.
 """
 

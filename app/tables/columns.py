@@ -26,15 +26,11 @@ CODE_NAME = re.compile(
 
 def readings(body: Body, name: str) -> list[Reading]:
     """Return the possible readings of a column of texts or numbers as time stamps."""
-    if name not in body.readings:
-        body.readings[name] = _readings(body, name)
-    return body.readings[name]
-
-
-def _readings(body: Body, name: str) -> list[Reading]:
+    if name in body.readings:
+        return body.readings[name]
     column, week = body.column(name), bool(re.search("week|wk|kw|woche", name, re.IGNORECASE))
     found = times.numeric_readings(column.values) if column.share > 0.8 and not week else []
-    return found or times.readings(body.texts(name), week)
+    return body.readings.setdefault(name, found or times.readings(body.texts(name), week))
 
 
 def holds_times(body: Body, name: str) -> bool:

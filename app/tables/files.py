@@ -36,7 +36,6 @@ BRACKETED = re.compile(rb"<[^<>\s/!?]+>[ \t]*[,;\t|]")  # the beginning of a hea
 SAMPLE_LINES = 300  # number of lines at the beginning of a file from which the separator is detected
 MIN_SHEET_ROWS = 3  # a sheet holds a table if it has at least this many rows
 MAX_CELL = 200  # characters; longer cells are cut, so that messages with a cell are short
-MAX_EMPTY = 10  # largest number of empty cells per character of a text file
 INVISIBLE = {"\r\n": "\n", "\r": "\n", "\xa0": " ", "\u202f": " ", "\u2009": " "}
 INVISIBLE |= dict.fromkeys("\ufeff\u200b\u200e\u200f\u2060\0", "")
 
@@ -177,8 +176,6 @@ def _read_text(content: bytes, options: ReadOptions, max_cells: float) -> Sheet:
     )
     widths = [len(line.split()) if separator == " " else line.count(separator) + 1 for line in lines]
     _check_cells(len(lines), max(widths), max_cells)
-    if max(widths) * len(lines) > MAX_EMPTY * (len(text) + 1000):
-        raise TableError(f"row {widths.index(max(widths)) + 1} has {max(widths)} cells, far more than other rows")
     try:
         frame = pd.read_csv(
             io.StringIO("\n".join(lines)), sep=r"\s+" if separator == " " else separator, header=None,

@@ -124,8 +124,6 @@ def _check_options(body: Body, values: list[str], groups: list[str], known: list
             )
     if known and options.by_rows:
         raise TableError("--known-covariates needs a table with one row per time step; omit --by-rows")
-    if options.aggregate not in (None, *AGGREGATES):
-        raise TableError(f"--aggregate {options.aggregate}; allowed are {', '.join(AGGREGATES)}")
     if "%Z" in (options.format or ""):
         reason = "names of time zones are not supported; use %z for offsets such as +0100, or omit --format"
         raise TableError(f"--format {options.format}: {reason}")
