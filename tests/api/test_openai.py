@@ -11,7 +11,6 @@ import httpx
 import openai
 import pytest
 from support.faults import Fault, Hold, raising, raising_after
-from support.images import decode_image
 from support.networks import SECOND_NETWORKS, TINY, VOCABULARY
 from support.service import Serve, address
 
@@ -232,20 +231,3 @@ def test_a_request_whose_deadline_has_passed_is_not_retried(serve: Serve) -> Non
                 complete(client, max_tokens=4000, n=16, extra_headers=headers)
             assert (late.value.status_code, late.value.code) == (504, "deadline_exceeded")
     assert len(requests) == 2
-
-
-def test_an_image_prompt_is_a_label(client: openai.OpenAI, tiny: httpx.Client) -> None:
-    seed: dict[str, Any] = {"extra_body": {"seed": 3}}
-    answer = client.images.generate(prompt="y", n=3, model="tiny-cgan", response_format="b64_json", **seed)
-    assert [image.revised_prompt for image in answer.data] == ["y"] * 3
-    body = {"count": 3, "label": "y", "seed": 3, "model": "tiny-cgan"}
-    native = tiny.post("/v1/images/sample", json=body).json()["results"]
-    assert [image.b64_json for image in answer.data] == [entry["image"] for entry in native]
-    again = client.images.generate(prompt="z", n=4, model="tiny-cgan", size="28x28", **seed)
-    assert [image.revised_prompt for image in again.data] == ["z"] * 4
-    balanced = client.images.generate(prompt="digits", n=3, model="tiny-cgan")
-    assert sorted(image.revised_prompt or "" for image in balanced.data) == ["x", "y", "z"]
-    unlabelled = client.images.generate(prompt="digits", n=2, model="tiny-gan", **seed)
-    native = tiny.post("/v1/images/sample", json={"count": 2, "seed": 3, "model": "tiny-gan"}).json()["results"]
-    assert [image.b64_json for image in unlabelled.data] == [entry["image"] for entry in native]
-    assert decode_image(unlabelled.data[0].b64_json or "").shape == (28, 28)

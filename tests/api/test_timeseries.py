@@ -17,34 +17,6 @@ def request_body(**changes: Any) -> dict[str, Any]:
     return {"model": "tiny-lstm", "inputs": [series], "options": {"horizon": 5}, **changes}
 
 
-def test_quantiles_are_the_bounds_of_the_native_intervals(tiny: httpx.Client) -> None:
-    quantiles = [0.025, 0.1, 0.5, 0.9, 0.975]
-    second = {"type": "univariate_time_series", "name": "b", "series": [*SERIES, None, 3], "frequency": "M"}
-    body = request_body(options={"horizon": 5, "quantiles": quantiles}, metadata={"from": "me"})
-    body["inputs"].append(second)
-    answer = tiny.post(URL, json=body).json()
-    native = {"values": [SERIES, second["series"]], "horizon": 5, "levels": [80, 95]}
-    results = tiny.post("/v1/series/forecast", json=native).json()["results"]
-    assert (answer["status"], answer["error"], answer["model"]) == ("completed", None, "tiny-lstm")
-    for series, output, result in zip(body["inputs"], answer["outputs"], results, strict=True):
-        (content,) = output["content"]
-        assert (content["type"], content["name"], content["frequency"]) == (
-            series["type"],
-            series["name"],
-            series["frequency"],
-        )
-        assert content["mean_forecast"] == result["mean"]
-        bounds = result["intervals"]
-        assert content["quantiles"] == {
-            "0.025": bounds["95"]["lower"],
-            "0.1": bounds["80"]["lower"],
-            "0.5": result["median"],
-            "0.9": bounds["80"]["upper"],
-            "0.975": bounds["95"]["upper"],
-        }
-    assert tiny.get("/v1/timeseries/models").json() == ["tiny-forecaster", "tiny-lstm"]
-
-
 def test_quantiles_near_0_and_near_1_and_near_a_half_are_accepted(tiny: httpx.Client) -> None:
     quantiles = [1e-12, 0.5 - 1e-14, 0.5, 1 - 1e-12]
     answer = tiny.post(URL, json=request_body(options={"horizon": 5, "quantiles": quantiles})).json()

@@ -395,10 +395,6 @@ def trace_state() -> Iterator[Callable[..., dict[str, str]]]:
     tracer.close()
 
 
-def test_several_tracestate_headers_are_one_list(trace_state: Callable[..., dict[str, str]]) -> None:
-    assert list(trace_state(b"a=1,b=2", b"", b"c=3").items()) == [("a", "1"), ("b", "2"), ("c", "3")]
-
-
 @pytest.mark.parametrize("state", [b"forged", b"a" * 9000, b"x\x852026-11-29 06:00:00"])
 def test_an_invalid_tracestate_of_a_client_is_not_logged(
     trace_state: Callable[..., dict[str, str]], state: bytes, caplog: pytest.LogCaptureFixture

@@ -210,16 +210,6 @@ def test_the_transparent_colour_of_a_png_becomes_white(
     assert np.array_equal(overlay, opaque_overlay)
 
 
-def test_the_pixel_limit_of_explanations_applies_to_all_images_together(serve: Serve) -> None:
-    explain = f"{CLASSIFY}?explain=true"
-    with serve(max_pixels=5000) as client:
-        two = [("file", ("a.png", image_bytes(size=(60, 60))))] * 2
-        message = "the images have 7,200 pixels in all; with explain, the maximum is 5,000"
-        assert_rejected(client.post(explain, files=two), 413, "explain", message)
-        assert client.post(explain, files=two[:1]).status_code == 200
-        assert client.post(CLASSIFY, files=two).status_code == 200
-
-
 @pytest.mark.parametrize("explain", ["false", "true"])
 def test_no_image_is_decoded_after_the_deadline(serve: Serve, explain: str) -> None:
     photo = save_image(Image.new("RGB", (1700, 1700)), "PNG")

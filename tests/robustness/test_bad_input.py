@@ -67,24 +67,16 @@ IMAGES: list[tuple[str, bytes, int, str]] = [
 ]  # fmt: skip
 
 JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
-    (CONTINUE, "10^9 characters", '{"max_characters": 1000000000}', 400, "max_characters", "less than or equal to 4000"),
     (CONTINUE, "10^400 characters", '{"max_characters": 1%s}' % ("0" * 400), 400, "max_characters", ""),
-    (CONTINUE, "1 MB prompt", json.dumps({"prompt": "a" * 10**6}), 400, "prompt", "at most 100000 characters"),
     (CONTINUE, "half a surrogate", '{"prompt": "\\ud800"}', 400, None, "the body is not JSON"),
     (CONTINUE, "a long name", json.dumps({"a" * 10**5: 1}), 400, "a" * 100, "(100,000 characters)"),
     (CONTINUE, "a million line breaks", json.dumps({"prompt": "\n" * 100_001}), 400, "prompt", "(100,001 characters)"),
     (CONTINUE, "hostile version", '{"model": "tiny-rnn@²"}', 404, "model", "tiny-rnn@1"),
-    (CONTINUE, "hostile model", '{"model": "../../etc/passwd"}', 404, "model", "is not served here"),
-    (CONTINUE, "not UTF-8", b'{"prompt": "\xff"}', 400, None, "the body is not JSON"),
     (CONTINUE, "250,000 brackets", "[" * 250_000, 400, None, "the body is not JSON"),
     (CONTINUE, "250,000 objects", '{"a":' * 250_000, 400, None, ""),
     (CONTINUE, "a million names", "{" + ",".join(f'"a{i}":1' for i in range(10**5 + 2000)) + "}", 400, None, "values and names; the maximum is"),
     (FORECAST, "a million values", json.dumps({"values": [0] * 10**6}, separators=(",", ":")), 400, None, "999,999 commas, which separate values and names; the maximum is"),
     (SAMPLE, "a thousand fields", "{" + ",".join(f'"a{i}":1' for i in range(1000)) + "}", 400, None, "values and names"),
-    (FORECAST, "an empty one of two", json.dumps({"values": [SERIES, []]}), 400, "values.1", "has 0 values"),
-    (FORECAST, "three deep", json.dumps({"values": [[SERIES]]}), 400, "values.0.0", "it should be a valid number"),
-    (FORECAST, "65 series", json.dumps({"values": [SERIES] * 65}), 400, "values", "has 65 series; the maximum is 64"),
-    (FORECAST, "long series", json.dumps({"values": [[0] * 50_000, [0] * 50_001]}), 400, "values", "100,001 values; the maximum is 100,000"),
 ]  # fmt: skip
 
 

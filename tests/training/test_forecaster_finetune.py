@@ -191,27 +191,6 @@ def test_the_bootstrap_draws_windows_with_the_losses_of_both_methods() -> None:
     assert "no interval" in str(leaderboard.change(other[:1], other[1:2]))
 
 
-@pytest.mark.slow
-def test_test_values_influence_the_weights_of_the_refit_only(workspace: Path) -> None:
-    train("--force", "--no-refit")
-    values = sales(1), sales(2)
-    # The last 28 of 120 values are the test part.
-    changed = [np.concatenate([array[:92], array[92:] * 3]) for array in values]
-    write_csv(workspace / "sales.csv", north=changed[0], south=changed[1])
-    train("--force", "--no-refit")
-    first = Store(workspace / "models_store").read("sales", 1)
-    assert Store(workspace / "models_store").find("sales") == [1]  # the same weights are not published again
-    runs = sorted((workspace / "runs" / "sales").iterdir())
-    cards = [json.loads((folder / "card.json").read_text()) for folder in runs]
-    assert cards[0]["metrics"] != cards[1]["metrics"]
-    assert cards[0]["data"] != cards[1]["data"]
-    assert [each.name for each in first.card.ancestors or []] == ["series-lstm@1"]
-    train("--force")
-    write_csv(workspace / "sales.csv", north=values[0], south=values[1])
-    train("--force")
-    assert Store(workspace / "models_store").find("sales") == [1, 2, 3]
-
-
 @pytest.mark.parametrize("options", [[], ["--no-refit"]])
 def test_values_of_the_test_part_change_the_kind_of_values_after_the_refit_only(
     workspace: Path, options: list[str]
