@@ -91,6 +91,6 @@ class AccessLog:
             self._output.handle(logging.makeLogRecord({"msg": "\n".join(lines)}))
 
     def close(self) -> None:
-        """Write the collected lines and end the thread."""
+        """Write the collected lines."""
         self.write()
-        self._output.close()
+        self._output.flush()
