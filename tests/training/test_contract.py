@@ -156,7 +156,7 @@ def change_test_part(workspace: Path) -> None:
     save_data(workspace / "data", seed=1)
     lines, end = SALES.splitlines(), len(TEXT) * 9 // 10
     (workspace / "sales.csv").write_text("\n".join([*lines[:73], *("7" for _ in lines[73:])]) + "\n")
-    (workspace / "novel.txt").write_text(TEXT[:end] + "?" * (len(TEXT) - end))
+    (workspace / "novel.txt").write_text(TEXT[:end] + "?" * (len(TEXT) - end - 1) + "\n")
     for path in (workspace / "shapes" / "test").rglob("*.png"):
         other = next(
             file for file in sorted((workspace / "more").rglob("*.png")) if file.parent.name == path.parent.name
