@@ -25,7 +25,6 @@ from app.server.system import (
     handles_sighup,
     raise_file_limit,
     single_arena,
-    stop_with_parent,
 )
 from app.server.worker_table import State, WorkerTable
 from app.serving.device import find_device
@@ -153,7 +152,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
     def work(place: int) -> None:
         shared.use(place)
         log_in_background()
-        stop_with_parent(parent)
+        stop_if_orphaned(parent, stop_seconds)
         app = create_app(worker_settings, counters, preloaded, shared)
         run_server(Server(app, worker_settings, listener, table, place, has_parent=True))
 
@@ -176,6 +175,19 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
 
 def worker_table(settings: Settings, workers: int) -> WorkerTable:
     return WorkerTable(workers, settings.limits.fresh_heartbeat_seconds)
+
+
+def stop_if_orphaned(parent: int, seconds: float) -> None:
+    """Start a thread that stops this worker after its parent has ended, and ends it ``seconds`` later."""
+
+    def wait_for_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=wait_for_parent, name="orphan", daemon=True).start()
 
 
 def exit_if_hung(table: WorkerTable, seconds: float) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 CGROUP = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")  # its line ``0::/path`` names the cgroup of this process
 M_ARENA_MAX = -8  # number of an option of glibc's mallopt
-PR_SET_PDEATHSIG = 1  # number of an option of Linux's prctl
 
 
 def cores(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
@@ -88,13 +87,6 @@ def single_arena() -> None:
 def handles_sighup() -> bool:
     """Return whether SIGHUP stops the service. This is false under ``nohup``, and on systems without SIGHUP."""
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-
-
-def stop_with_parent(parent: int) -> None:
-    """Let the system stop this process with SIGTERM when its parent ends. ``parent`` is the id of the parent."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it has already ended
-        os._exit(1)
 
 
 def can_fork() -> bool:
