@@ -183,6 +183,7 @@ def test_a_generator_writes_a_folder_or_a_sheet(places: dict[str, list[str]]) ->
 
 @pytest.mark.parametrize("place", ["process", "service"])
 def test_the_same_command_continues_after_an_interruption(places: dict[str, list[str]], place: str) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore this signal
     save_images(70)
     command = ["tiny-cnn", "photos", *places[place]]
     expected = read(*command)
