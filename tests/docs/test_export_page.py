@@ -149,6 +149,7 @@ def test_the_scripts_give_the_answers_of_the_service(
     assert abs(np.asarray(Image.open(tmp_path / "digit.png"), int) - sheet).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_commands_print_the_output_on_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

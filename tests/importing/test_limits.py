@@ -49,6 +49,7 @@ def rejected(client: httpx.Client, query: dict[str, str], content: bytes) -> str
     return str(answer.json()["error"]["message"])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_small_upload_that_becomes_large_is_rejected_within_limited_memory(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
