@@ -44,7 +44,7 @@ def arguments(command: str, folder: Path) -> list[str]:
 
 
 def _value(kind: str, name: str, folder: Path) -> str:
-    """Return the value of a placeholder, or the placeholder itself before the step that produces it."""
+    """Return what ``{kind:name}`` in a command stands for, or this text itself before the step that produces it."""
     if kind == "run":
         runs = sorted((folder / "runs" / name).glob("*/finished"))
         return str(runs[-1].parent) if runs else f"{{run:{name}}}"
