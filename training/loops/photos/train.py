@@ -6,17 +6,15 @@ enough images, the last blocks of the network are fine-tuned too.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from app.networks.efficientnet import EfficientNetLite, EfficientNetSizes
+from app.networks.efficientnet import EfficientNetLite
 from app.tasks.classification import ImageClassifier
 from app.tasks.precision import fast_bfloat16
 from training import cards, lineage, refit
@@ -101,144 +99,155 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     base = read_base(options, dataset)
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
-    train_indices, validation, _ = dataset.split()
-    known, every = torch.cat([train_indices, validation]).sort().values, torch.arange(len(dataset.labels))
-    choice = choose_head(run, config, base, dataset, known)
-    result = Result(new_head(run, config, base, dataset, known, choice), choice, known, choice.logits)
-    enough = len(train_indices) >= limits().min_tuned_images and len(validation) >= limits().min_calibration_images
-    if config.finetune_epochs and enough:
-        start = new_head(run, config, base, dataset, train_indices, choice)
-        result = fine_tune(run, config, dataset, base, result, start)
-    card, pictures = measured(run, dataset, base, result)
+    training = PhotoTraining(run, config, dataset, base)
+    result = training.best()
+    card, pictures = training.measured(result)
     network = result.network
     if refit.is_planned(options):
-        network, steps = new_head(run, config, base, dataset, every, choice), linear_head.MAX_STEPS
-        if result.steps:
-            steps = result.steps
-            run.begin_refit()
-            network = divide_logits(tune(run, config, network, dataset, every, Budget(steps)), result.temperature)
+        network, steps = training.refitted(result)
         card = refit.describe(card, steps, "all" if result.steps else "last")
     run.finish(card, network, *pictures, has_curves=result.steps > 0)
 
 
-def fine_tune(
-    run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: Base, head_only: Result, start: EfficientNetLite
-) -> Result:
-    """Fine-tune ``start``, whose last layer is fitted to the training part.
+@dataclass(frozen=True)
+class PhotoTraining:
+    """The steps of a training on photographs. ``base`` is the network from which it starts."""
 
-    Return the fine-tuned network, or ``head_only`` if ``start`` has a lower loss on the validation part.
-    """
-    train_indices, validation, _ = dataset.split()
-    size = min(config.finetune_batch, len(train_indices))
-    steps = min(config.finetune_epochs * (len(train_indices) // size), MAX_DEFAULT_STEPS)
+    run: Run
+    config: CnnFinetuneConfig
+    dataset: ImageDataset
+    base: Base
 
-    before = Result(start, head_only.choice, validation, logits_of(start, dataset, validation))
-    budget = run.budget(steps, refit.is_planned(run.options))
-    network = tune(run, config, copy.deepcopy(start), dataset, train_indices, budget)
-    after = Result(network, head_only.choice, validation, logits_of(network, dataset, validation), run.step)
-    targets = dataset.labels[validation]
-    temperatures = [limited_temperature(result.logits, targets) for result in (before, after)]
-    losses = [
-        float(loss_of(result.logits / temperature, targets))
-        for result, temperature in zip((before, after), temperatures, strict=True)
-    ]
-    print(f"validation loss: {losses[0]:.4f} with a new last layer, {losses[1]:.4f} after fine-tuning")
-    if losses[1] >= losses[0]:
-        print("fine-tuning did not help, so the network with a new last layer is used")
-        return head_only
-    temperature = temperatures[1]
-    return replace(
-        after, network=divide_logits(network, temperature), logits=after.logits / temperature, temperature=temperature
-    )
+    def best(self) -> Result:
+        """Fit a new last layer and, if there are enough images, fine-tune the network; return the better network."""
+        train_indices, validation, _ = self.dataset.split()
+        known = torch.cat([train_indices, validation]).sort().values
+        choice = self.choose_head(known)
+        head_only = Result(self.new_head(known, choice), choice, known, choice.logits)
+        enough = len(train_indices) >= limits().min_tuned_images and len(validation) >= limits().min_calibration_images
+        return self.fine_tuned(head_only) if self.config.finetune_epochs and enough else head_only
 
+    def refitted(self, result: Result) -> tuple[EfficientNetLite, int]:
+        """Return a network that is trained like that of ``result`` on all images, and the number of steps."""
+        every = torch.arange(len(self.dataset.labels))
+        network = self.new_head(every, result.choice)
+        if not result.steps:
+            return network, linear_head.MAX_STEPS
+        self.run.begin_refit()
+        return divide_logits(self.tune(network, every, Budget(result.steps)), result.temperature), result.steps
 
-def logits_of(network: EfficientNetLite, dataset: ImageDataset, indices: Tensor) -> Tensor:
-    """Return the logits [len(indices), classes] of the images with these indices."""
-    device = network.head.weight.device
-    with torch.inference_mode():
-        parts = [network(dataset.images[part].to(device)).cpu() for part in indices.split(BATCH)]
-    return torch.cat(parts).clone()
+    def fine_tuned(self, head_only: Result) -> Result:
+        """Fine-tune a network whose last layer is fitted to the training part.
 
+        Return the fine-tuned network, or ``head_only`` if the network before fine-tuning has a lower loss on the
+        validation part.
+        """
+        train_indices, validation, _ = self.dataset.split()
+        targets, choice = self.dataset.labels[validation], head_only.choice
+        start = self.new_head(train_indices, choice)
+        size = min(self.config.finetune_batch, len(train_indices))
+        steps = min(self.config.finetune_epochs * (len(train_indices) // size), MAX_DEFAULT_STEPS)
+        before = self.logits(start, validation)
+        network = self.tune(start, train_indices, self.run.budget(steps, refit.is_planned(self.run.options)))
+        after = self.logits(network, validation)
+        temperatures = [limited_temperature(logits, targets) for logits in (before, after)]
+        losses = [
+            float(loss_of(logits / temperature, targets))
+            for logits, temperature in zip((before, after), temperatures, strict=True)
+        ]
+        print(f"validation loss: {losses[0]:.4f} with a new last layer, {losses[1]:.4f} after fine-tuning")
+        if losses[1] >= losses[0]:
+            print("fine-tuning did not help, so the network with a new last layer is used")
+            return head_only
+        temperature = temperatures[1]
+        network = divide_logits(network, temperature)
+        return Result(network, choice, validation, after / temperature, self.run.step, temperature)
 
-def compute_features(
-    run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageDataset, indices: Tensor
-) -> list[Tensor]:
-    """Return the features [len(indices), D] of each view: the image and, with ``config.flip``, its mirror image."""
-    device = torch.device(run.options.device)
-    network = base.network.to(device, memory_format=base.network.memory_format).eval().requires_grad_(False)  # type: ignore[call-overload]
-    state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    if device.type == "cpu" and fast_bfloat16(device):  # as the service does
-        network.to_bfloat16()
-    cache = FeatureCache(run.options.runs / "features", network, run.options.device)
-    views = [cache(dataset, indices, "plain", lambda images: images)]
-    if config.flip:
-        views.append(cache(dataset, indices, "mirrored", lambda images: images.flip(-1)))
-    network.to(torch.float32).load_state_dict(state)
-    return views
+    def tune(self, network: EfficientNetLite, indices: Tensor, budget: Budget) -> EfficientNetLite:
+        """Train the last blocks of ``network`` on the images ``indices``; return the network."""
+        config, dataset, options = self.config, self.dataset, self.run.options
+        batches = Batches(indices, config.finetune_batch, options.seed)
+        data = dataset.images, dataset.labels, batches, indices[:0]
+        fit(self.run, LastBlocksRecipe(config, network, options.device, *data), budget, config.finetune_epochs)
+        return network.eval().requires_grad_(False)
 
+    def logits(self, network: EfficientNetLite, indices: Tensor) -> Tensor:
+        """Return the logits [len(indices), classes] of the images with these indices."""
+        device = network.head.weight.device
+        with torch.inference_mode():
+            parts = [network(self.dataset.images[part].to(device)).cpu() for part in indices.split(BATCH)]
+        return torch.cat(parts).clone()
 
-def choose_head(
-    run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageDataset, indices: Tensor
-) -> ChosenPenalty:
-    """Choose the penalty of the last layer in cross-validation on the images with these indices."""
-    features, folds = compute_features(run, config, base, dataset, indices), dataset.folds(indices, linear_head.FOLDS)
-    choice = linear_head.choose(features, dataset.labels[indices], folds, len(dataset.classes))
-    losses = [f"{penalty:g} {loss:.4f}" for penalty, loss in choice.losses.items()]
-    run.write_file("penalties.txt", "penalty and loss in cross-validation\n" + "\n".join(losses) + "\n")
-    return choice
+    def features(self, indices: Tensor) -> list[Tensor]:
+        """Return the features [len(indices), D] of each view: the image and, with ``config.flip``, its mirror image."""
+        options = self.run.options
+        device, network = torch.device(options.device), self.base.network
+        network.to(device, memory_format=network.memory_format).eval().requires_grad_(False)  # type: ignore[call-overload]
+        state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+        if device.type == "cpu" and fast_bfloat16(device):  # as the service does
+            network.to_bfloat16()
+        cache = FeatureCache(options.runs / "features", network, options.device)
+        views = [cache(self.dataset, indices, "plain", lambda images: images)]
+        if self.config.flip:
+            views.append(cache(self.dataset, indices, "mirrored", lambda images: images.flip(-1)))
+        network.to(torch.float32).load_state_dict(state)
+        return views
 
+    def choose_head(self, indices: Tensor) -> ChosenPenalty:
+        """Choose the penalty of the last layer in cross-validation on the images with these indices."""
+        dataset, folds = self.dataset, self.dataset.folds(indices, linear_head.FOLDS)
+        choice = linear_head.choose(self.features(indices), dataset.labels[indices], folds, len(dataset.classes))
+        losses = [f"{penalty:g} {loss:.4f}" for penalty, loss in choice.losses.items()]
+        self.run.write_file("penalties.txt", "penalty and loss in cross-validation\n" + "\n".join(losses) + "\n")
+        return choice
 
-def new_head(
-    run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageDataset, indices: Tensor, choice: ChosenPenalty
-) -> EfficientNetLite:
-    """Return the base network with a new last layer, which is fitted to the images with these indices."""
-    features, classes = compute_features(run, config, base, dataset, indices), len(dataset.classes)
-    head = linear_head.fit_chosen(features, dataset.labels[indices], classes, choice)
-    side = dataset.images.shape[-1]
-    sizes = replace(base.network.sizes, classes=classes, image=side, multi_label=dataset.multi_label)
-    network = EfficientNetLite(EfficientNetSizes(**asdict(sizes)))
-    state = {key: tensor for key, tensor in base.network.state_dict().items() if not key.startswith("head.")}
-    network.load_state_dict({**state, "head.weight": head.weight, "head.bias": head.bias})
-    return network.eval().requires_grad_(False)
+    def new_head(self, indices: Tensor, choice: ChosenPenalty) -> EfficientNetLite:
+        """Return the base network with a new last layer, which is fitted to the images with these indices."""
+        dataset, base = self.dataset, self.base.network
+        classes, side = len(dataset.classes), dataset.images.shape[-1]
+        head = linear_head.fit_chosen(self.features(indices), dataset.labels[indices], classes, choice)
+        network = EfficientNetLite(replace(base.sizes, classes=classes, image=side, multi_label=dataset.multi_label))
+        network.load_state_dict({**base.state_dict(), "head.weight": head.weight, "head.bias": head.bias})
+        return network.eval().requires_grad_(False)
 
+    def measured(self, result: Result) -> tuple[dict[str, Any], list[Path]]:
+        """Evaluate the network with the serving code; return the card and the pictures.
 
-def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tuple[dict[str, Any], list[Path]]:
-    """Evaluate the network with the serving code; return the card and the pictures.
-
-    With --no-publish, the test part is not read. The metrics are then those of the predictions on the validation images
-    or in cross-validation.
-    """
-    train_indices, validation, test = dataset.split()
-    penalty = f"{linear_head.FOLDS}-fold cross-validation of the penalty ({result.choice.penalty:g})"
-    if result.steps:
-        start = f"The last {TUNED_BLOCKS} blocks of {base.name} and a new last layer are fine-tuned"
-        use = f"{len(train_indices):,} for training, {len(validation):,} for validation and the temperature"
-    else:
-        start = f"The last layer is fitted to the features of {base.name}"
-        use = f"{len(train_indices) + len(validation):,} for training with {penalty} and the temperature"
-    card: dict[str, Any] = {
-        **cards.classifier(KIND, result.network, dataset.classes),
-        "title": f"Classifies images into {len(dataset.classes)} classes: {', '.join(dataset.classes)}"[:200],
-        "data": dataset.data,
-        "ancestors": base.ancestors,
-        "licence": base.licence,
-        "source": base.source,
-        "notes": (
-            f"{start}, without class weights. {dataset.describe_classes()}: {use}, {len(test):,} for testing. "
-            f"Skipped: {len(dataset.skipped):,} files or classes."
-        ),
-    }
-    if dataset.multi_label:
-        card["thresholds"] = best_thresholds(result.logits.sigmoid(), dataset.labels[result.indices])
-    classifier = run.predictor(ImageClassifier, card, result.network)
-    folds = None
-    if run.options.part == "test":
-        indices, probability = test, served_probabilities(classifier, subset(dataset.images, test))
-    else:
-        indices, folds = result.indices, dataset.folds(result.indices, linear_head.FOLDS)
-        probability = result.logits.sigmoid() if dataset.multi_label else result.logits.softmax(dim=1)
-    card = run.measure(card, lambda part: metrics_of(probability, classifier, dataset, indices, part, folds))
-    return card, plot_predictions(run.folder, dataset, indices, probability)
+        With --no-publish, the test part is not read. The metrics are then those of the predictions on the validation
+        images or in cross-validation.
+        """
+        run, dataset, base = self.run, self.dataset, self.base
+        train_indices, validation, test = dataset.split()
+        penalty = f"{linear_head.FOLDS}-fold cross-validation of the penalty ({result.choice.penalty:g})"
+        if result.steps:
+            start = f"The last {TUNED_BLOCKS} blocks of {base.name} and a new last layer are fine-tuned"
+            use = f"{len(train_indices):,} for training, {len(validation):,} for validation and the temperature"
+        else:
+            start = f"The last layer is fitted to the features of {base.name}"
+            use = f"{len(train_indices) + len(validation):,} for training with {penalty} and the temperature"
+        card: dict[str, Any] = {
+            **cards.classifier(KIND, result.network, dataset.classes),
+            "title": f"Classifies images into {len(dataset.classes)} classes: {', '.join(dataset.classes)}"[:200],
+            "data": dataset.data,
+            "ancestors": base.ancestors,
+            "licence": base.licence,
+            "source": base.source,
+            "notes": (
+                f"{start}, without class weights. {dataset.describe_classes()}: {use}, {len(test):,} for testing. "
+                f"Skipped: {len(dataset.skipped):,} files or classes."
+            ),
+        }
+        if dataset.multi_label:
+            card["thresholds"] = best_thresholds(result.logits.sigmoid(), dataset.labels[result.indices])
+        classifier = run.predictor(ImageClassifier, card, result.network)
+        folds = None
+        if run.options.part == "test":
+            indices, probability = test, served_probabilities(classifier, subset(dataset.images, test))
+        else:
+            indices, folds = result.indices, dataset.folds(result.indices, linear_head.FOLDS)
+            probability = result.logits.sigmoid() if dataset.multi_label else result.logits.softmax(dim=1)
+        card = run.measure(card, lambda part: metrics_of(probability, classifier, dataset, indices, part, folds))
+        return card, plot_predictions(run.folder, dataset, indices, probability)
 
 
 # --- fine-tuning
@@ -275,16 +284,9 @@ class LastBlocksRecipe(ClassifierRecipe):
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Return the logits [N, classes] of uint8 images [N, C, S, S]."""
-        network = self.network
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
-            with torch.no_grad():
-                x = F.relu6(network.stem(network.scaled(pixels)))
-                for block in network.blocks[:-TUNED_BLOCKS]:
-                    x = block(x)
-            for block in network.blocks[-TUNED_BLOCKS:]:
-                x = block(x)
-            maps = F.relu6(network.last(x))
-        return F.linear(maps.float().mean(dim=(2, 3)), network.head.weight, network.head.bias)
+            maps = self.network.maps(pixels)
+        return self.network.classified(maps)
 
     def train(self, batch: Tensor, step: int, done: float) -> Tensor:
         """Train for one step on the images with the indices ``batch``; return their mean loss."""
@@ -293,18 +295,3 @@ class LastBlocksRecipe(ClassifierRecipe):
         loss = loss_of(logits, self.labels[batch].to(self.device))
         descend(self.optimizer, loss)
         return loss
-
-
-def tune(
-    run: Run,
-    config: CnnFinetuneConfig,
-    network: EfficientNetLite,
-    dataset: ImageDataset,
-    indices: Tensor,
-    budget: Budget,
-) -> EfficientNetLite:
-    """Train the last blocks of ``network`` on the images ``indices``; return the network."""
-    batches, device = Batches(indices, config.finetune_batch, run.options.seed), run.options.device
-    recipe = LastBlocksRecipe(config, network, device, dataset.images, dataset.labels, batches, indices[:0])
-    fit(run, recipe, budget, config.finetune_epochs)
-    return network.eval().requires_grad_(False)
