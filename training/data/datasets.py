@@ -11,16 +11,13 @@ import csv
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from training.limits import limits
 
@@ -115,10 +112,9 @@ class Sine:
 
 @dataclass(frozen=True)
 class Series:
-    """One series of values, float64 [T], with its season length in values."""
+    """One series of values, float64 [T]."""
 
     values: Tensor
-    season: int
     sha256: str
 
 
@@ -180,12 +176,12 @@ def m4_weekly() -> Collection:
 
 def etth1() -> Series:
     """Return the oil temperature of an electricity transformer: 17,420 hours from July 2016 (Zhou et al. 2021)."""
-    return _column("ETTh1.csv", "OT", 24)
+    return _column("ETTh1.csv", "OT")
 
 
 def airline() -> Series:
     """Return the number of airline passengers in 144 months from 1949 (Box and Jenkins 1976)."""
-    return _column("airline-passengers.csv", "Passengers", 12)
+    return _column("airline-passengers.csv", "Passengers")
 
 
 def _m4(kind: str, season: int) -> Collection:
@@ -199,10 +195,10 @@ def _m4(kind: str, season: int) -> Collection:
     return Collection(f"m4_{kind.lower()}", season, parts[0], torch.stack(parts[1]), digest.hexdigest())
 
 
-def _column(name: str, column: str, season: int) -> Series:
+def _column(name: str, column: str) -> Series:
     content = _file(name).read_bytes()
     values = [float(row[column]) for row in csv.DictReader(content.decode("utf-8").splitlines())]
-    return Series(torch.tensor(values, dtype=torch.float64), season, hashlib.sha256(content).hexdigest())
+    return Series(torch.tensor(values, dtype=torch.float64), hashlib.sha256(content).hexdigest())
 
 
 def _images(name: str, labels: list[str]) -> Images:
@@ -239,40 +235,21 @@ def _download_images(name: str, path: Path) -> None:
             pixels = pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels.unsqueeze(1)
             tensors[f"{part}_images"] = pixels.contiguous()
             tensors[f"{part}_labels"] = torch.as_tensor(dataset.targets, dtype=torch.int64)
-    _write_atomically(path, lambda part: save_file(tensors, part))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, part := path.with_name(f"{path.name}.part"))
+    os.replace(part, path)
 
 
 def _file(name: str) -> Path:
     path = data_directory() / name
     if not path.exists():
-        _write_atomically(path, lambda part: _download(URLS[name], part, name, path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(URLS[name], str(path), SHA256[name] if limits().check_digests else None)
+        except (OSError, RuntimeError) as error:
+            raise DataError(_download_error(name, path, error)) from error
     _verify(path, name, hashlib.sha256(path.read_bytes()).hexdigest())
     return path
-
-
-def _download(url: str, part: Path, name: str, path: Path) -> None:
-    try:
-        with httpx.stream("GET", url, follow_redirects=True, timeout=30) as response, part.open("wb") as file:
-            response.raise_for_status()
-            total = int(response.headers.get("content-length", 0)) or None
-            with tqdm(total=total, desc=name, unit="B", unit_scale=True) as bar:
-                for chunk in response.iter_bytes():
-                    file.write(chunk)
-                    bar.update(len(chunk))
-    except (httpx.HTTPError, OSError) as error:
-        raise DataError(_download_error(name, path, error)) from error
-    _verify(part, name, hashlib.sha256(part.read_bytes()).hexdigest())
-
-
-def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write to a temporary file and rename it, so that an interrupted write leaves no incomplete file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _verify(path: Path, name: str, digest: str) -> None:

@@ -14,7 +14,6 @@ def test_an_incomplete_download_is_never_used(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("QUARTET_DATA_DIR", str(tmp_path))
     set_limits(monkeypatch, check_digests=True)
     monkeypatch.setitem(datasets.URLS, "tinyshakespeare.txt", "http://127.0.0.1:9/nothing-listens-here")
-    (tmp_path / "tinyshakespeare.txt.part").write_text("half")
     with pytest.raises(
         datasets.DataError, match=r"could not be downloaded .*; set QUARTET_DATA_DIR to the folder that contains it"
     ):
@@ -43,7 +42,7 @@ def test_a_download_is_verified_and_then_moved_to_its_place(tmp_path: Path, monk
         monkeypatch.setenv("QUARTET_DATA_DIR", str(tmp_path / "data"))
         set_limits(monkeypatch, check_digests=True)
         monkeypatch.setitem(datasets.URLS, "tinyshakespeare.txt", f"http://127.0.0.1:{server.server_port}/text")
-        with pytest.raises(datasets.DataError, match="expected 86c4e6aa"):
+        with pytest.raises(datasets.DataError, match=r'invalid hash value .expected "86c4e6aa'):
             datasets.tinyshakespeare()
         assert list((tmp_path / "data").iterdir()) == []
         digest = hashlib.sha256(b"to be or not").hexdigest()
