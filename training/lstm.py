@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, LstmConfig | Forecas
 
 def evaluate(forecaster: WindowForecaster | GlobalForecaster) -> dict[str, Any]:
     """Return the metrics of a published network: series-lstm on M4, sine-lstm on the test part of the sine."""
-    return m4.evaluate(forecaster) if isinstance(forecaster, GlobalForecaster) else evaluate_sine(forecaster)
+    return m4.evaluate(forecaster) if isinstance(forecaster, GlobalForecaster) else evaluate_sine(Forecasts(forecaster))
 
 
 # --- series-lstm
@@ -196,115 +197,101 @@ def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: A
             "steps."
         ),
     }
-    start = series.split - config.validation
-    card["residuals"] = residuals(run.predictor(WindowForecaster, card, network), series, start, series.split)
-    forecaster = run.predictor(WindowForecaster, card, network)
-    validation = (start, series.split) if run.options.part == "validation" else None
-    card = run.measure(card, lambda _: evaluate_sine(forecaster, validation))
-    samples = draw_samples(run.folder / "samples.png", forecaster, validation)
-    run.finish(card, network, samples)
+    card["residuals"] = Forecasts(run.predictor(WindowForecaster, card, network), config.validation).residuals()
+    held_out = config.validation if run.options.part == "validation" else 0
+    forecasts = Forecasts(run.predictor(WindowForecaster, card, network), held_out)
+    card = run.measure(card, lambda _: evaluate_sine(forecasts))
+    run.finish(card, network, m4.draw_samples(run.folder / "samples.png", forecasts.examples()))
 
 
-def one_step_forecasts(forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int) -> np.ndarray:
-    """Return one-step forecasts of the values [start, end). Each forecast reads all values before its own position."""
-    values = series.values.tolist()
-    return np.concatenate(forecaster.predict([forecaster.parse(values[:i], 1) for i in range(start, end)]))
+class Forecasts:
+    """Forecasts of the last fifth of the sine or of ``validation`` values before it.
 
-
-def free_running_forecasts(
-    forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return three arrays [origins, 50]: forecasts of 50 steps, the actual values, and the values without noise.
-
-    An origin is the position of the first forecast value. The origins are start, start + 1, ..., end - 50.
+    Attributes:
+        start, end: the positions of the first forecast value and after the last.
+        actual: the actual values [end - start].
+        noiseless: the values without noise [end - start].
+        items: the items for the free-running forecasts. Their origins, the positions of the first forecast values, are
+            start, start + 1, ..., end - 50.
+        free_running: forecasts of 50 steps [origins, 50]. Each continues from its own forecasts.
     """
-    values = series.values.tolist()
-    origins = range(start, end - FREE_RUNNING_STEPS + 1)
-    forecasts = np.stack(forecaster.predict([forecaster.parse(values[:i], FREE_RUNNING_STEPS) for i in origins]))
-    positions = np.arange(FREE_RUNNING_STEPS) + np.array(origins)[:, None]
-    return forecasts, series.values.numpy()[positions], series.noiseless.numpy()[positions]
+
+    def __init__(self, forecaster: WindowForecaster, validation: int = 0, seed: int = 0) -> None:
+        self.forecaster, self.series = forecaster, datasets.sine(seed)
+        split, count = self.series.split, len(self.series.values)
+        self.part = "validation" if validation else "test"
+        self.start, self.end = (split - validation, split) if validation else (split, count)
+        self.actual, self.noiseless = (
+            values.numpy()[self.start : self.end] for values in (self.series.values, self.series.noiseless)
+        )
+
+    def _items(self, horizon: int) -> list[Any]:
+        values = self.series.values.tolist()
+        return [self.forecaster.parse(values[:at], horizon) for at in range(self.start, self.end - horizon + 1)]
+
+    def one_step(self) -> np.ndarray:
+        """Return one-step forecasts [end - start]. Each forecast reads all values before its own position."""
+        return np.concatenate(self.forecaster.predict(self._items(1)))
+
+    @cached_property
+    def items(self) -> list[Any]:
+        return self._items(FREE_RUNNING_STEPS)
+
+    @cached_property
+    def free_running(self) -> np.ndarray:
+        return np.stack(self.forecaster.predict(self.items))
+
+    def residuals(self) -> list[float]:
+        """Return 50 root mean squared errors, one for each number of steps ahead, divided by the network's scale."""
+        errors = self.free_running - windows(self.actual)
+        scale = float(self.forecaster.network.scale)
+        return [round(float(error), 4) for error in np.sqrt(np.mean(errors**2, axis=0)) / scale]
+
+    def examples(self) -> list[m4.Example]:
+        """Return free-running forecasts for a plot. Each begins where the one before it ends."""
+        return [
+            m4.Example(
+                f"sine, from value {self.start + at + 1}",
+                self.series.values.numpy()[: self.start + at],
+                self.actual[at : at + FREE_RUNNING_STEPS],
+                self.forecaster.forecast(self.items[at], self.free_running[at]),
+            )
+            for at in range(0, len(self.items), FREE_RUNNING_STEPS)
+        ]
 
 
-def residuals(forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int) -> list[float]:
-    """Return 50 root mean squared errors on the values [start, end): one for each number of steps ahead.
-
-    The errors are divided by the scale of the network.
-    """
-    forecasts, actual, _ = free_running_forecasts(forecaster, series, start, end)
-    scale = float(forecaster.network.scale)
-    return [round(float(error), 4) for error in np.sqrt(np.mean((forecasts - actual) ** 2, axis=0)) / scale]
+def windows(values: np.ndarray) -> np.ndarray:
+    """Return all windows [N, 50] of values."""
+    return np.lib.stride_tricks.sliding_window_view(values, FREE_RUNNING_STEPS)
 
 
-def evaluate_sine(forecaster: WindowForecaster, validation: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Return the metrics on the last fifth of the sine or, if given, on the range ``validation``.
-
-    One of the metrics is a mean over 50 series with the same sine but different noise.
-    """
-    series = datasets.sine()
-    start, end = validation or (series.split, len(series.values))
-    split = f"{end - start} values for validation" if validation else f"the last {end - start} values of the series"
-    actual = series.values.numpy()[start:end]
-    errors = one_step_forecasts(forecaster, series, start, end) - actual
-    realised = np.mean((series.values - series.noiseless).numpy()[start:end] ** 2)
-    fresh_errors = []
-    for seed in range(1, 51):
-        fresh = datasets.sine(seed)
-        forecasts = one_step_forecasts(forecaster, fresh, start, end)
-        fresh_errors.append(np.mean((forecasts - fresh.values.numpy()[start:end]) ** 2))
-    forecasts, future, noiseless = free_running_forecasts(forecaster, series, start, end)
-    item = forecaster.parse(series.values.tolist()[:start], FREE_RUNNING_STEPS)
-    inside = np.abs(forecasts - future) <= forecaster.half_widths(item, 95)
+def evaluate_sine(forecasts: Forecasts) -> dict[str, Any]:
+    """Return the metrics of forecasts. One metric is a mean over 50 series with the same sine but different noise."""
+    forecaster, noise, count = forecasts.forecaster, forecasts.series.noise, len(forecasts.actual)
+    is_test = forecasts.part == "test"
+    split = f"the last {count} values of the series" if is_test else f"{count} values for validation"
+    error = np.mean((forecasts.one_step() - forecasts.actual) ** 2)
+    realised = np.mean((forecasts.actual - forecasts.noiseless) ** 2)
+    fresh = [Forecasts(forecaster, 0 if is_test else count, seed) for seed in range(1, 51)]
+    fresh_error = np.mean([np.mean((each.one_step() - each.actual) ** 2) for each in fresh])
+    future, noiseless = windows(forecasts.actual), windows(forecasts.noiseless)
+    inside = np.abs(forecasts.free_running - future) <= forecaster.half_widths(forecasts.items[0], 95)
     return {
-        "one_step_mse": metric(np.mean(errors**2), split),
-        "one_step_mse_over_noise": metric(np.mean(errors**2) / series.noise**2, f"{split}; noise variance 0.04", 3),
+        "one_step_mse": metric(error, split),
+        "one_step_mse_over_noise": metric(error / noise**2, f"{split}; noise variance 0.04", 3),
         "one_step_mse_over_realised_noise": metric(
-            np.mean(errors**2) / realised, f"{split}; their noise has variance {realised:.4f}", 3
+            error / realised, f"{split}; their noise has variance {realised:.4f}", 3
         ),
         "one_step_mse_over_noise_fresh": metric(
-            np.mean(fresh_errors) / series.noise**2, "the same values under 50 other realisations of the noise, mean", 3
+            fresh_error / noise**2, "the same values under 50 other realisations of the noise, mean", 3
         ),
         "free_running_rmse": metric(
-            np.sqrt(np.mean((forecasts - noiseless) ** 2)),
+            np.sqrt(np.mean((forecasts.free_running - noiseless) ** 2)),
             f"{split}: all 50-step forecasts against the noiseless sine",
             3,
         ),
         "coverage_95": metric(inside.mean(), f"{split}: all 50-step forecasts, 95 % intervals", 3),
     }
-
-
-def draw_samples(path: Path, forecaster: WindowForecaster, validation: tuple[int, int] | None = None) -> Path:
-    """Plot the test part, or the range ``validation``, with one-step forecasts, free-running forecasts and intervals.
-
-    A free-running forecast continues from its own forecasts instead of actual values.
-    """
-    from matplotlib.figure import Figure
-
-    series, part = datasets.sine(), "validation" if validation else "test"
-    start, end = validation or (series.split, len(series.values))
-    x = np.linspace(0, 20, len(series.values))[start:end]
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axis in (left, right):
-        axis.plot(x, series.values.numpy()[start:end], ".", color="silver", markersize=4, label="actual")
-        axis.plot(x, series.noiseless.numpy()[start:end], color="gray", linewidth=1, label="noiseless sine")
-        axis.set(xlabel="x")
-        axis.grid(alpha=0.3)
-    left.plot(x, one_step_forecasts(forecaster, series, start, end), color="tab:blue", label="one step ahead")
-    left.set_title(f"one-step forecasts on the {part} part")
-    for origin in range(start, end - FREE_RUNNING_STEPS + 1, FREE_RUNNING_STEPS):
-        item = forecaster.parse(series.values.tolist()[:origin], FREE_RUNNING_STEPS)
-        mean, width = forecaster.predict([item])[0], forecaster.half_widths(item, 95)
-        position = x[origin - start : origin - start + FREE_RUNNING_STEPS]
-        first = origin == start
-        right.plot(position, mean, color="tab:orange", label="free-running, 50 steps" if first else None)
-        right.fill_between(
-            position, mean - width, mean + width, color="tab:orange", alpha=0.15, label="95 %" if first else None
-        )
-    right.set_title(f"free-running forecasts on the {part} part")
-    left.legend(fontsize=8)
-    right.legend(fontsize=8)
-    figure.savefig(path, dpi=80)
-    return path
 
 
 if __name__ == "__main__":
