@@ -54,7 +54,7 @@ ONE_THREAD = """
 ## Speed of one network on one thread
 
 Each training measures its network with the code of the service, and stores the result on the card. `python -m
-training.evaluation.speed` measures it again. Rows from different machines cannot be compared.
+training.evaluation.evaluate` measures it again. Rows from different machines cannot be compared.
 
 """
 SERVING_HEAD = """

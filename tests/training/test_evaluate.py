@@ -1,4 +1,4 @@
-"""`training.evaluation.evaluate` and `speed`: tolerances, and versions that cannot be measured."""
+"""`training.evaluation.evaluate`: tolerances, and versions that cannot be measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.networks import tiny_card
 from app import store
 from app.networks import KINDS
 from training import run as running
-from training.evaluation import evaluate, speed
+from training.evaluation import evaluate
 
 
 @pytest.mark.parametrize(
@@ -48,21 +48,9 @@ def test_evaluation_tolerates_rounding_and_states_differences_of_processors(
 
 
 def test_a_store_that_is_no_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (speed, evaluate):
-        with pytest.raises(SystemExit):
-            command.main(["--store", str(tmp_path / "nothing")])
-        assert f"--store is '{tmp_path}/nothing', which is not a folder" in capsys.readouterr().err
-
-
-def test_the_speed_of_other_versions_is_measured_beside_a_damaged_version(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (workspace / "models_store" / "broken" / "1").mkdir(parents=True)
-    (workspace / "models_store" / "broken" / "1" / "card.json").write_text("{")
-    assert speed.main(["--store", "models_store"]) == 1
-    output = capsys.readouterr().out
-    assert "broken@1: not measured: " in output
-    assert "mnist-judge@1: on one thread" in output
+    with pytest.raises(SystemExit):
+        evaluate.main(["--store", str(tmp_path / "nothing")])
+    assert f"--store is '{tmp_path}/nothing', which is not a folder" in capsys.readouterr().err
 
 
 def test_a_command_on_a_card_may_name_a_device_that_is_missing(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
     python -m training.evaluation.evaluate [--store DIR] [NAME or NAME@VERSION ...]
 
+It also prints the speed of each version on one thread of the CPU. Use an idle machine for this figure.
+
 The exit status is 1 if a metric differs by more than its rounding, or if the data differ from those on the card. The
 command does not measure versions that were trained a second time on all data, because no held-out data are left for
 them. It only compares their data with the card.
@@ -19,9 +21,9 @@ import io
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,8 +35,8 @@ from app.tasks import TASKS
 from training import cnn, gan, lstm, rnn
 from training.data import datasets, texts
 from training.data.datasets import DataError
-from training.evaluation import generation, image_classifier, language_model
-from training.evaluation.speed import processor, selected
+from training.evaluation import generation, image_classifier, language_model, speed
+from training.limits import limits
 from training.loops import gan_finetune
 from training.loops.series import evaluation, own_series
 from training.options import STORE, STORE_HELP, Options, store_of
@@ -50,24 +52,20 @@ class EvaluationError(Exception):
     """Raised for a version that cannot be measured again."""
 
 
-@dataclass(frozen=True)
-class Script:
+class Script(NamedTuple):
     """The functions that measure the versions of one training script again.
 
     Attributes:
         evaluate: returns the metrics of a predictor on a data set of ``training.data.datasets``.
-        arguments: parses the command on a card. None if the script cannot train on a user's own data.
+        arguments: parses the command on a card.
         read_own: reads the user's own data, given the options, the config, the card and the store.
         measure_own: returns the metrics of a predictor on the user's own data.
-        reference_classifier: loads the second argument of ``evaluate``, given a store, a device and a version number.
-            None if ``evaluate`` has no second argument.
     """
 
     evaluate: Callable[..., dict[str, Any]]
-    arguments: Callable[[Sequence[str]], tuple[Options, Any]] | None = None
-    read_own: Callable[[Options, Any, store.Card, Path], Any] = lambda *_: None
-    measure_own: Callable[[Any, Any], dict[str, Any]] = lambda *_: {}
-    reference_classifier: Callable[[Path, str, int], Any] | None = None
+    arguments: Callable[[Sequence[str]], tuple[Options, Any]]
+    read_own: Callable[[Options, Any, store.Card, Path], Any]
+    measure_own: Callable[[Any, Any], dict[str, Any]]
 
 
 def _read_images(options: Options, config: Any, card: store.Card, models: Path) -> Any:
@@ -89,16 +87,14 @@ def _read_labelled_images(options: Options, config: Any, card: store.Card, model
     return gan_finetune.Reference(gan_finetune.read(own["images"], own["size"], options.name), options.part)
 
 
+CNN = Script(cnn.evaluate, cnn.arguments, _read_images, image_classifier.measure)
 # The keys are the modules in the commands on the cards. Add one line here for each new training script.
 SCRIPTS: dict[str, Script] = {
-    "training.cnn": Script(cnn.evaluate, cnn.arguments, _read_images, image_classifier.measure),
-    "training.recalibrate": Script(cnn.evaluate),
+    "training.cnn": CNN,
+    "training.recalibrate": CNN,
     "training.rnn": Script(rnn.evaluate, rnn.arguments, _read_text, language_model.measure),
     "training.lstm": Script(lstm.evaluate, lstm.arguments, _read_table, evaluation.measure),
-    "training.gan": Script(
-        *(generation.evaluate, gan.arguments, _read_labelled_images, gan_finetune.measure),
-        generation.load_reference_classifier,
-    ),
+    "training.gan": Script(generation.evaluate, gan.arguments, _read_labelled_images, gan_finetune.measure),
 }
 
 
@@ -124,8 +120,6 @@ def own_data(card: store.Card, models: Path) -> Any:
     if not any(":" in name for name in card.data):
         return None
     script, words = script_of(card)
-    if script.arguments is None:
-        raise EvaluationError(f"command is {card.command!r}, which cannot train on a user's own data")
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -145,10 +139,9 @@ def measure(version: Version, models: Path, device: str, own: Any = None) -> dic
     (script, _), predictor = script_of(card), TASKS[card.task].load(version, torch.device(device))
     if own is not None:
         return script.measure_own(predictor, own)
-    if script.reference_classifier is None:
-        return script.evaluate(predictor)
-    number = next(int(name.partition("@")[2]) for name in card.data if "@" in name)
-    return script.evaluate(predictor, script.reference_classifier(models, device, number))
+    # A generator is rated by a version of the reference classifier.
+    numbers = [int(name.partition("@")[2]) for name in card.data if "@" in name]
+    return script.evaluate(predictor, *(generation.load_reference_classifier(models, device, n) for n in numbers))
 
 
 def sha256_of(name: str, models: Path, own: Any) -> str:
@@ -164,7 +157,7 @@ def sha256_of(name: str, models: Path, own: Any) -> str:
 
 def hardware(device: str) -> str:
     """Return the name of the processor in the form that cards use."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else speed.processor()
 
 
 def allowed_difference(card: store.Card, name: str, now_on: str) -> tuple[float, str]:
@@ -216,6 +209,26 @@ def check(version: Version, models: Path, device: str) -> list[str]:
     return [*lines, *compare(version.card, measure(version, models, device, own), hardware(device))]
 
 
+def measured_speed(version: Version) -> dict[str, Any]:
+    """Measure the speed of a version on the CPU, as its training did."""
+    predictor = TASKS[version.card.task].load(version, torch.device("cpu"))
+    return speed.measure(predictor, speed.processor(), limits().speed_seconds)
+
+
+def selected(parser: argparse.ArgumentParser, models: Path, names: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the versions in a model store, or those that ``names`` lists as NAME or NAME@VERSION.
+
+    A store that is not a folder, or an unknown name, ends the command with a message.
+    """
+    if not models.is_dir():
+        parser.error(f"--store is {str(models)!r}, which is not a folder")
+    versions = list(Store(models).versions())
+    labels = [f"{name}@{number}" for name, number in versions]
+    if unknown := [text for text in names if text not in labels and text not in dict(versions)]:
+        parser.error(f"{models} has no {unknown[0]}; it has {', '.join(labels) or 'nothing'}")
+    return [(name, n) for name, n in versions if not names or name in names or f"{name}@{n}" in names]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the comparison of all versions; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -230,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if is_imported(version.card.kind):  # its card has no metrics on a data set
                 continue
             lines = check(version, options.store, options.device)
+            lines.append(f"  {speed.describe(measured_speed(version), version.card.task)}")
             measured += 1
         except DataError as error:
             lines = [f"  not measured, because the data are missing: {error}"]
