@@ -272,15 +272,14 @@ def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, n
     }
     classifier = run.predictor(ImageClassifier, card, network)
     card = run.measure(card, lambda _: evaluate(classifier, validation))
-    _, shown, truth = images.measured(validation)
-    samples = plot_samples(
-        run.folder / "samples.png",
-        shown[:SHOWN],
-        images.labels,
-        torch.tensor(classifier.predict(list(shown[:SHOWN]))),
-        truth[:SHOWN],
-    )
-    run.finish(card, network, samples)
+    run.finish(card, network, draw_samples(run.folder / "samples.png", classifier, validation))
+
+
+def draw_samples(path: Path, classifier: ImageClassifier, validation: int | None = None) -> Path:
+    """Plot the first test images, or validation images as in ``evaluate``, with their predictions; return ``path``."""
+    _, images, labels = getattr(data, next(iter(classifier.card.data)))().measured(validation)
+    predictions = torch.tensor(classifier.predict(list(images[:SHOWN])))
+    return plot_samples(path, images[:SHOWN], classifier.card.labels or [], predictions, labels)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,12 @@ def record(runs: Path, card: Mapping[str, Any], run: str = "") -> list[dict[str,
     Return the earlier measurements of this model on the same data, for the field ``earlier_readings`` of a card.
     ``run``: the name of the run; its own measurements before it was resumed do not count.
     """
-    name, metric = next(iter(card["metrics"].items()), ("none", {"value": 0.0, "decimals": 0}))
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": card["name"],
         "run": run,
         "data": ", ".join(name for name in card["data"] if "@" not in name),
-        "figure": f"{name} {metric['value']:.{metric['decimals']}f}",
+        "metrics": {name: metric["value"] for name, metric in [*card["metrics"].items()][:1]},
         "commit": card["commit"],
         "command": card["command"],
     }
@@ -40,13 +39,8 @@ def record(runs: Path, card: Mapping[str, Any], run: str = "") -> list[dict[str,
     except (OSError, ValueError) as error:
         print(f"this measurement on the test part could not be logged in {path}: {error}")
         return []
-    return [_reading(each) for each in lines if _same(each, line) and each.get("run") != run]
-
-
-def _same(line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return (line["model"], line["data"]) == (other["model"], other["data"])
-
-
-def _reading(line: Mapping[str, Any]) -> dict[str, Any]:
-    name, value = line["figure"].split()
-    return {"reason": f"{line['time']}: {line['command']}", "metrics": {name: float(value)}}
+    return [
+        {"reason": f"{each['time']}: {each['command']}", "metrics": each.get("metrics", {})}
+        for each in lines
+        if each.get("run") != run and all(each[key] == line[key] for key in ("model", "data"))
+    ]

@@ -33,7 +33,6 @@ from training import cnn, evaluation_log, lineage, publishing
 from training.configs.classifiers import AirbenchConfig
 from training.data import datasets
 from training.evaluation.calibration import fit_temperatures
-from training.evaluation.image_classifier import plot_samples
 from training.options import STORE, STORE_HELP
 
 FITTED = ("temperature", "views_temperature")  # names of the fitted tensors
@@ -114,11 +113,8 @@ def publish(version: Version, models: Path, runs: Path, command: str) -> None:
     evaluation_log.record(runs, fields)
     for key, metric in fields["metrics"].items():
         print(f"{key:30} {metric['value']:.{metric['decimals']}f}  {metric['split']}")
-    _, images, labels = getattr(datasets, next(iter(version.card.data)))().measured()
-    shown = images[: cnn.SHOWN]
     with tempfile.TemporaryDirectory() as folder:
-        predictions = torch.tensor(classifier.predict(list(shown)))
-        samples = plot_samples(Path(folder) / "samples.png", shown, version.card.labels or [], predictions, labels)
+        samples = cnn.draw_samples(Path(folder) / "samples.png", classifier)
         pictures = [version.folder / "curves.png", samples]
         publishing.publish_once(models, fields, version.tensors, pictures, activate=None)
 

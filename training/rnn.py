@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from app.networks import build
 from app.store import UNKNOWN_CHARACTER
 from app.store.version import Version
@@ -100,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders = options.data_options["teachers"]
     teachers = Teachers(folders, vocabulary, options.device, data) if folders else None
     run = Run(options, config, argv, text.sha256 if is_own else None)
-    kept, validation, window = hold_out(config, texts.encode(text.train, vocabulary), is_own)
+    characters = texts.encode(text.train, vocabulary)
+    kept, validation, window = texts.hold_out(characters, config.validation, config.validation_parts, limited=is_own)
     validation = [part.to(options.device) for part in validation]
     if is_own:
         config = dataclasses.replace(config, batch=min(config.batch, len(kept) // (4 * config.bptt)))
@@ -135,14 +134,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompts = texts.prompts(text.test if options.part == "test" else text.train) if is_own else PROMPTS
     generator = run.predictor(TextGenerator, card, network)
     run.finish(card, network, draw_samples(run.folder / "samples.png", generator, prompts))
-
-
-def hold_out(config: RnnConfig, characters: Tensor, is_own: bool) -> tuple[Tensor, list[Tensor], int]:
-    """Return the training part of characters [N], the validation parts, and the length of an evaluation window."""
-    share, parts = config.validation, config.validation_parts
-    if is_own:
-        return texts.hold_out_windows(characters, share, parts)
-    return *texts.hold_out(characters, share, parts), texts.WINDOW
 
 
 def read_own(options: Options) -> tuple[datasets.Text, str, dict[str, str]]:

@@ -93,22 +93,6 @@ def decode(characters: Tensor, vocabulary: Sequence[str]) -> str:
     return "".join([entries[index] for index in characters.tolist()])
 
 
-def hold_out(characters: Tensor, share: float, parts: int) -> tuple[Tensor, list[Tensor]]:
-    """Split characters [N] into a training part and ``parts`` validation parts, spread evenly over the text.
-
-    The validation parts hold ``share`` of the characters in total.
-    """
-    if not share:
-        return characters, []
-    length = int(len(characters) * share / parts)
-    if length <= WINDOW:
-        raise SystemExit(
-            f"validation={share} holds out {length} characters in each of {parts} parts; "
-            f"at least {WINDOW + 1} are needed, one evaluation window"
-        )
-    return _hold_out(characters, length, parts)
-
-
 def _hold_out(characters: Tensor, length: int, parts: int) -> tuple[Tensor, list[Tensor]]:
     """Divide the text into ``parts`` sections, and hold out ``length`` characters in the middle of each section.
 
@@ -121,17 +105,21 @@ def _hold_out(characters: Tensor, length: int, parts: int) -> tuple[Tensor, list
     return train, [section[middle : middle + length] for section in sections]
 
 
-def hold_out_windows(characters: Tensor, share: float, parts: int) -> tuple[Tensor, list[Tensor], int]:
-    """Split characters as ``hold_out`` does, but hold out MIN_WINDOWS to MAX_WINDOWS evaluation windows.
+def hold_out(characters: Tensor, share: float, parts: int, limited: bool) -> tuple[Tensor, list[Tensor], int]:
+    """Split characters [N] into a training part and ``parts`` validation parts, spread evenly over the text.
 
-    Return the training part, the validation parts and the window length. If ``share`` of the text is shorter than
-    MIN_WINDOWS windows, up to MAX_SHARE of the text is held out. If even MAX_SHARE is too short, the windows are
-    shorter than WINDOW. If ``share`` is 0, nothing is held out.
+    Return the training part, the validation parts and the length of an evaluation window. The validation parts hold
+    ``share`` of the characters in total. If this is shorter than MIN_WINDOWS windows, up to MAX_SHARE of the text is
+    held out. If even MAX_SHARE is too short, the windows are shorter than WINDOW. If ``share`` is 0, nothing is held
+    out.
+
+    ``limited``: whether at most MAX_WINDOWS windows are held out.
     """
     if not share:
         return characters, [], WINDOW
-    needed = MIN_WINDOWS * (WINDOW + 1)
-    held_out = min(max(share * len(characters), min(needed, MAX_SHARE * len(characters))), MAX_WINDOWS * (WINDOW + 1))
+    held_out = max(share * len(characters), min(MIN_WINDOWS * (WINDOW + 1), MAX_SHARE * len(characters)))
+    if limited:
+        held_out = min(held_out, MAX_WINDOWS * (WINDOW + 1))
     part, windows = int(held_out / parts), -(-MIN_WINDOWS // parts)
     window = min(WINDOW, (part - 1) // windows)
     if window < 1:

@@ -37,16 +37,10 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 
     The distance assumes that both sets have Gaussian distributions.
     """
-    means, roots, covariances = [], [], []
-    for features in (first.double(), second.double()):
-        covariance = features.t().cov()
-        values, vectors = torch.linalg.eigh(covariance)
-        means.append(features.mean(dim=0))
-        covariances.append(covariance)
-        roots.append(vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.t())
-    inner = roots[0] @ covariances[1] @ roots[0]
-    overlap = torch.linalg.eigvalsh(inner).clamp(min=0).sqrt().sum()
-    gap = ((means[0] - means[1]) ** 2).sum()
+    first, second = first.double(), second.double()
+    covariances = [features.t().cov() for features in (first, second)]
+    overlap = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real.sum()
+    gap = ((first.mean(dim=0) - second.mean(dim=0)) ** 2).sum()
     return float(gap + covariances[0].trace() + covariances[1].trace() - 2 * overlap)
 
 

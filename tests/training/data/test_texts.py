@@ -15,18 +15,16 @@ from training.loops.text import language_model
 
 
 def test_validation_parts_are_spread_over_the_text_and_not_trained_on() -> None:
-    characters = torch.arange(100_003)
-    training, validation = texts.hold_out(characters, 0.05, parts=10)
-    assert [len(part) for part in validation] == [500] * 10
+    characters = torch.arange(200_003)
+    training, validation, _ = texts.hold_out(characters, 0.05, 10, False)
+    assert [len(part) for part in validation] == [1000] * 10
     assert torch.equal(torch.cat([training, *validation]).sort().values, characters)
-    assert [round(part[250].item() / 10_000, 1) for part in validation] == [i + 0.5 for i in range(10)]
-    everything, nothing = texts.hold_out(characters, 0.0, parts=10)
+    assert [round(part[500].item() / 20_000, 1) for part in validation] == [i + 0.5 for i in range(10)]
+    everything, nothing, _ = texts.hold_out(characters, 0.0, 10, False)
     assert torch.equal(everything, characters)
     assert nothing == []
-    (middle,) = texts.hold_out(characters, 0.1, parts=1)[1]
-    assert (len(middle), middle[0]) == (10_000, 45_001)
-    with pytest.raises(SystemExit, match="holds out 50 characters in each of 10 parts; at least 257"):
-        texts.hold_out(characters, 0.005, parts=10)
+    (middle,) = texts.hold_out(characters, 0.1, 1, False)[1]
+    assert (len(middle), middle[0]) == (20_000, 90_001)
 
 
 def test_the_vocabulary_ends_with_the_unknown_character() -> None:
@@ -112,7 +110,7 @@ def test_a_training_part_that_is_too_short_is_rejected(characters: int, message:
 
 @pytest.mark.parametrize("count", [9_000, 30_000, 200_000, 5_000_000])
 def test_weights_for_own_texts_are_selected_on_at_least_20_windows(count: int) -> None:
-    train, validation, window = texts.hold_out_windows(torch.arange(count), 0.05, parts=10)
+    train, validation, window = texts.hold_out(torch.arange(count), 0.05, 10, True)
     windows = sum((len(part) - 1) // window for part in validation)
     assert texts.MIN_WINDOWS <= windows <= texts.MAX_WINDOWS
     assert window == texts.WINDOW or count < 40_000
@@ -122,4 +120,4 @@ def test_weights_for_own_texts_are_selected_on_at_least_20_windows(count: int) -
 
 def test_more_held_out_parts_than_a_short_text_has_are_rejected() -> None:
     with pytest.raises(SystemExit, match=r"validation_parts is 2000; the text is too short for so many held-out parts"):
-        texts.hold_out_windows(torch.arange(9_000), 0.05, parts=2000)
+        texts.hold_out(torch.arange(9_000), 0.05, 2000, True)
