@@ -29,7 +29,8 @@ HEAD = """# Measurements
 
 Each table states its date. Speed and reliability before 1 December 2026 were measured with earlier code. Some of those
 commands have another form now: `benchmarks.speed.serving` is `benchmarks serving`, `benchmarks.accuracy.corruptions` is
-`benchmarks corruptions`, and `--peers` is part of `--servers`.
+`benchmarks corruptions`, `training.evaluation.compare_forecasters` is `benchmarks forecasters`, and `--peers` is part of
+`--servers`.
 
 ## Quality of the included models
 

@@ -1,12 +1,13 @@
 """Compare served forecasters with seasonal naive, AutoTheta and AutoETS on series unseen in training.
 
-    python -m training.evaluation.compare_forecasters [--store DIR] [--model NAME or NAME@VERSION ...]
+    pip install -e '.[compare]'
+    python -m benchmarks forecasters                     # 10 minutes
+    python -m benchmarks forecasters series-lstm@3
 
-The command needs the extra ``compare``: .venv/bin/python -m pip install -e '.[compare]'. All forecasters receive the
-same past values and season. The table has a second row for each network, for which the network detects the season
-itself. As in M4, MASE is the mean absolute error of the median forecast, divided by the mean absolute seasonal
-difference of the past. "difference" compares the MASE with that of the first network, with a bootstrap interval over
-the forecasts.
+All forecasters receive the same past values and season. The table has a second row for each network, for which the
+network detects the season itself. As in M4, MASE is the mean absolute error of the median forecast, divided by the mean
+absolute seasonal difference of the past. "difference" compares the MASE with that of the first network, with a
+bootstrap interval over the forecasts.
 """
 
 from __future__ import annotations
@@ -14,24 +15,29 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from app.store import Store, StoreError
-from app.store.version import Version
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast
+from benchmarks.support import report
+from benchmarks.support.servers import ROOT
 from training.data import datasets
 from training.evaluation import forecast_metrics
 from training.evaluation.backtest import Method, Origins
 from training.evaluation.classical import CLASSICAL
 from training.evaluation.forecaster import served
 from training.evaluation.leaderboard import INTERVAL, change, errors
-from training.options import STORE, STORE_HELP
+from training.options import read_version
 
 PERIODS = {"YEARLY": 1, "QUARTERLY": 4, "MONTHLY": 12}  # frequencies of the M1 competition, and their seasons
 MAX_PAST = 2000  # largest number of values before an origin
+COLUMNS = {
+    **{"series": None, "forecaster": None, "MASE": 3, f"difference, {INTERVAL} % interval": None},
+    **{"WQL": 4, "MSIS": 1, "coverage of 80 %": 3, "coverage of 95 %": 3},
+}
 
 
 def evaluation_sets() -> Iterator[tuple[str, Origins]]:
@@ -91,53 +97,36 @@ def origins_of(series: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], season
     )
 
 
-def row(name: str, origins: Origins, method: Method, forecasts: list[QuantileForecast], own: np.ndarray) -> str:
+def row(name: str, origins: Origins, method: Method, forecasts: list[QuantileForecast], own: np.ndarray) -> list[Any]:
     """Return the row of the table for one method. ``own`` [N] has the MASE of the first network's forecasts."""
     actual, measured = origins.actual, errors(origins, forecasts)
     quantiles, bounds = forecast_metrics.quantiles_of(forecasts), forecast_metrics.bounds_of(forecasts, 95)
-    cells = [
-        f"{measured.mase:.3f}",
+    return [
+        f"{name}, {len(origins.past)} forecasts of {origins.horizon} steps, {origins.series_count} series",
+        method.name,
+        measured.mase,
         "" if np.array_equal(measured.scaled, own) else str(change(measured.scaled, own)),
-        f"{forecast_metrics.wql(actual, list(np.moveaxis(quantiles, 2, 0))):.4f}",
-        f"{forecast_metrics.msis(actual, *bounds, origins.mase_scale):.1f}",
-        f"{measured.coverage_80:.3f}",
-        f"{measured.coverage_95:.3f}",
+        forecast_metrics.wql(actual, list(np.moveaxis(quantiles, 2, 0))),
+        forecast_metrics.msis(actual, *bounds, origins.mase_scale),
+        measured.coverage_80,
+        measured.coverage_95,
     ]
-    set_name = f"{name}, {len(origins.past)} forecasts of {origins.horizon} steps, {origins.series_count} series"
-    return f"| {set_name} | {method.name} | {' | '.join(cells)} |"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        nargs="+",
-        default=["series-lstm"],
-        help="forecasters to compare, each NAME or NAME@VERSION (default: %(default)s)",
-    )
-    options = parser.parse_args(argv)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", default=["series-lstm"], help="forecasters, each NAME or NAME@VERSION")
+
+
+def run(options: argparse.Namespace, folder: Path) -> tuple[list[report.Table], list[str]]:
     methods: list[Method] = []
-    for model in options.model:
-        name, _, number = model.partition("@")
-        models = Store(options.store, Version.network)
-        try:
-            version = models.read(name, int(number or models.roles(name).active or 0))
-        except (StoreError, ValueError) as error:
-            parser.error(f"--model {model}: {error}")
+    for name in options.names:
+        version = read_version(ROOT / "models_store", name)
         forecaster = GlobalForecaster(version, torch.device("cpu"))
         methods += [served(version.label, forecaster, "")]
         methods += [served(f"{version.label}, season detected", forecaster, "", detect=True)]
-    head = f"MASE | difference, {INTERVAL} % interval | WQL | MSIS | coverage of 80 % | coverage of 95 %"
-    print(f"| series | forecaster | {head} |\n|---|---|--:|--:|--:|--:|--:|--:|")
+    rows = []
     for name, origins in evaluation_sets():
-        own: np.ndarray | None = None
-        for method in [*methods, *CLASSICAL]:
-            forecasts = method.forecast(origins)
-            own = errors(origins, forecasts).scaled if own is None else own
-            print(row(name, origins, method, forecasts, own), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        forecasts = [(method, method.forecast(origins)) for method in [*methods, *CLASSICAL]]
+        own = errors(origins, forecasts[0][1]).scaled
+        rows += [row(name, origins, method, own_forecasts, own) for method, own_forecasts in forecasts]
+    return [report.table("One run", COLUMNS, rows)], []
