@@ -117,11 +117,10 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept() -> None:
     best = BestWeights(network)
     for weight, loss in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
         torch.nn.init.constant_(network.weight, weight)
-        best.update(network, loss)
+        best.update(network, loss, 5)
     restored = BestWeights(network)
     restored.load_state_dict(best.state_dict())
-    assert restored.weights["weight"].item() == 2
-    assert restored.loss.item() == 1
+    assert (restored.network.weight.item(), restored.loss.item()) == (2, 1)
 
 
 PAGE_FAULTS = """

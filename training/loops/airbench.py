@@ -6,6 +6,7 @@ in the GitHub repository KellerJordan/cifar10-airbench. So do the masks and the 
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -73,11 +74,12 @@ def triangular_schedule(done: float, warm_up: float, final: float) -> float:
     return 1 - (1 - final) * (done - warm_up) / (1 - warm_up)
 
 
-class Lookahead:
+class Lookahead(nn.Module):
     """Keeps an average of the trained weights, the slow weights, and copies them to the network every few steps."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.slow = {key: tensor.clone() for key, tensor in _floating(network).items()}
+        super().__init__()
+        self.slow = copy.deepcopy(network)
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int, done: float) -> None:
@@ -91,17 +93,9 @@ class Lookahead:
             self._interpolate(network, 1.0)
 
     def _interpolate(self, network: nn.Module, decay: float) -> None:
-        for key, tensor in _floating(network).items():
-            tensor.copy_(self.slow[key].lerp_(tensor, 1 - decay))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the slow weights, for a checkpoint."""
-        return self.slow
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the slow weights from a checkpoint."""
-        for key, tensor in state.items():
-            self.slow[key].copy_(tensor)
+        for slow, tensor in zip(self.slow.state_dict().values(), network.state_dict().values(), strict=True):
+            if tensor.is_floating_point():
+                tensor.copy_(slow.lerp_(tensor, 1 - decay))
 
 
 class Selector:
@@ -202,7 +196,3 @@ class AirbenchRecipe(ClassifierRecipe):
         if self.selector is not None:
             state |= {"selector": self.selector.network, "selector_optimizer": self.selector.optimizer}
         return state
-
-
-def _floating(network: nn.Module) -> dict[str, Tensor]:
-    return {key: tensor for key, tensor in network.state_dict().items() if tensor.is_floating_point()}

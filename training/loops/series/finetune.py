@@ -110,8 +110,7 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tupl
     recipe = FinetuneRecipe(network, window_sampler(own, network.sizes, ends), config, options, validation)
     steps_per_epoch = min(max(sum(ends) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
     fit(run, recipe, run.budget(config.epochs * steps_per_epoch, refit.is_planned(options)), config.epochs)
-    recipe.average.module.load_state_dict(recipe.best.weights)
-    return recipe.average.module, Budget(int(recipe.best.steps), total=run.step)
+    return recipe.best.network, Budget(int(recipe.best.steps), total=run.step)
 
 
 def finetune_on_all(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries, budget: Budget) -> Any:

@@ -207,11 +207,11 @@ def train(run: Run, recipe: TextRecipe, refit: bool = False) -> tuple[Any, Budge
     epochs = recipe.config.epochs
     fit(run, recipe, run.budget(epochs * recipe.steps_per_epoch, refit), epochs)
     best = recipe.best
-    if best:
-        if run.step and not best.loss.isfinite():
-            raise SystemExit("the training diverged: no validation loss was finite; use a lower --learning-rate")
-        recipe.average.module.load_state_dict(best.weights)
-    return recipe.average.module, Budget(int(best.steps) if best else run.step, total=run.step)
+    if best is None:
+        return recipe.average.module, Budget(run.step, total=run.step)
+    if run.step and not best.steps:
+        raise SystemExit("the training diverged: no validation loss was finite; use a lower --learning-rate")
+    return best.network, Budget(int(best.steps), total=run.step)
 
 
 def count_steps(config: RnnConfig, characters: int) -> int:
