@@ -4,6 +4,11 @@
     quartet train gan --preset conditional    # mnist-cgan, which generates a requested digit
     quartet train gan --images DIR --name shapes   # preset own: your images, one sub-folder per label
 
+The name of each sub-folder is a label. The images of a folder without sub-folders have a single label, the name of the
+model. The Frechet distance of your images is not measured, because there is no reference classifier for them. The
+metrics show whether samples are copies of training images. With several labels, they also show whether a classifier
+that was trained on the real images recognises the requested labels.
+
 The classifier mnist-judge evaluates the networks of the presets workshop and conditional. If the store has no
 mnist-judge, train it first: quartet train cnn --preset digits. docs/measurements.md and the model cards contain
 the measured results.
@@ -12,22 +17,30 @@ the measured results.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from app.networks.gan import ConditionalSizes
-from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import ImageSampler
 from training import cards
+from training.configs.classifiers import SAMPLE_CLASSIFIER
 from training.configs.generators import GAN_PRESETS, ConditionalGanConfig, GanConfig
-from training.data import datasets
+from training.data import datasets, image_folders
+from training.data.datasets import DataError
+from training.data.image_dataset import ImageDataset, keep_trainable, print_summary
 from training.evaluation import generation
+from training.evaluation.calibration import accuracy_of
+from training.evaluation.generation import CLASSIFIER_WIDTHS, class_rows, label_classifier, nearest_distances
 from training.limits import limits
-from training.loops import gan_finetune
 from training.loops.gan import GanRecipe, save_grid, train
-from training.options import Options, parse_options
-from training.run import Run, run_command
+from training.options import Options, Part, parse_options
+from training.run import Run, metric, run_command
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {
@@ -42,6 +55,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "side length of the generated images in pixels",
     },
 }
+MIN_IMAGES = 64  # smallest number of different images of the user
+SAMPLES = 1000  # number of generated images that are compared with the user's images
+MAX_HELD_OUT = 2000  # largest number of real images that are evaluated
 NAMES = {"workshop": "mnist-gan", "conditional": "mnist-cgan"}
 TITLES = {
     "gan-generator": "The workshop's GAN: a generator of linear layers for handwritten digits",
@@ -58,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, config = arguments(argv)
     if options.preset == "own":
         assert isinstance(config, ConditionalGanConfig)
-        gan_finetune.train(options, config, argv)
+        train_own(options, config, argv)
         return
     images = datasets.mnist()
     real_images, real_labels = images.train_images, images.train_labels
@@ -76,15 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes = ConditionalSizes(config.latent) if conditional else None
     recipe = GanRecipe(run, config, real_images, real_labels if conditional else None, sizes)
     train(run, recipe)
-    publish(run, images, recipe.averaged_generator(), classifier)
-
-
-def publish(run: Run, images: datasets.Images, network: Any, classifier: ImageClassifier) -> None:
-    """Evaluate the generator with the serving code, write its model card, and publish it."""
-    labelled = isinstance(network.sizes, ConditionalSizes)
-    kind = "conditional-generator" if labelled else "gan-generator"
+    network, kind = recipe.averaged_generator(), "conditional-generator" if conditional else "gan-generator"
     card = {
-        **cards.generator(kind, network, images.labels if labelled else None),
+        **cards.generator(kind, network, images.labels if conditional else None),
         "title": TITLES[kind],
         "data": {
             images.name: images.sha256,
@@ -92,11 +102,140 @@ def publish(run: Run, images: datasets.Images, network: Any, classifier: ImageCl
         },
         "notes": "The generator's weights are an average over steps. The classifier was used for evaluation only.",
     }
+    publish(run, card, network, lambda sampler, part: generation.evaluate(sampler, classifier, part))
+
+
+def publish(
+    run: Run, card: dict[str, Any], network: Any, evaluate: Callable[[ImageSampler, Part], dict[str, Any]]
+) -> None:
+    """Evaluate the generator with the serving code, draw samples, and publish it."""
     sampler = run.predictor(ImageSampler, card, network)
-    card = run.measure(card, lambda part: generation.evaluate(sampler, classifier, part))
-    drawing = generation.class_rows(sampler) if labelled else sampler.parse(64, None, 0)
-    samples = save_grid(run.folder / "samples.png", sampler.predict([drawing])[0])
-    run.finish(card, network, samples)
+    card = run.measure(card, lambda part: evaluate(sampler, part))
+    drawing = class_rows(sampler) if card["labels"] else sampler.parse(64, None, 0)
+    columns = 10 if card["labels"] else None
+    run.finish(card, network, save_grid(run.folder / "samples.png", sampler.predict([drawing])[0], columns))
+
+
+# --- the user's images
+
+
+def read(path: Path, side: int, name: str) -> ImageDataset:
+    """Read the images, as grey images if all are grey.
+
+    Raises DataError if there are not enough different images, or if images have several labels.
+    """
+    dataset = image_folders.read(path, side, name=name)
+    if dataset.multi_label:
+        raise DataError(f"{path} has several labels for an image, but image generators need one: a column label")
+    dataset = keep_trainable(dataset, path, 1)
+    if len(dataset.labels) < MIN_IMAGES:
+        raise DataError(f"{path} holds {dataset.describe_classes()}: at least {MIN_IMAGES} different images are needed")
+    if bool((dataset.images == dataset.images[:, :1]).all()):
+        return replace(dataset, images=dataset.images[:, :1].contiguous())
+    return dataset
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images that samples are compared with. Some of them are held out from the training of the generator.
+
+    Attributes:
+        dataset: the images.
+        part: "test", or "validation" to leave out the images of the test part.
+    """
+
+    dataset: ImageDataset
+    part: Part
+
+    @property
+    def sha256(self) -> str:
+        """Return the digest of the images and their labels."""
+        return self.dataset.sha256
+
+    @cached_property
+    def train(self) -> tuple[Tensor, Tensor]:
+        """Return the training images [N, C, S, S] and their labels [N]."""
+        indices = self.dataset.split()[0]
+        return self.dataset.images[indices], self.dataset.labels[indices]
+
+    @cached_property
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """Return at most MAX_HELD_OUT images that are not used for training, and their labels."""
+        _, validation, test = self.dataset.split()
+        indices = at_most(MAX_HELD_OUT, torch.cat([validation, test]) if self.part == "test" else validation)
+        return self.dataset.images[indices], self.dataset.labels[indices]
+
+    @cached_property
+    def distance(self) -> Tensor:
+        """Return the median distance from a held-out image to the nearest training image."""
+        return nearest_distances(self.held_out[0], self.train[0]).median()
+
+    @cached_property
+    def classifier(self) -> Any:
+        """Return a classifier that was trained on the real images."""
+        return label_classifier(*self.train, len(self.dataset.classes), limits().label_classifier_steps)
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Return the accuracy of the classifier on the held-out images."""
+        return accuracy_of(self.classifier, *self.held_out)
+
+
+def at_most(count: int, tensor: Tensor) -> Tensor:
+    """Return at most ``count`` entries of the first dimension, evenly spaced."""
+    return tensor[:: max(1, -(-len(tensor) // count))]
+
+
+def measure(sampler: ImageSampler, real: Reference) -> dict[str, Any]:
+    """Return the metrics of a published generator, relative to real images that it was not trained on."""
+    latents = sampler.parse(SAMPLES, None, 0)
+    samples = torch.from_numpy(sampler.predict([latents])[0])
+    held_out = len(real.held_out[1])
+    ratio = nearest_distances(samples, real.train[0]).median() / real.distance
+    split = (
+        f"median pixel distance to the nearest of {len(real.train[1]):,} training images: {SAMPLES:,} samples over "
+        f"{held_out:,} others"
+    )
+    metrics = {"nearest_neighbour_ratio": metric(ratio.item(), split, 3)}
+    if len(real.dataset.classes) == 1:
+        return metrics
+    by = (
+        f"classified by a {SAMPLE_CLASSIFIER.kind} {CLASSIFIER_WIDTHS} trained for "
+        f"{limits().label_classifier_steps:,} steps on {len(real.train[1]):,} real images"
+    )
+    accuracy = accuracy_of(real.classifier, samples, torch.as_tensor(latents.classes))
+    return metrics | {
+        "label_accuracy": metric(accuracy, f"{SAMPLES:,} samples of seed 0, {by}", 2),
+        "label_accuracy_of_real": metric(real.accuracy, f"{held_out:,} other real images, {by}", 2),
+    }
+
+
+def train_own(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | None) -> None:
+    """Train a generator on the user's images, evaluate it and publish it."""
+    dataset = read(options.data_options["images"], options.data_options["size"], options.name)
+    print_summary(dataset)
+    print(f"the images are {'grey' if dataset.images.shape[1] == 1 else 'coloured'}")
+    if options.data_options["preview"]:
+        return
+    run = Run(options, config, argv, dataset.sha256)
+    run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
+    real = Reference(dataset, options.part)
+    images, labels = (part.to(options.device) for part in real.train)
+    config = replace(config, batch=min(config.batch, len(images)))
+    sizes = ConditionalSizes(config.latent, len(dataset.classes), channels=images.shape[1], image=images.shape[-1])
+    recipe = GanRecipe(run, config, images, labels, sizes, short=True)
+    train(run, recipe)
+    network = recipe.averaged_generator(labels)
+    card = {
+        **cards.generator("conditional-generator", network, dataset.classes),
+        "title": f"Generates images of {', '.join(dataset.classes)}"[:200],
+        "data": dataset.data,
+        "notes": (
+            f"{dataset.describe_classes()}; trained on {len(real.train[1]):,} of these images. The generator's weights "
+            f"are an average over steps. {len(dataset.skipped):,} files were skipped."
+        ),
+    }
+    publish(run, card, network, lambda sampler, _: measure(sampler, real))
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ from training.configs.series import LSTM_PRESETS, ForecasterConfig, ForecasterFi
 from training.data import datasets
 from training.data.tables import READER_OPTIONS
 from training.evaluation import forecaster as m4
+from training.loops import own_series
 from training.loops.fit import AveragedRecipe, fit
 from training.loops.forecaster import pretrain
-from training.loops.series import evaluation, finetune, own_series
 from training.options import Options, parse_options
 from training.run import Run, metric, run_command
 
@@ -83,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if isinstance(config, ForecasterFinetuneConfig):
         if options.data_options["version"]:
-            board = evaluation.backtest_version(options, config)
+            board = own_series.backtest_version(options, config)
         else:
-            board = finetune.train(options, config, argv)
+            board = own_series.train(options, config, argv)
         return CLASSICAL_WINS if board.classical_wins else 0
     if isinstance(config, ForecasterConfig) and options.part == "validation":
         config = replace(config, held_out_share=1.0)  # otherwise the last steps train on the values that are measured

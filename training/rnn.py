@@ -34,8 +34,7 @@ from training.evaluation.language_model import (
     measure_held_out,
 )
 from training.loops.fit import fit
-from training.loops.text.distillation import Teachers
-from training.loops.text.language_model import TextRecipe, new_network, train, transfer_weights
+from training.loops.language_model import Teachers, TextRecipe, new_network, train, transfer_weights
 from training.options import Options, Part, base_version, parse_options
 from training.run import Run, run_command
 

@@ -31,8 +31,8 @@ from training.evaluation import backtest, generation, leaderboard
 from training.evaluation.classical import CLASSICAL, NAIVE
 from training.evaluation.forecaster import served
 from training.evaluation.leaderboard import Leaderboard, errors
-from training.loops.series import evaluation, finetune, own_series
-from training.loops.series.own_series import Validation
+from training.loops import own_series
+from training.loops.own_series import Validation
 from training.options import base_version
 
 SHORT = ["--season", "4", "--epochs", "8", "--set", "batch=32", "learning_rate=0.02", "--threads", "1"]
@@ -163,7 +163,7 @@ def test_fine_tuning_helped_if_it_beats_the_base_version_and_seasonal_naive(
     tmp_path: Path, losses: Any, start: str
 ) -> None:
     names = ("naive_", "untuned_", *(("untuned_known_",) if len(losses) > 3 else ()), "own")
-    helped, sentence = evaluation.verdict(board(tmp_path, **dict(zip(names, losses, strict=True))))
+    helped, sentence = own_series.verdict(board(tmp_path, **dict(zip(names, losses, strict=True))))
     assert sentence.startswith(start)
     assert helped == start.startswith("Fine-tuning helped on the decision part: ")
 
@@ -338,7 +338,7 @@ def test_training_windows_end_with_known_values_before_the_validation_part(works
     for changed_from in (None, 68):
         split_with_gaps(workspace / "one.csv", changed_from)
         own = own_series.read(options, config.horizon)
-        sampler = finetune.window_sampler(
+        sampler = own_series.window_sampler(
             own, ForecasterSizes(**FORECASTER), [split.validation for split in own.splits]
         )
         batches.append(sampler.sample(500, 0.0, False, torch.Generator().manual_seed(0)))

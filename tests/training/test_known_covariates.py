@@ -22,7 +22,7 @@ from training import lstm
 from training.data.datasets import DataError
 from training.data.tables import ReadOptions, read_table, without_gaps
 from training.evaluation import evaluate
-from training.loops.series import finetune, own_series
+from training.loops import own_series
 
 DAYS = pd.date_range("2023-01-02", periods=160)
 PRICE = np.random.default_rng(0).choice([2.0, 2.5, 3.0], 160)
@@ -248,7 +248,7 @@ def test_missing_values_do_not_show_the_effect_of_a_known_column() -> None:
         assert own.traits.known
         promo = own.traits.known.columns[1]
         assert promo.coefficient / promo.scale == pytest.approx(0.5, abs=0.1)
-        past.append(finetune.window_sampler(own, ForecasterSizes(**FORECASTER), [96, 96]).values.numpy())
+        past.append(own_series.window_sampler(own, ForecasterSizes(**FORECASTER), [96, 96]).values.numpy())
     assert past[1] == pytest.approx(past[0], rel=0.2)
 
 

@@ -23,10 +23,9 @@ from training.configs.classifiers import CnnFinetuneConfig
 from training.data import datasets, image_folders, texts
 from training.data.datasets import DataError
 from training.evaluation import evaluate
-from training.loops import cnn_finetune
+from training.loops import cnn_finetune, language_model
 from training.loops.fit import Batches
-from training.loops.text import language_model
-from training.loops.text.distillation import Teachers
+from training.loops.language_model import Teachers
 
 
 @pytest.mark.slow

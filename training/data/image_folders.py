@@ -19,8 +19,7 @@ from tqdm import tqdm
 from app.errors import QuartetError
 from app.tasks.image_codecs import ImageDecoder
 from training.data.datasets import DataError
-from training.data.image_dataset import ImageDataset
-from training.data.image_files import MAX_PIXELS, ImageFiles, Pixels, subset
+from training.data.image_dataset import MAX_PIXELS, ImageDataset, ImageFiles, Pixels, subset
 from training.data.image_lists import ImageList, list_images
 from training.limits import limits
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from app.networks.cnn import WhitenedNet, unsmoothed
 from app.tasks.classification import ImageClassifier
-from training.data.image_files import Pixels
+from training.data.image_dataset import Pixels
 from training.evaluation import intervals
 from training.run import metric
 

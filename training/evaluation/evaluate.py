@@ -37,8 +37,7 @@ from training.data import datasets, texts
 from training.data.datasets import DataError
 from training.evaluation import generation, image_classifier, language_model, speed
 from training.limits import limits
-from training.loops import gan_finetune
-from training.loops.series import evaluation, own_series
+from training.loops import own_series
 from training.options import STORE, STORE_HELP, Options, store_of
 
 # Largest difference between processors with and without bfloat16. Usual differences are 0.0001 to 0.001.
@@ -84,7 +83,7 @@ def _read_table(options: Options, config: Any, card: store.Card, models: Path) -
 
 def _read_labelled_images(options: Options, config: Any, card: store.Card, models: Path) -> Any:
     own = options.data_options
-    return gan_finetune.Reference(gan_finetune.read(own["images"], own["size"], options.name), options.part)
+    return gan.Reference(gan.read(own["images"], own["size"], options.name), options.part)
 
 
 CNN = Script(cnn.evaluate, cnn.arguments, _read_images, image_classifier.measure)
@@ -93,8 +92,8 @@ SCRIPTS: dict[str, Script] = {
     "training.cnn": CNN,
     "training.recalibrate": CNN,
     "training.rnn": Script(rnn.evaluate, rnn.arguments, _read_text, language_model.measure),
-    "training.lstm": Script(lstm.evaluate, lstm.arguments, _read_table, evaluation.measure),
-    "training.gan": Script(generation.evaluate, gan.arguments, _read_labelled_images, gan_finetune.measure),
+    "training.lstm": Script(lstm.evaluate, lstm.arguments, _read_table, own_series.measure),
+    "training.gan": Script(generation.evaluate, gan.arguments, _read_labelled_images, gan.measure),
 }
 
 

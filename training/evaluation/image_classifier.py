@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from app.tasks.classification import ImageClassifier
-from training.data.image_dataset import ImageDataset
-from training.data.image_files import subset
+from training.data.image_dataset import ImageDataset, subset
 from training.evaluation import intervals
 from training.evaluation.calibration import classification_metrics, served_probabilities
 from training.options import Part

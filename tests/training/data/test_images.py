@@ -19,7 +19,6 @@ from training import cnn, gan
 from training import run as running
 from training.data import image_dataset, image_folders, shapes
 from training.data.datasets import DataError
-from training.loops import gan_finetune
 
 
 def save_noise(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
@@ -234,8 +233,8 @@ def test_the_channels_of_generated_images_follow_the_training_images(workspace: 
         target = Path("grey") / file.relative_to("shapes")
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.open(file).convert("L").save(target)
-    assert gan_finetune.read(Path("grey"), 28, "mine").images.shape == (72, 1, 28, 28)
-    assert gan_finetune.read(Path("shapes"), 32, "mine").images.shape == (72, 3, 32, 32)
+    assert gan.read(Path("grey"), 28, "mine").images.shape == (72, 1, 28, 28)
+    assert gan.read(Path("shapes"), 32, "mine").images.shape == (72, 3, 32, 32)
 
 
 def test_drawn_shapes_are_reproducible() -> None:

@@ -11,7 +11,7 @@ from app import store
 from training.configs.text import RNN_OWN
 from training.data import texts
 from training.data.datasets import DataError
-from training.loops.text import language_model
+from training.loops import language_model
 
 
 def test_validation_parts_are_spread_over_the_text_and_not_trained_on() -> None:

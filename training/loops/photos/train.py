@@ -20,8 +20,7 @@ from app.tasks.precision import fast_bfloat16
 from training import cards, lineage, refit
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.datasets import DataError
-from training.data.image_dataset import ImageDataset
-from training.data.image_files import subset
+from training.data.image_dataset import ImageDataset, subset
 from training.evaluation.calibration import divide_logits, limited_temperature, served_probabilities
 from training.evaluation.image_classifier import best_thresholds, metrics_of, plot_predictions
 from training.limits import limits

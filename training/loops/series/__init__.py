@@ -1,1 +1,0 @@
-"""Fine-tuning of forecasters on users' series."""

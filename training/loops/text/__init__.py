@@ -1,1 +1,0 @@
-"""Training of networks that continue texts."""
