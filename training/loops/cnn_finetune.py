@@ -90,51 +90,26 @@ def initial_network(
     return network
 
 
-def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: Version | None) -> WhitenedNet:
-    """Train and return the network. Fit its temperatures if there are enough validation images."""
-    train_indices, validation, _ = dataset.split()
-    network = initial_network(config, dataset, train_indices, base)
-    recipe = recipe_of(run, config, dataset, network, base, train_indices, validation)
-    steps = config.epochs * recipe.batches.per_epoch
-    fit(run, recipe, run.budget(steps, refit.is_planned(run.options)), config.epochs)
-    network.eval()
-    if len(validation) >= MIN_CALIBRATION_IMAGES:
-        fit_temperatures(network, recipe.images[validation], recipe.labels[validation])
-        network.temperature.clamp_(*TEMPERATURE_RANGE)
-        network.views_temperature.clamp_(*TEMPERATURE_RANGE)
-    return network
-
-
-def recipe_of(
+def fit_network(
     run: Run,
     config: CnnFinetuneConfig,
     dataset: ImageDataset,
-    network: WhitenedNet,
     base: Version | None,
     indices: Tensor,
     validation: Tensor,
-) -> FinetuneRecipe:
-    """Return the recipe that trains ``network`` on the images ``indices``."""
-    device, batches = run.options.device, Batches(indices, config.batch, run.options.seed)
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, labels = dataset.images.to(device), dataset.labels.to(device)
-    return FinetuneRecipe(config, network, base is not None, images, labels, batches, validation)
-
-
-def fit_on_all(
-    run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: Version | None, first: WhitenedNet
+    steps: int | None = None,
 ) -> WhitenedNet:
-    """Train a new network on all images for as many steps as ``first``; return it with the temperatures of ``first``.
+    """Train a network on the images ``indices``, and return it.
 
-    ``first`` is the network of the first training, which did not use the held-out images.
+    ``steps``: the number of steps. None: the options determine the duration.
     """
-    every, steps = torch.arange(len(dataset.labels)), run.step
-    torch.manual_seed(run.options.seed)  # the state of the generator differs in a resumed run
-    network = initial_network(config, dataset, every, base)
-    run.begin_refit()
-    fit(run, recipe_of(run, config, dataset, network, base, every, every[:0]), Budget(steps), config.epochs)
-    network.temperature.copy_(first.temperature)
-    network.views_temperature.copy_(first.views_temperature)
+    options, batches = run.options, Batches(indices, config.batch, run.options.seed)
+    network = initial_network(config, dataset, indices, base)
+    network = network.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images, labels = dataset.images.to(options.device), dataset.labels.to(options.device)
+    recipe = FinetuneRecipe(config, network, base is not None, images, labels, batches, validation)
+    planned = run.budget(config.epochs * batches.per_epoch, refit.is_planned(options))
+    fit(run, recipe, planned if steps is None else Budget(steps), config.epochs)
     return network.eval()
 
 
@@ -147,11 +122,21 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
         lineage.reject_other_size(base.card, option, dataset.data, dataset.images.shape[-1])
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
-    network = fine_tune(run, config, dataset, base)
+    train_indices, validation, _ = dataset.split()
+    network = fit_network(run, config, dataset, base, train_indices, validation)
+    if len(validation) >= MIN_CALIBRATION_IMAGES:
+        images, labels = (part[validation].to(options.device) for part in (dataset.images, dataset.labels))
+        fit_temperatures(network, images, labels)
+        network.temperature.clamp_(*TEMPERATURE_RANGE)
+        network.views_temperature.clamp_(*TEMPERATURE_RANGE)
     card, pictures = measured(run, dataset, network, base)
     if refit.is_planned(options):
-        steps = run.step
-        network = fit_on_all(run, config, dataset, base, network)
+        steps, first, every = run.step, network, torch.arange(len(dataset.labels))
+        torch.manual_seed(options.seed)  # the state of the generator differs in a resumed run
+        run.begin_refit()
+        network = fit_network(run, config, dataset, base, every, every[:0], steps)
+        network.temperature.copy_(first.temperature)
+        network.views_temperature.copy_(first.views_temperature)
         card = refit.describe(card, steps)
     run.finish(card, network, *pictures)
 
