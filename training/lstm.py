@@ -33,6 +33,7 @@ from training.configs.series import LSTM_PRESETS, ForecasterConfig, ForecasterFi
 from training.data import datasets
 from training.data.tables import READER_OPTIONS
 from training.evaluation import forecaster as m4
+from training.evaluation import intervals
 from training.loops import own_series
 from training.loops.fit import AveragedRecipe, fit
 from training.loops.forecaster import pretrain
@@ -270,14 +271,15 @@ def evaluate_sine(forecasts: Forecasts) -> dict[str, Any]:
     forecaster, noise, count = forecasts.forecaster, forecasts.series.noise, len(forecasts.actual)
     is_test = forecasts.part == "test"
     split = f"the last {count} values of the series" if is_test else f"{count} values for validation"
-    error = np.mean((forecasts.one_step() - forecasts.actual) ** 2)
+    errors = (forecasts.one_step() - forecasts.actual) ** 2
+    error = np.mean(errors)
     realised = np.mean((forecasts.actual - forecasts.noiseless) ** 2)
     fresh = [Forecasts(forecaster, 0 if is_test else count, seed) for seed in range(1, 51)]
     fresh_error = np.mean([np.mean((each.one_step() - each.actual) ** 2) for each in fresh])
     future, noiseless = windows(forecasts.actual), windows(forecasts.noiseless)
     inside = np.abs(forecasts.free_running - future) <= forecaster.half_widths(forecasts.items[0], 95)
     return {
-        "one_step_mse": metric(error, split),
+        "one_step_mse": metric(error, split, interval=intervals.bootstrap(errors)),
         "one_step_mse_over_noise": metric(error / noise**2, f"{split}; noise variance 0.04", 3),
         "one_step_mse_over_realised_noise": metric(
             error / realised, f"{split}; their noise has variance {realised:.4f}", 3

@@ -44,7 +44,7 @@ def test_rotation_by_zero_degrees_changes_nothing() -> None:
 def test_the_spread_of_the_frechet_floor_is_that_of_repeated_draws() -> None:
     generator = torch.Generator().manual_seed(0)
     second = torch.randn(2000, 3, generator=generator)
-    draws = [generation.frechet_floor(torch.randn(1000, 3, generator=generator), second) for _ in range(40)]
+    draws = [generation.frechet_with_error(torch.randn(1000, 3, generator=generator), second) for _ in range(40)]
     floors, spreads = (torch.tensor(values) for values in zip(*draws, strict=True))
     assert spreads.mean() == pytest.approx(floors.std().item(), rel=0.35)
 

@@ -43,9 +43,9 @@ def mase_scale(past: np.ndarray, season: int) -> float:
     return float(np.abs(past[season:] - past[:-season]).mean())
 
 
-def smape(actual: np.ndarray, forecast: np.ndarray) -> float:
-    """Return the symmetric mean absolute percentage error, from 0 to 200."""
-    return float((200 * np.abs(actual - forecast) / (np.abs(actual) + np.abs(forecast))).mean())
+def smape(actual: np.ndarray, forecast: np.ndarray) -> np.ndarray:
+    """Return the symmetric mean absolute percentage error [N] of each forecast, from 0 to 200."""
+    return (200 * np.abs(actual - forecast) / (np.abs(actual) + np.abs(forecast))).mean(axis=1)
 
 
 def mase(actual: np.ndarray, forecast: np.ndarray, mase_scale: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from training.data import datasets
-from training.evaluation import forecast_metrics
+from training.evaluation import forecast_metrics, intervals
 from training.evaluation.backtest import Method, Origins
 from training.run import metric, save_figure
 
@@ -60,22 +60,25 @@ def served(name: str, forecaster: GlobalForecaster, explanation: str, prefix: st
 
 
 def metrics(
-    data_set: str, past: list[np.ndarray], actual: np.ndarray, season: int, forecasts: list[QuantileForecast]
-) -> dict[str, float]:
-    """Return the metrics of forecasts of N series. ``actual`` [N, horizon]: the actual values."""
-    scale = np.array([forecast_metrics.mase_scale(values, season) for values in past])
+    collection: datasets.Collection, past: list[np.ndarray], actual: np.ndarray, forecasts: list[QuantileForecast]
+) -> dict[str, float | np.ndarray]:
+    """Return the metrics of forecasts of N series; arrays [N] have the metrics of each series.
+
+    ``actual`` [N, horizon]: the actual values.
+    """
+    scale = np.array([forecast_metrics.mase_scale(values, collection.season) for values in past])
     medians, quantiles = forecast_metrics.medians_of(forecasts), forecast_metrics.quantiles_of(forecasts)
     bounds = forecast_metrics.bounds_of(forecasts, 95)
-    result = {
-        "smape": forecast_metrics.smape(actual, medians),
-        "mase": float(forecast_metrics.mase(actual, medians, scale).mean()),
+    smape = forecast_metrics.smape(actual, medians)
+    mase = forecast_metrics.mase(actual, medians, scale)
+    return {
+        "smape": smape,
+        "mase": mase,
         "wql": forecast_metrics.wql(actual, list(np.moveaxis(quantiles, 2, 0))),
         "msis": forecast_metrics.msis(actual, *bounds, scale),
         "coverage_95": forecast_metrics.coverage(actual, *bounds),
+        "owa": forecast_metrics.owa(collection.name, smape.mean(), mase.mean()),
     }
-    if data_set in forecast_metrics.NAIVE2:
-        result["owa"] = forecast_metrics.owa(data_set, result["smape"], result["mase"])
-    return result
 
 
 def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, Any]:
@@ -90,8 +93,10 @@ def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, 
             actual, part = collection.future.numpy(), "test part"
         forecasts = forecast_series(forecaster, past, collection.season, horizon)
         description = f"{collection.name} {part}, {len(past)} series, {horizon} steps"
-        for key, value in metrics(collection.name, past, actual, collection.season, forecasts).items():
-            result[f"{PREFIXES[collection.name]}_{key}"] = metric(value, description, DECIMALS[key])
+        for key, values in metrics(collection, past, actual, forecasts).items():
+            interval = intervals.bootstrap(values) if isinstance(values, np.ndarray) else None
+            name, value = f"{PREFIXES[collection.name]}_{key}", float(np.mean(values))
+            result[name] = metric(value, description, DECIMALS[key], interval=interval)
     return result
 
 

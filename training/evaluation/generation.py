@@ -18,6 +18,7 @@ from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import ImageSampler, LatentBatch
 from training.configs.classifiers import SAMPLE_CLASSIFIER, CnnConfig
 from training.data import datasets
+from training.evaluation import intervals
 from training.evaluation.calibration import accuracy_of
 from training.limits import limits
 from training.loops.classifier import AveragedClassifier
@@ -44,11 +45,11 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     return float(gap + covariances[0].trace() + covariances[1].trace() - 2 * overlap)
 
 
-def frechet_floor(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Return the Frechet distance of two sets of features [N, D] of real images, and its standard error.
+def frechet_with_error(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Return the Frechet distance of two sets of features [N, D], and its standard error.
 
-    Samples of a perfect generator would have this distance. The jackknife estimates the standard error: it leaves out
-    each tenth of ``first`` in turn, and always uses all of ``second``.
+    The jackknife estimates the standard error: it leaves out each tenth of ``first`` in turn, and always uses all of
+    ``second``. Two sets of real images have the distance that samples of a perfect generator would have.
     """
     fold = torch.arange(len(first)) % FOLDS
     left_out = torch.tensor([frechet_distance(first[fold != number], second) for number in range(FOLDS)])
@@ -92,17 +93,17 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
     _, unseen = images.split_validation(limits().unseen_images)
     unseen_features = extract_features(classifier, images.train_images[unseen])
     if part == "validation":
-        distance = frechet_distance(fake_features, unseen_features)
         split = f"{samples}, compared with {len(unseen):,} training images held out for validation"
-        return {"frechet_distance": metric(distance, split, 2)}
+        distance, error = frechet_with_error(fake_features, unseen_features)
+        return {"frechet_distance": metric(distance, split, 2, interval=intervals.normal(distance, error))}
     real_features = extract_features(classifier, images.test_images)
     floor, train_features = seen_floor(classifier, images, real_features)
-    unseen_floor, spread = frechet_floor(unseen_features, real_features)
+    unseen_floor, spread = frechet_with_error(unseen_features, real_features)
     distance_5000 = frechet_distance(fake_features[: len(unseen)], real_features)
-    distance = frechet_distance(fake_features, real_features)
     own, other = (nearest_distances(each[:2000], images.train_images).median() for each in (fake, images.test_images))
     rated = f"{samples}, rated by {classifier.card.name} {classifier.card.version}"
     compared = f"{rated}, compared with the {images.name} test part"
+    distance, error = frechet_with_error(fake_features, real_features)
     seen = f"{limits().generated_samples:,} training images, most of which the classifier has seen"
     distances = {
         "frechet_ratio_unseen": metric(
@@ -111,7 +112,7 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
         "frechet_ratio_unseen_spread": metric(
             distance_5000 / unseen_floor * spread / unseen_floor, "standard error that comes from that of the floor", 2
         ),
-        "frechet_distance": metric(distance, compared, 2),
+        "frechet_distance": metric(distance, compared, 2, interval=intervals.normal(distance, error)),
         "frechet_floor": metric(floor, f"{seen}, compared with the test part, mean of 5 draws", 2),
         "frechet_ratio": metric(distance / floor, f"frechet_distance relative to frechet_floor: {seen}", 1),
         "frechet_distance_5000": metric(distance_5000, "the first 5,000 samples compared with the test part", 2),

@@ -28,6 +28,11 @@ def bootstrap(values: np.ndarray) -> list[float] | None:
     return [round(float(bound), 4) for bound in np.quantile(means, [0.025, 0.975])]
 
 
+def normal(value: float, error: float) -> list[float]:
+    """Return the interval of a figure with a normal distribution and this standard error."""
+    return [round(value + sign * SCORE * error, 4) for sign in (-1, 1)]
+
+
 def decimals(count: int) -> int:
     """Return the number of decimals of a share of ``count`` samples: 2 for fewer than 1,000, 4 for 10,000."""
     return min(max(2, int(math.log10(count))), 4)
