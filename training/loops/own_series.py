@@ -273,12 +273,25 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     run = Run(options, config, argv, own.sha256)
     run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
     run.write_file("series.jsonl", to_json_lines(own.table))
-    network, budget = finetune(run, config, own)
+    ends = [split.validation for split in own.splits]
+    steps = min(max(sum(ends) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
+    validation = Validation(
+        GlobalForecaster(with_traits(own.base, own.traits), torch.device(options.device)),
+        backtest.origins(own.splits, own.table.season, own.horizon, "validation").subset(MAX_VALIDATION_FORECASTS),
+    )
+    budget = run.budget(config.epochs * steps, refit.is_planned(options))
+    best = finetune(run, config, own, ends, budget, validation).best
+    network = best.network
     card, reason, publishes, board = evaluate(run, own, network)
     if publishes and refit.is_planned(options):
-        network = finetune_on_all(run, config, own, budget)
+        budget, ends = Budget(int(best.steps), total=run.step), [len(split.series.values) for split in own.splits]
+        run.begin_refit()
+        network = finetune(run, config, own, ends, budget).average.module
         card = refit.describe({**card, "series": traits_of_all_rows(own).model_dump()}, budget.steps)
-    finish(run, card, network, publishes)
+    drawn = [run.folder / name for name in ("samples.png", "backtest.png") if (run.folder / name).exists()]
+    run.finish(card, network, *drawn, publish=publishes)
+    if (run.folder / "backtest.html").exists():
+        print(f"wrote {run.folder / 'backtest.html'}")
     print(board.text())
     unpublished = " Nothing was published; --force publishes anyway." if options.publish and not publishes else ""
     print(f"{reason}.{unpublished}")
@@ -315,40 +328,22 @@ def _without_covariates(own: OwnSeries, series: Series, end: int) -> np.ndarray:
     return fill_missing(np.where(observed, values - effect, np.nan), own.table.season)
 
 
-def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tuple[Any, Budget]:
-    """Fine-tune the base network on the training parts.
+def finetune(
+    run: Run,
+    config: ForecasterFinetuneConfig,
+    own: OwnSeries,
+    ends: Sequence[int],
+    budget: Budget,
+    validation: Validation | None = None,
+) -> FinetuneRecipe:
+    """Fine-tune the base network on the values before ``ends``; return the recipe with the averaged weights.
 
-    Return the averaged network with the lowest validation loss, and the budget of a second training on all rows.
+    With ``validation``, the recipe also has the averaged weights with the lowest validation loss.
     """
-    options, season = run.options, own.table.season
     network: Any = own.base.network()
-    ends = [split.validation for split in own.splits]
-    validation = Validation(
-        GlobalForecaster(with_traits(own.base, own.traits), torch.device(options.device)),
-        backtest.origins(own.splits, season, own.horizon, "validation").subset(MAX_VALIDATION_FORECASTS),
-    )
-    recipe = FinetuneRecipe(network, window_sampler(own, network.sizes, ends), config, options, validation)
-    steps_per_epoch = min(max(sum(ends) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
-    fit(run, recipe, run.budget(config.epochs * steps_per_epoch, refit.is_planned(options)), config.epochs)
-    return recipe.best.network, Budget(int(recipe.best.steps), total=run.step)
-
-
-def finetune_on_all(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries, budget: Budget) -> Any:
-    """Fine-tune the base network on all rows; return the averaged network."""
-    network: Any = own.base.network()
-    sampler = window_sampler(own, network.sizes, [len(split.series.values) for split in own.splits])
-    recipe = FinetuneRecipe(network, sampler, config, run.options)
-    run.begin_refit()
+    recipe = FinetuneRecipe(network, window_sampler(own, network.sizes, ends), config, run.options, validation)
     fit(run, recipe, budget, config.epochs)
-    return recipe.average.module
-
-
-def finish(run: Run, card: dict[str, Any], network: Any, publishes: bool) -> None:
-    """Write the card and, if ``publishes``, publish the network with its pictures."""
-    drawn = [run.folder / name for name in ("samples.png", "backtest.png") if (run.folder / name).exists()]
-    run.finish(card, network, *drawn, publish=publishes)
-    if (run.folder / "backtest.html").exists():
-        print(f"wrote {run.folder / 'backtest.html'}")
+    return recipe
 
 
 def compare(forecaster: GlobalForecaster, own: OwnSeries, part: HeldOut) -> Leaderboard:
