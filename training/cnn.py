@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,10 +21,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from app import store
 from app.networks import build
 from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNetSizes, probabilities
 from app.tasks.classification import ImageClassifier
-from training import cards, refit
+from training import cards, lineage, refit
 from training.configs.classifiers import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
 from training.data import datasets as data
 from training.data.datasets import DataError
@@ -44,6 +45,7 @@ from training.loops.fit import Batches, fit
 from training.loops.photos import pretrained
 from training.loops.photos import train as photos
 from training.options import Options, base_version, parse_options, parsed
+from training.publishing import read_run
 from training.run import Run, metric, run_command
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -71,6 +73,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "REGEX",
         "help": "keep related images, such as frames of one video, in the same part of the split. Images are related "
         "if REGEX matches the same text in their paths. If REGEX has a group (...), only the text of the group counts",
+    },
+    "--calibration": {
+        "metavar": "DIR",
+        "type": Path,
+        "help": "presets strong and accurate: use the calibration of this finished run, which had the same recipe with "
+        "another seed and held out more images",
     },
     **refit.option(False),
 }
@@ -155,8 +163,27 @@ def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str
     return averaged
 
 
-def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device: str) -> WhitenedNet:
-    """Train the whitened network with the recipe of airbench95 or 96, fit its temperatures, and return the network."""
+def read_calibration(options: Options, config: Any, images: data.Images) -> tuple[store.Card | None, Any]:
+    """Return the card and the network of the run in ``--calibration``, or None. Raises DataError for another recipe."""
+    folder: Path | None = options.data_options["calibration"]
+    if folder is None:
+        return None, None
+    try:
+        card, network, own = read_run(folder, "--calibration")
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    expected = {**asdict(config), "seed": None, "validation": None, "data": images.sha256}
+    own |= {"seed": None, "validation": None, "data": card.data.get(images.name)}
+    if wrong := [key for key, value in expected.items() if own.get(key) != value]:
+        raise DataError(f"--calibration {folder}: this run had another {', '.join(wrong)}")
+    return card, network
+
+
+def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device: str, calibrated: Any) -> WhitenedNet:
+    """Train the whitened network with the recipe of airbench95 or 96, calibrate it, and return it.
+
+    The temperatures are fitted to the held-out images, or are those of the network ``calibrated``.
+    """
     widths = (config.first_width, config.second_width, config.third_width)
     sizes = WhitenedNetSizes(widths=widths, label_smoothing=config.label_smoothing, depth=config.depth)
     network = WhitenedNet(sizes)
@@ -167,21 +194,26 @@ def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device
     wide = [layer for layer in network.groups.modules() if isinstance(layer, nn.Conv2d) and config.float16]
     for layer in wide:  # fit the temperatures with the rounded weights
         layer.half().float()
-    fit_temperatures(network, held_out, labels, smoothings(config))
+    if calibrated is None:
+        smoothings = [round(step / 20 * config.label_smoothing, 6) for step in range(41)]  # to twice that of training
+        fit_temperatures(network, held_out, labels, smoothings)
+    else:
+        network.temperature.copy_(calibrated.temperature)
+        network.views_temperature.copy_(calibrated.views_temperature)
+        network.sizes = replace(network.sizes, label_smoothing=calibrated.sizes.label_smoothing)
     for layer in wide:  # so that the weights file contains float16
         layer.half()
     return network
 
 
-def smoothings(config: AirbenchConfig) -> list[float]:
-    """Return the strengths of label smoothing to try in the calibration: 0 to twice the strength in the training."""
-    return [round(step / 20 * config.label_smoothing, 6) for step in range(41)]
-
-
-def airbench_notes(config: AirbenchConfig, network: WhitenedNet) -> str:
-    """Return the notes for the model card."""
+def airbench_notes(config: AirbenchConfig, network: WhitenedNet, calibration: store.Card | None) -> str:
+    """Return the notes for the model card. ``calibration`` is the card of the network that was calibrated instead."""
+    fitted = "and calibration."
+    if calibration:
+        seed, count = calibration.seed, calibration.held_out
+        fitted = f"The calibration was fitted to {count:,} images that a training with seed {seed} held out."
     notes = [
-        f"{config.validation:,} training images were held out for validation and calibration.",
+        f"{config.validation:,} training images were held out for validation{'.' if calibration else ''} {fitted}",
         "6 views: the image and two copies shifted by one pixel, each also mirrored.",
         f"The probabilities are corrected for a label smoothing of {network.sizes.label_smoothing:g}, which was fitted "
         f"with the temperatures. The label smoothing in training was {config.label_smoothing:g}.",
@@ -205,7 +237,10 @@ def _title(config: CnnConfig | AirbenchConfig) -> str:
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | AirbenchConfig | CnnFinetuneConfig]:
     """Parse the command line; return the options, and the preset's config with all overrides."""
-    return parse_options("training.cnn", __doc__ or "", CNN_PRESETS, NAMES, argv, OPTIONS)
+    options, config = parse_options("training.cnn", __doc__ or "", CNN_PRESETS, NAMES, argv, OPTIONS)
+    if options.data_options["calibration"] and not isinstance(config, AirbenchConfig):
+        raise SystemExit(f"--calibration cannot be combined with --preset {options.preset}; use strong or accurate")
+    return options, config
 
 
 def image_side(options: Options) -> int:
@@ -247,26 +282,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     images: data.Images = getattr(data, config.data)()
     if config.batch > (left := len(images.train_labels) - config.validation):
         sys.exit(f"batch is {config.batch:,}, but there are only {left:,} training images")
+    calibration, calibrated = read_calibration(options, config, images)
     run = Run(options, config, argv)
     if isinstance(config, AirbenchConfig):
-        whitened = train_airbench(run, config, images, options.device)
+        whitened = train_airbench(run, config, images, options.device, calibrated)
         network: nn.Module = whitened
-        notes = airbench_notes(config, whitened)
+        notes = airbench_notes(config, whitened, calibration)
     else:
         network = train_averaged(run, config, images, options.device)
         notes = (
             f"{config.validation:,} training images were held out for validation. The weights are averaged over steps."
         )
-    publish(run, config, images, network, notes)
+    publish(run, config, images, network, notes, calibration)
 
 
-def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, network: Any, notes: str) -> None:
+def publish(
+    run: Run,
+    config: CnnConfig | AirbenchConfig,
+    images: data.Images,
+    network: Any,
+    notes: str,
+    calibration: store.Card | None,
+) -> None:
     """Evaluate the network with the serving code, write its model card, and publish it."""
+    name = f"{calibration.name}, seed {calibration.seed}" if calibration else ""
     validation = config.validation if run.options.part == "validation" else None
     card = {
         **cards.classifier(config.kind, network, images.labels),
         "title": _title(config),
         "data": {images.name: images.sha256},
+        "ancestors": lineage.ancestors(calibration, "calibration", name) if calibration else None,
         "held_out": config.validation,
         "notes": notes,
     }

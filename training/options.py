@@ -255,7 +255,8 @@ def _check_data_options(
         parser.error(f"{flag} cannot be combined with --preset {common['preset']}, which has its own data")
     if not has_data and common.get("preset") == "own":
         parser.error(f"the preset own needs {flag}")
-    public = ("origin", "teachers") if flag == "--text" else ()  # options that the other presets have, too
+    # options that the other presets have, too
+    public = ("origin", "teachers") if flag == "--text" else ("calibration",)
     for option, settings in data_flags.items():
         name = settings.get("dest") or option.removeprefix("--").replace("-", "_")
         usual = settings.get("default", settings.get("action") == "store_false" or None)

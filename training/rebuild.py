@@ -1,4 +1,4 @@
-"""Rebuild an included version with all steps of its recipe, teachers and recalibration included.
+"""Rebuild an included version with all steps of its recipe, teachers and calibration included.
 
     python -m training.rebuild shakespeare-rnn@5             # hours; the same command continues after an interruption
     python -m training.rebuild shakespeare-rnn@5 --dry-run   # print the commands
@@ -26,7 +26,6 @@ from app.store import Store
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PLACEHOLDER = re.compile(r"\{(run|version):([a-z0-9-]+)\}")
-WITHOUT_RUNS = ("training.recalibrate",)  # this command has no options --runs and --resume
 
 
 def commands(recipe: Path) -> list[str]:
@@ -37,10 +36,7 @@ def commands(recipe: Path) -> list[str]:
 def arguments(command: str, folder: Path) -> list[str]:
     """Return the module and the arguments of a command, with the store and the runs in ``folder``."""
     module, *words = shlex.split(PLACEHOLDER.sub(lambda match: _value(match[1], match[2], folder), command))
-    common = ["--store", str(folder / "store")]
-    if module not in WITHOUT_RUNS:
-        common += ["--runs", str(folder / "runs"), "--resume"]
-    return [module, *words, *common]
+    return [module, *words, "--store", str(folder / "store"), "--runs", str(folder / "runs"), "--resume"]
 
 
 def _value(kind: str, name: str, folder: Path) -> str:

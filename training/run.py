@@ -128,12 +128,10 @@ class Run:
         configure_cpu(options.threads)
         torch.manual_seed(options.seed)
         content = {"seed": options.seed, "part": options.part, **dataclasses.asdict(config)}
-        if teachers := options.data_options.get("teachers"):
-            content["teachers"] = [str(folder) for folder in teachers]
-        if data is None and (origin := options.data_options.get("origin")):
-            content["origin"] = origin
-        if data is not None:
-            own = {key: str(value) for key, value in options.data_options.items() if value is not None}
+        own = {key: str(value) for key, value in options.data_options.items() if value is not None}
+        if data is None:
+            content |= {key: own[key] for key in ("teachers", "calibration", "origin") if key in own}
+        else:
             content |= {"minutes": options.minutes, "data": data, **own}
         content = json.loads(json.dumps(content))
         self.lock = contextlib.ExitStack()

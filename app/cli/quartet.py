@@ -20,7 +20,6 @@ TRAININGS = {
     "rnn": ("training.rnn", "train a network that continues texts"),
     "lstm": ("training.lstm", "train a forecaster"),
     "gan": ("training.gan", "train an image generator"),
-    "recalibrate": ("training.recalibrate", "calibrate a classifier with another training"),
     "shapes": ("training.data.shapes", "draw example images"),
 }
 

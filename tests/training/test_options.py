@@ -22,6 +22,8 @@ def test_options_that_would_train_nothing_are_rejected(workspace: Path) -> None:
     ):
         with pytest.raises(SystemExit, match=message):
             KINDS[kind].train(workspace, "--set", changed)
+    with pytest.raises(SystemExit, match="--calibration cannot be combined with --preset workshop; use strong or"):
+        KINDS["cnn"].train(workspace, "--calibration", "runs")
     assert not (workspace / "runs").exists()
 
 

@@ -18,7 +18,7 @@ from support.trainings import KINDS, TEXT, WHITENED, only_entry, train_own
 from app import store
 from app.networks import build
 from app.store import catalogue
-from training import cnn, lineage, recalibrate, rnn
+from training import cnn, lineage, rnn
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data import datasets, image_folders, texts
 from training.data.datasets import DataError
@@ -30,44 +30,31 @@ from training.loops.language_model import Teachers
 
 @pytest.mark.slow
 def test_a_classifier_gets_the_calibration_of_another_training(
-    finished: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Callable[[str], Path], workspace: Path
 ) -> None:
-    models, runs = tmp_path / "store", tmp_path / "runs"
-    shutil.copytree(finished("accurate") / "models_store", models)
-    options = [*KINDS["accurate"].options, "--threads", "1", "--store", str(models), "--no-publish"]
-    cnn.main([*options, "--seed", "4", "--set", "validation=80", "--runs", str(runs)])
-    folder = only_entry(runs / "cifar10-accurate")
-    recalibrate.main(["cifar10-accurate@1", "--run", str(folder), "--store", str(models)])
-    before, after = (store.Store(models).read("cifar10-accurate", number) for number in (1, 2))
-    changed = {key for key in before.tensors if not torch.equal(before.tensors[key], after.tensors[key])}
+    whole, kind = store.Store(finished("accurate") / "models_store").read("cifar10-accurate", 1), KINDS["accurate"]
+    own = workspace / "own"
+    other = kind.command(own, "--no-publish", "--seed", "4", "--set", "validation=80")
+    cnn.main(other)
+    folder = only_entry(own / "runs" / "cifar10-accurate")
+    kind.train(own, "--calibration", str(folder))
+    calibrated = store.Store(own / "models_store").read("cifar10-accurate", 1)
+    changed = {key for key in whole.tensors if not torch.equal(whole.tensors[key], calibrated.tensors[key])}
     assert changed == {"temperature", "views_temperature"}
-    own = json.loads((folder / "card.json").read_text())  # the training fits its calibration to the same 80 images
-    assert after.card.sizes == own["sizes"]
-    assert after.tensors["temperature"].item() == pytest.approx(
-        load_file(folder / "model.safetensors")["temperature"].item(), rel=1e-3
-    )
-    assert after.card.metrics["accuracy"] == before.card.metrics["accuracy"]
-    assert "were fitted to 80 images that a training with seed 4 held out" in after.card.notes
-    lines = [(each.name, each.role) for each in after.card.ancestors or []]
-    assert lines == [("cifar10-accurate@1", "base"), ("cifar10-accurate, seed 4", "calibration")]
-    (reading,) = after.card.earlier_readings or []
-    assert reading.metrics["calibration_error"] == before.card.metrics["calibration_error"].value
-    assert after.card.command
-    assert after.card.command.startswith("python -m training.recalibrate cifar10-accurate@1")
-    assert evaluate.main(["cifar10-accurate@2", "--store", str(models)]) == 0
-    damaged = tmp_path / "damaged"
-    shutil.copytree(folder, damaged)
-    (damaged / store.CARD).write_text("null")
-    for arguments, message in (
-        (["cifar10-accurate", "--run", str(folder)], "is not NAME@VERSION"),
-        (["cifar10-accurate@9", "--run", str(folder)], "9"),
-        (["cifar10-accurate@1", "--run", str(tmp_path)], "not the folder of a finished run"),
-        (["cifar10-accurate@1", "--run", str(damaged)], "not the folder of a finished run"),
-        (["mnist-judge@1", "--run", str(folder)], "its network has another"),
+    assert calibrated.card.sizes == json.loads((folder / "card.json").read_text())["sizes"]
+    tensors = load_file(folder / "model.safetensors")
+    assert all(torch.equal(tensors[key], calibrated.tensors[key]) for key in changed)
+    assert calibrated.card.metrics["accuracy"] == whole.card.metrics["accuracy"]
+    assert "was fitted to 80 images that a training with seed 4 held out" in calibrated.card.notes
+    (line,) = calibrated.card.ancestors or []
+    assert (line.name, line.role) == ("cifar10-accurate, seed 4", "calibration")
+    assert evaluate.main(["cifar10-accurate", "--store", str(own / "models_store")]) == 0
+    for options, message in (
+        (["--calibration", str(workspace)], "not the folder of a finished run"),
+        (["--calibration", str(folder), "--set", "cutout=3"], "this run had another cutout"),
     ):
-        with pytest.raises(SystemExit):
-            recalibrate.main([*arguments, "--store", str(models)])
-        assert message in capsys.readouterr().err
+        with pytest.raises(SystemExit, match=message):
+            kind.train(own, *options)
 
 
 @pytest.mark.slow

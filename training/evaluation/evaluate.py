@@ -90,7 +90,7 @@ CNN = Script(cnn.evaluate, cnn.arguments, _read_images, image_classifier.measure
 # The keys are the modules in the commands on the cards. Add one line here for each new training script.
 SCRIPTS: dict[str, Script] = {
     "training.cnn": CNN,
-    "training.recalibrate": CNN,
+    "training.recalibrate": CNN,  # on the card of cifar10-accurate@2; now an option of training.cnn
     "training.rnn": Script(rnn.evaluate, rnn.arguments, _read_text, language_model.measure),
     "training.lstm": Script(lstm.evaluate, lstm.arguments, _read_table, own_series.measure),
     "training.gan": Script(generation.evaluate, gan.arguments, _read_labelled_images, gan.measure),
