@@ -37,21 +37,16 @@ def seen_data(card: store.Card, data: dict[str, str]) -> list[str]:
 
     Args:
         card: the card of the version.
-        data: the SHA-256 by key, as in the field ``data`` of a card. A key ``text:...`` may also name one of the files.
+        data: the SHA-256 by key, as in the field ``data`` of a card.
     """
     steps = None if card.refit_layers == "last" else card.refit_steps
     networks = [(card.data, steps), *((each.data, each.refit_steps) for each in card.ancestors or [])]
     known = [(key, digest) for own, steps in networks if steps is not None for key, digest in own.items()]
-    seen = []
-    for key, digest in data.items():
-        kind, _, name = key.partition(":")
-        same = any(key == other or digest == known_digest for other, known_digest in known)
-        if kind == "text":  # a version may have several texts, such as text:a.txt b.txt
-            texts = [other.removeprefix("text:") for other, _ in known if other.startswith("text:")]
-            same |= any(f" {name} " in f" {names} " for names in texts)
-        if same:
-            seen.append(name or key)
-    return seen
+    return [
+        key.partition(":")[2] or key
+        for key, digest in data.items()
+        if any(key == other or digest == known_digest for other, known_digest in known)
+    ]
 
 
 def reject_seen(card: store.Card, option: str, data: dict[str, str]) -> None:

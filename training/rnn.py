@@ -83,14 +83,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, config = arguments(argv)
     is_own = options.preset == "own"
     if is_own:
-        text, name, data = read_own(options)
+        text, data = read_own(options)
         vocabulary = texts.own_vocabulary(text.train, options.data_options["min_count"])
         texts.report(text, vocabulary)
         if options.data_options["preview"]:
             return
     else:
-        text, name = datasets.tinyshakespeare(), "tinyshakespeare"
-        data, vocabulary = {name: text.sha256}, texts.vocabulary_of(text.train)
+        text = datasets.tinyshakespeare()
+        data, vocabulary = {"tinyshakespeare": text.sha256}, texts.vocabulary_of(text.train)
     base = read_base(options, config, data)
     if is_own and base:
         texts.check_known(base, text.train)
@@ -111,11 +111,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     ancestors = (lineage.ancestors(base.card, "base") if base else []) + (teachers.ancestors if teachers else [])
     card = {
         **cards.language_model(config.kind, network, vocabulary),
-        "title": f"Continues a text in the manner of {name[5:]}"[:200] if is_own else TITLES[config.kind],
-        "data": {name: text.sha256},
+        "title": TITLES[config.kind],
+        "data": data,
         "ancestors": ancestors or None,
         "notes": notes(options, config, base, teachers, temperature),
     }
+    if is_own:
+        names = " ".join(key.removeprefix("text:") for key in data)
+        card["title"] = f"Continues a text in the manner of {names}"[:200]
     tested = run.predictor(TextGenerator, card, network)
 
     def evaluate(part: Part) -> dict[str, Any]:
@@ -135,12 +138,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.finish(card, network, draw_samples(run.folder / "samples.png", generator, prompts))
 
 
-def read_own(options: Options) -> tuple[datasets.Text, str, dict[str, str]]:
-    """Return the user's text, its key in the field ``data`` of the card, and its SHA-256 for the name of each file."""
+def read_own(options: Options) -> tuple[datasets.Text, dict[str, str]]:
+    """Return the user's text, and its SHA-256 for the name of each file, as in the field ``data`` of a card."""
     paths = options.data_options["text"]
     text = texts.read(paths, options.data_options["encoding"])
-    names = [texts.name_of(path) for path in paths]
-    return text, f"text:{' '.join(names)}", {f"text:{name}": text.sha256 for name in names}
+    return text, {f"text:{texts.name_of(path)}": text.sha256 for path in paths}
 
 
 def notes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +22,6 @@ MIN_KNOWN_SHARE = 0.5  # share of a text's characters that the vocabulary of the
 WINDOW = 256  # characters of an evaluation window, as in nanoGPT, so that losses are comparable
 MIN_WINDOWS, MAX_WINDOWS = 20, 400  # limits of the number of validation windows; their loss selects the best weights
 MAX_SHARE = 0.15  # largest share of the training part that is held out to reach MIN_WINDOWS
-COUNTED = 10**7  # number of characters that are counted at once; this limits the use of memory
 
 
 def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
@@ -50,20 +49,9 @@ def name_of(path: Path) -> str:
     return os.path.basename(os.path.abspath(path))
 
 
-def count_characters(text: str) -> dict[str, int]:
-    """Return the number of occurrences of each character. ``collections.Counter`` would take ten times as long."""
-    counts = np.zeros(sys.maxunicode + 1, np.int64)
-    for start in range(0, len(text), COUNTED):
-        part = text[start : start + COUNTED].encode("utf-32-le", "surrogatepass")
-        own = np.bincount(np.frombuffer(part, np.uint32))
-        counts[: len(own)] += own
-    return {chr(code): int(counts[code]) for code in np.flatnonzero(counts)}
-
-
 def vocabulary_of(text: str, min_count: int = 1) -> list[str]:
     """Return the sorted characters that occur at least ``min_count`` times, then ``<unk>`` for all other characters."""
-    counts = count_characters(text)
-    return [*sorted(character for character, count in counts.items() if count >= min_count), UNKNOWN_CHARACTER]
+    return [*sorted(each for each, count in Counter(text).items() if count >= min_count), UNKNOWN_CHARACTER]
 
 
 def own_vocabulary(text: str, min_count: int) -> list[str]:
@@ -140,7 +128,7 @@ def prompts(text: str) -> list[str]:
 def report(text: Text, vocabulary: Sequence[str]) -> None:
     """Print the size of a text and its vocabulary, and the characters that are not in the vocabulary."""
     print(f"{len(text.train) + len(text.test):,} characters; vocabulary of {len(vocabulary) - 1:,} characters")
-    rare = {*count_characters(text.train), *count_characters(text.test)} - set(vocabulary)
+    rare = {*text.train, *text.test} - set(vocabulary)
     if rare:
         names = " ".join(character if character.isprintable() else repr(character) for character in sorted(rare)[:20])
         more = f" and {len(rare) - 20:,} more" if len(rare) > 20 else ""
@@ -154,7 +142,7 @@ def check_known(base: Version, text: str) -> None:
         DataError: the share is below MIN_KNOWN_SHARE.
     """
     vocabulary = set(base.card.vocabulary or [])
-    known = sum(count for character, count in count_characters(text).items() if character in vocabulary) / len(text)
+    known = sum(count for character, count in Counter(text).items() if character in vocabulary) / len(text)
     if known < MIN_KNOWN_SHARE:
         raise DataError(
             f"--from {base.card.name}: its vocabulary covers {known:.0%} of the text's characters; at least "
