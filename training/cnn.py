@@ -165,7 +165,7 @@ def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str
 
 def read_calibration(options: Options, config: Any, images: data.Images) -> tuple[store.Card | None, Any]:
     """Return the card and the network of the run in ``--calibration``, or None. Raises DataError for another recipe."""
-    folder: Path | None = options.data_options["calibration"]
+    folder: Path | None = options.calibration
     if folder is None:
         return None, None
     try:
@@ -238,16 +238,16 @@ def _title(config: CnnConfig | AirbenchConfig) -> str:
 def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | AirbenchConfig | CnnFinetuneConfig]:
     """Parse the command line; return the options, and the preset's config with all overrides."""
     options, config = parse_options("training.cnn", __doc__ or "", CNN_PRESETS, NAMES, argv, OPTIONS)
-    if options.data_options["calibration"] and not isinstance(config, AirbenchConfig):
+    if options.calibration and not isinstance(config, AirbenchConfig):
         raise SystemExit(f"--calibration cannot be combined with --preset {options.preset}; use strong or accurate")
     return options, config
 
 
 def image_side(options: Options) -> int:
     """Return the side length to which the user's images are resized. Raises DataError if --from is not usable."""
-    path: Path = options.data_options["images"]
-    side: int | None = options.data_options["size"]
-    origin: str | None = options.data_options["origin"]
+    path: Path = options.images
+    side: int | None = options.size
+    origin: str | None = options.origin
     if side is not None and side <= SMALL_SIDE and origin == pretrained.NAME:
         raise DataError(f"--from {origin} needs --size {SMALL_SIDE + 32} or more, not --size {side}")
     if side is None and origin in (None, pretrained.NAME):
@@ -259,8 +259,8 @@ def image_side(options: Options) -> int:
 
 def read_dataset(options: Options, side: int) -> ImageDataset:
     """Read the user's images, and skip classes with too few images. Raises DataError if the images cannot be used."""
-    path: Path = options.data_options["images"]
-    dataset = keep_trainable(read(path, side, group=options.data_options["group"]), path)
+    path: Path = options.images
+    dataset = keep_trainable(read(path, side, group=options.group), path)
     if dataset.multi_label and side <= SMALL_SIDE:
         raise DataError(f"{path} has several labels for an image, which needs --size {PHOTO_SIDE}; the size is {side}")
     return dataset
@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         side = image_side(options)
         dataset = read_dataset(options, side)
         print_summary(dataset)
-        if options.data_options["preview"]:
+        if options.preview:
             return
         if side > SMALL_SIDE:
             photos.train(options, config, argv, dataset)

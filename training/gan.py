@@ -212,10 +212,10 @@ def measure(sampler: ImageSampler, real: Reference) -> dict[str, Any]:
 
 def train_own(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | None) -> None:
     """Train a generator on the user's images, evaluate it and publish it."""
-    dataset = read(options.data_options["images"], options.data_options["size"], options.name)
+    dataset = read(options.images, options.size, options.name)
     print_summary(dataset)
     print(f"the images are {'grey' if dataset.images.shape[1] == 1 else 'coloured'}")
-    if options.data_options["preview"]:
+    if options.preview:
         return
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))

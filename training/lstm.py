@@ -79,11 +79,11 @@ NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Train a network; return the exit status, which is CLASSICAL_WINS if a classical method forecasts a table best."""
     options, config = arguments(argv)
-    if options.data_options["preview"]:
+    if options.preview:
         own_series.preview(options)
         return 0
     if isinstance(config, ForecasterFinetuneConfig):
-        if options.data_options["version"]:
+        if options.version:
             board = own_series.backtest_version(options, config)
         else:
             board = own_series.train(options, config, argv)

@@ -35,11 +35,10 @@ SHOWN = (  # by --help; --help-all shows all options
 OWN_OPTIONS = ("epochs", "horizon")  # numbers of presets that have an option of their own, instead of --set
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The options that all training commands have.
+class Options(argparse.Namespace):
+    """The options of a training command: those that all commands have, and those for the user's data.
 
-    ``data_options``: the options for the user's data, which differ between the commands.
+    ``own`` has the names of the options for the user's data, which differ between the commands.
     """
 
     script: str  # module of the command, as in "training.cnn"
@@ -52,9 +51,9 @@ class Options:
     publish: bool
     runs: Path
     store: Path
-    activate: bool | None = None
-    minutes: float | None = None
-    data_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    activate: bool | None
+    minutes: float | None
+    own: list[str]
 
     @property
     def part(self) -> Part:
@@ -63,7 +62,7 @@ class Options:
         If the network is published, or with --backtest, this is the test part. With --no-publish alone, it is the
         validation part, and the test part is not read.
         """
-        return "test" if self.publish or self.data_options.get("backtest") else "validation"
+        return "test" if self.publish or vars(self).get("backtest") else "validation"
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -143,7 +142,7 @@ def parse_options(
         "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="change numbers of a preset"
     )
     parser.epilog = f"numbers for --set, with their values in the presets:{keys}" if parser.shows_all else None
-    arguments = vars(parser.parse_args(argv))
+    arguments: dict[str, Any] = vars(parser.parse_args(argv))
     flag = next(iter(data_flags), "")
     if not arguments["preview"]:
         _check_utf8(parser, sys.argv[1:] if argv is None else argv, arguments.get(flag.removeprefix("--")))
@@ -153,20 +152,19 @@ def parse_options(
     for name in OWN_OPTIONS:
         if (value := arguments.pop(name, None)) is not None:
             words.append(f"{name}={value}")
-    fields = {field.name for field in dataclasses.fields(Options)} - {"script", "data_options"}
-    common = {name: arguments.pop(name) for name in list(arguments) if name in fields}
     if flag:
-        _check_data_options(parser, data_flags, arguments, common)
-    if common["minutes"] is not None and any(word.startswith("epochs=") for word in words):
+        _check_data_options(parser, data_flags, arguments)
+    if arguments["minutes"] is not None and any(word.startswith("epochs=") for word in words):
         parser.error("--minutes and --epochs cannot be combined")
-    preset = common.setdefault("preset", next(iter(presets)))
-    if "name" not in common:
-        common["name"] = names[preset]
+    preset = arguments.setdefault("preset", next(iter(presets)))
+    if "name" not in arguments:
+        arguments["name"] = names[preset]
     config = _changed(parser, presets[preset], preset, words)
-    _check_device(parser, common["device"])
-    if common["publish"] and not arguments["preview"] and (task := TASKS.get(script)):
-        _check_task(parser, task, common["store"], common["name"])
-    return Options(script, **common, data_options=arguments), config
+    _check_device(parser, arguments["device"])
+    if arguments["publish"] and not arguments["preview"] and (task := TASKS.get(script)):
+        _check_task(parser, task, arguments["store"], arguments["name"])
+    own = ["preview", *(settings.get("dest") or _name_of(option) for option, settings in data_flags.items())]
+    return Options(script=script, own=own, **arguments), config
 
 
 def _hints(config: object) -> dict[str, Any]:
@@ -241,38 +239,39 @@ def _check_device(parser: argparse.ArgumentParser, device: str) -> None:
         parser.error(f"--device is {device!r}: {str(error).splitlines()[0]}")
 
 
+def _name_of(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
+
+
 def _check_data_options(
-    parser: argparse.ArgumentParser,
-    data_flags: dict[str, dict[str, Any]],
-    data_options: dict[str, Any],
-    common: dict[str, Any],
+    parser: argparse.ArgumentParser, data_flags: dict[str, dict[str, Any]], options: dict[str, Any]
 ) -> None:
     """Exit with a message if the options for the user's data contradict each other, or if one is missing."""
     flag = next(iter(data_flags))
     path = flag.removeprefix("--")
-    has_data = data_options[path] is not None
-    if has_data and common.setdefault("preset", "own") != "own":
-        parser.error(f"{flag} cannot be combined with --preset {common['preset']}, which has its own data")
-    if not has_data and common.get("preset") == "own":
+    has_data = options[path] is not None
+    if has_data and options.setdefault("preset", "own") != "own":
+        parser.error(f"{flag} cannot be combined with --preset {options['preset']}, which has its own data")
+    if not has_data and options.get("preset") == "own":
         parser.error(f"the preset own needs {flag}")
     # options that the other presets have, too
     public = ("origin", "teachers") if flag == "--text" else ("calibration",)
     for option, settings in data_flags.items():
-        name = settings.get("dest") or option.removeprefix("--").replace("-", "_")
+        name = settings.get("dest") or _name_of(option)
         usual = settings.get("default", settings.get("action") == "store_false" or None)
-        if not has_data and name not in public and data_options[name] not in (usual, False, None):
+        if not has_data and name not in public and options[name] not in (usual, False, None):
             parser.error(f"{option} needs {flag}")
     for option, needed in (("json", "preview"), ("preview", path), ("version", "backtest"), ("backtest", path)):
-        if data_options.get(option) and not data_options[needed]:
+        if options.get(option) and not options[needed]:
             parser.error(f"--{option} needs --{needed}")
-    if data_options["preview"]:
-        common.setdefault("name", "preview")
-    if data_options.get("backtest"):
-        if not common["publish"]:
+    if options["preview"]:
+        options.setdefault("name", "preview")
+    if options.get("backtest"):
+        if not options["publish"]:
             parser.error("--backtest cannot be combined with --no-publish. To write only the report, omit --name")
-        if "name" not in common:  # without a name, only a report is written
-            common |= {"name": "backtest", "publish": False}
-    if has_data and "name" not in common:
+        if "name" not in options:  # without a name, only a report is written
+            options |= {"name": "backtest", "publish": False}
+    if has_data and "name" not in options:
         parser.error(f"{flag} needs --name, the name of the new model")
 
 
@@ -301,7 +300,7 @@ def base_version(
     NAME stands for the active version of a model, and NAME@VERSION for the given version. If the folder of ``--store``
     does not have the version, the models that are included in the repository are searched.
 
-    With ``--from``, ``options.data_options["origin"]`` becomes NAME@VERSION. So the config of the run contains the
+    With ``--from``, ``options.origin`` becomes NAME@VERSION. So the config of the run contains the
     version, and the run is not resumed from another version that was published or activated in the meantime.
 
     Args:
@@ -313,7 +312,7 @@ def base_version(
     Raises:
         DataError: the version does not exist, is damaged, or its network kind is not one of ``kinds``.
     """
-    other, origin = options.data_options.get("version"), options.data_options["origin"] or default
+    other, origin = vars(options).get("version"), options.origin or default
     flag, text, advice = ("--version", other, "") if other else ("--from", origin, advice)
     if text == "scratch":
         return None
@@ -326,7 +325,7 @@ def base_version(
             f"{flag} {text}: the network kind is {version.card.kind}; this command can start from {' or '.join(kinds)}"
         )
     if not other:
-        options.data_options["origin"] = f"{version.card.name}@{version.card.version}"
+        options.origin = f"{version.card.name}@{version.card.version}"
     return version
 
 

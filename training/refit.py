@@ -29,7 +29,7 @@ def option(default: bool) -> dict[str, dict[str, Any]]:
 
 def is_planned(options: Options) -> bool:
     """Return whether the command trains a second time before it publishes; False if it does not publish."""
-    return options.publish and bool(options.data_options["refit"])
+    return options.publish and bool(options.refit)
 
 
 def describe(card: dict[str, Any], steps: int, layers: Literal["all", "last"] = "all") -> dict[str, Any]:

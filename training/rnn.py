@@ -84,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     is_own = options.preset == "own"
     if is_own:
         text, data = read_own(options)
-        vocabulary = texts.own_vocabulary(text.train, options.data_options["min_count"])
+        vocabulary = texts.own_vocabulary(text.train, options.min_count)
         texts.report(text, vocabulary)
-        if options.data_options["preview"]:
+        if options.preview:
             return
     else:
         text = datasets.tinyshakespeare()
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = read_base(options, config, data)
     if is_own and base:
         texts.check_known(base, text.train)
-    folders = options.data_options["teachers"]
+    folders = options.teachers
     teachers = Teachers(folders, vocabulary, options.device, data) if folders else None
     run = Run(options, config, argv, text.sha256 if is_own else None)
     characters = texts.encode(text.train, vocabulary)
@@ -140,8 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read_own(options: Options) -> tuple[datasets.Text, dict[str, str]]:
     """Return the user's text, and its SHA-256 for the name of each file, as in the field ``data`` of a card."""
-    paths = options.data_options["text"]
-    text = texts.read(paths, options.data_options["encoding"])
+    paths = options.text
+    text = texts.read(paths, options.encoding)
     return text, {f"text:{texts.name_of(path)}": text.sha256 for path in paths}
 
 
@@ -161,7 +161,7 @@ def notes(
         kept = ", and those with the lowest validation loss were kept" if is_own and config.validation else ""
         sentences.append(f"The weights were averaged over steps{kept}.")
     if is_own:
-        count = options.data_options["min_count"]
+        count = options.min_count
         sentences.append(f"Characters that occur less than {count} times are {UNKNOWN_CHARACTER}.")
     if config.epochs and config.renamed_share:
         sentences.append(f"In each epoch, {config.renamed_share:.0%} of the speakers had invented names.")
@@ -180,7 +180,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
     Exits with a message if ``--epochs`` is too small, or there are too many layers for the kind of network.
     """
     options, config = parse_options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, OPTIONS)
-    if not config.epochs and options.data_options["origin"] == "scratch":
+    if not config.epochs and options.origin == "scratch":
         raise SystemExit("--epochs is 0; it should be at least 1, or 0 with --from")
     if config.kind == "character-rnn" and config.layers > 1:
         raise SystemExit(f"layers is {config.layers}; the preset {options.preset} has one layer")

@@ -128,7 +128,7 @@ class Run:
         configure_cpu(options.threads)
         torch.manual_seed(options.seed)
         content = {"seed": options.seed, "part": options.part, **dataclasses.asdict(config)}
-        own = {key: str(value) for key, value in options.data_options.items() if value is not None}
+        own = {key: str(value) for key in options.own if (value := vars(options)[key]) is not None}
         if data is None:
             content |= {key: own[key] for key in ("teachers", "calibration", "origin") if key in own}
         else:

@@ -21,7 +21,6 @@ import io
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,18 +71,17 @@ def _read_images(options: Options, config: Any, card: store.Card, models: Path) 
 
 
 def _read_text(options: Options, config: Any, card: store.Card, models: Path) -> Any:
-    return texts.read(options.data_options["text"], options.data_options["encoding"])
+    return texts.read(options.text, options.encoding)
 
 
 def _read_table(options: Options, config: Any, card: store.Card, models: Path) -> Any:
     """Return the series, and the version that the training started from."""
-    origin = {"origin": (card.ancestors or [])[-1].name}
-    return own_series.read(replace(options, store=models, data_options=options.data_options | origin), config.horizon)
+    options.store, options.origin = models, (card.ancestors or [])[-1].name
+    return own_series.read(options, config.horizon)
 
 
 def _read_labelled_images(options: Options, config: Any, card: store.Card, models: Path) -> Any:
-    own = options.data_options
-    return gan.Reference(gan.read(own["images"], own["size"], options.name), options.part)
+    return gan.Reference(gan.read(options.images, options.size, options.name), options.part)
 
 
 CNN = Script(cnn.evaluate, cnn.arguments, _read_images, image_classifier.measure)

@@ -85,12 +85,12 @@ class OwnSeries:
 def preview(options: Options) -> None:
     """Print how the table is read. If the table is rejected, exit with status 2 and a message."""
     try:
-        table = read_table(options.data_options["csv"], reader_options(options.data_options))
+        table = read_table(options.csv, reader_options(vars(options)))
     except DataError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     shown = describe(table)
-    if options.data_options["json"]:
+    if options.json:
         print(json.dumps(shown, ensure_ascii=False))
         return
     print(summary(table))
@@ -121,8 +121,7 @@ def read(options: Options, horizon: int) -> OwnSeries:
     Raises:
         DataError: the table or the version cannot be used.
     """
-    own = options.data_options
-    table = without_gaps(read_table(own["csv"], reader_options(own)))
+    table = without_gaps(read_table(options.csv, reader_options(vars(options))))
     base = base_version(options, ("forecaster",), advice="")
     if base is None:
         raise DataError("--from scratch: own series need a published forecaster to fine-tune; omit --from")
@@ -425,13 +424,13 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
     forecaster = run.predictor(GlobalForecaster, card_of(own, network, "Not measured yet"), network)
     board = compare(forecaster, own, "decision")
     helped, reason = verdict(board)
-    publishes = helped or run.options.data_options["force"]
-    tests = run.options.part == "test" and (publishes or run.options.data_options["backtest"])
+    publishes = helped or run.options.force
+    tests = run.options.part == "test" and (publishes or run.options.backtest)
     if tests:
         board = compare(forecaster, own, "test")
     card = run.measure(card_of(own, network, reason), lambda _: board.card_metrics(), tests)
     draw_samples(run.folder / "samples.png", examples(forecaster, own, board.part))
-    if run.options.data_options["backtest"]:
+    if run.options.backtest:
         report.write(run.folder, board, run.command)
     return card, reason, publishes, board
 

@@ -78,7 +78,7 @@ def read_base(options: Options, dataset: ImageDataset) -> Base:
     Raises:
         DataError: the network cannot be used, or it may know images of the test part.
     """
-    origin: str | None = options.data_options["origin"]
+    origin: str | None = options.origin
     if origin in (None, pretrained.NAME):
         return Base(pretrained.load(), pretrained.NAME, None, pretrained.LICENCE, pretrained.SOURCE)
     if origin == "scratch":
