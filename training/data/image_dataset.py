@@ -78,8 +78,7 @@ class ImageDataset:
         digests: sha256 of the pixels of each image, sorted; duplicates are removed.
         skipped: one line for each skipped file or class.
         parts: for each image, the part that the user chose: "train", "val" or "test", or "" if the user chose none.
-            Empty if the user chose no part for any image.
-        groups: the group of each image. A group is never divided between parts. Empty if there are no groups.
+        groups: the group of each image, or "". A group is never divided between parts.
     """
 
     name: str
@@ -88,8 +87,8 @@ class ImageDataset:
     labels: Tensor
     digests: list[str]
     skipped: list[str]
-    parts: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
+    parts: tuple[str, ...]
+    groups: tuple[str, ...]
 
     @property
     def multi_label(self) -> bool:
@@ -106,10 +105,9 @@ class ImageDataset:
     @property
     def sha256(self) -> str:
         """Digest of all images, their labels and the parts that the user chose. File names and order do not matter."""
-        parts = self.parts or [""] * len(self.digests)
         lines = sorted(
             f"{label}\0{digest}" + (f"\0{part}" if part else "")
-            for label, digest, part in zip(self.label_names, self.digests, parts, strict=True)
+            for label, digest, part in zip(self.label_names, self.digests, self.parts, strict=True)
         )
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -144,8 +142,8 @@ class ImageDataset:
             images=self.images if bool(keep.all()) else subset(self.images, torch.tensor(indices)),
             labels=labels,
             digests=[self.digests[index] for index in indices],
-            parts=tuple(self.parts[index] for index in indices) if self.parts else (),
-            groups=tuple(self.groups[index] for index in indices) if self.groups else (),
+            parts=tuple(self.parts[index] for index in indices),
+            groups=tuple(self.groups[index] for index in indices),
         )
 
     def split(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,11 +174,11 @@ class ImageDataset:
         """
         fold_of: dict[str, int] = {}
         positions: Counter[str] = Counter()
-        names = self.label_names
+        names, grouped = self.label_names, any(self.groups)
         for index in sorted(indices.tolist(), key=lambda index: _position(self._split_key(index))):
             unit = self._split_key(index)
             if unit not in fold_of:
-                fold_of[unit] = (len(fold_of) if self.groups else positions[names[index]]) % count
+                fold_of[unit] = (len(fold_of) if grouped else positions[names[index]]) % count
                 positions[names[index]] += 1
         return torch.tensor([fold_of[self._split_key(index)] for index in indices.tolist()])
 
@@ -189,9 +187,7 @@ class ImageDataset:
 
         The key is the part that the user chose, followed by the image's group or, without a group, its digest.
         """
-        group = self.groups[index] if self.groups else ""
-        own = self.parts[index] if self.parts else ""
-        return f"{own}\0{group or self.digests[index]}"
+        return f"{self.parts[index]}\0{self.groups[index] or self.digests[index]}"
 
     def _parts_by_hash(self) -> dict[str, str]:
         """Return the part of each image key; ``_split_key`` defines the keys."""
@@ -199,7 +195,7 @@ class ImageDataset:
         shares = [part for part in ("test", "val") if part not in given]
         part_of: dict[str, str] = {}
         classes: dict[str, list[str]] = {}
-        divisible = not self.multi_label and not self.groups  # otherwise, a key may belong to several classes
+        divisible = not self.multi_label and not any(self.groups)  # otherwise, a key may belong to several classes
         for index, label in enumerate(self.label_names):
             unit = self._split_key(index)
             own = unit.partition("\0")[0]
@@ -232,13 +228,13 @@ def keep_trainable(dataset: ImageDataset, path: Path, classes: int = 2) -> Image
     split = kept.split()
     for part, indices in zip(("training", "validation", "testing"), split, strict=True):
         if not len(indices):
-            groups = len(set(kept.groups))
+            groups = len(set(kept.groups)) if any(kept.groups) else 0
             hint = f"--group makes only {groups} groups; use smaller groups" if groups else "add images to this part"
             raise DataError(f"{path}: no images are left for {part}; {hint}")
     counts = replace(kept, labels=kept.labels[split[0]]).counts
     if untrained := ", ".join(name for name, count in zip(kept.classes, counts, strict=True) if not count):
-        hint = "move images of each class to train" if kept.parts else "add images of each class"
-        hint = f"use smaller groups in --group, or {hint}" if kept.groups else hint
+        hint = "move images of each class to train" if any(kept.parts) else "add images of each class"
+        hint = f"use smaller groups in --group, or {hint}" if any(kept.groups) else hint
         raise DataError(f"{path}: no images for training of {untrained}; {hint}, or remove these classes")
     return kept
 

@@ -42,8 +42,9 @@ def read(path: Path, side: int, name: str = "", group: str | None = None) -> Ima
         DataError: ``path`` or ``group`` cannot be used, or no file is an image.
     """
     listed = list_images(path, name)
-    groups = _groups(path, [image.path for image in listed.images], group) if group else []
-    images, digests, errors = _decode_all([image.path for image in listed.images], side)
+    files = [image.path for image in listed.images]
+    groups = _groups(path, files, group) if group else [""] * len(files)
+    images, digests, errors = _decode_all(files, side)
     dataset = _deduplicate(path.resolve().name, listed, images, digests, errors, groups)
     if dataset.digests and not dataset.classes:
         raise DataError(f"{path}: none of its {len(listed.images):,} images has a label")
@@ -146,7 +147,6 @@ def _deduplicate(
         labels = torch.tensor([classes.index(files[index].labels[0]) for index in chosen], dtype=torch.int64)
     else:
         labels = torch.tensor([[label in files[index].labels for label in classes] for index in chosen])
-    parts = tuple(files[index].part for index in chosen)
     return ImageDataset(
         name,
         classes,
@@ -154,6 +154,6 @@ def _deduplicate(
         labels,
         distinct,
         skipped,
-        parts if any(parts) else (),
-        tuple(groups[index] for index in chosen) if groups else (),
+        tuple(files[index].part for index in chosen),
+        tuple(groups[index] for index in chosen),
     )

@@ -219,8 +219,10 @@ def test_a_class_without_images_for_training_is_rejected(several: bool, parts: b
         torch.nn.functional.one_hot(labels).bool() if several else labels,
         [f"{number:064}" for number in range(50)],
         [],
-        tuple("test" if own else "train" for own in in_test.tolist()) if parts else (),
-        tuple(test_group if own else f"film {number}" for number, own in enumerate(in_test.tolist())) if groups else (),
+        tuple("test" if own else "train" for own in in_test.tolist()) if parts else ("",) * 50,
+        tuple(test_group if own else f"film {number}" for number, own in enumerate(in_test.tolist()))
+        if groups
+        else ("",) * 50,
     )
     with pytest.raises(DataError, match=f"^pets: no images for training of cow, pig; {hint}$"):
         image_dataset.keep_trainable(dataset, Path("pets"))
