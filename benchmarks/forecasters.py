@@ -29,7 +29,7 @@ from training.evaluation import forecast_metrics
 from training.evaluation.backtest import Method, Origins
 from training.evaluation.classical import CLASSICAL
 from training.evaluation.forecaster import served
-from training.evaluation.leaderboard import INTERVAL, change, errors
+from training.evaluation.leaderboard import INTERVAL, change
 from training.options import read_version
 
 PERIODS = {"YEARLY": 1, "QUARTERLY": 4, "MONTHLY": 12}  # frequencies of the M1 competition, and their seasons
@@ -99,15 +99,14 @@ def origins_of(series: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], season
 
 def row(name: str, origins: Origins, method: Method, forecasts: list[QuantileForecast], own: np.ndarray) -> list[Any]:
     """Return the row of the table for one method. ``own`` [N] has the MASE of the first network's forecasts."""
-    actual, measured = origins.actual, errors(origins, forecasts)
-    quantiles, bounds = forecast_metrics.quantiles_of(forecasts), forecast_metrics.bounds_of(forecasts, 95)
+    measured = origins.errors(forecasts)
     return [
         f"{name}, {len(origins.past)} forecasts of {origins.horizon} steps, {origins.series_count} series",
         method.name,
         measured.mase,
         "" if np.array_equal(measured.scaled, own) else str(change(measured.scaled, own)),
-        forecast_metrics.wql(actual, list(np.moveaxis(quantiles, 2, 0))),
-        forecast_metrics.msis(actual, *bounds, origins.mase_scale),
+        forecast_metrics.wql(origins.actual, measured.quantiles),
+        forecast_metrics.msis(origins.actual, *measured.bounds(95), origins.mase_scale),
         measured.coverage_80,
         measured.coverage_95,
     ]
@@ -127,6 +126,6 @@ def run(options: argparse.Namespace, folder: Path) -> tuple[list[report.Table], 
     rows = []
     for name, origins in evaluation_sets():
         forecasts = [(method, method.forecast(origins)) for method in [*methods, *CLASSICAL]]
-        own = errors(origins, forecasts[0][1]).scaled
+        own = origins.errors(forecasts[0][1]).scaled
         rows += [row(name, origins, method, own_forecasts, own) for method, own_forecasts in forecasts]
     return [report.table("One run", COLUMNS, rows)], []

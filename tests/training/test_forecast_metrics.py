@@ -18,7 +18,7 @@ from training.data import datasets
 from training.data.series.sources import training_sources
 from training.data.series.synthetic import synthetic
 from training.data.series.windows import Batch, Source, WindowSampler
-from training.evaluation import forecast_metrics, leaderboard
+from training.evaluation import forecast_metrics
 from training.evaluation.classical import NAIVE
 from training.loops import forecaster
 
@@ -37,7 +37,7 @@ def test_the_seasonal_naive_forecast_of_m4_has_the_published_scores(load: Any, s
     naive = NAIVE.forecast(origins)
     medians = np.stack([forecast.median for forecast in naive])
     assert forecast_metrics.smape(actual, medians).mean() == pytest.approx(smape, abs=5e-4)
-    assert leaderboard.errors(origins, naive).mase == pytest.approx(mase, abs=5e-4)
+    assert origins.errors(naive).mase == pytest.approx(mase, abs=5e-4)
 
 
 def test_a_comparison_pools_all_parts_and_splits_series_at_their_origins() -> None:
@@ -48,7 +48,7 @@ def test_a_comparison_pools_all_parts_and_splits_series_at_their_origins() -> No
     past = np.array([0.0, 1, 2, 3, 2, 3, 4, 5])
     other = forecasters.origins_of([[(past, np.full(4, 5.0))]] * 3, 4)
     forecasts = NAIVE.forecast(other)  # 2, 3, 4 and 5; the MASE scale is 2
-    own = leaderboard.errors(other, forecasts).scaled
+    own = other.errors(forecasts).scaled
     row = forecasters.row("four", other, NAIVE, forecasts, 2 * own)
     change = "-50.0% (90 % interval -50.0% to -50.0%)"
     assert row[:4] == ["four, 3 forecasts of 4 steps, 3 series", "seasonal naive", 0.75, change]

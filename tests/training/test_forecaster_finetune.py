@@ -30,7 +30,7 @@ from training.data.tables import ReadOptions, read_table, without_gaps
 from training.evaluation import backtest, generation, leaderboard
 from training.evaluation.classical import CLASSICAL, NAIVE
 from training.evaluation.forecaster import served
-from training.evaluation.leaderboard import Leaderboard, errors
+from training.evaluation.leaderboard import Leaderboard
 from training.loops import own_series
 from training.loops.own_series import Validation
 from training.options import base_version
@@ -236,7 +236,7 @@ def test_backtest_metrics_equal_a_plain_loop_over_all_origins(tmp_path: Path) ->
     for origin in range(92, 120, 4):
         observed = [i for i in range(origin, origin + 4) if values[i] is not None]
         scaled.append(np.mean([abs(series[i] - series[i - 4]) for i in observed]) / unit)
-    assert errors(evaluation_set, NAIVE.forecast(evaluation_set)).mase == pytest.approx(np.mean(scaled))
+    assert evaluation_set.errors(NAIVE.forecast(evaluation_set)).mase == pytest.approx(np.mean(scaled))
     validation_set = backtest.origins([parts], 4, 4, "validation")
     assert [len(past) for past in validation_set.past] == list(range(68, 77))
     assert [len(past) for past in validation_set.subset(3).past] == [68, 72, 76]
@@ -328,7 +328,7 @@ def test_the_validation_loss_is_that_of_the_served_forecasts_at_gaps_too(workspa
     version = Store(workspace / "models_store").read("series-lstm", 1)
     forecaster = GlobalForecaster(version, torch.device("cpu"))
     origins = backtest.origins([split_with_gaps(workspace / "one.csv")], 4, 4, "validation")
-    loss = errors(origins, served("own", forecaster, "").forecast(origins)).quantile_loss
+    loss = origins.errors(served("own", forecaster, "").forecast(origins)).quantile_loss
     assert Validation(forecaster, origins)(forecaster.network) == pytest.approx(loss, rel=1e-6)
 
 

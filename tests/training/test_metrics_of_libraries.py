@@ -77,11 +77,11 @@ def test_quantile_losses(losses: Any, forecasts: Forecasts) -> None:
     own = forecast_metrics.quantile_loss(forecasts.actual, forecasts.quantiles, forecasts.scale)
     assert own == pytest.approx(2 * scaled)
     pinball = losses.mqloss(forecasts.frame, models, LEVELS)["m"].mean()
-    quantiles = list(np.moveaxis(forecasts.quantiles, 2, 0))
-    own = forecast_metrics.wql(forecasts.actual, quantiles)
+    own = forecast_metrics.wql(forecasts.actual, forecasts.quantiles)
     assert own == pytest.approx(2 * pinball / np.abs(forecasts.actual).mean())
     unknown = np.full((SERIES, 1), np.nan)
-    padded = forecast_metrics.wql(np.hstack([forecasts.actual, unknown]), [np.hstack([q, q[:, :1]]) for q in quantiles])
+    quantiles = np.hstack([forecasts.quantiles, forecasts.quantiles[:, :1]])
+    padded = forecast_metrics.wql(np.hstack([forecasts.actual, unknown]), quantiles)
     assert padded == pytest.approx(own)
 
 

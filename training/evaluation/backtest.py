@@ -81,6 +81,10 @@ class Origins:
         scales = self.mase_scale[indices]
         return Origins(past, self.actual[indices], scales, self.season, places, covariates)
 
+    def errors(self, forecasts: Sequence[QuantileForecast]) -> forecast_metrics.Errors:
+        """Return the errors of forecasts from all origins."""
+        return forecast_metrics.Errors(self.actual, self.mase_scale, forecasts)
+
     @property
     def series_count(self) -> int:
         """Number of series that the origins come from."""

@@ -8,6 +8,8 @@ compares all metrics with those of utilsforecast, whose sMAPE and quantile losse
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -19,20 +21,68 @@ ALPHA = 0.05  # msis uses 95 % intervals
 NAIVE2 = {"m4_hourly": (18.383, 2.395), "m4_weekly": (9.161, 2.777)}
 
 
-def quantiles_of(forecasts: Sequence[QuantileForecast]) -> np.ndarray:
-    """Return the quantiles [N, horizon, LEVELS] of forecasts, which are not negative if the series are not."""
-    return np.stack([like_series(each.quantiles, each.non_negative) for each in forecasts])[..., 1:-1]
+@dataclass(frozen=True)
+class Errors:
+    """The errors of N forecasts.
 
+    ``actual`` [N, horizon]: the actual values. ``scale`` [N]: the MASE scale of each series.
+    """
 
-def bounds_of(forecasts: Sequence[QuantileForecast], level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lower and the upper bounds [N, horizon] of the intervals of forecasts. ``level`` is in per cent."""
-    lower, upper = zip(*(each.interval(level) for each in forecasts), strict=True)
-    return np.stack(lower), np.stack(upper)
+    actual: np.ndarray
+    scale: np.ndarray
+    forecasts: Sequence[QuantileForecast]
 
+    @cached_property
+    def median(self) -> np.ndarray:
+        """The medians [N, horizon]."""
+        return np.stack([each.median for each in self.forecasts])
 
-def medians_of(forecasts: Sequence[QuantileForecast]) -> np.ndarray:
-    """Return the medians [N, horizon] of forecasts."""
-    return np.stack([each.median for each in forecasts])
+    @cached_property
+    def quantiles(self) -> np.ndarray:
+        """The quantiles [N, horizon, LEVELS], which are not negative if the series are not."""
+        return np.stack([like_series(each.quantiles, each.non_negative) for each in self.forecasts])[..., 1:-1]
+
+    def bounds(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lower and the upper bounds [N, horizon] of the intervals. ``level`` is in per cent."""
+        lower, upper = zip(*(each.interval(level) for each in self.forecasts), strict=True)
+        return np.stack(lower), np.stack(upper)
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """The quantile loss [N] of each forecast."""
+        return quantile_loss(self.actual, self.quantiles, self.scale)
+
+    @cached_property
+    def scaled(self) -> np.ndarray:
+        """The MASE [N] of each forecast."""
+        return mase(self.actual, self.median, self.scale)
+
+    @property
+    def quantile_loss(self) -> float:
+        """The mean quantile loss."""
+        return float(self.losses.mean())
+
+    @property
+    def mase(self) -> float:
+        """The mean MASE."""
+        return float(self.scaled.mean())
+
+    @property
+    def by_step(self) -> np.ndarray:
+        """The MASE [horizon] of each step ahead."""
+        scaled = np.abs(self.actual - self.median) / self.scale[:, None]
+        counts = (~np.isnan(scaled)).sum(axis=0)
+        return np.where(counts, np.nansum(scaled, axis=0) / np.maximum(counts, 1), np.nan)
+
+    @property
+    def coverage_80(self) -> float:
+        """The share of the actual values in the 80 % intervals."""
+        return coverage(self.actual, *self.bounds(80))
+
+    @property
+    def coverage_95(self) -> float:
+        """The share of the actual values in the 95 % intervals."""
+        return coverage(self.actual, *self.bounds(95))
 
 
 def mase_scale(past: np.ndarray, season: int) -> float:
@@ -59,17 +109,18 @@ def owa(data_set: str, smape: float, mase: float) -> float:
     return 0.5 * (smape / naive_smape + mase / naive_mase)
 
 
-def wql(actual: np.ndarray, quantiles: Sequence[np.ndarray], levels: Sequence[float] = LEVELS) -> float:
+def pinball(actual: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    """Return twice the pinball loss [N, horizon, LEVELS] of quantiles [N, horizon, LEVELS]."""
+    errors, levels = actual[:, :, None] - quantiles, np.array(LEVELS)
+    return 2 * np.maximum(levels * errors, (levels - 1) * errors)
+
+
+def wql(actual: np.ndarray, quantiles: np.ndarray) -> float:
     """Return the weighted quantile loss: twice the sum of pinball losses, divided by the sum of absolute actual values.
 
-    The result is the mean over the levels. ``quantiles`` has one forecast [N, horizon] per level. The result is NaN if
-    all actual values are 0.
+    The result is the mean over the levels of quantiles [N, horizon, LEVELS]. It is NaN if all actual values are 0.
     """
-    losses = [
-        2 * np.nansum(np.maximum(level * (actual - quantile), (level - 1) * (actual - quantile)))
-        for level, quantile in zip(levels, quantiles, strict=True)
-    ]
-    return float(np.mean(losses) / (np.nansum(np.abs(actual)) or np.nan))
+    return float(np.nansum(pinball(actual, quantiles)) / len(LEVELS) / (np.nansum(np.abs(actual)) or np.nan))
 
 
 def quantile_loss(actual: np.ndarray, quantiles: np.ndarray, mase_scale: np.ndarray) -> np.ndarray:
@@ -77,10 +128,7 @@ def quantile_loss(actual: np.ndarray, quantiles: np.ndarray, mase_scale: np.ndar
 
     The result is the mean over steps and levels. It equals MASE if the quantiles of all levels are equal.
     """
-    errors = actual[:, :, None] - quantiles
-    levels = np.array(LEVELS)
-    losses = 2 * np.maximum(levels * errors, (levels - 1) * errors)
-    return np.nanmean(losses, axis=(1, 2)) / mase_scale
+    return np.nanmean(pinball(actual, quantiles), axis=(1, 2)) / mase_scale
 
 
 def msis(actual: np.ndarray, lower: np.ndarray, upper: np.ndarray, mase_scale: np.ndarray) -> float:

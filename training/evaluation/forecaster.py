@@ -67,17 +67,15 @@ def metrics(
     ``actual`` [N, horizon]: the actual values.
     """
     scale = np.array([forecast_metrics.mase_scale(values, collection.season) for values in past])
-    medians, quantiles = forecast_metrics.medians_of(forecasts), forecast_metrics.quantiles_of(forecasts)
-    bounds = forecast_metrics.bounds_of(forecasts, 95)
-    smape = forecast_metrics.smape(actual, medians)
-    mase = forecast_metrics.mase(actual, medians, scale)
+    errors = forecast_metrics.Errors(actual, scale, forecasts)
+    smape = forecast_metrics.smape(actual, errors.median)
     return {
         "smape": smape,
-        "mase": mase,
-        "wql": forecast_metrics.wql(actual, list(np.moveaxis(quantiles, 2, 0))),
-        "msis": forecast_metrics.msis(actual, *bounds, scale),
-        "coverage_95": forecast_metrics.coverage(actual, *bounds),
-        "owa": forecast_metrics.owa(collection.name, smape.mean(), mase.mean()),
+        "mase": errors.scaled,
+        "wql": forecast_metrics.wql(actual, errors.quantiles),
+        "msis": forecast_metrics.msis(actual, *errors.bounds(95), scale),
+        "coverage_95": errors.coverage_95,
+        "owa": forecast_metrics.owa(collection.name, smape.mean(), errors.mase),
     }
 
 

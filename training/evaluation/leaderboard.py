@@ -11,37 +11,13 @@ import numpy as np
 
 from app.tasks.forecasting import QuantileForecast
 from training.data.tables import Table
-from training.evaluation import backtest, classical, forecast_metrics, intervals
+from training.evaluation import backtest, classical, intervals
 from training.evaluation.backtest import HeldOut, Method, Origins, Split
+from training.evaluation.forecast_metrics import Errors
 from training.run import metric
 
 MAX_WINDOWS = 300  # largest number of windows; if there are more, only some series are used
 INTERVAL = 90  # per cent of the resamples lie in the intervals of the bootstrap
-
-
-@dataclass(frozen=True)
-class Errors:
-    """The errors of one method over all windows.
-
-    ``losses`` and ``scaled`` [N] are the quantile losses and the MASE of the windows. ``by_step`` [horizon] is the MASE
-    of each step ahead.
-    """
-
-    losses: np.ndarray
-    scaled: np.ndarray
-    coverage_80: float
-    coverage_95: float
-    by_step: np.ndarray
-
-    @property
-    def quantile_loss(self) -> float:
-        """The mean quantile loss of the windows."""
-        return float(self.losses.mean())
-
-    @property
-    def mase(self) -> float:
-        """The mean MASE of the windows."""
-        return float(self.scaled.mean())
 
 
 @dataclass(frozen=True)
@@ -99,7 +75,7 @@ class Leaderboard:
     @cached_property
     def errors(self) -> dict[str, Errors]:
         """The errors of all methods."""
-        return {name: errors(self.origins, forecasts) for name, forecasts in self.forecasts.items()}
+        return {name: self.origins.errors(forecasts) for name, forecasts in self.forecasts.items()}
 
     def change(self, method: str) -> Change:
         """Return the difference of a method's quantile loss from that of the own method."""
@@ -157,24 +133,6 @@ class Leaderboard:
                 decimals = backtest.decimals(key, value)
                 metrics[f"{method.prefix}{key}"] = metric(value, split, decimals, weights, interval)
         return metrics
-
-
-def errors(origins: Origins, forecasts: Sequence[QuantileForecast]) -> Errors:
-    """Return the errors of forecasts from all origins."""
-    actual, scale = origins.actual, origins.mase_scale
-    median, quantiles = forecast_metrics.medians_of(forecasts), forecast_metrics.quantiles_of(forecasts)
-    coverage_80, coverage_95 = [
-        forecast_metrics.coverage(actual, *forecast_metrics.bounds_of(forecasts, level)) for level in (80, 95)
-    ]
-    scaled = np.abs(actual - median) / scale[:, None]
-    counts = (~np.isnan(scaled)).sum(axis=0)
-    return Errors(
-        forecast_metrics.quantile_loss(actual, quantiles, scale),
-        forecast_metrics.mase(actual, median, scale),
-        coverage_80,
-        coverage_95,
-        np.where(counts, np.nansum(scaled, axis=0) / np.maximum(counts, 1), np.nan),
-    )
 
 
 def compare(
