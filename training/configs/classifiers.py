@@ -72,7 +72,6 @@ class CnnFinetuneConfig:
     label_smoothing: Annotated[Share, "label smoothing of the loss"] = 0.1
     shift: Annotated[int, Field(ge=0, le=16), "largest random shift in pixels, in each direction"] = 2
     flip: Annotated[bool, "mirror images at random"] = True
-    bfloat16: Annotated[bool, "compute in bfloat16 where that is faster"] = True
     finetune_epochs: Annotated[Whole, "epochs of fine-tuning the last blocks; 0: train only the last layer"] = 5
     finetune_batch: Annotated[Count, "images per fine-tuning step"] = 32
     finetune_learning_rate: Annotated[Amount, "peak learning rate of fine-tuning"] = 2e-4

@@ -20,7 +20,6 @@ class GanConfig:
     ema_decay: Annotated[BelowOne, "decay of the moving average of the generator's weights, per step"] = 0.999
     r1_penalty: Annotated[Amount, "weight of the R1 gradient penalty"] = 5.0  # Mescheder et al. 2018
     r1_interval: Annotated[Count, "steps between two gradient penalties"] = 8
-    bfloat16: Annotated[bool, "compute convolutions in bfloat16 where the processor supports it"] = True
 
 
 @dataclass(frozen=True)

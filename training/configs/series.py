@@ -69,7 +69,6 @@ class ForecasterFinetuneConfig:
     mixup: Annotated[Share, "share of windows that are mixed with another window"] = 0.3
     clip: Annotated[Amount, "largest norm of the gradient"] = 1.0  # of all members
     ema_decay: Annotated[BelowOne, "decay of the moving average of the weights, per step"] = 0.98
-    bfloat16: Annotated[bool, "compute in bfloat16 where that is faster"] = True
 
 
 LSTM_PRESETS: dict[str, LstmConfig | ForecasterConfig | ForecasterFinetuneConfig] = {

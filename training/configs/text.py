@@ -26,7 +26,6 @@ class RnnConfig:
     reset_state: Annotated[Share, "share of the parts whose state is set to zero at each step"] = 0.05
     unknown_share: Annotated[Share, "share of characters that are replaced by <unk>"] = 0.002
     validation: Annotated[BelowOne, "share of the training text held out for validation"] = 0.0
-    bfloat16: Annotated[bool, "compute in bfloat16 where that is faster"] = False  # not for character-rnn
     renamed_share: Annotated[Share, "share of a play's speakers that get a new invented name in each epoch"] = 0.0
     distillation_weight: Annotated[
         Share, "weight of the loss for the predictions of the teachers; the loss for the actual characters has the rest"
@@ -49,7 +48,6 @@ RNN_GATED = RnnConfig(
     dropout=0.3,
     reset_state=0.3,
     validation=0.02,
-    bfloat16=True,
     renamed_share=0.6,
 )
 RNN_OWN = replace(

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
-from app.tasks.precision import fast_bfloat16
 from training.configs.classifiers import AirbenchConfig
 from training.data.image_batches import corrupted, masked, random_shifts, shift_and_mirror
 from training.loops.classifier import ClassifierRecipe
-from training.loops.fit import descend
+from training.loops.fit import autocast, descend
 from training.run import derive_seed
 
 MOMENTUM = 0.85
@@ -151,7 +150,6 @@ class AirbenchRecipe(ClassifierRecipe):
     def __init__(self, config: AirbenchConfig, network: WhitenedNet, *data: Any) -> None:
         super().__init__(network.train(), sgd(network, config.learning_rate, config.weight_decay, config.batch), *data)
         self.config = config
-        self.use_bfloat16 = fast_bfloat16(network.mean.device)
         self.slow = Lookahead(network)
         self.selector = Selector(config, network) if config.selected else None
         generator = torch.Generator().manual_seed(derive_seed(self.batches.seed, "mirrored"))
@@ -177,7 +175,7 @@ class AirbenchRecipe(ClassifierRecipe):
             selected = self.selector.select(images, labels, step, rate)
             images, labels = images[selected], labels[selected]
         images = corrupted(images, config.corrupted)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+        with autocast(images.device):
             logits = network.scores(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing, reduction="sum")
         set_rates(self.optimizer, rate)
@@ -187,7 +185,7 @@ class AirbenchRecipe(ClassifierRecipe):
 
     def validate(self, steps: int) -> dict[str, float]:
         """Return the accuracy on the validation images."""
-        with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+        with autocast(self.images.device):
             return super().validate(steps)
 
     def state(self) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.store.version import Version
 from app.tasks.classification import ImageClassifier
-from app.tasks.precision import fast_bfloat16
 from training import cards, lineage, refit
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.image_dataset import ImageDataset
@@ -26,7 +25,7 @@ from training.evaluation.calibration import TEMPERATURE_RANGE, fit_temperatures,
 from training.evaluation.image_classifier import metrics_of, plot_predictions
 from training.loops import airbench
 from training.loops.classifier import ClassifierRecipe, randomly_shifted
-from training.loops.fit import Batches, descend, fit
+from training.loops.fit import Batches, autocast, descend, fit
 from training.options import Options, base_version
 from training.run import Budget, Run, cosine_schedule
 
@@ -49,7 +48,6 @@ class FinetuneRecipe(ClassifierRecipe):
         groups = [{"params": head}, {"params": others}]
         super().__init__(network, torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True), *data)
         self.config, self.pretrained = config, pretrained
-        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(network.mean.device)
 
     def train(self, batch: Tensor, step: int, done: float) -> Tensor:
         """Train for one step on the images with the indices ``batch``; return their mean loss."""
@@ -62,7 +60,7 @@ class FinetuneRecipe(ClassifierRecipe):
             group["lr"] = rate
         self.network.train(done > head_only)  # batch norms keep their statistics while only the last layer is trained
         images = randomly_shifted(images, config)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+        with autocast(images.device):
             logits = self.network(images)
         loss = F.cross_entropy(logits.float(), self.labels[batch], label_smoothing=config.label_smoothing)
         descend(self.optimizer, loss)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from app.tasks.precision import fast_bfloat16
 from training.run import Budget, Run, cosine_schedule, permutation, set_learning_rate
 
 REPORTS = 10  # a training with a time limit has this number of reports, and one more for each minute
@@ -43,6 +44,11 @@ def fit(run: Run, recipe: Recipe, budget: Budget, reports: int) -> None:
         if run.is_due(reports):
             values = {name: loss.item() for name, loss in losses.items()}
             run.log(progress=round(run.done, 4), **values, **recipe.validate(step + 1))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Return a context in which convolutions and matrix products compute in bfloat16, where that is faster."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device))
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -31,14 +31,14 @@ PREVIEW_BATCHES = 5  # number of these batches for a preview
 
 
 @contextmanager
-def bfloat16_convolutions(enabled: bool) -> Iterator[None]:
-    """Round the inputs of convolutions to bfloat16 in a ``with`` block, if ``enabled``.
+def bfloat16_convolutions() -> Iterator[None]:
+    """Round the inputs of convolutions to bfloat16 in a ``with`` block.
 
     This has no effect before PyTorch 2.9, or on a processor that does not support bfloat16.
     """
     convolutions: Any = getattr(torch.backends.mkldnn, "conv", None)
     before = getattr(convolutions, "fp32_precision", None)
-    if before is None or not enabled:
+    if before is None:
         yield
         return
     convolutions.fp32_precision = "bf16"
@@ -114,7 +114,7 @@ class GanRecipe:
         set_learning_rate(self.generator_optimizer, rate)
         set_learning_rate(self.discriminator_optimizer, rate)
         latents = torch.randn(len(real), config.latent).to(self.device)
-        with bfloat16_convolutions(bool(config.bfloat16)):
+        with bfloat16_convolutions():
             fake = self.generator(latents) if labels is None else self.generator(latents, labels)
             d_loss = self._train_discriminator(real, fake.detach(), labels, step % config.r1_interval == 0)
             g_loss = self._train_generator(fake, labels)

@@ -17,14 +17,13 @@ from app.networks import build
 from app.networks.gated_rnn import GatedBlock, GatedRNN
 from app.networks.rnn import CharacterRNN
 from app.store.version import Version
-from app.tasks.precision import fast_bfloat16
 from training import lineage
 from training.configs.text import RnnConfig
 from training.data.datasets import DataError
 from training.data.speakers import RenamedSpeakers
 from training.data.texts import WINDOW, decode
 from training.evaluation.language_model import window_losses
-from training.loops.fit import AveragedRecipe, BestWeights, fit
+from training.loops.fit import AveragedRecipe, BestWeights, autocast, fit
 from training.options import Options
 from training.publishing import read_run
 from training.run import Budget, Run, derive_seed
@@ -47,7 +46,6 @@ class Teachers:
     def __init__(self, folders: Sequence[Path], vocabulary: Sequence[str], device: str, data: dict[str, str]) -> None:
         self.ancestors: list[dict[str, Any]] = []  # for the card of the network that learns
         self.networks: list[Any] = []
-        self._use_bfloat16 = fast_bfloat16(torch.device(device))
         for folder in folders:
             try:
                 card, network, _ = read_run(folder, "--teachers")
@@ -69,7 +67,7 @@ class Teachers:
         ``characters``: vocabulary indices [N, T]. ``states``: the state of each teacher, at first from ``zero_states``.
         """
         total, after = torch.zeros((), device=characters.device), []
-        with torch.no_grad(), torch.autocast(characters.device.type, torch.bfloat16, enabled=self._use_bfloat16):
+        with torch.no_grad(), autocast(characters.device):
             for network, state in zip(self.networks, states, strict=True):
                 logits, state = network(characters, state)
                 total = total + logits.float().softmax(dim=-1)
@@ -180,7 +178,6 @@ class TextRecipe(AveragedRecipe):
         self.seed, self.text, self.teachers = options.seed, text, teachers
         self.validation, self.window, self.device = validation, window, torch.device(options.device)
         self.dropout = dropout_of(self.network, config.dropout)
-        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(self.device)
         self.best = BestWeights(self.average.module) if keep_best and validation else None
         self.speakers = (
             RenamedSpeakers(decode(text, vocabulary), vocabulary, config.renamed_share, options.seed)
@@ -236,7 +233,7 @@ class TextRecipe(AveragedRecipe):
             embedded = F.embedding(inputs, self.dropout(network.embedding.weight))
             outputs, last = network.rnn(embedded, state.transpose(0, 1).contiguous())
             return network.head(self.dropout(outputs)), last.transpose(0, 1)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+        with autocast(self.device):
             logits, state = network(inputs, state)
         return logits.float(), state
 

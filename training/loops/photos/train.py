@@ -25,7 +25,7 @@ from training.evaluation.calibration import divide_logits, limited_temperature, 
 from training.evaluation.image_classifier import best_thresholds, metrics_of, plot_predictions
 from training.limits import limits
 from training.loops.classifier import ClassifierRecipe
-from training.loops.fit import Batches, descend, fit
+from training.loops.fit import Batches, autocast, descend, fit
 from training.loops.photos import linear_head, pretrained
 from training.loops.photos.features import BATCH, FeatureCache
 from training.loops.photos.linear_head import ChosenPenalty, loss_of
@@ -278,12 +278,11 @@ class LastBlocksRecipe(ClassifierRecipe):
         weights = trained.requires_grad_(True).parameters()
         super().__init__(network, torch.optim.AdamW(weights, weight_decay=config.weight_decay, fused=True), *data)
         self.config, self.device = config, torch.device(device)
-        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(self.device)
         self.augment = augmentation(network.sizes.image, bool(config.flip))
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Return the logits [N, classes] of uint8 images [N, C, S, S]."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+        with autocast(self.device):
             maps = self.network.maps(pixels)
         return self.network.classified(maps)
 
