@@ -258,7 +258,7 @@ def train(run: Run, recipe: TextRecipe, refit: bool = False) -> tuple[Any, Budge
     if best is None:
         return recipe.average.module, Budget(run.step, total=run.step)
     if run.step and not best.steps:
-        raise SystemExit("the training diverged: no validation loss was finite; use a lower --learning-rate")
+        raise SystemExit("the training diverged: no validation loss was finite; use a lower learning_rate")
     return best.network, Budget(int(best.steps), total=run.step)
 
 

@@ -18,7 +18,7 @@ from training.run import derive_seed
 
 TRUNCATED_SHARE = 0.4  # share of the windows whose past is cut to a random length, except for M4's own series
 M4_TRUNCATED_SHARE = 0.1
-SHARE_OPTIONS = "--hourly-share, --summed-share, --structural-share and --synthetic-share"
+SHARE_OPTIONS = "hourly_share, summed_share, structural_share and synthetic_share"
 SYNTHETIC_LENGTH = 700  # number of values of a synthetic series
 MISLABELLED_EVERY = 5  # every fifth synthetic series without a season is also used with each of the wrong seasons
 WEEKS_PER_YEAR = 365.25 / 7
