@@ -143,10 +143,10 @@ def _deduplicate(
             f"class {label}: none of its {count:,} files could be read" for label, count in sorted(unread.items())
         )
         skipped[:0] = unreadable  # at the beginning, so that these lines are printed
-    if listed.labels is None:
-        labels = torch.tensor([classes.index(files[index].labels[0]) for index in chosen], dtype=torch.int64)
-    else:
+    if listed.several:
         labels = torch.tensor([[label in files[index].labels for label in classes] for index in chosen])
+    else:
+        labels = torch.tensor([classes.index(files[index].labels[0]) for index in chosen], dtype=torch.int64)
     return ImageDataset(
         name,
         classes,

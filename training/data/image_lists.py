@@ -51,12 +51,12 @@ class ImageList:
 
     Attributes:
         images: the files, in a fixed order.
-        labels: the labels of a CSV file with several labels for each image; None if each image has one label.
+        several: whether an image may have any number of labels, instead of one.
         skipped: one line for each skipped file or row.
     """
 
     images: list[ListedImage]
-    labels: list[str] | None
+    several: bool
     skipped: list[str]
 
 
@@ -88,7 +88,7 @@ def list_images(path: Path, name: str = "") -> ImageList:
         raise DataError(f"{path} holds no files: put the images of each class into its own sub-folder")
     for label in sorted({label for image in images for label in image.labels}):
         _check_name(label, path)
-    return ImageList(images, None, skipped)
+    return ImageList(images, False, skipped)
 
 
 def _check_name(name: str, path: Path) -> None:
@@ -271,8 +271,7 @@ def _list_csv(path: Path) -> ImageList:
             images.append(ListedImage(path.parent / row[columns.path], tuple(sorted(labels)), PARTS.get(part, "")))
     if not images:
         raise DataError(f"{path} lists no images; expected rows of a path and a label")
-    named = sorted({*columns.flags.values(), *(label for image in images for label in image.labels)})
-    return ImageList(images, named if columns.flags or several else None, skipped)
+    return ImageList(images, several or bool(columns.flags), skipped)
 
 
 @dataclass(frozen=True)
