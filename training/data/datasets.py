@@ -236,8 +236,8 @@ def _download_images(name: str, path: Path) -> None:
             tensors[f"{part}_images"] = pixels.contiguous()
             tensors[f"{part}_labels"] = torch.as_tensor(dataset.targets, dtype=torch.int64)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, part := path.with_name(f"{path.name}.part"))
-    os.replace(part, path)
+    save_file(tensors, new := path.with_name(f"{path.name}.new"))
+    os.replace(new, path)
 
 
 def _file(name: str) -> Path:
