@@ -82,10 +82,10 @@ def install(name: str) -> Path:
     if not (home / "installed").exists():
         print(f"installing {name}", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", home], check=True)
-        (site,) = home.glob("lib/python*/site-packages")
-        (site / "quartet.pth").write_text(sysconfig.get_paths()["purelib"])
         subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[name].packages], check=True)
         (home / "installed").touch()
+    (site,) = home.glob("lib/python*/site-packages")
+    (site / "quartet.pth").write_text(sysconfig.get_paths()["purelib"])  # the packages of this environment
     return python
 
 
