@@ -11,9 +11,14 @@ import { textGenerationPanel } from "./panels/text_generation.js";
 
 const panels = [imageClassificationPanel(), textGenerationPanel(), forecastingPanel(), imageGenerationPanel()];
 
-async function start() {
+async function loadModels() {
   const { data } = await json(await send({ path: "v1/models" }));
   showModelCards(data);
+  return data;
+}
+
+async function start() {
+  const data = await loadModels();
   const served = data.filter((model) => model.state === "ready");
   const available = panels.filter((panel) => panel.setModels(served));
   for (const panel of panels) {
@@ -47,5 +52,5 @@ byId("key").addEventListener("submit", (event) => {
 for (const name of ["dragover", "drop"]) { // a file dropped beside a panel must not replace the page
   document.addEventListener(name, (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
 }
-manageVersions();
+manageVersions(() => setTimeout(loadModels, 2000)); // by default, the service reads the store every second
 startWithKey();

@@ -3,7 +3,8 @@
 import { json, send } from "./api.js";
 import { byId, createElement, formatNumber } from "./dom.js";
 
-export function manageVersions() {
+/** Call `onChange` after each change. */
+export function manageVersions(onChange) {
   const box = byId("manage"), [key, model, share] = ["key", "model", "share"].map((name) => byId(`manage-${name}`));
   const [form, choices, message, table] = ["form", "div", '[role="status"]', ".scroll"].map((part) => box.querySelector(part));
   const call = async (path, body) => json(await send({ path: `v1/admin/models${path}`, json: body, key: key.value.trim() }));
@@ -23,6 +24,7 @@ export function manageVersions() {
   /** Read or change the chosen model, and show its versions. */
   const show = (action = "", body = undefined) => run(async () => {
     const row = await call(`/${model.value}${action}`, body);
+    if (action) onChange();
     table.replaceChildren(comparison(row, () => Number(share.value), show));
     back.textContent = row.canary ? "End the canary" : `Roll back to version ${row.previous}`;
     back.hidden = !row.canary && row.previous === null;
