@@ -1,7 +1,7 @@
 """Take screenshots of the web page of a running service, in both themes, at the widths of a desktop and of a phone.
 
 python -m docs.pictures.page http://127.0.0.1:8000 shots     # writes shots/*.png; needs Chromium
-python -m docs.pictures.page http://127.0.0.1:8000           # writes docs/pictures/page.png, for docs/how-to/clients.md
+python -m docs.pictures.page http://127.0.0.1:8000           # writes docs/pictures/page.png, for the README
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(address: str, folder: str | None = None) -> None:
                     small = screenshot.resize(
                         (800, round(screenshot.height * 800 / screenshot.width)), Image.Resampling.LANCZOS
                     )
-                    small.quantize(128).save(PICTURE, optimize=True)
+                    small.convert("RGB").save(PICTURE, optimize=True)
                 page.close()
         browser.close()
 
