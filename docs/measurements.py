@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,15 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- written by make report: (\w+) -->\n).*?(<!-- end -->)", re.S)
 SERVING = "speed/serving"
+SERVERS = ("ours", "plain x2", "mosec", "mosec-x2", "litserve", "torchserve")
 PLAIN = "a FastAPI server without batching"
 
 HEAD = """# Measurements
 
 `make report` writes this page from the model cards and from the files in `benchmarks/results/`.
 
-Each table states its date. Speed and reliability before 1 December 2026 were measured with earlier code. Some of those
-commands have another form now: `benchmarks.speed.serving` is `benchmarks serving`, `benchmarks.accuracy.corruptions` is
-`benchmarks corruptions`, `training.evaluation.compare_forecasters` is `benchmarks forecasters`, and `--peers` is part of
-`--servers`.
+Each table states its date. Reliability before 1 December 2026 was measured with earlier code, and the other forecasters
+with `training.evaluation.compare_forecasters`, which is `benchmarks forecasters` now.
 
 ## Quality of the included models
 
@@ -63,18 +62,14 @@ SERVING_HEAD = """
 
 `FastAPI` is a server that calls the same networks directly in the request handler, without batching. The
 table shows requests per second, and the 99th percentile of the latency. Each figure is a median over rounds in which the
-servers take turns.
+servers take turns. Quartet has two workers. The clients ran on the same two cores.
 
 """
 PEERS_HEAD = """
 ## Other model servers
 
-Requests per second. Each server is configured as its documentation recommends; `benchmarks/peers/` has the code of
-mosec, LitServe and TorchServe. Columns with `x2` have two processes for each model. Quartet has two workers.
-
-"""
-SMALL_HEAD = """
-The next run measured other servers with the workshop's CNN.
+Requests per second of 64 clients in the same run. Each server is configured as its documentation recommends;
+`benchmarks/peers/` has the code of mosec, LitServe and TorchServe. `x2` means two processes for each model.
 
 """
 FORECASTERS_HEAD = """
@@ -193,21 +188,17 @@ def about(path: str) -> str:
     return f"`{content['command']}`, {content['date']}, {content['machine']}.\n\n"
 
 
-def by_server(path: str, *columns: str, callers: tuple[int, ...] = (1, 64)) -> str:
+def by_server(columns: Sequence[str], servers: Container[str], callers: Container[int]) -> str:
     """Return a table with a row for each kind of request and number of callers, and the columns of each server."""
     rows: dict[tuple[str, int], dict[str, str]] = {}
-    for source in load(path)["tables"]:
+    for source in load(SERVING)["tables"]:
         for values in source["rows"]:
             row = dict(zip(source["columns"], values, strict=True))
-            if {*columns, "CPU s/s"} <= row.keys() and row["callers"] in callers:
-                server = re.sub(r"^ours.*", "Quartet", re.sub(r"^plain", "FastAPI", row["server"]))
-                figures = {
-                    f"{server}{f', {column}' if columns[1:] else ''}": f"{row[column]:,.0f}" for column in columns
-                }
+            if {*columns, "callers"} <= row.keys() and row["server"] in servers and row["callers"] in callers:
+                name = row["server"].replace("ours", "Quartet").replace("plain", "FastAPI")
+                figures = {f"{name}, {column}": f"{row[column]:,.0f}" for column in columns}
                 rows.setdefault((source["title"], row["callers"]), {}).update(figures)
-    heads = sorted(
-        {head: 0 for row in rows.values() for head in row}, key=lambda head: head.partition(", ")[2] == "p99 ms"
-    )
+    heads = sorted({head: 0 for row in rows.values() for head in row}, key=lambda head: head.endswith("p99 ms"))
     lines = [[*key, *(row.get(head, "") for head in heads)] for key, row in rows.items()]
     return table(["request", "callers", *heads], lines, ["callers", *heads])
 
@@ -255,9 +246,8 @@ def page() -> str:
     """Return the text of docs/measurements.md."""
     return "".join([
         HEAD, quality(), ONE_THREAD, one_thread(),
-        SERVING_HEAD, about(SERVING), by_server(SERVING, "requests/s", "p99 ms"), "\n", start(),
-        PEERS_HEAD, about("speed/competitors"), by_server("speed/competitors", "requests/s", callers=(64,)),
-        SMALL_HEAD, about("speed/peers"), by_server("speed/peers", "requests/s"),
+        SERVING_HEAD, about(SERVING), by_server(["requests/s", "p99 ms"], ["ours", "plain"], [1, 64]), "\n", start(),
+        PEERS_HEAD, by_server(["requests/s"], SERVERS, [64]),
         CORRUPTIONS_HEAD, about("accuracy/corruptions"), corrupted(),
         FORECASTERS_HEAD, about("accuracy/forecasters"), forecasters(),
         RELIABILITY_HEAD, *reliability(),
