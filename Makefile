@@ -7,7 +7,9 @@ BIN := .venv/bin
 # TORCH is the build of PyTorch to install, such as cpu or cu128. If TORCH is empty, pip installs the default build.
 # .venv/torch stores the value, because packages that are installed later need the same build.
 TORCH ?= $(shell cat .venv/torch 2>/dev/null)
-INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
+# In a terminal, the installation shows its progress.
+QUIET := $(shell test -t 2 || echo -q)
+INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install $(QUIET) --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install $(QUIET))
 
 # One test process more than cores, because tests often wait for processes that they start.
 # OMP_WAIT_POLICY=passive: idle threads of one test do not occupy the cores that parallel tests need.
