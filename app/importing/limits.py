@@ -30,7 +30,7 @@ def run_limited(arguments: Sequence[str], seconds: float = IMPORT_SECONDS) -> in
     else:
         if status >= 0:
             return status
-        reason = f"was ended by {signal.Signals(-status).name}: the file may need too much memory"
+        reason = f"was ended by {signal.Signals(-status).name}: it may need too much memory, or divide integers by 0"
     print(f"error: the import {reason}", file=sys.stderr)
     return 1
 

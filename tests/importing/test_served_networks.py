@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 from PIL import Image
+from support import processes
 from support.imported.onnx_models import forest, linear_model, onnx_model, square_classifier
 from support.service import TEST, run_models_command, serving
+from support.waiting import wait_until
 from tritonclient import http as triton
 
+from app.server.system import can_fork
 from app.settings import Settings
 from app.store import Card, Store, StoreError
 from app.tasks import check_loading
@@ -391,3 +394,25 @@ def test_requests_of_several_rows_and_callers_equal_single_rows(
     parts = [each.get_result().as_numpy("y") for each in sent]
     server.close()
     np.testing.assert_allclose(np.concatenate(parts), rows @ matrix, atol=1e-5)
+
+
+@pytest.mark.skipif(not can_fork(), reason="workers need fork")
+def test_a_worker_that_a_division_ends_is_replaced(add: Import, store: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["integer"], to=TensorProto.INT64),
+        helper.make_node("Div", ["integer", "minus"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["y"], to=TensorProto.FLOAT),
+    ]
+    assert not add(onnx_model(nodes, {"x": ["n", 1]}, {"y": ["n", 1]}, {"minus": np.array([-1])}))
+    with processes.serving(store, log_level="error") as service:
+
+        def answer(x: float) -> httpx.Response:
+            tensor = {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [x]}
+            url = f"{service.url}/v2/models/net/infer"
+            return httpx.post(url, json={"inputs": [tensor]}, timeout=processes.TIMEOUT_SECONDS)
+
+        before = service.workers
+        with pytest.raises(httpx.RemoteProtocolError):
+            answer(-(2.0**63))
+        wait_until(lambda: len(service.workers) == 2 and service.workers != before)
+        assert answer(3.0).json()["outputs"][0]["data"] == [-3.0]

@@ -1,29 +1,25 @@
 """Check an ONNX file before ``onnxruntime`` reads it.
 
-The check rejects custom operators, loops, sparse tensors, functions that call each other too often, tensors that claim
-more values than the file holds, external data outside the folder of the model, and divisions that may overflow. Without
-this check, onnxruntime would read external data from any path, or even from an address in memory.
+The check rejects custom operators, loops, sparse tensors, tensors that claim more values than the file holds, and
+external data outside the folder of the model. Without this check, onnxruntime would read external data from any path,
+or even from an address in memory.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 NATIVE = ("com.microsoft", "com.ms.", "org.pytorch.")  # prefixes of domains with operators of onnxruntime
 LOOPS = ("Loop",)  # a Loop may run forever; a Scan ends, because its input has a fixed size
-DIVISIONS = ("Div", "Mod")
 _NAME = r"(?!\.)[^/\\*\x00-\x1f]+"
 FILE_NAME = re.compile(rf"{_NAME}(/{_NAME}){{0,4}}")
 MAX_NAME_BYTES = 200  # file systems allow 255
-MAX_NODES = 20_000  # after each call of a function is replaced by its nodes; onnxruntime reads them in 10 s
 VALUES_PER_BYTE = 4  # largest number of values in a byte, reached by types with 2 bits
-SMALL_BYTES = 1024  # constants up to this size may be shapes, which the inference of types reads
 
 
 @dataclass
@@ -67,9 +63,7 @@ def check_onnx(content: bytes) -> OnnxContent:
                 raise ValueError(f"operator {node.op_type!r} is not allowed: it may run forever")
         for tensor in _tensors(body):
             _check_tensor(tensor, result)
-    _check_calls(model)
     result.unshaped = [each.name for each in model.graph.input if not each.type.tensor_type.HasField("shape")]
-    _check_divisions(model)
     return result
 
 
@@ -79,11 +73,7 @@ def _bodies(*roots: Any) -> Iterator[Any]:
     while bodies:
         yield (body := bodies.pop())
         for attribute in _attributes(body):
-            bodies += _graphs(attribute)
-
-
-def _graphs(attribute: Any) -> list[Any]:
-    return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+            bodies += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
 def _attributes(body: Any) -> Iterator[Any]:
@@ -126,75 +116,3 @@ def _check_tensor(tensor: Any, result: OnnxContent) -> None:
         result.external[location] = max(result.external.get(location, 0), int(start) + available)
     if count > VALUES_PER_BYTE * available or min(tensor.dims, default=0) < 0:
         raise ValueError(f"a tensor claims {count:,} values; the file holds {available:,} bytes of it")
-
-
-def _check_calls(model: Any) -> None:
-    """Raise ValueError if functions call each other so often that onnxruntime would never finish reading the model."""
-    functions = {(function.domain, function.name): function for function in model.functions}
-
-    @cache
-    def size(key: tuple[str, str]) -> int:
-        return nodes(functions[key]) if key in functions else 0
-
-    def nodes(root: Any) -> int:
-        calls = ((node.domain, node.op_type) for body in _bodies(root) for node in body.node)
-        return sum(1 + size(call) for call in calls)
-
-    try:
-        total = nodes(model.graph)
-    except RecursionError:  # a function calls itself
-        total = MAX_NODES + 1
-    if functions and total > MAX_NODES:
-        raise ValueError(f"with all calls of functions, the model has more than {MAX_NODES:,} nodes")
-
-
-def _check_divisions(model: Any) -> None:
-    """Raise ValueError if a division of integers may overflow. Changes the model.
-
-    If a network divides the smallest integer by -1, the processor raises an exception that ends the process.
-    onnxruntime does not check for this. So integers may only be divided by constants other than -1.
-    """
-    from onnx import inliner, shape_inference
-
-    bodies = list(_bodies(model.graph, *model.functions))
-    if not any(node.op_type in DIVISIONS for body in bodies for node in body.node):
-        return
-    for body in bodies:
-        for tensor in _tensors(body):
-            if tensor.ByteSize() > SMALL_BYTES:
-                tensor.ClearField("raw_data")
-    if model.functions:
-        model = inliner.inline_local_functions(model)
-    _check_graph(shape_inference.infer_shapes(model).graph, {}, {})
-
-
-def _check_graph(graph: Any, outer_types: Mapping[str, int], outer_constants: Mapping[str, Any]) -> None:
-    """Check the divisions in a graph. The types and the constants of the graphs around it are known by name."""
-    from onnx import TensorProto
-
-    own = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)}
-    types = {**outer_types, **own}
-    made = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
-    constants = {name: tensor for name, tensor in outer_constants.items() if name not in made}
-    constants |= {tensor.name: tensor for tensor in graph.initializer}
-    constants |= {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
-    floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    for node in graph.node:
-        is_float = types.get(node.output[0]) in floats
-        if node.op_type in DIVISIONS and not is_float and not _is_safe_divisor(constants.get(node.input[1])):
-            raise ValueError(
-                f"operator {node.op_type!r} with the result {node.output[0]!r} divides integers by a value that is not "
-                "a constant, or is -1; divide floats, or divide by a constant"
-            )
-        for attribute in node.attribute:
-            for inner in _graphs(attribute):
-                _check_graph(inner, types, constants)
-
-
-def _is_safe_divisor(tensor: Any) -> bool:
-    from onnx import numpy_helper
-
-    try:
-        return tensor is not None and bool((numpy_helper.to_array(tensor) != -1).all())
-    except (TypeError, ValueError):  # it has no values in the file
-        return False

@@ -84,15 +84,6 @@ def function_model(domain: str, *functions: list[NodeProto]) -> ModelProto:
     return model
 
 
-def calling(count: int) -> ModelProto:
-    """Return a model of ``count`` functions, each of which calls the next one twice."""
-    calls = [
-        [helper.make_node(f"F{i}", [start], [end], domain="own") for start, end in (("x", "half"), ("half", "y"))]
-        for i in range(1, count)
-    ]
-    return function_model("own", *calls, [helper.make_node("Neg", ["x"], ["y"])])
-
-
 def message(number: int, content: bytes) -> bytes:
     """Return a field of a protocol buffer that is a text or a message."""
     length, size = len(content), b""
