@@ -80,8 +80,6 @@ def _examined(runner: OnnxRunner, description: Description) -> dict[str, Any]:
     """Return the part of the card that depends on the content of the file."""
     if not runner.inputs:
         raise BadModel("the model should have at least one tensor as input")
-    if unshaped := [name for name in runner.inputs if name in runner.content.unshaped]:
-        raise BadModel(f"input {unshaped[0]!r} has no shape; state it in the file")
     shapes, size = {name: tensor.shape for name, tensor in runner.inputs.items()}, None
     if description.task == "classify":
         size = description.options.get("size")

@@ -11,8 +11,6 @@ from torch.utils import _pytree
 from app.exporting.files import ExportRefused, check_outputs, to_model
 from app.importing.files import BadModel
 
-EXTERNAL_BYTES = 2**30  # from this size on, the weights are external data, because an ONNX file has at most 2 GiB
-
 
 def convert(path: Path, folder: Path) -> Path:
     """Write a ``.pt2`` file as an ONNX file with the same inputs and outputs, and return its path.
@@ -35,8 +33,7 @@ def convert(path: Path, folder: Path) -> Path:
         except Exception as error:
             raise BadModel(f"torch cannot convert {path.name} to ONNX: {_cause(error)}") from None
         target = folder / f"{path.stem}.onnx"
-        external = sum(tensor.nbytes for tensor in program.state_dict.values()) > EXTERNAL_BYTES
-        model.save(target, external_data=external)
+        model.save(target)  # writes large weights as external data, because an ONNX file has at most 2 GiB
         if program.example_inputs:
             args, kwargs = program.example_inputs
             with torch.inference_mode():

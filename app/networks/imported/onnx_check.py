@@ -29,12 +29,10 @@ class OnnxContent:
     Attributes:
         external: the name of each file with external data, and the size in bytes that it must have.
         low_precision: whether a tensor in the file or in its external data is float16 or bfloat16.
-        unshaped: the inputs whose shapes are not in the file. onnxruntime takes them for scalars.
     """
 
     external: dict[str, int] = field(default_factory=dict)
     low_precision: bool = False
-    unshaped: list[str] = field(default_factory=list)
 
 
 def check_onnx(content: bytes) -> OnnxContent:
@@ -63,7 +61,9 @@ def check_onnx(content: bytes) -> OnnxContent:
                 raise ValueError(f"operator {node.op_type!r} is not allowed: it may run forever")
         for tensor in _tensors(body):
             _check_tensor(tensor, result)
-    result.unshaped = [each.name for each in model.graph.input if not each.type.tensor_type.HasField("shape")]
+    for each in model.graph.input:
+        if each.type.HasField("tensor_type") and not each.type.tensor_type.HasField("shape"):
+            raise ValueError(f"input {each.name!r} has no shape; state it in the file")  # onnxruntime assumes a scalar
     return result
 
 
