@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from app.networks.rnn import merge_norm
+from app.networks.linear import merge_norm
 from app.networks.series_reader import CHANNELS, ForecasterSizes, NetworkInputs, Reader
 
 QUANTILES = (0.025, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975)

@@ -8,16 +8,14 @@ multiplies its outputs. This gate is SiLU; that of Griffin is GELU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from app.networks.rnn import Packed, merge_norm, packable
+from app.networks.linear import linear, merge_norm, packable
 
 KERNEL = 4  # characters; width of the convolution
 MAX_TIMESCALE = 128  # characters; longest timescale on which the initial gates forget
@@ -98,26 +96,14 @@ class GatedBlock(nn.Module):
         width = x.shape[-1]
         gate, inputs, output_gates = self.read(self.norm(x)).split(self.split, dim=-1)
         extended = torch.cat([state[:, 1:], inputs[..., :width].to(x.dtype)], dim=1)
-        recurrent = convolve(extended, self.kernel, x.shape[1])
+        recurrent = extended[:, : x.shape[1]] * self.kernel[0]  # a causal depthwise convolution
+        for offset in range(1, KERNEL):
+            recurrent = torch.addcmul(recurrent, extended[:, offset : offset + x.shape[1]], self.kernel[offset])
         states = LinearRecurrence.apply(recurrent, gate.to(x.dtype).sigmoid(), state[:, 0])
         outputs = torch.cat([states.to(inputs.dtype), inputs[..., width:]], dim=-1) * F.silu(output_gates)
-        return x + self.dropout(self.write(outputs)), next_state(states, extended)
-
-
-def convolve(extended: Tensor, kernel: Tensor | Sequence[Tensor], count: int) -> Tensor:
-    """Return the causal depthwise convolution [N, count, width] of the inputs of ``count`` characters.
-
-    ``extended`` [N, KERNEL - 1 + count, width] also has, at its beginning, the inputs of KERNEL - 1 earlier characters.
-    """
-    result = extended[:, :count] * kernel[0]
-    for offset in range(1, KERNEL):
-        result = torch.addcmul(result, extended[:, offset : offset + count], kernel[offset])
-    return result
-
-
-def next_state(states: Tensor, extended: Tensor) -> Tensor:
-    """Return the next state [N, KERNEL, width]: the recurrent state, then the last inputs of the convolution."""
-    return torch.cat([states[:, -1:], extended[:, 1 - KERNEL :]], dim=1)
+        # The next state is the recurrent state, and the last inputs of the convolution.
+        after = torch.cat([states[:, -1:], extended[:, 1 - KERNEL :]], dim=1)
+        return x + self.dropout(self.write(outputs)), after
 
 
 class GatedRNN(nn.Module):
@@ -168,12 +154,12 @@ class GatedSteps:
         for block in network.blocks:
             assert isinstance(block, GatedBlock)
             self.split = block.split
-            read = _product(*merge_norm(block.norm, block.read.weight, block.read.bias), pack)
-            write = _product(block.write.weight, block.write.bias, pack)
+            read = linear(*merge_norm(block.norm, block.read.weight, block.read.bias), pack)
+            write = linear(block.write.weight, block.write.bias, pack)
             self.blocks.append((read, block.kernel.detach(), block.kernel.detach()[1:].flip(0), write))
         with torch.inference_mode():
             self.table = self.blocks[0][0](self._normalise(self.embedding))  # [vocabulary, (3 + 2 expansion) hidden]
-        self.head = _product(*merge_norm(network.norm, network.head.weight, network.head.bias), pack)
+        self.head = linear(*merge_norm(network.norm, network.head.weight, network.head.bias), pack)
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Read one character of each of N texts: characters [N], state [N, layers, KERNEL, hidden].
@@ -225,7 +211,3 @@ class GatedSteps:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits [N, vocabulary] of the next character, given hidden values [N, hidden] from ``read``."""
         return self.head(hidden)
-
-
-def _product(weight: Tensor, bias: Tensor, pack: bool) -> Any:
-    return Packed(weight, bias, "none") if pack else partial(F.linear, weight=weight, bias=bias)
