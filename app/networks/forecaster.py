@@ -93,15 +93,12 @@ class CombinedMembers:
         first = members[0]
         self.hidden = first.lstm.hidden_size
         self.embed = _stacked(_weights(member.embed) for member in members)
-        self.layers = [
-            (
-                _stacked(_input_weights(member.lstm, i) for member in members),
-                torch.stack(
-                    [_recurrent_weights(member.lstm, i) for member in members]
-                ).detach(),  # [M, hidden, 4 hidden]
-            )
-            for i in range(first.lstm.num_layers)
-        ]
+        self.layers = []
+        for layer in range(first.lstm.num_layers):
+            weights = [member.lstm.all_weights[layer] for member in members]
+            read = _stacked((_cell_input_last(own), _cell_input_last(a + b)) for own, _, a, b in weights)
+            recurrent = torch.stack([_cell_input_last(own).t() for _, own, _, _ in weights])
+            self.layers.append((read, recurrent.detach()))  # recurrent: [M, hidden, 4 hidden]
         self.summary = _stacked(merge_norm(member.norm, *_weights(member.summary)) for member in members)
         self.local = _stacked(_weights(member.local) for member in members)
         self.middle = _stacked(_weights(member.middle) for member in members)
@@ -165,15 +162,6 @@ def _head_weights(member: Member) -> tuple[Tensor, Tensor]:
     """Return the weights of both last layers, which are computed as one layer."""
     heads = [layer for layer in (member.head, member.mix) if layer is not None]
     return torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
-
-
-def _input_weights(lstm: nn.LSTM, layer: int) -> tuple[Tensor, Tensor]:
-    weight, _, bias, recurrent_bias = lstm.all_weights[layer]
-    return _cell_input_last(weight), _cell_input_last(bias + recurrent_bias)
-
-
-def _recurrent_weights(lstm: nn.LSTM, layer: int) -> Tensor:
-    return _cell_input_last(lstm.all_weights[layer][1]).t().contiguous()
 
 
 def _cell_input_last(gates: Tensor) -> Tensor:
