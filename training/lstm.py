@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.series_reader import ForecasterSizes
-from app.tasks.forecasting import GlobalForecaster, WindowForecaster
+from app.tasks.forecasting import GlobalForecaster, QuantileForecast, WindowForecaster
 from training import cards, refit
 from training.configs.series import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
 from training.data import datasets
@@ -212,9 +212,9 @@ class Forecasts:
         start, end: the positions of the first forecast value and after the last.
         actual: the actual values [end - start].
         noiseless: the values without noise [end - start].
-        items: the items for the free-running forecasts. Their origins, the positions of the first forecast values, are
-            start, start + 1, ..., end - 50.
-        free_running: forecasts of 50 steps [origins, 50]. Each continues from its own forecasts.
+        quantiles: forecasts of 50 steps. Each continues from its own forecasts. Their origins, the positions of the
+            first forecast values, are start, start + 1, ..., end - 50.
+        free_running: the means [origins, 50] of these forecasts.
     """
 
     def __init__(self, forecaster: WindowForecaster, validation: int = 0, seed: int = 0) -> None:
@@ -226,21 +226,21 @@ class Forecasts:
             values.numpy()[self.start : self.end] for values in (self.series.values, self.series.noiseless)
         )
 
-    def _items(self, horizon: int) -> list[Any]:
-        values = self.series.values.tolist()
-        return [self.forecaster.parse(values[:at], horizon) for at in range(self.start, self.end - horizon + 1)]
+    def _predict(self, horizon: int) -> list[QuantileForecast]:
+        values, origins = self.series.values.tolist(), range(self.start, self.end - horizon + 1)
+        return self.forecaster.predict([self.forecaster.parse(values[:at], horizon) for at in origins])
 
     def one_step(self) -> np.ndarray:
         """Return one-step forecasts [end - start]. Each forecast reads all values before its own position."""
-        return np.concatenate(self.forecaster.predict(self._items(1)))
+        return np.concatenate([forecast.mean for forecast in self._predict(1)])
 
     @cached_property
-    def items(self) -> list[Any]:
-        return self._items(FREE_RUNNING_STEPS)
+    def quantiles(self) -> list[QuantileForecast]:
+        return self._predict(FREE_RUNNING_STEPS)
 
     @cached_property
     def free_running(self) -> np.ndarray:
-        return np.stack(self.forecaster.predict(self.items))
+        return np.stack([forecast.mean for forecast in self.quantiles])
 
     def residuals(self) -> list[float]:
         """Return 50 root mean squared errors, one for each number of steps ahead, divided by the network's scale."""
@@ -255,9 +255,9 @@ class Forecasts:
                 f"sine, from value {self.start + at + 1}",
                 self.series.values.numpy()[: self.start + at],
                 self.actual[at : at + FREE_RUNNING_STEPS],
-                self.forecaster.forecast(self.items[at], self.free_running[at]),
+                self.quantiles[at],
             )
-            for at in range(0, len(self.items), FREE_RUNNING_STEPS)
+            for at in range(0, len(self.quantiles), FREE_RUNNING_STEPS)
         ]
 
 
@@ -277,7 +277,8 @@ def evaluate_sine(forecasts: Forecasts) -> dict[str, Any]:
     fresh = [Forecasts(forecaster, 0 if is_test else count, seed) for seed in range(1, 51)]
     fresh_error = np.mean([np.mean((each.one_step() - each.actual) ** 2) for each in fresh])
     future, noiseless = windows(forecasts.actual), windows(forecasts.noiseless)
-    inside = np.abs(forecasts.free_running - future) <= forecaster.half_widths(forecasts.items[0], 95)
+    lower, upper = forecasts.quantiles[0].interval(95)
+    inside = np.abs(forecasts.free_running - future) <= (upper - lower) / 2
     return {
         "one_step_mse": metric(error, split, interval=intervals.bootstrap(errors)),
         "one_step_mse_over_noise": metric(error / noise**2, f"{split}; noise variance 0.04", 3),

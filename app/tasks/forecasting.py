@@ -183,72 +183,13 @@ def read_values(values: Sequence[float | None], minimum: int, model: str, param:
     return series, known
 
 
-def read_window(
-    values: Sequence[float | None],
-    horizon: int,
-    model: str,
-    param: str,
-    context: int,
-    traits: SeriesTraits,
-    seasonality: int | None = None,
-    covariates: np.ndarray | None = None,
-) -> SeriesWindow:
-    """Prepare the last ``context`` values of a series for a network that forecasts any series.
-
-    Missing values at the end are forecast. Missing values between known values are filled. Outliers count as missing. A
-    season is ignored if it is not shorter than the series, or longer than ``context``. Only the last ``MAX_READ``
-    values are used, unless all of these are missing.
-
-    Args:
-        values: None marks a missing value.
-        horizon: steps to forecast.
-        model, param: names of the model and of the series in error messages.
-        traits: properties of the series that the network was trained on.
-        seasonality: values per season. If it is None, ``traits.season`` is used or, if that is None, a detected season.
-        covariates: finite values [T + horizon, K] of the columns in ``traits.known``, or None if there are none.
-
-    Raises:
-        BadValue: the series is too short or has no value, or the season is too long.
-    """
-    ignored = max(0, len(values) - MAX_READ)
-    if ignored and not np.isnan(np.array(values[ignored:], dtype=np.float64)).all():
-        values, covariates = values[ignored:], None if covariates is None else covariates[ignored:]
-    series, known = read_values(values, MIN_VALUES, model, param)
-    if seasonality is not None and seasonality > MAX_SEASON:
-        raise BadValue(
-            f"seasonality is {quote_value(seasonality)}; {model} takes seasons of up to {MAX_SEASON} values",
-            "seasonality",
-        )
-    series = series[known[0] : known[-1] + 1]  # begins and ends with a known value
-    gap = len(values) - 1 - int(known[-1])
-    series[_outliers(series)] = np.nan
-    seasonality = traits.season if seasonality is None else seasonality
-    season = detect_season(fill_missing(series, 1)) if seasonality is None else seasonality
-    if season >= len(series) or season > context:
-        season = 1
-    actual = series[~np.isnan(series)]
-    non_negative = traits.non_negative and bool(actual.min() >= 0)
-    integer = traits.integer and bool((actual % 1 == 0).all())
-    window = np.full(context, np.nan)
-    inputs = None if covariates is None else covariates[int(known[0]) :]
-    series, added = _without_effects(series, traits, season, inputs, gap, horizon)
-    series = series[-context:]
-    window[context - len(series) :] = series
-    if gap > MAX_GAP:  # shorten by whole seasons, because the forecast hardly changes that far ahead
-        gap = MAX_GAP - (MAX_GAP - gap) % season
-    return SeriesWindow(window, season, gap + horizon, gap, added, non_negative, integer)
-
-
 class SeriesPredictor(BatchPredictor):
     """The steps before and after ``predict`` that all predictors for series share.
 
-    Attributes:
-        parse: method ``(values, horizon, param, seasonality, covariates)`` that prepares a series. Raises BadValue.
-        forecast: method ``(item, result)`` that returns the ``QuantileForecast`` of an item.
+    The method ``parse(values, horizon, param, seasonality, covariates)`` prepares a series. It raises BadValue.
     """
 
     parse: Callable[..., Any]
-    forecast: Callable[[Any, Any], QuantileForecast]
 
     def prepare(self, job: ForecastJob) -> list[Any]:
         """Return one item for each series. Raises BadValue if the model cannot read a series or its covariates."""
@@ -262,11 +203,10 @@ class SeriesPredictor(BatchPredictor):
             for i, values in enumerate(job.series)
         ]
 
-    def finish(self, job: ForecastJob, items: Sequence[Any], outputs: Sequence[Any]) -> ForecastAnswer:
+    def finish(self, job: ForecastJob, items: Sequence[Any], outputs: Sequence[QuantileForecast]) -> ForecastAnswer:
         """Return the answer, given the result of ``predict`` for each item."""
         forecasts = []
-        for item, output in zip(items, outputs, strict=True):
-            forecast = self.forecast(item, output)
+        for forecast in outputs:
             if job.integer:
                 forecast = forecast.rounded()
             bounds = {level: forecast.interval(level) for level in job.levels}
@@ -282,7 +222,6 @@ class GlobalForecaster(SeriesPredictor):
         self.device = device
         self.network = version.network().to(device)
         self.network.combine()
-        self.minimum = MIN_VALUES
 
     def parse(
         self,
@@ -292,10 +231,52 @@ class GlobalForecaster(SeriesPredictor):
         seasonality: int | None = None,
         covariates: np.ndarray | None = None,
     ) -> SeriesWindow:
-        """Prepare a series for ``predict`` with ``read_window``."""
-        traits = self.card.series or SeriesTraits(season=None)
+        """Prepare the last values of a series for ``predict``.
+
+        Missing values at the end are forecast. Missing values between known values are filled. Outliers count as
+        missing. A season is ignored if it is not shorter than the series, or longer than the network's context. Only
+        the last ``MAX_READ`` values are used, unless all of these are missing.
+
+        Args:
+            values: None marks a missing value.
+            horizon: steps to forecast.
+            param: name of the series in error messages.
+            seasonality: values per season. If it is None, the season on the card is used or, without one, a detected
+                season.
+            covariates: finite values [T + horizon, K] of the known covariates on the card, or None if there are none.
+
+        Raises:
+            BadValue: the series is too short or has no value, or the season is too long.
+        """
+        traits, model = self.card.series or SeriesTraits(season=None), self.card.name
         context = self.network.sizes.context
-        return read_window(values, horizon, self.card.name, param, context, traits, seasonality, covariates)
+        ignored = max(0, len(values) - MAX_READ)
+        if ignored and not np.isnan(np.array(values[ignored:], dtype=np.float64)).all():
+            values, covariates = values[ignored:], None if covariates is None else covariates[ignored:]
+        series, known = read_values(values, MIN_VALUES, model, param)
+        if seasonality is not None and seasonality > MAX_SEASON:
+            raise BadValue(
+                f"seasonality is {quote_value(seasonality)}; {model} takes seasons of up to {MAX_SEASON} values",
+                "seasonality",
+            )
+        series = series[known[0] : known[-1] + 1]  # begins and ends with a known value
+        gap = len(values) - 1 - int(known[-1])
+        series[_outliers(series)] = np.nan
+        seasonality = traits.season if seasonality is None else seasonality
+        season = detect_season(fill_missing(series, 1)) if seasonality is None else seasonality
+        if season >= len(series) or season > context:
+            season = 1
+        actual = series[~np.isnan(series)]
+        non_negative = traits.non_negative and bool(actual.min() >= 0)
+        integer = traits.integer and bool((actual % 1 == 0).all())
+        window = np.full(context, np.nan)
+        inputs = None if covariates is None else covariates[int(known[0]) :]
+        series, added = _without_effects(series, traits, season, inputs, gap, horizon)
+        series = series[-context:]
+        window[context - len(series) :] = series
+        if gap > MAX_GAP:  # shorten by whole seasons, because the forecast hardly changes that far ahead
+            gap = MAX_GAP - (MAX_GAP - gap) % season
+        return SeriesWindow(window, season, gap + horizon, gap, added, non_negative, integer)
 
     def predict(self, items: Sequence[SeriesWindow]) -> list[QuantileForecast]:
         """Forecast series of any lengths, seasons and horizons in one batch."""
@@ -316,10 +297,6 @@ class GlobalForecaster(SeriesPredictor):
         mean, median = (like_series(x, item.non_negative) for x in (mean, median))
         forecast = QuantileForecast(mean, median, SCORES, quantiles, item.season, item.non_negative)
         return forecast.rounded() if item.integer else forecast
-
-    def forecast(self, item: SeriesWindow, result: QuantileForecast) -> QuantileForecast:
-        """Return the result of ``predict`` for an item, which is a QuantileForecast already."""
-        return result
 
     def seconds(self, items: Sequence[SeriesWindow]) -> float:
         """Return the expected seconds of a batch. The longest forecast decides how often the network runs."""
@@ -419,8 +396,8 @@ class WindowForecaster(SeriesPredictor):
         unit = series / largest
         return float(unit.mean() * largest), float(unit.std(ddof=1) * largest)
 
-    def predict(self, items: Sequence[ScaledSeries]) -> list[np.ndarray]:
-        """Return the mean [horizon] of each forecast. The mean equals the median: errors are assumed symmetric."""
+    def predict(self, items: Sequence[ScaledSeries]) -> list[QuantileForecast]:
+        """Return one forecast per item. Errors are assumed to be normal, so the mean equals the median."""
         with torch.inference_mode():
             location = np.array([item.location for item in items])
             scale = np.array([item.scale for item in items])
@@ -429,23 +406,19 @@ class WindowForecaster(SeriesPredictor):
             inputs = torch.from_numpy(windows).float().to(self.device)
             standardised = self.network(inputs, max(item.horizon for item in items))
         check_finite(float(standardised.double().sum()), "forecasts")
-        forecasts = standardised.double().cpu().numpy() * scale[:, None] + location[:, None]
-        return [forecast[: item.horizon] for forecast, item in zip(forecasts, items, strict=True)]
+        means = standardised.double().cpu().numpy() * scale[:, None] + location[:, None]
+        return [self._forecast(item, mean[: item.horizon]) for item, mean in zip(items, means, strict=True)]
 
-    def half_widths(self, item: ScaledSeries, level: float) -> np.ndarray:
-        """Return half the width [horizon] of the interval that contains ``level`` % of the probability.
-
-        After the last measured step, errors grow with the square root of the number of steps, as for a random walk.
-        """
-        return -NORMAL.inv_cdf(0.5 - level / 200) * self._deviation(item)
-
-    def forecast(self, item: ScaledSeries, mean: np.ndarray) -> QuantileForecast:
-        """Convert the result of ``predict`` for an item into a QuantileForecast. Errors are assumed to be normal."""
+    def _forecast(self, item: ScaledSeries, mean: np.ndarray) -> QuantileForecast:
         deviation = self._deviation(item)
         quantiles = np.stack([mean - deviation, mean, mean + deviation], axis=1)
         return QuantileForecast(mean, mean, NORMAL_SCORES, quantiles)
 
     def _deviation(self, item: ScaledSeries) -> np.ndarray:
+        """Return the standard deviation of each error [horizon].
+
+        After the last measured step, errors grow with the square root of the number of steps, as for a random walk.
+        """
         measured = len(self.residuals)
         steps = np.arange(1, item.horizon + 1)
         deviation = self.residuals[np.minimum(steps, measured) - 1] * np.sqrt(np.maximum(1.0, steps / measured))
@@ -462,7 +435,6 @@ class WindowForecaster(SeriesPredictor):
 
 
 AnyForecaster = GlobalForecaster | WindowForecaster
-WINDOW_NETWORKS = (SeriesLSTM,)  # networks for one kind of series; all others forecast any series
 
 
 def load_forecaster(version: Version, device: torch.device) -> AnyForecaster:
@@ -473,4 +445,4 @@ def load_forecaster(version: Version, device: torch.device) -> AnyForecaster:
 def is_windowed(card: Card) -> bool:
     """Return whether the network of a card forecasts only one kind of series."""
     kind = KINDS.get(card.kind)
-    return kind is not None and issubclass(kind.network, WINDOW_NETWORKS)
+    return kind is not None and issubclass(kind.network, SeriesLSTM)

@@ -44,10 +44,10 @@ def test_a_batch_of_mixed_series_equals_single_series(forecaster: WindowForecast
     generator = np.random.default_rng(0)
     items = [forecaster.parse((generator.normal(size=20) * 10.0**i).tolist(), 1 + 3 * i) for i in range(6)]
     for item, together in zip(items, forecaster.predict(items), strict=True):
-        (alone,) = forecaster.predict([item])
-        assert len(together) == item.horizon
+        alone = forecaster.predict([item])[0].mean
+        assert len(together.mean) == item.horizon
         tolerance = 1e-6 * np.abs(alone).max()  # rounding differs between processors
-        assert np.allclose(alone, together, rtol=0, atol=tolerance)
+        assert np.allclose(alone, together.mean, rtol=0, atol=tolerance)
 
 
 def test_a_network_recognises_series_like_its_training_series() -> None:
@@ -70,16 +70,16 @@ def test_shift_and_scale_of_an_unknown_series_shift_and_scale_its_forecast(
     values = 1e3 * np.random.default_rng(1).normal(size=30)
     (plain,) = forecaster.predict([forecaster.parse(values.tolist(), 5)])
     (moved,) = forecaster.predict([forecaster.parse((values * factor + shift).tolist(), 5)])
-    assert (moved - shift) / factor == pytest.approx(plain, rel=1e-4)
+    assert (moved.mean - shift) / factor == pytest.approx(plain.mean, rel=1e-4)
 
 
 def test_intervals_never_narrow_and_grow_beyond_the_measured_steps(forecaster: WindowForecaster) -> None:
     item = forecaster.parse([0.0, 1.0] * 10, 12)
-    widths = forecaster.half_widths(item, 95)
+    (forecast,) = forecaster.predict([item])
+    widths, nearly_all = (forecast.interval(level)[1] - forecast.mean for level in (95, 99.99999999999999))
     assert widths[:3] == pytest.approx(1.96 * np.array([0.1, 0.2, 0.3]) * item.scale, rel=1e-3)
     assert widths[11] == pytest.approx(widths[2] * 2)
     assert (np.diff(widths) >= 0).all()
-    nearly_all = forecaster.half_widths(item, 99.99999999999999)
     assert np.isfinite(nearly_all).all()
     assert (nearly_all > widths).all()
 
