@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import warnings
 import zlib
@@ -27,7 +28,8 @@ MAX_STRIPS = 16_384  # strips or tiles of a TIFF; Pillow holds the GIL for about
 MAX_STRIP_PIXELS = 2**24  # pixels of a strip or tile of a TIFF, which takes memory in addition to the image
 MAX_SCANS = 100  # limit for progressive JPEGs, because each scan decodes the whole image
 MAX_SEGMENTS = 10_000  # of a JPEG; reading more of them would take longer than 10 ms
-SCAN, END = 0xDA, 0xD9  # JPEG markers (ITU-T T.81) of the start of a scan and the end of the image
+SCAN, END = b"\xff\xda", b"\xff\xd9"  # JPEG markers (ITU-T T.81) of the start of a scan and the end of the image
+MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # without those that libjpeg skips or that have no length
 UPRIGHT = {  # the operation that undoes each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -135,7 +137,7 @@ class ImageDecoder:
                 return torch.from_numpy(image.transpose(2, 0, 1).copy())
             image = _as_image(image)
         try:
-            small = self._flatten(self._shrink(image))
+            small = _flatten(self._shrink(image), "RGB" if self.channels == 3 else "L")
         except MemoryError:
             raise _out_of_memory(param) from None
         except Exception as error:
@@ -188,16 +190,6 @@ class ImageDecoder:
         left, top = starts
         right, bottom = (start + self.side * scale for start, scale in zip(starts, scales, strict=True))
         return left, top, min(right, width), min(bottom, height)
-
-    def _flatten(self, image: Image.Image) -> Image.Image:
-        """Convert an image to RGB or grey, with white behind transparent parts."""
-        if image.mode == "LAB":
-            image = image.convert("RGB")  # Pillow cannot convert it to grey directly
-        if image.mode in ("RGBA", "LA", "La", "RGBa"):
-            image = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        mode = "RGB" if self.channels == 3 else "L"
-        return image if image.mode == mode else image.convert(mode)
 
 
 def pixel_count(image: OpenedImage) -> int:
@@ -345,25 +337,20 @@ def _scans(content: bytes) -> int:
     more than MAX_SEGMENTS segments, all markers count.
     """
     values = np.frombuffer(content, np.uint8)
-    bands = [(start, values[start : start + BAND + 1]) for start in range(0, len(values), BAND)]
-    total = sum(int(np.count_nonzero((band[:-1] == 0xFF) & (band[1:] == SCAN))) for _, band in bands)
+    bands = [values[start : start + BAND + 1] for start in range(0, len(values), BAND)]
+    total = sum(int(np.count_nonzero((band[:-1] == SCAN[0]) & (band[1:] == SCAN[1]))) for band in bands)
     if total <= MAX_SCANS:
         return total
-    scans = segments = position = 0
-    for start, band in bands:
-        kinds = band[1:]  # libjpeg skips the markers below 0xC0 and those of restarts, 0xD0 to 0xD7, without a length
-        is_marker = (band[:-1] == 0xFF) & (kinds >= 0xC0) & (kinds & 0xF8 != 0xD0) & (kinds != 0xFF)
-        markers = start + np.flatnonzero(is_marker)
-        while (at := int(np.searchsorted(markers, position))) < len(markers):
-            position = int(markers[at]) + 2
-            kind = content[position - 1]
-            segments += 1
-            if kind == END or segments > MAX_SEGMENTS:
-                return scans if kind == END else total
-            scans += kind == SCAN
-            if position > 2:  # the first marker, of the start of the image, has no segment
-                position += max(2, int.from_bytes(content[position : position + 2], "big"))
-    return scans
+    scans = position = 0
+    for _ in range(MAX_SEGMENTS):
+        marker = MARKER.search(content, position)
+        if marker is None or marker[0] == END:
+            return scans
+        scans += marker[0] == SCAN
+        position = marker.end()
+        if position > 2:  # the first marker, of the start of the image, has no segment
+            position += max(2, int.from_bytes(content[position : position + 2]))
+    return total
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -385,6 +372,16 @@ def _in_bytes(image: Image.Image) -> Image.Image:
     if image.info.get("transparency") is not None and image.mode in ("L", "RGB"):
         image = image.convert("LA" if image.mode == "L" else "RGBA")
     return image
+
+
+def _flatten(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image to the mode "RGB" or "L", with white behind transparent parts."""
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # Pillow cannot convert it to grey directly
+    if image.mode in ("RGBA", "LA", "La", "RGBa"):
+        image = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _grey_in_bytes(image: Image.Image) -> Image.Image:
@@ -420,19 +417,10 @@ def _overlay(image: Image.Image, heat: np.ndarray) -> bytes:
         shade = Image.fromarray(resized.clip(0, 255).round().astype(np.uint8))
         glow = Image.merge("RGB", [shade.point(HEAT[channel]) for channel in range(3)])
         mask = shade.point([round(0.65 * level) for level in range(256)])
-        result.paste(Image.composite(glow, _opaque(band), mask), (0, top))
+        result.paste(Image.composite(glow, _flatten(_in_bytes(band), "RGB"), mask), (0, top))
     file = io.BytesIO()
     result.save(file, "PNG")
     return file.getvalue()
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB, with white behind transparent parts."""
-    image = _in_bytes(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def png(pixels: np.ndarray, level: int = 1) -> bytes:
