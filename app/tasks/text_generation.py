@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from time import perf_counter
 from typing import Any
-from weakref import ref
 
 import numpy as np
 import torch
@@ -27,13 +26,12 @@ from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOpti
 
 PREFILL_SECONDS = 0.002  # time of prefill (reading of prompts) in a step, short because other texts wait for it
 PREFILL_ALONE_SECONDS = 0.01  # the same while no text is generated; later requests wait at most about this long
-PREFILL_SHARE = 1.0  # time of prefill relative to the time of generation, while prompts are read and texts generated
 MAX_PREFILL = 256  # largest number of characters of a prompt that are read in a step
 BLOCK_SIZES = (1, 2, 3, 5, 7, 12, 32)  # numbers of characters read at once that ``warm_up`` tries, and a larger one
 LOGIT_ROWS = 32  # largest number of rows whose logits are computed at once, as in ``Packed``
 VALUES_PER_LOG_PROB = 80  # encoding a character with its log-probabilities takes as long as encoding this many values
 MAX_SEED = 2**53  # JSON parsers that use doubles represent all smaller integers exactly
-UNIFORMS_AHEAD = 64  # steps for which a batch holds random numbers
+WARM_UP_STEPS = 64  # more than the steps of one size that ``LatencyModel.measure`` takes
 
 
 @dataclass(eq=False)
@@ -123,8 +121,9 @@ class ContinueJob(Job):
     """``n`` continuations of each prompt, which is a text or a list of character ids.
 
     Attributes:
-        max_characters, temperature, top_k, top_p, stop: see ``TextGenerator.begin``.
-        seed: continuation i of a prompt uses the seed plus i.
+        max_characters, stop: each text ends at this length, or before one of these strings.
+        temperature, top_k, top_p: see ``Sampler``.
+        seed: continuation i of a prompt uses the seed plus i, which determines all its random numbers.
         logit_bias, presence_penalty, frequency_penalty: see ``SamplingOptions``. The keys are character ids.
         log_probs: number of most likely characters whose log-probabilities are recorded at each position; -1 means all
             characters, but only at the first position.
@@ -202,7 +201,6 @@ class DecodeBatch:
     """The texts of a batch. Row i of each array belongs to text i. If a text joins or leaves, a new batch is made."""
 
     def __init__(self, texts: Sequence[Continuation], vocabulary: int, device: torch.device) -> None:
-        self.texts = [ref(text) for text in texts]  # weak, because each text refers to its batch
         self.state = torch.stack([text.state for text in texts])  # [N, layers, hidden]
         self.characters = torch.tensor([text.last for text in texts], device=device)  # [N]
         self.sampler = Sampler(
@@ -212,16 +210,13 @@ class DecodeBatch:
             vocabulary,
         )
         self.options = OptionRows(texts) if any(text.options for text in texts) else None
-        self.uniforms = np.zeros((UNIFORMS_AHEAD, len(texts)))  # one row per step
         for i, text in enumerate(texts):
-            coming = text.uniforms[text.generated : text.generated + UNIFORMS_AHEAD]
-            self.uniforms[: len(coming), i] = coming
             text.batch, text.row = self, i
-        self.steps_done = 0
 
     def matches(self, texts: Sequence[Continuation]) -> bool:
-        """Return whether the batch consists of ``texts`` and has random numbers for one more step."""
-        return self.steps_done < UNIFORMS_AHEAD and [known() for known in self.texts] == list(texts)
+        """Return whether the batch consists of ``texts``."""
+        are_rows = [text.batch is self and text.row == i for i, text in enumerate(texts)]
+        return len(texts) == len(self.state) and all(are_rows)
 
 
 class TextGenerator(TextPredictor):
@@ -261,23 +256,26 @@ class TextGenerator(TextPredictor):
         self.max_prompt_seconds = math.inf
         self._clock = clock
         self._prefill_lead = 0.0  # seconds that texts must be generated before the next prefill
-        self._batch: DecodeBatch | None = None
 
     def prepare(self, job: ContinueJob) -> list[Continuation]:
-        """Return the texts that a job asks for. Raises BadValue for characters that the model does not have."""
-        sampling = job.max_characters, job.temperature, job.top_k, job.top_p, job.stop
-        bias = self._bias(job) if self._has_options(job) else None
-        texts = []
-        for text in self.prompt_texts(job):
-            prompt, _ = self.parse(text, job.name("prompt"))
-            first_seed = secrets.randbelow(2**32) if job.seed is None else job.seed
+        """Return the texts that a job asks for. An empty prompt becomes a line break.
+
+        Raises BadValue for characters that the model does not have, and for prompts that take too long to read.
+        """
+        vocabulary, prompts, param = len(self.vocabulary), self.prompt_texts(job), job.name("prompt")
+        bias, top_k, texts = self._bias(job), min(job.top_k or vocabulary, vocabulary), []
+        for text in prompts:
+            self.check_prompt(len(text), param=param)
+            characters = [self.index.get(character, self.unknown) for character in text or "\n"]
+            prompt = Prompt(np.array(characters, np.int64), self.initial_state)
             if job.echo and job.log_probs is not None and text:
                 prompt.log_probs = LogProbs(job.log_probs)
-            for i in range(job.n):
-                options = None if bias is None else self._options(job, bias)
-                texts.append(self.begin(prompt, *sampling, (first_seed + i) % MAX_SEED, options))
-        prompts = texts[:: job.n]
-        self.check_prompt(sum(len(text.prompt.characters) for text in prompts), len(prompts), job.name("prompt"))
+            first_seed = secrets.randbelow(2**32) if job.seed is None else job.seed
+            for seed in range(first_seed, first_seed + job.n):
+                uniforms = np.random.Generator(np.random.Philox(seed % MAX_SEED)).random(job.max_characters)
+                sampling = job.temperature, top_k, job.top_p or 1.0, tuple(job.stop), seed % MAX_SEED
+                texts.append(Continuation(prompt, uniforms, *sampling, self._options(job, bias)))
+        self.check_prompt(sum(len(text) or 1 for text in prompts), len(prompts), param)
         return texts
 
     def finish(
@@ -302,12 +300,10 @@ class TextGenerator(TextPredictor):
                 raise BadValue(f"prompt has {quote_value(index)}: {problem}", "prompt")
         return "".join([self.vocabulary[index] for index in indices])
 
-    @staticmethod
-    def _has_options(job: ContinueJob) -> bool:
-        return bool(job.log_probs is not None or job.logit_bias or job.presence_penalty or job.frequency_penalty)
-
-    def _bias(self, job: ContinueJob) -> np.ndarray:
-        """Return the bias [V] of each logit. Raises BadValue for an unknown character id."""
+    def _bias(self, job: ContinueJob) -> np.ndarray | None:
+        """Return the bias [V] of the logits, or None for a job without options. Raises BadValue for an unknown id."""
+        if job.log_probs is None and not (job.logit_bias or job.presence_penalty or job.frequency_penalty):
+            return None
         bias = np.zeros(len(self.vocabulary))
         for key, value in job.logit_bias.items():
             if not (len(key) < 10 and key.isdecimal() and key == str(int(key)) and int(key) < self.unknown):
@@ -316,7 +312,9 @@ class TextGenerator(TextPredictor):
             bias[int(key)] = value
         return bias
 
-    def _options(self, job: ContinueJob, bias: np.ndarray) -> SamplingOptions:
+    def _options(self, job: ContinueJob, bias: np.ndarray | None) -> SamplingOptions | None:
+        if bias is None:
+            return None
         log_probs = None
         if job.log_probs is not None:
             log_probs = LogProbs(len(bias), max_tokens=1) if job.log_probs < 0 else LogProbs(job.log_probs)
@@ -336,32 +334,6 @@ class TextGenerator(TextPredictor):
                 param,
             )
 
-    def parse(self, text: str, param: str = "prompt") -> tuple[Prompt, list[str]]:
-        """Return two values: the prompt of a text, and the sorted list of its characters outside the vocabulary.
-
-        An empty text becomes a line break, or ``<unk>`` if a line break is not in the vocabulary. Raises BadValue if
-        reading the text takes longer than ``max_prompt_seconds``.
-        """
-        self.check_prompt(len(text), param=param)
-        indices = [self.index.get(character, self.unknown) for character in text or "\n"]
-        return Prompt(np.array(indices, np.int64), self.initial_state), sorted(set(text) - self.index.keys())
-
-    def begin(
-        self,
-        prompt: Prompt,
-        max_characters: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        stop: Sequence[str],
-        seed: int,
-        options: SamplingOptions | None = None,
-    ) -> Continuation:
-        """Return a new text for ``step``. ``seed`` determines all its random numbers."""
-        uniforms = np.random.Generator(np.random.Philox(seed)).random(max_characters)
-        top_k = min(top_k or len(self.vocabulary), len(self.vocabulary))
-        return Continuation(prompt, uniforms, temperature, top_k, top_p or 1.0, tuple(stop), seed, options)
-
     def seconds(self, texts: Sequence[Continuation]) -> float:
         """Return the expected duration of a step in seconds."""
         alone = all(text.prompt.unread for text in texts)
@@ -378,7 +350,7 @@ class TextGenerator(TextPredictor):
             started_at = self._clock()
             if prompts and not (decoding and self._prefill_lead > 0):
                 self._prefill(prompts, PREFILL_SECONDS if decoding else PREFILL_ALONE_SECONDS)
-                self._prefill_lead = (self._clock() - started_at) / PREFILL_SHARE
+                self._prefill_lead = self._clock() - started_at  # reading and generating take equal shares of the time
                 started_at = self._clock()
             if decoding:
                 self._decode(decoding, [prompt for prompt in prompts if prompt.unread])
@@ -436,9 +408,9 @@ class TextGenerator(TextPredictor):
 
     def _decode(self, texts: Sequence[Continuation], prompts: list[Prompt]) -> None:
         """Generate one character of each text. Also read one character of each prompt, which takes little more time."""
-        batch = self._batch
+        batch = texts[0].batch
         if batch is None or not batch.matches(texts):
-            batch = self._batch = DecodeBatch(texts, len(self.vocabulary), self.device)
+            batch = DecodeBatch(texts, len(self.vocabulary), self.device)
         characters, state, count = batch.characters, batch.state, len(texts)
         if prompts:
             coming = torch.tensor([int(prompt.characters[prompt.read]) for prompt in prompts], device=self.device)
@@ -449,25 +421,23 @@ class TextGenerator(TextPredictor):
         if options:
             log_probs = options.log_probabilities(logits)
             options.apply(logits)
-        sampled = batch.sampler(logits, batch.uniforms[batch.steps_done])
+        sampled = batch.sampler(logits, np.array([text.uniforms[text.generated] for text in texts]))
         prompt_log_probs = self._prompt_log_probs(prompts, hidden[count:].unsqueeze(1))
         # No text has changed up to here, so a step that fails before this line can be repeated.
         if options:
             options.record(sampled, log_probs)
         if prompts:
             _advance(prompts, 1, state[count:], prompt_log_probs)
-        batch.state, batch.steps_done = state[:count], batch.steps_done + 1
+        batch.state = state[:count]
         batch.characters = torch.from_numpy(sampled).to(self.device)
         for text, index in zip(texts, sampled.tolist(), strict=True):
             text.add(self.vocabulary[index])
             text.last, text.batch = index, (None if text.finished else batch)  # the batch has the states of all texts
-        if all(text.finished for text in texts):
-            self._batch = None
 
     def dummy_texts(self, rows: int, characters: int) -> list[Continuation]:
         """Return ``rows`` dummy texts, each of which takes ``characters`` steps."""
         prompts = [Prompt(np.full(1, self.unknown), self.initial_state) for _ in range(rows)]
-        return [self.begin(prompt, characters, 1.0, 2, 0.9, (), 0) for prompt in prompts]
+        return [Continuation(prompt, np.full(characters, 0.5), 1.0, 2, 0.9, (), 0) for prompt in prompts]
 
     def dummy_run(self, rows: int) -> None:
         """Compute one step of ``rows`` dummy texts."""
@@ -491,9 +461,8 @@ class TextGenerator(TextPredictor):
             self.initial_state = self.initial_state.double()
         del self.network  # to free memory, because ``steps`` may hold a copy of its weights
 
-        texts = cache(partial(self.dummy_texts, characters=UNIFORMS_AHEAD))
+        texts = cache(partial(self.dummy_texts, characters=WARM_UP_STEPS))
         self.latency = LatencyModel.measure(lambda count: self.step(texts(count)), rows)
-        self._batch = None
         with torch.inference_mode():
             states = states.to(self.initial_state.dtype)
             if self.reads_many:

@@ -20,7 +20,7 @@ from support.networks import publish_tiny
 from app.engine.executor import Executor
 from app.engine.text_engine import TextEngine
 from app.limits import Limits
-from app.tasks.text_generation import TextGenerator
+from app.tasks.text_generation import ContinueJob, TextGenerator
 
 pytestmark = pytest.mark.anyio
 
@@ -122,10 +122,10 @@ async def test_each_text_is_the_same_in_a_batch_and_alone(tmp_path: Path, execut
 
     def text(seed: int) -> Any:
         rng.seed(seed)
-        prompt, _ = generator.parse("".join(rng.choices("abc \nXé", k=rng.choice([0, 1, 5, 300]))))
+        prompt = "".join(rng.choices("abc \nXé", k=rng.choice([0, 1, 5, 300])))
         temperature, top_k = rng.choice([0, 0.5, 1, 3]), rng.choice([None, 1, 4])
         top_p, stop = rng.choice([None, 0.3, 0.9]), rng.choice([[], ["aa", "b"]])
-        return generator.begin(prompt, rng.randint(1, 60), temperature, top_k, top_p, stop, seed)
+        return generator.prepare(ContinueJob([prompt], rng.randint(1, 60), temperature, top_k, top_p, stop, seed))[0]
 
     alone = []
     for seed in range(60):

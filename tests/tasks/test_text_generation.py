@@ -28,7 +28,6 @@ from app.tasks.precision import MIN_ROWS, batch_invariant, pad
 from app.tasks.text_generation import (
     PREFILL_ALONE_SECONDS,
     PREFILL_SECONDS,
-    UNIFORMS_AHEAD,
     Continuation,
     ContinueJob,
     TextGenerator,
@@ -46,21 +45,18 @@ def continuer(tmp_path: Path) -> TextGenerator:
     return continuer
 
 
-def begin(continuer: TextGenerator, prompt: str, **options: Any) -> Continuation:
-    settings: dict[str, Any] = {
-        "max_characters": 40,
-        "temperature": 1.0,
-        "top_k": None,
-        "top_p": None,
-        "stop": (),
-        "seed": 1,
-    }
-    return continuer.begin(continuer.parse(prompt)[0], **{**settings, **options})
+def begin(
+    continuer: TextGenerator, prompt: str, options: SamplingOptions | None = None, **settings: Any
+) -> Continuation:
+    settings = {"max_characters": 40, "temperature": 1.0, "seed": 1, **settings}
+    (text,) = continuer.prepare(ContinueJob([prompt], **settings))
+    text.options = options
+    return text
 
 
 def read_prompt(continuer: TextGenerator, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Read a whole prompt in one pass; return logits [1, T, vocabulary] and the final state."""
-    characters = torch.from_numpy(continuer.parse(prompt)[0].characters.astype(int))
+    characters = torch.from_numpy(begin(continuer, prompt).prompt.characters)
     with torch.inference_mode():
         return continuer.network(characters.unsqueeze(0), continuer.network.zero_state(1))
 
@@ -82,12 +78,15 @@ def finish(continuer: TextGenerator, text: Continuation) -> Continuation:
 
 
 def test_a_prompt_becomes_indices_and_unknown_characters_are_listed(continuer: TextGenerator) -> None:
-    prompt, unknown = continuer.parse("aéb東é")
-    assert unknown == sorted("é東")
-    assert [VOCABULARY[index] for index in prompt.characters] == ["a", "<unk>", "b", "<unk>", "<unk>"]
-    for empty in ("", "\n"):
-        parsed, unknown = continuer.parse(empty)
-        assert (parsed.characters.tolist(), unknown) == ([0], [])
+    for text, characters, unknown in (
+        ("aéb東é", ["a", "<unk>", "b", "<unk>", "<unk>"], ["é", "東"]),
+        ("", ["\n"], []),
+        ("\n", ["\n"], []),
+    ):
+        job = ContinueJob([text])
+        texts = continuer.prepare(job)
+        assert [VOCABULARY[index] for index in texts[0].prompt.characters] == characters
+        assert continuer.finish(job, texts, texts).unknown == unknown
 
 
 def test_a_prompt_read_in_blocks_gives_the_state_of_one_pass(continuer: TextGenerator) -> None:
@@ -356,8 +355,8 @@ def test_float64_is_used_if_rounding_depends_on_the_batch(continuer: TextGenerat
     assert finish(generator, begin(generator, "abc")).text == finish(continuer, begin(continuer, "abc")).text
 
 
-def test_a_text_longer_than_the_prepared_random_numbers_continues(continuer: TextGenerator) -> None:
-    text = finish(continuer, begin(continuer, "a", max_characters=3 * UNIFORMS_AHEAD + 1))
+def test_each_character_is_sampled_with_the_next_random_number(continuer: TextGenerator) -> None:
+    text = finish(continuer, begin(continuer, "a", max_characters=60))
     assert text.uniforms.shape == (len(text.text),)
     expected, read = "", "a"
     for uniform in text.uniforms:
@@ -377,15 +376,10 @@ def test_a_failed_step_can_be_repeated(continuer: TextGenerator) -> None:
 
 
 def test_a_prompt_of_several_texts_is_read_once(continuer: TextGenerator) -> None:
-    prompt, _ = continuer.parse("abc" * 100)
-    settings: tuple[Any, ...] = (10, 1.0, None, None, ())
-    texts = [continuer.begin(prompt, *settings, seed) for seed in range(3)]
+    texts = continuer.prepare(ContinueJob(["abc" * 100], 10, 1.0, seed=0, n=3))
     continuer.step(texts)
-    assert prompt.read == ALONE
-    alone = []
-    for seed in range(3):
-        own, _ = continuer.parse("abc" * 100)
-        alone.append(finish(continuer, continuer.begin(own, *settings, seed)).text)
+    assert {text.prompt.read for text in texts} == {ALONE}
+    alone = [finish(continuer, begin(continuer, "abc" * 100, max_characters=10, seed=seed)).text for seed in range(3)]
     while not all(text.finished for text in texts):
         continuer.step([text for text in texts if not text.finished])
     assert [text.text for text in texts] == alone
@@ -523,7 +517,7 @@ def test_options_of_one_text_do_not_change_others(continuer: TextGenerator) -> N
 
 def test_penalties_and_bias_change_the_logits_as_defined(continuer: TextGenerator) -> None:
     sampling = with_options(continuer, bias={2: 0.7}, presence=0.9, frequency=0.4, log_probs=LogProbs(2))
-    text = finish(continuer, begin(continuer, "abc", options=sampling, max_characters=2 * UNIFORMS_AHEAD))
+    text = finish(continuer, begin(continuer, "abc", options=sampling, max_characters=128))
     written, read = "", "abc"
     for position, uniform in enumerate(text.uniforms):
         logits = read_prompt(continuer, read)[0][0, -1, :-1].double()
@@ -543,9 +537,9 @@ def test_penalties_and_bias_change_the_logits_as_defined(continuer: TextGenerato
 
 def test_log_probs_of_a_prompt_equal_those_of_one_pass(continuer: TextGenerator) -> None:
     prompt = "abcdefghij \n" * 20
-    parsed, _ = continuer.parse(prompt)
+    texts = continuer.prepare(ContinueJob([prompt], 3, 1.0, seed=1, n=2))
+    parsed = texts[0].prompt
     parsed.log_probs = LogProbs(1)
-    texts = [continuer.begin(parsed, 3, 1.0, None, None, (), seed) for seed in (1, 2)]
     beside = begin(continuer, "a", max_characters=30)  # the prompt is read beside this text, then alone
     while not all(text.finished for text in (*texts, beside)):
         continuer.step([text for text in (*texts, beside) if not text.finished])
@@ -619,12 +613,9 @@ def test_a_finished_text_does_not_keep_the_states_of_its_batch(continuer: TextGe
 
 
 def test_the_memory_of_a_text_is_known_before_it_is_generated(continuer: TextGenerator) -> None:
-    prompt, _ = continuer.parse("abc" * 200)
+    texts = continuer.prepare(ContinueJob(["abc" * 200], 300, 1.0, 10, seed=0, n=2, log_probs=2))
+    prompt = texts[0].prompt
     prompt.log_probs = LogProbs(3)
-    texts = [
-        continuer.begin(prompt, 300, 1.0, 10, 1.0, [], seed, with_options(continuer, log_probs=LogProbs(2)))
-        for seed in range(2)
-    ]
     expected = ContinueJob([]).memory_bytes(texts)
     for text in texts:
         finish(continuer, text)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.tasks.text_generation import TextGenerator
+from app.tasks.text_generation import ContinueJob, TextGenerator
 from training.data.datasets import Text
 from training.data.texts import WINDOW, encode
 from training.evaluation import intervals
@@ -113,10 +113,8 @@ def measure_held_out(network: Any, parts: Sequence[Tensor], window: int) -> dict
 
 def generate(generator: TextGenerator, prompts: Sequence[str], characters: int = 400) -> list[str]:
     """Return each prompt with its continuation at temperature 0.8, computed by the serving code in one batch."""
-    texts = [
-        generator.begin(generator.parse(prompt)[0], characters, 0.8, None, None, (), seed)
-        for seed, prompt in enumerate(prompts)
-    ]
+    jobs = [ContinueJob([prompt], characters, 0.8, seed=seed) for seed, prompt in enumerate(prompts)]
+    texts = [text for job in jobs for text in generator.prepare(job)]
     while unfinished := [text for text in texts if not text.finished]:
         generator.step(unfinished)
     return [prompt + text.text for prompt, text in zip(prompts, texts, strict=True)]
