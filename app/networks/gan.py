@@ -10,6 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class PixelGenerator(nn.Module):
+    """Base class of the generators."""
+
+    def pixels(self, *inputs: Tensor) -> Tensor:
+        """Return images as uint8 pixels [N, channels, image, image] from 0 to 255, given the inputs of ``forward``.
+
+        Raises ArithmeticError if a value is not finite, such as NaN.
+        """
+        images = self(*inputs)
+        if not bool(images.sum().isfinite()):
+            raise ArithmeticError("pixel values are not finite")
+        return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 @dataclass(frozen=True)
 class GeneratorSizes:
     """Sizes of ``Generator``. ``hidden``: widths of the layers between latent and image [channels, image, image]."""
@@ -20,7 +34,7 @@ class GeneratorSizes:
     image: int = 28
 
 
-class Generator(nn.Module):
+class Generator(PixelGenerator):
     """The generator of the workshop (see ``app.networks``): linear layers, ReLU between them, and tanh at the end."""
 
     def __init__(self, sizes: GeneratorSizes) -> None:
@@ -36,10 +50,6 @@ class Generator(nn.Module):
         """Return grey values [N, channels, image, image] in [-1, 1], given latents [N, latent] from N(0, 1)."""
         sizes = self.sizes
         return self.layers(latents).unflatten(1, (sizes.channels, sizes.image, sizes.image))
-
-    def pixels(self, latents: Tensor) -> Tensor:
-        """Return images as uint8 pixels [N, channels, image, image] from 0 to 255, given latents [N, latent]."""
-        return as_pixels(self(latents))
 
 
 class Discriminator(nn.Module):
@@ -91,7 +101,7 @@ class ClassNorm(nn.Module):
         return torch.addcmul(shift[..., None, None], self.norm(x), gain[..., None, None]).relu()
 
 
-class ConditionalGenerator(nn.Module):
+class ConditionalGenerator(PixelGenerator):
     """A class-conditional generator: a linear layer, and convolutions that double the side twice.
 
     The class is an input of the linear layer and of every norm. The latent alone determines the style of an image, such
@@ -124,10 +134,6 @@ class ConditionalGenerator(nn.Module):
         x = self.norms[3](self.double2(x), one_hot)  # [N, 16, 28, 28]
         return self.grey(x).tanh()
 
-    def pixels(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Return images as uint8 pixels [N, channels, image, image], given latents [N, latent] and labels [N]."""
-        return as_pixels(self(latents, labels))
-
 
 class ConditionalDiscriminator(nn.Module):
     """Strided convolutions with LeakyReLU 0.2, for images of 28 x 28 or 32 x 32.
@@ -159,10 +165,3 @@ class ConditionalDiscriminator(nn.Module):
         x = F.leaky_relu(self.linear(x.flatten(1)), 0.2)
         fitting = self.projections(x).gather(1, labels.unsqueeze(1)) + self.real(x)
         return fitting.squeeze(1), self.classes(x)
-
-
-def as_pixels(images: Tensor) -> Tensor:
-    """Return uint8 pixels, given values in [-1, 1]. Raises ArithmeticError if a value is not finite, such as NaN."""
-    if not bool(images.sum().isfinite()):
-        raise ArithmeticError("pixel values are not finite")
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -165,11 +165,8 @@ class ImageSampler(SplittingPredictor):
 
     def split(self, item: LatentBatch, rows: int) -> list[LatentBatch]:
         """Split the images of a request into parts of at most ``rows`` images."""
-        starts = range(0, len(item), rows)
-        classes = [None if item.classes is None else item.classes[start : start + rows] for start in starts]
-        return [
-            LatentBatch(item.latents[start : start + rows], part) for start, part in zip(starts, classes, strict=True)
-        ]
+        arrays = [item.latents] if item.classes is None else [item.latents, item.classes]
+        return [LatentBatch(*(array[start : start + rows] for array in arrays)) for start in range(0, len(item), rows)]
 
     def join(self, results: Sequence[np.ndarray]) -> np.ndarray:
         """Join the pixels of all parts of a request."""
