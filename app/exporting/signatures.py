@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.networks.cnn import Classifier
 from app.networks.forecaster import MEDIAN, QUANTILES
 from app.store import TaskName
 from app.store.version import Version
@@ -50,11 +49,15 @@ def _normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
-class _Classifier(nn.Module):
-    def __init__(self, network: Classifier) -> None:
-        super().__init__()
-        self.network = network
+class _Wrapper(nn.Module):
+    """Base class of the modules whose ``forward`` has the inputs and outputs of an exported file."""
 
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: Any = network
+
+
+class _Classifier(_Wrapper):
     def forward(self, image: Tensor) -> Outputs:
         """Return probabilities [N, classes], given images uint8 [N, channels, side, side]."""
         return {"probabilities": self.network.probabilities(self.network(image)).float()}
@@ -70,11 +73,7 @@ def classifier(version: Version) -> Signature:
     return Signature(_Classifier(network), (pixels,), preprocessing, {})
 
 
-class _TextStep(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
+class _TextStep(_Wrapper):
     def forward(self, characters: Tensor, state: Tensor) -> Outputs:
         """Return logits [N, 1, vocabulary] and the next state, given characters [N, 1] and state [N, layers, hidden].
 
@@ -94,28 +93,22 @@ def text_step(version: Version) -> Signature:
     return Signature(_TextStep(network), examples, preprocessing, {"never_generated": [unknown]})
 
 
-class _SeriesStep(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
+class _SeriesStep(_Wrapper):
     def forward(self, values: Tensor, hidden: Tensor, cell: Tensor) -> Outputs:
         """Return three outputs: the mean [N, 1] of the next value of each series, and the next two states.
 
         ``values`` [N, 1] are the current values. ``hidden`` and ``cell`` are the current states.
         """
         state = (hidden.transpose(0, 1).contiguous(), cell.transpose(0, 1).contiguous())
-        mean, (next_hidden, next_cell) = self.network.steps(values, state)  # type: ignore[operator]
+        mean, (next_hidden, next_cell) = self.network.steps(values, state)
         return {"mean": mean, "next_hidden": next_hidden.transpose(0, 1), "next_cell": next_cell.transpose(0, 1)}
 
 
-class _Forecaster(nn.Module):
-    network: Any  # a Forecaster; nn.Module does not declare its methods
+class _Forecaster(_Wrapper):
     weights: Tensor
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self.register_buffer("weights", torch.from_numpy(MEAN_WEIGHTS))
 
     def forward(self, values: Tensor, seasons: Tensor) -> Outputs:
@@ -149,21 +142,13 @@ def forecaster(version: Version) -> Signature:
     return Signature(_Forecaster(network), (values, seasons), preprocessing, {"quantile_levels": list(QUANTILES)})
 
 
-class _Generator(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
+class _Generator(_Wrapper):
     def forward(self, latents: Tensor) -> Outputs:
         """Return images [N, channels, side, side] in [-1, 1], given latents [N, latent]."""
         return {"images": self.network(latents)}
 
 
-class _ConditionalGenerator(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
+class _ConditionalGenerator(_Wrapper):
     def forward(self, latents: Tensor, classes: Tensor) -> Outputs:
         """Return images [N, channels, side, side] in [-1, 1], given latents [N, latent] and classes [N]."""
         return {"images": self.network(latents, classes)}
