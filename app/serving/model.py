@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -95,12 +96,12 @@ def with_engines(prepared: Prepared, settings: Settings, executor: Executor, obs
             label, predictor.step, predictor.seconds, executor, observer, rows, settings.queue_rows, settings.limits
         )
         return Model(card, predictor, engine)
-    splitter = predictor if task.splits else None
+    splitter = predictor if hasattr(predictor, "split") else None
     explainer = tensors = None
     if runner := getattr(predictor, "tensors", None):
         tensors = batcher(runner, runner.predict, runner.seconds, runner)
-    if task.explains and hasattr(predictor, "explain"):  # imported networks have no heat maps
-        explainer = batcher(predictor, predictor.explain, predictor.explain_seconds)
+    if hasattr(predictor, "explain"):  # imported networks have no heat maps
+        explainer = batcher(predictor, predictor.explain, lambda _: math.inf)  # never on the event loop
     engine = batcher(predictor, predictor.predict, predictor.seconds, splitter)
     return Model(card, predictor, engine, explainer, tensors)
 

@@ -19,7 +19,8 @@ from app.store.version import Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import AnyForecaster, load_forecaster
 from app.tasks.image_generation import ImageSampler
-from app.tasks.imported import ImportedClassifier, TensorPredictor
+from app.tasks.imported.classification import ImportedClassifier
+from app.tasks.imported.tensors import TensorPredictor
 from app.tasks.predictor import Predictor
 from app.tasks.text_generation import TextGenerator
 
@@ -37,8 +38,6 @@ class Task(Generic[P]):
         unit: the unit of the throughput on a card, such as "image".
         paths: the HTTP paths that serve only this task.
         options: names of the settings that ``predictor`` takes as keyword arguments.
-        explains: whether the predictor may have a method ``explain``.
-        splits: whether the predictor is a ``SplittingPredictor``.
     """
 
     name: TaskName
@@ -47,8 +46,6 @@ class Task(Generic[P]):
     unit: str
     paths: tuple[str, ...]
     options: tuple[str, ...] = ()
-    explains: bool = False
-    splits: bool = False
 
     def load(self, version: Version, device: torch.device, **options: Any) -> P:
         """Return the predictor of a version.
@@ -65,14 +62,14 @@ class Task(Generic[P]):
         return self.predictor(version, device, **options)
 
 
-CLASSIFY = Task("classify", ImageClassifier, "batch", "image", ("/v1/images/classify",), ("tta",), explains=True)
+CLASSIFY = Task("classify", ImageClassifier, "batch", "image", ("/v1/images/classify",), ("tta",))
 CONTINUE = Task("continue", TextGenerator, "text", "character", ("/v1/text/continue", "/v1/completions"))
 FORECAST: Task[AnyForecaster] = Task(
     "forecast", load_forecaster, "batch", "forecast", ("/v1/series/forecast", "/v1/timeseries/forecast")
 )
-SAMPLE = Task("sample", ImageSampler, "batch", "image", ("/v1/images/sample", "/v1/images/generations"), splits=True)
+SAMPLE = Task("sample", ImageSampler, "batch", "image", ("/v1/images/sample", "/v1/images/generations"))
 
-INFER = Task("infer", TensorPredictor, "batch", "row", (), splits=True)  # requests consist of tensors, under /v2
+INFER = Task("infer", TensorPredictor, "batch", "row", ())  # requests consist of tensors, under /v2
 
 IMPORTED: dict[TaskName, Callable[..., Predictor]] = {  # predictors of imported networks
     "classify": ImportedClassifier,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -112,10 +111,6 @@ class ImageClassifier(Classifier):
             check_finite(float(result.sum() + heat.sum()), "probabilities or heat maps")
             rows: list[list[float]] = result.tolist()
         return list(zip(rows, heat.cpu().numpy(), strict=True))
-
-    def explain_seconds(self, items: Sequence[Tensor]) -> float:
-        """Return infinity, because this duration is not measured. So ``explain`` never runs on the event loop."""
-        return math.inf
 
     def dummy_run(self, rows: int) -> None:
         """Compute a batch of ``rows`` dummy images."""

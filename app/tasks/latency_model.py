@@ -24,17 +24,13 @@ class LatencyModel:
     def __call__(self, rows: int) -> float:
         return self.single_row + (rows - 1) * self.per_row
 
-    def rows_within(self, seconds: float) -> int:
-        """Return the largest number of rows that take at most ``seconds``, but at least 1."""
-        return 1 + int(min(max(seconds - self.single_row, 0.0) / max(self.per_row, 1e-9), 1e9))
-
     def efficient_rows(self, seconds: float) -> int:
         """Return the number of rows that take at most ``seconds``, or more if that is more efficient.
 
         With the returned number of rows, the fixed costs take at most about a third of the time. The number is a
         multiple of ``CHUNK_ROWS``.
         """
-        rows = max(self.rows_within(seconds), int(min(2 * self.single_row / max(self.per_row, 1e-9), 1e9)))
+        rows = int(min(max(seconds - self.single_row, 2 * self.single_row) / max(self.per_row, 1e-9), 1e9))
         return max(rows - rows % CHUNK_ROWS, CHUNK_ROWS)
 
     @classmethod

@@ -24,7 +24,7 @@ from app.networks import KINDS, is_imported
 from app.store import Store
 from app.store.version import Version
 from app.tasks import TASKS
-from app.tasks.imported import TensorPredictor
+from app.tasks.imported.tensors import TensorPredictor
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
 MAX_DIFFERENCE = 1e-4
