@@ -15,7 +15,6 @@ from app.networks.imported.onnx_runner import OnnxRunner
 from app.store import CARD, StoreError, TensorSpec
 from app.store.version import Version
 from app.tasks.job import Job
-from app.tasks.latency_model import LatencyModel
 from app.tasks.predictor import SplittingPredictor
 
 
@@ -147,9 +146,3 @@ class TensorPredictor(SplittingPredictor):
         }
         for _ in range(1 if self.sizes.batched else rows):
             self.run(arrays, rows if self.sizes.batched else 1)
-
-    def warm_up(self, rows: int) -> None:
-        """Measure the duration of 1 to ``rows`` rows."""
-        self.latency = LatencyModel.measure(self.dummy_run, rows if self.sizes.batched else 1)
-        if not self.sizes.batched:  # rows are computed one after the other
-            self.latency = LatencyModel(self.latency.single_row, self.latency.single_row)
