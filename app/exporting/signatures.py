@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from app.networks.forecaster import MEDIAN, QUANTILES
 from app.store import TaskName
 from app.store.version import Version
-from app.tasks.forecasting import MAX_SEASON, MEAN_WEIGHTS, is_windowed
+from app.tasks.forecasting import MEAN_WEIGHTS, is_windowed
+from app.tasks.seasonality import MAX_SEASON
 
 Outputs = dict[str, Tensor]
 EXAMPLE_ROWS = 2  # torch.export would treat an axis of length 1 as fixed

@@ -63,13 +63,11 @@ class ImageClassifier(Classifier):
     """
 
     def __init__(self, version: Version, device: torch.device, tta: bool = False) -> None:
-        card = version.card
-        if not card.labels or len(card.labels) != card.sizes.get("classes", 10):
-            classes = card.sizes.get("classes", 10)
-            raise StoreError(f"{version.label}: there are {len(card.labels or [])} labels, expected {classes}")
+        self.card, self.labels = version.card, version.card.labels or []
+        classes = version.card.sizes.get("classes", 10)
+        if len(self.labels) != classes:
+            raise StoreError(f"{version.label}: there are {len(self.labels)} labels, expected {classes}")
         check_thresholds(version)
-        self.card = card
-        self.labels = card.labels
         self.device = device
         network = version.network()
         self.network = network.to(device, memory_format=network.memory_format)

@@ -25,11 +25,10 @@ from app.tasks.covariates import covariate_effect, read_covariates
 from app.tasks.job import Job
 from app.tasks.precision import check_finite
 from app.tasks.predictor import BatchPredictor
-from app.tasks.seasonality import MIN_YEARS, detect_season, fill_missing, yearly_pattern
+from app.tasks.seasonality import MAX_SEASON, MIN_YEARS, detect_season, fill_missing, yearly_pattern
 
 NORMAL = NormalDist()
 MIN_VALUES = 3  # smallest length of a series
-MAX_SEASON = 168  # values; one week of hours
 MAX_READ = 8192  # only this many values at the end of a series are read, which limits the time
 MAX_GAP = 336  # largest number of missing values at the end of a series that are forecast
 OUTLIER_RATIO = 1000.0  # a value this many times further from the median than 90 % of all values is an outlier

@@ -13,7 +13,7 @@ CONSTANT, STRAIGHT = 1e-13, 1e-9  # rounding errors: largest relative spread of 
 SIGNIFICANCE, UNUSUAL_SIGNIFICANCE = 1.0, 1.645
 YEAR_HARMONICS = 3
 MIN_YEARS = 2  # smallest length, in years, of a series whose yearly pattern is estimated
-MAX_SEASON = 168  # values; longest season that is detected
+MAX_SEASON = 168  # values, one week of hours; longest season
 # A season outside SEASONS needs a higher prominence and autocorrelation, because among so many candidates some are
 # strong by chance.
 MIN_PROMINENCE, UNUSUAL_MIN_PROMINENCE, UNUSUAL_MIN_CORRELATION = 0.15, 0.25, 0.5

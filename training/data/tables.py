@@ -16,7 +16,7 @@ from app.store import HolidayCalendar
 from app.tables import TableError
 from app.tables.read import AGGREGATES, ReadOptions, TidyTable, read
 from app.tasks.covariates import BUSINESS_DAY, UNITS, holiday_counts, step_seconds
-from app.tasks.forecasting import MAX_SEASON
+from app.tasks.seasonality import MAX_SEASON
 from training.data.datasets import DataError
 
 # Longest gap that is interpolated, in values. If a season is longer, gaps of up to a season are interpolated.
