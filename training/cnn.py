@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from app import store
 from app.networks import build
-from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNetSizes, probabilities
+from app.networks.cnn import WhitenedNet, WhitenedNetSizes, probabilities
 from app.tasks.classification import ImageClassifier
 from training import cards, lineage, refit
 from training.configs.classifiers import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
@@ -92,7 +92,6 @@ NAMES = {
     "strong": "cifar10-whitened",
     "accurate": "cifar10-accurate",
 }
-SIZES = {"lenet": LeNetSizes, "digit-net": DigitNetSizes}
 TITLES = {
     "lenet": "The workshop's CNN: two convolutions and three linear layers, for the ten classes of CIFAR-10",
     "digit-net": "Classifies handwritten digits; rates the images of the GANs",
@@ -157,7 +156,7 @@ def fit_images(
 
 def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str) -> nn.Module:
     """Train LeNet or the digit network; return the network with averaged weights."""
-    network = build(config.kind, asdict(SIZES[config.kind]())).to(device)
+    network = build(config.kind, {}).to(device)
     recipe, *_ = fit_images(run, AveragedClassifier, config, images, network)
     averaged: nn.Module = recipe.average.module
     return averaged

@@ -287,13 +287,11 @@ class Run:
 
     def plot_curves(self) -> list[Path]:
         """Plot every metric of metrics.jsonl over the steps in curves.png; return its path, or [] without a log."""
-        from matplotlib.figure import Figure
-
         records = [json.loads(line) for line in log_lines(self.folder / "metrics.jsonl")]
         if not records:
             return []
         names = list(dict.fromkeys(name for record in records for name in record if name not in ("step", "epoch")))
-        figure = Figure(figsize=(4.2 * len(names), 3.2), layout="constrained")
+        figure = new_figure(4.2 * len(names), 3.2)
         axes = figure.subplots(1, len(names), squeeze=False)[0]
         for name, axis in zip(names, axes, strict=True):
             points = [(record["step"], record[name]) for record in records if name in record]
@@ -407,6 +405,13 @@ def run_command(main: Callable[[], int | None]) -> None:
         if type(error) is not ArithmeticError:  # such as a division by zero, which is a defect of the code
             raise
         sys.exit(f"{error}: probably the training diverged; use a lower learning rate")
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure. Its library is imported here, because few commands draw."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: Any, path: F, dpi: int = 80, **options: Any) -> F:

@@ -13,7 +13,7 @@ from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from training.data import datasets
 from training.evaluation import forecast_metrics, intervals
 from training.evaluation.backtest import Method, Origins
-from training.run import metric, save_figure
+from training.run import metric, new_figure, save_figure
 
 PREFIXES = {"m4_hourly": "hourly", "m4_weekly": "weekly"}  # data set -> prefix of its metrics on the card
 DECIMALS = {"smape": 3, "mase": 3, "owa": 3, "wql": 4, "msis": 2, "coverage_95": 3}
@@ -116,10 +116,8 @@ def draw_samples(path: Path, examples: Sequence[Example]) -> Path:
 
     Each plot shows the last values before the origin, the actual values, the median forecast and two intervals.
     """
-    from matplotlib.figure import Figure
-
     columns = min(len(examples), 4)
-    figure = Figure(figsize=(3 * columns, 3 * -(-len(examples) // 4)), layout="constrained")
+    figure = new_figure(3 * columns, 3 * -(-len(examples) // 4))
     axes = figure.subplots(-(-len(examples) // 4), columns, squeeze=False)
     for axis, example in zip(axes.flat, examples, strict=False):
         horizon = len(example.actual)

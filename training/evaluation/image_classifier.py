@@ -13,7 +13,7 @@ from training.data.image_dataset import ImageDataset, subset
 from training.evaluation import intervals
 from training.evaluation.calibration import classification_metrics, served_probabilities
 from training.options import Part
-from training.run import metric, save_figure
+from training.run import metric, new_figure, save_figure
 
 
 def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any]:
@@ -175,9 +175,7 @@ def plot_samples(
 
     ``beside``: second line in the titles of wrong predictions. In this line, {truth} is replaced by the true class.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    figure = new_figure(12, 5.2)
     for i, axis in enumerate(figure.subplots(3, 8).flat):
         axis.axis("off")
         if i >= len(images):
@@ -194,12 +192,10 @@ def plot_samples(
 
 def plot_confusion(path: Path, labels: list[str], truth: Tensor, predictions: Tensor) -> Path:
     """Plot the confusion matrix: classes in rows, predictions in columns."""
-    from matplotlib.figure import Figure
-
     counts = torch.zeros(len(labels), len(labels), dtype=torch.int64)
     counts.index_put_((truth, predictions), torch.ones_like(truth), accumulate=True)
     side = min(16.0, 2.2 + 0.55 * len(labels))
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = new_figure(side, side)
     axis = figure.subplots()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)

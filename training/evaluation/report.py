@@ -14,7 +14,7 @@ import pandas as pd
 from training.data.tables import summary
 from training.evaluation.classical import CLASSICAL
 from training.evaluation.leaderboard import INTERVAL, MAX_WINDOWS, Leaderboard
-from training.run import save_figure
+from training.run import new_figure, save_figure
 
 # Colours that people with colour blindness can tell apart (Okabe and Ito 2008)
 COLORS = {method.name: color for method, color in zip(CLASSICAL, ("#999999", "#e69f00", "#56b4e9"), strict=True)}
@@ -130,11 +130,9 @@ def _list(lines: Sequence[str]) -> str:
 
 def picture(board: Leaderboard, count: int) -> Any:
     """Return a figure with the errors of the methods, the error by step ahead, and ``count`` series with forecasts."""
-    from matplotlib.figure import Figure
-
     numbers = _with_windows(board)
     chosen = [numbers[round(at)] for at in np.linspace(0, len(numbers) - 1, min(count, len(numbers)))]
-    figure = Figure(figsize=(11, 3.4 + 2.6 * len(chosen)), layout="constrained")
+    figure = new_figure(11, 3.4 + 2.6 * len(chosen))
     grid = figure.add_gridspec(1 + len(chosen), 2, height_ratios=[1.15, *([1] * len(chosen))])
     draw_errors(figure.add_subplot(grid[0, 0]), board)
     draw_steps(figure.add_subplot(grid[0, 1]), board)
