@@ -23,6 +23,7 @@ import httpx
 import numpy as np
 import pytest
 from api.recorded.requests import LIMITS, Recorded, all_requests, build_store, protected_requests
+from jsonschema import Draft202012Validator
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from support.responses import ADMIN_KEY
@@ -66,11 +67,13 @@ def test_answers_of_a_protected_service_are_as_recorded(folder: Path, tmp_path: 
 
 def compare(path: Path, client: httpx.Client, requests: Iterable[Recorded]) -> None:
     """Send the requests, and compare their answers with the file ``path``, or record them."""
-    answers = {}
+    answers, document = {}, client.get("/openapi.json").json()
     for request in requests:
         assert request.name not in answers, request.name
         response = client.request(request.method, request.path, content=request.content, headers=request.headers)
         answers[request.name] = describe(request, response)
+        if response.content and response.headers["content-type"] == "application/json":
+            check_schema(document, request, response)
     if os.environ.get("RECORD"):
         lines = [json.dumps({name: answer}, ensure_ascii=False) for name, answer in answers.items()]
         path.write_text("\n".join(lines) + "\n", "utf-8")
@@ -84,6 +87,18 @@ def compare(path: Path, client: httpx.Client, requests: Iterable[Recorded]) -> N
         f"{name}: {difference}" for name in answers for difference in differences(recorded[name], answers[name])
     ]
     assert not problems, f"{len(problems)} differences:\n" + "\n".join(problems[:60])
+
+
+def check_schema(document: dict[str, Any], request: Recorded, response: httpx.Response) -> None:
+    """Check that the OpenAPI document has the status of an answer, and that the answer has its schema."""
+    path, status, paths = request.path.partition("?")[0], str(response.status_code), document["paths"]
+    matching = [row for row in paths if path not in paths and re.fullmatch(re.sub(r"{\w+}", "[^/]+", row), path)]
+    for template in matching or [path]:
+        responses = paths.get(template, {}).get(request.method.lower(), {}).get("responses", {})
+        if answer := responses.get(status, responses.get(f"{status[0]}XX")):
+            assert status in responses or f"{status}: " in answer["description"], request.name
+            schema = answer["content"]["application/json"]["schema"]
+            Draft202012Validator({**schema, "components": document["components"]}).validate(response.json())
 
 
 def describe(request: Recorded, response: httpx.Response) -> list[Any]:
@@ -105,7 +120,7 @@ def body(path: str, response: httpx.Response) -> Any:
     kind, content = response.headers.get("content-type", "").split(";")[0], response.content
     if not content or path in ("/", "/docs", "/redoc") or (path.startswith("/web/") and response.status_code == 200):
         return bool(content)
-    if path == "/metrics":
+    if path == "/metrics" and response.status_code == 200:
         return sorted(
             family.name for family in text_string_to_metric_families(response.text) if "quartet" in family.name
         )
@@ -194,21 +209,40 @@ def stable(value: Any, name: str = "") -> Any:
 
 
 def document_summary(document: dict[str, Any]) -> Any:
-    """Return the operations of an OpenAPI document and the fields of its schemas."""
+    """Return the operations of an OpenAPI document, and the limits of the fields of its schemas."""
+
+    def contents(part: dict[str, Any]) -> dict[str, Any]:
+        return {kind: limits(content["schema"]) for kind, content in part.get("content", {}).items()}
+
     operations = {
         f"{method} {path}": [
             operation["operationId"],
-            [parameter.get("name", "ref") for parameter in operation["parameters"]],
-            list(operation.get("requestBody", {}).get("content", {})),
-            {status: list(answer.get("content", {})) for status, answer in operation["responses"].items()},
+            [[parameter.get("name"), limits(parameter)] for parameter in operation["parameters"]],
+            [body.get("required"), contents(body)] if (body := operation.get("requestBody")) else None,
+            {
+                status: [*re.findall(r"\d{3}(?=: )", answer["description"]), list(answer["headers"]), contents(answer)]
+                for status, answer in operation["responses"].items()
+            },
+            operation.get("security"),
         ]
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    return [
-        operations,
-        {name: list(part.get("properties", {})) for name, part in document["components"]["schemas"].items()},
-    ]
+    schemas = {
+        name: {field: limits(schema) for field, schema in part.get("properties", {}).items()}
+        for name, part in document["components"]["schemas"].items()
+    }
+    return [operations, schemas, document.get("security"), list(document["components"].get("securitySchemes", []))]
+
+
+def limits(part: Any) -> Any:
+    """Return the references, default values and limits of a part of an OpenAPI document."""
+    if isinstance(part, list):
+        return [limits(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    kept = r"\$ref|schema|anyOf|items|default|(exclusive)?(min|max)\w+"
+    return {key: limits(each) for key, each in part.items() if re.fullmatch(kept, key, re.IGNORECASE)}
 
 
 def differences(recorded: Any, answer: Any, path: str = "") -> Iterable[str]:

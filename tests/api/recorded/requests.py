@@ -6,7 +6,9 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +16,10 @@ from typing import Any
 
 import torch
 from support.images import image_bytes
-from support.networks import CONDITIONAL, FORECASTER, SECOND_NETWORKS, TINY, publish_tiny, tiny_card
+from support.networks import CONDITIONAL, FORECASTER, SECOND_NETWORKS, TINY, VOCABULARY, publish_tiny, tiny_card
 from support.responses import ADMIN_HEADERS
 
+from app import key_file
 from app.networks import build
 from app.store import Store
 
@@ -38,7 +41,7 @@ LIMITS: dict[str, Any] = {  # small limits, so that bodies above a limit are sho
     "max_texts": 4,
     "max_series": 4,
     "max_series_values": 300,
-    "max_horizon": 40,
+    "max_horizon": 20,  # below the default
     "max_samples": 8,
 }
 
@@ -51,7 +54,7 @@ class Recorded:
     method: str
     path: str
     body: Any = None  # bytes, or a value that is sent as JSON
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, Any] = field(default_factory=dict)
 
     @property
     def content(self) -> bytes:
@@ -143,6 +146,8 @@ def classify_requests() -> Iterator[Recorded]:
     yield Recorded("classify BMP", "POST", f"{CLASSIFY}?top_k=2&model=tiny-cnn", jpeg)
     yield Recorded("classify JSON", "POST", CLASSIFY, {"images": [image, image]}, {"content-type": "application/json"})
     yield Recorded("classify JSON as a form", "POST", CLASSIFY, {"images": [image]})
+    curl = {"content-type": "application/x-www-form-urlencoded"}
+    yield Recorded("classify JSON from curl", "POST", CLASSIFY, f'\n {{"images": ["{image}"]}}'.encode(), curl)
     yield Recorded("classify explain", "POST", f"{CLASSIFY}?explain=true&top_k=1", PNG)
     for i, query in enumerate(
         (
@@ -173,11 +178,14 @@ def classify_requests() -> Iterator[Recorded]:
         "empty file": [("file", "b.png", b"")],
         "wrong field": [("image", "a.png", PNG)],
         "text": [("file", None, b"hello")],
+        "too many texts": [(f"{i}", None, b"x") for i in range(4)],
         "nothing": [],
         "too many files": [("file", "a.png", PNG)] * 5,
     }.items():
         body, headers = form(*parts)
         yield Recorded(f"classify form {name}", "POST", CLASSIFY, body, headers)
+    body, headers = form(("file", "a.bmp", jpeg), ("file", "b.bmp", jpeg))
+    yield Recorded("classify explain form", "POST", f"{CLASSIFY}?explain=1", body, headers)
     body, headers = form(("file", "a.png", PNG))
     yield Recorded("classify form without its end", "POST", CLASSIFY, body[:-12], headers)
     no_boundary = {"content-type": "multipart/form-data"}
@@ -216,6 +224,10 @@ def text_requests() -> Iterator[Recorded]:
     yield from wrong_fields(TEXT, good, wrong)
     stop = {**good, "stream": True, "n": 2, "stop": ["ab", "ji"], "max_characters": 40, "prompt": "é"}
     yield Recorded("text stream with stop strings", "POST", TEXT, stop)
+    yield Recorded("text with stop strings", "POST", TEXT, {**stop, "stream": False})
+    foreign = {"origin": "https://page.example", "host": "attacker.example:8000"}
+    yield Recorded("text for a foreign page", "POST", TEXT, good, {"origin": foreign["origin"]})
+    yield Recorded("text for a foreign host", "POST", TEXT, good, foreign)
     yield Recorded("text greedy", "POST", TEXT, {**good, "temperature": 0, "top_p": 0.9, "top_k": 3, "n": 2})
     yield Recorded("text infinity", "POST", TEXT, b'{"temperature": Infinity}')
     yield Recorded("text large number", "POST", TEXT, b'{"seed": 123456789012345678901234567890}')
@@ -228,6 +240,7 @@ def series_requests() -> Iterator[Recorded]:
         "values": [
             [], None, "1", 1, [1.0], ["1"], [None] * 20, [1e301] * 20, [VALUES, ["x"]], [VALUES, VALUES],
             [VALUES] * 5, [0.5] * 301, [[]], [VALUES, 1.0], [VALUES, None], [*VALUES[:-2], None, None], [True] * 20,
+            [5.0] * 20, [1e300, -1e300] * 10, [5e-324, 0.0] * 10, [None] * 19 + [1.0],
         ],
         "horizon": [0, 41, "3", 1.5, None],
         "levels": [[], [0], [100], ["80"], [80, 80], [50.5, 99.9], [10] * 11, 80, None],
@@ -324,7 +337,11 @@ def completion_requests() -> Iterator[Recorded]:
          {"stream": True, "logprobs": 1, "echo": True}, {"stream": True, "stream_options": {"include_usage": True}},
          {"n": 2, "best_of": 2}, {"prompt": ["a", "b"], "n": 2}, {"prompt": "a" * 150, "echo": True, "logprobs": 1, "n": 2},
          {"presence_penalty": 1, "frequency_penalty": 1, "logit_bias": {"3": 100}}, {"prompt": ["a"] * 3, "n": 2},
-         {"stream": True, "n": 2, "stop": "a"}, {"prompt": ["a" * 150, "b" * 150]})
+         {"stream": True, "n": 2, "stop": "a"}, {"prompt": ["a" * 150, "b" * 150]}, {"temperature": 0.5, "top_p": 0.9},
+         {"prompt": ["abc", "de"], "n": 2}, {"prompt": [[2, 3, 4], [5, 6]], "n": 2}, {"logit_bias": {"3": -100}, "n": 4},
+         {"prompt": "abcé", "echo": True, "logprobs": 0, "max_tokens": 0, "stop": [*VOCABULARY[:-1]]},
+         {"prompt": "", "echo": True, "logprobs": 5}, {"temperature": 0, "presence_penalty": 2},
+         {"temperature": 0, "frequency_penalty": -2})
     ):  # fmt: skip
         yield Recorded(f"completion {i}", "POST", COMPLETIONS, {**good, **changes})
 
@@ -360,9 +377,10 @@ def timeseries_requests() -> Iterator[Recorded]:
                    [{**good_input, "start_timestamp": "soon"}], [good_input, {**good_input, "series": [1.0]}],
                    [{key: good_input[key] for key in ("type", "series")}]],
         "options": [{}, None, {"horizon": 0}, {"horizon": 41}, {"horizon": 3, "quantiles": [0]},
-                    {"horizon": 3, "quantiles": [1e-13]}, {"horizon": 3, "x": 1}, {"horizon": 3}, {"horizon": "3"},
+                    {"horizon": 3, "quantiles": [1e-13]}, {"horizon": 3, "quantiles": None},
+                    {"horizon": 3, "quantiles": [1e-12, 0.5 - 1e-14, 0.5, 1 - 1e-12]}, {"horizon": 3, "x": 1}, {"horizon": 3}, {"horizon": "3"},
                     {"horizon": 2, "quantiles": [0.9, 0.1, 0.5, 0.25]}, {"horizon": 3, "quantiles": [0.5] * 11}],
-        "metadata": [{"a": 1}, 5],
+        "metadata": [{"a": 1}, 5, None],
         "model": [*MODELS, "tiny-forecaster", "tiny-shop", "tiny-days"],
     }  # fmt: skip
     yield from wrong_fields(path, good, wrong, ("inputs", "options"))
@@ -372,6 +390,13 @@ def timeseries_requests() -> Iterator[Recorded]:
          {"frequency": "D", "start_timestamp": "soon"}, {"frequency": "D", "start_timestamp": "2019-01-01"})
     ):  # fmt: skip
         yield Recorded(f"time series of days {i}", "POST", path, {**days, "inputs": [{**good_input, **changes}]})
+    for i, (begin, frequency) in enumerate(
+        (("2026-01-01", "day"), ("2026-01-01T00:00:00+02:00", "H"), ("2026-01-01T00:00:00Z", "week"),
+         ("2024-06-30", "M"), ("2026-01-31", "quarter"), ("2023-04-30", "M"), ("2023-04-29", "M"), ("2024-02-29", "Y"),
+         (None, "D"))
+    ):  # fmt: skip
+        start = {**good_input, "start_timestamp": begin, "frequency": frequency}
+        yield Recorded(f"time series from {i}", "POST", path, {**good, "inputs": [start]})
     yield Recorded("time series models", "GET", "/v1/timeseries/models")
     yield from methods("/v1/timeseries/models")
 
@@ -420,7 +445,8 @@ def infer_requests() -> Iterator[Recorded]:
     for i, parameters in enumerate(
         ({"horizon": 0}, {"horizon": "3"}, {"levels": "x"}, {"levels": "80,80"}, {"levels": 0}, {"x": 1}, {"horizon": 41},
          {"timeout": -1}, {"timeout": "1"}, {"timeout": 1}, {"priority": 1}, {"seasonality": 7}, {"triton_x": 1},
-         {"binary_data_output": 1}, {"headers": "x"}, {"horizon": [1]}, {"integer": 1}, {"seed": 1})
+         {"binary_data_output": 1}, {"headers": "x"}, {"horizon": [1]}, {"integer": 1}, {"seed": 1}, {"timeout": 0},
+         {"timeout": 10**400}, {"horizon": {}})
     ):  # fmt: skip
         yield infer(f"parameters {i}", "tiny-lstm", [values], parameters=parameters)
     for i, parameters in enumerate(
@@ -447,7 +473,11 @@ def infer_requests() -> Iterator[Recorded]:
          [tensor("values", "FP64", [1, 20], shared_memory_region="x")], [tensor("values", "FP32", [1, 20], [1e39] * 20)],
          [tensor("values", "FP64", [1, 20], [1e301] * 20)], [tensor("values", "FP64", [1, 2], [1, 2])],
          [tensor("values", "FP64", [1] * 9, [1])], [tensor("values", "FP64", [1, 20], [None] * 20)],
-         [tensor("values", "FP64", [1, 20], binary_data_size="8")], [tensor("values", "FP64", [1, 20], VALUES, x=[1])])
+         [tensor("values", "FP64", [1, 20], binary_data_size="8")], [tensor("values", "FP64", [1, 20], VALUES, x=[1])],
+         [tensor("values", "FP64", [1, 20], [math.inf] * 20)], [tensor("values", "FP64", [1, 20], [[VALUES]])],
+         [{**values, "parameters": None, "x": 1}], [tensor("values", "FP64", [1, 20, 1], VALUES)],
+         [tensor("values", "FP64", [1, 20, 2], VALUES * 2)], [tensor("values", "FP64", [1, 20], [[*VALUES[:9]], 1])],
+         *([tensor("values", "FP64", [1, 20], binary_data_size=size)] for size in (-1, 0, 8.0)))
     ):  # fmt: skip
         yield infer(f"inputs {i}", "tiny-lstm", inputs)
     for i, (model, inputs) in enumerate(
@@ -456,6 +486,9 @@ def infer_requests() -> Iterator[Recorded]:
             ("tiny-cgan", [latents, tensor("classes", "INT64", [3], [0, 1, 2])]),
             ("tiny-cgan", [latents, tensor("classes", "BYTES", [2], ["x", "w"])]),
             ("tiny-cgan", [latents, tensor("classes", "INT32", [2], [0, 2**31])]),
+            ("tiny-cgan", [latents, tensor("classes", "INT8", [2], [0, 128])]),
+            ("tiny-cgan", [latents, tensor("classes", "INT64", [2], [0, 1.5])]),
+            ("tiny-cgan", [latents, tensor("classes", "INT64", [2], [0, None])]),
             ("tiny-gan", [tensor("latents", "FP64", [1, 4], [1e4, 0, 0, 0])]),
             ("tiny-gan", [tensor("latents", "FP64", [9, 4], [0] * 36)]),
             ("tiny-cnn", [tensor("image", "FP32", [1, 3, 32, 32], [256] * 3072)]),
@@ -483,16 +516,19 @@ def infer_requests() -> Iterator[Recorded]:
     yield Recorded("infer raw text", "POST", "/v2/models/tiny-rnn/infer", b"abc\xff", zero)
     yield Recorded("infer raw two inputs", "POST", "/v2/models/tiny-cgan/infer", row, zero)
     yield Recorded("infer raw two dimensions", "POST", "/v2/models/tiny-cnn/infer", bytes(3072), zero)
-    for i, value in enumerate(("x", "-1", "99999", "1" * 20)):
+    yield Recorded("infer raw without a row", "POST", "/v2/models/tiny-cnn/infer", bytes(3071), zero)
+    yield Recorded("infer raw two varying dimensions", "POST", "/v2/models/tiny-shop/infer", row, zero)
+    for i, value in enumerate(("x", "-1", "99999", "1" * 20, "000000000001", "²".encode())):
         yield Recorded(f"infer header {i}", "POST", path, head, {"inference-header-content-length": value})
     body = json.dumps({"inputs": [values], "parameters": {"horizon": 2}}).encode()
     for name, content, coding in (
         ("gzip", gzip.compress(body), "gzip"), ("not gzip", body, "gzip"), ("truncated", gzip.compress(body)[:-9], "gzip"),
-        ("too large", gzip.compress(b" " * 300_000), "gzip"), ("br", body, "br"), ("data after", gzip.compress(body) + b"x", "GZIP"),
+        ("too large", gzip.compress(b" " * 300_000), "gzip"), ("br", body, "br"), ("deflate", zlib.compress(body), "deflate"), ("data after", gzip.compress(body) + b"x", "GZIP"),
     ):  # fmt: skip
         yield Recorded(f"infer {name}", "POST", path, content, {"content-encoding": coding})
     strings = struct.pack("<I", 3) + b"abc"
-    for i, content in enumerate((strings, strings[:-1], strings * 2)):
+    minus_one = b"\xff\xff\xff\xff\0\0\0"
+    for i, content in enumerate((strings, strings[:-1], strings * 2, strings[:3], minus_one, b"")):
         sized = {"inputs": [tensor("prompt", "BYTES", [1], binary_data_size=len(content))], "parameters": seeded}
         text = json.dumps(sized).encode()
         header = {"inference-header-content-length": str(len(text))}
@@ -538,12 +574,14 @@ def description_requests() -> Iterator[Recorded]:
     for path in (
         "/health/live", "/health/ready", "/v1/models", "/v1/models/tiny-cnn", "/v1/models/tiny-gan@2", "/v1/models/tiny-none",
         "/v1/models/tiny-gan@1", "/v1/models/tiny-gan@9", "/v1/models/tiny-pets", "/v1/models/tiny-cnn/pictures/a.png",
-        "/v1/models/tiny-none/pictures/a.png", "/v1/models/", "/v1", "/v1/nothing", "/v2", "/v2/", "/v2/nothing",
+        "/v1/models/tiny-none/pictures/a.png", "/v1/models/tiny-cnn@7/pictures/a.png", "/v1/models/../pictures/a.png", "/v1/models/", "/v1", "/v1/nothing", "/v2", "/v2/", "/v2/nothing",
         "/v2/health/live", "/v2/health/ready", "/v2/models", "/v2/models/stats", "/web/none.js", "/nothing?x=%ff", "/v1/models?",
         "/v1/models/tiny-gan/versions/2", "/health", "/v1/Images/classify", "//v1/models", "/v1/models/%2e%2e", "/", "/web/app.js",
         "/docs", "/openapi.json", "/redoc",
     ):  # fmt: skip
         yield Recorded(f"GET {path}", "GET", path)
+    for path in ("/v1/models", "/v1/models/tiny-gan", "/v2/models/tiny-gan/config", "/v2"):
+        yield Recorded(f"GET {path} with a query", "GET", f"{path}?versoin=1")
     for path in (
         "/health/live",
         "/v1/models",
@@ -616,7 +654,10 @@ def admin_requests() -> Iterator[Recorded]:
     yield Recorded(
         "activate with query", "POST", f"{admin}/models/tiny-gan/activate?x=1", {"version": 2}, ADMIN_HEADERS
     )
-    yield Recorded("roll back", "POST", f"{admin}/models/tiny-gan/rollback", headers=ADMIN_HEADERS)
+    rollback = f"{admin}/models/tiny-gan/rollback"
+    yield Recorded("roll back to a version", "POST", rollback, {"version": 1}, ADMIN_HEADERS)
+    yield Recorded("roll back with query", "POST", f"{rollback}?version=1", headers=ADMIN_HEADERS)
+    yield Recorded("roll back", "POST", rollback, {}, ADMIN_HEADERS)
     yield Recorded("roll back unknown", "POST", f"{admin}/models/tiny-none/rollback", headers=ADMIN_HEADERS)
     yield Recorded("roll back impossible", "POST", f"{admin}/models/tiny-cnn/rollback", headers=ADMIN_HEADERS)
     for i, body in enumerate(
@@ -654,7 +695,14 @@ def protected_requests(key: str) -> list[Recorded]:
     good, bearer = {"count": 1, "seed": 1}, {"authorization": f"Bearer {key}"}
     origin = {"origin": "https://page.example"}
     preflight = {**origin, "access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    sent = "content-type, x-stainless-lang, x-stainless-os, inference-header-content-length"
+    keys: tuple[dict[str, Any], ...] = (
+        {"authorization": f"bearer  {key}"}, {"authorization": "Bearer"}, {"x-api-key": ""}, {"x-api-key": key[:-1]},
+        {"x-api-key": f"{key}x"}, {"x-api-key": key.upper()}, {"x-api-key": "x" * 10_000}, {"x-api-key": "é".encode()},
+        {"x-api-key": key_file.digest(key).hex()},
+    )  # fmt: skip
     return [
+        *(Recorded(f"keys {i}", "POST", SAMPLE, good, headers) for i, headers in enumerate(keys)),
         Recorded("keys none", "POST", SAMPLE, good),
         Recorded("keys wrong", "POST", SAMPLE, good, {"authorization": "Bearer nobody"}),
         Recorded("keys other scheme", "POST", SAMPLE, good, {"authorization": f"Basic {key}"}),
@@ -663,7 +711,9 @@ def protected_requests(key: str) -> list[Recorded]:
         Recorded("keys v2", "GET", "/v2/models"),
         Recorded("keys v2 health", "GET", "/v2/health/ready"),
         Recorded("keys page", "HEAD", "/"),
-        Recorded("keys document", "HEAD", "/openapi.json"),
+        Recorded("keys document", "GET", "/openapi.json"),
+        Recorded("keys metrics", "GET", "/metrics"),
+        Recorded("keys v2 model", "GET", "/v2/models/tiny-gan", headers=bearer),
         Recorded("keys unknown path", "GET", "/nothing"),
         Recorded("keys admin", "GET", "/v1/admin/models"),
         Recorded("keys load", "POST", "/v2/repository/models/tiny-pets/load", {}, bearer),
@@ -671,6 +721,7 @@ def protected_requests(key: str) -> list[Recorded]:
         Recorded("cors other", "POST", SAMPLE, good, {**bearer, "origin": "https://other.example"}),
         Recorded("cors error", "POST", SAMPLE, good, origin),
         Recorded("cors preflight", "OPTIONS", SAMPLE, headers=preflight),
+        Recorded("cors headers", "OPTIONS", SAMPLE, headers={**preflight, "access-control-request-headers": sent}),
         Recorded("cors preflight other", "OPTIONS", SAMPLE, headers={**preflight, "origin": "https://other.example"}),
         Recorded("host trusted", "GET", "/health/live", headers={"host": "www.example.org"}),
         Recorded("host foreign", "GET", "/health/live", headers={"host": "attacker.example"}),
