@@ -49,17 +49,6 @@ def test_a_version_is_activated_rolled_back_and_retired(admin: httpx.Client) -> 
     assert admin.get("/v1/models/tiny-gan").json()["retired"] == [1]
 
 
-def test_the_store_can_be_inspected(admin: httpx.Client) -> None:
-    listed = {row["name"]: row for row in admin.get("/v1/admin/models").json()["data"]}
-    assert (listed["tiny-gan"]["active"], listed["tiny-gan"]["update_policy"]) == (3, "latest")
-    assert [version["role"] for version in admin.get("/v1/admin/models/tiny-gan").json()["versions"]] == [
-        "",
-        "previous",
-        "active",
-    ]
-    assert not any(row["problem"] for row in admin.get("/v1/admin/verify").json()["data"])
-
-
 def test_a_version_is_exported_and_imported(admin: httpx.Client, tiny_store: Path, tmp_path: Path) -> None:
     answer = admin.get("/v1/admin/models/tiny-gan/export?version=2")
     assert answer.headers["content-disposition"] == 'attachment; filename="tiny-gan-2.zip"'
@@ -123,14 +112,6 @@ def test_only_the_import_limit_applies_to_archives(serve: Serve, tiny_store: Pat
         assert client.post("/v1/admin/import", content=content, headers=ADMIN_HEADERS).status_code == 409  # it was read
 
 
-def test_a_rollback_rejects_fields_and_query_parameters(admin: httpx.Client) -> None:
-    path = "/v1/admin/models/tiny-gan/rollback"
-    field, query = admin.post(path, json={"version": 1}), admin.post(f"{path}?version=1")
-    assert [answer.json()["error"]["param"] for answer in (field, query)] == ["version"] * 2
-    assert (field.status_code, query.status_code, served(admin)) == (400, 400, 3)
-    assert admin.post(path, json={}).json()["active"] == 2
-
-
 def test_a_head_request_for_an_export_does_not_read_the_version(admin: httpx.Client, tiny_store: Path) -> None:
     (tiny_store / "tiny-gan" / "2" / "large.png").write_bytes(bytes(2**24))
     path = "/v1/admin/models/tiny-gan/export?version=2"
@@ -146,13 +127,6 @@ def test_a_head_request_for_an_export_does_not_read_the_version(admin: httpx.Cli
 def bytes_read() -> int:
     """Return the number of bytes that this process, and so the service in it, has read."""
     return int(Path("/proc/self/io").read_text().partition("rchar:")[2].split()[0])
-
-
-def test_without_an_admin_key_there_are_no_admin_routes(serve: Serve) -> None:
-    with serve() as client:
-        for method, path in (("GET", "models"), ("POST", "models/tiny-gan/rollback"), ("POST", "import")):
-            assert client.request(method, f"/v1/admin/{path}", headers=ADMIN_HEADERS).status_code == 404
-        assert "/v1/admin" not in client.get("/openapi.json").text
 
 
 def test_the_admin_key_may_be_in_a_file_and_must_be_long(tmp_path: Path, tiny_store: Path) -> None:
@@ -181,11 +155,3 @@ def test_the_admin_key_may_be_in_a_file_and_must_be_long(tmp_path: Path, tiny_st
 )
 def test_spaces_around_the_admin_key_are_removed(key: str, expected: str | None) -> None:
     assert admin_key(Settings(admin_key=key)) == expected  # type: ignore[arg-type]
-
-
-def test_a_published_version_waits_while_a_chosen_version_is_active(admin: httpx.Client, tiny_store: Path) -> None:
-    admin.post("/v1/admin/models/tiny-gan/activate", json={"version": 2}).raise_for_status()
-    publish_tiny(tiny_store, "tiny-gan")
-    wait_until(lambda: 4 in admin.get("/v1/models/tiny-gan").json()["versions"])
-    assert served(admin) == 2  # the published version is not active yet
-    assert Store(tiny_store).read("tiny-gan", 4).card.version == 4

@@ -15,9 +15,8 @@ import pytest
 import tritonclient.http as triton
 from support import tensors as inputs
 from support.faults import Fault, Hold
-from support.networks import publish_tiny
 from support.service import Serve, address
-from support.tensors import INPUTS, PIXELS, SHAPES
+from support.tensors import INPUTS, SHAPES
 from support.waiting import wait_until
 from tritonclient.utils import InferenceServerException
 
@@ -43,23 +42,10 @@ def test_the_client_reads_metadata_of_server_and_models(client: triton.Inference
     assert client.is_model_ready("tiny-cnn", "1")
     assert not client.is_model_ready("tiny-cnn", "2")
     assert not client.is_model_ready("nothing")
-    server = client.get_server_metadata()
-    assert server["name"] == "quartet"
-    assert {"binary_tensor_data", "classification", "statistics"} <= set(server["extensions"])
-    for name, tensors in INPUTS.items():
-        metadata, config = client.get_model_metadata(name, "1"), client.get_model_config(name)
-        assert metadata["versions"] == ["1"]
-        assert [tensor["name"] for tensor in metadata["inputs"]] == list(tensors)
-        assert [tensor["name"] for tensor in metadata["outputs"]] == list(SHAPES[name])
-        assert config["max_batch_size"] >= 3
-        for described, configured in zip(metadata["inputs"], config["input"], strict=True):
-            assert configured["dims"] == (described["shape"][1:] or [1])
-            assert configured["data_type"] == {"BYTES": "TYPE_STRING"}.get(
-                described["datatype"], f"TYPE_{described['datatype']}"
-            )
-    index = client.get_model_repository_index()
-    assert [entry["name"] for entry in index] == sorted(INPUTS)
-    assert {(entry["version"], entry["state"]) for entry in index} == {("1", "READY")}
+    assert "statistics" in client.get_server_metadata()["extensions"]
+    assert client.get_model_metadata("tiny-cnn", "1")["versions"] == ["1"]
+    assert client.get_model_config("tiny-cnn")["max_batch_size"] >= 3
+    assert [entry["name"] for entry in client.get_model_repository_index()] == sorted(INPUTS)
 
 
 @pytest.mark.parametrize("name", list(INPUTS))
@@ -101,50 +87,6 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def test_the_classification_parameter_returns_value_index_and_label(client: triton.InferenceServerClient) -> None:
-    outputs = [triton.InferRequestedOutput("probabilities", class_count=2)]
-    plain = client.infer("tiny-cnn", inputs.infer_inputs("tiny-cnn", True)).as_numpy("probabilities")
-    best = client.infer("tiny-cnn", inputs.infer_inputs("tiny-cnn", True), outputs=outputs).as_numpy("probabilities")
-    assert best.shape == (3, 2)
-    for row, shares in zip(best, plain, strict=True):
-        order = np.argsort(-shares)
-        for entry, index in zip(row, order[:2], strict=True):
-            value, position, label = entry.decode().split(":")
-            assert (int(position), label) == (index, "abcdefghij"[index])
-            assert float(value) == pytest.approx(shares[index], abs=1e-6)
-    with pytest.raises(InferenceServerException, match="output 'images' has no classes"):
-        client.infer(
-            "tiny-gan",
-            inputs.infer_inputs("tiny-gan", True),
-            outputs=[triton.InferRequestedOutput("images", class_count=1)],
-        )
-
-
-def test_json_and_binary_inputs_may_be_mixed_and_pixels_may_be_floats(tiny: httpx.Client) -> None:
-    latents = np.random.default_rng(2).standard_normal((2, 4))
-    inputs = [
-        {"name": "classes", "datatype": "BYTES", "shape": [2, 1], "data": ["z", "x"]},
-        {"name": "latents", "datatype": "FP64", "shape": [2, 4], "parameters": {"binary_data_size": 64}},
-    ]
-    head = json.dumps({"inputs": inputs}).encode()
-    mixed = infer(tiny, "tiny-cgan", head + latents.tobytes(), **{"Inference-Header-Content-Length": str(len(head))})
-    nested = {"name": "latents", "datatype": "FP64", "shape": [2, 4], "data": latents.tolist()}
-    classes = {"name": "classes", "datatype": "INT32", "shape": [2], "data": [2, 0]}
-    plain = infer(tiny, "tiny-cgan", {"inputs": [nested, classes]})
-    assert mixed.json()["outputs"] == plain.json()["outputs"]
-    as_floats = {
-        "name": "image",
-        "datatype": "FP32",
-        "shape": [1, 3, 32, 32],
-        "data": PIXELS[:1].astype(float).tolist(),
-    }
-    as_bytes = {"name": "image", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": PIXELS[:1].reshape(-1).tolist()}
-    results = [
-        infer(tiny, "tiny-cnn", {"inputs": [each]}).json()["outputs"][0]["data"] for each in (as_floats, as_bytes)
-    ]
-    np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
-
-
 def test_statistics_count_requests_rows_and_batches(client: triton.InferenceServerClient) -> None:
     def figures(name: str, version: str = "") -> dict[str, Any]:
         (row,) = client.get_inference_statistics(name, version)["model_stats"]
@@ -167,59 +109,6 @@ def test_statistics_count_requests_rows_and_batches(client: triton.InferenceServ
     assert texts["inference_count"] == before[1]["inference_count"] + 3
     assert texts["execution_count"] > before[1]["execution_count"]
     assert [entry["name"] for entry in client.get_inference_statistics()["model_stats"]] == sorted(INPUTS)
-
-
-def test_the_repository_index_lists_broken_versions_with_their_reason(serve: Serve, tiny_store: Any) -> None:
-    (publish_tiny(tiny_store, "tiny-gan").folder / "model.safetensors").write_bytes(b"cut")
-    with serve() as service, triton.InferenceServerClient(address(service)) as client:
-        (broken,) = [entry for entry in client.get_model_repository_index() if entry["state"] == "UNAVAILABLE"]
-        assert (broken["name"], broken["version"]) == ("tiny-gan", "2")
-        assert "sha256" in broken["reason"]
-        ready = service.post("/v2/repository/index", json={"ready": True}).json()
-        assert {entry["state"] for entry in ready} == {"READY"}
-        for change in (client.load_model, client.unload_model):
-            with pytest.raises(InferenceServerException, match="require an admin key"):
-                change("tiny-gan")
-
-
-def test_a_streamed_text_equals_the_unstreamed_one(tiny: httpx.Client) -> None:
-    body = {"id": "7", "text_input": "abc", "parameters": {"max_tokens": 30, "seed": 4}}
-    unstreamed = tiny.post("/v2/models/tiny-rnn/generate", json=body).json()
-    assert (unstreamed["id"], unstreamed["model_name"], unstreamed["model_version"]) == ("7", "tiny-rnn", "1")
-    assert len(unstreamed["text_output"]) == 30
-    top_level = {"text_input": "abc", "max_characters": 30, "seed": 4, "stream": False}
-    for nulls in ({}, {"id": None, "parameters": None}):
-        answer = tiny.post("/v2/models/tiny-rnn/versions/1/generate", json={**top_level, **nulls}).json()
-        assert (answer["text_output"], answer.get("id")) == (unstreamed["text_output"], None)
-    with tiny.stream("POST", "/v2/models/tiny-rnn/generate_stream", json=body) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        lines = [line for line in answer.iter_lines() if line]
-    events = [json.loads(line.removeprefix("data: ")) for line in lines]
-    assert "".join(event["text_output"] for event in events) == unstreamed["text_output"]
-    assert events[-1]["finish_reason"] == "length"
-    urgent = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"priority": 2}})
-    assert (urgent.status_code, urgent.json()["error"].partition(";")[0]) == (400, "priority is 2")
-    usual = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"priority": 0, "max_tokens": 3}})
-    assert usual.status_code == 200
-    invalid = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"stream": True}})
-    assert invalid.json() == {"error": "stream is true; use generate_stream instead"}
-
-
-@pytest.mark.usefixtures("slow")
-def test_an_error_in_a_stream_is_an_event_with_the_protocol_s_schema(serve: Serve) -> None:
-    body = {"text_input": "a", "max_characters": 4000}
-    url, headers = "/v2/models/tiny-rnn/generate_stream", {"x-request-timeout": "1"}
-    with serve(inline_seconds=0) as client, client.stream("POST", url, json=body, headers=headers) as answer:
-        assert answer.status_code == 200
-        lines = [line for line in answer.iter_lines() if line]
-    last = json.loads(lines[-1].removeprefix("data: "))
-    assert last == {"error": "the deadline passed before the answer was complete; x-request-timeout is in seconds"}
-
-
-def test_a_timeout_may_be_zero_or_any_large_number(tiny: httpx.Client) -> None:
-    for timeout in (0, 60_000_000, 2**64, 10**400):
-        answer = infer(tiny, "tiny-lstm", {"inputs": [SERIES], "parameters": {"timeout": timeout}})
-        assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.usefixtures("slow")

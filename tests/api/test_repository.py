@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +15,7 @@ from support.service import Serve, address, run_models_command
 from support.tensors import SHAPES, infer_inputs
 from tritonclient.utils import InferenceServerException
 
-from app import key_file, store
+from app import store
 from app.server.system import can_fork
 from app.serving.preload import worker_bytes
 from app.store import RolloutRefused, Store
@@ -140,25 +139,6 @@ def test_a_running_text_is_completed_when_its_model_is_unloaded(serve: Serve, tw
         assert client.get("/v2/models/tiny-rnn/ready").status_code == 404
         content = first_chunk + b"".join(chunks)
     assert content.count(b'"finish_reason":"length"') == 16
-
-
-def test_a_request_without_the_admin_key_changes_nothing(serve: Serve, two: Path, tmp_path: Path) -> None:
-    with_keys: dict[str, Any] = {"keys_file": tmp_path / "keys"}
-    client_key = key_file.add(with_keys["keys_file"], "alice")
-    for settings in ({}, with_keys):
-        with serve(admin_key=ADMIN_KEY, **settings) as client:
-            for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Bearer {client_key}"}):
-                for change in ("load", "unload"):
-                    answer = client.post(f"/v2/repository/models/{NAME}/{change}", headers=headers)
-                    assert (answer.status_code, list(answer.json())) == (401, ["error"])
-            assert not Store(two).rollout(NAME).unloaded
-            for change, unloaded in (("unload", True), ("load", False)):  # the admin key is also needed with a key file
-                assert client.post(f"/v2/repository/models/{NAME}/{change}", headers=ADMIN_HEADERS).status_code == 200
-                assert Store(two).rollout(NAME).unloaded is unloaded
-    with serve() as client:
-        rejected = client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS)
-        assert (rejected.status_code, list(rejected.json())) == (403, ["error"])
-        assert "/v2/repository/models" not in client.get("/openapi.json").text
 
 
 def test_a_service_that_does_not_poll_its_store_rejects_changes(serve: Serve, two: Path) -> None:

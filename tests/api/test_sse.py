@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 from unittest.mock import Mock
@@ -13,7 +12,6 @@ from unittest.mock import Mock
 import httpx
 import pytest
 from starlette.requests import Request
-from support.faults import Fault, raising_after
 from support.responses import RUNNING_TEXTS, metric_samples
 from support.service import Serve
 from support.waiting import wait_until
@@ -41,46 +39,6 @@ def events(client: httpx.Client, body: dict[str, Any], **headers: str) -> list[A
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
-def test_a_streamed_text_equals_the_unstreamed_one(serve: Serve) -> None:
-    with serve() as client:
-        for options in ({}, {"stop": ["b", "aa", "hgj"]}, {"temperature": 0.0}, {"top_k": 3, "top_p": 0.8}):
-            body = {"prompt": "abcé", "max_characters": 150, "n": 3, "seed": 5, **options}
-            unstreamed = client.post(PATH, json=body).json()
-            texts, last_events = [""] * 3, {}
-            for event in events(client, body):
-                assert event["index"] not in last_events
-                texts[event["index"]] += event["text"]
-                if "finish_reason" in event:
-                    last_events[event["index"]] = event
-            for index, result in enumerate(unstreamed["results"]):
-                assert texts[index] == result["text"]
-                assert last_events[index]["finish_reason"] == result["finish_reason"]
-                assert last_events[index]["seed"] == result["seed"] == 5 + index
-                assert last_events[index]["unknown_characters"] == unstreamed["unknown_characters"] == ["é"]
-
-
-def test_a_failure_during_a_stream_is_an_error_event(serve: Serve, faults: dict[str, Fault]) -> None:
-    with serve() as client:
-        faults["continue"] = raising_after(5, RuntimeError("secret"))
-        *before, last = events(client, {"max_characters": 50, "seed": 7})
-        del faults["continue"]
-        complete = events(client, {"max_characters": 5, "seed": 7})
-        assert "".join(event["text"] for event in before) == "".join(event["text"] for event in complete)
-        assert last["error"]["code"] == "inference_failed"
-        assert "secret" not in last["error"]["message"]
-        assert events(client, {"max_characters": 50, "seed": 8})[-1]["finish_reason"] == "length"
-
-
-@pytest.mark.usefixtures("slow")
-def test_a_deadline_during_a_stream_is_an_error_event(serve: Serve) -> None:
-    with serve(inline_seconds=0) as client:
-        *before, last = events(client, LONG, **{"x-request-timeout": "1"})
-        assert before
-        assert last["error"]["code"] == "deadline_exceeded"
-        assert events(client, {"max_characters": 1})[0]["finish_reason"] == "length"
-        assert metric_samples(client)["quartet_errors_total", ("reason", "deadline_exceeded"), ("route", PATH)] == 1
-
-
 def test_generation_ends_when_the_client_leaves_a_stream(serve: Serve, steps: list[int]) -> None:
     body = json.dumps(LONG).encode()
     with serve() as client:
@@ -96,28 +54,6 @@ def test_generation_ends_when_the_client_leaves_a_stream(serve: Serve, steps: li
         client.post(PATH, json={"max_characters": 1}).raise_for_status()
         wait_until(lambda: metric_samples(client)[RUNNING_TEXTS] == 0)
         assert len(steps) < 3000  # of 4,000 steps
-
-
-@pytest.mark.usefixtures("slow")
-def test_a_shutdown_during_a_stream_is_an_error_event(serve: Serve) -> None:
-    first_line = threading.Event()
-    lines: list[str] = []
-    with serve(inline_seconds=0) as client:
-
-        def read_stream() -> None:
-            url = f"{client.base_url}{PATH}"
-            with httpx.stream("POST", url, json={**LONG, "n": 1}, timeout=60) as answer:
-                for line in answer.iter_lines():
-                    lines.append(line)
-                    first_line.set()
-
-        thread = threading.Thread(target=read_stream)
-        thread.start()
-        assert first_line.wait(30)
-    thread.join(30)
-    events = [line for line in lines if line]
-    assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "not_ready"
-    assert events[-1] == "data: [DONE]"
 
 
 def test_a_slow_reader_delays_no_other_client_and_gets_all_events(serve: Serve) -> None:

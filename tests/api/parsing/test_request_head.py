@@ -7,7 +7,6 @@ from fastapi import Request
 from pydantic import BaseModel, Field
 
 from app.api.request_head import CACHED_QUERY_BYTES, header, preferred_media_type, read_query
-from app.errors import BadValue
 
 
 def request(query: str = "", headers: tuple[tuple[bytes, bytes], ...] = ()) -> Request:
@@ -26,12 +25,6 @@ class Query(BaseModel):
     rows: int = Field(1, le=9)
 
 
-def test_query_parameters_are_read_as_a_model() -> None:
-    assert read_query(request(), Query) == Query()
-    assert read_query(request("rows=3&name=a%20b"), Query) == Query(name="a b", rows=3)
-    assert read_query(request("name="), Query) == Query(name="")
-
-
 def test_only_short_query_strings_are_kept_with_their_parameters() -> None:
     for length, kept in ((CACHED_QUERY_BYTES, True), (CACHED_QUERY_BYTES + 1, False)):
         head = request("name=".ljust(length, "a"))
@@ -40,44 +33,15 @@ def test_only_short_query_strings_are_kept_with_their_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "sentence", "param"),
-    [
-        ("colour=red", "unknown field 'colour'; known fields: name, rows", "colour"),
-        ("rows=1&name=a&rows=1", "rows was sent more than once", "rows"),
-        ("rows=10", "rows is '10'; it should be less than or equal to 9", "rows"),
-        ("name=a&rows=x", "rows is 'x'; it should be a valid integer, unable to parse string as an integer", "rows"),
-    ],
-)
-def test_a_wrong_query_parameter_is_rejected_with_its_name(query: str, sentence: str, param: str) -> None:
-    with pytest.raises(BadValue) as raised:
-        read_query(request(query), Query)
-    assert (raised.value.message, raised.value.param) == (sentence, param)
-
-
-@pytest.mark.parametrize(
-    ("accept", "png"),
-    [("image/png", True), ("IMAGE/PNG", True), ("image/*", True), ("image/png;q=0.9, */*;q=0.1", True), ("", False)]
-    + [(accept, False) for accept in ("*/*", "application/json", "image/pngx", "image/png;q=0", "image/jpeg")]
-    + [("application/json, image/png;q=0.1", False), ("image/png;q=x, application/json;q=0.5", True)],
-)
-def test_an_accept_header_chooses_between_json_and_png(accept: str, png: bool) -> None:
-    assert preferred_media_type(accept, ("application/json", "image/png")) == (
-        "image/png" if png else "application/json"
-    )
-
-
-def test_the_media_type_with_the_highest_quality_value_is_chosen() -> None:
-    offered = ("application/json", "image/png", "image/webp")
-    for accept, kind in (
-        ("image/webp", 2), ("image/*", 1), ("image/webp;q=0.8, image/png;q=0.3", 2), ("*/*;q=0.1, image/webp", 2),
-        ("text/html", 0), ("image/webp;q=0, */*", 0),
-    ):  # fmt: skip
-        assert preferred_media_type(accept, offered) == offered[kind]
-
-
-@pytest.mark.parametrize(
     ("accept", "expected"),
     [
+        ("", "application/json"),
+        ("text/html", "application/json"),
+        ("image/pngx", "application/json"),
+        ("IMAGE/PNG", "image/png"),
+        ("image/*", "image/png"),
+        ("*/*;q=0.1, image/webp", "image/webp"),
+        ("application/json;q=0.2, image/png;q=x", "image/png"),
         ("image/webp;q=0.25,image/png;q=0.5", "image/png"),
         ("image/webp;level=1;q=0.25, image/png;q=0.2", "image/webp"),
         ("image/webp ; q=0.9 , image/png ; q=0.8", "image/webp"),
