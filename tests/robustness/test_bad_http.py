@@ -13,7 +13,6 @@ import pytest
 from support.responses import (
     CLASSIFY,
     CONTINUE,
-    FORECAST,
     HOSTILE_NAMES,
     PNG,
     SAMPLE,
@@ -62,6 +61,7 @@ def test_a_malformed_request_gets_a_4xx_with_the_documented_schema(tiny: httpx.C
     head, _, body = answer.partition(b"\r\n\r\n")
     status = int(head.split(b" ")[1])
     assert 400 <= status < 500, answer[:300]
+    assert b"\r\nx-content-type-options: nosniff" in head.lower()
     assert sorted(json.loads(body)["error"]) == ["code", "message", "param", "type"]
     assert_still_serves(tiny)
 
@@ -146,30 +146,6 @@ def test_malformed_forms_are_harmless(tiny: httpx.Client) -> None:
         answer = tiny.post(CLASSIFY, content=incomplete, headers=FORM)
         assert_rejected(answer, 400, None, "the closing boundary is missing")
     assert_still_serves(tiny)
-
-
-def test_invalid_queries_are_rejected(tiny: httpx.Client) -> None:
-    queries = [
-        "top_k=" + "9" * 5000, "top_k=1e3", "top_k=NaN", "top_k=-1", "top_k=%00", "top_k=", "top_k", "=", "&&&=&", "top_k=1&top_k=1",
-        "explain=maybe", "explain=2", "model=%ff", "model=" + "x" * 10_000, "model=a&model=b", "x=1&" * 5000, "%zz=1", "top%5fk=0",
-        "top_k=1;explain=1", "top_k[]=1", "__proto__=1", "model_config=1", "model=tiny-cnn%00",
-    ]  # fmt: skip
-    for query in queries:
-        answer = tiny.post(f"{CLASSIFY}?{query}", content=PNG)
-        assert_harmless(answer)
-        assert answer.status_code in (400, 404) or query in ("&&&=&", "="), query
-        if len(query) < 1000:
-            for path in (CONTINUE, FORECAST, SAMPLE):
-                assert_harmless(tiny.post(f"{path}?{query}", json={}))
-    assert_still_serves(tiny)
-
-
-def test_a_response_without_a_body_is_sent_immediately(tiny: httpx.Client) -> None:
-    for path, status in (("/health/ready", 200), ("/", 200), ("/nowhere", 404)):
-        answer = tiny.head(path)
-        assert (answer.status_code, answer.content) == (status, b"")
-    again = tiny.get("/", headers={"if-none-match": tiny.get("/").headers["etag"]})
-    assert (again.status_code, again.content) == (304, b"")
 
 
 def test_requests_rejected_by_the_http_parser_are_counted(tiny: httpx.Client) -> None:

@@ -8,7 +8,6 @@ import socket
 import zlib
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -21,7 +20,6 @@ from support.responses import (
     CLASSIFY,
     CONTINUE,
     FORECAST,
-    HOSTILE_NAMES,
     SAMPLE,
     SERIES,
     assert_harmless,
@@ -114,37 +112,9 @@ def test_a_duplicate_field_is_rejected(tiny: httpx.Client) -> None:
 def test_a_prompt_that_looks_like_fields_is_accepted(tiny: httpx.Client) -> None:
     body = {"prompt": '"prompt": "seed": "seed"', "max_characters": 1, "seed": 1}
     assert tiny.post(CONTINUE, json=body).status_code == 200
-    raw = '{"prompt": "\\"seed\\": \\"seed\\" \\"prompt\\"", "seed": 2, "max_characters": 1}'
-    assert tiny.post(CONTINUE, content=raw).status_code == 200
-
-
-@pytest.mark.parametrize("path", [*VALID, *OTHER_PROTOCOLS])
-def test_a_body_that_is_no_json_object_in_utf_8_is_rejected(tiny: httpx.Client, path: str) -> None:
-    valid = json.dumps({**VALID, **OTHER_PROTOCOLS}[path])
-    bodies = [
-        valid.encode("utf-16"), valid.encode("utf-32"), b"\xef\xbb\xbf" + valid.encode(), valid.encode() + b"\0", b"\0",
-        valid.encode() + valid.encode(), valid[:-1].encode(), valid.replace('"', "'").encode(), b"\xff\xfe", b'{"a":\xc0\xaf}',
-        b"null", b"true", b"3", b'"x"', b"[]", b"{,}", b'{"a":}', b"{]", b"// x\n{}", b"{} x", b"a=b&c=d", b"<x/>",
-        b"[" * 250_000, b"[" * 30_000 + b"]" * 30_000, b'{"x":' * 30_000, b'{"values":' + b"[" * 30_000, b"\x80\x04\x95",
-    ]  # fmt: skip
-    for body in bodies:
-        answer = tiny.post(path, content=body, headers=JSON_TYPE)
-        assert_harmless(answer)
-        assert answer.status_code in (400, 413), body[:40]
-    assert_still_serves(tiny)
-
-
-@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=range(len(HOSTILE_NAMES)))
-def test_a_hostile_model_name_gives_400_or_404(tiny: httpx.Client, name: str) -> None:
-    for path, fields in VALID.items():
-        if path == CLASSIFY:
-            answer = tiny.post(path, params={"model": name}, content=b"x")
-        else:
-            answer = tiny.post(path, json={**fields, "model": name})
-        assert_harmless(answer)
-        assert answer.status_code in (400, 404)
-    assert_harmless(tiny.get(f"/v1/models/{quote(name, safe='')}"))
-    assert_still_serves(tiny)
+    for text in (r"\"seed\": \"seed\" \"prompt\"", ":" * 5000, "," * 5000, r"\\"):
+        raw = f'{{"prompt": "{text}", "seed": 2, "max_characters": 1}}'
+        assert tiny.post(CONTINUE, content=raw).status_code == 200
 
 
 def flood(url: str, head: bytes, chunk: bytes, times: int) -> bytes:

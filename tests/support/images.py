@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -42,11 +39,6 @@ def save_image(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-def decode_image(text: str) -> np.ndarray:
-    """Return the pixels of an image file in base64."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
-
-
 def save_blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write a blank picture for each figure of matplotlib, except for SVG files.
 
@@ -57,22 +49,9 @@ def save_blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = Figure.savefig
 
     def save(figure: Figure, file: Any, **options: Any) -> None:
-        if "format" in options or _draws:
+        if "format" in options:
             draw(figure, file, **options)
         else:
             Image.new("L", (1, 1)).save(file, "PNG")
 
     monkeypatch.setattr(Figure, "savefig", save)
-
-
-_draws: list[bool] = []  # not empty in ``drawn_figures``
-
-
-@contextmanager
-def drawn_figures() -> Iterator[None]:
-    """Draw figures in spite of ``save_blank_pictures``."""
-    _draws.append(True)
-    try:
-        yield
-    finally:
-        _draws.pop()
