@@ -32,7 +32,8 @@ def metrics_folder(service: ServiceProcess) -> Path:
     return next(
         folder
         for folder in Path("/dev/shm").glob("quartet-*")
-        if all((Path(f"/proc/{service.process.pid}/fd") / link.readlink().name).exists() for link in folder.iterdir())
+        if (links := [*folder.iterdir()])  # the folder of another process may be empty
+        and all((Path(f"/proc/{service.process.pid}/fd") / link.readlink().name).exists() for link in links)
     )
 
 
