@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, islice
 from pathlib import Path
@@ -24,7 +23,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from support.faults import Fault, Hold, raising
+from support.faults import Fault, raising
 from support.images import image_bytes
 from support.networks import publish_tiny
 from support.processes import serving
@@ -75,46 +74,6 @@ def test_loaded_bytes_are_measured_by_version(serve: Serve, tiny_store: Path) ->
         newer.rename(tiny_store / ".gone")
         wait_until(lambda: ("quartet_loaded_bytes", *labels("tiny-gan", 2)) not in metric_samples(client))
         assert metric_samples(client)["quartet_versions", ("state", "ready")] == 4
-
-
-def test_gauges_show_queued_and_running_rows(serve: Serve, held: Hold) -> None:
-    with serve(inline_seconds=0) as client, ThreadPoolExecutor(3) as pool:
-        held.armed.set()
-
-        def post() -> Future[httpx.Response]:
-            return pool.submit(httpx.post, f"{client.base_url}{SAMPLE}", json={"count": 5}, timeout=60)
-
-        answers = [post()]
-        assert held.entered.wait(30)
-        answers += [post() for _ in range(2)]
-        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *labels("tiny-gan")] == 10)
-        samples = metric_samples(client)
-        assert samples["quartet_running_rows", *labels("tiny-gan")] == 5
-        assert samples["quartet_requests_running",] == 3 + 1  # including the request for /metrics
-        held.release.set()
-        assert [answer.result().status_code for answer in answers] == [200] * 3
-        samples = metric_samples(client)
-        assert (
-            samples["quartet_queued_rows", *labels("tiny-gan")],
-            samples["quartet_running_rows", *labels("tiny-gan")],
-        ) == (0, 0)
-
-
-@pytest.mark.usefixtures("slow")
-def test_errors_are_counted_by_code(serve: Serve) -> None:
-    with serve(inline_seconds=0) as client:
-        client.post(SAMPLE, json={"count": 0})
-        client.post(SAMPLE, json={"model": "none"})
-        client.post(CONTINUE, json={"max_characters": 4000}, headers={"x-request-timeout": "1"})
-        client.get("/nothing")
-        samples = metric_samples(client)
-    for route, reason in (
-        (SAMPLE, "invalid_value"),
-        (SAMPLE, "model_not_found"),
-        (CONTINUE, "deadline_exceeded"),
-        ("unknown", "not_found"),
-    ):
-        assert samples["quartet_errors_total", ("reason", reason), ("route", route)] == 1
 
 
 def test_a_request_is_counted_before_its_answer_is_complete() -> None:

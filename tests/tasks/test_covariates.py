@@ -180,22 +180,6 @@ def test_a_request_gives_the_covariates_over_the_series_and_the_horizon(client: 
     assert np.mean(promoted["median"]) > np.mean(result["median"]) + 3
 
 
-def test_several_series_of_different_lengths_have_their_own_covariates(client: httpx.Client) -> None:
-    many = body(
-        values=[SALES[:48].tolist(), SALES[:40].tolist()],
-        covariates={
-            "price": [PRICE[:54].tolist(), PRICE[:46].tolist()],
-            "promo": [PROMO[:54].tolist(), PROMO[:46].tolist()],
-        },
-    )
-    results = client.post("/v1/series/forecast", json=many).json()["results"]
-    (first,) = client.post("/v1/series/forecast", json=body()).json()["results"]
-    assert results[0]["median"] == pytest.approx(first["median"])
-    forecaster = tiny_forecaster(KnownCovariates(columns=COLUMNS))
-    (second,) = forecaster.predict([forecaster.parse(SALES[:40].tolist(), 6, covariates=covariates(46))])
-    assert results[1]["median"] == pytest.approx(second.median)
-
-
 def test_the_start_of_a_series_gives_its_holidays(client: httpx.Client) -> None:
     def median(start: str | list[str]) -> Any:
         request = body(model="shop", covariates={"promo": PROMO[:54].tolist()}, start=start)
@@ -256,16 +240,4 @@ def test_the_time_step_of_the_holidays_decides_the_frequency_and_the_start_of_th
         "inputs.0.frequency",
         f"inputs.0.frequency is '{wrong}'; {model} was trained with one value per {STEPS[model]}, "
         f"so it should be {allowed}",
-    )
-
-
-def test_protocols_without_covariates_say_what_is_needed(client: httpx.Client) -> None:
-    series = {"type": "univariate_time_series", "series": SALES[:48].tolist(), "frequency": "D"}
-    request = {"model": "sales", "inputs": [series], "options": {"horizon": 6}}
-    response = client.post("/v1/timeseries/forecast", json=request)
-    assert response.status_code == 400
-    error = response.json()["error"]
-    assert (error["param"], error["message"]) == (
-        "model",
-        "sales needs price, promo, for which this protocol has no field; use /v1/series/forecast",
     )

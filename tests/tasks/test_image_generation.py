@@ -12,7 +12,6 @@ from PIL import Image
 from support.networks import SECOND_NETWORKS, publish_tiny, tiny_card
 
 from app import store
-from app.errors import BadValue
 from app.networks import build
 from app.store import Store
 from app.tasks.image_codecs import image_grid, png
@@ -97,16 +96,6 @@ def test_a_wrong_number_of_labels_on_the_card_is_rejected(tmp_path: Path) -> Non
     version = Store(tmp_path).publish(card, build(kind, sizes).state_dict())
     with pytest.raises(store.StoreError, match="odd@1: there are 1 labels, expected 3"):
         ImageSampler(version, torch.device("cpu"))
-
-
-def test_a_label_for_a_network_without_labels_is_rejected(sampler: ImageSampler) -> None:
-    with pytest.raises(BadValue, match="label is 'x'; tiny-gan has no labels"):
-        sampler.parse(1, "x", 0)
-
-
-def test_an_unknown_label_is_rejected(conditional: ImageSampler) -> None:
-    with pytest.raises(BadValue, match="label is 'w'; allowed values: x, y, z"):
-        conditional.parse(1, "w", 0)
 
 
 def test_a_grid_is_nearly_square_and_a_png_is_lossless() -> None:

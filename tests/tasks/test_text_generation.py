@@ -366,25 +366,6 @@ def test_each_character_is_sampled_with_the_next_random_number(continuer: TextGe
     assert text.text == expected
 
 
-def test_a_failed_step_can_be_repeated(continuer: TextGenerator) -> None:
-    expected = finish(continuer, begin(continuer, "ab")).text
-    text = begin(continuer, "ab")
-    for _ in range(5):
-        continuer.step([text])
-    fail_once(continuer, text)
-    assert finish(continuer, text).text == expected
-
-
-def test_a_prompt_of_several_texts_is_read_once(continuer: TextGenerator) -> None:
-    texts = continuer.prepare(ContinueJob(["abc" * 100], 10, 1.0, seed=0, n=3))
-    continuer.step(texts)
-    assert {text.prompt.read for text in texts} == {ALONE}
-    alone = [finish(continuer, begin(continuer, "abc" * 100, max_characters=10, seed=seed)).text for seed in range(3)]
-    while not all(text.finished for text in texts):
-        continuer.step([text for text in texts if not text.finished])
-    assert [text.text for text in texts] == alone
-
-
 def test_prompts_that_take_too_long_to_read_are_rejected(continuer: TextGenerator) -> None:
     continuer.prefill_latency, continuer.max_prompt_seconds = LatencyModel(0.01, 0.005), 0.25
     problem = (
@@ -401,15 +382,6 @@ def test_prompts_that_take_too_long_to_read_are_rejected(continuer: TextGenerato
 def test_a_top_k_beyond_the_vocabulary_keeps_all_of_it(continuer: TextGenerator) -> None:
     texts = [finish(continuer, begin(continuer, "a", top_k=k)).text for k in (None, 2**70, 3)]
     assert texts[0] == texts[1] != texts[2]
-
-
-def test_greedy_text_follows_the_likeliest_character(continuer: TextGenerator) -> None:
-    text = finish(continuer, begin(continuer, "abc", temperature=0.0, max_characters=10)).text
-    read = "abc"
-    for character in text:
-        logits, _ = read_prompt(continuer, read)
-        assert VOCABULARY[int(logits[0, -1, :-1].argmax())] == character
-        read += character
 
 
 def test_the_unknown_character_is_never_generated(continuer: TextGenerator) -> None:
@@ -485,34 +457,6 @@ def with_options(continuer: TextGenerator, **options: Any) -> SamplingOptions:
     for index, value in options.pop("bias", {}).items():
         bias[index] = value
     return SamplingOptions(bias, **options)
-
-
-def test_options_of_one_text_do_not_change_others(continuer: TextGenerator) -> None:
-    def texts() -> list[Continuation]:
-        option_sets = [
-            None,
-            with_options(continuer, bias={3: 2.0}),
-            None,
-            with_options(continuer, presence=0.5, frequency=0.3, log_probs=LogProbs(3)),
-            with_options(continuer, log_probs=LogProbs(0)),
-        ]
-        return [
-            begin(continuer, "ab", max_characters=30 * i + 80, seed=i, options=each)
-            for i, each in enumerate(option_sets)
-        ]
-
-    alone, together = [finish(continuer, text) for text in texts()], texts()
-    while not all(text.finished for text in together):
-        continuer.step([text for text in together if not text.finished])
-    assert [text.text for text in together] == [text.text for text in alone]
-    for single, batched in zip(alone, together, strict=True):
-        assert (single.options is None) == (batched.options is None)
-        if single.options and single.options.log_probs:
-            assert batched.options
-            assert batched.options.log_probs
-            assert vars(single.options.log_probs) == vars(batched.options.log_probs)
-    plain = finish(continuer, begin(continuer, "ab", max_characters=200, seed=4))
-    assert plain.text == alone[4].text  # a request for log probabilities does not change the text
 
 
 def test_penalties_and_bias_change_the_logits_as_defined(continuer: TextGenerator) -> None:
