@@ -14,7 +14,6 @@ from support.engine import Gate, RecordingObserver
 
 from app.engine.batcher import Batcher
 from app.engine.executor import Executor
-from app.engine.fair_queue import current_caller
 from app.engine.observer import RequestTrace, current_trace
 from app.errors import InferenceFailed
 
@@ -95,19 +94,6 @@ async def test_a_cancelled_engine_answers_its_callers(executor: Executor) -> Non
     gate.open.set()
     assert [str(answer) for answer in answers] == ["m stopped before it could answer"] * 2
     assert await engine.submit([3]) == [6]
-
-
-async def test_the_engine_does_not_belong_to_the_request_that_started_it(executor: Executor) -> None:
-    callers: list[str | None] = []
-
-    def seconds(items: Sequence[int]) -> float:
-        callers.append(current_caller.get())
-        return 0.001
-
-    engine: Any = Batcher("m", list, lambda item: 1, seconds, executor, RecordingObserver(), 4, 8)
-    current_caller.set("alice")
-    await engine.submit([1])
-    assert callers == [None]
 
 
 @pytest.mark.parametrize("inline_seconds", [0.0, 1.0])

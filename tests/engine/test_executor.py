@@ -128,19 +128,6 @@ async def test_jobs_of_callers_take_turns() -> None:
     executor.close()
 
 
-async def test_each_thread_and_place_in_the_queue_is_used_again() -> None:
-    executor = Executor("parse", threads=2, max_waiting=1)
-    for _ in range(3):
-        release = threading.Event()
-        tasks = await start_tasks(*(executor.run(release.wait) for _ in range(2)), executor.run(int))
-        with pytest.raises(Overloaded, match="1 of 1 rows are waiting"):
-            executor.admit()
-        release.set()
-        assert await asyncio.gather(*tasks) == [True, True, 0]
-        assert await idle(executor)
-    executor.close()
-
-
 async def test_threads_are_stalled_since_the_last_start_of_a_job() -> None:
     now = 1000.0
     executor, release = Executor("test", threads=2, clock=lambda: now), threading.Event()

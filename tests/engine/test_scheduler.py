@@ -65,27 +65,6 @@ def test_a_long_running_text_is_preempted_by_a_much_shorter_one_and_resumed(harn
     assert (longer.started_at, longer.joined_at) == (10.0, 20.0)
 
 
-def test_each_text_is_replaced_by_a_much_shorter_one_only(loop: asyncio.AbstractEventLoop) -> None:
-    harness = Harness(loop, max_running=4)
-    running = harness.add(4000, 4000, 4000, 500)
-    harness.scheduler.schedule(10.0)
-    waiting = harness.add(4000, 200, 4000, 10, 1000)
-    assert harness.scheduler.schedule(10.0 + LATE) == [waiting[3], waiting[1]]  # the shortest comes first
-    assert harness.scheduler.running == [*running[2:], waiting[3], waiting[1]]
-    assert [*harness.queue] == [waiting[0], waiting[2], waiting[4], *running[:2]]
-
-
-def test_a_free_slot_goes_to_the_text_that_has_waited_longest(harness: Harness) -> None:
-    """Shorter texts preempt texts, but do not delay texts that already wait."""
-    harness.add(100, 100)
-    harness.scheduler.schedule(10.0)
-    long, short, other = harness.add(90, 10, 10)
-    assert harness.scheduler.schedule(10.0 + LATE) == [short, other]
-    harness.add(5)
-    short.future.set_result(short.text)
-    assert harness.scheduler.schedule(10.0 + 2 * LATE) == [long]
-
-
 def test_keys_share_the_slots_of_running_texts(loop: asyncio.AbstractEventLoop) -> None:
     """The texts of a key that comes later do not wait until a text of another key ends."""
     harness = Harness(loop, max_running=4)
