@@ -61,6 +61,7 @@ def test_an_empty_store_is_not_ready(serve: Serve, tmp_path: Path) -> None:
     with serve(store=tmp_path / "empty") as client:
         ready = client.get("/health/ready")
         assert (ready.status_code, ready.json()["problems"]) == (503, ["no model in the store can be served"])
+        assert ready.json()["ready"] is False
         assert client.get("/v1/models").json()["data"] == []
 
 
