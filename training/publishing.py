@@ -37,21 +37,16 @@ def publish_once(
         card: the card, without the version and the digest.
         tensors: the weights.
         pictures: the pictures of the training.
-        activate: whether to activate the version. None: activate it unless it is worse than the active version; see
-            ``catalogue.is_worse``. A version that the user has activated stays active.
+        activate: see ``Store.add``.
     """
     name, published = str(card["name"]), Store(models, Version.network)
     content = {**card, "version": 1, "weights_sha256": weights_digest(tensors)}
     parsed = store.parse_card(store.card_text(content), f"the card of {name!r}")
     number, verb = find_version(models, parsed), "already published:"
     if number is None:
-        active, verb = published.roles(name).active if published.numbers(name) else None, "published"
-        worse = active is not None and catalogue.is_worse(parsed, published.card(name, active))
-        activates = not worse if activate is None else activate
-        number = published.publish(card, tensors, {path.name: path for path in pictures}, activates).card.version
-        if worse:
-            print(f"{name}@{number} is worse than {name}@{active} by more than its uncertainty")
-    if activate and published.roles(name).active != number:
+        files = {path.name: path for path in pictures}
+        number, verb = published.publish(card, tensors, files, activate).card.version, "published"
+    elif activate and published.roles(name).active != number:
         published.activate(name, number)
     print(f"{verb} {catalogue.publication(published, name, number)}")
 

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> Card:
     description = Description(args.name, args.title, args.task, args.licence, args.source, options, labels, command)
     settings = Settings()
     limits = settings.max_import_bytes, settings.limits.speed_seconds
-    card = add(args.store, args.file, description, *limits, activate=not args.no_activate)
+    card = add(args.store, args.file, description, *limits, activate=args.activate)
     if card.notes:
         print(f"assumed: {ASSUMED_SCALING}", file=sys.stderr)
     return card

@@ -126,7 +126,8 @@ def _add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
     adding = command("add", _add, text)
     add_model.add_arguments(adding)
     for each in (added, adding):
-        each.add_argument("--no-activate", action="store_true", help="keep the version that is active now")
+        help_text = "activate the version in any case, or in no case (default: unless it is worse than the active one)"
+        each.add_argument("--activate", action=argparse.BooleanOptionalAction, help=help_text)
     added = command("export", _export, "write a version to an archive, or its network to a .pt2 or ONNX file")
     added.add_argument("model", metavar="NAME[@VERSION]", help="such as sales@3; by default the active version")
     added.add_argument("file", metavar="FILE", type=Path, nargs="?", help="new file; by default such as sales-3.zip")
@@ -273,7 +274,7 @@ def _import(args: argparse.Namespace) -> None:
         allow_bytes(size)
         store.defaults()  # so that an error in the store is not attributed to the archive
         try:
-            card = import_archive(store, file, max_bytes, args.renumber, not args.no_activate)
+            card = import_archive(store, file, max_bytes, args.renumber, args.activate)
         except RolloutRefused:  # the message names the version
             raise
         except StoreError as error:

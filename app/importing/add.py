@@ -44,8 +44,9 @@ class Description:
 
 
 def add(
-    folder: Path, file: Path, description: Description, max_bytes: int, speed_seconds: float, activate: bool = True
-) -> Card:
+    folder: Path, file: Path, description: Description, max_bytes: int, speed_seconds: float,
+    activate: bool | None = None,
+) -> Card:  # fmt: skip
     """Import ``file`` as the next version of a model in the store ``folder``, and return its card.
 
     The measurement of its speed takes at least ``speed_seconds``. ``activate``: see ``Store.add``.

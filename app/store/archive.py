@@ -77,7 +77,7 @@ def _packed(store: Store, folder: Path, files: Sequence[str]) -> Iterator[bytes]
 
 
 def import_archive(
-    store: Store, file: IO[bytes], max_bytes: int, renumber: bool = False, activate: bool = True
+    store: Store, file: IO[bytes], max_bytes: int, renumber: bool = False, activate: bool | None = None
 ) -> Card:
     """Publish the version in an archive and return its card.
 

@@ -23,6 +23,7 @@ VersionNumber = Annotated[int, Field(ge=1, lt=10**9)]
 INT64_LIMIT = 2**63
 Int64 = Annotated[int, Field(ge=-INT64_LIMIT, lt=INT64_LIMIT)]
 UNKNOWN_CHARACTER = "<unk>"
+HIGHER_IS_BETTER = ("accuracy", "mean_average_precision")  # main figures; of all others, a lower value is better
 
 
 class StoreError(Exception):
@@ -256,6 +257,28 @@ class Card(StrictModel):
     speed: Speed | None = None
     licence: str | None = None
     source: str | None = None
+
+
+def is_worse(card: Card, other: Card) -> bool:
+    """Return whether the main figure of a version is worse than that of another one by more than its uncertainty.
+
+    That is, whether the other value is outside its 95 % interval. The result is False without an interval, or if both
+    versions were not measured on the same data.
+    """
+    figures = main_figures(card, other)
+    if figures is None or not (interval := figures[1].interval):
+        return False
+    name, _, before = figures
+    low, high = interval
+    return before.value > high if name in HIGHER_IS_BETTER else before.value < low
+
+
+def main_figures(card: Card, other: Card) -> tuple[str, Metric, Metric] | None:
+    """Return the name and both values of the first figure, or None if both were not measured on the same data."""
+    name = next(iter(card.metrics), "")
+    if name not in other.metrics or card.data != other.data or card.metrics[name].split != other.metrics[name].split:
+        return None
+    return name, card.metrics[name], other.metrics[name]
 
 
 def card_text(content: Mapping[str, Any]) -> bytes:

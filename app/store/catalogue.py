@@ -7,12 +7,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from app.store.card import Card, Metric, StoreError
+from app.store.card import StoreError, is_worse, main_figures
 from app.store.rollout import FILE, LATEST, PINNED
 from app.store.snapshot import Snapshot
 from app.store.store import DEFAULTS, Store
-
-HIGHER_IS_BETTER = ("accuracy", "mean_average_precision")  # main figures; of all others, a lower value is better
 
 
 def list_models(store: Store) -> list[dict[str, Any]]:
@@ -58,7 +56,8 @@ def row(snapshot: Snapshot, name: str, damaged: Collection[tuple[str, int]] = ()
 def publication(store: Store, name: str, number: int) -> str:
     """Return ``name@number`` with a clause: whether it is active, what it replaces, and the command that changes that.
 
-    The main figure, the first one on a card, is stated for both versions if both were measured on the same data.
+    The main figure, the first one on a card, is stated for both versions if both were measured on the same data. A
+    second sentence says if the version is worse.
     """
     roles, store_option = store.roles(name), f" --store {shlex.quote(str(store.folder))}"
     is_active = roles.active == number
@@ -66,35 +65,16 @@ def publication(store: Store, name: str, number: int) -> str:
     other = roles.previous if is_active else roles.active
     if other is None:
         return clause
-    figures = _main_figures(*(store.card(name, each) for each in (number, other)))
+    card, before = (store.card(name, each) for each in (number, other))
+    figures = main_figures(card, before)
     compared = f" ({figures[0]} {figures[1].value:g}, {name}@{other} has {figures[2].value:g})" if figures else ""
     command, argument = ("rollback", "") if is_active else ("activate", f" {number}")
     clause += f" and replaces {name}@{other}" if is_active else f"; {name}@{other} is"
     option = "" if store.folder == Path("models_store") else store_option
     verb = "undo" if is_active else "activate"
+    worse = f"\n{name}@{number} is worse than {name}@{other} by more than its uncertainty"
+    compared += worse if is_worse(card, before) else ""
     return f"{clause}{compared}\nto {verb} it: quartet models {command} {name}{argument}{option}"
-
-
-def is_worse(card: Card, other: Card) -> bool:
-    """Return whether the main figure of a version is worse than that of another one by more than its uncertainty.
-
-    That is, whether the other value is outside its 95 % interval. The result is False without an interval, or if both
-    versions were not measured on the same data.
-    """
-    figures = _main_figures(card, other)
-    if figures is None or not (interval := figures[1].interval):
-        return False
-    name, _, before = figures
-    low, high = interval
-    return before.value > high if name in HIGHER_IS_BETTER else before.value < low
-
-
-def _main_figures(card: Card, other: Card) -> tuple[str, Metric, Metric] | None:
-    """Return the name and both values of the first figure, or None if both were not measured on the same data."""
-    name = next(iter(card.metrics), "")
-    if name not in other.metrics or card.data != other.data or card.metrics[name].split != other.metrics[name].split:
-        return None
-    return name, card.metrics[name], other.metrics[name]
 
 
 def describe_model(store: Store, name: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from app.store.card import (
     card_text,
     check_name,
     is_model_name,
+    is_worse,
     parse,
     parse_card,
 )
@@ -196,7 +197,7 @@ class Store:
         card: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
         files: Mapping[str, Path] | None = None,
-        activate: bool = True,
+        activate: bool | None = None,
     ) -> Version:
         """Publish the next version of the model ``card["name"]`` and return it.
 
@@ -223,7 +224,7 @@ class Store:
         card: Card,
         content: Mapping[str, Any],
         number: int | None = None,
-        activate: bool = True,
+        activate: bool | None = None,
     ) -> Version:
         """Verify the files in a scratch folder, and move the folder into the store as a version of a model.
 
@@ -234,8 +235,9 @@ class Store:
             card: the card, whose version number does not matter.
             content: the card as JSON. It is written with the number of the version.
             number: number of the version; by default the next free one.
-            activate: whether the version may become active. If not, the active version is pinned. The first version of
-                a model is always active.
+            activate: whether the version becomes active. If not, the active version is pinned. None: it becomes active
+                unless it is worse than the active version (see ``is_worse``), or an activated version is pinned. The
+                first version of a model is always active.
 
         Raises StoreError for another task than that of the other versions, and RolloutRefused if ``number`` exists.
         """
@@ -258,11 +260,16 @@ class Store:
                 self.disk.sync(path)
             self.disk.make_folder(self.folder / name)
             self.disk.set_mode(self.folder / name, 0o555)
-            if not activate and self.numbers(name):
+            others, keeps = self.numbers(name), activate is False
+            if activate is None and others and (active := self.roles(name).active):
+                keeps = is_worse(card, self.card(name, active))
+            if keeps and others:
                 active = self.active(name)
                 # If the process is killed before the next rename, the active version stays pinned.
                 self._replace_rollout(name, f"publish {number} --no-activate", lambda _: {"active": active})
             self._move(scratch, card.task, name, number)
+        if activate and self.roles(name).active != number:
+            self.activate(name, number)
         return self.read(name, number)
 
     def _move(self, scratch: Path, task: TaskName, name: str, number: int) -> None:

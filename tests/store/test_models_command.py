@@ -157,6 +157,25 @@ def test_a_version_is_exported_and_imported(
     assert error == "error: tiny-gan@3 is already in the store\n"
 
 
+@pytest.mark.parametrize(("option", "active"), [("", 3), ("--no-activate", 3), ("--activate", 4)])
+def test_an_imported_version_that_is_clearly_worse_is_activated_only_on_request(
+    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, active: int
+) -> None:
+    rewrite_card(three / NAME / "3", metrics={"fid": {"value": 5, "split": "test"}})
+    rewrite_card(three / NAME / "1", metrics={"fid": {"value": 9, "split": "test", "interval": [8, 10]}})
+    file = tmp_path / "version.zip"
+    file.write_bytes(b"".join(archive.export_version(Store(three), NAME, 1)))
+    status, out, _ = run_models_command(capsys, three, "import", str(file), "--renumber", *option.split())
+    role = "active and replaces tiny-gan@3" if active == 4 else "not active; tiny-gan@3 is"
+    verb, command = ("undo", "rollback tiny-gan") if active == 4 else ("activate", "activate tiny-gan 4")
+    assert (status, Store(three).active(NAME)) == (0, active)
+    assert out == (
+        f"imported tiny-gan@4, which is {role} (fid 9, tiny-gan@3 has 5)\n"
+        "tiny-gan@4 is worse than tiny-gan@3 by more than its uncertainty\n"
+        f"to {verb} it: quartet models {command} --store {three}\n"
+    )
+
+
 @pytest.mark.parametrize("command", ["rollback tiny-gan", "import gan.zip --renumber"])
 def test_a_change_with_unreadable_defaults_is_reported_as_done_or_not_made(
     three: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
