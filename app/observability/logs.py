@@ -31,7 +31,7 @@ def configure_logging(level: str, log_format: str) -> None:
 
 
 def log_in_background() -> None:
-    """Write the records of the root logger on a thread from now on. Call this after forking."""
+    """Write the records of the root logger on a thread from now on. Call this again in a forked process."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         new = BackgroundHandler()

@@ -1,6 +1,6 @@
 """The parent process: it starts, watches, drains and replaces the workers. It handles no connections.
 
-This module uses no threads, no event loop and no torch, because the parent forks the workers.
+This module uses no event loop and no torch, because the parent forks the workers. Its only thread writes log records.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
 
 from app.limits import Limits
+from app.observability.logs import log_in_background
 from app.server.system import handles_sighup
 from app.server.worker_table import State, WorkerTable
 from app.settings import SettingsError
@@ -73,6 +74,7 @@ class Supervisor:
         self._prepare()  # while a signal still ends the process immediately
         signals = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *([signal.SIGHUP] if handles_sighup() else [])}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        log_in_background()  # now, because its thread must not receive the signals
         try:
             while self._stopping is None or self._workers:
                 self._start_missing()

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.processes import start_process
+from support.processes import children, start_process
 from support.service import ROOT
 from support.waiting import wait_until
 
@@ -52,9 +52,13 @@ def service(store: Path, **streams: Any) -> Iterator[tuple[subprocess.Popen[str]
 @pytest.mark.parametrize(("workers", "log_format"), [(1, "json"), (2, "text")])
 def test_requests_are_answered_while_stderr_is_blocked(tiny_store: Path, workers: int, log_format: str) -> None:
     pipe = subprocess.PIPE
-    with service(tiny_store, stderr=pipe, workers=workers, log_format=log_format) as (_, client):
+    with service(tiny_store, stderr=pipe, workers=workers, log_format=log_format) as (process, client):
         for _ in range(100):  # three times as many bytes as a pipe holds
             assert client.get(LONG_PATH).status_code == 404
+        if workers > 1:  # the parent logs the death of a worker, and replaces the worker
+            before = children(process.pid)
+            os.kill(min(before), signal.SIGKILL)
+            wait_until(lambda: len(children(process.pid) - before) == 1)
 
 
 @pytest.mark.slow
