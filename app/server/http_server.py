@@ -188,6 +188,13 @@ def exit_on_signal(*_: object) -> NoReturn:
     os._exit(0)
 
 
+def run_server(server: Server) -> NoReturn:
+    """Run a server until it is stopped, and exit. The status is 1 if a network cannot recover."""
+    server.run()
+    logging.shutdown()
+    os._exit(1 if server.models.recovery.failure else 0)  # does not wait for busy threads
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Return a socket that does not listen yet, so that no client connects too early.
 

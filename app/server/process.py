@@ -8,16 +8,11 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
-from fastapi import FastAPI
-from limits.aio.storage import Storage
-
-from app.api.middleware.api_keys import limit_storage
 from app.observability.logs import log_in_background
-from app.observability.shared_metrics import SharedMetrics
-from app.server.http_server import Server, bind, exit_on_signal, listen, tls_context
-from app.server.supervisor import Supervisor
+from app.server.http_server import Server, bind, exit_on_signal, listen, run_server
+from app.server.supervisor import AppFactory, Supervisor
 from app.server.system import (
     available_memory,
     can_fork,
@@ -29,23 +24,11 @@ from app.server.system import (
 from app.server.worker_table import State, WorkerTable
 from app.serving.device import find_device
 from app.serving.model import check_store
-from app.serving.preload import Preloaded, worker_bytes
+from app.serving.preload import worker_bytes
 from app.settings import Settings, SettingsError
 
 log = logging.getLogger("quartet")
 MAX_WORKERS = 16
-
-
-class AppFactory(Protocol):
-    """Builds the application. Workers share the last three arguments."""
-
-    def __call__(
-        self,
-        settings: Settings,
-        counters: Storage | None = None,
-        preloaded: Preloaded | None = None,
-        shared: SharedMetrics | None = None,
-    ) -> FastAPI: ...
 
 
 def run_service(settings: Settings, create_app: AppFactory) -> int:
@@ -105,7 +88,7 @@ def run_alone(settings: Settings, create_app: AppFactory) -> NoReturn:
     log_in_background()
     for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if handles_sighup() else [])):
         signal.signal(number, exit_on_signal)
-    listener, table = bind(settings.host, settings.port), worker_table(settings, 1)
+    listener, table = bind(settings.host, settings.port), WorkerTable(1, settings.limits.fresh_heartbeat_seconds)
     server = Server(create_app(settings), settings, listener, table, on_ready=lambda: listen(listener, settings))
 
     def on_hangup(*_: object) -> None:
@@ -118,76 +101,20 @@ def run_alone(settings: Settings, create_app: AppFactory) -> NoReturn:
     run_server(server)
 
 
-def run_server(server: Server) -> NoReturn:
-    """Run a server until it is stopped, and exit. The status is 1 if a network cannot recover."""
-    server.run()
-    logging.shutdown()
-    os._exit(1 if server.models.recovery.failure else 0)  # does not wait for busy threads
-
-
 def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, threads: int) -> int:
     """Serve with several workers until a signal stops the service. Returns the exit status.
 
     Raises:
         SettingsError: the address, the certificate or the storage of rate limits cannot be used.
     """
-    worker_settings = settings.model_copy(
-        update={
-            "threads": threads,
-            "workers": workers,  # for the metric quartet_planned_workers
-            # Each worker must have room for one body of the allowed size.
-            "max_buffered_bytes": max(settings.max_buffered_bytes // workers, settings.max_body_bytes),
-            "queue_rows": max(1, settings.queue_rows // workers),
-        }
-    )
-    tls_context(settings)
-    for number in (signal.SIGTERM, signal.SIGINT):  # until the supervisor handles them
-        signal.signal(number, exit_on_signal)
-    listener, counters = bind(settings.host, settings.port), limit_storage(settings)
-    table, shared = worker_table(settings, workers), SharedMetrics(workers)
-    # The requests may take the whole grace period, and the engines may take as long again. 5 s are a margin.
-    stop_seconds = 2 * settings.shutdown_grace_seconds + 5
-    parent, preloaded = os.getpid(), Preloaded()
-
-    def work(place: int) -> None:
-        shared.use(place)
-        log_in_background()
-        stop_if_orphaned(parent, stop_seconds)
-        app = create_app(worker_settings, counters, preloaded, shared)
-        run_server(Server(app, worker_settings, listener, table, place, has_parent=True))
-
-    supervisor = Supervisor(
-        listener,
-        table,
-        work,
-        settings.limits,
-        stop_seconds,
-        prepare=lambda: preloaded.load(worker_settings),
-        listen=lambda: listen(listener, settings),
-        tick=lambda: preloaded.release_evicted(settings.store),
-        ended=shared.remove,
-    )
-    try:
-        return supervisor.run()
-    finally:
-        shared.close()
-
-
-def worker_table(settings: Settings, workers: int) -> WorkerTable:
-    return WorkerTable(workers, settings.limits.fresh_heartbeat_seconds)
-
-
-def stop_if_orphaned(parent: int, seconds: float) -> None:
-    """Start a thread that stops this worker after its parent has ended, and ends it ``seconds`` later."""
-
-    def wait_for_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(seconds)
-        os._exit(1)
-
-    threading.Thread(target=wait_for_parent, name="orphan", daemon=True).start()
+    changes = {
+        "threads": threads,
+        "workers": workers,
+        # Each worker must have room for one body of the allowed size.
+        "max_buffered_bytes": max(settings.max_buffered_bytes // workers, settings.max_body_bytes),
+        "queue_rows": max(1, settings.queue_rows // workers),
+    }
+    return Supervisor(settings.model_copy(update=changes), create_app).run()
 
 
 def exit_if_hung(table: WorkerTable, seconds: float) -> None:

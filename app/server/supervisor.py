@@ -1,24 +1,31 @@
 """The parent process: it starts, watches, drains and replaces the workers. It handles no connections.
 
-This module uses no event loop and no torch, because the parent forks the workers. Its only thread writes log records.
+The parent runs no event loop and computes nothing, because it forks the workers. Its only thread writes log records.
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
-import socket
+import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
+from typing import Protocol
 
-from app.limits import Limits
+from fastapi import FastAPI
+from limits.aio.storage import Storage
+
+from app.api.middleware.api_keys import limit_storage
 from app.observability.logs import log_in_background
+from app.observability.shared_metrics import SharedMetrics
+from app.server.http_server import Server, bind, exit_on_signal, listen, run_server, tls_context
 from app.server.system import handles_sighup
 from app.server.worker_table import State, WorkerTable
-from app.settings import SettingsError
+from app.serving.preload import Preloaded
+from app.settings import Settings, SettingsError
 
 log = logging.getLogger("quartet")
 
@@ -37,29 +44,34 @@ class Worker:
     silent_seconds: float = 0.0  # the time since then; it does not pass while the whole service is paused (SIGSTOP)
 
 
-class Supervisor:
-    """Keeps one worker at each place of ``table``. ``work(place)`` runs in the process of a worker.
+class AppFactory(Protocol):
+    """Builds the application. Workers share the last three arguments."""
 
-    When the service is stopped, workers that still run after ``kill_after_seconds`` are killed. ``prepare()`` runs
-    before a worker starts, ``listen()`` once all workers are ready, ``tick()`` at intervals, and ``ended(place)`` when
-    a worker has ended.
+    def __call__(
+        self,
+        settings: Settings,
+        counters: Storage | None = None,
+        preloaded: Preloaded | None = None,
+        shared: SharedMetrics | None = None,
+    ) -> FastAPI: ...
+
+
+class Supervisor:
+    """Keeps ``settings.workers`` workers running. ``settings`` are the settings of a worker.
+
+    Raises:
+        SettingsError: the address, the certificate or the storage of rate limits cannot be used.
     """
 
-    def __init__(
-        self,
-        listener: socket.socket,
-        table: WorkerTable,
-        work: Callable[[int], None],
-        limits: Limits,
-        kill_after_seconds: float,
-        prepare: Callable[[], None],
-        listen: Callable[[], None],
-        tick: Callable[[], None],
-        ended: Callable[[int], None],
-    ) -> None:
-        self._listener, self._table, self._work = listener, table, work
-        self._limits, self._kill_after_seconds = limits, kill_after_seconds
-        self._prepare, self._listen, self._tick, self._ended = prepare, listen, tick, ended
+    def __init__(self, settings: Settings, create_app: AppFactory) -> None:
+        tls_context(settings)
+        self._settings, self._create_app, self._limits = settings, create_app, settings.limits
+        self._listener, self._counters = bind(settings.host, settings.port), limit_storage(settings)
+        self._table = WorkerTable(settings.workers, settings.limits.fresh_heartbeat_seconds)
+        self._shared, self._preloaded = SharedMetrics(settings.workers), Preloaded()
+        # The requests may take the whole grace period, and the engines may take as long again. 5 s are a margin.
+        self._kill_after_seconds = 2 * settings.shutdown_grace_seconds + 5
+        self._pid = os.getpid()
         self._workers: list[Worker] = []
         self._start_after = 0.0  # time of the next start of a worker
         self._serving = False
@@ -71,7 +83,9 @@ class Supervisor:
 
         Returns the exit status.
         """
-        self._prepare()  # while a signal still ends the process immediately
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, exit_on_signal)
+        self._preloaded.load(self._settings)
         signals = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *([signal.SIGHUP] if handles_sighup() else [])}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         log_in_background()  # now, because its thread must not receive the signals
@@ -84,10 +98,12 @@ class Supervisor:
                 if received and received.si_signo in signals - {signal.SIGCHLD}:
                     self._on_signal(received.si_signo)
                 self._check_workers(0.0 if received else seconds)
-                self._tick()
+                self._preloaded.release_evicted(self._settings.store)
         except BaseException:  # workers must not outlive their parent
             self._kill()
             raise
+        finally:
+            self._shared.close()
         return self._status
 
     def _start_missing(self) -> None:
@@ -95,7 +111,7 @@ class Supervisor:
         for place in set(range(len(self._table.states))) - {worker.place for worker in self._workers}:
             if self._stopping is not None or time.monotonic() < self._start_after:
                 return
-            self._prepare()
+            self._preloaded.load(self._settings)
             process = multiprocessing.get_context("fork").Process(
                 target=self._run_worker, args=(place,), name="quartet-worker", daemon=False
             )
@@ -112,7 +128,19 @@ class Supervisor:
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        self._work(place)
+        self._shared.use(place)
+        log_in_background()
+        threading.Thread(target=self._stop_if_orphaned, name="orphan", daemon=True).start()
+        app = self._create_app(self._settings, self._counters, self._preloaded, self._shared)
+        run_server(Server(app, self._settings, self._listener, self._table, place, has_parent=True))
+
+    def _stop_if_orphaned(self) -> None:
+        """Stop this worker after its parent has ended, and end it later if it still runs. Called on a thread."""
+        while os.getppid() == self._pid:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(self._kill_after_seconds)
+        os._exit(1)
 
     def _check_workers(self, passed_seconds: float) -> None:
         """Remove workers that have ended, kill workers that hang, and listen once all workers are ready."""
@@ -132,7 +160,7 @@ class Supervisor:
                 self._kill()
         elif not self._serving and State.STARTING not in self._table.states:
             try:
-                self._listen()
+                listen(self._listener, self._settings)
                 self._serving = True
             except SettingsError as error:
                 log.error("%s", error)
@@ -149,7 +177,7 @@ class Supervisor:
     def _remove(self, worker: Worker) -> None:
         self._workers.remove(worker)
         self._table.clear(worker.place)
-        self._ended(worker.place)
+        self._shared.remove(worker.place)
         if self._stopping is not None:
             return
         log.error("worker %s exited with status %s", worker.process.pid, worker.process.exitcode)
