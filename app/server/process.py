@@ -50,7 +50,7 @@ class Machine:
     """What the service may use. ``worker_bytes`` is the memory of one worker."""
 
     cores: int
-    memory_bytes: int | None  # None: unknown
+    memory_bytes: int
     worker_bytes: int
     why_single: str = ""  # why only one worker is possible; empty if several are
 
@@ -76,8 +76,7 @@ def plan_workers(settings: Settings, machine: Machine) -> tuple[int, int]:
     """
     if machine.why_single and settings.workers > 1:
         raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {machine.why_single}; allowed values: 0, 1")
-    memory = machine.memory_bytes
-    fitting = machine.cores if memory is None else int(memory / 2 // machine.worker_bytes)
+    fitting = machine.memory_bytes // 2 // machine.worker_bytes
     default = max(1, min(machine.cores // max(settings.threads, 1), fitting, MAX_WORKERS))
     workers = settings.workers or (1 if machine.why_single else default)
     return workers, settings.threads or max(1, machine.cores // workers)

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")  # its line ``0::/path`` names the cgroup of this process
@@ -16,46 +16,30 @@ M_ARENA_MAX = -8  # number of an option of glibc's mallopt
 
 
 def cores(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
-    """Return the number of cores that this process may use.
-
-    CPU affinity and the quotas of its cgroups (cgroup v2 ``cpu.max``, or cgroup v1) limit this number.
-    """
+    """Return the number of cores that this process may use. CPU affinity and the quotas of its cgroups limit it."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [_words(folder / "cpu.max") for folder in _own_cgroups(cgroup, membership)]
-    quotas.append([word for name in ("quota", "period") for word in _words(cgroup / "cpu" / f"cpu.cfs_{name}_us")])
-    for words in quotas:
-        quota, period = [*words, "", ""][:2]
-        if quota.isdigit() and period.isdigit() and int(period):
+    for quota, period in _cgroup_limits("cpu.max", cgroup, membership):
+        if quota != "max":
             count = min(count, math.ceil(int(quota) / int(period)))
-    return max(count, 1)
+    return count
 
 
-def available_memory(
-    cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"), membership: Path = MEMBERSHIP
-) -> int | None:
-    """Return the bytes of memory that all processes may use in total, or None if the limit is unknown."""
-    words = _words(meminfo)
-    total = [int(words[words.index("MemTotal:") + 1]) * 1024] if "MemTotal:" in words else []
-    limits = [_words(folder / "memory.max") for folder in _own_cgroups(cgroup, membership)]
-    limits.append(_words(cgroup / "memory" / "memory.limit_in_bytes"))
-    return min(total + [int(limit[0]) for limit in limits if limit and limit[0].isdigit()], default=None)
+def available_memory(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
+    """Return the bytes of memory that all processes may use in total."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(
+        [total, *(int(limit) for (limit,) in _cgroup_limits("memory.max", cgroup, membership) if limit != "max")]
+    )
 
 
-def _own_cgroups(root: Path, membership: Path) -> list[Path]:
-    """Return the folders of the cgroup v2 of this process and of all its parents, because the limits of all apply.
+def _cgroup_limits(file: str, root: Path, membership: Path) -> list[list[str]]:
+    """Return the words of a file of the cgroup v2 of this process, and of all its parents: the limits of all apply.
 
-    In most containers, this is only ``root``. Under systemd, the limits of a unit are in a folder below ``root``.
+    In most containers, there is only the cgroup ``root``. Under systemd, the limits of a unit are in a folder below it.
     """
-    lines = _text(membership).splitlines()
-    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
-    names = own.split("/")
-    if ".." in names:  # the cgroup is outside the part of the hierarchy that this process sees
-        return [root]
-    return [root, *(root.joinpath(*names[: end + 1]) for end in range(len(names)))]
-
-
-def _words(path: Path) -> list[str]:
-    return _text(path).split()
+    own = PurePath(_text(membership).partition("0::/")[2].partition("\n")[0])
+    folders = [] if ".." in own.parts else [own, *own.parents]  # the process may not see its own cgroup
+    return [words for folder in {PurePath(), *folders} if (words := _text(root / folder / file).split())]
 
 
 def _text(path: Path) -> str:
