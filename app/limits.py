@@ -64,7 +64,6 @@ class Limits:
     # app/server: connections (SECURITY.md)
     head_bytes: int = 64 * 1024  # as in h11; httptools has no limit
     framing_bytes: int = 64 * 1024  # the framing of a body may have this much more than the body itself
-    small_chunks: int = 1024  # of less than 8 bytes in a body; each takes about 3 microseconds
     head_seconds: float = 30.0  # a slow client needs a few seconds for a head
     last_request_seconds: float = 1.0  # a request that is on its way arrives in this time when the server stops
     tls_handshake_seconds: float = 10.0

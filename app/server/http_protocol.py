@@ -24,7 +24,6 @@ from app.limits import Limits
 from app.observability.middleware import REJECTION, SECURITY_HEADERS, assign_request_id
 
 FIELD_BYTES = 32  # added to the size of each field, because parsing a field takes time (RFC 9113, 6.5.2)
-SMALL_CHUNK = 8  # bytes
 UPGRADE = re.compile(rb"(?<=\r\n)upgrade:", re.IGNORECASE)
 
 
@@ -46,7 +45,6 @@ class Cycle(RequestResponseCycle):
     on_disconnect: Callable[[], None] | None = None
     waits_for_body = True  # before the connection is closed; False while the service stops
     close_after_body = False
-    ends_with_connection = False  # as the body of a response to HTTP/1.0 without a content-length
 
     def take_body(self) -> bytes | None:
         """Return the body. This method is ten times as fast as ``receive()``.
@@ -78,16 +76,10 @@ class Cycle(RequestResponseCycle):
             has_length = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
             if has_length and self.scope["method"] != "HEAD":
                 self.transport = HeldHead(self)  # type: ignore[assignment]  # has all methods that are used
-            elif not has_length and self.scope["http_version"] == "1.0":
-                self.chunked_encoding = False  # HTTP/1.0 has no chunks (RFC 9112, 6.1)
-                self.ends_with_connection = True
-        else:
-            if self.ends_with_connection:
-                self.expected_content_length = len(message.get("body", b""))  # uvicorn compares the two lengths
-            if self.more_body and self.waits_for_body and not self.keep_alive and not message.get("more_body"):
-                # If the connection were closed now, the system would reset it when the rest of the body arrives, and
-                # the client could lose the response (RFC 9112, 9.6).
-                self.keep_alive = self.close_after_body = True
+        elif self.more_body and self.waits_for_body and not self.keep_alive and not message.get("more_body"):
+            # If the connection were closed now, the system would reset it when the rest of the body arrives, and the
+            # client could lose the response (RFC 9112, 9.6).
+            self.keep_alive = self.close_after_body = True
         await super().send(message)
 
 
@@ -131,7 +123,6 @@ class HttpProtocol(HttpToolsProtocol):
         self.in_head = True  # whether the next byte belongs to a head
         self.excess = 0  # bytes received for a request, minus twice the bytes of its body
         self.field_bytes = 0  # size of the request line, the headers and the trailers of one request
-        self.small_chunks = 0  # chunks of the body of less than SMALL_CHUNK bytes
         self.error: QuartetError | None = None  # why a callback of the parser has stopped the parser
         self.running: Cycle | None = None  # the request that is being answered; ``cycle`` may be a later one
         self.last_request = False  # whether the connection is closed after the next response
@@ -154,7 +145,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_timer(self.limits.head_seconds)
 
     def on_message_begin(self) -> None:
-        self.field_bytes = self.small_chunks = 0
+        self.field_bytes = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -178,13 +169,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self.transport.is_closing():
             return
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        version = self.parser.get_http_version()
-        if hosts > 1 or (not hosts and version == "1.1"):  # as RFC 9112, 3.2 requires
-            self._stop_parsing(BadValue(f"the request has {hosts} Host headers; HTTP requires exactly one"))
         super().on_headers_complete()
         self.cycle.__class__ = Cycle  # uvicorn has no option for the class of a cycle
-        self.cycle.waiting_for_100_continue &= version != "1.0"  # such clients expect one response (RFC 9110, 10.1.1)
         self.cycle.keep_alive &= not self.last_request
         if not self.pipeline:  # otherwise the request waits for earlier requests
             self._run(self.cycle)
@@ -201,10 +187,6 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self.excess -= 2 * len(body)
-        if len(body) < SMALL_CHUNK:
-            self.small_chunks += 1
-            if self.small_chunks > (most := self.limits.small_chunks):
-                self._stop_parsing(BadValue(f"the body has more than {most:,} chunks of less than {SMALL_CHUNK} bytes"))
         if not self.transport.is_closing():
             super().on_body(body)
 

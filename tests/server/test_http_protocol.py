@@ -19,7 +19,7 @@ import httpx
 import pytest
 from support.faults import Hold
 from support.processes import GET_LIVE, request_live, serving
-from support.responses import CLASSIFY, CONTINUE, PNG, SAMPLE, assert_still_serves, metric_samples
+from support.responses import CLASSIFY, PNG, SAMPLE, assert_still_serves, metric_samples
 from support.service import Serve
 from support.waiting import wait_until
 
@@ -101,15 +101,6 @@ def test_a_head_just_below_the_limit_is_accepted(tiny: httpx.Client) -> None:
     assert tiny.get("/health/live", headers={"x": "y" * 60_000}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("request_line", "hosts"), [(b"GET / HTTP/1.1", 0), (b"GET / HTTP/1.1", 2), (b"GET / HTTP/1.0", 2)]
-)
-def test_a_request_without_one_host_is_rejected(tiny: httpx.Client, request_line: bytes, hosts: int) -> None:
-    answer = answers(tiny, request_line + b"\r\n" + b"Host: x\r\n" * hosts + b"\r\n")
-    assert statuses(answer) == [400]
-    assert message(answer) == f"the request has {hosts} Host headers; HTTP requires exactly one"
-
-
 def test_a_connection_without_a_complete_request_is_closed(serve: Serve) -> None:
     begun = (b"", b"GET", GET_LIVE[:-2], POST + CLOSING + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{")
     with serve(body_seconds=0.2, head_seconds=0.2) as client, contextlib.ExitStack() as opened:
@@ -146,13 +137,6 @@ def test_the_error_for_framing_states_the_limit(serve: Serve) -> None:
         answer = answers(client, CHUNKED, b"1\r\nx\r\n" * 300)
     assert statuses(answer) == [400]
     assert "chunk sizes, extensions and trailers have 1,000 bytes more than the body" in message(answer)
-
-
-def test_too_many_tiny_chunks_are_rejected(serve: Serve) -> None:
-    with serve(small_chunks=100) as client:
-        answer = answers(client, CHUNKED, b"1\r\nx\r\n" * 101)
-    assert statuses(answer) == [400]
-    assert "the body has more than 100 chunks of less than 8 bytes" in message(answer)
 
 
 def test_small_chunks_are_accepted(tiny: httpx.Client) -> None:
@@ -241,28 +225,6 @@ def test_a_running_request_with_an_invalid_body_is_rejected_and_recorded(tiny: h
     before = metric_samples(tiny).get(count, 0.0)
     assert statuses(answers(tiny, CHUNKED, b"ZZ\r\n")) == [400]
     wait_until(lambda: metric_samples(tiny).get(count, 0.0) == before + 1)
-
-
-# HTTP/1.0
-
-
-@pytest.mark.parametrize("headers", [b"", b"Connection: keep-alive\r\n"])
-def test_the_end_of_the_connection_ends_a_stream_to_an_http_1_0_client(tiny: httpx.Client, headers: bytes) -> None:
-    body = b'{"prompt": "a", "max_characters": 3, "stream": true}'
-    head = b"POST %s HTTP/1.0\r\n%sContent-Length: %d\r\n\r\n" % (CONTINUE.encode(), headers, len(body))
-    head, _, events = answers(tiny, head + body).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200 ")
-    assert b"transfer-encoding" not in head
-    assert events.endswith(b"data: [DONE]\n\n")
-    for event in events.removesuffix(b"data: [DONE]\n\n").removesuffix(b"\n\n").split(b"\n\n"):
-        json.loads(event.removeprefix(b"data: "))
-
-
-def test_an_http_1_0_client_gets_one_response_with_its_length(tiny: httpx.Client) -> None:
-    request = COMPLETE.replace(b"HTTP/1.1\r\nHost: x", b"HTTP/1.0\r\nExpect: 100-continue")
-    answer = answers(tiny, request)
-    assert statuses(answer) == [200]
-    assert b"\r\ncontent-length: " in answer
 
 
 def test_a_client_that_expects_the_status_100_gets_it(tiny: httpx.Client) -> None:
