@@ -46,7 +46,6 @@ class Limits:
     model_in_use_seconds: float = 10.0  # after a request, other requests cannot evict its version for this time
     load_retry_seconds: float = 30.0  # a failure for lack of memory may pass by itself
     rollout_check_seconds: float = 0.5  # to read one small file; shorter than the timeout of a readiness probe
-    scan_stall_seconds: float = 10.0  # a scan takes less than 0.1 s on a local disk
     recovery_check_seconds: float = 1.0  # the restart of a broken process should not take much longer
 
     # app/api

@@ -94,7 +94,6 @@ class Models:
         self.disk = Executor("store", DISK_THREADS)
         self._scan_lock = asyncio.Lock()
         self._scanned_at = -math.inf  # time on the clock of the last scan, or of the end of ``start``
-        self._stall_logged = False
         self._engines: WeakSet[Engine] = WeakSet()  # also engines of evicted versions that finish requests
         self._reported_observers: set[EngineObserver] = set()  # observers whose last report may not be 0
 
@@ -314,9 +313,6 @@ class Models:
         self._update_table()
         self._apply()
         self._scanned_at = started_at
-        if self._stall_logged:
-            log.info("the store is scanned again")
-            self._stall_logged = False
 
     def _update_table(self) -> None:
         """Copy the result of a scan to the table. A version in memory stays even if its files are damaged."""
@@ -431,12 +427,8 @@ class Models:
             observer.on_queue(queued[observer], running[observer])
         self._reported_observers = set(queued)
         known = frozenset(self.table.keys() | {observer.key for observer in queued})
-        poll_seconds = self.settings.store_poll_seconds
-        age = self._clock() - self._scanned_at if poll_seconds and self._started else 0.0
+        age = self._clock() - self._scanned_at if self.settings.store_poll_seconds and self._started else 0.0
         self.observers.on_versions(len(self.loaded()), len(self.failures), known, age)
-        if age > poll_seconds + self.settings.limits.scan_stall_seconds and not self._stall_logged:
-            log.warning("the store has not been scanned for %.0f s: changes in it have no effect", age)
-            self._stall_logged = True
 
     async def close(self) -> None:
         """Reject new requests, stop loading, and finish running requests within ``shutdown_grace_seconds``."""
