@@ -15,22 +15,18 @@ revoke a key, remove its line. The key then stops working within about one secon
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import logging
 import os
 import re
 import secrets
-import tempfile
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from limits import RateLimitItem, parse_many
 
 from app.engine.executor import Executor
-from app.limits import Limits
-from app.store.disk import Disk, file_lock
 
 log = logging.getLogger("quartet")
 
@@ -122,33 +118,20 @@ class Keyring:
     Raises KeysError if the file is invalid at the start.
     """
 
-    def __init__(self, path: Path, limits: Limits = Limits()) -> None:
-        self._path, self._limits = path, limits
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._read_stamp = self._stamp()
         self._keys = _by_digest(read_keys(path))
-        self._checked_at = time.monotonic()
         self._problem = ""  # why the last read failed; empty if it succeeded
-        self._disk = Executor("keys")
-        self._check: asyncio.Task[None] | None = None  # the check that is in progress
-        self._check_started_at = 0.0
 
-    async def refresh(self) -> None:
-        """Read the file if it has changed. The file is checked at most once in ``key_check_seconds``.
+    async def watch(self, disk: Executor, seconds: float) -> None:
+        """Read the file at intervals on a thread of ``disk`` if it has changed, until this task is cancelled.
 
-        All callers wait for the running check to end, but only until ``key_check_wait_seconds`` after its start.
-        If the check takes longer, the old keys stay in use until it ends.
+        While its file system does not answer, the old keys stay in use.
         """
-        now = time.monotonic()
-        if self._check is None:
-            if now - self._checked_at < self._limits.key_check_seconds:
-                return
-            self._check, self._check_started_at = asyncio.create_task(self._disk.run(self.reload)), now
-            self._check.add_done_callback(self._end_check)
-        if (seconds := self._check_started_at + self._limits.key_check_wait_seconds - now) > 0:
-            await asyncio.wait([self._check], timeout=seconds)
-
-    def _end_check(self, _: object) -> None:
-        self._check, self._checked_at = None, time.monotonic()
+        while True:
+            await asyncio.sleep(seconds)
+            await disk.run(self.reload)
 
     def find(self, key: str) -> ApiKey | None:
         """Return the entry of ``key``, or None.
@@ -181,10 +164,12 @@ class Keyring:
             self._problem = str(error)
 
 
-def add(path: Path, name: str, limits: str = "", disk: Disk = Disk()) -> str:
-    """Make a key, add its line to a key file, and return the key. The new file replaces the old one in one step.
+def add(path: Path, name: str, limits: str = "") -> str:
+    """Make a key, append its line to a key file, and return the key. A new file is readable only by its owner.
 
-    Raises KeysError if the file, the name or the limits are wrong, and OSError if the file cannot be written.
+    Raises:
+        KeysError: the file, the name or the limits are wrong.
+        OSError, UnicodeError: the file cannot be read or written.
     """
     if not re.fullmatch(NAME, name):
         raise KeysError(f"the name is {name!r}; it should be lower-case letters, digits and '-', 64 at most")
@@ -194,27 +179,16 @@ def add(path: Path, name: str, limits: str = "", disk: Disk = Disk()) -> str:
             raise ValueError
     except ValueError:
         raise KeysError(f"the limit is {limits!r}; it should be like {LIMIT_EXAMPLES}") from None
-    key, path = new_key(), path.resolve()
-    if path.exists() and not path.is_file():  # such as /dev/null, which root would replace
+    if path.exists() and not path.is_file():  # such as /dev/null, which would lose the key
         raise KeysError("it is not a regular file")
-    with file_lock(path.parent):  # two processes may add keys at the same time
-        before = path.read_text("utf-8") if path.exists() else ""
-        text = before + ("" if before.endswith("\n") or not before else "\n")
-        text += " ".join([name, digest(key).hex(), word]).rstrip() + "\n"
-        parse_keys(text)
-        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            disk.sync(Path(scratch))
-            if path.exists():  # keep its permissions and owner
-                state = path.stat()
-                os.chmod(scratch, state.st_mode & 0o777)
-                with suppress(PermissionError):
-                    os.chown(scratch, state.st_uid, state.st_gid)
-            disk.rename(Path(scratch), path)
-        except BaseException:
-            os.unlink(scratch)
-            raise
-        disk.sync(path.parent)
+    key = new_key()
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "r+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # two processes may add keys at the same time
+        before = file.read()
+        line = " ".join([name, digest(key).hex(), word]).rstrip() + "\n"
+        added = line if before.endswith("\n") or not before else f"\n{line}"
+        parse_keys(before + added)
+        file.write(added)
+        file.flush()
+        os.fsync(file.fileno())
     return key

@@ -53,7 +53,6 @@ class Limits:
     min_read_bytes_per_second: float = 65_536.0  # lowest average speed at which a client must read a large response
     slow_read_seconds: float = 60.0  # added to the time of a response at that speed, for clients that pause
     key_check_seconds: float = 1.0  # time between two checks whether the key file has changed
-    key_check_wait_seconds: float = 1.0  # requests wait this long for a check; a stalled file system takes longer
     rate_limit_retry_seconds: float = 5.0  # no counting after an error of the storage; an attempt may take a second
     rate_limit_counters: int = 8192  # enough for the largest key file with a few limits per key
 

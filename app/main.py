@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api.admin_key import admin_key
 from app.api.errors import error_response
 from app.api.kserve import timeseries
-from app.api.middleware.api_keys import api_keys, close_storage, limit_storage
+from app.api.middleware.api_keys import ApiKeys, api_keys, close_storage, limit_storage
 from app.api.middleware.body_memory import BodyMemoryLimit
 from app.api.middleware.cors import cors
 from app.api.middleware.trusted_host import host_check
@@ -108,14 +108,14 @@ def create_app(
     metrics = Metrics(create_tracer(settings.otlp_endpoint), settings.workers, shared)
     log = AccessLog(settings.log_format)
     models, counters = Models(settings, metrics, preloaded, disk=disk), counters or limit_storage(settings)
-    key = admin_key(settings)
+    key, keys = admin_key(settings), api_keys(settings, counters, metrics.on_rate_limited)
     app = FastAPIOffline(
         title="Quartet",
         summary=SUMMARY,
         description=DESCRIPTION,
         version="0.1.0",
         openapi_tags=TAGS if key else [tag for tag in TAGS if tag["name"] != "Administration"],
-        lifespan=lambda _: _lifespan(models, counters, metrics, log),
+        lifespan=lambda _: _lifespan(models, counters, metrics, log, keys),
         redirect_slashes=False,
         docs_url=None,  # see app/api/routes/page.py
         telemetry=NO_TELEMETRY,
@@ -125,7 +125,6 @@ def create_app(
     app.openapi = cache(lambda: build_document(app, operations, settings))  # type: ignore[method-assign]  # as documented
     app.add_exception_handler(HTTPException, _missing_file)
     service = Service(models, metrics, key, app.version, lru_cache(DOCUMENTS)(partial(_encoded_document, app)))
-    keys = api_keys(settings, counters, metrics.on_rate_limited)
     router = Router(service, operations, app.routes, app.build_middleware_stack(), host_check(settings), keys)
     spooled = admin.SPOOLED if key else ()
     limited = BodyMemoryLimit(router, settings.max_buffered_bytes, spooled=spooled, limits=settings.limits)
@@ -165,15 +164,18 @@ def _failure(error: QuartetError) -> ASGIApp:
 
 
 @asynccontextmanager
-async def _lifespan(models: Models, counters: Storage | None, metrics: Metrics, log: AccessLog) -> AsyncIterator[None]:
-    """Load the models at the start, watch the store while the application runs, and close everything at the end."""
+async def _lifespan(
+    models: Models, counters: Storage | None, metrics: Metrics, log: AccessLog, keys: ApiKeys | None
+) -> AsyncIterator[None]:
+    """Load the models at the start, watch the files while the application runs, and close everything at the end."""
     limit_threads()  # the event loop computes small batches, and may run in another thread than ``create_app``
     await models.start()
     gc.collect()
     trim_heap()
     gc.freeze()  # the garbage collector skips the loaded models from now on; checking them would delay requests
     gc.set_threshold(10_000, 20, 20)  # collect rarely, because requests leave few reference cycles
-    endless = models.watch(), models.recovery.watch(), _report(models)
+    endless = [models.watch(), models.recovery.watch(), _report(models)]
+    endless += [keys.ring.watch(models.disk, models.settings.limits.key_check_seconds)] if keys else []
     background = [asyncio.create_task(coroutine) for coroutine in endless]
     yield
     for task in background:

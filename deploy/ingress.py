@@ -42,6 +42,8 @@ class IngressApp:
 
     def __init__(self, settings: Settings, forward_to: ForwardTo, own: Mapping[str, ASGIApp]) -> None:
         self._ring = load_keyring(settings)
+        self._check_seconds = settings.limits.key_check_seconds
+        self._watch: asyncio.Task[None] | None = None  # reads the key file again; started by the first request
         self._admin_key = admin_key(settings)
         self._models = ModelTasks(Store(settings.store), settings.store_poll_seconds)
         self._forward_to = forward_to
@@ -75,7 +77,8 @@ class IngressApp:
         if is_public(path):
             return False
         if self._ring:
-            await self._ring.refresh()
+            if self._watch is None:
+                self._watch = asyncio.create_task(self._ring.watch(Executor("keys"), self._check_seconds))
             key_of(self._ring, scope)
         return True
 

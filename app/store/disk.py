@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -75,12 +76,16 @@ class Disk:
         are open for writing. Users who may write to the folder may also lock it. The operating system releases the lock
         of a killed process. Raises BlockingIOError if ``wait`` is false and another process holds the lock.
         """
-        with file_lock(folder / LOCK, wait, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as handle:
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             status = folder.stat()
             with contextlib.suppress(PermissionError):  # another user has made the file
                 os.fchmod(handle, status.st_mode & 0o666)
                 os.fchown(handle, status.st_uid if os.geteuid() == 0 else -1, status.st_gid)
             yield
+        finally:
+            os.close(handle)
 
     def replace(self, path: Path, content: bytes) -> None:
         """Replace the content of a file by one rename. If the process is killed, the old or the new content remains.
@@ -108,19 +113,3 @@ class Disk:
                 for stale in (folder / name for name in self.list(folder) if name.startswith(SCRATCH)):
                     if time.time() - stale.stat().st_mtime > STALE_SCRATCH_SECONDS:
                         self.remove(stale)
-
-
-@contextlib.contextmanager
-def file_lock(path: Path, wait: bool = True, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """Lock a file or a folder, so that only one process at a time can hold the lock. ``path`` is opened with ``flags``.
-
-    Raises BlockingIOError if ``wait`` is false and another process holds the lock.
-    """
-    import fcntl  # does not exist on Windows, where the service can run but not publish
-
-    handle = os.open(path, flags, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield handle
-    finally:
-        os.close(handle)

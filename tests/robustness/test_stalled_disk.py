@@ -59,13 +59,12 @@ def stalled(*files: Path) -> Iterator[None]:
 def test_requests_are_answered_while_the_store_and_the_key_file_are_stalled(
     serve: Serve, tiny_store: Path, keys: tuple[Path, dict[str, str]]
 ) -> None:
-    limits = {"key_check_seconds": 0.0, "key_check_wait_seconds": 0.1}
     file, headers = keys
     Store(tiny_store).activate("tiny-rnn", 1)
     answers = threading.Event()
     answers.set()
     disk = WatchedDisk(lambda *_: answers.wait(60))
-    with serve(disk=disk, keys_file=file, store_poll_seconds=0.01, **limits) as client:
+    with serve(disk=disk, keys_file=file, store_poll_seconds=0.01, key_check_seconds=0.01) as client:
         client.headers.update(headers)
         with stalled(file):
             answers.clear()
@@ -129,7 +128,7 @@ def test_no_request_accesses_a_file_on_the_event_loop(
     file, headers = keys
     (tiny_store / "tiny-cnn" / "1" / "curves.png").write_bytes(image_bytes())
     publish_tiny(tiny_store, "tiny-cnn")
-    with serve(keys_file=file, admin_key=ADMIN_KEY, store_poll_seconds=0.01, key_check_seconds=0.0) as client:
+    with serve(keys_file=file, admin_key=ADMIN_KEY, store_poll_seconds=0.01, key_check_seconds=0.01) as client:
         client.headers.update(headers)
         access = LoopAccess(monkeypatch, tiny_store, file.parent)
         for path, methods in client.get("/openapi.json").json()["paths"].items():

@@ -699,7 +699,7 @@ AFTER_TWO_FRAMES = """() => {
 def test_the_page_asks_for_a_key_and_again_after_its_removal(serve: Serve, tmp_path: Path, open_page: Open) -> None:
     file = tmp_path / "keys"
     key = key_file.add(file, "alice")
-    with serve(keys_file=file, key_check_seconds=0.0) as client:
+    with serve(keys_file=file, key_check_seconds=0.01) as client:
         page = open_page(client)
         key_field, error = page.get_by_label("API key"), page.locator("#start-error")
         page.evaluate(AFTER_TWO_FRAMES)
@@ -717,6 +717,7 @@ def test_the_page_asks_for_a_key_and_again_after_its_removal(serve: Serve, tmp_p
         assert not key_field.is_visible()
         open_options(page, "series", "generation")
         file.write_text("# nobody\n")
+        wait_until(lambda: client.get("/v1/models", headers={"x-api-key": key}).status_code == 401)
         page.locator("#generation-seed").fill("7")
         page.locator("#generation .error", has_text="Unknown API key.").wait_for()
         assert key_field.is_visible()

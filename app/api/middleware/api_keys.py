@@ -49,7 +49,6 @@ class ApiKeys:
     async def check(self, scope: Scope) -> None:
         """Raise MissingKey, Unauthorized or LimitReached for a request that may not be answered."""
         if not is_public(scope["path"]):
-            await self.ring.refresh()
             key = key_of(self.ring, scope)
             await self._count(key)
             current_caller.set(key.name)  # only for the task of this request
@@ -150,7 +149,7 @@ def load_keyring(settings: Settings) -> Keyring | None:
     if settings.keys_file is None:
         return None
     try:
-        return Keyring(settings.keys_file, settings.limits)
+        return Keyring(settings.keys_file)
     except KeysError as error:
         raise SettingsError(f"QUARTET_KEYS_FILE is {str(settings.keys_file)!r}: {error}") from None
 
