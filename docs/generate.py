@@ -78,8 +78,8 @@ A model card is a JSON file that describes one version of a model. The store (`m
 | `.lock` | empty file that a command locks while it changes the other files |
 
 A published version never changes. [Versions](../how-to/rollout.md) describes the commands that manage versions. A card
-has at most 4 MiB. The service ignores fields that it does not know, and logs a warning. In `inputs` and `outputs`,
-unknown fields are an error.
+has at most 4 MiB. The service ignores fields that it does not know. In `inputs` and `outputs`, unknown fields are an
+error.
 
 ## Fields of card.json
 

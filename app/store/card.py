@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -13,11 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-log = logging.getLogger("quartet")
-
 CARD = "card.json"
 MAX_BYTES = 4 * 2**20  # limit of card.json and the other JSON files; a long vocabulary takes a few thousand bytes
-STRICT_KEYS = ("inputs", "outputs")  # a network with an unknown property of its tensors might compute wrong results
 TaskName = Literal["classify", "continue", "forecast", "sample", "infer"]
 VersionNumber = Annotated[int, Field(ge=1, lt=10**9)]
 INT64_LIMIT = 2**63
@@ -68,7 +64,9 @@ def shorten(value: object) -> str:
 
 
 class StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    """A JSON object of the store. Unknown fields are ignored, because a newer service may have written them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def _timestamp(text: str) -> str:
@@ -95,8 +93,12 @@ def _date(value: str) -> str:
 
 
 class TensorSpec(StrictModel):
-    """An input or output tensor of a network, as the API reads or returns it. A size of -1 in ``shape`` may vary."""
+    """An input or output tensor of a network, as the API reads or returns it. A size of -1 in ``shape`` may vary.
 
+    A network with an unknown property of a tensor might compute wrong results, so unknown fields are an error.
+    """
+
+    model_config = ConfigDict(extra="forbid")
     name: str
     dtype: str
     shape: list[Int64]
@@ -281,6 +283,12 @@ def main_figures(card: Card, other: Card) -> tuple[str, Metric, Metric] | None:
     return name, card.metrics[name], other.metrics[name]
 
 
+class NewCard(Card):
+    """A card before its publication. Unknown fields are an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 def card_text(content: Mapping[str, Any]) -> bytes:
     """Return the content of ``card.json``. Raises StoreError for a text that is not Unicode."""
     try:
@@ -292,38 +300,19 @@ def card_text(content: Mapping[str, Any]) -> bytes:
 
 def parse_card(content: bytes, path: str) -> Card:
     """Parse the card of a new version. Raises StoreError if it is invalid. ``path`` is for error messages."""
-    return parse(Card, content, path, unknown_allowed=False)
+    return parse(NewCard, content, path)
 
 
 M = TypeVar("M", bound=BaseModel)
 
 
-def parse(model: type[M], content: bytes, path: str, unknown_allowed: bool = True) -> M:
-    """Parse a JSON file of the store. Raises StoreError if it is invalid. ``path`` is for error messages.
-
-    A newer version of the service may have written fields that this version does not know. They are ignored with a
-    warning if ``unknown_allowed`` is true, except those of ``STRICT_KEYS``.
-    """
+def parse(model: type[M], content: bytes, path: str) -> M:
+    """Parse a JSON file of the store. Raises StoreError if it is invalid. ``path`` is for error messages."""
     if len(content) > MAX_BYTES:
         raise StoreError(f"{path} is too large; the maximum is {MAX_BYTES:,} bytes")
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
-        problems = error.errors()
-    unknown = [
-        problem["loc"]
-        for problem in problems
-        if unknown_allowed and problem["type"] == "extra_forbidden" and problem["loc"][0] not in STRICT_KEYS
-    ]
-    for first in problems:
-        if first["loc"] not in unknown:
-            key = ".".join(map(str, first["loc"])) or "the file"
-            raise StoreError(f"{path}: {key}: {first['msg']}, found {str(first['input'])[:80]!r}")
-    data = json.loads(content)
-    for loc in unknown:
-        parent: Any = data
-        for part in loc[:-1]:
-            parent = parent[part]
-        del parent[loc[-1]]
-    log.warning("%s: unknown fields are ignored: %s", path, ", ".join(".".join(map(str, loc)) for loc in unknown))
-    return parse(model, json.dumps(data).encode(), path)
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the file"
+        raise StoreError(f"{path}: {key}: {first['msg']}, found {str(first['input'])[:80]!r}") from None

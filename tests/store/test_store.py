@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import struct
 import subprocess
@@ -128,9 +127,6 @@ INVALID: list[tuple[str, Callable[[Path], object], str]] = [
      r"^tiny-gan/1/model\.safetensors: tensor 'layers\.0\.bias' has 8 non-finite values, expected none$"),
     ("beyond float32", lambda folder: rewrite_weights(folder, lambda t: t.update({"layers.0.bias": torch.full((8,), 1e300, dtype=torch.float64)})),
      "8 non-finite values"),
-    ("eight bits", lambda folder: rewrite_weights(folder, lambda t: t.update({"layers.0.bias": torch.ones(8, dtype=torch.float8_e4m3fn)})),
-     r"'layers\.0\.bias' has dtype float8_e4m3fn, expected one of float32, float16, .*, uint8, bool$"),
-    ("complex", lambda folder: raw_weights(folder, b'{"x":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}', bytes(8)), "has dtype complex64|not a safetensors"),
     ("unknown type", lambda folder: raw_weights(folder, b'{"x":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[0,1]}}', b"\0"), "not a safetensors|is of"),
     ("one tensor less", lambda folder: rewrite_weights(folder, lambda t: t.pop("layers.0.bias")), r"^tiny-gan/1/model\.safetensors: tensor 'layers\.0\.bias' has shape none: it is missing, expected \(8,\)$"),
     ("one tensor more", lambda folder: rewrite_weights(folder, lambda t: t.update(more=torch.ones(1))), r"tensor 'more' has shape \(1,\), expected no such tensor$"),
@@ -155,9 +151,7 @@ def test_a_pickle_instead_of_the_weights_is_not_loaded(tmp_path: Path) -> None:
         Store(tmp_path).read("tiny-gan", 1)
 
 
-def test_unknown_fields_of_a_newer_service_are_ignored_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unknown_fields_of_a_newer_service_are_ignored(tmp_path: Path) -> None:
     """During a rolling update, an old service reads cards and rollouts that a newer service has written."""
     folder = publish_tiny(tmp_path, "tiny-gan").folder
     speed = {"milliseconds": 1.0, "per_second": 2.0, "rows": 1, "hardware": "none", "watts": 3}
@@ -165,10 +159,6 @@ def test_unknown_fields_of_a_newer_service_are_ignored_with_a_warning(
     (tmp_path / "tiny-gan" / FILE).write_text('{"active": 1, "shadow": 2}')
     assert Store(tmp_path).verify("tiny-gan", 1).card.speed
     assert Store(tmp_path).rollout("tiny-gan").active == 1
-    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        "tiny-gan/1/card.json: unknown fields are ignored: speed.watts, colour",
-        "tiny-gan/active.json: unknown fields are ignored: shadow",
-    ]
     rewrite_card(folder, seed="drop")
     with pytest.raises(StoreError, match=r"^tiny-gan/1/card\.json: seed: Field required"):
         Store(tmp_path).card("tiny-gan", 1)
@@ -331,9 +321,6 @@ def test_an_invalid_imported_network_is_rejected_with_a_reason(tmp_path: Path) -
     rewrite_weights(folder, lambda tensors: tensors.update(more=torch.ones(1)))
     with pytest.raises(StoreError, match=r"^linear/1/model\.safetensors: tensor 'more' should be uint8"):
         Store(tmp_path).verify("linear", 1)
-    rewrite_weights(folder, lambda tensors: tensors.update(more=torch.ones(1).to(torch.float8_e4m3fn)))
-    with pytest.raises(StoreError, match=r"^linear/1/model\.safetensors: tensor 'more' has dtype float8_e4m3fn, "):
-        Store(tmp_path).read("linear", 1)
 
 
 def holidays_on(day: str) -> dict[str, object]:
