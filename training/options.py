@@ -278,11 +278,9 @@ def _check_data_options(
 def _check_task(parser: argparse.ArgumentParser, task: str, models: Path, name: str) -> None:
     """Exit with a message if the network could not be published, because the model has versions for another task."""
     try:
-        problem = Store(models).task_problem(name, None, task)
+        Store(models).check_task(name, None, task)
     except store.StoreError as error:
-        problem = str(error)
-    if problem:
-        parser.error(problem)
+        parser.error(str(error))
 
 
 def _name(text: str) -> str:

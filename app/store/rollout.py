@@ -28,7 +28,6 @@ from app.store.card import StrictModel, VersionNumber
 FILE = "active.json"
 LATEST: Literal["latest"] = "latest"
 PINNED: Literal["pinned"] = "pinned"
-MAX_HISTORY = 100  # versions; older ones are forgotten
 Share = Annotated[float, Field(gt=0, lt=100)]
 
 
@@ -110,7 +109,7 @@ class Rollout(StrictModel):
         for number in numbers:
             if number is not None and [number] != history[-1:]:
                 history.append(number)
-        return history[-MAX_HISTORY:]
+        return history
 
     def before(self, target: int) -> list[int]:
         """Return the history after a rollback to ``target``: the versions that were active before ``target``."""

@@ -115,7 +115,7 @@ class Store:
     def card(self, name: str, number: int) -> Card:
         """Read the card of a version."""
         path = f"{name}/{number}/{CARD}"
-        card = parse(Card, self._read(path), path)
+        card = parse(Card, self.read_file(path), path)
         for key, actual, expected in (("name", card.name, name), ("version", card.version, number)):
             if actual != expected:
                 raise StoreError(f"{path}: {key} is {str(actual)!r}, expected {str(expected)!r} as in the path")
@@ -126,7 +126,7 @@ class Store:
         from app.store.version import decode_version
 
         card = self.card(name, number)
-        return decode_version(self.path(name, number), card, self._read(f"{name}/{number}/{WEIGHTS}", None))
+        return decode_version(self.path(name, number), card, self.read_file(f"{name}/{number}/{WEIGHTS}", None))
 
     def verify(self, name: str, number: int) -> Version:
         """Read a version, verify its files, build its network, and apply the check of this store."""
@@ -154,7 +154,7 @@ class Store:
 
     def rollout(self, name: str) -> Rollout:
         """Read the rollout of a model. Without a file, the newest version is active."""
-        content = self._read(f"{name}/{FILE}", optional=True)
+        content = self.read_file(f"{name}/{FILE}", optional=True)
         return parse(Rollout, content, f"{name}/{FILE}") if content is not None else Rollout()
 
     def roles(self, name: str, rollout: Rollout | None = None) -> Roles:
@@ -172,11 +172,11 @@ class Store:
 
     def defaults(self) -> dict[TaskName, str]:
         """Return the name of the default model of each task."""
-        content = self._read(DEFAULTS, optional=True)
+        content = self.read_file(DEFAULTS, optional=True)
         return parse(Defaults, content, DEFAULTS).root if content is not None else {}
 
-    def _read(self, path: str, max_bytes: int | None = MAX_BYTES + 1, optional: bool = False) -> Any:
-        """Return the content of a file. If ``optional`` is true, return None for a missing file."""
+    def read_file(self, path: str, max_bytes: int | None = MAX_BYTES + 1, optional: bool = False) -> Any:
+        """Return the content of a file in the store. If ``optional`` is true, return None for a missing file."""
         try:
             return self.disk.read(self.folder / path, -1 if max_bytes is None else max_bytes)
         except OSError as error:
@@ -251,9 +251,9 @@ class Store:
         with self.disk.lock(self.folder):
             number = wanted or max({0, *self.numbers(name), *self.rollout(name).named}) + 1
             if number in self.numbers(name):
-                raise RolloutRefused(self._conflict(card))
-            if problem := self.task_problem(name, number, card.task):
-                raise StoreError(problem)
+                advice = "with `renumber`, the import gives the version the next number"
+                raise RolloutRefused(f"{name}@{number} is already in the store; {advice}")
+            self.check_task(name, number, card.task)
             self.disk.write(scratch / CARD, [card_text({**content, "version": number})])
             for path in (*(scratch / file for file in self.disk.list(scratch)), scratch):
                 self.disk.set_mode(path, 0o555 if path == scratch else 0o444)  # the service may run as another user
@@ -297,30 +297,21 @@ class Store:
         except StoreError:
             return True
 
-    def _conflict(self, card: Card) -> str:
-        same = False
-        with suppress(StoreError):
-            same = self.card(card.name, card.version) == card
-        problem = "" if same else ", with other content; with `renumber`, the import gives it the next number"
-        return f"{card.name}@{card.version} is already in the store{problem}"
-
-    def task_problem(self, name: str, number: int | None, task: str) -> str | None:
-        """Return an error message if a model has versions for another task. For a future version, ``number`` is None.
+    def check_task(self, name: str, number: int | None, task: str) -> None:
+        """Raise StoreError if a model has versions for another task. For a future version, ``number`` is None.
 
         Retired versions and those without a readable card do not count. Versions for the task ``infer`` do not count
         either, because an imported network with a task also answers requests of tensors.
         """
-        retired = self.rollout(name).retired
-        for other in self.numbers(name):
-            if other == number or other in retired:
-                continue
+        tasks = {}
+        for other in set(self.numbers(name)).difference(self.rollout(name).retired, [number]):
             with suppress(StoreError):
-                known = self.card(name, other).task
-                if known not in (task, "infer"):
-                    label = f"{name}@{number}" if number else name
-                    advice = f"use another name, or retire the versions for {known!r}"
-                    return f"{label}: task is {task!r}, expected {known!r} as for {name}@{other}; {advice}"
-        return None
+                tasks[other] = self.card(name, other).task
+        for other, known in tasks.items():
+            if known not in (task, "infer"):
+                label = f"{name}@{number}" if number else name
+                advice = f"use another name, or retire the versions for {known!r}"
+                raise StoreError(f"{label}: task is {task!r}, expected {known!r} as for {name}@{other}; {advice}")
 
     # Changing rollouts and default models
 
@@ -330,8 +321,8 @@ class Store:
         If ``version`` is "latest", the newest version becomes active. Each version that is published later also becomes
         active. A canary does not change which version is active, and whether later versions become active.
 
-        Raises RolloutRefused if the version is retired or for another task than the other versions, if the share is out
-        of range, or if the requested canary is "latest" or the active version.
+        Raises RolloutRefused if the version is retired, if the share is out of range, or if the requested canary is
+        "latest" or the active version. Raises StoreError for another task than that of the other versions.
         """
         if not 0 < share <= 100:
             raise RolloutRefused(f"the share is {share:g}; it should be more than 0 and at most 100 per cent")
@@ -343,12 +334,13 @@ class Store:
             now = roles.active
             if version == LATEST:
                 newest = self.roles(name, Rollout(retired=old.retired)).active
-                self._refuse_other_task(name, newest)
+                if newest:
+                    self.check_task(name, newest, self.card(name, newest).task)
                 return {"active": None, "history": old.after(now, newest), "canary": None, "unloaded": False}
-            self.verify(name, version)
+            task = self.verify(name, version).card.task
             if version in old.retired:
                 raise RolloutRefused(f"{name}@{version} is retired; `retire` with `undo` restores it")
-            self._refuse_other_task(name, version)
+            self.check_task(name, version, task)
             if share == 100:
                 before = roles.previous if version == now else now
                 return {"active": version, "history": old.after(before), "canary": None, "unloaded": False}
@@ -380,7 +372,7 @@ class Store:
         """Stop serving a version, even to requests with its number. Its files stay, and ``undo`` serves it again.
 
         Raises RolloutRefused for the active version, for the canary, and if ``undo`` is true and the version is not
-        retired or is for another task than the other versions.
+        retired. Raises StoreError if ``undo`` is true and the version is for another task than the other versions.
         """
 
         def choose(old: Rollout) -> dict[str, Any]:
@@ -389,7 +381,7 @@ class Store:
                 if version not in old.retired:
                     raise RolloutRefused(f"{name}@{version} is not retired")
                 if self._is_valid(name, version):
-                    self._refuse_other_task(name, version)
+                    self.check_task(name, version, self.card(name, version).task)
                 return {"retired": [number for number in old.retired if number != version]}
             if version in (old.active, self.roles(name).active):
                 raise RolloutRefused(f"{name}@{version} is the active version; activate another one first")
@@ -452,11 +444,6 @@ class Store:
         changed = old.model_copy(update={"changed": now, "by": command, **choose(old)})
         self._write_json(f"{name}/{FILE}", changed.model_dump())
         return changed
-
-    def _refuse_other_task(self, name: str, number: int | None) -> None:
-        """Raise RolloutRefused if other versions, except retired ones, have another task than this version."""
-        if number and (problem := self.task_problem(name, number, self.card(name, number).task)):
-            raise RolloutRefused(problem)
 
     def _write_json(self, path: str, content: object) -> None:
         """Replace a file. The caller must hold the lock of the store."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 from support.disk import failing
-from support.networks import publish_tiny, rewrite_card
+from support.networks import publish_tiny
 
 from app.store import Card, RolloutRefused, Store, StoreError, VersionNotFound, archive
 from app.store.version import Version
@@ -56,18 +56,12 @@ def test_an_exported_version_can_be_imported_into_another_store(
 
 def test_an_existing_version_number_is_rejected_or_renumbered(archive_bytes: bytes, other: Path) -> None:
     import_bytes(other, archive_bytes)
-    with pytest.raises(RolloutRefused, match=r"^tiny-gan@1 is already in the store$"):
+    sentence = "^tiny-gan@1 is already in the store; with `renumber`, the import gives the version the next number$"
+    with pytest.raises(RolloutRefused, match=sentence):
         import_bytes(other, archive_bytes)
     assert import_bytes(other, archive_bytes, renumber=True).version == 2
     first, second = ((other / NAME / number / "card.json").read_bytes() for number in "12")
     assert second == first.replace(b'"version": 1,', b'"version": 2,')
-    rewrite_card(other / NAME / "1", notes="other")
-    with pytest.raises(
-        RolloutRefused,
-        match=r"^tiny-gan@1 is already in the store, with other content; with `renumber`, the import gives it the next "
-        "number$",
-    ):
-        import_bytes(other, archive_bytes)
 
 
 def test_fields_of_a_newer_service_are_kept(archive_bytes: bytes, other: Path) -> None:
@@ -91,15 +85,13 @@ def test_an_archive_holds_the_files_of_a_version_without_compression(tmp_path: P
     for file in ("b.png", "a.png", "Upper.png", "notes.txt"):
         (folder / file).write_bytes(PNG)
     os.utime(folder / "a.png", (0, 0))  # zip cannot state times before 1980
-    chunks = list(archive.export_version(Store(tmp_path), NAME, 1))
-    assert len(chunks) > 4
-    with zipfile.ZipFile(io.BytesIO(b"".join(chunks))) as exported:
+    with zipfile.ZipFile(io.BytesIO(b"".join(archive.export_version(Store(tmp_path), NAME, 1)))) as exported:
         assert exported.namelist() == ["card.json", "model.safetensors", "a.png", "b.png"]
         assert {entry.compress_type for entry in exported.infolist()} == {zipfile.ZIP_STORED}
         assert exported.getinfo("a.png").date_time == (1980, 1, 1, 0, 0, 0)
 
 
-def test_an_error_is_raised_before_the_first_chunk(three: Path) -> None:
+def test_a_version_that_cannot_be_read_is_not_exported(three: Path) -> None:
     with pytest.raises(VersionNotFound, match=r"^there is no tiny-gan@9 in the store; versions in the store: 1, 2, 3$"):
         archive.export_version(Store(three), NAME, 9)
     (three / NAME / "1" / "curves.png").write_bytes(PNG)
@@ -193,30 +185,27 @@ INVALID: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("absolute", lambda c: with_entry(c, zipfile.ZipInfo("/etc/x.png"), PNG), "entry '/etc/x.png': only card"),
     ("folder", lambda c: with_entry(c, zipfile.ZipInfo("a/"), b""), "entry 'a/': only card"),
     ("long name", lambda c: with_entry(c, zipfile.ZipInfo("x" * 90), b""), f"^entry '{'x' * 79}…: only card"),
-    ("twice", twice, r"^entry 'curves\.png' occurs twice$"),
+    ("twice", twice, "^entry 'curves.png': only .* are allowed, each once, stored or deflated$"),
     ("encrypted", lambda c: patched(c, (6, b"\1"), (c.index(b"PK\x01\x02") + 8, b"\1")), r"^entry 'card\.json' cannot be unpacked: .* is encrypted"),
     ("pickle", lambda c: with_entry(c, zipfile.ZipInfo("model.pt"), b"x"),
-     r"^entry 'model\.pt': only card\.json, model\.safetensors and pictures such as curves\.png are allowed$"),
+     r"^entry 'model\.pt': only card\.json, model\.safetensors and pictures such as curves\.png are allowed, each once"),
     ("no card", lambda c: repacked(c, lambda entries: entries.pop("card.json")), "^entry 'card.json' is missing$"),
     ("no weights", lambda c: repacked(c, lambda entries: entries.pop("model.safetensors")), "^entry 'model.safetensors' is missing$"),
     ("too large", lambda c: repacked(c, lambda e: e.update({"curves.png": PNG + bytes(10**6)})), "the maximum is 1,000"),
     ("wrong size", with_wrong_size, "'curves.png' cannot be unpacked: Bad CRC"),
-    ("no picture", lambda c: repacked(c, lambda e: e.update({"curves.png": b"<svg>"})), "'curves.png' is not a PNG"),
-    ("empty picture", lambda c: repacked(c, lambda e: e.update({"curves.png": b""})), "'curves.png' is not a PNG"),
     ("card", lambda c: repacked(c, lambda e: e.update({"card.json": b"{}"})), r"^the archive's card\.json: name: Field required"),
     ("name", lambda c: repacked(c, lambda e: e.update({"card.json": e["card.json"].replace(b"tiny-gan", b"../gan")})),
      r"card\.json: name: .* found '\.\./gan'"),
     ("other weights", lambda c: repacked(c, with_nan), "sha256 is .*, expected .* as on the card"),
     ("damaged", with_damaged_data, "cannot be unpacked: Bad CRC"),
     ("a name that is not UTF-8", lambda c: patched(c, (6, b"\0\x08"), (30, b"\xff")), "cannot be unpacked: |not a ZIP archive: "),
-    ("lzma", lambda c: with_method(c, 14), "'card.json' cannot be unpacked: its method is 14; allowed values: 0 \\(stored\\), 8"),
-    ("bzip2", lambda c: with_method(c, 12), "'card.json' cannot be unpacked: its method is 12"),
+    ("lzma", lambda c: with_method(c, 14), "^entry 'card.json': only .* stored or deflated$"),
     ("negative offset", lambda c: patched(c, (-5, b"\xff")), "^the file is not a ZIP archive|'card.json' cannot be unpacked"),
     ("offset of the directory", with_offset_of_directory, "'card.json' cannot be unpacked: "),
     ("offset beyond the end", with_far_offset, "'card.json' cannot be unpacked: "),
     ("sizes", lambda c: repacked(c, with_huge_sizes), r"'layers\.0\.weight' has shape \(8, 4\), expected \(8, 400000000000\)"),
     ("long card", lambda c: repacked(c, lambda e: e.update({"card.json": b" " * (2**22 + 1)})),
-     r"^entry 'card\.json' has 4,194,305 bytes unpacked; the maximum is 4,194,304$"),
+     r"^the archive's card\.json is too large; the maximum is 4,194,304 bytes$"),
 ]  # fmt: skip
 
 
@@ -229,56 +218,10 @@ def test_an_invalid_archive_is_rejected_and_leaves_nothing(
     assert list(other.iterdir()) == []
 
 
-def test_the_limits_of_an_archive_are_allowed(archive_bytes: bytes, other: Path) -> None:
-    def with_pictures(count: int) -> bytes:
-        return repacked(archive_bytes, lambda e: e.update({f"{i}.png": PNG for i in range(count - 1)}))
-
-    with pytest.raises(archive.BadArchive, match=r"^the archive has 33 pictures; the maximum is 32$"):
-        import_bytes(other, with_pictures(33))
-    with zipfile.ZipFile(io.BytesIO(content := with_pictures(32))) as source:
-        total = sum(entry.file_size for entry in source.infolist() if entry.filename != "card.json") + len(
-            source.read("card.json")
-        )
+def test_the_size_of_an_archive_is_limited(archive_bytes: bytes, other: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(archive_bytes)) as source:
+        size = sum(entry.file_size for entry in source.infolist())
     with pytest.raises(archive.BadArchive) as raised:
-        import_bytes(other, content, max_bytes=total - 1)
-    assert str(raised.value) == f"the archive has {total:,} bytes unpacked; the maximum is {total - 1:,}"
-    assert import_bytes(other, content, max_bytes=total).name == NAME
-
-
-class Counted(io.BytesIO):
-    """A file that records the largest piece that was read."""
-
-    largest = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        content = super().read(size)
-        self.largest = max(self.largest, len(content))
-        return content
-
-
-@pytest.mark.parametrize("comment", [b"", b"an archive", b"PK"])
-def test_a_long_central_directory_is_rejected_before_it_is_read(other: Path, comment: bytes) -> None:
-    content = Counted()
-    with zipfile.ZipFile(content, "w") as file:
-        for i in range(3000):
-            file.writestr(f"{i}.png", b"")
-        file.comment = comment
-    with pytest.raises(
-        archive.BadArchive, match=r"^the central directory of the archive has 1\d\d,\d{3} bytes; the maximum is 65,536$"
-    ):
-        archive.import_archive(Store(other), content, 10**6)
-    assert content.largest < 70_000
-
-
-def test_a_zip64_archive_is_read_and_its_central_directory_is_limited(other: Path, archive_bytes: bytes) -> None:
-    position = archive_bytes.rindex(b"PK\5\6")
-    entries, size, offset = struct.unpack_from("<HII", archive_bytes, position + 10)
-
-    def zip64_with_size(stated_size: int) -> bytes:
-        record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, stated_size, offset)
-        locator = struct.pack("<4sIQI", b"PK\6\7", 0, position, 1)
-        return archive_bytes[:position] + record + locator + archive_bytes[position:]
-
-    with pytest.raises(archive.BadArchive, match=r"the central directory|not a ZIP archive"):
-        import_bytes(other, zip64_with_size(70_000))
-    assert import_bytes(other, zip64_with_size(size)).version == 1
+        import_bytes(other, archive_bytes, max_bytes=size - 1)
+    assert str(raised.value) == f"the archive has {size:,} bytes unpacked; the maximum is {size - 1:,}"
+    assert import_bytes(other, archive_bytes, max_bytes=size).name == NAME

@@ -154,7 +154,7 @@ def test_a_version_is_exported_and_imported(
         assert run_models_command(capsys, other, *arguments.split()) == (0, expected, "")
     assert Store(other).roles(NAME).active == 4
     error = run_models_command(capsys, other, "import", "tiny-gan-3.zip")[2]
-    assert error == "error: tiny-gan@3 is already in the store\n"
+    assert error.startswith("error: tiny-gan@3 is already in the store; with `renumber`, ")
 
 
 @pytest.mark.parametrize(("option", "active"), [("", 3), ("--no-activate", 3), ("--activate", 4)])
