@@ -192,7 +192,7 @@ def versions_to_replace(others: Iterable[Entry], limit: int, now: float, in_use_
         (each for each in others if each.state in (State.READY, State.LOADING)), key=lambda each: each.used_at
     )
     surplus = max(0, len(busy) + 1 - limit)
-    replaced = sorted((each for each in busy if each.model), key=lambda each: each.used_at)[:surplus]
+    replaced = [each for each in busy if each.model][:surplus]
     in_use = [in_use_seconds - (now - each.used_at) for each in replaced]
     if len(replaced) < surplus or any(seconds > 0 for seconds in in_use):
         raise TooManyVersions(
