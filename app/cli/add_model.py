@@ -11,7 +11,6 @@ from pathlib import Path
 
 from app.store import Card, StoreError
 
-MAX_LABELS_BYTES = 4 * 2**20  # size of the file with labels
 OPTIONS = ("input", "output", "size", "resize", "interpolation", "mean", "std", "softmax")  # of the task classify
 
 
@@ -98,8 +97,6 @@ def run(args: argparse.Namespace) -> Card:
 
 
 def _read_labels(path: Path) -> list[str]:
-    if (size := path.stat().st_size) > MAX_LABELS_BYTES:
-        raise StoreError(f"{path} has {size:,} bytes; the maximum is {MAX_LABELS_BYTES:,}")
     try:
         text = path.read_text("utf-8-sig")  # programs on Windows may write a byte order mark
     except UnicodeDecodeError as error:
