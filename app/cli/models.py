@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -201,28 +200,15 @@ def _show(args: argparse.Namespace) -> None:
         table.append((version["version"], version["role"], size, created, metrics))
     if not args.json:
         last = f"; last change: {row['by']}, {row['changed']}" if row["by"] else ""
-        write_line(f"{row['name']}: {row['task'] or 'no valid version'}, {_status(row)}{last}")
+        write_line(f"{row['name']}: {row['task'] or 'no valid version'}, {row['state']}{last}")
     _print(args, row, table)
     _print_problem(row)
-
-
-def _status(row: dict[str, Any]) -> str:
-    """Describe the rollout of a model in one line."""
-    name, canary = row["name"], row["canary"]
-    if row["unloaded"]:
-        text = f"{name} is unloaded"
-    elif row["active"] is None:
-        text = "no version is active"
-    else:
-        text = f"{name}@{row['active']} is active{' (latest)' if row['update_policy'] == LATEST else ''}"
-        text += f", {name}@{canary['version']} is the canary ({canary['share']:g} %)" if canary else ""
-    return text + (f"; retired: {', '.join(map(str, row['retired']))}" if row["retired"] else "")
 
 
 def _report(args: argparse.Namespace, name: str, text: str = "", **more: int) -> None:
     """Print the state of a model after a change, or ``text`` instead. ``more`` is added to the JSON."""
     row = catalogue.model_row(Store(args.store), name)
-    write_line(json.dumps(row | more) if args.json else text or _status(row))
+    write_line(json.dumps(row | more) if args.json else text or row["state"])
     _print_problem(row)
 
 
@@ -302,12 +288,10 @@ def _export(args: argparse.Namespace) -> None:
         raise RolloutRefused(f"{path} already exists")
     chunks = _exported(args, name, version)
     try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch:
-            temporary = Path(scratch) / path.name
-            with temporary.open("wb") as file:
-                file.writelines(chunks)
-            temporary.replace(path)
+        with path.open("wb") as file:
+            file.writelines(chunks)
     except OSError as error:
+        path.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
     size = path.stat().st_size
     write_line(json.dumps({"file": str(path), "bytes": size}) if args.json else f"{path}: {size:,} bytes")

@@ -342,8 +342,8 @@ class Models:
         current = plan(self.snapshot, self.table, self.version_sets, self._clock(), idle_seconds)
         for name, version_set in current.serve.items():
             known = self.version_sets.get(name)
-            if self._started and (known is None or known.describe() != version_set.describe()):
-                log.info("%s: %s", name, version_set.describe())
+            if self._started and (known is None or known.state != version_set.state):
+                log.info("%s: %s", name, version_set.state)
         self.version_sets, self.desired = current.serve, current.desired
         for key, reason in current.evict.items():
             self._evict(self.table[key], reason)

@@ -74,6 +74,7 @@ class VersionSet:
         previous: becomes active after a rollback without a canary.
         unloaded: the versions of an unloaded model, which are served after it is loaded again.
         resident: the versions that stay in memory, most important first.
+        state: see ``Rollout.state``.
     """
 
     name: str
@@ -85,25 +86,20 @@ class VersionSet:
     share: float = 0.0
     unloaded: tuple[int, ...] = ()
     resident: tuple[int, ...] = ()
+    state: str = ""
 
     @classmethod
     def build(cls, name: str, usable: Iterable[int], rollout: Rollout) -> VersionSet:
         """Return the version set of a model. ``usable`` are the versions that are not known to be damaged."""
         numbers, retired = tuple(number for number in usable if number not in rollout.retired), tuple(rollout.retired)
-        if rollout.unloaded:
-            return cls(name, retired=retired, unloaded=numbers)
         roles = rollout.roles(numbers)
+        state = rollout.state(name, roles)
+        if rollout.unloaded:
+            return cls(name, retired=retired, unloaded=numbers, state=state)
         canary, share = (roles.canary.version, roles.canary.share) if roles.canary else (None, 0.0)
         kept = roles.previous if roles.previous in rollout.history else None
         resident = tuple(dict.fromkeys(number for number in (roles.active, canary, kept) if number is not None))
-        return cls(name, numbers, retired, roles.active, roles.previous, canary, share, resident=resident)
-
-    def describe(self) -> str:
-        """Return a text for the log that says which versions answer requests."""
-        if self.unloaded:
-            return "it is unloaded"
-        canary = f", version {self.canary} is the canary ({self.share:g} %)" if self.canary else ""
-        return f"version {self.active} is active{canary}" if self.active else "no version is active"
+        return cls(name, numbers, retired, roles.active, roles.previous, canary, share, resident=resident, state=state)
 
     def version_for(self, request_id: str) -> int | None:
         """Return the version for a request without a version number, or None if no version is active.

@@ -21,15 +21,8 @@ def list_models(store: Store) -> list[dict[str, Any]]:
 
 def model_row(store: Store, name: str) -> dict[str, Any]:
     """Return the row of one model. Raises VersionNotFound."""
-    return row(_snapshot(store, name), name)
-
-
-def _snapshot(store: Store, name: str) -> Snapshot:
-    """Read one model. Raises VersionNotFound."""
-    snapshot = Snapshot.read(store, only=name)
-    if name not in snapshot.versions:
-        store.find(name)
-    return snapshot
+    store.find(name)
+    return row(Snapshot.read(store), name)
 
 
 def row(snapshot: Snapshot, name: str, damaged: Collection[tuple[str, int]] = ()) -> dict[str, Any]:
@@ -38,6 +31,7 @@ def row(snapshot: Snapshot, name: str, damaged: Collection[tuple[str, int]] = ()
     problems = (snapshot.problems.get(place) for place in (name, f"{name}/{FILE}", DEFAULTS))
     return {
         "name": name,
+        "state": rollout.state(name, roles),
         "task": card.task if card else None,
         "default": card is not None and snapshot.defaults.get(card.task) == name,
         "active": roles.active,
@@ -79,7 +73,8 @@ def publication(store: Store, name: str, number: int) -> str:
 
 def describe_model(store: Store, name: str) -> dict[str, Any]:
     """Return the row of a model, in which ``versions`` has one row for each version. Raises VersionNotFound."""
-    snapshot = _snapshot(store, name)
+    store.find(name)
+    snapshot = Snapshot.read(store)
     model = row(snapshot, name)
     canary = model["canary"] and model["canary"]["version"]
     roles = {model["previous"]: "previous", canary: "canary", model["active"]: "active"}

@@ -89,6 +89,18 @@ class Rollout(StrictModel):
             canary = None
         return Roles(active, canary, next(filter(is_valid, self.earlier(active, stored)), None))
 
+    def state(self, name: str, roles: Roles) -> str:
+        """Return the state of a model in words, such as ``sales@3 is active; retired: 1``."""
+        if self.unloaded:
+            text = f"{name} is unloaded"
+        elif roles.active is None:
+            text = "no version is active"
+        else:
+            text = f"{name}@{roles.active} is active{'' if self.active else ' (latest)'}"
+            if roles.canary:
+                text += f", {name}@{roles.canary.version} is the canary ({roles.canary.share:g} %)"
+        return text + (f"; retired: {', '.join(map(str, self.retired))}" if self.retired else "")
+
     def earlier(self, active: int | None, stored: Iterable[int]) -> list[int]:
         """Return the versions that ``rollback`` may activate, best first.
 

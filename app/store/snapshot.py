@@ -61,8 +61,8 @@ class Snapshot:
     problems: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, store: Store, previous: Snapshot | None = None, only: str = "") -> Snapshot:
-        """Read the store, or only one model. What cannot be read is taken from ``previous``.
+    def read(cls, store: Store, previous: Snapshot | None = None) -> Snapshot:
+        """Read the store. What cannot be read is taken from ``previous``.
 
         Raises OSError for an unreadable store.
 
@@ -78,7 +78,7 @@ class Snapshot:
                 snapshot.problems[place] = str(error)
                 return otherwise
 
-        for name in (name for name in store.names() if only in ("", name)):
+        for name in store.names():
             known = previous.versions.get(name, {})
             rollout = attempt(f"{name}/{FILE}", partial(store.rollout, name), previous.rollouts.get(name, Rollout()))
             numbers = attempt(name, partial(store.numbers, name), list(known))

@@ -236,10 +236,10 @@ async def test_default_models_are_loaded_first_and_reasons_are_logged(
         "b@1 is loaded",
         "a@3 is loaded",
         "a@2 is loaded",
-        "a: version 2 is active, version 3 is the canary (5 %)",
-        "a: version 2 is active",
+        "a: a@2 is active, a@3 is the canary (5 %)",
+        "a: a@2 is active; retired: 3",
         "a@3 is evicted: it is not served any more",
-        "b: it is unloaded",
+        "b: b is unloaded",
         "b@1 is evicted: it is not served any more",
     ]
 

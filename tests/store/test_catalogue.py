@@ -26,7 +26,8 @@ def defaults_problem(folder: Path) -> str:
 
 def test_a_row_describes_the_rollout_of_a_model(three: Path) -> None:
     row = {
-        "name": NAME, "task": "sample", "default": True, "active": 3, "update_policy": "latest", "canary": None,
+        "name": NAME, "state": "tiny-gan@3 is active (latest)", "task": "sample", "default": True, "active": 3,
+        "update_policy": "latest", "canary": None,
         "previous": 2, "retired": [], "unloaded": False, "versions": [1, 2, 3], "changed": "", "by": "",
         "problem": "",
     }  # fmt: skip
@@ -35,9 +36,11 @@ def test_a_row_describes_the_rollout_of_a_model(three: Path) -> None:
     changed = Store(three).activate(NAME, 2, share=10).changed
     canary = {"version": 2, "share": 10.0}
     row |= {"canary": canary, "retired": [1], "changed": changed, "by": "activate 2 --share 10"}
+    row["state"] += ", tiny-gan@2 is the canary (10 %); retired: 1"
     assert catalogue.list_models(Store(three)) == [row]
     changed = Store(three).activate(NAME, 2).changed
     row |= {"active": 2, "update_policy": "pinned", "canary": None, "previous": 3, "changed": changed}
+    row["state"] = "tiny-gan@2 is active; retired: 1"
     assert catalogue.list_models(Store(three)) == [{**row, "by": "activate 2"}]
 
 

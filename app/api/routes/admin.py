@@ -90,6 +90,7 @@ class RolloutState(TypedDict):
     """The rollout state of a model."""  # subclasses of typed dictionaries inherit no strings below fields
 
     name: str
+    state: Annotated[str, Field(description="the state in words, such as `sales@3 is active; retired: 1`")]
     task: Annotated[TaskName | None, Field(description="null if no version can be read")]
     default: Annotated[
         bool, Field(description="whether this is the default model of its task, for requests without a model")

@@ -28,7 +28,7 @@ export function manageVersions(onChange) {
     table.replaceChildren(comparison(row, () => Number(share.value), show));
     back.textContent = row.canary ? "End the canary" : `Roll back to version ${row.previous}`;
     back.hidden = !row.canary && row.previous === null;
-    return `${status(row)}.`;
+    return `${row.state}.`;
   });
 
   form.addEventListener("submit", (event) => {
@@ -45,15 +45,6 @@ export function manageVersions(onChange) {
   });
   model.addEventListener("change", () => show());
   back.addEventListener("click", () => show("/rollback", {}));
-}
-
-/** Return the state of a model in the words of `quartet models`. */
-function status({ name, active, canary, retired, unloaded, update_policy: policy }) {
-  let text = `${name}@${active} is active${policy === "latest" ? " (latest)" : ""}`;
-  if (canary) text += `, ${name}@${canary.version} is the canary (${canary.share} %)`;
-  if (active === null) text = "no version is active";
-  if (unloaded) text = `${name} is unloaded`;
-  return text + (retired.length ? `; retired: ${retired.join(", ")}` : "");
 }
 
 /** Return a table with a column for each version. Its buttons call `change(action, body)`; `share()` is the share of a canary. */
