@@ -75,5 +75,4 @@ class Limits:
     liveness_timeout_seconds: float = 30.0  # without a heartbeat; at least 0.3, because there are ten in a second
     fresh_heartbeat_seconds: float = 0.5  # an older heartbeat means that the event loop of a worker is blocked
     worker_start_seconds: float = 600.0  # loading large networks from a slow disk takes minutes
-    early_exit_seconds: float = 10.0  # a worker that ends earlier would probably end again
-    restart_seconds: float = 1.0  # until the next start after an early exit
+    restart_seconds: float = 1.0  # between two starts of a worker; one that ends early would probably end again

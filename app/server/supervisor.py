@@ -183,8 +183,7 @@ class Supervisor:
         log.error("worker %s exited with status %s", worker.process.pid, worker.process.exitcode)
         if not self._serving:  # the worker has logged the reason; other workers would fail too
             self._stop(status=1)
-        elif (now := time.monotonic()) - worker.started < self._limits.early_exit_seconds:
-            self._start_after = now + self._limits.restart_seconds
+        self._start_after = worker.started + self._limits.restart_seconds
 
     def _on_signal(self, number: int) -> None:
         if self._stopping is None:
