@@ -94,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = read_base(options, config, data)
     if is_own and base:
         texts.check_known(base, text.train)
-    folders = options.teachers
-    teachers = Teachers(folders, vocabulary, options.device, data) if folders else None
+    teachers = Teachers(options.teachers, vocabulary, options.device, data) if options.teachers else None
     run = Run(options, config, argv, text.sha256 if is_own else None)
     characters = texts.encode(text.train, vocabulary)
     kept, validation, window = texts.hold_out(characters, config.validation, config.validation_parts, limited=is_own)
