@@ -7,7 +7,6 @@ import hmac
 
 from fastapi import Request
 
-from app.api.request_head import header
 from app.errors import Unauthorized
 from app.settings import Settings, SettingsError
 
@@ -40,7 +39,7 @@ def admin_key(settings: Settings) -> str | None:
 
 def require_admin_key(request: Request, key: str) -> None:
     """Raise Unauthorized for a request without the admin key as a bearer token."""
-    scheme, _, sent = header(request, b"authorization").partition(" ")
+    scheme, _, sent = request.headers.get("authorization", "").partition(" ")
     check_admin_key(sent.strip() if scheme.lower() == "bearer" else "", key)
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 from fastapi import Request
 
 from app.api.connection import connection
-from app.api.request_head import headers
 from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, TimedOut, quote_value
 
 DEADLINE = "quartet.deadline"  # key in the ASGI scope: the request's deadline, in event-loop time
+UNIT = "quartet.deadline_unit"  # key in the ASGI scope: how the client has set the deadline, for an error message
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,8 +28,8 @@ def set_deadline(request: Request, max_seconds: float) -> None:
     Raises:
         BadValue: the header is not a positive, finite number.
     """
-    value = headers(request).get(b"x-request-timeout")
-    seconds = max_seconds if value is None else min(_parse_seconds(value.decode("latin-1")), max_seconds)
+    value = request.headers.get("x-request-timeout")
+    seconds = max_seconds if value is None else min(_parse_seconds(value), max_seconds)
     request.scope[DEADLINE] = asyncio.get_running_loop().time() + seconds
 
 
@@ -64,26 +63,24 @@ async def run_before_deadline(
     if size <= INLINE_SIZE:
         return function(*args, **kwargs)
     executor.admit()
-    async with Deadline(request) if DEADLINE in request.scope else nullcontext():
+    async with Deadline(request):
         return await executor.run(function, *args, **kwargs)
 
 
 class Deadline:
     """An asynchronous context manager that cancels its block at the deadline, or when the client disconnects.
 
-    ``at`` is an earlier deadline than that of the request, in event-loop time. The body of the request must have been
-    read, so that the next ASGI message can only be the disconnect. Do not nest such blocks.
+    The body of the request must have been read, so that the next ASGI message can only be the disconnect. Do not nest
+    such blocks.
 
     Raises:
         CallerGone: the client disconnected.
         TimedOut: the deadline passed.
     """
 
-    def __init__(self, request: Request, at: float | None = None) -> None:
+    def __init__(self, request: Request) -> None:
         self._request, self._is_gone = request, False
-        latest: float = request.scope[DEADLINE] if at is None else request.scope.get(DEADLINE, at)
-        self._timeout = asyncio.timeout_at(latest if at is None else at)
-        self._is_earlier = at not in (None, latest)
+        self._timeout = asyncio.timeout_at(request.scope[DEADLINE])
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()
@@ -112,6 +109,5 @@ class Deadline:
         except TimeoutError:
             if self._is_gone:
                 raise CallerGone("the client disconnected before the answer was complete") from None
-            # Only the parameter of the Open Inference Protocol sets an earlier deadline than the one of the request.
-            unit = "timeout is in microseconds" if self._is_earlier else "x-request-timeout is in seconds"
+            unit = self._request.scope.get(UNIT, "x-request-timeout is in seconds")
             raise TimedOut(f"the deadline passed before the answer was complete; {unit}") from None

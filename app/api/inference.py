@@ -17,7 +17,7 @@ from starlette.responses import Response
 from app.api.deadline import DEADLINE, Deadline, run_before_deadline
 from app.api.middleware.body_memory import hold_memory
 from app.api.operation import Endpoint, Service
-from app.api.request_body import EXTRA_COMMAS, BodyReader, max_json_bytes, read_json
+from app.api.request_body import read_json
 from app.api.responses import json_response
 from app.api.sse import DONE, EventStream, event
 from app.engine.executor import INLINE_SIZE
@@ -77,12 +77,8 @@ class Protocol:
     stream_end: bytes = DONE
 
 
-async def run_job(
-    service: Service, call: Call[Any], job: Job, protocol: Protocol, deadline: float | None = None
-) -> Response:
+async def run_job(service: Service, call: Call[Any], job: Job, protocol: Protocol) -> Response:
     """Prepare a job, compute it and return the response. The queue of the model must have been checked.
-
-    ``deadline`` is an earlier deadline than that of the request.
 
     Raises:
         BadValue, Overloaded, NotReady, InferenceFailed, OutOfMemory: a step or the engine raised this error.
@@ -96,8 +92,8 @@ async def run_job(
     hold_memory(request, job.memory_bytes(items))
     if job.streamed:
         events = _events(service, call, job, predictor.finish(job, items, items), protocol)
-        return EventStream(request, events, deadline, protocol.stream_end, x_model=call.model.id)
-    async with Deadline(request, deadline):
+        return EventStream(request, events, protocol.stream_end, x_model=call.model.id)
+    async with Deadline(request):
         outputs = await engine.submit(items)
 
         def respond() -> Response:
@@ -149,27 +145,20 @@ def json_endpoint(
     task: Task[Any],
     body: type[Body],
     protocol: Protocol,
-    content: Callable[[Limits], tuple[int, int]],
     check_model: Callable[[Card, Body, J], None] | None = None,
 ) -> Callable[[Callable[[Body, Limits], J]], Endpoint]:
     """Make an endpoint from a function that returns the job for a JSON body and raises BadValue.
 
     Args:
         body: the Pydantic class of the body, with a field ``model``.
-        content: function that returns the largest number of bytes and commas of the prompt or of the values in a body.
         check_model: function that completes the job with what the card of its model needs. Raises BadValue.
     """
 
     def endpoint_of(decode: Callable[[Body, Limits], J]) -> Endpoint:
         async def endpoint(service: Service, request: Request) -> Response:
-            settings, limits = service.settings, service.settings.limits
-            content_bytes, commas = content(limits)
-            max_bytes = max_json_bytes(settings.max_body_bytes, content_bytes)
-            commas += EXTRA_COMMAS
-            reader = BodyReader(max_bytes, limits.body_seconds, service.models.parse_executor, commas)
-            fields: Any = await read_json(request, body, reader)
-            job = decode(fields, limits)
-            job.check(limits)
+            fields: Any = await read_json(service, request, body)
+            job = decode(fields, service.settings.limits)
+            job.check(service.settings.limits)
             model = await resolve(service, request, task, fields.model)
             if check_model:
                 check_model(model.card, fields, job)

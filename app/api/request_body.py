@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
-from dataclasses import dataclass
 from typing import IO, Annotated, Any, NamedTuple, TypeVar
 
 from fastapi import Request
@@ -22,14 +21,16 @@ from app.api.deadline import DEADLINE, run_before_deadline
 from app.api.errors import MANY, ONE, unknown_field, validation_error
 from app.api.middleware.body_memory import hold_memory
 from app.api.openapi import DESCRIBED
-from app.api.request_head import header
-from app.engine.executor import INLINE_SIZE, Executor
+from app.api.operation import Service
+from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, CallerGone, TimedOut, TooLarge, TooSlow, quote_value
 from app.tasks.text_generation import MAX_SEED
 
 BYTES_PER_VALUE = 5  # processing this many bytes or pixels takes as long as processing one value
 JSON_BYTES = 64 * 1024  # largest size of a JSON body, not counting its prompt or values
-EXTRA_COMMAS = 64  # largest number of commas in a JSON body, not counting its prompt or values
+JSON_COMMAS = 4096  # largest number of commas in a JSON body, not counting those in its prompt or between its values
+CHARACTER_BYTES = 12  # largest size of a character in JSON
+VALUE_BYTES = 26  # largest size of a value in JSON
 MAX_FIELDS = 2000  # largest number of fields in all objects of a JSON body together
 CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # allowed charsets of forms; some other codecs take minutes
 INLINE_FORM_BYTES = 2**20  # forms up to this size are read on the event loop, which takes at most 1 ms
@@ -68,50 +69,47 @@ def limited(limit: str, size: str = "maximum") -> dict[str, Any]:
     return {"x-limit": [size, limit]}
 
 
-def max_json_bytes(max_body_bytes: int, content_bytes: int) -> int:
-    """Return the largest allowed size of a JSON body, of which ``content_bytes`` are for the prompt or the values."""
-    return min(max_body_bytes, JSON_BYTES + content_bytes)
+def max_bytes(service: Service, content_bytes: int) -> int:
+    """Return the largest allowed size of a body, of which ``content_bytes`` are for its prompt or values."""
+    return min(service.settings.max_body_bytes, JSON_BYTES + content_bytes)
 
 
-async def read_body(request: Request, limit: int, pause_seconds: float, codings: Collection[str] = ()) -> bytes:
+def max_commas(service: Service) -> int:
+    """Return the largest allowed number of commas in JSON, with those of the largest prompt or series."""
+    limits = service.settings.limits
+    return JSON_COMMAS + max(limits.max_prompt_characters, limits.max_series_values)
+
+
+async def read_body(service: Service, request: Request, limit: int, codings: Collection[str] = ()) -> bytes:
     """Return the body. The body is still compressed if the client sent it in one of the content codings ``codings``.
 
     Raises:
         BadValue: the body has another content coding.
-        TooLarge, TooSlow, TimedOut, CallerGone, MemoryFull: as in ``read_raw_body``.
-    """
-    coding = header(request, b"content-encoding", "identity")
-    if coding.lower() not in ("identity", *codings):
-        allowed = f"allowed values: {', '.join(codings)}" if codings else "send the body as it is"
-        raise BadValue(f"content-encoding is {quote_value(coding)}; {allowed}", "content-encoding")
-    return await read_raw_body(request, limit, pause_seconds)
-
-
-async def read_raw_body(request: Request, limit: int, pause_seconds: float) -> bytes:
-    """Return the body as it was sent.
-
-    Raises:
         MemoryFull: all requests together would hold too much memory.
         TooLarge, TooSlow, TimedOut, CallerGone: as in ``body_chunks``.
     """
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() not in ("identity", *codings):
+        allowed = f"allowed values: {', '.join(codings)}" if codings else "send the body as it is"
+        raise BadValue(f"content-encoding is {quote_value(coding)}; {allowed}", "content-encoding")
     server = connection(request)
     if server and (body := server.take_body()) is not None:
         _check_length(len(body), limit)
         hold_memory(request, len(body))
         return body
-    return b"".join([chunk async for chunk in body_chunks(request, limit, pause_seconds)])
+    return b"".join([chunk async for chunk in body_chunks(service, request, limit)])
 
 
-async def body_chunks(request: Request, limit: int, pause_seconds: float) -> AsyncIterator[bytes]:
+async def body_chunks(service: Service, request: Request, limit: int) -> AsyncIterator[bytes]:
     """Yield the chunks of the body as they arrive.
 
     Raises:
         TooLarge: the body is longer than ``limit`` bytes. Raised as soon as this is known.
-        TooSlow: no byte arrived for ``pause_seconds``.
+        TooSlow: no byte arrived for ``body_seconds``.
         TimedOut: the deadline passed.
         CallerGone: the client disconnected.
     """
-    content_length = header(request, b"content-length")
+    content_length, pause_seconds = request.headers.get("content-length", ""), service.settings.limits.body_seconds
     if content_length.isdigit():
         _check_length(int(content_length), limit)
     length, more_body, loop = 0, True, asyncio.get_running_loop()
@@ -134,15 +132,15 @@ async def body_chunks(request: Request, limit: int, pause_seconds: float) -> Asy
         yield chunk
 
 
-async def spool_body(request: Request, disk: Executor, file: IO[bytes], limit: int, pause_seconds: float) -> None:
-    """Write the body to ``file`` as it arrives. Use this for bodies that are too large for memory.
+async def spool_body(service: Service, request: Request, file: IO[bytes]) -> None:
+    """Write the body to ``file`` as it arrives. Use this for archives, which are too large for memory.
 
     Raises:
         TooLarge, TooSlow, TimedOut, CallerGone: as in ``body_chunks``.
         OSError: the file cannot be written, for example because the disk is full.
     """
-    part = bytearray()
-    async for chunk in body_chunks(request, limit, pause_seconds):
+    part, disk = bytearray(), service.models.disk
+    async for chunk in body_chunks(service, request, service.settings.max_import_bytes):
         part += chunk
         if len(part) >= SPOOL_PART_BYTES:
             await disk.run(file.write, bytes(part))
@@ -155,42 +153,31 @@ def _check_length(length: int, limit: int) -> None:
         raise TooLarge(f"the body has {length:,} bytes; the maximum is {limit:,}")
 
 
-@dataclass(frozen=True)
-class BodyReader:
-    """Limits for reading bodies: bytes, seconds without a new byte, and the commas and fields of JSON.
-
-    The commas limit the cost of parsing. Large bodies are parsed on a thread of ``executor``.
-    """
-
-    limit: int
-    pause_seconds: float
-    executor: Executor
-    max_commas: int = 0
-    max_fields: int = MAX_FIELDS
-
-
-async def read_json(request: Request, model: type[Model], reader: BodyReader) -> Model:
+async def read_json(service: Service, request: Request, model: type[Model]) -> Model:
     """Return a JSON body as an instance of the Pydantic class ``model``. The Content-Type header is ignored.
 
     Raises:
         BadValue: the body does not fit ``model``.
         TooLarge, TooSlow, CallerGone, Overloaded, MemoryFull, TimedOut: as in ``read_body`` or ``run_before_deadline``.
     """
-    content = await read_body(request, reader.limit, reader.pause_seconds)
-    return await parse_json(request, content, model, reader)
+    limits = service.settings.limits
+    size = max(CHARACTER_BYTES * limits.max_prompt_characters, VALUE_BYTES * limits.max_series_values)
+    return await parse_json(service, request, await read_body(service, request, max_bytes(service, size)), model)
 
 
-async def parse_json(request: Request, content: bytes, model: type[Model], reader: BodyReader) -> Model:
-    """Return the JSON body ``content`` as ``read_json`` does."""
+async def parse_json(service: Service, request: Request, content: bytes, model: type[Model]) -> Model:
+    """Return the JSON body ``content`` as ``read_json`` does. A large body is parsed on a thread."""
 
     def parse() -> Model:
-        return validate(parse_object(content, reader.max_commas, reader.max_fields), model)
+        return validate(parse_object(content, max_commas(service)), model)
 
-    return await run_before_deadline(request, reader.executor, len(content) // BYTES_PER_VALUE, parse)
+    return await run_before_deadline(request, service.models.parse_executor, len(content) // BYTES_PER_VALUE, parse)
 
 
-def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) -> dict[str, Any]:
+def parse_object(content: bytes, max_commas: int) -> dict[str, Any]:
     """Return the fields of a JSON object. An empty body counts as an empty object.
+
+    ``max_commas`` limits the cost of parsing.
 
     Raises:
         BadValue: the body is not a JSON object, has too many commas or fields, or has a field more than once.
@@ -205,8 +192,8 @@ def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) 
         raise BadValue(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadValue(f"the body is {quote_value(body)}; it should be an object")
-    if (colons := _count_colons(content)) > max_fields:  # limited, because validation reports each wrong field
-        raise BadValue(f"the body has {colons:,} fields; the maximum is {max_fields:,}")
+    if (colons := _count_colons(content)) > MAX_FIELDS:  # limited, because validation reports each wrong field
+        raise BadValue(f"the body has {colons:,} fields; the maximum is {MAX_FIELDS:,}")
     if colons > _count_fields(body):  # the parser keeps the last of several fields with the same name
         _reject_duplicates(content)
     return body
@@ -263,14 +250,14 @@ class FormField(NamedTuple):
     content: bytes | str
 
 
-async def read_form(request: Request, reader: BodyReader, max_files: int) -> list[FormField]:
+async def read_form(service: Service, request: Request, limit: int, max_files: int) -> list[FormField]:
     """Return the fields of a multipart body: at most ``max_files`` files, and as many texts. Files stay in memory.
 
     Raises:
         BadValue: the body is not a complete form, its charset is not UTF-8 or ASCII, or it has too many files or texts.
         TooLarge, TooSlow, CallerGone, Overloaded, MemoryFull, TimedOut: as in ``read_json``.
     """
-    content_type = header(request, b"content-type")
+    content_type = request.headers["content-type"]
     boundary = PLAIN_TYPE.fullmatch(content_type)
     if not boundary:
         charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
@@ -278,7 +265,7 @@ async def read_form(request: Request, reader: BodyReader, max_files: int) -> lis
             raise BadValue(
                 f"content-type has the charset {quote_value(charset)}; names in a form are in utf-8", "content-type"
             )
-    content = await read_body(request, reader.limit, reader.pause_seconds)
+    content = await read_body(service, request, limit)
     if boundary and len(content) <= INLINE_FORM_BYTES and (files := _plain_files(content, boundary[1], max_files)):
         return files
 
@@ -290,7 +277,7 @@ async def read_form(request: Request, reader: BodyReader, max_files: int) -> lis
     try:
         if size <= INLINE_SIZE:
             return await _parse_form(content, content_type, max_files)
-        return await run_before_deadline(request, reader.executor, size, parse)
+        return await run_before_deadline(request, service.models.parse_executor, size, parse)
     except (MultiPartException, KeyError, ValueError) as error:
         reason = str(error)
         if reason.startswith("Too many files"):

@@ -44,7 +44,6 @@ class EventStream(Response):
         self,
         request: Request,
         events: AsyncGenerator[bytes, None],
-        deadline: float | None = None,
         last: bytes = DONE,
         close_seconds: float = 1.0,
         **headers: str,
@@ -56,7 +55,6 @@ class EventStream(Response):
         del self.headers["content-length"]
         self.request = request
         self.events = events
-        self.deadline = deadline
         self.last = last
         self.close_seconds = close_seconds
         self.started = False
@@ -65,7 +63,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         failure: QuartetError
         try:
-            async with aclosing(self.events) as events, Deadline(self.request, self.deadline):
+            async with aclosing(self.events) as events, Deadline(self.request):
                 async for chunk in events:
                     await self._send(send, chunk)
                     if DROPPED in scope:  # nobody would receive further events

@@ -16,6 +16,7 @@ from support.responses import RUNNING_TEXTS, metric_samples
 from support.service import Serve
 from support.waiting import wait_until
 
+from app.api.deadline import DEADLINE
 from app.api.middleware.body_memory import PART_BYTES, BodyMemoryLimit
 from app.api.sse import EventStream
 from app.errors import BadValue, CallerGone
@@ -90,12 +91,7 @@ async def test_no_event_is_generated_while_the_reader_is_slow() -> None:
         if sent == 3:
             await gate.wait()
 
-    async def receive() -> Any:
-        return await asyncio.Event().wait()
-
-    request = Request({"type": "http", "headers": []}, receive)
-    deadline = asyncio.get_running_loop().time() + 30
-    sending = asyncio.ensure_future(EventStream(request, generate_events(), deadline)({}, receive, send))
+    sending = asyncio.ensure_future(stream(generate_events())({}, receive_nothing, send))
     for _ in range(10):
         await asyncio.sleep(0)
     assert generated == 2
@@ -109,8 +105,8 @@ async def receive_nothing() -> Any:
 
 
 def stream(events: AsyncGenerator[bytes, None], **options: Any) -> EventStream:
-    deadline = asyncio.get_running_loop().time() + 30
-    return EventStream(Request({"type": "http", "headers": []}, receive_nothing), events, deadline, **options)
+    scope = {"type": "http", "headers": [], DEADLINE: asyncio.get_running_loop().time() + 30}
+    return EventStream(Request(scope, receive_nothing), events, **options)
 
 
 @pytest.mark.anyio

@@ -19,7 +19,7 @@ from app.api.openapi import SALES
 from app.api.operation import Operation, Service
 from app.api.request_body import ModelName, RequestBody, limited
 from app.api.responses import ERROR_RESPONSES, Floats, json_response
-from app.api.routes.forecast import BYTES_PER_NUMBER, Value
+from app.api.routes.forecast import Value
 from app.errors import BadValue, quote_value
 from app.limits import Limits
 from app.store import Card
@@ -234,12 +234,7 @@ def _add_steps(start: datetime, frequency: str, steps: int) -> datetime:
     return start.replace(year=year, month=month + 1, day=last_day if on_last_day else min(start.day, last_day))
 
 
-def content(limits: Limits) -> tuple[int, int]:
-    """Return the largest number of bytes and commas of the series in a body."""
-    return BYTES_PER_NUMBER * limits.max_series_values, limits.max_series_values + 8 * limits.max_series
-
-
-@json_endpoint(FORECAST, TimeSeriesRequest, Protocol(encode), content, check_model)
+@json_endpoint(FORECAST, TimeSeriesRequest, Protocol(encode), check_model)
 def forecast_time_series(body: TimeSeriesRequest, limits: Limits) -> ForecastJob:
     """Forecast the next values of one or several series, with quantiles."""
     return ForecastJob(

@@ -32,7 +32,7 @@ DATATYPES = {  # by the data type on the model card
     "string": "BYTES",
 }  # fmt: skip
 NUMPY = {datatype: np.dtype(name).newbyteorder("<") for name, datatype in DATATYPES.items() if name != "string"}
-JSON_LENGTH_HEADER = b"inference-header-content-length"
+JSON_LENGTH_HEADER = "inference-header-content-length"
 DECOMPRESSORS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits for each content coding (RFC 9110, 8.4.1)
 JSON_TYPES: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, **{name: {int} for name in NUMPY if "INT" in name}}
 MAX_TENSORS = 256  # largest number of tensors in a request; scikit-learn models may have one input for each column
@@ -127,7 +127,6 @@ class TensorModel:
     Attributes:
         rows: largest number of rows in a request, or 0 for a network without a batch dimension.
         values: largest number of values in all inputs together.
-        commas, bytes: largest number of commas in JSON, and of bytes besides ``values``.
         parameters: names of the parameters that a request may have.
         decode: function ``(card, settings, request)`` that returns the job. Raises BadValue.
         encode: function ``(card, answer)`` that returns the outputs by name.
@@ -139,8 +138,6 @@ class TensorModel:
     values: int
     decode: Callable[[Card, Settings, DecodedRequest], Job]
     encode: Callable[[Card, Any], Mapping[str, np.ndarray]]
-    commas: int = 0
-    bytes: int = 0
     parameters: Sequence[str] = ()
 
 
@@ -166,7 +163,7 @@ def decompress(content: bytes, coding: str, limit: int) -> bytes:
     return body
 
 
-def decode_request(content: bytes, json_length: str, model: TensorModel) -> DecodedRequest:
+def decode_request(content: bytes, json_length: str, model: TensorModel, max_commas: int) -> DecodedRequest:
     """Decode the decompressed body of a request.
 
     ``json_length`` is the header with the length of the JSON part. If it is empty, the whole body is JSON. If it is 0,
@@ -178,13 +175,13 @@ def decode_request(content: bytes, json_length: str, model: TensorModel) -> Deco
     valid = json_length.isascii() and json_length.isdigit() and len(json_length) < 12
     if json_length and not (valid and int(json_length) <= len(content)):
         raise BadValue(
-            f"inference-header-content-length is {quote_value(json_length)}; the body has {len(content):,} bytes",
-            JSON_LENGTH_HEADER.decode(),
+            f"{JSON_LENGTH_HEADER} is {quote_value(json_length)}; the body has {len(content):,} bytes",
+            JSON_LENGTH_HEADER,
         )
     if json_length and not int(json_length):
         return _decode_raw(content, model)
     length = int(json_length) if json_length else len(content)
-    request = DecodedRequest(validate(parse_object(content[:length], model.commas), InferenceRequest), {})
+    request = DecodedRequest(validate(parse_object(content[:length], max_commas), InferenceRequest), {})
     rest = memoryview(content)[length:]
     values_left = model.values
     for i, item in enumerate(request.body.inputs):

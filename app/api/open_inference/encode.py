@@ -85,7 +85,7 @@ def encode_response(
     json_part = orjson.dumps({**head, "outputs": entries}, option=orjson.OPT_SERIALIZE_NUMPY)
     if not tail:
         return Response(json_part, media_type="application/json")
-    headers = {JSON_LENGTH_HEADER.decode(): str(len(json_part))}
+    headers = {JSON_LENGTH_HEADER: str(len(json_part))}
     return Response(b"".join([json_part, *tail]), 200, headers, "application/octet-stream")
 
 

@@ -13,20 +13,11 @@ from typing_extensions import TypedDict
 from app.api.inference import Call, Protocol, TextDelta, resolve, run_job
 from app.api.open_inference.decode import MAX_ID_LENGTH
 from app.api.open_inference.paths import FAILURES, TAG, card_in_path, model_path
-from app.api.open_inference.tensors import earlier_deadline, model_parameters
+from app.api.open_inference.tensors import model_parameters, shorten_deadline
 from app.api.operation import Operation, Service
-from app.api.request_body import (
-    EXTRA_COMMAS,
-    BodyReader,
-    Described,
-    RequestBody,
-    limited,
-    max_json_bytes,
-    read_json,
-    validate,
-)
+from app.api.request_body import Described, RequestBody, limited, read_json, validate
 from app.api.responses import stream_response
-from app.api.routes.continue_text import BYTES_PER_CHARACTER, SamplingFields
+from app.api.routes.continue_text import SamplingFields
 from app.errors import BadValue, quote_value
 from app.limits import Limits
 from app.store import Card
@@ -146,20 +137,17 @@ PARAMETERS = tuple(SamplingFields.model_fields)
 
 
 async def _run(service: Service, request: Request, streamed: bool) -> Response:
-    settings, limits = service.settings, service.settings.limits
-    characters = limits.max_prompt_characters
-    limit = max_json_bytes(settings.max_body_bytes, BYTES_PER_CHARACTER * characters)
-    reader = BodyReader(limit, limits.body_seconds, service.models.parse_executor, characters + EXTRA_COMMAS)
-    body = (await read_json(request, AnyFields, reader)).root
+    limits = service.settings.limits
+    body = (await read_json(service, request, AnyFields)).root
     card = await card_in_path(service, request)
     model = await resolve(service, request, CONTINUE, f"{card.name}@{card.version}")
     request_id = _take_id(body)
     fields = _fields(body, streamed)
-    deadline = earlier_deadline(request, fields)
+    shorten_deadline(request, fields)
     job = replace(decode(fields, limits), streamed=streamed, request_id=request_id)
     job.check(limits)
     model.engine.admit(job.rows)
-    return await run_job(service, Call(request, None, model), job, PROTOCOL, deadline)
+    return await run_job(service, Call(request, None, model), job, PROTOCOL)
 
 
 async def generate(service: Service, request: Request) -> Response:

@@ -25,14 +25,12 @@ from app.api.open_inference.decode import (
 )
 from app.api.open_inference.encode import encode_response, requested_outputs
 from app.api.open_inference.paths import FAILURES, TAG, model_in_path, model_path
-from app.api.open_inference.tensors import check_inputs, earlier_deadline, tensor_model
+from app.api.open_inference.tensors import MAX_JSON_VALUES, check_inputs, shorten_deadline, tensor_model
 from app.api.openapi import BINARY, SALES
 from app.api.operation import Operation, Service
-from app.api.request_body import BYTES_PER_VALUE, max_json_bytes, read_body
-from app.api.request_head import header
+from app.api.request_body import BYTES_PER_VALUE, CHARACTER_BYTES, VALUE_BYTES, max_bytes, max_commas, read_body
 from app.tasks.job import Job
 
-VALUE_BYTES = 26  # largest size of a value in JSON; a binary value has at most 8 bytes
 BINARY_BODY = {"application/octet-stream": {"schema": BINARY}}
 
 
@@ -65,13 +63,16 @@ async def infer(service: Service, request: Request) -> Response:
     engine = model.tensors or model.engine
     engine.admit(1)  # reject before the body is read
     tensors = tensor_model(model.card, settings)
-    limit = max_json_bytes(settings.max_body_bytes, VALUE_BYTES * tensors.values + tensors.bytes)
-    content = await read_body(request, limit, settings.limits.body_seconds, tuple(DECOMPRESSORS))
-    coding, json_length = header(request, b"content-encoding").lower(), header(request, JSON_LENGTH_HEADER)
+    characters = settings.limits.max_prompt_characters
+    limit = max_bytes(service, CHARACTER_BYTES * characters + VALUE_BYTES * tensors.values)
+    commas = max_commas(service) + min(tensors.values, MAX_JSON_VALUES)
+    content = await read_body(service, request, limit, tuple(DECOMPRESSORS))
+    coding, json_length = (request.headers.get(name, "") for name in ("content-encoding", JSON_LENGTH_HEADER))
+    coding = coding.lower()
 
     def decode() -> tuple[int, DecodedRequest, Job]:
         body = decompress(content, coding, limit)
-        decoded = decode_request(body, json_length, tensors)
+        decoded = decode_request(body, json_length, tensors, commas)
         check_inputs(tensors, decoded)
         requested_outputs(decoded.body, {spec.name: spec for spec in tensors.outputs})
         return 0 if body is content else len(body), decoded, tensors.decode(model.card, settings, decoded)
@@ -80,8 +81,8 @@ async def infer(service: Service, request: Request) -> Response:
     new_bytes, decoded, job = await run_before_deadline(request, service.models.parse_executor, size, decode)
     hold_memory(request, new_bytes)
     job.check(settings.limits)
-    call = Call(request, (tensors, decoded.body), model)
-    return await run_job(service, call, job, Protocol(encode), earlier_deadline(request, decoded.body.parameters))
+    shorten_deadline(request, decoded.body.parameters)
+    return await run_job(service, Call(request, (tensors, decoded.body), model), job, Protocol(encode))
 
 
 def encode(call: Call[tuple[TensorModel, InferenceRequest]], job: Job, answer: Any) -> Response:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, Field, RootModel
+from pydantic import Field, RootModel
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -23,7 +23,7 @@ from app.api.deadline import DEADLINE
 from app.api.open_inference.decode import LenientModel
 from app.api.open_inference.paths import FAILURES, TAG, InferenceError, model_in_path
 from app.api.operation import Operation, Service
-from app.api.request_body import EXTRA_COMMAS, BodyReader, max_json_bytes, read_json
+from app.api.request_body import read_json
 from app.api.responses import error_responses, json_response
 from app.api.routes.admin import on_store
 from app.errors import BadValue, Conflict, NotEnabled, UnknownModel, quote_value
@@ -33,7 +33,6 @@ from app.serving.plan import Entry, State
 from app.store import Store, VersionNotFound
 from app.store.rollout import Rollout
 
-B = TypeVar("B", bound=BaseModel)
 ADMIN_FAILURES = error_responses(  # of ``load`` and ``unload``, which change the store
     InferenceError,
     "400: invalid value. 401: missing or unknown admin key. 404: unknown model or version. 408: the body arrived too "
@@ -76,7 +75,7 @@ class ModelUnloaded(TypedDict):
 
 async def list_repository(service: Service, request: Request) -> Response:
     """List the states of all versions that are not retired. `reason` says why a version is unavailable."""
-    models, body = service.models, await _read_body(service, request, IndexRequest)
+    models, body = service.models, await read_json(service, request, IndexRequest)
     await models.refresh(request.scope[DEADLINE])
     versions = [version for version in models.versions() if version.state is State.READY or not body.ready]
     return json_response([_entry(models, version) for version in versions])
@@ -96,7 +95,7 @@ async def load_model(service: Service, request: Request) -> Response:
     With `name@version`, the service loads this version, and responds when it is in memory.
     """
     name = request.path_params["name"]
-    _check((await _read_body(service, request, LoadRequest)).parameters)
+    _check((await read_json(service, request, LoadRequest)).parameters)
     stored = await _change(request, service.models, lambda: _load(service.settings.store, name))
     # with a chosen active version, there may be a canary, which the name alone could also mean
     pinned = "@" not in name and stored.active is not None
@@ -111,7 +110,7 @@ async def unload_model(service: Service, request: Request) -> Response:
     The default model of a task cannot be unloaded. In this case, the status is 409.
     """
     name = request.path_params["name"]
-    await _read_body(service, request, LoadRequest)
+    await read_json(service, request, LoadRequest)
     if "@" in name:
         allowed = "all versions of a model are unloaded together; use `retire` for one version"
         raise BadValue(f"name is {quote_value(name)}; {allowed}", "name")
@@ -169,17 +168,6 @@ def _check(parameters: dict[str, Any]) -> None:
                 "configuration or files; /v1/admin/import adds a version to the store",
                 "parameters",
             )
-
-
-async def _read_body(service: Service, request: Request, model: type[B]) -> B:
-    """Return the JSON body as an instance of the Pydantic class ``model``.
-
-    The body may be empty. Raises the errors of ``read_json``.
-    """
-    settings = service.settings
-    limit = max_json_bytes(settings.max_body_bytes, 0)
-    reader = BodyReader(limit, settings.limits.body_seconds, service.models.parse_executor, EXTRA_COMMAS)
-    return await read_json(request, model, reader)
 
 
 def _entry(models: Models, version: Entry) -> RepositoryEntry:

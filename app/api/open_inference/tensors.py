@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from fastapi import Request
 
-from app.api.deadline import DEADLINE
+from app.api.deadline import DEADLINE, UNIT
 from app.api.open_inference.decode import DATATYPES, DecodedRequest, ModelTensor, TensorModel
-from app.api.request_body import EXTRA_COMMAS, RequestBody, validate
+from app.api.request_body import RequestBody, validate
 from app.api.responses import MIN_LOG_PROBABILITY
-from app.api.routes.continue_text import BYTES_PER_CHARACTER, MAX_STOP_LENGTH, SamplingFields
+from app.api.routes.continue_text import SamplingFields
 from app.api.routes.forecast import ForecastRequest
 from app.api.routes.forecast_table import DEFAULT_HORIZON
 from app.errors import BadValue, quote_value
@@ -37,7 +37,6 @@ from app.tasks.text_generation import ContinueAnswer, ContinueJob
 FLOATS = ("FP64", "FP32")
 Outputs = dict[str, np.ndarray]
 MAX_JSON_VALUES = 2**20  # largest number of JSON values for an imported network; binary tensors may have more
-TENSOR_COMMAS, TENSOR_BYTES = 16, 512  # largest number of commas and bytes of a tensor in JSON, without its values
 MAX_LATENT = 1000.0  # standard deviations; larger latents overflow in the network
 MAX_VALUE = 1e300
 PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  # allowed for every model
@@ -45,8 +44,7 @@ PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  
 
 def tensor_model(card: Card, settings: Settings) -> TensorModel:
     """Return the description of a version. An imported network always uses its own tensors."""
-    model = (imported_model if is_imported(card.kind) else MODELS[card.task])(card, settings)
-    return replace(model, commas=model.commas or model.values + EXTRA_COMMAS)
+    return (imported_model if is_imported(card.kind) else MODELS[card.task])(card, settings)
 
 
 def _sizes(card: Card) -> Any:
@@ -84,8 +82,7 @@ def text_model(card: Card, settings: Settings) -> TensorModel:
     The input is ``prompt`` [N]. The outputs are the continuation ``text`` [N], and ``log_probabilities`` [N,
     vocabulary] of the first character of ``text``.
     """
-    limits, vocabulary = settings.limits, card.vocabulary or []
-    rows, characters = limits.max_texts, limits.max_prompt_characters
+    rows, vocabulary = settings.limits.max_texts, card.vocabulary or []
     return TensorModel(
         [ModelTensor("prompt", ("BYTES",), (-1,))],
         [
@@ -96,8 +93,6 @@ def text_model(card: Card, settings: Settings) -> TensorModel:
         rows,
         _text_job,
         _texts,
-        commas=rows + characters + MAX_STOP_LENGTH + EXTRA_COMMAS,
-        bytes=BYTES_PER_CHARACTER * characters,
         parameters=tuple(SamplingFields.model_fields),
     )
 
@@ -228,21 +223,11 @@ def imported_model(card: Card, settings: Settings) -> TensorModel:
     """Describe an imported network by its own inputs and outputs."""
     sizes = ImportedSizes(**card.sizes)
     inputs, outputs = [_spec(spec) for spec in card.inputs], [_output(card, sizes, spec) for spec in card.outputs]
-    rows, tensors = settings.limits.max_rows if sizes.batched else 0, len(inputs) + len(outputs)
-    shapes = sizes.dummy_shapes(max(rows, 1), settings.max_body_bytes)
-    values = min(sum(map(math.prod, shapes.values())), settings.max_body_bytes)
-    has_texts = any(spec.dtype == "string" for spec in card.inputs)  # only the body limits a text
-    json_values = MAX_JSON_VALUES if has_texts else min(values, MAX_JSON_VALUES)
-    return TensorModel(
-        inputs,
-        outputs,
-        rows,
-        values,
-        _tensor_job,
-        _tensors,
-        commas=json_values + TENSOR_COMMAS * tensors + EXTRA_COMMAS,
-        bytes=settings.max_body_bytes if has_texts else TENSOR_BYTES * tensors,
-    )
+    rows, max_values = settings.limits.max_rows if sizes.batched else 0, settings.max_body_bytes
+    values = sum(map(math.prod, sizes.dummy_shapes(max(rows, 1), max_values).values()))
+    if any(spec.dtype == "string" for spec in card.inputs):  # only the body limits a text
+        values = max_values
+    return TensorModel(inputs, outputs, rows, min(values, max_values), _tensor_job, _tensors)
 
 
 def _spec(spec: TensorSpec) -> ModelTensor:
@@ -314,15 +299,15 @@ def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
     model_parameters(request.body.parameters, model.parameters)
 
 
-def earlier_deadline(request: Request, parameters: Mapping[str, Any]) -> float:
-    """Return the deadline, or an earlier one from the parameter ``timeout`` (microseconds). Raises BadValue."""
-    deadline: float = request.scope[DEADLINE]
+def shorten_deadline(request: Request, parameters: Mapping[str, Any]) -> None:
+    """Set the deadline of the parameter ``timeout`` (microseconds), if it is earlier. Raises BadValue."""
     timeout = parameters.get("timeout", 0)
     if type(timeout) is not int or timeout < 0:
         raise BadValue(f"timeout is {quote_value(timeout)}; it should be a whole number of microseconds", "timeout")
     now = asyncio.get_running_loop().time()
     # The comparison comes first: a huge integer cannot be converted to a float.
-    return now + timeout / 1e6 if 0 < timeout < (deadline - now) * 1e6 else deadline
+    if 0 < timeout < (request.scope[DEADLINE] - now) * 1e6:
+        request.scope.update({DEADLINE: now + timeout / 1e6, UNIT: "timeout is in microseconds"})
 
 
 def model_parameters(parameters: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:

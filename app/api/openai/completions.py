@@ -20,7 +20,6 @@ from app.api.operation import Operation
 from app.api.request_body import ModelName, RequestBody, Seed, limited
 from app.api.responses import ERROR_RESPONSES, MIN_LOG_PROBABILITY, stream_response
 from app.api.routes.continue_text import Stops, stop_list
-from app.api.routes.continue_text import content as text_content
 from app.errors import BadValue, quote_value
 from app.limits import Limits
 from app.tasks import CONTINUE
@@ -246,13 +245,7 @@ def _prompts(prompt: Any) -> Sequence[Any]:
     return prompt
 
 
-def content(limits: Limits) -> tuple[int, int]:
-    """Return the largest number of bytes and commas of the prompts, stop strings and biases in a body."""
-    size, commas = text_content(limits)
-    return size, commas + MAX_BIASES
-
-
-@json_endpoint(CONTINUE, CompletionRequest, Protocol(encode, encode_delta, encode_end), content)
+@json_endpoint(CONTINUE, CompletionRequest, Protocol(encode, encode_delta, encode_end))
 def create_completion(body: CompletionRequest, limits: Limits) -> ContinueJob:
     """Continue one or several prompts, as OpenAI's completions endpoint does. A token is one character.
 

@@ -81,7 +81,7 @@ def encode(call: Call[Any], job: SampleJob, answer: SampleAnswer) -> ImageGenera
     }
 
 
-@json_endpoint(SAMPLE, ImageGenerationRequest, Protocol(encode), lambda _: (0, MAX_PROMPT_LENGTH))
+@json_endpoint(SAMPLE, ImageGenerationRequest, Protocol(encode))
 def create_image(body: ImageGenerationRequest, limits: Limits) -> SampleJob:
     """Generate images of a label, like OpenAI's image endpoint.
 

@@ -16,10 +16,9 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 from typing_extensions import TypedDict
 
-from app.api.deadline import set_deadline
 from app.api.openapi import BINARY
 from app.api.operation import Operation, Service
-from app.api.request_body import BodyReader, Described, RequestBody, read_json, spool_body
+from app.api.request_body import Described, RequestBody, read_json, spool_body
 from app.api.request_head import read_query
 from app.api.responses import ErrorBody, error_responses, json_response
 from app.api.routes.models import Canary
@@ -44,8 +43,6 @@ from app.tasks import check_loading
 PREFIX = "/v1/admin"
 SPOOLED = {f"{PREFIX}/import", f"{PREFIX}/add"}  # bodies are written to disk, not kept in memory
 UPLOAD = "upload"  # name of the file with the body of a request
-JSON_BYTES = 16 * 1024
-MAX_COMMAS = 16
 
 R = TypeVar("R")
 _failures = error_responses(
@@ -188,12 +185,6 @@ async def verify_store(service: Service, request: Request) -> Response:
     return json_response({"data": await on_store(service.models.disk, lambda: list(catalogue.verify(store)))})
 
 
-def _reader(service: Service, request: Request) -> BodyReader:
-    """Set the deadline of a request, and return the limits for its body."""
-    set_deadline(request, service.settings.request_seconds)
-    return BodyReader(JSON_BYTES, service.settings.limits.body_seconds, service.models.parse_executor, MAX_COMMAS)
-
-
 async def _change(service: Service, request: Request, work: Callable[[str], object]) -> Response:
     """Change the model in the path, and return its versions."""
     name = request.path_params["name"]
@@ -206,20 +197,20 @@ async def activate_version(service: Service, request: Request) -> Response:
 
     By default, all processes apply the change within two seconds.
     """
-    store, body = _checked_store(service), await read_json(request, Activation, _reader(service, request))
+    store, body = _checked_store(service), await read_json(service, request, Activation)
     return await _change(service, request, lambda name: store.activate(name, body.version, body.share))
 
 
 async def roll_back(service: Service, request: Request) -> Response:
     """End the canary. Without a canary, activate the previous version."""
     store = _checked_store(service)
-    await read_json(request, RequestBody, _reader(service, request))
+    await read_json(service, request, RequestBody)
     return await _change(service, request, store.rollback)
 
 
 async def retire_version(service: Service, request: Request) -> Response:
     """Stop serving a version, even to requests with its number. The files stay, so `undo` can serve it again."""
-    store, body = _checked_store(service), await read_json(request, Retirement, _reader(service, request))
+    store, body = _checked_store(service), await read_json(service, request, Retirement)
     return await _change(service, request, lambda name: store.retire(name, body.version, body.undo))
 
 
@@ -251,7 +242,7 @@ async def uploaded(service: Service, request: Request) -> AsyncIterator[Path]:
         folder = await disk.run(stack.enter_context, service.models.store.disk.scratch(settings.store))
         file = await disk.run((folder / UPLOAD).open, "wb")
         try:
-            await spool_body(request, disk, file, settings.max_import_bytes, settings.limits.body_seconds)
+            await spool_body(service, request, file)
         finally:
             await disk.run(file.close)
         yield folder
@@ -328,15 +319,15 @@ OPERATIONS = [
     ),
     Operation(
         "POST", f"{PREFIX}/models/{{name}}/activate", activate_version, TAG, "Activate a version",
-        StoredVersions, _CHANGED, body=Activation, example={"version": LATEST}, **_CHANGE,
+        StoredVersions, _CHANGED, body=Activation, example={"version": LATEST}, has_timeout=True, **_CHANGE,
     ),
     Operation(
         "POST", f"{PREFIX}/models/{{name}}/rollback", roll_back, TAG, "Roll back to the previous version",
-        StoredVersions, _CHANGED, **_CHANGE,
+        StoredVersions, _CHANGED, has_timeout=True, **_CHANGE,
     ),
     Operation(
         "POST", f"{PREFIX}/models/{{name}}/retire", retire_version, TAG, "Retire a version",
-        StoredVersions, _CHANGED, body=Retirement, example={"version": 1}, **_CHANGE,
+        StoredVersions, _CHANGED, body=Retirement, example={"version": 1}, has_timeout=True, **_CHANGE,
     ),
     Operation(
         "POST", f"{PREFIX}/import", import_version, TAG, "Import a version from an archive",

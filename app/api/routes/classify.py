@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
-from typing import Any, NotRequired
+from typing import NotRequired
 
 import numpy as np
-import orjson
 from fastapi import Request
 from pydantic import Field
 from starlette.responses import Response
@@ -21,8 +19,6 @@ from app.api.openapi import BINARY, EXAMPLES
 from app.api.operation import Operation, Service
 from app.api.request_body import (
     BYTES_PER_VALUE,
-    EXTRA_COMMAS,
-    BodyReader,
     Described,
     ModelName,
     RequestBody,
@@ -31,15 +27,13 @@ from app.api.request_body import (
     read_body,
     read_form,
 )
-from app.api.request_head import header, read_query
+from app.api.request_head import read_query
 from app.api.responses import BAD_REQUESTS, ErrorBody, ModelAnswer, error_responses, json_response, model_fields
 from app.errors import BadValue, NotAnImage, TooLarge, quote_value
 from app.tasks import CLASSIFY
 from app.tasks.classification import ClassifyAnswer, ClassifyJob
 from app.tasks.image_codecs import ImageDecoder, overlay_heat_map, pixel_count
 
-PNG_PART = 3 * 2**18  # bytes that are encoded at a time, a multiple of 3
-BASE64_PART = 2**20  # characters that are decoded at a time, a multiple of 4; this takes 1 ms
 JSON_START = 64  # bytes in which a JSON object begins, perhaps after white space
 
 FILES = {"type": "array", "items": BINARY, "description": "image files", "x-limit": ["maxItems", "max_images"]}
@@ -123,22 +117,20 @@ async def _files(service: Service, request: Request) -> list[ImageFile]:
         BadValue, NotAnImage: the body has another format.
         QuartetError: any error of ``read_body``.
     """
-    limits, executor = service.settings.limits, service.models.parse_executor
-    max_commas = limits.max_images + EXTRA_COMMAS
-    reader = BodyReader(service.settings.max_body_bytes, limits.body_seconds, executor, max_commas)
-    media_type = header(request, b"content-type").partition(";")[0].strip().lower()
+    limit, max_images = service.settings.max_body_bytes, service.settings.limits.max_images
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
-        content = await read_body(request, reader.limit, reader.pause_seconds)
+        content = await read_body(service, request, limit)
         # curl sends JSON as a form by default. No image file begins with a brace.
         if media_type != "application/json" and not content[:JSON_START].lstrip().startswith(b"{"):
             return [ImageFile(None, content, "body")]
-        body = await parse_json(request, content, ClassifyRequest, reader)
-        if (count := len(body.images)) > limits.max_images:
-            allowed = f"it should have at most {limits.max_images} items, not {count}"
+        body = await parse_json(service, request, content, ClassifyRequest)
+        if (count := len(body.images)) > max_images:
+            allowed = f"it should have at most {max_images} items, not {count}"
             raise BadValue(f"images is {quote_value(body.images)}; {allowed}", "images")
-        size = sum(map(len, body.images)) // BYTES_PER_VALUE
-        return await run_before_deadline(request, reader.executor, size, _decode_base64_files, body.images)
-    form = await read_form(request, reader, limits.max_images)
+        size, executor = sum(map(len, body.images)) // BYTES_PER_VALUE, service.models.parse_executor
+        return await run_before_deadline(request, executor, size, _decode_base64, body.images)
+    form = await read_form(service, request, limit, max_images)
     files: list[ImageFile] = []
     for field in form:
         if field.name != "file":
@@ -150,26 +142,20 @@ async def _files(service: Service, request: Request) -> list[ImageFile]:
         param = f"file.{len(files)}" if len(form) > 1 else "file"
         files.append(ImageFile(field.filename, field.content, param))
     if not files:
-        raise BadValue(f"file is missing; send from 1 to {limits.max_images} images", "file")
+        raise BadValue(f"file is missing; send from 1 to {max_images} images", "file")
     return files
 
 
-def _decode_base64_files(images: list[str]) -> list[ImageFile]:
-    return [ImageFile(None, _decode_base64(text, f"images.{i}"), f"images.{i}") for i, text in enumerate(images)]
-
-
-def _decode_base64(text: str, param: str) -> bytes:
-    """Decode a file in parts, because the event loop cannot run while a part is decoded. Raises NotAnImage."""
-    try:
-        parts = []
-        for start in range(0, len(text), BASE64_PART):
-            part = text[start : start + BASE64_PART]
-            if "=" in part and start + BASE64_PART < len(text):
-                raise ValueError("padding before the end")
-            parts.append(base64.b64decode(part, validate=True))
-        return b"".join(parts)
-    except (binascii.Error, ValueError) as error:
-        raise NotAnImage(f"{param} is {quote_value(text)}; it should be an image file in base64", param) from error
+def _decode_base64(images: list[str]) -> list[ImageFile]:
+    """Return the image files. Raises NotAnImage."""
+    files = []
+    for i, text in enumerate(images):
+        param = f"images.{i}"
+        try:
+            files.append(ImageFile(None, base64.b64decode(text, validate=True), param))
+        except ValueError as error:
+            raise NotAnImage(f"{param} is {quote_value(text)}; it should be an image file in base64", param) from error
+    return files
 
 
 def encode(call: Call[list[ImageFile]], job: ClassifyJob, answer: ClassifyAnswer) -> ClassifyResponse:
@@ -237,14 +223,10 @@ def _total_pixels(decoder: ImageDecoder, files: Sequence[ImageFile], max_pixels:
     return total
 
 
-def _explanation(decoder: ImageDecoder, file: ImageFile, heat_map: np.ndarray, max_pixels: int) -> Any:
-    """Return the image with its heat map over it, as a PNG file in base64, already encoded as JSON.
-
-    It is encoded in parts, because the event loop cannot run while a part is encoded.
-    """
-    content = overlay_heat_map(decoder.open(file.content, max_pixels, file.param), heat_map)
-    parts = [base64.b64encode(content[start : start + PNG_PART]) for start in range(0, len(content), PNG_PART)]
-    return orjson.Fragment(b'"%b"' % b"".join(parts))
+def _explanation(decoder: ImageDecoder, file: ImageFile, heat_map: np.ndarray, max_pixels: int) -> str:
+    """Return the image with its heat map over it, as a PNG file in base64."""
+    image = decoder.open(file.content, max_pixels, file.param)
+    return base64.b64encode(overlay_heat_map(image, heat_map)).decode()
 
 
 OPERATIONS = [

@@ -16,7 +16,6 @@ from app.limits import Limits
 from app.tasks import CONTINUE
 from app.tasks.text_generation import ContinueAnswer, ContinueJob
 
-BYTES_PER_CHARACTER = 12  # largest size of a character in JSON
 MAX_STOP_LENGTH = 100  # characters
 MAX_STOPS = 16
 DEFAULT_CHARACTERS = 200
@@ -110,13 +109,7 @@ def encode_delta(call: Call[Any], job: ContinueJob, answer: ContinueAnswer, delt
     return content
 
 
-def content(limits: Limits) -> tuple[int, int]:
-    """Return the largest number of bytes and commas of the prompts and stop strings in a body."""
-    characters = limits.max_prompt_characters
-    return BYTES_PER_CHARACTER * characters, characters + MAX_STOPS * MAX_STOP_LENGTH
-
-
-@json_endpoint(CONTINUE, ContinueRequest, Protocol(encode, encode_delta), content)
+@json_endpoint(CONTINUE, ContinueRequest, Protocol(encode, encode_delta))
 def continue_text(body: ContinueRequest, limits: Limits) -> ContinueJob:
     """Continue a prompt character by character.
 

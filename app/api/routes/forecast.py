@@ -16,15 +16,13 @@ from app.api.inference import Call, Protocol, json_endpoint, resolve, run_job
 from app.api.openapi import JSON, SALES, TEXT
 from app.api.operation import Operation, Service
 from app.api.request_body import ModelName, RequestBody, limited, text_or_list
-from app.api.request_head import header, preferred_media_type, read_query, reject_query
+from app.api.request_head import preferred_media_type, read_query, reject_query
 from app.api.responses import BAD_REQUESTS, ErrorBody, Floats, ModelAnswer, error_responses, json_response, model_fields
 from app.api.routes.forecast_table import BODIES, CSV, DEFAULT_HORIZON, ReadTable, TableQuery, is_table, read_table
 from app.errors import BadValue
 from app.limits import Limits
 from app.tasks import FORECAST
 from app.tasks.forecasting import ForecastAnswer, ForecastJob
-
-BYTES_PER_NUMBER = 26  # largest size of a value in JSON
 
 Value = Annotated[float, Field(ge=-1e300, le=1e300)] | None
 Level = Annotated[float, Field(gt=0, lt=100)]
@@ -159,12 +157,7 @@ def level_name(level: float) -> str:
     return repr(level).removesuffix(".0")
 
 
-def content(limits: Limits) -> tuple[int, int]:
-    """Return the largest number of bytes and commas of the values in a body."""
-    return BYTES_PER_NUMBER * limits.max_series_values, limits.max_series_values + limits.max_series
-
-
-@json_endpoint(FORECAST, ForecastRequest, Protocol(encode), content)
+@json_endpoint(FORECAST, ForecastRequest, Protocol(encode))
 def forecast_json(body: ForecastRequest, limits: Limits) -> ForecastJob:
     names = {}
     for field, alias in (("horizon", "h"), ("levels", "level")):
@@ -230,7 +223,7 @@ def encode_table(call: Call[TableQuery], job: TableJob, answer: ForecastAnswer) 
 
     content = encode(call, job, answer)
     pairs = list(zip(job.table.series, content["results"], strict=True))
-    if preferred_media_type(header(call.request, b"accept", "*/*"), [JSON, CSV]) == CSV:
+    if preferred_media_type(call.request.headers.get("accept", "*/*"), [JSON, CSV]) == CSV:
         rows = [row for series, result in pairs for row in forecast_rows(series, result)]
         return Response(write_csv(rows), media_type=CSV)
     for series, result in pairs:

@@ -18,8 +18,7 @@ from pydantic import Field
 from app.api.deadline import run_before_deadline
 from app.api.openapi import BINARY, FORM, TEXT
 from app.api.operation import Service
-from app.api.request_body import BodyReader, Described, ModelName, limited, max_json_bytes, read_body, read_form
-from app.api.request_head import header
+from app.api.request_body import Described, ModelName, limited, max_bytes, read_body, read_form
 from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotInstalled, TooLarge, quote_value
 from app.limits import Limits
@@ -127,7 +126,7 @@ def is_table(request: Request) -> bool:
 
 
 def _media_type(request: Request) -> str:
-    return header(request, b"content-type").partition(";")[0].strip().lower()
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def read_table(service: Service, request: Request, query: TableQuery, card: Card) -> ReadTable:
@@ -139,8 +138,8 @@ async def read_table(service: Service, request: Request, query: TableQuery, card
         QuartetError: any error of ``read_form`` or ``run_before_deadline``.
     """
     limits, executor = service.settings.limits, service.models.parse_executor
-    limit = max_json_bytes(service.settings.max_body_bytes, BYTES_PER_VALUE * limits.max_series_values)
-    files = await _files(request, BodyReader(limit, limits.body_seconds, executor))
+    limit = max_bytes(service, BYTES_PER_VALUE * limits.max_series_values)
+    files = await _files(service, request, limit)
     size = sum(len(content) for _, content in files.values())
     if size > LARGE_BYTES:
         executor = service.models.large_image_executor
@@ -148,12 +147,12 @@ async def read_table(service: Service, request: Request, query: TableQuery, card
     return await run_before_deadline(request, executor, size, _read, files, query, card, limits, limit)
 
 
-async def _files(request: Request, reader: BodyReader) -> dict[str, tuple[str, bytes]]:
+async def _files(service: Service, request: Request, limit: int) -> dict[str, tuple[str, bytes]]:
     """Return the name and the content of each file in the request: ``file``, and perhaps ``future``."""
     if _media_type(request) != FORM:
-        return {"file": ("body", await read_body(request, reader.limit, reader.pause_seconds))}
+        return {"file": ("body", await read_body(service, request, limit))}
     files: dict[str, tuple[str, bytes]] = {}
-    for field in await read_form(request, reader, max_files=2):
+    for field in await read_form(service, request, limit, max_files=2):
         if field.name not in ("file", "future") or isinstance(field.content, str):
             advice = "the table goes into 'file', as a file, and options go into the query"
             raise BadValue(f"there is no form field {quote_value(field.name)}; {advice}", field.name)

@@ -65,7 +65,7 @@ def encode_images(pixels: np.ndarray) -> list[str]:
     return [base64.b64encode(png(image)).decode() for image in pixels]
 
 
-@json_endpoint(SAMPLE, SampleRequest, Protocol(encode), lambda _: (0, MAX_LABEL_LENGTH))
+@json_endpoint(SAMPLE, SampleRequest, Protocol(encode))
 def sample_images(body: SampleRequest, limits: Limits) -> SampleJob:
     """Generate images from a seed. If the model has labels, `label` selects the label of the images.
 

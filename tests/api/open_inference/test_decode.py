@@ -43,16 +43,16 @@ def decode(
     content = json.dumps({**fields, "inputs": inputs}).encode()
     if length is None:
         length = "" if data is None else str(len(content))
-    return decode_request(content + (data or b""), length, model(FLOATS, values=max_values, commas=max_commas))
+    return decode_request(content + (data or b""), length, model(FLOATS, values=max_values), max_commas)
 
 
 def decode_raw(content: bytes, *inputs: ModelTensor, has_rows: bool = True) -> DecodedRequest:
-    return decode_request(content, "0", model(*inputs, rows=8 * has_rows))
+    return decode_request(content, "0", model(*inputs, rows=8 * has_rows), 0)
 
 
-def model(*inputs: ModelTensor, rows: int = 8, values: int = 100, commas: int = 100) -> TensorModel:
+def model(*inputs: ModelTensor, rows: int = 8, values: int = 100) -> TensorModel:
     functions: Any = None
-    return TensorModel(inputs, [], rows, values, functions, functions, commas)
+    return TensorModel(inputs, [], rows, values, functions, functions)
 
 
 @pytest.mark.parametrize("datatype", [name for name in NUMPY if name != "FP16"])

@@ -1,4 +1,4 @@
-"""Parsing headers, query parameters and the Accept header."""
+"""Parsing query parameters and the Accept header."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ import pytest
 from fastapi import Request
 from pydantic import BaseModel, Field
 
-from app.api.request_head import CACHED_QUERY_BYTES, header, preferred_media_type, read_query
+from app.api.request_head import preferred_media_type, read_query
+from app.errors import BadValue
 
 
-def request(query: str = "", headers: tuple[tuple[bytes, bytes], ...] = ()) -> Request:
-    return Request({"type": "http", "query_string": query.encode(), "headers": list(headers)})
-
-
-def test_a_header_is_decoded_and_the_last_of_several_counts() -> None:
-    head = request(headers=((b"x-a", b"1"), (b"x-b", b"\xe9"), (b"x-a", b"2"), (b"x-empty", b"")))
-    assert [header(head, name) for name in (b"x-a", b"x-b", b"x-c", b"x-empty")] == ["2", "\xe9", "", ""]
-    assert header(head, b"x-c", "default") == "default"
-    assert header(head, b"x-empty", "default") == ""
+def request(query: str = "") -> Request:
+    return Request({"type": "http", "query_string": query.encode(), "headers": []})
 
 
 class Query(BaseModel):
@@ -25,11 +19,10 @@ class Query(BaseModel):
     rows: int = Field(1, le=9)
 
 
-def test_only_short_query_strings_are_kept_with_their_parameters() -> None:
-    for length, kept in ((CACHED_QUERY_BYTES, True), (CACHED_QUERY_BYTES + 1, False)):
-        head = request("name=".ljust(length, "a"))
-        assert read_query(head, Query) == Query(name="a" * (length - len("name=")))
-        assert (read_query(head, Query) is read_query(head, Query)) == kept
+def test_query_parameters_are_read_as_a_model() -> None:
+    assert read_query(request(), Query) == Query()
+    assert read_query(request("rows=3&name=a%20b"), Query) == Query(name="a b", rows=3)
+    assert read_query(request("name="), Query) == Query(name="")
 
 
 @pytest.mark.parametrize(
