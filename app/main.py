@@ -17,6 +17,8 @@ from argparse import ArgumentParser
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache, lru_cache, partial
+from importlib import import_module
+from pkgutil import walk_packages
 
 import orjson
 import torch
@@ -28,19 +30,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app import api
 from app.api.admin_key import admin_key
 from app.api.errors import error_response
-from app.api.kserve import timeseries
-from app.api.middleware.api_keys import ApiKeys, api_keys, close_storage, limit_storage
+from app.api.middleware.api_keys import api_keys, close_storage, limit_storage
 from app.api.middleware.body_memory import BodyMemoryLimit
 from app.api.middleware.cors import cors
 from app.api.middleware.trusted_host import host_check
-from app.api.open_inference import generate, infer, metadata, repository, server, statistics
-from app.api.openai import completions, images
 from app.api.openapi import build_document
 from app.api.operation import Operation, Router, Service, unknown_path
-from app.api.routes import admin, admin_add, classify, continue_text, forecast, health, page, sample_images
-from app.api.routes import models as model_list
 from app.errors import QuartetError
 from app.observability.access_log import AccessLog
 from app.observability.logs import configure_logging
@@ -126,7 +124,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _missing_file)
     service = Service(models, metrics, key, app.version, lru_cache(DOCUMENTS)(partial(_encoded_document, app)))
     router = Router(service, operations, app.routes, app.build_middleware_stack(), host_check(settings), keys)
-    spooled = admin.SPOOLED if key else ()
+    spooled = {operation.path for operation in operations if operation.spools_body}
     limited = BodyMemoryLimit(router, settings.max_buffered_bytes, spooled=spooled, limits=settings.limits)
     # Errors of RequestTelemetry do not pass ``limited``, but pages of allowed origins should be able to read them.
     telemetry = RequestTelemetry(cors(limited, settings), metrics, log, lambda error: cors(_failure(error), settings))
@@ -136,12 +134,14 @@ def create_app(
 
 
 def all_operations(key: str | None) -> list[Operation]:
-    """Return the rows of the HTTP API. The most frequent requests are first, and fixed paths precede patterns."""
-    tasks = (classify, continue_text, forecast, sample_images, completions, images, timeseries, infer, generate)
-    modules = (*tasks, model_list, server, statistics, metadata, health, page)
-    operations = [operation for module in modules for operation in module.OPERATIONS]
-    operations += repository.operations(key)
-    return operations + ([*admin.OPERATIONS, admin_add.OPERATION] if key else [])
+    """Return the rows of the HTTP API in the order of their tags. Each module of ``app.api`` may have ``OPERATIONS``.
+
+    Without an admin key, there are no operations that need it.
+    """
+    modules = [import_module(module.name) for module in walk_packages(api.__path__, "app.api.")]
+    operations = [row for module in modules for row in getattr(module, "OPERATIONS", ()) if key or not row.is_admin]
+    tags = [*(tag["name"] for tag in TAGS), ""]
+    return sorted(operations, key=lambda operation: tags.index(operation.tag))
 
 
 def _encoded_document(app: FastAPI, root_path: str) -> bytes:

@@ -64,6 +64,7 @@ class Operation:
         has_timeout: whether the request has a deadline, which ``x-request-timeout`` can set.
         is_admin: whether requests need the admin key.
         versioned: whether there is the same path with ``/versions/{version}`` after the name of the model.
+        spools_body: whether the endpoint writes the body to disk as it arrives, so that it is not held in memory.
         any_query: whether query parameters are ignored, because programs add their own to health checks.
     """
 
@@ -84,6 +85,7 @@ class Operation:
     has_timeout: bool = False
     is_admin: bool = False
     versioned: bool = False
+    spools_body: bool = False
     any_query: bool = False
 
     @property

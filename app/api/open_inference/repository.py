@@ -195,9 +195,8 @@ _CHANGE: dict[str, Any] = {
 _LOAD, _UNLOAD = "/v2/repository/models/{name}/load", "/v2/repository/models/{name}/unload"
 
 
-def operations(admin_key: str | None) -> list[Operation]:
-    """Return the operations. Without an admin key, loading and unloading are refused and not documented."""
-    index = Operation(
+OPERATIONS = [
+    Operation(
         "POST",
         "/v2/repository/index",
         list_repository,
@@ -209,12 +208,12 @@ def operations(admin_key: str | None) -> list[Operation]:
         example={"ready": True},
         errors=FAILURES,
         has_timeout=True,
-    )
-    if not admin_key:
-        return [index, Operation("POST", _LOAD, refuse), Operation("POST", _UNLOAD, refuse)]
-    loaded, unloaded = "The version is in memory", "The model is no longer served"
-    return [
-        index,
-        Operation("POST", _LOAD, load_model, TAG, "Load a model", ModelLoaded, loaded, **_CHANGE),
-        Operation("POST", _UNLOAD, unload_model, TAG, "Unload a model", ModelUnloaded, unloaded, **_CHANGE),
-    ]
+    ),
+    Operation("POST", _LOAD, load_model, TAG, "Load a model", ModelLoaded, "The version is in memory", **_CHANGE),
+    Operation(
+        "POST", _UNLOAD, unload_model, TAG, "Unload a model", ModelUnloaded, "The model is no longer served", **_CHANGE
+    ),
+    # for services without an admin key, which do not have the two above
+    Operation("POST", _LOAD, refuse),
+    Operation("POST", _UNLOAD, refuse),
+]

@@ -41,7 +41,6 @@ from app.store.snapshot import Snapshot
 from app.tasks import check_loading
 
 PREFIX = "/v1/admin"
-SPOOLED = {f"{PREFIX}/import", f"{PREFIX}/add"}  # bodies are written to disk, not kept in memory
 UPLOAD = "upload"  # name of the file with the body of a request
 
 R = TypeVar("R")
@@ -332,7 +331,7 @@ OPERATIONS = [
     Operation(
         "POST", f"{PREFIX}/import", import_version, TAG, "Import a version from an archive",
         ImportResponse, "The versions of the model, after the import",
-        other_bodies=_ARCHIVE, query=ImportQuery, **_ADMIN,
+        other_bodies=_ARCHIVE, query=ImportQuery, spools_body=True, **_ADMIN,
     ),
     Operation(
         "GET", f"{PREFIX}/models/{{name}}/export", export_version, TAG, "Export a version as an archive",

@@ -125,16 +125,19 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
     raise BadValue(message, "body")
 
 
-OPERATION = Operation(
-    "POST",
-    f"{PREFIX}/add",
-    add_model,
-    TAG,
-    "Import a trained network",
-    ImportResponse,
-    "The versions of the model, after the import",
-    other_bodies={"application/octet-stream": {"schema": BINARY}},
-    query=AddQuery,
-    errors=FAILURES,
-    is_admin=True,
-)
+OPERATIONS = [
+    Operation(
+        "POST",
+        f"{PREFIX}/add",
+        add_model,
+        TAG,
+        "Import a trained network",
+        ImportResponse,
+        "The versions of the model, after the import",
+        other_bodies={"application/octet-stream": {"schema": BINARY}},
+        query=AddQuery,
+        errors=FAILURES,
+        is_admin=True,
+        spools_body=True,
+    )
+]
