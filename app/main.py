@@ -25,7 +25,6 @@ import torch
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
 from limits.aio.storage import Storage
-from packaging.version import Version
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -51,11 +50,10 @@ from app.server.system import cores
 from app.serving.device import limit_threads, trim_heap
 from app.serving.models import Models
 from app.serving.preload import Preloaded
-from app.settings import Settings, SettingsError
+from app.settings import Settings
 from app.store.disk import Disk
 
 NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # ``RequestTelemetry`` replaces FastAPI's telemetry
-OLDEST_TORCH = "2.6"  # the same as in pyproject.toml
 REPORT_SECONDS = 0.5
 DOCUMENTS = 8  # encoded documents that are kept, one for each path of a proxy
 SUMMARY = "Trained PyTorch networks for images, text and series behind one HTTP service"
@@ -101,7 +99,6 @@ def create_app(
         SettingsError: a setting, the device or the store cannot be used.
     """
     settings = settings or Settings()
-    check_torch()
     torch.set_num_threads(settings.threads or cores())
     metrics = Metrics(create_tracer(settings.otlp_endpoint), settings.workers, shared)
     log = AccessLog(settings.log_format)
@@ -186,16 +183,6 @@ async def _lifespan(
     await asyncio.to_thread(log.close)
     if metrics.tracer:
         await asyncio.to_thread(metrics.tracer.close)
-
-
-def check_torch(version: str = torch.__version__) -> None:
-    """Check the version of torch at start-up, because an old version would fail later and with less clear errors.
-
-    Raises:
-        SettingsError: torch is older than ``OLDEST_TORCH``.
-    """
-    if Version(version) < Version(OLDEST_TORCH):
-        raise SettingsError(f"torch is {version}; {OLDEST_TORCH} or newer is required")
 
 
 async def _report(models: Models) -> None:
