@@ -92,7 +92,7 @@ async def run_job(service: Service, call: Call[Any], job: Job, protocol: Protoco
     hold_memory(request, job.memory_bytes(items))
     if job.streamed:
         events = _events(service, call, job, predictor.finish(job, items, items), protocol)
-        return EventStream(request, events, protocol.stream_end, x_model=call.model.id)
+        return EventStream(request, events, protocol.stream_end, model=call.model.id)
     async with Deadline(request):
         outputs = await engine.submit(items)
 

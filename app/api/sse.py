@@ -14,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.deadline import Deadline
 from app.api.errors import error_content, error_response
-from app.api.middleware.body_memory import DROPPED
 from app.errors import CallerGone, NotReady, QuartetError
 
 log = logging.getLogger("quartet")
@@ -34,7 +33,7 @@ class EventStream(Response):
     before the first event.
 
     While the client does not read, no further event is taken from ``events`` (back-pressure). Sending the error that
-    ends a stream takes at most ``close_seconds``.
+    ends a stream takes at most ``close_seconds``. ``model`` is the value of the header ``x-model``.
 
     Raises:
         CallerGone: the client disconnected.
@@ -46,19 +45,17 @@ class EventStream(Response):
         events: AsyncGenerator[bytes, None],
         last: bytes = DONE,
         close_seconds: float = 1.0,
-        **headers: str,
+        model: str = "",
     ) -> None:
-        stream_headers = {name.replace("_", "-"): value for name, value in headers.items()}
         # Proxies must not buffer, compress or store the events.
-        stream_headers |= {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
-        super().__init__(None, headers=stream_headers, media_type="text/event-stream")
+        headers = {"x-model": model, "cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+        super().__init__(None, headers=headers, media_type="text/event-stream")
         del self.headers["content-length"]
         self.request = request
         self.events = events
         self.last = last
         self.close_seconds = close_seconds
         self.started = False
-        self.is_cut = False  # whether an event may have been sent in part
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         failure: QuartetError
@@ -66,8 +63,6 @@ class EventStream(Response):
             async with aclosing(self.events) as events, Deadline(self.request):
                 async for chunk in events:
                     await self._send(send, chunk)
-                    if DROPPED in scope:  # nobody would receive further events
-                        return
                 await self._send(send, self.last, more=False)
                 return
         except CallerGone:
@@ -86,9 +81,7 @@ class EventStream(Response):
             return
         try:
             async with asyncio.timeout(self.close_seconds):
-                end = b"\n\n" if self.is_cut else b""  # otherwise the error would be part of the incomplete event
-                end += event(error_content(failure, scope["path"])) + self.last
-                await self._send(send, end, more=False)
+                await self._send(send, event(error_content(failure, scope["path"])) + self.last, more=False)
         except TimeoutError:
             raise CallerGone("the client no longer reads") from None
 
@@ -96,6 +89,4 @@ class EventStream(Response):
         if not self.started:
             self.started = True
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        self.is_cut = True
         await send({"type": "http.response.body", "body": chunk, "more_body": more})
-        self.is_cut = False

@@ -15,7 +15,6 @@ from app.limits import Limits
 
 PART_BYTES = 64 * 1024  # larger responses are sent in parts of this size; the server buffers about as much
 HOLD = "quartet.hold_memory"  # key in the ASGI scope: a function that counts bytes for the request
-DROPPED = "quartet.response_dropped"  # key in the ASGI scope, set when the rest of a response is not sent
 
 
 def hold_memory(request: Request, size: int) -> None:
@@ -63,11 +62,6 @@ class BodyMemoryLimit:
             return message
 
         start: Message | None = None  # the start of the response, held back until the first part of its body comes
-        is_open = True  # False after the response was rejected, or the client was too slow
-
-        def drop_rest() -> None:
-            nonlocal is_open
-            is_open, scope[DROPPED] = False, True
 
         async def counted_send(message: Message) -> None:
             nonlocal start
@@ -75,11 +69,9 @@ class BodyMemoryLimit:
                 start = message
                 return
             size = len(message.get("body", b""))
-            if start and size > PART_BYTES and is_open and not self._has_room(size, request_bytes):
-                drop_rest()
+            if start and size > PART_BYTES and not self._has_room(size, request_bytes):
                 await error_response(self._memory_full(), scope["path"])(scope, receive, send)
-            if not is_open:
-                return
+                raise CallerGone("the response has been replaced by an error")
             if start:
                 await send(start)
                 start = None
@@ -90,7 +82,7 @@ class BodyMemoryLimit:
             try:
                 await self._send_in_parts(send, message)
             except TimeoutError:
-                drop_rest()
+                raise CallerGone("the client reads the response too slowly") from None
             finally:
                 self.held_bytes -= size
 
@@ -99,8 +91,6 @@ class BodyMemoryLimit:
             await self.app(scope, counted_receive, counted_send)
         finally:
             self.held_bytes -= request_bytes
-        if not is_open and start is None:
-            raise CallerGone("the client reads the response too slowly")
 
     def _has_room(self, size: int, own: int) -> bool:
         """Return whether a request that already holds ``own`` bytes may hold a response of ``size`` bytes."""
