@@ -22,7 +22,6 @@ from app.api.errors import MANY, ONE, unknown_field, validation_error
 from app.api.middleware.body_memory import hold_memory
 from app.api.openapi import DESCRIBED
 from app.api.operation import Service
-from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, CallerGone, TimedOut, TooLarge, TooSlow, quote_value
 from app.tasks.text_generation import MAX_SEED
 
@@ -33,7 +32,6 @@ CHARACTER_BYTES = 12  # largest size of a character in JSON
 VALUE_BYTES = 26  # largest size of a value in JSON
 MAX_FIELDS = 2000  # largest number of fields in all objects of a JSON body together
 CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # allowed charsets of forms; some other codecs take minutes
-INLINE_FORM_BYTES = 2**20  # forms up to this size are read on the event loop, which takes at most 1 ms
 SPOOL_PART_BYTES = 2**20  # bytes that are written at a time, because each write costs a switch to another thread
 
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
@@ -266,17 +264,13 @@ async def read_form(service: Service, request: Request, limit: int, max_files: i
                 f"content-type has the charset {quote_value(charset)}; names in a form are in utf-8", "content-type"
             )
     content = await read_body(service, request, limit)
-    if boundary and len(content) <= INLINE_FORM_BYTES and (files := _plain_files(content, boundary[1], max_files)):
-        return files
 
     def parse() -> list[FormField]:
         files = _plain_files(content, boundary[1], max_files) if boundary else []
-        return files or asyncio.run(_parse_form(content, content_type, max_files))
+        return files or _parse_form(content, content_type, max_files)
 
     size = len(content) // BYTES_PER_VALUE
     try:
-        if size <= INLINE_SIZE:
-            return await _parse_form(content, content_type, max_files)
         return await run_before_deadline(request, service.models.parse_executor, size, parse)
     except (MultiPartException, KeyError, ValueError) as error:
         reason = str(error)
@@ -321,7 +315,7 @@ class _FormParser(MultiPartParser):
         self.is_complete = True
 
 
-async def _parse_form(content: bytes, content_type: str, max_files: int) -> list[FormField]:
+def _parse_form(content: bytes, content_type: str, max_files: int) -> list[FormField]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield content
 
@@ -329,14 +323,16 @@ async def _parse_form(content: bytes, content_type: str, max_files: int) -> list
     parser = _FormParser(headers, stream(), max_files=max_files, max_fields=max_files)
     parser.spool_max_size = len(content)  # no file is written to disk
     try:
-        form = await parser.parse()
+        parser.parse().send(None)
+        raise AssertionError  # the coroutine never waits, because the whole body is there
+    except StopIteration as end:
         if not parser.is_complete:
-            raise MultiPartException("the closing boundary is missing")
+            raise MultiPartException("the closing boundary is missing") from None
         return [
             FormField(name, None, value)
             if isinstance(value, str)
-            else FormField(name, value.filename, await value.read())
-            for name, value in form.multi_items()
+            else FormField(name, value.filename, value.file.read())
+            for name, value in end.value.multi_items()
         ]
     finally:
         for file in parser._files_to_close_on_error:  # files of a broken form, which are not in ``form``
