@@ -23,7 +23,7 @@ from support.responses import metric_samples
 from support.service import Serve
 from support.waiting import wait_until
 
-from app.api.image_decoding import SMALL_BYTES
+from app.api.routes.classify import SMALL_BYTES
 from app.limits import Limits
 from app.tasks.classification import ImageClassifier
 

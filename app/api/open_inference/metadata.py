@@ -1,4 +1,4 @@
-"""Endpoints under ``/v2`` for the names, tensors, configuration and readiness of models.
+"""Endpoints under ``/v2`` that describe the server and the models: health, names, tensors, configuration.
 
 They answer from the model card and from the table of versions. They never load a version.
 """
@@ -18,11 +18,30 @@ from app.api.open_inference.paths import FAILURES, TAG, card_in_path, model_path
 from app.api.open_inference.tensors import tensor_model
 from app.api.operation import Endpoint, Operation, Service
 from app.api.responses import json_response
+from app.api.routes.health import is_live, status_operation, status_response
 from app.errors import NotReady
 from app.store import Card, TaskName
 
+EXTENSIONS = [
+    *("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters", "statistics")
+]
 PLATFORMS = {"onnx": "onnxruntime_onnx"}  # all other kinds are pytorch_safetensors
 CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # the name of every other type is TYPE_ plus the data type
+
+
+class ServerLive(TypedDict):
+    live: bool
+
+
+class ServerReady(TypedDict):
+    live: bool
+    ready: bool
+
+
+class ServerMetadata(TypedDict):
+    name: str
+    version: str
+    extensions: list[str]
 
 
 class ModelNames(TypedDict):
@@ -73,6 +92,26 @@ class ModelConfiguration(TypedDict):
 class ModelReady(TypedDict):
     name: str
     ready: Literal[True]
+
+
+async def get_server_live(service: Service, request: Request) -> Response:
+    """Respond with status 503 if the compute thread has hung for a minute.
+
+    In this case, the process should be restarted.
+    """
+    live = is_live(service)
+    return status_response(ServerLive(live=live), live)
+
+
+async def get_server_ready(service: Service, request: Request) -> Response:
+    """Respond with status 503 if the service is not ready. Clients should then use another server."""
+    ready = not service.models.problems()
+    return status_response(ServerReady(live=True, ready=ready), ready)
+
+
+async def get_server_metadata(service: Service, request: Request) -> Response:
+    """Get the server's name, version and protocol extensions."""
+    return json_response(ServerMetadata(name="quartet", version=service.version, extensions=EXTENSIONS))
 
 
 async def list_model_names(service: Service, request: Request) -> Response:
@@ -171,6 +210,12 @@ def model_operation(part: str, endpoint: Endpoint, summary: str, response: Any, 
 
 
 OPERATIONS = [
+    status_operation("/v2/health/live", get_server_live, TAG, ServerLive),
+    status_operation("/v2/health/ready", get_server_ready, TAG, ServerReady),
+    Operation(
+        "GET", "/v2", get_server_metadata, TAG, "Get the server's name and extensions", ServerMetadata, "The server"
+    ),
+    Operation("GET", "/v2/", get_server_metadata),
     Operation(
         "GET", "/v2/models", list_model_names, TAG, "List the names of all models", ModelNames, "The names",
         errors=FAILURES,

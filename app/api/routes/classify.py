@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NotRequired
 
 import numpy as np
 from fastapi import Request
 from pydantic import Field
 from starlette.responses import Response
+from torch import Tensor
 from typing_extensions import TypedDict
 
 from app.api.deadline import Deadline, run_before_deadline
-from app.api.image_decoding import LARGE_PIXELS, ImageFile, decode_images, decode_small
 from app.api.inference import Call, Protocol, resolve, run_job
 from app.api.openapi import BINARY, EXAMPLES
 from app.api.operation import Operation, Service
@@ -30,10 +31,13 @@ from app.api.request_body import (
 from app.api.request_head import read_query
 from app.api.responses import BAD_REQUESTS, ErrorBody, ModelAnswer, error_responses, json_response, model_fields
 from app.errors import BadValue, NotAnImage, TooLarge, quote_value
+from app.serving.models import Models
 from app.tasks import CLASSIFY
 from app.tasks.classification import ClassifyAnswer, ClassifyJob
-from app.tasks.image_codecs import ImageDecoder, overlay_heat_map, pixel_count
+from app.tasks.image_codecs import ImageDecoder, OpenedImage, overlay_heat_map, pixel_count
 
+LARGE_PIXELS = 2**24  # larger images, of more than 64 MiB, are decoded one at a time in each process
+SMALL_BYTES, SMALL_PIXELS = 32 * 1024, 50_000  # files up to these sizes in all may be decoded on the event loop
 JSON_START = 64  # bytes in which a JSON object begins, perhaps after white space
 
 FILES = {"type": "array", "items": BINARY, "description": "image files", "x-limit": ["maxItems", "max_images"]}
@@ -84,6 +88,15 @@ class ImageResult(TypedDict):
 class ClassifyResponse(ModelAnswer):
     results: list[ImageResult]
     """one result for each image, in the order of the request"""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file in a request. ``param`` is its name in error messages."""
+
+    name: str | None
+    content: bytes
+    param: str
 
 
 async def classify_images(service: Service, request: Request) -> Response:
@@ -182,6 +195,49 @@ def _top_labels(
 
 
 PROTOCOL = Protocol(encode)
+
+
+def decode_small(decoder: ImageDecoder, files: Sequence[ImageFile], max_pixels: int) -> list[Tensor]:
+    """Return the pixels of image files if decoding all of them takes no longer than a thread switch.
+
+    Otherwise return an empty list. Raises NotAnImage and TooLarge.
+    """
+    if sum(len(file.content) for file in files) > SMALL_BYTES:
+        return []
+    items, pixels = [], 0
+    for file in files:
+        image = decoder.open_simple(file.content, max_pixels, file.param)
+        if image is None or (pixels := pixels + pixel_count(image)) > SMALL_PIXELS:
+            return []
+        items.append(decoder.decode(image, file.param))
+    return items
+
+
+async def decode_images(
+    models: Models, decoder: ImageDecoder, files: Sequence[ImageFile], max_pixels: int
+) -> list[Tensor]:
+    """Return the pixels of image files. Call this within ``Deadline``.
+
+    Each file is a job of its own. So the work ends at the deadline or when the client disconnects, images of other
+    requests are decoded in between, and each image counts as progress for ``/health/ready``.
+
+    Raises:
+        NotAnImage, TooLarge, OutOfMemory: as in ``ImageDecoder.open`` and ``ImageDecoder.decode``.
+        Overloaded: too many requests wait for a thread.
+    """
+
+    def open_or_decode(content: bytes, param: str) -> OpenedImage | Tensor:
+        image = decoder.open(content, max_pixels, param)
+        return image if pixel_count(image) > LARGE_PIXELS else decoder.decode(image, param)
+
+    models.parse_executor.admit()
+    items: list[Tensor] = []
+    for file in files:
+        image = await models.parse_executor.run(open_or_decode, file.content, file.param)
+        if not isinstance(image, Tensor):
+            image = await models.large_image_executor.run(decoder.decode, image, file.param)
+        items.append(image)
+    return items
 
 
 async def _explain(service: Service, call: Call[list[ImageFile]], job: ClassifyJob) -> Response:
