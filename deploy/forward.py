@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.errors import error_content, error_response
-from app.api.request_body import read_raw_body
+from app.api.request_body import body_chunks
 from app.api.sse import DONE, event
 from app.errors import CallerGone, InferenceFailed, NotReady, Overloaded, QuartetError
 from app.tasks import TASKS
@@ -136,7 +136,8 @@ class ForwardedResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await read_raw_body(Request(scope, receive), self.max_body_bytes, self.pause_seconds)
+            chunks = body_chunks(Request(scope, receive), self.max_body_bytes, self.pause_seconds)
+            body = b"".join([chunk async for chunk in chunks])
         except CallerGone:
             return
         except QuartetError as rejection:

@@ -10,13 +10,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from fastapi import Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from app.api.deadline import DEADLINE, Deadline, run_before_deadline
 from app.api.middleware.body_memory import hold_memory
-from app.api.operation import Endpoint, Service
+from app.api.operation import Endpoint, Request
 from app.api.request_body import read_json
 from app.api.responses import json_response
 from app.api.sse import DONE, EventStream, event
@@ -36,7 +35,7 @@ Fields = TypeVar("Fields")
 Body = TypeVar("Body", bound=BaseModel)
 
 
-async def resolve(service: Service, request: Request, task: Task[Any], name: str | None) -> Model[Any]:
+async def resolve(request: Request, task: Task[Any], name: str | None) -> Model[Any]:
     """Return the loaded model version that answers a request. Waits for a version that is still being loaded.
 
     While a new version serves a share of the requests (as a canary), the request id selects the version. Requests with
@@ -45,7 +44,7 @@ async def resolve(service: Service, request: Request, task: Task[Any], name: str
     Raises:
         UnknownModel, RetiredModel, UnloadedModel, BadValue, NotReady, TimedOut: see ``Models.resolve``.
     """
-    model = await service.models.resolve(task, name, request.scope.get(REQUEST_ID, ""), request.scope[DEADLINE])
+    model = await request.models.resolve(task, name, request.scope.get(REQUEST_ID, ""), request.scope[DEADLINE])
     if trace := current_trace.get():
         trace.model, trace.version = model.card.name, model.card.version
     return model
@@ -77,7 +76,7 @@ class Protocol:
     stream_end: bytes = DONE
 
 
-async def run_job(service: Service, call: Call[Any], job: Job, protocol: Protocol) -> Response:
+async def run_job(call: Call[Any], job: Job, protocol: Protocol) -> Response:
     """Prepare a job, compute it and return the response. The queue of the model must have been checked.
 
     Raises:
@@ -85,13 +84,13 @@ async def run_job(service: Service, call: Call[Any], job: Job, protocol: Protoco
         MemoryFull: all requests together would hold too much memory.
         CallerGone, TimedOut: the client disconnected, or the deadline passed.
     """
-    request, model, executor = call.request, call.model, service.models.parse_executor
+    request, model, executor = call.request, call.model, call.request.models.parse_executor
     engine = (isinstance(job, TensorJob) and model.tensors) or model.engine
     predictor = getattr(model.predictor, "tensors", model.predictor) if isinstance(job, TensorJob) else model.predictor
     items = await run_before_deadline(request, executor, job.prepare_size, predictor.prepare, job)
     hold_memory(request, job.memory_bytes(items))
     if job.streamed:
-        events = _events(service, call, job, predictor.finish(job, items, items), protocol)
+        events = _events(call, job, predictor.finish(job, items, items), protocol)
         return EventStream(request, events, protocol.stream_end, model=call.model.id)
     async with Deadline(request):
         outputs = await engine.submit(items)
@@ -113,9 +112,7 @@ class TextDelta:
     finished: bool
 
 
-async def _events(
-    service: Service, call: Call[Any], job: Job, answer: Any, protocol: Protocol
-) -> AsyncGenerator[bytes, None]:
+async def _events(call: Call[Any], job: Job, answer: Any, protocol: Protocol) -> AsyncGenerator[bytes, None]:
     """Yield the server-sent events of a streamed text while it is generated. The last ``TextDelta`` may be empty."""
     texts: list[Continuation] = answer.texts
     sent, unfinished = [0] * len(texts), list(range(len(texts)))
@@ -135,7 +132,7 @@ async def _events(
                 sent[index] += len(new)
             unfinished = [index for index in unfinished if not texts[index].finished]
             if step:
-                yield await service.models.parse_executor.run(encode, step) if is_large else encode(step)
+                yield await call.request.models.parse_executor.run(encode, step) if is_large else encode(step)
                 is_large = False
     if end := protocol.encode_end(call, job, answer):
         yield event(end)
@@ -155,15 +152,15 @@ def json_endpoint(
     """
 
     def endpoint_of(decode: Callable[[Body, Limits], J]) -> Endpoint:
-        async def endpoint(service: Service, request: Request) -> Response:
-            fields: Any = await read_json(service, request, body)
-            job = decode(fields, service.settings.limits)
-            job.check(service.settings.limits)
-            model = await resolve(service, request, task, fields.model)
+        async def endpoint(request: Request) -> Response:
+            fields: Any = await read_json(request, body)
+            job = decode(fields, request.limits)
+            job.check(request.limits)
+            model = await resolve(request, task, fields.model)
             if check_model:
                 check_model(model.card, fields, job)
             model.engine.admit(job.rows)
-            return await run_job(service, Call(request, fields, model), job, protocol)
+            return await run_job(Call(request, fields, model), job, protocol)
 
         endpoint.__name__, endpoint.__doc__ = decode.__name__, decode.__doc__
         return endpoint

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import Request
+import fastapi
 from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
@@ -22,6 +22,7 @@ from app.api.middleware.api_keys import ApiKeys
 from app.api.middleware.trusted_host import HostCheck
 from app.api.request_head import reject_query
 from app.errors import MethodNotAllowed, NotFound, QuartetError, quote_value
+from app.limits import Limits
 from app.observability.metrics import Metrics
 from app.serving.models import Models
 from app.settings import Settings
@@ -37,12 +38,26 @@ class Service:
     version: str = ""
     document: Callable[[str], bytes] = str.encode  # returns the OpenAPI document, given the path of a proxy
 
+
+class Request(fastapi.Request):
+    """A request, with what its endpoint needs to answer it."""
+
+    service: Service
+
+    @property
+    def models(self) -> Models:
+        return self.service.models
+
     @property
     def settings(self) -> Settings:
         return self.models.settings
 
+    @property
+    def limits(self) -> Limits:
+        return self.settings.limits
 
-Endpoint = Callable[[Service, Request], Awaitable[Response]]
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 Contents = Mapping[str, Any]  # a schema by media type
 
 
@@ -100,19 +115,19 @@ class OperationRoute(Route):
         super().__init__(path, _unused, methods=[operation.method])
         self.operation = operation
 
-    async def answer(self, service: Service, request: Request) -> Response:
+    async def answer(self, request: Request) -> Response:
         """Return the response to a request. Raises QuartetError."""
         operation = self.operation
         if operation.is_admin:
-            require_admin_key(request, service.admin_key or "")
+            require_admin_key(request, request.service.admin_key or "")
         if request.scope["query_string"] and operation.query is None and operation.tag and not operation.any_query:
             reject_query(request, in_body=operation.body is not None)
         if operation.has_timeout:
-            set_deadline(request, service.settings.request_seconds)
-        return await operation.endpoint(service, request)
+            set_deadline(request, request.settings.request_seconds)
+        return await operation.endpoint(request)
 
 
-async def _unused(request: Request) -> Response:
+async def _unused(request: fastapi.Request) -> Response:
     raise NotImplementedError  # ``Router`` calls ``OperationRoute.answer``
 
 
@@ -155,7 +170,9 @@ class Router:
             if not isinstance(route, OperationRoute):
                 await self.others(scope, receive, send)
                 return
-            response = await route.answer(self.service, Request(scope, receive, send))
+            request = Request(scope, receive, send)
+            request.service = self.service
+            response = await route.answer(request)
         except QuartetError as error:
             response = error_response(error, scope["path"])
         await response(scope, receive, send)

@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from typing import IO, Annotated, Any, NamedTuple, TypeVar
 
-from fastapi import Request
+import fastapi
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
@@ -21,7 +21,7 @@ from app.api.deadline import DEADLINE, run_before_deadline
 from app.api.errors import MANY, ONE, unknown_field, validation_error
 from app.api.middleware.body_memory import hold_memory
 from app.api.openapi import DESCRIBED
-from app.api.operation import Service
+from app.api.operation import Request
 from app.errors import BadValue, CallerGone, TimedOut, TooLarge, TooSlow, quote_value
 from app.tasks.text_generation import MAX_SEED
 
@@ -67,18 +67,18 @@ def limited(limit: str, size: str = "maximum") -> dict[str, Any]:
     return {"x-limit": [size, limit]}
 
 
-def max_bytes(service: Service, content_bytes: int) -> int:
+def max_bytes(request: Request, content_bytes: int) -> int:
     """Return the largest allowed size of a body, of which ``content_bytes`` are for its prompt or values."""
-    return min(service.settings.max_body_bytes, JSON_BYTES + content_bytes)
+    return min(request.settings.max_body_bytes, JSON_BYTES + content_bytes)
 
 
-def max_commas(service: Service) -> int:
+def max_commas(request: Request) -> int:
     """Return the largest allowed number of commas in JSON, with those of the largest prompt or series."""
-    limits = service.settings.limits
+    limits = request.limits
     return JSON_COMMAS + max(limits.max_prompt_characters, limits.max_series_values)
 
 
-async def read_body(service: Service, request: Request, limit: int, codings: Collection[str] = ()) -> bytes:
+async def read_body(request: Request, limit: int, codings: Collection[str] = ()) -> bytes:
     """Return the body. The body is still compressed if the client sent it in one of the content codings ``codings``.
 
     Raises:
@@ -95,19 +95,19 @@ async def read_body(service: Service, request: Request, limit: int, codings: Col
         _check_length(len(body), limit)
         hold_memory(request, len(body))
         return body
-    return b"".join([chunk async for chunk in body_chunks(service, request, limit)])
+    return b"".join([chunk async for chunk in body_chunks(request, limit, request.limits.body_seconds)])
 
 
-async def body_chunks(service: Service, request: Request, limit: int) -> AsyncIterator[bytes]:
+async def body_chunks(request: fastapi.Request, limit: int, pause_seconds: float) -> AsyncIterator[bytes]:
     """Yield the chunks of the body as they arrive.
 
     Raises:
         TooLarge: the body is longer than ``limit`` bytes. Raised as soon as this is known.
-        TooSlow: no byte arrived for ``body_seconds``.
+        TooSlow: no byte arrived for ``pause_seconds``.
         TimedOut: the deadline passed.
         CallerGone: the client disconnected.
     """
-    content_length, pause_seconds = request.headers.get("content-length", ""), service.settings.limits.body_seconds
+    content_length = request.headers.get("content-length", "")
     if content_length.isdigit():
         _check_length(int(content_length), limit)
     length, more_body, loop = 0, True, asyncio.get_running_loop()
@@ -130,15 +130,15 @@ async def body_chunks(service: Service, request: Request, limit: int) -> AsyncIt
         yield chunk
 
 
-async def spool_body(service: Service, request: Request, file: IO[bytes]) -> None:
+async def spool_body(request: Request, file: IO[bytes]) -> None:
     """Write the body to ``file`` as it arrives. Use this for archives, which are too large for memory.
 
     Raises:
         TooLarge, TooSlow, TimedOut, CallerGone: as in ``body_chunks``.
         OSError: the file cannot be written, for example because the disk is full.
     """
-    part, disk = bytearray(), service.models.disk
-    async for chunk in body_chunks(service, request, service.settings.max_import_bytes):
+    part, disk = bytearray(), request.models.disk
+    async for chunk in body_chunks(request, request.settings.max_import_bytes, request.limits.body_seconds):
         part += chunk
         if len(part) >= SPOOL_PART_BYTES:
             await disk.run(file.write, bytes(part))
@@ -151,25 +151,25 @@ def _check_length(length: int, limit: int) -> None:
         raise TooLarge(f"the body has {length:,} bytes; the maximum is {limit:,}")
 
 
-async def read_json(service: Service, request: Request, model: type[Model]) -> Model:
+async def read_json(request: Request, model: type[Model]) -> Model:
     """Return a JSON body as an instance of the Pydantic class ``model``. The Content-Type header is ignored.
 
     Raises:
         BadValue: the body does not fit ``model``.
         TooLarge, TooSlow, CallerGone, Overloaded, MemoryFull, TimedOut: as in ``read_body`` or ``run_before_deadline``.
     """
-    limits = service.settings.limits
+    limits = request.limits
     size = max(CHARACTER_BYTES * limits.max_prompt_characters, VALUE_BYTES * limits.max_series_values)
-    return await parse_json(service, request, await read_body(service, request, max_bytes(service, size)), model)
+    return await parse_json(request, await read_body(request, max_bytes(request, size)), model)
 
 
-async def parse_json(service: Service, request: Request, content: bytes, model: type[Model]) -> Model:
+async def parse_json(request: Request, content: bytes, model: type[Model]) -> Model:
     """Return the JSON body ``content`` as ``read_json`` does. A large body is parsed on a thread."""
 
     def parse() -> Model:
-        return validate(parse_object(content, max_commas(service)), model)
+        return validate(parse_object(content, max_commas(request)), model)
 
-    return await run_before_deadline(request, service.models.parse_executor, len(content) // BYTES_PER_VALUE, parse)
+    return await run_before_deadline(request, request.models.parse_executor, len(content) // BYTES_PER_VALUE, parse)
 
 
 def parse_object(content: bytes, max_commas: int) -> dict[str, Any]:
@@ -248,7 +248,7 @@ class FormField(NamedTuple):
     content: bytes | str
 
 
-async def read_form(service: Service, request: Request, limit: int, max_files: int) -> list[FormField]:
+async def read_form(request: Request, limit: int, max_files: int) -> list[FormField]:
     """Return the fields of a multipart body: at most ``max_files`` files, and as many texts. Files stay in memory.
 
     Raises:
@@ -263,7 +263,7 @@ async def read_form(service: Service, request: Request, limit: int, max_files: i
             raise BadValue(
                 f"content-type has the charset {quote_value(charset)}; names in a form are in utf-8", "content-type"
             )
-    content = await read_body(service, request, limit)
+    content = await read_body(request, limit)
 
     def parse() -> list[FormField]:
         files = _plain_files(content, boundary[1], max_files) if boundary else []
@@ -271,7 +271,7 @@ async def read_form(service: Service, request: Request, limit: int, max_files: i
 
     size = len(content) // BYTES_PER_VALUE
     try:
-        return await run_before_deadline(request, service.models.parse_executor, size, parse)
+        return await run_before_deadline(request, request.models.parse_executor, size, parse)
     except (MultiPartException, KeyError, ValueError) as error:
         reason = str(error)
         if reason.startswith("Too many files"):

@@ -8,7 +8,6 @@ from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import Request
 from pydantic import AfterValidator, Field, RootModel
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
@@ -16,7 +15,7 @@ from typing_extensions import TypedDict
 
 from app.api.inference import Call, Protocol, json_endpoint
 from app.api.openapi import SALES
-from app.api.operation import Operation, Service
+from app.api.operation import Operation, Request
 from app.api.request_body import ModelName, RequestBody, limited
 from app.api.responses import ERROR_RESPONSES, Floats, json_response
 from app.api.routes.forecast import Value
@@ -246,9 +245,9 @@ def forecast_time_series(body: TimeSeriesRequest, limits: Limits) -> ForecastJob
     )
 
 
-async def list_forecasting_models(service: Service, request: Request) -> Response:
+async def list_forecasting_models(request: Request) -> Response:
     """List the names of all models that forecast series."""
-    cards = map(service.models.card, service.models.version_sets)
+    cards = map(request.models.card, request.models.version_sets)
     return json_response(sorted(card.name for card in cards if card and card.task == FORECAST.name))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal, NotRequired
 
-from fastapi import Request
 from pydantic import Field, RootModel
 from starlette.responses import Response
 from typing_extensions import TypedDict
@@ -14,7 +13,7 @@ from app.api.inference import Call, Protocol, TextDelta, resolve, run_job
 from app.api.open_inference.decode import MAX_ID_LENGTH
 from app.api.open_inference.paths import FAILURES, TAG, card_in_path, model_path
 from app.api.open_inference.tensors import model_parameters, shorten_deadline
-from app.api.operation import Operation, Service
+from app.api.operation import Operation, Request
 from app.api.request_body import Described, RequestBody, limited, read_json, validate
 from app.api.responses import stream_response
 from app.api.routes.continue_text import SamplingFields
@@ -136,31 +135,31 @@ def decode(fields: dict[str, Any], limits: Limits) -> ContinueJob:
 PARAMETERS = tuple(SamplingFields.model_fields)
 
 
-async def _run(service: Service, request: Request, streamed: bool) -> Response:
-    limits = service.settings.limits
-    body = (await read_json(service, request, AnyFields)).root
-    card = await card_in_path(service, request)
-    model = await resolve(service, request, CONTINUE, f"{card.name}@{card.version}")
+async def _run(request: Request, streamed: bool) -> Response:
+    limits = request.limits
+    body = (await read_json(request, AnyFields)).root
+    card = await card_in_path(request)
+    model = await resolve(request, CONTINUE, f"{card.name}@{card.version}")
     request_id = _take_id(body)
     fields = _fields(body, streamed)
     shorten_deadline(request, fields)
     job = replace(decode(fields, limits), streamed=streamed, request_id=request_id)
     job.check(limits)
     model.engine.admit(job.rows)
-    return await run_job(service, Call(request, None, model), job, PROTOCOL)
+    return await run_job(Call(request, None, model), job, PROTOCOL)
 
 
-async def generate(service: Service, request: Request) -> Response:
+async def generate(request: Request) -> Response:
     """Continue a prompt. `text_output` is the continuation without the prompt."""
-    return await _run(service, request, streamed=False)
+    return await _run(request, streamed=False)
 
 
-async def generate_stream(service: Service, request: Request) -> Response:
+async def generate_stream(request: Request) -> Response:
     """Continue a prompt, and send the characters as server-sent events while the model generates them.
 
     The last event of the text has a `finish_reason`. There is no `[DONE]` event.
     """
-    return await _run(service, request, streamed=True)
+    return await _run(request, streamed=True)
 
 
 _whole = Operation(

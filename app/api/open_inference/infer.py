@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, NotRequired
 
-from fastapi import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -27,7 +26,7 @@ from app.api.open_inference.encode import encode_response, requested_outputs
 from app.api.open_inference.paths import FAILURES, TAG, model_in_path, model_path
 from app.api.open_inference.tensors import MAX_JSON_VALUES, check_inputs, shorten_deadline, tensor_model
 from app.api.openapi import BINARY, SALES
-from app.api.operation import Operation, Service
+from app.api.operation import Operation, Request
 from app.api.request_body import BYTES_PER_VALUE, CHARACTER_BYTES, VALUE_BYTES, max_bytes, max_commas, read_body
 from app.tasks.job import Job
 
@@ -52,21 +51,21 @@ class InferenceResponse(TypedDict):
     outputs: list[ResponseOutput]
 
 
-async def infer(service: Service, request: Request) -> Response:
+async def infer(request: Request) -> Response:
     """Run a model on input tensors and return its output tensors.
 
     The values of a tensor are in JSON, or in binary form after the JSON part (Triton's binary tensor extension). The
     body may be compressed with gzip or deflate.
     """
-    settings = service.settings
-    model = await model_in_path(service, request)
+    settings = request.settings
+    model = await model_in_path(request)
     engine = model.tensors or model.engine
     engine.admit(1)  # reject before the body is read
     tensors = tensor_model(model.card, settings)
     characters = settings.limits.max_prompt_characters
-    limit = max_bytes(service, CHARACTER_BYTES * characters + VALUE_BYTES * tensors.values)
-    commas = max_commas(service) + min(tensors.values, MAX_JSON_VALUES)
-    content = await read_body(service, request, limit, tuple(DECOMPRESSORS))
+    limit = max_bytes(request, CHARACTER_BYTES * characters + VALUE_BYTES * tensors.values)
+    commas = max_commas(request) + min(tensors.values, MAX_JSON_VALUES)
+    content = await read_body(request, limit, tuple(DECOMPRESSORS))
     coding, json_length = (request.headers.get(name, "") for name in ("content-encoding", JSON_LENGTH_HEADER))
     coding = coding.lower()
 
@@ -78,11 +77,11 @@ async def infer(service: Service, request: Request) -> Response:
         return 0 if body is content else len(body), decoded, tensors.decode(model.card, settings, decoded)
 
     size = limit if coding in DECOMPRESSORS else len(content) // BYTES_PER_VALUE
-    new_bytes, decoded, job = await run_before_deadline(request, service.models.parse_executor, size, decode)
+    new_bytes, decoded, job = await run_before_deadline(request, request.models.parse_executor, size, decode)
     hold_memory(request, new_bytes)
     job.check(settings.limits)
     shorten_deadline(request, decoded.body.parameters)
-    return await run_job(service, Call(request, (tensors, decoded.body), model), job, Protocol(encode))
+    return await run_job(Call(request, (tensors, decoded.body), model), job, Protocol(encode))
 
 
 def encode(call: Call[tuple[TensorModel, InferenceRequest]], job: Job, answer: Any) -> Response:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from fastapi import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -16,7 +15,7 @@ from app.api.deadline import DEADLINE
 from app.api.open_inference.decode import ModelTensor, TensorModel
 from app.api.open_inference.paths import FAILURES, TAG, card_in_path, model_path
 from app.api.open_inference.tensors import tensor_model
-from app.api.operation import Endpoint, Operation, Service
+from app.api.operation import Endpoint, Operation, Request
 from app.api.responses import json_response
 from app.api.routes.health import is_live, status_operation, status_response
 from app.errors import NotReady
@@ -94,38 +93,38 @@ class ModelReady(TypedDict):
     ready: Literal[True]
 
 
-async def get_server_live(service: Service, request: Request) -> Response:
+async def get_server_live(request: Request) -> Response:
     """Respond with status 503 if the compute thread has hung for a minute.
 
     In this case, the process should be restarted.
     """
-    live = is_live(service)
+    live = is_live(request)
     return status_response(ServerLive(live=live), live)
 
 
-async def get_server_ready(service: Service, request: Request) -> Response:
+async def get_server_ready(request: Request) -> Response:
     """Respond with status 503 if the service is not ready. Clients should then use another server."""
-    ready = not service.models.problems()
+    ready = not request.models.problems()
     return status_response(ServerReady(live=True, ready=ready), ready)
 
 
-async def get_server_metadata(service: Service, request: Request) -> Response:
+async def get_server_metadata(request: Request) -> Response:
     """Get the server's name, version and protocol extensions."""
-    return json_response(ServerMetadata(name="quartet", version=service.version, extensions=EXTENSIONS))
+    return json_response(ServerMetadata(name="quartet", version=request.service.version, extensions=EXTENSIONS))
 
 
-async def list_model_names(service: Service, request: Request) -> Response:
+async def list_model_names(request: Request) -> Response:
     """List the names of all models, whether they are loaded or not."""
-    return json_response(ModelNames(models=sorted(service.models.version_sets)))
+    return json_response(ModelNames(models=sorted(request.models.version_sets)))
 
 
-async def get_model_metadata(service: Service, request: Request) -> Response:
+async def get_model_metadata(request: Request) -> Response:
     """Get the names, data types and shapes of a model's inputs and outputs. -1 marks a dimension that varies.
 
     All paths of a model also exist with `/versions/{version}` after the name.
     """
-    card, tensors = await _describe(service, request)
-    version_set = service.models.version_sets.get(card.name)
+    card, tensors = await _describe(request)
+    version_set = request.models.version_sets.get(card.name)
     numbers = version_set.numbers if version_set else [card.version]
     content: ModelMetadata = {
         "name": card.name,
@@ -138,9 +137,9 @@ async def get_model_metadata(service: Service, request: Request) -> Response:
     return json_response(content)
 
 
-async def get_model_configuration(service: Service, request: Request) -> Response:
+async def get_model_configuration(request: Request) -> Response:
     """Get a model's configuration in Triton's format."""
-    card, tensors = await _describe(service, request)
+    card, tensors = await _describe(request)
     content: ModelConfiguration = {
         "name": card.name,
         "platform": _platform(card),
@@ -153,24 +152,24 @@ async def get_model_configuration(service: Service, request: Request) -> Respons
     return json_response(content)
 
 
-async def get_model_ready(service: Service, request: Request) -> Response:
+async def get_model_ready(request: Request) -> Response:
     """Check that a model answers requests. Otherwise the status is 404 or 503, and the body has the reason.
 
     A version that its first request loads is ready.
     """
     # another process may have loaded or unloaded it
-    await service.models.recheck(request.path_params["name"].partition("@")[0], request.scope[DEADLINE])
-    card = await card_in_path(service, request)
-    model = service.models.entry(card.name, card.version).model
-    if problems := service.models.problems([model] if model else None):
+    await request.models.recheck(request.path_params["name"].partition("@")[0], request.scope[DEADLINE])
+    card = await card_in_path(request)
+    model = request.models.entry(card.name, card.version).model
+    if problems := request.models.problems([model] if model else None):
         raise NotReady("; ".join(problems))
     return json_response(ModelReady(name=card.name, ready=True))
 
 
-async def _describe(service: Service, request: Request) -> tuple[Card, TensorModel]:
+async def _describe(request: Request) -> tuple[Card, TensorModel]:
     """Return the card and the tensors of the model in the path. Raises as ``card_in_path`` does."""
-    card = await card_in_path(service, request)
-    return card, tensor_model(card, service.settings)
+    card = await card_in_path(request)
+    return card, tensor_model(card, request.settings)
 
 
 def _platform(card: Card) -> str:

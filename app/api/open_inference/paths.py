@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import Request
 from typing_extensions import TypedDict
 
 from app.api.deadline import DEADLINE
 from app.api.inference import resolve
-from app.api.operation import Service
+from app.api.operation import Request
 from app.api.responses import BAD_REQUESTS, error_responses
 from app.engine.observer import VersionKey
 from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, quote_value
@@ -35,16 +34,16 @@ def model_path(example: str) -> dict[str, tuple[str, str]]:
     return {"name": ("`name` or `name@version`", example)}
 
 
-async def model_in_path(service: Service, request: Request, name: str | None = None) -> Model[Any]:
+async def model_in_path(request: Request, name: str | None = None) -> Model[Any]:
     """Return the model version in the path of a request. Waits for a version that is still being loaded.
 
     ``name`` replaces the name in the path. Raises as ``card_in_path`` does, and if the version cannot be loaded.
     """
-    card = await card_in_path(service, request, name)
-    return await resolve(service, request, TASKS[card.task], f"{card.name}@{card.version}")
+    card = await card_in_path(request, name)
+    return await resolve(request, TASKS[card.task], f"{card.name}@{card.version}")
 
 
-async def card_in_path(service: Service, request: Request, name: str | None = None) -> Card:
+async def card_in_path(request: Request, name: str | None = None) -> Card:
     """Return the card of the model version in the path of a request, without loading the version.
 
     Raises:
@@ -55,20 +54,20 @@ async def card_in_path(service: Service, request: Request, name: str | None = No
     """
     name = name or request.path_params["name"]
     try:
-        key = _version_in_path(service, request, name)
+        key = _version_in_path(request, name)
     except UnloadedModel:
         # another process may have just loaded the model
-        await service.models.recheck(name.partition("@")[0], request.scope[DEADLINE])
-        key = _version_in_path(service, request, name)
-    card = service.models.card(*key)
+        await request.models.recheck(name.partition("@")[0], request.scope[DEADLINE])
+        key = _version_in_path(request, name)
+    card = request.models.card(*key)
     if card is None:  # the version was just removed
-        raise UnknownModel(name, service.models.served_names(), "name")
+        raise UnknownModel(name, request.models.served_names(), "name")
     return card
 
 
-def _version_in_path(service: Service, request: Request, name: str) -> VersionKey:
+def _version_in_path(request: Request, name: str) -> VersionKey:
     """Return the model name and the version number for the path of a request. Raises as ``card_in_path`` does."""
-    models, version = service.models, request.path_params.get("version")
+    models, version = request.models, request.path_params.get("version")
     if version is None:
         version_set = models.version_sets.get(name)
         usable = version_set is not None and (version_set.numbers or version_set.unloaded)

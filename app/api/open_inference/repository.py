@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from fastapi import Request
 from pydantic import Field, RootModel
 from starlette.responses import Response
 from typing_extensions import TypedDict
@@ -22,7 +21,7 @@ from typing_extensions import TypedDict
 from app.api.deadline import DEADLINE
 from app.api.open_inference.decode import LenientModel
 from app.api.open_inference.paths import FAILURES, TAG, InferenceError, model_in_path
-from app.api.operation import Operation, Service
+from app.api.operation import Operation, Request
 from app.api.request_body import read_json
 from app.api.responses import error_responses, json_response
 from app.api.routes.admin import on_store
@@ -73,15 +72,15 @@ class ModelUnloaded(TypedDict):
     unload: Literal[True]
 
 
-async def list_repository(service: Service, request: Request) -> Response:
+async def list_repository(request: Request) -> Response:
     """List the states of all versions that are not retired. `reason` says why a version is unavailable."""
-    models, body = service.models, await read_json(service, request, IndexRequest)
+    models, body = request.models, await read_json(request, IndexRequest)
     await models.refresh(request.scope[DEADLINE])
     versions = [version for version in models.versions() if version.state is State.READY or not body.ready]
     return json_response([_entry(models, version) for version in versions])
 
 
-async def refuse(service: Service, request: Request) -> Response:
+async def refuse(request: Request) -> Response:
     raise NotEnabled(
         "loading and unloading require an admin key, but neither QUARTET_ADMIN_KEY nor QUARTET_ADMIN_KEY_FILE is "
         "set; the models in the store are loaded automatically",
@@ -89,44 +88,44 @@ async def refuse(service: Service, request: Request) -> Response:
     )
 
 
-async def load_model(service: Service, request: Request) -> Response:
+async def load_model(request: Request) -> Response:
     """Serve an unloaded model again. The response is sent when the active version is in memory.
 
     With `name@version`, the service loads this version, and responds when it is in memory.
     """
     name = request.path_params["name"]
-    _check((await read_json(service, request, LoadRequest)).parameters)
-    stored = await _change(request, service.models, lambda: _load(service.settings.store, name))
+    _check((await read_json(request, LoadRequest)).parameters)
+    stored = await _change(request, lambda: _load(request.settings.store, name))
     # with a chosen active version, there may be a canary, which the name alone could also mean
     pinned = "@" not in name and stored.active is not None
     load = _active_model if pinned else model_in_path
-    card = (await load(service, request)).card
+    card = (await load(request)).card
     return json_response(ModelLoaded(name=card.name, version=str(card.version), load=True))
 
 
-async def unload_model(service: Service, request: Request) -> Response:
+async def unload_model(request: Request) -> Response:
     """Stop serving a model until it is loaded, or a version is activated. Running requests are still answered.
 
     The default model of a task cannot be unloaded. In this case, the status is 409.
     """
     name = request.path_params["name"]
-    await read_json(service, request, LoadRequest)
+    await read_json(request, LoadRequest)
     if "@" in name:
         allowed = "all versions of a model are unloaded together; use `retire` for one version"
         raise BadValue(f"name is {quote_value(name)}; {allowed}", "name")
-    await _change(request, service.models, lambda: Store(service.settings.store).unload(name))
+    await _change(request, lambda: Store(request.settings.store).unload(name))
     return json_response(ModelUnloaded(name=name, unload=True))
 
 
-async def _change(request: Request, models: Models, change: Callable[[], Rollout]) -> Rollout:
+async def _change(request: Request, change: Callable[[], Rollout]) -> Rollout:
     """Change the store, and apply the change in this process. Return the result of ``change``.
 
     Raises Conflict, TimedOut, and errors of ``on_store``.
     """
-    if not models.settings.store_poll_seconds:
+    if not request.settings.store_poll_seconds:
         raise Conflict("QUARTET_STORE_POLL_SECONDS is 0: this service reads its store only at the start")
-    stored = await on_store(models.disk, change)
-    await models.refresh(request.scope[DEADLINE])
+    stored = await on_store(request, change)
+    await request.models.refresh(request.scope[DEADLINE])
     return stored
 
 
@@ -142,18 +141,18 @@ def _load(models: Path, name: str) -> Rollout:
     return store.load(model)
 
 
-async def _active_model(service: Service, request: Request) -> Model[Any]:
+async def _active_model(request: Request) -> Model[Any]:
     """Return the active version of a model when it is in memory. A version that cannot be loaded is not active.
 
     Raises the errors of ``model_in_path``.
     """
-    name, models = request.path_params["name"], service.models
+    name, models = request.path_params["name"], request.models
     while True:
         version_set = models.desired.get(name)
         if version_set is None or version_set.active is None:
-            return await model_in_path(service, request)
+            return await model_in_path(request)
         try:
-            return await model_in_path(service, request, f"{name}@{version_set.active}")
+            return await model_in_path(request, f"{name}@{version_set.active}")
         except UnknownModel:
             if models.entry(name, version_set.active).state is not State.FAILED:
                 raise

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any
 
-from fastapi import Request
 from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from app.api.open_inference.metadata import model_operation
 from app.api.open_inference.paths import FAILURES, TAG, card_in_path
-from app.api.operation import Operation, Service
+from app.api.operation import Operation, Request
 from app.api.responses import json_response
 from app.observability.metrics import SUCCESS, Totals
 from app.store import Card
@@ -64,25 +63,25 @@ class StatisticsResponse(TypedDict):
     model_stats: list[ModelStatistics]
 
 
-async def list_model_statistics(service: Service, request: Request) -> Response:
+async def list_model_statistics(request: Request) -> Response:
     """Get the number of requests, the waiting time and the computing time of each version in memory."""
-    return await _respond(service, [model.card for model in service.models.loaded()])
+    return await _respond(request, [model.card for model in request.models.loaded()])
 
 
-async def get_model_statistics(service: Service, request: Request) -> Response:
+async def get_model_statistics(request: Request) -> Response:
     """Get the number of requests, the waiting time and the computing time of a version of a model.
 
     Without a version in the path, the response has all versions of the model that are in memory.
     """
-    card = await card_in_path(service, request)
+    card = await card_in_path(request)
     cards = [card]
     if "version" not in request.path_params and "@" not in request.path_params["name"]:
-        cards = [model.card for model in service.models.loaded() if model.card.name == card.name] or cards
-    return await _respond(service, cards)
+        cards = [model.card for model in request.models.loaded() if model.card.name == card.name] or cards
+    return await _respond(request, cards)
 
 
-async def _respond(service: Service, cards: list[Card]) -> Response:
-    totals = await service.metrics.totals()
+async def _respond(request: Request, cards: list[Card]) -> Response:
+    totals = await request.service.metrics.totals()
     return json_response(StatisticsResponse(model_stats=[_statistics(card, totals) for card in cards]))
 
 

@@ -10,19 +10,17 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
-from fastapi import Request
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 from typing_extensions import TypedDict
 
 from app.api.openapi import BINARY
-from app.api.operation import Operation, Service
+from app.api.operation import Operation, Request
 from app.api.request_body import Described, RequestBody, read_json, spool_body
 from app.api.request_head import read_query
 from app.api.responses import ErrorBody, error_responses, json_response
 from app.api.routes.models import Canary
-from app.engine.executor import Executor
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavailable
 from app.serving.plan import State
 from app.store import (
@@ -150,98 +148,98 @@ class StoreVerification(TypedDict):
     data: list[StoreCheck]
 
 
-async def list_stored_models(service: Service, request: Request) -> Response:
+async def list_stored_models(request: Request) -> Response:
     """List all models in the store with their active, canary, previous and retired versions."""
-    models = service.models
-    snapshot = await on_store(models.disk, lambda: Snapshot.read(models.store, models.snapshot))
+    models = request.models
+    snapshot = await on_store(request, lambda: Snapshot.read(models.store, models.snapshot))
     damaged = {key for key, entry in models.table.items() if entry.state is State.FAILED}
     rows = [catalogue.row(snapshot, name, damaged) for name in snapshot.versions]
     return json_response({"data": rows})
 
 
-async def list_stored_versions(service: Service, request: Request) -> Response:
+async def list_stored_versions(request: Request) -> Response:
     """List all versions of one model, including broken versions, with their role, size and metrics."""
-    return json_response(await describe(service, request.path_params["name"]))
+    return json_response(await describe(request, request.path_params["name"]))
 
 
-async def describe(service: Service, name: str) -> dict[str, Any]:
-    models = service.models
-    return await on_store(models.disk, lambda: catalogue.describe_model(models.store, name))
+async def describe(request: Request, name: str) -> dict[str, Any]:
+    models = request.models
+    return await on_store(request, lambda: catalogue.describe_model(models.store, name))
 
 
-def _checked_store(service: Service) -> Store:
+def _checked_store(request: Request) -> Store:
     """Return the store. It refuses versions that the service cannot load."""
-    return Store(service.settings.store, check_loading)
+    return Store(request.settings.store, check_loading)
 
 
-async def verify_store(service: Service, request: Request) -> Response:
+async def verify_store(request: Request) -> Response:
     """Check the default models, the rollouts, and the model cards and weights of all versions.
 
     The check compares hashes and sizes, and tests whether all weights are finite and whether the service could load
     each version. It does not read pictures.
     """
-    store = _checked_store(service)
-    return json_response({"data": await on_store(service.models.disk, lambda: list(catalogue.verify(store)))})
+    store = _checked_store(request)
+    return json_response({"data": await on_store(request, lambda: list(catalogue.verify(store)))})
 
 
-async def _change(service: Service, request: Request, work: Callable[[str], object]) -> Response:
+async def _change(request: Request, work: Callable[[str], object]) -> Response:
     """Change the model in the path, and return its versions."""
     name = request.path_params["name"]
-    await on_store(service.models.disk, lambda: work(name))
-    return json_response(await describe(service, name))
+    await on_store(request, lambda: work(name))
+    return json_response(await describe(request, name))
 
 
-async def activate_version(service: Service, request: Request) -> Response:
+async def activate_version(request: Request) -> Response:
     """Use a version for all requests without a version number, or as a canary for a share of these requests.
 
     By default, all processes apply the change within two seconds.
     """
-    store, body = _checked_store(service), await read_json(service, request, Activation)
-    return await _change(service, request, lambda name: store.activate(name, body.version, body.share))
+    store, body = _checked_store(request), await read_json(request, Activation)
+    return await _change(request, lambda name: store.activate(name, body.version, body.share))
 
 
-async def roll_back(service: Service, request: Request) -> Response:
+async def roll_back(request: Request) -> Response:
     """End the canary. Without a canary, activate the previous version."""
-    store = _checked_store(service)
-    await read_json(service, request, RequestBody)
-    return await _change(service, request, store.rollback)
+    store = _checked_store(request)
+    await read_json(request, RequestBody)
+    return await _change(request, store.rollback)
 
 
-async def retire_version(service: Service, request: Request) -> Response:
+async def retire_version(request: Request) -> Response:
     """Stop serving a version, even to requests with its number. The files stay, so `undo` can serve it again."""
-    store, body = _checked_store(service), await read_json(service, request, Retirement)
-    return await _change(service, request, lambda name: store.retire(name, body.version, body.undo))
+    store, body = _checked_store(request), await read_json(request, Retirement)
+    return await _change(request, lambda name: store.retire(name, body.version, body.undo))
 
 
-async def import_version(service: Service, request: Request) -> Response:
+async def import_version(request: Request) -> Response:
     """Check an archive that was made by an export, and add its version to the store."""
-    store, disk, max_bytes = _checked_store(service), service.models.disk, service.settings.max_import_bytes
+    store, max_bytes = _checked_store(request), request.settings.max_import_bytes
     renumber = read_query(request, ImportQuery).renumber
 
     def add() -> Card:
         with (folder / UPLOAD).open("rb") as file:
             return archive.import_archive(store, file, max_bytes, renumber)
 
-    async with uploaded(service, request) as folder:
-        await on_store(disk, store.defaults)  # an error in the store is not an error in the archive
-        card = await on_store(disk, add, otherwise=BadValue)
-    return json_response(await describe(service, card.name) | {"imported": card.version})
+    async with uploaded(request) as folder:
+        await on_store(request, store.defaults)  # an error in the store is not an error in the archive
+        card = await on_store(request, add, otherwise=BadValue)
+    return json_response(await describe(request, card.name) | {"imported": card.version})
 
 
 @asynccontextmanager
-async def uploaded(service: Service, request: Request) -> AsyncIterator[Path]:
+async def uploaded(request: Request) -> AsyncIterator[Path]:
     """Write the body to the file UPLOAD in a new folder. Yield the folder, and remove it at the end.
 
     Raises:
         StoreUnavailable: the store cannot be written.
         TooLarge, TooSlow, CallerGone: as in ``spool_body``.
     """
-    settings, disk, stack = service.settings, service.models.disk, ExitStack()
+    settings, disk, stack = request.settings, request.models.disk, ExitStack()
     try:
-        folder = await disk.run(stack.enter_context, service.models.store.disk.scratch(settings.store))
+        folder = await disk.run(stack.enter_context, request.models.store.disk.scratch(settings.store))
         file = await disk.run((folder / UPLOAD).open, "wb")
         try:
-            await spool_body(service, request, file)
+            await spool_body(request, file)
         finally:
             await disk.run(file.close)
         yield folder
@@ -251,12 +249,12 @@ async def uploaded(service: Service, request: Request) -> AsyncIterator[Path]:
         await disk.run(stack.close)
 
 
-async def export_version(service: Service, request: Request) -> Response:
+async def export_version(request: Request) -> Response:
     """Get all files of a version as one ZIP archive."""
     name, wanted, store = (
         request.path_params["name"],
         read_query(request, VersionQuery).version,
-        _checked_store(service),
+        _checked_store(request),
     )
 
     def open_archive() -> tuple[int, Iterator[bytes]]:
@@ -267,12 +265,12 @@ async def export_version(service: Service, request: Request) -> Response:
             return number, iter(())
         return number, archive.export_version(store, name, number)
 
-    version, chunks = await on_store(service.models.disk, open_archive)
+    version, chunks = await on_store(request, open_archive)
     headers = {"content-disposition": f'attachment; filename="{name}-{version}.zip"'}
     return StreamingResponse(chunks, headers=headers, media_type="application/zip")
 
 
-async def on_store(disk: Executor, work: Callable[[], R], otherwise: type[QuartetError] = Conflict) -> R:
+async def on_store(request: Request, work: Callable[[], R], otherwise: type[QuartetError] = Conflict) -> R:
     """Call ``work`` on a thread and translate the errors of the store.
 
     Raises:
@@ -282,7 +280,7 @@ async def on_store(disk: Executor, work: Callable[[], R], otherwise: type[Quarte
         QuartetError: another StoreError occurred, and was translated to the class ``otherwise``.
     """
     try:
-        return await disk.run(work)
+        return await request.models.disk.run(work)
     except VersionNotFound as error:
         raise NotFound(str(error), "name") from None
     except RolloutRefused as error:

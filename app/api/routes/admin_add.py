@@ -15,13 +15,12 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from fastapi import Request
 from pydantic import Field
 from starlette.responses import Response
 
 import app
 from app.api.openapi import BINARY
-from app.api.operation import Operation, Service
+from app.api.operation import Operation, Request
 from app.api.request_body import Described
 from app.api.request_head import read_query
 from app.api.responses import json_response
@@ -68,24 +67,24 @@ class AddQuery(Described):
 _running = asyncio.Lock()  # one import at a time in this worker, because each uses all cores for some seconds
 
 
-async def add_model(service: Service, request: Request) -> Response:
+async def add_model(request: Request) -> Response:
     """Publish a network from an ONNX file.
 
     An ONNX file and its external data can be sent together as a ZIP archive. The file cannot run code. The service
     checks the network and measures its speed, which takes some seconds. Only the command line imports `.pt2` files.
     """
-    settings, query = service.settings, read_query(request, AddQuery)
+    settings, query = request.settings, read_query(request, AddQuery)
     if query.name is None:
         raise BadValue("name is missing; it should be the name of the model", "name")
     for name, value in query.model_dump().items():
         if isinstance(value, str) and "\0" in value:  # not possible in an argument of a command
             raise BadValue(f"{name} has a NUL character; leave it out", name)
-    disk, store = service.models.disk, service.models.store
-    async with uploaded(service, request) as folder, _running:
+    disk, store = request.models.disk, request.models.store
+    async with uploaded(request) as folder, _running:
         if query.task != "infer":  # an error in the store is not an error in the file
-            await on_store(disk, store.defaults)
+            await on_store(request, store.defaults)
         number = await disk.run(_run_command, query, folder, settings.store)
-    return json_response(await describe(service, query.name) | {"imported": number})
+    return json_response(await describe(request, query.name) | {"imported": number})
 
 
 def _run_command(query: AddQuery, folder: Path, store: Path) -> int:

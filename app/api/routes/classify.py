@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import NotRequired
 
 import numpy as np
-from fastapi import Request
 from pydantic import Field
 from starlette.responses import Response
 from torch import Tensor
@@ -17,7 +16,7 @@ from typing_extensions import TypedDict
 from app.api.deadline import Deadline, run_before_deadline
 from app.api.inference import Call, Protocol, resolve, run_job
 from app.api.openapi import BINARY, EXAMPLES
-from app.api.operation import Operation, Service
+from app.api.operation import Operation, Request
 from app.api.request_body import (
     BYTES_PER_VALUE,
     Described,
@@ -99,51 +98,51 @@ class ImageFile:
     param: str
 
 
-async def classify_images(service: Service, request: Request) -> Response:
+async def classify_images(request: Request) -> Response:
     """Return the most probable labels of one or several images.
 
     Send a multipart form with one or several files named `file`, JSON with images in base64, or the bytes of one image
     file. PNG, JPEG, WebP, GIF (first frame), BMP and TIFF files of any shape and orientation are allowed, up to
     `QUARTET_MAX_PIXELS` pixels. The service scales each image to the size that the model reads.
     """
-    settings = service.settings
+    settings = request.settings
     query = read_query(request, ClassifyQuery)
-    model = await resolve(service, request, CLASSIFY, query.model)
+    model = await resolve(request, CLASSIFY, query.model)
     engine = model.explainer if query.explain else model.engine
     if engine:  # imported networks have no explainer
         engine.admit(1)  # reject before the body is read
-    files = await _files(service, request)
+    files = await _files(request)
     call, decoder = Call(request, files, model), model.predictor
     items = decode_small(decoder, files, settings.max_pixels)
     if query.explain:
-        return await _explain(service, call, ClassifyJob(items, query.top_k))
+        return await _explain(call, ClassifyJob(items, query.top_k))
     if not items:
         async with Deadline(request):
-            items = await decode_images(service.models, decoder, files, settings.max_pixels)
-    return await run_job(service, call, ClassifyJob(items, query.top_k), PROTOCOL)
+            items = await decode_images(request.models, decoder, files, settings.max_pixels)
+    return await run_job(call, ClassifyJob(items, query.top_k), PROTOCOL)
 
 
-async def _files(service: Service, request: Request) -> list[ImageFile]:
+async def _files(request: Request) -> list[ImageFile]:
     """Return the image files of a request. The body is a form, JSON or the bytes of one image.
 
     Raises:
         BadValue, NotAnImage: the body has another format.
         QuartetError: any error of ``read_body``.
     """
-    limit, max_images = service.settings.max_body_bytes, service.settings.limits.max_images
+    limit, max_images = request.settings.max_body_bytes, request.limits.max_images
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
-        content = await read_body(service, request, limit)
+        content = await read_body(request, limit)
         # curl sends JSON as a form by default. No image file begins with a brace.
         if media_type != "application/json" and not content[:JSON_START].lstrip().startswith(b"{"):
             return [ImageFile(None, content, "body")]
-        body = await parse_json(service, request, content, ClassifyRequest)
+        body = await parse_json(request, content, ClassifyRequest)
         if (count := len(body.images)) > max_images:
             allowed = f"it should have at most {max_images} items, not {count}"
             raise BadValue(f"images is {quote_value(body.images)}; {allowed}", "images")
-        size, executor = sum(map(len, body.images)) // BYTES_PER_VALUE, service.models.parse_executor
+        size, executor = sum(map(len, body.images)) // BYTES_PER_VALUE, request.models.parse_executor
         return await run_before_deadline(request, executor, size, _decode_base64, body.images)
-    form = await read_form(service, request, limit, max_images)
+    form = await read_form(request, limit, max_images)
     files: list[ImageFile] = []
     for field in form:
         if field.name != "file":
@@ -240,7 +239,7 @@ async def decode_images(
     return items
 
 
-async def _explain(service: Service, call: Call[list[ImageFile]], job: ClassifyJob) -> Response:
+async def _explain(call: Call[list[ImageFile]], job: ClassifyJob) -> Response:
     """Classify the images, and add a heat map of each image.
 
     Raises:
@@ -248,8 +247,8 @@ async def _explain(service: Service, call: Call[list[ImageFile]], job: ClassifyJ
         TooLarge: all images together have too many pixels.
         QuartetError: any other error of ``run_job``.
     """
-    model, models, decoder = call.model, service.models, call.model.predictor
-    executor, max_pixels = models.parse_executor, service.settings.max_pixels
+    model, models, decoder = call.model, call.request.models, call.model.predictor
+    executor, max_pixels = models.parse_executor, models.settings.max_pixels
     if model.explainer is None:
         name = model.card.name
         raise BadValue(f"explain is true; heat maps are not supported for imported networks, such as {name}", "explain")

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any, NotRequired
 
-from fastapi import Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 from typing_extensions import TypedDict
@@ -14,7 +13,7 @@ from typing_extensions import TypedDict
 from app.api.errors import MANY, ONE
 from app.api.inference import Call, Protocol, json_endpoint, resolve, run_job
 from app.api.openapi import JSON, SALES, TEXT
-from app.api.operation import Operation, Service
+from app.api.operation import Operation, Request
 from app.api.request_body import ModelName, RequestBody, limited, text_or_list
 from app.api.request_head import preferred_media_type, read_query, reject_query
 from app.api.responses import BAD_REQUESTS, ErrorBody, Floats, ModelAnswer, error_responses, json_response, model_fields
@@ -196,12 +195,12 @@ class TableJob(ForecastJob):
         return f"file.{self.table.series[index].name}"
 
 
-async def forecast_table(service: Service, request: Request) -> Response:
+async def forecast_table(request: Request) -> Response:
     """Answer a request with a table. Raises the errors of ``read_table``, ``resolve`` and ``run_job``."""
     query = read_query(request, TableQuery)
-    model = await resolve(service, request, FORECAST, query.model)
+    model = await resolve(request, FORECAST, query.model)
     model.engine.admit(1)  # reject before the body is read
-    table = await read_table(service, request, query, model.card)
+    table = await read_table(request, query, model.card)
     known = model.card.series and model.card.series.known
     job = TableJob(
         [series.values for series in table.series],
@@ -214,8 +213,8 @@ async def forecast_table(service: Service, request: Request) -> Response:
         names={"start": "file"},
         table=table,
     )
-    job.check(service.settings.limits)
-    return await run_job(service, Call(request, query, model), job, Protocol(encode_table))
+    job.check(request.limits)
+    return await run_job(Call(request, query, model), job, Protocol(encode_table))
 
 
 def encode_table(call: Call[TableQuery], job: TableJob, answer: ForecastAnswer) -> Response:
@@ -237,7 +236,7 @@ def encode_table(call: Call[TableQuery], job: TableJob, answer: ForecastAnswer) 
     return json_response(content)
 
 
-async def forecast_series(service: Service, request: Request) -> Response:
+async def forecast_series(request: Request) -> Response:
     """Forecast the next values of one or several series of numbers, with prediction intervals.
 
     Send JSON with the values, or a table: a CSV or .xlsx file as the body, or as `file` in a form. The query parameters
@@ -246,10 +245,10 @@ async def forecast_series(service: Service, request: Request) -> Response:
     that decides. With the header `Accept: text/csv`, the answer to a table is a table.
     """
     if is_table(request):
-        return await forecast_table(service, request)
+        return await forecast_table(request)
     if request.scope["query_string"]:
         reject_query(request, in_body=True)
-    return await forecast_json(service, request)
+    return await forecast_json(request)
 
 
 OPERATIONS = [

@@ -12,12 +12,11 @@ import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from fastapi import Request
 from pydantic import Field
 
 from app.api.deadline import run_before_deadline
 from app.api.openapi import BINARY, FORM, TEXT
-from app.api.operation import Service
+from app.api.operation import Request
 from app.api.request_body import Described, ModelName, limited, max_bytes, read_body, read_form
 from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotInstalled, TooLarge, quote_value
@@ -129,7 +128,7 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_table(service: Service, request: Request, query: TableQuery, card: Card) -> ReadTable:
+async def read_table(request: Request, query: TableQuery, card: Card) -> ReadTable:
     """Read the series in the body of a request, for the model with this card.
 
     Raises:
@@ -137,22 +136,22 @@ async def read_table(service: Service, request: Request, query: TableQuery, card
         NotInstalled: pandas is missing.
         QuartetError: any error of ``read_form`` or ``run_before_deadline``.
     """
-    limits, executor = service.settings.limits, service.models.parse_executor
-    limit = max_bytes(service, BYTES_PER_VALUE * limits.max_series_values)
-    files = await _files(service, request, limit)
+    limits, executor = request.limits, request.models.parse_executor
+    limit = max_bytes(request, BYTES_PER_VALUE * limits.max_series_values)
+    files = await _files(request, limit)
     size = sum(len(content) for _, content in files.values())
     if size > LARGE_BYTES:
-        executor = service.models.large_image_executor
+        executor = request.models.large_image_executor
     size = max(size, INLINE_SIZE + 1)  # never on the event loop, because importing pandas takes a second
     return await run_before_deadline(request, executor, size, _read, files, query, card, limits, limit)
 
 
-async def _files(service: Service, request: Request, limit: int) -> dict[str, tuple[str, bytes]]:
+async def _files(request: Request, limit: int) -> dict[str, tuple[str, bytes]]:
     """Return the name and the content of each file in the request: ``file``, and perhaps ``future``."""
     if _media_type(request) != FORM:
-        return {"file": ("body", await read_body(service, request, limit))}
+        return {"file": ("body", await read_body(request, limit))}
     files: dict[str, tuple[str, bytes]] = {}
-    for field in await read_form(service, request, limit, max_files=2):
+    for field in await read_form(request, limit, max_files=2):
         if field.name not in ("file", "future") or isinstance(field.content, str):
             advice = "the table goes into 'file', as a file, and options go into the query"
             raise BadValue(f"there is no form field {quote_value(field.name)}; {advice}", field.name)

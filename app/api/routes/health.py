@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from app.api.openapi import json_content
-from app.api.operation import Endpoint, Operation, Service
+from app.api.operation import Endpoint, Operation, Request
 from app.api.responses import json_response
 from app.serving.plan import State
 
@@ -38,25 +37,25 @@ class ReadyStatus(TypedDict):
     """versions that could not be loaded"""
 
 
-def is_live(service: Service) -> bool:
-    return service.models.executor.stalled_seconds() < 2 * service.settings.limits.liveness_timeout_seconds
+def is_live(request: Request) -> bool:
+    return request.models.executor.stalled_seconds() < 2 * request.limits.liveness_timeout_seconds
 
 
-async def check_live(service: Service, request: Request) -> Response:
+async def check_live(request: Request) -> Response:
     """Respond with status 503 if the compute thread has hung for a minute.
 
     In this case, the process should be restarted.
     """
-    seconds, live = service.models.executor.stalled_seconds(), is_live(service)
+    seconds, live = request.models.executor.stalled_seconds(), is_live(request)
     return status_response(LiveStatus(live=live, seconds_since_progress=round(seconds, 3)), live)
 
 
-async def check_ready(service: Service, request: Request) -> Response:
+async def check_ready(request: Request) -> Response:
     """List the versions in memory, and the versions that could not be loaded.
 
     The status is 503 if the service is not ready.
     """
-    models = service.models
+    models = request.models
     problems = models.problems()
     content: ReadyStatus = {
         "ready": not problems,
@@ -69,10 +68,10 @@ async def check_ready(service: Service, request: Request) -> Response:
     return status_response(content, not problems)
 
 
-async def get_metrics(service: Service, request: Request) -> Response:
+async def get_metrics(request: Request) -> Response:
     """Get counters, gauges and histograms of all workers in Prometheus' text format."""
-    service.models.report()
-    content = await service.metrics.render()
+    request.models.report()
+    content = await request.service.metrics.render()
     return Response(content, media_type=CONTENT_TYPE_LATEST)
 
 

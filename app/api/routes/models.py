@@ -6,13 +6,12 @@ import hashlib
 from datetime import datetime
 from typing import Literal
 
-from fastapi import Request
 from pydantic import RootModel
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from app.api.openapi import BINARY, DESCRIBED
-from app.api.operation import Operation, Service
+from app.api.operation import Operation, Request
 from app.api.responses import ERROR_RESPONSES, json_response
 from app.api.routes.page import cached_response
 from app.errors import NotFound, quote_value
@@ -89,23 +88,23 @@ class ModelList(TypedDict):
     data: list[ModelEntry]
 
 
-async def list_models(service: Service, request: Request) -> Response:
+async def list_models(request: Request) -> Response:
     """List all models with their tasks, versions, states, inputs, labels and model cards, and all load failures."""
-    models = service.models
+    models = request.models
     return json_response({"object": "list", "data": [_model(models, name) for name in _names(models)]})
 
 
-async def get_model(service: Service, request: Request) -> Response:
+async def get_model(request: Request) -> Response:
     """Get one model, or one version of a model."""
-    models, name = service.models, request.path_params["name"]
+    models, name = request.models, request.path_params["name"]
     if name in _names(models):
         return json_response(_model(models, name))
     return json_response(_model(models, *models.resolve_name(name, param="name")))
 
 
-async def get_model_picture(service: Service, request: Request) -> Response:
+async def get_model_picture(request: Request) -> Response:
     """Get a picture of a model's training, such as its learning curves."""
-    models, name, file = service.models, request.path_params["name"], request.path_params["file"]
+    models, name, file = request.models, request.path_params["name"], request.path_params["file"]
     model_name, number = models.resolve_name(name, param="name")
     if "@" not in name:  # ``get_model`` lists the pictures of the active version, not those of the canary
         number = models.version_sets[model_name].active or number

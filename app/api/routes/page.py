@@ -6,11 +6,10 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from fastapi import Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import HTMLResponse, Response
 
-from app.api.operation import Operation, Service
+from app.api.operation import Operation, Request
 from app.errors import NotFound, quote_value
 
 FOLDER = Path(__file__).parents[2] / "web"
@@ -56,14 +55,14 @@ def _file_response(request: Request, name: str) -> Response:
     return cached_response(request, content, TYPES[Path(name).suffix], etag)
 
 
-async def page(service: Service, request: Request) -> Response:
+async def page(request: Request) -> Response:
     """Return the web page."""
     response = _file_response(request, "index.html")
     response.headers.update(PAGE_HEADERS)
     return response
 
 
-async def web_file(service: Service, request: Request) -> Response:
+async def web_file(request: Request) -> Response:
     """Return a script, style sheet or picture of the page."""
     file = request.path_params["file"]
     if file not in _files():  # the name is only looked up, never used as a path
@@ -84,7 +83,7 @@ def cached_response(request: Request, content: bytes, media_type: str, etag: str
 LINK = b'<nav class="swagger-ui"><p class="info wrapper"><a href="./">Quartet: try the models</a></p></nav>'
 
 
-async def swagger_ui(service: Service, request: Request) -> Response:
+async def swagger_ui(request: Request) -> Response:
     """Return Swagger UI, with a link to the web page and its theme. Its files come from the package fastapi_offline."""
     files = f"{request.scope.get('root_path', '')}/static-offline-docs"
     page = get_swagger_ui_html(
@@ -98,9 +97,9 @@ async def swagger_ui(service: Service, request: Request) -> Response:
     return HTMLResponse(content.replace(b"</head>", b'<script src="web/scripts/theme.js"></script></head>'))
 
 
-async def openapi_document(service: Service, request: Request) -> Response:
+async def openapi_document(request: Request) -> Response:
     """Return the OpenAPI document."""
-    return Response(service.document(request.scope.get("root_path", "")), media_type="application/json")
+    return Response(request.service.document(request.scope.get("root_path", "")), media_type="application/json")
 
 
 OPERATIONS = [

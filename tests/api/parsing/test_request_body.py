@@ -12,7 +12,6 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
@@ -23,7 +22,7 @@ from support.service import make_settings
 from app.api.connection import CONNECTION
 from app.api.deadline import DEADLINE, INLINE_SIZE, Deadline
 from app.api.middleware.body_memory import HOLD
-from app.api.operation import Service
+from app.api.operation import Request, Service
 from app.api.request_body import (
     BYTES_PER_VALUE,
     CHARACTER_BYTES,
@@ -51,6 +50,7 @@ def request(
     hang: bool = False,
     query: str = "",
     deadline: float | None = None,
+    service: Service | None = None,
     **headers: str,
 ) -> Request:
     """Return a request whose body arrives in chunks. After them, the client is ``gone`` or sends nothing (``hang``)."""
@@ -68,9 +68,10 @@ def request(
         "query_string": query.encode(),
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
     }
-    if deadline is not None:
-        scope[DEADLINE] = deadline
-    return Request(scope, receive)
+    scope[DEADLINE] = asyncio.get_running_loop().time() + PAUSE if deadline is None else deadline
+    result = Request(scope, receive)
+    result.service = service or make_service()
+    return result
 
 
 class Threads:
@@ -87,7 +88,7 @@ class BusyThreads(Threads):
         return await asyncio.Event().wait()
 
 
-def service(pause: float = PAUSE, executor: Any = Threads(), **settings: int) -> Service:
+def make_service(pause: float = PAUSE, executor: Any = Threads(), **settings: int) -> Service:
     settings = {"max_body_bytes": 2**22, "max_prompt_characters": 1000, "max_series_values": 1000, **settings}
     models: Any = SimpleNamespace(settings=make_settings(body_seconds=pause, **settings))
     models.parse_executor = models.disk = executor
@@ -104,25 +105,25 @@ async def rejection(body: Any) -> tuple[type[Exception], str, str | None]:
 
 
 async def test_a_body_is_the_sum_of_its_chunks() -> None:
-    assert await read_body(service(), request(b"ab", b"", b"cd"), 4) == b"abcd"
-    assert await read_body(service(), request(), 0) == b""
-    assert await read_body(service(), request(b"abcd", content_length="4"), 4) == b"abcd"
+    assert await read_body(request(b"ab", b"", b"cd"), 4) == b"abcd"
+    assert await read_body(request(), 0) == b""
+    assert await read_body(request(b"abcd", content_length="4"), 4) == b"abcd"
 
 
 async def test_a_body_over_the_limit_is_rejected_as_soon_as_this_is_known() -> None:
     more = "the body has more than 3,000 bytes, the allowed maximum"
-    assert await rejection(read_body(service(), request(b"x" * 1500, b"x" * 1501, hang=True), 3000)) == (
+    assert await rejection(read_body(request(b"x" * 1500, b"x" * 1501, hang=True), 3000)) == (
         TooLarge,
         more,
         None,
     )
     stated = request(hang=True, content_length="3001")
-    assert await rejection(read_body(service(), stated, 3000)) == (
+    assert await rejection(read_body(stated, 3000)) == (
         TooLarge,
         "the body has 3,001 bytes; the maximum is 3,000",
         None,
     )
-    assert await read_body(service(), request(b"x", content_length="nonsense"), 3000) == b"x"
+    assert await read_body(request(b"x", content_length="nonsense"), 3000) == b"x"
 
 
 class StubConnection:
@@ -146,24 +147,24 @@ async def test_a_body_that_the_server_has_received_is_taken_from_the_connection(
         sent.scope.update({CONNECTION: StubConnection(body), HOLD: held.append})
         return sent
 
-    assert await read_body(service(), on_connection(b"abcd", b"of the next request"), 4) == b"abcd"
+    assert await read_body(on_connection(b"abcd", b"of the next request"), 4) == b"abcd"
     assert held == [4]
-    assert await rejection(read_body(service(), on_connection(b"abcd"), 3)) == (
+    assert await rejection(read_body(on_connection(b"abcd"), 3)) == (
         TooLarge,
         "the body has 4 bytes; the maximum is 3",
         None,
     )
     assert held == [4]
-    assert await read_body(service(), on_connection(None, b"ab", b"c"), 4) == b"abc"
+    assert await read_body(on_connection(None, b"ab", b"c"), 4) == b"abc"
 
 
 async def test_a_body_that_stops_arriving_is_rejected() -> None:
-    assert await rejection(read_body(service(SHORT_PAUSE), request(b"ab", hang=True), 9)) == (
+    assert await rejection(read_body(request(b"ab", hang=True, service=make_service(SHORT_PAUSE)), 9)) == (
         TooSlow,
         "no byte of the body arrived for 0.01 seconds",
         None,
     )
-    assert await rejection(read_body(service(), request(b"ab", gone=True), 9)) == (
+    assert await rejection(read_body(request(b"ab", gone=True), 9)) == (
         CallerGone,
         "the client disconnected before the body was complete",
         None,
@@ -172,7 +173,7 @@ async def test_a_body_that_stops_arriving_is_rejected() -> None:
 
 async def test_the_deadline_also_bounds_the_reading_of_a_body() -> None:
     late = request(b"ab", hang=True, deadline=asyncio.get_running_loop().time() + 0.01)
-    assert await rejection(read_body(service(), late, 9)) == (
+    assert await rejection(read_body(late, 9)) == (
         TimedOut,
         "the deadline passed before the body was complete",
         None,
@@ -210,25 +211,27 @@ async def test_each_chunk_restarts_the_allowed_pause() -> None:
         return {"type": "http.request", "body": b"x", "more_body": chunks > 0}
 
     try:
-        assert await read_body(service(1.0), Request({"type": "http", "headers": []}, receive), 9) == b"x" * 6
+        sent = Request({"type": "http", "headers": []}, receive)
+        sent.service = make_service(1.0)
+        assert await read_body(sent, 9) == b"x" * 6
     finally:
         loop.time = clock  # type: ignore[method-assign]
 
 
 async def test_only_named_content_codings_are_accepted() -> None:
-    assert await read_body(service(), request(b"x", content_encoding="identity"), 9) == b"x"
-    assert await read_body(service(), request(b"x", content_encoding="GZip"), 9, ("gzip",)) == b"x"
-    assert await rejection(read_body(service(), request(b"x", content_encoding="br"), 9, ("gzip", "deflate"))) == (
+    assert await read_body(request(b"x", content_encoding="identity"), 9) == b"x"
+    assert await read_body(request(b"x", content_encoding="GZip"), 9, ("gzip",)) == b"x"
+    assert await rejection(read_body(request(b"x", content_encoding="br"), 9, ("gzip", "deflate"))) == (
         BadValue,
         "content-encoding is 'br'; allowed values: gzip, deflate",
         "content-encoding",
     )
-    assert await rejection(read_body(service(), request(b"x", content_encoding="gzip"), 9)) == (
+    assert await rejection(read_body(request(b"x", content_encoding="gzip"), 9)) == (
         BadValue,
         "content-encoding is 'gzip'; send the body as it is",
         "content-encoding",
     )
-    assert (await rejection(read_body(service(), request(b"1234567890"), 9)))[0] is TooLarge
+    assert (await rejection(read_body(request(b"1234567890"), 9)))[0] is TooLarge
 
 
 # Bodies in a file
@@ -243,14 +246,15 @@ async def test_a_large_body_is_written_to_a_file_in_large_parts() -> None:
             return super().write(part)
 
     file, chunk = File(), bytes(range(256)) * 2048  # 512 KiB
-    await spool_body(service(), request(chunk, b"x", chunk, b"y", b"z"), file)
+    await spool_body(request(chunk, b"x", chunk, b"y", b"z"), file)
     assert file.getvalue() == chunk + b"x" + chunk + b"yz"
     assert parts == [2**20 + 1, 2]
 
 
 async def test_a_body_for_a_file_has_the_same_limits() -> None:
     async def rejected(body: Request, pause: float = PAUSE) -> tuple[type[Exception], str, str | None]:
-        return await rejection(spool_body(service(pause, max_import_bytes=3), body, io.BytesIO()))
+        body.service = make_service(pause, max_import_bytes=3)
+        return await rejection(spool_body(body, io.BytesIO()))
 
     more = TooLarge, "the body has more than 3 bytes, the allowed maximum", None
     paused = TooSlow, "no byte of the body arrived for 0.01 seconds", None
@@ -271,31 +275,34 @@ class Body(RequestBody):
 
 
 async def test_a_json_body_is_read_as_a_model() -> None:
-    assert await read_json(service(), request(b'{"name":', b'"a"}'), Body) == Body(name="a")
-    assert await read_json(service(), request(), Body) == Body()
-    assert (await rejection(read_json(service(max_body_bytes=3), request(b'{"a": 1}'), Body)))[0] is TooLarge
-    assert (await rejection(read_json(service(SHORT_PAUSE), request(hang=True), Body)))[0] is TooSlow
+    assert await read_json(request(b'{"name":', b'"a"}'), Body) == Body(name="a")
+    assert await read_json(request(), Body) == Body()
+    assert (await rejection(read_json(request(b'{"a": 1}', service=make_service(max_body_bytes=3)), Body)))[
+        0
+    ] is TooLarge
+    assert (await rejection(read_json(request(hang=True, service=make_service(SHORT_PAUSE)), Body)))[0] is TooSlow
 
 
 @pytest.mark.parametrize(
     ("limit", "value_bytes"), [("max_prompt_characters", CHARACTER_BYTES), ("max_series_values", VALUE_BYTES)]
 )
 async def test_the_limits_of_json_depend_on_those_of_prompts_and_series(limit: str, value_bytes: int) -> None:
-    larger = service(**{limit: 5000})
+    larger = make_service(**{limit: 5000})
     size, commas = JSON_BYTES + 5000 * value_bytes, JSON_COMMAS + 5000
-    assert await rejection(read_json(larger, request(content_length=str(size + 1)), Body)) == (
+    assert await rejection(read_json(request(content_length=str(size + 1), service=larger), Body)) == (
         TooLarge,
         f"the body has {size + 1:,} bytes; the maximum is {size:,}",
         None,
     )
     message = f"the body has {commas + 1:,} commas, which separate values and names; the maximum is {commas:,}"
-    assert await rejection(read_json(larger, request(b"," * (commas + 1)), Body)) == (BadValue, message, None)
-    assert "commas" not in (await rejection(read_json(larger, request(b"," * commas), Body)))[1]
+    assert await rejection(read_json(request(b"," * (commas + 1), service=larger), Body)) == (BadValue, message, None)
+    assert "commas" not in (await rejection(read_json(request(b"," * commas, service=larger), Body)))[1]
 
 
 async def test_the_deadline_applies_while_a_large_body_waits_for_parsing() -> None:
     late = request(b"{%b}" % (b" " * (INLINE_SIZE + 1) * BYTES_PER_VALUE), deadline=asyncio.get_running_loop().time())
-    assert (await rejection(read_json(service(executor=BusyThreads()), late, Body)))[0] is TimedOut
+    late.service = make_service(executor=BusyThreads())
+    assert (await rejection(read_json(late, Body)))[0] is TimedOut
 
 
 OBJECTS: list[tuple[bytes, Any]] = [
@@ -368,7 +375,7 @@ async def test_a_form_has_texts_and_files(size: int) -> None:
     files = ("file", "a.png", b"x" * size), ("file", "", b"")
     for parts in (files, (("text", None, b"\xc3\xa9"), *files)):
         for kind in (TYPE, UNUSUAL_TYPE):
-            fields = await read_form(service(), request(form(*parts), content_type=kind), 2**22, 2)
+            fields = await read_form(request(form(*parts), content_type=kind), 2**22, 2)
             assert fields == [FormField(name, file, data if file is not None else "é") for name, file, data in parts]
 
 
@@ -394,7 +401,7 @@ def test_every_form_is_read_as_python_multipart_reads_it(
 
     async def outcome(kind: str) -> Any:
         try:
-            return await read_form(service(), request(content, content_type=kind), 10**6, 2)
+            return await read_form(request(content, content_type=kind), 10**6, 2)
         except BadValue as error:
             return error.message, error.param
 
@@ -403,7 +410,7 @@ def test_every_form_is_read_as_python_multipart_reads_it(
 
 async def test_a_wrong_form_is_rejected() -> None:
     async def rejected(content: bytes, content_type: str = TYPE) -> tuple[type[Exception], str, str | None]:
-        return await rejection(read_form(service(), request(content, content_type=content_type), 10**6, 1))
+        return await rejection(read_form(request(content, content_type=content_type), 10**6, 1))
 
     file = "file", "a", b"x"
     assert await rejected(form(file, file)) == (BadValue, "too many files were sent; the maximum is 1", "file")
@@ -417,12 +424,12 @@ async def test_a_wrong_form_is_rejected() -> None:
             "the multipart body cannot be read: the closing boundary is missing",
             None,
         )
-    assert await read_form(service(), request(b"--b--", content_type=TYPE), 10**6, 1) == []
+    assert await read_form(request(b"--b--", content_type=TYPE), 10**6, 1) == []
     assert (await rejected(b"", "text/plain"))[1] == "the multipart body cannot be read: Missing boundary in multipart."
     assert await rejected(form(file), f"{TYPE}; charset=utf-16") == (
         BadValue,
         "content-type has the charset 'utf-16'; names in a form are in utf-8",
         "content-type",
     )
-    assert len(await read_form(service(), request(form(file), content_type=f"{TYPE}; charset=UTF-8"), 10**6, 1)) == 1
-    assert (await rejection(read_form(service(), request(b"x" * 99, content_type=TYPE), 9, 1)))[0] is TooLarge
+    assert len(await read_form(request(form(file), content_type=f"{TYPE}; charset=UTF-8"), 10**6, 1)) == 1
+    assert (await rejection(read_form(request(b"x" * 99, content_type=TYPE), 9, 1)))[0] is TooLarge
