@@ -27,7 +27,6 @@ from fastapi_offline import FastAPIOffline
 from limits.aio.storage import Storage
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import api
 from app.api.admin_key import admin_key
@@ -38,7 +37,6 @@ from app.api.middleware.cors import cors
 from app.api.middleware.trusted_host import host_check
 from app.api.openapi import build_document
 from app.api.operation import Operation, Router, Service, unknown_path
-from app.errors import QuartetError
 from app.observability.access_log import AccessLog
 from app.observability.logs import configure_logging
 from app.observability.metrics import Metrics
@@ -124,7 +122,9 @@ def create_app(
     spooled = {operation.path for operation in operations if operation.spools_body}
     limited = BodyMemoryLimit(router, settings.max_buffered_bytes, spooled=spooled, limits=settings.limits)
     # Errors of RequestTelemetry do not pass ``limited``, but pages of allowed origins should be able to read them.
-    telemetry = RequestTelemetry(cors(limited, settings), metrics, log, lambda error: cors(_failure(error), settings))
+    telemetry = RequestTelemetry(
+        cors(limited, settings), metrics, log, lambda error, path: cors(error_response(error, path), settings)
+    )
     app.middleware_stack = telemetry
     app.state.on_rejected = telemetry.on_rejected
     return app
@@ -149,15 +149,6 @@ def _encoded_document(app: FastAPI, root_path: str) -> bytes:
 async def _missing_file(request: Request, error: Exception) -> Response:
     """Answer a request for a file of the documentation that does not exist."""
     return error_response(unknown_path(request.scope), request.scope["path"])
-
-
-def _failure(error: QuartetError) -> ASGIApp:
-    """Return an application that answers each request with an error."""
-
-    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        await error_response(error, scope["path"])(scope, receive, send)
-
-    return respond
 
 
 @asynccontextmanager

@@ -32,11 +32,11 @@ class RequestTelemetry:
     """Gives each request an id and a trace, measures and logs it, and creates a span if tracing is on.
 
     The ``root_path`` of a proxy is removed from the path, because all other code depends on the rest of the path.
-    ``failure`` creates the response to an error that no other code has handled.
+    ``failure`` creates the response to an error that no other code has handled, given the path.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, log: AccessLog, failure: Callable[[QuartetError], ASGIApp]
+        self, app: ASGIApp, metrics: Metrics, log: AccessLog, failure: Callable[[QuartetError, str], ASGIApp]
     ) -> None:
         self.app = app
         self.metrics = metrics
@@ -83,7 +83,7 @@ class RequestTelemetry:
         except asyncio.CancelledError:  # at shutdown, after the grace period
             if status == 499:  # nothing was sent yet
                 error: QuartetError = NotReady("the service stopped before it could answer")
-                await self.failure(error)(scope, receive, send_with_headers)
+                await self.failure(error, scope["path"])(scope, receive, send_with_headers)
         except CallerGone as gone:  # during a streamed response
             status, trace.error_code = gone.status, gone.code
         except Exception:
@@ -92,7 +92,7 @@ class RequestTelemetry:
                 error = QuartetError(
                     f"internal error; the log of the service has the traceback of request {request_id}"
                 )
-                await self.failure(error)(scope, receive, send_with_headers)
+                await self.failure(error, scope["path"])(scope, receive, send_with_headers)
         finally:
             self.metrics.running_requests -= 1
             end()  # only if no complete response was sent

@@ -89,7 +89,7 @@ def test_a_request_is_counted_before_its_answer_is_complete() -> None:
         sample_labels = {"route": "unknown", "method": "GET", "status": "200"}
         counts.append(metrics.registry.get_sample_value("quartet_requests_total", sample_labels) or 0)
 
-    telemetry = RequestTelemetry(app, metrics, AccessLog(), lambda error: app)
+    telemetry = RequestTelemetry(app, metrics, AccessLog(), lambda error, path: app)
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
     asyncio.run(telemetry(scope, no_message, send))
     asyncio.run(telemetry(scope, no_message, send))
