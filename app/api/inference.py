@@ -26,7 +26,6 @@ from app.observability.middleware import REQUEST_ID
 from app.serving.model import Model
 from app.store import Card
 from app.tasks import Task
-from app.tasks.imported.tensors import TensorJob
 from app.tasks.job import Job
 from app.tasks.text_generation import Continuation
 
@@ -85,15 +84,14 @@ async def run_job(call: Call[Any], job: Job, protocol: Protocol) -> Response:
         CallerGone, TimedOut: the client disconnected, or the deadline passed.
     """
     request, model, executor = call.request, call.model, call.request.models.parse_executor
-    engine = (isinstance(job, TensorJob) and model.tensors) or model.engine
-    predictor = getattr(model.predictor, "tensors", model.predictor) if isinstance(job, TensorJob) else model.predictor
+    predictor = model.predictor
     items = await run_before_deadline(request, executor, job.prepare_size, predictor.prepare, job)
     hold_memory(request, job.memory_bytes(items))
     if job.streamed:
         events = _events(call, job, predictor.finish(job, items, items), protocol)
         return EventStream(request, events, protocol.stream_end, model=call.model.id)
     async with Deadline(request):
-        outputs = await engine.submit(items)
+        outputs = await model.engine.submit(items)
 
         def respond() -> Response:
             content = protocol.encode(call, job, predictor.finish(job, items, outputs))

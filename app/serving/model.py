@@ -36,7 +36,7 @@ class Model(Generic[P]):
     predictor: P
     engine: Engine
     explainer: Batcher[Any, Any] | None = None  # computes ``predictor.explain`` in batches, if it exists
-    tensors: Batcher[Any, Any] | None = None  # computes requests of tensors, for imported classifiers
+    tensors: Model[Any] | None = None  # computes requests of tensors, for imported classifiers
 
     @property
     def id(self) -> str:
@@ -46,7 +46,7 @@ class Model(Generic[P]):
     @property
     def engines(self) -> list[Engine]:
         """All engines that compute with the version."""
-        return [engine for engine in (self.engine, self.explainer, self.tensors) if engine]
+        return [engine for engine in (self.engine, self.explainer, self.tensors and self.tensors.engine) if engine]
 
     def stream(self, texts: Sequence[Continuation]) -> AsyncGenerator[None, None]:
         """Yield whenever some of the texts have new characters, as ``TextEngine.stream`` does."""
@@ -99,7 +99,7 @@ def with_engines(prepared: Prepared, settings: Settings, executor: Executor, obs
     splitter = predictor if hasattr(predictor, "split") else None
     explainer = tensors = None
     if runner := getattr(predictor, "tensors", None):
-        tensors = batcher(runner, runner.predict, runner.seconds, runner)
+        tensors = Model(card, runner, batcher(runner, runner.predict, runner.seconds, runner))
     if hasattr(predictor, "explain"):  # imported networks have no heat maps
         explainer = batcher(predictor, predictor.explain, lambda _: math.inf)  # never on the event loop
     engine = batcher(predictor, predictor.predict, predictor.seconds, splitter)

@@ -59,8 +59,8 @@ async def infer(request: Request) -> Response:
     """
     settings = request.settings
     model = await model_in_path(request)
-    engine = model.tensors or model.engine
-    engine.admit(1)  # reject before the body is read
+    model = model.tensors or model
+    model.engine.admit(1)  # reject before the body is read
     tensors = tensor_model(model.card, settings)
     characters = settings.limits.max_prompt_characters
     limit = max_bytes(request, CHARACTER_BYTES * characters + VALUE_BYTES * tensors.values)
