@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired
+from typing import Any, NotRequired
 
-import numpy as np
 from pydantic import Field
 from starlette.responses import Response
 from torch import Tensor
@@ -252,17 +251,21 @@ async def _explain(call: Call[list[ImageFile]], job: ClassifyJob) -> Response:
     if model.explainer is None:
         name = model.card.name
         raise BadValue(f"explain is true; heat maps are not supported for imported networks, such as {name}", "explain")
+
+    def respond(outputs: Sequence[Any]) -> Response:
+        probabilities, heat_maps = zip(*outputs, strict=True)
+        content = encode(call, job, ClassifyAnswer(probabilities))
+        for file, result, heat_map in zip(call.body, content["results"], heat_maps, strict=True):
+            image = decoder.open(file.content, max_pixels, file.param)
+            result["explanation"] = base64.b64encode(overlay_heat_map(image, heat_map)).decode()
+        return json_response(content)
+
     executor.admit()
     async with Deadline(call.request):
         if await executor.run(_total_pixels, decoder, call.body, max_pixels) > LARGE_PIXELS:
             executor = models.large_image_executor
         items = job.pixels or await decode_images(models, decoder, call.body, max_pixels)
-        outputs, heat_maps = zip(*await model.explainer.submit(items), strict=True)
-        content = encode(call, job, ClassifyAnswer(outputs))
-        for file, result, heat_map in zip(call.body, content["results"], heat_maps, strict=True):
-            # one call for each image, so that no more calls start after a disconnect
-            result["explanation"] = await executor.run(_explanation, decoder, file, heat_map, max_pixels)
-        return await executor.run(json_response, content)
+        return await executor.run(respond, await model.explainer.submit(items))
 
 
 def _total_pixels(decoder: ImageDecoder, files: Sequence[ImageFile], max_pixels: int) -> int:
@@ -276,12 +279,6 @@ def _total_pixels(decoder: ImageDecoder, files: Sequence[ImageFile], max_pixels:
             f"the images have {total:,} pixels in all; with explain, the maximum is {max_pixels:,}", "explain"
         )
     return total
-
-
-def _explanation(decoder: ImageDecoder, file: ImageFile, heat_map: np.ndarray, max_pixels: int) -> str:
-    """Return the image with its heat map over it, as a PNG file in base64."""
-    image = decoder.open(file.content, max_pixels, file.param)
-    return base64.b64encode(overlay_heat_map(image, heat_map)).decode()
 
 
 OPERATIONS = [
