@@ -31,7 +31,7 @@ from starlette.responses import Response
 from app import api
 from app.api.admin_key import admin_key
 from app.api.errors import error_response
-from app.api.middleware.api_keys import api_keys, close_storage, limit_storage
+from app.api.middleware.api_keys import ApiKeys, api_keys, close_storage, limit_storage
 from app.api.middleware.body_memory import BodyMemoryLimit
 from app.api.middleware.cors import cors
 from app.api.middleware.trusted_host import host_check

@@ -91,7 +91,12 @@ async def test_no_event_is_generated_while_the_reader_is_slow() -> None:
         if sent == 3:
             await gate.wait()
 
-    sending = asyncio.ensure_future(stream(generate_events())({}, receive_nothing, send))
+    async def receive() -> Any:
+        return await asyncio.Event().wait()
+
+    request = Request({"type": "http", "headers": []}, receive)
+    request.scope[DEADLINE] = asyncio.get_running_loop().time() + 30
+    sending = asyncio.ensure_future(EventStream(request, generate_events())({}, receive, send))
     for _ in range(10):
         await asyncio.sleep(0)
     assert generated == 2

@@ -26,7 +26,6 @@ from app import key_file, store
 from app.api.middleware.cors import cors
 from app.api.middleware.trusted_host import host_check
 from app.errors import BadValue
-from app.observability.middleware import SECURITY_HEADERS
 from app.settings import Settings, SettingsError
 from app.store import Store
 

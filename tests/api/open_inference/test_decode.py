@@ -104,7 +104,7 @@ def test_a_body_without_json_is_one_row_of_a_model_with_rows() -> None:
         with pytest.raises(BadValue, match=problem):
             decode_raw(bytes(48), ModelTensor("x", ("FP32",), shape))
     with pytest.raises(BadValue, match="inference-header-content-length is '\u00b2'"):
-        decode_request(b"{}", "\u00b2", model(FLOATS))
+        decode_request(b"{}", "\u00b2", model(FLOATS), 0)
 
 
 def test_little_more_than_the_limit_is_decompressed() -> None:

@@ -6,8 +6,7 @@ import pytest
 from fastapi import Request
 from pydantic import BaseModel, Field
 
-from app.api.request_head import preferred_media_type, read_query
-from app.errors import BadValue
+from app.api.request_head import preferred_media_type
 
 
 def request(query: str = "") -> Request:
@@ -17,12 +16,6 @@ def request(query: str = "") -> Request:
 class Query(BaseModel):
     name: str = "none"
     rows: int = Field(1, le=9)
-
-
-def test_query_parameters_are_read_as_a_model() -> None:
-    assert read_query(request(), Query) == Query()
-    assert read_query(request("rows=3&name=a%20b"), Query) == Query(name="a b", rows=3)
-    assert read_query(request("name="), Query) == Query(name="")
 
 
 @pytest.mark.parametrize(
