@@ -31,13 +31,13 @@ from app.tasks.forecasting import GlobalForecaster, QuantileForecast, WindowFore
 from training import cards, refit
 from training.configs.series import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
 from training.data import datasets
-from training.data.tables import READER_OPTIONS
+from training.data.tables import TableOptions
 from training.evaluation import forecaster as m4
 from training.evaluation import intervals
 from training.loops import own_series
 from training.loops.fit import AveragedRecipe, fit
 from training.loops.forecaster import pretrain
-from training.options import Options, parse_options
+from training.options import Options, flags, parse_options
 from training.run import Run, metric, run_command
 
 CLASSICAL_WINS = 3  # exit status
@@ -46,16 +46,7 @@ FREE_RUNNING_STEPS = 50  # length of the free-running forecasts that are measure
 OPTIONS: dict[str, dict[str, Any]] = {
     "--csv": {"metavar": "FILE", "type": Path, "help": "CSV, Excel or Parquet file with your series"},
     "--json": {"action": "store_true", "help": "with --preview: print JSON"},
-    **READER_OPTIONS,
-    "--known-covariates": {
-        "metavar": "NAME",
-        "help": "columns whose future values are known in advance, such as price,promo. Requests then contain their "
-        "future values",
-    },
-    "--holidays": {
-        "metavar": "COUNTRY",
-        "help": "use the public holidays of a country, such as DE, or of a subdivision, such as DE-BY",
-    },
+    **flags(TableOptions),
     "--from": {
         "metavar": "NAME",
         "dest": "origin",

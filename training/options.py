@@ -7,12 +7,12 @@ import dataclasses
 import os
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from app import store
 from app.store import Store
@@ -106,6 +106,23 @@ def parsed(hint: Any) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{text}; {reason}") from None
 
     return parse
+
+
+def flags(options: type[BaseModel], omit: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return the options of a command for the fields of a class, with the keyword arguments of ``add_argument``."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, field in options.model_fields.items():
+        if name in omit:
+            continue
+        hint: Any = field.annotation
+        settings: dict[str, Any] = {"type": parsed(hint)}
+        if hint is bool:
+            settings = {"action": "store_true"}
+        elif typing.get_origin(hint) is list:
+            settings = {"type": parsed(typing.get_args(hint)[0]), "nargs": "+"}
+        text = " ".join((field.description or "").split()).replace("%", "%%")
+        found[f"--{name.replace('_', '-')}"] = {**settings, "help": text}
+    return found
 
 
 def parse_options(

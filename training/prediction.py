@@ -21,7 +21,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from app.store import Card, SeriesTraits
-from app.tables import TableError
 from app.tables.forecast import TableSeries, forecast_rows, series_of
+from app.tables.messages import TableError
 from app.tasks.forecasting import MAX_READ
 from app.tasks.image_codecs import image_grid, png
 from training.backends import Request, open_backend
@@ -40,8 +40,8 @@ from training.configs.numbers import Count
 from training.data import texts
 from training.data.datasets import DataError
 from training.data.image_lists import SUFFIXES
-from training.data.tables import READER_OPTIONS, read_tidy, reader_options
-from training.options import STORE, STORE_HELP, Parser, parsed
+from training.data.tables import TableOptions, read_tidy, reader_options
+from training.options import STORE, STORE_HELP, Parser, flags, parsed
 
 Row = dict[str, Any]
 IMAGES_PER_REQUEST = 64
@@ -111,16 +111,10 @@ def series(options: Namespace, card: Card) -> list[Item]:
     if bool(names) != (options.future is not None):
         known = f"known covariates {', '.join(names)}" if names else "no known covariates"
         raise DataError(f"{card.name} has {known}; {'add' if names else 'omit'} --future")
-    read_as = replace(
-        reader_options(vars(options)),
-        known_covariates=",".join(names) or None,
-        holidays=calendar.country if calendar else None,
-    )
-    table, season = read_tidy(options.input, read_as), traits.season or 1
+    read_as = reader_options(vars(options))
+    table, season = read_tidy(options.input, read_as, names), traits.season or 1
     horizon = options.horizon or (None if names else season if season > 1 else DEFAULT_HORIZON)
-    future = {
-        name: read_tidy(options.future, replace(read_as, columns=[name], known_covariates=None)) for name in names
-    }
+    future = {name: read_tidy(options.future, read_as.model_copy(update={"column": [name]})) for name in names}
 
     def item(one: TableSeries) -> Item:
         request = {"values": one.values, "horizon": len(one.steps), "levels": options.levels}
@@ -273,7 +267,7 @@ def arguments(argv: Sequence[str] | None) -> Namespace:
     parser.option("--key", metavar="KEY", help="API key of the service")
     parser.option("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
     parser.option("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.options("reading a table, as in training.lstm", READER_OPTIONS)
+    parser.options("reading a table, as in training.lstm", flags(TableOptions, omit=("known_covariates", "holidays")))
     return parser.parse_args(argv)
 
 

@@ -4,9 +4,5 @@ This package needs the extra ``tables``: pandas and openpyxl; Parquet files need
 The service must not import it at start-up.
 ``read`` runs all steps: ``files`` reads the cells, ``header`` finds the column names, ``layout`` melts wide tables,
 ``columns`` finds time stamps, values and groups, ``grid`` finds the time step, and ``tidy`` fills the steps.
-``numbers`` and ``times`` parse cells.
+``numbers`` and ``times`` parse cells. ``messages`` and ``options`` need no pandas.
 """
-
-
-class TableError(ValueError):
-    """The table cannot be read, or is ambiguous. The message names the option that resolves the ambiguity."""

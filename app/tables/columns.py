@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from app.tables import TableError, grid, numbers, times
+from app.tables import grid, numbers, times
 from app.tables.header import Body, as_texts, is_time_name
+from app.tables.messages import NO_TIME, TableError, choice, option
 from app.tables.times import Reading
 
 INDEX_NAME = re.compile(r"|index|id|no\.?|nr\.?|#|obs|observation|rownames|unnamed: 0(\.\d+)?", re.IGNORECASE)
@@ -22,6 +22,8 @@ CODE_NAME = re.compile(
     r"long?|latitude|longitude)|invoice|receipt|ticket|transaction|account|customer|rechnung|beleg|kunde|minute|second|"
     r".*(week|month|day|dow|hour|year|quarter|date|mnth|yr|hr|decimal).*)|[A-Za-z]+(Id|ID|No|Nr|Code|Key)"
 )
+
+PARTS = f"{option('time', 'Year,Month')} {option('format', '%Y %m')}"  # an example in messages
 
 
 def readings(body: Body, name: str) -> list[Reading]:
@@ -47,9 +49,9 @@ def find_times(body: Body, taken: Sequence[str]) -> Reading | None:
         TableError: several columns or several formats are possible, or time stamps cannot be read.
     """
     names, time = list(body.frame.columns), body.options.time
+    if time == "none" and time not in names:
+        return None
     if time is not None:
-        if time not in names and time.lower() == "none":
-            return None
         return read_times(body, [time] if time in names else [name.strip() for name in time.split(",")])
     candidates = [name for name in names if name not in taken]
     numeric = [name for name in candidates if body.column(name).share > 0.8]
@@ -58,9 +60,7 @@ def find_times(body: Body, taken: Sequence[str]) -> Reading | None:
     found = [name for name in candidates if holds_times(body, name)]
     strong = [name for name in found if name not in numeric] or found[:1]
     if len(strong) > 1:
-        raise TableError(
-            f"several columns hold time stamps; choose one: {' or '.join(f'--time {name!r}' for name in strong)}"
-        )
+        raise TableError(f"several columns hold time stamps; choose one: {choice('time', strong)}")
     words = [name for name in candidates if body.column(name).share <= 0.5 and len(body.column(name).others) > 1]
     if strong or body.options.format is not None:
         date = read_times(body, strong or (words or names)[:1])
@@ -72,8 +72,10 @@ def find_times(body: Body, taken: Sequence[str]) -> Reading | None:
     for name in numeric:
         possible = [own for own in times.numeric_readings(body.column(name).values) if grid.is_regular(own)]
         if possible and not INDEX_NAME.fullmatch(name):
-            options = f"--time {name!r}, or --time none to read it as values"
-            raise TableError(f"column {name!r} may hold time stamps ({possible[0].label}) or values; use {options}")
+            raise TableError(
+                f"column {name!r} may hold time stamps ({possible[0].label}) or values; use {option('time', name)}, or "
+                f"{NO_TIME} to read it as values"
+            )
     if words:
         raise _unreadable(body, words[:1])
     return None
@@ -92,9 +94,9 @@ def read_times(body: Body, names: list[str]) -> Reading:
         try:
             found = [times.with_format(cells, pattern)]
         except (ValueError, re.error) as error:
-            raise TableError(f"--format {pattern}: {error}") from error
+            raise TableError(f"{option('format', pattern)}: {error}") from error
         if found[0].times.notna().sum() < 0.8 * cells.notna().sum() or not re.search("%[YyG]", pattern):
-            raise TableError(f"--format {pattern} does not fit the cells of {label}, for example {example!r}")
+            raise TableError(f"{option('format', pattern)} does not fit the cells of {label}, for example {example!r}")
     else:
         found = readings(body, names[0]) if len(names) == 1 else times.readings(cells)
     if not found:
@@ -104,10 +106,9 @@ def read_times(body: Body, names: list[str]) -> Reading:
     if len(found) > 1:
         separator = next(iter(re.findall(r"[-/. ]", example)), "/")
         formats = [re.sub(r"[-/ ]", separator, own.label) for own in found if "%" in own.label]
-        options = " or ".join(f"--format {shlex.quote(own)}" for own in formats)
         raise TableError(
-            f"column {label}: the time stamp {example!r} is ambiguous: {', '.join(own.label for own in found)}; "
-            f"choose {options or 'another column with --time, or --time none'}"
+            f"column {label}: the time stamp {example!r} is ambiguous: {', '.join(own.label for own in found)}; choose "
+            f"{choice('format', formats) or f'{NO_TIME} or another column'}"
         )
     return replace(found[0], names=names)
 
@@ -116,15 +117,16 @@ def _unreadable(body: Body, names: list[str]) -> TableError:
     example = next(iter(as_texts(body.frame[names[0]]).dropna()), "")
     return TableError(
         f"column {', '.join(map(repr, names))} holds no time stamps that can be read, for example {example!r}; give "
-        "their format, for example --format %d.%m.%Y, or --time Year,Month --format '%Y %m' for two columns; or "
-        "use --time none if there are none and the rows are in the order of time; or --by-rows if each row is a series"
+        f"their format, for example {option('format', '%d.%m.%Y')}; or use {NO_TIME} if there are none and the rows "
+        f"are in the order of time; or {option('by_rows')} if each row is a series"
     )
 
 
 def value_columns(body: Body, used: Sequence[str]) -> list[str]:
-    """Return the names of the columns of values: all columns of numbers, except a first column of row numbers.
+    """Return the names of the columns of values: all columns of numbers, except row numbers.
 
-    A column with many numbers and some other texts is one of them. ``used``: columns that hold time stamps, groups or
+    A column with many numbers and some
+    other texts is a column of values. ``used``: columns that hold time stamps, groups or
     known values.
 
     Raises:
@@ -136,8 +138,8 @@ def value_columns(body: Body, used: Sequence[str]) -> list[str]:
     for name in (name for name in body.frame.columns if name not in used and not body.column(name).missing.all()):
         column = body.column(name)
         if numbers_rows(body, name):
-            body.remarks.append(f"column {name!r} only numbers the rows, so it is left out; --column {name!r} reads it")
-        elif column.share > 0.3 or column.others.str.fullmatch(numbers.UNIT).mean() > 0.5:
+            body.leave_out(name, "only numbers the rows")
+        elif column.share > 0.3 or column.others.str.fullmatch(numbers.WITH_UNIT).mean() > 0.5:
             is_code = CODE_NAME.fullmatch(name) or is_time_name(name) or body.texts(name).str.fullmatch(r"0\d+").any()
             (suspect if is_code else selected).append(name)
         else:
@@ -145,8 +147,7 @@ def value_columns(body: Body, used: Sequence[str]) -> list[str]:
     if suspect:
         raise TableError(
             f"column {suspect[0]!r} may hold values, codes or a part of the date; name the columns to read with "
-            f"--column {shlex.join(selected or suspect)}, or all columns of the time, such as --time Year,Month "
-            "--format '%Y %m'"
+            f"{option('column', *(selected or suspect))}, or all columns of the time, such as {PARTS}"
         )
     if not selected:
         raise TableError(f"has no column of numbers; its columns are: {', '.join(body.frame.columns)}")
@@ -177,22 +178,22 @@ def parse_values(body: Body, names: Sequence[str]) -> pd.DataFrame:
     signs = pd.concat([own.numbers.index.to_series() for own in columns.values()]).str.contains(",", regex=False)
     if signs.any() or (sign == "," and any(len(own.dotted) for own in columns.values())):
         body.remarks.append(f"the decimal separator is {sign!r}")
-    keep = body.options.missing or ()
+    missing = body.options.missing
     return pd.DataFrame(
-        {name: numbers.parse(name, own, sign, keep, body.rows, body.remarks) for name, own in columns.items()}
+        {name: numbers.parse(name, own, sign, missing, body.rows, body.remarks) for name, own in columns.items()}
     )
 
 
-def group_columns(body: Body, used: Sequence[str], values: Sequence[str], time: Reading) -> list[str]:
+def group_columns(body: Body, used: Sequence[str], values: Sequence[str], stamps: pd.Series) -> list[str]:
     """Return the columns of words that name the series of each row, so that no series has the same time stamp twice.
 
-    Return [] if no time stamp occurs twice, or if --aggregate combines all rows with the same time stamp.
+    Return [] if no time stamp occurs twice, if no columns separate such rows, or if rows with the same time stamp are
+    combined.
 
     Raises:
-        TableError: no columns, or several columns, separate the rows with the same time stamp; or a column may hold
-            the names of several series whose rows alternate.
+        TableError: several columns separate the rows with the same time stamp; or a column may hold the names of
+            several series whose rows alternate.
     """
-    stamps = time.times
     words = [
         name for name in body.frame.columns
         if name not in (*used, *values) and body.texts(name).str.contains(r"[^\W\d_]").all()
@@ -202,32 +203,20 @@ def group_columns(body: Body, used: Sequence[str], values: Sequence[str], time: 
         for name, own in codes.items():
             parts = [Reading("", "", part) for _, part in stamps.groupby(own)]
             if 1 < len(parts) <= len(own) / 3 and all(map(grid.is_regular, parts)):
-                choice = f"--group {shlex.quote(name)}, or --group none for one series"
-                raise TableError(f"column {name!r} may name several series; use {choice}")
+                options = f"{option('group', name)}, or {option('group', 'none')} for one series"
+                raise TableError(f"column {name!r} may name several series; use {options}")
         return []
-    options = body.options
-    if options.aggregate and not options.resample:
+    if body.options.aggregate and not body.options.resample:
         return []
-    found = {codes[name].to_numpy().tobytes(): [name] for name in reversed(words) if _separates(codes[name], stamps)}
-    if not found and len(words) > 1 and _separates(pd.DataFrame(codes).groupby(words, sort=False).ngroup(), stamps):
-        found = {b"": words}
+    found = {codes[name].to_numpy().tobytes(): name for name in reversed(words) if _separates(codes[name], stamps)}
     if len(found) > 1:
-        choice = " or ".join(f"--group {shlex.quote(name)}" for (name,) in reversed(found.values()))
-        raise TableError(f"several columns can name the series; use {choice}")
-    if found or options.aggregate:
-        groups = next(iter(found.values()), [])
-        body.remarks += [f"each value of {', '.join(groups)} is a series (--group)"] if groups else []
-        return groups
-    at = int(np.argmax(stamps.duplicated()))
-    first = int(np.argmax(stamps == stamps[at]))
-    others = [name for name in body.frame.columns if name not in used]
-    raise TableError(
-        f"rows {body.rows[first]} and {body.rows[at]} have the same time stamp {stamps[at]}; use --aggregate sum, "
-        "mean or last to combine such rows; or --group with the columns that name the series "
-        f"({', '.join(others[:9])}); or --time with all columns of the time, such as --time "
-        f"{shlex.quote(','.join(time.names))},hour, and their --format; or --time none if each row is one step and the "
-        "rows are in the order of time"
-    )
+        raise TableError(f"several columns can name the series; use {choice('group', [*reversed(found.values())])}")
+    groups = [*found.values()]
+    if not found and len(words) > 1 and _separates(pd.DataFrame(codes).groupby(words, sort=False).ngroup(), stamps):
+        groups = words
+    if groups:
+        body.remarks.append(f"each value of {', '.join(groups)} is a series")
+    return groups
 
 
 def _separates(codes: pd.Series, stamps: pd.Series) -> bool:

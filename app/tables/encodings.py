@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 
-from app.tables import TableError
+from app.tables.messages import TableError, option
 
 MARKS = [(codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")]
 MARKS += [(codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")]
@@ -44,15 +44,15 @@ def decode(content: bytes, encoding: str | None = None) -> tuple[str, str]:
     try:
         return content.decode(chosen), chosen.removesuffix("-sig")
     except LookupError as error:
-        raise TableError(f"--encoding {encoding}: Python knows no such encoding") from error
+        raise TableError(f"{option('encoding', chosen)}: Python knows no such encoding") from error
     except UnicodeDecodeError as error:
         place = f"byte 0x{content[error.start]:02x} at byte offset {error.start:,}"
         if encoding or mark:
-            raise TableError(f"is not {chosen}: {place}; choose another --encoding") from error
+            raise TableError(f"is not {chosen}: {place}; choose another {option('encoding')}") from error
         text = content.decode("cp1252", "replace")
         if not {character for character in text if character > "\x7f"} <= WESTERN or re.search("[À-ÿ]{3}", text):
             raise TableError(
-                f"is not UTF-8: {place}; give its encoding, for example --encoding cp1250, cp1251, cp437, mac_roman or "
-                "shift_jis"
+                f"is not UTF-8: {place}; give its encoding, for example {option('encoding', 'cp1250')}, cp1251, cp437, "
+                "mac_roman or shift_jis"
             ) from error
         return text, "cp1252"

@@ -17,8 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from app.tables import TableError
 from app.tables.encodings import decode
+from app.tables.messages import TableError, choice, option
 from app.tables.options import ReadOptions
 
 SEPARATORS = {";": "semicolon", "\t": "tab", "|": "vertical bar", ",": "comma", " ": "spaces"}
@@ -75,7 +75,7 @@ def read_sheet(content: bytes, options: ReadOptions, max_cells: float = math.inf
             if "xl/workbook.xml" in members:
                 return _read_excel(content, options.sheet, max_cells)
             if len(members) != 1:
-                raise TableError(f"is a ZIP archive of {len(members)} files; unpack it and name one file")
+                raise TableError(f"is a ZIP archive of {len(members)} files; unpack it, and name one file")
             content = archive.read(members[0])
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise TableError(f"is damaged or encrypted: {error}") from error
@@ -86,7 +86,7 @@ def read_sheet(content: bytes, options: ReadOptions, max_cells: float = math.inf
     if content.startswith(b"PAR1"):
         return _read_parquet(content)
     if options.sheet is not None:
-        raise TableError(f"is no Excel file, so it has no sheet {options.sheet!r}; omit --sheet")
+        raise TableError(f"is no Excel file, so it has no sheet {options.sheet!r}; omit {option('sheet')}")
     return _read_text(content, options, max_cells)
 
 
@@ -122,8 +122,7 @@ def _read_excel(content: bytes, name: str | None, max_cells: float) -> Sheet:
     tables = [title for title, sheet in sheets.items()
               if sheet.sheet_state == "visible" and sheet.max_row >= MIN_SHEET_ROWS]  # fmt: skip
     if name is None and len(tables) > 1:
-        options = " or ".join(f"--sheet {title!r}" for title in tables)
-        raise TableError(f"has several sheets with tables; choose one: {options}")
+        raise TableError(f"has several sheets with tables; choose one: {choice('sheet', tables)}")
     name = name or next(iter(tables or sheets))
     sheet = sheets[name]
     frame = pd.DataFrame(sheet.values, dtype=object)
@@ -183,7 +182,7 @@ def _read_text(content: bytes, options: ReadOptions, max_cells: float) -> Sheet:
             skip_blank_lines=False, index_col=False,
         )  # fmt: skip
     except (pd.errors.ParserError, ValueError) as error:
-        raise TableError(f"is not a CSV file with --separator {separator!r}: {str(error).strip()}") from error
+        raise TableError(f"is not a CSV file with {option('separator', separator)}: {str(error).strip()}") from error
     frame.index += 1
     if len(frame) == len(lines):  # otherwise, a cell has several lines
         frame = frame[[bool(line.strip()) for line in lines]]  # a line of separators is a row, an empty line is none
@@ -209,6 +208,7 @@ def _separator(sample: Sequence[str]) -> str:
     best = max(counts, key=counts.__getitem__)
     if not counts[best] and sum(re.search(r"\S\s+\S", line) is not None for line in sample) > len(sample) / 2:
         raise TableError(
-            "may have cells that are separated by spaces; use --separator ' ', or --separator , for one column"
+            f"may have cells that are separated by spaces; use {option('separator', ' ')}, or "
+            f"{option('separator', ',')} for one column"
         )
     return best

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from app.tables import TableError
+from app.tables.messages import TableError, option
 from app.tables.read import TidyTable
 
 
@@ -58,7 +58,8 @@ def series_of(
         for column, own in ahead.items():
             if len(own) < count or (isinstance(last, pd.Timestamp) and list(own["ds"][:count]) != steps):
                 raise TableError(
-                    f"--future needs {column} of {str(name)!r} for each of the {count} steps from {times[len(frame)]}"
+                    f"{option('future')} needs {column} of {str(name)!r} for each of the {count} steps from "
+                    f"{times[len(frame)]}"
                 )
         yield TableSeries(
             str(name),

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
-from app.tables import TableError
+from app.tables.messages import TableError, option
 from app.tables.times import Reading
 
 SECOND, DAY = 10**6, 86_400 * 10**6  # microseconds
@@ -135,7 +135,7 @@ def resample(step: str, times: pd.Series) -> tuple[pd.Series, str]:
             raise ValueError("a time step must be longer than 0")
         return times.dt.floor(offset), ""
     except ValueError as error:
-        raise TableError(f"--resample {step}: {error}; allowed are h, D, W, M, Q, Y and 15min") from error
+        raise TableError(f"{option('resample', step)}: {error}; allowed are h, D, W, M, Q, Y and 15min") from error
 
 
 def incomplete(step: str, times: pd.Series) -> dict[pd.Timestamp, str]:
@@ -162,5 +162,7 @@ def incomplete(step: str, times: pd.Series) -> dict[pd.Timestamp, str]:
         if inside[at] == outside[at]
     }
     if len(result) == resample(step, pd.Series(own))[0].nunique():
-        raise TableError(f"--resample {step}: the rows from {times.min()} to {times.max()} cover no whole time step")
+        raise TableError(
+            f"{option('resample', step)}: the rows from {times.min()} to {times.max()} cover no whole time step"
+        )
     return result

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from app.tables import TableError
 from app.tables.files import Sheet
-from app.tables.numbers import UNIT, Column, written
+from app.tables.messages import TableError, option
+from app.tables.numbers import WITH_UNIT, Column, written
 from app.tables.options import ReadOptions
 from app.tables.times import Reading, are_times
 
@@ -52,8 +52,8 @@ class Body:
     def column(self, name: str) -> Column:
         """Return the parsed cells of a column."""
         if name not in self.columns:
-            missing = [text for text in self.options.missing or () if text != "none"]
-            self.columns[name] = Column(self.frame[name], missing, self.options.unit or ())
+            missing = [text for text in self.options.missing if text != "none"]
+            self.columns[name] = Column(self.frame[name], missing)
         return self.columns[name]
 
     def texts(self, name: str) -> pd.Series:
@@ -65,6 +65,10 @@ class Body:
         if not rows.all():
             self.frame, self.rows = self.frame[rows].reset_index(drop=True), self.rows[rows.to_numpy()]
             self.columns, self.readings = {}, {}
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Say why a column of numbers is not read."""
+        self.remarks.append(f"column {name!r} {reason}, so it is left out; {option('column', name)} reads it")
 
     def empty(self, names: Collection[str] = ()) -> pd.Series:
         """Return whether all cells of each row are missing, except those in the columns ``names``."""
@@ -96,23 +100,18 @@ def locate(sheet: Sheet, options: ReadOptions) -> Body:
     Raises:
         TableError: there is no header, or it is ambiguous.
     """
-    cells, header = sheet.cells, options.header
+    cells = sheet.cells
     filled = cells.notna().any(axis=1)
     if not filled.any():
         raise TableError("has no cells with values")
-    if sheet.names is not None:
-        names, start = sheet.names, 0
-    elif header == [0]:
-        names, start = [f"column {at}" for at in range(1, cells.shape[1] + 1)], 0
-    else:
-        at = [_detect(cells[filled].iloc[:SAMPLE_ROWS])] if header is None else header
-        if not set(at) <= {*cells.index[filled]}:
-            raise TableError(f"--header {' '.join(map(str, at))}: the file has no such row with cells")
-        texts = cells.loc[list(at)].apply(as_texts)
-        texts.iloc[:-1] = texts.iloc[:-1].ffill(axis=1)  # a blank in an upper row repeats the cell to its left
-        names = [" ".join(dict.fromkeys(texts[column].dropna())) for column in texts]
-        start = int(cells.index.get_indexer(pd.Index(at[-1:]))[0]) + 1
-        if above := int(filled.iloc[: start - len(at)].sum()):
+    names, start = sheet.names or [f"column {at}" for at in range(1, cells.shape[1] + 1)], 0
+    if sheet.names is None and options.header != 0:
+        row = options.header or _detect(cells[filled].iloc[:SAMPLE_ROWS])
+        if row not in cells.index[filled]:
+            raise TableError(f"{option('header', str(row))}: the file has no such row with cells")
+        start = int(cells.index.get_indexer(pd.Index([row]))[0]) + 1
+        names = as_texts(cells.iloc[start - 1]).fillna("").tolist()
+        if above := int(filled.iloc[: start - 1].sum()):
             sheet.remarks.append(f"{above} rows before the header are left out, the first in row {filled.idxmax()}")
     cells = cells.iloc[start:]
     if not filled.iloc[start:].any():
@@ -122,20 +121,19 @@ def locate(sheet: Sheet, options: ReadOptions) -> Body:
     if reach.max() > width or max(sheet.widths[cells.index[0] - 1 :], default=width) < width:
         raise TableError(
             f"row {reach.idxmax()} has {reach.max()} cells, but the header has {width}; put quotes around cells and "
-            "names that contain the separator, or choose another --separator or --header; if the extra comma is a "
-            "decimal comma, save the file with semicolons"
+            f"names that contain the separator, or choose another {option('separator')} or {option('header')}; if the "
+            "extra comma is a decimal comma, save the file with semicolons"
         )
     cells.columns = names
     cells = cells.loc[:, [bool(name) or bool(cells.iloc[:, at].notna().any()) for at, name in enumerate(names)]]
     if repeated := sorted({*cells.columns[cells.columns.duplicated()]}):
         shown = ", ".join(map(repr, repeated))[:80]
         raise TableError(
-            f"column names must be unique; {shown} occurs more than once; rename or delete one, or join the names of "
-            "several rows, such as --header 1 2"
+            f"column names must be unique; {shown} occurs more than once; rename or delete one, or write the names of "
+            "several rows into one row"
         )
-    cells = cells[~(cells.isna() | (cells == "---")).all(axis=1) | cells.isna().all(axis=1)]  # a line between rows
-    frame = cells.reset_index(drop=True)
-    return Body(frame.infer_objects(), cells.index.to_numpy(), sheet.separator, sheet.remarks, options)
+    frame = cells.reset_index(drop=True).infer_objects()
+    return Body(frame, cells.index.to_numpy(), sheet.separator, sheet.remarks, options)
 
 
 def _reach(cells: pd.DataFrame) -> pd.Series:
@@ -164,8 +162,8 @@ def _detect(head: pd.DataFrame) -> int:
     else:
         problem = f"row {rows[1]}, below the names {shown}, holds no number and no time stamp"
     raise TableError(
-        f"{problem}; use --header 0 if the file has no names, --header N if row N has the names, or several numbers, "
-        f"such as --header {rows[0]} {rows[0] + 1}, to join the names of several rows"
+        f"{problem}; use {option('header', '0')} if the file has no names, or {option('header', 'N')} if row N has the "
+        "names"
     )
 
 
@@ -173,5 +171,5 @@ def _parsed(cells: pd.Series) -> tuple[pd.Series, pd.Series, pd.Series]:
     """Return the cells of a row as texts, whether each is a number, and whether it is a time stamp."""
     texts = as_texts(cells).astype("str")
     stamps = are_times(texts)
-    is_number = texts.isin(written(texts.dropna().drop_duplicates()).index) | texts.str.fullmatch(UNIT).eq(True)
+    is_number = texts.isin(written(texts.dropna().drop_duplicates()).index) | texts.str.fullmatch(WITH_UNIT).eq(True)
     return texts, is_number & ~stamps, stamps

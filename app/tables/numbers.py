@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from app.tables import TableError
+from app.tables.messages import COLUMN, TableError, choice, option
 
 # Spellings of a missing value, in lower case.
 MISSING_WORDS = (
@@ -21,12 +20,10 @@ MISSING = {"", "no data", "no value", "k. a.", *MISSING_WORDS.split()}
 CURRENCY = (
     r"(?:(?:US|A|C|R|NZ|HK|S)?\$|[€£¥₹₩₽₺]|Rs\.?|kr\.?|zł|USD|EUR|GBP|JPY|CHF|CAD|AUD|SEK|NOK|DKK|PLN|CNY|INR|BRL)"
 )
-# Signs, currency, digits, exponent and unit of a number.
-NUMBER = (
-    rf"^(?P<lead>[-+(]?)(?P<before>(?:{CURRENCY})?) ?(?P<inner>[-+]?)(?P<digits>\d(?:[\d.,'’ ]*[\d.,])?|[.,]\d+)"
-    rf"(?P<exponent>(?:e[-+]?\d{{1,3}})?)(?P<after>(?: ?(?:{CURRENCY}|%|UNITS))?)(?P<trail>[-)]?)$"
-)
-UNIT = r"[-+]?\d[\d.,'’ ]*?(?P<unit>[^\W\d_][^\d,;]{0,11}|°[CFK]?)"  # a number and a unit such as kWh
+# A currency before a number, or a currency or a percent sign after it. The sign of the number stays.
+MARK = re.compile(rf"^([-+(]?)(?:{CURRENCY}) ?|(?<=[\d.,]) ?(?:{CURRENCY}|%)(?=[-)]?$)", re.IGNORECASE)
+NEGATIVE = re.compile(r"^\((.*)\)$|^(.*)-$")  # as accountants write negative numbers
+WITH_UNIT = r"[-+]?\d[\d.,'’ ]*?(?:[^\W\d_][^\d,;]{0,11}|°[CFK]?)"  # a number and a unit such as kWh
 # Digits with thousands separators, for each decimal separator. In India, 1,23,456 is a number.
 DIGITS = {
     ".": r"(?:\d*|[1-9]\d{0,2}(?:(?:,\d{3})+|(?:['’]\d{3})+|(?: \d{3})+)|[1-9]\d?(?:,\d\d)+,\d{3})(?:\.\d*)?",
@@ -36,26 +33,22 @@ SAMPLE_CELLS = 1000  # a column without a number among so many distinct cells ho
 SENTINELS = [-9.0, -99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, -99.9, -999.9, -9999.9, 999.9, 9999.9, -200.0]
 
 
-def written(texts: pd.Series, units: Collection[str] = ()) -> pd.DataFrame:
+def written(texts: pd.Series) -> pd.DataFrame:
     """Return the numbers among distinct texts, which become the index.
 
-    The column ``mark`` holds the currency or unit. The columns ``.`` and ``,`` hold the value with this decimal
-    separator, or NaN. ``units``: texts that may follow a number.
+    The column ``mark`` holds the currency. The columns ``.`` and ``,`` hold the value with this decimal separator, or
+    NaN.
     """
-    pattern = NUMBER.replace("UNITS", "|".join(map(re.escape, units)) or "%")
-    parts = texts.str.replace("[−–]", "-", regex=True).str.extract(pattern, flags=re.IGNORECASE)
-    parts.index = pd.Index(texts)
-    signs = parts["lead"] + parts["inner"] + parts["trail"]
-    result = pd.DataFrame({"mark": (parts["before"] + parts["after"]).str.strip()})
-    for decimal, pattern in DIGITS.items():
-        digits = parts["digits"].where(parts["digits"].str.fullmatch(pattern))
-        digits = digits.str.replace(rf"[^\d{decimal}]", "", regex=True).str.replace(",", ".", regex=False)
-        values = pd.to_numeric(digits + parts["exponent"]).astype("float64")
-        result[decimal] = values.mask(signs.isin(["-", "()"]), -values)
-    return result[signs.isin(["", "-", "+", "()"]) & result[list(DIGITS)].notna().any(axis=1)]
-
-
-NO_NUMBERS = written(pd.Series([], dtype="str"))
+    texts = texts.set_axis(texts)
+    signed = texts.str.replace("[−–]", "-", regex=True)
+    plain = signed.str.replace(MARK, r"\1", regex=True).str.replace(NEGATIVE, r"-\1\2", regex=True)
+    mark = signed.str.extract(f"({CURRENCY}|%)", flags=re.IGNORECASE)[0]
+    result = pd.DataFrame({"mark": mark.fillna("")}, index=pd.Index(texts, dtype="str"))
+    for decimal, digits in DIGITS.items():
+        fitting = plain.where(plain.str.fullmatch(rf"[-+]?{digits}(?:[eE][-+]?\d{{1,3}})?"))
+        fitting = fitting.str.replace(rf"[^-+\deE{decimal}]", "", regex=True).str.replace(",", ".", regex=False)
+        result[decimal] = pd.to_numeric(fitting, errors="coerce").astype("float64")
+    return result[result[list(DIGITS)].notna().any(axis=1)]
 
 
 class Column:
@@ -69,24 +62,22 @@ class Column:
         missing: whether each cell is missing.
     """
 
-    def __init__(self, cells: pd.Series, missing: Sequence[str] = (), units: Collection[str] = ()) -> None:
-        """``missing``: further texts of missing values. ``units``: texts after numbers."""
-        values = pd.Series(pd.to_numeric(cells, errors="coerce"), cells.index, dtype="float64")
+    def __init__(self, cells: pd.Series, missing: Sequence[str] = ()) -> None:
+        """``missing``: further texts of missing values."""
+        values = pd.to_numeric(cells, errors="coerce").astype("float64")
         named = values.isin(pd.to_numeric(pd.Series(missing, dtype="str"), errors="coerce").dropna())
-        self.cells, self.values, self.units = cells, values.mask(named | np.isinf(values)), units
-        self.missing = cells.isna() | named
-        counts = cells[self.values.isna() & ~self.missing].astype("str").value_counts()
+        self.cells, self.values = cells, values.mask(named | np.isinf(values))
+        counts = cells[self.values.isna() & cells.notna() & ~named].astype("str").value_counts()
         blank = counts.index.str.lower().isin(MISSING) | counts.index.isin(missing)
-        self.missing |= cells.isin(counts.index[blank])
+        self.missing = cells.isna() | named | cells.isin(counts.index[blank])
         counts = counts[~blank]
         texts = counts.index.to_series()
-        self.numbers = NO_NUMBERS
-        if len(texts) and len(written(texts.iloc[:: len(texts) // SAMPLE_CELLS + 1], units)):
-            self.numbers = written(texts, units)  # otherwise a column of dates or names
-        other = ~texts.isin(self.numbers.index)
-        self.others = texts[other]
+        has_numbers = len(written(texts.iloc[:: len(texts) // SAMPLE_CELLS + 1])) > 0  # else dates or names
+        self.numbers = written(texts if has_numbers else texts[:0])
+        others = counts.drop(self.numbers.index)
+        self.others = others.index.to_series()
         there = len(cells) - int(self.missing.sum())
-        self.share = (there - int(counts[other].sum())) / max(1, there)
+        self.share = (there - int(others.sum())) / max(1, there)
 
     @property
     def dotted(self) -> pd.Series:
@@ -137,10 +128,10 @@ def decimal_sign(columns: Mapping[str, Column], separator: str) -> str:
     if len(evidence) == 2:
         raise TableError(
             f"mixes decimal commas ({evidence[',']}) and decimal points ({evidence['.']}); use one of them in all "
-            "columns, or choose the columns with --column"
+            f"columns, or choose the columns with {COLUMN}"
         )
     if unclear and not certain:
-        raise TableError(f"{unclear} may have decimals or thousands separators; choose with --decimal . or --decimal ,")
+        raise TableError(f"{unclear} may have decimals or thousands separators; choose with {choice('decimal', '.,')}")
     return next(iter(evidence), ".")
 
 
@@ -158,21 +149,17 @@ def parse(
     cells, numbers = column.cells, column.numbers
     if decimal == ",":  # a plain number such as 1.234 has a thousands separator
         numbers = pd.concat([numbers, written(column.dotted.drop_duplicates())])
-    marks = numbers["mark"][~numbers["mark"].isin(["", *column.units])]
-    mark = next(iter(marks.mode()), "")
-    wrong = numbers[decimal].isna() | ~numbers["mark"].isin(["", mark, *column.units])
+    mark = next(iter(numbers["mark"][numbers["mark"] != ""].mode()), "")
+    wrong = numbers[decimal].isna() | ~numbers["mark"].isin(["", mark])
     if len(texts := [*column.others, *numbers.index[wrong]]):
         at = int(np.argmax(cells.isin(texts)))
         text = str(cells.iloc[at])[:40]
-        advice = f"use --missing {shlex.join([*missing, text])} to read such cells as missing"
-        if unit := re.fullmatch(UNIT, text):
-            units = shlex.join([*column.units, unit["unit"]])
-            advice = f"use --unit {units} to leave out the unit (a factor such as K is not applied), or {advice}"
-        elif not column.share:
-            advice = "write numbers instead of words, such as 1 for 'yes' and 0 for 'no'"
+        advice = f"use {option('missing', *missing, text)} to read such cells as missing"
+        if not column.share:
+            advice = "write numbers instead of words, such as 1 for 'yes' and 0 for 'no', and without units"
         raise TableError(
-            f"row {rows[at]}: {name} is {text!r}, not a number{f' like those with {mark!r}' if mark else ''}; {advice}"
-            "; or name the columns to read with --column"
+            f"row {rows[at]}: {name} is {text!r}, not a number{f' like those with {mark!r}' if mark else ''}; "
+            f"{advice}; or name the columns to read with {COLUMN}"
         )
     values = column.values
     if len(numbers):
@@ -183,10 +170,9 @@ def parse(
     others = values[~values.isin(SENTINELS)].clip(-1e300, 1e300)
     low, high = others.min(), others.max()
     spread = (high - low) or 1.0
-    far = [own for own in SENTINELS if not low - max(spread, 9) <= own <= high + 3 * spread]
-    found = [own for own in far if (values == own).any()]
+    found = [own for own in SENTINELS if (values == own).any() and not low - max(spread, 9) <= own <= high + 3 * spread]
     if found and "none" not in missing:
-        options = [f"--missing {shlex.join([*missing, text])}" for text in (f"{found[0]:g}", "none")]
+        options = [option("missing", *missing, text) for text in (f"{found[0]:g}", "none")]
         raise TableError(
             f"{name}: {found[0]:g} may be a value or stand for a missing value; use {options[0]}, or {options[1]} to "
             "read it as a value"

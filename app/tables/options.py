@@ -1,50 +1,46 @@
-"""Options for reading a table."""
+"""Options for reading a table: the command-line options of trainings, and the query parameters of requests."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
-AGGREGATES = ("sum", "mean", "last")
+from pydantic import BaseModel, ConfigDict, Field
+
+Text = Annotated[str, Field(max_length=200)]
+Texts = Annotated[list[Text], Field(max_length=100)]
 
 
-@dataclass(frozen=True)
-class ReadOptions:
-    """Options for reading a table. None means that the value is detected or not needed.
+class ReadOptions(BaseModel):
+    """Options for reading a table. None, or an empty list, means that the value is detected or not needed."""
 
-    Attributes:
-        columns: columns to forecast.
-        time: column of time stamps, or several columns joined by commas, or "none".
-        format: format of the time stamps for strptime.
-        group: columns that name the series, joined by commas, or "none".
-        aggregate: how to combine rows with the same time stamp, one of AGGREGATES.
-        resample: longer time step, such as "D". All rows of a series in such a step are combined into one row.
-        by_rows: whether each row holds one series.
-        season: season length in steps. The reader ignores it.
-        sheet, encoding: the sheet of an Excel file; the encoding of a text file.
-        separator: the separator of the cells in a text file; a space stands for one or more spaces.
-        decimal: decimal separator, "." or ",".
-        header: row numbers of the column names; [0] if the file has no column names.
-        missing: further cells that stand for a missing value. With "none", every other number is a value.
-        unit: texts that are left out after numbers, such as "kWh".
-        known_covariates: columns whose future values are known, joined by commas.
-        holidays: country whose public holidays become a known covariate. The reader only reports how days are counted.
-    """
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
-    columns: Sequence[str] | None = None
-    time: str | None = None
-    format: str | None = None
-    group: str | None = None
-    aggregate: str | None = None
-    resample: str | None = None
+    column: Texts = []
+    """columns to forecast; by default all numeric columns"""
+    time: Text | None = None
+    """column of time stamps, or several columns, such as Year,Month, with a format; none: there are no time stamps"""
+    format: Text | None = None
+    """format of the time stamps, such as %d/%m/%Y"""
+    group: Text | None = None
+    """columns that name the series of each row: NAME or NAME,NAME; none: all rows are one series"""
+    aggregate: Literal["sum", "mean", "last"] | None = None
+    """how to combine rows with the same time stamp"""
+    resample: Annotated[str, Field(max_length=10)] | None = None
+    """combine rows into a longer time step: h, D, W, M, Q, Y or 15min"""
     by_rows: bool = False
-    season: int | None = None
-    sheet: str | None = None
-    encoding: str | None = None
-    separator: str | None = None
-    decimal: str | None = None
-    header: Sequence[int] | None = None
-    missing: Sequence[str] | None = None
-    unit: Sequence[str] | None = None
-    known_covariates: str | None = None
-    holidays: str | None = None
+    """each row contains one series, with its name in the first cell"""
+    sheet: Text | None = None
+    """sheet of an Excel file"""
+    header: Annotated[int, Field(ge=0)] | None = None
+    """number of the row with the column names; 0: the file has no column names"""
+    separator: Annotated[str, Field(pattern="^[ -~\\t]$")] | None = None
+    """separator of the cells; a space: one or more spaces"""
+    encoding: (
+        Annotated[str, Field(pattern="(?i)^(utf|cp|iso|windows|latin|mac|koi8|shift|euc|gb|big5|ascii)[\\w-]{0,20}$")]
+        | None
+    ) = None
+    """encoding of a text file, such as cp1250"""
+    decimal: Literal[".", ","] | None = None
+    """decimal separator"""
+    missing: Texts = []
+    """cells that stand for a missing value, such as -999; none: every number is a value"""

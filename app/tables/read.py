@@ -5,23 +5,21 @@ from __future__ import annotations
 import csv
 import math
 import operator
-import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from app.tables import TableError, columns, header, layout, tidy
+from app.tables import columns, header, layout, tidy
 from app.tables.files import read_sheet
 from app.tables.header import Body
 from app.tables.layout import TIME, VALUE
-from app.tables.options import AGGREGATES, ReadOptions
+from app.tables.messages import NO_TIME, TableError, option
+from app.tables.options import ReadOptions
 from app.tables.tidy import ROW, SERIES, STAMP
 from app.tables.times import Reading
-
-__all__ = ["AGGREGATES", "ReadOptions", "TidyTable", "read"]
 
 
 @dataclass(frozen=True)
@@ -45,19 +43,21 @@ class TidyTable:
     remarks: list[str]
 
 
-def read(content: bytes, name: str, options: ReadOptions, max_cells: float = math.inf) -> TidyTable:
+def read(
+    content: bytes, name: str, options: ReadOptions, known: Sequence[str] = (), max_cells: float = math.inf
+) -> TidyTable:
     """Read all series of a CSV, Excel or Parquet file. An ambiguous file is rejected.
 
-    ``name``: the name of the series if no column names it, such as the name of the file. ``max_cells``: the largest
-    number of cells in a sheet.
+    ``name``: the name of the series if no column names it, such as the name of the file. ``known``: the columns of
+    known covariates, also several names joined by commas. ``max_cells``: the largest number of cells in a sheet.
 
     Raises:
         TableError: the file cannot be read or is ambiguous. The message names the option that resolves the ambiguity.
     """
     sheet = read_sheet(content, options, max_cells)
     body = header.locate(sheet, options)
-    groups, known = _listed(body, options.group, "none"), _listed(body, options.known_covariates)
-    values = list(options.columns or ())
+    groups, values = _listed(body, options.group, "none"), list(options.column)
+    known = [own for names in known for own in _listed(body, names)]
     _check_options(body, values, groups, known)
     melted = None
     if options.by_rows or not (values or known):
@@ -75,14 +75,14 @@ def read(content: bytes, name: str, options: ReadOptions, max_cells: float = mat
     used = [*known, *(time.names if time else ())]
     values = values or columns.value_columns(body, [*groups, *used])
     if time and not (melted or groups or options.group == "none"):
-        groups = columns.group_columns(body, used, values, time)
+        groups = columns.group_columns(body, used, values, time.times)
     data = columns.parse_values(body, [*values, *known])
     codes, names = _series(body, groups, name if melted else "")
     constant = [own for own in values if data[own].nunique() > 1 == data[own].groupby(codes).nunique().max()]
-    if not options.columns and 0 < len(constant) < len(values):
-        others = shlex.join(own for own in values if own not in constant)
-        raise TableError(f"column {constant[0]!r} has one value in each series; use --column {others} to leave it out")
-    data = data.assign(**{SERIES: codes, ROW: body.rows})
+    for own in constant if len(constant) < len(values) and not options.column else ():
+        values.remove(own)
+        body.leave_out(own, "has one value in each series")
+    data = data[[*values, *known]].assign(**{SERIES: codes, ROW: body.rows})
     step, after = "step", operator.add
     if time:
         body.remarks.append(f"time stamps: column {', '.join(map(repr, time.names))}, {time.label}")
@@ -118,15 +118,17 @@ def _check_options(body: Body, values: list[str], groups: list[str], known: list
         is_time = options.time is None and (name in groups or body.column(name).share <= 0.8)
         if name == options.time or (is_time and columns.holds_times(body, name)):
             raise TableError(
-                f"column {name!r} holds time stamps; it cannot hold values or names of series. Omit it in --column, "
-                "--known-covariates and --group, or name the column of time stamps with --time, or use --time none if "
-                "the rows are in the order of time"
+                f"column {name!r} holds time stamps; it cannot hold values, covariates or names of series. Omit it, or "
+                f"name the column of time stamps with {option('time')}, or use {NO_TIME} if the rows are in the order "
+                "of time"
             )
     if known and options.by_rows:
-        raise TableError("--known-covariates needs a table with one row per time step; omit --by-rows")
+        raise TableError(f"known covariates need a table with one row per time step; omit {option('by_rows')}")
     if "%Z" in (options.format or ""):
-        reason = "names of time zones are not supported; use %z for offsets such as +0100, or omit --format"
-        raise TableError(f"--format {options.format}: {reason}")
+        raise TableError(
+            f"{option('format', str(options.format))}: names of time zones are not supported; use %z for offsets such "
+            "as +0100, or omit the format"
+        )
 
 
 def _usable(body: Body, time: Reading) -> Reading:
@@ -136,23 +138,19 @@ def _usable(body: Body, time: Reading) -> Reading:
         TableError: another row has no time stamp.
     """
     cells, without = body.frame[time.names[0]], time.times.isna()
-    wrong = without & ~body.empty(time.names) & ~cells.isin(body.options.missing or ()) & ~body.totals()
+    wrong = without & ~body.empty(time.names) & ~cells.isin(body.options.missing) & ~body.totals()
     if wrong.any():
         at = int(np.argmax(wrong))
         text = str(cells[at])
         raise TableError(
             f"row {body.rows[at]}: {text!r} in column {', '.join(map(repr, time.names))} is no time stamp "
-            f"({time.label}); correct it, or use --missing {text!r} to leave the row out"
+            f"({time.label}); correct it, or use {option('missing', text)} to leave the row out"
         )
     for at in np.flatnonzero(without & cells.notna()).tolist():
         body.remarks.append(f"row {body.rows[at]} is left out: {cells[at]!r} is no time stamp")
     body.keep(~without)
     if time.remark:
         body.remarks.append(time.remark)
-        if body.options.holidays:
-            body.remarks.append(
-                "holidays are counted from midnight to midnight UTC; for local days, write local times without a zone"
-            )
     return replace(time, times=time.times.dropna().reset_index(drop=True))
 
 
@@ -163,11 +161,12 @@ def _use_order_of_rows(body: Body) -> None:
         TableError: an option for time stamps is given, or a row is empty.
     """
     options = body.options
-    by_time = ("holidays", "format", "resample", "aggregate")
-    if unused := [f"--{key} {value}" for key in by_time if (value := getattr(options, key)) is not None]:
-        raise TableError(
-            f"{', '.join(unused)} cannot be used without time stamps; omit it, or name their column with --time"
-        )
+    for name in ("format", "resample", "aggregate"):
+        if value := getattr(options, name):
+            raise TableError(
+                f"{option(name, value)} cannot be used without time stamps; omit it, or name their column with "
+                f"{option('time')}"
+            )
     totals = body.totals()
     body.remarks += [f"row {row} is left out, because it may be a total" for row in body.rows[totals]]
     body.keep(~totals)
@@ -176,7 +175,7 @@ def _use_order_of_rows(body: Body) -> None:
     if options.time is None and not options.by_rows:
         if inner.any():
             row = body.rows[int(np.argmax(inner))]
-            raise TableError(f"row {row} is empty; delete it, or use --time none if it is a time step without values")
+            raise TableError(f"row {row} is empty; delete it, or use {NO_TIME} if it is a time step without values")
         body.remarks.append("no column holds time stamps: the rows are read in the order of time")
     body.keep(~empty | inner)
 

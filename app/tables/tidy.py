@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from app.tables import TableError, grid
+from app.tables import grid
+from app.tables.messages import NO_TIME, TableError, option
 from app.tables.options import ReadOptions
 from app.tables.times import Reading
 
@@ -44,16 +45,19 @@ def on_grid(
         if aggregate is None:
             stamp, code = data.loc[double, [STAMP, SERIES]].iloc[0]
             rows = sorted(data[ROW][(data[STAMP] == stamp) & (data[SERIES] == code)])
+            hours = ",".join([*reading.names, "hour"])
             relation = "are in the same time step" if step else f"have the same time stamp {stamp}"
             raise TableError(
-                f"rows {rows[0]} and {rows[1]} {relation}; use --aggregate sum, mean or last to combine such rows, or "
-                "--group with the columns that name the series"
+                f"rows {rows[0]} and {rows[1]} {relation}; use {option('aggregate', 'sum')}, mean or last to combine "
+                f"such rows; or {option('group')} with the columns that name the series; or {option('time', hours)} "
+                f"with {option('format')} if there is such a column; or {NO_TIME} if each row is one step and the rows "
+                "are in the order of time"
             )
         grouped = data.groupby([SERIES, STAMP])
         own = grouped[values].sum(min_count=1) if is_sum else grouped[values].agg(aggregate)
         others = data.columns.difference([*values, SERIES, STAMP])
         data = own.join(grouped[list(others)].mean()).reset_index()
-        remarks.append(f"{double.sum()} rows are combined with others (--aggregate {aggregate})")
+        remarks.append(f"{double.sum()} rows are combined with others ({aggregate})")
     found = grid.find(data[STAMP].to_numpy(), data[SERIES].to_numpy(), period)
     if found is None:
         raise TableError(_irregular(data, step))
@@ -84,15 +88,14 @@ def _inside(there: pd.Series, series: pd.Series) -> pd.Series:
 def _irregular(data: pd.DataFrame, step: str | None) -> str:
     """Return the message for times that are on no grid of time steps, or too few. ``step``: --resample."""
     few = data[SERIES].value_counts().max() < 2
-    if step and few:
-        return f"with --resample {step}, no series has two time steps; use a shorter step"
     if step:
-        holes = f"more than {100 * grid.MAX_HOLES:.0f} % of the time steps have no row"
-        return f"with --resample {step}, {holes}; use a longer step, for example the next one of h, D, W, M, Q and Y"
+        holes = f"more than {100 * grid.MAX_HOLES:.0f} % of the time steps have no row; use a longer step"
+        problem = "no series has two time steps; use a shorter step" if few else holes
+        return f"with {option('resample', step)}, {problem}, for example the next one of h, D, W, M, Q and Y"
     problem = "no series has two time stamps" if few else "the time stamps are irregular"
     return (
-        f"{problem}, for example {', '.join(map(str, data[STAMP].iloc[:4]))}; use --resample D (or h, 15min, W, M) "
-        "and --aggregate sum, mean or last"
+        f"{problem}, for example {', '.join(map(str, data[STAMP].iloc[:4]))}; use {option('resample', 'D')} (or h, "
+        f"15min, W, M) and {option('aggregate', 'sum')}, mean or last"
     )
 
 
@@ -129,7 +132,7 @@ def tidy(
         frame[name] = frame.groupby("label")[name].ffill().groupby(label).bfill()
         if frame[name].isna().any():
             title = titles[label[frame[name].isna()].iloc[0]]
-            raise TableError(f"{title}: column {name!r} of --known-covariates has no values")
+            raise TableError(f"{title}: the known covariate {name!r} has no values")
         if count:
             remarks.append(f"{count} missing values of {name!r} repeat the value before them")
     frame["unique_id"] = np.array(titles, object)[label]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pandas as pd
 
 YEARS = (1600, 2199)
-MONTHS = {name: name for name in ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]}
-MONTHS |= {"mär": "mar", "mrz": "mar", "mai": "may", "okt": "oct", "dez": "dec", "jän": "jan"}  # German
-MONTH = re.compile(rf"({'|'.join(MONTHS)})[a-zä]*")
+MONTH = "(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 CLOCK = r"\d{1,2}(?::\d\d){1,2}(?:[.,]\d{1,9})?(?:\s*[ap]\.?m\.?)?|\d{1,2}\s*[ap]\.?m\.?"
 ZONE = r"\s*(z|utc|gmt|[+-]\d\d:?(?:\d\d)?)"
 PARTS = (  # weekday, date, time of day, zone, and the end of an interval, such as in 10:00 - 11:00
@@ -27,26 +26,16 @@ FORMATS = {
     **{"q-%Y-%m": "quarter", "q-%y-%m": "quarter", "w-%G-%V-%u": "week"},  # see ``_normalised``
 }
 PATTERNS = {label: re.sub("[/ ]", "-", label) for label in FORMATS}
-WIDTHS = {"%Y": r"\d{4}", "%G": r"\d{4}", "%y": r"\d\d", "%b": "[a-z]{3}"}
-SHAPES = {
-    label: re.sub("%.", lambda match: WIDTHS.get(match[0], r"\d\d?"), pattern) for label, pattern in PATTERNS.items()
-}
 SAMPLE_CELLS = 100  # number of cells on which each format is tried first
-# (label, period, format, smallest, largest). The format is one of strptime for the digits, or the number of
-# microseconds in a unit.
-NUMERIC: list[tuple[str, str, str | float, float, float]] = [
-    ("years", "year", "%Y", *YEARS),
-    ("year and month", "month", "%Y%m", 190001, 210012),
-    ("year, month and day", "", "%Y%m%d", 19000101, 21001231),
-    ("year, month, day and hour", "", "%Y%m%d%H", 1900010100, 2100123123),
-    ("year, month, day, hour and minute", "", "%Y%m%d%H%M", 190001010000, 210012312359),
-    ("year, month, day and time", "", "%Y%m%d%H%M%S", 19000101000000, 21001231235959),
-    ("seconds since 1970", "", 1e6, 3e8, 4.1e9),
-    ("milliseconds since 1970", "", 1e3, 3e11, 4.1e12),
-    ("microseconds since 1970", "", 1.0, 3e14, 4.1e15),
-    ("nanoseconds since 1970", "", 1e-3, 3e17, 4.1e18),
-    ("Excel dates", "", 86_400e6, 18000, 80000),
-]
+# Formats of whole numbers, by their number of digits, with the period of each; and units of time since 1970.
+NUMERIC = {4: ("%Y", "year"), 6: ("%Y%m", "month"), 8: ("%Y%m%d", ""), 10: ("%Y%m%d%H", ""), 12: ("%Y%m%d%H%M", "")}
+NUMERIC |= {14: ("%Y%m%d%H%M%S", "")}
+EPOCHS: dict[Literal["s", "ms", "us", "ns"], str] = {
+    "s": "seconds",
+    "ms": "milliseconds",
+    "us": "microseconds",
+    "ns": "nanoseconds",
+}
 
 
 @dataclass(frozen=True)
@@ -80,15 +69,14 @@ def readings(cells: pd.Series, week: bool = False, share: float = 0.8) -> list[R
     codes, unique = pd.factorize(known)
     texts = pd.Series(unique, dtype="str").str.lower().str.replace(r"\s+", " ", regex=True).str.strip()
     sample = _split(texts.iloc[:: len(texts) // SAMPLE_CELLS + 1], week)["date"]
-    likely = [label for label, shape in SHAPES.items() if sample.str.fullmatch(shape).mean() > share / 2]
+    likely = [label for label, pattern in PATTERNS.items() if _parsed(sample, pattern).notna().mean() > share / 2]
     if not likely:
         return []
     parts = _split(texts, week)
     clock = times_of_day(parts["clock"]).mask(parts["clock"].isna(), pd.Timedelta(0))
     results = []
     for label in likely:
-        stamps = pd.to_datetime(parts["date"], format=PATTERNS[label], errors="coerce").astype("datetime64[us]")
-        stamps = stamps.where(stamps.dt.year.between(*YEARS))
+        stamps = _parsed(parts["date"], PATTERNS[label])
         stamps = stamps.mask(parts["clock"].notna()) if FORMATS[label] else stamps + clock
         results.append(_reading(label, FORMATS[label], stamps, parts["zone"]))
     counts = [int(own.times.notna().sum()) for own in results]
@@ -100,6 +88,11 @@ def readings(cells: pd.Series, week: bool = False, share: float = 0.8) -> list[R
         replace(own, times=pd.Series(own.times.to_numpy()[codes], known.index).reindex(cells.index))
         for own in reversed(distinct.values())
     ]
+
+
+def _parsed(dates: pd.Series, pattern: str) -> pd.Series:
+    times = pd.to_datetime(dates, format=pattern, errors="coerce").astype("datetime64[us]")
+    return times.where(times.dt.year.between(*YEARS))
 
 
 def _split(texts: pd.Series, week: bool) -> pd.DataFrame:
@@ -122,7 +115,12 @@ def _reading(label: str, period: str, times: pd.Series, zones: pd.Series) -> Rea
     texts = zones.str.replace("z|utc|gmt", "+00", regex=True).str.replace(":", "", regex=False).str.ljust(5, "0")
     midnight = pd.to_datetime("1970-01-01" + texts, format="%Y-%m-%d%z", utc=True).dt.tz_localize(None)
     utc = (times + (midnight - pd.Timestamp(0))).astype("datetime64[us]")
-    return Reading(label, period, utc, "time stamps with a zone are converted to UTC")
+    return Reading(
+        label,
+        period,
+        utc,
+        "time stamps with a zone are converted to UTC; for local days, write local times without a zone",
+    )
 
 
 def _normalised(date: str, week: bool) -> str:
@@ -131,15 +129,15 @@ def _normalised(date: str, week: bool) -> str:
     A quarter is written as q, the year and the first month. A week is written as w, the year, the week and its day 1.
     """
     text = re.sub(r"^(\d{4})-?(\d\d)$", r"\1-w\2", date) if week else date
-    text = MONTH.sub(lambda match: MONTHS[match[1]], text)
+    text = re.sub(MONTH, r"\1", text)
     text = re.sub(r"^(\d{4})(\d\d)(\d\d)$", r"\1-\2-\3", text)
-    words, numbers = re.findall("[a-zä]+", text), sorted(re.findall(r"\d+", text), key=len, reverse=True)
+    words, numbers = re.findall("[a-z]+", text), sorted(re.findall(r"\d+", text), key=len, reverse=True)
     letter = words[0].removeprefix("k")[0] if len(words) == 1 and len(numbers) == 2 and words[0] != "k" else ""
     if letter == "q" and len(numbers[1]) == 1:
         return f"q-{numbers[0]}-{3 * int(numbers[1]) - 2}"
     if letter == "w" and len(numbers[0]) == 4:
         return f"w-{numbers[0]}-{numbers[1]:0>2}-1"
-    text = re.sub(r"(?<=\d)(?=[a-zä])|(?<=[a-zä])(?=\d)", "-", text)
+    text = re.sub(r"(?<=\d)(?=[a-z])|(?<=[a-z])(?=\d)", "-", text)
     return re.sub(r"^-|-$", "", re.sub(r"[-/.,_ '–]+", "-", text))
 
 
@@ -165,19 +163,22 @@ def with_format(cells: pd.Series, pattern: str) -> Reading:
 def numeric_readings(values: pd.Series) -> list[Reading]:
     """Return a reading for each time stamp format that fits all numbers. ``values`` has NaN for other cells."""
     known = values.dropna()
-    results: list[Reading] = []
-    for label, period, pattern, low, high in NUMERIC:
-        if not known.between(low, high).all() or not len(known):
-            continue
-        if isinstance(pattern, float):
-            micro = (known * pattern).round().astype("int64")
-            times = pd.to_datetime(micro, unit="us", origin="1899-12-30" if label == "Excel dates" else "unix")
-        else:
-            texts = known.astype("int64").astype("str").where(known % 1 == 0)
-            times = pd.to_datetime(texts, format=pattern, errors="coerce")
-        if times.notna().all():
-            results.append(Reading(label, period, times.astype("datetime64[us]").reindex(values.index)))
-    return results
+    if not len(known) or known.min() < 1000 or known.max() >= 2**63:
+        return []
+    found = {}
+    for unit, name in EPOCHS.items():
+        found[f"{name} since 1970", ""] = pd.to_datetime(known, unit=unit, errors="coerce"), (1979, 2099)
+    found["Excel dates", ""] = pd.to_datetime(known, unit="D", origin="1899-12-30", errors="coerce"), (1949, 2119)
+    texts = known.astype("int64").astype("str").where(known % 1 == 0)
+    pattern, period = NUMERIC.get(len(texts.iloc[0]), ("", ""))
+    if pattern and texts.str.len().nunique() == 1:
+        years = YEARS if period == "year" else (1900, 2100)
+        found[pattern, period] = pd.to_datetime(texts, format=pattern, errors="coerce"), years
+    return [
+        Reading(label, period, times.astype("datetime64[us]").reindex(values.index))
+        for (label, period), (times, years) in found.items()
+        if times.dt.year.between(*years).all()
+    ]
 
 
 def are_times(cells: pd.Series) -> pd.Series:

@@ -20,8 +20,7 @@ from support.tables import PRODUCTS, shop_table
 from app.networks import build
 from app.settings import Settings
 from app.store import Store
-from app.tables.read import ReadOptions
-from training.data.tables import describe, read_table
+from training.data.tables import TableOptions, describe, read_table
 from training.prediction import main as predict
 
 URL = "/v1/series/forecast"
@@ -61,11 +60,12 @@ def excel(rows: list[list[Any]]) -> bytes:
     return file.getvalue()
 
 
-def test_the_series_are_those_of_the_training(service: httpx.Client, tmp_path: Path) -> None:
-    answer = post(service, shop_table(), **SHOP, history=True).raise_for_status().json()
+@pytest.mark.parametrize("column", [["Umsatz"]])
+def test_the_series_are_those_of_the_training(service: httpx.Client, tmp_path: Path, column: list[str]) -> None:
+    answer = post(service, shop_table(), horizon=28, column=column, history=True).raise_for_status().json()
     path = tmp_path / "shop.csv"
     path.write_bytes(shop_table())
-    table = read_table(path, ReadOptions(columns=["Umsatz"]))
+    table = read_table(path, TableOptions(column=column))
     assert [result["series"] for result in answer["results"]] == list(PRODUCTS)
     for result, series, described in zip(answer["results"], table.series, describe(table)["series"], strict=True):
         values = [None if pd.isna(value) else value for value in series.values.tolist()]
@@ -74,7 +74,7 @@ def test_the_series_are_those_of_the_training(service: httpx.Client, tmp_path: P
         assert result["read"] == {**read, "end": "2023-04-23"}
         assert result["times"][::27] == ["2023-04-24", "2023-05-21"]
         assert {len(result[name]) for name in ("mean", "median", "times")} == {28}
-    remarks = [remark.replace("--", "") for remark in table.remarks]
+    remarks = [remark.replace("--column ", "column=") for remark in table.remarks]
     assert answer["table"] == {"step": "day", "remarks": remarks}
     assert {"read as text (cp1252), semicolon-separated", "the decimal separator is ','"} < set(table.remarks)
 
@@ -130,7 +130,7 @@ WRONG: list[tuple[str, bytes | str, dict[str, Any], str, str]] = [
     ("decimals", "d;x\n" + "".join(f"2024-01-{day:02};1,{day}0\n" for day in range(11, 31)), {}, "decimal",
      "choose with decimal=. or decimal=,"),
     ("codes", "d,id,x\n" + "".join(f"2024-01-{day:02},{day * day},{day}\n" for day in range(1, 31)), {}, "column",
-     "name the columns to read with column=x, or all columns of the time, such as time=Year,Month format='%Y %m'"),
+     "name the columns to read with column=x, or all columns of the time, such as time=Year,Month format=%Y %m"),
     ("missing", f"d,x\n{LINES}2024-01-31,-999\n", {"missing": ["a", "b"]}, "missing",
      "use missing=a&missing=b&missing=-999, or missing=a&missing=b&missing=none to"),
     ("two series", f"d,x\n{LINES}{LINES}", {}, "aggregate", "use aggregate=sum, mean or last to combine such rows"),

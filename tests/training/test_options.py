@@ -49,6 +49,8 @@ def test_options_that_would_train_nothing_are_rejected(workspace: Path) -> None:
         ("rnn --set validation=nan", "validation is nan; it should be less than 1"),
         ("rnn --set clip=inf", "clip is inf; it should be a finite number"),
         ("lstm --horizon 1", "horizon is 1; it should be greater than or equal to 2"),
+        ("lstm --season 365", "argument --season: 365; it should be less than or equal to 168"),
+        ("lstm --season 0", "argument --season: 0; it should be greater than or equal to 1"),
         ("lstm --set learning_rate=-0.5", "learning_rate is -0.5; it should be greater than or equal to 0"),
         ("gan --set latent=1.5", "latent is 1.5; it should be a valid integer"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from support.hypothesis_profiles import FUZZ
 from support.tables import write_table
 
 from training.data.datasets import DataError
-from training.data.tables import ReadOptions, read_table, without_gaps
+from training.data.tables import TableOptions, read_table, without_gaps
 
 DETECTED = ["read as text (utf-8), comma-separated", "time stamps: column 'day', %Y-%m-%d"]
 DAYS = [datetime(2024, 1, 1) + timedelta(days=i) for i in range(60)]
@@ -38,7 +39,7 @@ def test_time_step_and_season_are_detected(tmp_path: Path) -> None:
     assert (series.name, series.start, table.frequency, table.season) == ("sold", "2024-01-01", "day", 7)
     assert series.values.tolist() == [10 + day.weekday() for day in DAYS]
     assert table.remarks == DETECTED
-    assert read_table(write_weekly_table(tmp_path), ReadOptions(season=3)).season == 3
+    assert read_table(write_weekly_table(tmp_path), TableOptions(season=3)).season == 3
 
 
 def test_gaps_are_reported_and_interpolated(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_gaps_are_reported_and_interpolated(tmp_path: Path) -> None:
             "row 12 has 3 cells, but the header has 2; put quotes around cells and names that contain the separator",
         ),
         ("2024-01-11 12:00,5", "the time stamps are irregular, .* use --resample D"),
-        ("soon,5", "row 12: 'soon' in column 'day' is no time stamp .*; correct it, or use --missing 'soon' to leave"),
+        ("soon,5", "row 12: 'soon' in column 'day' is no time stamp .*; correct it, or use --missing soon to leave"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_rejected_with_its_number(tmp_path: Path, row: str, sentence: str) -> None:
@@ -99,7 +100,7 @@ def test_wide_and_long_tables_hold_the_same_series(tmp_path: Path) -> None:
         ["shop,ts,sold", *(f"{name},{day:%Y-%m-%d},{value}" for i, day in enumerate(DAYS) for name, value in
                            (("a", i + 0.5), ("b", i * i)))],
     )  # fmt: skip
-    second = read_table(long, ReadOptions(group="shop"))
+    second = read_table(long, TableOptions(group="shop"))
     assert [series.name for series in first.series] == ["a", "b"]
     assert first.sha256 == second.sha256
     rows = {"a": [i + 0.5 for i in range(60)], "b": [i * i for i in range(60)]}
@@ -107,7 +108,7 @@ def test_wide_and_long_tables_hold_the_same_series(tmp_path: Path) -> None:
     by_rows = write_table(
         tmp_path, [header, *(f"{name}," + ",".join(map(str, row)) + "," * 10 for name, row in rows.items())]
     )
-    assert read_table(by_rows, ReadOptions(by_rows=True)).sha256 == first.sha256
+    assert read_table(by_rows, TableOptions(by_rows=True)).sha256 == first.sha256
 
 
 @pytest.mark.parametrize("aggregate", [None, "sum"])
@@ -118,7 +119,7 @@ def test_series_whose_names_would_be_equal_are_rejected(tmp_path: Path, aggregat
     with pytest.raises(
         DataError, match=r"two series have the name 'New York City', because their cells in the columns state, town"
     ):
-        read_table(path, ReadOptions(group="state,town", aggregate=aggregate))
+        read_table(path, TableOptions(group="state,town", aggregate=aggregate))
 
 
 @pytest.mark.parametrize(
@@ -151,14 +152,14 @@ def test_two_markets_may_close_at_different_times(tmp_path: Path) -> None:
         for i, day in enumerate(days)
         for name, clock in (("a", "16:00"), ("b", "17:30"))
     ]
-    table = read_table(write_table(tmp_path, ["market,time,y", *rows]), ReadOptions(group="market"))
+    table = read_table(write_table(tmp_path, ["market,time,y", *rows]), TableOptions(group="market"))
     assert table.frequency == "business day"
     assert [(series.start[-8:], len(series.values)) for series in table.series] == [
         ("16:00:00", len(days)),
         ("17:30:00", len(days)),
     ]
     rows = [row.replace("02-06 16:00", "02-06 13:00") for row in rows]
-    early = read_table(write_table(tmp_path, ["market,time,y", *rows]), ReadOptions(group="market"))
+    early = read_table(write_table(tmp_path, ["market,time,y", *rows]), TableOptions(group="market"))
     assert early.frequency == "business day"
     assert [series.values.tolist() for series in early.series] == [series.values.tolist() for series in table.series]
 
@@ -228,7 +229,7 @@ def test_one_unambiguous_number_decides_the_decimal_sign_of_all_columns(
     tmp_path: Path, cells: list[str], values: list[float], delimiter: str
 ) -> None:
     path = write_table(tmp_path, [f"y{delimiter}z", *(f'"{cell}"{delimiter}"1,234.5"' for cell in cells * 20)])
-    assert read_table(path, ReadOptions(columns=["y"])).series[0].values.tolist() == values * 20
+    assert read_table(path, TableOptions(column=["y"])).series[0].values.tolist() == values * 20
     if float(cells[0].replace(",", "")) == values[0]:
         assert set(read_table(path).series[1].values) == {1234.5}
     else:
@@ -254,14 +255,14 @@ def test_an_ambiguous_decimal_sign_is_rejected(
     with pytest.raises(DataError, match=rf"y: '{re.escape(cell)}' may have decimals .* --decimal \. or --decimal ,"):
         read_table(path)
     for sign, value in values.items():
-        assert set(read_table(path, ReadOptions(decimal=sign)).series[0].values) == {value}
+        assert set(read_table(path, TableOptions(decimal=sign)).series[0].values) == {value}
 
 
 def test_three_decimals_beside_whole_numbers_are_ambiguous_in_a_comma_separated_file(tmp_path: Path) -> None:
     path = write_table(tmp_path, ["y,z", *(f"{cell},1" for cell in ["1.125", "1.250", "5.500", "3", "12"] * 8)])
     with pytest.raises(DataError, match=r"y: '1\.125' may have decimals .* --decimal \. or --decimal ,"):
         read_table(path)
-    values = read_table(path, ReadOptions(decimal=".")).series[0].values
+    values = read_table(path, TableOptions(decimal=".")).series[0].values
     assert values[:5].tolist() == [1.125, 1.25, 5.5, 3, 12]
 
 
@@ -270,7 +271,7 @@ def test_a_column_with_decimal_commas_and_points_is_rejected_by_row(tmp_path: Pa
     path = write_table(tmp_path, ["y;z", *(["7;1"] * 40), "0,5;1", f"{pointed};1"])
     with pytest.raises(DataError, match=rf"mixes .*'0,5' in y\) and .*'{re.escape(pointed)}' in y\)"):
         read_table(path)
-    assert [series.name for series in read_table(path, ReadOptions(columns=["z"])).series] == ["z"]
+    assert [series.name for series in read_table(path, TableOptions(column=["z"])).series] == ["z"]
 
 
 @pytest.mark.parametrize("name", ["", "Unnamed: 0", "index", "id"])
@@ -280,16 +281,16 @@ def test_a_column_of_row_numbers_is_not_read_as_a_series(tmp_path: Path, name: s
     table = read_table(write_table(tmp_path, [f"{name},day,sold", *lines]))
     assert [series.name for series in table.series] == ["sold"]
     assert (table.frequency, table.season) == ("day", 7)
-    remark = f"column {name!r} only numbers the rows, so it is left out; --column {name!r} reads it"
+    remark = f"column {name!r} only numbers the rows, so it is left out; --column {shlex.quote(name)} reads it"
     assert table.remarks == [DETECTED[0], remark, DETECTED[1]]
-    named = read_table(tmp_path / "table.csv", ReadOptions(columns=[name, "sold"]))
+    named = read_table(tmp_path / "table.csv", TableOptions(column=[name, "sold"]))
     assert [series.name for series in named.series] == [name, "sold"]
 
 
 def test_a_column_called_id_is_a_series_only_if_it_is_named(tmp_path: Path) -> None:
     path = write_table(tmp_path, ["id,sold", *(f"{i * i},{i}" for i in range(40))])
     assert [series.name for series in read_table(path).series] == ["sold"]
-    assert [series.name for series in read_table(path, ReadOptions(columns=["id", "sold"])).series] == ["id", "sold"]
+    assert [series.name for series in read_table(path, TableOptions(column=["id", "sold"])).series] == ["id", "sold"]
 
 
 @pytest.mark.parametrize("name", ["", "index"])
@@ -309,15 +310,15 @@ def test_the_index_column_may_hold_the_time_stamps(tmp_path: Path, name: str) ->
         (["a,b", "x,y"], {}, "row 2, below the names a, b, holds no number and no time stamp; use --header 0 if"),
         (["id,b", "1,x", "2,y"], {"time": "none"}, "has no column of numbers; its columns are: id, b"),
         (["a,b"], {}, "has no rows below its column names: a, b"),
-        (["a,b", "1,2"], {"columns": ["c"]}, "there is no column 'c'; its columns are: a, b"),
+        (["a,b", "1,2"], {"column": ["c"]}, "there is no column 'c'; its columns are: a, b"),
         (["a,b", "1,2"], {"sheet": "c"}, "is no Excel file, so it has no sheet 'c'"),
-        (["a,b", "1,2"], {"encoding": "c"}, "--encoding c: Python knows no such encoding"),
+        (["a,b", "1,2"], {"encoding": "cp1"}, "--encoding cp1: Python knows no such encoding"),
         (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"format": "%H"}, "--format %H does not fit the cells"),
         (["t,y", *(f"2024-01-0{i} UTC,1" for i in range(1, 9))], {"format": "%Y-%m-%d %Z"},
-         "--format %Y-%m-%d %Z: names of time zones are not supported; use %z for offsets such as .0100, or omit"),
+         "--format '%Y-%m-%d %Z': names of time zones are not supported; use %z for offsets such as .0100, or omit"),
         (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"resample": "x"}, "--resample x: "),
         (["t,y", *(f"{i}/{i}/2020,{i}" for i in range(1, 10))], {}, "is ambiguous|are irregular"),
-        (["y", *"12345678"], {"resample": "M", "aggregate": "sum"}, "--resample M, --aggregate sum cannot be used"),
+        (["y", *"12345678"], {"resample": "M", "aggregate": "sum"}, "--resample M cannot be used without time stamps"),
         (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"time": "none", "format": "%d"}, "--format %d cannot be"),
         (["y", "1", "-1e308", "1"], {}, r"y has the value -1e\+308; allowed are -1e\+150 to 1e\+150"),
         (["y,x", "1,2", "2,1e151", "1,3"], {"known_covariates": "x"}, r"y has the value 1e\+151; allowed are"),
@@ -329,7 +330,7 @@ def test_an_unusable_table_is_rejected(
 ) -> None:
     path = write_table(tmp_path, lines)
     with pytest.raises(DataError, match=sentence):
-        read_table(path, ReadOptions(**options))
+        read_table(path, TableOptions(**options))
 
 
 @pytest.mark.slow
@@ -354,5 +355,5 @@ def test_damaged_tables_are_read_or_rejected_with_a_message(
     path.write_bytes(content[:at] + inserted * times + content[at:])
     for more_options in ({}, {"by_rows": True}, {"group": "day"}):
         with suppress(DataError):
-            table = without_gaps(read_table(path, ReadOptions(**more_options)))  # type: ignore[arg-type]
+            table = without_gaps(read_table(path, TableOptions(**more_options)))  # type: ignore[arg-type]
             assert all(np.isfinite(series.values).all() for series in table.series)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from app.store import HolidayCalendar
-from app.tables import TableError
-from app.tables.read import AGGREGATES, ReadOptions, TidyTable, read
+from app.tables.messages import TableError, spelled
+from app.tables.options import ReadOptions
+from app.tables.read import TidyTable, read
 from app.tasks.covariates import BUSINESS_DAY, UNITS, holiday_counts, step_seconds
 from app.tasks.seasonality import MAX_SEASON
 from training.data.datasets import DataError
@@ -41,42 +43,18 @@ MIN_AUTOCORRELATION_OF_TWO = 0.5  # the same limit if all series are shorter tha
 # Smallest difference between the autocorrelation at one season and its mean at 0.5 and 1.5 seasons. Random walks do
 # not reach this difference.
 MIN_PROMINENCE = 0.1
-READER_OPTIONS: dict[str, dict[str, Any]] = {  # how a table is read, in trainings and in predictions
-    "--column": {"metavar": "NAME", "nargs": "+", "help": "columns to forecast; by default all numeric columns"},
-    "--time": {
-        "metavar": "NAME",
-        "help": "column of time stamps, or several columns, such as Year,Month, with --format; none: no time stamps",
-    },
-    "--format": {"metavar": "FORMAT", "help": "format of the time stamps, such as %%d/%%m/%%Y"},
-    "--group": {
-        "metavar": "NAME",
-        "help": "columns that name the series of each row: NAME or NAME,NAME; none: all rows are one series",
-    },
-    "--aggregate": {"choices": AGGREGATES, "help": "how to combine rows with the same time stamp"},
-    "--resample": {"metavar": "STEP", "help": "combine rows into a longer time step: h, D, W, M, Q, Y or 15min"},
-    "--by-rows": {"action": "store_true", "help": "each row contains one series, with its name in the first cell"},
-    "--sheet": {"metavar": "NAME", "help": "sheet of an Excel file"},
-    "--header": {
-        "metavar": "N",
-        "type": int,
-        "nargs": "+",
-        "help": "number of the row with the column names, or of several rows; 0: the file has no column names",
-    },
-    "--separator": {"metavar": "SIGN", "help": "separator of the cells; a space: one or more spaces"},
-    "--encoding": {"metavar": "NAME", "help": "encoding of a text file, such as cp1250"},
-    "--decimal": {"choices": (".", ","), "help": "decimal separator"},
-    "--missing": {
-        "metavar": "CELL",
-        "nargs": "+",
-        "help": "cells that stand for a missing value, such as -999; none: every number is a value",
-    },
-    "--unit": {"metavar": "TEXT", "nargs": "+", "help": "texts that are left out after numbers, such as kWh"},
-    "--season": {
-        "metavar": "N",
-        "type": int,
-        "help": "season length in time steps; 1: no season. By default, the season is estimated from the series",
-    },
-}
+
+
+class TableOptions(ReadOptions):
+    """The options of a training that say how a table is read."""
+
+    season: Annotated[int, Field(ge=1, le=MAX_SEASON)] | None = None
+    """season length in time steps; 1: no season. By default, the season is estimated from the series"""
+    known_covariates: str | None = None
+    """columns whose future values are known in advance, such as price,promo. Requests then contain their future
+    values"""
+    holidays: str | None = None
+    """use the public holidays of a country, such as DE, or of a subdivision, such as DE-BY"""
 
 
 @dataclass(frozen=True)
@@ -144,38 +122,36 @@ class Table:
         return digest.hexdigest()
 
 
-def reader_options(given: Mapping[str, Any]) -> ReadOptions:
-    """Return the options of a command that determine how a table is read. Missing options have their defaults."""
-    names = {field.name: field.name for field in fields(ReadOptions)} | {"columns": "column"}
-    return ReadOptions(**{name: given[flag] for name, flag in names.items() if flag in given})
+def reader_options(given: Mapping[str, Any]) -> TableOptions:
+    """Return the options of a command that say how a table is read. Missing options have their defaults."""
+    named = {name: given.get(name) for name in TableOptions.model_fields}
+    return TableOptions(**{name: value for name, value in named.items() if value is not None})
 
 
-def read_tidy(path: Path, options: ReadOptions) -> TidyTable:
-    """Read all series of a CSV, Excel or Parquet file, with times. Raises DataError as ``read_table`` does."""
+def read_tidy(path: Path, options: ReadOptions, known: Sequence[str] = ()) -> TidyTable:
+    """Read all series of a CSV, Excel or Parquet file, with times. Raises DataError as ``read_table`` does.
+
+    ``known``: the columns of known covariates.
+    """
     try:
-        return read(path.read_bytes(), path.name.split(".")[0], options)
+        return read(path.read_bytes(), path.name.split(".")[0], options, known)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     except TableError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def read_table(path: Path, options: ReadOptions | None = None) -> Table:
+def read_table(path: Path, options: TableOptions | None = None) -> Table:
     """Read all series of a CSV, Excel or Parquet file. An ambiguous file is rejected.
 
     Raises:
         DataError: the file cannot be read or is ambiguous. The message names the option that resolves the ambiguity.
     """
-    options = options or ReadOptions()
-    if options.season is not None and not 1 <= options.season <= MAX_SEASON:
-        raise DataError(f"--season is {options.season}; allowed are 1 (no season) to {MAX_SEASON} steps")
-    tidy = read_tidy(path, options)
+    options = options or TableOptions()
+    tidy = read_tidy(path, options, [options.known_covariates] if options.known_covariates else [])
     frame, names, calendar = tidy.frame, list(tidy.covariates), None
     if options.holidays:
-        try:
-            calendar = _calendar(options.holidays, tidy.step, frame["ds"].min().year, frame["ds"].max().year)
-        except TableError as error:
-            raise DataError(f"{path}: {error}") from error
+        calendar = _calendar(options.holidays, tidy.step, frame)
         names.append(f"holidays {calendar.country}")
     series = []
     for name, part in frame.groupby("unique_id", sort=False):
@@ -184,28 +160,28 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
             known = np.column_stack([known, holiday_counts(calendar, part["ds"].iloc[0].to_pydatetime(), len(values))])
         series.append(Series(str(name), values, part["ds"].to_numpy(), ~np.isnan(values), known))
     season = options.season or _season([_interpolated(one) for one in series], tidy.step)
-    return Table(path.name, series, tidy.step, season, tidy.remarks, names, calendar)
+    return Table(path.name, series, tidy.step, season, [*map(spelled, tidy.remarks)], names, calendar)
 
 
-def _calendar(country: str, step: str, first: int, last: int) -> HolidayCalendar:
-    """Return the holidays of a country from the year ``first`` to CALENDAR_YEARS after the year ``last``.
+def _calendar(country: str, step: str, frame: pd.DataFrame) -> HolidayCalendar:
+    """Return the holidays of a country from the first year of a tidy frame to CALENDAR_YEARS after its last year.
 
     Raises:
-        TableError: the country is unknown or has no holidays, or the time step is longer than a week.
+        DataError: the country is unknown or has no holidays, or the time step is longer than a week.
     """
     if not 0 < (step_seconds(step) or (1 if step == BUSINESS_DAY else 0)) <= UNITS["week"]:
-        raise TableError(f"--holidays needs time steps of at most a week; this table has one row per {step}")
+        raise DataError(f"--holidays needs time steps of at most a week; this table has one row per {step}")
     import holidays
 
     code, _, subdivision = country.partition("-")
-    last += CALENDAR_YEARS
+    first, last = frame["ds"].min().year, frame["ds"].max().year + CALENDAR_YEARS
     try:
         days = holidays.country_holidays(code.upper(), subdiv=subdivision or None, years=range(first, last + 1))
     except NotImplementedError as error:
-        raise TableError(f"--holidays {country}: {error}") from error
+        raise DataError(f"--holidays {country}: {error}") from error
     dates = [day.isoformat() for day in sorted(days) if first <= day.year <= last]
     if not dates:
-        raise TableError(f"--holidays {country}: no holidays are known from {first} to {last}")
+        raise DataError(f"--holidays {country}: no holidays are known from {first} to {last}")
     return HolidayCalendar(country=country, step=step, first_year=first, last_year=last, dates=dates)
 
 

@@ -207,7 +207,7 @@ async def forecast_table(request: Request) -> Response:
         len(table.series[0].steps),
         query.levels or [80.0, 95.0],
         query.seasonality,
-        bool(query.integer),
+        query.integer,
         {name: [each.covariates[name] for each in table.series] for name in table.series[0].covariates} or None,
         [series.start for series in table.series] if known and known.calendar else None,
         names={"start": "file"},
@@ -240,9 +240,9 @@ async def forecast_series(request: Request) -> Response:
     """Forecast the next values of one or several series of numbers, with prediction intervals.
 
     Send JSON with the values, or a table: a CSV or .xlsx file as the body, or as `file` in a form. The query parameters
-    are for tables only. A form may also have a table `future` with the future values of known covariates; without it,
-    they are in the rows after the last value. If a table can be read in several ways, the error names the parameter
-    that decides. With the header `Accept: text/csv`, the answer to a table is a table.
+    are for tables only; repeat one to send several values. A form may also have a table `future` with the future values
+    of known covariates; without it, they are in the rows after the last value. If a table can be read in several ways,
+    the error names the parameter that decides. With the header `Accept: text/csv`, the answer to a table is a table.
     """
     if is_table(request):
         return await forecast_table(request)

@@ -6,11 +6,9 @@ The reader of tables needs pandas. It is imported with the first table, on a thr
 from __future__ import annotations
 
 import io
-import re
 import zipfile
 import zlib
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -22,6 +20,8 @@ from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotInstalled, TooLarge, quote_value
 from app.limits import Limits
 from app.store import Card, SeriesTraits
+from app.tables.messages import TableError, spelled
+from app.tables.options import ReadOptions
 
 if TYPE_CHECKING:
     from app.tables.forecast import TableSeries
@@ -33,10 +33,6 @@ CELLS_PER_VALUE = 10  # largest number of cells of a table for each value of its
 LARGE_BYTES = 2**20  # larger tables are read one at a time, to limit memory
 DEFAULT_HORIZON = 24
 OTHER_FILES = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"PAR1")  # the reader would decompress them to any size
-# An option with its values in a message of the reader, such as ``--missing -999 'k. A.'``
-VALUE = r"(?!--|(?:with|and|or|to|if|for|reads|needs|names|cannot|has)\b)(?:'[^']*'|[.,](?!\S)|[^\s;)']*[^\s;,)'])"
-OPTION = re.compile(rf"--([a-z]+(?:-[a-z]+)*)((?: {VALUE})*)")
-LISTS = ("column", "header", "missing", "unit")
 
 EXAMPLE = "date,shop,sold\n" + "".join(
     f"2026-01-{day:02},{shop},{sold}\n" for shop, level in (("north", 20), ("south", 50))
@@ -58,57 +54,26 @@ BODIES = {
     },
 }
 
-Text = Annotated[str, Field(max_length=200)]
-Texts = Annotated[list[Text], Field(max_length=100)]
 
-
-class TableQuery(Described):
-    """The query parameters of a request with a table. The options of the reader are as in ``ReadOptions``."""
+class ForecastQuery(Described):
+    """The query parameters of a request with a table that are not options of the reader."""
 
     model: ModelName = None
     horizon: int | None = Field(None, ge=1, json_schema_extra=limited("max_horizon"))
     """number of values to forecast. By default, one season of a model that was fine-tuned on a table, or 24; with known
     covariates, all steps that have future values"""
     levels: Annotated[list[Annotated[float, Field(gt=0, lt=100)]], Field(max_length=10)] = Field([])
-    """levels of the intervals in per cent; by default 80 and 95. Repeat it for each level."""
+    """levels of the intervals in per cent; by default 80 and 95."""
     seasonality: int | None = Field(None, ge=1)
     """values per season, as in a JSON request"""
-    integer: bool | None = None
+    integer: bool = False
     """whether to round all results to integers"""
-    history: bool | None = None
+    history: bool = False
     """whether the response has the values and times of the table"""
-    column: Texts = Field([])
-    """column to forecast; by default all numeric columns. Repeat it for each column."""
-    time: Text | None = None
-    """column of time stamps, or several columns: `Year,Month`; or `none`"""
-    format: Text | None = None
-    """format of the time stamps, such as `%d/%m/%Y`, percent-encoded"""
-    group: Text | None = None
-    """columns that name the series of each row: `shop,article`; or `none`"""
-    aggregate: Literal["sum", "mean", "last"] | None = None
-    """how to combine rows with the same time stamp"""
-    resample: Annotated[str, Field(max_length=10)] | None = None
-    """combine rows into a longer time step: `h`, `D`, `W`, `M`, `Q`, `Y` or `15min`"""
-    by_rows: bool | None = None
-    """whether each row contains one series, with its name first"""
-    sheet: Text | None = None
-    """sheet of an Excel file"""
-    header: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=10)] = Field([])
-    """row number of the column names; 0: there are none. Repeat it for several rows."""
-    separator: Annotated[str, Field(pattern="^[ -~\\t]$")] | None = None
-    """separator of the cells; a space: one or more spaces"""
-    encoding: (
-        Annotated[str, Field(pattern="(?i)^(utf|cp|iso|windows|latin|mac|koi8|shift|euc|gb|big5|ascii)[\\w-]{0,20}$")]
-        | None
-    ) = None
-    """encoding of a text file, such as `cp1250`"""
-    decimal: Literal[".", ","] | None = None
-    """decimal separator"""
-    missing: Texts = Field([])
-    """cell that stands for a missing value, such as `-999`; or `none`: every number is a value. Repeat it for each
-    cell."""
-    unit: Texts = Field([])
-    """text that is left out after numbers, such as `kWh`. Repeat it for each unit."""
+
+
+class TableQuery(ReadOptions, ForecastQuery):
+    """The query parameters of a request with a table."""
 
 
 class ReadTable(NamedTuple):
@@ -167,44 +132,42 @@ def _read(files: dict[str, tuple[str, bytes]], query: TableQuery, card: Card, li
     """Read the series of a table. Raises BadValue, NotInstalled and TooLarge."""
     try:
         from app.tables.forecast import series_of
-        from app.tables.read import ReadOptions, read
+        from app.tables.read import read
     except ModuleNotFoundError as error:
         raise NotInstalled(
             "this service cannot read tables; install the reader with pip install '.[tables]'"
         ) from error
     traits = card.series or SeriesTraits(season=None)
-    names, calendar = (traits.known.named, traits.known.calendar) if traits.known else ([], None)
-    given = query.model_dump(exclude={"model", "horizon", "levels", "seasonality", "integer", "history", "column"})
-    options = ReadOptions(
-        **{name: value for name, value in given.items() if value not in (None, [])},
-        columns=query.column or None,
-        known_covariates=",".join(names) or None,
-        holidays=calendar.country if calendar else None,
-    )
+    names = traits.known.named if traits.known else []
     season, max_cells = traits.season or 1, CELLS_PER_VALUE * limits.max_series_values
     usual = season if season > 1 else min(DEFAULT_HORIZON, limits.max_horizon)
     horizon = query.horizon or (None if names else usual)
     name, content = files["file"]
     try:
         content = _plain(content, limit)
-        table = read(content, "series", options, max_cells)
+        table = read(content, "series", query, names, max_cells)
         if (count := table.frame["unique_id"].nunique()) > limits.max_series:
             raise BadValue(f"the table has {count:,} series; the maximum is {limits.max_series}", "file")
         if "future" in files:
             name, content = files["future"]
             content = _plain(content, limit)
         future = {
-            each: read(content, name, replace(options, columns=[each], known_covariates=None), max_cells)
+            each: read(content, name, query.model_copy(update={"column": [each]}), max_cells=max_cells)
             for each in names
         }
         series = list(series_of(table, future, horizon))
         if len({len(each.steps) for each in series}) > 1:
             series = list(series_of(table, future, min(len(each.steps) for each in series)))
-    except (ValueError, OverflowError) as error:  # a TableError, or an error of pandas for an unusual option
-        option = OPTION.search(str(error))
-        param = option[1].replace("-", "_") if option else "file"
-        raise BadValue(f"{quote_value(name)[1:-1]}: {_with_parameters(str(error))}", param) from error
-    return ReadTable(series, table.step, [_with_parameters(remark) for remark in table.remarks])
+    except (ValueError, OverflowError) as error:  # ValueError: an error of pandas for an unusual option
+        known = error if isinstance(error, TableError) else TableError(str(error))
+        text = spelled(known.message, _parameter)
+        raise BadValue(f"{quote_value(name)[1:-1]}: {text}", known.option or "file") from error
+    return ReadTable(series, table.step, [spelled(remark, _parameter) for remark in table.remarks])
+
+
+def _parameter(name: str, *values: str) -> str:
+    """Spell an option of the reader as query parameters, such as ``missing=-999&missing=closed``."""
+    return "&".join(f"{name}={value}" for value in values) or ("by_rows=true" if name == "by_rows" else name)
 
 
 def _plain(content: bytes, limit: int) -> bytes:
@@ -228,17 +191,3 @@ def _plain(content: bytes, limit: int) -> bytes:
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
         raise BadValue(f"the .xlsx file is damaged or encrypted: {error}", "file") from error
     return result.getvalue()
-
-
-def _with_parameters(message: str) -> str:
-    """Return a message of the reader in which ``--decimal ,`` is ``decimal=,``, a query parameter."""
-
-    def parameter(option: re.Match[str]) -> str:
-        name, values = option[1].replace("-", "_"), re.findall(VALUE, option[2])
-        if name == "by_rows":
-            return "by_rows=true" + option[2]
-        if name in LISTS:
-            return "&".join(f"{name}={value}" for value in values) or name
-        return f"{name}={option[2][1:]}" if values else name
-
-    return OPTION.sub(parameter, message)

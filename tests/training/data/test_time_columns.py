@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from training.data.datasets import DataError
-from training.data.tables import ReadOptions, Table, read_table
+from training.data.tables import Table, TableOptions, read_table
 
 VALUES = [10 + (i * i) % 17 for i in range(400)]  # neighbours differ, and the values are in no order
 DAYS = [date(2023, 1, 2) + timedelta(days=i) for i in range(60)]
@@ -20,7 +20,7 @@ DAYS = [date(2023, 1, 2) + timedelta(days=i) for i in range(60)]
 def read(folder: Path, header: str, rows: Sequence[str], **options: Any) -> Table:
     path = folder / "table.csv"
     path.write_text("\n".join([header, *rows]) + "\n", "utf-8")
-    return read_table(path, ReadOptions(**options))
+    return read_table(path, TableOptions(**options))
 
 
 def with_values(stamps: Sequence[str]) -> list[str]:
@@ -60,7 +60,7 @@ def test_a_column_of_durations_in_minutes_may_hold_values(tmp_path: Path) -> Non
     rows = [f"{3 + i % 3},{VALUES[i]}" for i in range(40)]
     with pytest.raises(DataError, match=r"column 'minute' may hold values, codes or a part of the date; .* --column y"):
         read(tmp_path, "minute,y", rows)
-    table = read(tmp_path, "minute,y", rows, columns=["minute", "y"])
+    table = read(tmp_path, "minute,y", rows, column=["minute", "y"])
     assert [series.name for series in table.series] == ["minute", "y"]
 
 
@@ -94,7 +94,7 @@ def test_a_column_that_mixes_times_with_and_without_a_zone_is_rejected(tmp_path:
     [
         ("date,y", {"group": "date"}, "column 'date' holds time stamps; it cannot"),
         ("date,y", {"group": "date", "time": "date"}, "column 'date' holds time stamps; it cannot"),
-        ("date,y", {"columns": ["date", "y"]}, "column 'date' holds time stamps; it cannot"),
+        ("date,y", {"column": ["date", "y"]}, "column 'date' holds time stamps; it cannot"),
         ("date,y", {"known_covariates": "date"}, "column 'date' holds time stamps; it cannot"),
     ],
 )
@@ -117,7 +117,7 @@ def test_years_name_series_only_beside_another_column_of_time_stamps(tmp_path: P
 
 def test_dates_may_name_series_if_the_rows_are_in_the_order_of_time(tmp_path: Path) -> None:
     rows = [f"{day},{hour},{VALUES[hour]}" for day in DAYS[:3] for hour in range(24)]
-    table = read(tmp_path, "date,hour,y", rows, group="date", time="none", columns=["y"])
+    table = read(tmp_path, "date,hour,y", rows, group="date", time="none", column=["y"])
     assert [series.name for series in table.series] == [str(day) for day in DAYS[:3]]
 
 
