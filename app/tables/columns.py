@@ -123,9 +123,9 @@ def _unreadable(body: Body, names: list[str]) -> TableError:
 
 
 def value_columns(body: Body, used: Sequence[str]) -> list[str]:
-    """Return the names of the columns of values: all columns of numbers, except row numbers.
+    """Return the names of the columns of values: all columns of numbers, except row numbers, and zeros and ones.
 
-    A column with many numbers and some
+    Beside other values, zeros and ones are rather a covariate, such as promotions. A column with many numbers and some
     other texts is a column of values. ``used``: columns that hold time stamps, groups or
     known values.
 
@@ -134,6 +134,7 @@ def value_columns(body: Body, used: Sequence[str]) -> list[str]:
     """
     selected: list[str] = []
     suspect: list[str] = []
+    flags: list[str] = []
     texts = []
     for name in (name for name in body.frame.columns if name not in used and not body.column(name).missing.all()):
         column = body.column(name)
@@ -141,7 +142,7 @@ def value_columns(body: Body, used: Sequence[str]) -> list[str]:
             body.leave_out(name, "only numbers the rows")
         elif column.share > 0.3 or column.others.str.fullmatch(numbers.WITH_UNIT).mean() > 0.5:
             is_code = CODE_NAME.fullmatch(name) or is_time_name(name) or body.texts(name).str.fullmatch(r"0\d+").any()
-            (suspect if is_code else selected).append(name)
+            (flags if column.is_flag else suspect if is_code else selected).append(name)
         else:
             texts.append(name)
     if suspect:
@@ -149,6 +150,9 @@ def value_columns(body: Body, used: Sequence[str]) -> list[str]:
             f"column {suspect[0]!r} may hold values, codes or a part of the date; name the columns to read with "
             f"{option('column', *(selected or suspect))}, or all columns of the time, such as {PARTS}"
         )
+    for name in flags if selected else ():
+        body.leave_out(name, "holds only zeros and ones")
+    selected = selected or flags
     if not selected:
         raise TableError(f"has no column of numbers; its columns are: {', '.join(body.frame.columns)}")
     if texts:

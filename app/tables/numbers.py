@@ -80,6 +80,11 @@ class Column:
         self.share = (there - int(others.sum())) / max(1, there)
 
     @property
+    def is_flag(self) -> bool:
+        """Whether the cells are zeros and ones."""
+        return {*self.values.dropna()} == {0.0, 1.0} and not len(self.numbers) + len(self.others)
+
+    @property
     def dotted(self) -> pd.Series:
         """The texts of plain numbers with a point."""
         if self.cells.dtype.kind != "O":

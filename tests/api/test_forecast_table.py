@@ -60,7 +60,7 @@ def excel(rows: list[list[Any]]) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("column", [["Umsatz"]])
+@pytest.mark.parametrize("column", [[], ["Umsatz"]])
 def test_the_series_are_those_of_the_training(service: httpx.Client, tmp_path: Path, column: list[str]) -> None:
     answer = post(service, shop_table(), horizon=28, column=column, history=True).raise_for_status().json()
     path = tmp_path / "shop.csv"

@@ -287,6 +287,19 @@ def test_a_column_of_row_numbers_is_not_read_as_a_series(tmp_path: Path, name: s
     assert [series.name for series in named.series] == [name, "sold"]
 
 
+def test_zeros_and_ones_are_series_only_if_they_are_named_or_there_are_no_other_values(tmp_path: Path) -> None:
+    rows = [f"{day:%Y-%m-%d},{i % 5},{int(i % 3 == 0)},{int(i % 4 == 0)}" for i, day in enumerate(DAYS)]
+    path = write_table(tmp_path, ["day,sold,promo,holi day", *rows])
+    table = read_table(path)
+    assert [series.name for series in table.series] == ["sold"]
+    remark = "column 'holi day' holds only zeros and ones, so it is left out; --column 'holi day' reads it"
+    assert remark in table.remarks
+    named = read_table(path, TableOptions(column=["sold", "promo"]))
+    assert [series.name for series in named.series] == ["sold", "promo"]
+    flags = write_table(tmp_path, ["day,promo,holiday", *(row[:10] + row[12:] for row in rows)])
+    assert [series.name for series in read_table(flags).series] == ["promo", "holiday"]
+
+
 def test_a_column_called_id_is_a_series_only_if_it_is_named(tmp_path: Path) -> None:
     path = write_table(tmp_path, ["id,sold", *(f"{i * i},{i}" for i in range(40))])
     assert [series.name for series in read_table(path).series] == ["sold"]
