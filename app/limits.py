@@ -56,6 +56,11 @@ class Limits:
     rate_limit_retry_seconds: float = 5.0  # no counting after an error of the storage; an attempt may take a second
     rate_limit_counters: int = 8192  # enough for the largest key file with a few limits per key
 
+    # app/records
+    capture_bytes: int = 2**30  # of captured requests; about 300,000 small images
+    captures_waiting: int = 256  # requests; each may have 16 images
+    capture_days: float = 30.0  # personal data should not be kept longer without a reason
+
     # app/importing
     speed_seconds: float = 0.5  # the measurement of the speed of an imported network takes at least this long
 

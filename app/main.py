@@ -14,7 +14,7 @@ import asyncio
 import gc
 import sys
 from argparse import ArgumentParser
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, lru_cache, partial
 from importlib import import_module
@@ -30,6 +30,7 @@ from starlette.responses import Response
 
 from app import api
 from app.api.admin_key import admin_key
+from app.api.batch_jobs import run_batches
 from app.api.errors import error_response
 from app.api.middleware.api_keys import ApiKeys, api_keys, close_storage, limit_storage
 from app.api.middleware.body_memory import BodyMemoryLimit
@@ -43,6 +44,8 @@ from app.observability.metrics import Metrics
 from app.observability.middleware import RequestTelemetry
 from app.observability.shared_metrics import SharedMetrics
 from app.observability.tracing import create_tracer
+from app.records.batches import Batches
+from app.records.capture import create_capture, open_records
 from app.server.process import run_service
 from app.server.system import cores
 from app.serving.device import limit_threads, trim_heap
@@ -65,7 +68,9 @@ Every error has the form `{"error": {"message", "type", "param", "code"}}`. Unde
 `{"error": message}`."""
 TAGS = [
     {"name": "Tasks", "description": "Quartet's own endpoints: one for each task."},
+    {"name": "Feedback", "description": "Which answers turned out to be right."},
     {"name": "OpenAI", "description": "Endpoints for OpenAI's clients."},
+    {"name": "Batches", "description": "OpenAI's files and batch jobs."},
     {"name": "KServe time series", "description": "KServe's time series protocol."},
     {"name": "Models", "description": "The models that are served."},
     {
@@ -102,22 +107,30 @@ def create_app(
     log = AccessLog(settings.log_format)
     models, counters = Models(settings, metrics, preloaded, disk=disk), counters or limit_storage(settings)
     key, keys = admin_key(settings), api_keys(settings, counters, metrics.on_rate_limited)
-    app = FastAPIOffline(
+    records = open_records(settings)
+    capture = create_capture(settings, records, metrics.on_captured)
+    batches = Batches(records) if records else None
+    metrics.feedback = lambda: capture.figures if capture else []
+    optional = {"Administration": key, "Feedback": capture, "Batches": batches}
+    tags = [tag for tag in TAGS if optional.get(tag["name"], True)]
+    app: FastAPI = FastAPIOffline(
         title="Quartet",
         summary=SUMMARY,
         description=DESCRIPTION,
         version="0.1.0",
-        openapi_tags=TAGS if key else [tag for tag in TAGS if tag["name"] != "Administration"],
-        lifespan=lambda _: _lifespan(models, counters, metrics, log, keys),
+        openapi_tags=tags,
+        lifespan=lambda _: _lifespan(app, service, counters, log, keys),
         redirect_slashes=False,
         docs_url=None,  # see app/api/routes/page.py
         telemetry=NO_TELEMETRY,
     )
     app.state.models = models
-    operations = all_operations(key)
+    operations = all_operations(key, [*(tag["name"] for tag in tags), ""])
     app.openapi = cache(lambda: build_document(app, operations, settings))  # type: ignore[method-assign]  # as documented
     app.add_exception_handler(HTTPException, _missing_file)
-    service = Service(models, metrics, key, app.version, lru_cache(DOCUMENTS)(partial(_encoded_document, app)))
+    service: Service = Service(
+        models, metrics, key, capture, batches, app.version, lru_cache(DOCUMENTS)(partial(_encoded_document, app))
+    )
     router = Router(service, operations, app.routes, app.build_middleware_stack(), host_check(settings), keys)
     spooled = {operation.path for operation in operations if operation.spools_body}
     limited = BodyMemoryLimit(router, settings.max_buffered_bytes, spooled=spooled, limits=settings.limits)
@@ -130,15 +143,14 @@ def create_app(
     return app
 
 
-def all_operations(key: str | None) -> list[Operation]:
-    """Return the rows of the HTTP API in the order of their tags. Each module of ``app.api`` may have ``OPERATIONS``.
+def all_operations(key: str | None, tags: Sequence[str]) -> list[Operation]:
+    """Return the rows of the HTTP API that have one of ``tags``, in their order.
 
-    Without an admin key, there are no operations that need it.
+    Each module of ``app.api`` may have ``OPERATIONS``. Without an admin key, there are no operations that need it.
     """
     modules = [import_module(module.name) for module in walk_packages(api.__path__, "app.api.")]
     operations = [row for module in modules for row in getattr(module, "OPERATIONS", ()) if key or not row.is_admin]
-    tags = [*(tag["name"] for tag in TAGS), ""]
-    return sorted(operations, key=lambda operation: tags.index(operation.tag))
+    return sorted((row for row in operations if row.tag in tags), key=lambda operation: tags.index(operation.tag))
 
 
 def _encoded_document(app: FastAPI, root_path: str) -> bytes:
@@ -153,9 +165,10 @@ async def _missing_file(request: Request, error: Exception) -> Response:
 
 @asynccontextmanager
 async def _lifespan(
-    models: Models, counters: Storage | None, metrics: Metrics, log: AccessLog, keys: ApiKeys | None
+    app: FastAPI, service: Service, counters: Storage | None, log: AccessLog, keys: ApiKeys | None
 ) -> AsyncIterator[None]:
     """Load the models at the start, watch the files while the application runs, and close everything at the end."""
+    models, capture, batches = service.models, service.capture, service.batches
     limit_threads()  # the event loop computes small batches, and may run in another thread than ``create_app``
     await models.start()
     gc.collect()
@@ -164,16 +177,23 @@ async def _lifespan(
     gc.set_threshold(10_000, 20, 20)  # collect rarely, because requests leave few reference cycles
     endless = [models.watch(), models.recovery.watch(), _report(models)]
     endless += [keys.ring.watch(models.disk, models.settings.limits.key_check_seconds)] if keys else []
+    endless += [run_batches(app, models, batches)] if batches else []
     background = [asyncio.create_task(coroutine) for coroutine in endless]
     yield
     for task in background:
         task.cancel()
+    if batches:
+        await asyncio.to_thread(batches.release)
     await models.close()
     if counters:
         await close_storage(counters)
+    if capture:
+        await asyncio.to_thread(capture.close)
+    if batches:
+        batches.database.close()
     await asyncio.to_thread(log.close)
-    if metrics.tracer:
-        await asyncio.to_thread(metrics.tracer.close)
+    if tracer := service.metrics.tracer:
+        await asyncio.to_thread(tracer.close)
 
 
 async def _report(models: Models) -> None:

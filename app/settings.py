@@ -113,6 +113,15 @@ class Settings(BaseSettings):
         2 * 2**30, description="largest size of an imported archive in bytes, before and after unpacking"
     )
 
+    records_folder: FilePath | None = Field(
+        None, description="folder of captured requests, feedback and batch jobs. Without it, there are none of them."
+    )
+    capture: str = Field(
+        "",
+        description="models whose requests and answers are captured, with the share in per cent: `sales:20,pets`. "
+        "Empty means that nothing is captured. `QUARTET_RECORDS_FOLDER` must be set, too.",
+    )
+
     keys_file: FilePath | None = Field(
         None, description="file of API keys, made with `quartet keys`. Without a file, no key is required."
     )

@@ -20,6 +20,7 @@ from app.api.request_body import read_json
 from app.api.responses import json_response
 from app.api.sse import DONE, EventStream, event
 from app.engine.executor import INLINE_SIZE
+from app.engine.fair_queue import current_caller
 from app.engine.observer import current_trace
 from app.limits import Limits
 from app.observability.middleware import REQUEST_ID
@@ -87,17 +88,28 @@ async def run_job(call: Call[Any], job: Job, protocol: Protocol) -> Response:
     predictor = model.predictor
     items = await run_before_deadline(request, executor, job.prepare_size, predictor.prepare, job)
     hold_memory(request, job.memory_bytes(items))
+    keep = _capture(call, job)
     if job.streamed:
-        events = _events(call, job, predictor.finish(job, items, items), protocol)
+        events = _events(call, job, predictor.finish(job, items, items), protocol, keep)
         return EventStream(request, events, protocol.stream_end, model=call.model.id)
     async with Deadline(request):
         outputs = await model.engine.submit(items)
 
         def respond() -> Response:
-            content = protocol.encode(call, job, predictor.finish(job, items, outputs))
+            answer = predictor.finish(job, items, outputs)
+            keep(answer)
+            content = protocol.encode(call, job, answer)
             return content if isinstance(content, Response) else json_response(content)
 
         return respond() if job.answer_size(outputs) <= INLINE_SIZE else await executor.run(respond)
+
+
+def _capture(call: Call[Any], job: Job) -> Callable[[Any], None]:
+    """Return a function that captures the answer to a job. Any thread may call it."""
+    capture, request_id, key = call.request.service.capture, call.request.scope[REQUEST_ID], current_caller.get()
+    if capture is None:
+        return lambda answer: None
+    return lambda answer: capture.offer(request_id, key, call.model.card, job, answer)
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,9 @@ class TextDelta:
     finished: bool
 
 
-async def _events(call: Call[Any], job: Job, answer: Any, protocol: Protocol) -> AsyncGenerator[bytes, None]:
+async def _events(
+    call: Call[Any], job: Job, answer: Any, protocol: Protocol, keep: Callable[[Any], None]
+) -> AsyncGenerator[bytes, None]:
     """Yield the server-sent events of a streamed text while it is generated. The last ``TextDelta`` may be empty."""
     texts: list[Continuation] = answer.texts
     sent, unfinished = [0] * len(texts), list(range(len(texts)))
@@ -132,6 +146,7 @@ async def _events(call: Call[Any], job: Job, answer: Any, protocol: Protocol) ->
             if step:
                 yield await call.request.models.parse_executor.run(encode, step) if is_large else encode(step)
                 is_large = False
+    keep(answer)
     if end := protocol.encode_end(call, job, answer):
         yield event(end)
 

@@ -24,6 +24,8 @@ from app.api.request_head import reject_query
 from app.errors import MethodNotAllowed, NotFound, QuartetError, quote_value
 from app.limits import Limits
 from app.observability.metrics import Metrics
+from app.records.batches import Batches
+from app.records.capture import Capture
 from app.serving.models import Models
 from app.settings import Settings
 
@@ -35,6 +37,8 @@ class Service:
     models: Models
     metrics: Metrics
     admin_key: str | None = None
+    capture: Capture | None = None
+    batches: Batches | None = None
     version: str = ""
     document: Callable[[str], bytes] = str.encode  # returns the OpenAPI document, given the path of a proxy
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "serve": ("app.main", "start the service; its settings are environment variables"),
     "models": ("app.models", "manage the versions of models: list, activate, roll back, import, export"),
     "keys": ("app.keys", "manage the API keys"),
+    "capture": ("app.cli.capture", "show and delete captured requests"),
     "predict": ("training.predict", "compute predictions for files and folders"),
 }
 TRAININGS = {

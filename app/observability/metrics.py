@@ -6,16 +6,18 @@ import asyncio
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, Summary, generate_latest, values
+from prometheus_client.core import GaugeMetricFamily
 
 from app.engine.observer import BatchMember, RequestTrace, VersionKey
 from app.observability.logs import log_errors
 from app.observability.shared_metrics import SharedMetrics
 from app.observability.tracing import Tracer
+from app.records.database import Figure
 
 log = logging.getLogger("quartet")
 
@@ -58,6 +60,10 @@ class Metrics:
         )
         self.errors = counter("errors", "Requests that failed, by error code", ("route", "reason"))
         self.requests_running = gauge("requests_running", "Requests in progress")
+        self.captured = counter(
+            "captured_requests", "Requests that were captured (stored), or could not be (dropped)", ("model", "result")
+        )
+        self.feedback: Callable[[], Iterable[Figure]] = list  # returns what feedback says about the answers
         self.rate_limited = counter("rate_limited", "Requests over the rate limit of their API key", ("key",))
         self.states = gauge(
             "versions",
@@ -145,6 +151,11 @@ class Metrics:
         self.rate_limited.labels(key).inc()
 
     @log_errors
+    def on_captured(self, model: str, result: str, count: int) -> None:
+        """Count requests that were ``stored`` or ``dropped``."""
+        self.captured.labels(model, result).inc(count)
+
+    @log_errors
     def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey], scan_age: float) -> None:
         self.workers.set(1)  # the first report comes after the models were loaded
         self.states.labels("ready").set(ready)
@@ -182,10 +193,21 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of all workers, except those of removed versions. prometheus_client calls this method."""
-        families = (self._shared or self.registry).collect()
-        for family in families:
+        for family in (*(self._shared or self.registry).collect(), *self._feedback()):
             family.samples = [sample for sample in family.samples if self._is_current(sample.labels)]
             yield family
+
+    def _feedback(self) -> list[Metric]:
+        if not (figures := list(self.feedback())):
+            return []
+        labels = ("model", "version", "figure")
+        mean = GaugeMetricFamily("quartet_feedback_mean", "Mean of a figure over all feedback", labels=labels)
+        count = GaugeMetricFamily("quartet_feedback_count", "Number of measurements of a figure", labels=labels)
+        for figure in figures:
+            key = (figure.model, str(figure.version), figure.name)
+            mean.add_metric(key, figure.mean)
+            count.add_metric(key, figure.count)
+        return [mean, count]
 
 
 class VersionMetrics:

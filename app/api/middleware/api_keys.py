@@ -27,6 +27,7 @@ log = logging.getLogger("quartet")
 # Paths that need no API key: the web page, the documentation and health checks. Administration needs the admin key.
 PUBLIC_PATHS = {"/", "/docs", "/redoc", "/openapi.json"}
 PUBLIC_PREFIXES = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
+CALLER = "quartet.caller"  # key in the ASGI scope of a request of a batch job: the name of the API key of the job
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
 
 
@@ -48,7 +49,9 @@ class ApiKeys:
 
     async def check(self, scope: Scope) -> None:
         """Raise MissingKey, Unauthorized or LimitReached for a request that may not be answered."""
-        if not is_public(scope["path"]):
+        if CALLER in scope:  # a line of a batch job
+            current_caller.set(scope[CALLER])
+        elif not is_public(scope["path"]):
             key = key_of(self.ring, scope)
             await self._count(key)
             current_caller.set(key.name)  # only for the task of this request

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NotRequired
 
 from pydantic import RootModel
 from starlette.responses import Response
@@ -13,6 +14,7 @@ from typing_extensions import TypedDict
 from app.api.openapi import BINARY, DESCRIBED
 from app.api.operation import Operation, Request
 from app.api.responses import ERROR_RESPONSES, json_response
+from app.api.routes.feedback import FeedbackFigure, feedback
 from app.api.routes.page import cached_response
 from app.errors import NotFound, quote_value
 from app.serving.models import Models
@@ -77,6 +79,8 @@ class ServedModel(TypedDict):
     failed: list[FailedVersion]
     """versions that could not be loaded"""
     card: Card
+    feedback: NotRequired[list[FeedbackFigure]]
+    """figures of the version, if there is feedback on its answers"""
 
 
 class ModelEntry(RootModel[ServedModel | UnavailableModel]):
@@ -90,16 +94,16 @@ class ModelList(TypedDict):
 
 async def list_models(request: Request) -> Response:
     """List all models with their tasks, versions, states, inputs, labels and model cards, and all load failures."""
-    models = request.models
-    return json_response({"object": "list", "data": [_model(models, name) for name in _names(models)]})
+    models, figures = request.models, feedback(request)
+    return json_response({"object": "list", "data": [_model(models, figures, name) for name in _names(models)]})
 
 
 async def get_model(request: Request) -> Response:
     """Get one model, or one version of a model."""
-    models, name = request.models, request.path_params["name"]
+    models, name, figures = request.models, request.path_params["name"], feedback(request)
     if name in _names(models):
-        return json_response(_model(models, name))
-    return json_response(_model(models, *models.resolve_name(name, param="name")))
+        return json_response(_model(models, figures, name))
+    return json_response(_model(models, figures, *models.resolve_name(name, param="name")))
 
 
 async def get_model_picture(request: Request) -> Response:
@@ -121,7 +125,9 @@ def _names(models: Models) -> list[str]:
     return sorted({*models.version_sets, *(entry.name for entry in models.failures if entry.version)})
 
 
-def _model(models: Models, name: str, number: int | None = None) -> ServedModel | UnavailableModel:
+def _model(
+    models: Models, figures: Sequence[FeedbackFigure], name: str, number: int | None = None
+) -> ServedModel | UnavailableModel:
     """Return the description of a model or of one of its versions. It extends the model object of OpenAI's API."""
     failed: list[FailedVersion] = [
         {"version": entry.version, "reason": entry.reason} for entry in models.failures if entry.name == name
@@ -136,7 +142,7 @@ def _model(models: Models, name: str, number: int | None = None) -> ServedModel 
             "state": "unloaded" if versions and versions.unloaded else "failed",
             "failed": failed,
         }
-    return {
+    model: ServedModel = {
         "id": name,
         "object": "model",
         "created": int(datetime.fromisoformat(card.created).timestamp()),
@@ -160,6 +166,9 @@ def _model(models: Models, name: str, number: int | None = None) -> ServedModel 
         "failed": failed,
         "card": card,
     }
+    if own := [figure for figure in figures if (figure["model"], figure["version"]) == (name, card.version)]:
+        model["feedback"] = own
+    return model
 
 
 _NAME = {"name": ("`name` or `name@version`", "sine-lstm")}

@@ -21,14 +21,17 @@ function card(model, open = false) {
   const details = createElement("details", { open },
     createElement("summary", {}, ...heading(model.id, mark, quality(model))),
     createElement("p", {}, [model.title, knowledge(model)].filter(Boolean).join(". ")),
-    versions(model), pictures, metricsTable(Object.entries(model.card.metrics)), origin(model));
+    versions(model), pictures, metricsTable([...Object.entries(model.card.metrics), ...feedback(model)]), origin(model));
   details.addEventListener("toggle", () => showPictures(model, pictures), { once: true });
   return createElement("article", { class: "card", "aria-label": model.id }, details, ...model.failed.map(failure));
 }
 
+/** Return what feedback on the answers says, as metrics. */
+const feedback = ({ feedback: figures = [] }) => figures.map(({ name, mean, count, interval }) => [name, { value: mean, decimals: 3, split: `${count} answers with feedback`, interval }]);
+
 /** Return the data of a figure, its confidence interval, and its network if that is not the published one. */
 const measuredOn = ({ split, decimals, interval, weights }) => [
-  split, interval ? `95 % interval ${interval.map((bound) => bound.toFixed(decimals)).join(" to ")}` : "", weights === "published" ? "" : weights,
+  split, interval ? `95 % interval ${interval.map((bound) => bound.toFixed(decimals)).join(" to ")}` : "", (weights ?? "published") === "published" ? "" : weights,
 ].filter(Boolean).join("; ");
 
 /** Return the served versions as buttons that switch the card. The active version answers requests without a version. */

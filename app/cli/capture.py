@@ -1,0 +1,68 @@
+"""Show and delete captured requests.
+
+quartet capture list
+quartet capture delete --key alice
+quartet capture delete --days 7          # all requests that are older
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from app.cli.output import write_line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    from app.records.database import FILE, Database  # takes seconds to import
+
+    if not (options.folder / FILE).exists():
+        print(f"error: there is no {FILE} in {options.folder}", file=sys.stderr)
+        return 1
+    database = Database(options.folder)
+    try:
+        if options.command == "list":
+            for model, version, count, *times in database.counts():
+                first, last = (datetime.fromtimestamp(each, UTC).strftime("%Y-%m-%d %H:%M") for each in times)
+                write_line(f"{model}@{version}  {count:,} requests  {first} to {last}")
+            for figure in database.figures():
+                bounds = " to ".join(f"{bound:.3f}" for bound in figure.interval)
+                about = f"{figure.count:,} measurements; 95 % interval {bounds}"
+                write_line(f"{figure.model}@{figure.version}  {figure.name} {figure.mean:.3f}  {about}")
+        else:
+            conditions = {"request": "id = ?", "key": "key = ?", "days": "time < ?"}
+            (name,) = (name for name in conditions if getattr(options, name) is not None)
+            value = getattr(options, name)
+            value = time.time() - value * 86_400 if name == "days" else value
+            write_line(f"deleted {database.delete(conditions[name], value):,} requests")
+    except (sqlite3.Error, OSError) as error:
+        print(f"error: {options.folder}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="quartet capture", description=__doc__, formatter_class=plain)
+    folder = argparse.ArgumentParser(add_help=False)
+    text = "folder of the captured requests; QUARTET_RECORDS_FOLDER sets another default (default: %(default)s)"
+    folder.add_argument("--folder", type=Path, default=os.environ.get("QUARTET_RECORDS_FOLDER", "capture"), help=text)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("list", parents=[folder], help="count the requests and the feedback of each version")
+    delete = commands.add_parser("delete", parents=[folder], help="delete requests with their images and feedback")
+    which = delete.add_mutually_exclusive_group(required=True)
+    which.add_argument("--request", metavar="ID", help="the request with this id")
+    which.add_argument("--key", metavar="NAME", help="all requests with the API key of this name")
+    which.add_argument("--days", type=float, metavar="N", help="all requests that are older than N days")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

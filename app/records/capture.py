@@ -1,0 +1,139 @@
+"""Capture a share of the requests for some models, without delaying them."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from app.limits import Limits
+from app.records.captured import ANSWERS, Captured
+from app.records.database import LOCK_SECONDS, Database, Figure
+from app.settings import Settings, SettingsError
+from app.store.card import Card, is_model_name
+from app.tasks.job import Job
+
+log = logging.getLogger("quartet")
+
+GATHER_SECONDS = 0.1  # requests of this time are stored in one transaction
+FIGURES_SECONDS = 2.0  # a worker sees the feedback that another one has stored after this time
+TRIM_SECONDS = 60.0
+
+
+class Capture:
+    """Stores the captured requests on a thread. If it cannot keep up, requests are dropped and counted.
+
+    Args:
+        shares: the share of the requests to capture, in per cent, by model.
+        on_captured: function that counts requests, given their model, ``stored`` or ``dropped``, and their number.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        shares: Mapping[str, float],
+        limits: Limits,
+        on_captured: Callable[[str, str, int], object],
+    ) -> None:
+        self.database, self.shares = database, shares
+        self._limits, self._on_captured = limits, on_captured
+        self._waiting: queue.Queue[Callable[[], Captured] | None] = queue.Queue(limits.captures_waiting)
+        self.figures: list[Figure] = []  # what feedback says about the answers, at most a few seconds old
+        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+        self._thread.start()
+
+    def offer(self, request: str, key: str | None, card: Card, job: Job, answer: Any) -> None:
+        """Capture a request if it belongs to the share of its model."""
+        share = self.shares.get(card.name, 0.0)
+        if type(job) in ANSWERS and random.random() * 100 < share:
+            try:
+                self._waiting.put_nowait(lambda: Captured.of(request, key, card, job, answer))
+            except queue.Full:
+                self._on_captured(card.name, "dropped", 1)
+
+    def close(self) -> None:
+        """Store the requests that wait, unless the disk does not answer."""
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=LOCK_SECONDS)
+            self._thread.join(LOCK_SECONDS)
+
+    def _run(self) -> None:
+        """Store requests, update ``figures`` and delete old requests until ``close`` is called."""
+        is_open, figures_at, trimmed_at, running = False, 0.0, 0.0, True
+        while running:
+            taken = self._take()
+            running = None not in taken
+            requests = [make() for make in taken if make]
+            now, result = time.monotonic(), "stored"
+            try:
+                if not is_open:
+                    self.database.open()
+                    is_open = True
+                if requests:
+                    self.database.add(requests)
+                if now > figures_at + FIGURES_SECONDS:
+                    self.figures, figures_at = self.database.figures(), now
+                if now > trimmed_at + TRIM_SECONDS:
+                    self.database.trim(self._limits.capture_bytes, self._limits.capture_days * 86_400)
+                    trimmed_at = now
+            except (sqlite3.Error, OSError) as error:
+                log.error("requests cannot be captured: %s", error)
+                is_open, result = False, "dropped"
+            for model, count in Counter(each.model for each in requests).items():
+                self._on_captured(model, result, count)
+
+    def _take(self) -> list[Callable[[], Captured] | None]:
+        """Return what has been offered, after a while also if nothing was."""
+        try:
+            taken = [self._waiting.get(timeout=FIGURES_SECONDS)]
+        except queue.Empty:
+            return []
+        if taken[0]:
+            time.sleep(GATHER_SECONDS)
+        while len(taken) < self._limits.captures_waiting and not self._waiting.empty():
+            taken.append(self._waiting.get())
+        return taken
+
+
+def parse_shares(text: str) -> dict[str, float]:
+    """Return the shares in per cent, given a text such as ``sales:20,pets``. Raises SettingsError."""
+    shares = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, share = part.partition(":")
+        try:
+            shares[name] = float(share or 100)
+        except ValueError:
+            shares[name] = 0.0
+        if not is_model_name(name) or not 0 < shares[name] <= 100:
+            raise SettingsError(f"QUARTET_CAPTURE has {part!r}; it should be like 'sales' or 'sales:20' (per cent)")
+    return shares
+
+
+def open_records(settings: Settings) -> Database | None:
+    """Return the records of a service, or None if it has none. Raises SettingsError."""
+    if settings.records_folder is None:
+        return None
+    database = Database(settings.records_folder)
+    try:
+        database.open()
+    except (sqlite3.Error, OSError) as error:
+        raise SettingsError(f"QUARTET_RECORDS_FOLDER is {str(settings.records_folder)!r}: {error}") from None
+    return database
+
+
+def create_capture(
+    settings: Settings, database: Database | None, on_captured: Callable[[str, str, int], object]
+) -> Capture | None:
+    """Return the capture of a service, or None if it captures nothing. Raises SettingsError."""
+    if not (shares := parse_shares(settings.capture)):
+        return None
+    if database is None:
+        raise SettingsError(f"QUARTET_CAPTURE is {settings.capture!r}, which needs QUARTET_RECORDS_FOLDER")
+    return Capture(database, shares, settings.limits, on_captured)

@@ -1,0 +1,143 @@
+"""What is captured of a request, and how feedback measures its answer."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import orjson
+
+from app.errors import BadValue, quote_value
+from app.store import Card, TaskName
+from app.tasks.classification import ClassifyJob
+from app.tasks.forecasting import ForecastJob
+from app.tasks.image_generation import SampleJob
+from app.tasks.job import Job
+from app.tasks.text_generation import ContinueJob
+
+# For each kind of job: the fields that are not captured, and a function that returns what is captured of the answer
+ANSWERS: Mapping[type[Job], tuple[Sequence[str], Callable[[Any], dict[str, Any]]]] = {
+    ClassifyJob: (("pixels",), lambda answer: {"probabilities": answer.probabilities}),
+    ContinueJob: ((), lambda answer: {"texts": [text.text for text in answer.texts]}),
+    ForecastJob: ((), lambda answer: {"forecasts": [vars(each) for each in answer.forecasts]}),
+    SampleJob: (("latents", "classes"), lambda answer: {"labels": answer.labels}),
+}
+ENCODING = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A request and its answer. ``key`` is the name of the API key. ``pixels`` are images [channels, side, side]."""
+
+    request: str
+    model: str
+    version: int
+    task: TaskName
+    job: str  # JSON
+    answer: str  # JSON
+    key: str | None = None
+    pixels: Sequence[np.ndarray] = ()
+    time: float = field(default_factory=time.time)
+
+    @staticmethod
+    def of(request: str, key: str | None, card: Card, job: Job, answer: Any) -> Captured:
+        """Return what is captured of a request. The type of ``job`` must be in ``ANSWERS``."""
+        omitted, answer_of = ANSWERS[type(job)]
+        common = {each.name for each in fields(Job)}
+        own = {each.name for each in fields(job)} - common - set(omitted)
+        job_text, answer_text = (
+            orjson.dumps(content, option=ENCODING).decode()
+            for content in ({name: getattr(job, name) for name in sorted(own)}, answer_of(answer))
+        )
+        pixels = [image.numpy() for image in getattr(job, "pixels", ())]
+        return Captured(request, card.name, card.version, card.task, job_text, answer_text, key, pixels)
+
+    def digests(self) -> list[str]:
+        """Return the SHA-256 of the shape and the pixels of each image."""
+        return [hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest() for image in self.pixels]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measurement of an answer: ``value`` of the figure ``name`` for a step of a forecast; 0 for other tasks."""
+
+    step: int
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Feedback on one item of an answer: an image, a text or a series. Exactly one of the last four is not None.
+
+    ``values`` are those from step ``first_step`` of a forecast, from 0. None marks a value that is not known yet.
+    """
+
+    item: int = 0
+    first_step: int = 0
+    label: str | None = None
+    values: Sequence[float | None] | None = None
+    accepted: bool | None = None
+    text: str | None = None
+
+    def steps(self) -> dict[int, Any]:
+        """Return what is known about each step."""
+        if self.values is not None:
+            return {self.first_step + i: value for i, value in enumerate(self.values) if value is not None}
+        return {0: next(each for each in (self.label, self.accepted, self.text) if each is not None)}
+
+
+def measure(captured: Captured, truth: Truth, labels: Sequence[str]) -> list[Measured]:
+    """Compare an answer with the truth. ``labels`` are those of the model. Raises BadValue if they do not fit."""
+    kind, measurements = MEASURES.get(captured.task, ("", None))
+    if measurements is None or not any(getattr(truth, name) is not None for name in kind.split(" or ")):
+        needed = f"takes {kind}" if kind else "takes no feedback"
+        raise BadValue(f"request {captured.request} is for the task {captured.task!r}, which {needed}", "request_id")
+    answer = orjson.loads(captured.answer)
+    items = next(iter(answer.values()))
+    if truth.item >= len(items):
+        raise BadValue(f"item is {truth.item}; the answer has {len(items)} items, from 0", "item")
+    return list(measurements(items[truth.item], truth, labels, orjson.loads(captured.job)))
+
+
+def _label(probabilities: Sequence[float], truth: Truth, labels: Sequence[str], _: Any) -> Iterator[Measured]:
+    """Yield whether the most probable label is right, and its probability, which should be as large on average."""
+    if truth.label not in labels:
+        raise BadValue(f"label is {quote_value(truth.label)}; the model has {', '.join(labels)}", "label")
+    best = max(range(len(probabilities)), key=probabilities.__getitem__)
+    yield Measured(0, "accuracy", float(labels[best] == truth.label))
+    yield Measured(0, "confidence", probabilities[best])
+
+
+def _values(forecast: Any, truth: Truth, _: Any, job: Any) -> Iterator[Measured]:
+    """Yield for each value its absolute scaled error (as in MASE), and whether it is inside each interval."""
+    median, steps = forecast["median"], truth.steps()
+    if steps and max(steps) >= len(median):
+        last = max(steps)
+        raise BadValue(f"values has one for step {last}; the forecast has {len(median)} steps, from 0", "values")
+    series = np.array(job["series"][truth.item], dtype=float)
+    season = forecast["seasonality"] or 1
+    differences = np.abs(series[season:] - series[:-season])
+    scale = float(np.nanmean(differences)) if np.isfinite(differences).any() else math.nan
+    for step, value in steps.items():
+        if scale > 0:
+            yield Measured(step, "mase", abs(value - median[step]) / scale)
+        for level, (lower, upper) in forecast["bounds"].items():
+            yield Measured(step, f"coverage_{float(level):g}", float(lower[step] <= value <= upper[step]))
+
+
+def _text(written: str, truth: Truth, *_: Any) -> Iterator[Measured]:
+    """Yield whether a text was accepted. A corrected text was accepted only if it equals the answer."""
+    yield Measured(0, "accepted", float(written == truth.text if truth.accepted is None else truth.accepted))
+
+
+MEASURES: Mapping[TaskName, tuple[str, Callable[[Any, Truth, Any, Any], Iterable[Measured]]]] = {
+    "classify": ("label", _label),
+    "forecast": ("values", _values),
+    "continue": ("accepted or text", _text),
+}

@@ -1,0 +1,228 @@
+"""The captured requests with their feedback, and the batch jobs, in an SQLite file.
+
+    records.db              the tables below, in WAL mode
+    images/<digest>.png     the images of captured requests, each stored once
+    files/<id>              the inputs and outputs of batch jobs
+
+Feedback and images of a request are deleted with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from app.records.captured import Captured, Measured, Truth
+from app.tasks.image_codecs import png
+
+log = logging.getLogger("quartet")
+
+FILE = "records.db"
+LOCK_SECONDS = 5.0  # a transaction of another worker takes milliseconds
+TABLES = """
+CREATE TABLE IF NOT EXISTS requests (
+    id TEXT PRIMARY KEY, time REAL, key TEXT, model TEXT, version INTEGER, task TEXT, job TEXT, answer TEXT);
+CREATE TABLE IF NOT EXISTS images (
+    request TEXT REFERENCES requests ON DELETE CASCADE, position INTEGER, digest TEXT, bytes INTEGER,
+    PRIMARY KEY (request, position)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS feedback (
+    request TEXT REFERENCES requests ON DELETE CASCADE, item INTEGER, step INTEGER, truth TEXT, time REAL,
+    PRIMARY KEY (request, item, step)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS figures (
+    request TEXT REFERENCES requests ON DELETE CASCADE, item INTEGER, step INTEGER, name TEXT, value REAL,
+    PRIMARY KEY (request, item, step, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, key TEXT, name TEXT, purpose TEXT, bytes INTEGER, created REAL);
+CREATE TABLE IF NOT EXISTS batches (
+    id TEXT PRIMARY KEY, key TEXT, input TEXT, endpoint TEXT, metadata TEXT, created REAL, status TEXT, total INTEGER,
+    started REAL, ended REAL, output TEXT, errors TEXT, problems TEXT, owner TEXT, lease REAL);
+CREATE TABLE IF NOT EXISTS lines (
+    batch TEXT REFERENCES batches ON DELETE CASCADE, line INTEGER, custom_id TEXT, status INTEGER, body TEXT,
+    PRIMARY KEY (batch, line)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The mean of ``count`` measurements of a version, with its 95 % interval."""
+
+    model: str
+    version: int
+    name: str
+    count: int
+    mean: float
+    interval: tuple[float, float]
+
+
+class Database:
+    """The records in ``folder``. Several processes may use it at the same time.
+
+    Methods raise sqlite3.Error and OSError if the file cannot be read or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._kept: sqlite3.Connection | None = None  # while one is open, closing others does not copy the WAL file
+
+    def open(self) -> None:
+        """Create the file. If it is damaged, move it aside and create a new one."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("images", "files"):
+            (self.folder / name).mkdir(exist_ok=True)
+        self.close()
+        try:
+            self._create()
+        except sqlite3.OperationalError:  # locked, or the disk is full
+            raise
+        except sqlite3.DatabaseError as error:
+            aside = self.folder / f"{FILE}.damaged-{time.time_ns()}"
+            (self.folder / FILE).rename(aside)
+            for suffix in ("-wal", "-shm"):
+                (self.folder / f"{FILE}{suffix}").unlink(missing_ok=True)
+            log.error("%s is damaged (%s) and was moved to %s", FILE, error, aside.name)
+            self._create()
+
+    def _create(self) -> None:
+        with self.transaction() as rows:
+            rows.execute("PRAGMA journal_mode = WAL")
+            rows.executescript(TABLES)
+        self._kept = sqlite3.connect(self.folder / FILE, check_same_thread=False)
+        self._kept.execute("SELECT COUNT(*) FROM files")
+
+    def close(self) -> None:
+        if self._kept:
+            self._kept.close()
+            self._kept = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Commit the changes of the block together, or none of them."""
+        with closing(sqlite3.connect(self.folder / FILE, LOCK_SECONDS, isolation_level="IMMEDIATE")) as connection:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = NORMAL")  # in WAL mode, only a loss of power loses changes
+            connection.row_factory = sqlite3.Row
+            with connection:
+                yield connection
+
+    def add(self, requests: Sequence[Captured]) -> None:
+        """Store requests. A request whose id is stored already is left out."""
+        with self.transaction() as rows:
+            rows.executemany(
+                "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (each.request, each.time, each.key, each.model, each.version, each.task, each.job, each.answer)
+                    for each in requests
+                ],
+            )
+            rows.executemany(
+                "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?)",
+                [
+                    (each.request, position, digest, self._store(digest, pixels))
+                    for each in requests
+                    for position, (digest, pixels) in enumerate(zip(each.digests(), each.pixels, strict=True))
+                ],
+            )
+
+    def _store(self, digest: str, pixels: np.ndarray) -> int:
+        """Store an image, unless it is stored already. Return the size of its file in bytes."""
+        path = f"{self.folder}/images/{digest}.png"
+        try:
+            return os.stat(path).st_size
+        except FileNotFoundError:
+            return Path(path).write_bytes(png(pixels))
+
+    def image(self, digest: str) -> Path:
+        """Return the path of an image."""
+        return self.folder / "images" / f"{digest}.png"
+
+    def file(self, id: str) -> Path:
+        """Return the path of an input or output of a batch job."""
+        return self.folder / "files" / id
+
+    def find(self, request: str) -> Captured | None:
+        """Return a captured request without its images, or None if there is no such request."""
+        columns = "id, model, version, task, job, answer, key"
+        with self.transaction() as rows:
+            row = rows.execute(f"SELECT {columns} FROM requests WHERE id = ?", (request,)).fetchone()
+        return Captured(*row) if row else None
+
+    def add_feedback(self, request: str, truth: Truth, measured: Sequence[Measured]) -> None:
+        """Store feedback and its measurements. They replace those of the same item and step."""
+        key = (request, truth.item)
+        with self.transaction() as rows:
+            for step, value in truth.steps().items():
+                text = orjson.dumps(value).decode()
+                rows.execute("INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?, ?)", (*key, step, text, time.time()))
+            rows.executemany(
+                "INSERT OR REPLACE INTO figures VALUES (?, ?, ?, ?, ?)", [(*key, *astuple(each)) for each in measured]
+            )
+
+    def figures(self) -> list[Figure]:
+        """Return the figures of each version."""
+        with self.transaction() as rows:
+            found = rows.execute(
+                "SELECT model, version, name, COUNT(*), AVG(value), AVG(value * value) FROM figures "
+                "JOIN requests ON requests.id = figures.request GROUP BY model, version, name ORDER BY 1, 2, 3"
+            ).fetchall()
+        return [
+            Figure(model, version, name, count, mean, interval(name, count, mean, square))
+            for model, version, name, count, mean, square in found
+        ]
+
+    def counts(self) -> list[tuple[str, int, int, float, float]]:
+        """Return the model, the version, the number of requests, and the times of the oldest and the newest one."""
+        with self.transaction() as rows:
+            found = rows.execute(
+                "SELECT model, version, COUNT(*), MIN(time), MAX(time) FROM requests GROUP BY 1, 2 ORDER BY 1, 2"
+            )
+            return [tuple(row) for row in found]
+
+    def delete(self, condition: str, value: object) -> int:
+        """Delete the requests for which an SQL condition with one parameter is true. Return their number."""
+        with self.transaction() as rows:
+            digests = rows.execute(
+                f"SELECT digest FROM images JOIN requests ON requests.id = images.request WHERE {condition}", (value,)
+            ).fetchall()
+            count = rows.execute(f"DELETE FROM requests WHERE {condition}", (value,)).rowcount
+            used = {row["digest"] for row in rows.execute("SELECT DISTINCT digest FROM images")} if digests else set()
+            for digest in {row["digest"] for row in digests} - used:
+                self.image(digest).unlink(missing_ok=True)
+        return count
+
+    def trim(self, max_bytes: int, max_seconds: float) -> None:
+        """Delete requests that are older than ``max_seconds``, and the oldest tenth while there are too many bytes."""
+        self.delete("time < ?", time.time() - max_seconds)
+        while self.size() > max_bytes and self.delete(
+            "time <= (SELECT time FROM requests ORDER BY time LIMIT 1 OFFSET (SELECT COUNT(*) / ? FROM requests))", 10
+        ):
+            pass
+
+    def size(self) -> int:
+        """Return the number of bytes that requests, feedback and images take."""
+        with self.transaction() as rows:
+            used = rows.execute(
+                "SELECT (page_count - freelist_count) * page_size FROM "
+                "pragma_page_count, pragma_freelist_count, pragma_page_size"
+            ).fetchone()[0]
+            sizes = "SELECT TOTAL(size) FROM (SELECT MAX(bytes) AS size FROM images GROUP BY digest)"
+            return int(used + rows.execute(sizes).fetchone()[0])
+
+
+def interval(name: str, count: int, mean: float, mean_square: float) -> tuple[float, float]:
+    """Return the 95 % interval of a mean: Wilson's for shares, otherwise the normal one."""
+    z = 1.96
+    if name == "accepted" or name == "accuracy" or name.startswith("coverage_"):
+        center = (mean + z * z / (2 * count)) / (1 + z * z / count)
+        spread = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+        return center - spread, center + spread
+    spread = z * math.sqrt(max(mean_square - mean * mean, 0.0) / max(count - 1, 1))
+    return mean - spread, mean + spread

@@ -1,0 +1,195 @@
+"""Captured requests, feedback on them, their figures, and the command that deletes them."""
+
+from __future__ import annotations
+
+import io
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from support.images import image_bytes
+from support.responses import metric_samples
+from support.service import Serve
+from support.waiting import wait_until
+
+from app import key_file
+from app.cli import capture as command
+from app.main import create_app
+from app.records.captured import Captured
+from app.records.database import FILE, Database
+from app.settings import Settings, SettingsError
+
+MODELS = "tiny-cnn,tiny-rnn,tiny-lstm"
+
+
+def stored(folder: Path, table: str = "requests") -> list[Any]:
+    with closing(sqlite3.connect(folder / FILE)) as rows:
+        return rows.execute(f"SELECT * FROM {table}").fetchall()
+
+
+def ask(client: httpx.Client, request_id: str, path: str, **body: Any) -> httpx.Response:
+    headers = {"x-request-id": request_id} | body.pop("headers", {})
+    return client.post(path, headers=headers, **body).raise_for_status()
+
+
+def test_requests_of_all_tasks_are_captured_and_measured(serve: Serve, tmp_path: Path) -> None:
+    folder, picture = tmp_path / "capture", image_bytes(size=(32, 32))
+    with serve(capture=MODELS, records_folder=folder) as client:
+        best = ask(client, "image", "/v1/images/classify", content=picture).json()["results"][0]["predictions"]
+        ask(client, "again", "/v1/images/classify", files=[("file", ("a.png", picture))] * 2)
+        text = ask(client, "text", "/v1/text/continue", json={"prompt": "a", "max_characters": 3}).json()
+        ask(client, "stream", "/v1/text/continue", json={"prompt": "a", "max_characters": 3, "stream": True})
+        series = {"values": [1.0, 3.0] * 20, "horizon": 4, "levels": [80]}
+        forecast = ask(client, "series", "/v1/series/forecast", json=series).json()["results"][0]
+        ask(client, "digits", "/v1/images/sample", json={"count": 1})  # of a model that is not named
+        wait_until(lambda: len(stored(folder)) == 5)
+
+        right, wrong = best[0]["label"], best[1]["label"]
+        median = forecast["median"]
+        for body in (
+            {"request_id": "image", "label": wrong},
+            {"request_id": "image", "label": right},  # replaces the feedback before
+            {"request_id": "again", "item": 1, "label": wrong},
+            {"request_id": "text", "text": text["results"][0]["text"]},
+            {"request_id": "stream", "accepted": False},
+            {"request_id": "series", "values": [median[0] + 1, None, 1e9]},
+            {"request_id": "series", "values": [median[3]], "first_step": 3},
+        ):
+            client.post("/v1/feedback", json=body).raise_for_status()
+        wait_until(lambda: sum(row["count"] for row in client.get("/v1/feedback").json()["data"]) == 12)
+        figures = {row["name"]: row for row in client.get("/v1/feedback").json()["data"]}
+        samples = metric_samples(client)
+        listed = {model["id"]: model.get("feedback") for model in client.get("/v1/models").json()["data"]}
+    assert listed["tiny-cnn"] == [figures["accuracy"], figures["confidence"]]
+    assert listed["tiny-gan"] is None
+    assert figures["accuracy"] | {"interval": None} == {
+        "model": "tiny-cnn", "version": 1, "name": "accuracy", "count": 2, "mean": 0.5, "interval": None
+    }  # fmt: skip
+    assert figures["accuracy"]["interval"] == pytest.approx([0.095, 0.905], abs=1e-3)  # Wilson's, from a table
+    assert figures["confidence"]["mean"] == pytest.approx(best[0]["probability"], abs=1e-6)
+    assert (figures["accepted"]["count"], figures["accepted"]["mean"]) == (2, 0.5)
+    assert figures["coverage_80"]["count"] == figures["mase"]["count"] == 3
+    assert figures["mase"]["mean"] == pytest.approx((1 + (1e9 - median[2]) + 0) / 2 / 3)  # values change by 2
+    labels = ("figure", "accuracy"), ("model", "tiny-cnn"), ("version", "1")
+    assert samples["quartet_feedback_mean", *labels] == 0.5
+    assert samples["quartet_captured_requests_total", ("model", "tiny-cnn"), ("result", "stored")] == 2
+    images = list((folder / "images").iterdir())
+    assert len(images) == 1  # the same picture three times
+    expected = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+    assert np.array_equal(np.asarray(Image.open(images[0])), expected)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"request_id": "none", "label": "cat"}, 404, "there is no request 'none'"),
+        ({"request_id": "image"}, 400, "the body has no truth"),
+        ({"request_id": "image", "label": "cat", "accepted": True}, 400, "label and accepted"),
+        ({"request_id": "image", "label": "unicorn"}, 400, "label is 'unicorn'; the model has "),
+        ({"request_id": "image", "label": "cat", "item": 1}, 400, "item is 1; the answer has 1 items"),
+        ({"request_id": "image", "accepted": True}, 400, "is for the task 'classify', which takes label"),
+        ({"request_id": "series", "values": [1.0] * 9}, 400, "values has one for step 8; the forecast has 3 steps"),
+    ],
+)
+def test_feedback_that_does_not_fit_is_rejected(
+    serve: Serve, tmp_path: Path, body: dict[str, Any], status: int, message: str
+) -> None:
+    with serve(capture=MODELS, records_folder=tmp_path / "capture") as client:
+        ask(client, "image", "/v1/images/classify", content=image_bytes())
+        ask(client, "series", "/v1/series/forecast", json={"values": [1.0, 2.0] * 20, "horizon": 3})
+        wait_until(lambda: len(stored(tmp_path / "capture")) == 2)
+        answer = client.post("/v1/feedback", json=body)
+        assert (answer.status_code, message in answer.json()["error"]["message"]) == (status, True), answer.text
+        assert client.get("/v1/feedback").json() == {"data": []}
+
+
+def test_without_a_model_nothing_is_captured_and_there_is_no_feedback(serve: Serve, tmp_path: Path) -> None:
+    with serve(records_folder=tmp_path / "capture") as client:
+        client.post("/v1/images/sample", json={}).raise_for_status()
+        assert client.post("/v1/feedback", json={"request_id": "a", "label": "b"}).status_code == 404
+        assert "/v1/feedback" not in client.get("/openapi.json").json()["paths"]
+    assert stored(tmp_path / "capture") == []
+    with pytest.raises(SettingsError, match="QUARTET_CAPTURE is 'pets', which needs QUARTET_RECORDS_FOLDER"):
+        create_app(Settings(capture="pets"))
+    with pytest.raises(SettingsError, match="QUARTET_CAPTURE has 'pets:200'"):
+        create_app(Settings(capture="pets:200", records_folder=tmp_path))
+
+
+def test_requests_are_deleted_by_id_by_key_and_by_age(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, keys = tmp_path / "capture", tmp_path / "keys"
+    secrets = {name: key_file.add(keys, name) for name in ("alice", "bob")}
+    with serve(capture="tiny-cnn", records_folder=folder, keys_file=keys) as client:
+        for number, (name, size) in enumerate([("alice", (32, 32)), ("bob", (32, 32)), ("bob", (20, 32))]):
+            headers = {"x-api-key": secrets[name]}
+            ask(client, str(number), "/v1/images/classify", content=image_bytes(size=size), headers=headers)
+        wait_until(lambda: len(stored(folder)) == 3)
+        for name, status in (("bob", 404), ("alice", 200)):
+            body = {"request_id": "0", "label": client.get("/v1/models/tiny-cnn", headers=headers).json()["labels"][0]}
+            assert client.post("/v1/feedback", json=body, headers={"x-api-key": secrets[name]}).status_code == status
+    content = b"".join(path.read_bytes() for path in folder.iterdir() if path.is_file())
+    assert not any(key.encode() in content for key in secrets.values())
+    images = folder / "images"
+    for arguments, left, pictures in (
+        (["--days", "1"], {"0", "1", "2"}, 2),
+        (["--request", "2"], {"0", "1"}, 1),
+        (["--key", "bob"], {"0"}, 1),
+        (["--days", "0"], set(), 0),
+    ):
+        before = len(stored(folder))
+        assert command.main(["delete", "--folder", str(folder), *arguments]) == 0
+        assert {row[0] for row in stored(folder)} == left
+        assert capsys.readouterr().out == f"deleted {before - len(left)} requests\n"
+        assert len(list(images.iterdir())) == pictures
+    assert command.main(["list", "--folder", str(tmp_path)]) == 1
+
+
+def test_a_share_of_the_requests_is_captured(serve: Serve, tmp_path: Path) -> None:
+    with serve(capture="tiny-rnn:50", records_folder=tmp_path) as client:
+        for number in range(40):
+            ask(client, str(number), "/v1/text/continue", json={"max_characters": 1})
+    assert 0 < len(stored(tmp_path)) < 40
+
+
+def test_the_oldest_requests_are_deleted_beyond_the_limit(tmp_path: Path) -> None:
+    folder = tmp_path / "capture"
+    database = Database(folder)
+    database.open()
+    database.add([Captured(str(i), "m", 1, "continue", "a" * 2000, "{}", time=1e9 + i) for i in range(40)])
+    size = database.size()
+    database.trim(size // 2, 1e12)
+    left = {int(row[0]) for row in stored(folder)}
+    assert left == set(range(40 - len(left), 40))
+    assert size // 4 < database.size() <= size // 2
+
+
+def test_a_damaged_file_is_moved_aside_and_the_service_goes_on(serve: Serve, tmp_path: Path) -> None:
+    folder = tmp_path / "capture"
+    folder.mkdir()
+    (folder / FILE).write_bytes(b"not a database" * 1000)
+    with serve(capture="tiny-rnn", records_folder=folder) as client:
+        ask(client, "a", "/v1/text/continue", json={"max_characters": 1})
+        wait_until(lambda: len(stored(folder)) == 1)
+    assert len(list(folder.glob(f"{FILE}.damaged-*"))) == 1
+
+
+def test_a_locked_file_loses_captures_and_no_request(serve: Serve, tmp_path: Path) -> None:
+    folder = tmp_path / "capture"
+    with serve(capture="tiny-rnn", records_folder=folder, captures_waiting=4) as client:
+        with closing(sqlite3.connect(folder / FILE)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for number in range(20):  # more than may wait
+                ask(client, str(number), "/v1/text/continue", json={"max_characters": 1})
+        key = "quartet_captured_requests_total", ("model", "tiny-rnn")
+
+        def count(result: str) -> float:
+            return metric_samples(client).get((*key, ("result", result)), 0)
+
+        wait_until(lambda: count("stored") + count("dropped") == 20)
+        assert 4 <= len(stored(folder)) == count("stored") <= 9
