@@ -29,6 +29,9 @@ TIME_NAME = (
 )
 
 
+WORDS = {"yes": 1, "ja": 1, "true": 1, "wahr": 1, "no": 0, "nein": 0, "false": 0, "falsch": 0}
+
+
 @dataclass
 class Body:
     """The rows of a table below its header.
@@ -55,6 +58,14 @@ class Body:
             missing = [text for text in self.options.missing if text != "none"]
             self.columns[name] = Column(self.frame[name], missing)
         return self.columns[name]
+
+    def read_words(self, name: str) -> None:
+        """Replace yes by 1 and no by 0 in a column that has only such words."""
+        words = self.frame[name].astype("str").str.strip().str.lower()[self.frame[name].notna()]
+        if len(words) and words.isin(list(WORDS)).all():
+            self.frame[name] = words.map(WORDS).reindex(self.frame.index)
+            self.columns.pop(name, None)
+            self.remarks.append(f"column {name!r}: {words.iloc[0]} is {WORDS[words.iloc[0]]}")
 
     def texts(self, name: str) -> pd.Series:
         """Return the cells of a column as texts; NaN for missing cells."""

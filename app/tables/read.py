@@ -59,6 +59,8 @@ def read(
     groups, values = _listed(body, options.group, "none"), list(options.column)
     known = [own for names in known for own in _listed(body, names)]
     _check_options(body, values, groups, known)
+    for own in [*values, *known]:
+        body.read_words(own)
     melted = None
     if options.by_rows or not (values or known):
         melted = layout.melt(body, None if options.group is None else groups)

@@ -100,6 +100,19 @@ def test_known_covariates_are_read_beside_each_series(workspace: Path, capsys: p
 
 
 @pytest.mark.usefixtures("workspace")
+def test_yes_and_no_are_read_as_1_and_0() -> None:
+    expected = [series.covariates for series in read(known_covariates="promo").series]
+    frame = pd.read_csv("sales.csv")
+    for yes, no in (("ja", "Nein"), ("TRUE", "false")):
+        frame.assign(promo=frame["promo"].map({1: yes, 0: no})).to_csv("sales.csv", index=False)
+        table = read(known_covariates="promo")
+        assert all((own.covariates == other).all() for own, other in zip(table.series, expected, strict=True))
+    frame.assign(promo=frame["promo"].map({1: "ja", 0: "maybe"})).to_csv("sales.csv", index=False)
+    with pytest.raises(DataError, match="promo is 'ja', not a number|promo is 'maybe', not a number"):
+        read(known_covariates="promo")
+
+
+@pytest.mark.usefixtures("workspace")
 def test_a_known_column_may_have_a_comma_in_its_name() -> None:
     frame = pd.read_csv("sales.csv").rename(columns={"price": "price, net"})
     frame.to_csv("sales.csv", index=False)
