@@ -20,9 +20,7 @@ MAX_VALUE = 1e150  # largest value of a series or covariate, because squares of 
 def on_grid(
     data: pd.DataFrame, values: list[str], reading: Reading, options: ReadOptions, remarks: list[str]
 ) -> tuple[pd.DataFrame, str, Callable[[Any, int], Any]]:
-    """Return one row for each time step of each series, in the order of time, the name of the step, and a function.
-
-    The function is ``TidyTable.after``.
+    """Return one row for each time step of each series, in the order of time, the name of the step, and ``after``.
 
     ``data``: the columns ``values``, known covariates, SERIES and ROW. ``reading``: the time of each row.
 

@@ -47,11 +47,12 @@ def metric_labels(serve: Serve) -> dict[str, set[str]]:
     metrics.for_version("m", 1).on_rejected("queue_full")  # a small test causes no rejections
     metrics.for_version("m", 1).on_failure(ValueError("test"))
     metrics.on_rate_limited("alice")
+    metrics.on_captured("m", "stored", 1)
     samples += [
         (sample.name, *sample.labels.items())
         for family in metrics.registry.collect()
         for sample in family.samples
-        if sample.name in ("quartet_rejected_requests_total", "quartet_failures_total", "quartet_rate_limited_total")
+        if re.fullmatch("quartet_(rejected_requests|failures|rate_limited|captured_requests)_total", sample.name)
     ]
     names: dict[str, set[str]] = {"up": {"job", "instance"}}
     for name, *labels in (row for row in samples if not str(row[0]).endswith("_created")):

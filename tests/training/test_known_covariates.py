@@ -108,7 +108,7 @@ def test_yes_and_no_are_read_as_1_and_0() -> None:
         table = read(known_covariates="promo")
         assert all((own.covariates == other).all() for own, other in zip(table.series, expected, strict=True))
     frame.assign(promo=frame["promo"].map({1: "ja", 0: "maybe"})).to_csv("sales.csv", index=False)
-    with pytest.raises(DataError, match="promo is 'ja', not a number|promo is 'maybe', not a number"):
+    with pytest.raises(DataError, match=r"promo is 'ja', not a number|promo is 'maybe', not a number"):
         read(known_covariates="promo")
 
 

@@ -50,8 +50,12 @@ class EvaluationError(Exception):
     """Raised for a version that cannot be measured again."""
 
 
+def _no_own_data(*_: Any) -> Any:
+    raise EvaluationError("this training reads no data of users")
+
+
 class Script(NamedTuple):
-    """The functions that measure the versions of one training script again.
+    """The functions that measure the versions of one training script again. The last three are for users' own data.
 
     Attributes:
         evaluate: returns the metrics of a predictor on a data set of ``training.data.datasets``.
@@ -61,9 +65,9 @@ class Script(NamedTuple):
     """
 
     evaluate: Callable[..., dict[str, Any]]
-    arguments: Callable[[Sequence[str]], tuple[Options, Any]]
-    read_own: Callable[[Options, Any, store.Card, Path], Any]
-    measure_own: Callable[[Any, Any], dict[str, Any]]
+    arguments: Callable[[Sequence[str]], tuple[Options, Any]] = _no_own_data
+    read_own: Callable[[Options, Any, store.Card, Path], Any] = _no_own_data
+    measure_own: Callable[[Any, Any], dict[str, Any]] = _no_own_data
 
 
 def _read_images(options: Options, config: Any, card: store.Card, models: Path) -> Any:
