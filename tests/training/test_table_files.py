@@ -259,10 +259,9 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("closed as the name of a series", lines("d,g,y", *([d, "closed" if g == "b" else g, y] for d, g, y in grouped)),
         {"a": day["y"], "closed": two["b"]}, missing=["closed"], group="g")  # fmt: skip
     add("flags of a known covariate", lines("d,y,open", *([x, v, i % 7 > 0] for i, (x, v) in enumerate(zip(d40, v40, strict=True)))),
-        "open is 'False', not a number; write numbers instead of words", known_covariates="open")  # fmt: skip
+        series("2024-01-01", "day", v40, "y"), known_covariates="open")  # fmt: skip
     add("words of a known covariate", lines("d,y,promo", *([x, v, "" if i % 9 == 4 else "no" if i % 7 else "yes"] for i, (x, v) in
-        enumerate(zip(d40, v40, strict=True)))), "promo is 'yes', not a number; write numbers instead of words, such as 1 for "
-        "'yes' and 0 for 'no'", known_covariates="promo")  # fmt: skip
+        enumerate(zip(d40, v40, strict=True)))), series("2024-01-01", "day", v40, "y"), known_covariates="promo")  # fmt: skip
     add(
         "partly text",
         table("d,y", d40, ["closed" if i % 3 else v for i, v in enumerate(v40)]),
