@@ -51,7 +51,7 @@ class Captured:
         common = {each.name for each in fields(Job)}
         own = {each.name for each in fields(job)} - common - set(omitted)
         job_text, answer_text = (
-            orjson.dumps(content, option=ENCODING).decode()
+            orjson.dumps(content, np.ndarray.tolist, ENCODING).decode()
             for content in ({name: getattr(job, name) for name in sorted(own)}, answer_of(answer))
         )
         pixels = [image.numpy() for image in getattr(job, "pixels", ())]

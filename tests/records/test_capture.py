@@ -6,6 +6,7 @@ import io
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from app.main import create_app
 from app.records.captured import Captured
 from app.records.database import FILE, Database
 from app.settings import Settings, SettingsError
+from app.tasks.forecasting import ForecastAnswer, ForecastJob, SeriesForecast
 
 MODELS = "tiny-cnn,tiny-rnn,tiny-lstm"
 
@@ -193,3 +195,11 @@ def test_a_locked_file_loses_captures_and_no_request(serve: Serve, tmp_path: Pat
 
         wait_until(lambda: count("stored") + count("dropped") == 20)
         assert 4 <= len(stored(folder)) == count("stored") <= 9
+
+
+def test_parts_of_arrays_are_captured() -> None:
+    column = np.arange(6.0).reshape(3, 2)[:, 1]  # not contiguous
+    forecast = SeriesForecast(column, column, {80.0: (column, column)}, None)
+    card: Any = SimpleNamespace(name="m", version=1, task="forecast")
+    captured = Captured.of("a", None, card, ForecastJob([column]), ForecastAnswer([forecast]))  # type: ignore[list-item]
+    assert '"median":[1.0,3.0,5.0]' in captured.answer
