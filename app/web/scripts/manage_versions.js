@@ -10,21 +10,24 @@ export function manageVersions(onChange) {
   const call = async (path, body) => json(await send({ path: `v1/admin/models${path}`, json: body, key: key.value.trim() }));
   const back = choices.querySelector("button");
 
-  /** Run `work`, and show the text that it returns, or its error. */
-  async function run(work) {
+  let latest; // the last request: answers of earlier ones are not shown
+  /** Send a request, and show its answer with `render`, which returns the text of the message. */
+  async function run(path, body, render) {
     message.className = message.textContent = "";
+    const request = latest = call(path, body);
     try {
-      message.textContent = await work();
+      const answer = await request;
+      if (body) onChange();
+      if (request === latest) message.textContent = render(answer);
     } catch (error) {
+      if (request !== latest) return;
       message.className = "error";
       message.textContent = error.message;
     }
   }
 
   /** Read or change the chosen model, and show its versions. */
-  const show = (action = "", body = undefined) => run(async () => {
-    const row = await call(`/${model.value}${action}`, body);
-    if (action) onChange();
+  const show = (action = "", body = undefined) => run(`/${model.value}${action}`, body, (row) => {
     table.replaceChildren(comparison(row, () => Number(share.value), show));
     back.textContent = row.canary ? "End the canary" : `Roll back to version ${row.previous}`;
     back.hidden = !row.canary && row.previous === null;
@@ -35,15 +38,17 @@ export function manageVersions(onChange) {
     event.preventDefault();
     choices.hidden = true;
     table.replaceChildren();
-    run(async () => {
-      const { data } = await call("");
+    run("", undefined, ({ data }) => {
       model.replaceChildren(...data.map(({ name }) => createElement("option", {}, name)));
       choices.hidden = false;
       show();
       return "";
     });
   });
-  model.addEventListener("change", () => show());
+  model.addEventListener("change", () => {
+    table.replaceChildren(); // its buttons belong to the model before
+    show();
+  });
   back.addEventListener("click", () => show("/rollback", {}));
 }
 
