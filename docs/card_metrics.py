@@ -23,8 +23,6 @@ METRICS = {  # names, separated by commas: meaning
     "nll": "negative log-likelihood: mean of -ln p, where p is the probability of the correct label. If an image may have several labels: mean over all labels; lower is better",
     "calibration_error": "expected calibration error: mean difference between the probability of the predicted label and the accuracy, in 15 bins of the probability; lower is better",
     "brier": "Brier score: sum over the labels of the squared errors of their probabilities, mean over the images; lower is better",
-    "accuracy_noise, accuracy_blur, accuracy_contrast, accuracy_brightness, accuracy_pixelate, accuracy_jpeg": "accuracy on images with this corruption, mean of three strengths; higher is better",
-    "accuracy_damaged": "mean of the accuracies on images with corruptions; higher is better",
     "worst_class_accuracy": "accuracy of the class with the lowest accuracy. For generators: `conditional_accuracy` of the label with the lowest value; higher is better",
     "mean_average_precision": "for several labels per image: mean over the labels of the average precision. For the average precision of a label, all images are sorted by probability, and the precisions at the images with the label are averaged; higher is better",
     "f1": "for several labels per image: F1 score of all pairs of an image and a label, with the thresholds of the card; higher is better",

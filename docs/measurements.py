@@ -44,9 +44,6 @@ each reading. The last column has the values that the figure had then.
 """
 ONE_THREAD = """
 - `*_views`: with test-time augmentation (`QUARTET_TTA`).
-- `accuracy_damaged`: on images with weak noise, blur, low contrast, changed brightness, pixelation or JPEG artefacts.
-  `cifar10-accurate` was trained with three of these six; [Corrupted images](#corrupted-images) has an independent
-  definition.
 - `hourly_owa`, `weekly_owa`: error on the test parts of the M4 competition. The forecast of the benchmark Naive2 has 1.
 - `nats_per_character`: on the last tenth of Shakespeare's plays, which was not used in training.
 - `frechet_distance` has to be compared with `frechet_floor`, the distance between two sets of real digits.
@@ -89,8 +86,7 @@ CORRUPTIONS_HEAD = """
 
 Accuracy on images of CIFAR-10 with the 15 corruptions of ImageNet-C in five severities, on the first 500 test images.
 ImageNet-C defines them for larger images, so they are stronger here than in CIFAR-10-C. `cifar10-accurate` was trained
-with noise, blur and JPEG artefacts of its own. The figure `accuracy_damaged` above uses weaker corruptions, and three of
-its six kinds are in this training.
+with noise, blur and JPEG artefacts of its own.
 
 """
 RELIABILITY_HEAD = """
@@ -107,7 +103,7 @@ requests of the normal client failed.
 DETAILS = re.compile(
     "open file|threads|after (two|three|four)|p50|classifications|duration|other requests$|last failure|per second"
 )
-QUALITY = ("accuracy", "accuracy_views", "accuracy_damaged", "calibration_error", "nats_per_character", "hourly_owa",
+QUALITY = ("accuracy", "accuracy_views", "calibration_error", "nats_per_character", "hourly_owa",
            "weekly_owa", "hourly_coverage_95", "free_running_rmse", "frechet_distance", "frechet_floor",
            "conditional_accuracy")  # fmt: skip
 ITEMS = {"classify": "images", "continue": "characters", "forecast": "forecasts", "sample": "images"}

@@ -37,7 +37,6 @@ from training.evaluation.calibration import (
     fit_temperatures,
     served_probabilities,
 )
-from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from training.evaluation.image_classifier import plot_samples
 from training.loops import airbench, cnn_finetune
 from training.loops.classifier import AveragedClassifier, ClassifierRecipe
@@ -46,7 +45,7 @@ from training.loops.photos import pretrained
 from training.loops.photos import train as photos
 from training.options import Options, base_version, parse_options, parsed
 from training.publishing import read_run
-from training.run import Run, metric, run_command
+from training.run import Run, run_command
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {
@@ -97,29 +96,6 @@ TITLES = {
     "digit-net": "Classifies handwritten digits; rates the images of the GANs",
 }
 COUNTS = {2: "Seven", 3: "Ten"}  # convolutions of a whitened network, by its depth
-CORRUPTED_IMAGES = 2000  # number of test images on which the accuracy under corruptions is measured
-
-
-def corruption_metrics(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
-    """Return the accuracy for each kind of image corruption, and the mean accuracy over all kinds.
-
-    Test-time augmentation is not used.
-
-    Args:
-        images: uint8 [N, 3, S, S].
-        labels: class indices [N].
-        split: description of these images for the model card.
-    """
-    metrics: dict[str, Any] = {}
-    for kind in CORRUPTIONS:
-        predictions = [
-            served_probabilities(classifier, corrupt(images, kind, strength)).argmax(dim=1)
-            for strength in range(STRENGTHS)
-        ]
-        accuracy = (torch.stack(predictions) == labels).double().mean().item()
-        metrics[f"accuracy_{kind}"] = metric(accuracy, f"{split}, {kind} in {STRENGTHS} strengths")
-    mean = sum(entry["value"] for entry in metrics.values()) / len(metrics)
-    return {"accuracy_damaged": metric(mean, f"{split}, {len(metrics)} corruptions"), **metrics}
 
 
 def evaluate(classifier: ImageClassifier, validation: int | None = None) -> dict[str, Any]:
@@ -135,11 +111,9 @@ def evaluate(classifier: ImageClassifier, validation: int | None = None) -> dict
     with torch.inference_mode():
         parts = [network.tta_logits(batch.to(classifier.device)) for batch in images.split(250)]
     tta_probability = probabilities(torch.cat(parts)).float().cpu()
-    metrics |= calibrated_metrics(
+    return metrics | calibrated_metrics(
         tta_probability, network.views_temperature.item(), labels, f"{split}, 6 views", "_views"
     )
-    some = slice(CORRUPTED_IMAGES)
-    return metrics | corruption_metrics(classifier, images[some], labels[some], f"{part}, first {len(labels[some]):,}")
 
 
 def fit_images(

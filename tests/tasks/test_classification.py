@@ -21,7 +21,6 @@ from app.store import Store
 from app.tasks import check_loading
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_codecs import ImageDecoder, overlay_heat_map
-from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from training.loops.airbench import whiten
 
 
@@ -351,20 +350,6 @@ def test_convolutions_are_initialised_as_the_identity() -> None:
     assert network.groups[0].conv2(x).equal(x)
     trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
     assert not {name for name in trained if name.endswith("weight") and ("norm" in name or "whiten" in name)}
-
-
-def test_corruptions_are_reproducible_and_grow_with_strength() -> None:
-    images = noise_images(20)
-    before = images.clone()
-    for kind in CORRUPTIONS:
-        corrupted = [corrupt(images, kind, strength) for strength in range(STRENGTHS)]
-        for strength, batch in enumerate(corrupted):
-            assert batch.dtype == torch.uint8
-            assert batch.shape == images.shape
-            assert torch.equal(batch, corrupt(images, kind, strength)), kind
-        distances = [(batch.float() - images.float()).abs().mean().item() for batch in corrupted]
-        assert 0 < distances[0] < distances[1] < distances[2], kind
-    assert torch.equal(images, before)
 
 
 def jpeg() -> bytes:
