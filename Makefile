@@ -50,8 +50,8 @@ report: .venv/test ## generate docs/measurements.md and the README's key figures
 data: .venv/train ## download the training data to data/, or QUARTET_DATA_DIR
 	$(BIN)/python -m training.data
 
-train: .venv/train ## train all included versions again, with all steps of their recipes, into rebuilt/
-	$(BIN)/python -m training.rebuild
+train: .venv/train ## train the included versions again, with all steps of their recipes, into rebuilt/; ARGS=NAME@VERSION
+	$(MAKE) -f recipes/Makefile $(ARGS)
 
 evaluate: .venv/train ## measure the quality of the networks in models_store/ again, and compare it with the model cards
 	$(BIN)/python -m training.evaluation.evaluate
