@@ -1,4 +1,4 @@
-"""The metrics of this project equal the metrics of utilsforecast, torchmetrics and prdc.
+"""The metrics of this project equal the metrics of utilsforecast and torchmetrics.
 
 Two definitions differ by a factor. sMAPE is from 0 to 200 as in M4, and from 0 to 1 in utilsforecast. Quantile losses
 are twice the pinball loss as in GluonTS, so that they equal the absolute error if all quantiles are equal.
@@ -141,13 +141,3 @@ def test_frechet_distance() -> None:
     distance.update(fake, real=False)
     own = generation.frechet_distance(real.flatten(1).float(), fake.flatten(1).float())
     assert own == pytest.approx(distance.compute().item(), rel=1e-6)
-
-
-def test_density_and_coverage() -> None:
-    prdc = pytest.importorskip("prdc", reason="prdc is not installed")
-    torch.manual_seed(0)
-    real, fake = torch.randn(300, 8), 0.8 * torch.randn(200, 8) + 0.3
-    expected = prdc.compute_prdc(real.numpy(), fake.numpy(), nearest_k=generation.NEIGHBOURS)
-    density, coverage = generation.density_and_coverage(real, fake)
-    assert 0.1 < coverage < 0.95
-    assert (density, coverage) == pytest.approx((expected["density"], expected["coverage"]))

@@ -30,7 +30,6 @@ from training.run import metric
 REFERENCE_CLASSIFIER = "mnist-judge"  # the samples are evaluated with the features and predictions of this model
 FOLDS = 10  # number of parts in the jackknife estimate of a standard error
 CLASSIFIER_WIDTHS = (16, 32)
-NEIGHBOURS = 5
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -78,7 +77,7 @@ def evaluated_latents(sampler: ImageSampler, images: datasets.Images) -> LatentB
 
 
 def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "test") -> dict[str, Any]:
-    """Compare 10,000 samples of seed 0 with the test part of the generator's data set; return the metrics.
+    """Compare samples of seed 0 with the test part of the generator's data set; return the metrics.
 
     ``classifier`` is the reference classifier. If ``part`` is "validation", the samples are compared with the training
     images that the classifier has not seen. Then the generator must not have been trained on them either.
@@ -97,29 +96,24 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
         distance, error = frechet_with_error(fake_features, unseen_features)
         return {"frechet_distance": metric(distance, split, 2, interval=intervals.normal(distance, error))}
     real_features = extract_features(classifier, images.test_images)
-    floor, train_features = seen_floor(classifier, images, real_features)
-    unseen_floor, spread = frechet_with_error(unseen_features, real_features)
-    distance_5000 = frechet_distance(fake_features[: len(unseen)], real_features)
+    distance, error = frechet_with_error(fake_features[: len(unseen)], real_features)
+    floor, floor_error = frechet_with_error(unseen_features, real_features)
     own, other = (nearest_distances(each[:2000], images.train_images).median() for each in (fake, images.test_images))
-    rated = f"{samples}, rated by {classifier.card.name} {classifier.card.version}"
-    compared = f"{rated}, compared with the {images.name} test part"
-    distance, error = frechet_with_error(fake_features, real_features)
-    seen = f"{limits().generated_samples:,} training images, most of which the classifier has seen"
-    distances = {
-        "frechet_ratio_unseen": metric(
-            distance_5000 / unseen_floor, "frechet_distance_5000 relative to frechet_floor_5000", 2
+    compared = f"compared with the {images.name} test part in the features of {classifier.card.name}"
+    metrics = {
+        "frechet_ratio": metric(distance / floor, "frechet_distance relative to frechet_floor", 2),
+        "frechet_distance": metric(
+            distance,
+            f"the first {len(unseen):,} of {samples}, {compared}",
+            2,
+            interval=intervals.normal(distance, error),
         ),
-        "frechet_ratio_unseen_spread": metric(
-            distance_5000 / unseen_floor * spread / unseen_floor, "standard error that comes from that of the floor", 2
+        "frechet_floor": metric(
+            floor,
+            f"{len(unseen):,} training images unseen by the classifier, {compared}",
+            2,
+            interval=intervals.normal(floor, floor_error),
         ),
-        "frechet_distance": metric(distance, compared, 2, interval=intervals.normal(distance, error)),
-        "frechet_floor": metric(floor, f"{seen}, compared with the test part, mean of 5 draws", 2),
-        "frechet_ratio": metric(distance / floor, f"frechet_distance relative to frechet_floor: {seen}", 1),
-        "frechet_distance_5000": metric(distance_5000, "the first 5,000 samples compared with the test part", 2),
-        "frechet_floor_5000": metric(
-            unseen_floor, "5,000 training images unseen by the classifier, compared with the test part", 2
-        ),
-        "frechet_floor_5000_spread": metric(spread, f"standard error of frechet_floor_5000, jackknife of {FOLDS}", 2),
         "nearest_neighbour_ratio": metric(
             (own / other).item(),
             "median pixel distance to the nearest training image: 2,000 samples over 2,000 test images",
@@ -127,28 +121,13 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
         ),
     }
     if latents.classes is not None:
-        features = (fake_features, real_features, train_features)
-        return distances | conditional_metrics(
-            sampler, images, torch.from_numpy(latents.classes), predictions, features
-        )
+        return metrics | conditional_metrics(sampler, images, torch.from_numpy(latents.classes), predictions)
+    rated = f"{samples}, rated by {classifier.card.name} {classifier.card.version}"
     shares = predictions.bincount(minlength=10) / len(predictions)
-    return distances | {
+    return metrics | {
         "rarest_class": metric(shares.min().item(), rated, 3),
         "commonest_class": metric(shares.max().item(), rated, 3),
     }
-
-
-def seen_floor(classifier: ImageClassifier, images: datasets.Images, real_features: Tensor) -> tuple[float, Tensor]:
-    """Draw training images five times, and compute the Frechet distance between each draw and the test part.
-
-    Return the mean distance, and the features of the last draw.
-    """
-    generator, floors = torch.Generator().manual_seed(0), []
-    for _ in range(5):
-        some = torch.randperm(len(images.train_images), generator=generator)[: limits().generated_samples]
-        features = extract_features(classifier, images.train_images[some])
-        floors.append(frechet_distance(features, real_features))
-    return float(np.mean(floors)), features
 
 
 def load_reference_classifier(models: Path, device: str, version: int | None = None) -> ImageClassifier:
@@ -188,28 +167,6 @@ def class_rows(sampler: ImageSampler) -> LatentBatch:
     return LatentBatch(np.concatenate([row.latents for row in rows]), classes)
 
 
-def class_accuracies(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
-    """Return the accuracy [classes] of the predictions [N] for each label."""
-    correct = (labels == predictions).double()
-    return torch.stack([correct[labels == label].mean() for label in range(classes)])
-
-
-def density_and_coverage(real: Tensor, fake: Tensor) -> tuple[float, float]:
-    """Return density and coverage of fake features [N, D] relative to real features (Naeem et al. 2020).
-
-    Both metrics use the five nearest neighbours.
-    """
-    radius = torch.cat(
-        [torch.cdist(part, real).kthvalue(NEIGHBOURS + 1, dim=1).values for part in real.split(1000)]
-    )  # one neighbour more, because the nearest neighbour of an image in ``real`` is the image itself
-    inside, covered = 0, torch.zeros(len(real), dtype=torch.bool)
-    for part in fake.split(1000):
-        within = torch.cdist(part, real) < radius  # [1000, N]
-        inside += int(within.sum())
-        covered |= within.any(dim=0)
-    return inside / NEIGHBOURS / len(fake), covered.double().mean().item()
-
-
 def samples_only_accuracy(sampler: ImageSampler, images: datasets.Images) -> dict[str, Any]:
     """Measure the test accuracy of a classifier that is trained on samples only (Ravuri and Vinyals 2019)."""
     latents = sampler.parse(limits().classifier_samples, None, 1)
@@ -243,11 +200,7 @@ def sample_classifier(
 
 
 def conditional_metrics(
-    sampler: ImageSampler,
-    images: datasets.Images,
-    labels: Tensor,
-    predictions: Tensor,
-    features: tuple[Tensor, Tensor, Tensor],
+    sampler: ImageSampler, images: datasets.Images, labels: Tensor, predictions: Tensor
 ) -> dict[str, Any]:
     """Return the additional metrics of a generator that takes labels.
 
@@ -256,23 +209,15 @@ def conditional_metrics(
         images: the data set of the generator.
         labels: labels [N] that were requested for the samples.
         predictions: labels [N] that the reference classifier predicts for the samples.
-        features: features of the samples, of the test images and of the training images, each [N, 128].
     """
-    fake, real, train = features
-    accuracy = class_accuracies(labels, predictions, len(sampler.labels))
+    correct = (labels == predictions).double()
+    accuracy = torch.stack([correct[labels == label].mean() for label in range(len(sampler.labels))])
     samples = f"{len(labels):,} samples of seed 0, with the label frequencies of the training part"
-    compared = f"in the classifier's features, {NEIGHBOURS} neighbours, compared with the {images.name} test part"
-    density, coverage = density_and_coverage(real, fake)
-    real_density, real_coverage = density_and_coverage(real, train)
     worst = f"label {sampler.labels[int(accuracy.argmin())]}"
     return {
         "conditional_accuracy": metric(accuracy.mean().item(), f"{samples}: classified as their label, mean of labels"),
         "worst_class_accuracy": metric(accuracy.min().item(), f"{samples}: {worst}"),
         "samples_only_accuracy": samples_only_accuracy(sampler, images),
-        "density": metric(density, f"{samples}, {compared}", 3),
-        "density_of_real": metric(real_density, f"{len(train):,} training images, {compared}", 3),
-        "coverage": metric(coverage, f"{samples}, {compared}", 3),
-        "coverage_of_real": metric(real_coverage, f"{len(train):,} training images, {compared}", 3),
     }
 
 
