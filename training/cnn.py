@@ -37,7 +37,7 @@ from training.evaluation.calibration import (
     fit_temperatures,
     served_probabilities,
 )
-from training.evaluation.image_classifier import plot_samples
+from training.evaluation.image_classifier import measure, plot_samples
 from training.loops import airbench, cnn_finetune
 from training.loops.classifier import AveragedClassifier, ClassifierRecipe
 from training.loops.fit import Batches, fit
@@ -94,8 +94,8 @@ NAMES = {
 TITLES = {
     "lenet": "The workshop's CNN: two convolutions and three linear layers, for the ten classes of CIFAR-10",
     "digit-net": "Classifies handwritten digits; rates the images of the GANs",
+    "whitened-net": "Convolutions, the first of which whitens, for the ten classes of CIFAR-10",
 }
-COUNTS = {2: "Seven", 3: "Ten"}  # convolutions of a whitened network, by its depth
 
 
 def evaluate(classifier: ImageClassifier, validation: int | None = None) -> dict[str, Any]:
@@ -114,6 +114,14 @@ def evaluate(classifier: ImageClassifier, validation: int | None = None) -> dict
     return metrics | calibrated_metrics(
         tta_probability, network.views_temperature.item(), labels, f"{split}, 6 views", "_views"
     )
+
+
+def read_own(options: Options, config: Any, card: store.Card) -> ImageDataset:
+    """Read the images of the user that a version was trained on."""
+    return read_dataset(options, card.sizes["image"])
+
+
+measure_own = measure
 
 
 def fit_images(
@@ -141,10 +149,7 @@ def read_calibration(options: Options, config: Any, images: data.Images) -> tupl
     folder: Path | None = options.calibration
     if folder is None:
         return None, None
-    try:
-        card, network, own = read_run(folder, "--calibration")
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    card, network, own = read_run(folder, "--calibration")
     expected = {**asdict(config), "seed": None, "validation": None, "data": images.sha256}
     own |= {"seed": None, "validation": None, "data": card.data.get(images.name)}
     if wrong := [key for key, value in expected.items() if own.get(key) != value]:
@@ -191,21 +196,7 @@ def airbench_notes(config: AirbenchConfig, network: WhitenedNet, calibration: st
         f"The probabilities are corrected for a label smoothing of {network.sizes.label_smoothing:g}, which was fitted "
         f"with the temperatures. The label smoothing in training was {config.label_smoothing:g}.",
     ]
-    if config.selected:
-        notes.append(f"Each step used the {config.selected} of {config.batch:,} images with the largest loss.")
-    if config.float16:
-        notes.append("The weights of the 3x3 convolutions are stored in float16.")
-    if config.corrupted:
-        notes.append(f"In training, {config.corrupted:.0%} of the images had noise, blur or JPEG artefacts.")
     return " ".join(notes)
-
-
-def _title(config: CnnConfig | AirbenchConfig) -> str:
-    if isinstance(config, CnnConfig):
-        return TITLES[config.kind]
-    convolutions = f"{COUNTS[config.depth]} convolutions, the first of which whitens"
-    corrupted = ", also if noisy, blurred or compressed" if config.corrupted else ""
-    return f"{convolutions}, for the ten classes of CIFAR-10{corrupted}"
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | AirbenchConfig | CnnFinetuneConfig]:
@@ -282,7 +273,7 @@ def publish(
     validation = config.validation if run.options.part == "validation" else None
     card = {
         **cards.classifier(config.kind, network, images.labels),
-        "title": _title(config),
+        "title": TITLES[config.kind],
         "data": {images.name: images.sha256},
         "ancestors": lineage.ancestors(calibration, "calibration", name) if calibration else None,
         "held_out": config.validation,

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from app import store
 from app.networks.gan import ConditionalSizes
 from app.tasks.image_generation import ImageSampler
 from training import cards
@@ -135,79 +134,45 @@ def read(path: Path, side: int, name: str) -> ImageDataset:
     return dataset
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Real images that samples are compared with. Some of them are held out from the training of the generator.
+def measure(sampler: ImageSampler, dataset: ImageDataset, part: Part = "test") -> dict[str, Any]:
+    """Return the metrics of a published generator, relative to images that are held out from its training.
 
-    Attributes:
-        dataset: the images.
-        part: "test", or "validation" to leave out the images of the test part.
+    If ``part`` is "validation", the images of the test part are not used.
     """
-
-    dataset: ImageDataset
-    part: Part
-
-    @property
-    def sha256(self) -> str:
-        """Return the digest of the images and their labels."""
-        return self.dataset.sha256
-
-    @cached_property
-    def train(self) -> tuple[Tensor, Tensor]:
-        """Return the training images [N, C, S, S] and their labels [N]."""
-        indices = self.dataset.split()[0]
-        return self.dataset.images[indices], self.dataset.labels[indices]
-
-    @cached_property
-    def held_out(self) -> tuple[Tensor, Tensor]:
-        """Return at most MAX_HELD_OUT images that are not used for training, and their labels."""
-        _, validation, test = self.dataset.split()
-        indices = at_most(MAX_HELD_OUT, torch.cat([validation, test]) if self.part == "test" else validation)
-        return self.dataset.images[indices], self.dataset.labels[indices]
-
-    @cached_property
-    def distance(self) -> Tensor:
-        """Return the median distance from a held-out image to the nearest training image."""
-        return nearest_distances(self.held_out[0], self.train[0]).median()
-
-    @cached_property
-    def classifier(self) -> Any:
-        """Return a classifier that was trained on the real images."""
-        return label_classifier(*self.train, len(self.dataset.classes), limits().label_classifier_steps)
-
-    @cached_property
-    def accuracy(self) -> float:
-        """Return the accuracy of the classifier on the held-out images."""
-        return accuracy_of(self.classifier, *self.held_out)
-
-
-def at_most(count: int, tensor: Tensor) -> Tensor:
-    """Return at most ``count`` entries of the first dimension, evenly spaced."""
-    return tensor[:: max(1, -(-len(tensor) // count))]
-
-
-def measure(sampler: ImageSampler, real: Reference) -> dict[str, Any]:
-    """Return the metrics of a published generator, relative to real images that it was not trained on."""
+    train, validation, test = dataset.split()
+    held_out = torch.cat([validation, test]) if part == "test" else validation
+    held_out = held_out[:: max(1, -(-len(held_out) // MAX_HELD_OUT))]
     latents = sampler.parse(SAMPLES, None, 0)
     samples = torch.from_numpy(sampler.predict([latents])[0])
-    held_out = len(real.held_out[1])
-    ratio = nearest_distances(samples, real.train[0]).median() / real.distance
+    real, others = dataset.images[train], dataset.images[held_out]
+    ratio = nearest_distances(samples, real).median() / nearest_distances(others, real).median()
     split = (
-        f"median pixel distance to the nearest of {len(real.train[1]):,} training images: {SAMPLES:,} samples over "
-        f"{held_out:,} others"
+        f"median pixel distance to the nearest of {len(train):,} training images: {SAMPLES:,} samples over "
+        f"{len(held_out):,} others"
     )
     metrics = {"nearest_neighbour_ratio": metric(ratio.item(), split, 3)}
-    if len(real.dataset.classes) == 1:
+    if len(dataset.classes) == 1:
         return metrics
+    steps = limits().label_classifier_steps
     by = (
-        f"classified by a {SAMPLE_CLASSIFIER.kind} {CLASSIFIER_WIDTHS} trained for "
-        f"{limits().label_classifier_steps:,} steps on {len(real.train[1]):,} real images"
+        f"classified by a {SAMPLE_CLASSIFIER.kind} {CLASSIFIER_WIDTHS} trained for {steps:,} steps on {len(train):,} "
+        "real images"
     )
-    accuracy = accuracy_of(real.classifier, samples, torch.as_tensor(latents.classes))
+    classifier = label_classifier(real, dataset.labels[train], len(dataset.classes), steps)
+    accuracy = accuracy_of(classifier, samples, torch.as_tensor(latents.classes))
+    real_accuracy = accuracy_of(classifier, others, dataset.labels[held_out])
     return metrics | {
         "label_accuracy": metric(accuracy, f"{SAMPLES:,} samples of seed 0, {by}", 2),
-        "label_accuracy_of_real": metric(real.accuracy, f"{held_out:,} other real images, {by}", 2),
+        "label_accuracy_of_real": metric(real_accuracy, f"{len(held_out):,} other real images, {by}", 2),
     }
+
+
+evaluate, measure_own = generation.evaluate, measure
+
+
+def read_own(options: Options, config: GanConfig, card: store.Card) -> ImageDataset:
+    """Read the images of the user that a generator was trained on."""
+    return read(options.images, options.size, options.name)
 
 
 def train_own(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | None) -> None:
@@ -219,8 +184,8 @@ def train_own(options: Options, config: ConditionalGanConfig, argv: Sequence[str
         return
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
-    real = Reference(dataset, options.part)
-    images, labels = (part.to(options.device) for part in real.train)
+    train_indices = dataset.split()[0]
+    images, labels = (part[train_indices].to(options.device) for part in (dataset.images, dataset.labels))
     config = replace(config, batch=min(config.batch, len(images)))
     sizes = ConditionalSizes(config.latent, len(dataset.classes), channels=images.shape[1], image=images.shape[-1])
     recipe = GanRecipe(run, config, images, labels, sizes, short=True)
@@ -231,11 +196,11 @@ def train_own(options: Options, config: ConditionalGanConfig, argv: Sequence[str
         "title": f"Generates images of {', '.join(dataset.classes)}"[:200],
         "data": dataset.data,
         "notes": (
-            f"{dataset.describe_classes()}; trained on {len(real.train[1]):,} of these images. The generator's weights "
+            f"{dataset.describe_classes()}; trained on {len(images):,} of these images. The generator's weights "
             f"are an average over steps. {len(dataset.skipped):,} files were skipped."
         ),
     }
-    publish(run, card, network, lambda sampler, _: measure(sampler, real))
+    publish(run, card, network, lambda sampler, part: measure(sampler, dataset, part))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from app import store
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast, WindowForecaster
@@ -99,6 +100,14 @@ def evaluate(forecaster: WindowForecaster | GlobalForecaster) -> dict[str, Any]:
     """Return the metrics of a published network: series-lstm on M4, sine-lstm on the test part of the sine."""
     return m4.evaluate(forecaster) if isinstance(forecaster, GlobalForecaster) else evaluate_sine(Forecasts(forecaster))
 
+
+def read_own(options: Options, config: ForecasterFinetuneConfig, card: store.Card) -> own_series.OwnSeries:
+    """Read the user's series, and the version that the training of ``card`` started from."""
+    options.origin = (card.ancestors or [])[-1].name
+    return own_series.read(options, config.horizon)
+
+
+measure_own = own_series.measure
 
 # --- series-lstm
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from app import store
 from app.store import Store, catalogue
 from app.store.version import Version, weights_digest
+from training.data.datasets import DataError
 
 # Fields of a card that, with the weights, determine all answers. Fine-tuning may keep the weights, while the
 # coefficients of known covariates are fitted again.
@@ -57,7 +58,7 @@ def read_run(folder: Path, option: str) -> tuple[store.Card, Any, dict[str, Any]
     The folder may also be the folder of a published version. Then the config is empty.
 
     Raises:
-        ValueError: the folder has no card or weights, or a file is damaged.
+        DataError: the folder has no card or weights, or a file is damaged.
     """
     path = folder / "config.json"
     try:
@@ -68,7 +69,7 @@ def read_run(folder: Path, option: str) -> tuple[store.Card, Any, dict[str, Any]
         card = store.Card.model_validate({"version": 1, **fields, "weights_sha256": digest})
         return card, Version(folder, card, load(weights)).network(), config
     except (OSError, ValueError, TypeError, SafetensorError, store.StoreError) as error:
-        raise ValueError(f"{option} {folder}: not the folder of a finished run ({error})") from error
+        raise DataError(f"{option} {folder}: not the folder of a finished run ({error})") from error
 
 
 def find_version(models: Path, card: store.Card) -> int | None:

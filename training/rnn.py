@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from app import store
 from app.networks import build
 from app.store import UNKNOWN_CHARACTER
 from app.store.version import Version
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, config = arguments(argv)
     is_own = options.preset == "own"
     if is_own:
-        text, data = read_own(options)
+        text = read_own(options, config)
+        data = {f"text:{texts.name_of(path)}": text.sha256 for path in options.text}
         vocabulary = texts.own_vocabulary(text.train, options.min_count)
         texts.report(text, vocabulary)
         if options.preview:
@@ -113,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "title": TITLES[config.kind],
         "data": data,
         "ancestors": ancestors or None,
-        "notes": notes(options, config, base, teachers, temperature),
+        "notes": notes(options, config, temperature),
     }
     if is_own:
         names = " ".join(key.removeprefix("text:") for key in data)
@@ -137,36 +139,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.finish(card, network, draw_samples(run.folder / "samples.png", generator, prompts))
 
 
-def read_own(options: Options) -> tuple[datasets.Text, dict[str, str]]:
-    """Return the user's text, and its SHA-256 for the name of each file, as in the field ``data`` of a card."""
-    paths = options.text
-    text = texts.read(paths, options.encoding)
-    return text, {f"text:{texts.name_of(path)}": text.sha256 for path in paths}
+def read_own(options: Options, config: RnnConfig, card: store.Card | None = None) -> datasets.Text:
+    """Read the user's text."""
+    return texts.read(options.text, options.encoding)
 
 
-def notes(
-    options: Options, config: RnnConfig, base: Version | None, teachers: Teachers | None, temperature: float | None
-) -> str:
-    """Return the notes for the card: what is not evident from the command."""
+measure_own = measure
+
+
+def notes(options: Options, config: RnnConfig, temperature: float | None) -> str:
+    """Return the notes for the card: what is evident neither from the command nor from other fields."""
     is_own, sentences = options.preset == "own", []
-    if base:
-        start = "Fine-tuned from" if config.epochs else "All layers except the last are those of"
-        sentences.append(f"{start} {base.card.name}@{base.card.version}.")
     if config.validation:
         sentences.append(f"About {config.validation:.0%} of the training part was held out for validation.")
-    elif not is_own:
-        sentences.append("Options were chosen with 5 % of the training part held out; then all of it was trained on.")
     if config.epochs:
         kept = ", and those with the lowest validation loss were kept" if is_own and config.validation else ""
         sentences.append(f"The weights were averaged over steps{kept}.")
     if is_own:
-        count = options.min_count
-        sentences.append(f"Characters that occur less than {count} times are {UNKNOWN_CHARACTER}.")
+        sentences.append(f"Characters that occur less than {options.min_count} times are {UNKNOWN_CHARACTER}.")
     if config.epochs and config.renamed_share:
         sentences.append(f"In each epoch, {config.renamed_share:.0%} of the speakers had invented names.")
-    if teachers:
-        count, weight = len(teachers.networks), config.distillation_weight
-        sentences.append(f"Distilled: the mean predictions of {count} networks have the weight {weight:g}.")
     if temperature is not None:
         best = "which gives the lowest loss on the held-out characters"
         sentences.append(f"The logits were divided by {temperature:.3g}, {best}.")

@@ -15,14 +15,14 @@ from app.networks import KINDS, Kind
 from app.settings import Settings
 from app.store import Store
 from training.evaluation import evaluate
-from training.evaluation.evaluate import SCRIPTS, Script
+from training.evaluation.evaluate import SCRIPTS
 
 
 @pytest.fixture
 def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Add the two lines that register the toy architecture."""
     monkeypatch.setitem(KINDS, "toy-net", Kind(network.ToyNet, network.ToyNetSizes, "classify"))
-    monkeypatch.setitem(SCRIPTS, "support.toy.training", Script(training.evaluate))
+    monkeypatch.setitem(SCRIPTS, "support.toy.training", training)
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ import contextlib
 import io
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -32,12 +32,11 @@ from app.store import Store
 from app.store.version import Version
 from app.tasks import TASKS
 from training import cnn, gan, lstm, rnn
-from training.data import datasets, texts
+from training.data import datasets
 from training.data.datasets import DataError
-from training.evaluation import generation, image_classifier, language_model, speed
+from training.evaluation import generation, speed
 from training.limits import limits
-from training.loops import own_series
-from training.options import STORE, STORE_HELP, Options, store_of
+from training.options import STORE, STORE_HELP, store_of
 
 # Largest difference between processors with and without bfloat16. Usual differences are 0.0001 to 0.001.
 MAX_BFLOAT16_DIFFERENCE = 0.002
@@ -50,56 +49,19 @@ class EvaluationError(Exception):
     """Raised for a version that cannot be measured again."""
 
 
-def _no_own_data(*_: Any) -> Any:
-    raise EvaluationError("this training reads no data of users")
-
-
-class Script(NamedTuple):
-    """The functions that measure the versions of one training script again. The last three are for users' own data.
-
-    Attributes:
-        evaluate: returns the metrics of a predictor on a data set of ``training.data.datasets``.
-        arguments: parses the command on a card.
-        read_own: reads the user's own data, given the options, the config, the card and the store.
-        measure_own: returns the metrics of a predictor on the user's own data.
-    """
-
-    evaluate: Callable[..., dict[str, Any]]
-    arguments: Callable[[Sequence[str]], tuple[Options, Any]] = _no_own_data
-    read_own: Callable[[Options, Any, store.Card, Path], Any] = _no_own_data
-    measure_own: Callable[[Any, Any], dict[str, Any]] = _no_own_data
-
-
-def _read_images(options: Options, config: Any, card: store.Card, models: Path) -> Any:
-    return cnn.read_dataset(options, card.sizes["image"])
-
-
-def _read_text(options: Options, config: Any, card: store.Card, models: Path) -> Any:
-    return texts.read(options.text, options.encoding)
-
-
-def _read_table(options: Options, config: Any, card: store.Card, models: Path) -> Any:
-    """Return the series, and the version that the training started from."""
-    options.store, options.origin = models, (card.ancestors or [])[-1].name
-    return own_series.read(options, config.horizon)
-
-
-def _read_labelled_images(options: Options, config: Any, card: store.Card, models: Path) -> Any:
-    return gan.Reference(gan.read(options.images, options.size, options.name), options.part)
-
-
-CNN = Script(cnn.evaluate, cnn.arguments, _read_images, image_classifier.measure)
-# The keys are the modules in the commands on the cards. Add one line here for each new training script.
-SCRIPTS: dict[str, Script] = {
-    "training.cnn": CNN,
-    "training.recalibrate": CNN,  # on the card of cifar10-accurate@2; now an option of training.cnn
-    "training.rnn": Script(rnn.evaluate, rnn.arguments, _read_text, language_model.measure),
-    "training.lstm": Script(lstm.evaluate, lstm.arguments, _read_table, own_series.measure),
-    "training.gan": Script(generation.evaluate, gan.arguments, _read_labelled_images, gan.measure),
+# The keys are the modules in the commands on the cards. Add one line here for each new training script. Its function
+# ``evaluate`` returns the metrics of a predictor on a data set of ``training.data.datasets``. Scripts for users' own
+# data also have ``arguments``, ``read_own`` and ``measure_own``.
+SCRIPTS: dict[str, Any] = {
+    "training.cnn": cnn,
+    "training.recalibrate": cnn,  # on the card of cifar10-accurate@2; now an option of training.cnn
+    "training.rnn": rnn,
+    "training.lstm": lstm,
+    "training.gan": gan,
 }
 
 
-def script_of(card: store.Card) -> tuple[Script, list[str]]:
+def script_of(card: store.Card) -> tuple[Any, list[str]]:
     """Return the training script of the command on a card, and its arguments. Raises EvaluationError."""
     words = shlex.split(card.command)
     if "-m" not in words[:-1]:
@@ -128,7 +90,8 @@ def own_data(card: store.Card, models: Path) -> Any:
     except SystemExit as error:
         reason = error.code if isinstance(error.code, str) else messages.getvalue().rpartition("error: ")[2].strip()
         raise EvaluationError(f"command {card.command!r} is rejected: {reason}") from error
-    return script.read_own(options, config, card, models)
+    options.store = models
+    return script.read_own(options, config, card)
 
 
 def measure(version: Version, models: Path, device: str, own: Any = None) -> dict[str, Any]:

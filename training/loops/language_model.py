@@ -47,10 +47,7 @@ class Teachers:
         self.ancestors: list[dict[str, Any]] = []  # for the card of the network that learns
         self.networks: list[Any] = []
         for folder in folders:
-            try:
-                card, network, _ = read_run(folder, "--teachers")
-            except ValueError as error:
-                raise DataError(str(error)) from error
+            card, network, _ = read_run(folder, "--teachers")
             if card.vocabulary != list(vocabulary):
                 raise DataError(f"--teachers {folder}: {card.name} has another vocabulary")
             lineage.reject_seen(card, f"--teachers {folder}", data)
