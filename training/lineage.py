@@ -49,15 +49,17 @@ def seen_data(card: store.Card, data: dict[str, str]) -> list[str]:
     ]
 
 
-def reject_seen(card: store.Card, option: str, data: dict[str, str]) -> None:
+def reject_seen(card: store.Card, option: str, data: dict[str, str], side: int | None = None) -> None:
     """Raise DataError if the version in ``option`` has seen the validation and test parts of the data.
 
-    The metrics of a network that learns from such a version would be too good.
+    The metrics of a network that learns from such a version would be too good. The parts of images depend on the
+    resized pixels. So a version that was trained on the same images with another size may also know test images.
 
     Args:
         card: the card of the version.
         option: the option that names the version, with its value.
         data: see ``seen_data``.
+        side: the side length to which images are resized now, in pixels.
     """
     if names := ", ".join(seen_data(card, data)):
         raise DataError(
@@ -66,21 +68,10 @@ def reject_seen(card: store.Card, option: str, data: dict[str, str]) -> None:
             f"{option.split()[0]}, or name a version that was trained with --no-refit. If your {names} now has other "
             "content, give it another name"
         )
-
-
-def reject_other_size(card: store.Card, option: str, data: dict[str, str], side: int) -> None:
-    """Raise DataError if a version was trained on the same images with another side length in pixels.
-
-    The split depends on the resized pixels. So the version may have learned from images that are now in the test part.
-
-    Args:
-        card: the card of an image classifier.
-        option: the option that names the version, with its value.
-        data: see ``seen_data``.
-        side: the side length to which the images are resized now.
-    """
-    size = card.sizes["image"]
-    if size != side and (names := ", ".join(key.partition(":")[2] for key in data if key in card.data)):
+    if side in (None, card.sizes.get("image")) or card.refit_layers == "last":  # a new layer replaces the last layer
+        return
+    if names := ", ".join(key.partition(":")[2] for key in data if key in card.data):
+        size = card.sizes["image"]
         raise DataError(
             f"{option}: this version of {card.name} was trained on images of {names} with --size {size}. With --size "
             f"{side}, the images are divided into other parts, so the version may know the new test images. Use "

@@ -9,17 +9,56 @@ import torch
 from torch import Tensor
 
 from app.tasks.classification import ImageClassifier
+from training import cards
 from training.data.image_dataset import ImageDataset, subset
 from training.evaluation import intervals
 from training.evaluation.calibration import classification_metrics, served_probabilities
 from training.options import Part
-from training.run import metric, new_figure, save_figure
+from training.run import Run, metric, new_figure, save_figure
 
 
 def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any]:
     """Return the metrics of a published classifier on the test part of its dataset."""
     test = dataset.split()[2]
     return metrics_of(served_probabilities(classifier, subset(dataset.images, test)), classifier, dataset, test)
+
+
+def measured(
+    run: Run,
+    fields: dict[str, Any],
+    network: Any,
+    dataset: ImageDataset,
+    indices: Tensor,
+    probability: Tensor | None = None,
+    folds: Tensor | None = None,
+) -> tuple[dict[str, Any], list[Path]]:
+    """Evaluate a new network with the serving code; return its card, and pictures of its predictions.
+
+    With --no-publish, the test part is not read. The metrics are then those of the images with these indices [N].
+
+    Args:
+        run: the run that trained the network.
+        fields: the fields of the card that do not follow from the network and the dataset. The field ``kind`` is
+            needed.
+        network: the network.
+        dataset: the images.
+        indices: see above.
+        probability: predicted probabilities [N, classes] for these images, by default those of the network.
+        folds: see ``metrics_of``.
+    """
+    card = {
+        **cards.classifier(fields["kind"], network, dataset.classes),
+        "title": f"Classifies images into {len(dataset.classes)} classes: {', '.join(dataset.classes)}"[:200],
+        "data": dataset.data,
+        **fields,
+    }
+    classifier = run.predictor(ImageClassifier, card, network)
+    if run.options.part == "test":
+        indices, probability, folds = dataset.split()[2], None, None
+    if probability is None:
+        probability = served_probabilities(classifier, subset(dataset.images, indices))
+    card = run.measure(card, lambda part: metrics_of(probability, classifier, dataset, indices, part, folds))
+    return card, plot_predictions(run.folder, dataset, indices, probability)
 
 
 def metrics_of(

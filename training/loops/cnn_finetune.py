@@ -8,7 +8,6 @@ instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +16,11 @@ from torch.nn import functional as F
 
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.store.version import Version
-from app.tasks.classification import ImageClassifier
-from training import cards, lineage, refit
+from training import lineage, refit
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.image_dataset import ImageDataset
-from training.evaluation.calibration import TEMPERATURE_RANGE, fit_temperatures, served_probabilities
-from training.evaluation.image_classifier import metrics_of, plot_predictions
+from training.evaluation.calibration import TEMPERATURE_RANGE, fit_temperatures
+from training.evaluation.image_classifier import measured
 from training.loops import airbench
 from training.loops.classifier import ClassifierRecipe, randomly_shifted
 from training.loops.fit import Batches, autocast, descend, fit
@@ -116,18 +114,27 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     base = base_version(options, ("whitened-net",), "cifar10-whitened")
     if base:
         option = f"--from {base.card.name}@{base.card.version}"
-        lineage.reject_seen(base.card, option, dataset.data)
-        lineage.reject_other_size(base.card, option, dataset.data, dataset.images.shape[-1])
+        lineage.reject_seen(base.card, option, dataset.data, dataset.images.shape[-1])
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
-    train_indices, validation, _ = dataset.split()
+    train_indices, validation, test = dataset.split()
     network = fit_network(run, config, dataset, base, train_indices, validation)
-    if len(validation) >= MIN_CALIBRATION_IMAGES:
+    if calibrates := len(validation) >= MIN_CALIBRATION_IMAGES:
         images, labels = (part[validation].to(options.device) for part in (dataset.images, dataset.labels))
         fit_temperatures(network, images, labels)
         network.temperature.clamp_(*TEMPERATURE_RANGE)
         network.views_temperature.clamp_(*TEMPERATURE_RANGE)
-    card, pictures = measured(run, dataset, network, base)
+    start = f"Fine-tuned from {base.card.name} {base.card.version}" if base else "Trained from scratch"
+    fitted = "used to fit the temperatures" if calibrates else "too few to fit the temperatures"
+    fields = {
+        "kind": "whitened-net",
+        "ancestors": lineage.ancestors(base.card, "base") if base else None,
+        "notes": (
+            f"{start}. {dataset.describe_classes()}: {len(train_indices):,} for training, {len(validation):,} for "
+            f"validation ({fitted}), {len(test):,} for testing. {len(dataset.skipped):,} files were skipped."
+        ),
+    }
+    card, pictures = measured(run, fields, network, dataset, validation)
     if refit.is_planned(options):
         steps, first, every = run.step, network, torch.arange(len(dataset.labels))
         torch.manual_seed(options.seed)  # the state of the generator differs in a resumed run
@@ -137,34 +144,3 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
         network.views_temperature.copy_(first.views_temperature)
         card = refit.describe(card, steps)
     run.finish(card, network, *pictures)
-
-
-def measured(
-    run: Run, dataset: ImageDataset, network: WhitenedNet, base: Version | None
-) -> tuple[dict[str, Any], list[Path]]:
-    """Evaluate the network with the serving code; return the card and the pictures.
-
-    The options decide whether the test part or the validation part is used.
-    """
-    train_indices, validation, test = dataset.split()
-    start = f"Fine-tuned from {base.card.name} {base.card.version}" if base else "Trained from scratch"
-    fitted = (
-        "used to fit the temperatures"
-        if len(validation) >= MIN_CALIBRATION_IMAGES
-        else "too few to fit the temperatures"
-    )
-    card = {
-        **cards.classifier("whitened-net", network, dataset.classes),
-        "title": f"Classifies images into {len(dataset.classes)} classes: {', '.join(dataset.classes)}"[:200],
-        "data": dataset.data,
-        "ancestors": lineage.ancestors(base.card, "base") if base else None,
-        "notes": (
-            f"{start}. {dataset.describe_classes()}: {len(train_indices):,} for training, {len(validation):,} for "
-            f"validation ({fitted}), {len(test):,} for testing. {len(dataset.skipped):,} files were skipped."
-        ),
-    }
-    classifier = run.predictor(ImageClassifier, card, network)
-    indices = test if run.options.part == "test" else validation
-    probability = served_probabilities(classifier, dataset.images[indices])
-    card = run.measure(card, lambda part: metrics_of(probability, classifier, dataset, indices, part))
-    return card, plot_predictions(run.folder, dataset, indices, probability)

@@ -39,13 +39,12 @@ class ChosenPenalty:
 
     ``temperature``: the best temperature for this penalty; 1 if images may have several labels. ``logits`` [N,
     classes]: the logits of each image, divided by the temperature. They were computed by a last layer that was fitted
-    to the other folds. ``losses``: the loss of each penalty.
+    to the other folds.
     """
 
     penalty: float
     temperature: float
     logits: Tensor
-    losses: dict[float, float]
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -110,11 +109,9 @@ def choose(
         )
         for index, head in enumerate(heads):
             logits[index, own] = head(features[0][own])
-    losses = {penalty: float(loss_of(logits[index], targets)) for index, penalty in enumerate(PENALTIES)}
-    best = min(losses, key=lambda penalty: losses[penalty])
-    chosen = logits[PENALTIES.index(best)]
-    temperature = limited_temperature(chosen, targets)
-    return ChosenPenalty(best, temperature, chosen / temperature, losses)
+    best = min(range(len(PENALTIES)), key=lambda index: float(loss_of(logits[index], targets)))
+    temperature = limited_temperature(logits[best], targets)
+    return ChosenPenalty(PENALTIES[best], temperature, logits[best] / temperature)
 
 
 def fit_chosen(features: Sequence[Tensor], targets: Tensor, classes: int, choice: ChosenPenalty) -> LinearHead:

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from app.networks.efficientnet import EfficientNetLite
-from app.tasks.classification import ImageClassifier
 from app.tasks.precision import fast_bfloat16
-from training import cards, lineage, refit
+from training import lineage, refit
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.datasets import DataError
-from training.data.image_dataset import ImageDataset, subset
-from training.evaluation.calibration import divide_logits, limited_temperature, served_probabilities
-from training.evaluation.image_classifier import best_thresholds, metrics_of, plot_predictions
+from training.data.image_dataset import ImageDataset
+from training.evaluation.calibration import divide_logits, limited_temperature
+from training.evaluation.image_classifier import best_thresholds, measured
 from training.limits import limits
 from training.loops.classifier import ClassifierRecipe
 from training.loops.fit import Batches, autocast, descend, fit
@@ -87,9 +86,7 @@ def read_base(options: Options, dataset: ImageDataset) -> Base:
     assert version is not None
     card = version.card
     name = f"{card.name}@{card.version}"
-    lineage.reject_seen(card, f"--from {name}", dataset.data)
-    if card.refit_layers != "last":  # otherwise only the last layer has seen the images, and a new one replaces it
-        lineage.reject_other_size(card, f"--from {name}", dataset.data, dataset.images.shape[-1])
+    lineage.reject_seen(card, f"--from {name}", dataset.data, dataset.images.shape[-1])
     return Base(version.network(), name, lineage.ancestors(card, "base"), card.licence, card.source)
 
 
@@ -195,10 +192,7 @@ class PhotoTraining:
     def choose_head(self, indices: Tensor) -> ChosenPenalty:
         """Choose the penalty of the last layer in cross-validation on the images with these indices."""
         dataset, folds = self.dataset, self.dataset.folds(indices, linear_head.FOLDS)
-        choice = linear_head.choose(self.features(indices), dataset.labels[indices], folds, len(dataset.classes))
-        losses = [f"{penalty:g} {loss:.4f}" for penalty, loss in choice.losses.items()]
-        self.run.write_file("penalties.txt", "penalty and loss in cross-validation\n" + "\n".join(losses) + "\n")
-        return choice
+        return linear_head.choose(self.features(indices), dataset.labels[indices], folds, len(dataset.classes))
 
     def new_head(self, indices: Tensor, choice: ChosenPenalty) -> EfficientNetLite:
         """Return the base network with a new last layer, which is fitted to the images with these indices."""
@@ -212,10 +206,9 @@ class PhotoTraining:
     def measured(self, result: Result) -> tuple[dict[str, Any], list[Path]]:
         """Evaluate the network with the serving code; return the card and the pictures.
 
-        With --no-publish, the test part is not read. The metrics are then those of the predictions on the validation
-        images or in cross-validation.
+        With --no-publish, the metrics are those of the predictions on the validation images or in cross-validation.
         """
-        run, dataset, base = self.run, self.dataset, self.base
+        dataset, base = self.dataset, self.base
         train_indices, validation, test = dataset.split()
         penalty = f"{linear_head.FOLDS}-fold cross-validation of the penalty ({result.choice.penalty:g})"
         if result.steps:
@@ -224,10 +217,8 @@ class PhotoTraining:
         else:
             start = f"The last layer is fitted to the features of {base.name}"
             use = f"{len(train_indices) + len(validation):,} for training with {penalty} and the temperature"
-        card: dict[str, Any] = {
-            **cards.classifier(KIND, result.network, dataset.classes),
-            "title": f"Classifies images into {len(dataset.classes)} classes: {', '.join(dataset.classes)}"[:200],
-            "data": dataset.data,
+        fields: dict[str, Any] = {
+            "kind": KIND,
             "ancestors": base.ancestors,
             "licence": base.licence,
             "source": base.source,
@@ -236,17 +227,12 @@ class PhotoTraining:
                 f"Skipped: {len(dataset.skipped):,} files or classes."
             ),
         }
+        probability = result.logits.softmax(dim=1)
         if dataset.multi_label:
-            card["thresholds"] = best_thresholds(result.logits.sigmoid(), dataset.labels[result.indices])
-        classifier = run.predictor(ImageClassifier, card, result.network)
-        folds = None
-        if run.options.part == "test":
-            indices, probability = test, served_probabilities(classifier, subset(dataset.images, test))
-        else:
-            indices, folds = result.indices, dataset.folds(result.indices, linear_head.FOLDS)
-            probability = result.logits.sigmoid() if dataset.multi_label else result.logits.softmax(dim=1)
-        card = run.measure(card, lambda part: metrics_of(probability, classifier, dataset, indices, part, folds))
-        return card, plot_predictions(run.folder, dataset, indices, probability)
+            probability = result.logits.sigmoid()
+            fields["thresholds"] = best_thresholds(probability, dataset.labels[result.indices])
+        folds = dataset.folds(result.indices, linear_head.FOLDS)
+        return measured(self.run, fields, result.network, dataset, result.indices, probability, folds)
 
 
 # --- fine-tuning
