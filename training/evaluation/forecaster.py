@@ -79,18 +79,26 @@ def metrics(
     }
 
 
+def last_horizons(collection: datasets.Collection, held_out: bool) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the values before the test parts of the series, and the test parts [N, horizon].
+
+    If ``held_out``, the last horizons of the training parts take the place of the test parts.
+    """
+    past, future = [series.numpy() for series in collection.past], collection.future.numpy()
+    if not held_out:
+        return past, future
+    horizon = future.shape[1]
+    return [series[:-horizon] for series in past], np.stack([series[-horizon:] for series in past])
+
+
 def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, Any]:
     """Return the metrics on the test parts of M4, or on the last horizons of the training parts if ``held_out``."""
     result: dict[str, Any] = {}
+    part = "last horizon of the training part" if held_out else "test part"
     for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
-        past, horizon = [series.numpy() for series in collection.past], collection.future.shape[1]
-        if held_out:
-            actual, past = np.stack([series[-horizon:] for series in past]), [series[:-horizon] for series in past]
-            part = "last horizon of the training part"
-        else:
-            actual, part = collection.future.numpy(), "test part"
-        forecasts = forecast_series(forecaster, past, collection.season, horizon)
-        description = f"{collection.name} {part}, {len(past)} series, {horizon} steps"
+        past, actual = last_horizons(collection, held_out)
+        forecasts = forecast_series(forecaster, past, collection.season, actual.shape[1])
+        description = f"{collection.name} {part}, {len(past)} series, {actual.shape[1]} steps"
         for key, values in metrics(collection, past, actual, forecasts).items():
             interval = intervals.bootstrap(values) if isinstance(values, np.ndarray) else None
             name, value = f"{PREFIXES[collection.name]}_{key}", float(np.mean(values))
@@ -102,12 +110,10 @@ def examples(forecaster: GlobalForecaster, held_out: bool = False) -> list[Examp
     """Return four series of each M4 collection with their forecasts. ``evaluate`` explains ``held_out``."""
     result = []
     for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
-        horizon = collection.future.shape[1]
-        for number in range(0, len(collection.past), -(-len(collection.past) // 4)):
-            past = collection.past[number].numpy()
-            past, actual = (past[:-horizon], past[-horizon:]) if held_out else (past, collection.future[number].numpy())
-            (forecast,) = forecast_series(forecaster, [past], collection.season, horizon)
-            result.append(Example(f"{collection.name}, series {number + 1}", past, actual, forecast))
+        past, actual = last_horizons(collection, held_out)
+        for number in range(0, len(past), -(-len(past) // 4)):
+            (forecast,) = forecast_series(forecaster, [past[number]], collection.season, actual.shape[1])
+            result.append(Example(f"{collection.name}, series {number + 1}", past[number], actual[number], forecast))
     return result
 
 

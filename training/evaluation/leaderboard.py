@@ -14,6 +14,7 @@ from training.data.tables import Table
 from training.evaluation import backtest, classical, intervals
 from training.evaluation.backtest import HeldOut, Method, Origins, Split
 from training.evaluation.forecast_metrics import Errors
+from training.evaluation.forecaster import Example
 from training.run import metric
 
 MAX_WINDOWS = 300  # largest number of windows; if there are more, only some series are used
@@ -121,6 +122,13 @@ class Leaderboard:
             lines.append(f"{name:{width}}  {own.mase:.3f}  {own.quantile_loss:.3f}{relation}")
         return "\n".join([*lines, self.verdict()])
 
+    def examples(self) -> list[Example]:
+        """Return up to eight examples to plot: the last window of one series each, and the own forecast for it."""
+        last = {number: at for at, (number, _) in enumerate(self.origins.places)}
+        shown = list(last.items())[:: -(-len(last) // 8)]
+        past, actual, own = self.origins.past, self.origins.actual, self.forecasts[self.own]
+        return [Example(self.splits[number].series.name, past[at], actual[at], own[at]) for number, at in shown]
+
     def card_metrics(self) -> dict[str, Any]:
         """Return the errors of all methods for a model card, those of the own method first."""
         values = "held out of training" if self.part == "test" else "for validation"
@@ -143,12 +151,9 @@ def compare(
     The last network is the own method. If all series together have more than MAX_WINDOWS windows, evenly spaced series
     are used.
     """
-    stride, chosen = 1, list(splits)
-    origins = backtest.origins(chosen, table.season, horizon, part)
-    while len(origins.past) > MAX_WINDOWS and len(chosen) > 1:
-        stride += max(1, stride // 4)
-        chosen = list(splits[::stride])
-        origins = backtest.origins(chosen, table.season, horizon, part)
+    windows = len(backtest.origins(splits, table.season, horizon, part).past)
+    chosen = splits[:: -(-windows // MAX_WINDOWS)]
+    origins = backtest.origins(chosen, table.season, horizon, part).subset(MAX_WINDOWS)
     methods = [*classical.CLASSICAL, *networks]
     forecasts = {method.name: method.forecast(origins) for method in methods}
     return Leaderboard(table, chosen, len(splits), part, origins, methods, forecasts)

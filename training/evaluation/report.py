@@ -22,7 +22,7 @@ OWN_COLOR, OTHER_COLORS = "#0072b2", ("#cc79a7", "#009e73")
 PICTURE_SERIES, PAGE_SERIES = 3, 8  # number of series that the picture and the page show
 SHOWN_STEPS = 400  # number of steps of a series for which forecasts are drawn
 SHOWN_PAST = 2  # number of horizons that are drawn before the first window
-MAX_LINES = 40  # largest numbers of remarks and of series that the page lists
+MAX_LINES = 40  # largest number of remarks that the page lists
 STYLE = """
 body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -44,10 +44,12 @@ def write(folder: Path, board: Leaderboard, command: str) -> None:
 def _description(board: Leaderboard) -> str:
     """Describe the windows."""
     origins, count = board.origins, len(board.splits)
+    starts = pd.Series([board.splits[number].series.times[at] for number, at in origins.places])
     text = (
         f"{len(origins.past):,} windows of {origins.horizon} steps (one per {board.table.frequency}), one horizon "
         f"apart, from {count:,} series. The windows are at the end of each series. They were not used to train the "
-        "networks. The season was determined from all values, unless --season is given."
+        f"networks. The first window starts at {starts.min()}, the last at {starts.max()}. The season was determined "
+        "from all values, unless --season is given."
     )
     if count < board.series:
         text += (
@@ -58,7 +60,7 @@ def _description(board: Leaderboard) -> str:
 
 
 def _page(board: Leaderboard, command: str) -> str:
-    table, numbers, image = board.table, _with_windows(board), io.StringIO()
+    table, image = board.table, io.StringIO()
     save_figure(picture(board, PAGE_SERIES), image, format="svg", metadata={"Date": None})
     title = f"Backtest of {table.name}"
     return "\n".join(
@@ -82,8 +84,6 @@ def _page(board: Leaderboard, command: str) -> str:
             _list(table.remarks),
             "<h2>Windows</h2>",
             f"<p>{escape(_description(board))}</p>",
-            _table([_windows(board, number) for number in numbers[:MAX_LINES]]),
-            f"<p>... and {len(numbers) - MAX_LINES:,} more series</p>" if len(numbers) > MAX_LINES else "",
             "<h2>Methods</h2>",
             _list([f"{method.name}: {method.explanation}" for method in board.methods]),
             f"<p>Made by <code>{escape(command)}</code></p>",
@@ -103,19 +103,6 @@ def _errors(board: Leaderboard, name: str) -> dict[str, str]:
     }
 
 
-def _with_windows(board: Leaderboard) -> list[int]:
-    """Return the indices of the splits that have windows."""
-    return list(dict.fromkeys(number for number, _ in board.origins.places))
-
-
-def _windows(board: Leaderboard, number: int) -> dict[str, str]:
-    series, starts = board.splits[number].series, [board.origins.places[at][1] for at in board.windows(number)]
-    times = [series.times[start] for start in starts]
-    stamps = [str(np.datetime_as_string(time, unit="auto")) if series.dated else f"step {time}" for time in times]
-    row = {"series": series.name, "values": f"{len(series.values):,}", "windows": str(len(stamps))}
-    return row | {"first window starts": stamps[0], "last window starts": stamps[-1]}
-
-
 def _table(rows: Sequence[dict[str, str]]) -> str:
     return pd.DataFrame(rows).to_html(index=False, border=0)
 
@@ -129,15 +116,13 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def picture(board: Leaderboard, count: int) -> Any:
-    """Return a figure with the errors of the methods, the error by step ahead, and ``count`` series with forecasts."""
-    numbers = _with_windows(board)
+    """Return a figure with the errors of the methods by step ahead, and ``count`` series with forecasts."""
+    numbers = list(dict.fromkeys(number for number, _ in board.origins.places))
     chosen = [numbers[round(at)] for at in np.linspace(0, len(numbers) - 1, min(count, len(numbers)))]
     figure = new_figure(11, 3.4 + 2.6 * len(chosen))
-    grid = figure.add_gridspec(1 + len(chosen), 2, height_ratios=[1.15, *([1] * len(chosen))])
-    draw_errors(figure.add_subplot(grid[0, 0]), board)
-    draw_steps(figure.add_subplot(grid[0, 1]), board)
-    for row, number in enumerate(chosen):
-        axis = figure.add_subplot(grid[1 + row, :])
+    first, *axes = figure.subplots(1 + len(chosen))
+    draw_steps(first, board)
+    for axis, number in zip(axes, chosen, strict=True):
         draw_series(axis, board, number)
     lines, names = axis.get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=min(len(names), 3), frameon=False, fontsize=9)
@@ -151,37 +136,20 @@ def color_of(board: Leaderboard, method: str) -> str:
     return COLORS.get(method) or OTHER_COLORS[list(board.forecasts).index(method) % len(OTHER_COLORS)]
 
 
-def draw_errors(axis: Any, board: Leaderboard) -> None:
-    """Draw one bar per method. Its length is the MASE; the name and the other errors are above it."""
-    names = [method.name for method in reversed(board.methods)]
-    errors = [board.errors[name] for name in names]
-    axis.barh(
-        range(len(names)), [error.mase for error in errors], color=[color_of(board, n) for n in names], height=0.4
-    )
-    for at, (name, error) in enumerate(zip(names, errors, strict=True)):
-        weight = "bold" if name == board.own else "normal"
-        others = f"quantile loss {error.quantile_loss:.3f}, {error.coverage_80:.0%} in the 80 % interval"
-        axis.text(0, at + 0.24, name, fontsize=9, va="bottom", weight=weight, parse_math=False)
-        axis.text(1, at + 0.24, others, fontsize=9, va="bottom", ha="right", transform=axis.get_yaxis_transform())
-        axis.text(error.mase, at, f" {error.mase:.3f}", fontsize=9, va="center", weight=weight)
-    axis.set_xlim(0, 1.12 * max(error.mase for error in errors) or 1)  # all errors may be 0
-    axis.set_ylim(-0.4, len(names) - 0.35)
-    axis.set_axis_off()
-    axis.set_title(f"mean absolute scaled error, {board.description}", loc="left", fontsize=10)
-
-
 def draw_steps(axis: Any, board: Leaderboard) -> None:
-    """Draw the MASE by step ahead, with one line per method."""
+    """Draw the MASE by step ahead, with one line per method. The legend has the mean MASE."""
     steps = np.arange(1, board.origins.horizon + 1)
     marker = "o" if len(steps) <= 31 else ""
-    for name in board.forecasts:
-        width = 2.2 if name == board.own else 1.4
-        axis.plot(steps, board.errors[name].by_step, color=color_of(board, name), lw=width, marker=marker, markersize=4)
+    for name in board.ranking:
+        errors, width = board.errors[name], 2.2 if name == board.own else 1.4
+        style = {"color": color_of(board, name), "lw": width, "marker": marker, "markersize": 4}
+        axis.plot(steps, errors.by_step, label=f"{errors.mase:.3f}  {name}", **style)
     axis.set_ylim(bottom=0)
     axis.set_xlim(0.5, len(steps) + 0.5)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel(f"steps ahead, one per {board.table.frequency}", parse_math=False)
-    axis.set_title("mean absolute scaled error by step ahead", loc="left", fontsize=10)
+    axis.set_title(f"mean absolute scaled error, {board.description}", loc="left", fontsize=10)
+    axis.legend(title="mean over all steps", fontsize=9)
     axis.grid(alpha=0.25)
 
 

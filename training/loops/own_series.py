@@ -43,7 +43,7 @@ from training.data.tables import (
 from training.evaluation import backtest, forecast_metrics, leaderboard, report
 from training.evaluation.backtest import HeldOut, Origins, Split
 from training.evaluation.classical import NAIVE
-from training.evaluation.forecaster import Example, draw_samples, forecast_series, served
+from training.evaluation.forecaster import draw_samples, served
 from training.evaluation.leaderboard import Leaderboard
 from training.loops.fit import fit
 from training.loops.forecaster import FinetuneRecipe
@@ -429,7 +429,7 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
     if tests:
         board = compare(forecaster, own, "test")
     card = run.measure(card_of(own, network, reason), lambda _: board.card_metrics(), tests)
-    draw_samples(run.folder / "samples.png", examples(forecaster, own, board.part))
+    draw_samples(run.folder / "samples.png", board.examples())
     if run.options.backtest:
         report.write(run.folder, board, run.command)
     return card, reason, publishes, board
@@ -460,16 +460,3 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> Lead
     print(board.text())
     print(f"wrote {folder / 'backtest.html'} and backtest.png")
     return board
-
-
-def examples(forecaster: GlobalForecaster, own: OwnSeries, part: HeldOut) -> list[Example]:
-    """Return up to eight examples to plot: for one series each, the last horizon of a part and the forecast for it."""
-    shown = [split for split in own.splits if np.ptp(split.bounds(part)) >= own.horizon]
-    result = []
-    for split in shown[:: -(-len(shown) // 8)]:
-        end = split.bounds(part)[1]
-        past, actual = backtest.past_of(split.series, end - own.horizon), split.series.values[end - own.horizon : end]
-        covariates = split.series.covariates[:end][-own.horizon - backtest.MAX_PAST :]
-        (forecast,) = forecast_series(forecaster, [past], own.table.season, own.horizon, [covariates])
-        result.append(Example(split.series.name, past, actual, forecast))
-    return result
