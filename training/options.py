@@ -32,7 +32,7 @@ SHOWN = (  # by --help; --help-all shows all options
     *("--images", "--csv", "--text", "--preset", "--name", "--minutes", "--from", "--size", "--horizon"),
     *("--preview", "--backtest", "--resume"),
 )
-OWN_OPTIONS = ("epochs", "horizon")  # numbers of presets that have an option of their own, instead of --set
+SHORT = ("epochs", "horizon")  # numbers that also have an option of their own: --epochs 5 is --set epochs=5
 
 
 class Options(argparse.Namespace):
@@ -151,24 +151,19 @@ def parse_options(
     _add_common_options(parser, list(presets))
     parser.options("own data", data_flags)
     numbers = _numbers(presets)
-    for name in OWN_OPTIONS:
-        if name in numbers:
-            parser.option(f"--{name}", metavar="N", help=numbers[name])
-    keys = "".join(f"\n  {name}: {text}" for name, text in numbers.items() if name not in OWN_OPTIONS)
     parser.option(
         "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="change numbers of a preset"
     )
+    for name in filter(numbers.get, SHORT):
+        word = (name + "={}").format
+        parser.option(f"--{name}", dest="set", action="append", type=word, metavar="N", help=numbers[name])
+    keys = "".join(f"\n  {name}: {text}" for name, text in numbers.items())
     parser.epilog = f"numbers for --set, with their values in the presets:{keys}" if parser.shows_all else None
     arguments: dict[str, Any] = vars(parser.parse_args(argv))
     flag = next(iter(data_flags), "")
     if not arguments["preview"]:
         _check_utf8(parser, sys.argv[1:] if argv is None else argv, arguments.get(flag.removeprefix("--")))
     words = arguments.pop("set")
-    if wrong := next((word for word in words if word.partition("=")[0] in OWN_OPTIONS), None):
-        parser.error(f"--set {wrong}: use --{wrong.replace('=', ' ')}")
-    for name in OWN_OPTIONS:
-        if (value := arguments.pop(name, None)) is not None:
-            words.append(f"{name}={value}")
     if flag:
         _check_data_options(parser, data_flags, arguments)
     if arguments["minutes"] is not None and any(word.startswith("epochs=") for word in words):

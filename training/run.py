@@ -127,13 +127,9 @@ class Run:
         self.limits, self._steps_taken = limits(), 0
         configure_cpu(options.threads)
         torch.manual_seed(options.seed)
-        content = {"seed": options.seed, "part": options.part, **dataclasses.asdict(config)}
         own = {key: str(value) for key in options.own if (value := vars(options)[key]) is not None}
-        if data is None:
-            content |= {key: own[key] for key in ("teachers", "calibration", "origin") if key in own}
-        else:
-            content |= {"minutes": options.minutes, "data": data, **own}
-        content = json.loads(json.dumps(content))
+        content = {"seed": options.seed, "part": options.part, "minutes": options.minutes, "data": data}
+        content = json.loads(json.dumps(content | dataclasses.asdict(config) | own))
         self.lock = contextlib.ExitStack()
         self.folder = open_folder(options, content, self.lock)
 

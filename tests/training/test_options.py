@@ -36,7 +36,6 @@ def test_options_that_would_train_nothing_are_rejected(workspace: Path) -> None:
         ("cnn --set validation=0", "validation is 0; it should be greater than or equal to 1"),
         ("cnn --set flip=maybe", "flip is maybe; it should be a valid boolean"),
         ("cnn --size 100", "argument --size: 100; it should be a multiple of 32"),
-        ("cnn --set epochs=3", "--set epochs=3: use --epochs 3"),
         ("cnn --epochs 0", "epochs is 0; it should be greater than or equal to 1"),
         ("cnn --threads 0", "argument --threads: 0; it should be greater than or equal to 1"),
         ("cnn --minutes -1", "argument --minutes: -1; it should be greater than 0"),
