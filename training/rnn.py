@@ -28,7 +28,6 @@ from training.configs.text import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
 from training.evaluation.calibration import divide_logits
 from training.evaluation.language_model import (
-    MAX_TEST_CHARACTERS,
     calibrate,
     draw_samples,
     measure,
@@ -123,9 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tested = run.predictor(TextGenerator, card, network)
 
     def evaluate(part: Part) -> dict[str, Any]:
-        if part == "validation":
-            return measure_held_out(tested.network, validation, window)
-        return measure(tested, text, MAX_TEST_CHARACTERS)
+        is_test = part == "test"
+        return measure(tested, text) if is_test else measure_held_out(tested.network, validation, window)
 
     card = run.measure(card, evaluate)
     if refits:
