@@ -38,6 +38,7 @@ from app.api.middleware.cors import cors
 from app.api.middleware.trusted_host import host_check
 from app.api.openapi import build_document
 from app.api.operation import Operation, Router, Service, unknown_path
+from app.api.shadow import ShadowTraffic
 from app.observability.access_log import AccessLog
 from app.observability.logs import configure_logging
 from app.observability.metrics import Metrics
@@ -109,10 +110,10 @@ def create_app(
     key, keys = admin_key(settings), api_keys(settings, counters, metrics.on_rate_limited)
     records = open_records(settings)
     capture = create_capture(settings, records, metrics.on_captured)
-    batches = Batches(records) if records else None
+    shadows, batches = ShadowTraffic(models, capture) if capture else None, Batches(records) if records else None
     metrics.feedback = lambda: capture.figures if capture else []
-    optional = {"Administration": key, "Feedback": capture, "Batches": batches}
-    tags = [tag for tag in TAGS if optional.get(tag["name"], True)]
+    parts = {"Administration": key, "Feedback": capture, "Batches": batches}
+    tags = [tag for tag in TAGS if parts.get(tag["name"], True)]
     app: FastAPI = FastAPIOffline(
         title="Quartet",
         summary=SUMMARY,
@@ -128,9 +129,8 @@ def create_app(
     operations = all_operations(key, [*(tag["name"] for tag in tags), ""])
     app.openapi = cache(lambda: build_document(app, operations, settings))  # type: ignore[method-assign]  # as documented
     app.add_exception_handler(HTTPException, _missing_file)
-    service: Service = Service(
-        models, metrics, key, capture, batches, app.version, lru_cache(DOCUMENTS)(partial(_encoded_document, app))
-    )
+    document = lru_cache(DOCUMENTS)(partial(_encoded_document, app))
+    service: Service = Service(models, metrics, key, capture, shadows, batches, app.version, document)
     router = Router(service, operations, app.routes, app.build_middleware_stack(), host_check(settings), keys)
     spooled = {operation.path for operation in operations if operation.spools_body}
     limited = BodyMemoryLimit(router, settings.max_buffered_bytes, spooled=spooled, limits=settings.limits)
@@ -178,6 +178,7 @@ async def _lifespan(
     endless = [models.watch(), models.recovery.watch(), _report(models)]
     endless += [keys.ring.watch(models.disk, models.settings.limits.key_check_seconds)] if keys else []
     endless += [run_batches(app, models, batches)] if batches else []
+    endless += [service.shadows.run()] if service.shadows else []
     background = [asyncio.create_task(coroutine) for coroutine in endless]
     yield
     for task in background:

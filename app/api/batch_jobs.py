@@ -22,7 +22,6 @@ log = logging.getLogger("quartet")
 POLL_SECONDS = 1.0
 PARALLEL = 4  # lines at the same time, so that texts are computed together
 RENEW_SECONDS = 5.0
-IDLE_CHECK_SECONDS = 0.005
 MAX_WAIT_SECONDS = 1.0  # a line waits at most this long for an idle service, so that a busy service makes progress
 MAX_LINES = 50_000  # as OpenAI
 MAX_PROBLEMS = 100
@@ -67,7 +66,7 @@ async def _run(app: ASGIApp, models: Models, batches: Batches, job: Row) -> None
 
     async def send_lines() -> None:
         for line in waiting:
-            await _idle(models)
+            await models.idle(MAX_WAIT_SECONDS)
             if ending:
                 return
             status, body = await answer(app, job["endpoint"], line.body, job["key"], f"{batch}-{line.number}")
@@ -130,15 +129,6 @@ def parse_lines(content: bytes, endpoint: str) -> Iterator[Line | dict[str, Any]
             yield Line(number, str(custom_id), orjson.dumps(body))
     if not known:
         yield {"code": "empty_file", "message": "the file has no valid line", "line": None}
-
-
-async def _idle(models: Models) -> None:
-    """Wait until no request waits for a model, but not longer than ``MAX_WAIT_SECONDS``."""
-    end = asyncio.get_running_loop().time() + MAX_WAIT_SECONDS
-    while asyncio.get_running_loop().time() < end:
-        await asyncio.sleep(IDLE_CHECK_SECONDS)
-        if not any(engine.row_counts[0] for model in models.loaded() for engine in model.engines):
-            return
 
 
 async def answer(app: ASGIApp, path: str, body: bytes, key: str | None, request_id: str) -> tuple[int, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
@@ -18,6 +19,7 @@ from app.api.middleware.body_memory import hold_memory
 from app.api.operation import Endpoint, Request
 from app.api.request_body import read_json
 from app.api.responses import json_response
+from app.api.shadow import Copy
 from app.api.sse import DONE, EventStream, event
 from app.engine.executor import INLINE_SIZE
 from app.engine.fair_queue import current_caller
@@ -106,10 +108,16 @@ async def run_job(call: Call[Any], job: Job, protocol: Protocol) -> Response:
 
 def _capture(call: Call[Any], job: Job) -> Callable[[Any], None]:
     """Return a function that captures the answer to a job. Any thread may call it."""
-    capture, request_id, key = call.request.service.capture, call.request.scope[REQUEST_ID], current_caller.get()
-    if capture is None:
+    service, request_id, key = call.request.service, call.request.scope[REQUEST_ID], current_caller.get()
+    capture, shadows, started_at = service.capture, service.shadows, perf_counter()
+    if capture is None or shadows is None:
         return lambda answer: None
-    return lambda answer: capture.offer(request_id, key, call.model.card, job, answer)
+
+    def keep(answer: Any) -> None:
+        if capture.offer(request_id, key, call.model.card, job, answer):
+            shadows.offer(Copy(request_id, call.model, job, answer, perf_counter() - started_at))
+
+    return keep
 
 
 @dataclass(frozen=True)

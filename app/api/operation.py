@@ -21,6 +21,7 @@ from app.api.errors import error_response
 from app.api.middleware.api_keys import ApiKeys
 from app.api.middleware.trusted_host import HostCheck
 from app.api.request_head import reject_query
+from app.api.shadow import ShadowTraffic
 from app.errors import MethodNotAllowed, NotFound, QuartetError, quote_value
 from app.limits import Limits
 from app.observability.metrics import Metrics
@@ -38,6 +39,7 @@ class Service:
     metrics: Metrics
     admin_key: str | None = None
     capture: Capture | None = None
+    shadows: ShadowTraffic | None = None
     batches: Batches | None = None
     version: str = ""
     document: Callable[[str], bytes] = str.encode  # returns the OpenAPI document, given the path of a proxy

@@ -13,10 +13,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from app.cli import add_model
+from app.cli import add_model, shadow
 from app.cli.output import write_line
 from app.store import LATEST, Card, RolloutRefused, Store, StoreError, VersionNotFound, catalogue
 
@@ -112,8 +113,23 @@ def _parser() -> argparse.ArgumentParser:
     text = "make a model the default of its task, which answers requests that name no model"
     command("default", _default, text, "name")
     command("verify", _verify, "check the hashes, sizes and weights of all versions")
+    _add_shadow(command)
     _add_files(command)
     return parser
+
+
+def _add_shadow(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands for shadows. ``command`` adds one command."""
+    text = "send copies of captured requests to a version, whose answers are only compared"
+    added = command(
+        "shadow", _change(lambda store, args: store.shadow(args.name, args.version, args.share)), text, "name"
+    )
+    added.add_argument("version", metavar="VERSION", type=_version_or_off, help="version number, or `off`")
+    share_help = "share of the captured requests, such as 20%% (default: all)"
+    added.add_argument("--share", type=_share, default=100, metavar="PERCENT", help=share_help)
+    shadow.add_records(command("compare", _compare, "compare the shadow with the active version", "name"))
+    text = "activate the shadow if it is better than the active version with 95 %% confidence"
+    shadow.add_records(command("promote", _promote, text, "name"))
 
 
 def _add_files(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -156,6 +172,10 @@ def _share(text: str) -> float:
 
 def _version_or_latest(text: str) -> int | Literal["latest"]:
     return LATEST if text == LATEST else _version(text)
+
+
+def _version_or_off(text: str) -> int | None:
+    return None if text == "off" else _version(text)
 
 
 def _store(args: argparse.Namespace) -> Store:
@@ -226,6 +246,22 @@ def _change(change: Callable[[Store, argparse.Namespace], object]) -> Command:
         _report(args, args.name)
 
     return run
+
+
+def _compare(args: argparse.Namespace) -> None:
+    active, number, compared = shadow.compare(Store(args.store), args.name, args.records)
+    _print(args, asdict(compared), shadow.table(active, number, compared))
+    if not args.json:
+        write_line(compared.verdict)
+
+
+def _promote(args: argparse.Namespace) -> None:
+    store = _store(args)
+    _, number, compared = shadow.compare(store, args.name, args.records)
+    if not compared.is_better:
+        raise RolloutRefused(f"{compared.verdict}; `activate {args.name} {number}` activates it anyway")
+    store.activate(args.name, number)
+    _report(args, args.name, f"{compared.verdict}\n{args.name}@{number} is active")
 
 
 def _default(args: argparse.Namespace) -> None:

@@ -61,7 +61,9 @@ class Metrics:
         self.errors = counter("errors", "Requests that failed, by error code", ("route", "reason"))
         self.requests_running = gauge("requests_running", "Requests in progress")
         self.captured = counter(
-            "captured_requests", "Requests that were captured (stored), or could not be (dropped)", ("model", "result")
+            "captured_requests",
+            "Captured requests that were stored or dropped, and compared with the answer of a shadow or skipped",
+            ("model", "result"),
         )
         self.feedback: Callable[[], Iterable[Figure]] = list  # returns what feedback says about the answers
         self.rate_limited = counter("rate_limited", "Requests over the rate limit of their API key", ("key",))

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from app.limits import Limits
-from app.records.captured import ANSWERS, Captured
+from app.records.captured import ANSWERS, Captured, Compared
 from app.records.database import LOCK_SECONDS, Database, Figure
 from app.settings import Settings, SettingsError
 from app.store.card import Card, is_model_name
@@ -32,7 +32,8 @@ class Capture:
 
     Args:
         shares: the share of the requests to capture, in per cent, by model.
-        on_captured: function that counts requests, given their model, ``stored`` or ``dropped``, and their number.
+        on_captured: function that counts requests, given their model, ``stored``, ``dropped``, ``compared`` (with
+            the answer of a shadow) or ``skipped`` (because the service was busy), and their number.
     """
 
     def __init__(
@@ -44,19 +45,31 @@ class Capture:
     ) -> None:
         self.database, self.shares = database, shares
         self._limits, self._on_captured = limits, on_captured
-        self._waiting: queue.Queue[Callable[[], Captured] | None] = queue.Queue(limits.captures_waiting)
+        self._waiting: queue.Queue[Callable[[], Captured | Compared] | None] = queue.Queue(limits.captures_waiting)
         self.figures: list[Figure] = []  # what feedback says about the answers, at most a few seconds old
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
 
-    def offer(self, request: str, key: str | None, card: Card, job: Job, answer: Any) -> None:
-        """Capture a request if it belongs to the share of its model."""
-        share = self.shares.get(card.name, 0.0)
-        if type(job) in ANSWERS and random.random() * 100 < share:
-            try:
-                self._waiting.put_nowait(lambda: Captured.of(request, key, card, job, answer))
-            except queue.Full:
-                self._on_captured(card.name, "dropped", 1)
+    def offer(self, request: str, key: str | None, card: Card, job: Job, answer: Any) -> bool:
+        """Capture a request if it belongs to the share of its model. Return whether it does."""
+        belongs = type(job) in ANSWERS and random.random() * 100 < self.shares.get(card.name, 0.0)
+        if belongs:
+            self._put(card.name, lambda: Captured.of(request, key, card, job, answer))
+        return belongs
+
+    def add_copy(self, compared: Compared) -> None:
+        """Store the answer of a shadow, if its request is stored."""
+        self._put(compared.model, lambda: compared)
+
+    def count(self, model: str, result: str) -> None:
+        """Count a request with this result."""
+        self._on_captured(model, result, 1)
+
+    def _put(self, model: str, make: Callable[[], Captured | Compared]) -> None:
+        try:
+            self._waiting.put_nowait(make)
+        except queue.Full:
+            self.count(model, "dropped")
 
     def close(self) -> None:
         """Store the requests that wait, unless the disk does not answer."""
@@ -70,14 +83,16 @@ class Capture:
         while running:
             taken = self._take()
             running = None not in taken
-            requests = [make() for make in taken if make]
+            made = [make() for make in taken if make]
+            requests = [each for each in made if isinstance(each, Captured)]
+            copies = [each for each in made if isinstance(each, Compared)]
             now, result = time.monotonic(), "stored"
             try:
                 if not is_open:
                     self.database.open()
                     is_open = True
-                if requests:
-                    self.database.add(requests)
+                if made:
+                    self.database.add(requests, copies)
                 if now > figures_at + FIGURES_SECONDS:
                     self.figures, figures_at = self.database.figures(), now
                 if now > trimmed_at + TRIM_SECONDS:
@@ -88,8 +103,10 @@ class Capture:
                 is_open, result = False, "dropped"
             for model, count in Counter(each.model for each in requests).items():
                 self._on_captured(model, result, count)
+            for model, count in Counter(each.model for each in copies).items():
+                self._on_captured(model, "compared" if result == "stored" else result, count)
 
-    def _take(self) -> list[Callable[[], Captured] | None]:
+    def _take(self) -> list[Callable[[], Captured | Compared] | None]:
         """Return what has been offered, after a while also if nothing was."""
         try:
             taken = [self._waiting.get(timeout=FIGURES_SECONDS)]

@@ -30,6 +30,15 @@ ANSWERS: Mapping[type[Job], tuple[Sequence[str], Callable[[Any], dict[str, Any]]
 ENCODING = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
+def _json(content: object) -> str:
+    return orjson.dumps(content, np.ndarray.tolist, ENCODING).decode()
+
+
+def answer_json(job: Job, answer: Any) -> str:
+    """Return what is captured of the answer to a job."""
+    return _json(ANSWERS[type(job)][1](answer))
+
+
 @dataclass(frozen=True)
 class Captured:
     """A request and its answer. ``key`` is the name of the API key. ``pixels`` are images [channels, side, side]."""
@@ -47,15 +56,11 @@ class Captured:
     @staticmethod
     def of(request: str, key: str | None, card: Card, job: Job, answer: Any) -> Captured:
         """Return what is captured of a request. The type of ``job`` must be in ``ANSWERS``."""
-        omitted, answer_of = ANSWERS[type(job)]
-        common = {each.name for each in fields(Job)}
-        own = {each.name for each in fields(job)} - common - set(omitted)
-        job_text, answer_text = (
-            orjson.dumps(content, np.ndarray.tolist, ENCODING).decode()
-            for content in ({name: getattr(job, name) for name in sorted(own)}, answer_of(answer))
-        )
+        omitted, _ = ANSWERS[type(job)]
+        own = {each.name for each in fields(job)} - {each.name for each in fields(Job)} - set(omitted)
+        job_text = _json({name: getattr(job, name) for name in sorted(own)})
         pixels = [image.numpy() for image in getattr(job, "pixels", ())]
-        return Captured(request, card.name, card.version, card.task, job_text, answer_text, key, pixels)
+        return Captured(request, card.name, card.version, card.task, job_text, answer_json(job, answer), key, pixels)
 
     def digests(self) -> list[str]:
         """Return the SHA-256 of the shape and the pixels of each image."""
@@ -64,11 +69,23 @@ class Captured:
 
 @dataclass(frozen=True)
 class Measured:
-    """One measurement of an answer: ``value`` of the figure ``name`` for a step of a forecast; 0 for other tasks."""
+    """One measurement of an item of an answer. ``step`` is that of a forecast, or 0."""
 
+    item: int
     step: int
     name: str
     value: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The answer of a shadow to a captured request, as JSON, and the measurements of each version."""
+
+    request: str
+    model: str
+    version: int
+    answer: str
+    measured: Mapping[int, Sequence[Measured]]
 
 
 @dataclass(frozen=True)
@@ -110,8 +127,8 @@ def _label(probabilities: Sequence[float], truth: Truth, labels: Sequence[str], 
     if truth.label not in labels:
         raise BadValue(f"label is {quote_value(truth.label)}; the model has {', '.join(labels)}", "label")
     best = max(range(len(probabilities)), key=probabilities.__getitem__)
-    yield Measured(0, "accuracy", float(labels[best] == truth.label))
-    yield Measured(0, "confidence", probabilities[best])
+    yield Measured(truth.item, 0, "accuracy", float(labels[best] == truth.label))
+    yield Measured(truth.item, 0, "confidence", probabilities[best])
 
 
 def _values(forecast: Any, truth: Truth, _: Any, job: Any) -> Iterator[Measured]:
@@ -120,20 +137,45 @@ def _values(forecast: Any, truth: Truth, _: Any, job: Any) -> Iterator[Measured]
     if steps and max(steps) >= len(median):
         last = max(steps)
         raise BadValue(f"values has one for step {last}; the forecast has {len(median)} steps, from 0", "values")
-    series = np.array(job["series"][truth.item], dtype=float)
-    season = forecast["seasonality"] or 1
-    differences = np.abs(series[season:] - series[:-season])
-    scale = float(np.nanmean(differences)) if np.isfinite(differences).any() else math.nan
+    scale = _scale(job["series"][truth.item], forecast["seasonality"])
     for step, value in steps.items():
         if scale > 0:
-            yield Measured(step, "mase", abs(value - median[step]) / scale)
+            yield Measured(truth.item, step, "mase", abs(value - median[step]) / scale)
         for level, (lower, upper) in forecast["bounds"].items():
-            yield Measured(step, f"coverage_{float(level):g}", float(lower[step] <= value <= upper[step]))
+            is_inside = float(lower[step] <= value <= upper[step])
+            yield Measured(truth.item, step, f"coverage_{float(level):g}", is_inside)
+
+
+def _scale(values: Sequence[float | None], seasonality: int | None) -> float:
+    """Return the mean absolute difference between a series and itself one season before, or NaN."""
+    series, season = np.array(values, dtype=float), seasonality or 1
+    differences = np.abs(series[season:] - series[:-season])
+    return float(np.nanmean(differences)) if np.isfinite(differences).any() else math.nan
 
 
 def _text(written: str, truth: Truth, *_: Any) -> Iterator[Measured]:
     """Yield whether a text was accepted. A corrected text was accepted only if it equals the answer."""
-    yield Measured(0, "accepted", float(written == truth.text if truth.accepted is None else truth.accepted))
+    yield Measured(
+        truth.item, 0, "accepted", float(written == truth.text if truth.accepted is None else truth.accepted)
+    )
+
+
+def compare(job: Job, answer: Any, other: Any) -> Iterator[Measured]:
+    """Compare the answer to a job with that of a shadow, ``other``.
+
+    Images have ``agreement``, whether the likeliest labels are the same, and ``difference``, the total variation
+    distance of the probabilities. Series have ``difference``, the mean absolute difference of the medians divided by
+    the mean absolute change of the series.
+    """
+    if isinstance(job, ClassifyJob):
+        for item, pair in enumerate(zip(answer.probabilities, other.probabilities, strict=True)):
+            first, second = map(np.asarray, pair)
+            yield Measured(item, 0, "agreement", float(first.argmax() == second.argmax()))
+            yield Measured(item, 0, "difference", float(np.abs(first - second).sum() / 2))
+    if isinstance(job, ForecastJob):
+        for item, (first, second) in enumerate(zip(answer.forecasts, other.forecasts, strict=True)):
+            if (scale := _scale(job.series[item], first.seasonality)) > 0:
+                yield Measured(item, 0, "difference", float(np.abs(first.median - second.median).mean()) / scale)
 
 
 MEASURES: Mapping[TaskName, tuple[str, Callable[[Any, Truth, Any, Any], Iterable[Measured]]]] = {

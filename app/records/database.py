@@ -14,7 +14,7 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from app.records.captured import Captured, Measured, Truth
+from app.records.captured import Captured, Compared, Measured, Truth
 from app.tasks.image_codecs import png
 
 log = logging.getLogger("quartet")
@@ -38,9 +38,12 @@ CREATE TABLE IF NOT EXISTS images (
 CREATE TABLE IF NOT EXISTS feedback (
     request TEXT REFERENCES requests ON DELETE CASCADE, item INTEGER, step INTEGER, truth TEXT, time REAL,
     PRIMARY KEY (request, item, step)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shadows (
+    request TEXT REFERENCES requests ON DELETE CASCADE, version INTEGER, answer TEXT,
+    PRIMARY KEY (request, version)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS figures (
-    request TEXT REFERENCES requests ON DELETE CASCADE, item INTEGER, step INTEGER, name TEXT, value REAL,
-    PRIMARY KEY (request, item, step, name)) WITHOUT ROWID;
+    request TEXT REFERENCES requests ON DELETE CASCADE, version INTEGER, item INTEGER, step INTEGER, name TEXT,
+    value REAL, PRIMARY KEY (request, version, item, step, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, key TEXT, name TEXT, purpose TEXT, bytes INTEGER, created REAL);
 CREATE TABLE IF NOT EXISTS batches (
     id TEXT PRIMARY KEY, key TEXT, input TEXT, endpoint TEXT, metadata TEXT, created REAL, status TEXT, total INTEGER,
@@ -113,8 +116,8 @@ class Database:
             with connection:
                 yield connection
 
-    def add(self, requests: Sequence[Captured]) -> None:
-        """Store requests. A request whose id is stored already is left out."""
+    def add(self, requests: Sequence[Captured], copies: Sequence[Compared] = ()) -> None:
+        """Store requests, and answers of shadows to stored requests. What is stored already is left out."""
         with self.transaction() as rows:
             rows.executemany(
                 "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -131,6 +134,19 @@ class Database:
                     for position, (digest, pixels) in enumerate(zip(each.digests(), each.pixels, strict=True))
                 ],
             )
+            for each in copies:
+                if rows.execute("SELECT 1 FROM requests WHERE id = ?", (each.request,)).fetchone():
+                    answer = (each.request, each.version, each.answer)
+                    rows.execute("INSERT OR IGNORE INTO shadows VALUES (?, ?, ?)", answer)
+                    self._measure(rows, each.request, each.measured)
+
+    @staticmethod
+    def _measure(rows: sqlite3.Connection, request: str, measured: Mapping[int, Iterable[Measured]]) -> None:
+        """Store measurements by version. They replace those of the same item, step and name."""
+        rows.executemany(
+            "INSERT OR REPLACE INTO figures VALUES (?, ?, ?, ?, ?, ?)",
+            [(request, version, *astuple(each)) for version, own in measured.items() for each in own],
+        )
 
     def _store(self, digest: str, pixels: np.ndarray) -> int:
         """Store an image, unless it is stored already. Return the size of its file in bytes."""
@@ -148,35 +164,49 @@ class Database:
         """Return the path of an input or output of a batch job."""
         return self.folder / "files" / id
 
-    def find(self, request: str) -> Captured | None:
-        """Return a captured request without its images, or None if there is no such request."""
-        columns = "id, model, version, task, job, answer, key"
+    def find(self, request: str) -> list[Captured]:
+        """Return a captured request without its images: with its answer, and once with each answer of a shadow."""
+        columns = "id, model, requests.version, task, job, answer, key"
+        shadows = columns.replace("requests", "shadows").replace(" answer", " shadows.answer")
         with self.transaction() as rows:
-            row = rows.execute(f"SELECT {columns} FROM requests WHERE id = ?", (request,)).fetchone()
-        return Captured(*row) if row else None
+            found = rows.execute(f"SELECT {columns} FROM requests WHERE id = ?", (request,)).fetchall()
+            joined = "FROM shadows JOIN requests ON id = request WHERE id = ? AND shadows.answer != ''"
+            found += rows.execute(f"SELECT {shadows} {joined}", (request,)).fetchall()
+        return [Captured(*row) for row in found]
 
-    def add_feedback(self, request: str, truth: Truth, measured: Sequence[Measured]) -> None:
-        """Store feedback and its measurements. They replace those of the same item and step."""
-        key = (request, truth.item)
+    def add_feedback(self, request: str, truth: Truth, measured: Mapping[int, Sequence[Measured]]) -> None:
+        """Store feedback and its measurements by version. They replace those of the same item and step."""
         with self.transaction() as rows:
             for step, value in truth.steps().items():
-                text = orjson.dumps(value).decode()
-                rows.execute("INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?, ?)", (*key, step, text, time.time()))
-            rows.executemany(
-                "INSERT OR REPLACE INTO figures VALUES (?, ?, ?, ?, ?)", [(*key, *astuple(each)) for each in measured]
-            )
+                row = (request, truth.item, step, orjson.dumps(value).decode(), time.time())
+                rows.execute("INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?, ?)", row)
+            self._measure(rows, request, measured)
 
     def figures(self) -> list[Figure]:
         """Return the figures of each version."""
         with self.transaction() as rows:
             found = rows.execute(
-                "SELECT model, version, name, COUNT(*), AVG(value), AVG(value * value) FROM figures "
-                "JOIN requests ON requests.id = figures.request GROUP BY model, version, name ORDER BY 1, 2, 3"
+                "SELECT model, figures.version, name, COUNT(*), AVG(value), AVG(value * value) FROM figures "
+                "JOIN requests ON requests.id = figures.request GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
             ).fetchall()
         return [
             Figure(model, version, name, count, mean, interval(name, count, mean, square))
             for model, version, name, count, mean, square in found
         ]
+
+    def differences(self, model: str, version: int, other: int) -> dict[str, list[float]]:
+        """Return ``version`` minus ``other`` for each figure that feedback gives both: one mean for each request."""
+        with self.transaction() as rows:
+            found = rows.execute(
+                "SELECT a.name, AVG(a.value - b.value) FROM figures AS a JOIN figures AS b USING "
+                "(request, item, step, name) JOIN requests ON requests.id = request WHERE requests.model = ? "
+                "AND a.version = ? AND b.version = ? GROUP BY a.name, request",
+                (model, version, other),
+            ).fetchall()
+        differences: dict[str, list[float]] = {}
+        for name, difference in found:
+            differences.setdefault(name, []).append(difference)
+        return differences
 
     def counts(self) -> list[tuple[str, int, int, float, float]]:
         """Return the model, the version, the number of requests, and the times of the oldest and the newest one."""
@@ -220,7 +250,7 @@ class Database:
 def interval(name: str, count: int, mean: float, mean_square: float) -> tuple[float, float]:
     """Return the 95 % interval of a mean: Wilson's for shares, otherwise the normal one."""
     z = 1.96
-    if name == "accepted" or name == "accuracy" or name.startswith("coverage_"):
+    if name in ("accepted", "accuracy", "agreement") or name.startswith("coverage_"):
         center = (mean + z * z / (2 * count)) / (1 + z * z / count)
         spread = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
         return center - spread, center + spread

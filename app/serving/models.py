@@ -39,6 +39,7 @@ from app.tasks import Task
 
 log = logging.getLogger("quartet")
 
+IDLE_CHECK_SECONDS = 0.005
 PARSE_NICENESS = 5  # so that decoding large images and unpacking bodies does not delay the event loop
 DISK_THREADS = 16  # some administrative requests take minutes
 LOAD_NICENESS = 10  # so that loading a version does not delay requests for other versions
@@ -230,6 +231,20 @@ class Models:
         """The versions and files that cannot be used, each with the reason."""
         failed = [entry for entry in self.versions() if entry.state is State.FAILED]
         return [*failed, *(Entry(path, 0, state=State.FAILED, reason=reason) for path, reason in self._file_problems)]
+
+    def is_busy(self, except_for: Engine | None = None) -> bool:
+        """Return whether a request waits for an engine."""
+        engines = [engine for model in self.loaded() for engine in model.engines]
+        return any(engine.row_counts[0] for engine in engines if engine is not except_for)
+
+    async def idle(self, seconds: float) -> bool:
+        """Wait until no request waits for an engine. Return false if ``seconds`` pass before."""
+        end = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(IDLE_CHECK_SECONDS)
+            if not self.is_busy():
+                return True
+        return False
 
     async def read_picture(self, card: Card, file: str) -> bytes:
         """Return the content of a picture of a version. ``file`` is one of the names in its entry.

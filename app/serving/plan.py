@@ -1,7 +1,7 @@
 """Decide which versions are served, loaded and evicted. All functions are pure.
 
-The active version, the canary, and a previous version that ``active.json`` names stay in memory even without requests:
-they are resident. Other versions are loaded on demand, when a request names their number.
+The active version, the canary, the shadow, and a previous version that ``active.json`` names stay in memory even
+without requests: they are resident. Other versions are loaded on demand, when a request names their number.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from app.engine.observer import VersionKey
 from app.errors import TooManyVersions
 from app.serving.model import Model
 from app.store import Rollout
+from app.store.rollout import Shadow
 from app.store.snapshot import Snapshot, StoredVersion
 
 UNKNOWN = StoredVersion()  # before the first scan
@@ -72,6 +73,7 @@ class VersionSet:
         numbers: the served versions: not retired, not known to be damaged.
         active: serves requests without a version number, except the share of the canary (in per cent).
         previous: becomes active after a rollback without a canary.
+        shadow: gets copies of a share of the captured requests (in per cent).
         unloaded: the versions of an unloaded model, which are served after it is loaded again.
         resident: the versions that stay in memory, most important first.
         state: see ``Rollout.state``.
@@ -84,6 +86,7 @@ class VersionSet:
     previous: int | None = None
     canary: int | None = None
     share: float = 0.0
+    shadow: Shadow | None = None
     unloaded: tuple[int, ...] = ()
     resident: tuple[int, ...] = ()
     state: str = ""
@@ -98,8 +101,11 @@ class VersionSet:
             return cls(name, retired=retired, unloaded=numbers, state=state)
         canary, share = (roles.canary.version, roles.canary.share) if roles.canary else (None, 0.0)
         kept = roles.previous if roles.previous in rollout.history else None
-        resident = tuple(dict.fromkeys(number for number in (roles.active, canary, kept) if number is not None))
-        return cls(name, numbers, retired, roles.active, roles.previous, canary, share, resident=resident, state=state)
+        shadow = roles.shadow.version if roles.shadow else None
+        wanted = (roles.active, canary, kept, shadow)
+        resident = tuple(dict.fromkeys(number for number in wanted if number is not None))
+        chosen = roles.active, roles.previous, canary, share, roles.shadow
+        return cls(name, numbers, retired, *chosen, resident=resident, state=state)
 
     def version_for(self, request_id: str) -> int | None:
         """Return the version for a request without a version number, or None if no version is active.

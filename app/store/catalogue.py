@@ -37,6 +37,7 @@ def row(snapshot: Snapshot, name: str, damaged: Collection[tuple[str, int]] = ()
         "active": roles.active,
         "update_policy": LATEST if rollout.active is None else PINNED,
         "canary": roles.canary.model_dump() if roles.canary else None,
+        "shadow": roles.shadow.model_dump() if roles.shadow else None,
         "previous": roles.previous,
         "retired": rollout.retired,
         "unloaded": rollout.unloaded,
@@ -76,8 +77,9 @@ def describe_model(store: Store, name: str) -> dict[str, Any]:
     store.find(name)
     snapshot = Snapshot.read(store)
     model = row(snapshot, name)
-    canary = model["canary"] and model["canary"]["version"]
-    roles = {model["previous"]: "previous", canary: "canary", model["active"]: "active"}
+    roles = {model["previous"]: "previous"}
+    roles |= {model[role]["version"]: role for role in ("shadow", "canary") if model[role]}
+    roles |= {model["active"]: "active"}
     roles |= dict.fromkeys(model["retired"], "retired")
     versions = []
     for number, stored in snapshot.versions[name].items():

@@ -6,6 +6,7 @@ keys:
     active      the version that serves requests without a version number; null means the newest valid version that is
                 not retired
     canary      a version that serves a share of the requests without a version number, in per cent
+    shadow      a version that gets copies of a share of the captured requests, in per cent
     history     the versions that were active before, oldest first; ``rollback`` goes back to the last one
     retired     versions that are not served any more, even to requests with their number; their files stay
     unloaded    true if no version is served until the model is loaded or a version is activated
@@ -38,6 +39,13 @@ class Canary(StrictModel):
     share: Share
 
 
+class Shadow(StrictModel):
+    """A version that gets copies of ``share`` per cent of the captured requests. Its answers are only compared."""
+
+    version: VersionNumber
+    share: Annotated[float, Field(gt=0, le=100)]
+
+
 @dataclass(frozen=True)
 class Roles:
     """The versions of a model that serve requests without a version number, and the target of a rollback.
@@ -46,11 +54,13 @@ class Roles:
         active: serves all these requests, except the share of the canary; None if no version is valid.
         canary: serves a share of them.
         previous: becomes active after a rollback without a canary.
+        shadow: gets copies of requests that the active version answers.
     """
 
     active: int | None
     canary: Canary | None
     previous: int | None
+    shadow: Shadow | None = None
 
 
 class Rollout(StrictModel):
@@ -58,6 +68,7 @@ class Rollout(StrictModel):
 
     active: VersionNumber | None = None
     canary: Canary | None = None
+    shadow: Shadow | None = None
     history: list[VersionNumber] = Field(default_factory=list)
     retired: list[VersionNumber] = Field(default_factory=list)
     unloaded: bool = False
@@ -84,10 +95,13 @@ class Rollout(StrictModel):
         chosen = [self.active, *reversed(self.history)] if self.active else []
         candidates = dict.fromkeys([*(number for number in chosen if number in stored), *stored])
         active = next(filter(is_valid, candidates), None)
-        canary = self.canary
-        if canary and (canary.version == active or canary.version not in stored or not is_valid(canary.version)):
-            canary = None
-        return Roles(active, canary, next(filter(is_valid, self.earlier(active, stored)), None))
+
+        def usable(number: int) -> bool:
+            return number != active and number in stored and is_valid(number)
+
+        canary = self.canary if self.canary and usable(self.canary.version) else None
+        shadow = self.shadow if self.shadow and usable(self.shadow.version) else None
+        return Roles(active, canary, next(filter(is_valid, self.earlier(active, stored)), None), shadow)
 
     def state(self, name: str, roles: Roles) -> str:
         """Return the state of a model in words, such as ``sales@3 is active; retired: 1``."""
@@ -99,6 +113,8 @@ class Rollout(StrictModel):
             text = f"{name}@{roles.active} is active{'' if self.active else ' (latest)'}"
             if roles.canary:
                 text += f", {name}@{roles.canary.version} is the canary ({roles.canary.share:g} %)"
+            if roles.shadow:
+                text += f", {name}@{roles.shadow.version} is the shadow ({roles.shadow.share:g} %)"
         return text + (f"; retired: {', '.join(map(str, self.retired))}" if self.retired else "")
 
     def earlier(self, active: int | None, stored: Iterable[int]) -> list[int]:
@@ -133,11 +149,15 @@ class Rollout(StrictModel):
     @property
     def named(self) -> set[int]:
         """All version numbers in the file."""
-        numbers = {*self.history, *self.retired, self.active, self.canary.version if self.canary else None}
-        return {number for number in numbers if number is not None}
+        return {*self.history, *self.retired, *self._in_use}
+
+    @property
+    def _in_use(self) -> list[int]:
+        """The numbers of the active version, the canary and the shadow."""
+        others = [each.version for each in (self.canary, self.shadow) if each]
+        return [self.active, *others] if self.active else others
 
     def missing(self, name: str, numbers: Iterable[int]) -> list[str]:
-        """Return an error message if the active version, or the canary, of the file is not in the store."""
-        wanted = [self.active, self.canary.version if self.canary else None]
-        gone = [number for number in wanted if number is not None and number not in set(numbers)]
+        """Return an error message for each version in use that is not in the store."""
+        gone = [number for number in self._in_use if number not in set(numbers)]
         return [f"{name}/{FILE} names version {number}, which is not in the store" for number in gone]

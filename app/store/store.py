@@ -37,7 +37,7 @@ from app.store.card import (
     parse_card,
 )
 from app.store.disk import Disk
-from app.store.rollout import FILE, LATEST, Canary, Roles, Rollout
+from app.store.rollout import FILE, LATEST, Canary, Roles, Rollout, Shadow
 
 if TYPE_CHECKING:  # torch takes seconds to import, and many commands need only cards
     from torch import Tensor
@@ -329,6 +329,8 @@ class Store:
         if version == LATEST and share < 100:
             raise RolloutRefused("the newest version cannot be a canary; use a version number")
 
+        alone = {"canary": None, "shadow": None, "unloaded": False}
+
         def choose(old: Rollout) -> dict[str, Any]:
             roles = self.roles(name)
             now = roles.active
@@ -336,19 +338,43 @@ class Store:
                 newest = self.roles(name, Rollout(retired=old.retired)).active
                 if newest:
                     self.check_task(name, newest, self.card(name, newest).task)
-                return {"active": None, "history": old.after(now, newest), "canary": None, "unloaded": False}
-            task = self.verify(name, version).card.task
-            if version in old.retired:
-                raise RolloutRefused(f"{name}@{version} is retired; `retire` with `undo` restores it")
-            self.check_task(name, version, task)
+                return {"active": None, "history": old.after(now, newest), **alone}
+            self._check_usable(old, name, version)
             if share == 100:
                 before = roles.previous if version == now else now
-                return {"active": version, "history": old.after(before), "canary": None, "unloaded": False}
+                return {"active": version, "history": old.after(before), **alone}
             if version == now:
                 raise RolloutRefused(f"{name}@{version} is already active; a canary must be another version")
             return {"canary": Canary(version=version, share=share), "unloaded": False}
 
         return self._change(name, f"activate {version}" + (f" --share {share:g}" if share < 100 else ""), choose)
+
+    def shadow(self, name: str, version: int | None, share: float = 100) -> Rollout:
+        """Send copies of ``share`` per cent of the captured requests to a version. None ends this.
+
+        The answers to the copies are only compared with those of the active version. Another activation ends it, too.
+
+        Raises RolloutRefused and StoreError as ``activate`` does.
+        """
+        if not 0 < share <= 100:
+            raise RolloutRefused(f"the share is {share:g}; it should be more than 0 and at most 100 per cent")
+
+        def choose(old: Rollout) -> dict[str, Any]:
+            if version is None:
+                return {"shadow": None}
+            self._check_usable(old, name, version)
+            if version == self.roles(name).active:
+                raise RolloutRefused(f"{name}@{version} is active; a shadow must be another version")
+            return {"shadow": Shadow(version=version, share=share)}
+
+        return self._change(name, f"shadow {version or 'off'}" + (f" --share {share:g}" if version else ""), choose)
+
+    def _check_usable(self, rollout: Rollout, name: str, version: int) -> None:
+        """Raise RolloutRefused for a retired version, and StoreError for one that cannot be served."""
+        task = self.verify(name, version).card.task
+        if version in rollout.retired:
+            raise RolloutRefused(f"{name}@{version} is retired; `retire` with `undo` restores it")
+        self.check_task(name, version, task)
 
     def rollback(self, name: str) -> Rollout:
         """End the canary if there is one. Otherwise, activate the version that was active before.
@@ -387,6 +413,8 @@ class Store:
                 raise RolloutRefused(f"{name}@{version} is the active version; activate another one first")
             if old.canary and version == old.canary.version:
                 raise RolloutRefused(f"{name}@{version} is the canary; `rollback` ends it")
+            if old.shadow and version == old.shadow.version:
+                raise RolloutRefused(f"{name}@{version} is the shadow; `shadow {name} off` ends it")
             return {"retired": sorted({*old.retired, version})}
 
         return self._change(name, f"retire {version}" + (" --undo" if undo else ""), choose)

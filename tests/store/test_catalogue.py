@@ -27,7 +27,7 @@ def defaults_problem(folder: Path) -> str:
 def test_a_row_describes_the_rollout_of_a_model(three: Path) -> None:
     row = {
         "name": NAME, "state": "tiny-gan@3 is active (latest)", "task": "sample", "default": True, "active": 3,
-        "update_policy": "latest", "canary": None,
+        "update_policy": "latest", "canary": None, "shadow": None,
         "previous": 2, "retired": [], "unloaded": False, "versions": [1, 2, 3], "changed": "", "by": "",
         "problem": "",
     }  # fmt: skip

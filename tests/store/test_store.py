@@ -156,7 +156,7 @@ def test_unknown_fields_of_a_newer_service_are_ignored(tmp_path: Path) -> None:
     folder = publish_tiny(tmp_path, "tiny-gan").folder
     speed = {"milliseconds": 1.0, "per_second": 2.0, "rows": 1, "hardware": "none", "watts": 3}
     rewrite_card(folder, colour="red", speed=speed)
-    (tmp_path / "tiny-gan" / FILE).write_text('{"active": 1, "shadow": 2}')
+    (tmp_path / "tiny-gan" / FILE).write_text('{"active": 1, "mirror": 2}')
     assert Store(tmp_path).verify("tiny-gan", 1).card.speed
     assert Store(tmp_path).rollout("tiny-gan").active == 1
     rewrite_card(folder, seed="drop")

@@ -953,7 +953,7 @@ def test_versions_are_compared_and_changed_with_the_admin_key(
             manage.get_by_role("button", name="Show versions").click()
             if key == "wrong":
                 manage.locator(".error", has_text="This request needs the admin key").wait_for()
-                assert not page.get_by_label("Share of a new canary in per cent").is_visible()
+                assert not page.get_by_label("Share of a new canary or shadow in per cent").is_visible()
         page.get_by_label("Model", exact=True).last.select_option("tiny-gan")
         manage.locator("thead", has_text="version 3, active").wait_for()
         with page.expect_response("**/v1/admin/models/tiny-cnn"):
@@ -961,10 +961,12 @@ def test_versions_are_compared_and_changed_with_the_admin_key(
         page.evaluate("new Promise(requestAnimationFrame)")
         assert manage.locator("thead", has_text="version 3, active").is_visible()
         assert manage.locator("tbody tr", has_text="created").locator("td").count() == 3
-        page.get_by_label("Share of a new canary in per cent").fill("20")
+        page.get_by_label("Share of a new canary or shadow in per cent").fill("20")
         for button, command in (
             ("Canary: version 2", ["activate", "tiny-gan", "2", "--share", "20"]),
             ("End the canary", ["rollback", "tiny-gan"]),
+            ("Shadow: version 2", ["shadow", "tiny-gan", "2", "--share", "20"]),
+            ("End the shadow: version 2", ["shadow", "tiny-gan", "off"]),
             ("Activate: version 1", ["activate", "tiny-gan", "1"]),
             ("Retire: version 2", ["retire", "tiny-gan", "2"]),
             ("Roll back to version 3", ["rollback", "tiny-gan"]),

@@ -20,7 +20,7 @@ from app.api.operation import Operation, Request
 from app.api.request_body import Described, RequestBody, read_json, spool_body
 from app.api.request_head import read_query
 from app.api.responses import ErrorBody, error_responses, json_response
-from app.api.routes.models import Canary
+from app.api.routes.models import Canary, Shadow
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreUnavailable
 from app.serving.plan import State
 from app.store import (
@@ -64,6 +64,13 @@ class Activation(RequestBody):
     """share of the requests without a version number, in per cent. Below 100, the version becomes the canary."""
 
 
+class ShadowRequest(RequestBody):
+    version: VersionNumber | None
+    """a version number, or null to end the shadow"""
+    share: float = Field(100, gt=0, le=100)
+    """share of the captured requests, in per cent"""
+
+
 class Retirement(RequestBody):
     version: VersionNumber
     undo: bool = False
@@ -98,6 +105,7 @@ class RolloutState(TypedDict):
         ),
     ]
     canary: Canary | None
+    shadow: Shadow | None
     previous: Annotated[int | None, Field(description="the version that a rollback activates")]
     retired: list[int]
     unloaded: bool
@@ -112,7 +120,7 @@ class StoredModel(RolloutState):
 
 class StoredVersion(TypedDict):
     version: int
-    role: Literal["", "active", "canary", "previous", "retired"]
+    role: Literal["", "active", "canary", "shadow", "previous", "retired"]
     problem: str
     """empty if the version can be served; otherwise the fields below are left out"""
     bytes: NotRequired[int]
@@ -196,6 +204,12 @@ async def activate_version(request: Request) -> Response:
     """
     store, body = _checked_store(request), await read_json(request, Activation)
     return await _change(request, lambda name: store.activate(name, body.version, body.share))
+
+
+async def set_shadow(request: Request) -> Response:
+    """Send copies of a share of the captured requests to a version, whose answers are only compared."""
+    store, body = _checked_store(request), await read_json(request, ShadowRequest)
+    return await _change(request, lambda name: store.shadow(name, body.version, body.share))
 
 
 async def roll_back(request: Request) -> Response:
@@ -317,6 +331,10 @@ OPERATIONS = [
     Operation(
         "POST", f"{PREFIX}/models/{{name}}/activate", activate_version, TAG, "Activate a version",
         StoredVersions, _CHANGED, body=Activation, example={"version": LATEST}, has_timeout=True, **_CHANGE,
+    ),
+    Operation(
+        "POST", f"{PREFIX}/models/{{name}}/shadow", set_shadow, TAG, "Compare a version with the active version",
+        StoredVersions, _CHANGED, body=ShadowRequest, example={"version": None}, has_timeout=True, **_CHANGE,
     ),
     Operation(
         "POST", f"{PREFIX}/models/{{name}}/rollback", roll_back, TAG, "Roll back to the previous version",

@@ -76,12 +76,15 @@ async def give_feedback(request: Request) -> Response:
     caller = current_caller.get()
 
     def store() -> None:
-        captured = capture.database.find(body.request_id)
-        if captured is None or captured.key != caller:
+        answers = capture.database.find(body.request_id)
+        if not answers or answers[0].key != caller:
             problem = "it was not captured with this key, is deleted, or not stored yet, which takes up to a second"
             raise NotFound(f"there is no request {quote_value(body.request_id)}: {problem}", "request_id")
-        labels = request.models.store.card(captured.model, captured.version).labels
-        capture.database.add_feedback(captured.request, truth, measure(captured, truth, labels or []))
+        measured = {}
+        for each in answers:
+            labels = request.models.store.card(each.model, each.version).labels
+            measured[each.version] = measure(each, truth, labels or [])
+        capture.database.add_feedback(body.request_id, truth, measured)
 
     try:
         await asyncio.to_thread(store)

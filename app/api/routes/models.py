@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal, NotRequired
+from typing import Literal, NotRequired, cast
 
 from pydantic import RootModel
 from starlette.responses import Response
@@ -36,6 +36,12 @@ class Canary(TypedDict):
     """share of the requests without a version number, in per cent"""
 
 
+class Shadow(TypedDict):
+    version: int
+    share: float
+    """share of the captured requests of which the version gets copies, in per cent"""
+
+
 class UnavailableModel(TypedDict):
     """A model without a version that can be served."""
 
@@ -63,6 +69,7 @@ class ServedModel(TypedDict):
     active: int | None
     """the version for requests without a version number"""
     canary: Canary | None
+    shadow: Shadow | None
     previous: int | None
     """the version that a rollback activates"""
     retired: list[int]
@@ -154,6 +161,7 @@ def _model(
         "versions": list(versions.numbers),
         "active": versions.active,
         "canary": {"version": versions.canary, "share": versions.share} if versions.canary else None,
+        "shadow": cast("Shadow", versions.shadow.model_dump()) if versions.shadow else None,
         "previous": versions.previous,
         "retired": list(versions.retired),
         "loaded": [number for number in versions.numbers if models.entry(name, number).state is State.READY],

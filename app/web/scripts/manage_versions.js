@@ -56,11 +56,12 @@ export function manageVersions(onChange) {
 function comparison({ versions, retired }, share, change) {
   const button = (text, version, action, body) => createElement("button",
     { type: "button", class: "secondary small", "aria-label": `${text}: version ${version}`, on: { click: () => change(action, { version, ...body() }) } }, text);
-  const actions = ({ version, problem }) => {
+  const actions = ({ version, role, problem }) => {
     if (problem) return [problem];
     if (retired.includes(version)) return [button("Serve again", version, "/retire", () => ({ undo: true }))];
+    if (role === "shadow") return [button("Activate", version, "/activate", () => ({})), button("End the shadow", version, "/shadow", () => ({ version: null }))];
     return [button("Activate", version, "/activate", () => ({})), button("Canary", version, "/activate", () => ({ share: share() })),
-      button("Retire", version, "/retire", () => ({}))];
+      button("Shadow", version, "/shadow", () => ({ share: share() })), button("Retire", version, "/retire", () => ({}))];
   };
   const line = (name, cell) => createElement("tr", {}, createElement("th", { scope: "row" }, name),
     ...versions.map((version) => createElement("td", { class: "number" }, ...[cell(version)].flat())));

@@ -44,9 +44,10 @@ function versions(model) {
   }, `version ${version}${role(model, version)}`)));
 }
 
-function role({ active, canary }, version) {
+function role({ active, canary, shadow }, version) {
   if (version === active) return ", active";
-  return version === canary?.version ? `, canary, ${canary.share} %` : "";
+  if (version === canary?.version) return `, canary, ${canary.share} %`;
+  return version === shadow?.version ? `, shadow, ${shadow.share} %` : "";
 }
 
 async function switchVersion(element, id) {
