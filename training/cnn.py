@@ -279,7 +279,7 @@ def publish(
         "held_out": config.validation,
         "notes": notes,
     }
-    classifier = run.predictor(ImageClassifier, card, network)
+    classifier = run.predictor(card, network)
     card = run.measure(card, lambda _: evaluate(classifier, validation))
     run.finish(card, network, draw_samples(run.folder / "samples.png", classifier, validation))
 

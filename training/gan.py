@@ -108,7 +108,7 @@ def publish(
     run: Run, card: dict[str, Any], network: Any, evaluate: Callable[[ImageSampler, Part], dict[str, Any]]
 ) -> None:
     """Evaluate the generator with the serving code, draw samples, and publish it."""
-    sampler = run.predictor(ImageSampler, card, network)
+    sampler = run.predictor(card, network)
     card = run.measure(card, lambda part: evaluate(sampler, part))
     drawing = class_rows(sampler) if card["labels"] else sampler.parse(64, None, 0)
     columns = 10 if card["labels"] else None
@@ -183,7 +183,7 @@ def train_own(options: Options, config: ConditionalGanConfig, argv: Sequence[str
     if options.preview:
         return
     run = Run(options, config, argv, dataset.sha256)
-    run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
+    run.write_lines("skipped.txt", dataset.skipped)
     train_indices = dataset.split()[0]
     images, labels = (part[train_indices].to(options.device) for part in (dataset.images, dataset.labels))
     config = replace(config, batch=min(config.batch, len(images)))

@@ -129,7 +129,7 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
             f"{config.held_out_share:.0%} of the steps. {sizes.members} members of one run, averaged by quantile."
         ),
     }
-    forecaster = run.predictor(GlobalForecaster, card, network)
+    forecaster = run.predictor(card, network)
     held_out = run.options.part == "validation"
     card = run.measure(card, lambda _: m4.evaluate(forecaster, held_out))
     samples = m4.draw_samples(run.folder / "samples.png", m4.examples(forecaster, held_out))
@@ -198,9 +198,9 @@ def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: A
             "steps."
         ),
     }
-    card["residuals"] = Forecasts(run.predictor(WindowForecaster, card, network), config.validation).residuals()
+    card["residuals"] = Forecasts(run.predictor(card, network), config.validation).residuals()
     held_out = config.validation if run.options.part == "validation" else 0
-    forecasts = Forecasts(run.predictor(WindowForecaster, card, network), held_out)
+    forecasts = Forecasts(run.predictor(card, network), held_out)
     card = run.measure(card, lambda _: evaluate_sine(forecasts))
     run.finish(card, network, m4.draw_samples(run.folder / "samples.png", forecasts.examples()))
 

@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_own:
         names = " ".join(key.removeprefix("text:") for key in data)
         card["title"] = f"Continues a text in the manner of {names}"[:200]
-    tested = run.predictor(TextGenerator, card, network)
+    tested = run.predictor(card, network)
 
     def evaluate(part: Part) -> dict[str, Any]:
         is_test = part == "test"
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         fit(run, recipe, budget, config.epochs)
         network, card = divide_logits(recipe.average.module, temperature or 1.0), refit.describe(card, budget.steps)
     prompts = texts.prompts(text.test if options.part == "test" else text.train) if is_own else PROMPTS
-    generator = run.predictor(TextGenerator, card, network)
+    generator = run.predictor(card, network)
     run.finish(card, network, draw_samples(run.folder / "samples.png", generator, prompts))
 
 

@@ -38,7 +38,6 @@ from training.limits import limits
 from training.options import Options, Part
 from training.publishing import commit, publish_once, runnable
 
-P = TypeVar("P")  # the class of a predictor
 F = TypeVar("F", Path, io.StringIO)  # where a figure is saved
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
@@ -277,8 +276,9 @@ class Run:
         with self._log.open("a") as file:
             file.write(json.dumps({"step": self.step + 1, **metrics}) + "\n")
 
-    def write_file(self, name: str, text: str) -> None:
-        """Write a file to the run's folder."""
+    def write_lines(self, name: str, lines: Sequence[str]) -> None:
+        """Write a text file to the run's folder."""
+        text = "".join(f"{line}\n" for line in lines)
         (self.folder / name).write_text(text, "utf-8", "backslashreplace")  # file names may not be UTF-8
 
     def plot_curves(self) -> list[Path]:
@@ -298,24 +298,27 @@ class Run:
 
     def provenance(self) -> dict[str, Any]:
         """Return the fields of the card that describe the run."""
+        options = self.options
+        threads = "" if options.device.startswith("cuda") else f", threads: {options.threads}"
         return {
-            "seed": self.options.seed,
+            "seed": options.seed,
             "command": self.command,
             "commit": self.commit,
             "resumed": self.resumed or None,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "hardware": _hardware(self.options),
+            "hardware": speed.hardware(options.device) + threads,
             "minutes": round(self.seconds / 60, 1),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
-    def predictor(self, predictor: Callable[..., P], card: dict[str, Any], network: torch.nn.Module) -> P:
+    def predictor(self, card: dict[str, Any], network: torch.nn.Module) -> Any:
         """Load the trained network with the serving code, so that measurements use the predictions of the service."""
         full_card = store.Card.model_validate(
             {"name": self.options.name, "version": 1, "metrics": {}, "weights_sha256": "", **card, **self.provenance()}
         )
         tensors = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
-        return predictor(Version(self.folder, full_card, tensors), torch.device(self.options.device))
+        version = Version(self.folder, full_card, tensors)
+        return TASKS[full_card.task].load(version, torch.device(self.options.device))
 
     def measure(
         self, card: dict[str, Any], evaluate: Callable[[Part], dict[str, Any]], publish: bool = True
@@ -348,7 +351,7 @@ class Run:
         """
         card = {"name": self.options.name, **card, **self.provenance()}
         card["speed"] = speed.measure(
-            self.predictor(TASKS[card["task"]].predictor, card, network),
+            self.predictor(card, network),
             card["hardware"].partition(", threads")[0],
             self.limits.speed_seconds,
         )
@@ -431,9 +434,3 @@ def metric(
 
 def _code(commit: str, version: str) -> str:
     return f"commit {commit}, torch {version}"
-
-
-def _hardware(options: Options) -> str:
-    if options.device.startswith("cuda"):
-        return torch.cuda.get_device_name(options.device)
-    return f"{speed.processor()}, threads: {options.threads}"

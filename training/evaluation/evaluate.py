@@ -119,11 +119,6 @@ def sha256_of(name: str, models: Path, own: Any) -> str:
     return digest
 
 
-def hardware(device: str) -> str:
-    """Return the name of the processor in the form that cards use."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else speed.processor()
-
-
 def allowed_difference(card: store.Card, name: str, now_on: str) -> tuple[float, str]:
     """Return the largest difference from the card that the processor ``now_on`` may cause, and the reason for it."""
     before_on = card.hardware.partition(", ")[0]
@@ -170,7 +165,7 @@ def check(version: Version, models: Path, device: str) -> list[str]:
     lines = [f"  {name:34} differs from the card ✗" for name in changed]
     if version.card.refit_steps is not None:
         return [*lines, "  not measured: the metrics are those before the refit, of a network that is not published"]
-    return [*lines, *compare(version.card, measure(version, models, device, own), hardware(device))]
+    return [*lines, *compare(version.card, measure(version, models, device, own), speed.hardware(device))]
 
 
 def measured_speed(version: Version) -> dict[str, Any]:

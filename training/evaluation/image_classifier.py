@@ -52,7 +52,7 @@ def measured(
         "data": dataset.data,
         **fields,
     }
-    classifier = run.predictor(ImageClassifier, card, network)
+    classifier = run.predictor(card, network)
     if run.options.part == "test":
         indices, probability, folds = dataset.split()[2], None, None
     if probability is None:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from app import store
 from app.tasks import TASKS
 from app.tasks.speed import measure as measure
 from app.tasks.speed import processor as processor
+
+
+def hardware(device: str) -> str:
+    """Return the name of the processor or the GPU in the form that cards use."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
 
 
 def describe(speed: dict[str, Any], task: store.TaskName) -> str:

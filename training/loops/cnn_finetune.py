@@ -116,7 +116,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
         option = f"--from {base.card.name}@{base.card.version}"
         lineage.reject_seen(base.card, option, dataset.data, dataset.images.shape[-1])
     run = Run(options, config, argv, dataset.sha256)
-    run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
+    run.write_lines("skipped.txt", dataset.skipped)
     train_indices, validation, test = dataset.split()
     network = fit_network(run, config, dataset, base, train_indices, validation)
     if calibrates := len(validation) >= MIN_CALIBRATION_IMAGES:

@@ -270,8 +270,8 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     lineage.reject_seen(own.base.card, f"--from {label(own.base)}", own.data)
     print_table(own.table)
     run = Run(options, config, argv, own.sha256)
-    run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
-    run.write_file("series.jsonl", to_json_lines(own.table))
+    run.write_lines("remarks.txt", own.table.remarks)
+    run.write_lines("series.jsonl", to_json_lines(own.table).splitlines())
     ends = [split.validation for split in own.splits]
     steps = min(max(sum(ends) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
     validation = Validation(
@@ -421,7 +421,7 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
     Return the card, a sentence that states whether fine-tuning helped, whether to publish the network, and the
     leaderboard of the last measured part. The network is published if fine-tuning helped, or with --force.
     """
-    forecaster = run.predictor(GlobalForecaster, card_of(own, network, "Not measured yet"), network)
+    forecaster = run.predictor(card_of(own, network, "Not measured yet"), network)
     board = compare(forecaster, own, "decision")
     helped, reason = verdict(board)
     publishes = helped or run.options.force

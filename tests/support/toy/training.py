@@ -74,6 +74,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "data": {},
         "notes": "",
     }
-    classifier = run.predictor(ImageClassifier, card, network)
+    classifier = run.predictor(card, network)
     card = run.measure(card, lambda part: evaluate(classifier, VALIDATION if part == "validation" else TEST))
     run.finish(card, network)

@@ -69,7 +69,7 @@ def test_names_of_files_need_not_be_utf_8(tmp_path: Path) -> None:
     (tmp_path / "pets" / "cat" / os.fsdecode(b"gr\xfcn.jpg")).touch()
     dataset = image_folders.read(tmp_path / "pets", 32, group=r"K.tz1?")
     assert sum(map(len, dataset.split())) == 20
-    running.Run.write_file(SimpleNamespace(folder=tmp_path), "skipped.txt", dataset.skipped[0])  # type: ignore[arg-type]
+    running.Run.write_lines(SimpleNamespace(folder=tmp_path), "skipped.txt", dataset.skipped)  # type: ignore[arg-type]
     assert r"gr\udcfcn.jpg" in (tmp_path / "skipped.txt").read_text()
 
 

@@ -94,7 +94,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     """Train a classifier on the user's images and publish it."""
     base = read_base(options, dataset)
     run = Run(options, config, argv, dataset.sha256)
-    run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
+    run.write_lines("skipped.txt", dataset.skipped)
     training = PhotoTraining(run, config, dataset, base)
     result = training.best()
     card, pictures = training.measured(result)
