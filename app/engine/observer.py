@@ -87,7 +87,7 @@ class ObserverFactory(Protocol):
     """Creates one observer for each version."""
 
     def for_version(self, model: str, version: int) -> EngineObserver:
-        """Return the observer of a version. All calls for one version return the same object."""
+        """Return the observer of a version. The observers of one version are equal."""
 
     def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey], scan_age: float) -> None:
         """Record that ``ready`` versions are in memory, and that ``failed`` versions or files cannot be served.

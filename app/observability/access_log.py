@@ -11,7 +11,7 @@ from urllib.parse import quote
 import orjson
 
 from app.engine.observer import RequestTrace
-from app.observability.logs import BackgroundHandler, log_errors, utc_time
+from app.observability.logs import BackgroundHandler, utc_time
 
 access = logging.getLogger("quartet.access")
 
@@ -33,7 +33,6 @@ class AccessLog:
         self._second, self._stamp = 0, ""
         self._output = BackgroundHandler()
 
-    @log_errors
     def __call__(self, method: str, path: str, route: str, status: int, seconds: float, trace: RequestTrace) -> None:
         """Add the line of a request. Call this on a thread with a running event loop."""
         if not access.isEnabledFor(logging.INFO):
@@ -83,7 +82,6 @@ class AccessLog:
             line["trace"] = f"{trace.span.get_span_context().trace_id:032x}"
         return orjson.dumps(line).decode()
 
-    @log_errors
     def write(self) -> None:
         """Hand the collected lines to the thread that writes them."""
         lines, self._lines, self._size = self._lines, [], 0

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
 import queue
+import signal
+import threading
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
-from logging.handlers import QueueHandler, QueueListener
-from typing import ParamSpec
+from logging.handlers import QueueHandler
 
-P = ParamSpec("P")
 log = logging.getLogger("quartet")
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -24,20 +22,10 @@ STDERR = 2  # file descriptor
 
 
 def configure_logging(level: str, log_format: str) -> None:
-    """Write log records to stderr, as ``text`` or ``json`` lines."""
-    logging.basicConfig(level=level.upper(), format=TEXT_FORMAT)
-    if log_format == "json":
-        logging.getLogger().handlers[0].setFormatter(JsonFormatter())
-
-
-def log_in_background() -> None:
-    """Write the records of the root logger on a thread from now on. Call this again in a forked process."""
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        new = BackgroundHandler()
-        new.setFormatter(handler.formatter)
-        root.removeHandler(handler)
-        root.addHandler(new)
+    """Write log records to stderr, as ``text`` or ``json`` lines. Call this again in a forked process."""
+    handler = BackgroundHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(TEXT_FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 class JsonFormatter(logging.Formatter):
@@ -65,13 +53,13 @@ class BackgroundHandler(QueueHandler):
     def __init__(self) -> None:
         self._records: queue.Queue[logging.LogRecord] = queue.Queue(MAX_QUEUED_RECORDS)
         super().__init__(self._records)
-        self._listener: StderrListener | None = None
+        self._thread: threading.Thread | None = None
         self._lost = 0
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        if self._listener is None:
-            self._listener = StderrListener(self._records)
-            self._listener.start()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+            self._thread.start()
         try:
             self._records.put_nowait(record)
         except queue.Full:
@@ -81,6 +69,16 @@ class BackgroundHandler(QueueHandler):
             self._lost = 0
             log.error("about %d log records were lost: stderr was blocked", lost)
 
+    def _write(self) -> None:
+        """Write records, which ``prepare`` has formatted. Lines are lost if, for example, the disk is full."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the main thread waits for them
+        while True:
+            content = f"{self._records.get().getMessage()}\n".encode(errors="backslashreplace")
+            with contextlib.suppress(OSError):
+                while content:
+                    content = content[os.write(STDERR, content) :]
+            self._records.task_done()
+
     def flush(self) -> None:
         """Wait until all records are written, for at most ``FLUSH_SECONDS``. Python calls this at exit."""
         end = time.monotonic() + FLUSH_SECONDS
@@ -88,32 +86,6 @@ class BackgroundHandler(QueueHandler):
             time.sleep(0.001)
 
 
-class StderrListener(QueueListener):
-    """Writes records to stderr. It has no handlers: the lock of a blocked handler would prevent the exit.
-
-    Lines that cannot be written, for example because the disk is full, are lost.
-    """
-
-    def handle(self, record: logging.LogRecord) -> None:
-        content = f"{record.getMessage()}\n".encode(errors="backslashreplace")  # formatted by ``QueueHandler.prepare``
-        with contextlib.suppress(OSError):
-            while content:
-                content = content[os.write(STDERR, content) :]
-
-
 def utc_time(seconds: float) -> str:
     """Return a time, in seconds since the epoch, as a text in UTC with milliseconds (RFC 3339)."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def log_errors(report: Callable[P, None]) -> Callable[P, None]:
-    """Wrap a function that records metrics or logs. Its errors are logged and not raised."""
-
-    @functools.wraps(report)
-    def reported(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            report(*args, **kwargs)
-        except Exception:
-            log.exception("%s failed", report.__qualname__)
-
-    return reported

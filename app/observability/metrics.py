@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, Summary, generate_latest, values
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics import MetricWrapperBase
 
 from app.engine.observer import BatchMember, RequestTrace, VersionKey
-from app.observability.logs import log_errors
 from app.observability.shared_metrics import SharedMetrics
 from app.observability.tracing import Tracer
 from app.records.database import Figure
@@ -27,7 +27,14 @@ INTER_TOKEN_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 SUCCESS = "success"  # the label ``result`` of requests without an error
+M = TypeVar("M", bound=MetricWrapperBase)
 Totals = dict[tuple[str, str, str, str], float]  # sums of metrics by metric, model, version and result
+
+
+@cache
+def labelled(metric: M, *labels: str) -> M:
+    """Return a metric with these values of its labels. The search in prometheus_client takes ten times as long."""
+    return metric.labels(*labels)
 
 
 class Metrics:
@@ -41,10 +48,7 @@ class Metrics:
         if shared is None:  # even if the environment has a folder of another program
             values.ValueClass = values.MutexValue
         self.tracer, self._shared = tracer, shared
-        self.running_requests = 0  # copied to the gauge ``requests_running`` when the models report
-        self._by_version: dict[VersionKey, VersionMetrics] = {}
         self._known: frozenset[VersionKey] | None = None  # versions that are shown; None means all
-        self._lock = threading.Lock()  # needed because versions are loaded on a thread
         self.registry = CollectorRegistry()
         options: dict[str, Any] = {"namespace": "quartet", "registry": self.registry}
         counter: Callable[..., Counter] = partial(Counter, **options)
@@ -84,8 +88,6 @@ class Metrics:
         )
         self.planned_workers.set(max(workers, 1) if shared else 1)
         self._create_for_versions({**options, "labelnames": ("model", "version")})
-        # A cache by route, method and status, because looking up labels in prometheus_client takes longer.
-        self._responses: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def _create_for_versions(self, options: dict[str, Any]) -> None:
         """Create the metrics that exist for each version."""
@@ -125,45 +127,36 @@ class Metrics:
         self.loaded = gauge("loaded_bytes", "Bytes of loaded weights in all workers")
 
     def for_version(self, model: str, version: int) -> VersionMetrics:
-        """Return the metrics of a version. Each version has one object, which is made at the first call."""
-        with self._lock:
-            if (model, version) not in self._by_version:
-                self._by_version[model, version] = VersionMetrics(self, model, version)
-            return self._by_version[model, version]
+        """Return the metrics of a version. Those of the same version are equal."""
+        # Prometheus must read 0 before the first failure. Otherwise increase() does not see this failure.
+        labelled(self.failures, model, str(version))
+        return VersionMetrics(self, model, version)
 
-    @log_errors
     def on_response(self, route: str, method: str, status: int, seconds: float, trace: RequestTrace) -> None:
         """Count a request that was answered or cancelled. ``seconds`` is its duration."""
         reason = trace.error_code or (str(status) if status >= 400 else "")
-        key = (route, method, status)
-        if key not in self._responses:
-            labels = (route, method, str(status))
-            self._responses[key] = self.requests.labels(*labels), self.request_seconds.labels(*labels)
-        count, duration = self._responses[key]
-        count.inc()
-        duration.observe(seconds)
+        labels = (route, method, str(status))
+        labelled(self.requests, *labels).inc()
+        labelled(self.request_seconds, *labels).observe(seconds)
         if reason:
             self.errors.labels(route, reason).inc()
-        if own := self._by_version.get((trace.model, trace.version)):
-            own.on_response(seconds, reason)
+        if trace.model:
+            own = trace.model, str(trace.version), reason or SUCCESS
+            labelled(self.version_request_seconds, *own).observe(seconds)
 
-    @log_errors
     def on_rate_limited(self, key: str) -> None:
         """Count a request that exceeded a rate limit. ``key`` is the name of its API key."""
         self.rate_limited.labels(key).inc()
 
-    @log_errors
     def on_captured(self, model: str, result: str, count: int) -> None:
         """Count requests that were ``stored`` or ``dropped``."""
         self.captured.labels(model, result).inc(count)
 
-    @log_errors
     def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey], scan_age: float) -> None:
         self.workers.set(1)  # the first report comes after the models were loaded
         self.states.labels("ready").set(ready)
         self.states.labels("failed").set(failed)
         self.scan_age.set(scan_age)
-        self.requests_running.set(self.running_requests)
         self._known = known
 
     def _is_current(self, labels: Mapping[str, str]) -> bool:
@@ -212,29 +205,24 @@ class Metrics:
         return [mean, count]
 
 
+@dataclass(frozen=True)
 class VersionMetrics:
     """Observes the engine of one version. It records metrics, and stores times in the traces of requests."""
 
-    def __init__(self, metrics: Metrics, model: str, version: int) -> None:
-        self.model, self.version = self.key = model, version
-        self._metrics, self._labels = metrics, (model, str(version))
-        self._queue = self._metrics.queue_seconds.labels(*self._labels)
-        self._compute = self._metrics.compute_seconds.labels(*self._labels)
-        self._rows = self._metrics.batch_rows.labels(*self._labels)
-        # Prometheus must read 0 before the first failure. Otherwise increase() does not see this failure.
-        self._failures = self._metrics.failures.labels(*self._labels)
-        self._last_batch = self._metrics.last_batch.labels(*self._labels)
-        self._requests: dict[str, Summary] = {}  # by result
+    _metrics: Metrics
+    model: str
+    version: int
 
-    def on_response(self, seconds: float, reason: str) -> None:
-        """Record the duration of a request. ``reason`` is its error code, or empty without an error."""
-        if reason not in self._requests:
-            self._requests[reason] = self._metrics.version_request_seconds.labels(*self._labels, reason or SUCCESS)
-        self._requests[reason].observe(seconds)
+    @property
+    def key(self) -> VersionKey:
+        return self.model, self.version
 
-    @log_errors
+    def _own(self, metric: M, *labels: str) -> M:
+        """Return a metric of this version."""
+        return labelled(metric, self.model, str(self.version), *labels)
+
     def on_dequeued(self, members: Sequence[BatchMember]) -> None:
-        observe = self._queue.observe
+        observe = self._own(self._metrics.queue_seconds).observe
         for member in members:
             observe(member.started_at - member.queued_at)
             if trace := member.trace:
@@ -242,13 +230,11 @@ class VersionMetrics:
                     trace.queued_at, trace.started_at = member.queued_at, member.started_at
                 trace.rows += member.rows
 
-    @log_errors
     def on_batch(self, rows: int, seconds: float) -> None:
-        self._compute.observe(seconds)
-        self._rows.observe(rows)
-        self._last_batch.set_to_current_time()
+        self._own(self._metrics.compute_seconds).observe(seconds)
+        self._own(self._metrics.batch_rows).observe(rows)
+        self._own(self._metrics.last_batch).set_to_current_time()
 
-    @log_errors
     def on_completed(self, members: Sequence[BatchMember]) -> None:
         for member in members:
             if trace := member.trace:
@@ -256,30 +242,24 @@ class VersionMetrics:
         if self._metrics.tracer:
             self._metrics.tracer.computed(self.model, self.version, members)
 
-    @log_errors
     def on_first_token(self, member: BatchMember, seconds: float) -> None:
-        self._metrics.first_token_seconds.labels(*self._labels).observe(seconds)
+        self._own(self._metrics.first_token_seconds).observe(seconds)
         if member.trace and not member.trace.time_to_first_token:
             member.trace.time_to_first_token = seconds
 
-    @log_errors
     def on_inter_token(self, seconds: float) -> None:
-        self._metrics.inter_token_seconds.labels(*self._labels).observe(seconds)
+        self._own(self._metrics.inter_token_seconds).observe(seconds)
 
-    @log_errors
     def on_rejected(self, reason: str) -> None:
-        self._metrics.rejected.labels(*self._labels, reason).inc()
+        self._own(self._metrics.rejected, reason).inc()
 
-    @log_errors
     def on_failure(self, error: Exception) -> None:
-        self._failures.inc()
+        self._own(self._metrics.failures).inc()
         log.error("%s@%s failed", self.model, self.version, exc_info=error)
 
-    @log_errors
     def on_memory(self, size: int) -> None:
-        self._metrics.loaded.labels(*self._labels).set(size)
+        self._own(self._metrics.loaded).set(size)
 
-    @log_errors
     def on_queue(self, queued: int, running: int) -> None:
-        self._metrics.queued.labels(*self._labels).set(queued)
-        self._metrics.running.labels(*self._labels).set(running)
+        self._own(self._metrics.queued).set(queued)
+        self._own(self._metrics.running).set(running)

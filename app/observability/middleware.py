@@ -57,7 +57,7 @@ class RequestTelemetry:
         if tracer := self.metrics.tracer:
             trace.span, parent = tracer.begin(scope["method"], scope["headers"])
             headers += [(b"traceparent", parent)] if parent else []
-        self.metrics.running_requests += 1
+        self.metrics.requests_running.inc()
         status = 499  # unchanged if the client disconnects before the response starts
         ended = False
 
@@ -94,7 +94,7 @@ class RequestTelemetry:
                 )
                 await self.failure(error, scope["path"])(scope, receive, send_with_headers)
         finally:
-            self.metrics.running_requests -= 1
+            self.metrics.requests_running.dec()
             end()  # only if no complete response was sent
 
     def on_rejected(self, path: str, error: QuartetError, request_id: str) -> None:

@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from typing import NoReturn
 
-from app.observability.logs import log_in_background
 from app.server.http_server import Server, bind, exit_on_signal, listen, run_server
 from app.server.supervisor import AppFactory, Supervisor
 from app.server.system import (
@@ -84,7 +83,6 @@ def plan_workers(settings: Settings, machine: Machine) -> tuple[int, int]:
 
 def run_alone(settings: Settings, create_app: AppFactory) -> NoReturn:
     """Serve in this process until SIGTERM, SIGINT or SIGHUP stops it. A signal during start-up exits immediately."""
-    log_in_background()
     for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if handles_sighup() else [])):
         signal.signal(number, exit_on_signal)
     listener, table = bind(settings.host, settings.port), WorkerTable(1, settings.limits.fresh_heartbeat_seconds)

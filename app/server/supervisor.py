@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from limits.aio.storage import Storage
 
 from app.api.middleware.api_keys import limit_storage
-from app.observability.logs import log_in_background
+from app.observability.logs import configure_logging
 from app.observability.shared_metrics import SharedMetrics
 from app.server.http_server import Server, bind, exit_on_signal, listen, run_server, tls_context
 from app.server.system import handles_sighup
@@ -88,7 +88,6 @@ class Supervisor:
         self._preloaded.load(self._settings)
         signals = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *([signal.SIGHUP] if handles_sighup() else [])}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        log_in_background()  # now, because its thread must not receive the signals
         try:
             while self._stopping is None or self._workers:
                 self._start_missing()
@@ -129,7 +128,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._shared.use(place)
-        log_in_background()
+        configure_logging(self._settings.log_level, self._settings.log_format)
         threading.Thread(target=self._stop_if_orphaned, name="orphan", daemon=True).start()
         app = self._create_app(self._settings, self._counters, self._preloaded, self._shared)
         run_server(Server(app, self._settings, self._listener, self._table, place, has_parent=True))
