@@ -201,15 +201,12 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         SettingsError: the address cannot be used.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        ((family, kind, protocol, _, address), *_) = socket.getaddrinfo(
-            host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        listener.bind((host, port))
     except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
+        listener.close()
         raise _cannot_listen(host, port, error) from None
     return listener
 

@@ -7,19 +7,15 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from fastapi import FastAPI
+
 from app.server.http_server import Server, bind, exit_on_signal, listen, run_server
-from app.server.supervisor import AppFactory, Supervisor
-from app.server.system import (
-    available_memory,
-    can_fork,
-    cores,
-    handles_sighup,
-    raise_file_limit,
-    single_arena,
-)
+from app.server.supervisor import Supervisor
+from app.server.system import available_memory, cores, handles_sighup, raise_file_limit, single_arena
 from app.server.worker_table import State, WorkerTable
 from app.serving.device import find_device
 from app.serving.model import check_store
@@ -30,7 +26,7 @@ log = logging.getLogger("quartet")
 MAX_WORKERS = 16
 
 
-def run_service(settings: Settings, create_app: AppFactory) -> int:
+def run_service(settings: Settings, create_app: Callable[..., FastAPI]) -> int:
     """Serve in this process or in several workers, until a signal stops the service. Returns the exit status.
 
     Raises:
@@ -51,16 +47,14 @@ class Machine:
     cores: int
     memory_bytes: int
     worker_bytes: int
-    why_single: str = ""  # why only one worker is possible; empty if several are
+    has_gpu: bool = False
 
     @classmethod
     def find(cls, settings: Settings) -> Machine:
         """Raises SettingsError: the device or the store cannot be used."""
         check_store(settings.store)
-        gpu = "only one process can use a GPU" if find_device(settings.device).type == "cuda" else ""
-        why_single = gpu if can_fork() else "this system cannot fork processes"
-        worker = worker_bytes(settings.store)
-        return cls(cores(), available_memory(), worker, why_single)
+        has_gpu = find_device(settings.device).type == "cuda"
+        return cls(cores(), available_memory(), worker_bytes(settings.store), has_gpu)
 
 
 def plan_workers(settings: Settings, machine: Machine) -> tuple[int, int]:
@@ -71,17 +65,19 @@ def plan_workers(settings: Settings, machine: Machine) -> tuple[int, int]:
     products in parallel (measured with ``make bench``). With a GPU, there is always one worker.
 
     Raises:
-        SettingsError: several workers are set although only one is possible.
+        SettingsError: several workers are set, and there is a GPU.
     """
-    if machine.why_single and settings.workers > 1:
-        raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {machine.why_single}; allowed values: 0, 1")
+    if machine.has_gpu and settings.workers > 1:
+        raise SettingsError(
+            f"QUARTET_WORKERS is {settings.workers}: only one process can use a GPU; allowed values: 0, 1"
+        )
     fitting = machine.memory_bytes // 2 // machine.worker_bytes
     default = max(1, min(machine.cores // max(settings.threads, 1), fitting, MAX_WORKERS))
-    workers = settings.workers or (1 if machine.why_single else default)
+    workers = settings.workers or (1 if machine.has_gpu else default)
     return workers, settings.threads or max(1, machine.cores // workers)
 
 
-def run_alone(settings: Settings, create_app: AppFactory) -> NoReturn:
+def run_alone(settings: Settings, create_app: Callable[..., FastAPI]) -> NoReturn:
     """Serve in this process until SIGTERM, SIGINT or SIGHUP stops it. A signal during start-up exits immediately."""
     for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if handles_sighup() else [])):
         signal.signal(number, exit_on_signal)
@@ -98,7 +94,7 @@ def run_alone(settings: Settings, create_app: AppFactory) -> NoReturn:
     run_server(server)
 
 
-def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, threads: int) -> int:
+def run_supervisor(settings: Settings, create_app: Callable[..., FastAPI], workers: int, threads: int) -> int:
     """Serve with several workers until a signal stops the service. Returns the exit status.
 
     Raises:

@@ -11,12 +11,11 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
-from typing import Protocol
 
 from fastapi import FastAPI
-from limits.aio.storage import Storage
 
 from app.api.middleware.api_keys import limit_storage
 from app.observability.logs import configure_logging
@@ -44,26 +43,16 @@ class Worker:
     silent_seconds: float = 0.0  # the time since then; it does not pass while the whole service is paused (SIGSTOP)
 
 
-class AppFactory(Protocol):
-    """Builds the application. Workers share the last three arguments."""
-
-    def __call__(
-        self,
-        settings: Settings,
-        counters: Storage | None = None,
-        preloaded: Preloaded | None = None,
-        shared: SharedMetrics | None = None,
-    ) -> FastAPI: ...
-
-
 class Supervisor:
     """Keeps ``settings.workers`` workers running. ``settings`` are the settings of a worker.
+
+    ``create_app`` builds the application in a worker, with all arguments of ``app.main.create_app`` except ``disk``.
 
     Raises:
         SettingsError: the address, the certificate or the storage of rate limits cannot be used.
     """
 
-    def __init__(self, settings: Settings, create_app: AppFactory) -> None:
+    def __init__(self, settings: Settings, create_app: Callable[..., FastAPI]) -> None:
         tls_context(settings)
         self._settings, self._create_app, self._limits = settings, create_app, settings.limits
         self._listener, self._counters = bind(settings.host, settings.port), limit_storage(settings)

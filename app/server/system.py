@@ -6,8 +6,8 @@ import contextlib
 import ctypes
 import math
 import os
+import resource
 import signal
-import sys
 from pathlib import Path, PurePath
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -17,7 +17,7 @@ M_ARENA_MAX = -8  # number of an option of glibc's mallopt
 
 def cores(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
     """Return the number of cores that this process may use. CPU affinity and the quotas of its cgroups limit it."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0))
     for quota, period in _cgroup_limits("cpu.max", cgroup, membership):
         if quota != "max":
             count = min(count, math.ceil(int(quota) / int(period)))
@@ -51,10 +51,8 @@ def _text(path: Path) -> str:
 
 def raise_file_limit() -> None:
     """Raise the limit of open files and connections to the allowed maximum, because the default is often lower."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
@@ -69,10 +67,5 @@ def single_arena() -> None:
 
 
 def handles_sighup() -> bool:
-    """Return whether SIGHUP stops the service. This is false under ``nohup``, and on systems without SIGHUP."""
-    return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-
-
-def can_fork() -> bool:
-    """Return whether this system can fork workers."""
-    return sys.platform == "linux" and hasattr(os, "fork")
+    """Return whether SIGHUP stops the service. This is false under ``nohup``."""
+    return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN

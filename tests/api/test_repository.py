@@ -16,7 +16,6 @@ from support.tensors import SHAPES, infer_inputs
 from tritonclient.utils import InferenceServerException
 
 from app import store
-from app.server.system import can_fork
 from app.serving.preload import worker_bytes
 from app.store import RolloutRefused, Store
 
@@ -150,7 +149,6 @@ def test_a_service_that_does_not_poll_its_store_rejects_changes(serve: Serve, tw
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not can_fork(), reason="workers need fork")
 def test_all_processes_load_and_unload_before_the_change_is_confirmed(two: Path) -> None:
     path = f"/v2/models/{NAME}"
     with serving(two, store_poll_seconds=60, admin_key=ADMIN_KEY) as service:  # no poll during the test

@@ -16,7 +16,6 @@ from support.processes import ServiceProcess, serving
 from support.responses import metric_samples
 from support.waiting import wait_until
 
-from app.server.system import can_fork
 from benchmarks.restarts import proxy_file
 from benchmarks.support.servers import free_port
 
@@ -24,7 +23,6 @@ pytestmark = [
     pytest.mark.skipif(
         not shutil.which("nginx"), reason="nginx is not installed (Debian: apt-get install nginx-light)"
     ),
-    pytest.mark.skipif(not can_fork(), reason="workers need fork"),
 ]
 CONTINUE, SAMPLE = "/v1/text/continue", "/v1/images/sample"
 

@@ -18,7 +18,6 @@ from support.service import TEST, run_models_command, serving
 from support.waiting import wait_until
 from tritonclient import http as triton
 
-from app.server.system import can_fork
 from app.settings import Settings
 from app.store import Card, Store, StoreError
 from app.tasks import check_loading
@@ -396,7 +395,6 @@ def test_requests_of_several_rows_and_callers_equal_single_rows(
     np.testing.assert_allclose(np.concatenate(parts), rows @ matrix, atol=1e-5)
 
 
-@pytest.mark.skipif(not can_fork(), reason="workers need fork")
 def test_a_worker_that_a_division_ends_is_replaced(add: Import, store: Path) -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["integer"], to=TensorProto.INT64),

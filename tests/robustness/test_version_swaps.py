@@ -21,7 +21,6 @@ from support.processes import TIMEOUT_SECONDS, serving
 from support.service import Serve, run_models_command
 from support.waiting import wait_until
 
-from app.server.system import can_fork
 from app.store import Store, archive, catalogue
 
 SWAPS, CALLERS = (int(os.environ.get(name, default)) for name, default in (("SWAPS", 6), ("CALLERS", 2)))
@@ -52,7 +51,6 @@ print(json.dumps({"answers": answers, "wrong": wrong[:5], "versions": sorted(ver
 """
 
 
-@pytest.mark.skipif(not can_fork(), reason="workers need fork")
 def test_version_changes_under_load_give_no_failed_or_mixed_up_answer(
     tiny_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

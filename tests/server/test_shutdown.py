@@ -25,10 +25,6 @@ from support.processes import (
 )
 from support.waiting import wait_until
 
-from app.server.system import can_fork
-
-pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
-
 
 def stream(service: ServiceProcess, characters: int) -> socket.socket:
     """Start a text stream; return its connection after the first bytes."""

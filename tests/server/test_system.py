@@ -68,7 +68,7 @@ def test_the_limits_of_the_own_cgroup_and_its_parents_apply(tmp_path: Path) -> N
         ({"cores": 64}, {}, (16, 4)),
         ({"cores": 16, "memory_bytes": 2**30}, {}, (5, 3)),  # 512 MiB are available for workers of 100 MiB each
         ({"cores": 16, "memory_bytes": 2**20}, {}, (1, 16)),
-        ({"cores": 16, "why_single": "only one process can use a GPU"}, {}, (1, 16)),
+        ({"cores": 16, "has_gpu": True}, {}, (1, 16)),
     ],
 )
 def test_workers_and_threads_use_each_core_once(
@@ -79,7 +79,7 @@ def test_workers_and_threads_use_each_core_once(
 
 
 def test_several_workers_on_a_gpu_are_rejected() -> None:
-    machine = Machine(16, 2**30, 1, why_single="only one process can use a GPU")
+    machine = Machine(16, 2**30, 1, has_gpu=True)
     with pytest.raises(
         SettingsError, match="QUARTET_WORKERS is 2: only one process can use a GPU; allowed values: 0, 1"
     ):

@@ -30,13 +30,10 @@ from support.service import ROOT
 from support.waiting import wait_until
 
 from app.server.http_server import bind
-from app.server.system import can_fork
 from app.server.worker_table import State, WorkerTable
 from app.settings import SettingsError
 from benchmarks.restarts import connections
 from benchmarks.support.servers import free_port
-
-pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
 
 LIVE = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
 
