@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Command, text: str, *positional: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[shared])
-        added.set_defaults(command=run)
+        added.set_defaults(command=run, change=name)
         if "name" in positional:
             added.add_argument("name", metavar="NAME", help="name of the model")
         if "version" in positional:
@@ -82,34 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     added = command("list", _list, "list the models and their active versions")
     added.add_argument("names", metavar="NAME", nargs="*", help="models to list; by default all")
     command("show", _show, "show one model with all its versions", "name")
-    added = command(
-        "activate",
-        _change(lambda store, args: store.activate(args.name, args.version, args.share)),
-        "make a version the active version, or a canary",
-        "name",
-    )
+    added = command("activate", _change, "make a version the active version, or a canary", "name")
     version_help = "version number, or `latest` to always serve the newest version"
     added.add_argument("version", metavar="VERSION", type=_version_or_latest, help=version_help)
     share_help = "share of the requests, such as 20%%; below 100, the version is a canary"
     added.add_argument("--share", type=_share, default=100, metavar="PERCENT", help=share_help)
-    command(
-        "rollback",
-        _change(lambda store, args: store.rollback(args.name)),
-        "end the canary, or activate the version that was active before",
-        "name",
-    )
+    command("rollback", _change, "end the canary, or activate the version that was active before", "name")
     text = "stop serving a version, even to requests with its number, but keep its files"
-    added = command(
-        "retire", _change(lambda store, args: store.retire(args.name, args.version, args.undo)), text, "name", "version"
-    )
+    added = command("retire", _change, text, "name", "version")
     added.add_argument("--undo", action="store_true", help="serve the retired version again")
-    command(
-        "unload",
-        _change(lambda store, args: store.unload(args.name)),
-        "stop serving a model until it is loaded again",
-        "name",
-    )
-    command("load", _change(lambda store, args: store.load(args.name)), "serve an unloaded model again", "name")
+    command("unload", _change, "stop serving a model until it is loaded again", "name")
+    command("load", _change, "serve an unloaded model again", "name")
     text = "make a model the default of its task, which answers requests that name no model"
     command("default", _default, text, "name")
     command("verify", _verify, "check the hashes, sizes and weights of all versions")
@@ -121,9 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_shadow(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands for shadows. ``command`` adds one command."""
     text = "send copies of captured requests to a version, whose answers are only compared"
-    added = command(
-        "shadow", _change(lambda store, args: store.shadow(args.name, args.version, args.share)), text, "name"
-    )
+    added = command("shadow", _change, text, "name")
     added.add_argument("version", metavar="VERSION", type=_version_or_off, help="version number, or `off`")
     share_help = "share of the captured requests, such as 20%% (default: all)"
     added.add_argument("--share", type=_share, default=100, metavar="PERCENT", help=share_help)
@@ -238,14 +219,11 @@ def _report_new(args: argparse.Namespace, verb: str, card: Card) -> None:
     _report(args, card.name, text, **{verb: card.version})
 
 
-def _change(change: Callable[[Store, argparse.Namespace], object]) -> Command:
-    """Return a command that changes the rollout of a model and prints its new state."""
-
-    def run(args: argparse.Namespace) -> None:
-        change(_store(args), args)
-        _report(args, args.name)
-
-    return run
+def _change(args: argparse.Namespace) -> None:
+    """Call the method of the store that has the name of the command, and print the new state of the model."""
+    values = {name: value for name, value in vars(args).items() if name in ("name", "version", "share", "undo")}
+    getattr(_store(args), args.change)(**values)
+    _report(args, args.name)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -313,16 +291,23 @@ def _add(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     name, at, number = args.model.partition("@")
-    store = _store(args)
+    store = Store(args.store)  # a version that this service cannot load may be exported
     try:
-        version = _version(number) if at else store.active(name)
+        version = _version(number) if at else _store(args).active(name)
     except argparse.ArgumentTypeError:
         raise VersionNotFound(f"{args.model!r} should be a name and a version, such as sales@3") from None
     suffix = ".pt2" if args.pt2 else ".onnx" if args.onnx else ".zip"
     path = args.file or Path(f"{name}-{version}{suffix}")
     if path.exists():
         raise RolloutRefused(f"{path} already exists")
-    chunks = _exported(args, name, version)
+    if args.pt2 or args.onnx:
+        from app.exporting.files import to_onnx, to_pt2
+
+        chunks: Iterable[bytes] = [(to_pt2 if args.pt2 else to_onnx)(store.verify(name, version))]
+    else:
+        from app.store.archive import export_version
+
+        chunks = export_version(store, name, version)
     try:
         with path.open("wb") as file:
             file.writelines(chunks)
@@ -331,17 +316,6 @@ def _export(args: argparse.Namespace) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
     size = path.stat().st_size
     write_line(json.dumps({"file": str(path), "bytes": size}) if args.json else f"{path}: {size:,} bytes")
-
-
-def _exported(args: argparse.Namespace, name: str, version: int) -> Iterable[bytes]:
-    """Return the content of the exported file in chunks."""
-    from app.exporting.files import to_onnx, to_pt2
-    from app.store.archive import export_version
-
-    store = Store(args.store)  # a version that this service cannot load may be exported
-    if not (args.pt2 or args.onnx):
-        return export_version(store, name, version)
-    return [(to_pt2 if args.pt2 else to_onnx)(store.verify(name, version))]
 
 
 def _print(args: argparse.Namespace, data: object, table: Sequence[Row]) -> None:

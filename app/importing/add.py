@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,6 +18,7 @@ from app.errors import BadValue
 from app.importing.convert import convert
 from app.importing.examine import Examiner
 from app.importing.files import BadModel, read_files
+from app.importing.options import Task
 from app.networks.imported import Shape
 from app.networks.imported.onnx_runner import OnnxRunner
 from app.store import Card, Store, check_name
@@ -35,7 +36,7 @@ class Description:
 
     name: str
     title: str = ""
-    task: Literal["infer", "classify"] = "infer"
+    task: Task = "infer"
     licence: str = "not stated"
     source: str = "not stated"
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -13,55 +13,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field
 from starlette.responses import Response
 
 import app
 from app.api.openapi import BINARY
 from app.api.operation import Operation, Request
-from app.api.request_body import Described
 from app.api.request_head import read_query
 from app.api.responses import json_response
 from app.api.routes.admin import FAILURES, PREFIX, TAG, UPLOAD, ImportResponse, describe, on_store, uploaded
 from app.errors import BadValue, StoreUnavailable
-from app.store import ModelName
+from app.importing.options import AddOptions
 
 ERROR = re.compile(r"^(?:quartet models add: )?error: ", re.MULTILINE)  # starts the message on stderr
-
-
-class AddQuery(Described):
-    """The options of the command ``add``. Commas separate list items, except in ``labels``."""
-
-    name: ModelName | None = Field(None, examples=["resnet"])
-    """name of the model"""
-    title: str | None = Field(None, max_length=1000)
-    """one sentence about the model"""
-    licence: str | None = Field(None, max_length=1000)
-    """licence of the network"""
-    source: str | None = Field(None, max_length=1000)
-    """where the network comes from"""
-    task: Literal["infer", "classify"] = "infer"
-    """task of the network besides tensor requests under `/v2`. `infer` means no other task."""
-    labels: str | None = None
-    """for `classify`: the labels, one per line"""
-    size: int | None = None
-    """for `classify`: height and width of the input images in pixels"""
-    resize: int | None = None
-    """for `classify`: length to which the shorter side is scaled before the centre is cropped"""
-    interpolation: Literal["bilinear", "bicubic"] | None = None
-    """for `classify`: filter with which images are scaled"""
-    mean: str | None = None
-    """for `classify`: mean of each channel, for pixels from 0 to 1"""
-    std: str | None = None
-    """for `classify`: standard deviation of each channel"""
-    softmax: bool = True
-    """for `classify`: whether the network returns logits"""
-    input: str | None = None
-    """for `classify`: name of the input tensor"""
-    output: str | None = None
-    """for `classify`: name of the output tensor"""
 
 
 _running = asyncio.Lock()  # one import at a time in this worker, because each uses all cores for some seconds
@@ -73,7 +37,7 @@ async def add_model(request: Request) -> Response:
     An ONNX file and its external data can be sent together as a ZIP archive. The file cannot run code. The service
     checks the network and measures its speed, which takes some seconds. Only the command line imports `.pt2` files.
     """
-    settings, query = request.settings, read_query(request, AddQuery)
+    settings, query = request.settings, read_query(request, AddOptions)
     if query.name is None:
         raise BadValue("name is missing; it should be the name of the model", "name")
     for name, value in query.model_dump().items():
@@ -87,7 +51,7 @@ async def add_model(request: Request) -> Response:
     return json_response(await describe(request, query.name) | {"imported": number})
 
 
-def _run_command(query: AddQuery, folder: Path, store: Path) -> int:
+def _run_command(query: AddOptions, folder: Path, store: Path) -> int:
     """Run the command ``add`` on the file ``upload`` in ``folder``, and return the number of the new version.
 
     Raises:
@@ -134,7 +98,7 @@ OPERATIONS = [
         ImportResponse,
         "The versions of the model, after the import",
         other_bodies={"application/octet-stream": {"schema": BINARY}},
-        query=AddQuery,
+        query=AddOptions,
         errors=FAILURES,
         is_admin=True,
         spools_body=True,
