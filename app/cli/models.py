@@ -171,8 +171,7 @@ def _store(args: argparse.Namespace) -> Store:
 
 
 def _list(args: argparse.Namespace) -> None:
-    store, names = Store(args.store), sorted(set(args.names))
-    rows = [catalogue.model_row(store, name) for name in names] if names else catalogue.list_models(store)
+    rows = catalogue.list_models(Store(args.store), sorted(set(args.names)))
     table: list[Row] = [("NAME", "TASK", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "RETIRED")]
     for row in rows:
         task = f"{row['task'] or 'no valid version'}{' (default)' if row['default'] else ''}"
@@ -208,7 +207,7 @@ def _show(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace, name: str, text: str = "", **more: int) -> None:
     """Print the state of a model after a change, or ``text`` instead. ``more`` is added to the JSON."""
-    row = catalogue.model_row(Store(args.store), name)
+    (row,) = catalogue.list_models(Store(args.store), [name])
     write_line(json.dumps(row | more) if args.json else text or row["state"])
     _print_problem(row)
 

@@ -286,7 +286,7 @@ def main_figures(card: Card, other: Card) -> tuple[str, Metric, Metric] | None:
 class NewCard(Card):
     """A card before its publication. Unknown fields are an error."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)  # most commands do not need the class
 
 
 def card_text(content: Mapping[str, Any]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,15 @@ from app.store.snapshot import Snapshot
 from app.store.store import DEFAULTS, Store
 
 
-def list_models(store: Store) -> list[dict[str, Any]]:
-    """Return one row per model: its task, rollout and versions. ``problem`` names what cannot be read."""
+def list_models(store: Store, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return one row for each of these models, by default for all. Raises VersionNotFound.
+
+    A row has the task, the rollout and the versions of a model. ``problem`` names what cannot be read.
+    """
+    for name in names:
+        store.find(name)
     snapshot = Snapshot.read(store)
-    return [row(snapshot, name) for name in snapshot.versions]
-
-
-def model_row(store: Store, name: str) -> dict[str, Any]:
-    """Return the row of one model. Raises VersionNotFound."""
-    store.find(name)
-    return row(Snapshot.read(store), name)
+    return [row(snapshot, name) for name in names or snapshot.versions]
 
 
 def row(snapshot: Snapshot, name: str, damaged: Collection[tuple[str, int]] = ()) -> dict[str, Any]:

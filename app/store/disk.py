@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -103,7 +102,7 @@ class Disk:
     @contextlib.contextmanager
     def scratch(self, folder: Path) -> Iterator[Path]:
         """Make a folder that readers of the store ignore, and remove it and those of killed processes afterwards."""
-        path = folder / f"{SCRATCH}{secrets.token_hex(8)}"
+        path = folder / f"{SCRATCH}{os.urandom(8).hex()}"
         self.make_folder(path)
         try:
             yield path

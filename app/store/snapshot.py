@@ -106,17 +106,12 @@ class Snapshot:
 
         ``tasks`` has the task of the active version of each model.
         """
-        names = dict.fromkeys(self.defaults.values())
-        return [
-            *(
-                f"{DEFAULTS}: {name!r} is for {tasks[name]!r}, expected one for {task!r}"
-                for task, name in self.defaults.items()
-                if tasks.get(name, task) != task
-            ),
-            *(f"{DEFAULTS} names {name!r}, which is not in the store" for name in names if name not in self.versions),
-            *(
-                f"{DEFAULTS} names {name!r}, which is unloaded"
-                for name in names
-                if name in self.rollouts and self.rollouts[name].unloaded
-            ),
-        ]
+        problems = []
+        for task, name in self.defaults.items():
+            if name not in self.versions:
+                problems.append(f"{DEFAULTS} names {name!r}, which is not in the store")
+            elif self.rollouts[name].unloaded:
+                problems.append(f"{DEFAULTS} names {name!r}, which is unloaded")
+            elif tasks.get(name, task) != task:
+                problems.append(f"{DEFAULTS}: {name!r} is for {tasks[name]!r}, expected one for {task!r}")
+        return list(dict.fromkeys(problems))

@@ -283,7 +283,7 @@ def test_a_missing_active_version_is_reported_and_replaced(three: Path) -> None:
         "tiny-gan/active.json names version 2, which is not in the store; "
         "tiny-gan/active.json names version 1, which is not in the store"
     )
-    row = catalogue.model_row(Store(three), NAME)
+    (row,) = catalogue.list_models(Store(three), [NAME])
     assert (row["active"], row["canary"], row["problem"]) == (3, None, problem)
     assert {"what": f"{NAME}/{FILE}", "problem": problem} in list(catalogue.verify(Store(three)))
 
