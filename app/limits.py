@@ -42,6 +42,8 @@ class Limits:
     # app/serving
     parse_threads: int = 2  # decode images and parse large bodies; most of this work holds the GIL
     unready_after_seconds: float = 5.0  # without progress of computations; the slowest batch takes less
+    max_running_texts: int = 128  # of one version in a worker; a network computes all batch sizes up to it at its start
+    max_on_demand_versions: int = 8  # in a worker, loaded because a request names their number; each needs memory
     model_idle_seconds: float = 300.0  # a version that is not resident is evicted after this time without a request
     model_in_use_seconds: float = 10.0  # after a request, other requests cannot evict its version for this time
     load_retry_seconds: float = 30.0  # a failure for lack of memory may pass by itself
@@ -62,6 +64,7 @@ class Limits:
     capture_days: float = 30.0  # personal data should not be kept longer without a reason
 
     # app/importing
+    max_import_bytes: int = 2 * 2**30  # of an archive or a file, before and after unpacking
     speed_seconds: float = 0.5  # the measurement of the speed of an imported network takes at least this long
 
     # app/server: connections (SECURITY.md)

@@ -55,14 +55,6 @@ class Settings(BaseSettings):
         description="seconds between two scans of the store. 0 means only one scan, at start-up. Then the service does "
         "not try again to load versions that could not be loaded, and versions without requests stay in memory.",
     )
-    max_on_demand_versions: int = Field(
-        8,
-        ge=0,
-        description="number of versions that each worker may load because a request names their version number. The "
-        "active version, the canary, and the previous version in the history of `active.json` do not count. Beyond "
-        "this number, a new version replaces the least recently used version, unless that version has had a "
-        "request in the last ten seconds.",
-    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:(0|[1-9][0-9]*))?)$",
@@ -108,9 +100,6 @@ class Settings(BaseSettings):
     )
     admin_key_file: FilePath | None = Field(
         None, description="file that contains the admin key, instead of `QUARTET_ADMIN_KEY`"
-    )
-    max_import_bytes: Count = Field(
-        2 * 2**30, description="largest size of an imported archive in bytes, before and after unpacking"
     )
 
     records_folder: FilePath | None = Field(
@@ -183,12 +172,6 @@ class Settings(BaseSettings):
         description="largest number of rows that may wait in one queue, in all workers together. Further requests get "
         "status 429. Each version of a model has a queue. Explanations, tensors for imported text models, and bodies "
         "that wait for parsing have further queues.",
-    )
-    max_running_texts: int = Field(  # at most 1,024, because a network computes all batch sizes when it is loaded
-        128,
-        ge=1,
-        le=1024,
-        description="largest number of texts of one version that one worker generates at the same time",
     )
     shutdown_grace_seconds: Seconds = Field(
         20,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,7 +97,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, folder: Path) -> tuple[list[report.Table], list[str]]:
-    with servers.ours(folder, queue_rows=QUEUE, max_running_texts=QUEUE).running() as server:
+    with servers.ours(folder, queue_rows=QUEUE, limits=json.dumps({"max_running_texts": QUEUE})).running() as server:
         before, during, after = asyncio.run(measure(server, options.seconds, options.rounds))
 
     def middle(loads: Sequence[Figures], name: str) -> float:

@@ -138,7 +138,7 @@ async def spool_body(request: Request, file: IO[bytes]) -> None:
         OSError: the file cannot be written, for example because the disk is full.
     """
     part, disk = bytearray(), request.models.disk
-    async for chunk in body_chunks(request, request.settings.max_import_bytes, request.limits.body_seconds):
+    async for chunk in body_chunks(request, request.limits.max_import_bytes, request.limits.body_seconds):
         part += chunk
         if len(part) >= SPOOL_PART_BYTES:
             await disk.run(file.write, bytes(part))

@@ -74,9 +74,10 @@ def run(args: argparse.Namespace) -> Card:
     labels = _read_labels(given.pop("labels")) if given else None
     command = f"python -m app.models {shlex.join(sys.argv[1:])}"
     description = Description(**origin, options=given, labels=labels, command=command)
-    settings = Settings()
-    limits = settings.max_import_bytes, settings.limits.speed_seconds
-    card = add(args.store, args.file, description, *limits, activate=args.activate)
+    limits = Settings().limits
+    card = add(
+        args.store, args.file, description, limits.max_import_bytes, limits.speed_seconds, activate=args.activate
+    )
     if card.notes:
         print(f"assumed: {ASSUMED_SCALING}", file=sys.stderr)
     return card

@@ -267,7 +267,7 @@ def _import(args: argparse.Namespace) -> None:
 
     store = _store(args)
     with store.disk.open(args.file) as file:
-        max_bytes = Settings().max_import_bytes
+        max_bytes = Settings().limits.max_import_bytes
         if (size := os.fstat(file.fileno()).st_size) > max_bytes:
             raise BadArchive(f"{args.file} has {size:,} bytes; the maximum is {max_bytes:,}")
         allow_bytes(size)

@@ -108,7 +108,7 @@ def with_engines(prepared: Prepared, settings: Settings, executor: Executor, obs
 
 def max_rows(settings: Settings, task: Task[Any]) -> int:
     """Return the maximum number of rows in a batch of a task."""
-    return settings.max_running_texts if task.engine == "text" else settings.limits.batch_rows
+    return settings.limits.max_running_texts if task.engine == "text" else settings.limits.batch_rows
 
 
 def is_transient(error: BaseException) -> bool:

@@ -199,7 +199,8 @@ class Models:
         resident = {(each.name, number) for each in sets for number in each.resident}
         if (entry.name, entry.version) not in resident:
             others = [other for key, other in self.table.items() if key not in resident and other is not entry]
-            limit, in_use_seconds = self.settings.max_on_demand_versions, self.settings.limits.model_in_use_seconds
+            limits = self.settings.limits
+            limit, in_use_seconds = limits.max_on_demand_versions, limits.model_in_use_seconds
             for replaced in versions_to_replace(others, limit, self._clock(), in_use_seconds):
                 self._evict(replaced, f"{entry.label} replaces it")
         self._load(entry)

@@ -96,10 +96,10 @@ def test_an_archive_has_a_model_and_its_external_data(
         "one file with a name that ends in .onnx; it has 2" in add_archive({"net.onnx": content, "a.onnx": content})[1]
     )
     assert "only the command line imports .pt2 files" in add_archive({"model/models/model.json": b"{}"})[1]
-    monkeypatch.setenv("QUARTET_MAX_IMPORT_BYTES", "2000")
+    monkeypatch.setenv("QUARTET_LIMITS", '{"max_import_bytes": 2000}')
     assert "the maximum is 2,000" in add_archive({"a.onnx": bytes(10**6)})[1]  # compressed to 1,000 bytes
     assert "the maximum is 2,000" in add(bytes(2001))[1]
-    monkeypatch.delenv("QUARTET_MAX_IMPORT_BYTES")
+    monkeypatch.delenv("QUARTET_LIMITS")
     add_archive(whole)
     damaged = bytearray(path.read_bytes())
     damaged[60:80] = bytes(20)

@@ -227,7 +227,7 @@ async def retire_version(request: Request) -> Response:
 
 async def import_version(request: Request) -> Response:
     """Check an archive that was made by an export, and add its version to the store."""
-    store, max_bytes = _checked_store(request), request.settings.max_import_bytes
+    store, max_bytes = _checked_store(request), request.limits.max_import_bytes
     renumber = read_query(request, ImportQuery).renumber
 
     def add() -> Card:
