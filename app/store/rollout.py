@@ -147,17 +147,7 @@ class Rollout(StrictModel):
         return [number for number in self.history if number < target]
 
     @property
-    def named(self) -> set[int]:
-        """All version numbers in the file."""
-        return {*self.history, *self.retired, *self._in_use}
-
-    @property
-    def _in_use(self) -> list[int]:
-        """The numbers of the active version, the canary and the shadow."""
+    def in_use(self) -> list[int]:
+        """The numbers of the active version, the canary and the shadow that the file names."""
         others = [each.version for each in (self.canary, self.shadow) if each]
         return [self.active, *others] if self.active else others
-
-    def missing(self, name: str, numbers: Iterable[int]) -> list[str]:
-        """Return an error message for each version in use that is not in the store."""
-        gone = [number for number in self._in_use if number not in set(numbers)]
-        return [f"{name}/{FILE} names version {number}, which is not in the store" for number in gone]

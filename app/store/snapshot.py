@@ -87,7 +87,11 @@ class Snapshot:
                 snapshot.versions[name] = {
                     number: StoredVersion.read(store, name, number, known.get(number)) for number in numbers
                 }
-                if missing := rollout.missing(name, numbers):
+                if missing := [
+                    f"{name}/{FILE} names version {number}, which is not in the store"
+                    for number in rollout.in_use
+                    if number not in numbers
+                ]:
                     snapshot.problems[f"{name}/{FILE}"] = "; ".join(missing)
         snapshot.defaults = attempt(DEFAULTS, store.defaults, previous.defaults)
         return snapshot

@@ -249,8 +249,9 @@ class Store:
         if self._check:
             self._check(version)
         with self.disk.lock(self.folder):
-            number = wanted or max({0, *self.numbers(name), *self.rollout(name).named}) + 1
-            if number in self.numbers(name):
+            others, rollout = self.numbers(name), self.rollout(name)
+            number = wanted or max({0, *others, *rollout.history, *rollout.retired, *rollout.in_use}) + 1
+            if number in others:
                 advice = "with `renumber`, the import gives the version the next number"
                 raise RolloutRefused(f"{name}@{number} is already in the store; {advice}")
             self.check_task(name, number, card.task)
@@ -260,11 +261,8 @@ class Store:
                 self.disk.sync(path)
             self.disk.make_folder(self.folder / name)
             self.disk.set_mode(self.folder / name, 0o555)
-            others, keeps = self.numbers(name), activate is False
-            if activate is None and others and (active := self.roles(name).active):
-                keeps = is_worse(card, self.card(name, active))
-            if keeps and others:
-                active = self.active(name)
+            active = self.roles(name).active if others and not activate else None
+            if active and (activate is False or is_worse(card, self.card(name, active))):
                 # If the process is killed before the next rename, the active version stays pinned.
                 self._replace_rollout(name, f"publish {number} --no-activate", lambda _: {"active": active})
             self._move(scratch, card.task, name, number)
