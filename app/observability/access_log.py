@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -27,10 +28,9 @@ class AccessLog:
     """
 
     def __init__(self, log_format: str = "text") -> None:
-        self._format = self._json if log_format == "json" else self._text
+        self._is_json = log_format == "json"
         self._lines: list[str] = []
         self._size = 0
-        self._second, self._stamp = 0, ""
         self._output = BackgroundHandler()
 
     def __call__(self, method: str, path: str, route: str, status: int, seconds: float, trace: RequestTrace) -> None:
@@ -39,23 +39,17 @@ class AccessLog:
             return
         if not self._lines:
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.write)
-        line = self._format(method, path, route, status, seconds, trace)
+        line = self._line(method, path, route, status, seconds, trace)
         self._lines.append(line)
         self._size += len(line) + 1
         if self._size > FLUSH_CHARACTERS:
             self.write()
 
-    def _text(self, method: str, path: str, route: str, status: int, seconds: float, trace: RequestTrace) -> str:
-        now = time.time()
-        if int(now) != self._second:
-            self._second, self._stamp = int(now), time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-        plain = path if path.isascii() and path.isprintable() and " " not in path else quote(path)
-        return (
-            f"{self._stamp},{int(now % 1 * 1000):03d} INFO quartet.access "
-            f"{method} {plain} {status} {seconds * 1000:.1f} ms {trace.id}"
-        )
-
-    def _json(self, method: str, path: str, route: str, status: int, seconds: float, trace: RequestTrace) -> str:
+    def _line(self, method: str, path: str, route: str, status: int, seconds: float, trace: RequestTrace) -> str:
+        if not self._is_json:
+            stamp = datetime.now().isoformat(" ", "milliseconds").replace(".", ",")
+            plain = path if path.isascii() and path.isprintable() and " " not in path else quote(path)
+            return f"{stamp} INFO quartet.access {method} {plain} {status} {seconds * 1000:.1f} ms {trace.id}"
         line: dict[str, Any] = {
             "time": utc_time(time.time()),
             "level": "INFO",

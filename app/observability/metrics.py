@@ -128,8 +128,9 @@ class Metrics:
 
     def for_version(self, model: str, version: int) -> VersionMetrics:
         """Return the metrics of a version. Those of the same version are equal."""
-        # Prometheus must read 0 before the first failure. Otherwise increase() does not see this failure.
-        labelled(self.failures, model, str(version))
+        # Prometheus must read 0 before the first batch and failure. Otherwise increase() does not see them.
+        for metric in (self.queue_seconds, self.compute_seconds, self.batch_rows, self.last_batch, self.failures):
+            labelled(metric, model, str(version))
         return VersionMetrics(self, model, version)
 
     def on_response(self, route: str, method: str, status: int, seconds: float, trace: RequestTrace) -> None:

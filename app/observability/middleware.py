@@ -124,13 +124,6 @@ def assign_request_id(scope: MutableMapping[str, Any]) -> str:
     Further calls for the same request return the same id.
     """
     if REQUEST_ID not in scope:
-        scope[REQUEST_ID] = _client_id(scope) or os.urandom(16).hex()
+        sent = dict(reversed(scope["headers"])).get(b"x-request-id", b"").decode("latin-1")
+        scope[REQUEST_ID] = sent if REQUEST_ID_PATTERN.fullmatch(sent) else os.urandom(16).hex()
     return str(scope[REQUEST_ID])
-
-
-def _client_id(scope: MutableMapping[str, Any]) -> str:
-    for key, value in scope["headers"]:
-        if key == b"x-request-id":
-            text = str(value.decode("latin-1"))
-            return text if REQUEST_ID_PATTERN.fullmatch(text) else ""
-    return ""

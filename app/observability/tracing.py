@@ -45,10 +45,7 @@ class Tracer:
 
         Returns the span and its ``traceparent``, which is empty if OpenTelemetry is disabled.
         """
-        incoming = {
-            name.decode(): [value.decode("latin-1") for key, value in headers if key == name]
-            for name in CONTEXT_HEADERS
-        }
+        incoming = {name.decode(): value.decode("latin-1") for name, value in headers if name in CONTEXT_HEADERS}
         parent = self._propagator.extract(incoming, self._no_context)
         span = self._tracer.start_span(method, parent, self._trace.SpanKind.SERVER)
         outgoing: dict[str, str] = {}
