@@ -5,7 +5,6 @@
 
 from app.store.card import (
     CARD,
-    INT64_LIMIT,
     UNKNOWN_CHARACTER,
     Ancestor,
     Card,
@@ -19,7 +18,6 @@ from app.store.card import (
     SeriesTraits,
     Speed,
     StoreError,
-    StrictModel,
     TaskName,
     TensorSpec,
     VersionNotFound,
@@ -34,7 +32,6 @@ from app.store.store import WEIGHTS, Check, RolloutRefused, Store
 
 __all__ = [
     "CARD",
-    "INT64_LIMIT",
     "LATEST",
     "UNKNOWN_CHARACTER",
     "WEIGHTS",
@@ -56,7 +53,6 @@ __all__ = [
     "Speed",
     "Store",
     "StoreError",
-    "StrictModel",
     "TaskName",
     "TensorSpec",
     "VersionNotFound",

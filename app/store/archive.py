@@ -40,7 +40,7 @@ def _packed(store: Store, folder: Path, files: Sequence[str]) -> Iterator[bytes]
         with zipfile.ZipFile(file, "w") as archive:
             for each in files:
                 entry = zipfile.ZipInfo.from_file(folder / each, each, strict_timestamps=False)
-                archive.writestr(entry, store.read_file(f"{folder.relative_to(store.folder)}/{each}", None))
+                archive.writestr(entry, store.read_file(f"{folder.relative_to(store.folder)}/{each}"))
         file.seek(0)
         yield b""
         yield from iter(partial(file.read, CHUNK_BYTES), b"")

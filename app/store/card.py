@@ -112,18 +112,18 @@ class Metric(StrictModel):
     on all data, or another method.
     """
 
-    value: Annotated[float, Field(strict=False)]
+    value: float
     split: str
     decimals: int = Field(4, ge=0, le=17)
-    interval: list[Annotated[float, Field(strict=False)]] | None = None
+    interval: list[float] | None = None
     weights: Literal["published", "before refit", "other method"] = "published"
 
 
 class Speed(StrictModel):
     """The speed of a network on one thread of the machine ``hardware``. ``Task.unit`` is the unit, such as images."""
 
-    milliseconds: Annotated[float, Field(strict=False)]  # for a batch of one
-    per_second: Annotated[float, Field(strict=False)]  # for batches of ``rows``
+    milliseconds: float  # for a batch of one
+    per_second: float  # for batches of ``rows``
     rows: Int64
     hardware: str
 
@@ -132,7 +132,7 @@ class Reading(StrictModel):
     """An earlier measurement on the same test part, which may have influenced this version."""
 
     reason: str
-    metrics: dict[str, Annotated[float, Field(strict=False)]]
+    metrics: dict[str, float]
 
 
 class Ancestor(StrictModel):
@@ -149,7 +149,7 @@ class Ancestor(StrictModel):
     data: dict[str, str]
     refit_steps: Int64 | None = None
     command: str
-    minutes: Annotated[float, Field(strict=False)] | None
+    minutes: float | None
 
 
 class KnownCovariate(StrictModel):
@@ -160,9 +160,9 @@ class KnownCovariate(StrictModel):
     """
 
     name: str
-    mean: Annotated[float, Field(strict=False)]
-    scale: Annotated[float, Field(strict=False, gt=0)]
-    coefficient: Annotated[float, Field(strict=False)]
+    mean: float
+    scale: Annotated[float, Field(gt=0)]
+    coefficient: float
 
 
 class HolidayCalendar(StrictModel):
@@ -209,7 +209,7 @@ class SeriesTraits(StrictModel):
     """
 
     season: Annotated[int, Field(ge=1, le=168)] | None = 1
-    year: Annotated[float, Field(strict=False, ge=2, le=1000)] | None = None
+    year: Annotated[float, Field(ge=2, le=1000)] | None = None
     non_negative: bool = False
     integer: bool = False
     known: KnownCovariates | None = None

@@ -30,10 +30,10 @@ class Disk:
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         return path.open("rb")
 
-    def read(self, path: Path, max_bytes: int = -1) -> bytes:
-        """Return the content of a file, or its first ``max_bytes`` bytes."""
+    def read(self, path: Path) -> bytes:
+        """Return the content of a file."""
         with self.open(path) as file:
-            return file.read(max_bytes)
+            return file.read()
 
     def write(self, path: Path, chunks: Iterable[bytes]) -> None:
         """Write a new file. The content may be lost at a power failure until ``sync`` has returned."""

@@ -29,14 +29,13 @@ from app.store.card import StrictModel, VersionNumber
 FILE = "active.json"
 LATEST: Literal["latest"] = "latest"
 PINNED: Literal["pinned"] = "pinned"
-Share = Annotated[float, Field(gt=0, lt=100)]
 
 
 class Canary(StrictModel):
     """A version that serves ``share`` per cent of the requests without a version number."""
 
     version: VersionNumber
-    share: Share
+    share: Annotated[float, Field(gt=0, lt=100)]
 
 
 class Shadow(StrictModel):

@@ -24,7 +24,6 @@ from pydantic import RootModel
 
 from app.store.card import (
     CARD,
-    MAX_BYTES,
     Card,
     StoreError,
     TaskName,
@@ -126,7 +125,7 @@ class Store:
         from app.store.version import decode_version
 
         card = self.card(name, number)
-        return decode_version(self.path(name, number), card, self.read_file(f"{name}/{number}/{WEIGHTS}", None))
+        return decode_version(self.path(name, number), card, self.read_file(f"{name}/{number}/{WEIGHTS}"))
 
     def verify(self, name: str, number: int) -> Version:
         """Read a version, verify its files, build its network, and apply the check of this store."""
@@ -137,13 +136,12 @@ class Store:
             self._check(version)
         return version
 
-    def pictures(self, name: str, number: int) -> dict[str, Path]:
-        """Return the paths of a version's pictures by file name, such as ``curves.png``."""
-        folder = self.path(name, number)
+    def pictures(self, name: str, number: int) -> list[str]:
+        """Return the sorted file names of a version's pictures, such as ``curves.png``."""
         try:
-            return {file: folder / file for file in sorted(self.disk.list(folder)) if PICTURE.fullmatch(file)}
+            return sorted(filter(PICTURE.fullmatch, self.disk.list(self.path(name, number))))
         except OSError:  # the folder was just removed, or cannot be read
-            return {}
+            return []
 
     def size(self, name: str, number: int) -> int:
         """Return the total size of a version's files in bytes."""
@@ -175,10 +173,10 @@ class Store:
         content = self.read_file(DEFAULTS, optional=True)
         return parse(Defaults, content, DEFAULTS).root if content is not None else {}
 
-    def read_file(self, path: str, max_bytes: int | None = MAX_BYTES + 1, optional: bool = False) -> Any:
+    def read_file(self, path: str, optional: bool = False) -> Any:
         """Return the content of a file in the store. If ``optional`` is true, return None for a missing file."""
         try:
-            return self.disk.read(self.folder / path, -1 if max_bytes is None else max_bytes)
+            return self.disk.read(self.folder / path)
         except OSError as error:
             if optional and isinstance(error, FileNotFoundError):
                 return None

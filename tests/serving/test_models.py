@@ -368,9 +368,9 @@ class StalledDisk(Disk):
         assert self.released.wait(60)
         return super().list(folder)
 
-    def read(self, path: Path, max_bytes: int = -1) -> bytes:
+    def read(self, path: Path) -> bytes:
         assert self.released.wait(60)
-        return super().read(path, max_bytes)
+        return super().read(path)
 
 
 async def test_a_disk_that_does_not_answer_delays_no_request(start: Start, folder: Path) -> None:

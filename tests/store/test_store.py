@@ -227,10 +227,9 @@ def test_pictures_are_published_with_a_version_and_listed(tmp_path: Path) -> Non
     store = Store(tmp_path / "deep" / "store")
     folder = store.publish(*tiny_version("tiny-gan"), pictures).folder
     (folder / "Upper.png").touch()
-    listed = store.pictures("tiny-gan", 1)
-    assert list(listed.items()) == [("a.png", folder / "a.png"), ("b.png", folder / "b.png")]
-    assert listed["a.png"].read_bytes() == b"a.png"
-    assert store.pictures("tiny-gan", 2) == {}
+    assert store.pictures("tiny-gan", 1) == ["a.png", "b.png"]
+    assert (folder / "a.png").read_bytes() == b"a.png"
+    assert store.pictures("tiny-gan", 2) == []
 
 
 def test_a_published_card_is_indented_utf8_with_a_final_newline(tmp_path: Path) -> None:
