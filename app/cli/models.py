@@ -20,6 +20,7 @@ from typing import Any, Literal
 from app.cli import add_model, shadow
 from app.cli.output import write_line
 from app.store import LATEST, Card, RolloutRefused, Store, StoreError, VersionNotFound, catalogue
+from app.store.store import NUMBER
 
 # The modules that need torch are imported by the commands that use them, because they take seconds to import.
 MAX_COLUMN_WIDTH = 48  # characters; longer cells are cut, except with --json
@@ -139,7 +140,7 @@ def _folder(text: str) -> Path:
 
 
 def _version(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**9:
+    if not NUMBER.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a version; it should be a number such as 3")
     return int(text)
 

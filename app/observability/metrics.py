@@ -86,7 +86,7 @@ class Metrics:
         self.planned_workers = gauge(
             "planned_workers", "Worker processes that the service should have", multiprocess_mode="livemax"
         )
-        self.planned_workers.set(max(workers, 1) if shared else 1)
+        self.planned_workers.set(workers if shared else 1)
         self._create_for_versions({**options, "labelnames": ("model", "version")})
 
     def _create_for_versions(self, options: dict[str, Any]) -> None:
