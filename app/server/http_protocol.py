@@ -116,7 +116,7 @@ class HttpProtocol(HttpToolsProtocol):
         app_state: dict[str, Any],
         loop: asyncio.AbstractEventLoop,
         limits: Limits,
-        on_lost: Callable[[], None] = lambda: None,
+        on_lost: Callable[[], None],
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
         self.limits, self.on_lost = limits, on_lost

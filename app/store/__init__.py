@@ -29,36 +29,3 @@ from app.store.card import (
 )
 from app.store.rollout import LATEST, Canary, Roles, Rollout
 from app.store.store import WEIGHTS, Check, RolloutRefused, Store
-
-__all__ = [
-    "CARD",
-    "LATEST",
-    "UNKNOWN_CHARACTER",
-    "WEIGHTS",
-    "Ancestor",
-    "Canary",
-    "Card",
-    "Check",
-    "HolidayCalendar",
-    "Int64",
-    "KnownCovariate",
-    "KnownCovariates",
-    "Metric",
-    "ModelName",
-    "Reading",
-    "Roles",
-    "Rollout",
-    "RolloutRefused",
-    "SeriesTraits",
-    "Speed",
-    "Store",
-    "StoreError",
-    "TaskName",
-    "TensorSpec",
-    "VersionNotFound",
-    "VersionNumber",
-    "card_text",
-    "check_name",
-    "parse_card",
-    "shorten",
-]
