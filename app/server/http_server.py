@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from types import FrameType
 from typing import Any, NoReturn
@@ -134,21 +135,18 @@ class Server(uvicorn.Server):
         task.add_done_callback(self._handshakes.discard)
 
     async def _connect(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        loop, state = asyncio.get_running_loop(), self.lifespan.state
+        protocol = partial(HttpProtocol, self.config, self.server_state, state, loop, self.limits, self._on_lost)
         tls: dict[str, Any] = {}
         if self.config.is_ssl:
             tls = {"ssl": self.config.ssl, "ssl_handshake_timeout": self.limits.tls_handshake_seconds}
         try:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.connect_accepted_socket(self._protocol, connection, **tls)
+            await loop.connect_accepted_socket(protocol, connection, **tls)
         except OSError:
             connection.close()
             self._on_lost()
-
-    def _protocol(self) -> HttpProtocol:
-        loop, state = asyncio.get_running_loop(), self.lifespan.state
-        return HttpProtocol(self.config, self.server_state, state, loop, self.limits, self._on_lost)
 
     def _on_lost(self) -> None:
         self.table.connections[self.place] -= 1
