@@ -1,6 +1,7 @@
-"""Show and delete captured requests.
+"""Show, export and delete captured requests.
 
 quartet capture list
+quartet capture export pets new.csv      # requests with feedback, as training data
 quartet capture delete --key alice
 quartet capture delete --days 7          # all requests that are older
 """
@@ -36,6 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bounds = " to ".join(f"{bound:.3f}" for bound in figure.interval)
                 about = f"{figure.count:,} measurements; 95 % interval {bounds}"
                 write_line(f"{figure.model}@{figure.version}  {figure.name} {figure.mean:.3f}  {about}")
+        elif options.command == "export":
+            from app.records.training_data import training_data
+
+            count = len({row["id"] for row in database.truths(options.model)})
+            if not count:
+                print(f"error: no request of {options.model} has feedback", file=sys.stderr)
+                return 1
+            options.file.write_text(training_data(database, options.model), "utf-8")
+            write_line(f"{options.file}: {count:,} requests with feedback")
         else:
             conditions = {"request": "id = ?", "key": "key = ?", "days": "time < ?"}
             (name,) = (name for name in conditions if getattr(options, name) is not None)
@@ -56,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     folder.add_argument("--folder", type=Path, default=os.environ.get("QUARTET_RECORDS_FOLDER", "capture"), help=text)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("list", parents=[folder], help="count the requests and the feedback of each version")
+    export = commands.add_parser("export", parents=[folder], help="write the requests with feedback as training data")
+    export.add_argument("model", metavar="NAME", help="name of the model")
+    export.add_argument("file", metavar="FILE", type=Path, help="new CSV file, or text file for texts")
     delete = commands.add_parser("delete", parents=[folder], help="delete requests with their images and feedback")
     which = delete.add_mutually_exclusive_group(required=True)
     which.add_argument("--request", metavar="ID", help="the request with this id")

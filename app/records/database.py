@@ -194,6 +194,17 @@ class Database:
             for model, version, name, count, mean, square in found
         ]
 
+    def truths(self, model: str) -> list[sqlite3.Row]:
+        """Return the feedback on the requests of a model with their jobs, answers and images, oldest requests first."""
+        with self.transaction() as rows:
+            return rows.execute(
+                "SELECT id, task, job, answer, item, step, truth, digest FROM feedback "
+                "JOIN requests ON id = feedback.request "
+                "LEFT JOIN images ON images.request = id AND position = item WHERE model = ? "
+                "ORDER BY requests.time, id, item, step",
+                (model,),
+            ).fetchall()
+
     def differences(self, model: str, version: int, other: int) -> dict[str, list[float]]:
         """Return ``version`` minus ``other`` for each figure that feedback gives both: one mean for each request."""
         with self.transaction() as rows:

@@ -203,3 +203,39 @@ def test_parts_of_arrays_are_captured() -> None:
     card: Any = SimpleNamespace(name="m", version=1, task="forecast")
     captured = Captured.of("a", None, card, ForecastJob([column]), ForecastAnswer([forecast]))  # type: ignore[list-item]
     assert '"median":[1.0,3.0,5.0]' in captured.answer
+
+
+def test_requests_with_feedback_become_training_data(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = tmp_path / "records", tmp_path / "data"
+
+    def exported(model: str, count: int) -> str:
+        assert command.main(["export", model, str(file), "--folder", str(folder)]) == 0
+        assert capsys.readouterr().out == f"{file}: {count} requests with feedback\n"
+        return file.read_text()
+
+    with serve(capture=MODELS, records_folder=folder) as client:
+        labels = client.get("/v1/models/tiny-cnn").json()["labels"]
+        for number in range(5):
+            ask(client, str(number), "/v1/images/classify", content=image_bytes(size=(32, 20 + number)))
+        ask(client, "series", "/v1/series/forecast", json={"values": [1.0, 2.5] * 20, "horizon": 4})
+        text = ask(client, "text", "/v1/text/continue", json={"prompt": "ab", "max_characters": 3, "n": 2}).json()
+        wait_until(lambda: len(stored(folder)) == 7)
+        for body in (
+            *({"request_id": str(number), "label": labels[number % 2]} for number in range(5)),
+            {"request_id": "series", "values": [5.0, None, 7.0]},
+            {"request_id": "text", "item": 0, "accepted": True},
+            {"request_id": "text", "item": 1, "text": "right"},
+        ):
+            client.post("/v1/feedback", json=body).raise_for_status()
+    header, *lines = exported("tiny-cnn", 5).splitlines()
+    assert header == "path,label,split"
+    expected = [f"{labels[number % 2]},{'test' if number == 4 else 'train'}" for number in range(5)]
+    assert [line.partition(",")[2] for line in lines] == expected
+    assert {Path(line.partition(",")[0]).parent for line in lines} == {folder / "images"}
+    values = [*(["1.0", "2.5"] * 20), "5.0", "", "7.0"]
+    assert exported("tiny-lstm", 1).splitlines() == ["series,value", *(f"series-0,{value}" for value in values)]
+    assert exported("tiny-rnn", 1) == f"ab{text['results'][0]['text']}\n\nabright\n"
+    assert command.main(["export", "other", str(file), "--folder", str(folder)]) == 1
+    assert capsys.readouterr().err == "error: no request of other has feedback\n"
