@@ -140,7 +140,10 @@ def results(observations: Observations) -> tuple[report.Table, list[str]]:
         ("wrong answers", len(observations.wrong), "answers"),
         ("texts cancelled by their callers", sent["cancelled"], "texts"),
         (f"versions published (one every {SWAP_SECONDS:g} s)", sent["swaps"], "versions"),
-        ("memory after one fifth of the test", round(at(0.2).mebibytes), "MiB"),
+        *(
+            (f"memory after {share:.0%} of the test", round(at(share).mebibytes), "MiB")
+            for share in (0.2, 0.4, 0.6, 0.8)
+        ),
         ("memory at the end of the test", round(last.mebibytes), "MiB"),
         ("memory growth per 10,000 requests in the last two fifths", growth, "MiB"),
         ("growth of the file descriptors since one fifth", round(last.descriptors - at(0.2).descriptors), ""),
