@@ -109,7 +109,9 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Commit the changes of the block together, or none of them."""
-        with closing(sqlite3.connect(self.folder / FILE, LOCK_SECONDS, isolation_level="IMMEDIATE")) as connection:
+        with closing(
+            sqlite3.connect(self.folder / FILE, timeout=LOCK_SECONDS, isolation_level="IMMEDIATE")
+        ) as connection:
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = NORMAL")  # in WAL mode, only a loss of power loses changes
             connection.row_factory = sqlite3.Row

@@ -150,7 +150,9 @@ def times_of_day(clocks: pd.Series) -> pd.Series:
 
 
 def with_format(cells: pd.Series, pattern: str) -> Reading:
-    """Read cells in a strptime format. Raises ValueError if the format is invalid."""
+    """Read cells in a strptime format. Raises ValueError if the format is invalid, or has a day but no year."""
+    if re.search("%[djUW]", pattern) and not re.search("%[yYGcx]", pattern):
+        raise ValueError
     texts, zones = cells, pd.Series(dtype="str")
     if "%z" in pattern:
         texts = cells.str.lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -191,7 +192,8 @@ def test_the_command_exports_the_active_version_under_its_name(
     assert run_models_command(capsys, tmp_path, "export", "tiny-gan", "--pt2", "x.pt2")[0] == 0
     assert Path("x.pt2").exists()
     status, _, error = run_models_command(capsys, tmp_path, "export", "tiny-gan", "--json", "a.zip", "b.zip")
-    assert (status, error.splitlines()[-1]) == (2, "quartet models: error: unrecognized arguments: a.zip b.zip")
+    assert status == 2
+    assert re.fullmatch("quartet models: error: unrecognized arguments: (a.zip )?b.zip", error.splitlines()[-1])
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".export")]
     for number in (1, 2):
         (tmp_path / "tiny-gan" / str(number) / "card.json").write_text("{}")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 
@@ -50,7 +54,7 @@ def corrupted(images: Tensor, share: float) -> Tensor:
     count = min(round(len(images) * share / 4), len(images) // 4)
     if not count:
         return images
-    from torchvision.transforms.v2.functional import gaussian_blur, jpeg  # takes 2 s, and few trainings need it
+    from torchvision.transforms.v2.functional import gaussian_blur  # takes 2 s, and few trainings need it
 
     images = images.clone()
     noisy, blurred, compressed = torch.randperm(len(images))[: 4 * count].split([2 * count, count, count])
@@ -59,5 +63,7 @@ def corrupted(images: Tensor, share: float) -> Tensor:
     for index, deviation in zip(blurred.tolist(), (0.3 + 0.9 * torch.rand(count)).tolist(), strict=True):
         images[index] = gaussian_blur(images[index], [7, 7], [deviation])
     for index, quality in zip(compressed.tolist(), torch.randint(15, 91, (count,)).tolist(), strict=True):
-        images[index] = jpeg(images[index].cpu(), quality)
+        file = io.BytesIO()
+        Image.fromarray(images[index].permute(1, 2, 0).cpu().numpy()).save(file, "JPEG", quality=quality)
+        images[index] = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
     return images
