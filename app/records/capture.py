@@ -28,7 +28,7 @@ TRIM_SECONDS = 60.0
 
 
 class Capture:
-    """Stores the captured requests on a thread. If it cannot keep up, requests are dropped and counted.
+    """Stores the captured requests in an open database on a thread. If it cannot keep up, they are dropped and counted.
 
     Args:
         shares: the share of the requests to capture, in per cent, by model.
@@ -79,7 +79,7 @@ class Capture:
 
     def _run(self) -> None:
         """Store requests, update ``figures`` and delete old requests until ``close`` is called."""
-        is_open, figures_at, trimmed_at, running = False, 0.0, 0.0, True
+        is_open, figures_at, trimmed_at, running = True, 0.0, 0.0, True
         while running:
             taken = self._take()
             running = None not in taken
@@ -135,6 +135,7 @@ def parse_shares(text: str) -> dict[str, float]:
 
 def open_records(settings: Settings) -> Database | None:
     """Return the records of a service, or None if it has none. Raises SettingsError."""
+    parse_shares(settings.capture)  # an error should come before the file is opened
     if settings.records_folder is None:
         return None
     database = Database(settings.records_folder)

@@ -167,3 +167,4 @@ def test_a_job_belongs_to_one_process_and_each_line_is_stored_once(tmp_path: Pat
     second.finish(job, "completed")
     output = second.content(None, second.get(None, job["id"])["output"])
     assert [json.loads(line)["response"]["body"] for line in output.splitlines()] == ["first"]
+    database.close()

@@ -169,6 +169,7 @@ def test_the_oldest_requests_are_deleted_beyond_the_limit(tmp_path: Path) -> Non
     left = {int(row[0]) for row in stored(folder)}
     assert left == set(range(40 - len(left), 40))
     assert size // 4 < database.size() <= size // 2
+    database.close()
 
 
 def test_a_damaged_file_is_moved_aside_and_the_service_goes_on(serve: Serve, tmp_path: Path) -> None:
