@@ -29,7 +29,8 @@ class SharedMetrics:
 
     def __init__(self, workers: int) -> None:
         self._files = {f"{kind}_{place}.db": self._new_file() for kind in KINDS for place in range(workers)}
-        self._folder = mkdtemp(prefix="quartet-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else gettempdir())
+        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else gettempdir()
+        self._folder = mkdtemp(prefix=f"quartet-{os.getpid()}-", dir=folder)
         self._link()
 
     def _new_file(self) -> int:
