@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,8 @@ def add_records(parser: argparse.ArgumentParser) -> None:
 
 def compare(store: Store, name: str, folder: Path) -> tuple[int, int, Comparison]:
     """Return the active version, the shadow and their comparison. Raises StoreError."""
+    import sqlite3
+
     from app.records.comparison import compare_versions
     from app.records.database import FILE, Database
 
