@@ -11,7 +11,7 @@ import pandas as pd
 
 from app.tables.files import Sheet
 from app.tables.messages import TableError, option
-from app.tables.numbers import WITH_UNIT, Column, written
+from app.tables.numbers import Column, written
 from app.tables.options import ReadOptions
 from app.tables.times import Reading, are_times
 
@@ -158,29 +158,16 @@ def _detect(head: pd.DataFrame) -> int:
     It has only texts, or a text and a sequence of years or times, such as 2020, 2021, 2022.
 
     Raises:
-        TableError: the row holds numbers, or the row below holds none.
+        TableError: the row holds numbers, or only time stamps.
     """
     width = _reach(head)
-    rows = head.index[int((width > width.max() / 2).argmax()) :]
-    names, numbers, times = _parsed(head.loc[rows[0]])
-    shown = ", ".join(names.dropna())[:80]
-    typed = int(numbers.sum() + times.sum())
-    years = names[numbers].str.fullmatch(YEAR).all() and names[numbers].is_unique
-    if typed and not (years and typed > (1 if numbers.any() else 2) and not (numbers | times).iloc[0]):
-        problem = f"row {rows[0]} must hold column names, but holds numbers: {shown}"
-    elif len(rows) == 1 or np.any(_parsed(head.loc[rows[1]])[1:]):
-        return int(rows[0])
-    else:
-        problem = f"row {rows[1]}, below the names {shown}, holds no number and no time stamp"
-    raise TableError(
-        f"{problem}; use {option('header', '0')} if the file has no names, or {option('header', 'N')} if row N has the "
-        "names"
-    )
-
-
-def _parsed(cells: pd.Series) -> tuple[pd.Series, pd.Series, pd.Series]:
-    """Return the cells of a row as texts, whether each is a number, and whether it is a time stamp."""
-    texts = as_texts(cells).astype("str")
-    stamps = are_times(texts)
-    is_number = texts.isin(written(texts.dropna().drop_duplicates()).index) | texts.str.fullmatch(WITH_UNIT).eq(True)
-    return texts, is_number & ~stamps, stamps
+    row = (width > width.max() / 2).idxmax()
+    names = as_texts(head.loc[row]).astype("str")
+    stamps = are_times(names) | names.str.fullmatch(YEAR).eq(True)
+    is_number = names.isin(written(names.dropna().drop_duplicates()).index) & ~stamps
+    if is_number.any() or stamps.sum() == 1 or stamps.iloc[0]:
+        raise TableError(
+            f"row {row} must hold column names, but holds numbers: {', '.join(names.dropna())[:80]}; use "
+            f"{option('header', '0')} if the file has no names, or {option('header', 'N')} if row N has the names"
+        )
+    return int(row)

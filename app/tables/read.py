@@ -143,10 +143,15 @@ def _usable(body: Body, time: Reading) -> Reading:
     wrong = without & ~body.empty(time.names) & ~cells.isin(body.options.missing) & ~body.totals()
     if wrong.any():
         at = int(np.argmax(wrong))
-        text = str(cells[at])
+        text, column = str(body.frame.loc[at].dropna().iloc[0]), ", ".join(map(repr, time.names))
+        problem = f"has {text!r}, but no time stamp in column {column}"
+        if pd.notna(cells[at]):
+            text = str(cells[at])
+            problem = f"{text!r} in column {column} is no time stamp"
         raise TableError(
-            f"row {body.rows[at]}: {text!r} in column {', '.join(map(repr, time.names))} is no time stamp "
-            f"({time.label}); correct it, or use {option('missing', text)} to leave the row out"
+            f"row {body.rows[at]}: {problem} ({time.label}); correct it, or use "
+            f"{option('missing', *body.options.missing, text)} to leave the row out, or {option('header', 'N')} if row "
+            "N has the column names"
         )
     for at in np.flatnonzero(without & cells.notna()).tolist():
         body.remarks.append(f"row {body.rows[at]} is left out: {cells[at]!r} is no time stamp")

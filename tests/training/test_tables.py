@@ -320,7 +320,7 @@ def test_the_index_column_may_hold_the_time_stamps(tmp_path: Path, name: str) ->
         ([], {}, "is empty"),
         (["1,2", "3,4"], {}, "row 1 must hold column names, but holds numbers: 1, 2; use --header 0"),
         (["a,a", "3,4"], {}, "column names must be unique"),
-        (["a,b", "x,y"], {}, "row 2, below the names a, b, holds no number and no time stamp; use --header 0 if"),
+        (["a,b", "x,y"], {}, "has no column of numbers; its columns are: a, b"),
         (["id,b", "1,x", "2,y"], {"time": "none"}, "has no column of numbers; its columns are: id, b"),
         (["a,b"], {}, "has no rows below its column names: a, b"),
         (["a,b", "1,2"], {"column": ["c"]}, "there is no column 'c'; its columns are: a, b"),
