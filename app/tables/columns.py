@@ -179,8 +179,8 @@ def parse_values(body: Body, names: Sequence[str]) -> pd.DataFrame:
     """
     columns = {name: body.column(name) for name in names}
     sign = body.options.decimal or numbers.decimal_sign(columns, body.separator)
-    signs = pd.concat([own.numbers.index.to_series() for own in columns.values()]).str.contains(",", regex=False)
-    if signs.any() or (sign == "," and any(len(own.dotted) for own in columns.values())):
+    commas = any(own.numbers.index.str.contains(",", regex=False).any() for own in columns.values())
+    if commas or (sign == "," and any(len(own.vague) for own in columns.values())):
         body.remarks.append(f"the decimal separator is {sign!r}")
     missing = body.options.missing
     return pd.DataFrame(

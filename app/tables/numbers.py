@@ -57,6 +57,8 @@ class Column:
     Attributes:
         values: the plain numbers, float64; NaN for all other cells.
         numbers: the other texts of numbers, see ``written``.
+        pointed: the text of a plain number whose point must separate decimals, if there is one.
+        vague: the texts of plain numbers such as 1.234 if there is no such number.
         others: the distinct texts that are neither numbers nor missing.
         share: the share of numbers among the cells that are not missing; 0 if all are missing.
         missing: whether each cell is missing.
@@ -66,8 +68,14 @@ class Column:
         """``missing``: further texts of missing values."""
         values = pd.to_numeric(cells, errors="coerce").astype("float64")
         named = values.isin(pd.to_numeric(pd.Series(missing, dtype="str"), errors="coerce").dropna())
-        self.cells, self.values = cells, values.mask(named | np.isinf(values))
-        counts = cells[self.values.isna() & cells.notna() & ~named].astype("str").value_counts()
+        values = values.mask(named | np.isinf(values))
+        dotted = pd.Series(dtype="str")
+        if cells.dtype.kind == "O" and values.notna().any():
+            dotted = cells[values.notna() & cells.str.contains(".", regex=False).eq(True)].astype("str")
+        self.pointed = dotted[~dotted.str.fullmatch(r"[-+]?[1-9]\d{0,2}\.\d{3}")].iloc[:1]
+        self.vague = dotted if self.pointed.empty else dotted[:0]
+        self.cells, self.values = cells, values
+        counts = cells[values.isna() & cells.notna() & ~named].astype("str").value_counts()
         blank = counts.index.str.lower().isin(MISSING) | counts.index.isin(missing)
         self.missing = cells.isna() | named | cells.isin(counts.index[blank])
         counts = counts[~blank]
@@ -83,14 +91,6 @@ class Column:
     def is_flag(self) -> bool:
         """Whether the cells are zeros and ones."""
         return {*self.values.dropna()} == {0.0, 1.0} and not len(self.numbers) + len(self.others)
-
-    @property
-    def dotted(self) -> pd.Series:
-        """The texts of plain numbers with a point."""
-        if self.cells.dtype.kind != "O":
-            return self.cells[:0].astype("str")
-        plain = self.cells[self.values.notna()]
-        return plain[plain.str.contains(".", regex=False).eq(True)].astype("str")
 
 
 def decimal_sign(columns: Mapping[str, Column], separator: str) -> str:
@@ -108,24 +108,22 @@ def decimal_sign(columns: Mapping[str, Column], separator: str) -> str:
     likely: dict[str, str] = {}
     unclear = ""
     for name, column in columns.items():
-        dotted = column.dotted
-        clear = dotted[~dotted.str.fullmatch(r"[-+]?[1-9]\d{0,2}\.\d{3}")]
-        shown = pd.concat([clear.iloc[:1], dotted.iloc[:1]]).drop_duplicates()
-        numbers = pd.concat([column.numbers, written(shown)])
+        numbers = pd.concat([column.numbers, written(column.vague.iloc[:1])])
         fits = numbers[list(DIGITS)].notna()
         for sign in DIGITS:
-            only = numbers.index[fits[sign] & ~fits.all(axis=1)]
-            if len(only):
+            only = [*numbers.index[fits[sign] & ~fits.all(axis=1)], *(column.pointed if sign == "." else ())]
+            if only:
                 certain.setdefault(sign, f"{only[0]!r} in {name}")
-        different = numbers[numbers["."] != numbers[","]]
-        if different.empty or not fits.loc[different.index].all(axis=None):
+        vague = numbers[fits.all(axis=1) & (numbers["."] != numbers[","])]
+        if vague.empty:
             continue
-        cell = different.index[0]
+        cell = vague.index[0]
         sign, other = (",", ".") if "," in cell else (".", ",")
-        whole = pd.concat([column.values.drop(dotted.index), numbers["."].drop(different.index)]).abs().max()
-        is_amount = sign == separator == "," and different["mark"].str.contains("[$£]").any()
+        plain = column.values.drop(column.vague.index)
+        whole = pd.concat([plain, numbers["."].drop(vague.index)]).abs().max()
+        is_amount = sign == separator == "," and vague["mark"].str.contains("[$£]").any()
         below = whole < 1000 and (sign, separator) != (".", ",")
-        if (below or is_amount) and not whole >= 1000 and not different.index.str.contains(other, regex=False).any():
+        if (below or is_amount) and not whole >= 1000 and not vague.index.str.contains(other, regex=False).any():
             likely.setdefault(other, f"{cell!r} in {name}")
         else:
             unclear = unclear or f"{name}: {cell!r}"
@@ -152,11 +150,9 @@ def parse(
             for a missing value.
     """
     cells, numbers = column.cells, column.numbers
-    if decimal == ",":  # a plain number such as 1.234 has a thousands separator
-        numbers = pd.concat([numbers, written(column.dotted.drop_duplicates())])
     mark = next(iter(numbers["mark"][numbers["mark"] != ""].mode()), "")
     wrong = numbers[decimal].isna() | ~numbers["mark"].isin(["", mark])
-    if len(texts := [*column.others, *numbers.index[wrong]]):
+    if texts := [*column.others, *numbers.index[wrong], *(column.pointed if decimal == "," else ())]:
         at = int(np.argmax(cells.isin(texts)))
         text = str(cells.iloc[at])[:40]
         advice = f"use {option('missing', *missing, text)} to read such cells as missing"
@@ -167,8 +163,10 @@ def parse(
             f"{advice}; or name the columns to read with {COLUMN}"
         )
     values = column.values
+    if decimal == ",":
+        values = values.mask(values.index.isin(column.vague.index), (1000 * values).round())
     if len(numbers):
-        values = cells.map(numbers[decimal]).astype("float64").fillna(values)
+        values = values.fillna(cells.map(numbers[decimal]).astype("float64"))
     if mark:
         remarks.append(f"{name}: {mark!r} is left out of the values")
     values = values.mask(np.isinf(values))

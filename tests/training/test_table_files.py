@@ -573,6 +573,8 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         series("2024-01-01", "day", gap),
         "xlsx",
     )
+    add("Excel, a word among numbers", excel(S=[["d", "y"], *([x, "k.A." if i == 5 else V[i] + 0.234] for i, x in enumerate(d40))]),
+        series("2024-01-01", "day", [v if v is None else v + 0.234 for v in gap]), "xlsx")  # fmt: skip
     add("Excel, months across", excel(S=[["Product", *(datetime(x.year, x.month, 1) for x in MONTHS[:24])], ["a", *V[:24]]]),
         series("2021-01-01", "month", V[:24], "a"), "xlsx")  # fmt: skip
     return c
