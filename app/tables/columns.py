@@ -64,13 +64,13 @@ def find_times(body: Body, taken: Sequence[str]) -> Reading | None:
     words = [name for name in candidates if body.column(name).share <= 0.5 and len(body.column(name).others) > 1]
     if strong or body.options.format is not None:
         date = read_times(body, strong or (words or names)[:1])
-        if date.period or not date.times.duplicated().any():
+        if not date.times.duplicated().any():
             return date
         samples = {name: as_texts(body.frame[name].iloc[:SAMPLE_CELLS]) for name in words}
         clocks = [name for name, own in samples.items() if times.times_of_day(own).notna().mean() > 0.8]
         return read_times(body, [*strong, *clocks[:1]]) if clocks else date
     for name in numeric:
-        possible = [own for own in times.numeric_readings(body.column(name).values) if grid.is_regular(own)]
+        possible = [own for own in times.numeric_readings(body.column(name).values) if grid.is_regular(own.times)]
         if possible and not INDEX_NAME.fullmatch(name):
             raise TableError(
                 f"column {name!r} may hold time stamps ({possible[0].label}) or values; use {option('time', name)}, or "
@@ -102,7 +102,7 @@ def read_times(body: Body, names: list[str]) -> Reading:
     if not found:
         raise _unreadable(body, names)
     if len(found) > 1:
-        found = [own for own in found if grid.is_regular(own)] or found
+        found = [own for own in found if grid.is_regular(own.times)] or found
     if len(found) > 1:
         separator = next(iter(re.findall(r"[-/. ]", example)), "/")
         formats = [re.sub(r"[-/ ]", separator, own.label) for own in found if "%" in own.label]
@@ -205,7 +205,7 @@ def group_columns(body: Body, used: Sequence[str], values: Sequence[str], stamps
     codes = {name: pd.Series(pd.factorize(body.frame[name])[0]) for name in words}
     if not stamps.duplicated().any():
         for name, own in codes.items():
-            parts = [Reading("", "", part) for _, part in stamps.groupby(own)]
+            parts = [part for _, part in stamps.groupby(own)]
             if 1 < len(parts) <= len(own) / 3 and all(map(grid.is_regular, parts)):
                 options = f"{option('group', name)}, or {option('group', 'none')} for one series"
                 raise TableError(f"column {name!r} may name several series; use {options}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from app.tables.messages import TableError, option
@@ -41,22 +42,26 @@ def series_of(
 ) -> Iterator[TableSeries]:
     """Yield each series of a table, or only its last ``max_values`` values, with the ``horizon`` steps after it.
 
-    ``future``: for each known covariate, a table with its future values. Without ``horizon``, all steps of ``future``
-    are used.
+    ``future``: for each known covariate, a table with its future values. Its rows are for one series or, without
+    groups, for all series. Without time stamps, all rows are in the future. Without ``horizon``, all steps of
+    ``future`` are used.
 
     Raises:
         TableError: a step has no future value.
     """
-    is_daily = table.frame["ds"].dtype.kind == "M" and (table.frame["ds"] == table.frame["ds"].dt.normalize()).all()
     for name, whole in table.frame.groupby("unique_id", sort=False):
         frame = whole.iloc[-max_values:] if max_values else whole
         first, last = frame["ds"].iloc[0], frame["ds"].iloc[-1]
-        ahead = {column: _ahead(own, column, str(name), table.after(last, 1)) for column, own in future.items()}
+        is_dated = isinstance(first, pd.Timestamp)
+        ahead = {}
+        for column, future_table in future.items():
+            own = future_table.frame[future_table.frame["unique_id"].isin([name, column])]  # for one, or for all series
+            ahead[column] = own[own["ds"] > last] if is_dated else own
         count = horizon or max(1, min(map(len, ahead.values())))
-        steps = [table.after(first, len(frame) + step) for step in range(count)]
-        times = [str(time.date() if is_daily else time) for time in [*frame["ds"], *steps]]
+        steps = pd.Series(table.after(first, len(frame) + np.arange(count)))
+        times = pd.concat([frame["ds"], steps]).astype("str").tolist()
         for column, own in ahead.items():
-            if len(own) < count or (isinstance(last, pd.Timestamp) and list(own["ds"][:count]) != steps):
+            if len(own) < count or (is_dated and list(own["ds"][:count]) != list(steps)):
                 raise TableError(
                     f"{option('future')} needs {column} of {str(name)!r} for each of the {count} steps from "
                     f"{times[len(frame)]}"
@@ -65,18 +70,9 @@ def series_of(
             str(name),
             [None if pd.isna(value) else value for value in frame["y"].tolist()],
             times,
-            first.isoformat() if isinstance(first, pd.Timestamp) else "",
+            first.isoformat() if is_dated else "",
             {column: [*frame[column].tolist(), *own["y"][:count].tolist()] for column, own in ahead.items()},
         )
-
-
-def _ahead(table: TidyTable, column: str, name: str, first: Any) -> pd.DataFrame:
-    """Return the rows of a series in the table of future values, from the time ``first``.
-
-    Without time stamps, all rows are in the future. Without groups, the rows are for all series.
-    """
-    own = table.frame[(table.frame["unique_id"] == name) | (table.frame["unique_id"] == column)]
-    return own[own["ds"] >= first] if isinstance(first, pd.Timestamp) else own
 
 
 def forecast_rows(series: TableSeries, forecast: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -30,6 +30,7 @@ DIGITS = {
     ",": r"(?:\d*|[1-9]\d{0,2}(?:(?:\.\d{3})+|(?:['’]\d{3})+|(?: \d{3})+))(?:,\d*)?",
 }
 SAMPLE_CELLS = 1000  # a column without a number among so many distinct cells holds no numbers
+MAX_VALUE = 1e150  # because squares of larger values overflow
 SENTINELS = [-9.0, -99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, -99.9, -999.9, -9999.9, 999.9, 9999.9, -200.0]
 
 
@@ -170,7 +171,10 @@ def parse(
     if mark:
         remarks.append(f"{name}: {mark!r} is left out of the values")
     values = values.mask(np.isinf(values))
-    others = values[~values.isin(SENTINELS)].clip(-1e300, 1e300)
+    largest = max(values.min(), values.max(), key=abs)
+    if abs(largest) > MAX_VALUE:
+        raise TableError(f"{name} has the value {largest}; allowed are -{MAX_VALUE} to {MAX_VALUE}")
+    others = values[~values.isin(SENTINELS)]
     low, high = others.min(), others.max()
     spread = (high - low) or 1.0
     found = [own for own in SENTINELS if (values == own).any() and not low - max(spread, 9) <= own <= high + 3 * spread]

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from app.tables import columns, header, layout, tidy
+from app.tables import columns, grid, header, layout, tidy
 from app.tables.files import read_sheet
 from app.tables.header import Body
 from app.tables.layout import TIME, VALUE
 from app.tables.messages import NO_TIME, TableError, option
 from app.tables.options import ReadOptions
-from app.tables.tidy import ROW, SERIES, STAMP
+from app.tables.tidy import GROUP, ROW, SERIES
 from app.tables.times import Reading
 
 
@@ -31,14 +31,14 @@ class TidyTable:
             its first to its last value. ``y`` is NaN where the table has no value. ``ds`` holds times or, if the table
             has no time stamps, numbers of rows or steps.
         step: name of the time step, such as "hour", or "step".
-        after: returns the value of ``ds`` that is a number of steps after another one.
+        after: returns the values of ``ds`` that are numbers of steps after another value.
         covariates: names of the columns of known covariates.
         remarks: texts about how the file was read, and about all repairs and omissions.
     """
 
     frame: pd.DataFrame
     step: str
-    after: Callable[[Any, int], Any]
+    after: Callable[[Any, Any], Any]
     covariates: list[str]
     remarks: list[str]
 
@@ -84,20 +84,27 @@ def read(
     for own in constant if len(constant) < len(values) and not options.column else ():
         values.remove(own)
         body.leave_out(own, "has one value in each series")
-    data = data[[*values, *known]].assign(**{SERIES: codes, ROW: body.rows})
-    step, after = "step", operator.add
-    if time:
-        body.remarks.append(f"time stamps: column {', '.join(map(repr, time.names))}, {time.label}")
-        data, step, after = tidy.on_grid(data, values, time, options, body.remarks)
-    else:
-        data[STAMP] = data.groupby(SERIES).cumcount() + 1 if melted else body.rows
-        data = data.sort_values(SERIES, kind="stable")
     titles = [
         own if column == VALUE or (own and len(values) == 1) else f"{own} {column}".strip()
         for own in names
         for column in values
     ]
-    return TidyTable(tidy.tidy(data, titles, values, known, body.remarks), step, after, known, body.remarks)
+    rows = data[known].assign(**{GROUP: codes, ROW: body.rows})
+    rows["ds"] = time.times if time else rows.groupby(GROUP).cumcount() + 1 if melted else body.rows
+    parts = [rows.assign(y=data[own], **{SERIES: codes * len(values) + at}) for at, own in enumerate(values)]
+    data = pd.concat(parts, ignore_index=True)
+    data = data.iloc[np.lexsort((data["ds"], data[SERIES]))]
+    if time:
+        body.remarks.append(f"time stamps: column {', '.join(map(repr, time.names))}, {time.label}")
+    if options.resample:
+        data = grid.resample(data, options.resample, options.aggregate == "sum", body.remarks)
+    data = tidy.cut(data, titles, known, body.remarks)
+    step: tidy.Step = "step", operator.add
+    if time:
+        data, step = tidy.on_grid(data, options, ",".join(time.names), body.remarks)
+    tidy.fill_covariates(data, titles, known, body.remarks)
+    data["unique_id"] = np.array(titles, object)[data[SERIES]]
+    return TidyTable(data[["unique_id", "ds", "y", *known]], *step, known, body.remarks)
 
 
 def _listed(body: Body, names: str | None, nothing: str = "") -> list[str]:

@@ -18,18 +18,13 @@ PARTS = (  # weekday, date, time of day, zone, and the end of an interval, such 
     rf"(.*?)(?:(?:t|[ ,]\s*)({CLOCK})(?:{ZONE})?)?(?:\s+(?:[-–]|to|bis)\s+\d.*|/\d{{4}}-.*)?$"
 )
 ISO = r"\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?"
-# (label, period) of the formats of strptime. All separators are written as "-", and months as three letters.
-FORMATS = {
-    **dict.fromkeys(("%Y-%m-%d", "%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%y/%m/%d"), ""),
-    **dict.fromkeys(("%d %b %Y", "%d %b %y", "%b %d %Y", "%b %d %y", "%Y %b %d"), ""),
-    **dict.fromkeys(("%b %Y", "%Y %b", "%b %y", "%Y-%m", "%m/%Y"), "month"),
-    **{"q-%Y-%m": "quarter", "q-%y-%m": "quarter", "w-%G-%V-%u": "week"},  # see ``_normalised``
-}
-PATTERNS = {label: re.sub("[/ ]", "-", label) for label in FORMATS}
+FORMATS = [  # of strptime, for dates with "-" between all parts, and three letters for a month
+    *("%Y-%m-%d", "%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%y/%m/%d"),
+    *("%d %b %Y", "%d %b %y", "%b %d %Y", "%b %d %y", "%Y %b %d"),
+    *("%b %Y", "%Y %b", "%b %y", "%Y-%m", "%m/%Y"),
+    *("q-%Y-%m", "q-%y-%m", "w-%G-%V-%u"),  # see ``_normalised``
+]
 SAMPLE_CELLS = 100  # number of cells on which each format is tried first
-# Formats of whole numbers, by their number of digits, with the period of each; and units of time since 1970.
-NUMERIC = {4: ("%Y", "year"), 6: ("%Y%m", "month"), 8: ("%Y%m%d", ""), 10: ("%Y%m%d%H", ""), 12: ("%Y%m%d%H%M", "")}
-NUMERIC |= {14: ("%Y%m%d%H%M%S", "")}
 EPOCHS: dict[Literal["s", "ms", "us", "ns"], str] = {
     "s": "seconds",
     "ms": "milliseconds",
@@ -44,14 +39,12 @@ class Reading:
 
     Attributes:
         label: name of the format.
-        period: "month", "quarter", "week" or "year" if the cells are such periods, otherwise "".
         times: datetime64[us]; NaT where a cell is not a time stamp.
         remark: a text about the time zone, or "".
         names: the columns with the cells.
     """
 
     label: str
-    period: str
     times: pd.Series
     remark: str = ""
     names: Sequence[str] = ()
@@ -65,33 +58,33 @@ def readings(cells: pd.Series, week: bool = False, share: float = 0.8) -> list[R
     known = cells.dropna()
     if len(known) and known.str.fullmatch(ISO).all():
         times = pd.to_datetime(known, format="ISO8601", errors="coerce").astype("datetime64[us]")
-        return [Reading("%Y-%m-%d", "", times.reindex(cells.index))]
+        return [Reading("%Y-%m-%d", times.reindex(cells.index))]
     codes, unique = pd.factorize(known)
     texts = pd.Series(unique, dtype="str").str.lower().str.replace(r"\s+", " ", regex=True).str.strip()
     sample = _split(texts.iloc[:: len(texts) // SAMPLE_CELLS + 1], week)["date"]
-    likely = [label for label, pattern in PATTERNS.items() if _parsed(sample, pattern).notna().mean() > share / 2]
+    likely = [label for label in FORMATS if _parsed(sample, label).notna().mean() > share / 2]
     if not likely:
         return []
     parts = _split(texts, week)
     clock = times_of_day(parts["clock"]).mask(parts["clock"].isna(), pd.Timedelta(0))
     results = []
     for label in likely:
-        stamps = _parsed(parts["date"], PATTERNS[label])
-        stamps = stamps.mask(parts["clock"].notna()) if FORMATS[label] else stamps + clock
-        results.append(_reading(label, FORMATS[label], stamps, parts["zone"]))
+        stamps = _parsed(parts["date"], label)
+        stamps = stamps + clock if "%d" in label else stamps.mask(parts["clock"].notna())
+        results.append(_reading(label, stamps, parts["zone"]))
     counts = [int(own.times.notna().sum()) for own in results]
     results = [own for own, count in zip(results, counts, strict=True) if count == max(counts) >= share * len(texts)]
     if texts.str.contains(r"^\D*\d\d?\.").any() and any(own.label[:3] == "%d/" for own in results):
         results = [own for own in results if own.label[:3] not in ("%m/", "%y/")]  # with dots, the day comes first
-    distinct = {(own.period, own.times.to_numpy().tobytes()): own for own in reversed(results)}
+    distinct = {own.times.to_numpy().tobytes(): own for own in reversed(results)}
     return [
         replace(own, times=pd.Series(own.times.to_numpy()[codes], known.index).reindex(cells.index))
         for own in reversed(distinct.values())
     ]
 
 
-def _parsed(dates: pd.Series, pattern: str) -> pd.Series:
-    times = pd.to_datetime(dates, format=pattern, errors="coerce").astype("datetime64[us]")
+def _parsed(dates: pd.Series, label: str) -> pd.Series:
+    times = pd.to_datetime(dates, format=re.sub("[/ ]", "-", label), errors="coerce").astype("datetime64[us]")
     return times.where(times.dt.year.between(*YEARS))
 
 
@@ -102,25 +95,19 @@ def _split(texts: pd.Series, week: bool) -> pd.DataFrame:
     return parts.assign(date=pd.Series([_normalised(date, week) for date in dates], dtype="str").to_numpy()[codes])
 
 
-def _reading(label: str, period: str, times: pd.Series, zones: pd.Series) -> Reading:
+def _reading(label: str, times: pd.Series, zones: pd.Series) -> Reading:
     """Return a reading with times in UTC. Beside times with a zone, a time without a zone becomes NaT.
 
     If all times are midnights in their zone, the zone is ignored. With daylight saving time, these midnights would not
     all be 24 hours apart in UTC.
     """
-    zones = zones.reindex(times.index)
     known = times.dropna()
-    if zones[known.index].isna().all() or (known == known.dt.floor("D")).all():
-        return Reading(label, period, times.astype("datetime64[us]"))
+    if zones.reindex(known.index).isna().all() or (known == known.dt.floor("D")).all():
+        return Reading(label, times.astype("datetime64[us]"))
     texts = zones.str.replace("z|utc|gmt", "+00", regex=True).str.replace(":", "", regex=False).str.ljust(5, "0")
-    midnight = pd.to_datetime("1970-01-01" + texts, format="%Y-%m-%d%z", utc=True).dt.tz_localize(None)
-    utc = (times + (midnight - pd.Timestamp(0))).astype("datetime64[us]")
-    return Reading(
-        label,
-        period,
-        utc,
-        "time stamps with a zone are converted to UTC; for local days, write local times without a zone",
-    )
+    utc = times - pd.to_timedelta(texts.str[:3] + ":" + texts.str[3:] + ":00")
+    remark = "time stamps with a zone are converted to UTC; for local days, write local times without a zone"
+    return Reading(label, utc.astype("datetime64[us]"), remark)
 
 
 def _normalised(date: str, week: bool) -> str:
@@ -158,8 +145,7 @@ def with_format(cells: pd.Series, pattern: str) -> Reading:
         texts = cells.str.lower()
         texts, zones = texts.str.replace(ZONE + "$", "", regex=True), texts.str.extract(ZONE + "$")[0]
     times = pd.to_datetime(texts, format=pattern.replace("%z", "").strip(), errors="coerce")
-    period = "" if re.search("%[djuw]", pattern) else "month" if re.search("%[mbB]", pattern) else "year"
-    return _reading(pattern, period, times, zones)
+    return _reading(pattern, times, zones)
 
 
 def numeric_readings(values: pd.Series) -> list[Reading]:
@@ -169,16 +155,15 @@ def numeric_readings(values: pd.Series) -> list[Reading]:
         return []
     found = {}
     for unit, name in EPOCHS.items():
-        found[f"{name} since 1970", ""] = pd.to_datetime(known, unit=unit, errors="coerce"), (1979, 2099)
-    found["Excel dates", ""] = pd.to_datetime(known, unit="D", origin="1899-12-30", errors="coerce"), (1949, 2119)
-    texts = known.astype("int64").astype("str").where(known % 1 == 0)
-    pattern, period = NUMERIC.get(len(texts.iloc[0]), ("", ""))
-    if pattern and texts.str.len().nunique() == 1:
-        years = YEARS if period == "year" else (1900, 2100)
-        found[pattern, period] = pd.to_datetime(texts, format=pattern, errors="coerce"), years
+        found[f"{name} since 1970"] = pd.to_datetime(known, unit=unit, errors="coerce"), (1979, 2099)
+    found["Excel dates"] = pd.to_datetime(known, unit="D", origin="1899-12-30", errors="coerce"), (1949, 2119)
+    digits = {len(str(int(number))) for number in (known.min(), known.max())}
+    if len(digits) == 1 and digits < {4, 6, 8, 10, 12, 14} and (known % 1 == 0).all():
+        pattern = "%Y%m%d%H%M%S"[: digits.pop() - 2]  # the year has four digits, the other parts have two
+        found[pattern] = pd.to_datetime(known.astype("int64").astype("str"), format=pattern, errors="coerce"), YEARS
     return [
-        Reading(label, period, times.astype("datetime64[us]").reindex(values.index))
-        for (label, period), (times, years) in found.items()
+        Reading(label, times.astype("datetime64[us]").reindex(values.index))
+        for label, (times, years) in found.items()
         if times.dt.year.between(*years).all()
     ]
 

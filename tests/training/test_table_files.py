@@ -125,6 +125,7 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("Jan-21", table("m,y", [f"{x:%b-%y}" for x in MONTHS[:36]]), month)
     add("21-Jan of one year", table("m,y", [f"{x:%y-%b}" for x in MONTHS[:12]]), month12)
     add("months", table("m,y", [f"{x:%Y-%m}" for x in MONTHS[:36]]), month)
+    add("months after a point", table("when;y", [f"{x:%Y.%m}" for x in MONTHS[:36]], sep=";"), month)
     add("months as numbers", table("month,y", [f"{x:%Y%m}" for x in MONTHS[:36]]), month)
     add("12/2021", table("Period;y", [f"{x:%m/%Y}" for x in MONTHS[:36]], sep=";"), month)
     add("quarters", table("q,y", quarters), series("2020-01-01", "quarter", V[:14]))

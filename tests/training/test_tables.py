@@ -334,7 +334,7 @@ def test_the_index_column_may_hold_the_time_stamps(tmp_path: Path, name: str) ->
         (["y", *"12345678"], {"resample": "M", "aggregate": "sum"}, "--resample M cannot be used without time stamps"),
         (["t,y", *(f"2024-01-0{i},1" for i in range(1, 9))], {"time": "none", "format": "%d"}, "--format %d cannot be"),
         (["y", "1", "-1e308", "1"], {}, r"y has the value -1e\+308; allowed are -1e\+150 to 1e\+150"),
-        (["y,x", "1,2", "2,1e151", "1,3"], {"known_covariates": "x"}, r"y has the value 1e\+151; allowed are"),
+        (["y,x", "1,2", "2,1e151", "1,3"], {"known_covariates": "x"}, r"x has the value 1e\+151; allowed are"),
         (["a,b,c", "x,1,2", "y,2,1"], {"by_rows": True, "format": "%d"}, "--format %d cannot be used without time"),
     ],
 )  # fmt: skip
