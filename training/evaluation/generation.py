@@ -101,7 +101,6 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
     own, other = (nearest_distances(each[:2000], images.train_images).median() for each in (fake, images.test_images))
     compared = f"compared with the {images.name} test part in the features of {classifier.card.name}"
     metrics = {
-        "frechet_ratio": metric(distance / floor, "frechet_distance relative to frechet_floor", 2),
         "frechet_distance": metric(
             distance,
             f"the first {len(unseen):,} of {samples}, {compared}",
@@ -114,6 +113,7 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
             2,
             interval=intervals.normal(floor, floor_error),
         ),
+        "frechet_ratio": metric(distance / floor, "frechet_distance relative to frechet_floor", 2),
         "nearest_neighbour_ratio": metric(
             (own / other).item(),
             "median pixel distance to the nearest training image: 2,000 samples over 2,000 test images",
