@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "standin"
@@ -139,6 +140,10 @@ class FakeDevice:
         to_cpu = torch.device(named["device"]).type == "cpu" if named.get("device") is not None else False
         on_cpu = OPERATORS.get(operator, operator)
         result = on_cpu(*map_leaves(_on_cpu, arguments), **map_leaves(_on_cpu, named))
+        if torch.Tag.inplace_view in operator.tags:  # such as transpose_: also change the shape of the device tensor
+            with no_dispatch():
+                operator(*arguments, **named)
+            return arguments[0]
         if operator is aten._local_scalar_dense.default or operator is aten.equal.default:
             self.copies_to_cpu += 1
         if operator is aten.copy_.default:
