@@ -259,7 +259,9 @@ class Store:
                 self.disk.sync(path)
             self.disk.make_folder(self.folder / name)
             self.disk.set_mode(self.folder / name, 0o555)
-            active = self.roles(name).active if others and not activate else None
+            active = None
+            if others and not activate:  # with ``activate`` false, an unreadable active version is an error
+                active = self.active(name) if activate is False else self.roles(name).active
             if active and (activate is False or is_worse(card, self.card(name, active))):
                 # If the process is killed before the next rename, the active version stays pinned.
                 self._replace_rollout(name, f"publish {number} --no-activate", lambda _: {"active": active})
