@@ -92,7 +92,7 @@ fuzz: .venv/fuzz ## fuzz test: send random requests to the service with Schemath
 oldest: ## run all tests with the oldest allowed dependencies, in .venv-oldest
 	@.venv-oldest/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv-oldest
 	@.venv-oldest/bin/python -m pip install -q "uv>=0.8"
-	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python $(if $(TORCH),--torch-backend=$(TORCH)) --resolution lowest-direct -e ".[test]"
+	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python $(if $(TORCH),--torch-backend=$(TORCH)) --resolution lowest-direct --compile-bytecode -e ".[test]"
 	.venv-oldest/bin/python -m pytest $(ARGS)
 
 mutants: .venv/mutants ## run mutation tests of app/engine, app/serving, app/store, request parsing and HTTP; ARGS="--sample 150 app.store*"

@@ -320,6 +320,7 @@ def test_gradients_of_the_linear_recurrence_are_right() -> None:
     assert torch.autograd.gradcheck(LinearRecurrence.apply, inputs)
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # torch 2.10
 @torch.inference_mode()
 def test_packed_weights_use_few_kernels_and_are_batch_invariant() -> None:
     torch.manual_seed(0)
