@@ -87,6 +87,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory, exported: Callable[[str], 
     return Exports(tmp_path_factory.mktemp("exports"), exported)
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.10
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=() if kind in EXPORTED else pytest.mark.slow) for kind in SMALL]
 )
