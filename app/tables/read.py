@@ -80,10 +80,8 @@ def read(
         groups = columns.group_columns(body, used, values, time.times)
     data = columns.parse_values(body, [*values, *known])
     codes, names = _series(body, groups, name if melted else "")
-    constant = [own for own in values if data[own].nunique() > 1 == data[own].groupby(codes).nunique().max()]
-    for own in constant if len(constant) < len(values) and not options.column else ():
-        values.remove(own)
-        body.leave_out(own, "has one value in each series")
+    if not options.column:
+        values = _without_constants(body, data, values, codes)
     titles = [
         own if column == VALUE or (own and len(values) == 1) else f"{own} {column}".strip()
         for own in names
@@ -105,6 +103,14 @@ def read(
     tidy.fill_covariates(data, titles, known, body.remarks)
     data["unique_id"] = np.array(titles, object)[data[SERIES]]
     return TidyTable(data[["unique_id", "ds", "y", *known]], *step, known, body.remarks)
+
+
+def _without_constants(body: Body, data: pd.DataFrame, values: list[str], codes: np.ndarray) -> list[str]:
+    """Leave out the columns with one value in each series, unless all are such columns, and return the others."""
+    varied = [own for own in values if not data[own].nunique() > 1 == data[own].groupby(codes).nunique().max()]
+    for own in [own for own in values if own not in varied] if varied else ():
+        body.leave_out(own, "has one value in each series")
+    return varied or values
 
 
 def _listed(body: Body, names: str | None, nothing: str = "") -> list[str]:
