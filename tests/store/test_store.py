@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.disk import failing
+from support.disk import WatchedDisk, failing
 from support.imported.onnx_models import linear_model
 from support.networks import make_invalid, publish_tiny, rewrite_card, rewrite_weights, tiny_card, tiny_version
 from support.processes import start_python
@@ -357,3 +357,14 @@ def test_the_limits_of_a_card(changes: dict[str, object], sentence: str) -> None
         return
     with pytest.raises(StoreError, match=f"^here: {sentence}"):
         parse_card(content, "here")
+
+
+def test_a_failed_publication_keeps_the_default_models(tmp_path: Path) -> None:
+    def fail_moving_a_version(call: str, path: Path) -> None:
+        if call == "rename" and path.is_dir():
+            raise OSError(28, "No space left on device")
+
+    publish_tiny(tmp_path, "tiny-gan")
+    with pytest.raises(OSError, match="No space left"):
+        Store(tmp_path, disk=WatchedDisk(fail_moving_a_version)).publish(*tiny_version("tiny-cnn"))
+    assert Store(tmp_path).defaults() == {"sample": "tiny-gan"}
