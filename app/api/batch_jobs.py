@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import orjson
 from starlette.types import ASGIApp, Message
 
 from app.api.middleware.api_keys import CALLER
-from app.records.batches import MAX_AGE_SECONDS, Batches, LeaseLost, Row
+from app.records.batches import Batch, Batches, LeaseLost
 from app.serving.models import Models
 
 log = logging.getLogger("quartet")
@@ -23,7 +23,6 @@ POLL_SECONDS = 1.0
 PARALLEL = 4  # lines at the same time, so that texts are computed together
 RENEW_SECONDS = 5.0
 MAX_WAIT_SECONDS = 1.0  # a line waits at most this long for an idle service, so that a busy service makes progress
-MAX_LINES = 50_000  # as OpenAI
 MAX_PROBLEMS = 100
 
 
@@ -38,97 +37,85 @@ async def run_batches(app: ASGIApp, models: Models, batches: Batches) -> None:
     """Run jobs until this coroutine is cancelled. ``app`` answers the requests."""
     while True:
         try:
-            if job := await asyncio.to_thread(batches.claim):
-                await _run(app, models, batches, job)
+            if claimed := await asyncio.to_thread(batches.claim):
+                await _run(app, models, batches, *claimed)
                 continue
-        except LeaseLost:
+        except* LeaseLost:
             log.warning("a batch job took so long that another process continues it")
-        except (sqlite3.Error, OSError) as error:
-            log.error("batch jobs cannot be read or stored: %s", error)
+        except* (sqlite3.Error, OSError) as errors:
+            log.error("batch jobs cannot be read or stored: %s", errors.exceptions[0])
+        except* Exception:
+            log.exception("batch jobs failed")
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def _run(app: ASGIApp, models: Models, batches: Batches, job: Row) -> None:
-    run, batch = asyncio.to_thread, job["id"]
+async def _run(app: ASGIApp, models: Models, batches: Batches, key: str | None, job: Batch) -> None:
+    run, batch, path, status = asyncio.to_thread, job["id"], job["endpoint"], str(job["status"])
     try:
-        lines = list(parse_lines(await run(batches.content, job["key"], job["input"]), job["endpoint"]))
+        lines, problems = parse_lines(await run(batches.content, key, job["input_file_id"]), path)
     except Exception as error:  # the file was deleted
-        lines = [{"code": "invalid_file", "message": str(error), "line": None}]
-    problems = [line for line in lines if not isinstance(line, Line)][:MAX_PROBLEMS]
+        lines, problems = [], [{"code": "invalid_file", "message": str(error), "line": None}]
     if problems:
-        await run(lambda: batches.finish(job, "failed", problems))
+        await run(batches.finish, key, batch, "failed", problems[:MAX_PROBLEMS])
         return
     done = await run(batches.done, batch)
-    waiting = iter([line for line in lines if isinstance(line, Line) and line.number not in done])
-    if job["status"] == "validating":
-        await run(lambda: batches.update(batch, status="in_progress", total=len(lines), started=time.time()))
-    ending = ""
+    waiting = deque(line for line in lines if line.number not in done)
+    if status == "validating":
+        started = {"in_progress_at": int(time.time()), "request_counts": {"total": len(lines)}}
+        status = await run(lambda: batches.update(batch, status="in_progress", **started))
+
+    def ending() -> str:
+        if status == "cancelling":
+            return "cancelled"
+        return "expired" if time.time() > job["expires_at"] else ""
 
     async def send_lines() -> None:
-        for line in waiting:
+        nonlocal status
+        while waiting and not ending():
+            line = waiting.popleft()
             await models.idle(MAX_WAIT_SECONDS)
-            if ending:
-                return
-            status, body = await answer(app, job["endpoint"], line.body, job["key"], f"{batch}-{line.number}")
-            await run(batches.add_line, batch, line.number, line.custom_id, status, body)
+            code, body = await answer(app, path, line.body, key, f"{batch}-{line.number}")
+            status = await run(batches.add_line, batch, line.number, line.custom_id, code, body)
 
     async def renew() -> None:
-        nonlocal ending
-        while not ending:
+        nonlocal status
+        while True:
             await asyncio.sleep(RENEW_SECONDS)
-            if await run(lambda: batches.update(batch)) == "cancelling":
-                ending = "cancelled"
-            elif time.time() > job["created"] + MAX_AGE_SECONDS:
-                ending = "expired"
+            status = await run(batches.update, batch)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            renewal = group.create_task(renew())
-            await asyncio.gather(*(group.create_task(send_lines()) for _ in range(PARALLEL)))
-            renewal.cancel()
-    except ExceptionGroup as errors:
-        if isinstance(errors.exceptions[0], (LeaseLost, sqlite3.Error, OSError)):
-            raise errors.exceptions[0] from None
-        log.exception("batch job %s failed", batch)
-        ending = "failed"
-    if not ending and await run(lambda: batches.update(batch)) == "cancelling":
-        ending = "cancelled"
-    await run(lambda: batches.finish(job, ending or "completed"))
+    async with asyncio.TaskGroup() as group:
+        renewal = group.create_task(renew())
+        await asyncio.gather(*(group.create_task(send_lines()) for _ in range(PARALLEL)))
+        renewal.cancel()
+    await run(batches.finish, key, batch, ending() if waiting else "completed")
 
 
-def parse_lines(content: bytes, endpoint: str) -> Iterator[Line | dict[str, Any]]:
-    """Yield the lines of an input and, for each invalid line, a problem as in OpenAI's API."""
-    known: set[str] = set()
-    lines = content.splitlines()
-    if len(lines) > MAX_LINES:
-        yield {
-            "code": "too_many_lines",
-            "message": f"the file has {len(lines):,} lines; the maximum is {MAX_LINES:,}",
-            "line": None,
-        }
-        return
-    for number, text in enumerate(lines, 1):
+def parse_lines(content: bytes, endpoint: str) -> tuple[list[Line], list[dict[str, Any]]]:
+    """Return the valid lines of an input, and the problems of the others as in OpenAI's API."""
+    lines: dict[str, Line] = {}
+    problems: list[dict[str, Any]] = []
+    for number, text in enumerate(content.splitlines(), 1):
         if not text.strip():
             continue
-        problem, custom_id, body = "", None, None
+        problem = ""
         try:
             fields = orjson.loads(text)
             custom_id, body = fields.get("custom_id"), fields.get("body")
-            if not isinstance(custom_id, str) or custom_id in known:
+            if not isinstance(custom_id, str) or custom_id in lines:
                 problem = "custom_id should be a text that no other line has"
             elif (fields.get("method"), fields.get("url")) != ("POST", endpoint):
                 problem = f"method should be POST, and url {endpoint}, as in the batch"
             elif not isinstance(body, dict) or body.get("stream"):
                 problem = "body should be an object without stream"
+            else:
+                lines[custom_id] = Line(number, custom_id, orjson.dumps(body))
         except (ValueError, AttributeError):
             problem = "the line should be a JSON object"
         if problem:
-            yield {"code": "invalid_line", "message": problem, "line": number}
-        else:
-            known.add(str(custom_id))
-            yield Line(number, str(custom_id), orjson.dumps(body))
-    if not known:
-        yield {"code": "empty_file", "message": "the file has no valid line", "line": None}
+            problems.append({"code": "invalid_line", "message": problem, "line": number})
+    if not lines:
+        problems.append({"code": "empty_file", "message": "the file has no valid line", "line": None})
+    return list(lines.values()), problems
 
 
 async def answer(app: ASGIApp, path: str, body: bytes, key: str | None, request_id: str) -> tuple[int, str]:
@@ -144,17 +131,8 @@ async def _send(
     app: ASGIApp, path: str, body: bytes, key: str | None, request_id: str
 ) -> tuple[int, dict[bytes, bytes], bytes]:
     """Return the status, the headers and the body of the answer of an ASGI application."""
-    sent, answer = asyncio.Event(), list[Message]()
-
-    async def receive() -> Message:
-        if sent.is_set():
-            await asyncio.Future()  # the client never disconnects
-        sent.set()
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message: Message) -> None:
-        answer.append(message)
-
+    received, sent = asyncio.Queue[Message](), asyncio.Queue[Message]()
+    received.put_nowait({"type": "http.request", "body": body, "more_body": False})  # the client never disconnects
     names = {"host": "localhost", "content-type": "application/json", "x-request-id": request_id}
     scope = {
         "type": "http",
@@ -171,6 +149,6 @@ async def _send(
         "server": None,
         CALLER: key,
     }
-    await app(scope, receive, send)
-    start, *parts = answer
+    await app(scope, received.get, sent.put)
+    start, *parts = [sent.get_nowait() for _ in range(sent.qsize())]
     return start["status"], dict(start["headers"]), b"".join([part.get("body", b"") for part in parts])

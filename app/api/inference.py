@@ -97,17 +97,19 @@ async def run_job(call: Call[Any], job: Job, protocol: Protocol) -> Response:
     async with Deadline(request):
         outputs = await model.engine.submit(items)
 
-        def respond() -> Response:
+        def respond() -> tuple[Any, Response]:
             answer = predictor.finish(job, items, outputs)
-            keep(answer)
             content = protocol.encode(call, job, answer)
-            return content if isinstance(content, Response) else json_response(content)
+            return answer, content if isinstance(content, Response) else json_response(content)
 
-        return respond() if job.answer_size(outputs) <= INLINE_SIZE else await executor.run(respond)
+        is_small = job.answer_size(outputs) <= INLINE_SIZE
+        answer, response = respond() if is_small else await executor.run(respond)
+        keep(answer)
+        return response
 
 
 def _capture(call: Call[Any], job: Job) -> Callable[[Any], None]:
-    """Return a function that captures the answer to a job. Any thread may call it."""
+    """Return a function that captures the answer to a job."""
     service, request_id, key = call.request.service, call.request.scope[REQUEST_ID], current_caller.get()
     capture, shadows, started_at = service.capture, service.shadows, perf_counter()
     if capture is None or shadows is None:

@@ -47,18 +47,14 @@ class ShadowTraffic:
     def __init__(self, models: Models, capture: Capture) -> None:
         self._models, self._capture = models, capture
         self._copies: asyncio.Queue[Copy] = asyncio.Queue(WAITING)
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def offer(self, copy: Copy) -> None:
-        """Take a copy if it belongs to the share of a shadow. Any thread may call this."""
-        if self._loop and (shadow := self._shadow(copy)) and random.random() * 100 < shadow[1]:
-            self._loop.call_soon_threadsafe(self._put, copy)
-
-    def _put(self, copy: Copy) -> None:
-        if self._copies.full():
-            self._capture.count(copy.model.card.name, "skipped")
-        else:
-            self._copies.put_nowait(copy)
+        """Take a copy if it belongs to the share of a shadow."""
+        if (shadow := self._shadow(copy)) and random.random() * 100 < shadow[1]:
+            try:
+                self._copies.put_nowait(copy)
+            except asyncio.QueueFull:
+                self._capture.count(copy.model.card.name, "skipped")
 
     def _shadow(self, copy: Copy) -> tuple[Model[Any], float] | None:
         """Return the shadow of the model, and its share in per cent, if the active version has sent the answer."""
@@ -71,7 +67,6 @@ class ShadowTraffic:
 
     async def run(self) -> None:
         """Compare copies until this coroutine is cancelled."""
-        self._loop = asyncio.get_running_loop()
         while True:
             copy = await self._copies.get()
             try:

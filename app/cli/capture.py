@@ -16,34 +16,33 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.cli.output import write_line
+from app.store import StoreError
+
+if TYPE_CHECKING:  # takes seconds to import
+    from app.records.database import Database
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    from app.records.database import FILE, Database  # takes seconds to import
-
-    if not (options.folder / FILE).exists():
-        print(f"error: there is no {FILE} in {options.folder}", file=sys.stderr)
-        return 1
-    database = Database(options.folder)
     try:
+        database = existing(options.records)
         if options.command == "list":
             for model, version, count, *times in database.counts():
                 first, last = (datetime.fromtimestamp(each, UTC).strftime("%Y-%m-%d %H:%M") for each in times)
                 write_line(f"{model}@{version}  {count:,} requests  {first} to {last}")
             for figure in database.figures():
-                bounds = " to ".join(f"{bound:.3f}" for bound in figure.interval)
-                about = f"{figure.count:,} measurements; 95 % interval {bounds}"
-                write_line(f"{figure.model}@{figure.version}  {figure.name} {figure.mean:.3f}  {about}")
+                bounds = " to ".join(f"{bound:.3f}" for bound in figure["interval"])
+                text = "{model}@{version}  {name} {mean:.3f}  {count:,} measurements; 95 % interval "
+                write_line(text.format(**figure) + bounds)
         elif options.command == "export":
             from app.records.training_data import training_data
 
             count = len({row["id"] for row in database.truths(options.model)})
             if not count:
-                print(f"error: no request of {options.model} has feedback", file=sys.stderr)
-                return 1
+                raise StoreError(f"no request of {options.model} has feedback")
             options.file.write_text(training_data(database, options.model), "utf-8")
             write_line(f"{options.file}: {count:,} requests with feedback")
         else:
@@ -52,18 +51,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
             value = getattr(options, name)
             value = time.time() - value * 86_400 if name == "days" else value
             write_line(f"deleted {database.delete(conditions[name], value):,} requests")
-    except (sqlite3.Error, OSError) as error:
-        print(f"error: {options.folder}: {error}", file=sys.stderr)
+    except (sqlite3.Error, OSError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def existing(folder: Path) -> Database:
+    """Return the records in a folder. Raises StoreError if there are none."""
+    from app.records.database import FILE, Database
+
+    if not (folder / FILE).exists():
+        raise StoreError(f"there is no {FILE} in {folder}")
+    return Database(folder)
+
+
+def add_records(parser: argparse.ArgumentParser) -> None:
+    """Add the option with the folder of the records."""
+    text = "folder of the captured requests; QUARTET_RECORDS_FOLDER sets another default (default: %(default)s)"
+    default = os.environ.get("QUARTET_RECORDS_FOLDER", "capture")
+    parser.add_argument("--records", type=Path, default=default, metavar="FOLDER", help=text)
 
 
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="quartet capture", description=__doc__, formatter_class=plain)
     folder = argparse.ArgumentParser(add_help=False)
-    text = "folder of the captured requests; QUARTET_RECORDS_FOLDER sets another default (default: %(default)s)"
-    folder.add_argument("--folder", type=Path, default=os.environ.get("QUARTET_RECORDS_FOLDER", "capture"), help=text)
+    add_records(folder)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("list", parents=[folder], help="count the requests and the feedback of each version")
     export = commands.add_parser("export", parents=[folder], help="write the requests with feedback as training data")

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from app.cli import add_model, shadow
+from app.cli import add_model, capture, shadow
 from app.cli.output import write_line
 from app.store import LATEST, Card, RolloutRefused, Store, StoreError, VersionNotFound, catalogue
 from app.store.store import NUMBER
@@ -109,9 +109,9 @@ def _add_shadow(command: Callable[..., argparse.ArgumentParser]) -> None:
     added.add_argument("version", metavar="VERSION", type=_version_or_off, help="version number, or `off`")
     share_help = "share of the captured requests, such as 20%% (default: all)"
     added.add_argument("--share", type=_share, default=100, metavar="PERCENT", help=share_help)
-    shadow.add_records(command("compare", _compare, "compare the shadow with the active version", "name"))
+    capture.add_records(command("compare", _compare, "compare the shadow with the active version", "name"))
     text = "activate the shadow if it is better than the active version with 95 %% confidence"
-    shadow.add_records(command("promote", _promote, text, "name"))
+    capture.add_records(command("promote", _promote, text, "name"))
 
 
 def _add_files(command: Callable[..., argparse.ArgumentParser]) -> None:

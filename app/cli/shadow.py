@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
-import os
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.cli.capture import existing
 from app.store import RolloutRefused, Store, StoreError
 
 if TYPE_CHECKING:  # takes seconds to import
     from app.records.comparison import Comparison
 
 
-def add_records(parser: argparse.ArgumentParser) -> None:
-    """Add the option with the folder of the records."""
-    text = "folder of the captured requests; QUARTET_RECORDS_FOLDER sets another default (default: %(default)s)"
-    default = os.environ.get("QUARTET_RECORDS_FOLDER", "capture")
-    parser.add_argument("--records", type=Path, default=default, metavar="FOLDER", help=text)
-
-
 def compare(store: Store, name: str, folder: Path) -> tuple[int, int, Comparison]:
     """Return the active version, the shadow and their comparison. Raises StoreError."""
-    import sqlite3
-
     from app.records.comparison import compare_versions
-    from app.records.database import FILE, Database
 
     roles = store.roles(name)
     if roles.active is None or roles.shadow is None:
         raise RolloutRefused(f"{name} has no shadow; `shadow {name} VERSION` makes a version the shadow")
-    if not (folder / FILE).exists():
-        raise StoreError(f"there is no {FILE} in {folder}")
     active, shadow = roles.active, roles.shadow.version
     try:
-        compared = compare_versions(Database(folder), store.card(name, active).task, name, active, shadow)
+        compared = compare_versions(existing(folder), store.card(name, active).task, name, active, shadow)
     except sqlite3.Error as error:
-        raise StoreError(f"{folder / FILE} cannot be read: {error}") from None
+        raise StoreError(f"{folder} cannot be read: {error}") from None
     return active, shadow, compared
 
 

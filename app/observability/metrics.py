@@ -17,7 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from app.engine.observer import BatchMember, RequestTrace, VersionKey
 from app.observability.shared_metrics import SharedMetrics
 from app.observability.tracing import Tracer
-from app.records.database import Figure
+from app.records.database import FeedbackFigure
 
 log = logging.getLogger("quartet")
 
@@ -69,7 +69,7 @@ class Metrics:
             "Captured requests that were stored or dropped, and compared with the answer of a shadow or skipped",
             ("model", "result"),
         )
-        self.feedback: Callable[[], Iterable[Figure]] = list  # returns what feedback says about the answers
+        self.feedback: Callable[[], Iterable[FeedbackFigure]] = list  # returns what feedback says about the answers
         self.rate_limited = counter("rate_limited", "Requests over the rate limit of their API key", ("key",))
         self.states = gauge(
             "versions",
@@ -149,9 +149,9 @@ class Metrics:
         """Count a request that exceeded a rate limit. ``key`` is the name of its API key."""
         self.rate_limited.labels(key).inc()
 
-    def on_captured(self, model: str, result: str, count: int) -> None:
+    def on_captured(self, model: str, result: str) -> None:
         """Count requests that were ``stored`` or ``dropped``."""
-        self.captured.labels(model, result).inc(count)
+        self.captured.labels(model, result).inc()
 
     def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey], scan_age: float) -> None:
         self.workers.set(1)  # the first report comes after the models were loaded
@@ -200,9 +200,9 @@ class Metrics:
         mean = GaugeMetricFamily("quartet_feedback_mean", "Mean of a figure over all feedback", labels=labels)
         count = GaugeMetricFamily("quartet_feedback_count", "Number of measurements of a figure", labels=labels)
         for figure in figures:
-            key = (figure.model, str(figure.version), figure.name)
-            mean.add_metric(key, figure.mean)
-            count.add_metric(key, figure.count)
+            key = (figure["model"], str(figure["version"]), figure["name"])
+            mean.add_metric(key, figure["mean"])
+            count.add_metric(key, figure["count"])
         return [mean, count]
 
 

@@ -8,14 +8,13 @@ import random
 import sqlite3
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from app.limits import Limits
 from app.records.captured import ANSWERS, Captured, Compared
-from app.records.database import LOCK_SECONDS, Database, Figure
+from app.records.database import LOCK_SECONDS, Database, FeedbackFigure
 from app.settings import Settings, SettingsError
 from app.store.card import Card, is_model_name
 from app.tasks.job import Job
@@ -32,8 +31,8 @@ class Capture:
 
     Args:
         shares: the share of the requests to capture, in per cent, by model.
-        on_captured: function that counts requests, given their model, ``stored``, ``dropped``, ``compared`` (with
-            the answer of a shadow) or ``skipped`` (because the service was busy), and their number.
+        count: function that counts a request, given its model, and ``stored``, ``dropped``, ``compared`` (with the
+            answer of a shadow) or ``skipped`` (because the service was busy).
     """
 
     def __init__(
@@ -41,12 +40,12 @@ class Capture:
         database: Database,
         shares: Mapping[str, float],
         limits: Limits,
-        on_captured: Callable[[str, str, int], object],
+        count: Callable[[str, str], object],
     ) -> None:
-        self.database, self.shares = database, shares
-        self._limits, self._on_captured = limits, on_captured
+        self.database, self.shares, self.count = database, shares, count
+        self._limits = limits
         self._waiting: queue.Queue[Callable[[], Captured | Compared] | None] = queue.Queue(limits.captures_waiting)
-        self.figures: list[Figure] = []  # what feedback says about the answers, at most a few seconds old
+        self.figures: list[FeedbackFigure] = []  # what feedback says about the answers, at most a few seconds old
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
 
@@ -60,10 +59,6 @@ class Capture:
     def add_copy(self, compared: Compared) -> None:
         """Store the answer of a shadow, if its request is stored."""
         self._put(compared.model, lambda: compared)
-
-    def count(self, model: str, result: str) -> None:
-        """Count a request with this result."""
-        self._on_captured(model, result, 1)
 
     def _put(self, model: str, make: Callable[[], Captured | Compared]) -> None:
         try:
@@ -84,15 +79,13 @@ class Capture:
             taken = self._take()
             running = None not in taken
             made = [make() for make in taken if make]
-            requests = [each for each in made if isinstance(each, Captured)]
-            copies = [each for each in made if isinstance(each, Compared)]
-            now, result = time.monotonic(), "stored"
+            now, has_failed = time.monotonic(), False
             try:
                 if not is_open:
                     self.database.open()
                     is_open = True
                 if made:
-                    self.database.add(requests, copies)
+                    self.database.add(made)
                 if now > figures_at + FIGURES_SECONDS:
                     self.figures, figures_at = self.database.figures(), now
                 if now > trimmed_at + TRIM_SECONDS:
@@ -100,11 +93,9 @@ class Capture:
                     trimmed_at = now
             except (sqlite3.Error, OSError) as error:
                 log.error("requests cannot be captured: %s", error)
-                is_open, result = False, "dropped"
-            for model, count in Counter(each.model for each in requests).items():
-                self._on_captured(model, result, count)
-            for model, count in Counter(each.model for each in copies).items():
-                self._on_captured(model, "compared" if result == "stored" else result, count)
+                is_open, has_failed = False, True
+            for each in made:
+                self.count(each.model, "dropped" if has_failed else each.result)
 
     def _take(self) -> list[Callable[[], Captured | Compared] | None]:
         """Return what has been offered, after a while also if nothing was."""
@@ -147,11 +138,11 @@ def open_records(settings: Settings) -> Database | None:
 
 
 def create_capture(
-    settings: Settings, database: Database | None, on_captured: Callable[[str, str, int], object]
+    settings: Settings, database: Database | None, count: Callable[[str, str], object]
 ) -> Capture | None:
     """Return the capture of a service, or None if it captures nothing. Raises SettingsError."""
     if not (shares := parse_shares(settings.capture)):
         return None
     if database is None:
         raise SettingsError(f"QUARTET_CAPTURE is {settings.capture!r}, which needs QUARTET_RECORDS_FOLDER")
-    return Capture(database, shares, settings.limits, on_captured)
+    return Capture(database, shares, settings.limits, count)

@@ -7,10 +7,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import orjson
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import BadValue, quote_value
 from app.store import Card, TaskName
@@ -27,6 +28,7 @@ ANSWERS: Mapping[type[Job], tuple[Sequence[str], Callable[[Any], dict[str, Any]]
     ForecastJob: ((), lambda answer: {"forecasts": [vars(each) for each in answer.forecasts]}),
     SampleJob: (("latents", "classes"), lambda answer: {"labels": answer.labels}),
 }
+Value = Annotated[float, Field(ge=-1e150, le=1e150)]
 ENCODING = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
@@ -51,6 +53,7 @@ class Captured:
     answer: str  # JSON
     key: str | None = None
     pixels: Sequence[np.ndarray] = ()
+    result: ClassVar = "stored"
     time: float = field(default_factory=time.time)
 
     @staticmethod
@@ -85,22 +88,27 @@ class Compared:
     model: str
     version: int
     answer: str
+    result: ClassVar = "compared"
     measured: Mapping[int, Sequence[Measured]]
 
 
-@dataclass(frozen=True)
-class Truth:
-    """Feedback on one item of an answer: an image, a text or a series. Exactly one of the last four is not None.
+class FeedbackRequest(BaseModel):
+    """Exactly one of `label`, `values`, `accepted` and `text`, as the task of the request needs."""
 
-    ``values`` are those from step ``first_step`` of a forecast, from 0. None marks a value that is not known yet.
-    """
-
-    item: int = 0
-    first_step: int = 0
-    label: str | None = None
-    values: Sequence[float | None] | None = None
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    request_id: str = Field(max_length=200)
+    """the `x-request-id` of the answer"""
+    item: int = Field(0, ge=0)
+    """which image, text or series of the answer, from 0"""
+    label: str | None = Field(None, max_length=1000)
+    """the right label of an image"""
+    values: list[Value | None] | None = Field(None, min_length=1, max_length=10_000)
+    """the actual values of a series, from `first_step` of its forecast; null: not known yet"""
+    first_step: int = Field(0, ge=0)
     accepted: bool | None = None
-    text: str | None = None
+    """whether the text was used as it was"""
+    text: str | None = Field(None, max_length=100_000)
+    """the corrected text"""
 
     def steps(self) -> dict[int, Any]:
         """Return what is known about each step."""
@@ -109,7 +117,7 @@ class Truth:
         return {0: next(each for each in (self.label, self.accepted, self.text) if each is not None)}
 
 
-def measure(captured: Captured, truth: Truth, labels: Sequence[str]) -> list[Measured]:
+def measure(captured: Captured, truth: FeedbackRequest, labels: Sequence[str]) -> list[Measured]:
     """Compare an answer with the truth. ``labels`` are those of the model. Raises BadValue if they do not fit."""
     kind, measurements = MEASURES.get(captured.task, ("", None))
     if measurements is None or not any(getattr(truth, name) is not None for name in kind.split(" or ")):
@@ -122,7 +130,7 @@ def measure(captured: Captured, truth: Truth, labels: Sequence[str]) -> list[Mea
     return list(measurements(items[truth.item], truth, labels, orjson.loads(captured.job)))
 
 
-def _label(probabilities: Sequence[float], truth: Truth, labels: Sequence[str], _: Any) -> Iterator[Measured]:
+def _label(probabilities: Sequence[float], truth: FeedbackRequest, labels: Sequence[str], _: Any) -> Iterator[Measured]:
     """Yield whether the most probable label is right, and its probability, which should be as large on average."""
     if truth.label not in labels:
         raise BadValue(f"label is {quote_value(truth.label)}; the model has {', '.join(labels)}", "label")
@@ -131,7 +139,7 @@ def _label(probabilities: Sequence[float], truth: Truth, labels: Sequence[str], 
     yield Measured(truth.item, 0, "confidence", probabilities[best])
 
 
-def _values(forecast: Any, truth: Truth, _: Any, job: Any) -> Iterator[Measured]:
+def _values(forecast: Any, truth: FeedbackRequest, _: Any, job: Any) -> Iterator[Measured]:
     """Yield for each value its absolute scaled error (as in MASE), and whether it is inside each interval."""
     median, steps = forecast["median"], truth.steps()
     if steps and max(steps) >= len(median):
@@ -153,7 +161,7 @@ def _scale(values: Sequence[float | None], seasonality: int | None) -> float:
     return float(np.nanmean(differences)) if np.isfinite(differences).any() else math.nan
 
 
-def _text(written: str, truth: Truth, *_: Any) -> Iterator[Measured]:
+def _text(written: str, truth: FeedbackRequest, *_: Any) -> Iterator[Measured]:
     """Yield whether a text was accepted. A corrected text was accepted only if it equals the answer."""
     yield Measured(
         truth.item, 0, "accepted", float(written == truth.text if truth.accepted is None else truth.accepted)
@@ -178,7 +186,7 @@ def compare(job: Job, answer: Any, other: Any) -> Iterator[Measured]:
                 yield Measured(item, 0, "difference", float(np.abs(first.median - second.median).mean()) / scale)
 
 
-MEASURES: Mapping[TaskName, tuple[str, Callable[[Any, Truth, Any, Any], Iterable[Measured]]]] = {
+MEASURES: Mapping[TaskName, tuple[str, Callable[[Any, FeedbackRequest, Any, Any], Iterable[Measured]]]] = {
     "classify": ("label", _label),
     "forecast": ("values", _values),
     "continue": ("accepted or text", _text),

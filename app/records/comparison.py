@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 
 from app.records.database import Database
 from app.store import TaskName
+from app.store.card import HIGHER_IS_BETTER
 
-MAIN: dict[TaskName, tuple[str, int]] = {  # the figure that decides, and the sign of a better value
-    "classify": ("accuracy", 1), "forecast": ("mase", -1), "continue": ("loss", -1),
-}  # fmt: skip
+MAIN: dict[TaskName, str] = {"classify": "accuracy", "forecast": "mase", "continue": "loss"}  # the figure that decides
 MIN_REQUESTS = 30  # fewer differences do not have a normal mean
 
 
@@ -43,11 +41,12 @@ class Comparison:
 
 def compare_versions(database: Database, task: TaskName, model: str, active: int, shadow: int) -> Comparison:
     """Compare two versions. The shadow is better if the 95 % interval of its main figure excludes 0."""
-    means = {(each.version, each.name): each.mean for each in database.figures() if each.model == model}
+    means = {(each["version"], each["name"]): each["mean"] for each in database.figures() if each["model"] == model}
     differences = database.differences(model, shadow, active)
     names = [name for version, name in means if version == shadow]
-    rows = [_row(name, means.get((active, name)), means[shadow, name], differences.get(name, [])) for name in names]
-    figure, sign = MAIN.get(task, ("", 0))
+    rows = [Row(name, means.get((active, name)), means[shadow, name], *differences.get(name, ())) for name in names]
+    figure = MAIN.get(task, "")
+    sign = 1 if figure in HIGHER_IS_BETTER else -1
     main = next((row for row in rows if row.name == figure and row.difference is not None), None)
     label = f"{model}@{shadow}"
     if main is None or main.requests < MIN_REQUESTS:
@@ -57,11 +56,3 @@ def compare_versions(database: Database, task: TaskName, model: str, active: int
     result = "is better" if low > 0 else "is worse" if high < 0 else "is not clearly better or worse"
     bounds = " to ".join(f"{bound:+.4g}" for bound in main.interval)
     return Comparison(rows, f"{label} {result}: {figure} {main.difference:+.4g} (95 % interval {bounds})", low > 0)
-
-
-def _row(name: str, active: float | None, shadow: float, differences: Sequence[float]) -> Row:
-    if len(differences) < 2:
-        return Row(name, active, shadow)
-    mean = fmean(differences)
-    spread = 1.96 * stdev(differences) / math.sqrt(len(differences))
-    return Row(name, active, shadow, mean, (mean - spread, mean + spread), len(differences))

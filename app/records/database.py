@@ -16,13 +16,15 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import orjson
+from typing_extensions import TypedDict
 
-from app.records.captured import Captured, Compared, Measured, Truth
+from app.records.captured import Captured, Compared, FeedbackRequest, Measured
 from app.tasks.image_codecs import png
 
 log = logging.getLogger("quartet")
@@ -36,7 +38,7 @@ CREATE TABLE IF NOT EXISTS images (
     request TEXT REFERENCES requests ON DELETE CASCADE, position INTEGER, digest TEXT, bytes INTEGER,
     PRIMARY KEY (request, position)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS feedback (
-    request TEXT REFERENCES requests ON DELETE CASCADE, item INTEGER, step INTEGER, truth TEXT, time REAL,
+    request TEXT REFERENCES requests ON DELETE CASCADE, item INTEGER, step INTEGER, truth TEXT,
     PRIMARY KEY (request, item, step)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS shadows (
     request TEXT REFERENCES requests ON DELETE CASCADE, version INTEGER, answer TEXT,
@@ -44,26 +46,24 @@ CREATE TABLE IF NOT EXISTS shadows (
 CREATE TABLE IF NOT EXISTS figures (
     request TEXT REFERENCES requests ON DELETE CASCADE, version INTEGER, item INTEGER, step INTEGER, name TEXT,
     value REAL, PRIMARY KEY (request, version, item, step, name)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, key TEXT, name TEXT, purpose TEXT, bytes INTEGER, created REAL);
-CREATE TABLE IF NOT EXISTS batches (
-    id TEXT PRIMARY KEY, key TEXT, input TEXT, endpoint TEXT, metadata TEXT, created REAL, status TEXT, total INTEGER,
-    started REAL, ended REAL, output TEXT, errors TEXT, problems TEXT, owner TEXT, lease REAL);
+CREATE TABLE IF NOT EXISTS objects (
+    id TEXT PRIMARY KEY, key TEXT, created REAL, body TEXT, owner TEXT, lease REAL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS lines (
-    batch TEXT REFERENCES batches ON DELETE CASCADE, line INTEGER, custom_id TEXT, status INTEGER, body TEXT,
+    batch TEXT REFERENCES objects ON DELETE CASCADE, line INTEGER, custom_id TEXT, status INTEGER, body TEXT,
     PRIMARY KEY (batch, line)) WITHOUT ROWID;
 """
 
 
-@dataclass(frozen=True)
-class Figure:
-    """The mean of ``count`` measurements of a version, with its 95 % interval."""
-
+class FeedbackFigure(TypedDict):
     model: str
     version: int
     name: str
+    """`accuracy` and `confidence` of images, which should be equal; `mase` and `coverage_95` of forecasts; `accepted`
+    of texts"""
     count: int
     mean: float
-    interval: tuple[float, float]
+    interval: list[float]
+    """95 % interval of the mean"""
 
 
 class Database:
@@ -99,7 +99,7 @@ class Database:
             rows.execute("PRAGMA journal_mode = WAL")
             rows.executescript(TABLES)
         self._kept = sqlite3.connect(self.folder / FILE, check_same_thread=False)
-        self._kept.execute("SELECT COUNT(*) FROM files")
+        self._kept.execute("SELECT COUNT(*) FROM objects")
 
     def close(self) -> None:
         if self._kept:
@@ -118,15 +118,14 @@ class Database:
             with connection:
                 yield connection
 
-    def add(self, requests: Sequence[Captured], copies: Sequence[Compared] = ()) -> None:
+    def add(self, records: Sequence[Captured | Compared]) -> None:
         """Store requests, and answers of shadows to stored requests. What is stored already is left out."""
+        requests = [each for each in records if isinstance(each, Captured)]
+        copies = [each for each in records if isinstance(each, Compared)]
         with self.transaction() as rows:
             rows.executemany(
-                "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (each.request, each.time, each.key, each.model, each.version, each.task, each.job, each.answer)
-                    for each in requests
-                ],
+                "INSERT OR IGNORE INTO requests VALUES (:request, :time, :key, :model, :version, :task, :job, :answer)",
+                map(vars, requests),
             )
             rows.executemany(
                 "INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?)",
@@ -136,11 +135,10 @@ class Database:
                     for position, (digest, pixels) in enumerate(zip(each.digests(), each.pixels, strict=True))
                 ],
             )
-            for each in copies:
-                if rows.execute("SELECT 1 FROM requests WHERE id = ?", (each.request,)).fetchone():
-                    answer = (each.request, each.version, each.answer)
-                    rows.execute("INSERT OR IGNORE INTO shadows VALUES (?, ?, ?)", answer)
-                    self._measure(rows, each.request, each.measured)
+            for copy in copies:
+                values = "SELECT id, :version, :answer FROM requests WHERE id = :request"
+                if rows.execute(f"INSERT OR IGNORE INTO shadows {values}", vars(copy)).rowcount:
+                    self._measure(rows, copy.request, copy.measured)
 
     @staticmethod
     def _measure(rows: sqlite3.Connection, request: str, measured: Mapping[int, Iterable[Measured]]) -> None:
@@ -168,32 +166,35 @@ class Database:
 
     def find(self, request: str) -> list[Captured]:
         """Return a captured request without its images: with its answer, and once with each answer of a shadow."""
-        columns = "id, model, requests.version, task, job, answer, key"
-        shadows = columns.replace("requests", "shadows").replace(" answer", " shadows.answer")
         with self.transaction() as rows:
-            found = rows.execute(f"SELECT {columns} FROM requests WHERE id = ?", (request,)).fetchall()
-            joined = "FROM shadows JOIN requests ON id = request WHERE id = ? AND shadows.answer != ''"
-            found += rows.execute(f"SELECT {shadows} {joined}", (request,)).fetchall()
-        return [Captured(*row) for row in found]
+            found = rows.execute(
+                "SELECT id, model, version, task, job, answer, key FROM requests WHERE id = :request UNION ALL "
+                "SELECT id, model, shadows.version, task, job, shadows.answer, key FROM requests JOIN shadows "
+                "ON request = id WHERE id = :request AND shadows.answer != ''",
+                {"request": request},
+            )
+            return [Captured(*row) for row in found]
 
-    def add_feedback(self, request: str, truth: Truth, measured: Mapping[int, Sequence[Measured]]) -> None:
+    def add_feedback(self, truth: FeedbackRequest, measured: Mapping[int, Sequence[Measured]]) -> None:
         """Store feedback and its measurements by version. They replace those of the same item and step."""
         with self.transaction() as rows:
             for step, value in truth.steps().items():
-                row = (request, truth.item, step, orjson.dumps(value).decode(), time.time())
-                rows.execute("INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?, ?)", row)
-            self._measure(rows, request, measured)
+                row = (truth.request_id, truth.item, step, orjson.dumps(value).decode())
+                columns = "request, item, step, truth"
+                rows.execute(f"INSERT OR REPLACE INTO feedback ({columns}) VALUES (?, ?, ?, ?)", row)
+            self._measure(rows, truth.request_id, measured)
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[FeedbackFigure]:
         """Return the figures of each version."""
         with self.transaction() as rows:
             found = rows.execute(
-                "SELECT model, figures.version, name, COUNT(*), AVG(value), AVG(value * value) FROM figures "
-                "JOIN requests ON requests.id = figures.request GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+                "SELECT model, figures.version, name, COUNT(*) AS count, AVG(value) AS mean, AVG(value * value) "
+                "FROM figures JOIN requests ON requests.id = figures.request GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
             ).fetchall()
+        names = ("model", "version", "name", "count", "mean")
         return [
-            Figure(model, version, name, count, mean, interval(name, count, mean, square))
-            for model, version, name, count, mean, square in found
+            cast(FeedbackFigure, {name: row[name] for name in names} | {"interval": interval(*row[2:])})
+            for row in found
         ]
 
     def truths(self, model: str) -> list[sqlite3.Row]:
@@ -207,27 +208,28 @@ class Database:
                 (model,),
             ).fetchall()
 
-    def differences(self, model: str, version: int, other: int) -> dict[str, list[float]]:
-        """Return ``version`` minus ``other`` for each figure that feedback gives both: one mean for each request."""
+    def differences(self, model: str, version: int, other: int) -> dict[str, tuple[float, tuple[float, float], int]]:
+        """Return ``version`` minus ``other`` for each figure that at least two requests have for both.
+
+        A difference is the mean over requests, its 95 % interval, and the number of requests.
+        """
         with self.transaction() as rows:
             found = rows.execute(
-                "SELECT a.name, AVG(a.value - b.value) FROM figures AS a JOIN figures AS b USING "
-                "(request, item, step, name) JOIN requests ON requests.id = request WHERE requests.model = ? "
-                "AND a.version = ? AND b.version = ? GROUP BY a.name, request",
+                "SELECT name, COUNT(*), AVG(mean), AVG(mean * mean) FROM ("
+                "SELECT a.name, AVG(a.value - b.value) AS mean FROM figures AS a JOIN figures AS b "
+                "USING (request, item, step, name) JOIN requests "
+                "ON requests.id = request WHERE requests.model = ? AND a.version = ? AND b.version = ? "
+                "GROUP BY a.name, request) GROUP BY name HAVING COUNT(*) > 1",
                 (model, version, other),
-            ).fetchall()
-        differences: dict[str, list[float]] = {}
-        for name, difference in found:
-            differences.setdefault(name, []).append(difference)
-        return differences
+            )
+            return {name: (mean, interval("", count, mean, square), count) for name, count, mean, square in found}
 
-    def counts(self) -> list[tuple[str, int, int, float, float]]:
+    def counts(self) -> list[sqlite3.Row]:
         """Return the model, the version, the number of requests, and the times of the oldest and the newest one."""
         with self.transaction() as rows:
-            found = rows.execute(
+            return rows.execute(
                 "SELECT model, version, COUNT(*), MIN(time), MAX(time) FROM requests GROUP BY 1, 2 ORDER BY 1, 2"
-            )
-            return [tuple(row) for row in found]
+            ).fetchall()
 
     def delete(self, condition: str, value: object) -> int:
         """Delete the requests for which an SQL condition with one parameter is true. Return their number."""

@@ -47,7 +47,7 @@ def metric_labels(serve: Serve) -> dict[str, set[str]]:
     metrics.for_version("m", 1).on_rejected("queue_full")  # a small test causes no rejections
     metrics.for_version("m", 1).on_failure(ValueError("test"))
     metrics.on_rate_limited("alice")
-    metrics.on_captured("m", "stored", 1)
+    metrics.on_captured("m", "stored")
     samples += [
         (sample.name, *sample.labels.items())
         for family in metrics.registry.collect()

@@ -154,17 +154,18 @@ def test_a_job_belongs_to_one_process_and_each_line_is_stored_once(tmp_path: Pat
     first, second = Batches(database), Batches(database)
     file = first.add_file(None, "a", "batch", b"")
     first.add(None, file["id"], COMPLETIONS, {})
-    job = first.claim()
-    assert job
+    claimed = first.claim()
+    assert claimed
+    batch = claimed[1]["id"]
     assert second.claim() is None
-    first.add_line(job["id"], 1, "a", 200, '"first"')
-    first.add_line(job["id"], 1, "a", 200, '"again"')
+    first.add_line(batch, 1, "a", 200, '"first"')
+    first.add_line(batch, 1, "a", 200, '"again"')
     with database.transaction() as rows:  # the process hangs for longer than its lease
-        rows.execute("UPDATE batches SET lease = ?", (time.time() - 1,))
+        rows.execute("UPDATE objects SET lease = ?", (time.time() - 1,))
     assert second.claim()
     with pytest.raises(LeaseLost):
-        first.add_line(job["id"], 2, "b", 200, '"late"')
-    second.finish(job, "completed")
-    output = second.content(None, second.get(None, job["id"])["output"])
+        first.add_line(batch, 2, "b", 200, '"late"')
+    second.finish(None, batch, "completed")
+    output = second.content(None, second.get(None, "batch", batch)["output_file_id"])
     assert [json.loads(line)["response"]["body"] for line in output.splitlines()] == ["first"]
     database.close()

@@ -145,11 +145,11 @@ def test_requests_are_deleted_by_id_by_key_and_by_age(
         (["--days", "0"], set(), 0),
     ):
         before = len(stored(folder))
-        assert command.main(["delete", "--folder", str(folder), *arguments]) == 0
+        assert command.main(["delete", "--records", str(folder), *arguments]) == 0
         assert {row[0] for row in stored(folder)} == left
         assert capsys.readouterr().out == f"deleted {before - len(left)} requests\n"
         assert len(list(images.iterdir())) == pictures
-    assert command.main(["list", "--folder", str(tmp_path)]) == 1
+    assert command.main(["list", "--records", str(tmp_path)]) == 1
 
 
 def test_a_share_of_the_requests_is_captured(serve: Serve, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_requests_with_feedback_become_training_data(
     folder, file = tmp_path / "records", tmp_path / "data"
 
     def exported(model: str, count: int) -> str:
-        assert command.main(["export", model, str(file), "--folder", str(folder)]) == 0
+        assert command.main(["export", model, str(file), "--records", str(folder)]) == 0
         assert capsys.readouterr().out == f"{file}: {count} requests with feedback\n"
         return file.read_text()
 
@@ -238,5 +238,5 @@ def test_requests_with_feedback_become_training_data(
     values = [*(["1.0", "2.5"] * 20), "5.0", "", "7.0"]
     assert exported("tiny-lstm", 1).splitlines() == ["series,value", *(f"series-0,{value}" for value in values)]
     assert exported("tiny-rnn", 1) == f"ab{text['results'][0]['text']}\n\nabright\n"
-    assert command.main(["export", "other", str(file), "--folder", str(folder)]) == 1
+    assert command.main(["export", "other", str(file), "--records", str(folder)]) == 1
     assert capsys.readouterr().err == "error: no request of other has feedback\n"

@@ -19,7 +19,7 @@ from support.service import Serve, run_models_command
 from support.waiting import wait_until
 from torch import Tensor
 
-from app.records.captured import Captured, Compared, Measured, Truth
+from app.records.captured import Captured, Compared, FeedbackRequest, Measured
 from app.records.database import Database
 from app.store import RolloutRefused, Store
 
@@ -148,10 +148,10 @@ def test_only_a_better_shadow_is_promoted(
     records.open()
     for i in range(count):
         records.add(
-            [Captured(str(i), "tiny-cnn", 1, "classify", "{}", "{}")], [Compared(str(i), "tiny-cnn", 2, "{}", {})]
+            [Captured(str(i), "tiny-cnn", 1, "classify", "{}", "{}"), Compared(str(i), "tiny-cnn", 2, "{}", {})]
         )
         measured = {version + 1: [Measured(0, 0, "accuracy", float(i < right[version]))] for version in (0, 1)}
-        records.add_feedback(str(i), Truth(label="x"), measured)
+        records.add_feedback(FeedbackRequest(request_id=str(i), label="x"), measured)
     records.close()
     folder = ["--records", str(records.folder)]
     message = "error: tiny-cnn has no shadow; `shadow tiny-cnn VERSION` makes a version the shadow\n"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import orjson
 from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
@@ -18,11 +17,10 @@ from app.api.request_body import RequestBody, read_form, read_json
 from app.api.responses import ERROR_RESPONSES, json_response
 from app.engine.fair_queue import current_caller
 from app.errors import BadValue, NotReady, quote_value
-from app.records.batches import MAX_AGE_SECONDS, Batches, Row
+from app.records.batches import Batch, Batches, FileObject
 from app.tasks import TASKS
 
 TAG = "Batches"
-R = TypeVar("R")
 
 
 class CreateBatch(RequestBody):
@@ -34,43 +32,10 @@ class CreateBatch(RequestBody):
     metadata: dict[str, str] | None = Field(None, max_length=16)
 
 
-class FileObject(TypedDict):
-    id: str
-    object: Literal["file"]
-    bytes: int
-    created_at: int
-    """Unix time in seconds"""
-    filename: str
-    purpose: str
-    status: Literal["processed"]
-
-
 class DeletedFile(TypedDict):
     id: str
     object: Literal["file"]
     deleted: bool
-
-
-class Batch(TypedDict):
-    id: str
-    object: Literal["batch"]
-    endpoint: str
-    input_file_id: str
-    completion_window: Literal["24h"]
-    status: Literal["validating", "in_progress", "completed", "failed", "expired", "cancelling", "cancelled"]
-    output_file_id: str | None
-    """file with the answers, one in each line"""
-    error_file_id: str | None
-    """file with the answers of lines that failed"""
-    errors: Any
-    """why the job failed: invalid lines of the input"""
-    created_at: int
-    in_progress_at: int | None
-    expires_at: int
-    completed_at: int | None
-    request_counts: dict[str, int]
-    """`total`, `completed` and `failed`"""
-    metadata: dict[str, str]
 
 
 class FileList(TypedDict):
@@ -85,45 +50,20 @@ class BatchList(TypedDict):
     has_more: bool
 
 
-def _file(row: Row) -> FileObject:
-    return {
-        "id": row["id"], "object": "file", "bytes": row["bytes"], "created_at": int(row["created"]),
-        "filename": row["name"], "purpose": row["purpose"], "status": "processed",
-    }  # fmt: skip
-
-
-def _batch(row: Row) -> Batch:
-    problems = orjson.loads(row["problems"] or "[]")
-    return {
-        "id": row["id"],
-        "object": "batch",
-        "endpoint": row["endpoint"],
-        "input_file_id": row["input"],
-        "completion_window": "24h",
-        "status": row["status"],
-        "output_file_id": row["output"],
-        "error_file_id": row["errors"],
-        "errors": {"object": "list", "data": problems} if problems else None,
-        "created_at": int(row["created"]),
-        "in_progress_at": row["started"] and int(row["started"]),
-        "expires_at": int(row["created"] + MAX_AGE_SECONDS),
-        "completed_at": int(row["ended"]) if row["status"] == "completed" else None,
-        "request_counts": {name: row[name] for name in ("total", "completed", "failed")},
-        "metadata": orjson.loads(row["metadata"]),
-    }
-
-
-async def _run(request: Request, function: Callable[..., R], *arguments: Any) -> R:
+async def _run(request: Request, method: Callable[..., Any], *arguments: Any) -> Any:
     """Call a method of ``Batches`` with the name of the API key. Raises NotReady if the records cannot be used."""
     try:
-        return await asyncio.to_thread(function, current_caller.get(), *arguments)
+        return await asyncio.to_thread(method, request.service.batches, current_caller.get(), *arguments)
     except (sqlite3.Error, OSError) as error:
         raise NotReady(f"the batch jobs cannot be read or stored now: {error}") from error
 
 
-def _batches(request: Request) -> Batches:
-    assert request.service.batches  # without it, these operations do not exist
-    return request.service.batches
+async def _answer(request: Request, method: Callable[..., Any], *arguments: Any) -> Response:
+    return json_response(await _run(request, method, *arguments))
+
+
+async def _list(request: Request, kind: str) -> Response:
+    return json_response({"object": "list", "data": await _run(request, Batches.all, kind), "has_more": False})
 
 
 async def upload_file(request: Request) -> Response:
@@ -134,30 +74,29 @@ async def upload_file(request: Request) -> Response:
     purpose = fields["purpose"].content if "purpose" in fields else ""
     if purpose != "batch":
         raise BadValue(f"purpose is {quote_value(purpose)}; it should be 'batch'", "purpose")
-    file, content = fields["file"], fields["file"].content
-    return json_response(_file(await _run(request, _batches(request).add_file, file.filename or "", purpose, content)))
+    file = fields["file"]
+    return await _answer(request, Batches.add_file, file.filename or "", purpose, file.content)
 
 
 async def list_files(request: Request) -> Response:
     """List the files of this API key."""
-    rows = await _run(request, _batches(request).files)
-    return json_response(FileList(object="list", data=[_file(row) for row in rows], has_more=False))
+    return await _list(request, "file")
 
 
 async def get_file(request: Request) -> Response:
     """Get the size and the name of a file."""
-    return json_response(_file(await _run(request, _batches(request).file, request.path_params["id"])))
+    return await _answer(request, Batches.get, "file", request.path_params["id"])
 
 
 async def get_file_content(request: Request) -> Response:
     """Get a file."""
-    content = await _run(request, _batches(request).content, request.path_params["id"])
+    content = await _run(request, Batches.content, request.path_params["id"])
     return Response(content, media_type="application/jsonl")
 
 
 async def delete_file(request: Request) -> Response:
     """Delete a file."""
-    await _run(request, _batches(request).delete_file, request.path_params["id"])
+    await _run(request, Batches.delete_file, request.path_params["id"])
     return json_response(DeletedFile(id=request.path_params["id"], object="file", deleted=True))
 
 
@@ -168,24 +107,22 @@ async def create_batch(request: Request) -> Response:
     if body.endpoint not in allowed:
         problem = f"endpoint is {quote_value(body.endpoint)}; allowed values: {', '.join(allowed)}"
         raise BadValue(problem, "endpoint")
-    add = _batches(request).add
-    return json_response(_batch(await _run(request, add, body.input_file_id, body.endpoint, body.metadata or {})))
+    return await _answer(request, Batches.add, body.input_file_id, body.endpoint, body.metadata or {})
 
 
 async def list_batches(request: Request) -> Response:
     """List the jobs of this API key, the newest first."""
-    rows = await _run(request, _batches(request).jobs)
-    return json_response(BatchList(object="list", data=[_batch(row) for row in rows], has_more=False))
+    return await _list(request, "batch")
 
 
 async def get_batch(request: Request) -> Response:
     """Get the status and the progress of a job."""
-    return json_response(_batch(await _run(request, _batches(request).get, request.path_params["id"])))
+    return await _answer(request, Batches.get, "batch", request.path_params["id"])
 
 
 async def cancel_batch(request: Request) -> Response:
     """End a job. Its answers so far are in its output file."""
-    return json_response(_batch(await _run(request, _batches(request).cancel, request.path_params["id"])))
+    return await _answer(request, Batches.cancel, request.path_params["id"])
 
 
 UPLOAD = {

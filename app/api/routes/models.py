@@ -14,9 +14,10 @@ from typing_extensions import TypedDict
 from app.api.openapi import BINARY, DESCRIBED
 from app.api.operation import Operation, Request
 from app.api.responses import ERROR_RESPONSES, json_response
-from app.api.routes.feedback import FeedbackFigure, feedback
+from app.api.routes.feedback import feedback
 from app.api.routes.page import cached_response
 from app.errors import NotFound, quote_value
+from app.records.database import FeedbackFigure
 from app.serving.models import Models
 from app.serving.plan import State
 from app.store import Card, TaskName, TensorSpec
