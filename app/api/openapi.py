@@ -150,7 +150,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
             if "examples" in schema:
                 parameter["example"] = schema.pop("examples")[0]
             parameters.append({**parameter, "schema": {key: schema[key] for key in schema if schema[key] is not None}})
-    return [*parameters, *([REQUEST_TIMEOUT] if operation.has_timeout else []), REQUEST_ID]
+    return [*parameters, *([REQUEST_TIMEOUT] if operation.has_deadline else []), REQUEST_ID]
 
 
 def _body(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Operation:
         query: the Pydantic class of the query parameters. Without it, requests with query parameters are rejected.
         parameters: descriptions and examples of the parameters in the path.
         errors: the error responses.
-        has_timeout: whether the request has a deadline, which ``x-request-timeout`` can set.
+        waits_for_model: whether a GET request may wait until a version is loaded.
         is_admin: whether requests need the admin key.
         versioned: whether there is the same path with ``/versions/{version}`` after the name of the model.
         spools_body: whether the endpoint writes the body to disk as it arrives, so that it is not held in memory.
@@ -103,11 +103,16 @@ class Operation:
     query: type[BaseModel] | None = None
     parameters: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     errors: Mapping[Any, Any] = field(default_factory=dict)
-    has_timeout: bool = False
+    waits_for_model: bool = False
     is_admin: bool = False
     versioned: bool = False
     spools_body: bool = False
     any_query: bool = False
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether a request has a deadline, which ``x-request-timeout`` can set. Spooled bodies may take longer."""
+        return (self.method == "POST" or self.waits_for_model) and not self.spools_body
 
     @property
     def paths(self) -> list[str]:
@@ -128,7 +133,7 @@ class OperationRoute(Route):
             require_admin_key(request, request.service.admin_key or "")
         if request.scope["query_string"] and operation.query is None and operation.tag and not operation.any_query:
             reject_query(request, in_body=operation.body is not None)
-        if operation.has_timeout:
+        if operation.has_deadline:
             set_deadline(request, request.settings.request_seconds)
         return await operation.endpoint(request)
 

@@ -268,7 +268,6 @@ OPERATIONS = [
             "options": {"horizon": 4, "quantiles": [0.1, 0.5, 0.9]},
         },
         errors=ERROR_RESPONSES,
-        has_timeout=True,
     ),
     Operation(
         "GET",

@@ -174,7 +174,6 @@ _whole = Operation(
     example={"text_input": "ROMEO:", "parameters": {"max_characters": 200, "temperature": 0.8, "seed": 1}},
     parameters=model_path("shakespeare-rnn"),
     errors=FAILURES,
-    has_timeout=True,
     versioned=True,
 )
 OPERATIONS = [

@@ -110,7 +110,6 @@ OPERATIONS = [
         BINARY_BODY,
         parameters=model_path("series-lstm"),
         errors=FAILURES,
-        has_timeout=True,
         versioned=True,
     )
 ]

@@ -203,7 +203,7 @@ def model_operation(part: str, endpoint: Endpoint, summary: str, response: Any, 
         answer,
         parameters=model_path("sine-lstm"),
         errors=FAILURES,
-        has_timeout=True,
+        waits_for_model=True,
         versioned=True,
     )
 

@@ -188,7 +188,6 @@ _CHANGE: dict[str, Any] = {
     "example": {},
     "parameters": {"name": ("a model's name", "mnist-gan")},
     "errors": ADMIN_FAILURES,
-    "has_timeout": True,
     "is_admin": True,
 }
 _LOAD, _UNLOAD = "/v2/repository/models/{name}/load", "/v2/repository/models/{name}/unload"
@@ -206,7 +205,6 @@ OPERATIONS = [
         body=IndexRequest,
         example={"ready": True},
         errors=FAILURES,
-        has_timeout=True,
     ),
     Operation("POST", _LOAD, load_model, TAG, "Load a model", ModelLoaded, "The version is in memory", **_CHANGE),
     Operation(

@@ -287,6 +287,5 @@ OPERATIONS = [
         CompletionRequest,
         {"model": "shakespeare-rnn", "prompt": "ROMEO:", "max_tokens": 100, "temperature": 0.8, "seed": 1},
         errors=ERROR_RESPONSES,
-        has_timeout=True,
     )
 ]

@@ -108,6 +108,5 @@ OPERATIONS = [
         body=ImageGenerationRequest,
         example={"prompt": RANDOM_LABELS, "n": 4, "response_format": "b64_json", "seed": 1},
         errors=ERROR_RESPONSES,
-        has_timeout=True,
     )
 ]

@@ -330,19 +330,19 @@ OPERATIONS = [
     ),
     Operation(
         "POST", f"{PREFIX}/models/{{name}}/activate", activate_version, TAG, "Activate a version",
-        StoredVersions, _CHANGED, body=Activation, example={"version": LATEST}, has_timeout=True, **_CHANGE,
+        StoredVersions, _CHANGED, body=Activation, example={"version": LATEST}, **_CHANGE,
     ),
     Operation(
         "POST", f"{PREFIX}/models/{{name}}/shadow", set_shadow, TAG, "Compare a version with the active version",
-        StoredVersions, _CHANGED, body=ShadowRequest, example={"version": None}, has_timeout=True, **_CHANGE,
+        StoredVersions, _CHANGED, body=ShadowRequest, example={"version": None}, **_CHANGE,
     ),
     Operation(
         "POST", f"{PREFIX}/models/{{name}}/rollback", roll_back, TAG, "Roll back to the previous version",
-        StoredVersions, _CHANGED, has_timeout=True, **_CHANGE,
+        StoredVersions, _CHANGED, **_CHANGE,
     ),
     Operation(
         "POST", f"{PREFIX}/models/{{name}}/retire", retire_version, TAG, "Retire a version",
-        StoredVersions, _CHANGED, body=Retirement, example={"version": 1}, has_timeout=True, **_CHANGE,
+        StoredVersions, _CHANGED, body=Retirement, example={"version": 1}, **_CHANGE,
     ),
     Operation(
         "POST", f"{PREFIX}/import", import_version, TAG, "Import a version from an archive",

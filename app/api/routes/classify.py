@@ -299,6 +299,5 @@ OPERATIONS = [
         },
         query=ClassifyQuery,
         errors=error_responses(ErrorBody, f"{BAD_REQUESTS} 413: too large. 415: not an image."),
-        has_timeout=True,
     )
 ]

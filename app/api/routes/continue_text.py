@@ -131,6 +131,5 @@ OPERATIONS = [
         ContinueRequest,
         {"prompt": "ROMEO:", "max_characters": 200, "temperature": 0.8, "seed": 1},
         errors=ERROR_RESPONSES,
-        has_timeout=True,
     )
 ]

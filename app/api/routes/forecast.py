@@ -266,6 +266,5 @@ OPERATIONS = [
         other_bodies=BODIES,
         query=TableQuery,
         errors=error_responses(ErrorBody, f"{BAD_REQUESTS} 413: too large. 415: tables cannot be read here."),
-        has_timeout=True,
     )
 ]

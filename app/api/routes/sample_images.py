@@ -89,6 +89,5 @@ OPERATIONS = [
         SampleRequest,
         {"count": 4, "seed": 1},
         errors=ERROR_RESPONSES,
-        has_timeout=True,
     )
 ]
