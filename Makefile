@@ -19,7 +19,7 @@ export ALLOW_SKIPS
 PYTEST := OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
 
 .PHONY: help serve test test-all check docs report train data evaluate profile bench image-check swaps model-check soak \
-	determinism overload restarts attack fuzz oldest mutants audit clean
+	determinism overload restarts records attack fuzz oldest mutants audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -82,6 +82,9 @@ attack: .venv/test ## measure the latency of a normal client during attacks; ARG
 
 restarts: .venv/train ## restart four services behind nginx under load, and kill a worker
 	$(BIN)/python -m benchmarks restarts $(ARGS)
+
+records: .venv/train ## capture, feedback, a shadow and batch jobs under load, while workers are killed: 30 minutes
+	$(BIN)/python -m benchmarks records $(ARGS)
 
 image-check: .venv/test ## build, run and check the container image; ARGS="--torch cu128 --max-gb 9"
 	$(BIN)/python -m deploy.image_check $(ARGS)
