@@ -266,7 +266,7 @@ class Models:
     # The loop: scan, plan, apply
 
     async def start(self) -> None:
-        """Scan the store and load the resident versions, default models first."""
+        """Scan the store and load the resident versions."""
         await self._scan()
         await self.settled()
         self._started, self._scanned_at = True, self._clock()

@@ -144,9 +144,9 @@ def plan(
     A model gets its desired version set when the active version and the canary of the set are in memory. Until then,
     it keeps its ``served`` set, unless the served active version is not in memory either.
 
-    Default models are loaded first. A version that is not resident is evicted if it has had no request for
-    ``idle_seconds`` and all resident versions of its model are in memory: if one of these cannot be loaded, the version
-    may replace it. ``now`` is the time on the clock of the table.
+    Active versions are loaded before others, and those of default models first. A version that is not resident is
+    evicted if it has had no request for ``idle_seconds`` and all resident versions of its model are in memory: if one
+    of these cannot be loaded, the version may replace it. ``now`` is the time on the clock of the table.
     """
     failed = {key for key, entry in table.items() if entry.state is State.FAILED}
     ready = {key for key, entry in table.items() if entry.state is State.READY}

@@ -219,12 +219,16 @@ async def test_the_number_of_versions_on_demand_is_limited(start: Start, clock: 
 # The store changes
 
 
-async def test_default_models_are_loaded_first_and_reasons_are_logged(
+async def test_active_versions_and_default_models_are_loaded_first_and_reasons_are_logged(
     start: Start, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "quartet")
     (folder / "defaults.json").write_text('{"sample": "b"}')
+    publish_fake(folder, "b", 12)
+    roll_out(folder, "b", active=1, canary={"version": 2, "share": 5})
     models = await start()
+    roll_out(folder, "b", active=1, retired=[2])
+    await scan(models)
     roll_out(folder, "a", active=2, canary={"version": 3, "share": 5})
     await scan(models)
     roll_out(folder, "a", active=2, retired=[3])
@@ -235,6 +239,9 @@ async def test_default_models_are_loaded_first_and_reasons_are_logged(
     assert [record.getMessage() for record in caplog.records if record.levelname == "INFO"] == [
         "b@1 is loaded",
         "a@3 is loaded",
+        "b@2 is loaded",
+        "b: b@1 is active; retired: 2",
+        "b@2 is evicted: it is not served any more",
         "a@2 is loaded",
         "a: a@2 is active, a@3 is the canary (5 %)",
         "a: a@2 is active; retired: 3",
