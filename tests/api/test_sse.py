@@ -121,10 +121,11 @@ def stream(events: AsyncGenerator[bytes, None], **options: Any) -> EventStream:
         ([], BadValue("x is wrong", "x"), 400, b"x is wrong"),
         ([b"data: x\n\n"], BadValue("x is wrong", "x"), 200, b"x is wrong"),
         ([b"data: x\n\n"], MemoryError("secret"), 200, b"the service failed; see its log"),
+        ([b"data: x\n\n"], asyncio.CancelledError(), 200, b"the service stopped before the answer was complete"),
     ],
 )
 async def test_a_failure_is_an_error_response_or_the_last_event(
-    before: list[bytes], error: Exception, status: int, message: bytes
+    before: list[bytes], error: BaseException, status: int, message: bytes
 ) -> None:
     async def failing() -> AsyncGenerator[bytes, None]:
         for each in before:

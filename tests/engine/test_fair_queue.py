@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from app.engine.fair_queue import FairQueue, current_caller
+from app.errors import NotReady, Overloaded
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +72,15 @@ def test_a_caller_is_charged_for_its_last_items_after_its_queue_was_empty() -> N
     assert (
         order(queue).index("a") == 9
     )  # b has had 11 rows by then; if both have had the same, the older queue is first
+
+
+def test_the_reason_of_each_rejection_is_reported() -> None:
+    reasons: list[str] = []
+    queue: FairQueue[Item] = FairQueue("m", 1, reasons.append)
+    queue.append(Item(None))
+    with pytest.raises(Overloaded):
+        queue.admit(1)
+    queue.closed = True
+    with pytest.raises(NotReady, match="m is stopping"):
+        queue.admit(1)
+    assert reasons == ["queue_full", "stopping"]

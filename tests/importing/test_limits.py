@@ -87,6 +87,7 @@ def test_an_import_that_is_killed_is_an_error(tmp_path: Path, capfd: pytest.Capt
 def test_an_uploaded_network_is_served(serve: Serve, tmp_path: Path) -> None:
     model, matrix = linear_model()
     externalise(model, "matrix.bin", length=matrix.nbytes)
+    model.doc_string = "\x7f" * 2**21  # the upload is written in parts of 1 MiB
     content = zipped(tmp_path / "net.zip", net_onnx=model.SerializeToString(), matrix_bin=matrix.tobytes())
     with admin(serve) as client:
         assert (

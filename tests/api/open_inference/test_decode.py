@@ -78,6 +78,8 @@ def test_binary_data_follow_in_the_order_of_their_inputs() -> None:
     inputs = binary(2, "a", "INT8", (2,)), tensor("b", "INT8", (1,), data=[5]), binary(1, "c", "UINT8", (1,))
     tensors = decode(*inputs, data=b"\x01\xff\xfe", id="me").tensors
     assert {name: array.tolist() for name, array in tensors.items()} == {"a": [1, -1], "b": [5], "c": [254]}
+    with pytest.raises(BadValue, match=r"inputs.2.shape is \[1\]; all inputs together should have 1 to 3 values"):
+        decode(*inputs, data=b"\x01\xff\xfe", max_values=3)
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((2, 3), (2, 3)), ((6,), (6,)), ((-1, 3), (2, 3)), ((3, -1), (3, 2))])
