@@ -140,7 +140,7 @@ def value_columns(body: Body, used: Sequence[str]) -> list[str]:
         column = body.column(name)
         if numbers_rows(body, name):
             body.leave_out(name, "only numbers the rows")
-        elif column.share > 0.3 or column.others.str.fullmatch(numbers.WITH_UNIT).mean() > 0.5:
+        elif column.share > 0.3 or column.has_units:
             is_code = CODE_NAME.fullmatch(name) or is_time_name(name) or body.texts(name).str.fullmatch(r"0\d+").any()
             (flags if column.is_flag else suspect if is_code else selected).append(name)
         else:
@@ -164,9 +164,9 @@ def numbers_rows(body: Body, name: str) -> bool:
     """Return whether a column only numbers the rows, judged by its name and its values: it counts, or is the first
     column and its integers ascend, as in the index of a filtered DataFrame."""
     values = body.column(name).values
-    if not INDEX_NAME.fullmatch(name) or values.isna().any() or len(values) < 2:
+    if not INDEX_NAME.fullmatch(name) or np.isnan(values).any() or len(values) < 2:
         return False
-    ascends = body.frame.columns[0] == name and (values % 1 == 0).all() and (values.diff().iloc[1:] > 0).all()
+    ascends = body.frame.columns[0] == name and (values % 1 == 0).all() and (np.diff(values) > 0).all()
     return bool(ascends or (np.diff(np.sort(values)) == 1).all())
 
 
@@ -179,7 +179,7 @@ def parse_values(body: Body, names: Sequence[str]) -> pd.DataFrame:
     """
     columns = {name: body.column(name) for name in names}
     sign = body.options.decimal or numbers.decimal_sign(columns, body.separator)
-    commas = any(own.numbers.index.str.contains(",", regex=False).any() for own in columns.values())
+    commas = any("," in text for own in columns.values() for text in own.numbers)
     if commas or (sign == "," and any(len(own.vague) for own in columns.values())):
         body.remarks.append(f"the decimal separator is {sign!r}")
     missing = body.options.missing

@@ -164,7 +164,7 @@ def _detect(head: pd.DataFrame) -> int:
     row = (width > width.max() / 2).idxmax()
     names = as_texts(head.loc[row]).astype("str")
     stamps = are_times(names) | names.str.fullmatch(YEAR).eq(True)
-    is_number = names.isin(written(names.dropna().drop_duplicates()).index) & ~stamps
+    is_number = names.isin([name for name in names.dropna() if written(name)]) & ~stamps
     if is_number.any() or stamps.sum() == 1 or stamps.iloc[0]:
         raise TableError(
             f"row {row} must hold column names, but holds numbers: {', '.join(names.dropna())[:80]}; use "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,76 +24,94 @@ CURRENCY = (
 )
 # A currency before a number, or a currency or a percent sign after it. The sign of the number stays.
 MARK = re.compile(rf"^([-+(]?)(?:{CURRENCY}) ?|(?<=[\d.,]) ?(?:{CURRENCY}|%)(?=[-)]?$)", re.IGNORECASE)
+ANY_MARK = re.compile(f"{CURRENCY}|%", re.IGNORECASE)
 NEGATIVE = re.compile(r"^\((.*)\)$|^(.*)-$")  # as accountants write negative numbers
-WITH_UNIT = r"[-+]?\d[\d.,'’ ]*?(?:[^\W\d_][^\d,;]{0,11}|°[CFK]?)"  # a number and a unit such as kWh
-# Digits with thousands separators, for each decimal separator. In India, 1,23,456 is a number.
-DIGITS = {
-    ".": r"(?:\d*|[1-9]\d{0,2}(?:(?:,\d{3})+|(?:['’]\d{3})+|(?: \d{3})+)|[1-9]\d?(?:,\d\d)+,\d{3})(?:\.\d*)?",
-    ",": r"(?:\d*|[1-9]\d{0,2}(?:(?:\.\d{3})+|(?:['’]\d{3})+|(?: \d{3})+))(?:,\d*)?",
+# A number and a unit such as kWh.
+WITH_UNIT = re.compile(r"[-+]?\d[\d.,'’ ]*?(?:[^\W\d_][^\d,;]{0,11}|°[CFK]?)", re.ASCII)
+# Numbers with thousands separators, for each decimal separator. In India, 1,23,456 is a number.
+NUMBER = {
+    decimal: re.compile(rf"[-+]?(?=[{decimal}]?\d){digits}(?:[eE][-+]?\d{{1,3}})?", re.ASCII)
+    for decimal, digits in {
+        ".": r"(?:\d*|[1-9]\d{0,2}(?:(?:,\d{3})+|(?:['’]\d{3})+|(?: \d{3})+)|[1-9]\d?(?:,\d\d)+,\d{3})(?:\.\d*)?",
+        ",": r"(?:\d*|[1-9]\d{0,2}(?:(?:\.\d{3})+|(?:['’]\d{3})+|(?: \d{3})+))(?:,\d*)?",
+    }.items()
 }
+WITHOUT_THOUSANDS = {".": str.maketrans("", "", ",'’ "), ",": str.maketrans(",", ".", ".'’ ")}
+VAGUE = re.compile(r"[-+]?[1-9]\d{0,2}\.\d{3}", re.ASCII)  # with decimals or thousands
 SAMPLE_CELLS = 1000  # a column without a number among so many distinct cells holds no numbers
 MAX_VALUE = 1e150  # because squares of larger values overflow
 SENTINELS = [-9.0, -99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, -99.9, -999.9, -9999.9, 999.9, 9999.9, -200.0]
 
 
-def written(texts: pd.Series) -> pd.DataFrame:
-    """Return the numbers among distinct texts, which become the index.
+class Number(NamedTuple):
+    """A number as people write it.
 
-    The column ``mark`` holds the currency. The columns ``.`` and ``,`` hold the value with this decimal separator, or
-    NaN.
+    Attributes:
+        values: the value with each decimal separator that fits.
+        mark: the currency or the percent sign, or "".
     """
-    texts = texts.set_axis(texts)
-    signed = texts.str.replace("[−–]", "-", regex=True)
-    plain = signed.str.replace(MARK, r"\1", regex=True).str.replace(NEGATIVE, r"-\1\2", regex=True)
-    mark = signed.str.extract(f"({CURRENCY}|%)", flags=re.IGNORECASE)[0]
-    result = pd.DataFrame({"mark": mark.fillna("")}, index=pd.Index(texts, dtype="str"))
-    for decimal, digits in DIGITS.items():
-        fitting = plain.where(plain.str.fullmatch(rf"[-+]?{digits}(?:[eE][-+]?\d{{1,3}})?"))
-        fitting = fitting.str.replace(rf"[^-+\deE{decimal}]", "", regex=True).str.replace(",", ".", regex=False)
-        result[decimal] = pd.to_numeric(fitting, errors="coerce").astype("float64")
-    return result[result[list(DIGITS)].notna().any(axis=1)]
+
+    values: dict[str, float]
+    mark: str
+
+
+def written(text: str) -> Number | None:
+    """Return the number in a text, or None."""
+    signed = re.sub("[−–]", "-", text)
+    mark = ANY_MARK.search(signed)
+    plain = NEGATIVE.sub(r"-\1\2", MARK.sub(r"\1", signed) if mark else signed)
+    values = {
+        decimal: float(plain.translate(WITHOUT_THOUSANDS[decimal]))
+        for decimal, pattern in NUMBER.items()
+        if pattern.fullmatch(plain)
+    }
+    return Number(values, mark[0] if mark else "") if values else None
 
 
 class Column:
     """The cells of a column, split into plain numbers, numbers with marks or separators, missing cells, and others.
 
     Attributes:
-        values: the plain numbers, float64; NaN for all other cells.
-        numbers: the other texts of numbers, see ``written``.
-        pointed: the text of a plain number whose point must separate decimals, if there is one.
+        values: the plain numbers, float64 [T]; NaN for all other cells.
+        numbers: the other texts of numbers, which are distinct.
+        pointed: the text of a plain number whose point must separate decimals, or "".
         vague: the texts of plain numbers such as 1.234 if there is no such number.
         others: the distinct texts that are neither numbers nor missing.
         share: the share of numbers among the cells that are not missing; 0 if all are missing.
-        missing: whether each cell is missing.
+        missing: whether each cell is missing, bool [T].
     """
 
     def __init__(self, cells: pd.Series, missing: Sequence[str] = ()) -> None:
         """``missing``: further texts of missing values."""
-        values = pd.to_numeric(cells, errors="coerce").astype("float64")
-        named = values.isin(pd.to_numeric(pd.Series(missing, dtype="str"), errors="coerce").dropna())
-        values = values.mask(named | np.isinf(values))
+        values = pd.to_numeric(cells, errors="coerce").to_numpy("float64", na_value=np.nan).copy()
+        named = np.isin(values, pd.to_numeric(np.array(missing, object), errors="coerce"))
+        values[named | np.isinf(values)] = np.nan
+        plain, there = ~np.isnan(values), cells.notna().to_numpy()
         dotted = pd.Series(dtype="str")
-        if cells.dtype.kind == "O" and values.notna().any():
-            dotted = cells[values.notna() & cells.str.contains(".", regex=False).eq(True)].astype("str")
-        self.pointed = dotted[~dotted.str.fullmatch(r"[-+]?[1-9]\d{0,2}\.\d{3}")].iloc[:1]
-        self.vague = dotted if self.pointed.empty else dotted[:0]
+        if cells.dtype.kind == "O" and plain.any():
+            dotted = cells[plain & cells.str.contains(".", regex=False).eq(True)].astype("str")
+        self.pointed = next((text for text in dotted if not VAGUE.fullmatch(text)), "")
+        self.vague = dotted[:0] if self.pointed else dotted
         self.cells, self.values = cells, values
-        counts = cells[values.isna() & cells.notna() & ~named].astype("str").value_counts()
-        blank = counts.index.str.lower().isin(MISSING) | counts.index.isin(missing)
-        self.missing = cells.isna() | named | cells.isin(counts.index[blank])
-        counts = counts[~blank]
-        texts = counts.index.to_series()
-        has_numbers = len(written(texts.iloc[:: len(texts) // SAMPLE_CELLS + 1])) > 0  # else dates or names
-        self.numbers = written(texts if has_numbers else texts[:0])
-        others = counts.drop(self.numbers.index)
-        self.others = others.index.to_series()
-        there = len(cells) - int(self.missing.sum())
-        self.share = (there - int(others.sum())) / max(1, there)
+        counts = Counter(cells[there & ~plain & ~named].astype("str").tolist())
+        blank = {text for text in counts if text.lower() in MISSING} | (counts.keys() & {*missing})
+        self.missing = ~there | named | cells.isin(blank).to_numpy()
+        texts = [text for text, _ in counts.most_common() if text not in blank]
+        has_numbers = any(map(written, texts[:: len(texts) // SAMPLE_CELLS + 1]))  # else dates or names
+        self.numbers = {text: number for text in texts if has_numbers and (number := written(text))}
+        self.others = [text for text in texts if text not in self.numbers]
+        size = len(cells) - int(self.missing.sum())
+        self.share = (size - sum(counts[text] for text in self.others)) / max(1, size)
+
+    @property
+    def has_units(self) -> bool:
+        """Whether most of ``others`` are numbers with units."""
+        return 2 * sum(map(bool, map(WITH_UNIT.fullmatch, self.others))) > len(self.others)
 
     @property
     def is_flag(self) -> bool:
         """Whether the cells are zeros and ones."""
-        return {*self.values.dropna()} == {0.0, 1.0} and not len(self.numbers) + len(self.others)
+        return not (self.numbers or self.others) and {*np.unique(self.values[~np.isnan(self.values)])} == {0.0, 1.0}
 
 
 def decimal_sign(columns: Mapping[str, Column], separator: str) -> str:
@@ -109,22 +129,21 @@ def decimal_sign(columns: Mapping[str, Column], separator: str) -> str:
     likely: dict[str, str] = {}
     unclear = ""
     for name, column in columns.items():
-        numbers = pd.concat([column.numbers, written(column.vague.iloc[:1])])
-        fits = numbers[list(DIGITS)].notna()
-        for sign in DIGITS:
-            only = [*numbers.index[fits[sign] & ~fits.all(axis=1)], *(column.pointed if sign == "." else ())]
-            if only:
-                certain.setdefault(sign, f"{only[0]!r} in {name}")
-        vague = numbers[fits.all(axis=1) & (numbers["."] != numbers[","])]
-        if vague.empty:
+        numbers = column.numbers | {text: number for text in column.vague.iloc[:1] if (number := written(text))}
+        for sign in NUMBER:
+            only = (text for text, number in numbers.items() if [*number.values] == [sign])
+            if cell := next(only, column.pointed if sign == "." else ""):
+                certain.setdefault(sign, f"{cell!r} in {name}")
+        vague = {text: number for text, number in numbers.items() if len({*number.values.values()}) > 1}
+        if not vague:
             continue
-        cell = vague.index[0]
+        cell = next(iter(vague))
         sign, other = (",", ".") if "," in cell else (".", ",")
-        plain = column.values.drop(column.vague.index)
-        whole = pd.concat([plain, numbers["."].drop(vague.index)]).abs().max()
-        is_amount = sign == separator == "," and vague["mark"].str.contains("[$£]").any()
+        clear = [number.values.get(".", np.nan) for text, number in numbers.items() if text not in vague]
+        whole = pd.Series(np.append(np.delete(column.values, column.vague.index), clear)).abs().max()
+        is_amount = sign == separator == "," and any(re.search("[$£]", number.mark) for number in vague.values())
         below = whole < 1000 and (sign, separator) != (".", ",")
-        if (below or is_amount) and not whole >= 1000 and not vague.index.str.contains(other, regex=False).any():
+        if (below or is_amount) and not whole >= 1000 and not any(other in text for text in vague):
             likely.setdefault(other, f"{cell!r} in {name}")
         else:
             unclear = unclear or f"{name}: {cell!r}"
@@ -141,8 +160,8 @@ def decimal_sign(columns: Mapping[str, Column], separator: str) -> str:
 
 def parse(
     name: str, column: Column, decimal: str, missing: Sequence[str], rows: np.ndarray, remarks: list[str]
-) -> pd.Series:
-    """Return the numbers of a column, float64; NaN for missing values. Append a remark about a currency.
+) -> np.ndarray:
+    """Return the numbers of a column, float64 [T]; NaN for missing values. Append a remark about a currency.
 
     ``missing``: the cells of --missing. ``rows``: the row numbers of the file.
 
@@ -151,9 +170,11 @@ def parse(
             for a missing value.
     """
     cells, numbers = column.cells, column.numbers
-    mark = next(iter(numbers["mark"][numbers["mark"] != ""].mode()), "")
-    wrong = numbers[decimal].isna() | ~numbers["mark"].isin(["", mark])
-    if texts := [*column.others, *numbers.index[wrong], *(column.pointed if decimal == "," else ())]:
+    marks = [number.mark for number in numbers.values() if number.mark]
+    mark = max(sorted({*marks}), key=marks.count, default="")
+    right = {text: n.values[decimal] for text, n in numbers.items() if decimal in n.values and n.mark in ("", mark)}
+    points = [column.pointed] if decimal == "," and column.pointed else []
+    if texts := [*column.others, *(numbers.keys() - right), *points]:
         at = int(np.argmax(cells.isin(texts)))
         text = str(cells.iloc[at])[:40]
         advice = f"use {option('missing', *missing, text)} to read such cells as missing"
@@ -163,21 +184,21 @@ def parse(
             f"row {rows[at]}: {name} is {text!r}, not a number{f' like those with {mark!r}' if mark else ''}; "
             f"{advice}; or name the columns to read with {COLUMN}"
         )
-    values = column.values
+    values = column.values.copy()
     if decimal == ",":
-        values = values.mask(values.index.isin(column.vague.index), (1000 * values).round())
-    if len(numbers):
-        values = values.fillna(cells.map(numbers[decimal]).astype("float64"))
+        values[column.vague.index] = (1000 * values[column.vague.index]).round()
+    if right:
+        values = np.where(np.isnan(values), cells.map(right).astype("float64"), values)
     if mark:
         remarks.append(f"{name}: {mark!r} is left out of the values")
-    values = values.mask(np.isinf(values))
-    largest = max(values.min(), values.max(), key=abs)
-    if abs(largest) > MAX_VALUE:
-        raise TableError(f"{name} has the value {largest}; allowed are -{MAX_VALUE} to {MAX_VALUE}")
-    others = values[~values.isin(SENTINELS)]
-    low, high = others.min(), others.max()
+    values[np.isinf(values)] = np.nan
+    known = values[~np.isnan(values)]
+    if len(large := known[abs(known) > MAX_VALUE]):
+        raise TableError(f"{name} has the value {large[0]}; allowed are -{MAX_VALUE} to {MAX_VALUE}")
+    others = known[~np.isin(known, SENTINELS)]
+    low, high = others.min(initial=np.inf), others.max(initial=-np.inf)
     spread = (high - low) or 1.0
-    found = [own for own in SENTINELS if (values == own).any() and not low - max(spread, 9) <= own <= high + 3 * spread]
+    found = [own for own in SENTINELS if own in known and not low - max(spread, 9) <= own <= high + 3 * spread]
     if found and "none" not in missing:
         options = [option("missing", *missing, text) for text in (f"{found[0]:g}", "none")]
         raise TableError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 YEARS = (1600, 2199)
@@ -148,9 +149,9 @@ def with_format(cells: pd.Series, pattern: str) -> Reading:
     return _reading(pattern, times, zones)
 
 
-def numeric_readings(values: pd.Series) -> list[Reading]:
+def numeric_readings(values: np.ndarray) -> list[Reading]:
     """Return a reading for each time stamp format that fits all numbers. ``values`` has NaN for other cells."""
-    known = values.dropna()
+    known = (cells := pd.Series(values)).dropna()
     if not len(known) or known.min() < 1000 or known.max() >= 2**63:
         return []
     found = {}
@@ -162,7 +163,7 @@ def numeric_readings(values: pd.Series) -> list[Reading]:
         pattern = "%Y%m%d%H%M%S"[: digits.pop() - 2]  # the year has four digits, the other parts have two
         found[pattern] = pd.to_datetime(known.astype("int64").astype("str"), format=pattern, errors="coerce"), YEARS
     return [
-        Reading(label, times.astype("datetime64[us]").reindex(values.index))
+        Reading(label, times.astype("datetime64[us]").reindex(cells.index))
         for label, (times, years) in found.items()
         if times.dt.year.between(*years).all()
     ]
