@@ -252,10 +252,12 @@ async def read_form(request: Request, limit: int, max_files: int) -> list[FormFi
     """Return the fields of a multipart body: at most ``max_files`` files, and as many texts. Files stay in memory.
 
     Raises:
-        BadValue: the body is not a complete form, its charset is not UTF-8 or ASCII, or it has too many files or texts.
+        BadValue: the body is no complete form, its charset is not UTF-8 or ASCII, or it has too many files or texts.
         TooLarge, TooSlow, CallerGone, Overloaded, MemoryFull, TimedOut: as in ``read_json``.
     """
-    content_type = request.headers["content-type"]
+    content_type = request.headers.get("content-type", "")
+    if not content_type.lower().startswith("multipart/form-data"):
+        raise BadValue(f"content-type is {quote_value(content_type)}; send a form, multipart/form-data", "content-type")
     boundary = PLAIN_TYPE.fullmatch(content_type)
     if not boundary:
         charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")

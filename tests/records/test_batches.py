@@ -69,13 +69,15 @@ def test_the_openai_client_runs_a_batch_job(serve: Serve, tmp_path: Path) -> Non
             api.files.retrieve(uploaded.id)
 
 
-def test_large_bodies_are_read_on_a_thread(serve: Serve, tmp_path: Path) -> None:
+def test_large_bodies_are_read_and_wrong_ones_rejected(serve: Serve, tmp_path: Path) -> None:
     with serve(records_folder=tmp_path / "records", capture="tiny-rnn") as client:
         file = {"file": ("lines.jsonl", lines(2000, prompt="ab"))}
         uploaded = client.post("/v1/files", files=file, data={"purpose": "batch"})
         batch = client.post("/v1/batches", json={"input_file_id": "f" * 60_000, "endpoint": COMPLETIONS})
         feedback = client.post("/v1/feedback", json={"request_id": "unknown", "text": "a" * 90_000})
-    assert [each.status_code for each in (uploaded, batch, feedback)] == [200, 400, 404]
+        no_form = client.post("/v1/files", content=b"")
+    assert [each.status_code for each in (uploaded, batch, feedback, no_form)] == [200, 400, 404, 400]
+    assert no_form.json()["error"]["message"] == "content-type is ''; send a form, multipart/form-data"
     assert "at most 100 characters" in batch.json()["error"]["message"]
 
 
