@@ -40,24 +40,9 @@ def run(options: argparse.Namespace, folder: Path) -> tuple[list[report.Table], 
     records = {"records_folder": folder / "records", "capture": "cifar10-whitened,series-lstm,shakespeare-rnn"}
     with servers.ours(folder, store, admin_key=key, **records).running() as server:
         url = f"http://127.0.0.1:{server.port}/openapi.json"
-        arguments = [
-            "--checks",
-            "all",
-            "--exclude-checks",
-            EXCLUDED_CHECKS,
-            "--seed",
-            "0",
-            "--no-color",
-            "--request-timeout",
-            "60",
-        ]
-        arguments += [
-            "-H",
-            f"authorization: Bearer {key}",
-            "--exclude-path",
-            "/v1/admin/import",
-        ]  # it makes no ZIP files
-        arguments += ["--max-examples", str(options.max_examples)]
+        arguments = f"--checks all --exclude-checks {EXCLUDED_CHECKS} --seed 0 --no-color --request-timeout 60".split()
+        arguments += ["-H", f"authorization: Bearer {key}", "--max-examples", str(options.max_examples)]
+        arguments += ["--exclude-path", "/v1/admin/import"]  # Schemathesis makes no ZIP files
         command = [str(Path(sys.executable).with_name("schemathesis")), "run", url, *arguments]
         result = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
     print(result.stdout, result.stderr)
