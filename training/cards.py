@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from app.networks.forecaster import QUANTILES
 
@@ -42,6 +42,19 @@ def window_forecaster(network: Any) -> dict[str, Any]:
     """Return the fields of a forecaster that reads a window of fixed length."""
     inputs = [("values", "float64", [-1, network.sizes.window])]
     return _card("forecast", "series-lstm", network, inputs, [("mean", "float64", [-1, -1])])
+
+
+def after_refit(card: dict[str, Any], steps: int, layers: Literal["all", "last"] = "all") -> dict[str, Any]:
+    """Return the card of a network that was trained again for ``steps`` steps on all data.
+
+    The card keeps the metrics of the first network, and says so. ``layers``: the layers that the second training
+    changed.
+    """
+    metrics = {
+        name: {**metric, "weights": "before refit"} if metric["weights"] == "published" else metric
+        for name, metric in card["metrics"].items()
+    }
+    return {**card, "metrics": metrics, "refit_steps": steps, "refit_layers": layers}
 
 
 Tensors = Sequence[tuple[str, str, list[int]]]  # name, type and shape of each input or output

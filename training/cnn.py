@@ -25,7 +25,7 @@ from app import store
 from app.networks import build
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes, probabilities
 from app.tasks.classification import ImageClassifier
-from training import cards, lineage, refit
+from training import cards, lineage
 from training.configs.classifiers import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
 from training.data import datasets as data
 from training.data.datasets import DataError
@@ -43,44 +43,34 @@ from training.loops.classifier import AveragedClassifier, ClassifierRecipe
 from training.loops.fit import Batches, fit
 from training.loops.photos import pretrained
 from training.loops.photos import train as photos
-from training.options import Options, base_version, parse_options, parsed
+from training.options import Described, Name, Options, Refit, base_version, flags, parse_options
 from training.publishing import read_run
 from training.run import Run, run_command
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "--images": {
-        "metavar": "PATH",
-        "type": Path,
-        "help": "folder of images, or CSV file. A folder has one sub-folder per class, or the folders train, val and "
-        "test with one sub-folder per class each, or images with the class in the file name (cat.0.jpg). A CSV file "
-        "has the columns path,label or, for several labels per image, path,labels",
-    },
-    "--from": {
-        "metavar": "NAME",
-        "dest": "origin",
-        "help": "network to fine-tune: efficientnet-lite0, or a published network as NAME or NAME@VERSION; scratch: "
-        "start from random weights. Default: efficientnet-lite0 if --size is above 64, otherwise cifar10-whitened",
-    },
-    "--size": {
-        "type": parsed(Annotated[int, Field(multiple_of=32, ge=32, le=512)]),
-        "metavar": "N",
-        "help": "resize images to N x N pixels. N is 32 or 64 or, with efficientnet-lite0, 96 to 512 in steps of 32. "
-        "Default: the size of the network in --from; without --from, 224 if most images are larger than 64 pixels, "
-        "otherwise 32",
-    },
-    "--group": {
-        "metavar": "REGEX",
-        "help": "keep related images, such as frames of one video, in the same part of the split. Images are related "
-        "if REGEX matches the same text in their paths. If REGEX has a group (...), only the text of the group counts",
-    },
-    "--calibration": {
-        "metavar": "DIR",
-        "type": Path,
-        "help": "presets strong and accurate: use the calibration of this finished run, which had the same recipe with "
-        "another seed and held out more images",
-    },
-    **refit.option(False),
-}
+
+class CnnOptions(Described):
+    """The options for the user's images."""
+
+    images: Path | None = None
+    """folder of images, or CSV file. A folder has one sub-folder per class, or the folders train, val and test with one
+    sub-folder per class each, or images with the class in the file name (cat.0.jpg). A CSV file has the columns
+    path,label or, for several labels per image, path,labels"""
+    origin: Name | None = Field(None, alias="from")
+    """network to fine-tune: efficientnet-lite0, or a published network as NAME or NAME@VERSION; scratch: start from
+    random weights. Default: efficientnet-lite0 if --size is above 64, otherwise cifar10-whitened"""
+    size: Annotated[int, Field(multiple_of=32, ge=32, le=512)] | None = None
+    """resize images to N x N pixels. N is 32 or 64 or, with efficientnet-lite0, 96 to 512 in steps of 32. Default: the
+    size of the network in --from; without --from, 224 if most images are larger than 64 pixels, otherwise 32"""
+    group: str | None = None
+    """keep related images, such as frames of one video, in the same part of the split. Images are related if this
+    regular expression matches the same text in their paths. If it has a group (...), only the text of the group
+    counts"""
+    calibration: Path | None = None
+    """presets strong and accurate: use the calibration of this finished run, which had the same recipe with another
+    seed and held out more images"""
+    refit: Refit = False
+
+
 SHOWN = 24  # images in samples.png
 SMALLEST_SIDE = 32
 SMALL_SIDE = 64  # the largest side in pixels for whitened-net
@@ -201,7 +191,7 @@ def airbench_notes(config: AirbenchConfig, network: WhitenedNet, calibration: st
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | AirbenchConfig | CnnFinetuneConfig]:
     """Parse the command line; return the options, and the preset's config with all overrides."""
-    options, config = parse_options("training.cnn", __doc__ or "", CNN_PRESETS, NAMES, argv, OPTIONS)
+    options, config = parse_options("training.cnn", __doc__ or "", CNN_PRESETS, NAMES, argv, flags(CnnOptions))
     if options.calibration and not isinstance(config, AirbenchConfig):
         raise SystemExit(f"--calibration cannot be combined with --preset {options.preset}; use strong or accurate")
     return options, config

@@ -20,9 +20,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from app import store
 from app.networks.gan import ConditionalSizes
@@ -38,22 +39,19 @@ from training.evaluation.calibration import accuracy_of
 from training.evaluation.generation import CLASSIFIER_WIDTHS, class_rows, label_classifier, nearest_distances
 from training.limits import limits
 from training.loops.gan import GanRecipe, save_grid, train
-from training.options import Options, Part, parse_options
+from training.options import Described, Options, Part, flags, parse_options
 from training.run import Run, metric, run_command
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "--images": {
-        "metavar": "PATH",
-        "type": Path,
-        "help": "folder of images with one sub-folder per label, or CSV file with the columns path,label",
-    },
-    "--size": {
-        "type": int,
-        "choices": (28, 32),
-        "default": 32,
-        "help": "side length of the generated images in pixels",
-    },
-}
+
+class GanOptions(Described):
+    """The options for the user's images."""
+
+    images: Path | None = None
+    """folder of images with one sub-folder per label, or CSV file with the columns path,label"""
+    size: Annotated[int, Field(multiple_of=4, ge=28, le=32)] = 32
+    """side length of the generated images in pixels: 28 or 32"""
+
+
 MIN_IMAGES = 64  # smallest number of different images of the user
 SAMPLES = 1000  # number of generated images that are compared with the user's images
 MAX_HELD_OUT = 2000  # largest number of real images that are evaluated
@@ -66,7 +64,7 @@ TITLES = {
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, GanConfig]:
     """Parse the command line; return the options, and the preset's config with all overrides."""
-    return parse_options("training.gan", __doc__ or "", GAN_PRESETS, NAMES, argv, OPTIONS)
+    return parse_options("training.gan", __doc__ or "", GAN_PRESETS, NAMES, argv, flags(GanOptions))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

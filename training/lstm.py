@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,7 +30,7 @@ from app import store
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast, WindowForecaster
-from training import cards, refit
+from training import cards
 from training.configs.series import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
 from training.data import datasets
 from training.data.tables import TableOptions
@@ -38,33 +39,37 @@ from training.evaluation import intervals
 from training.loops import own_series
 from training.loops.fit import AveragedRecipe, fit
 from training.loops.forecaster import pretrain
-from training.options import Options, flags, parse_options
+from training.options import Described, Name, Options, Refit, flags, parse_options
 from training.run import Run, metric, run_command
 
 CLASSICAL_WINS = 3  # exit status
 SINE_REPORTS = 120  # validations of a training on the sine
 FREE_RUNNING_STEPS = 50  # length of the free-running forecasts that are measured
-OPTIONS: dict[str, dict[str, Any]] = {
-    "--csv": {"metavar": "FILE", "type": Path, "help": "CSV, Excel or Parquet file with your series"},
-    "--json": {"action": "store_true", "help": "with --preview: print JSON"},
-    **flags(TableOptions),
-    "--from": {
-        "metavar": "NAME",
-        "dest": "origin",
-        "default": "series-lstm",
-        "help": "model to fine-tune: NAME or NAME@VERSION",
-    },
-    **refit.option(True),
-    "--backtest": {
-        "action": "store_true",
-        "help": "write a report with plots of the rolling forecasts of all methods in the leaderboard",
-    },
-    "--version": {"metavar": "NAME", "help": "with --backtest: evaluate the model NAME or NAME@VERSION; do not train"},
-    "--force": {
-        "action": "store_true",
-        "help": "publish even if fine-tuning does not reduce the validation error",
-    },
-}
+
+
+class DataOptions(Described):
+    """The options that name the user's table and say how its preview is printed."""
+
+    csv: Path | None = None
+    """CSV, Excel or Parquet file with your series"""
+    as_json: bool = Field(False, alias="json")
+    """with --preview: print JSON"""
+
+
+class LstmOptions(Described):
+    """The options of a training on the user's table."""
+
+    origin: Name = Field("series-lstm", alias="from")
+    """model to fine-tune: NAME or NAME@VERSION"""
+    refit: Refit = True
+    backtest: bool = False
+    """write a report with plots of the rolling forecasts of all methods in the leaderboard"""
+    version: Name | None = None
+    """with --backtest: evaluate the model NAME or NAME@VERSION; do not train"""
+    force: bool = False
+    """publish even if fine-tuning does not reduce the validation error"""
+
+
 NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}
 
 
@@ -93,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, LstmConfig | ForecasterConfig | ForecasterFinetuneConfig]:
     """Parse the command line; return the options, and the preset's config with all overrides."""
-    return parse_options("training.lstm", __doc__ or "", LSTM_PRESETS, NAMES, argv, OPTIONS)
+    own = flags(DataOptions) | flags(TableOptions) | flags(LstmOptions)
+    return parse_options("training.lstm", __doc__ or "", LSTM_PRESETS, NAMES, argv, own)
 
 
 def evaluate(forecaster: WindowForecaster | GlobalForecaster) -> dict[str, Any]:

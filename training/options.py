@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from app import store
 from app.store import Store
@@ -23,7 +23,7 @@ from training.data.datasets import DataError
 
 INCLUDED = Path(__file__).parents[1] / "models_store"
 STORE = Path(os.environ.get("QUARTET_STORE") or "models_store")  # the same default as that of the service
-STORE_HELP = "model store; QUARTET_STORE sets another default (default: %(default)s)"
+STORE_HELP = "model store; QUARTET_STORE sets another default"
 TASKS = {"training.cnn": "classify", "training.rnn": "continue", "training.lstm": "forecast", "training.gan": "sample"}
 C = TypeVar("C", bound=object)  # the dataclass of a preset
 Part = Literal["test", "validation"]  # part of the data on which a trained network is measured
@@ -33,27 +33,57 @@ SHOWN = (  # by --help; --help-all shows all options
     *("--preview", "--backtest", "--resume"),
 )
 SHORT = ("epochs", "horizon")  # numbers that also have an option of their own: --epochs 5 is --set epochs=5
+Name = typing.NewType("Name", str)
+METAVARS: dict[Any, str] = {int: "N", float: "N", Path: "PATH", Name: "NAME"}
+Models = Annotated[Path, Field(description=STORE_HELP)]
+Refit = Annotated[
+    bool | None,
+    Field(
+        description="train a second network on all data, and publish it; it cannot be tested. Otherwise publish the "
+        "tested network"
+    ),
+]
+
+
+class Described(BaseModel):
+    """A class whose fields are options of a command. The text below a field is its help.
+
+    A field of the type ``bool | None`` has two options, such as --refit and --no-refit. A field that is True by default
+    has only the second.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class TrainingOptions(Described):
+    """The options that all training commands have."""
+
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """duration of the training in minutes, without reading the data and the evaluation"""
+    preview: bool = False
+    """print how the data are read, and do not train"""
+    resume: bool = False
+    """resume the last unfinished run of this model"""
+    publish: bool = True
+    """do not publish; measure on the validation data, and do not read the test data"""
+    activate: bool | None = None
+    """activate the new version in any case, or in no case (default: unless it is worse than the active one)"""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """random seed"""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """cpu, cuda or cuda:N"""
+    threads: Count = os.cpu_count() or 1
+    """CPU threads of PyTorch"""
+    runs: Path = Path("runs")
+    """folder for logs and checkpoints"""
+    store: Models = STORE
 
 
 class Options(argparse.Namespace):
-    """The options of a training command: those that all commands have, and those for the user's data.
+    """The options of a training command: those of ``TrainingOptions``, and those for the user's data.
 
     ``own`` has the names of the options for the user's data, which differ between the commands.
     """
-
-    script: str  # module of the command, as in "training.cnn"
-    preset: str
-    name: str
-    seed: int
-    device: str
-    threads: int
-    resume: bool
-    publish: bool
-    runs: Path
-    store: Path
-    activate: bool | None
-    minutes: float | None
-    own: list[str]
 
     @property
     def part(self) -> Part:
@@ -63,6 +93,14 @@ class Options(argparse.Namespace):
         validation part, and the test part is not read.
         """
         return "test" if self.publish or vars(self).get("backtest") else "validation"
+
+    @property
+    def refits(self) -> bool:
+        """Whether the command trains a second network on all data before it publishes (refit).
+
+        This is the default for series, whose last values matter most. For images and texts, --refit requests it.
+        """
+        return self.publish and bool(self.refit)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -88,9 +126,9 @@ class Parser(argparse.ArgumentParser):
             settings["help"] = argparse.SUPPRESS
         (group or self).add_argument(flag, **settings)
 
-    def options(self, title: str, flags: Mapping[str, dict[str, Any]]) -> None:
-        """Add a group of options with a title."""
-        group = self.add_argument_group(title)
+    def options(self, flags: Mapping[str, dict[str, Any]], title: str = "") -> None:
+        """Add options or, with a title, a group of options."""
+        group = self.add_argument_group(title) if title else self
         for flag, settings in flags.items():
             self.option(flag, group, **settings)
 
@@ -111,17 +149,25 @@ def parsed(hint: Any) -> Callable[[str], Any]:
 def flags(options: type[BaseModel], omit: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """Return the options of a command for the fields of a class, with the keyword arguments of ``add_argument``."""
     found: dict[str, dict[str, Any]] = {}
+    hints = typing.get_type_hints(options, include_extras=True)
     for name, field in options.model_fields.items():
         if name in omit:
             continue
-        hint: Any = field.annotation
-        settings: dict[str, Any] = {"type": parsed(hint)}
+        hint = hints[name]
+        kinds = [getattr(part, "__origin__", part) for part in (hint, *typing.get_args(hint))]
+        metavar = next((text for kind, text in METAVARS.items() if kind in kinds), None)
+        settings: dict[str, Any] = {"type": parsed(hint), "metavar": metavar}
         if hint is bool:
-            settings = {"action": "store_true"}
-        elif typing.get_origin(hint) is list:
-            settings = {"type": parsed(typing.get_args(hint)[0]), "nargs": "+"}
+            settings = {"action": "store_false" if field.default else "store_true"}
+        elif field.annotation == bool | None:
+            settings = {"action": argparse.BooleanOptionalAction}
+        elif typing.get_origin(field.annotation) is list:
+            settings |= {"type": parsed(typing.get_args(field.annotation)[0]), "nargs": "+"}
+        required = field.is_required()
+        settings |= {"required": required, "default": None if required or field.default == [] else field.default}
+        flag = ("no_" if hint is bool and field.default else "") + (field.alias or name)
         text = " ".join((field.description or "").split()).replace("%", "%%")
-        found[f"--{name.replace('_', '-')}"] = {**settings, "help": text}
+        found[f"--{flag.replace('_', '-')}"] = {**settings, "dest": name, "help": text}
     return found
 
 
@@ -148,12 +194,14 @@ def parse_options(
     """
     data_flags = data_flags or {}
     parser = Parser(script.replace("training.", "train "), description, SHOWN, argv)
-    _add_common_options(parser, list(presets))
-    parser.options("own data", data_flags)
+    help_text = f"network and data, as listed above (default: {next(iter(presets))})"
+    parser.option("--preset", choices=list(presets), help=help_text)
+    help_text = "model name in the store (default: that of the preset; required for own data)"
+    parser.option("--name", type=_name, help=help_text)
+    parser.options(flags(TrainingOptions))
+    parser.options(data_flags, "own data")
     numbers = _numbers(presets)
-    parser.option(
-        "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="change numbers of a preset"
-    )
+    parser.option("--set", metavar="KEY=VALUE", nargs="+", action="extend", help="change numbers of a preset")
     for name in filter(numbers.get, SHORT):
         word = (name + "={}").format
         parser.option(f"--{name}", dest="set", action="append", type=word, metavar="N", help=numbers[name])
@@ -163,19 +211,18 @@ def parse_options(
     flag = next(iter(data_flags), "")
     if not arguments["preview"]:
         _check_utf8(parser, sys.argv[1:] if argv is None else argv, arguments.get(flag.removeprefix("--")))
-    words = arguments.pop("set")
+    words = arguments.pop("set") or []
     if flag:
         _check_data_options(parser, data_flags, arguments)
     if arguments["minutes"] is not None and any(word.startswith("epochs=") for word in words):
         parser.error("--minutes and --epochs cannot be combined")
-    preset = arguments.setdefault("preset", next(iter(presets)))
-    if "name" not in arguments:
-        arguments["name"] = names[preset]
+    preset = arguments["preset"] = arguments["preset"] or next(iter(presets))
+    arguments["name"] = arguments["name"] or names[preset]
     config = _changed(parser, presets[preset], preset, words)
     _check_device(parser, arguments["device"])
     if arguments["publish"] and not arguments["preview"] and (task := TASKS.get(script)):
         _check_task(parser, task, arguments["store"], arguments["name"])
-    own = ["preview", *(settings.get("dest") or _name_of(option) for option, settings in data_flags.items())]
+    own = ["preview", *(settings["dest"] for settings in data_flags.values())]
     return Options(script=script, own=own, **arguments), config
 
 
@@ -221,38 +268,11 @@ def _check_utf8(parser: argparse.ArgumentParser, words: Sequence[str], data: Pat
             parser.error(f"{text!r} is not UTF-8; rename the file or folder")
 
 
-def _add_common_options(parser: Parser, presets: list[str]) -> None:
-    add, missing = parser.option, argparse.SUPPRESS
-    help_text = f"network and data, as listed above (default: {presets[0]})"
-    add("--preset", choices=presets, default=missing, help=help_text)
-    help_text = "model name in the store (default: that of the preset; required for own data)"
-    add("--name", type=_name, default=missing, help=help_text)
-    amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    help_text = "duration of the training in minutes, without reading the data and the evaluation"
-    add("--minutes", type=parsed(amount), metavar="N", help=help_text)
-    add("--preview", action="store_true", help="print how the data are read, and do not train")
-    add("--resume", action="store_true", help="resume the last unfinished run of this model")
-    help_text = "do not publish; measure on the validation data, and do not read the test data"
-    add("--no-publish", dest="publish", action="store_false", help=help_text)
-    help_text = "activate the new version in any case, or in no case (default: unless it is worse than the active one)"
-    add("--activate", action=argparse.BooleanOptionalAction, help=help_text)
-    add("--seed", metavar="N", type=parsed(Annotated[int, Field(ge=0, lt=2**63)]), default=0, help="random seed")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help="cpu, cuda or cuda:N")
-    add("--threads", metavar="N", type=parsed(Count), default=os.cpu_count() or 1, help="CPU threads of PyTorch")
-    add("--runs", metavar="DIR", type=Path, default=Path("runs"), help="folder for logs and checkpoints")
-    add("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
-
-
 def _check_device(parser: argparse.ArgumentParser, device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         parser.error(f"--device is {device!r}: {str(error).splitlines()[0]}")
-
-
-def _name_of(option: str) -> str:
-    return option.removeprefix("--").replace("-", "_")
 
 
 def _check_data_options(
@@ -262,28 +282,29 @@ def _check_data_options(
     flag = next(iter(data_flags))
     path = flag.removeprefix("--")
     has_data = options[path] is not None
-    if has_data and options.setdefault("preset", "own") != "own":
-        parser.error(f"{flag} cannot be combined with --preset {options['preset']}, which has its own data")
-    if not has_data and options.get("preset") == "own":
+    if has_data:
+        options["preset"] = options["preset"] or "own"
+        if options["preset"] != "own":
+            parser.error(f"{flag} cannot be combined with --preset {options['preset']}, which has its own data")
+    elif options["preset"] == "own":
         parser.error(f"the preset own needs {flag}")
     # options that the other presets have, too
     public = ("origin", "teachers") if flag == "--text" else ("calibration",)
     for option, settings in data_flags.items():
-        name = settings.get("dest") or _name_of(option)
-        usual = settings.get("default", settings.get("action") == "store_false" or None)
-        if not has_data and name not in public and options[name] not in (usual, False, None):
+        name = settings["dest"]
+        if not has_data and name not in public and options[name] != settings["default"]:
             parser.error(f"{option} needs {flag}")
-    for option, needed in (("json", "preview"), ("preview", path), ("version", "backtest"), ("backtest", path)):
+    for option, needed in (("as_json", "preview"), ("preview", path), ("version", "backtest"), ("backtest", path)):
         if options.get(option) and not options[needed]:
-            parser.error(f"--{option} needs --{needed}")
+            parser.error(f"--{option.removeprefix('as_')} needs --{needed}")
     if options["preview"]:
-        options.setdefault("name", "preview")
+        options["name"] = options["name"] or "preview"
     if options.get("backtest"):
         if not options["publish"]:
             parser.error("--backtest cannot be combined with --no-publish. To write only the report, omit --name")
-        if "name" not in options:  # without a name, only a report is written
+        if not options["name"]:  # without a name, only a report is written
             options |= {"name": "backtest", "publish": False}
-    if has_data and "name" not in options:
+    if has_data and not options["name"]:
         parser.error(f"{flag} needs --name, the name of the new model")
 
 

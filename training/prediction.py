@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
+from pydantic import Field
 from tqdm import tqdm
 
 from app.store import Card, SeriesTraits
@@ -41,7 +42,7 @@ from training.data import texts
 from training.data.datasets import DataError
 from training.data.image_lists import SUFFIXES
 from training.data.tables import TableOptions, read_tidy, reader_options
-from training.options import STORE, STORE_HELP, Parser, flags, parsed
+from training.options import STORE, Described, Models, Name, Parser, flags
 
 Row = dict[str, Any]
 IMAGES_PER_REQUEST = 64
@@ -237,37 +238,45 @@ def predict(options: Namespace) -> tuple[list[Row], list[str]]:
     return rows, problems
 
 
+class PredictOptions(Described):
+    """The options of the command, apart from those for reading a table."""
+
+    out: Path
+    """CSV file to write; for generators, a folder or a .png file"""
+    future: Path | None = None
+    """table with the future values of the known covariates"""
+    horizon: Count | None = None
+    """steps to forecast (default: all steps of --future, one season, or 24)"""
+    levels: list[float] = Field([80.0, 95.0])
+    """intervals in per cent"""
+    top_k: Count = 3
+    """labels for each image"""
+    characters: Count = 200
+    """length of each continuation"""
+    temperature: float = 0.8
+    """sampling temperature of texts"""
+    count: Count = 16
+    """number of images to generate"""
+    label: Name | None = None
+    """label of the generated images (default: all labels)"""
+    seed: int = 0
+    """seed of texts and generated images"""
+    url: str | None = None
+    """use the service at this address (default: compute in this process)"""
+    key: str | None = None
+    """API key of the service"""
+    store: Models = STORE
+    device: str = "cpu"
+    """cpu, cuda or cuda:N"""
+
+
 def arguments(argv: Sequence[str] | None) -> Namespace:
     """Parse the command line."""
     parser = Parser("predict", __doc__ or "", SHOWN, argv)
     parser.add_argument("model", metavar="MODEL", help="model in the store or of the service: NAME or NAME@VERSION")
     parser.add_argument("input", metavar="INPUT", nargs="?", type=Path, help="image, folder of images, table or text")
-    parser.option(
-        "--out",
-        metavar="PATH",
-        type=Path,
-        required=True,
-        help="CSV file to write; for generators, a folder or a .png file",
-    )
-    parser.option("--future", metavar="FILE", type=Path, help="table with the future values of the known covariates")
-    parser.option(
-        "--horizon",
-        metavar="N",
-        type=parsed(Count),
-        help="steps to forecast (default: all steps of --future, one season, or 24)",
-    )
-    parser.option("--levels", metavar="N", type=float, nargs="+", default=[80.0, 95.0], help="intervals in per cent")
-    parser.option("--top-k", metavar="N", type=parsed(Count), default=3, help="labels for each image")
-    parser.option("--characters", metavar="N", type=parsed(Count), default=200, help="length of each continuation")
-    parser.option("--temperature", metavar="N", type=float, default=0.8, help="sampling temperature of texts")
-    parser.option("--count", metavar="N", type=parsed(Count), default=16, help="number of images to generate")
-    parser.option("--label", metavar="NAME", help="label of the generated images (default: all labels)")
-    parser.option("--seed", metavar="N", type=int, default=0, help="seed of texts and generated images")
-    parser.option("--url", metavar="URL", help="use the service at this address (default: compute in this process)")
-    parser.option("--key", metavar="KEY", help="API key of the service")
-    parser.option("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
-    parser.option("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.options("reading a table, as in training.lstm", flags(TableOptions, omit=("known_covariates", "holidays")))
+    parser.options(flags(PredictOptions))
+    parser.options(flags(TableOptions, omit=("known_covariates", "holidays")), "reading a table, as in training.lstm")
     return parser.parse_args(argv)
 
 

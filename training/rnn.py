@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from app import store
 from app.networks import build
 from app.store import UNKNOWN_CHARACTER
 from app.store.version import Version
 from app.tasks.text_generation import TextGenerator
-from training import cards, lineage, refit
+from training import cards, lineage
 from training.configs.text import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
 from training.evaluation.calibration import divide_logits
@@ -35,38 +37,31 @@ from training.evaluation.language_model import (
 )
 from training.loops.fit import fit
 from training.loops.language_model import Teachers, TextRecipe, new_network, train, transfer_weights
-from training.options import Options, Part, base_version, parse_options
+from training.options import Described, Name, Options, Part, Refit, base_version, flags, parse_options
 from training.run import Run, run_command
 
 KINDS = ("character-rnn", "gated-rnn")
 FINETUNE_FACTOR = 0.3  # factor of the learning rate with --from
-OPTIONS: dict[str, dict[str, Any]] = {
-    "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "text files and folders, joined in this order"},
-    "--encoding": {"metavar": "NAME", "help": "encoding, such as cp1252 (default: UTF-8, UTF-16 or UTF-32)"},
-    "--from": {
-        "metavar": "NAME",
-        "dest": "origin",
-        "default": "scratch",
-        "help": "model to fine-tune: NAME or NAME@VERSION; scratch: start from random weights. The new network has the "
-        f"kind and the sizes of this model, and the learning rate is multiplied by {FINETUNE_FACTOR:g}. All presets "
-        "accept this option",
-    },
-    "--teachers": {
-        "metavar": "FOLDER",
-        "type": Path,
-        "nargs": "+",
-        "help": "folders of finished runs or published versions whose networks have the same vocabulary as the new "
-        "network. The new network also learns from the mean of their predictions (distillation). All presets accept "
-        "this option",
-    },
-    "--min-count": {
-        "metavar": "N",
-        "type": int,
-        "default": 5,
-        "help": f"replace characters that occur fewer than N times by {UNKNOWN_CHARACTER}",
-    },
-    **refit.option(False),
-}
+
+
+class RnnOptions(Described):
+    """The options for the user's texts. ``origin`` and ``teachers`` are also options of the other presets."""
+
+    text: list[Path] = Field([])
+    """text files and folders, joined in this order"""
+    encoding: Name | None = None
+    """encoding, such as cp1252 (default: UTF-8, UTF-16 or UTF-32)"""
+    origin: Name = Field("scratch", alias="from")
+    """model to fine-tune: NAME or NAME@VERSION; scratch: start from random weights. The new network has the kind and
+    the sizes of this model, and the learning rate is multiplied by 0.3. All presets accept this option"""
+    teachers: list[Path] = Field([])
+    """folders of finished runs or published versions whose networks have the same vocabulary as the new network. The
+    new network also learns from the mean of their predictions (distillation). All presets accept this option"""
+    min_count: int = 5
+    """replace characters that occur fewer than N times by <unk>"""
+    refit: Refit = False
+
+
 NAMES = {"workshop": "shakespeare-rnn", "gated": "shakespeare-rnn"}
 TITLES = {
     "character-rnn": "The workshop's RNN: one Elman layer that continues a text in the manner of Shakespeare's plays",
@@ -103,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_own:
         config = dataclasses.replace(config, batch=min(config.batch, len(kept) // (4 * config.bptt)))
     config, network = initial_network(config, base, vocabulary)
-    refits, initial = is_own and refit.is_planned(options) and config.epochs > 0, copy.deepcopy(network)
+    refits, initial = is_own and options.refits and config.epochs > 0, copy.deepcopy(network)
     held_out = validation, window, is_own
     recipe = TextRecipe(network, config, options, kept, vocabulary, *held_out, teachers=teachers)
     network, budget = train(run, recipe, refits)
@@ -131,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         recipe = TextRecipe(initial, config, options, characters, vocabulary, teachers=teachers)
         run.begin_refit()
         fit(run, recipe, budget, config.epochs)
-        network, card = divide_logits(recipe.average.module, temperature or 1.0), refit.describe(card, budget.steps)
+        network, card = divide_logits(recipe.average.module, temperature or 1.0), cards.after_refit(card, budget.steps)
     prompts = texts.prompts(text.test if options.part == "test" else text.train) if is_own else PROMPTS
     generator = run.predictor(card, network)
     run.finish(card, network, draw_samples(run.folder / "samples.png", generator, prompts))
@@ -168,7 +163,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
 
     Exits with a message if ``--epochs`` is too small, or there are too many layers for the kind of network.
     """
-    options, config = parse_options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, OPTIONS)
+    options, config = parse_options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, flags(RnnOptions))
     if not config.epochs and options.origin == "scratch":
         raise SystemExit("--epochs is 0; it should be at least 1, or 0 with --from")
     if config.kind == "character-rnn" and config.layers > 1:

@@ -176,7 +176,7 @@ class Run:
     def budget(self, steps: int, refit: bool = False) -> Budget:
         """Return the budget of a training: ``--minutes``, or ``steps`` steps.
 
-        ``refit``: whether a second training follows, which gets half of the time; see ``training.refit``.
+        ``refit``: whether a second training follows, which gets half of the time; see ``Options.refits``.
         """
         minutes = self.options.minutes
         return Budget(steps, None if minutes is None else 60 * minutes / (1 + refit))

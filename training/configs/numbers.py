@@ -1,4 +1,4 @@
-"""The types of hyperparameters. ``training.options`` checks them with pydantic."""
+"""The types of hyperparameters and of options. ``training.options`` checks them with pydantic."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from training.data import datasets
 from training.data.datasets import DataError
 from training.evaluation import generation, speed
 from training.limits import limits
-from training.options import STORE, STORE_HELP, store_of
+from training.options import STORE, STORE_HELP, HelpFormatter, store_of
 
 # Largest difference between processors with and without bfloat16. Usual differences are 0.0001 to 0.001.
 MAX_BFLOAT16_DIFFERENCE = 0.002
@@ -190,10 +190,10 @@ def selected(parser: argparse.ArgumentParser, models: Path, names: Sequence[str]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the comparison of all versions; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="models or versions to measure (default: all)")
     parser.add_argument("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     options = parser.parse_args(argv)
     wrong = measured = missing = different = 0
     for name, number in selected(parser, options.store, options.names):

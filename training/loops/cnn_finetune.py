@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.store.version import Version
-from training import lineage, refit
+from training import cards, lineage
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.image_dataset import ImageDataset
 from training.evaluation.calibration import TEMPERATURE_RANGE, fit_temperatures
@@ -104,7 +104,7 @@ def fit_network(
     network = network.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, labels = dataset.images.to(options.device), dataset.labels.to(options.device)
     recipe = FinetuneRecipe(config, network, base is not None, images, labels, batches, validation)
-    planned = run.budget(config.epochs * batches.per_epoch, refit.is_planned(options))
+    planned = run.budget(config.epochs * batches.per_epoch, options.refits)
     fit(run, recipe, planned if steps is None else Budget(steps), config.epochs)
     return network.eval()
 
@@ -135,12 +135,12 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
         ),
     }
     card, pictures = measured(run, fields, network, dataset, validation)
-    if refit.is_planned(options):
+    if options.refits:
         steps, first, every = run.step, network, torch.arange(len(dataset.labels))
         torch.manual_seed(options.seed)  # the state of the generator differs in a resumed run
         run.begin_refit()
         network = fit_network(run, config, dataset, base, every, every[:0], steps)
         network.temperature.copy_(first.temperature)
         network.views_temperature.copy_(first.views_temperature)
-        card = refit.describe(card, steps)
+        card = cards.after_refit(card, steps)
     run.finish(card, network, *pictures)

@@ -3,7 +3,7 @@
 The command ``quartet train lstm --csv`` uses this module. The decision part decides whether fine-tuning helped. The
 test part is measured only if the network is published. If fine-tuning does not help, nothing is published without
 ``--force``. Before publishing, the network is trained again on all rows, unless ``--no-refit`` is given; see
-``training.refit``.
+``Options.refits``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from app.store.version import Version
 from app.tasks.covariates import PRIOR_VALUES, covariate_effect, differences
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import MIN_YEARS, fill_missing, yearly_pattern
-from training import cards, lineage, refit
+from training import cards, lineage
 from training.configs.series import ForecasterFinetuneConfig
 from training.data.datasets import DataError
 from training.data.series.windows import Source, WindowSampler
@@ -90,7 +90,7 @@ def preview(options: Options) -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     shown = describe(table)
-    if options.json:
+    if options.as_json:
         print(json.dumps(shown, ensure_ascii=False))
         return
     print(summary(table))
@@ -278,15 +278,15 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
         GlobalForecaster(with_traits(own.base, own.traits), torch.device(options.device)),
         backtest.origins(own.splits, own.table.season, own.horizon, "validation").subset(MAX_VALIDATION_FORECASTS),
     )
-    budget = run.budget(config.epochs * steps, refit.is_planned(options))
+    budget = run.budget(config.epochs * steps, options.refits)
     best = finetune(run, config, own, ends, budget, validation).best
     network = best.network
     card, reason, publishes, board = evaluate(run, own, network)
-    if publishes and refit.is_planned(options):
+    if publishes and options.refits:
         budget, ends = Budget(int(best.steps), total=run.step), [len(split.series.values) for split in own.splits]
         run.begin_refit()
         network = finetune(run, config, own, ends, budget).average.module
-        card = refit.describe({**card, "series": traits_of_all_rows(own).model_dump()}, budget.steps)
+        card = cards.after_refit({**card, "series": traits_of_all_rows(own).model_dump()}, budget.steps)
     drawn = [run.folder / name for name in ("samples.png", "backtest.png") if (run.folder / name).exists()]
     run.finish(card, network, *drawn, publish=publishes)
     if (run.folder / "backtest.html").exists():

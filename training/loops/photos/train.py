@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from app.networks.efficientnet import EfficientNetLite
 from app.tasks.precision import fast_bfloat16
-from training import lineage, refit
+from training import cards, lineage
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset
@@ -99,9 +99,9 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     result = training.best()
     card, pictures = training.measured(result)
     network = result.network
-    if refit.is_planned(options):
+    if options.refits:
         network, steps = training.refitted(result)
-        card = refit.describe(card, steps, "all" if result.steps else "last")
+        card = cards.after_refit(card, steps, "all" if result.steps else "last")
     run.finish(card, network, *pictures, has_curves=result.steps > 0)
 
 
@@ -144,7 +144,7 @@ class PhotoTraining:
         size = min(self.config.finetune_batch, len(train_indices))
         steps = min(self.config.finetune_epochs * (len(train_indices) // size), MAX_DEFAULT_STEPS)
         before = self.logits(start, validation)
-        network = self.tune(start, train_indices, self.run.budget(steps, refit.is_planned(self.run.options)))
+        network = self.tune(start, train_indices, self.run.budget(steps, self.run.options.refits))
         after = self.logits(network, validation)
         temperatures = [limited_temperature(logits, targets) for logits in (before, after)]
         losses = [
