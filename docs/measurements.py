@@ -38,7 +38,7 @@ with `training.evaluation.compare_forecasters`, which is `benchmarks forecasters
 (`models_store/<name>/<version>/card.json`, or `GET /v1/models`) has all figures, with the data, the seed and the command.
 
 Hyperparameters were chosen on validation data. Each model was trained with one seed. The column *test readings* counts
-how often the test data were read for this model, with unpublished trainings; `training/test_measurements.jsonl` lists
+how often the test data were read for this model, with unpublished trainings; `training/evaluation/test_measurements.jsonl` lists
 each reading. The last column has the values that the figure had then.
 
 """

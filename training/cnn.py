@@ -25,7 +25,7 @@ from app import store
 from app.networks import build
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes, probabilities
 from app.tasks.classification import ImageClassifier
-from training import cards, lineage
+from training import cards
 from training.configs.classifiers import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
 from training.data import datasets as data
 from training.data.datasets import DataError
@@ -265,7 +265,7 @@ def publish(
         **cards.classifier(config.kind, network, images.labels),
         "title": TITLES[config.kind],
         "data": {images.name: images.sha256},
-        "ancestors": lineage.ancestors(calibration, "calibration", name) if calibration else None,
+        "ancestors": cards.ancestors(calibration, "calibration", name) if calibration else None,
         "held_out": config.validation,
         "notes": notes,
     }

@@ -25,7 +25,7 @@ from app.networks import build
 from app.store import UNKNOWN_CHARACTER
 from app.store.version import Version
 from app.tasks.text_generation import TextGenerator
-from training import cards, lineage
+from training import cards
 from training.configs.text import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
 from training.evaluation.calibration import divide_logits
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipe = TextRecipe(network, config, options, kept, vocabulary, *held_out, teachers=teachers)
     network, budget = train(run, recipe, refits)
     temperature = calibrate(network, validation, window) if validation else None
-    ancestors = (lineage.ancestors(base.card, "base") if base else []) + (teachers.ancestors if teachers else [])
+    ancestors = (cards.ancestors(base.card, "base") if base else []) + (teachers.ancestors if teachers else [])
     card = {
         **cards.language_model(config.kind, network, vocabulary),
         "title": TITLES[config.kind],
@@ -204,7 +204,7 @@ def read_base(options: Options, config: RnnConfig, data: dict[str, str]) -> Vers
     base = base_version(options, KINDS)
     if base:
         label, preset = f"{base.card.name}@{base.card.version}", RNN_PRESETS[options.preset]
-        lineage.reject_seen(base.card, f"--from {label}", data)
+        cards.reject_seen(base.card, f"--from {label}", data)
         for name in ("hidden", "layers"):
             value, size = getattr(config, name), base.card.sizes.get(name, 1)
             if value not in (getattr(preset, name), size):

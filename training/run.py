@@ -29,11 +29,10 @@ import torch
 from tqdm import tqdm
 
 from app import store
+from app.store.disk import Disk
 from app.store.version import Version, encode_weights
 from app.tasks import TASKS
-from training import checkpoints, evaluation_log
-from training.checkpoints import log_lines, open_folder
-from training.evaluation import speed
+from training.evaluation import speed, test_measurements
 from training.limits import limits
 from training.options import Options, Part
 from training.publishing import commit, publish_once, runnable
@@ -156,7 +155,7 @@ class Run:
         if not path.exists():
             self._log.unlink(missing_ok=True)  # from a run that was killed before its first checkpoint
             return
-        state = checkpoints.load(path, objects)
+        state = load_checkpoint(path, objects)
         self.step, self.seconds, self.resumed = state["step"], state["seconds"], state["resumed"]
         self._code_before = _code(state["commit"], state["torch"])
         if self._code_before != (now := _code(self.commit, torch.__version__)):
@@ -171,7 +170,7 @@ class Run:
         state = {"tracked": tracked, "step": self.step, "seconds": self.seconds}
         state |= {"commit": self.commit, "torch": str(torch.__version__)}
         state["resumed"] = self.resumed
-        checkpoints.save(self._checkpoint, state)
+        save_checkpoint(self._checkpoint, state)
 
     def budget(self, steps: int, refit: bool = False) -> Budget:
         """Return the budget of a training: ``--minutes``, or ``steps`` steps.
@@ -326,13 +325,13 @@ class Run:
         """Return the card with the metrics of ``evaluate``, on the test part or on validation data.
 
         The test part is read only if ``publish`` is true and the options allow it. Each measurement on the test part is
-        appended to a log; see ``training.evaluation_log``.
+        appended to a log; see ``training.evaluation.test_measurements``.
         """
         part = self.options.part if publish else "validation"
         card = {**card, "metrics": evaluate(part)}
         if part == "test":
             full_card = {"name": self.options.name, **self.provenance(), **card}
-            earlier = evaluation_log.record(self.options.runs, full_card, self.folder.name)
+            earlier = test_measurements.record(self.options.runs, full_card, self.folder.name)
             card["earlier_readings"] = earlier or None
         return card
 
@@ -369,6 +368,88 @@ class Run:
             publish_once(options.store, card, network.state_dict(), [*curves, *pictures], options.activate)
         (self.folder / "finished").touch()
         self.lock.close()
+
+
+def open_folder(options: Options, content: dict[str, Any], lock: contextlib.ExitStack) -> Path:
+    """Return a new folder or, with ``--resume``, that of the newest unfinished run with the same config and data.
+
+    The folder is locked until ``lock`` is closed. The operating system releases the locks of killed processes. Runs
+    that another process is training are not resumed. Exits with a message if no run can be resumed.
+
+    Args:
+        options: the options of the command.
+        content: what config.json contains.
+        lock: holds the lock of the folder.
+    """
+    runs = options.runs / options.name
+    started = [folder for folder in runs.glob("*") if (folder / "config.json").exists()]
+    unfinished = sorted((folder for folder in started if not (folder / "finished").exists()), reverse=True)
+    if options.resume and unfinished:
+        changes = {folder: _changes(folder, content) for folder in unfinished}
+        fitting = [folder for folder in unfinished if not changes[folder]]
+        for folder in fitting:
+            with contextlib.suppress(BlockingIOError):
+                lock.enter_context(Disk().lock(folder, wait=False))
+                return folder
+        newest = unfinished[0]
+        if not fitting:
+            sys.exit(f"{newest} was started with {changes[newest]}: resume it with the same options and data")
+        sys.exit(f"{fitting[0]} is still running in another process: wait until it ends, or stop it")
+    if options.resume:
+        print(f"{runs} holds no unfinished run: starting a new run")
+    folder = runs / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
+    folder.mkdir(parents=True)
+    lock.enter_context(Disk().lock(folder))
+    (folder / "config.tmp").write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(folder / "config.tmp", folder / "config.json")
+    return folder
+
+
+def _changes(folder: Path, content: dict[str, Any]) -> str:
+    """Return the differences between the config.json of a run and ``content``, or an empty string."""
+    before = json.loads((folder / "config.json").read_text())
+    changed = [key for key in {**content, **before} if before.get(key) != content.get(key)]
+    return ", ".join(f"{key} {before.get(key)} (now {content.get(key)})" for key in changed)
+
+
+def log_lines(path: Path) -> list[str]:
+    """Return the complete lines of a log, or an empty list if the log does not exist."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]  # a killed process may leave the last line incomplete
+
+
+def load_checkpoint(path: Path, objects: dict[str, Any]) -> dict[str, Any]:
+    """Restore the tracked ``objects`` from a checkpoint, and return the checkpoint.
+
+    Exits with a message if the checkpoint is damaged, or does not fit the objects.
+    """
+    advice = "start a new run without --resume"
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # for a damaged file, torch raises errors of many classes
+        sys.exit(f"{path} is damaged ({type(error).__name__}); {advice}")
+    try:
+        for name, tracked in objects.items():
+            tracked.load_state_dict(state["tracked"][name])
+    except (RuntimeError, KeyError, ValueError) as error:
+        sys.exit(f"{path} does not fit this network, for example {str(error)[:200]}; {advice}")
+    return state
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint. It replaces the previous checkpoint atomically.
+
+    Exits with a message if it cannot be written, for example because the disk is full. The previous checkpoint is kept.
+    """
+    new, content = path.with_name("state.tmp"), io.BytesIO()
+    torch.save(state, content)  # not to the file, because the errors of torch do not name the cause
+    try:
+        new.write_bytes(content.getbuffer())
+        os.replace(new, path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        kept = "; the previous checkpoint is kept, so --resume continues the run" if path.exists() else ""
+        sys.exit(f"the checkpoint {new} could not be written ({error.strerror}){kept}")
 
 
 def configure_cpu(threads: int) -> None:

@@ -18,7 +18,7 @@ from support.trainings import KINDS, TEXT, WHITENED, only_entry, train_own
 from app import store
 from app.networks import build
 from app.store.card import is_worse
-from training import cnn, lineage, rnn
+from training import cards, cnn, rnn
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data import datasets, image_folders, texts
 from training.data.datasets import DataError
@@ -161,7 +161,7 @@ def test_a_version_for_another_size_of_the_same_images_is_no_start(workspace: Pa
 def test_data_are_the_same_if_their_name_or_their_digest_is_the_same() -> None:
     def seen(data: dict[str, str], refit_steps: int | None = 3, **own: str) -> list[str]:
         card = tiny_card("a", "forecast", "forecaster", FORECASTER, {"data": data, "refit_steps": refit_steps})
-        return lineage.seen_data(store.Card(version=1, weights_sha256="", **card), own)
+        return cards.seen_data(store.Card(version=1, weights_sha256="", **card), own)
 
     assert seen({"csv:a.csv": "1", "series-lstm@1": "5"}, **{"csv:b.csv": "1"}) == ["b.csv"]
     assert seen({"csv:a.csv": "1"}, **{"csv:a.csv": "2"}) == ["a.csv"]
@@ -180,12 +180,12 @@ def test_the_data_of_all_ancestors_count() -> None:
     parent = store.Card(version=1, weights_sha256="", **card)
     child = parent.model_copy(update={"data": {"csv:b.csv": "2"}, "refit_steps": None})
     own = {"csv:a.csv": "1", "csv:b.csv": "2"}
-    assert lineage.seen_data(child, own) == []
-    ancestors = [store.Ancestor(**each) for each in lineage.ancestors(parent, "base")]
-    assert lineage.seen_data(child.model_copy(update={"ancestors": ancestors}), own) == ["a.csv"]
+    assert cards.seen_data(child, own) == []
+    ancestors = [store.Ancestor(**each) for each in cards.ancestors(parent, "base")]
+    assert cards.seen_data(child.model_copy(update={"ancestors": ancestors}), own) == ["a.csv"]
     parent = parent.model_copy(update={"refit_layers": "last"})
-    ancestors = [store.Ancestor(**each) for each in lineage.ancestors(parent, "base")]
-    assert lineage.seen_data(child.model_copy(update={"ancestors": ancestors}), own) == []
+    ancestors = [store.Ancestor(**each) for each in cards.ancestors(parent, "base")]
+    assert cards.seen_data(child.model_copy(update={"ancestors": ancestors}), own) == []
 
 
 @pytest.mark.parametrize("side", [32, 64])

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.store.version import Version
-from training import cards, lineage
+from training import cards
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.image_dataset import ImageDataset
 from training.evaluation.calibration import TEMPERATURE_RANGE, fit_temperatures
@@ -114,7 +114,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     base = base_version(options, ("whitened-net",), "cifar10-whitened")
     if base:
         option = f"--from {base.card.name}@{base.card.version}"
-        lineage.reject_seen(base.card, option, dataset.data, dataset.images.shape[-1])
+        cards.reject_seen(base.card, option, dataset.data, dataset.images.shape[-1])
     run = Run(options, config, argv, dataset.sha256)
     run.write_lines("skipped.txt", dataset.skipped)
     train_indices, validation, test = dataset.split()
@@ -128,7 +128,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     fitted = "used to fit the temperatures" if calibrates else "too few to fit the temperatures"
     fields = {
         "kind": "whitened-net",
-        "ancestors": lineage.ancestors(base.card, "base") if base else None,
+        "ancestors": cards.ancestors(base.card, "base") if base else None,
         "notes": (
             f"{start}. {dataset.describe_classes()}: {len(train_indices):,} for training, {len(validation):,} for "
             f"validation ({fitted}), {len(test):,} for testing. {len(dataset.skipped):,} files were skipped."

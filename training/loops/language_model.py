@@ -17,7 +17,7 @@ from app.networks import build
 from app.networks.gated_rnn import GatedBlock, GatedRNN
 from app.networks.rnn import CharacterRNN
 from app.store.version import Version
-from training import lineage
+from training import cards
 from training.configs.text import RnnConfig
 from training.data.datasets import DataError
 from training.data.speakers import RenamedSpeakers
@@ -50,9 +50,9 @@ class Teachers:
             card, network, _ = read_run(folder, "--teachers")
             if card.vocabulary != list(vocabulary):
                 raise DataError(f"--teachers {folder}: {card.name} has another vocabulary")
-            lineage.reject_seen(card, f"--teachers {folder}", data)
+            cards.reject_seen(card, f"--teachers {folder}", data)
             self.networks.append(network.to(device).eval().requires_grad_(False))
-            self.ancestors += lineage.ancestors(card, "teacher", f"{card.name}, seed {card.seed}")
+            self.ancestors += cards.ancestors(card, "teacher", f"{card.name}, seed {card.seed}")
 
     def zero_states(self, rows: int) -> list[Tensor]:
         """Return the initial state of each teacher for ``rows`` texts."""

@@ -26,7 +26,7 @@ from app.store.version import Version
 from app.tasks.covariates import PRIOR_VALUES, covariate_effect, differences
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import MIN_YEARS, fill_missing, yearly_pattern
-from training import cards, lineage
+from training import cards
 from training.configs.series import ForecasterFinetuneConfig
 from training.data.datasets import DataError
 from training.data.series.windows import Source, WindowSampler
@@ -267,7 +267,7 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     Return the leaderboard of the last measured part.
     """
     own = read(options, config.horizon)
-    lineage.reject_seen(own.base.card, f"--from {label(own.base)}", own.data)
+    cards.reject_seen(own.base.card, f"--from {label(own.base)}", own.data)
     print_table(own.table)
     run = Run(options, config, argv, own.sha256)
     run.write_lines("remarks.txt", own.table.remarks)
@@ -405,7 +405,7 @@ def card_of(own: OwnSeries, network: Any, verdict: str) -> dict[str, Any]:
         "title": f"Forecasts of {names}, one value per {table.frequency}"[:200],
         "series": own.traits.model_dump(),
         "data": own.data,
-        "ancestors": lineage.ancestors(base, "base"),
+        "ancestors": cards.ancestors(base, "base"),
         "notes": (
             f"Fine-tuned from {base.name}@{base.version}. {verdict}. {count:,} series, one value per "
             f"{table.frequency}, {season}. All series were cut at the same times. {shares}. Of the averaged weights, "
@@ -444,7 +444,7 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> Lead
     own = read(options, config.horizon)
     print_table(own.table)
     card, version = own.base.card, label(own.base)
-    if lineage.seen_data(card, own.data):
+    if cards.seen_data(card, own.data):
         raise DataError(
             f"--version {version}: this version was trained on all rows of {own.table.name}, so its errors on these "
             "rows would be too low. Its backtest.png shows errors that were measured before this training. Type "

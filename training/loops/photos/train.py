@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from app.networks.efficientnet import EfficientNetLite
 from app.tasks.precision import fast_bfloat16
-from training import cards, lineage
+from training import cards
 from training.configs.classifiers import CnnFinetuneConfig
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset
@@ -86,8 +86,8 @@ def read_base(options: Options, dataset: ImageDataset) -> Base:
     assert version is not None
     card = version.card
     name = f"{card.name}@{card.version}"
-    lineage.reject_seen(card, f"--from {name}", dataset.data, dataset.images.shape[-1])
-    return Base(version.network(), name, lineage.ancestors(card, "base"), card.licence, card.source)
+    cards.reject_seen(card, f"--from {name}", dataset.data, dataset.images.shape[-1])
+    return Base(version.network(), name, cards.ancestors(card, "base"), card.licence, card.source)
 
 
 def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None, dataset: ImageDataset) -> None:
