@@ -9,7 +9,6 @@ from docs.markdown import code
 FEATURES = "in the features of the reference classifier `mnist-judge`"
 AFFIXES = {  # parts of names that select a variant of a metric
     "_views": "with test-time augmentation (`QUARTET_TTA`)",
-    "_before": "before temperature scaling, which divides the logits by a number fitted to validation data",
     "hourly_": "on the hourly series of M4",
     "weekly_": "on the weekly series of M4",
     "untuned_": "of the network from which the training started",
@@ -29,7 +28,6 @@ METRICS = {  # names, separated by commas: meaning
     "exact_match": "for several labels per image: share of the images for which all labels are correct; higher is better",
     "nats_per_character": "mean of -ln p, where p is the probability of the actual next character. Each window of the text starts from a zero state; lower is better",
     "bits_per_character": "`nats_per_character` / ln 2; lower is better",
-    "nats_per_character_carried": "the same as `nats_per_character`, but the network reads the text in one pass, and its state is carried along; lower is better",
     "smape": "symmetric mean absolute percentage error of the medians, from 0 to 200; lower is better",
     "mase": "mean absolute scaled error: mean absolute error of the medians, divided by the mean absolute difference between past values that are one season apart; lower is better",
     "wql": "weighted quantile loss: twice the sum of the pinball losses, divided by the sum of the absolute values, mean over the quantiles from 0.1 to 0.9; lower is better",
@@ -39,7 +37,6 @@ METRICS = {  # names, separated by commas: meaning
     "coverage_95": "share of the values that are inside their 95 % interval; near 0.95",
     "one_step_mse": "mean squared error of the forecasts of the next value; lower is better",
     "one_step_mse_over_noise": "`one_step_mse`, divided by the variance of the distribution from which the noise was drawn; lower is better; forecasts without error in the noiseless series have 1 on average",
-    "one_step_mse_over_realised_noise": "`one_step_mse`, divided by the variance of the noise in these values; lower is better; forecasts without error in the noiseless series have 1",
     "one_step_mse_over_noise_fresh": "mean of `one_step_mse_over_noise` over 50 series with the same sine and other noise; lower is better; forecasts without error in the noiseless series have 1 on average",
     "free_running_rmse": "root mean squared error of forecasts of 50 steps, compared with the sine without noise; lower is better",
     "frechet_distance": f"Fréchet distance between 5,000 generated images and the test images, {FEATURES}; lower is better",

@@ -97,12 +97,11 @@ def evaluate(classifier: ImageClassifier, validation: int | None = None) -> dict
     probability, network = served_probabilities(classifier, images), classifier.network
     if not isinstance(network, WhitenedNet):
         return classification_metrics(probability, labels, split)
-    metrics = calibrated_metrics(probability, network.temperature.item(), labels, split, "")
     with torch.inference_mode():
         parts = [network.tta_logits(batch.to(classifier.device)) for batch in images.split(250)]
-    tta_probability = probabilities(torch.cat(parts)).float().cpu()
-    return metrics | calibrated_metrics(
-        tta_probability, network.views_temperature.item(), labels, f"{split}, 6 views", "_views"
+    views = probabilities(torch.cat(parts)).float().cpu()
+    return calibrated_metrics(probability, labels, split) | calibrated_metrics(
+        views, labels, f"{split}, 6 views", "_views"
     )
 
 

@@ -279,7 +279,6 @@ def evaluate_sine(forecasts: Forecasts) -> dict[str, Any]:
     split = f"the last {count} values of the series" if is_test else f"{count} values for validation"
     errors = (forecasts.one_step() - forecasts.actual) ** 2
     error = np.mean(errors)
-    realised = np.mean((forecasts.actual - forecasts.noiseless) ** 2)
     fresh = [Forecasts(forecaster, 0 if is_test else count, seed) for seed in range(1, 51)]
     fresh_error = np.mean([np.mean((each.one_step() - each.actual) ** 2) for each in fresh])
     future, noiseless = windows(forecasts.actual), windows(forecasts.noiseless)
@@ -288,9 +287,6 @@ def evaluate_sine(forecasts: Forecasts) -> dict[str, Any]:
     return {
         "one_step_mse": metric(error, split, interval=intervals.bootstrap(errors)),
         "one_step_mse_over_noise": metric(error / noise**2, f"{split}; noise variance 0.04", 3),
-        "one_step_mse_over_realised_noise": metric(
-            error / realised, f"{split}; their noise has variance {realised:.4f}", 3
-        ),
         "one_step_mse_over_noise_fresh": metric(
             fresh_error / noise**2, "the same values under 50 other realisations of the noise, mean", 3
         ),

@@ -109,7 +109,6 @@ def test_the_loss_of_a_network_with_equal_logits_is_the_log_of_the_vocabulary_si
     torch.nn.init.zeros_(network.head.bias)
     characters = torch.randint(10, (2000,))
     assert language_model.window_losses(network, characters).numpy() == pytest.approx(2.302585, abs=1e-5)
-    assert language_model.stream_loss(network, characters) == pytest.approx(2.302585, abs=1e-5)
 
 
 def test_the_weights_with_the_lowest_validation_loss_are_kept() -> None:

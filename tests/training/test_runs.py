@@ -13,7 +13,7 @@ import torch
 from support.trainings import interrupted, train_own
 
 from app import store
-from training import lstm, publishing, run
+from training import lstm, publishing
 from training import run as running
 
 
@@ -41,9 +41,9 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
         new.symlink_to("/dev/full")
         sentence = f"the checkpoint {new} could not be written (No space left on device){kept}"
         with pytest.raises(SystemExit, match=f"^{re.escape(sentence)}$"):
-            run.save_checkpoint(path, {"weights": torch.zeros(1000)})
+            running.save_checkpoint(path, {"weights": torch.zeros(1000)})
         assert not new.is_symlink()
-        run.save_checkpoint(path, {"step": 3})
+        running.save_checkpoint(path, {"step": 3})
         assert torch.load(path, weights_only=True) == {"step": 3}
 
 

@@ -57,20 +57,13 @@ def classification_metrics(probability: Tensor, labels: Tensor, split: str) -> d
     }
 
 
-def calibrated_metrics(
-    probability: Tensor, temperature: float, labels: Tensor, split: str, suffix: str
-) -> dict[str, Any]:
+def calibrated_metrics(probability: Tensor, labels: Tensor, split: str, suffix: str = "") -> dict[str, Any]:
     """Return the ``classification_metrics`` and the Brier score of probabilities [N, classes].
 
-    The logits of the probabilities were divided by ``temperature``. The negative log-likelihood and the calibration
-    error without this division are also returned. ``suffix`` is appended to the names of all metrics.
+    ``suffix`` is appended to the names of all metrics.
     """
-    metrics = classification_metrics(probability, labels, split)
     squared_error = (probability - F.one_hot(labels, probability.shape[1])).square().sum(dim=1)
-    metrics["brier"] = metric(squared_error.mean().item(), split)
-    raw = torch.softmax(probability.double().clamp(min=1e-30).log() * temperature, dim=1).float()
-    before = classification_metrics(raw, labels, f"{split}, before temperature scaling")
-    metrics |= {f"{name}_before": before[name] for name in ("nll", "calibration_error")}
+    metrics = classification_metrics(probability, labels, split) | {"brier": metric(squared_error.mean().item(), split)}
     return {f"{name}{suffix}": entry for name, entry in metrics.items()}
 
 

@@ -54,20 +54,6 @@ def window_losses(network: Any, *parts: Tensor, window: int = WINDOW) -> Tensor:
     return torch.cat(losses).double().mean(dim=1)
 
 
-def stream_loss(network: Any, characters: Tensor) -> float:
-    """Return the mean loss in nats per character over one pass through characters [N].
-
-    The characters are processed in parts. The state is kept from one part to the next.
-    """
-    total, state = 0.0, network.zero_state(1)
-    with torch.inference_mode():
-        for start in range(0, len(characters) - 1, 4096):
-            part = characters[start : start + 4097].long()
-            logits, state = network(part[None, :-1], state)
-            total += F.cross_entropy(logits[0], part[1:], reduction="sum").item()
-    return total / (len(characters) - 1)
-
-
 def calibrate(network: Any, parts: Sequence[Tensor], window: int) -> float:
     """Divide the logits of a network by the temperature with the lowest loss on held-out text. Return the temperature.
 
@@ -88,13 +74,14 @@ def measure(generator: TextGenerator, text: Text, limit: int = MAX_TEST_CHARACTE
     """Return the metrics of a published network for its card, from the first ``limit`` characters of the test part."""
     characters = encode(text.test[:limit], generator.vocabulary).to(generator.device)
     start = "the first characters of " if len(text.test) > limit else ""
-    split = f"{start}the last 10 % of the text, {len(characters):,} characters"
+    split = (
+        f"{start}the last 10 % of the text, {len(characters):,} characters, in windows of {WINDOW} from a zero state"
+    )
     losses = window_losses(generator.network, characters)
     loss, interval = losses.mean().item(), intervals.bootstrap(losses.cpu().numpy())
     return {
-        "nats_per_character": metric(loss, f"{split}, in windows of {WINDOW} from a zero state", interval=interval),
-        "bits_per_character": metric(loss / math.log(2), f"{split}, in windows of {WINDOW} from a zero state"),
-        "nats_per_character_carried": metric(stream_loss(generator.network, characters), f"{split}, read in one go"),
+        "nats_per_character": metric(loss, split, interval=interval),
+        "bits_per_character": metric(loss / math.log(2), split),
     }
 
 
