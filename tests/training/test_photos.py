@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from dataclasses import asdict
 from pathlib import Path
 
@@ -109,16 +110,16 @@ def test_photos_are_trained_published_served_and_explained(workspace: Path, caps
 @pytest.mark.slow
 def test_many_photos_are_decoded_when_they_are_used(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cnn.main(["--images", "photos", *TRAIN, "--set", "flip=no"])
-    (features,) = Path("runs/features").iterdir()
-    with features.open("r+b") as file:
-        file.truncate(features.stat().st_size // 2 + 1)  # as after an interruption; the last record is not complete
-    old = Path("runs/features/old.features")
-    old.write_bytes(bytes(100))
+    features = sqlite3.connect("runs/features/features.sqlite", isolation_level=None)
+    keys = [key for (key,) in features.execute("SELECT key FROM features ORDER BY key")]
+    features.execute("DELETE FROM features WHERE rowid % 2")  # as after an interruption
+    features.execute("INSERT INTO features VALUES ('of another network', zeroblob(100))")
     set_limits(monkeypatch, image_bytes=0, feature_bytes=0)
     cnn.main(["--images", "photos", *TRAIN[2:], "--name", "files", "--set", "flip=no"])
     first, second = (Store(workspace / "models_store").card(name, 1) for name in ("mine", "files"))
     assert (first.weights_sha256, first.metrics) == (second.weights_sha256, second.metrics)
-    assert list(Path("runs/features").iterdir()) == [features]
+    assert [key for (key,) in features.execute("SELECT key FROM features ORDER BY key")] == keys
+    features.close()
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ The features of an image are the input of a pretrained network's last layer.
 from __future__ import annotations
 
 import hashlib
-import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,62 +22,46 @@ from training.limits import limits
 
 BATCH = 16  # images in a forward pass
 View = Callable[[Tensor], Tensor]  # a function that changes uint8 images [N, C, S, S], such as mirroring
+CREATE = "CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, content BLOB)"
+DELETE = """DELETE FROM features WHERE key NOT GLOB ? || '*' AND rowid IN (
+    SELECT rowid FROM (SELECT rowid, sum(length(content)) OVER (ORDER BY rowid DESC) AS size FROM features)
+    WHERE size > ?)"""
 
 
 class FeatureCache:
-    """Computes features of images, and appends them to a file in ``folder``, with the digest of each image.
+    """Computes features of images, and stores them in the SQLite database ``folder/features.sqlite``.
 
     So a command that is repeated after an interruption, or with additional images, computes only the missing features.
-    The files that were used least recently are deleted if all files together exceed ``Limits.feature_bytes``.
+    If the features of other networks exceed ``Limits.feature_bytes``, the oldest are deleted.
     """
 
     def __init__(self, folder: Path, network: EfficientNetLite, device: str) -> None:
-        self.folder, self.network, self.device = folder, network, device
+        self.network, self.device = network, device
         tensors = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith("head.")}
         content = f"{weights_digest(tensors)} {network.stem.weight.dtype} {network.sizes.image}"
         self.key = hashlib.sha256(content.encode()).hexdigest()[:16]
-        features = network.head.in_features
-        self.record = np.dtype([("digest", "V32"), ("features", "<f4", (features,))])
+        folder.mkdir(parents=True, exist_ok=True)
+        self.database = sqlite3.connect(folder / "features.sqlite", timeout=60)
+        self.database.execute("PRAGMA auto_vacuum = FULL")
+        with self.database:
+            self.database.execute(CREATE)
+            self.database.execute(DELETE, (self.key, limits().feature_bytes))
 
     def __call__(self, dataset: ImageDataset, indices: Tensor, name: str, view: View) -> Tensor:
         """Return the features [len(indices), D] of the images after ``view``. ``name`` identifies the view on disk."""
-        path = self.folder / f"{self.key}-{name}.features"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digests = [bytes.fromhex(dataset.digests[index]) for index in indices.tolist()]
-        with path.open("ab") as file:
-            file.truncate(
-                file.tell() // self.record.itemsize * self.record.itemsize
-            )  # a killed process may leave a part
-            os.utime(path)
-            known = {record.tobytes() for record in self._records(path)["digest"]}
-            missing = [index for index, digest in zip(indices.tolist(), digests, strict=True) if digest not in known]
-            bar = tqdm(total=len(missing), desc=f"features, {name}", unit="image", leave=False, disable=not missing)
-            with bar:
-                for start in range(0, len(missing), BATCH):
-                    batch = missing[start : start + BATCH]
-                    records = np.empty(len(batch), self.record)
-                    records["digest"] = [bytes.fromhex(dataset.digests[index]) for index in batch]
-                    records["features"] = self._compute(view(dataset.images[batch]))
-                    file.write(records.tobytes())
-                    file.flush()
-                    bar.update(len(batch))
-        self._delete_old()
-        records = self._records(path)
-        position = {record.tobytes(): at for at, record in enumerate(records["digest"])}
-        return torch.from_numpy(records["features"][[position[digest] for digest in digests]])
+        keys = {index: f"{self.key} {name} {dataset.digests[index]}" for index in indices.tolist()}
+        missing = [index for index, key in keys.items() if self._stored(key) is None]
+        with tqdm(total=len(missing), desc=f"features, {name}", unit="image", leave=False, disable=not missing) as bar:
+            for start in range(0, len(missing), BATCH):
+                batch = missing[start : start + BATCH]
+                with torch.inference_mode():
+                    features = self.network.features(view(dataset.images[batch]).to(self.device)).float().cpu().numpy()
+                with self.database:
+                    rows = [(keys[index], row.tobytes()) for index, row in zip(batch, features, strict=True)]
+                    self.database.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", rows)
+                bar.update(len(batch))
+        return torch.from_numpy(np.stack([np.frombuffer(self._stored(key) or b"", "<f4") for key in keys.values()]))
 
-    def _records(self, path: Path) -> np.ndarray:
-        empty = path.stat().st_size < self.record.itemsize  # which cannot be mapped
-        return np.empty(0, self.record) if empty else np.memmap(path, self.record, "r")
-
-    def _delete_old(self) -> None:
-        files = sorted(self.folder.glob("*.features"), key=lambda path: path.stat().st_mtime, reverse=True)
-        size = 0
-        for path in files:
-            size += path.stat().st_size
-            if size > limits().feature_bytes and not path.name.startswith(self.key):
-                path.unlink()
-
-    def _compute(self, images: Tensor) -> np.ndarray:
-        with torch.inference_mode():
-            return self.network.features(images.to(self.device)).float().cpu().numpy()
+    def _stored(self, key: str) -> bytes | None:
+        found = self.database.execute("SELECT content FROM features WHERE key = ?", (key,)).fetchone()
+        return found[0] if found else None

@@ -186,6 +186,7 @@ class PhotoTraining:
         views = [cache(self.dataset, indices, "plain", lambda images: images)]
         if self.config.flip:
             views.append(cache(self.dataset, indices, "mirrored", lambda images: images.flip(-1)))
+        cache.database.close()
         network.to(torch.float32).load_state_dict(state)
         return views
 
