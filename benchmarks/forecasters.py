@@ -105,10 +105,10 @@ def row(name: str, origins: Origins, method: Method, forecasts: list[QuantileFor
         method.name,
         measured.mase,
         "" if np.array_equal(measured.scaled, own) else str(change(measured.scaled, own)),
-        forecast_metrics.wql(origins.actual, measured.quantiles),
-        forecast_metrics.msis(origins.actual, *measured.bounds(95), origins.mase_scale),
-        measured.coverage_80,
-        measured.coverage_95,
+        measured.wql,
+        measured.msis,
+        measured.coverage(80),
+        measured.coverage(95),
     ]
 
 

@@ -11,6 +11,7 @@ import torch
 
 from app.networks.forecaster import QUANTILES
 from app.networks.series_reader import ForecasterSizes, Reader
+from app.tasks.forecasting import SCORES, QuantileForecast
 from app.tasks.seasonality import SEASONS
 from benchmarks import forecasters
 from training.configs.series import ForecasterConfig
@@ -20,6 +21,7 @@ from training.data.series.synthetic import synthetic
 from training.data.series.windows import Batch, Source, WindowSampler
 from training.evaluation import forecast_metrics
 from training.evaluation.classical import NAIVE
+from training.evaluation.forecast_metrics import Errors
 from training.loops import forecaster
 
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=1)
@@ -35,8 +37,7 @@ def test_the_seasonal_naive_forecast_of_m4_has_the_published_scores(load: Any, s
     parts = [[pair] for pair in zip(past, actual, strict=True)]
     origins = forecasters.origins_of(parts, season)
     naive = NAIVE.forecast(origins)
-    medians = np.stack([forecast.median for forecast in naive])
-    assert forecast_metrics.smape(actual, medians).mean() == pytest.approx(smape, abs=5e-4)
+    assert origins.errors(naive).smape.mean() == pytest.approx(smape, abs=5e-4)
     assert origins.errors(naive).mase == pytest.approx(mase, abs=5e-4)
 
 
@@ -53,6 +54,28 @@ def test_a_comparison_pools_all_parts_and_splits_series_at_their_origins() -> No
     change = "-50.0% (90 % interval -50.0% to -50.0%)"
     assert row[:4] == ["four, 3 forecasts of 4 steps, 3 series", "seasonal naive", 0.75, change]
     assert row[4:] == pytest.approx([0.2371, 3.9, 0.75, 1.0], rel=0.01)
+
+
+def test_steps_without_an_actual_value_do_not_count() -> None:
+    actual, scale = np.array([[1.0, np.nan, 3], [4, 4, 8]]), np.array([2.0, 4])
+    forecast = QuantileForecast(np.full(3, 2.0), np.full(3, 2.0), SCORES, np.full((3, len(SCORES)), 2.0))
+    errors = Errors(actual, scale, [forecast] * 2)  # the absolute errors are 1, none, 1, 2, 2 and 6
+    assert errors.scaled == pytest.approx([1 / 2, 10 / 3 / 4])
+    assert errors.losses == pytest.approx(errors.scaled)  # because all quantiles are equal
+    assert errors.smape == pytest.approx([200 * (1 / 3 + 1 / 5) / 2, 200 * (2 / 6 + 2 / 6 + 6 / 10) / 3])
+    assert errors.by_step == pytest.approx([0.5, 0.5, 1])
+    assert errors.msis == pytest.approx(2 / 0.05 * errors.mase)  # all values are outside intervals of width 0
+    assert errors.wql == pytest.approx(12 / 20)
+    spread = dataclasses.replace(forecast, quantiles=2 + np.tile(np.linspace(-2, 2, len(SCORES)), (3, 1)))
+    spread = Errors(actual, scale, [spread] * 2)
+    assert (spread.coverage(80), spread.coverage(95)) == (0.4, 0.8)
+    assert np.isnan(Errors(0 * actual, scale, [forecast] * 2).wql)
+
+
+def test_the_metric_of_m4_combines_those_of_a_forecast_and_of_naive2() -> None:
+    smape, mase = forecast_metrics.NAIVE2["m4_hourly"]
+    assert forecast_metrics.owa("m4_hourly", smape, mase) == 1
+    assert forecast_metrics.owa("m4_hourly", smape / 2, mase / 4) == pytest.approx(0.375)
 
 
 def sample_windows(held_out: bool, mixup: float = 0.0, hidden_season_share: float = 0.0) -> tuple[Batch, WindowSampler]:

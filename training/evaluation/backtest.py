@@ -227,8 +227,8 @@ def without_gap(past: np.ndarray) -> tuple[np.ndarray, int]:
     return np.interp(np.arange(end), known, past[known]), len(past) - end
 
 
-def decimals(key: str, value: float) -> int:
-    """Return the number of decimals of a metric: 3, or more for three significant digits of an error below 0.1."""
-    if key == "coverage_95" or not 0 < value < math.inf:
+def decimals(value: float) -> int:
+    """Return the number of decimals of an error: 3, or more for three significant digits of an error below 0.1."""
+    if not 0 < value < math.inf:
         return 3
     return min(max(3, 2 - math.floor(math.log10(value))), 12)

@@ -1,24 +1,46 @@
-"""Forecast metrics as in the M4 competition ("Benchmarks and Evaluation.R") and in GluonTS.
+"""Forecast metrics as in the M4 competition ("Benchmarks and Evaluation.R") and in GluonTS, computed by utilsforecast.
 
-Forecasts, actual values and interval bounds are arrays [N, horizon]. ``mase_scale`` [N] is the scale of each series;
-see ``mase_scale()``. ``mase``, ``wql``, ``quantile_loss`` and ``coverage`` ignore actual values that are NaN. A test
-compares all metrics with those of utilsforecast, whose sMAPE and quantile losses differ by a constant factor.
+sMAPE is from 0 to 200 as in M4, and from 0 to 1 in utilsforecast. Quantile losses are twice the pinball loss as in
+GluonTS, so that they equal the absolute error if all quantiles are equal. Steps without an actual value do not count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
+from utilsforecast import losses
 
 from app.tasks.forecasting import QuantileForecast, like_series
 
-LEVELS = tuple(level / 10 for level in range(1, 10))  # quantile levels of wql and quantile_loss
-ALPHA = 0.05  # msis uses 95 % intervals
+LEVELS = np.arange(1, 10) / 10
+COLUMNS = {"q": [f"q{level}" for level in LEVELS]}  # the quantiles in a frame
 # sMAPE and MASE of M4's benchmark Naive2, by data set
 NAIVE2 = {"m4_hourly": (18.383, 2.395), "m4_weekly": (9.161, 2.777)}
+
+
+def scaled_frame(actual: np.ndarray, scale: np.ndarray, quantiles: np.ndarray, **others: np.ndarray) -> pd.DataFrame:
+    """Return a frame for utilsforecast with a row for each forecast and each step that has an actual value.
+
+    Args:
+        actual: the actual values [N, horizon]; NaN where there is none.
+        scale: the MASE scale [N] of each series. All values are divided by it.
+        quantiles: the quantiles [N, horizon, LEVELS] of the forecasts.
+        others: further columns [N, horizon].
+    """
+    count, horizon = actual.shape
+    columns = {"y": actual, **others, **dict(zip(COLUMNS["q"], np.moveaxis(quantiles, -1, 0), strict=True))}
+    frame = pd.DataFrame({name: (values / scale[:, None]).ravel() for name, values in columns.items()})
+    frame["unique_id"], frame["step"] = np.arange(count).repeat(horizon), np.tile(np.arange(horizon), count)
+    return frame.dropna(subset="y")
+
+
+def quantile_losses(frame: pd.DataFrame) -> np.ndarray:
+    """Return the quantile loss [N] of each forecast in a frame: the mean over steps and levels."""
+    return 2 * losses.mqloss(frame, COLUMNS, LEVELS)["q"].to_numpy()
 
 
 @dataclass(frozen=True)
@@ -33,29 +55,29 @@ class Errors:
     forecasts: Sequence[QuantileForecast]
 
     @cached_property
-    def median(self) -> np.ndarray:
-        """The medians [N, horizon]."""
-        return np.stack([each.median for each in self.forecasts])
-
-    @cached_property
-    def quantiles(self) -> np.ndarray:
-        """The quantiles [N, horizon, LEVELS], which are not negative if the series are not."""
-        return np.stack([like_series(each.quantiles, each.non_negative) for each in self.forecasts])[..., 1:-1]
-
-    def bounds(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lower and the upper bounds [N, horizon] of the intervals. ``level`` is in per cent."""
-        lower, upper = zip(*(each.interval(level) for each in self.forecasts), strict=True)
-        return np.stack(lower), np.stack(upper)
+    def frame(self) -> pd.DataFrame:
+        """The forecasts. Their quantiles are not negative if the series are not."""
+        quantiles = np.stack([like_series(each.quantiles, each.non_negative) for each in self.forecasts])
+        columns = {"m": np.stack([each.median for each in self.forecasts])}
+        for level in (80, 95):
+            bounds = np.stack([each.interval(level) for each in self.forecasts])  # [N, 2, horizon]
+            columns |= {f"m-lo-{level}": bounds[:, 0], f"m-hi-{level}": bounds[:, 1]}
+        return scaled_frame(self.actual, self.scale, quantiles[..., 1:-1], **columns)
 
     @cached_property
     def losses(self) -> np.ndarray:
-        """The quantile loss [N] of each forecast."""
-        return quantile_loss(self.actual, self.quantiles, self.scale)
+        """The quantile loss [N] of each forecast, in MASE scales."""
+        return quantile_losses(self.frame)
 
     @cached_property
     def scaled(self) -> np.ndarray:
-        """The MASE [N] of each forecast."""
-        return mase(self.actual, self.median, self.scale)
+        """The mean absolute scaled error (MASE) [N] of each forecast."""
+        return losses.mae(self.frame, ["m"])["m"].to_numpy()
+
+    @property
+    def smape(self) -> np.ndarray:
+        """The symmetric mean absolute percentage error [N] of each forecast, from 0 to 200."""
+        return 200 * losses.smape(self.frame, ["m"])["m"].to_numpy()
 
     @property
     def quantile_loss(self) -> float:
@@ -70,19 +92,26 @@ class Errors:
     @property
     def by_step(self) -> np.ndarray:
         """The MASE [horizon] of each step ahead."""
-        scaled = np.abs(self.actual - self.median) / self.scale[:, None]
-        counts = (~np.isnan(scaled)).sum(axis=0)
-        return np.where(counts, np.nansum(scaled, axis=0) / np.maximum(counts, 1), np.nan)
+        errors = losses.mae(self.frame, ["m"], "step").set_index("step")["m"]
+        return errors.reindex(range(self.actual.shape[1])).to_numpy()
+
+    def coverage(self, level: int) -> float:
+        """Return the share of the actual values in the intervals. ``level``: 80 or 95, in per cent."""
+        return float(losses.coverage(self.frame.assign(unique_id=0), ["m"], level)["m"].item())
 
     @property
-    def coverage_80(self) -> float:
-        """The share of the actual values in the 80 % intervals."""
-        return coverage(self.actual, *self.bounds(80))
+    def msis(self) -> float:
+        """The mean scaled interval score of the 95 % intervals: their width, plus a penalty for values outside."""
+        return float(losses.winkler_score(self.frame, ["m"], 95)["m"].mean())
 
     @property
-    def coverage_95(self) -> float:
-        """The share of the actual values in the 95 % intervals."""
-        return coverage(self.actual, *self.bounds(95))
+    def wql(self) -> float:
+        """The weighted quantile loss: the sum of quantile losses, divided by the sum of absolute actual values.
+
+        The result is the mean over the levels. It is NaN if all actual values are 0.
+        """
+        frame = replace(self, scale=np.ones_like(self.scale)).frame.assign(unique_id=0)
+        return float(quantile_losses(frame).item() / (frame["y"].abs().mean() or np.nan))
 
 
 def mase_scale(past: np.ndarray, season: int) -> float:
@@ -93,50 +122,7 @@ def mase_scale(past: np.ndarray, season: int) -> float:
     return float(np.abs(past[season:] - past[:-season]).mean())
 
 
-def smape(actual: np.ndarray, forecast: np.ndarray) -> np.ndarray:
-    """Return the symmetric mean absolute percentage error [N] of each forecast, from 0 to 200."""
-    return (200 * np.abs(actual - forecast) / (np.abs(actual) + np.abs(forecast))).mean(axis=1)
-
-
-def mase(actual: np.ndarray, forecast: np.ndarray, mase_scale: np.ndarray) -> np.ndarray:
-    """Return the mean absolute scaled error [N] of each forecast."""
-    return np.nanmean(np.abs(actual - forecast), axis=1) / mase_scale
-
-
 def owa(data_set: str, smape: float, mase: float) -> float:
     """Return the overall weighted average of M4: the mean of sMAPE and MASE, each relative to M4's benchmark Naive2."""
     naive_smape, naive_mase = NAIVE2[data_set]
     return 0.5 * (smape / naive_smape + mase / naive_mase)
-
-
-def pinball(actual: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
-    """Return twice the pinball loss [N, horizon, LEVELS] of quantiles [N, horizon, LEVELS]."""
-    errors, levels = actual[:, :, None] - quantiles, np.array(LEVELS)
-    return 2 * np.maximum(levels * errors, (levels - 1) * errors)
-
-
-def wql(actual: np.ndarray, quantiles: np.ndarray) -> float:
-    """Return the weighted quantile loss: twice the sum of pinball losses, divided by the sum of absolute actual values.
-
-    The result is the mean over the levels of quantiles [N, horizon, LEVELS]. It is NaN if all actual values are 0.
-    """
-    return float(np.nansum(pinball(actual, quantiles)) / len(LEVELS) / (np.nansum(np.abs(actual)) or np.nan))
-
-
-def quantile_loss(actual: np.ndarray, quantiles: np.ndarray, mase_scale: np.ndarray) -> np.ndarray:
-    """Return twice the pinball loss [N] of quantiles [N, horizon, LEVELS], divided by the MASE scale.
-
-    The result is the mean over steps and levels. It equals MASE if the quantiles of all levels are equal.
-    """
-    return np.nanmean(pinball(actual, quantiles), axis=(1, 2)) / mase_scale
-
-
-def msis(actual: np.ndarray, lower: np.ndarray, upper: np.ndarray, mase_scale: np.ndarray) -> float:
-    """Return the mean scaled interval score of 95 % intervals: their width, plus a penalty for values outside."""
-    outside = np.maximum(lower - actual, 0) + np.maximum(actual - upper, 0)
-    return float(((upper - lower + 2 / ALPHA * outside).mean(axis=1) / mase_scale).mean())
-
-
-def coverage(actual: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
-    """Return the share of actual values that are inside their intervals."""
-    return float(((lower <= actual) & (actual <= upper))[~np.isnan(actual)].mean())

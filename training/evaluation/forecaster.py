@@ -68,14 +68,13 @@ def metrics(
     """
     scale = np.array([forecast_metrics.mase_scale(values, collection.season) for values in past])
     errors = forecast_metrics.Errors(actual, scale, forecasts)
-    smape = forecast_metrics.smape(actual, errors.median)
     return {
-        "smape": smape,
+        "smape": errors.smape,
         "mase": errors.scaled,
-        "wql": forecast_metrics.wql(actual, errors.quantiles),
-        "msis": forecast_metrics.msis(actual, *errors.bounds(95), scale),
-        "coverage_95": errors.coverage_95,
-        "owa": forecast_metrics.owa(collection.name, smape.mean(), errors.mase),
+        "wql": errors.wql,
+        "msis": errors.msis,
+        "coverage_95": errors.coverage(95),
+        "owa": forecast_metrics.owa(collection.name, errors.smape.mean(), errors.mase),
     }
 
 

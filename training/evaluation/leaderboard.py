@@ -135,11 +135,11 @@ class Leaderboard:
         split, metrics = f"{self.description}, on values {values}", {}
         for method in reversed(self.methods):
             errors, weights = self.errors[method.name], "other method" if method.prefix else "published"
-            by_window = {"mase": errors.scaled, "quantile_loss": errors.losses, "coverage_95": None}
-            for key, windows in by_window.items():
-                value, interval = getattr(errors, key), None if windows is None else intervals.bootstrap(windows)
-                decimals = backtest.decimals(key, value)
+            for key, windows in (("mase", errors.scaled), ("quantile_loss", errors.losses)):
+                value, interval = float(windows.mean()), intervals.bootstrap(windows)
+                decimals = backtest.decimals(value)
                 metrics[f"{method.prefix}{key}"] = metric(value, split, decimals, weights, interval)
+            metrics[f"{method.prefix}coverage_95"] = metric(errors.coverage(95), split, 3, weights)
         return metrics
 
 

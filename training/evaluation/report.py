@@ -99,7 +99,7 @@ def _errors(board: Leaderboard, name: str) -> dict[str, str]:
         "quantile loss": f"{error.quantile_loss:.3f}",
         "difference": "" if name == board.own else str(board.change(name)),
         "MASE": f"{error.mase:.3f}",
-        "in the 80 % interval": f"{error.coverage_80:.1%}",
+        "in the 80 % interval": f"{error.coverage(80):.1%}",
     }
 
 

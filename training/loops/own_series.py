@@ -254,7 +254,8 @@ class Validation:
         batches = zip(self.values.split(256), self.seasons.split(256), strict=True)
         quantiles = torch.cat([network.forecast(values, seasons, self.horizon) for values, seasons in batches])
         levels = np.take_along_axis(quantiles[..., 1:-1].cpu().numpy(), self.steps, axis=1) + self.added
-        return float(forecast_metrics.quantile_loss(self.origins.actual, levels, self.origins.mase_scale).mean())
+        frame = forecast_metrics.scaled_frame(self.origins.actual, self.origins.mase_scale, levels)
+        return float(forecast_metrics.quantile_losses(frame).mean())
 
 
 MIN_STEPS_PER_EPOCH, MAX_STEPS_PER_EPOCH = 8, 40  # each epoch ends with a validation
@@ -378,7 +379,7 @@ def verdict(board: Leaderboard) -> tuple[bool, str]:
     losses = {name: errors.quantile_loss for name, errors in board.errors.items()}
     bases = [method.name for method in board.methods if method.prefix.startswith("untuned_")]
     base = min(bases, key=lambda name: losses[name])
-    shown = {name: f"{losses[name]:.{backtest.decimals('quantile_loss', losses[name])}f}" for name in losses}
+    shown = {name: f"{losses[name]:.{backtest.decimals(losses[name])}f}" for name in losses}
     change = leaderboard.change(board.errors[board.own].losses, board.errors[base].losses)
     others = ", ".join(f"{name} {shown[name]}" for name in (*bases, NAIVE.name))
     facts = f"on the {board.part} part: quantile loss {shown[board.own]}; {others}; change by fine-tuning {change}"
