@@ -104,7 +104,7 @@ def row(name: str, origins: Origins, method: Method, forecasts: list[QuantileFor
         f"{name}, {len(origins.past)} forecasts of {origins.horizon} steps, {origins.series_count} series",
         method.name,
         measured.mase,
-        "" if np.array_equal(measured.scaled, own) else str(change(measured.scaled, own)),
+        "" if np.array_equal(measured.scaled, own) else change(measured.scaled, own),
         measured.wql,
         measured.msis,
         measured.coverage(80),

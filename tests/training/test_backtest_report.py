@@ -168,7 +168,7 @@ def test_a_report_on_constant_test_values_compares_with_exact_methods() -> None:
     board = compared([split(np.where(np.arange(120) < 70, sales(5), 7.0))], Method("own", "", "", shifted))
     assert board.errors["seasonal naive"].mase == 0
     assert board.text().endswith(f"so use {board.ranking[0]} instead of the network. {board.verdict().split('. ')[1]}")
-    assert "+inf%" in str(leaderboard.change(board.errors["own"].losses, np.zeros(3)))
+    assert "+inf%" in leaderboard.change(board.errors["own"].losses, np.zeros(3))
     assert picture(board, 1)
 
 

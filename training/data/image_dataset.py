@@ -139,7 +139,7 @@ class ImageDataset:
         return replace(
             self,
             classes=[self.classes[index] for index in used.tolist()],
-            images=self.images if bool(keep.all()) else subset(self.images, torch.tensor(indices)),
+            images=subset(self.images, torch.tensor(indices)),
             labels=labels,
             digests=[self.digests[index] for index in indices],
             parts=tuple(self.parts[index] for index in indices),

@@ -231,8 +231,7 @@ def plot_samples(
 
 def plot_confusion(path: Path, labels: list[str], truth: Tensor, predictions: Tensor) -> Path:
     """Plot the confusion matrix: classes in rows, predictions in columns."""
-    counts = torch.zeros(len(labels), len(labels), dtype=torch.int64)
-    counts.index_put_((truth, predictions), torch.ones_like(truth), accumulate=True)
+    counts = (truth * len(labels) + predictions).bincount(minlength=len(labels) ** 2).view(len(labels), -1)
     side = min(16.0, 2.2 + 0.55 * len(labels))
     figure = new_figure(side, side)
     axis = figure.subplots()

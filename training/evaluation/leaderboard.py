@@ -21,34 +21,19 @@ MAX_WINDOWS = 300  # largest number of windows; if there are more, only some ser
 INTERVAL = 90  # per cent of the resamples lie in the intervals of the bootstrap
 
 
-@dataclass(frozen=True)
-class Change:
-    """The relative difference of one mean loss from another, with the bounds of its bootstrap interval.
+def change(losses: np.ndarray, other: np.ndarray) -> str:
+    """Return the difference of the mean of ``losses`` [N] from that of ``other`` [N], relative to ``other``, as a text.
 
-    ``windows`` is the number of losses. With one loss, there is no interval.
-    """
-
-    value: float
-    lower: float
-    upper: float
-    windows: int
-
-    def __str__(self) -> str:
-        interval = f"{INTERVAL} % interval {self.lower:+.1%} to {self.upper:+.1%}"
-        return f"{self.value:+.1%} ({interval if self.windows > 1 else 'one forecast, no interval'})"
-
-
-def change(losses: np.ndarray, other: np.ndarray) -> Change:
-    """Return the difference of the mean of ``losses`` [N] from that of ``other`` [N], relative to ``other``.
-
-    Both have a loss for each window. The bootstrap draws windows, with both of their losses.
+    Both have a loss for each window. The interval is from a bootstrap that draws windows, with both of their losses.
+    With one window, there is no interval.
     """
     windows = np.random.default_rng(0).integers(len(losses), size=(intervals.RESAMPLES, len(losses)))
+    windows = np.concatenate([[np.arange(len(losses))], windows])  # first the windows themselves
     with np.errstate(invalid="ignore", divide="ignore"):  # the other method may be exact
-        changes = np.nan_to_num(losses[windows].mean(axis=1) / other[windows].mean(axis=1) - 1, posinf=np.inf)
-        value = float(np.nan_to_num(losses.mean() / other.mean() - 1, posinf=np.inf))
-    lower, upper = np.quantile(changes, [0.5 - INTERVAL / 200, 0.5 + INTERVAL / 200], method="nearest")
-    return Change(value, float(lower), float(upper), len(losses))
+        value, *changes = np.nan_to_num(losses[windows].mean(axis=1) / other[windows].mean(axis=1) - 1, posinf=np.inf)
+    bounds = np.quantile(changes, [0.5 - INTERVAL / 200, 0.5 + INTERVAL / 200], method="nearest")
+    interval = f"{INTERVAL} % interval {bounds[0]:+.1%} to {bounds[1]:+.1%}"
+    return f"{value:+.1%} ({interval if len(losses) > 1 else 'one forecast, no interval'})"
 
 
 @dataclass(frozen=True)
@@ -78,7 +63,7 @@ class Leaderboard:
         """The errors of all methods."""
         return {name: self.origins.errors(forecasts) for name, forecasts in self.forecasts.items()}
 
-    def change(self, method: str) -> Change:
+    def change(self, method: str) -> str:
         """Return the difference of a method's quantile loss from that of the own method."""
         return change(self.errors[method].losses, self.errors[self.own].losses)
 

@@ -97,7 +97,7 @@ def _errors(board: Leaderboard, name: str) -> dict[str, str]:
     return {
         "method": name,
         "quantile loss": f"{error.quantile_loss:.3f}",
-        "difference": "" if name == board.own else str(board.change(name)),
+        "difference": "" if name == board.own else board.change(name),
         "MASE": f"{error.mase:.3f}",
         "in the 80 % interval": f"{error.coverage(80):.1%}",
     }
@@ -124,8 +124,9 @@ def picture(board: Leaderboard, count: int) -> Any:
     draw_steps(first, board)
     for axis, number in zip(axes, chosen, strict=True):
         draw_series(axis, board, number)
-    lines, names = axis.get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside lower center", ncols=min(len(names), 3), frameon=False, fontsize=9)
+    lines = {name: line for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}  # of the last windows
+    columns, style = min(len(lines), 3), {"frameon": False, "fontsize": 9}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=columns, **style)
     return figure
 
 
@@ -162,17 +163,17 @@ def draw_series(axis: Any, board: Leaderboard, number: int) -> None:
     values = np.where(series.observed, series.values, np.nan)
     axis.plot(times[first:], values[first:], color="black", lw=1.1, zorder=4, label="actual values")
     marker = "o" if horizon == 1 else ""
-    for at, start in zip(windows, starts, strict=True):
-        ahead, is_first = times[start : start + horizon], start == starts[0]
+    ahead = np.stack([times[start : start + horizon] for start in starts], axis=1)  # [horizon, windows]
+    for start in starts:
         axis.axvline(times[start], color="black", alpha=0.12, lw=0.8)
-        for name, forecasts in board.forecasts.items():
-            width, order = (2, 5) if name == board.own else (1, 2)
-            label = name if is_first else None
-            style = {"color": color_of(board, name), "lw": width, "zorder": order, "label": label}
-            axis.plot(ahead, forecasts[at].median, marker=marker, markersize=4, **style)
-        label = f"80 % interval, {board.own}" if is_first else None
-        bounds = board.forecasts[board.own][at].interval(80)
-        axis.fill_between(ahead, *bounds, color=OWN_COLOR, alpha=0.18, lw=0, label=label)
+    for name, forecasts in board.forecasts.items():
+        width, order = (2, 5) if name == board.own else (1, 2)
+        medians = np.stack([forecasts[at].median for at in windows], axis=1)
+        style = {"color": color_of(board, name), "lw": width, "zorder": order, "label": name}
+        axis.plot(ahead, medians, marker=marker, markersize=4, **style)
+    for at, steps in zip(windows, ahead.T, strict=True):
+        bounds, label = board.forecasts[board.own][at].interval(80), f"80 % interval, {board.own}"
+        axis.fill_between(steps, *bounds, color=OWN_COLOR, alpha=0.18, lw=0, label=label)
     axis.set_title(series.name[:100], loc="left", fontsize=10, parse_math=False)
     axis.margins(x=0.01)
     axis.grid(alpha=0.25)

@@ -32,15 +32,9 @@ PREVIEW_BATCHES = 5  # number of these batches for a preview
 
 @contextmanager
 def bfloat16_convolutions() -> Iterator[None]:
-    """Round the inputs of convolutions to bfloat16 in a ``with`` block.
-
-    This has no effect before PyTorch 2.9, or on a processor that does not support bfloat16.
-    """
-    convolutions: Any = getattr(torch.backends.mkldnn, "conv", None)
-    before = getattr(convolutions, "fp32_precision", None)
-    if before is None:
-        yield
-        return
+    """Round the inputs of convolutions to bfloat16 in a ``with`` block, if the processor supports bfloat16."""
+    convolutions: Any = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
     convolutions.fp32_precision = "bf16"
     try:
         yield

@@ -130,7 +130,7 @@ def read(options: Options, horizon: int) -> OwnSeries:
     if needed and names != list(table.covariates):
         calendar = f" --holidays {needed.calendar.country}" if needed.calendar else ""
         known = f" --known-covariates {shlex.quote(','.join(needed.named))}" if needed.named else ""
-        raise DataError(f"{label(base)} reads the known covariates {', '.join(names)}; use{known}{calendar}")
+        raise DataError(f"{base.label} reads the known covariates {', '.join(names)}; use{known}{calendar}")
     default = min(table.season if table.season > 1 else DEFAULT_HORIZON, base.card.sizes["horizon"])
     horizon = horizon or min(default, backtest.longest_horizon(table))
     splits = backtest.split(table, horizon)
@@ -225,10 +225,6 @@ def with_traits(version: Version, traits: store.SeriesTraits) -> Version:
     return replace(version, card=version.card.model_copy(update={"series": traits}))
 
 
-def label(version: Version) -> str:
-    return f"{version.card.name}@{version.card.version}"
-
-
 class Validation:
     """Computes the quantile loss of a network on forecast origins."""
 
@@ -268,7 +264,7 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     Return the leaderboard of the last measured part.
     """
     own = read(options, config.horizon)
-    cards.reject_seen(own.base.card, f"--from {label(own.base)}", own.data)
+    cards.reject_seen(own.base.card, f"--from {own.base.label}", own.data)
     print_table(own.table)
     run = Run(options, config, argv, own.sha256)
     run.write_lines("remarks.txt", own.table.remarks)
@@ -351,7 +347,7 @@ def compare(forecaster: GlobalForecaster, own: OwnSeries, part: HeldOut) -> Lead
 
     The base version is compared without and, if the series have known covariates, with their effects.
     """
-    base = label(own.base)
+    base = own.base.label
     versions = [(f"{base}, not tuned", own.base, "the published network", "untuned_")]
     if own.traits.known:
         known = with_traits(own.base, own.traits), "the same, with the effects of the known covariates"
@@ -444,7 +440,7 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> Lead
     """
     own = read(options, config.horizon)
     print_table(own.table)
-    card, version = own.base.card, label(own.base)
+    card, version = own.base.card, own.base.label
     if cards.seen_data(card, own.data):
         raise DataError(
             f"--version {version}: this version was trained on all rows of {own.table.name}, so its errors on these "
