@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ from app.networks.cnn import WhitenedNet, WhitenedNetSizes, probabilities
 from app.tasks.classification import ImageClassifier
 from training import cards
 from training.configs.classifiers import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
+from training.configs.numbers import Described
 from training.data import datasets as data
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset, keep_trainable, print_summary
@@ -43,7 +44,7 @@ from training.loops.classifier import AveragedClassifier, ClassifierRecipe
 from training.loops.fit import Batches, fit
 from training.loops.photos import pretrained
 from training.loops.photos import train as photos
-from training.options import Described, Name, Options, Refit, base_version, flags, parse_options
+from training.options import Name, Options, Refit, base_version, flags, parse_options
 from training.publishing import read_run
 from training.run import Run, run_command
 
@@ -139,7 +140,7 @@ def read_calibration(options: Options, config: Any, images: data.Images) -> tupl
     if folder is None:
         return None, None
     card, network, own = read_run(folder, "--calibration")
-    expected = {**asdict(config), "seed": None, "validation": None, "data": images.sha256}
+    expected = {**config.model_dump(), "seed": None, "validation": None, "data": images.sha256}
     own |= {"seed": None, "validation": None, "data": card.data.get(images.name)}
     if wrong := [key for key, value in expected.items() if own.get(key) != value]:
         raise DataError(f"--calibration {folder}: this run had another {', '.join(wrong)}")

@@ -31,6 +31,7 @@ from app.tasks.image_generation import ImageSampler
 from training import cards
 from training.configs.classifiers import SAMPLE_CLASSIFIER
 from training.configs.generators import GAN_PRESETS, ConditionalGanConfig, GanConfig
+from training.configs.numbers import Described
 from training.data import datasets, image_folders
 from training.data.datasets import DataError
 from training.data.image_dataset import ImageDataset, keep_trainable, print_summary
@@ -39,7 +40,7 @@ from training.evaluation.calibration import accuracy_of
 from training.evaluation.generation import CLASSIFIER_WIDTHS, class_rows, label_classifier, nearest_distances
 from training.limits import limits
 from training.loops.gan import GanRecipe, save_grid, train
-from training.options import Described, Options, Part, flags, parse_options
+from training.options import Options, Part, flags, parse_options
 from training.run import Run, metric, run_command
 
 
@@ -184,7 +185,7 @@ def train_own(options: Options, config: ConditionalGanConfig, argv: Sequence[str
     run.write_lines("skipped.txt", dataset.skipped)
     train_indices = dataset.split()[0]
     images, labels = (part[train_indices].to(options.device) for part in (dataset.images, dataset.labels))
-    config = replace(config, batch=min(config.batch, len(images)))
+    config = config.model_copy(update={"batch": min(config.batch, len(images))})
     sizes = ConditionalSizes(config.latent, len(dataset.classes), channels=images.shape[1], image=images.shape[-1])
     recipe = GanRecipe(run, config, images, labels, sizes, short=True)
     train(run, recipe)

@@ -15,7 +15,6 @@ docs/measurements.md and the model cards contain the measured results.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.series_reader import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast, WindowForecaster
 from training import cards
+from training.configs.numbers import Described
 from training.configs.series import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
 from training.data import datasets
 from training.data.tables import TableOptions
@@ -39,7 +39,7 @@ from training.evaluation import intervals
 from training.loops import own_series
 from training.loops.fit import AveragedRecipe, fit
 from training.loops.forecaster import pretrain
-from training.options import Described, Name, Options, Refit, flags, parse_options
+from training.options import Name, Options, Refit, flags, parse_options
 from training.run import Run, metric, run_command
 
 CLASSICAL_WINS = 3  # exit status
@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             board = own_series.train(options, config, argv)
         return CLASSICAL_WINS if board.classical_wins else 0
     if isinstance(config, ForecasterConfig) and options.part == "validation":
-        config = replace(config, held_out_share=1.0)  # otherwise the last steps train on the values that are measured
+        # otherwise the last steps train on the values that are measured
+        config = config.model_copy(update={"held_out_share": 1.0})
     run = Run(options, config, argv)
     if isinstance(config, ForecasterConfig):
         publish_forecaster(run, config, pretrain(run, config))

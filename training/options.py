@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import typing
@@ -12,20 +11,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from app import store
 from app.store import Store
 from app.store.card import is_model_name
 from app.store.version import Version
-from training.configs.numbers import Count
+from training.configs.numbers import Count, Described
 from training.data.datasets import DataError
 
 INCLUDED = Path(__file__).parents[1] / "models_store"
 STORE = Path(os.environ.get("QUARTET_STORE") or "models_store")  # the same default as that of the service
 STORE_HELP = "model store; QUARTET_STORE sets another default"
 TASKS = {"training.cnn": "classify", "training.rnn": "continue", "training.lstm": "forecast", "training.gan": "sample"}
-C = TypeVar("C", bound=object)  # the dataclass of a preset
+C = TypeVar("C", bound=Described)  # the class of a preset
 Part = Literal["test", "validation"]  # part of the data on which a trained network is measured
 FROM_SCRATCH = "; or use --from scratch"
 SHOWN = (  # by --help; --help-all shows all options
@@ -43,16 +42,6 @@ Refit = Annotated[
         "tested network"
     ),
 ]
-
-
-class Described(BaseModel):
-    """A class whose fields are options of a command. The text below a field is its help.
-
-    A field of the type ``bool | None`` has two options, such as --refit and --no-refit. A field that is True by default
-    has only the second.
-    """
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class TrainingOptions(Described):
@@ -226,35 +215,31 @@ def parse_options(
     return Options(script=script, own=own, **arguments), config
 
 
-def _hints(config: object) -> dict[str, Any]:
-    """Return the types of the numbers of a config, with their limits and help."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
-    return {name: hint for name, hint in hints.items() if typing.get_origin(hint) is Annotated}
-
-
-def _numbers(presets: Mapping[str, object]) -> dict[str, str]:
+def _numbers(presets: Mapping[str, Described]) -> dict[str, str]:
     """Return the help of each number, with its value in each preset that has it."""
     helps: dict[str, str] = {}
     values: dict[str, list[str]] = {}
     for preset, config in presets.items():
-        for name, hint in _hints(config).items():
-            helps.setdefault(name, hint.__metadata__[-1])
-            values.setdefault(name, []).append(f"{preset} {getattr(config, name)}")
+        for name, field in type(config).model_fields.items():
+            if field.description:
+                helps.setdefault(name, " ".join(field.description.split()))
+                values.setdefault(name, []).append(f"{preset} {getattr(config, name)}")
     return {name: f"{text} ({', '.join(values[name])})" for name, text in helps.items()}
 
 
 def _changed(parser: Parser, config: C, preset: str, words: Sequence[str]) -> C:
     """Return the config with the numbers in ``words``, such as "batch=16"."""
-    hints, changes = _hints(config), {}
+    hints, changes = typing.get_type_hints(type(config), include_extras=True), {}
+    numbers = _numbers({preset: config})
     for word in words:
         name, _, text = word.partition("=")
-        if name not in hints:
-            parser.error(f"{word}: the preset {preset} has the numbers {', '.join(hints)}")
+        if name not in numbers:
+            parser.error(f"{word}: the preset {preset} has the numbers {', '.join(numbers)}")
         try:
             changes[name] = parsed(hints[name])(text)
         except argparse.ArgumentTypeError as error:
             parser.error(f"{name} is {error}")
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    return config.model_copy(update=changes)
 
 
 def _check_utf8(parser: argparse.ArgumentParser, words: Sequence[str], data: Path | Sequence[Path] | None) -> None:

@@ -13,7 +13,6 @@ measured results.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from app.store import UNKNOWN_CHARACTER
 from app.store.version import Version
 from app.tasks.text_generation import TextGenerator
 from training import cards
+from training.configs.numbers import Described
 from training.configs.text import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
 from training.evaluation.calibration import divide_logits
@@ -37,7 +37,7 @@ from training.evaluation.language_model import (
 )
 from training.loops.fit import fit
 from training.loops.language_model import Teachers, TextRecipe, new_network, train, transfer_weights
-from training.options import Described, Name, Options, Part, Refit, base_version, flags, parse_options
+from training.options import Name, Options, Part, Refit, base_version, flags, parse_options
 from training.run import Run, run_command
 
 KINDS = ("character-rnn", "gated-rnn")
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept, validation, window = texts.hold_out(characters, config.validation, config.validation_parts, limited=is_own)
     validation = [part.to(options.device) for part in validation]
     if is_own:
-        config = dataclasses.replace(config, batch=min(config.batch, len(kept) // (4 * config.bptt)))
+        config = config.model_copy(update={"batch": min(config.batch, len(kept) // (4 * config.bptt))})
     config, network = initial_network(config, base, vocabulary)
     refits, initial = is_own and options.refits and config.epochs > 0, copy.deepcopy(network)
     held_out = validation, window, is_own
@@ -183,7 +183,7 @@ def initial_network(config: RnnConfig, base: Version | None, vocabulary: Sequenc
     """
     if not base:
         return config, new_network(config, len(vocabulary))
-    config = dataclasses.replace(config, kind=base.card.kind, learning_rate=config.learning_rate * FINETUNE_FACTOR)
+    config = config.model_copy(update={"kind": base.card.kind, "learning_rate": config.learning_rate * FINETUNE_FACTOR})
     network = build(base.card.kind, {**base.card.sizes, "vocabulary": len(vocabulary)})
     return config, transfer_weights(network, vocabulary, base)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import hashlib
 import io
 import json
@@ -21,6 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,7 +44,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C, 128 + SIGINT
 WARM_UP = 0.05  # share of the training steps during which the learning rate rises
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Budget:
     """How long a training lasts: ``seconds``, or ``steps`` steps if ``seconds`` is None.
 
@@ -127,7 +127,7 @@ class Run:
         torch.manual_seed(options.seed)
         own = {key: str(value) for key in options.own if (value := vars(options)[key]) is not None}
         content = {"seed": options.seed, "part": options.part, "minutes": options.minutes, "data": data}
-        content = json.loads(json.dumps(content | dataclasses.asdict(config) | own))
+        content = json.loads(json.dumps(content | config.model_dump() | own))
         self.lock = contextlib.ExitStack()
         self.folder = open_folder(options, content, self.lock)
 

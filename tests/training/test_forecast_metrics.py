@@ -151,4 +151,4 @@ def test_synthetic_series_are_finite_differ_and_repeat_themselves() -> None:
 @pytest.mark.parametrize("shares", [{"hourly_share": 0.6}, {"summed_share": -0.1}])
 def test_shares_that_leave_no_windows_for_weekly_series_are_rejected(shares: dict[str, float]) -> None:
     with pytest.raises(SystemExit, match=str(next(iter(shares.values())))):
-        training_sources(dataclasses.replace(ForecasterConfig(), **shares), seed=0)
+        training_sources(ForecasterConfig().model_copy(update=shares), seed=0)

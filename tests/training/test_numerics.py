@@ -23,7 +23,7 @@ from training.loops.gan import recalibrate_batchnorm
 
 
 def test_augmented_images_are_shifted_and_mirrored_images() -> None:
-    config = CnnConfig("cifar10", "lenet", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=2, flip=1, rotate=0.0, validation=1)
+    config = CnnConfig(shift=2, flip=True, rotate=0.0)
     image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
     padded = torch.nn.functional.pad(image.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
     cuts = [padded[0, :, top : top + 8, left : left + 8] for top in range(5) for left in range(5)]
@@ -36,7 +36,7 @@ def test_augmented_images_are_shifted_and_mirrored_images() -> None:
 
 
 def test_rotation_by_zero_degrees_changes_nothing() -> None:
-    config = CnnConfig("mnist", "digit-net", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=0, flip=0, rotate=1e-9, validation=1)
+    config = CnnConfig(shift=0, flip=False, rotate=1e-9)
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
     assert torch.allclose(augment(images, config), images.float(), atol=1e-3)
 

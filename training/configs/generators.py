@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated
-
-from training.configs.numbers import Amount, BelowOne, Count
+from training.configs.numbers import Amount, BelowOne, Count, Described
 
 
-@dataclass(frozen=True)
-class GanConfig:
+class GanConfig(Described):
     """Hyperparameters of a GAN whose generator and discriminator are trained with Adam."""
 
-    latent: Annotated[Count, "size of the latent vector"] = 100
-    epochs: Annotated[Count, "passes over the training images"] = 160
-    batch: Annotated[Count, "images per step"] = 128
-    learning_rate: Annotated[Amount, "peak learning rate"] = 2e-4
-    beta1: Annotated[BelowOne, "beta1 of Adam"] = 0.0
-    ema_decay: Annotated[BelowOne, "decay of the moving average of the generator's weights, per step"] = 0.999
-    r1_penalty: Annotated[Amount, "weight of the R1 gradient penalty"] = 5.0  # Mescheder et al. 2018
-    r1_interval: Annotated[Count, "steps between two gradient penalties"] = 8
+    latent: Count = 100
+    """size of the latent vector"""
+    epochs: Count = 160
+    """passes over the training images"""
+    batch: Count = 128
+    """images per step"""
+    learning_rate: Amount = 2e-4
+    """peak learning rate"""
+    beta1: BelowOne = 0.0
+    """beta1 of Adam"""
+    ema_decay: BelowOne = 0.999
+    """decay of the moving average of the generator's weights, per step"""
+    r1_penalty: Amount = 5.0  # Mescheder et al. 2018
+    """weight of the R1 gradient penalty"""
+    r1_interval: Count = 8
+    """steps between two gradient penalties"""
 
 
-@dataclass(frozen=True)
 class ConditionalGanConfig(GanConfig):
     """Hyperparameters of a GAN with labels, whose discriminator also classifies images."""
 
-    real_class_loss_weight: Annotated[Amount, "weight of the discriminator's loss on the classes of real images"] = 1.0
+    real_class_loss_weight: Amount = 1.0
+    """weight of the discriminator's loss on the classes of real images"""
     # This weight is small, so that the generator does not draw only the clearest images.
-    class_loss_weight: Annotated[Amount, "weight of the generator's loss on the classes of its images"] = 0.1
-    recalibration_batches: Annotated[Count, "batches that give the final statistics of the batch norms"] = 100
+    class_loss_weight: Amount = 0.1
+    """weight of the generator's loss on the classes of its images"""
+    recalibration_batches: Count = 100
+    """batches that give the final statistics of the batch norms"""
 
 
 GAN_CONDITIONAL = ConditionalGanConfig(
@@ -42,5 +48,5 @@ GAN_CONDITIONAL = ConditionalGanConfig(
 GAN_PRESETS: dict[str, GanConfig] = {
     "workshop": GanConfig(),
     "conditional": GAN_CONDITIONAL,
-    "own": replace(GAN_CONDITIONAL, epochs=200, batch=64),
+    "own": GAN_CONDITIONAL.model_copy(update={"epochs": 200, "batch": 64}),
 }

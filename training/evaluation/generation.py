@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +222,8 @@ def conditional_metrics(
 
 def label_classifier(images: Tensor, labels: Tensor, classes: int, steps: int) -> Any:
     """Train a classifier on real uint8 images [N, C, S, S], to check the labels of generated images; return it."""
-    config = replace(SAMPLE_CLASSIFIER, batch=min(32, len(images)), learning_rate=4e-3, ema_decay=0.98)
+    config = SAMPLE_CLASSIFIER.model_copy(
+        update={"batch": min(32, len(images)), "learning_rate": 4e-3, "ema_decay": 0.98}
+    )
     sizes = {"conv": CLASSIFIER_WIDTHS, "classes": classes, "channels": images.shape[1], "image": images.shape[-1]}
     return sample_classifier(config, images, labels, sizes, steps, "reader")

@@ -36,12 +36,12 @@ from app.tables.forecast import TableSeries, forecast_rows, series_of
 from app.tables.messages import TableError
 from app.tasks.forecasting import MAX_READ
 from app.tasks.image_codecs import image_grid, png
-from training.configs.numbers import Count
+from training.configs.numbers import Count, Described
 from training.data import texts
 from training.data.datasets import DataError
 from training.data.image_lists import SUFFIXES
 from training.data.tables import TableOptions, read_tidy, reader_options
-from training.options import STORE, Described, Models, Name, Parser, flags
+from training.options import STORE, Models, Name, Parser, flags
 from training.prediction.backends import Request, open_backend
 
 Row = dict[str, Any]

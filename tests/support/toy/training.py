@@ -6,7 +6,7 @@ The network distinguishes images with horizontal bars from images with vertical 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from app.tasks.classification import ImageClassifier
 from support.toy.network import ToyNet, ToyNetSizes
+from training.configs.numbers import Described
 from training.options import parse_options
 from training.run import Run, metric
 
@@ -22,8 +23,7 @@ LABELS = ["horizontal", "vertical"]
 IMAGES, TEST, VALIDATION = 32, 1, 2  # images in a part; seeds of the test and validation part
 
 
-@dataclass(frozen=True)
-class ToyConfig:
+class ToyConfig(Described):
     steps: int = 150
     batch: int = 16
     learning_rate: float = 0.05

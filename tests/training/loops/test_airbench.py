@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +22,7 @@ def test_the_images_with_the_largest_loss_are_selected(images: Tensor) -> None:
     torch.manual_seed(0)
     network = WhitenedNet(WhitenedNetSizes(widths=(26, 26, 26), label_smoothing=0.2))
     whiten(network, images)
-    selector = Selector(replace(CNN_ACCURATE, batch=40, selected=10), network)
+    selector = Selector(CNN_ACCURATE.model_copy(update={"batch": 40, "selected": 10}), network)
     labels = torch.arange(40) % 10
     before = {key: tensor.clone() for key, tensor in selector.network.named_parameters()}
     with torch.no_grad():
