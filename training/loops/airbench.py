@@ -152,6 +152,8 @@ class AirbenchRecipe(ClassifierRecipe):
         self.config = config
         self.slow = Lookahead(network)
         self.selector = Selector(config, network) if config.selected else None
+        if self.selector is not None:
+            self.selector_network, self.selector_optimizer = self.selector.network, self.selector.optimizer
         generator = torch.Generator().manual_seed(derive_seed(self.batches.seed, "mirrored"))
         # 1: mirror in even epochs; 0: in odd ones
         self.mirrored = torch.randint(2, (len(self.labels), 1), generator=generator)
@@ -187,10 +189,3 @@ class AirbenchRecipe(ClassifierRecipe):
         """Return the accuracy on the validation images."""
         with autocast(self.images.device):
             return super().validate(steps)
-
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores, by name."""
-        state = {**super().state(), "slow": self.slow}
-        if self.selector is not None:
-            state |= {"selector": self.selector.network, "selector_optimizer": self.selector.optimizer}
-        return state

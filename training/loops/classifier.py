@@ -47,20 +47,13 @@ class ClassifierRecipe:
         """Train for one step."""
         return {"loss": self.train(self.batches(step), step, done)}
 
-    def evaluated(self) -> Any:
-        """Return the network whose accuracy is measured."""
-        return self.network
-
     def validate(self, steps: int) -> dict[str, float]:
-        """Return the accuracy on the validation images."""
+        """Return the accuracy on the validation images, of the averaged weights if there are any."""
         if not len(self.validation):
             return {}
-        accuracy = accuracy_of(self.evaluated(), self.images[self.validation], self.labels[self.validation])
+        network = getattr(self, "average", self.network)
+        accuracy = accuracy_of(network, self.images[self.validation], self.labels[self.validation])
         return {"validation_accuracy": accuracy}
-
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores, by name."""
-        return {"network": self.network, "optimizer": self.optimizer}
 
 
 class AveragedClassifier(ClassifierRecipe):
@@ -81,14 +74,6 @@ class AveragedClassifier(ClassifierRecipe):
         descend(self.optimizer, loss)
         self.average.update_parameters(self.network)
         return loss
-
-    def evaluated(self) -> Any:
-        """Return the averaged network."""
-        return self.average
-
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores, by name."""
-        return {**super().state(), "average": self.average}
 
 
 def augment(images: Tensor, config: CnnConfig) -> Tensor:

@@ -16,7 +16,10 @@ REPORTS = 10  # a training with a time limit has this number of reports, and one
 
 
 class Recipe(Protocol):
-    """What a training does in each step. A recipe holds the networks, their optimisers, and the data."""
+    """What a training does in each step. A recipe holds the networks, their optimisers, and the data.
+
+    A resumed run restores all attributes that have the methods ``state_dict`` and ``load_state_dict``.
+    """
 
     def update(self, step: int, done: float) -> dict[str, Tensor]:
         """Train for one step, and return the losses by name.
@@ -28,16 +31,13 @@ class Recipe(Protocol):
     def validate(self, steps: int) -> dict[str, float]:
         """Return metrics on held-out data after ``steps`` steps. The result is empty if no data are held out."""
 
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores, by name. Each has ``state_dict`` and ``load_state_dict``."""
-
 
 def fit(run: Run, recipe: Recipe, budget: Budget, reports: int) -> None:
     """Train until the budget is used. Log losses and validation metrics ``reports`` times, evenly spread.
 
     With a time limit, the number of reports depends on the time, so that they do not take most of it.
     """
-    run.track(**recipe.state())
+    run.track(**{name: own for name, own in vars(recipe).items() if hasattr(own, "state_dict")})
     reports = reports if budget.seconds is None else REPORTS + round(budget.seconds / 60)
     for step in run.steps(budget):
         losses = recipe.update(step, run.done)
@@ -122,10 +122,6 @@ class AveragedRecipe:
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self.optimizer.step()
         self.average.update_parameters(self.network)
-
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores, by name."""
-        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
 
 
 class BestWeights(nn.Module):

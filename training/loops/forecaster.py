@@ -142,10 +142,6 @@ class FinetuneRecipe(ForecasterRecipe):
         self.best.update(self.average.module, loss, steps)
         return {"validation_loss": loss}
 
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores, by name."""
-        return {**super().state(), "best": self.best}
-
 
 def pretrain(run: Run, config: ForecasterConfig) -> Any:
     """Train an ensemble from scratch; return the network with averaged weights."""

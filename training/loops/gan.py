@@ -169,11 +169,6 @@ class GanRecipe:
         save_grid(self.folder / f"step-{steps:06}.png", images, 10 if classes else None)
         return {}
 
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores, by name."""
-        names = ("generator", "discriminator", "average", "generator_optimizer", "discriminator_optimizer")
-        return {name: getattr(self, name) for name in names}
-
 
 def recalibrate_batchnorm(
     network: ConditionalGenerator, batches: int, labels: Tensor | None = None

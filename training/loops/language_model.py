@@ -186,11 +186,6 @@ class TextRecipe(AveragedRecipe):
         self.states = States({f"teacher {number}": state for number, state in enumerate(teacher_states)})
         self.states["network"] = self.network.zero_state(config.batch)
 
-    def state(self) -> dict[str, Any]:
-        """Return the objects that a resumed run restores, by name."""
-        best = {"best": self.best} if self.best else {}
-        return {**super().state(), "states": self.states, **best}
-
     def update(self, step: int, done: float) -> dict[str, Tensor]:
         """Train for one step; return the loss."""
         config, (epoch, position) = self.config, divmod(step, self.steps_per_epoch)
