@@ -59,7 +59,7 @@ class DataOptions(Described):
 class LstmOptions(Described):
     """The options of a training on the user's table."""
 
-    origin: Name = Field("series-lstm", alias="from")
+    origin: Name = Field(Name("series-lstm"), alias="from")
     """model to fine-tune: NAME or NAME@VERSION"""
     refit: Refit = True
     backtest: bool = False

@@ -51,7 +51,7 @@ class RnnOptions(Described):
     """text files and folders, joined in this order"""
     encoding: Name | None = None
     """encoding, such as cp1252 (default: UTF-8, UTF-16 or UTF-32)"""
-    origin: Name = Field("scratch", alias="from")
+    origin: Name = Field(Name("scratch"), alias="from")
     """model to fine-tune: NAME or NAME@VERSION; scratch: start from random weights. The new network has the kind and
     the sizes of this model, and the learning rate is multiplied by 0.3. All presets accept this option"""
     teachers: list[Path] = Field([])

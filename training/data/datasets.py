@@ -11,6 +11,7 @@ import csv
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,16 @@ SHA256 = {
 
 class DataError(SystemExit):
     """An error in the data of a training. As a SystemExit, it ends the command with a message, without a traceback."""
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Return the first five names."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def is_hidden(file: Path, folder: Path) -> bool:
+    """Return whether a file in a folder, or one of the sub-folders above it, has a name such as .thumbnails."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 @dataclass(frozen=True)

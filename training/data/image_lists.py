@@ -18,7 +18,7 @@ from pathlib import Path
 
 from app.tables.encodings import decode
 from app.tables.messages import TableError
-from training.data.datasets import DataError
+from training.data.datasets import DataError, is_hidden, shorten
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # endings of image files
 # possible headers of the column with paths
@@ -80,7 +80,7 @@ def list_images(path: Path, name: str = "") -> ImageList:
         for image in _list_folder(folder, name, skipped, bool(parts))
     ]
     skipped += [
-        f"{entry}: in none of the folders {_shorten(sorted(folder.name for folder in parts))}"
+        f"{entry}: in none of the folders {shorten(sorted(folder.name for folder in parts))}"
         for entry in _entries(path)
         if parts and entry not in parts
     ]
@@ -140,12 +140,7 @@ def _parts(path: Path) -> dict[Path, str]:
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*") if not _is_hidden(file, folder))
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    """Return whether a file in a folder, or one of the sub-folders above it, has a name such as .thumbnails."""
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return any(file.suffix.lower() in SUFFIXES for file in folder.rglob("*") if not is_hidden(file, folder))
 
 
 def _has_classes(folder: Path) -> bool:
@@ -168,16 +163,16 @@ def _list_folder(path: Path, name: str, skipped: list[str], is_part: bool) -> It
         yield from _list_flat(path, loose, name, skipped)
         return
     if not is_part and (shared := _shared_sub_folders(folders)):
-        names = _shorten([folder.name for folder in folders])
+        names = shorten([folder.name for folder in folders])
         raise DataError(
-            f"{path} holds {names}, each with {_shorten(shared)}: use {folders[0]}; "
+            f"{path} holds {names}, each with {shorten(shared)}: use {folders[0]}; "
             f"name the folders train, val and test if they are the parts of a split; "
             f"or, if {names} are the classes, put their images into them without sub-folders"
         )
     skipped += [f"{file}: not in a sub-folder, so it has no class" for file in loose]
     for folder in folders:
         for file in sorted(folder.rglob("*")):
-            if _is_hidden(file, folder):
+            if is_hidden(file, folder):
                 continue
             if file.is_file():
                 yield ListedImage(file, (folder.name,))
@@ -218,10 +213,6 @@ def _shared_sub_folders(folders: list[Path]) -> list[str]:
     inside = [{entry.name for entry in within if entry.is_dir()} for within in entries]
     shared = sorted(name for name in set.intersection(*inside) if not name.startswith((".", "__")))
     return shared if len(shared) > 1 else []
-
-
-def _shorten(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _list_csv(path: Path) -> ImageList:

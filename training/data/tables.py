@@ -19,7 +19,7 @@ from app.tables.options import ReadOptions
 from app.tables.read import TidyTable, read
 from app.tasks.covariates import BUSINESS_DAY, UNITS, holiday_counts, step_seconds
 from app.tasks.seasonality import MAX_SEASON
-from training.data.datasets import DataError
+from training.data.datasets import DataError, shorten
 
 # Longest gap that is interpolated, in values. If a season is longer, gaps of up to a season are interpolated.
 MAX_GAP = 3
@@ -224,7 +224,7 @@ def summary(table: Table) -> str:
     """Return one line on the size of the table, its time step and its season."""
     lengths = sorted(len(series.values) for series in table.series)
     length = f"{lengths[0]:,}" if lengths[0] == lengths[-1] else f"{lengths[0]:,} to {lengths[-1]:,}"
-    names = ", ".join(series.name for series in table.series[:5]) + (", ..." if len(table.series) > 5 else "")
+    names = shorten([series.name for series in table.series])
     season = f"season of {table.season} steps" if table.season > 1 else "no season"
     known = f"; known: {', '.join(table.covariates)}" if table.covariates else ""
     return f"{len(table.series):,} series ({names}) of {length} values, one per {table.frequency}; {season}{known}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from app.store import UNKNOWN_CHARACTER
 from app.store.version import Version
 from app.tables import encodings
-from training.data.datasets import DataError, Text
+from training.data.datasets import DataError, Text, is_hidden
 
 MIN_CHARACTERS = 10_000  # smallest length of a text. Its test part then holds three evaluation windows
 MIN_KNOWN_SHARE = 0.5  # share of a text's characters that the vocabulary of the base network must cover
@@ -161,7 +161,7 @@ def _files(paths: Sequence[Path], encoding: str | None) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file.relative_to(path))]
+        inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not is_hidden(file, path)]
         own = [file for file in inside if encoding or not _is_binary(file)]
         if not own:
             raise DataError(f"{path} holds no texts")
@@ -169,10 +169,6 @@ def _files(paths: Sequence[Path], encoding: str | None) -> list[Path]:
         print(f"{path}: {len(own):,} texts{skipped}")
         files += own
     return files
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _is_binary(path: Path) -> bool:

@@ -28,7 +28,7 @@ from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import MIN_YEARS, fill_missing, yearly_pattern
 from training import cards
 from training.configs.series import ForecasterFinetuneConfig
-from training.data.datasets import DataError
+from training.data.datasets import DataError, shorten
 from training.data.series.windows import Source, WindowSampler
 from training.data.tables import (
     Series,
@@ -389,7 +389,7 @@ def verdict(board: Leaderboard) -> tuple[bool, str]:
 def card_of(own: OwnSeries, network: Any, verdict: str) -> dict[str, Any]:
     """Return the card without its metrics."""
     table, base, count = own.table, own.base.card, len(own.splits)
-    names = ", ".join(split.series.name for split in own.splits[:5]) + (", ..." if count > 5 else "")
+    names = shorten([split.series.name for split in own.splits])
     season = f"season {table.season}" if table.season > 1 else "no season"
     season += f", yearly pattern of {own.traits.year:g} values" if own.traits.year else ""
     season += f", known covariates {', '.join(table.covariates)}" if table.covariates else ""

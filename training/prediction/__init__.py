@@ -38,7 +38,7 @@ from app.tasks.forecasting import MAX_READ
 from app.tasks.image_codecs import image_grid, png
 from training.configs.numbers import Count, Described
 from training.data import texts
-from training.data.datasets import DataError
+from training.data.datasets import DataError, is_hidden
 from training.data.image_lists import SUFFIXES
 from training.data.tables import TableOptions, read_tidy, reader_options
 from training.options import STORE, Models, Name, Parser, flags
@@ -72,7 +72,7 @@ def images(options: Namespace, card: Card) -> list[Item]:
     files = [path]
     if path.is_dir():
         inside = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        files = sorted(file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts))
+        files = sorted(file for file in inside if not is_hidden(file, path))
 
     top_k = len(card.labels or []) if card.thresholds else options.top_k  # any label may reach its threshold
 
