@@ -8,6 +8,9 @@ from pydantic import Field
 
 from training.configs.numbers import Amount, BelowOne, Count, Described, Share, Whole
 
+Shift = Annotated[int, Field(ge=0, le=16)]
+HeldOut = Annotated[int, Field(ge=1, le=49_000)]
+
 
 class CnnConfig(Described):
     """Hyperparameters of small image classifiers that are trained with AdamW."""
@@ -26,13 +29,13 @@ class CnnConfig(Described):
     """label smoothing of the loss"""
     ema_decay: BelowOne = 0.995
     """decay of the moving average of the weights, per step"""
-    shift: Annotated[int, Field(ge=0, le=16)] = 2
+    shift: Shift = 2
     """largest random shift in pixels, in each direction"""
     flip: bool = True
     """mirror images at random"""
     rotate: Amount = 0.0
     """largest random rotation in degrees, in each direction"""
-    validation: Annotated[int, Field(ge=1, le=49_000)] = 5000
+    validation: HeldOut = 5000
     """training images held out, also for the calibration"""
 
 
@@ -67,7 +70,7 @@ class AirbenchConfig(Described):
     """label smoothing of the loss"""
     whiten_epochs: Count = 3
     """number of epochs after which the bias of the first layer is no longer trained"""
-    shift: Annotated[int, Field(ge=0, le=16)] = 2
+    shift: Shift = 2
     """largest random shift in pixels, in each direction"""
     cutout: Annotated[int, Field(ge=0, le=32)] = 0
     """side of the masked square in pixels; 0: no mask"""
@@ -75,7 +78,7 @@ class AirbenchConfig(Described):
     """share of the images that get noise, blur or JPEG artefacts"""
     float16: bool = False
     """store the weights of the wide convolutions in float16"""
-    validation: Annotated[int, Field(ge=1, le=49_000)] = 5000
+    validation: HeldOut = 5000
     """training images held out, also for the calibration"""
 
 
@@ -102,7 +105,7 @@ class CnnFinetuneConfig(Described):
     """weight decay of the optimizer"""
     label_smoothing: Share = 0.1
     """label smoothing of the loss"""
-    shift: Annotated[int, Field(ge=0, le=16)] = 2
+    shift: Shift = 2
     """largest random shift in pixels, in each direction"""
     flip: bool = True
     """mirror images at random"""

@@ -100,10 +100,8 @@ def _decode_all(files: list[Path], side: int) -> tuple[Pixels, list[str], list[s
             pixels = undecoded.decode(index)
         except QuartetError as failure:
             return "", failure.message
-        except OSError as error:
-            return "", f"{files[index]}: {error.strerror}"
-        except ValueError as error:  # the path has a NUL character
-            return "", f"{files[index]}: {error}"
+        except (OSError, ValueError) as error:  # ValueError: the path has a NUL character
+            return "", f"{files[index]}: {getattr(error, 'strerror', error)}"
         if held is not None:
             held[index] = pixels
         return hashlib.sha256(pixels.numpy().tobytes()).hexdigest(), ""
