@@ -112,6 +112,7 @@ def create_app(
     capture = create_capture(settings, records, metrics.on_captured)
     shadows, batches = ShadowTraffic(models, capture) if capture else None, Batches(records) if records else None
     metrics.feedback = lambda: capture.figures if capture else []
+    metrics.drift = lambda: capture.drift if capture else []
     parts = {"Administration": key, "Feedback": capture, "Batches": batches}
     tags = [tag for tag in TAGS if parts.get(tag["name"], True)]
     app: FastAPI = FastAPIOffline(

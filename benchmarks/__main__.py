@@ -21,7 +21,7 @@ from benchmarks.support.servers import ROOT
 BENCHMARKS = {  # name: folder of its results
     **dict.fromkeys(("serving", "profile"), "speed"),
     **dict.fromkeys(("soak", "determinism", "overload", "attack", "restarts", "records", "fuzz"), "reliability"),
-    **dict.fromkeys(("corruptions", "forecasters"), "accuracy"),
+    **dict.fromkeys(("corruptions", "forecasters", "drift"), "accuracy"),
 }
 
 

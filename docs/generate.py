@@ -60,6 +60,7 @@ CARD_FIELDS = {
     "speed": "speed of the network on one thread: milliseconds for one item, and items per second in batches",
     "licence": "licence of an imported network, or of the pretrained network from which the training started",
     "source": "origin of this network",
+    "reference": "histograms of the features of the validation data, to detect drift",
 }
 CARD_HEAD = """# Model card
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.cli.output import write_line
-from app.store import StoreError
+from app.store import Store, StoreError
 
 if TYPE_CHECKING:  # takes seconds to import
     from app.records.database import Database
@@ -37,6 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bounds = " to ".join(f"{bound:.3f}" for bound in figure["interval"])
                 text = "{model}@{version}  {name} {mean:.3f}  {count:,} measurements; 95 % interval "
                 write_line(text.format(**figure) + bounds)
+        elif options.command == "drift":
+            card = Store(options.store).card(options.model, Store(options.store).roles(options.model).active or 0)
+            found = database.drift(card)
+            if not found:
+                needed = f"{card.reference.window} captured images or series" if card.reference else "a reference"
+                raise StoreError(f"{options.model}@{card.version} has no drift; it needs {needed}")
+            for feature, value in found.items():
+                write_line(f"{feature:12} {value:6.2f}{'  drift' if value > 1 else ''}")
         elif options.command == "export":
             from app.records.training_data import training_data
 
@@ -80,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     add_records(folder)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("list", parents=[folder], help="count the requests and the feedback of each version")
+    text = "compare the newest requests with the validation data; above 1, a feature has drifted"
+    drift = commands.add_parser("drift", parents=[folder], help=text)
+    drift.add_argument("model", metavar="NAME", help="name of the model")
+    default_store = os.environ.get("QUARTET_STORE", "models_store")
+    drift.add_argument("--store", type=Path, default=default_store, help="model store (default: %(default)s)")
     export = commands.add_parser("export", parents=[folder], help="write the requests with feedback as training data")
     export.add_argument("model", metavar="NAME", help="name of the model")
     export.add_argument("file", metavar="FILE", type=Path, help="new CSV file, or text file for texts")

@@ -69,6 +69,7 @@ class Metrics:
             "Captured requests that were stored or dropped, and compared with the answer of a shadow or skipped",
             ("model", "result"),
         )
+        self.drift: Callable[[], Iterable[tuple[str, str, str, float]]] = list
         self.feedback: Callable[[], Iterable[FeedbackFigure]] = list  # returns what feedback says about the answers
         self.rate_limited = counter("rate_limited", "Requests over the rate limit of their API key", ("key",))
         self.states = gauge(
@@ -194,16 +195,23 @@ class Metrics:
             yield family
 
     def _feedback(self) -> list[Metric]:
+        drift = GaugeMetricFamily(
+            "quartet_drift",
+            "Population stability index divided by its threshold",
+            labels=("model", "version", "feature"),
+        )
+        for *labels, value in self.drift():
+            drift.add_metric(labels, value)
         if not (figures := list(self.feedback())):
-            return []
-        labels = ("model", "version", "figure")
-        mean = GaugeMetricFamily("quartet_feedback_mean", "Mean of a figure over all feedback", labels=labels)
-        count = GaugeMetricFamily("quartet_feedback_count", "Number of measurements of a figure", labels=labels)
+            return [drift] if drift.samples else []
+        names = ("model", "version", "figure")
+        mean = GaugeMetricFamily("quartet_feedback_mean", "Mean of a figure over all feedback", labels=names)
+        count = GaugeMetricFamily("quartet_feedback_count", "Number of measurements of a figure", labels=names)
         for figure in figures:
             key = (figure["model"], str(figure["version"]), figure["name"])
             mean.add_metric(key, figure["mean"])
             count.add_metric(key, figure["count"])
-        return [mean, count]
+        return [mean, count, *([drift] if drift.samples else [])]
 
 
 @dataclass(frozen=True)

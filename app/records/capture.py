@@ -45,6 +45,8 @@ class Capture:
         self.database, self.shares, self.count = database, shares, count
         self._limits = limits
         self._waiting: queue.Queue[Callable[[], Captured | Compared] | None] = queue.Queue(limits.captures_waiting)
+        self._cards: dict[tuple[str, int], Card] = {}  # of captured requests
+        self.drift: list[tuple[str, str, str, float]] = []  # model, version, feature, and its drift
         self.figures: list[FeedbackFigure] = []  # what feedback says about the answers, at most a few seconds old
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
@@ -53,6 +55,7 @@ class Capture:
         """Capture a request if it belongs to the share of its model. Return whether it does."""
         belongs = type(job) in ANSWERS and random.random() * 100 < self.shares.get(card.name, 0.0)
         if belongs:
+            self._cards[card.name, card.version] = card
             self._put(card.name, lambda: Captured.of(request, key, card, job, answer))
         return belongs
 
@@ -88,6 +91,11 @@ class Capture:
                     self.database.add(made)
                 if now > figures_at + FIGURES_SECONDS:
                     self.figures, figures_at = self.database.figures(), now
+                    self.drift = [
+                        (name, str(version), feature, value)
+                        for (name, version), card in list(self._cards.items())
+                        for feature, value in self.database.drift(card).items()
+                    ]
                 if now > trimmed_at + TRIM_SECONDS:
                     self.database.trim(self._limits.capture_bytes, self._limits.capture_days * 86_400)
                     trimmed_at = now

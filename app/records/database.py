@@ -25,6 +25,8 @@ import orjson
 from typing_extensions import TypedDict
 
 from app.records.captured import Captured, Compared, FeedbackRequest, Measured
+from app.records.drift import drift
+from app.store import Card
 from app.tasks.image_codecs import png
 
 log = logging.getLogger("quartet")
@@ -46,6 +48,8 @@ CREATE TABLE IF NOT EXISTS shadows (
 CREATE TABLE IF NOT EXISTS figures (
     request TEXT REFERENCES requests ON DELETE CASCADE, version INTEGER, item INTEGER, step INTEGER, name TEXT,
     value REAL, PRIMARY KEY (request, version, item, step, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS features (request TEXT PRIMARY KEY REFERENCES requests ON DELETE CASCADE, rows TEXT);
+CREATE INDEX IF NOT EXISTS newest ON requests (model, version, time);
 CREATE TABLE IF NOT EXISTS objects (
     id TEXT PRIMARY KEY, key TEXT, created REAL, body TEXT, owner TEXT, lease REAL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS lines (
@@ -135,6 +139,8 @@ class Database:
                     for position, (digest, pixels) in enumerate(zip(each.digests(), each.pixels, strict=True))
                 ],
             )
+            found = [(each.request, each.features) for each in requests if each.features]
+            rows.executemany("INSERT OR IGNORE INTO features VALUES (?, ?)", found)
             for copy in copies:
                 values = "SELECT id, :version, :answer FROM requests WHERE id = :request"
                 if rows.execute(f"INSERT OR IGNORE INTO shadows {values}", vars(copy)).rowcount:
@@ -196,6 +202,18 @@ class Database:
             cast(FeedbackFigure, {name: row[name] for name in names} | {"interval": interval(*row[2:])})
             for row in found
         ]
+
+    def drift(self, card: Card) -> dict[str, float]:
+        """Return the drift of each feature in the newest requests of a version; empty while there are too few."""
+        if card.reference is None:
+            return {}
+        with self.transaction() as rows:
+            found = rows.execute(
+                "SELECT rows FROM requests JOIN features ON request = id WHERE model = ? AND version = ? "
+                "ORDER BY time DESC LIMIT ?",
+                (card.name, card.version, card.reference.window),
+            ).fetchall()
+        return drift(card.reference, [each for row in found for each in orjson.loads(row["rows"])])
 
     def truths(self, model: str) -> list[sqlite3.Row]:
         """Return the feedback on the requests of a model with their jobs, answers and images, oldest requests first."""

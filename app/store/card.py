@@ -7,9 +7,9 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import date, datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 CARD = "card.json"
@@ -216,6 +216,30 @@ class SeriesTraits(StrictModel):
     known: KnownCovariates | None = None
 
 
+class Histogram(StrictModel):
+    """The numbers of validation examples between ``edges`` of a feature, sorted.
+
+    ``threshold`` is the population stability index above which a window of requests has drifted.
+    """
+
+    edges: list[float]
+    counts: list[int]
+    threshold: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _has_all_bins(self) -> Self:
+        if len(self.counts) != len(self.edges) + 1 or sum(self.counts) < 1:
+            raise ValueError("there should be one more count than edges, and some should not be 0")
+        return self
+
+
+class Reference(StrictModel):
+    """The features of the validation data, with which ``window`` requests are compared; see ``records.drift``."""
+
+    window: Annotated[int, Field(ge=1)]
+    features: dict[str, Histogram]
+
+
 class Card(StrictModel):
     """The content of ``card.json``: everything needed to use the weights, and how they were trained.
 
@@ -260,6 +284,7 @@ class Card(StrictModel):
     speed: Speed | None = None
     licence: str | None = None
     source: str | None = None
+    reference: Reference | None = None
 
 
 def is_worse(card: Card, other: Card) -> bool:

@@ -48,11 +48,14 @@ def metric_labels(serve: Serve) -> dict[str, set[str]]:
     metrics.for_version("m", 1).on_failure(ValueError("test"))
     metrics.on_rate_limited("alice")
     metrics.on_captured("m", "stored")
+    metrics.drift = lambda: [("m", "1", "level", 0.5)]
     samples += [
         (sample.name, *sample.labels.items())
-        for family in metrics.registry.collect()
+        for family in metrics.collect()
         for sample in family.samples
-        if re.fullmatch("quartet_(rejected_requests|failures|rate_limited|captured_requests)_total", sample.name)
+        if re.fullmatch(
+            "quartet_drift|quartet_(rejected_requests|failures|rate_limited|captured_requests)_total", sample.name
+        )
     ]
     names: dict[str, set[str]] = {"up": {"job", "instance"}}
     for name, *labels in (row for row in samples if not str(row[0]).endswith("_created")):
@@ -96,8 +99,8 @@ def test_every_query_uses_existing_metrics(metric_labels: dict[str, set[str]]) -
             )
         if "histogram_quantile" in query:
             assert re.search(r"by \(le\b", query), location
-    metric_names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metric_labels} - {"up"}
-    assert metric_names == used - {"up"}  # each metric is used by a query
+    metric_names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metric_labels} - {"up", "quartet_drift"}
+    assert metric_names == used - {"up", "quartet_drift"}  # each metric is used by a query
     documented = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     assert set(re.findall(r"^\| `(quartet_[a-z_]+)`", documented, re.MULTILINE)) == metric_names
 

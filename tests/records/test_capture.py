@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.images import image_bytes
+from support.networks import rewrite_card
 from support.responses import metric_samples
 from support.service import Serve
 from support.waiting import wait_until
@@ -25,6 +27,7 @@ from app.records.captured import Captured
 from app.records.database import FILE, Database
 from app.settings import Settings, SettingsError
 from app.tasks.forecasting import ForecastAnswer, ForecastJob, SeriesForecast
+from app.tasks.image_codecs import png
 
 MODELS = "tiny-cnn,tiny-rnn,tiny-lstm"
 
@@ -201,7 +204,7 @@ def test_a_locked_file_loses_captures_and_no_request(serve: Serve, tmp_path: Pat
 def test_parts_of_arrays_are_captured() -> None:
     column = np.arange(6.0).reshape(3, 2)[:, 1]  # not contiguous
     forecast = SeriesForecast(column, column, {80.0: (column, column)}, None)
-    card: Any = SimpleNamespace(name="m", version=1, task="forecast")
+    card: Any = SimpleNamespace(name="m", version=1, task="forecast", reference=None)
     captured = Captured.of("a", None, card, ForecastJob([column]), ForecastAnswer([forecast]))  # type: ignore[list-item]
     assert '"median":[1.0,3.0,5.0]' in captured.answer
 
@@ -240,3 +243,50 @@ def test_requests_with_feedback_become_training_data(
     assert exported("tiny-rnn", 1) == f"ab{text['results'][0]['text']}\n\nabright\n"
     assert command.main(["export", "other", str(file), "--records", str(folder)]) == 1
     assert capsys.readouterr().err == "error: no request of other has feedback\n"
+
+
+def test_drift_is_reported_for_full_windows(
+    serve: Serve, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reference may have features that this service does not compute."""
+    histogram = {"edges": [128.0], "counts": [10, 0], "threshold": 0.5}
+    series = {"edges": [0.5], "counts": [5, 5], "threshold": 0.25}
+    for name, found in (
+        ("tiny-cnn", {"brightness": histogram, "new": histogram}),
+        ("tiny-lstm", {"level": series, "seasonality": series}),
+    ):
+        rewrite_card(tiny_store / name / "1", reference={"window": 4, "features": found})
+
+    def drift(model: str) -> dict[str, float]:
+        samples = metric_samples(client)
+        return {
+            dict(labels)["feature"]: value
+            for (name, *labels), value in samples.items()
+            if name == "quartet_drift" and ("model", model) in labels
+        }
+
+    def report(model: str) -> tuple[int, str]:
+        options = ["--store", str(tiny_store), "--records", str(tmp_path)]
+        return command.main(["drift", model, *options]), "".join(capsys.readouterr())
+
+    dark, bright = (png(np.full((3, 32, 32), value, dtype=np.uint8)) for value in (10, 250))
+    with serve(capture="tiny-cnn,tiny-lstm,tiny-rnn", records_folder=tmp_path) as client:
+        client.post("/v1/text/continue", json={"max_characters": 1}).raise_for_status()
+        client.post("/v1/images/classify", files=[("file", dark)] * 3).raise_for_status()
+        wait_until(lambda: len(stored(tmp_path)) == 2)
+        message = "error: tiny-cnn@1 has no drift; it needs 4 captured images or series\n"
+        assert (report("tiny-cnn"), drift("tiny-cnn")) == ((1, message), {})
+        client.post("/v1/images/classify", content=dark).raise_for_status()
+        wait_until(lambda: drift("tiny-cnn") == {"brightness": 0.0})
+        client.post("/v1/images/classify", files=[("file", bright)] * 4).raise_for_status()
+        huge = {"values": [1e300, -1e300] * 20, "horizon": 2}  # squares overflow
+        client.post("/v1/series/forecast", json=huge).raise_for_status()
+        rising = {"values": [0.0] * 30 + [100.0] * 10, "horizon": 2}
+        for _ in range(3):
+            client.post("/v1/series/forecast", json=rising).raise_for_status()
+        wait_until(lambda: drift("tiny-cnn")["brightness"] > 1 and drift("tiny-lstm"))
+        assert drift("tiny-cnn") == {"brightness": pytest.approx(2 * math.log(1.005 / 0.005) / 0.5)}
+        one_sided = pytest.approx(0.5 * math.log(1.005 / 0.005) / 0.25)
+        assert drift("tiny-lstm")["seasonality"] == one_sided
+    assert report("tiny-cnn") == (0, "brightness    21.21  drift\n")
+    assert report("tiny-rnn") == (1, "error: tiny-rnn@1 has no drift; it needs a reference\n")

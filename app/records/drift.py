@@ -1,0 +1,76 @@
+"""Compare the inputs and the answers of captured requests with those of the validation data.
+
+The reference on a model card has a histogram of each feature, and the largest population stability index that is
+usual. ``training.evaluation.references`` writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from app.store.card import Histogram, Reference
+from app.tasks.classification import ClassifyJob
+from app.tasks.forecasting import ForecastJob
+from app.tasks.job import Job
+
+EMPTY_SHARE = 0.005  # so that bins may be empty
+Features = Mapping[str, float]
+
+
+def features(job: Job, answer: Any) -> list[Features]:
+    """Return the features of each image or series of a job; none for other tasks."""
+    if isinstance(job, ClassifyJob):
+        return [_image(pixels.numpy(), row) for pixels, row in zip(job.pixels, answer.probabilities, strict=True)]
+    if isinstance(job, ForecastJob):
+        pairs = zip(job.series, answer.forecasts, strict=True)
+        return [_series(np.array(values, dtype=float), forecast.seasonality) for values, forecast in pairs]
+    return []
+
+
+def _image(pixels: np.ndarray, probabilities: Sequence[float]) -> Features:
+    """``pixels``: uint8 [channels, side, side]."""
+    values = pixels.astype(np.float32)
+    edges = (float(np.abs(np.diff(values, axis=axis)).mean()) for axis in (1, 2))
+    return {
+        "brightness": float(values.mean()), "contrast": float(values.std()), "sharpness": sum(edges),
+        "confidence": max(probabilities), "label": float(np.argmax(probabilities)),
+    }  # fmt: skip
+
+
+@np.errstate(all="ignore")
+def _series(values: np.ndarray, season: int | None) -> Features:
+    """``values``: [T], NaN if missing. Sizes are logarithms, and changes are relative to the spread of the series."""
+    known = values[np.isfinite(values)]
+    if len(known) < 4:
+        return {"missing": 1.0}
+    steps, spread, recent = np.diff(known), known.std() or 1.0, -(-len(known) // 4)
+    lag = season if season and season < len(steps) else 1
+    return {
+        "level": float(np.arcsinh(np.median(known))),
+        "steps": float(np.arcsinh(np.abs(steps).mean())),
+        "shift": float((known[-recent:].mean() - known[:-recent].mean()) / spread),
+        "seasonality": float((steps[lag:] * steps[:-lag]).mean() / ((steps**2).mean() or 1.0)),
+        "missing": 1 - len(known) / len(values),
+    }
+
+
+def stability_index(histogram: Histogram, values: Sequence[float] | np.ndarray) -> float:
+    """Return the population stability index of values. ``EMPTY_SHARE`` is added to the share of each bin."""
+    bins = np.searchsorted(histogram.edges, values, side="right")
+    now = np.bincount(bins, minlength=len(histogram.counts)) / len(values) + EMPTY_SHARE
+    usual = np.array(histogram.counts) / sum(histogram.counts) + EMPTY_SHARE
+    return float(((now - usual) * np.log(now / usual)).sum())
+
+
+def drift(reference: Reference, rows: Sequence[Features]) -> dict[str, float]:
+    """Return for each feature its stability index divided by the threshold; empty for fewer rows than the window."""
+    rows = rows[: reference.window]
+    found = {}
+    for name, histogram in reference.features.items():
+        values = [row[name] for row in rows if row.get(name) is not None]  # None: the values were too large
+        if len(rows) == reference.window and values:
+            found[name] = stability_index(histogram, values) / histogram.threshold
+    return found

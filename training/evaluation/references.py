@@ -1,0 +1,122 @@
+"""Write the features of the validation data into model cards, so that the service can report drift.
+
+    python -m training.evaluation.references [--store DIR] NAME ...
+
+It reads the active version of each model. The thresholds are calibrated so that one window in 200 has a feature
+above its threshold: 2,000 times, a random half of the validation data gives the histograms, and a window is
+drawn from the other half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from app import store
+from app.records.drift import Features, features, stability_index
+from app.store import Store
+from app.store.card import Histogram, Reference
+from app.tasks import TASKS
+from app.tasks.classification import ClassifyJob
+from app.tasks.forecasting import ForecastJob
+from training.data import datasets
+from training.data.image_dataset import subset
+from training.evaluation.evaluate import own_data
+from training.options import STORE, STORE_HELP
+
+BINS, WINDOWS = 10, 2000
+FALSE_ALARMS = 0.005  # half of the aim, because test data differ from validation data a little
+VALIDATION_IMAGES = 5000
+MIN_INDEX = 0.05  # a smaller population stability index is no drift, also if the validation data never change
+
+
+def examples(card: store.Card, models: Path, part: str) -> list[Any]:
+    """Return images uint8 [C, S, S] or series [T] of the part ``validation`` or ``test``.
+
+    Of M4, the even-numbered series are for validation, and the odd-numbered ones are for testing.
+    """
+    if own := own_data(card, models):
+        images = subset(own.images, own.split()[1 if part == "validation" else 2])
+        return [image for batch in images.split(500) for image in batch]
+    found: list[Any] = []
+    for name in card.data:
+        data = getattr(datasets, name)()
+        if isinstance(data, datasets.Images):
+            found += data.measured(VALIDATION_IMAGES if part == "validation" else None)[1]
+        elif isinstance(data, datasets.Collection):
+            found += data.past[part == "test" :: 2]
+    return found
+
+
+def rows_of(predictor: Any, inputs: Sequence[Any]) -> list[Features]:
+    """Return the features of the requests with these images or series."""
+    rows: list[Features] = []
+    for at in range(0, len(inputs), 100):
+        batch = inputs[at : at + 100]
+        is_image = predictor.card.task == "classify"
+        job: Any = ClassifyJob(batch) if is_image else ForecastJob([each.tolist() for each in batch], horizon=1)
+        items = predictor.prepare(job)
+        rows += features(job, predictor.finish(job, items, predictor.predict(items)))
+    return rows
+
+
+def reference_of(rows: Sequence[Features], window: int, classes: int) -> Reference:
+    """Return the histograms and thresholds of the features of validation data."""
+    table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    edges = {name: np.unique(np.quantile(each, np.arange(1, BINS) / BINS)) for name, each in table.items()}
+    if "label" in table:
+        edges["label"] = np.arange(classes - 1) + 0.5
+
+    def histogram(name: str, chosen: np.ndarray, threshold: float = 1.0) -> Histogram:
+        bins = np.searchsorted(edges[name], table[name][chosen], side="right")
+        counts = np.bincount(bins, minlength=len(edges[name]) + 1).tolist()
+        return Histogram(edges=[float(f"{edge:.6g}") for edge in edges[name]], counts=counts, threshold=threshold)
+
+    generator, half = np.random.default_rng(0), len(rows) // 2
+    indices = []
+    for _ in range(WINDOWS):
+        order = generator.permutation(len(rows))
+        indices.append(
+            [stability_index(histogram(name, order[:half]), table[name][order[half : half + window]]) for name in table]
+        )
+    usual = np.quantile(indices, 1 - FALSE_ALARMS, axis=0).clip(min=MIN_INDEX)
+    thresholds = usual * np.quantile((indices / usual).max(axis=1), 1 - FALSE_ALARMS)
+    everything = np.arange(len(rows))
+    found = {
+        name: histogram(name, everything, float(f"{limit:.4g}")) for name, limit in zip(table, thresholds, strict=True)
+    }
+    return Reference(window=window, features=found)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the references; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", metavar="NAME", help="models")
+    parser.add_argument("--store", metavar="DIR", type=Path, default=STORE, help=STORE_HELP)
+    parser.add_argument("--window", type=int, default=100, help="requests that are compared (default: %(default)s)")
+    options = parser.parse_args(argv)
+    models = Store(options.store)
+    for name in options.names:
+        try:
+            version = models.read(name, models.roles(name).active or 0)
+        except store.StoreError as error:
+            parser.error(str(error))
+        predictor: Any = TASKS[version.card.task].load(version, torch.device("cpu"))
+        path = models.path(name, version.card.version) / store.CARD
+        rows = rows_of(predictor, examples(version.card, options.store, "validation"))
+        reference = reference_of(rows, options.window, len(version.card.labels or []))
+        content = {**json.loads(path.read_bytes()), "reference": reference.model_dump()}
+        path.write_bytes(store.card_text(content))
+        print(f"{name}@{version.card.version}: reference of {len(rows):,} validation examples", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
