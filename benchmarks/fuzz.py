@@ -36,9 +36,9 @@ def run(options: argparse.Namespace, folder: Path) -> tuple[list[report.Table], 
     (folder / "schemathesis.toml").write_text(CONFIGURATION)
     key, store = secrets.token_hex(16), folder / "store"
     shutil.copytree(ROOT / "models_store", store)
-    (folder / "records").mkdir()
-    records = {"records_folder": folder / "records", "capture": "cifar10-whitened,series-lstm,shakespeare-rnn"}
-    with servers.ours(folder, store, admin_key=key, **records).running() as server:
+    models, records = "cifar10-whitened,series-lstm,shakespeare-rnn", folder / "records"
+    service = servers.ours(folder, store, admin_key=key, records_folder=records, capture=models)
+    with service.running() as server:
         url = f"http://127.0.0.1:{server.port}/openapi.json"
         arguments = f"--checks all --exclude-checks {EXCLUDED_CHECKS} --seed 0 --no-color --request-timeout 60".split()
         arguments += ["-H", f"authorization: Bearer {key}", "--max-examples", str(options.max_examples)]
