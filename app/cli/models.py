@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
 
     def command(name: str, run: Command, text: str, *positional: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[shared])
+        added = commands.add_parser(
+            name, help=text.replace("%", "%%"), description=f"{text[0].upper()}{text[1:]}.", parents=[shared]
+        )
         added.set_defaults(command=run, change=name)
         if "name" in positional:
             added.add_argument("name", metavar="NAME", help="name of the model")
@@ -110,7 +112,7 @@ def _add_shadow(command: Callable[..., argparse.ArgumentParser]) -> None:
     share_help = "share of the captured requests, such as 20%% (default: all)"
     added.add_argument("--share", type=_share, default=100, metavar="PERCENT", help=share_help)
     capture.add_records(command("compare", _compare, "compare the shadow with the active version", "name"))
-    text = "activate the shadow if it is better than the active version with 95 %% confidence"
+    text = "activate the shadow if it is better than the active version with 95 % confidence"
     capture.add_records(command("promote", _promote, text, "name"))
 
 
