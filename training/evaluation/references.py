@@ -113,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = rows_of(predictor, examples(version.card, options.store, "validation"))
         reference = reference_of(rows, options.window, len(version.card.labels or []))
         content = {**json.loads(path.read_bytes()), "reference": reference.model_dump()}
-        path.write_bytes(store.card_text(content))
+        with models.disk.lock(models.folder):
+            models.disk.replace(path, store.card_text(content))
         print(f"{name}@{version.card.version}: reference of {len(rows):,} validation examples", flush=True)
     return 0
 
