@@ -69,7 +69,7 @@ class Metrics:
             "Captured requests that were stored or dropped, and compared with the answer of a shadow or skipped",
             ("model", "result"),
         )
-        self.drift: Callable[[], Iterable[tuple[str, str, str, float]]] = list
+        self.drift: Callable[[], Iterable[tuple[str, str, str, float]]] = list  # model, version, feature, its drift
         self.feedback: Callable[[], Iterable[FeedbackFigure]] = list  # returns what feedback says about the answers
         self.rate_limited = counter("rate_limited", "Requests over the rate limit of their API key", ("key",))
         self.states = gauge(
@@ -190,28 +190,24 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of all workers, except those of removed versions. prometheus_client calls this method."""
-        for family in (*(self._shared or self.registry).collect(), *self._feedback()):
+        for family in (*(self._shared or self.registry).collect(), *self._of_captured()):
             family.samples = [sample for sample in family.samples if self._is_current(sample.labels)]
             yield family
 
-    def _feedback(self) -> list[Metric]:
-        drift = GaugeMetricFamily(
-            "quartet_drift",
-            "Population stability index divided by its threshold",
-            labels=("model", "version", "feature"),
-        )
-        for *labels, value in self.drift():
-            drift.add_metric(labels, value)
-        if not (figures := list(self.feedback())):
-            return [drift] if drift.samples else []
+    def _of_captured(self) -> list[Metric]:
+        """Return the metrics of captured requests, except those without a value."""
         names = ("model", "version", "figure")
         mean = GaugeMetricFamily("quartet_feedback_mean", "Mean of a figure over all feedback", labels=names)
         count = GaugeMetricFamily("quartet_feedback_count", "Number of measurements of a figure", labels=names)
-        for figure in figures:
+        for figure in self.feedback():
             key = (figure["model"], str(figure["version"]), figure["name"])
             mean.add_metric(key, figure["mean"])
             count.add_metric(key, figure["count"])
-        return [mean, count, *([drift] if drift.samples else [])]
+        text = "Population stability index divided by its threshold"
+        drift = GaugeMetricFamily("quartet_drift", text, labels=("model", "version", "feature"))
+        for *labels, value in self.drift():
+            drift.add_metric(labels, value)
+        return [metric for metric in (mean, count, drift) if metric.samples]
 
 
 @dataclass(frozen=True)
