@@ -19,6 +19,6 @@ def prepare_process() -> None:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     # The service does not need OpenBLAS's threads, and a process with threads cannot fork workers safely.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # oneDNN keeps compiled operations for each shape of the inputs: 1,024 without this limit, and 55 KiB for each length
-    # of a series. All shipped networks together use 220 under mixed load.
+    # oneDNN keeps the compiled operations of each shape of inputs, up to 1,024. Each length of a series has its own.
+    # All shipped networks together use 220 under mixed load.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
